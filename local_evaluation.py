@@ -1,0 +1,174 @@
+"""Run the submission as the evaluator does and score it: `python local_evaluation.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEMO_FOLDER = Path("dataset/demo/development_test_data")
+PUBLIC_FOLDER = Path("public_dataset")
+
+
+def main() -> None:
+    """Rank, check, score, and write result.json and report.html."""
+    arguments = _arguments()
+    folder = data_folder(arguments.data_folder)
+    if arguments.weights:
+        os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
+
+    from visual_search.evaluate import Evaluation, Ranking, read_dev_set
+    from visual_search.files import write_json
+    from visual_search.images import ImageProblem
+    from visual_search.metrics import average_precision
+    from visual_search.report import write_report
+
+    dev_set = read_dev_set(folder)
+    print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos")
+    ranks, seconds, log = run_submission(folder, arguments.output / "ranker_log.json")
+    check_ranks(ranks, len(dev_set.queries), len(dev_set.gallery))
+    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
+    images = len(dev_set.queries) + len(dev_set.gallery)
+    result: dict[str, Any] = {
+        "mAP": float(scores.mean()),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images / seconds, 1),
+        "queries": len(dev_set.queries),
+        "gallery": len(dev_set.gallery),
+        "data_folder": str(folder),
+        "embedding_seconds": log.get("embedding_seconds"),
+        "ranking_seconds": log.get("ranking_seconds"),
+        "problems": log.get("problems", []),
+    }
+    problems = tuple(ImageProblem(p["path"], p["reason"]) for p in result["problems"])
+    report = arguments.output / "report.html"
+    write_json(arguments.output / "result.json", result)
+    write_report(
+        report,
+        f"{folder.resolve().name}: mAP {scores.mean():.4f}",
+        {
+            "mAP": f"{scores.mean():.4f}",
+            "queries": str(len(dev_set.queries)),
+            "gallery photos": str(len(dev_set.gallery)),
+            "seconds": f"{seconds:.1f} ({images / seconds:.1f} images/s, model loading included)",
+        },
+        dev_set,
+        Evaluation(Ranking(ranks, problems, seconds, 0.0), scores),
+        arguments.report_queries,
+    )
+    print({"mAP": result["mAP"]})
+    print(f"{seconds:.1f} s in all, {images / seconds:.1f} images/s; limit of the evaluator: 600 s")
+    print(f"report: {report}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Run the submission as the evaluator does, check its array and score it."
+    )
+    parser.add_argument(
+        "--data-folder",
+        type=Path,
+        help="holds gallery.csv, queries.csv and the photos; default: $AICROWD_DATASET_DIR, "
+        "else public_dataset, else the demo",
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="folder of an export; default: my_submission/weights"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/local_evaluation"), help="folder of the result"
+    )
+    parser.add_argument(
+        "--report-queries", type=int, default=100, help="worst queries on the page, 0 for all"
+    )
+    return parser.parse_args()
+
+
+def data_folder(named: Path | None) -> Path:
+    """The folder to evaluate on: the one named, else $AICROWD_DATASET_DIR, else a default."""
+    if named:
+        return named
+    if os.getenv("AICROWD_DATASET_DIR"):
+        return Path(os.environ["AICROWD_DATASET_DIR"])
+    if PUBLIC_FOLDER.is_dir():
+        return PUBLIC_FOLDER
+    print("no --data-folder given: the demo's development set is used")
+    return DEMO_FOLDER
+
+
+def run_submission(folder: Path, log: Path) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """Build the wrapper and call it as the evaluator does.
+
+    Args:
+        folder: the data folder.
+        log: the file in which the ranker says where its time went and which photos are damaged.
+
+    Returns:
+        The array; the seconds of the timed call, model loading included; the ranker's log,
+        empty where it keeps none.
+
+    Raises:
+        UserError: what the ranker raised through the evaluator's channel.
+    """
+    log.unlink(missing_ok=True)
+    os.environ["AICROWD_DATASET_DIR"] = str(folder)
+    os.environ["VISUAL_SEARCH_RANKER_LOG"] = str(log)
+    from my_submission.aicrowd_wrapper import AIcrowdWrapper
+
+    try:
+        wrapper = AIcrowdWrapper()
+        started = time.perf_counter()
+        ranks = wrapper.predict_product_ranks()
+        seconds = time.perf_counter() - started
+    except NameError as error:
+        if error.name is not None:  # a misspelt variable, not the evaluator's channel
+            raise
+        raise UserError(f"the ranker gave up: {error}") from error
+    return ranks, seconds, json.loads(log.read_text("utf-8")) if log.exists() else {}
+
+
+def check_ranks(ranks: Any, n_queries: int, n_gallery: int) -> None:
+    """Refuse an array that the evaluator would refuse, or score wrongly without a word.
+
+    Raises:
+        UserError: for another type, dtype or shape, an index outside the gallery, a repeat.
+    """
+    import numpy as np
+
+    from visual_search.metrics import MAX_PREDICTIONS
+
+    if not isinstance(ranks, np.ndarray):
+        raise UserError(f"the ranker returned {type(ranks).__name__}, not a numpy array")
+    if not np.issubdtype(ranks.dtype, np.integer):
+        raise UserError(f"the ranker's array has dtype {ranks.dtype}; it must be an integer type")
+    if ranks.shape != (n_queries, MAX_PREDICTIONS):
+        raise UserError(
+            f"the ranker's array has shape {ranks.shape}; it must be {(n_queries, MAX_PREDICTIONS)}"
+        )
+    # A gallery of fewer photos is followed by indexes that name none, up to the full width.
+    allowed = max(n_gallery, MAX_PREDICTIONS)
+    for row, column in np.argwhere((ranks < 0) | (ranks >= allowed))[:1]:
+        raise UserError(
+            f"row {row} of the ranker's array names gallery row {ranks[row, column]}; "
+            f"the gallery has rows 0 to {n_gallery - 1}"
+        )
+    for row, column in np.argwhere(ranks[:, :n_gallery] >= n_gallery)[:1]:
+        raise UserError(
+            f"row {row} of the ranker's array names gallery row {ranks[row, column]} in front of "
+            f"photos of the gallery, which has rows 0 to {n_gallery - 1}"
+        )
+    in_order = np.sort(ranks, axis=1)
+    repeats = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
+    if len(repeats):
+        raise UserError(f"row {repeats[0]} of the ranker's array names a gallery row twice")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,81 @@
+"""Export a trained run for the submission: `python my_submission/to_torchscript.py runs/<name>`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+# `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from visual_search.errors import exit_with_sentence
+
+
+def main() -> None:
+    """Export a run's best model, or a pretrained backbone as it comes."""
+    arguments = _arguments()
+
+    from visual_search.export import export_torchscript
+
+    source: Path = arguments.model
+    if source.suffix in (".yml", ".yaml"):
+        embedder, architecture, facts = _plain_backbone(source, arguments.input_size)
+    else:
+        embedder, architecture, facts = _trained(source)
+    path = export_torchscript(embedder, architecture, facts, arguments.output)
+    score = f", mAP {facts['mAP']:.4f}" if isinstance(facts.get("mAP"), float) else ""
+    print(
+        f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path.with_suffix('.json')}: "
+        f"{architecture.backbone}, {architecture.input_size} px, {architecture.dimension}-d{score}"
+    )
+    elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
+    print(f"next: python local_evaluation.py{elsewhere}")
+
+
+DEFAULT_OUTPUT = Path("my_submission/weights")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write model.pt (TorchScript) and model.json, which the ranker finds by itself."
+    )
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="runs/<name> (its best checkpoint is taken), a checkpoint in it, or a file such as "
+        "config/backbone/efficientnet_lite0.yml for that backbone as it comes, not trained here",
+    )
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="default: %(default)s")
+    parser.add_argument(
+        "--input_size", type=int, default=224, help="pixels, of a plain backbone (%(default)s)"
+    )
+    return parser.parse_args()
+
+
+def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from visual_search.checkpoint import load_checkpoint
+    from visual_search.model import rebuild_embedder
+
+    checkpoint = load_checkpoint(source)
+    print(f"exporting {checkpoint.path}", flush=True)
+    embedder = rebuild_embedder(checkpoint.architecture)
+    embedder.load_state_dict(dict(checkpoint.state))
+    return embedder, checkpoint.architecture, dict(checkpoint.facts)
+
+
+def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:
+    from visual_search.config import read_backbone
+    from visual_search.model import build_embedder
+
+    backbone = read_backbone(source)
+    print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)
+    embedder, architecture = build_embedder(
+        backbone.name, backbone.weights, input_size, backbone.mean, backbone.std
+    )
+    return embedder, architecture, {"run": None, "phase": "pretrained", "mAP": None}
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,1 @@
+"""Train image embedders and rank gallery photos for a user's photo."""

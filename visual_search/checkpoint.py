@@ -1,0 +1,138 @@
+"""Saving and finding trained embedders. Weights are safetensors; nothing is unpickled.
+
+A checkpoint is a folder: `model.safetensors` (embedder), `head.safetensors` (its classification
+head) and `model.json` (architecture and where it comes from), the last written at the end: a
+folder without it is half-written and is never loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from visual_search.errors import UserError
+from visual_search.files import write_json, written_atomically
+from visual_search.model import Architecture
+
+MODEL_FORMAT = 1
+"""Version of `model.json`; raised when an older reader would misread it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained embedder that was found."""
+
+    architecture: Architecture
+    state: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    """What `model.json` says beside the architecture: run, phase, epoch, mAP, …"""
+    path: Path
+
+
+def save_checkpoint(
+    folder: Path,
+    architecture: Architecture,
+    embedder: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint so that a reader meets the old one or the new one, never a mixture."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").unlink(missing_ok=True)
+    for name, state in (("model", embedder), ("head", head)):
+        with written_atomically(folder / f"{name}.safetensors") as temporary:
+            save_file({key: value.contiguous().cpu() for key, value in state.items()}, temporary)
+    write_json(folder / "model.json", describe_model(architecture, facts))
+
+
+def describe_model(architecture: Architecture, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `model.json`."""
+    return {
+        "format": MODEL_FORMAT,
+        "architecture": dataclasses.asdict(architecture),
+        **facts,
+    }
+
+
+def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
+    """Architecture and facts of a `model.json`.
+
+    Raises:
+        UserError: when it is missing, damaged, or of a newer format.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("format")
+        if version > MODEL_FORMAT:
+            raise UserError(f"{path} has format {version}; this kit reads up to {MODEL_FORMAT}")
+        parts = values.pop("architecture")
+        for key in ("mean", "std"):
+            r, g, b = parts[key]
+            parts[key] = (float(r), float(g), float(b))
+        return Architecture(**parts), values
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a model description: {error!r}") from error
+
+
+def load_checkpoint(source: Path) -> Checkpoint:
+    """Load a run's best model, a checkpoint folder, a .safetensors file or a TorchScript export.
+
+    Args:
+        source: `runs/<name>`, `runs/<name>/last`, a `model.safetensors` in such a folder, or a
+            `model.pt` with its `model.json` beside it.
+
+    Raises:
+        UserError: when there is no such model, or it is damaged; the message says what to name.
+    """
+    if source.is_dir():
+        places = [source, source / "best", source / "last"]
+        found = [place for place in places if (place / "model.json").is_file()]
+        if not found:
+            raise UserError(
+                f"{source} holds no finished checkpoint (no best/model.json or last/model.json); "
+                "train it first, or name another run"
+            )
+        exported = found[0] / "model.pt"
+        source = exported if exported.is_file() else found[0] / "model.safetensors"
+    if not source.is_file():
+        raise UserError(f"{source} is neither a run folder nor a model file")
+    architecture, facts = read_description(source.with_name("model.json"))
+    is_export = source.suffix == ".pt"
+    state = dict(load_torchscript(source).state_dict()) if is_export else _tensors(source)
+    return Checkpoint(architecture, state, facts, source)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # its reader raises errors of its own on damaged files
+        raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
+
+
+def load_torchscript(path: Path) -> nn.Module:
+    """A TorchScript module on the CPU, whatever device it was exported from.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, yet what the submission format is
+            return torch.jit.load(path, map_location="cpu")
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a readable TorchScript file: {error}") from error

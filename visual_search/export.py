@@ -1,0 +1,100 @@
+"""Export an embedder for the submission: `model.pt` (TorchScript) and `model.json` beside it."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visual_search.checkpoint import (
+    describe_model,
+    load_checkpoint,
+    load_torchscript,
+    read_description,
+)
+from visual_search.errors import UserError
+from visual_search.files import write_json, written_atomically
+from visual_search.model import Architecture, Embedder, rebuild_embedder
+
+MODEL_FILE = "model.pt"
+DESCRIPTION_FILE = "model.json"
+
+# The export must answer as the model does: the smallest cosine between the two.
+MIN_COSINE = 0.9999
+
+
+def export_torchscript(
+    embedder: Embedder, architecture: Architecture, facts: Mapping[str, Any], folder: Path
+) -> Path:
+    """Trace an embedder and write it with its description; an earlier export is kept.
+
+    What was in `folder` moves to `folder/previous`, so that one export can be taken back.
+
+    Raises:
+        UserError: when the traced model does not answer as the embedder does.
+    """
+    size = architecture.input_size
+    embedder = embedder.eval().float().cpu()
+    example = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of shapes that are fixed on purpose
+        traced = torch.jit.trace(embedder, example)
+        other = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+        cosine = float((traced(other) * embedder(other)).sum(dim=1).min())
+    if not cosine >= MIN_COSINE:
+        raise UserError(
+            f"the TorchScript export of {architecture.backbone} does not answer as the model does "
+            f"(cosine {cosine:.4f}); it was not written"
+        )
+    _keep_previous(folder)
+    with written_atomically(folder / MODEL_FILE) as temporary:
+        traced.save(str(temporary))
+    # The description comes last: a folder without it holds no finished export.
+    write_json(folder / DESCRIPTION_FILE, describe_model(architecture, facts))
+    return folder / MODEL_FILE
+
+
+def _keep_previous(folder: Path) -> None:
+    if not (folder / DESCRIPTION_FILE).is_file():
+        return
+    previous = folder / "previous"
+    previous.mkdir(exist_ok=True)
+    for name in (DESCRIPTION_FILE, MODEL_FILE):
+        if (folder / name).is_file():
+            shutil.move(folder / name, previous / name)
+
+
+def load_exported(
+    folder: Path, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], Architecture]:
+    """The exported embedder, ready to embed on `device`.
+
+    Its weights go into an eager model, which answers its first batch as fast as its hundredth;
+    where the library of its backbone is not installed, the TorchScript module itself is used.
+
+    Raises:
+        UserError: when something is missing or damaged; the message says what to run.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file() or not (folder / DESCRIPTION_FILE).is_file():
+        raise UserError(
+            f"there is no model in {folder}: {MODEL_FILE} and {DESCRIPTION_FILE} are made by "
+            "`python my_submission/to_torchscript.py runs/<name>` from a trained run"
+        )
+    with path.open("rb") as handle:
+        if handle.read(7) == b"version":
+            raise UserError(f"{path} is a git-LFS pointer, not the weights: run `git lfs pull`")
+    architecture, _ = read_description(folder / DESCRIPTION_FILE)
+    checkpoint = load_checkpoint(path)
+    try:
+        model: nn.Module = rebuild_embedder(architecture)
+        model.load_state_dict(dict(checkpoint.state))
+    except (UserError, RuntimeError):
+        model = load_torchscript(path)
+    model = model.eval().to(device).to(memory_format=torch.channels_last)
+    return model, architecture

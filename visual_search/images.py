@@ -1,0 +1,215 @@
+"""From the bytes of a photo to a square of pixels. Bad files are an answer here, never a crash.
+
+EXIF orientation is ignored everywhere: the challenge's boxes are in pixels of the stored image.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[int, int, int, int]
+"""`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
+
+# The most pixels held decoded at once: 150 million are 450 MB as RGB, a few threads of them
+# still fit into the evaluator's 16 GB. Larger JPEGs are decoded at a fraction of their size.
+MAX_DECODED_PIXELS = 150_000_000
+
+# A JPEG is decoded at the smallest DCT scale that still leaves this many times the target's
+# pixels each way: the antialiased resize after it hides the difference (0.3 of 255 on average).
+DCT_OVERSAMPLING = 2
+
+# PIL's own guard raises far below what a scaled decode can handle; ours stands in decode_image.
+Image.MAX_IMAGE_PIXELS = None
+
+_JPEG_END = b"\xff\xd9"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_codecs_registered = threading.Lock()
+
+
+class UnreadableImage(Exception):
+    """No pixels could be had from a file; the message says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One photo to look at: a file, and the box round the product in it if there is one."""
+
+    path: Path
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class ImageProblem:
+    """What was wrong with one photo, and what was used in its place."""
+
+    path: str
+    reason: str
+
+
+def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Image:
+    """Decode the bytes of an image file to RGB.
+
+    Args:
+        data: the whole file.
+        needed: the width and height in pixels below which the *whole* image must not be
+            scaled; a JPEG larger than that is decoded at 1/2, 1/4 or 1/8 of its size.
+
+    Returns:
+        An RGB image, the first frame of an animation; transparency lies on white.
+
+    Raises:
+        UnreadableImage: with the reason, in words for the person who has the file.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty (0 bytes)")
+    if data.startswith(_LFS_POINTER):
+        raise UnreadableImage("the file is a git-LFS pointer: run `git lfs pull`")
+    with _codecs_registered:
+        Image.init()  # not thread-safe on its first call
+    try:
+        image = Image.open(io.BytesIO(data))
+        if needed is not None and image.format == "JPEG":
+            image.draft(image.mode, needed)
+        width, height = image.size
+        if width * height > MAX_DECODED_PIXELS:
+            raise UnreadableImage(f"{width} x {height} pixels are too many to decode")
+        image.load()
+        return to_rgb(image)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything from SyntaxError to MemoryError
+        raise UnreadableImage(_reason(data, error)) from error
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "the file is a web page, not an image"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image of a known format"
+    return str(error).strip() or type(error).__name__
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it: 16-bit scaled to 8, transparency on white, CMYK converted."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        # 16-bit greyscale files open as 16- or 32-bit integers; PIL would clip them to white.
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        scaled = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def clip_box(box: Box, width: int, height: int) -> Box | None:
+    """The part of `box` inside an image of `width` x `height` pixels, None where nothing is."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + w, width), min(y + h, height)
+    if right <= left or bottom <= top:
+        return None
+    return left, top, right - left, bottom - top
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo: RGB, maybe at a fraction of its stored size, and the region to look at."""
+
+    image: Image.Image
+    region: tuple[float, float, float, float]
+    """`left, top, right, bottom` in pixels of `image`."""
+    problem: str | None
+    """What was wrong although there are pixels, such as a cut file or a box outside the image."""
+
+
+def read_photo(item: ImageItem, size: int) -> Photo:
+    """Read one photo, decoded no larger than an antialiased resize of its box to `size` needs.
+
+    Args:
+        item: the file and the box.
+        size: the side in pixels that the region is going to be resized to.
+
+    Raises:
+        UnreadableImage: when there is nothing to show at all.
+    """
+    try:
+        data = item.path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage("the file does not exist") from None
+    except OSError as error:
+        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+    stored = _stored_size(data)
+    box, problem = _region(item.box, stored)
+    needed = None
+    if stored and box:
+        # `draft` keeps both sides of the whole image at or above what is asked for.
+        scale = max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3])
+        needed = (int(np.ceil(stored[0] * scale)), int(np.ceil(stored[1] * scale)))
+    try:
+        image = decode_image(data, needed)
+    except UnreadableImage as error:
+        if not data.startswith(b"\xff\xd8"):
+            raise
+        # An end marker behind a cut JPEG lets the decoder finish with what is there.
+        image = decode_image(data + _JPEG_END, needed)
+        problem = f"damaged, its readable part is used ({error})"
+    if stored is None or box is None:
+        return Photo(image, (0, 0, image.width, image.height), problem)
+    shrink_x, shrink_y = image.width / stored[0], image.height / stored[1]
+    x, y, w, h = box
+    right, bottom = min((x + w) * shrink_x, image.width), min((y + h) * shrink_y, image.height)
+    region = (x * shrink_x, y * shrink_y, right, bottom)
+    return Photo(image, region, problem)
+
+
+def _stored_size(data: bytes) -> tuple[int, int] | None:
+    try:
+        return Image.open(io.BytesIO(data)).size
+    except Exception:  # decode_image says what is wrong
+        return None
+
+
+def _region(box: Box | None, stored: tuple[int, int] | None) -> tuple[Box | None, str | None]:
+    if stored is None:
+        return None, None
+    whole = (0, 0, *stored)
+    if box is None:
+        return whole, None
+    inside = clip_box(box, *stored)
+    if inside is None:
+        return whole, f"box {box} lies outside the image {stored}, the whole image is used"
+    if inside != tuple(box):
+        return inside, f"box {box} reaches outside the image {stored}, it is clipped"
+    return inside, None
+
+
+def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | None]:
+    """Read a photo as the model sees it in validation and in the submission; never raises.
+
+    The region (the box, or the whole image) is resized to a square without keeping its aspect,
+    bicubic with antialiasing.
+
+    Returns:
+        Pixels `(3, size, size)`, uint8, 0..255, RGB; a grey square for an unreadable file. And
+        what was wrong, or None.
+    """
+    try:
+        photo = read_photo(item, size)
+        square = photo.image.resize((size, size), Image.Resampling.BICUBIC, box=photo.region)
+    except Exception as error:  # a ranker answers every query, whatever is broken
+        grey = np.full((3, size, size), 127, dtype=np.uint8)
+        return grey, ImageProblem(str(item.path), f"{error}; a grey image is used")
+    pixels = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    return pixels, ImageProblem(str(item.path), photo.problem) if photo.problem else None

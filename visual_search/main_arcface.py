@@ -1,0 +1,34 @@
+"""Train one phase: `python -m visual_search.main_arcface --config FILE --name NAME`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from visual_search.config import parse_phase
+from visual_search.errors import exit_with_sentence
+from visual_search.run_folder import RunFolder
+
+
+def main() -> None:
+    """Parse the arguments, train, and say where the result is."""
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m visual_search.main_arcface",
+        description="Train one phase: sub-centre ArcFace with a margin per class.",
+    )
+    parser.add_argument("--name", type=str, required=True, help="the run is kept in runs/<name>")
+    parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace a run of that name")
+    arguments, config, resolved = parse_phase(parser)
+    run = RunFolder(Path(arguments.runs), arguments.name)
+
+    from visual_search.train import train_phase
+
+    score = train_phase(config, run, resolved, arguments.overwrite)
+    print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
+    print(f"next: python my_submission/to_torchscript.py {run.path}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

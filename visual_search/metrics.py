@@ -1,0 +1,65 @@
+"""Retrieval metrics. The challenge's mAP is defined here and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_PREDICTIONS = 1000
+"""Columns of a submission: the 1,000 most similar gallery photos of each query."""
+
+
+def average_precision(
+    ranks: np.ndarray, gallery_products: np.ndarray, query_products: np.ndarray
+) -> np.ndarray:
+    """The challenge's average precision of each query.
+
+    `AP = sum over k <= 1000 of P@k * rel@k, divided by GTP`, where GTP is the number of gallery
+    photos that the query's product has, not capped at 1,000. Only the hits are visited, and the
+    terms are added in rank order, so the result equals the plain loop to the last bit.
+
+    Args:
+        ranks: `(n_queries, columns)`, integer gallery row indexes, best first. An index at or
+            above the number of gallery photos names no photo and is never relevant: it fills up
+            the rows of a gallery smaller than the number of columns.
+        gallery_products: `(n_gallery,)`, the product of each gallery photo.
+        query_products: `(n_queries,)`, the product of each query.
+
+    Returns:
+        `(n_queries,)`, float64, 0..1. A query whose product has no gallery photo scores 0.
+
+    Raises:
+        ValueError: when the shapes do not fit together.
+    """
+    gallery_products, query_products = np.asarray(gallery_products), np.asarray(query_products)
+    if ranks.ndim != 2 or len(ranks) != len(query_products):
+        raise ValueError(
+            f"ranks {ranks.shape} must have a row for each of {len(query_products)} queries"
+        )
+    _, codes = np.unique(np.concatenate([gallery_products, query_products]), return_inverse=True)
+    # One more gallery photo of no product stands for every index that names none.
+    gallery_codes = np.append(codes[: len(gallery_products)], -1)
+    query_codes = codes[len(gallery_products) :]
+    photos_of_product = np.bincount(gallery_codes[:-1], minlength=codes.max(initial=0) + 1)
+
+    in_gallery = np.minimum(ranks[:, :MAX_PREDICTIONS], len(gallery_products))
+    query, position = np.nonzero(gallery_codes[in_gallery] == query_codes[:, None])
+    hits_of_query = np.bincount(query, minlength=len(query_codes))
+    first_hit = np.cumsum(hits_of_query) - hits_of_query
+    hits_so_far = np.arange(len(query)) - first_hit[query] + 1
+    # bincount adds its weights one after the other, in rank order.
+    total = np.bincount(query, weights=hits_so_far / (position + 1), minlength=len(query_codes))
+    wanted = photos_of_product[query_codes]
+    return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
+
+
+def mean_average_precision(
+    ranks: np.ndarray, gallery_products: np.ndarray, query_products: np.ndarray
+) -> float:
+    """The challenge's score: the mean of :func:`average_precision` over the queries, 0..1.
+
+    Raises:
+        ValueError: when there is no query, or the shapes do not fit together.
+    """
+    if len(query_products) == 0:
+        raise ValueError("mAP is not defined without a query")
+    return float(np.mean(average_precision(ranks, gallery_products, query_products)))

@@ -1,0 +1,139 @@
+"""A page of queries and what was retrieved for them, in one file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from visual_search.embed import available_cores
+from visual_search.evaluate import DevSet, Evaluation
+from visual_search.files import write_text
+from visual_search.images import ImageItem, UnreadableImage, read_photo
+
+THUMBNAIL_PIXELS = 128
+RESULTS_SHOWN = 10
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One retrieved photo on the page."""
+
+    picture: str
+    right: bool
+    title: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One query on the page."""
+
+    picture: str
+    title: str
+    average_precision: float
+    first_right: int | None
+    """Rank of the first right photo, from 1; None where none was found."""
+    results: list[Result]
+
+
+def write_report(
+    path: Path,
+    title: str,
+    facts: Mapping[str, str],
+    dev_set: DevSet,
+    evaluation: Evaluation,
+    queries_shown: int = 100,
+) -> None:
+    """Write the report: worst queries first, right results framed green.
+
+    Args:
+        path: the html file.
+        title: its headline.
+        facts: name and value of what else stands on top.
+        dev_set: the photos and their products.
+        evaluation: the ranking of `dev_set` and its scores.
+        queries_shown: how many of the worst queries; 0 shows all.
+    """
+    import jinja2
+
+    worst_first = np.argsort(evaluation.average_precisions, kind="stable")
+    chosen = worst_first[: queries_shown or None]
+    rows = [_row(int(query), dev_set, evaluation) for query in chosen]
+    pictures = _thumbnails(dev_set, [row.picture for row in rows], rows)
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
+    ).get_template(TEMPLATE.name)
+    html = template.render(
+        title=title,
+        facts=facts,
+        rows=rows,
+        total=len(worst_first),
+        pictures=pictures,
+        histogram=_histogram(evaluation.average_precisions),
+        problems=evaluation.ranking.problems,
+        side=THUMBNAIL_PIXELS,
+    )
+    write_text(path, html)
+
+
+def _row(query: int, dev_set: DevSet, evaluation: Evaluation) -> Row:
+    product = dev_set.query_products[query]
+    ranks = evaluation.ranking.ranks[query]
+    ranks = ranks[ranks < len(dev_set.gallery)]
+    right = dev_set.gallery_products[ranks] == product
+    hits = np.flatnonzero(right)
+    results = [
+        Result(
+            f"g{index}",
+            bool(right[place]),
+            f"{dev_set.gallery[index].path.name}, product {dev_set.gallery_products[index]}",
+        )
+        for place, index in enumerate(ranks[:RESULTS_SHOWN].tolist())
+    ]
+    return Row(
+        f"q{query}",
+        f"{dev_set.queries[query].path.name}, product {product}",
+        float(evaluation.average_precisions[query]),
+        int(hits[0]) + 1 if len(hits) else None,
+        results,
+    )
+
+
+def _thumbnails(dev_set: DevSet, queries: list[str], rows: list[Row]) -> dict[str, str]:
+    """A JPEG data URI for each picture on the page, each picture once."""
+    names = sorted({*queries, *(result.picture for row in rows for result in row.results)})
+    sides = {"q": dev_set.queries, "g": dev_set.gallery}
+    with ThreadPoolExecutor(available_cores()) as pool:
+        encoded = pool.map(lambda name: _data_uri(sides[name[0]][int(name[1:])]), names)
+        return dict(zip(names, encoded, strict=True))
+
+
+def _data_uri(item: ImageItem) -> str:
+    try:
+        photo = read_photo(item, THUMBNAIL_PIXELS)
+        left, top, right, bottom = photo.region
+        scale = THUMBNAIL_PIXELS / max(right - left, bottom - top)
+        size = (max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1))
+        picture = photo.image.resize(size, Image.Resampling.BICUBIC, box=photo.region)
+    except UnreadableImage:
+        picture = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), (127, 127, 127))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _histogram(average_precisions: np.ndarray) -> list[tuple[str, int, float]]:
+    """Label, count and height 0..1 of ten bars over average precision."""
+    counts, edges = np.histogram(average_precisions, bins=10, range=(0.0, 1.0))
+    top = max(int(counts.max()), 1)
+    return [
+        (f"{low:.1f} to {low + 0.1:.1f}", int(count), count / top)
+        for low, count in zip(edges[:-1], counts, strict=True)
+    ]

@@ -1,0 +1,122 @@
+"""Reading csv tables: what is missing or wrong is said with file, column and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from visual_search.errors import UserError
+from visual_search.images import Box, ImageItem
+
+BOX_COLUMNS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+
+
+def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read a csv file that must have `columns`; other columns are kept.
+
+    Everything is read as text: what is a number is decided where it is used.
+
+    Raises:
+        UserError: naming the file, and the column where one is missing.
+    """
+    if not path.parent.is_dir():
+        raise UserError(
+            f"the folder {path.parent} does not exist; {path.name} was looked for there"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; expected the columns {', '.join(columns)}") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable csv file: {error}") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, table.columns))}"
+        )
+    return table
+
+
+def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """A column as int64.
+
+    Raises:
+        UserError: with file, column and line of the first value that is no whole number.
+    """
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values) | (values != np.round(values)))
+    if len(wrong):
+        row = int(wrong[0])
+        # Line 1 is the header, so row 0 of the table stands on line 2.
+        raise UserError(
+            f"{path} line {row + 2}: {column} is {table[column].iloc[row]!r}, not a whole number"
+            + (f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else "")
+        )
+    return values.astype(np.int64)
+
+
+def read_gallery(path: Path) -> pd.DataFrame:
+    """The challenge's `gallery.csv`: `seller_img_id, img_path` and, where known, `product_id`.
+
+    Raises:
+        UserError: naming file and column, also when it lists no photo.
+    """
+    table = read_table(path, ["seller_img_id", "img_path"])
+    if table.empty:
+        raise UserError(f"{path} lists no gallery photo: there is nothing to rank")
+    return table
+
+
+def read_queries(path: Path) -> pd.DataFrame:
+    """The challenge's `queries.csv`: `user_img_id, img_path`, the box, maybe `product_id`.
+
+    Raises:
+        UserError: naming file and column, also when it lists no query.
+    """
+    table = read_table(path, ["user_img_id", "img_path", *BOX_COLUMNS])
+    if table.empty:
+        raise UserError(f"{path} lists no query")
+    return table
+
+
+def image_items(table: pd.DataFrame, folder: Path) -> list[ImageItem]:
+    """The photos of a challenge table, with their boxes if it has box columns.
+
+    A box that is not four whole numbers stays in the item as an empty one, which the reader of
+    the image reports and replaces by the whole image: one bad line must not lose a submission.
+    """
+    paths = [folder / name for name in table["img_path"]]
+    if not set(BOX_COLUMNS) <= set(table.columns):
+        return [ImageItem(path) for path in paths]
+    numbers = np.stack(
+        [pd.to_numeric(table[column], errors="coerce").to_numpy(float) for column in BOX_COLUMNS],
+        axis=1,
+    )
+    numbers = np.where(np.isfinite(numbers).all(axis=1, keepdims=True), numbers, 0).round()
+    # Far outside any image, yet safe to convert.
+    boxes = np.clip(numbers, -(2**31), 2**31).astype(np.int64).tolist()
+    return [ImageItem(path, _as_box(box)) for path, box in zip(paths, boxes, strict=True)]
+
+
+def _as_box(values: list[int]) -> Box:
+    x, y, w, h = values
+    return x, y, w, h
+
+
+def check_boxes(table: pd.DataFrame, path: Path) -> None:
+    """Refuse boxes that cannot be meant: not whole numbers, or without any area.
+
+    Raises:
+        UserError: with file and line of the first such box.
+    """
+    for column in BOX_COLUMNS:
+        values = integers(table, column, path)
+        if column in BOX_COLUMNS[2:] and (values <= 0).any():
+            row = int(np.flatnonzero(values <= 0)[0])
+            raise UserError(f"{path} line {row + 2}: {column} is {values[row]}, it must be above 0")

@@ -1,0 +1,89 @@
+"""From a decoded photo to the square of pixels that training sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.functional import pil_to_tensor
+
+BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+def build_augmentation(name: str, size: int) -> Callable[[Image.Image], Tensor]:
+    """A function from an RGB image to pixels `(3, size, size)`, uint8, 0..255.
+
+    Random draws come from torch's global generator.
+
+    Args:
+        name: a key of :data:`AUGMENTATIONS`.
+        size: side of the square in pixels.
+
+    Raises:
+        KeyError: for an unknown name.
+    """
+    steps = AUGMENTATIONS[name](size)
+    pipeline = v2.Compose([*steps, v2.Resize((size, size), BICUBIC)])
+    return lambda image: pil_to_tensor(pipeline(image))
+
+
+def _none(size: int) -> list[Callable]:
+    """The square resize alone: what validation and the submission do."""
+    return []
+
+
+def _flip(size: int) -> list[Callable]:
+    """Mirrored half of the time."""
+    return [v2.RandomHorizontalFlip()]
+
+
+def _autoaugment(size: int) -> list[Callable]:
+    """AutoAugment's ImageNet policy (Cubuk et al. 2019) on a slightly larger square, and flips."""
+    larger = round(size * 1.15)
+    return [
+        v2.Resize((larger, larger), BICUBIC),
+        v2.RandomHorizontalFlip(),
+        v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET),
+    ]
+
+
+def _phone(size: int) -> list[Callable]:
+    """What turns a studio photo towards a phone photo: loose crops, light, blur, AutoAugment."""
+    larger = round(size * 1.15)
+    return [
+        v2.RandomResizedCrop(
+            (larger, larger), scale=(0.5, 1.0), ratio=(0.6, 1.7), interpolation=BICUBIC
+        ),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.3, 0.04)], p=0.8),
+        v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET),
+        v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 2.0))], p=0.25),
+        _MostlyRotate(p=0.4, degrees=20.0),
+    ]
+
+
+class _MostlyRotate(torch.nn.Module):
+    """Now and then a tilted phone; the corners are filled with the photo's own mean colour."""
+
+    def __init__(self, p: float, degrees: float) -> None:
+        super().__init__()
+        self.p, self.degrees = p, degrees
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        if torch.rand(()) >= self.p:
+            return image
+        angle = float(torch.empty(()).uniform_(-self.degrees, self.degrees))
+        mean = tuple(int(value) for value in np.asarray(image).reshape(-1, 3).mean(axis=0))
+        return image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
+
+
+AUGMENTATIONS: dict[str, Callable[[int], list[Callable]]] = {
+    "none": _none,
+    "flip": _flip,
+    "autoaugment": _autoaugment,
+    "phone": _phone,
+}
