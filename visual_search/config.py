@@ -220,7 +220,8 @@ def parse_phase(
     for part in dataclasses.fields(PhaseConfig):
         kind: Any = typing.get_type_hints(PhaseConfig)[part.name]
         if dataclasses.is_dataclass(kind):
-            parser.add_argument(f"--{part.name}", type=kind, default=kind(), sub_configs=True)
+            default = typing.cast(Any, kind)()
+            parser.add_argument(f"--{part.name}", type=kind, default=default, sub_configs=True)
         else:
             parser.add_argument(
                 f"--{part.name}", type=kind, default=part.default, help=_described(part.name)
@@ -233,12 +234,9 @@ def parse_phase(
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(_with_origin(str(error), origins)) from error
-    resolved = parser.dump(parsed, skip_none=False)
-    values = yaml.safe_load(resolved)
-    names = [part.name for part in dataclasses.fields(PhaseConfig)]
-    text = yaml.safe_dump({name: values[name] for name in names}, sort_keys=False)
-    made = parser.instantiate_classes(parsed)
-    return made, PhaseConfig(**{name: made[name] for name in names}), text
+    made = parser.instantiate(parsed)
+    phase = PhaseConfig(**{part.name: made[part.name] for part in dataclasses.fields(PhaseConfig)})
+    return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
 
 
 def read_backbone(path: Path) -> BackboneConfig:
@@ -253,8 +251,8 @@ def read_backbone(path: Path) -> BackboneConfig:
     try:
         parsed = parser.parse_args([f"--backbone={path}"])
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    return parser.instantiate_classes(parsed).backbone
+        raise UserError(f"{path}: {_last_cause(str(error))}") from error
+    return parser.instantiate(parsed).backbone
 
 
 def _described(name: str) -> str:
@@ -305,7 +303,14 @@ def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
 
 
 def _with_origin(message: str, origins: dict[str, Path]) -> str:
-    found = re.search(r'[Kk]ey "([\w.]+)"', message)
+    message = _last_cause(message)
+    found = re.search(r'key "([\w.]+)"', message)
     if found and found.group(1) in origins:
         return f"{origins[found.group(1)]}: {message}"
     return message
+
+
+def _last_cause(message: str) -> str:
+    """The innermost of jsonargparse's nested messages, on one line."""
+    _, key, cause = message.rpartition("Parser key ")
+    return " ".join((key + cause).replace("Parser key", "key").split())

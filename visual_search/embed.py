@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from visual_search.images import ImageItem, ImageProblem, load_pixels
+from visual_search.progress import progress_bar
 
 # Batches decoded ahead of the model: enough that it never waits, little enough for memory.
 BATCHES_AHEAD = 3
@@ -66,7 +66,7 @@ def embed_images(
     """
     problems: list[ImageProblem] = []
     rows: list[Tensor] = []
-    bar = tqdm(total=len(items), desc=label, unit="img", disable=not progress)
+    bar = progress_bar(label, "img", total=len(items), shown=progress)
     with torch.inference_mode(), bar:
         for chunk, loaded in _decoded_batches(items, input_size, batch_size, workers):
             pixels = torch.from_numpy(np.stack([image for image, _ in loaded])).to(device)

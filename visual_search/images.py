@@ -6,6 +6,7 @@ EXIF orientation is ignored everywhere: the challenge's boxes are in pixels of t
 from __future__ import annotations
 
 import io
+import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,12 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
 
 @dataclass(frozen=True)
 class Photo:
-    """A decoded photo: RGB, maybe at a fraction of its stored size, and the region to look at."""
+    """The region of a photo to look at, decoded: RGB, maybe at a fraction of its stored size."""
 
     image: Image.Image
+    """Cut to the whole pixels round the region; nothing else can bleed into a resize."""
     region: tuple[float, float, float, float]
-    """`left, top, right, bottom` in pixels of `image`."""
+    """`left, top, right, bottom` in pixels of `image`, which can end within a pixel."""
     problem: str | None
     """What was wrong although there are pixels, such as a cut file or a box outside the image."""
 
@@ -156,7 +158,7 @@ def read_photo(item: ImageItem, size: int) -> Photo:
     if stored and box:
         # `draft` keeps both sides of the whole image at or above what is asked for.
         scale = max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3])
-        needed = (int(np.ceil(stored[0] * scale)), int(np.ceil(stored[1] * scale)))
+        needed = (math.ceil(stored[0] * scale), math.ceil(stored[1] * scale))
     try:
         image = decode_image(data, needed)
     except UnreadableImage as error:
@@ -167,11 +169,18 @@ def read_photo(item: ImageItem, size: int) -> Photo:
         problem = f"damaged, its readable part is used ({error})"
     if stored is None or box is None:
         return Photo(image, (0, 0, image.width, image.height), problem)
+    return _cut(image, stored, box, problem)
+
+
+def _cut(image: Image.Image, stored: tuple[int, int], box: Box, problem: str | None) -> Photo:
     shrink_x, shrink_y = image.width / stored[0], image.height / stored[1]
     x, y, w, h = box
+    left, top = x * shrink_x, y * shrink_y
     right, bottom = min((x + w) * shrink_x, image.width), min((y + h) * shrink_y, image.height)
-    region = (x * shrink_x, y * shrink_y, right, bottom)
-    return Photo(image, region, problem)
+    first_x, first_y = math.floor(left), math.floor(top)
+    cut = image.crop((first_x, first_y, math.ceil(right), math.ceil(bottom)))
+    region = (left - first_x, top - first_y, right - first_x, bottom - first_y)
+    return Photo(cut, region, problem)
 
 
 def _stored_size(data: bytes) -> tuple[int, int] | None:

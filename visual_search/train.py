@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from visual_search.backbones import read_state_dict
 from visual_search.checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +24,7 @@ from visual_search.files import write_text
 from visual_search.margins import SubCenterArcFace, class_margins
 from visual_search.model import Architecture, Embedder, build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
+from visual_search.progress import progress_bar
 from visual_search.report import write_report
 from visual_search.run_folder import RunFolder
 from visual_search.transforms import build_augmentation
@@ -132,11 +132,11 @@ def _train_epoch(
         _freeze_batchnorm(phase.learner.embedder.backbone)
     watch = BrokenPhotos(phase.images, config.dataset.max_broken_share)
     started, running = time.perf_counter(), 0.0
-    bar = tqdm(
-        loader,
-        desc=f"{phase.run.name} epoch {epoch}/{config.train.epochs}",
-        unit="batch",
-        disable=not accelerator.is_main_process,
+    bar = progress_bar(
+        f"{phase.run.name} epoch {epoch}/{config.train.epochs}",
+        "batch",
+        iterable=loader,
+        shown=accelerator.is_main_process,
     )
     for pixels, labels, indexes, passed_over in bar:
         if config.train.channels_last:
@@ -161,7 +161,7 @@ def _train_epoch(
         rates = _rates(optimizer)
         scheduler.step()
         step += 1
-        bar.set_postfix(loss=f"{running:.3f}", lr=f"{rates['lr_head']:.1e}")
+        bar.set_postfix(loss=f"{running:.3f}", lr=f"{rates['lr_head']:.1e}", refresh=False)
         if accelerator.is_main_process and step % LOG_EVERY == 1:
             phase.run.log(kind="step", step=step, epoch=epoch, loss=value, **rates)
     if accelerator.is_main_process:
@@ -208,7 +208,7 @@ class BrokenPhotos:
         """List them in a file and say so, where there are any."""
         if self.broken:
             write_text(path, "".join(f"{name}\n" for name in sorted(self.broken)))
-            tqdm.write(f"{len(self.broken)} unreadable training photos were replaced: see {path}")
+            print(f"{len(self.broken)} unreadable training photos were replaced: see {path}")
 
 
 def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
@@ -298,6 +298,8 @@ def _loader(phase: Phase) -> DataLoader:
         batch_size=phase.config.dataset.batch_size,
         shuffle=True,
         drop_last=True,
+        # Its own: else the draws of dropout would depend on how many workers there are.
+        generator=torch.Generator().manual_seed(phase.config.dataset.seed),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

@@ -1,0 +1,92 @@
+"""Small catalogues of drawn photos, and where the real ones lie."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def draw_product(product: int, photo: int, side: int = 64) -> Image.Image:
+    """A shape whose colour and form are the product's, on a background that is the photo's."""
+    rng = np.random.default_rng([product, photo])
+    background = tuple(int(v) for v in rng.integers(120, 255, 3))
+    colour = tuple(int(v) for v in np.random.default_rng(product).integers(0, 200, 3))
+    image = Image.new("RGB", (side, side), background)
+    pen = ImageDraw.Draw(image)
+    corner = [int(v) for v in rng.integers(4, side // 4, 2)]
+    frame = (*corner, corner[0] + side // 2, corner[1] + side // 2)
+    (pen.rectangle if product % 2 else pen.ellipse)(frame, fill=colour)
+    return image
+
+
+@pytest.fixture
+def project() -> Path:
+    return PROJECT
+
+
+@pytest.fixture
+def real_half() -> Path:
+    """Half of the challenge's development set, where it is at hand."""
+    folder = Path(os.getenv("VPR_REAL_DATA", str(PROJECT.parent / "shared" / "data")))
+    folder = folder / "vpr_development_half"
+    if not folder.is_dir():
+        pytest.skip(f"the real photos are not at hand ({folder}); set VPR_REAL_DATA")
+    return folder
+
+
+@pytest.fixture
+def dev_folder(tmp_path: Path) -> Path:
+    """Five products with two seller and two user photos each, in the challenge's layout."""
+    folder = tmp_path / "development_test_data"
+    sides: dict[str, list[list[object]]] = {"gallery": [], "queries": []}
+    for side, offset in (("gallery", 0), ("queries", 10)):
+        (folder / side).mkdir(parents=True)
+        for product in range(5):
+            for photo in range(2):
+                name = f"{side}/{product}_{photo}.png"
+                draw_product(product, offset + photo).save(folder / name)
+                box = [] if side == "gallery" else [2, 2, 58, 58]
+                sides[side].append([len(sides[side]), name, *box, 100 + product])
+    write_csv(folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], sides["gallery"])
+    write_csv(
+        folder / "queries.csv",
+        ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"],
+        sides["queries"],
+    )
+    return folder
+
+
+@pytest.fixture
+def product10k_folder(tmp_path: Path) -> Path:
+    """Six classes of four training photos and one test photo each, in Product10K's layout."""
+    folder = tmp_path / "Product10K"
+    for prefix, table, photos in (
+        ("train", "train.csv", range(4)),
+        ("test", "test_kaggletest.csv", range(4, 5)),
+    ):
+        (folder / prefix).mkdir(parents=True)
+        rows = []
+        for product in range(6):
+            for photo in photos:
+                name = f"{product}_{photo}.png"
+                draw_product(20 + product, photo).save(folder / prefix / name)
+                rows.append([name, product, 0])
+        write_csv(folder / table, ["name", "class", "group"], rows)
+    return folder

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from my_submission.aicrowd_wrapper import AIcrowdWrapper
+from my_submission.user_config import My_Ranker
+from tests.conftest import PROJECT, write_csv
+from visual_search.export import export_torchscript
+from visual_search.model import build_embedder
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {}, tmp_path / "weights")
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path / "weights"
+
+
+def ranker(folder: Path) -> My_Ranker:
+    return My_Ranker(str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv"))
+
+
+def test_the_wrapper_gives_the_array_of_the_contract(
+    weights: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AICROWD_DATASET_DIR", raising=False)
+    named = AIcrowdWrapper(str(dev_folder)).predict_product_ranks()
+    monkeypatch.setenv("AICROWD_DATASET_DIR", str(dev_folder))
+    ranks = AIcrowdWrapper("ignored").predict_product_ranks()
+    np.testing.assert_array_equal(ranks, named)
+    assert ranks.shape == (10, 1000)
+    assert np.issubdtype(ranks.dtype, np.integer)
+    assert all(sorted(row[:10]) == list(range(10)) for row in ranks.tolist())
+
+
+def test_product_ids_are_not_needed_nor_used(weights: Path, dev_folder: Path) -> None:
+    with_ids = ranker(dev_folder).predict_product_ranks()
+    for name in ("gallery.csv", "queries.csv"):
+        lines = (dev_folder / name).read_text().splitlines()
+        (dev_folder / name).write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    np.testing.assert_array_equal(ranker(dev_folder).predict_product_ranks(), with_ids)
+
+
+def test_every_query_has_a_row_whatever_is_broken(
+    weights: Path, dev_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ranker(dev_folder).predict_product_ranks()
+    (dev_folder / "queries" / "0_0.png").write_bytes(b"")
+    (dev_folder / "queries" / "0_1.png").write_bytes(b"<html>not found</html>")
+    (dev_folder / "queries" / "1_0.png").unlink()
+    cmyk = Image.open(dev_folder / "queries" / "1_1.png").convert("CMYK")
+    cmyk.save(dev_folder / "queries" / "1_1.png", "JPEG")
+    content = (dev_folder / "queries.csv").read_text().splitlines()
+    content[5] = content[5].replace("2,2,58,58", "900,900,5,5")
+    content[6] = content[6].replace("2,2,58,58", ",nan,-3,x")
+    (dev_folder / "queries.csv").write_text("\n".join(content))
+    ranks = ranker(dev_folder).predict_product_ranks()
+    assert ranks.shape == (10, 1000)
+    assert all(len(set(row)) == 1000 for row in ranks.tolist())
+    # What is broken costs its own row only.
+    np.testing.assert_array_equal(ranks[6:], whole[6:])
+    printed = capsys.readouterr().out
+    assert "5 photos were damaged or had a wrong box" in printed
+    assert "0 bytes" in printed
+    assert "web page" in printed
+
+
+def test_a_gallery_of_more_than_1000_is_cut_to_1000(weights: Path, dev_folder: Path) -> None:
+    rows = [[i, f"gallery/{i % 5}_{i % 2}.png", i] for i in range(1100)]
+    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], rows)
+    ranks = ranker(dev_folder).predict_product_ranks()
+    assert ranks.shape == (10, 1000)
+    assert ranks.max() < 1100
+    assert all(len(set(row)) == 1000 for row in ranks.tolist())
+
+
+def test_what_is_missing_goes_through_the_evaluators_channel(
+    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path"], [])
+    with pytest.raises(NameError, match="no gallery photo"):
+        ranker(dev_folder)
+    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "image"], [[0, "a"]])
+    with pytest.raises(NameError, match=r"gallery\.csv has no column 'img_path'"):
+        ranker(dev_folder)
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "empty"))
+    (dev_folder / "gallery.csv").write_text("seller_img_id,img_path\n0,gallery/0_0.png\n")
+    with pytest.raises(NameError, match=r"to_torchscript\.py"):
+        ranker(dev_folder)
+
+
+def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "my_submission/to_torchscript.py", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_export_command(tmp_path: Path) -> None:
+    plain = tmp_path / "tiny.yml"
+    plain.write_text("name: timm/test_efficientnet\nweights: none\n")
+    done = export(str(plain), "--output", str(tmp_path / "out"), "--input_size", "32")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.json").is_file()
+    assert f"--weights {tmp_path / 'out'}" in done.stdout
+    again = export(str(tmp_path / "out"), "--output", str(tmp_path / "copy"))
+    assert again.returncode == 0, again.stderr
+    missing = export("runs/there-is-no-such-run")
+    assert missing.returncode == 2
+    assert "runs/there-is-no-such-run" in missing.stderr
+    assert "Traceback" not in missing.stderr

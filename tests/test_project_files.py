@@ -1,0 +1,122 @@
+"""What the evaluator, git and pip read of the project."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ENTRY_POINTS = [
+    ["-m", "visual_search.main_arcface"],
+    ["-m", "visual_search.main_demo"],
+    ["local_evaluation.py"],
+    ["my_submission/to_torchscript.py"],
+]
+
+
+def test_aicrowd_json_suits_the_kit_and_the_client(project: Path) -> None:
+    values = json.loads((project / "aicrowd.json").read_text())
+    assert values["challenge_id"] == "visual-product-recognition-challenge-2023"
+    assert {"grader_id", "authors", "gpu", "description"} <= values.keys()
+    assert isinstance(values["gpu"], bool)
+    assert isinstance(values["authors"], list)
+
+
+def lfs_filter(project: Path, name: str) -> str:
+    done = subprocess.run(
+        ["git", "check-attr", "filter", "--", name],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip().rpartition(": ")[2]
+
+
+def test_weights_go_to_lfs_and_the_demo_does_not(project: Path) -> None:
+    for name in (
+        "my_submission/weights/model.pt",
+        "my_submission/weights/previous/model.pt",
+        "my_submission/weights/head.safetensors",
+        "dataset/images_mean_50k_800.tar.partaa",
+    ):
+        assert lfs_filter(project, name) == "lfs", name
+    for name in ("dataset/demo/development_test_data/gallery/a.jpg", "README.md"):
+        assert lfs_filter(project, name) != "lfs", name
+
+
+def test_no_committed_file_is_meant_for_lfs_or_too_large(project: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True
+    )
+    names = [name for name in listed.stdout.split("\0") if name]
+    asked = subprocess.run(
+        ["git", "check-attr", "-z", "--stdin", "filter"],
+        input="\0".join(names),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\0lfs\0" not in asked.stdout + "\0"
+    sizes = {name: (project / name).stat().st_size for name in names if (project / name).exists()}
+    assert max(sizes.values()) < 1_000_000
+    assert sum(size for name, size in sizes.items() if name.startswith("dataset/demo")) < 30e6
+
+
+def test_the_evaluators_list_is_part_of_the_package(project: Path) -> None:
+    package = tomllib.loads((project / "pyproject.toml").read_text())
+    assert package["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements.txt"]
+    lines = (project / "requirements.txt").read_text().splitlines()
+    names = {re.split(r"[<>=~\[]", line)[0] for line in lines if line and line[0] != "#"}
+    assert {"torch", "torchvision", "timm", "pandas", "pillow"} <= names
+    assert "torch==" not in "".join(lines)
+
+
+def test_the_ranker_needs_only_what_the_evaluator_installs(project: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('accelerate', 'jsonargparse', 'matplotlib', 'jinja2', 'open_clip'):\n"
+        "    sys.modules[name] = None\n"
+        "import my_submission.user_config\n"
+        "import visual_search.export\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry[-1])
+def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *entry, "--help"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "usage" in done.stdout.lower()
+    imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.MULTILINE))
+    assert not imported & {"torch", "pandas", "timm", "PIL", "numpy", "accelerate"}
+
+
+def test_every_floor_imports_only_from_below(project: Path) -> None:
+    """The house plan: entry points, work, parts, pieces, ground."""
+    floors = [
+        {"errors", "files", "progress", "images", "search", "metrics", "tables", "run_folder"},
+        {"backbones", "margins", "transforms", "datasets"},
+        {"config", "model", "embed", "checkpoint", "optim"},
+        {"evaluate", "report", "export", "train"},
+        {"main_arcface", "main_demo"},
+    ]
+    floor_of = {name: number for number, names in enumerate(floors) for name in names}
+    modules = {path.stem for path in (project / "visual_search").glob("*.py")} - {"__init__"}
+    assert modules == floor_of.keys()
+    for name in modules:
+        text = (project / "visual_search" / f"{name}.py").read_text()
+        for other in re.findall(r"from visual_search\.(\w+) import", text):
+            assert floor_of[other] <= floor_of[name], f"{name} imports {other} from above"

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from visual_search.checkpoint import load_checkpoint, read_description, save_checkpoint
+from visual_search.errors import UserError
+from visual_search.export import export_torchscript
+from visual_search.model import Architecture, Embedder, build_embedder
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+@pytest.fixture
+def trained() -> tuple[Embedder, Architecture]:
+    torch.manual_seed(1)
+    return build_embedder("timm/test_vit", "none", 160, MEAN, STD)
+
+
+def saved(folder: Path, trained: tuple[Embedder, Architecture]) -> Path:
+    embedder, architecture = trained
+    head = {"weight": torch.ones(2, 3)}
+    save_checkpoint(folder, architecture, embedder.state_dict(), head, {"run": "x", "mAP": 0.5})
+    return folder
+
+
+def test_every_way_to_name_a_model_finds_the_same_weights(
+    tmp_path: Path, trained: tuple[Embedder, Architecture]
+) -> None:
+    run = tmp_path / "runs" / "x"
+    best = saved(run / "best", trained)
+    export = export_torchscript(*trained, {"run": "x", "mAP": 0.5}, tmp_path / "weights")
+    for source in (run, best, best / "model.safetensors", export, export.parent):
+        found = load_checkpoint(source)
+        assert found.architecture == trained[1]
+        assert found.facts["mAP"] == 0.5
+        expected = trained[0].state_dict()
+        assert found.state.keys() == expected.keys()
+        assert all(torch.equal(found.state[key], expected[key]) for key in expected)
+
+
+def test_best_comes_before_last(tmp_path: Path, trained: tuple[Embedder, Architecture]) -> None:
+    saved(tmp_path / "last", trained)
+    assert load_checkpoint(tmp_path).path.parent.name == "last"
+    saved(tmp_path / "best", trained)
+    assert load_checkpoint(tmp_path).path.parent.name == "best"
+
+
+def test_a_half_written_checkpoint_is_never_loaded(
+    tmp_path: Path, trained: tuple[Embedder, Architecture]
+) -> None:
+    saved(tmp_path / "best", trained)
+    (tmp_path / "best" / "model.json").unlink()
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path: Path, trained: tuple[Embedder, Architecture]) -> None:
+    folder = saved(tmp_path / "best", trained)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors is not a readable"):
+        load_checkpoint(folder)
+    (folder / "model.pt").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(UserError, match=r"model.pt is not a readable TorchScript"):
+        load_checkpoint(folder / "model.pt")
+    with pytest.raises(UserError, match="neither a run folder nor a model file"):
+        load_checkpoint(tmp_path / "none")
+
+
+def test_descriptions_of_another_kind_are_refused(tmp_path: Path) -> None:
+    for text, words in (
+        ("{", "not a model description"),
+        ("[]", "not a model description"),
+        ('{"format": 1}', "not a model description"),
+        (json.dumps({"format": 99, "architecture": {}}), "format 99"),
+    ):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            read_description(tmp_path / "model.json")

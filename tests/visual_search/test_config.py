@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+from visual_search.config import BackboneConfig, PhaseConfig, parse_phase, read_backbone
+from visual_search.errors import UserError
+
+
+def parsed(*arguments: str) -> tuple[PhaseConfig, str]:
+    _, phase, text = parse_phase(jsonargparse.ArgumentParser(prog="x"), arguments)
+    return phase, text
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parsed(*arguments)
+    return str(caught.value)
+
+
+def written(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_files_merge_left_to_right_and_arguments_come_last(tmp_path: Path) -> None:
+    written(tmp_path / "backbone" / "b.yml", "name: timm/resnet18\nweights: none\n")
+    first = written(
+        tmp_path / "a.yml",
+        "dataset:\n  product10k:\n    train_prefix: pictures\n  input_size: 200\n"
+        "backbone: backbone/b.yml\noptim:\n  head_lr: 1.0e-2\n",
+    )
+    second = written(tmp_path / "c.yml", "dataset:\n  input_size: 300\n  seed: 7\n")
+    phase, _ = parsed("--config", first, f"--config={second}", "--dataset.seed", "9")
+    assert phase.dataset.product10k.train_prefix == "pictures"
+    assert phase.dataset.product10k.val_prefix == "test"
+    assert phase.dataset.input_size == 300
+    assert phase.dataset.seed == 9
+    assert phase.optim.head_lr == 0.01
+    # The part's own file is named relative to the file that names it.
+    assert phase.backbone == BackboneConfig(name="timm/resnet18", weights="none")
+
+
+def test_the_resolved_config_gives_the_same_phase_again(tmp_path: Path, project: Path) -> None:
+    phase, text = parsed("--config", str(project / "config/arcface_1st.yml"))
+    again, _ = parsed("--config", written(tmp_path / "resolved.yml", text))
+    assert again == phase
+
+
+def test_unknown_keys_name_file_and_key_and_the_nearest(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.yml", "dataset:\n  inputsize: 3\n")
+    message = refused("--config", path)
+    assert path in message
+    assert "'dataset.inputsize'" in message
+    assert "'input_size'" in message
+    part = written(tmp_path / "b.yml", "nam: x\n")
+    message = refused("--config", written(tmp_path / "c.yml", "backbone: b.yml\n"))
+    assert part in message
+    assert "'backbone.nam'" in message
+
+
+def test_wrong_types_name_file_and_key(tmp_path: Path) -> None:
+    good = written(tmp_path / "good.yml", "dataset:\n  seed: 1\n")
+    for text, key in (
+        ("dataset:\n  input_size: big\n", "dataset.input_size"),
+        ("train:\n  precision: fp8\n", "train.precision"),
+        ("optim: 3\n", "optim"),
+        ("dataset:\n  product10k: [1]\n", "dataset.product10k"),
+        ("dataset:\n  augmentations: heavy\n", "dataset.augmentations"),
+    ):
+        bad = written(tmp_path / "bad.yml", text)
+        message = refused("--config", good, "--config", bad)
+        assert bad in message, message
+        assert key in message, message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "none.yml" in refused("--config", str(tmp_path / "none.yml"))
+    assert "not valid YAML" in refused("--config", written(tmp_path / "a.yml", "a: [1\n"))
+    assert "table of keys" in refused("--config", written(tmp_path / "b.yml", "- 1\n"))
+    missing = written(tmp_path / "c.yml", "backbone: parts/none.yml\n")
+    assert "parts/none.yml" in refused("--config", missing)
+
+
+def test_unknown_arguments_are_refused() -> None:
+    assert "--dataset.sed" in refused("--dataset.sed", "3")
+
+
+def test_every_config_of_the_project_is_valid(project: Path) -> None:
+    phases = [path for path in (project / "config").glob("**/*.yml") if "arcface" in path.name]
+    phases = [path for path in phases if path.parent.name != "margin"]
+    assert len(phases) >= 2
+    for path in phases:
+        parsed("--config", str(path))
+    backbones = sorted((project / "config" / "backbone").glob("*.yml"))
+    assert len(backbones) >= 3
+    for path in backbones:
+        assert read_backbone(path).name == yaml.safe_load(path.read_text())["name"]
+
+
+def test_first_phase_has_the_values_of_the_recipe(project: Path) -> None:
+    phase, _ = parsed("--config", str(project / "config/arcface_1st.yml"))
+    assert (phase.dataset.input_size, phase.dataset.batch_size) == (224, 48)
+    assert (phase.dataset.seed, phase.dataset.num_of_classes) == (42, 9700)
+    assert (phase.optim.head_lr, phase.optim.backbone_lr_ratio) == (3e-4, 0.01)
+    assert (phase.optim.warmup_steps, phase.optim.weight_decay) == (4500, 0.1)
+    assert (phase.train.epochs, phase.train.accumulate) == (3, 1)
+    assert (phase.margin.centers, phase.margin.scale, phase.margin.dropout) == (3, 30.0, 0.2)
+    assert not phase.dataset.train_on_test
+
+
+def test_a_backbone_file_is_checked_like_the_rest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="weigths"):
+        read_backbone(Path(written(tmp_path / "a.yml", "name: timm/x\nweigths: hub\n")))
+    with pytest.raises(UserError, match=r"b.yml.*mean"):
+        read_backbone(Path(written(tmp_path / "b.yml", "name: timm/x\nmean: grey\n")))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.conftest import write_csv
+from visual_search.datasets import LabelledImages, TrainingImages, joined, read_product10k
+from visual_search.errors import UserError
+from visual_search.transforms import build_augmentation
+
+
+def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
+    images = read_product10k(product10k_folder, "train.csv", "train", 10)
+    assert len(images) == 24
+    assert images.paths[5] == product10k_folder / "train" / "1_1.png"
+    assert images.labels[5] == 1
+    assert images.counts(10).tolist() == [4] * 6 + [0] * 4
+    # The test list has another order of columns and another third one.
+    rows = [["x", 3, "2_4.png"], ["x", 4, "3_4.png"]]
+    write_csv(product10k_folder / "test_kaggletest.csv", ["Usage", "class", "name"], rows)
+    test = read_product10k(product10k_folder, "test_kaggletest.csv", "test", 10)
+    assert test.labels.tolist() == [3, 4]
+    both = joined([images, test])
+    assert len(both) == 26
+    assert both.labels[-1] == 4
+    assert both.paths[-1].name == "3_4.png"
+
+
+def test_faults_of_the_list_are_named(product10k_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"train.csv line 14: class 3 .*num_of_classes = 3"):
+        read_product10k(product10k_folder, "train.csv", "train", 3)
+    with pytest.raises(UserError, match="photos"):
+        read_product10k(product10k_folder, "train.csv", "nowhere", 10)
+    with pytest.raises(UserError, match="none of the photos"):
+        read_product10k(product10k_folder, "test_kaggletest.csv", "train", 10)
+    write_csv(product10k_folder / "none.csv", ["name", "class"], [])
+    with pytest.raises(UserError, match="lists no photo"):
+        read_product10k(product10k_folder, "none.csv", "train", 10)
+
+
+def training_images(folder: Path, seed: int = 1) -> TrainingImages:
+    images = read_product10k(folder, "train.csv", "train", 6)
+    return TrainingImages(images, build_augmentation("phone", 32), 32, seed)
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone(product10k_folder: Path) -> None:
+    images = training_images(product10k_folder)
+    images.set_epoch(1)
+    alone = [images[index][0] for index in range(8)]
+    torch.manual_seed(123)
+    for workers in (0, 2):
+        loader = DataLoader(images, batch_size=4, num_workers=workers)
+        batches = [batch[0] for batch, _ in zip(loader, range(2), strict=False)]
+        assert torch.equal(torch.cat(batches), torch.stack(alone))
+    images.set_epoch(2)
+    assert not torch.equal(images[0][0], alone[0])
+    other_seed = training_images(product10k_folder, seed=2)
+    other_seed.set_epoch(1)
+    assert not torch.equal(other_seed[0][0], alone[0])
+
+
+def test_a_new_epoch_reaches_running_workers(product10k_folder: Path) -> None:
+    images = training_images(product10k_folder)
+    loader = DataLoader(images, batch_size=24, num_workers=1, persistent_workers=True)
+    seen = []
+    for epoch in (1, 2):
+        images.set_epoch(epoch)
+        seen += [batch[0] for batch in loader]
+        assert torch.equal(seen[-1][3], images[3][0])
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_unreadable_photos_are_replaced_and_told(product10k_folder: Path) -> None:
+    for name in ("0_1.png", "0_2.png"):
+        (product10k_folder / "train" / name).write_bytes(b"no image")
+    images = training_images(product10k_folder)
+    pixels, label, index, passed_over = images[1]
+    assert pixels.shape == (3, 32, 32)
+    assert (label, index, passed_over) == (0, 1, 2)
+    assert [path.name for path in images.unreadable(index, passed_over)] == ["0_1.png", "0_2.png"]
+
+
+def test_nothing_readable_at_all(tmp_path: Path) -> None:
+    labelled = LabelledImages((tmp_path / "a.png", tmp_path / "b.png"), np.array([0, 1]))
+    with pytest.raises(UserError, match="none of the training photos"):
+        TrainingImages(labelled, build_augmentation("none", 8), 8, 0)[0]

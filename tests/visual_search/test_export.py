@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from visual_search import export
+from visual_search.checkpoint import load_torchscript
+from visual_search.errors import UserError
+from visual_search.export import export_torchscript, load_exported
+from visual_search.model import Architecture, Embedder, build_embedder
+
+CPU = torch.device("cpu")
+
+
+def tiny(seed: int = 0) -> tuple[Embedder, Architecture]:
+    torch.manual_seed(seed)
+    return build_embedder("timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_the_exported_model_answers_as_the_trained_one(tmp_path: Path) -> None:
+    embedder, architecture = tiny()
+    path = export_torchscript(embedder, architecture, {"run": "a", "mAP": None}, tmp_path)
+    pixels = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = embedder(pixels)
+        torch.testing.assert_close(load_torchscript(path)(pixels), expected, atol=1e-5, rtol=1e-4)
+        model, found = load_exported(tmp_path, CPU)
+        torch.testing.assert_close(model(pixels), expected, atol=1e-5, rtol=1e-4)
+    assert found == architecture
+    assert isinstance(model, Embedder)
+    description = json.loads((tmp_path / "model.json").read_text())
+    assert description["architecture"]["mean"] == [0.5] * 3
+    assert description["architecture"]["input_size"] == 64
+
+
+def test_without_the_backbone_library_the_torchscript_itself_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder, architecture = tiny()
+    export_torchscript(embedder, architecture, {}, tmp_path)
+
+    def not_installed(_: Architecture) -> Embedder:
+        raise UserError("open_clip backbones need the package open_clip_torch")
+
+    monkeypatch.setattr(export, "rebuild_embedder", not_installed)
+    model, _ = load_exported(tmp_path, CPU)
+    assert isinstance(model, torch.jit.ScriptModule)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels), embedder(pixels), atol=1e-5, rtol=1e-4)
+
+
+def test_an_earlier_export_is_kept(tmp_path: Path) -> None:
+    for number in range(3):
+        export_torchscript(*tiny(number), {"run": f"run {number}"}, tmp_path)
+    current = json.loads((tmp_path / "model.json").read_text())["run"]
+    previous = json.loads((tmp_path / "previous" / "model.json").read_text())["run"]
+    assert (current, previous) == ("run 2", "run 1")
+    assert (tmp_path / "previous" / "model.pt").is_file()
+
+
+def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
+    class Moody(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :9] * torch.randn(9)
+
+    _, architecture = tiny()
+    embedder = Embedder(Moody(), nn.Identity(), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(UserError, match="does not answer"):
+        export_torchscript(embedder, architecture, {}, tmp_path)
+    assert not list(tmp_path.glob("*"))
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"to_torchscript.py runs/<name>"):
+        load_exported(tmp_path, CPU)
+    export_torchscript(*tiny(), {}, tmp_path)
+    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(UserError, match="git lfs pull"):
+        load_exported(tmp_path, CPU)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from visual_search.images import (
+    ImageItem,
+    UnreadableImage,
+    clip_box,
+    decode_image,
+    load_pixels,
+    read_photo,
+    to_rgb,
+)
+
+
+def photo(width: int = 400, height: int = 300) -> Image.Image:
+    """Smooth colours with a few edges, as photos have them."""
+    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 5, height))
+    waves = [np.sin(x), np.cos(y), np.sin(x + y)]
+    image = Image.fromarray((np.stack(waves, axis=2) * 100 + 128).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse((50, 40, 220, 200), fill=(200, 30, 40))
+    return image
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_box_is_cut_and_resized_as_pil_does_it(tmp_path: Path) -> None:
+    path = saved(photo(), tmp_path / "a.png")
+    pixels, problem = load_pixels(ImageItem(path, (50, 40, 170, 160)), 96)
+    expected = photo().crop((50, 40, 220, 200)).resize((96, 96), Image.Resampling.BICUBIC)
+    assert problem is None
+    assert pixels.shape == (3, 96, 96)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
+
+
+@pytest.mark.parametrize("box", [None, (37, 101, 1501, 803), (600, 10, 1391, 1200)])
+def test_scaled_decode_differs_little_from_a_full_one(
+    tmp_path: Path, box: tuple[int, int, int, int] | None
+) -> None:
+    path = saved(photo(2000, 1300), tmp_path / "large.jpg", quality=92)
+    pixels, problem = load_pixels(ImageItem(path, box), 160)
+    x, y, w, h = box or (0, 0, 2000, 1300)
+    whole = Image.open(path).convert("RGB").crop((x, y, x + w, y + h))
+    expected = np.asarray(whole.resize((160, 160), Image.Resampling.BICUBIC), dtype=float)
+    assert problem is None
+    assert np.abs(pixels.transpose(1, 2, 0) - expected).mean() < 1.0
+    assert read_photo(ImageItem(path, box), 160).image.width < 2000
+
+
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees"
+    turned = saved(photo(), tmp_path / "turned.jpg", quality=95, exif=exif)
+    plain = saved(photo(), tmp_path / "plain.jpg", quality=95)
+    assert read_photo(ImageItem(turned), 200).image.size == (400, 300)
+    box = (10, 20, 300, 200)
+    np.testing.assert_array_equal(
+        load_pixels(ImageItem(turned, box), 64)[0], load_pixels(ImageItem(plain, box), 64)[0]
+    )
+
+
+def test_odd_colour_modes_look_as_a_person_sees_them(tmp_path: Path) -> None:
+    red = (200, 30, 40)
+    cmyk = saved(Image.new("RGB", (80, 80), red).convert("CMYK"), tmp_path / "cmyk.jpg")
+    palette = saved(
+        Image.new("RGB", (80, 80), red).convert("P", palette=Image.Palette.ADAPTIVE),
+        tmp_path / "palette.png",
+    )
+    animated = tmp_path / "animated.gif"
+    frames = [Image.new("RGB", (80, 80), colour) for colour in (red, (0, 255, 0))]
+    frames[0].save(animated, save_all=True, append_images=frames[1:])
+    for path in (cmyk, palette, animated):
+        pixels, problem = load_pixels(ImageItem(path), 32)
+        assert problem is None, path
+        assert np.abs(pixels.mean(axis=(1, 2)) - red).max() < 12, path
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, axis=0)
+    path = saved(Image.fromarray(ramp), tmp_path / "deep.png")
+    pixels, problem = load_pixels(ImageItem(path), 64)
+    assert problem is None
+    np.testing.assert_allclose(pixels[0], ramp / 257, atol=1)
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    layer = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert to_rgb(layer).getpixel((5, 5)) == (255, 255, 255)
+    path = saved(Image.new("LA", (20, 20), (0, 255)), tmp_path / "grey.png")
+    assert load_pixels(ImageItem(path), 8)[0].max() == 0
+
+
+def truncated_jpeg(share: float) -> bytes:
+    buffer = io.BytesIO()
+    photo().save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()[: int(buffer.tell() * share)]
+
+
+def test_readable_part_of_a_cut_jpeg_is_used_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(truncated_jpeg(0.6))
+    pixels, problem = load_pixels(ImageItem(path), 96)
+    whole, _ = load_pixels(ImageItem(saved(photo(), tmp_path / "whole.jpg", quality=90)), 96)
+    assert problem is not None
+    assert "damaged" in problem.reason
+    assert np.abs(pixels[:, :30].astype(int) - whole[:, :30]).max() <= 2
+    assert np.abs(pixels[:, 80:].astype(int) - whole[:, 80:]).max() > 20
+
+
+FILES = {
+    "empty.jpg": (b"", "0 bytes"),
+    "page.jpg": (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
+    "text.jpg": (b"hello", "not an image"),
+    "pointer.jpg": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "git lfs pull",
+    ),
+    "header_only.jpg": (truncated_jpeg(0.01), "grey image"),
+    "cut.png": (b"\x89PNG\r\n\x1a\n" + b"\x00" * 40, "grey image"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_unreadable_files_become_grey_and_are_told(tmp_path: Path, name: str) -> None:
+    content, words = FILES[name]
+    (tmp_path / name).write_bytes(content)
+    pixels, problem = load_pixels(ImageItem(tmp_path / name), 16)
+    assert (pixels == 127).all()
+    assert pixels.shape == (3, 16, 16)
+    assert problem is not None
+    assert words in problem.reason
+    assert problem.path == str(tmp_path / name)
+
+
+def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "none.jpg", "does not exist"), (tmp_path, "cannot be read")):
+        with pytest.raises(UnreadableImage, match=words):
+            read_photo(ImageItem(path), 16)
+        assert load_pixels(ImageItem(path), 16)[1] is not None
+
+
+def test_box_outside_is_told_and_the_whole_image_used(tmp_path: Path) -> None:
+    path = saved(photo(), tmp_path / "a.png")
+    whole, _ = load_pixels(ImageItem(path), 32)
+    for box in ((900, 10, 20, 20), (10, 10, 0, 5), (10, 10, -5, 5)):
+        pixels, problem = load_pixels(ImageItem(path, box), 32)
+        np.testing.assert_array_equal(pixels, whole)
+        assert problem is not None
+        assert "outside" in problem.reason
+
+
+def test_box_over_the_edge_is_clipped_and_told(tmp_path: Path) -> None:
+    path = saved(photo(), tmp_path / "a.png")
+    pixels, problem = load_pixels(ImageItem(path, (-20, 250, 120, 200)), 32)
+    expected, _ = load_pixels(ImageItem(path, (0, 250, 100, 50)), 32)
+    np.testing.assert_array_equal(pixels, expected)
+    assert problem is not None
+    assert "clipped" in problem.reason
+
+
+@given(
+    st.tuples(*[st.integers(-50, 150)] * 4),
+    st.integers(1, 100),
+    st.integers(1, 100),
+)
+def test_clipped_box_holds_the_pixels_that_box_and_image_share(
+    box: tuple[int, int, int, int], width: int, height: int
+) -> None:
+    x, y, w, h = box
+    columns = set(range(x, x + w)) & set(range(width))
+    rows = set(range(y, y + h)) & set(range(height))
+    inside = clip_box(box, width, height)
+    if not columns or not rows:
+        assert inside is None
+    else:
+        assert inside == (min(columns), min(rows), len(columns), len(rows))
+
+
+def test_a_hundred_megapixels_are_decoded_small(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (10_000, 10_000), (10, 200, 30)), tmp_path / "huge.jpg")
+    opened = read_photo(ImageItem(path), 224)
+    assert opened.image.width <= 1250
+    pixels, problem = load_pixels(ImageItem(path), 224)
+    assert problem is None
+    assert np.abs(pixels.mean(axis=(1, 2)) - (10, 200, 30)).max() < 3
+
+
+def test_too_many_pixels_to_decode_is_an_answer() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    with pytest.raises(UnreadableImage, match="too many"):
+        decode_image(buffer.getvalue())
+
+
+def test_real_photos_have_no_problem(real_half: Path) -> None:
+    paths = sorted((real_half / "gallery").iterdir())[:40]
+    assert [load_pixels(ImageItem(path), 64)[1] for path in paths] == [None] * len(paths)

@@ -1,0 +1,150 @@
+"""The training command as a user types it, small: a tiny timm model on drawn products."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import PROJECT
+from visual_search.checkpoint import load_checkpoint
+from visual_search.errors import exit_with_sentence
+from visual_search.main_arcface import main
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "visual_search.main_arcface", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path, product10k_folder: Path, dev_folder: Path) -> Path:
+    values = {
+        "dataset": {
+            "product10k": {"train_valid_root": str(product10k_folder)},
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 32,
+            "batch_size": 6,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 4},
+        "train": {"epochs": 3},
+    }
+    path = tmp_path / "phase.yml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
+    common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
+    done = train(*common, "--name", "first")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "first"
+    expected = ["best", "config.yml", "last", "metrics.jsonl", "plots", "report.html"]
+    assert sorted(path.name for path in run.iterdir()) == expected
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["mAP"] for line in lines if line["kind"] == "validation"]
+    assert len(scores) == 3
+    best = json.loads((run / "best" / "model.json").read_text())
+    assert best["mAP"] == max(scores)
+    assert f"mAP {max(scores):.4f}" in done.stdout
+    assert str(run / "report.html") in done.stdout
+    assert [line["step"] for line in lines if line["kind"] == "epoch"] == [4, 8, 12]
+    saved = yaml.safe_load((run / "config.yml").read_text())
+    assert saved["dataset"]["input_size"] == 32
+    assert saved["margin"]["centers"] == 3
+
+    # The same seed gives the same weights; a taken name is refused before anything is touched.
+    again = train(*common, "--name", "again", "--dataset.num_workers", "2")
+    assert again.returncode == 0, again.stderr
+    one, two = (
+        load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
+        for name in ("first", "again")
+    )
+    assert all((one[key] == two[key]).all() for key in one)
+    refused = train(*common, "--name", "first")
+    assert refused.returncode == 2
+    assert "--overwrite true" in refused.stderr
+    assert (run / "best" / "model.json").is_file()
+
+    # The next phase starts from this one's best weights and class centres.
+    second = train(
+        *common, "--name", "second", "--pretrain_model", str(run), "--optim.head_lr", "0.0"
+    )
+    assert second.returncode == 0, second.stderr
+    assert "class centres: continued from" in second.stdout
+    before, after = load_checkpoint(run), load_checkpoint(tmp_path / "runs" / "second")
+    for key, value in before.state.items():
+        if "running_" not in key and "num_batches" not in key:
+            assert (after.state[key] == value).all(), key
+
+
+def test_training_learns(config: Path, tmp_path: Path) -> None:
+    done = train(
+        *("--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x"),
+        *("--train.epochs", "12", "--train.validate_every", "12", "--margin.dropout", "0"),
+        *("--dataset.train_on_test", "true"),
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, metrics) if line["kind"] == "step"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert "trains on Product10K's test photos too" in done.stdout
+    assert "test photos</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
+
+
+def test_bad_input_is_one_sentence_and_touches_nothing(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    common = ("--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x")
+    for arguments, words in (
+        (("--dataset.dev_set.eval_root", "nowhere"), "nowhere does not exist"),
+        (("--dataset.product10k.train_list", "none.csv"), "none.csv does not exist"),
+        (("--dataset.num_of_classes", "2"), "train.csv line"),
+        (("--dataset.batch_size", "99"), "dataset.batch_size = 99"),
+        (("--pretrain_model", "runs/none"), "runs/none"),
+        (("--dataset.input_sze", "3"), "--dataset.input_sze"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["main_arcface", *common, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            exit_with_sentence(main)
+        assert caught.value.code == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "runs" / "x").exists()
+
+
+def test_broken_photos_are_listed_and_many_of_them_stop_the_run(
+    config: Path, product10k_folder: Path, tmp_path: Path
+) -> None:
+    photos = sorted((product10k_folder / "train").iterdir())
+    photos[3].write_bytes(b"")
+    common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
+    done = train(*common, "--name", "one", "--train.epochs", "1")
+    assert done.returncode == 0, done.stderr
+    listed = (tmp_path / "runs" / "one" / "broken_images.txt").read_text().split()
+    assert listed == [str(photos[3])]
+    assert "1 unreadable training photos were replaced" in done.stdout
+    for photo in photos[:12]:
+        photo.write_bytes(b"")
+    done = train(*common, "--name", "many", "--train.epochs", "1")
+    assert done.returncode == 2
+    assert "training photos cannot be read" in done.stderr
+    assert "dataset.max_broken_share" in done.stderr

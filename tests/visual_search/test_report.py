@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from visual_search.evaluate import Evaluation, Ranking, fill_to_width, read_dev_set
+from visual_search.images import ImageProblem
+from visual_search.metrics import average_precision
+from visual_search.report import write_report
+
+
+class Page(HTMLParser):
+    """Rows of the report as lists of (css classes, title)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[set[str], str]]] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        self.links += [values[key] for key in ("src", "href") if key in values]
+        classes = set(values.get("class", "").split())
+        if "row" in classes:
+            self.rows.append([])
+        elif "p" in classes:
+            self.rows[-1].append((classes, values["title"]))
+
+
+def evaluation(folder: Path) -> Evaluation:
+    dev_set = read_dev_set(folder)
+    rng = np.random.default_rng(3)
+    ranks = fill_to_width(np.stack([rng.permutation(10) for _ in range(10)]), 10)
+    ranks[4, :10] = np.argsort(dev_set.gallery_products != dev_set.query_products[4], kind="stable")
+    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
+    problems = (ImageProblem("a<b>.jpg", "damaged"),)
+    return Evaluation(Ranking(ranks, problems, 1.0, 0.1), scores)
+
+
+def test_rows_are_worst_first_and_right_results_are_marked(
+    dev_folder: Path, tmp_path: Path
+) -> None:
+    dev_set, answer = read_dev_set(dev_folder), evaluation(dev_folder)
+    write_report(tmp_path / "r.html", "title & more", {"mAP": "0.5"}, dev_set, answer)
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert len(page.rows) == 10
+    order = np.argsort(answer.average_precisions, kind="stable")
+    for query, row in zip(order, page.rows, strict=True):
+        assert dev_set.queries[query].path.name in row[0][1]
+        assert len(row) == 11
+        for index, (classes, title) in zip(answer.ranking.ranks[query], row[1:], strict=False):
+            right = dev_set.gallery_products[index] == dev_set.query_products[query]
+            assert ("right" in classes) == right
+            assert dev_set.gallery[index].path.name in title
+    assert "first right at 1<" in text
+    assert "title &amp; more" in text
+    assert "a&lt;b&gt;.jpg" in text
+
+
+def test_it_opens_offline_with_the_box_cut_out(dev_folder: Path, tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", "t", {}, read_dev_set(dev_folder), evaluation(dev_folder), 2)
+    text = (tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert len(page.rows) == 2
+    assert page.links == []
+    assert "http" not in re.sub(r"base64,[^)]*", "", text)
+    rule = r"\.(q\d+|g\d+) \{ background-image: url\(data:image/jpeg;base64,([^)]*)"
+    uris = re.findall(rule, text)
+    shown = {next(iter(c - {"p", "q", "right"})) for row in page.rows for c, _ in row}
+    assert {name for name, _ in uris} == shown
+    sizes = {n[0]: Image.open(io.BytesIO(base64.b64decode(data))).size for n, data in uris}
+    assert sizes == {"q": (128, 128), "g": (128, 128)}

@@ -1,0 +1,34 @@
+"""Progress bars that also read well in a log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+# Seconds between two updates: a terminal redraws its line, a log file keeps every one.
+TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 20.0
+
+
+def progress_bar(
+    label: str,
+    unit: str,
+    *,
+    iterable: Iterable | None = None,
+    total: int | None = None,
+    shown: bool = True,
+) -> Any:
+    """A tqdm bar on stderr; give it an `iterable`, or a `total` to count up to by hand."""
+    interval = TERMINAL_INTERVAL if sys.stderr.isatty() else LOG_INTERVAL
+    return tqdm(
+        iterable,
+        desc=label,
+        unit=unit,
+        total=total,
+        disable=not shown,
+        mininterval=interval,
+        maxinterval=max(interval, 10.0),
+        dynamic_ncols=True,
+    )
