@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -41,7 +43,6 @@ def lfs_filter(project: Path, name: str) -> str:
 def test_weights_go_to_lfs_and_the_demo_does_not(project: Path) -> None:
     for name in (
         "my_submission/weights/model.pt",
-        "my_submission/weights/previous/model.pt",
         "my_submission/weights/head.safetensors",
         "dataset/images_mean_50k_800.tar.partaa",
     ):
@@ -87,6 +88,52 @@ def test_the_ranker_needs_only_what_the_evaluator_installs(project: Path) -> Non
         "import visual_search.export\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=120)
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_set_up_runs_once_and_again_when_the_requirements_change(
+    project: Path, tmp_path: Path
+) -> None:
+    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+        shutil.copy(project / name, tmp_path)
+    for target in ("demo", "test"):
+        assert "pip install" in make(tmp_path, "--dry-run", target).stdout
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    for target in ("demo", "test"):
+        assert "pip install" not in make(tmp_path, "--dry-run", target).stdout
+    os.utime(tmp_path / "pyproject.toml", (2**32, 2**32))
+    assert "pip install" in make(tmp_path, "--dry-run", "demo").stdout
+
+
+def test_an_old_python_is_refused_with_what_to_do(project: Path, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+        shutil.copy(project / name, tmp_path)
+    done = make(tmp_path, "demo", "PYTHON=false")
+    assert done.returncode != 0
+    assert "PYTHON=python3.12" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_missing_optional_package_names_its_extra(project: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['jsonargparse'] = None\n"
+        "sys.argv = ['main_arcface', '--name', 'x']\n"
+        "from visual_search.errors import exit_with_sentence\n"
+        "from visual_search.main_arcface import main\n"
+        "exit_with_sentence(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install -e '.[train]'" in done.stderr
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS, ids=lambda entry: entry[-1])

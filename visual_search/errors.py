@@ -10,12 +10,37 @@ class UserError(Exception):
     """Something in the user's files, settings or machine; the message says what to do about it."""
 
 
+# Packages beyond requirements.txt, and the extra of pyproject.toml that brings them.
+EXTRA_OF_PACKAGE = {
+    "accelerate": "train",
+    "jinja2": "train",
+    "jsonargparse": "train",
+    "matplotlib": "train",
+    "open_clip": "train",
+    "safetensors": "train",
+    "yaml": "train",
+}
+
+
 def exit_with_sentence(main: Callable[[], None]) -> None:
-    """Run an entry point; a :class:`UserError` becomes `error: …` on stderr and exit status 2."""
+    """Run an entry point; what the user can mend becomes `error: …` on stderr and exit status 2.
+
+    That is a :class:`UserError`, or an optional package that is not installed.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF_PACKAGE:
+            raise
+        extra = EXTRA_OF_PACKAGE[package]
+        print(
+            f"error: the package {package} is not installed: pip install -e '.[{extra}]'",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

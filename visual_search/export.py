@@ -33,7 +33,8 @@ def export_torchscript(
 ) -> Path:
     """Trace an embedder and write it with its description; an earlier export is kept.
 
-    What was in `folder` moves to `folder/previous`, so that one export can be taken back.
+    An export of another run that was in `folder` moves to `folder/previous`, so that it can be
+    taken back; one of the same run is replaced.
 
     Raises:
         UserError: when the traced model does not answer as the embedder does.
@@ -51,7 +52,7 @@ def export_torchscript(
             f"the TorchScript export of {architecture.backbone} does not answer as the model does "
             f"(cosine {cosine:.4f}); it was not written"
         )
-    _keep_previous(folder)
+    _keep_previous(folder, facts.get("run"))
     with written_atomically(folder / MODEL_FILE) as temporary:
         traced.save(str(temporary))
     # The description comes last: a folder without it holds no finished export.
@@ -59,14 +60,18 @@ def export_torchscript(
     return folder / MODEL_FILE
 
 
-def _keep_previous(folder: Path) -> None:
+def _keep_previous(folder: Path, run: str | None) -> None:
     if not (folder / DESCRIPTION_FILE).is_file():
+        return
+    _, facts = read_description(folder / DESCRIPTION_FILE)
+    if facts.get("run") == run:
         return
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
     for name in (DESCRIPTION_FILE, MODEL_FILE):
         if (folder / name).is_file():
             shutil.move(folder / name, previous / name)
+    print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
 
 
 def load_exported(

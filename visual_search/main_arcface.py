@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jsonargparse
-
-from visual_search.config import parse_phase
 from visual_search.errors import exit_with_sentence
-from visual_search.run_folder import RunFolder
 
 
 def main() -> None:
     """Parse the arguments, train, and say where the result is."""
+    import jsonargparse
+
+    from visual_search.config import parse_phase
+    from visual_search.run_folder import RunFolder
+
     parser = jsonargparse.ArgumentParser(
         prog="python -m visual_search.main_arcface",
         description="Train one phase: sub-centre ArcFace with a margin per class.",

@@ -79,8 +79,6 @@ def train_phase(
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         gradient_accumulation_steps=config.train.accumulate,
-        # One schedule step is one optimiser step of the whole job, however many processes.
-        step_scheduler_with_optimizer=False,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
     set_seed(config.dataset.seed)

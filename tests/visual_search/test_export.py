@@ -61,6 +61,9 @@ def test_an_earlier_export_is_kept(tmp_path: Path) -> None:
     previous = json.loads((tmp_path / "previous" / "model.json").read_text())["run"]
     assert (current, previous) == ("run 2", "run 1")
     assert (tmp_path / "previous" / "model.pt").is_file()
+    # The same run again replaces its own export, and not the one that was kept.
+    export_torchscript(*tiny(3), {"run": "run 2"}, tmp_path)
+    assert json.loads((tmp_path / "previous" / "model.json").read_text())["run"] == "run 1"
 
 
 def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
