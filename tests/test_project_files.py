@@ -155,7 +155,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     """The house plan: entry points, work, parts, pieces, ground."""
     floors = [
         {"errors", "files", "progress", "images", "search", "metrics", "tables", "run_folder"},
-        {"backbones", "margins", "transforms", "datasets"},
+        {"backbones", "freezing", "margins", "transforms", "datasets"},
         {"config", "model", "embed", "checkpoint", "optim"},
         {"evaluate", "report", "export", "train"},
         {"main_arcface", "main_demo"},

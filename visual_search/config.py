@@ -65,7 +65,9 @@ class DatasetConfig:
         train_on_test: train on Product10K's test photos too; the run's report says so.
         seed: of every random draw of the run.
         num_of_classes: at least the highest class plus one.
-        input_size: side of the model's input in pixels.
+        input_size: side of the model's input in training, in pixels.
+        input_size_valid: the same in validation and in the submission; 0 is as in training.
+            Convolutional networks gain from a somewhat larger one (Touvron et al. 2019).
         batch_size: photos a step and process.
         augmentations: of the training photos.
         augmentations_valid: none, since validation is what the submission does.
@@ -79,6 +81,7 @@ class DatasetConfig:
     seed: int = 42
     num_of_classes: int = 9700
     input_size: int = 224
+    input_size_valid: int = 0
     batch_size: int = 48
     augmentations: Literal["none", "flip", "autoaugment", "phone"] = "autoaugment"
     augmentations_valid: Literal["none"] = "none"
@@ -97,6 +100,8 @@ class BackboneConfig:
         std: divides them after that, RGB.
         drop_path: stochastic depth rate, 0..1, for timm models that know it.
         freeze_batchnorm: keep the running statistics of the pretrained batch norms.
+        frozen_stages: how many stages from the stem on are not trained, for timm models; what
+            they learnt serves as it is, and a step costs less.
     """
 
     name: str = "timm/tf_efficientnet_lite0"
@@ -105,6 +110,7 @@ class BackboneConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     drop_path: float = 0.0
     freeze_batchnorm: bool = False
+    frozen_stages: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from visual_search.images import ImageItem, UnreadableImage, read_photo
 
 THUMBNAIL_PIXELS = 128
 RESULTS_SHOWN = 10
+OTHERS_SHOWN = 20
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -41,6 +42,8 @@ class Row:
     first_right: int | None
     """Rank of the first right photo, from 1; None where none was found."""
     results: list[Result]
+    expected: Result | None
+    """A photo that would have been right; None where the gallery has none."""
 
 
 def write_report(
@@ -53,6 +56,8 @@ def write_report(
 ) -> None:
     """Write the report: worst queries first, right results framed green.
 
+    Behind the worst come a few of the others, spread evenly, to see what works.
+
     Args:
         path: the html file.
         title: its headline.
@@ -64,16 +69,19 @@ def write_report(
     import jinja2
 
     worst_first = np.argsort(evaluation.average_precisions, kind="stable")
-    chosen = worst_first[: queries_shown or None]
-    rows = [_row(int(query), dev_set, evaluation) for query in chosen]
-    pictures = _thumbnails(dev_set, [row.picture for row in rows], rows)
+    others = worst_first[queries_shown:] if queries_shown else worst_first[:0]
+    spread = others[np.linspace(0, len(others) - 1, min(len(others), OTHERS_SHOWN)).astype(int)]
+    worst = [_row(int(q), dev_set, evaluation) for q in worst_first[: queries_shown or None]]
+    sample = [_row(int(q), dev_set, evaluation) for q in spread]
+    pictures = _thumbnails(dev_set, worst + sample)
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
     ).get_template(TEMPLATE.name)
     html = template.render(
         title=title,
         facts=facts,
-        rows=rows,
+        worst=worst,
+        sample=sample,
         total=len(worst_first),
         pictures=pictures,
         histogram=_histogram(evaluation.average_precisions),
@@ -90,25 +98,29 @@ def _row(query: int, dev_set: DevSet, evaluation: Evaluation) -> Row:
     right = dev_set.gallery_products[ranks] == product
     hits = np.flatnonzero(right)
     results = [
-        Result(
-            f"g{index}",
-            bool(right[place]),
-            f"{dev_set.gallery[index].path.name}, product {dev_set.gallery_products[index]}",
-        )
+        _result(index, bool(right[place]), dev_set)
         for place, index in enumerate(ranks[:RESULTS_SHOWN].tolist())
     ]
+    of_product = np.flatnonzero(dev_set.gallery_products == product)
     return Row(
         f"q{query}",
         f"{dev_set.queries[query].path.name}, product {product}",
         float(evaluation.average_precisions[query]),
         int(hits[0]) + 1 if len(hits) else None,
         results,
+        _result(int(of_product[0]), True, dev_set) if len(of_product) else None,
     )
 
 
-def _thumbnails(dev_set: DevSet, queries: list[str], rows: list[Row]) -> dict[str, str]:
+def _result(index: int, right: bool, dev_set: DevSet) -> Result:
+    product, path = dev_set.gallery_products[index], dev_set.gallery[index].path
+    return Result(f"g{index}", right, f"{path.name}, product {product}")
+
+
+def _thumbnails(dev_set: DevSet, rows: list[Row]) -> dict[str, str]:
     """A JPEG data URI for each picture on the page, each picture once."""
-    names = sorted({*queries, *(result.picture for row in rows for result in row.results)})
+    results = [result for row in rows for result in (*row.results, row.expected) if result]
+    names = sorted({row.picture for row in rows} | {result.picture for result in results})
     sides = {"q": dev_set.queries, "g": dev_set.gallery}
     with ThreadPoolExecutor(available_cores()) as pool:
         encoded = pool.map(lambda name: _data_uri(sides[name[0]][int(name[1:])]), names)

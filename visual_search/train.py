@@ -21,6 +21,7 @@ from visual_search.datasets import LabelledImages, TrainingImages, joined, read_
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, Evaluation, evaluate_on_dev_set, read_dev_set
 from visual_search.files import write_text
+from visual_search.freezing import freeze_stages, hold_frozen
 from visual_search.margins import SubCenterArcFace, class_margins
 from visual_search.model import Architecture, Embedder, build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
@@ -126,8 +127,7 @@ def _train_epoch(
     """One pass over the training photos; returns the number of optimiser steps so far."""
     config = phase.config
     learner.train()
-    if config.backbone.freeze_batchnorm:
-        _freeze_batchnorm(phase.learner.embedder.backbone)
+    hold_frozen(phase.learner.embedder.backbone, config.backbone.freeze_batchnorm)
     watch = BrokenPhotos(phase.images, config.dataset.max_broken_share)
     started, running = time.perf_counter(), 0.0
     bar = progress_bar(
@@ -175,12 +175,6 @@ def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {f"lr_{name}": groups.get(name, 0.0) for name in ("head", "backbone")}
 
 
-def _freeze_batchnorm(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
-
-
 class BrokenPhotos:
     """Counts the training photos that could not be read, and stops the run when they are many."""
 
@@ -218,6 +212,7 @@ def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
     margin = config.margin
     margins = class_margins(torch.from_numpy(counts), margin.low, margin.span, margin.power)
     embedder, architecture = _embedder(config)
+    freeze_stages(embedder.backbone, config.backbone.frozen_stages)
     head = SubCenterArcFace(architecture.dimension, margins, margin.centers, margin.scale)
     if config.pretrain_model:
         _continue_head(head, Path(config.pretrain_model), chief)
@@ -226,7 +221,8 @@ def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
     if chief:
         print(
             f"{run.name}: {len(images)} photos of {int((counts > 0).sum())} classes, "
-            f"{config.backbone.name} at {dataset.input_size} px, {architecture.dimension}-d; "
+            f"{config.backbone.name} at {dataset.input_size} px (validation "
+            f"{architecture.input_size} px), {architecture.dimension}-d; "
             f"validation: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos"
             + ("; trains on Product10K's test photos too" if dataset.train_on_test else ""),
             flush=True,
@@ -257,7 +253,7 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
     embedder, architecture = build_embedder(
         backbone.name,
         "none" if config.pretrain_model else backbone.weights,
-        config.dataset.input_size,
+        config.dataset.input_size_valid or config.dataset.input_size,
         backbone.mean,
         backbone.std,
         config.neck.kind,

@@ -55,9 +55,12 @@ def test_rows_are_worst_first_and_right_results_are_marked(
     order = np.argsort(answer.average_precisions, kind="stable")
     for query, row in zip(order, page.rows, strict=True):
         assert dev_set.queries[query].path.name in row[0][1]
-        assert len(row) == 11
-        for index, (classes, title) in zip(answer.ranking.ranks[query], row[1:], strict=False):
-            right = dev_set.gallery_products[index] == dev_set.query_products[query]
+        assert len(row) == 12
+        expected, product = row[11], dev_set.query_products[query]
+        assert "expected" in expected[0]
+        assert expected[1].endswith(f"product {product}")
+        for index, (classes, title) in zip(answer.ranking.ranks[query], row[1:11], strict=False):
+            right = dev_set.gallery_products[index] == product
             assert ("right" in classes) == right
             assert dev_set.gallery[index].path.name in title
     assert "first right at 1<" in text
@@ -69,12 +72,14 @@ def test_it_opens_offline_with_the_box_cut_out(dev_folder: Path, tmp_path: Path)
     write_report(tmp_path / "r.html", "t", {}, read_dev_set(dev_folder), evaluation(dev_folder), 2)
     text = (tmp_path / "r.html").read_text()
     page = Page(text)
-    assert len(page.rows) == 2
+    # The two worst, and all eight others.
+    assert len(page.rows) == 10
+    assert "8 of the other 8" in text
     assert page.links == []
     assert "http" not in re.sub(r"base64,[^)]*", "", text)
     rule = r"\.(q\d+|g\d+) \{ background-image: url\(data:image/jpeg;base64,([^)]*)"
     uris = re.findall(rule, text)
-    shown = {next(iter(c - {"p", "q", "right"})) for row in page.rows for c, _ in row}
+    shown = {next(iter(c - {"p", "q", "right", "expected"})) for row in page.rows for c, _ in row}
     assert {name for name, _ in uris} == shown
     sizes = {n[0]: Image.open(io.BytesIO(base64.b64decode(data))).size for n, data in uris}
     assert sizes == {"q": (128, 128), "g": (128, 128)}

@@ -1,0 +1,1 @@
+"""The embedded data set: a rendered catalogue of real product models, and its builder."""
