@@ -156,7 +156,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     floors = [
         {"errors", "files", "progress", "images", "search", "metrics", "tables", "run_folder"},
         {"backbones", "freezing", "margins", "transforms", "datasets"},
-        {"config", "model", "embed", "checkpoint", "optim"},
+        {"config", "model", "embed", "imprinting", "checkpoint", "optim"},
         {"evaluate", "report", "export", "train"},
         {"main_arcface", "main_demo"},
     ]

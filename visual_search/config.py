@@ -137,6 +137,7 @@ class MarginConfig:
         span: what the rarest class has above it, radians.
         power: negative; how fast the margin falls with the class's photos.
         dropout: of the embedding in front of the head, 0..1.
+        imprint: start the centres at the mean embeddings of their classes, not at random.
     """
 
     centers: int = 3
@@ -145,6 +146,7 @@ class MarginConfig:
     span: float = 0.45
     power: float = -0.25
     dropout: float = 0.2
+    imprint: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from visual_search.files import write_json
 
 DATA = "dataset/demo/development_test_data"
 BACKBONE = "config/backbone/efficientnet_lite0.yml"
+INPUT_SIZE = "160"  # as the trained model's, so that only the training differs
 PHASES = ("arcface_1st",)
 SUMMARY = Path("runs/demo/summary.json")
 
@@ -41,7 +42,8 @@ def main() -> None:
     started = time.perf_counter()
 
     headline("1. The backbone as it comes, never trained on a product")
-    python("my_submission/to_torchscript.py", BACKBONE, "--output", "runs/demo/zero_shot")
+    plain = ("--output", "runs/demo/zero_shot", "--input_size", INPUT_SIZE)
+    python("my_submission/to_torchscript.py", BACKBONE, *plain)
     zero_shot = evaluate("runs/demo/zero_shot", "--weights", "runs/demo/zero_shot")
 
     headline("2. Training on other products than those it will be asked for")

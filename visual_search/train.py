@@ -22,6 +22,7 @@ from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, Evaluation, evaluate_on_dev_set, read_dev_set
 from visual_search.files import write_text
 from visual_search.freezing import freeze_stages, hold_frozen
+from visual_search.imprinting import imprint_centers
 from visual_search.margins import SubCenterArcFace, class_margins
 from visual_search.model import Architecture, Embedder, build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
@@ -37,7 +38,7 @@ LOG_EVERY = 10
 class Learner(nn.Module):
     """Embedder and classification head as one module, so that any parallel wrapper fits."""
 
-    def __init__(self, embedder: Embedder, head: nn.Module, dropout: float) -> None:
+    def __init__(self, embedder: Embedder, head: SubCenterArcFace, dropout: float) -> None:
         super().__init__()
         self.embedder, self.head, self.dropout = embedder, head, dropout
 
@@ -57,6 +58,7 @@ class Phase:
     dev_set: DevSet
     learner: Learner
     architecture: Architecture
+    head_continued: bool = False
     best: Evaluation | None = None
 
 
@@ -88,6 +90,8 @@ def train_phase(
     phase = _prepare(config, run, accelerator.is_main_process)
     if accelerator.is_main_process:
         run.start(resolved)
+    if config.margin.imprint and not phase.head_continued:
+        _imprint(phase, accelerator.device, accelerator.is_main_process)
     loader: Any = _loader(phase)
     per_epoch = -(-len(loader) // accelerator.num_processes // config.train.accumulate)
     groups = parameter_groups(
@@ -214,8 +218,9 @@ def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
     embedder, architecture = _embedder(config)
     freeze_stages(embedder.backbone, config.backbone.frozen_stages)
     head = SubCenterArcFace(architecture.dimension, margins, margin.centers, margin.scale)
-    if config.pretrain_model:
-        _continue_head(head, Path(config.pretrain_model), chief)
+    continued = bool(config.pretrain_model) and _continue_head(
+        head, Path(config.pretrain_model or ""), chief
+    )
     if config.train.channels_last:
         embedder = embedder.to(memory_format=torch.channels_last)
     if chief:
@@ -230,7 +235,15 @@ def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
     augment = build_augmentation(dataset.augmentations, dataset.input_size)
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
     learner = Learner(embedder, head, margin.dropout)
-    return Phase(config, run, training, dev_set, learner, architecture)
+    return Phase(config, run, training, dev_set, learner, architecture, continued)
+
+
+def _imprint(phase: Phase, device: torch.device, chief: bool) -> None:
+    """The same centres in every process: each embeds all photos."""
+    learner, size = phase.learner.to(device), phase.config.dataset.input_size
+    imprint_centers(
+        learner.head, learner.embedder, phase.images.images, size, device=device, progress=chief
+    )
 
 
 def _training_images(dataset: DatasetConfig) -> LabelledImages:
@@ -272,7 +285,7 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
     return embedder, architecture
 
 
-def _continue_head(head: SubCenterArcFace, source: Path, chief: bool) -> None:
+def _continue_head(head: SubCenterArcFace, source: Path, chief: bool) -> bool:
     """Take over the class centres of the phase before, where they are of the same classes."""
     places = [source / "best", source / "last", source, source.parent]
     files = [place / "head.safetensors" for place in places]
@@ -283,6 +296,7 @@ def _continue_head(head: SubCenterArcFace, source: Path, chief: bool) -> None:
         head.weight.data.copy_(weight)
     if chief:
         print(f"class centres: {f'continued from {found}' if fits else 'new'}")
+    return fits
 
 
 def _loader(phase: Phase) -> DataLoader:
