@@ -29,7 +29,7 @@ def test_aicrowd_json_suits_the_kit_and_the_client(project: Path) -> None:
     assert isinstance(values["authors"], list)
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkout(project: Path) -> Path:
     """The project as a git checkout; an unpacked archive of it is none."""
     if not (project / ".git").exists() or shutil.which("git") is None:
