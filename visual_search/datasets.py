@@ -40,6 +40,11 @@ def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> Labe
         UserError: for a missing file, folder or column, a class that is no whole number in
             `0..classes-1`, and when no photo of the list exists; it names file and line.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"the folder {folder} does not exist; put Product10K there, or name another folder "
+            "with dataset.product10k.train_valid_root"
+        )
     path = folder / table
     rows = read_table(path, ["name", "class"])
     labels = integers(rows, "class", path)

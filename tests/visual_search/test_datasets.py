@@ -37,6 +37,8 @@ def test_faults_of_the_list_are_named(product10k_folder: Path) -> None:
         read_product10k(product10k_folder, "train.csv", "nowhere", 10)
     with pytest.raises(UserError, match="none of the photos"):
         read_product10k(product10k_folder, "test_kaggletest.csv", "train", 10)
+    with pytest.raises(UserError, match=r"elsewhere does not exist.*train_valid_root"):
+        read_product10k(product10k_folder / "elsewhere", "train.csv", "train", 10)
     write_csv(product10k_folder / "none.csv", ["name", "class"], [])
     with pytest.raises(UserError, match="lists no photo"):
         read_product10k(product10k_folder, "none.csv", "train", 10)
