@@ -66,7 +66,7 @@ def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:
-    from visual_search.config import read_backbone
+    from visual_search.config_reader import read_backbone
     from visual_search.model import build_embedder
 
     backbone = read_backbone(source)

@@ -1,24 +1,9 @@
-"""What can be configured: frozen dataclasses, read from YAML and the command line.
-
-Only this module and the entry points know jsonargparse; all below takes plain values.
-"""
+"""What can be configured: frozen dataclasses with their defaults. `config_reader` fills them."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import re
-import sys
-import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-import jsonargparse
-import yaml
-
-from visual_search.errors import UserError
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -26,18 +11,39 @@ class Product10KConfig:
     """Where Product10K, or a data set in its layout, lies.
 
     Args:
+        use: train on it; false leaves the other tables.
         train_valid_root: folder of the lists and of the photo folders.
         train_prefix: folder of the training photos.
         train_list: csv with the columns name, class.
         val_prefix: folder of the test photos.
         val_list: csv of the test photos, with the same columns.
+        weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
     """
 
+    use: bool = True
     train_valid_root: str = "dataset/Product10K"
     train_prefix: str = "train"
     train_list: str = "train.csv"
     val_prefix: str = "test"
     val_list: str = "test_kaggletest.csv"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """A further table of training photos; its classes are numbered behind the others'.
+
+    Args:
+        file: csv: Amazon pairs (image_path, label), dataset_info.csv or folds.csv.
+        root: folder its paths are relative to; empty is the csv's own.
+        fold: of a folds.csv, the fold that is held out; -1 holds none out.
+        weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
+    """
+
+    file: str
+    root: str = ""
+    fold: int = -1
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class DevSetConfig:
         eval_root: folder that the image paths of both tables are relative to.
         gallery: csv with the columns seller_img_id, img_path, product_id.
         queries: csv with the columns user_img_id, img_path, bbox_x, …, bbox_h, product_id.
+            Both may also be absolute, or lie elsewhere relative to eval_root.
     """
 
     eval_root: str = "dataset/development_test_data"
@@ -56,26 +63,61 @@ class DevSetConfig:
 
 
 @dataclass(frozen=True)
+class SamplerConfig:
+    """Which photos meet in a batch.
+
+    Args:
+        kind: shuffle; m-per-class for pair losses; size-balanced draws small classes more often.
+        images_per_class: of m-per-class, photos of a class in a batch.
+        size_power: of size-balanced, a class is drawn in proportion to its size to this power.
+    """
+
+    kind: Literal["shuffle", "m-per-class", "size-balanced"] = "shuffle"
+    images_per_class: int = 2
+    size_power: float = 0.5
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """Two photos in one, with both labels.
+
+    Args:
+        kind: none, mixup (blended), cutmix (a patch of the other), or both in turn.
+        alpha: of the beta distribution that the share is drawn from.
+        probability: share of the batches that are mixed, 0..1.
+    """
+
+    kind: Literal["none", "mixup", "cutmix", "both"] = "none"
+    alpha: float = 0.4
+    probability: float = 1.0
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """The photos, and how they reach the model.
 
     Args:
         product10k: the training photos.
+        tables: further training photos.
         dev_set: the photos that validation ranks.
         train_on_test: train on Product10K's test photos too; the run's report says so.
         seed: of every random draw of the run.
-        num_of_classes: at least the highest class plus one.
+        num_of_classes: of Product10K: at least its highest class plus one.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and in the submission; 0 is as in training.
             Convolutional networks gain from a somewhat larger one (Touvron et al. 2019).
         batch_size: photos a step and process.
+        sampler: which photos meet in a batch.
         augmentations: of the training photos.
         augmentations_valid: none, since validation is what the submission does.
+        random_erasing: share of the training photos with an erased rectangle, 0..1.
+        mixing: mixup or cutmix.
         num_workers: processes that read training photos; 0 reads them in the training process.
         max_broken_share: stop when more of the photos read than this share cannot be read, 0..1.
     """
 
     product10k: Product10KConfig = field(default_factory=Product10KConfig)
+    tables: tuple[TableConfig, ...] = ()
     dev_set: DevSetConfig = field(default_factory=DevSetConfig)
     train_on_test: bool = False
     seed: int = 42
@@ -83,8 +125,13 @@ class DatasetConfig:
     input_size: int = 224
     input_size_valid: int = 0
     batch_size: int = 48
-    augmentations: Literal["none", "flip", "autoaugment", "phone"] = "autoaugment"
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    augmentations: Literal[
+        "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
+    ] = "autoaugment"
     augmentations_valid: Literal["none"] = "none"
+    random_erasing: float = 0.0
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     num_workers: int = 8
     max_broken_share: float = 0.05
 
@@ -94,23 +141,31 @@ class BackboneConfig:
     """The network that sees the photo.
 
     Args:
-        name: timm/<model>, or open_clip/<architecture>/<tag>.
+        name: timm/<model>, open_clip/<architecture>/<tag>, or unicom/<model>.
         weights: hub, hub:<tag>, none, package:efficientnet_lite0, or a state-dict file.
         mean: subtracted from pixels scaled to 0..1, RGB.
         std: divides them after that, RGB.
+        pooling: of the last feature map; default is the model's own.
         drop_path: stochastic depth rate, 0..1, for timm models that know it.
+        patch_overlap: pixels that neighbouring patches of a ViT share; more tokens, finer.
         freeze_batchnorm: keep the running statistics of the pretrained batch norms.
         frozen_stages: how many stages from the stem on are not trained, for timm models; what
             they learnt serves as it is, and a step costs less.
+        trainable_blocks: how many blocks from the end are trained; -1 all, 0 none (frozen).
+        gradient_checkpointing: compute activations twice, keep them once: less memory.
     """
 
     name: str = "timm/tf_efficientnet_lite0"
     weights: str = "package:efficientnet_lite0"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pooling: Literal["default", "avg", "gem", "cls"] = "default"
     drop_path: float = 0.0
+    patch_overlap: int = 0
     freeze_batchnorm: bool = False
     frozen_stages: int = 0
+    trainable_blocks: int = -1
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,53 +173,159 @@ class NeckConfig:
     """Between backbone and embedding.
 
     Args:
-        kind: none, or linear-bn for a projection with batch norm.
+        kind: none, or a projection, with dropout before and batch norm behind it or without.
         dimension: width of the embedding; 0 keeps the backbone's.
+        dropout: of the backbone's features, for dropout-linear-bn, 0..1.
     """
 
-    kind: Literal["none", "linear-bn"] = "none"
+    kind: Literal["none", "linear", "linear-bn", "dropout-linear-bn"] = "none"
     dimension: int = 0
+    dropout: float = 0.2
 
 
 @dataclass(frozen=True)
 class MarginConfig:
-    """Sub-centre ArcFace with a margin per class: m_c = low + span * minmax(n_c ** power).
+    """The classification head: a softmax whose target has to win by a margin.
 
     Args:
-        centers: sub-centres of each class.
-        scale: s, the radius of the sphere the logits live on.
-        low: margin of the most frequent class, radians.
+        name: of the margin; the formulas are in visual_search/margins.py.
+        weight: of the head's loss; 0 leaves it to the pair losses, without a head.
+        centers: sub-centres of each class; 1 is the plain form.
+        scale: s, the radius of the sphere the logits live on; 0 is sqrt(2) * ln(classes - 1).
+        margin: m of every class, where class_margins is none.
+        m1: of combined, factor of the angle; of sphereface, 0 takes its own 1.35.
+        m3: of combined, subtracted from the cosine.
+        class_margins: minmax: low + span * minmax(n ** power); power: low + span * n ** power;
+            n being the class's photos.
+        low: margin of the most frequent class (minmax) or of an endless one (power), radians.
         span: what the rarest class has above it, radians.
         power: negative; how fast the margin falls with the class's photos.
+        label_smoothing: share of the target given to all classes alike, 0..1.
+        focal_gamma: weight (1 - p) ** gamma of each photo (focal loss); 0 is cross-entropy.
+        grow: how the margin rises from grow_from to its full size.
+        grow_from: share of the margin at the start, 0..1.
+        grow_share: share of the training after which the margin is full, 0..1.
+        sampled_share: below 1, this share of the classes enters a step (Partial FC), besides the
+            batch's own; for 100,000 classes and more.
+        sampled_momentum: of the class matrix's own optimiser, where sampled_share is below 1.
         dropout: of the embedding in front of the head, 0..1.
         imprint: start the centres at the mean embeddings of their classes, not at random.
+        elastic_std: standard deviation of elasticface's margin.
+        adaface_h: of adaface, how strongly the embedding's length moves the margin.
+        curricular_momentum: of curricularface's running mean.
     """
 
+    name: Literal[
+        "softmax",
+        "arcface",
+        "cosface",
+        "combined",
+        "sphereface",
+        "elasticface-arc",
+        "elasticface-arc-plus",
+        "elasticface-cos",
+        "elasticface-cos-plus",
+        "curricularface",
+        "adaface",
+        "adacos",
+    ] = "arcface"
+    weight: float = 1.0
     centers: int = 3
     scale: float = 30.0
+    margin: float = 0.5
+    m1: float = 1.0
+    m3: float = 0.0
+    class_margins: Literal["none", "minmax", "power"] = "minmax"
     low: float = 0.05
     span: float = 0.45
     power: float = -0.25
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    grow: Literal["none", "linear", "log"] = "none"
+    grow_from: float = 0.0
+    grow_share: float = 1.0
+    sampled_share: float = 1.0
+    sampled_momentum: float = 0.9
     dropout: float = 0.2
     imprint: bool = False
+    elastic_std: float = 0.0125
+    adaface_h: float = 0.333
+    curricular_momentum: float = 0.01
+
+
+@dataclass(frozen=True)
+class PairLossConfig:
+    """A loss over pairs of a batch, and of the batch with a memory of earlier batches (XBM).
+
+    Args:
+        name: contrastive, multi-similarity or soft-triple; none leaves it out.
+        weight: of this loss in the sum.
+        threshold: of contrastive, negatives below this cosine cost nothing.
+        memory: embeddings remembered, up to the size of the training set; 0 is no memory.
+        memory_weight: of the pairs with the memory, against those inside the batch.
+        memory_start: optimiser step at which the memory comes into play.
+    """
+
+    name: Literal["none", "contrastive", "multi-similarity", "soft-triple"] = "none"
+    weight: float = 1.0
+    threshold: float = 0.5
+    memory: int = 0
+    memory_weight: float = 1.0
+    memory_start: int = 0
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Another run as a teacher.
+
+    Args:
+        run: run folder, checkpoint or TorchScript export; empty for none.
+        kind: mse, l1 or cosine between the embeddings; relational between the batch's
+            similarities, for a teacher of another width.
+        weight: of this loss in the sum.
+    """
+
+    run: str = ""
+    kind: Literal["mse", "l1", "cosine", "relational"] = "cosine"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, linear warm-up, cosine to zero.
+    """Optimiser and learning-rate schedule. No rate is scaled by the number of processes.
 
     Args:
+        name: of the optimiser.
         head_lr: peak learning rate of head and neck.
         backbone_lr_ratio: the backbone's learning rate as a share of the head's.
+        layer_decay: factor of the backbone's rate from each layer to the one before it.
         weight_decay: of matrices and kernels; biases and norms have none.
-        warmup_steps: optimiser steps of the linear warm-up.
+        momentum: of sgd.
+        betas: of the Adam family.
+        schedule: shape of the rates after the warm-up.
+        warmup_steps: optimiser steps of the linear warm-up; cut to a tenth of a short run.
+        floor: smallest share of its own peak that any rate falls to, 0..1.
+        milestones: of step, shares of the run after which the rates are multiplied by gamma.
+        gamma: of step and plateau.
+        patience: of plateau, validations without a gain before the rates fall.
+        cycles: of cyclic, triangles in the run.
         gradient_clip: largest norm of the whole gradient; 0 does not clip.
     """
 
+    name: Literal["adamw", "adam", "sgd", "radam", "nadam", "lion", "adan", "lamb"] = "adamw"
     head_lr: float = 3e-4
     backbone_lr_ratio: float = 0.01
+    layer_decay: float = 1.0
     weight_decay: float = 0.1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "constant", "step", "cyclic", "plateau"] = "cosine"
     warmup_steps: int = 4500
+    floor: float = 0.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    patience: int = 2
+    cycles: int = 4
     gradient_clip: float = 5.0
 
 
@@ -174,30 +335,49 @@ class TrainConfig:
 
     Args:
         epochs: passes over the training photos.
+        head_epochs: of them, at the start, with the backbone frozen (linear probe, then tune).
         accumulate: batches an optimiser step.
         precision: no is fp32; bf16 and fp16 are mixed.
         channels_last: memory order of the convolutions.
         compile: run the model through torch.compile.
+        sync_batchnorm: batch statistics over all processes (GPU).
         validate_every: epochs between two validations; the last epoch is always validated.
+        validate_steps: validate every so many optimiser steps too; 0 only by epochs.
+        save_steps: optimiser steps between two saves of the state a killed run continues from;
+            0 saves after each epoch.
+        early_stopping: end after so many validations without a gain; 0 never.
+        ema_decay: above 0, validate and keep the moving average of the weights, 0..1.
+        soup_last: average the weights of this many last validations at the end; 0 does not.
+        trackers: tensorboard, wandb (offline) and mlflow, beside metrics.jsonl.
     """
 
     epochs: int = 3
+    head_epochs: int = 0
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = True
     compile: bool = False
+    sync_batchnorm: bool = False
     validate_every: int = 1
+    validate_steps: int = 0
+    save_steps: int = 0
+    early_stopping: int = 0
+    ema_decay: float = 0.0
+    soup_last: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """One training phase.
+    """One training phase. The loss is the weighted sum of head, pair loss and distillation.
 
     Args:
         dataset: photos and how they are read.
         backbone: the network.
         neck: projection behind it.
         margin: the classification head.
+        pairs: the loss over pairs, with or without cross-batch memory.
+        distillation: another run as a teacher.
         optim: optimiser and schedule.
         train: the loop.
         pretrain_model: run folder, .safetensors checkpoint or TorchScript export to start from.
@@ -207,118 +387,8 @@ class PhaseConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     margin: MarginConfig = field(default_factory=MarginConfig)
+    pairs: PairLossConfig = field(default_factory=PairLossConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     pretrain_model: str | None = None
-
-
-def parse_phase(
-    parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None
-) -> tuple[jsonargparse.Namespace, PhaseConfig, str]:
-    """Add the phase's options to `parser` and parse.
-
-    Returns:
-        The other arguments of `parser`; the phase; and its YAML, complete with defaults.
-
-    Raises:
-        UserError: naming file and key, for a key nobody knows or a value of a wrong type.
-    """
-    parser.exit_on_error = False
-    parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
-    for part in dataclasses.fields(PhaseConfig):
-        kind: Any = typing.get_type_hints(PhaseConfig)[part.name]
-        if dataclasses.is_dataclass(kind):
-            default = typing.cast(Any, kind)()
-            parser.add_argument(f"--{part.name}", type=kind, default=default, sub_configs=True)
-        else:
-            parser.add_argument(
-                f"--{part.name}", type=kind, default=part.default, help=_described(part.name)
-            )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    origins: dict[str, Path] = {}
-    for path in _config_files(arguments):
-        origins.update(_checked_keys(path, PhaseConfig))
-    try:
-        parsed = parser.parse_args(arguments)
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(_with_origin(str(error), origins)) from error
-    made = parser.instantiate(parsed)
-    phase = PhaseConfig(**{part.name: made[part.name] for part in dataclasses.fields(PhaseConfig)})
-    return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
-
-
-def read_backbone(path: Path) -> BackboneConfig:
-    """A backbone from its own file, such as `config/backbone/efficientnet_lite0.yml`.
-
-    Raises:
-        UserError: naming file and key.
-    """
-    _checked_keys(path, BackboneConfig)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=BackboneConfig, sub_configs=True)
-    try:
-        parsed = parser.parse_args([f"--backbone={path}"])
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(f"{path}: {_last_cause(str(error))}") from error
-    return parser.instantiate(parsed).backbone
-
-
-def _described(name: str) -> str:
-    match = re.search(rf"^\s*{name}: (.+)$", PhaseConfig.__doc__ or "", re.MULTILINE)
-    return match.group(1) if match else name
-
-
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    files = []
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            files.append(Path(arguments[position + 1]))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.partition("=")[2]))
-    return files
-
-
-def _checked_keys(path: Path, kind: Any, prefix: str = "") -> dict[str, Path]:
-    """The file each dotted key comes from; refuses keys that `kind` does not have."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"the config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config {path} is not valid YAML: {error}") from error
-    return _walk(path, values, kind, prefix)
-
-
-def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
-    if not isinstance(values, dict):
-        place = f"{path}: {prefix.rstrip('.')}" if prefix else f"the config {path}"
-        raise UserError(f"{place} must be a table of keys and values, not {values!r}")
-    hints = typing.get_type_hints(kind)
-    origins: dict[str, Path] = {}
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
-            raise UserError(f"{path}: unknown key '{prefix}{key}'; {advice}")
-        origins[f"{prefix}{key}"] = path
-        if not dataclasses.is_dataclass(hints[key]):
-            continue
-        if isinstance(value, str):  # a part in its own file, named relative to this one
-            origins |= _checked_keys(path.parent / value, hints[key], f"{prefix}{key}.")
-        else:
-            origins |= _walk(path, value, hints[key], f"{prefix}{key}.")
-    return origins
-
-
-def _with_origin(message: str, origins: dict[str, Path]) -> str:
-    message = _last_cause(message)
-    found = re.search(r'key "([\w.]+)"', message)
-    if found and found.group(1) in origins:
-        return f"{origins[found.group(1)]}: {message}"
-    return message
-
-
-def _last_cause(message: str) -> str:
-    """The innermost of jsonargparse's nested messages, on one line."""
-    _, key, cause = message.rpartition("Parser key ")
-    return " ".join((key + cause).replace("Parser key", "key").split())

@@ -11,7 +11,7 @@ def main() -> None:
     """Parse the arguments, train, and say where the result is."""
     import jsonargparse
 
-    from visual_search.config import parse_phase
+    from visual_search.config_reader import parse_phase
     from visual_search.run_folder import RunFolder
 
     parser = jsonargparse.ArgumentParser(

@@ -6,7 +6,8 @@ import jsonargparse
 import pytest
 import yaml
 
-from visual_search.config import BackboneConfig, PhaseConfig, parse_phase, read_backbone
+from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
+from visual_search.config_reader import parse_phase, read_backbone
 from visual_search.errors import UserError
 
 
@@ -118,3 +119,15 @@ def test_a_backbone_file_is_checked_like_the_rest(tmp_path: Path) -> None:
         read_backbone(Path(written(tmp_path / "a.yml", "name: timm/x\nweigths: hub\n")))
     with pytest.raises(UserError, match=r"b.yml.*mean"):
         read_backbone(Path(written(tmp_path / "b.yml", "name: timm/x\nmean: grey\n")))
+
+
+def test_tables_are_a_list_and_their_keys_are_checked_too(tmp_path: Path) -> None:
+    text = "dataset:\n  tables:\n  - {file: a.csv, weight: 0.5}\n  - {file: b.csv, fold: 2}\n"
+    phase, resolved = parsed("--config", written(tmp_path / "a.yml", text))
+    assert phase.dataset.tables == (TableConfig("a.csv", weight=0.5), TableConfig("b.csv", fold=2))
+    again, _ = parsed("--config", written(tmp_path / "resolved.yml", resolved))
+    assert again == phase
+    path = written(tmp_path / "c.yml", "dataset:\n  tables:\n  - {fil: a.csv}\n")
+    message = refused("--config", path)
+    assert path in message
+    assert "'dataset.tables.0.fil'" in message

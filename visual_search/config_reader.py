@@ -1,0 +1,137 @@
+"""Reading a configuration: YAML files and command-line options to frozen dataclasses.
+
+Only this module and the entry points know jsonargparse; all below takes plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from visual_search.config import BackboneConfig, PhaseConfig
+from visual_search.errors import UserError
+
+
+def parse_phase(
+    parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[jsonargparse.Namespace, PhaseConfig, str]:
+    """Add the phase's options to `parser` and parse.
+
+    Returns:
+        The other arguments of `parser`; the phase; and its YAML, complete with defaults.
+
+    Raises:
+        UserError: naming file and key, for a key nobody knows or a value of a wrong type.
+    """
+    parser.exit_on_error = False
+    parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
+    for part in dataclasses.fields(PhaseConfig):
+        kind: Any = typing.get_type_hints(PhaseConfig)[part.name]
+        if dataclasses.is_dataclass(kind):
+            default = typing.cast(Any, kind)()
+            parser.add_argument(f"--{part.name}", type=kind, default=default, sub_configs=True)
+        else:
+            parser.add_argument(
+                f"--{part.name}", type=kind, default=part.default, help=_described(part.name)
+            )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    origins: dict[str, Path] = {}
+    for path in _config_files(arguments):
+        origins.update(_checked_keys(path, PhaseConfig))
+    try:
+        parsed = parser.parse_args(arguments)
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(_with_origin(str(error), origins)) from error
+    made = parser.instantiate(parsed)
+    phase = PhaseConfig(**{part.name: made[part.name] for part in dataclasses.fields(PhaseConfig)})
+    return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
+
+
+def read_backbone(path: Path) -> BackboneConfig:
+    """A backbone from its own file, such as `config/backbone/efficientnet_lite0.yml`.
+
+    Raises:
+        UserError: naming file and key.
+    """
+    _checked_keys(path, BackboneConfig)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backbone", type=BackboneConfig, sub_configs=True)
+    try:
+        parsed = parser.parse_args([f"--backbone={path}"])
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(f"{path}: {_last_cause(str(error))}") from error
+    return parser.instantiate(parsed).backbone
+
+
+def _described(name: str) -> str:
+    match = re.search(rf"^\s*{name}: (.+)$", PhaseConfig.__doc__ or "", re.MULTILINE)
+    return match.group(1) if match else name
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    files = []
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            files.append(Path(arguments[position + 1]))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.partition("=")[2]))
+    return files
+
+
+def _checked_keys(path: Path, kind: Any, prefix: str = "") -> dict[str, Path]:
+    """The file each dotted key comes from; refuses keys that `kind` does not have."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"the config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config {path} is not valid YAML: {error}") from error
+    return _walk(path, values, kind, prefix)
+
+
+def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
+    if not isinstance(values, dict):
+        place = f"{path}: {prefix.rstrip('.')}" if prefix else f"the config {path}"
+        raise UserError(f"{place} must be a table of keys and values, not {values!r}")
+    hints = typing.get_type_hints(kind)
+    origins: dict[str, Path] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(hints)}"
+            raise UserError(f"{path}: unknown key '{prefix}{key}'; {advice}")
+        origins[f"{prefix}{key}"] = path
+        entry = (typing.get_args(hints[key]) or (None,))[0]
+        if dataclasses.is_dataclass(entry):  # a list of tables
+            for number, part in enumerate(value or ()):
+                origins |= _walk(path, part, entry, f"{prefix}{key}.{number}.")
+        if not dataclasses.is_dataclass(hints[key]):
+            continue
+        if isinstance(value, str):  # a part in its own file, named relative to this one
+            origins |= _checked_keys(path.parent / value, hints[key], f"{prefix}{key}.")
+        else:
+            origins |= _walk(path, value, hints[key], f"{prefix}{key}.")
+    return origins
+
+
+def _with_origin(message: str, origins: dict[str, Path]) -> str:
+    message = _last_cause(message)
+    found = re.search(r'key "([\w.]+)"', message)
+    if found and found.group(1) in origins:
+        return f"{origins[found.group(1)]}: {message}"
+    return message
+
+
+def _last_cause(message: str) -> str:
+    """The innermost of jsonargparse's nested messages, on one line."""
+    _, key, cause = message.rpartition("Parser key ")
+    return " ".join((key + cause).replace("Parser key", "key").split())
