@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset.prepare_real_photos import GROCERY_TABLE, PRODUCTS_TABLE, halves, prepare
+from tests.conftest import draw_product, write_csv
+from visual_search.errors import UserError
+from visual_search.evaluate import read_dev_set
+
+
+@pytest.fixture
+def data(tmp_path: Path, dev_folder: Path) -> Path:
+    """A small data folder: three grocery classes, and the five products of `dev_folder`."""
+    folder = tmp_path / "data"
+    grocery = folder / "grocery_store"
+    classes = []
+    for number, name in enumerate(("Apple", "Leek", "Milk")):
+        for place in (f"train/{name}/a.jpg", f"val/{name}/b.jpg", f"iconic/{name}.jpg"):
+            (grocery / place).parent.mkdir(parents=True, exist_ok=True)
+            draw_product(number, len(place), 20 + number).save(grocery / place)
+        classes.append([name, number, "x", 0, f"/iconic/{name}.jpg", ""])
+    header = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int)"
+    header += ",Iconic Image Path (str),Product Description Path (str)"
+    write_csv(grocery / "classes.csv", header.split(","), classes)
+    for part, letter in (("train", "a"), ("val", "b")):
+        lines = [f"{part}/{row[0]}/{letter}.jpg, {row[1]}, 0\n" for row in classes]
+        (grocery / f"{part}.txt").write_text("".join(lines))
+    dev_folder.rename(folder / "vpr_development_half")
+    return folder
+
+
+def test_the_tables_of_a_small_folder(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "somewhere" / "real"
+    assert prepare(data, output) == {
+        GROCERY_TABLE: 9,
+        PRODUCTS_TABLE: 8,
+        "gallery.csv": 6,
+        "queries.csv": 6,
+    }
+    grocery, products = (pd.read_csv(output / name) for name in (GROCERY_TABLE, PRODUCTS_TABLE))
+    assert Counter(grocery["label"]) == {
+        f"grocery_store/{name}": 3 for name in ("Apple", "Leek", "Milk")
+    }
+    assert grocery["width"].tolist()[:3] == [20, 21, 22]
+    assert grocery["bbox"].isna().all()
+    # Seller photos whole, user photos by their box.
+    boxes = dict(zip(products["file_name"], products["bbox"].fillna(""), strict=True))
+    assert {box for name, box in boxes.items() if "/queries/" in name} == {"2,2,58,58"}
+    assert {box for name, box in boxes.items() if "/gallery/" in name} == {""}
+    for name in [*grocery["file_name"], *products["file_name"]]:
+        assert (output / name).is_file()
+    dev_set = read_dev_set(output)
+    assert all(item.path.is_file() for item in [*dev_set.gallery, *dev_set.queries])
+
+
+def test_no_product_is_on_both_sides(data: Path, tmp_path: Path) -> None:
+    sides = []
+    for swap in (False, True):
+        output = tmp_path / f"real_{swap}"
+        prepare(data, output, seed=3, swap=swap)
+        products = pd.read_csv(output / PRODUCTS_TABLE)["label"]
+        train = {label.removeprefix("vpr/") for label in products}
+        dev_set = read_dev_set(output)
+        judged = {str(product) for product in dev_set.gallery_products}
+        assert judged == {str(product) for product in dev_set.query_products}
+        assert not train & judged
+        assert len(train | judged) == 5
+        sides.append((train, judged))
+    assert sides[0] == sides[1][::-1]
+
+
+def test_the_halves_are_those_of_a_shuffled_sorted_list() -> None:
+    ids = sorted([30, 4, 100, 7, 9])
+    random.Random(0).shuffle(ids)
+    assert halves([9, 100, 4, 30, 7, 7], 0) == (set(ids[:2]), set(ids[2:]))
+    assert halves(range(100), 0) != halves(range(100), 1)
+
+
+def test_faults_are_named(data: Path, tmp_path: Path) -> None:
+    (data / "grocery_store" / "val.txt").write_text("val/Apple/b.jpg, 0, 0\nval/Leek/b.jpg, 8, 0\n")
+    with pytest.raises(UserError, match=r"val.txt line 2: .*8, 0"):
+        prepare(data, tmp_path / "real")
+    with pytest.raises(UserError, match="vpr_development_half does not exist"):
+        prepare(tmp_path, tmp_path / "real")
+    assert not (tmp_path / "real").exists()
+
+
+def test_the_real_photos_from_the_command_line(
+    real_half: Path, project: Path, tmp_path: Path
+) -> None:
+    if not (real_half.parent / "grocery_store").is_dir():
+        pytest.skip(f"{real_half.parent} has no grocery_store")
+    command = [sys.executable, "dataset/prepare_real_photos.py", "--output", str(tmp_path)]
+    environment = {**os.environ, "VPR_REAL_DATA": str(real_half.parent)}
+    done = subprocess.run(
+        command, cwd=project, env=environment, capture_output=True, text=True, check=True
+    )
+    assert f"{PRODUCTS_TABLE}: 717 photos" in done.stdout
+    products = pd.read_csv(tmp_path / PRODUCTS_TABLE)
+    dev_set = read_dev_set(tmp_path)
+    trained = {label.removeprefix("vpr/") for label in products["label"]}
+    assert len(trained) == 143
+    assert not trained & {*dev_set.gallery_products, *dev_set.query_products}
+    held_out = [*dev_set.gallery, *dev_set.queries]
+    assert not {(tmp_path / name).resolve() for name in products["file_name"]} & {
+        item.path.resolve() for item in held_out
+    }
+    assert all(item.path.is_file() for item in held_out)
