@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -13,24 +17,87 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visual_search.errors import UserError
-from visual_search.images import ImageItem, UnreadableImage, read_photo
+from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
 from visual_search.tables import integers, read_table
+
+
+class PathList(Sequence[Path]):
+    """Paths in one block of bytes and an array of ends: about 8 bytes each beyond the names.
+
+    Millions of `Path` objects would take gigabytes, and again in every worker process that
+    touches their reference counts.
+    """
+
+    def __init__(self, names: Iterable[str | Path]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"path {index} of {len(self)}")
+        index = index % len(self)
+        start = int(self._ends[index - 1]) if index else 0
+        return Path(os.fsdecode(self._bytes[start : int(self._ends[index])]))
+
+    @classmethod
+    def concatenated(cls, parts: Iterable[Sequence[Path]]) -> PathList:
+        """Several sequences of paths, one behind the other."""
+        lists = [part if isinstance(part, PathList) else cls(part) for part in parts]
+        whole = cls(())
+        whole._bytes = b"".join(part._bytes for part in lists)
+        starts = np.cumsum([0, *(len(part._bytes) for part in lists)])[:-1]
+        ends = [part._ends + start for part, start in zip(lists, starts, strict=True)]
+        whole._ends = np.concatenate([*ends, np.zeros(0, dtype=np.int64)])
+        return whole
 
 
 @dataclass(frozen=True)
 class LabelledImages:
     """Photos of known classes."""
 
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     labels: np.ndarray
     """`(n,)`, int64, 0..classes-1."""
+    boxes: np.ndarray | None = None
+    """`(n, 4)`, int64: x, y, width, height in pixels of the stored photo; width 0: no box."""
+    class_names: tuple[str, ...] = ()
+    """Of class 0, 1, …, as the tables call them; empty where they are not known."""
+    sources: np.ndarray | None = None
+    """`(n,)`, int64: which part of :func:`combined` a photo is from; None where there is one."""
+    source_weights: tuple[float, ...] = (1.0,)
+    """Of source 0, 1, …: how often each of its photos is drawn in an epoch, on average."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def classes(self) -> int:
+        """The number of classes, those without a photo included."""
+        return len(self.class_names) or int(self.labels.max(initial=-1)) + 1
+
     def counts(self, classes: int) -> np.ndarray:
         """Photos of each class, `(classes,)`, int64."""
         return np.bincount(self.labels, minlength=classes)
+
+    def item(self, index: int) -> ImageItem:
+        """Photo `index` with its box."""
+        return ImageItem(self.paths[index], self._box(index))
+
+    def _box(self, index: int) -> Box | None:
+        if self.boxes is None or self.boxes[index, 2] == 0:
+            return None
+        x, y, width, height = self.boxes[index].tolist()
+        return x, y, width, height
 
 
 def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> LabelledImages:
@@ -58,25 +125,88 @@ def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> Labe
     photos = folder / prefix
     if not photos.is_dir():
         raise UserError(f"the folder {photos} does not exist; {path} lists photos in it")
-    paths = tuple(photos / name for name in rows["name"])
+    paths = PathList(os.path.join(photos, name) for name in rows["name"])
+    check_some_exist(paths, path, photos)
+    return LabelledImages(paths, labels, class_names=tuple(map(str, range(classes))))
+
+
+def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
+    """Refuse a list without photos, or one whose first thousand photos are all absent.
+
+    Raises:
+        UserError: naming the table, and the folder in which its photos were looked for.
+    """
     if not paths:
-        raise UserError(f"{path} lists no photo")
+        raise UserError(f"{table} lists no photo")
     if not any(path.exists() for path in paths[:1000]):
-        raise UserError(f"none of the photos of {path} is in {photos}, for example {paths[0]}")
-    return LabelledImages(paths, labels)
+        raise UserError(f"none of the photos of {table} is in {folder}, for example {paths[0]}")
 
 
 def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
-    """Several lists over the same classes as one."""
-    paths = tuple(path for part in parts for path in part.paths)
-    return LabelledImages(paths, np.concatenate([part.labels for part in parts]))
+    """Several lists over the same classes as one; the first has the names of the classes."""
+    return LabelledImages(
+        PathList.concatenated(part.paths for part in parts),
+        np.concatenate([part.labels for part in parts]),
+        _joined_boxes(parts),
+        parts[0].class_names,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of several, with classes of its own."""
+
+    images: LabelledImages
+    weight: float = 1.0
+    """How often each photo is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
+
+
+def combined(parts: Sequence[Source]) -> LabelledImages:
+    """Data sets over different classes as one: each one's classes are numbered behind the last's.
+
+    The first keeps its own numbers, so Product10K's classes stay 0..num_of_classes-1.
+
+    Raises:
+        UserError: for no data set at all, and a weight that is not above 0.
+    """
+    if not parts:
+        raise UserError("there is no training data: name a data set in dataset.tables")
+    for part in parts:
+        if not (part.weight > 0 and math.isfinite(part.weight)):
+            raise UserError(
+                f"the weight {part.weight} of the training photos like {part.images.paths[0]} "
+                "must be above 0; leave out the data set to train without it"
+            )
+    images = [part.images for part in parts]
+    offsets = np.cumsum([0, *(part.classes for part in images)])
+    names = [part.class_names or tuple(map(str, range(part.classes))) for part in images]
+    return LabelledImages(
+        PathList.concatenated(part.paths for part in images),
+        np.concatenate([part.labels + o for part, o in zip(images, offsets[:-1], strict=True)]),
+        _joined_boxes(images),
+        tuple(itertools.chain.from_iterable(names)),
+        np.repeat(np.arange(len(parts)), [len(part) for part in images]),
+        tuple(part.weight for part in parts),
+    )
+
+
+def _joined_boxes(parts: Sequence[LabelledImages]) -> np.ndarray | None:
+    if all(part.boxes is None for part in parts):
+        return None
+    return np.concatenate(
+        [
+            np.zeros((len(part), 4), dtype=np.int64) if part.boxes is None else part.boxes
+            for part in parts
+        ]
+    )
 
 
 class TrainingImages(Dataset):
     """Augmented photos for training; the draw of each depends on (seed, epoch, index) alone.
 
-    So neither the number of workers nor the order in which they finish changes a run. An
-    unreadable photo is replaced by the next readable one in the list, and told.
+    So neither the number of workers nor the order in which they finish changes a run. An index
+    past the end is a photo once more: `index % n` with another draw. An unreadable photo is
+    replaced by the next readable one of its class, or else of the list, and told.
     """
 
     def __init__(
@@ -84,6 +214,8 @@ class TrainingImages(Dataset):
     ) -> None:
         self.images, self.augment, self.size, self.seed = images, augment, size, seed
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._by_class = np.argsort(images.labels, kind="stable")
+        self._class_ends = np.cumsum(images.counts(images.classes))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's draws; reaches workers that are already running."""
@@ -93,20 +225,38 @@ class TrainingImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
-        """Pixels `(3, size, size)` uint8; label; `index`; how many unreadable photos came first."""
-        for passed_over in range(len(self)):
-            chosen = (index + passed_over) % len(self)
+        """Pixels `(3, size, size)` uint8; label; photo; how many unreadable photos came first.
+
+        The photo is `index % n`, also where another one stands in for it; the label is that of
+        the one shown.
+        """
+        wanted = index % len(self)
+        for passed_over, chosen in enumerate(self._stand_ins(wanted)):
             try:
-                photo = read_photo(ImageItem(self.images.paths[chosen]), self.size)
+                photo = read_photo(self.images.item(chosen), self.size)
             except UnreadableImage:
                 continue
             seed = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(seed[0]))
                 pixels = self.augment(photo.image)
-            return pixels, int(self.images.labels[chosen]), index, passed_over
+            return pixels, int(self.images.labels[chosen]), wanted, passed_over
         raise UserError("none of the training photos can be read")
 
     def unreadable(self, index: int, passed_over: int) -> list[Path]:
         """The photos that were passed over when `index` was asked for."""
-        return [self.images.paths[(index + i) % len(self)] for i in range(passed_over)]
+        passed = itertools.islice(self._stand_ins(index % len(self)), passed_over)
+        return [self.images.paths[chosen] for chosen in passed]
+
+    def _stand_ins(self, wanted: int) -> Iterator[int]:
+        """`wanted`, then the others of its class from there on, then all of other classes."""
+        label = int(self.images.labels[wanted])
+        start = int(self._class_ends[label - 1]) if label else 0
+        same = self._by_class[start : int(self._class_ends[label])]
+        place = int(np.searchsorted(same, wanted))
+        for i in range(len(same)):
+            yield int(same[(place + i) % len(same)])
+        for i in range(1, len(self)):
+            chosen = (wanted + i) % len(self)
+            if self.images.labels[chosen] != label:
+                yield chosen

@@ -11,10 +11,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
-BICUBIC = v2.InterpolationMode.BICUBIC
+BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
+GREY = 127
 
 
-def build_augmentation(name: str, size: int) -> Callable[[Image.Image], Tensor]:
+def build_augmentation(
+    name: str, size: int, random_erasing: float = 0.0
+) -> Callable[[Image.Image], Tensor]:
     """A function from an RGB image to pixels `(3, size, size)`, uint8, 0..255.
 
     Random draws come from torch's global generator.
@@ -22,13 +25,21 @@ def build_augmentation(name: str, size: int) -> Callable[[Image.Image], Tensor]:
     Args:
         name: a key of :data:`AUGMENTATIONS`.
         size: side of the square in pixels.
+        random_erasing: share of the photos in which a rectangle of 2 to 33 % of the area is
+            grey (Zhong et al. 2020), 0..1.
 
     Raises:
         KeyError: for an unknown name.
     """
     steps = AUGMENTATIONS[name](size)
     pipeline = v2.Compose([*steps, v2.Resize((size, size), BICUBIC)])
-    return lambda image: pil_to_tensor(pipeline(image))
+    erase = v2.RandomErasing(random_erasing, value=[GREY] * 3) if random_erasing else None
+
+    def augment(image: Image.Image) -> Tensor:
+        pixels = pil_to_tensor(pipeline(image))
+        return erase(pixels) if erase else pixels
+
+    return augment
 
 
 def _none(size: int) -> list[Callable]:
@@ -41,13 +52,42 @@ def _flip(size: int) -> list[Callable]:
     return [v2.RandomHorizontalFlip()]
 
 
+def _larger(size: int) -> v2.Resize:
+    """The square from which the photo is cut, or that AutoAugment and its kin work on."""
+    larger = round(size * 1.15)
+    return v2.Resize((larger, larger), BICUBIC)
+
+
+def _plain(size: int) -> list[Callable]:
+    """A crop of a slightly larger square, flips, and a little of other light."""
+    return [
+        _larger(size),
+        v2.RandomCrop(size),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.02),
+    ]
+
+
 def _autoaugment(size: int) -> list[Callable]:
     """AutoAugment's ImageNet policy (Cubuk et al. 2019) on a slightly larger square, and flips."""
-    larger = round(size * 1.15)
     return [
-        v2.Resize((larger, larger), BICUBIC),
+        _larger(size),
         v2.RandomHorizontalFlip(),
         v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET),
+    ]
+
+
+def _randaugment(size: int) -> list[Callable]:
+    """RandAugment (Cubuk et al. 2020), two operations of magnitude 9 of 30, and flips."""
+    return [_larger(size), v2.RandomHorizontalFlip(), v2.RandAugment(2, 9, interpolation=BILINEAR)]
+
+
+def _trivialaugment(size: int) -> list[Callable]:
+    """TrivialAugment (Müller and Hutter 2021), one operation of any magnitude, and flips."""
+    return [
+        _larger(size),
+        v2.RandomHorizontalFlip(),
+        v2.TrivialAugmentWide(interpolation=BILINEAR),
     ]
 
 
@@ -84,6 +124,9 @@ class _MostlyRotate(torch.nn.Module):
 AUGMENTATIONS: dict[str, Callable[[int], list[Callable]]] = {
     "none": _none,
     "flip": _flip,
+    "plain": _plain,
     "autoaugment": _autoaugment,
+    "randaugment": _randaugment,
+    "trivialaugment": _trivialaugment,
     "phone": _phone,
 }

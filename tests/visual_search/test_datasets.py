@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tests.conftest import write_csv
-from visual_search.datasets import LabelledImages, TrainingImages, joined, read_product10k
+from tests.conftest import draw_product, write_csv
+from visual_search.datasets import (
+    LabelledImages,
+    PathList,
+    Source,
+    TrainingImages,
+    combined,
+    joined,
+    read_product10k,
+)
 from visual_search.errors import UserError
 from visual_search.transforms import build_augmentation
 
@@ -19,6 +30,7 @@ def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
     assert images.paths[5] == product10k_folder / "train" / "1_1.png"
     assert images.labels[5] == 1
     assert images.counts(10).tolist() == [4] * 6 + [0] * 4
+    assert images.classes == 10
     # The test list has another order of columns and another third one.
     rows = [["x", 3, "2_4.png"], ["x", 4, "3_4.png"]]
     write_csv(product10k_folder / "test_kaggletest.csv", ["Usage", "class", "name"], rows)
@@ -81,6 +93,7 @@ def test_unreadable_photos_are_replaced_and_told(product10k_folder: Path) -> Non
         (product10k_folder / "train" / name).write_bytes(b"no image")
     images = training_images(product10k_folder)
     pixels, label, index, passed_over = images[1]
+    assert images.unreadable(1 + 24, 1)[0].name == "0_1.png"
     assert pixels.shape == (3, 32, 32)
     assert (label, index, passed_over) == (0, 1, 2)
     assert [path.name for path in images.unreadable(index, passed_over)] == ["0_1.png", "0_2.png"]
@@ -90,3 +103,78 @@ def test_nothing_readable_at_all(tmp_path: Path) -> None:
     labelled = LabelledImages((tmp_path / "a.png", tmp_path / "b.png"), np.array([0, 1]))
     with pytest.raises(UserError, match="none of the training photos"):
         TrainingImages(labelled, build_augmentation("none", 8), 8, 0)[0]
+
+
+def test_the_stand_in_is_of_the_same_class_where_there_is_one(product10k_folder: Path) -> None:
+    labels = np.array([0, 1, 0, 1, 2])
+    paths = [product10k_folder / "train" / f"{c}_{i}.png" for i, c in enumerate([0, 1, 0, 1])]
+    paths.append(product10k_folder / "train" / "2_0.png")
+    for broken in (0, 3, 4):
+        paths[broken].write_bytes(b"no image")
+    images = TrainingImages(
+        LabelledImages(paths, labels), build_augmentation("none", 16), 16, seed=1
+    )
+    # (label shown, photo asked for, photos passed over), by hand.
+    assert images[0][1:] == (0, 0, 1)
+    assert images[3][1:] == (1, 3, 1)
+    # Class 2 has no other photo: 0 is broken too, 1 is the first that can be read.
+    assert images[4][1:] == (1, 4, 2)
+    assert images.unreadable(4, 2) == [paths[4], paths[0]]
+    assert torch.equal(images[0][0], images[2][0])
+
+
+def test_a_photo_that_comes_again_is_drawn_anew(product10k_folder: Path) -> None:
+    images = training_images(product10k_folder)
+    first, again = images[3], images[3 + 24]
+    assert first[1:] == again[1:] == (0, 3, 0)
+    assert not torch.equal(first[0], again[0])
+
+
+def test_boxes_are_cut_out(tmp_path: Path) -> None:
+    draw_product(1, 0, 40).save(tmp_path / "whole.png")
+    draw_product(1, 0, 40).crop((10, 5, 30, 35)).save(tmp_path / "cut.png")
+    labelled = LabelledImages(
+        [tmp_path / "whole.png", tmp_path / "whole.png", tmp_path / "cut.png"],
+        np.array([0, 0, 0]),
+        np.array([[10, 5, 20, 30], [0, 0, 0, 0], [0, 0, 0, 0]]),
+    )
+    images = TrainingImages(labelled, build_augmentation("none", 16), 16, seed=1)
+    assert torch.equal(images[0][0], images[2][0])
+    assert not torch.equal(images[0][0], images[1][0])
+
+
+def test_data_sets_of_other_classes_are_numbered_behind(product10k_folder: Path) -> None:
+    product10k = read_product10k(product10k_folder, "train.csv", "train", 10)
+    boxes = np.array([[1, 2, 3, 4], [0, 0, 0, 0]])
+    amazon = LabelledImages([Path("x"), Path("y")], np.array([1, 0]), boxes, ("n/a", "n/b"))
+    plain = LabelledImages([Path("z")], np.array([0]))
+    images = combined([Source(product10k), Source(amazon, 0.5), Source(plain, 2.0)])
+    assert len(images) == 27
+    assert images.labels[:24].tolist() == product10k.labels.tolist()
+    assert images.labels[24:].tolist() == [11, 10, 12]
+    assert images.classes == 13
+    assert images.class_names[9:] == ("9", "n/a", "n/b", "0")
+    assert images.sources is not None
+    assert images.sources.tolist() == [0] * 24 + [1, 1, 2]
+    assert images.source_weights == (1.0, 0.5, 2.0)
+    assert images.item(23).box is None
+    assert images.item(24).box == (1, 2, 3, 4)
+    assert images.item(25).box is None
+    assert images.item(26).path == Path("z")
+    with pytest.raises(UserError, match=r"weight 0.0 .* like x must be above 0"):
+        combined([Source(product10k), Source(amazon, 0.0)])
+    with pytest.raises(UserError, match="no training data"):
+        combined([])
+
+
+@given(st.lists(st.lists(st.text("abö/.", min_size=1), max_size=6), max_size=4))
+def test_a_path_list_is_a_list_of_paths(parts: list[list[str]]) -> None:
+    expected = [Path(name) for part in parts for name in part]
+    paths = PathList.concatenated([PathList(part) for part in parts])
+    assert list(paths) == expected
+    assert len(paths) == len(expected)
+    assert paths[1:-1] == expected[1:-1]
+    assert [paths[i - len(expected)] for i in range(len(expected))] == expected
+    assert list(pickle.loads(pickle.dumps(paths))) == expected
+    with pytest.raises(IndexError):
+        paths[len(expected)]

@@ -28,3 +28,35 @@ def test_none_is_what_validation_does() -> None:
     image = draw_product(3, 1, 90)
     expected = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     np.testing.assert_array_equal(build_augmentation("none", 48)(image).numpy(), expected)
+
+
+def test_random_erasing_greys_one_rectangle_of_its_share_of_photos() -> None:
+    image = Image.fromarray(np.full((60, 90, 3), 200, dtype=np.uint8))
+    augment = build_augmentation("none", 40, random_erasing=0.3)
+    torch.manual_seed(0)
+    erased = 0
+    for _ in range(300):
+        pixels = augment(image)
+        assert pixels.dtype == torch.uint8
+        grey = (pixels != 200).all(dim=0).numpy()
+        assert (pixels.numpy()[:, grey] == 127).all()
+        assert (pixels.numpy()[:, ~grey] == 200).all()
+        if grey.any():
+            erased += 1
+            assert grey.sum() == grey.any(0).sum() * grey.any(1).sum()
+            assert 0.015 < grey.mean() < 0.36
+    assert 65 < erased < 115
+
+
+def test_plain_crops_without_changing_the_aspect_of_the_square() -> None:
+    # Columns of a ramp stay a ramp: a crop of 40 of 46 columns, mirrored half of the time.
+    ramp = np.tile(np.linspace(0, 255, 92).astype(np.uint8)[None, :, None], (92, 1, 3))
+    augment = build_augmentation("plain", 40)
+    directions = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        row = augment(Image.fromarray(ramp)).float().mean(dim=(0, 1))
+        slope = float(row[30] - row[10])
+        assert 60 < abs(slope) < 170
+        directions.add(slope > 0)
+    assert directions == {True, False}

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from visual_search.datasets import LabelledImages
+from visual_search.errors import UserError
+from visual_search.samplers import (
+    ORDERS,
+    ClassGroups,
+    Shuffle,
+    SizeBalanced,
+    build_batches,
+)
+
+
+def photos(
+    sizes: list[int], sources: list[int] | None = None, weights: tuple[float, ...] = (1.0,)
+) -> LabelledImages:
+    """Class c has `sizes[c]` photos and belongs to source `sources[c]`; photos are mixed up."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.random.default_rng(9).permutation(labels)
+    of_photo = None if sources is None else np.asarray(sources)[labels]
+    paths = [Path(f"{i}.jpg") for i in range(len(labels))]
+    names = tuple(map(str, range(len(sizes))))
+    return LabelledImages(paths, labels, None, names, of_photo, weights)
+
+
+@st.composite
+def collections(draw: st.DrawFn) -> LabelledImages:
+    sizes = draw(st.lists(st.integers(1, 7), min_size=2, max_size=12))
+    sources = draw(st.lists(st.integers(0, 1), min_size=len(sizes), max_size=len(sizes)))
+    # Either source needs a class.
+    sources[:2] = [0, 1]
+    return photos(sizes, sources, (1.0, draw(st.sampled_from([0.5, 1.0, 1.7, 2.0]))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    images=collections(),
+    kind=st.sampled_from(list(ORDERS)),
+    world_size=st.integers(1, 4),
+    groups=st.integers(1, 3),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+    start=st.integers(0, 5),
+)
+def test_processes_together_see_what_one_sees_and_go_on_anywhere(
+    images: LabelledImages,
+    kind: str,
+    world_size: int,
+    groups: int,
+    seed: int,
+    epoch: int,
+    start: int,
+) -> None:
+    batch = 2 * groups
+    try:
+        one = build_batches(kind, images, batch * world_size, seed)
+    except UserError:
+        with pytest.raises(UserError, match=r"lower dataset\.batch_size"):
+            build_batches(kind, images, batch, seed, world_size=world_size)
+        return
+    many = [
+        build_batches(kind, images, batch, seed, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for batches in (one, *many):
+        batches.set_epoch(epoch)
+        assert len(list(batches)) == len(batches) == len(one)
+        assert list(batches) == list(batches)
+    together = [[index for rows in parts for index in rows] for parts in zip(*many, strict=True)]
+    assert together == list(one)
+    flat = [index for rows in together for index in rows]
+    assert len(set(flat)) == len(flat)  # a photo that comes again has another index
+    start = min(start, len(one))
+    for batches in (one, *many):
+        undisturbed = list(batches)
+        batches.set_epoch(epoch, start)
+        assert list(batches) == undisturbed[start:]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    images = photos([5] * 8)
+    for kind in ORDERS:
+        seen = []
+        for seed, epoch in ((1, 1), (1, 2), (2, 1)):
+            batches = build_batches(kind, images, 4, seed)
+            batches.set_epoch(epoch)
+            seen.append(str(list(batches)))
+        assert len(set(seen)) == 3
+
+
+def drawn(order: Shuffle | SizeBalanced | ClassGroups, seed: int = 0, batch: int = 8) -> list[int]:
+    rows = order.draw(np.random.default_rng(seed), batch).tolist()
+    assert len(rows) == len(order)
+    return rows
+
+
+def test_shuffling_shows_each_photo_as_often_as_its_source_weighs() -> None:
+    assert sorted(drawn(Shuffle(photos([3, 4, 5])))) == list(range(12))
+    images = photos([3, 4, 5, 9], [0, 1, 2, 2], (1.0, 2.0, 0.5))
+    sources = np.array([0, 1, 2, 2])[images.labels]
+    halves = []
+    for seed in range(20):
+        times = Counter(drawn(Shuffle(images), seed))
+        assert all(times[i] == 1 for i in np.flatnonzero(sources == 0).tolist())
+        assert all(times[i] == 2 for i in np.flatnonzero(sources == 1).tolist())
+        half = [i for i in np.flatnonzero(sources == 2).tolist() if times[i]]
+        assert len(half) == 7
+        assert all(times[i] == 1 for i in half)
+        halves.append(tuple(half))
+    assert len(set(halves)) > 10
+    assert {i for half in halves for i in half} == set(np.flatnonzero(sources == 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=10),
+    per_class=st.integers(1, 4),
+    groups=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_groups_of_a_class(sizes: list[int], per_class: int, groups: int, seed: int) -> None:
+    images = photos(sizes)
+    rows = drawn(ClassGroups(images, per_class), seed, groups * per_class)
+    assert abs(len(rows) - len(images)) < max(per_class, len(images) + 1)
+    pairs = [rows[i : i + per_class] for i in range(0, len(rows), per_class)]
+    order = []
+    shown: dict[int, Counter[int]] = defaultdict(Counter)
+    for group in pairs:
+        classes = {int(images.labels[i]) for i in group}
+        assert len(classes) == 1
+        order.append(classes.pop())
+        of_class = np.flatnonzero(images.labels == order[-1])
+        assert len(set(group)) == min(per_class, len(of_class))
+        for i in group:
+            # No photo comes again before all of its class have been there.
+            assert shown[order[-1]][i] == min(shown[order[-1]][int(j)] for j in of_class)
+            shown[order[-1]][i] += 1
+    # Classes take turns, and differ within a batch where there are enough.
+    times = Counter(order)
+    assert max(times[c] for c in range(len(sizes))) - min(times[c] for c in range(len(sizes))) <= 1
+    if len(sizes) >= groups:
+        for i in range(0, len(order), groups):
+            assert len(set(order[i : i + groups])) == len(order[i : i + groups])
+
+
+def test_groups_keep_the_shares_of_the_sources() -> None:
+    images = photos([10, 30, 20, 4], [0, 0, 1, 1], (1.0, 2.0))
+    times = Counter(images.labels[drawn(ClassGroups(images, 4))].tolist())
+    assert times[0] + times[1] == 40
+    assert times[2] + times[3] == 48
+    assert abs(times[0] - times[1]) <= 4
+    assert abs(times[2] - times[3]) <= 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    power=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_small_classes_come_more_often(sizes: list[int], power: float, seed: int) -> None:
+    sources = [0] + [1] * (len(sizes) - 1)
+    images = photos(sizes, sources, (1.0, 1.5))
+    times = Counter(drawn(SizeBalanced(images, power), seed))
+    of_class = [
+        sum(times[int(i)] for i in np.flatnonzero(images.labels == c)) for c in range(len(sizes))
+    ]
+    assert of_class[0] == sizes[0]
+    total = round(1.5 * sum(sizes[1:]))
+    norm = sum(size**power for size in sizes[1:])
+    for size, came in zip(sizes[1:], of_class[1:], strict=True):
+        assert abs(came - total * size**power / norm) < 1 + 1e-9
+    for c in range(len(sizes)):
+        photos_of_class = [times[int(i)] for i in np.flatnonzero(images.labels == c)]
+        assert max(photos_of_class) - min(photos_of_class) <= 1
+
+
+def test_expected_frequencies_are_met_on_average() -> None:
+    images = photos([1, 2, 9])
+    total: Counter[int] = Counter()
+    for seed in range(400):
+        total.update(images.labels[drawn(SizeBalanced(images, 0.5), seed)].tolist())
+    roots = np.sqrt([1, 2, 9])
+    expected = 12 * 400 * roots / roots.sum()
+    assert np.abs(np.array([total[c] for c in range(3)]) / expected - 1).max() < 0.03
+
+
+class Labels(Dataset):
+    """As the training photos do: an index past the end is a photo once more."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.labels[index % len(self.labels)])
+
+
+def test_as_the_batches_of_a_data_loader() -> None:
+    images = photos([6] * 4)
+    batches = build_batches("m-per-class", images, 8, 3, images_per_class=4)
+    loader = DataLoader(Labels(images.labels), batch_sampler=batches, num_workers=1)
+    for epoch in (1, 2):
+        batches.set_epoch(epoch)
+        assert len(loader) == 3
+        for seen, rows in zip(loader, batches, strict=True):
+            assert seen.tolist() == images.labels[np.array(rows) % 24].tolist()
+            assert sorted(Counter(seen.tolist()).values()) == [4, 4]
+
+
+def test_what_cannot_be_batched_is_said() -> None:
+    images = photos([3, 3])
+    with pytest.raises(UserError, match=r"batch_size = 4 on 2 process"):
+        build_batches("shuffle", images, 4, 0, world_size=2)
+    with pytest.raises(UserError, match=r"batch_size = 6 .*images_per_class = 4"):
+        build_batches("m-per-class", images, 6, 0, images_per_class=4)
+    with pytest.raises(KeyError):
+        build_batches("no such", images, 2, 0)

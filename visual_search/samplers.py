@@ -1,0 +1,251 @@
+"""Which photos meet in a batch: batch samplers that any number of processes cut alike.
+
+An epoch is one flat sequence of photos, drawn from (seed, epoch) alone. With W processes and
+batches of B, process r takes the rows from k·W·B + r·B on: together they see what one process
+sees with batches of W·B, and a run goes on at any batch without replaying those before it.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from visual_search.datasets import LabelledImages
+from visual_search.errors import UserError
+
+
+class Order(ABC):
+    """How the photos of an epoch are drawn."""
+
+    def __init__(self, images: LabelledImages) -> None:
+        self.images = images
+        self.sources = (
+            np.zeros(len(images), dtype=np.int64) if images.sources is None else images.sources
+        )
+        sizes = np.bincount(self.sources, minlength=len(images.source_weights))
+        self.draws = np.rint(sizes * np.asarray(images.source_weights)).astype(np.int64)
+        """Photos drawn from each source in an epoch, `(sources,)`: its weight times its size."""
+
+    def __len__(self) -> int:
+        """Photos in an epoch."""
+        return int(self.draws.sum())
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos, `(len(self),)`, int64, 0..n-1, for batches of `batch` photos."""
+
+
+class Shuffle(Order):
+    """Every photo of a source as often as the others, in random order.
+
+    A weight of 2 shows each twice, 0.5 another random half in each epoch.
+    """
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos; the batches' size does not matter."""
+        return rng.permutation(_spread(self.sources, self.draws, rng))
+
+
+class SizeBalanced(Order):
+    """A class of n photos is drawn in proportion to n ** power; within it, photos take turns.
+
+    Each source keeps the share of the epoch that its weight and size give it; the balance is
+    between the classes of a source. Power 1 is as they come, 0.5 (square root; Mahajan et al.
+    2018, section 2.2) and 0 (all alike) show rare classes more often.
+    """
+
+    def __init__(self, images: LabelledImages, power: float = 0.5) -> None:
+        super().__init__(images)
+        self.power = power
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos; each class is drawn its expected number of times, give or take 1."""
+        labels = self.images.labels
+        counts = self.images.counts(self.images.classes)
+        draws = np.zeros(len(counts), dtype=np.int64)
+        for source, total in enumerate(self.draws):
+            classes = rng.permutation(np.unique(labels[self.sources == source]))
+            shares = counts[classes].astype(np.float64) ** self.power
+            ends = np.cumsum(shares / shares.sum()) * total
+            ends[-1] = total  # whatever the rounding of the sum
+            # Systematic sampling: one random offset, then every whole number falls into a class.
+            draws[classes] += np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
+        return rng.permutation(_spread(labels, draws, rng))
+
+
+class ClassGroups(Order):
+    """Groups of a few photos of one class, as pair losses need them (M per class).
+
+    The classes of a source take turns in random order, whatever their sizes, and do not meet
+    twice in a batch while there are others. The photos of a class take turns too: a photo comes
+    again only when all of its class have been there, in a group and over the epoch.
+    """
+
+    def __init__(self, images: LabelledImages, per_class: int = 2) -> None:
+        super().__init__(images)
+        self.per_class = per_class
+        self.draws = np.maximum(self.draws // per_class, 1) * per_class
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos, each `per_class` of them of one class."""
+        labels = self.images.labels
+        by_class = np.argsort(labels, kind="stable")
+        ends = np.cumsum(self.images.counts(self.images.classes)).tolist()
+        of_source = [np.unique(labels[self.sources == s]) for s in range(len(self.draws))]
+        photos = _Turns(lambda label: by_class[ends[label - 1] if label else 0 : ends[label]], rng)
+        classes = _Turns(lambda source: of_source[source], rng)
+        groups = np.repeat(np.arange(len(self.draws)), self.draws // self.per_class)
+        groups_of_batch = max(batch // self.per_class, 1)
+        rows: list[int] = []
+        for number, source in enumerate(rng.permutation(groups).tolist()):
+            if number % groups_of_batch == 0:
+                in_batch: set[int] = set()
+            label = classes.take(source, in_batch)
+            in_batch.add(label)
+            group: list[int] = []
+            for _ in range(self.per_class):
+                group.append(photos.take(label, group))
+            rows += group
+        return np.array(rows, dtype=np.int64)
+
+
+class _Turns:
+    """Members of groups, one after the other: again only after all of the group, and reshuffled."""
+
+    def __init__(self, members: Callable[[int], np.ndarray], rng: np.random.Generator) -> None:
+        self.members = members
+        # For lists of a few, Python's own is several times faster than NumPy's.
+        self.random = random.Random(int(rng.integers(2**63)))
+        self.waiting: dict[int, list[int]] = {}
+
+    def take(self, group: int, avoid: Collection[int]) -> int:
+        """The next of `group`; of a new round, one of `avoid` only when no other is left."""
+        waiting = self.waiting.get(group)
+        if not waiting:
+            waiting = self.waiting[group] = self.members(group).tolist()
+            self.random.shuffle(waiting)
+            if avoid:
+                # The last of the list comes first.
+                waiting.sort(key=lambda member: member not in avoid)
+        return waiting.pop()
+
+
+def _spread(groups: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indexes of `groups`, so that group g comes `draws[g]` times in all.
+
+    Its members come equally often, give or take one: which ones more often is drawn at random.
+    """
+    sizes = np.bincount(groups, minlength=len(draws))
+    mixed = rng.permutation(len(groups))
+    members = mixed[np.argsort(groups[mixed], kind="stable")]
+    place = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rounds, rest = np.divmod(draws, np.maximum(sizes, 1))
+    group = groups[members]
+    return np.repeat(members, rounds[group] + (place < rest[group]))
+
+
+def _number_repeats(order: np.ndarray, photos: int) -> np.ndarray:
+    """`order` with `photos` added to the second time a photo comes, twice that to the third, …"""
+    sorting = np.argsort(order, kind="stable")
+    ordered = order[sorting]
+    first = np.searchsorted(ordered, ordered)
+    numbered = np.empty_like(order)
+    numbered[sorting] = ordered + photos * (np.arange(len(order)) - first)
+    return numbered
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """Batches of indexes for one process, for the `batch_sampler` of a DataLoader.
+
+    An index is a photo, `index % n`; a photo that comes for the k-th time in an epoch is
+    `photo + (k - 1) * n`, so that its augmentation is drawn anew.
+    """
+
+    def __init__(
+        self, order: Order, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Cut an epoch into batches.
+
+        Args:
+            order: how the photos of an epoch are drawn.
+            batch_size: photos of a batch of this process.
+            seed: of all epochs.
+            rank: number of this process, 0..world_size-1.
+            world_size: processes that train together.
+
+        Raises:
+            UserError: when an epoch has fewer photos than the batches of all processes.
+        """
+        self.order, self.batch_size, self.seed = order, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start_batch = 0
+        if len(self) == 0:
+            raise UserError(
+                f"an epoch has {len(order)} training photos, fewer than dataset.batch_size = "
+                f"{batch_size} on {world_size} process(es) needs; lower dataset.batch_size"
+            )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch, and the batch that the next pass over it begins with."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the pass begins; photos that fill none are left."""
+        return len(self.order) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        together = self.batch_size * self.world_size
+        rng = np.random.default_rng([self.seed, self.epoch])
+        drawn = self.order.draw(rng, together)[: len(self) * together]
+        indexes = _number_repeats(drawn, len(self.order.images))
+        mine = indexes.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
+        for batch in mine[self.start_batch :]:
+            yield batch.tolist()
+
+
+def build_batches(
+    kind: str,
+    images: LabelledImages,
+    batch_size: int,
+    seed: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    images_per_class: int = 2,
+    size_power: float = 0.5,
+) -> TrainingBatches:
+    """The batches of one process.
+
+    Args:
+        kind: a key of :data:`ORDERS`.
+        images: the training photos, with the weights of their sources.
+        batch_size: photos of a batch of this process.
+        seed: of all epochs.
+        rank: number of this process, 0..world_size-1.
+        world_size: processes that train together.
+        images_per_class: for m-per-class, photos of a class in a batch.
+        size_power: for size-balanced, a class is drawn in proportion to its size to this power.
+
+    Raises:
+        KeyError: for an unknown kind.
+        UserError: when an epoch fills no batch, and for a batch that m-per-class cannot fill
+            with whole groups.
+    """
+    if kind == "m-per-class" and batch_size % images_per_class:
+        raise UserError(
+            f"dataset.batch_size = {batch_size} is no multiple of "
+            f"dataset.sampler.images_per_class = {images_per_class}; make it one"
+        )
+    order = ORDERS[kind](images, images_per_class, size_power)
+    return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)
+
+
+ORDERS: dict[str, Callable[[LabelledImages, int, float], Order]] = {
+    "shuffle": lambda images, _per_class, _power: Shuffle(images),
+    "m-per-class": lambda images, per_class, _power: ClassGroups(images, per_class),
+    "size-balanced": lambda images, _per_class, power: SizeBalanced(images, power),
+}
