@@ -70,6 +70,11 @@ def test_draws_depend_on_seed_epoch_and_index_alone(product10k_folder: Path) -> 
         loader = DataLoader(images, batch_size=4, num_workers=workers)
         batches = [batch[0] for batch, _ in zip(loader, range(2), strict=False)]
         assert torch.equal(torch.cat(batches), torch.stack(alone))
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    images[0]  # leaves the draws of others alone
+    assert torch.equal(torch.rand(3), expected)
     images.set_epoch(2)
     assert not torch.equal(images[0][0], alone[0])
     other_seed = training_images(product10k_folder, seed=2)

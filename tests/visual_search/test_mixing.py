@@ -118,3 +118,19 @@ def test_values_outside_their_range_are_refused() -> None:
         Mixer("mixup", 0.0)
     with pytest.raises(ValueError, match="probability"):
         Mixer("mixup", 1.0, 1.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_gpu_mixes_as_the_cpu_does(kind: str) -> None:
+    pixels, labels = batch()
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        mixed = Mixer(kind, 1.0)(pixels.to(device), labels.to(device))
+        assert {mixed.pixels.device.type, mixed.weight_of_a.device.type} == {device}
+        results.append((mixed.pixels.cpu().int(), mixed.labels_b.cpu(), mixed.weight_of_a.cpu()))
+    # A multiplication and an addition may be fused on either: half a grey level decides rounding.
+    assert (results[0][0] - results[1][0]).abs().max() <= 1
+    assert torch.equal(results[0][1], results[1][1])
+    assert torch.equal(results[0][2], results[1][2])
