@@ -60,7 +60,7 @@ class Mixer:
 
         Args:
             pixels: `(N, C, H, W)`, uint8 or float, on any device; not changed.
-            labels: `(N,)`.
+            labels: `(N,)`, on the same device.
             generator: of the draws, on the CPU; None is torch's global one.
         """
         own = torch.ones(len(pixels), dtype=torch.float32, device=pixels.device)
