@@ -1,13 +1,14 @@
-"""Parameter groups, optimiser and learning-rate schedule."""
+"""Parameter groups and optimisers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from visual_search.errors import UserError
 
 
 def parameter_groups(
@@ -16,50 +17,159 @@ def parameter_groups(
     head_lr: float,
     backbone_lr_ratio: float,
     weight_decay: float,
+    *,
+    layer_decay: float = 1.0,
+    depths: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW: the backbone at a fraction of the head's rate; no decay on 1-D tensors.
+    """Groups for an optimiser: the backbone at a fraction of the head's rate.
 
-    Biases and the scales of normalisation layers are the parameters of one dimension.
-    """
-    groups = []
-    parts = [("backbone", [backbone], head_lr * backbone_lr_ratio), ("head", others, head_lr)]
-    for name, modules, lr in parts:
-        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        for suffix, decay, chosen in (
-            ("", weight_decay, [p for p in parameters if p.ndim > 1]),
-            ("_no_decay", 0.0, [p for p in parameters if p.ndim <= 1]),
-        ):
-            if chosen:
-                groups.append(
-                    {"name": name + suffix, "params": chosen, "lr": lr, "weight_decay": decay}
-                )
-    return groups
-
-
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The share of the peak learning rate at an optimiser step: linear up, then cosine to 0.
-
-    A warm-up longer than a tenth of a short run is cut to that tenth, so that a small run on
-    a large run's config still reaches its peak.
+    Biases, the scales of normalisation layers and all other 1-D tensors have no weight decay.
+    Frozen parameters (`requires_grad` false) are left out, so a backbone that is to be unfrozen
+    later is frozen after this call.
 
     Args:
-        step: 0-based.
-        warmup_steps: of the linear part.
-        total_steps: of the whole run.
+        backbone: its parameters are named after its own `named_parameters()`.
+        others: neck, head and losses.
+        head_lr: peak rate of `others`.
+        backbone_lr_ratio: the backbone's peak rate as a share of `head_lr`.
+        weight_decay: of matrices and kernels.
+        layer_decay: factor of the rate from each layer of the backbone to the one before it, so
+            that a layer has `layer_decay ** (deepest - depth)` of the backbone's rate (Clark et
+            al., "ELECTRA", ICLR 2020, appendix B); 1 is the same rate for all.
+        depths: depth of each of the backbone's parameters, 0 for the stem; needed where
+            `layer_decay` is not 1.
+
+    Returns:
+        Groups with `name`, `params`, `lr`, `weight_decay`, and `peak_lr`, from which a schedule
+        computes `lr`. Names are `backbone` (with layer decay: its deepest layer),
+        `backbone_layer<depth>` and `head`, each with `_no_decay` behind it for the second kind.
+
+    Raises:
+        ValueError: for a parameter of the backbone that has no depth.
     """
-    warmup = min(warmup_steps, max(total_steps // 10, 1))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(total_steps - warmup, 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+    backbone_lr = head_lr * backbone_lr_ratio
+    chosen: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    rates: dict[str, float] = {"backbone": backbone_lr, "head": head_lr}
+    deepest = max(depths.values(), default=0) if depths and layer_decay != 1.0 else 0
+    for name, parameter, decayed in _trainable([backbone]):
+        group = "backbone"
+        if layer_decay != 1.0:
+            if depths is None or name not in depths:
+                raise ValueError(f"layer_decay {layer_decay} needs the depth of {name!r}")
+            above = deepest - depths[name]
+            group = f"backbone_layer{depths[name]}" if above else "backbone"
+            rates[group] = backbone_lr * layer_decay**above
+        chosen.setdefault((group, decayed), []).append(parameter)
+    seen = {parameter for parameters in chosen.values() for parameter in parameters}
+    for _, parameter, decayed in _trainable(others):
+        if parameter not in seen:
+            chosen.setdefault(("head", decayed), []).append(parameter)
+    return [
+        {
+            "name": group if decayed else f"{group}_no_decay",
+            "params": parameters,
+            "lr": rates[group],
+            "peak_lr": rates[group],
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (group, decayed), parameters in chosen.items()
+    ]
+
+
+def _trainable(modules: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Name, parameter, and whether weight decay applies; a shared parameter comes once."""
+    seen = set()
+    for root in modules:
+        for prefix, module in root.named_modules():
+            is_norm = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad and parameter not in seen:
+                    seen.add(parameter)
+                    decayed = parameter.ndim > 1 and name != "bias" and not is_norm
+                    yield f"{prefix}.{name}" if prefix else name, parameter, decayed
 
 
 def build_optimizer(
-    groups: list[dict[str, Any]], warmup_steps: int, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and the warm-up + cosine schedule; the schedule is stepped once an optimiser step."""
-    optimizer = torch.optim.AdamW(groups)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps)
-    )
-    return optimizer, scheduler
+    name: str,
+    groups: list[dict[str, Any]],
+    *,
+    momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """The optimiser of that name over the groups.
+
+    Weight decay is decoupled from the gradient (Loshchilov and Hutter, "Decoupled Weight Decay
+    Regularization", ICLR 2019), except in adam and sgd, where it is part of the gradient.
+
+    Args:
+        name: a key of :data:`OPTIMIZERS`.
+        groups: of :func:`parameter_groups`.
+        momentum: of sgd, 0..1; above 0 it is Nesterov's.
+        betas: of the Adam family and of lion; adan has three of its own and ignores them.
+
+    Raises:
+        UserError: for a name nobody knows, or when there is nothing to train.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"optim.name {name!r} is unknown; write one of {', '.join(OPTIMIZERS)}")
+    if not groups:
+        raise UserError(
+            "nothing is left to train: unfreeze some of the backbone "
+            "(backbone.trainable_blocks, backbone.frozen_stages) or give the head a weight"
+        )
+    return OPTIMIZERS[name](groups, momentum, betas)
+
+
+Groups = list[dict[str, Any]]
+Betas = tuple[float, float]
+
+
+def _sgd(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
+
+
+def _adam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, betas=betas)
+
+
+def _adamw(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=betas)
+
+
+def _radam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    return torch.optim.RAdam(groups, betas=betas, decoupled_weight_decay=True)
+
+
+def _nadam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    return torch.optim.NAdam(groups, betas=betas, decoupled_weight_decay=True)
+
+
+def _lion(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    from timm.optim import Lion
+
+    return Lion(groups, betas=betas)
+
+
+def _adan(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    from timm.optim import Adan
+
+    return Adan(groups)
+
+
+def _lamb(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
+    from timm.optim import Lamb
+
+    # The training loop clips the gradient; Lamb's own clipping would do it a second time.
+    return Lamb(groups, betas=betas, max_grad_norm=None, decoupled_decay=True)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float, Betas], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+    "radam": _radam,
+    "nadam": _nadam,
+    "lion": _lion,
+    "adan": _adan,
+    "lamb": _lamb,
+}

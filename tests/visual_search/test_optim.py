@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search.optim import build_optimizer, parameter_groups, warmup_cosine
+from visual_search.errors import UserError
+from visual_search.optim import OPTIMIZERS, build_optimizer, parameter_groups
 
 
 def test_groups_hold_every_parameter_once_with_its_rate_and_decay() -> None:
@@ -16,6 +17,7 @@ def test_groups_hold_every_parameter_once_with_its_rate_and_decay() -> None:
     by_name = {group["name"]: group for group in groups}
     assert by_name["backbone"]["lr"] == pytest.approx(1e-3)
     assert by_name["head_no_decay"]["lr"] == pytest.approx(1e-2)
+    assert all(group["peak_lr"] == group["lr"] for group in groups)
     assert [p.shape for p in by_name["backbone"]["params"]] == [(4, 3, 3, 3)]
     assert len(by_name["backbone_no_decay"]["params"]) == 3  # bias, norm weight, norm bias
     assert by_name["backbone_no_decay"]["weight_decay"] == 0.0
@@ -29,28 +31,114 @@ def test_frozen_parameters_are_left_out() -> None:
     assert all("head" in g["name"] for g in parameter_groups(backbone, [nn.Linear(2, 2)], 1, 1, 0))
 
 
-def test_schedule_by_hand() -> None:
-    # 10 steps of warm-up in 110: the peak at step 9, half way down at step 60.
-    assert warmup_cosine(0, 10, 110) == pytest.approx(0.1)
-    assert warmup_cosine(9, 10, 110) == pytest.approx(1.0)
-    assert warmup_cosine(60, 10, 110) == pytest.approx(0.5)
-    assert warmup_cosine(35, 10, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert warmup_cosine(110, 10, 110) == pytest.approx(0.0)
+def test_norms_over_planes_and_shared_parameters() -> None:
+    backbone = nn.Sequential(nn.LayerNorm((3, 4)), nn.Linear(4, 4))
+    head = nn.Linear(4, 4)
+    head.weight = backbone[1].weight  # type: ignore[assignment]
+    by_name = {g["name"]: g for g in parameter_groups(backbone, [head], 1.0, 0.5, 0.1)}
+    assert [p.shape for p in by_name["backbone"]["params"]] == [(4, 4)]
+    assert {tuple(p.shape) for p in by_name["backbone_no_decay"]["params"]} == {(3, 4), (4,)}
+    assert "head" not in by_name  # its only matrix is the backbone's
+    assert len(by_name["head_no_decay"]["params"]) == 1
 
 
-def test_long_warmup_is_cut_to_a_tenth_of_a_short_run() -> None:
-    assert max(warmup_cosine(step, 4500, 50) for step in range(50)) == 1.0
+def test_layer_decay_by_hand() -> None:
+    backbone = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    depths = {f"{i}.{kind}": i for i in range(3) for kind in ("weight", "bias")}
+    groups = parameter_groups(
+        backbone, [nn.Linear(2, 1)], 1.0, 0.1, 0.2, layer_decay=0.7, depths=depths
+    )
+    rates = {group["name"]: group["peak_lr"] for group in groups}
+    expected = {"backbone": 0.1, "backbone_layer1": 0.07, "backbone_layer0": 0.049, "head": 1.0}
+    for name, rate in expected.items():
+        assert rates[name] == pytest.approx(rate)
+        assert rates[f"{name}_no_decay"] == pytest.approx(rate)
+    assert len(rates) == 8
+    with pytest.raises(ValueError, match=r"depth of '0.weight'"):
+        parameter_groups(backbone, [], 1.0, 1.0, 0.0, layer_decay=0.7)
 
 
-def test_scheduler_drives_the_groups() -> None:
-    groups = parameter_groups(nn.Linear(2, 2), [nn.Linear(2, 2)], 1.0, 0.1, 0.0)
-    optimizer, scheduler = build_optimizer(groups, 2, 20)
-    seen = []
-    for _ in range(20):
-        seen.append([group["lr"] for group in optimizer.param_groups])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw", "AdamW"),
+        ("adam", "Adam"),
+        ("sgd", "SGD"),
+        ("radam", "RAdam"),
+        ("nadam", "NAdam"),
+        ("lion", "Lion"),
+        ("adan", "Adan"),
+        ("lamb", "Lamb"),
+    ],
+)
+def test_each_name_builds_its_own_optimiser_and_it_trains(name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    x = torch.randn(64, 4)
+    target = x @ torch.tensor([[1.0], [-1.0], [0.5], [0.0]])
+    groups = parameter_groups(model, [], 0.02, 1.0, 1e-4)
+    optimizer = build_optimizer(name, groups)
+    assert type(optimizer).__name__ == kind
+    assert {group["name"] for group in optimizer.param_groups} == {"backbone", "backbone_no_decay"}
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = ((model(x) - target) ** 2).mean()
+        loss.backward()
         optimizer.step()
-        scheduler.step()
-    assert seen[0] == pytest.approx([0.05, 0.05, 0.5, 0.5])
-    assert seen[1] == pytest.approx([0.1, 0.1, 1.0, 1.0])
-    assert seen[-1][0] < 0.01
-    assert isinstance(optimizer, torch.optim.AdamW)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_every_optimiser_is_tested() -> None:
+    assert set(OPTIMIZERS) == {
+        *("adamw", "adam", "sgd", "radam", "nadam", "lion", "adan", "lamb"),
+    }
+
+
+def one_step(name: str, decay: float, **options: float) -> float:
+    """The weight, from 1.0, after one step of rate 0.1 with gradient 0.5."""
+    weight = nn.Parameter(torch.ones(1, 1))
+    groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": decay}]
+    optimizer = build_optimizer(name, groups, **options)  # type: ignore[arg-type]
+    weight.grad = torch.full((1, 1), 0.5)
+    optimizer.step()
+    return float(weight.detach())
+
+
+def test_steps_by_hand() -> None:
+    # Nesterov's first step: 0.1 * (1 + 0.9) * gradient; the decay adds 0.2 * 1 to the gradient.
+    assert one_step("sgd", 0.0, momentum=0.9) == pytest.approx(1 - 0.1 * 1.9 * 0.5)
+    assert one_step("sgd", 0.2, momentum=0.9) == pytest.approx(1 - 0.1 * 1.9 * 0.7)
+    assert one_step("sgd", 0.0, momentum=0.0) == pytest.approx(1 - 0.1 * 0.5)
+    # Adam's first step is the rate, whatever the gradient; adamw's decay comes on top of it.
+    assert one_step("adam", 0.2) == pytest.approx(0.9)
+    assert one_step("adamw", 0.2) == pytest.approx(1 - 0.1 * 0.2 - 0.1)
+    assert one_step("lion", 0.2) == pytest.approx(1 - 0.1 * 0.2 - 0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "radam", "nadam", "lion", "adan", "lamb"])
+def test_the_decay_is_decoupled(name: str) -> None:
+    """Without a gradient only the decay moves the weight, by rate * decay."""
+    weight = nn.Parameter(torch.ones(1, 1))
+    groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": 0.2}]
+    optimizer = build_optimizer(name, groups)
+    weight.grad = torch.zeros(1, 1)
+    optimizer.step()
+    # adan divides by 1 + rate * decay instead.
+    assert float(weight.detach()) == pytest.approx(0.98, abs=5e-4)
+
+
+def test_betas_reach_the_optimiser() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": 0.0}]
+    optimizer = build_optimizer("adamw", groups, betas=(0.8, 0.95))
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
+    assert math.isclose(optimizer.param_groups[0]["lr"], 0.1)
+
+
+def test_what_cannot_be_built_says_so() -> None:
+    with pytest.raises(UserError, match=r"optim.name 'sophia' is unknown; write one of adamw"):
+        build_optimizer("sophia", [])
+    with pytest.raises(UserError, match="nothing is left to train"):
+        build_optimizer("sgd", [])

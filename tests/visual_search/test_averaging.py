@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from visual_search.averaging import ExponentialAverage, WeightSoup
+from visual_search.errors import UserError
+
+
+def model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def nudge(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_the_average_by_hand() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    average = ExponentialAverage(module, 0.2)
+    module.weight.data.fill_(1.0)
+    average.update(module)  # decay 1/10
+    assert float(average.averages["weight"]) == pytest.approx(0.9)
+    module.weight.data.fill_(2.0)
+    average.update(module)  # decay 2/11
+    assert float(average.averages["weight"]) == pytest.approx(0.9 * 2 / 11 + 2.0 * 9 / 11)
+    module.weight.data.fill_(0.0)
+    before = float(average.averages["weight"])
+    average.update(module)  # decay min(0.2, 3/12)
+    assert float(average.averages["weight"]) == pytest.approx(0.2 * before)
+
+
+def test_after_the_warm_up_it_is_torchs() -> None:
+    module = model()
+    ours = ExponentialAverage(module, 0.6)
+    ours.updates = 1000
+    theirs = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.6))
+    theirs.update_parameters(module)  # its first update copies
+    for _ in range(5):
+        nudge(module)
+        ours.update(module)
+        theirs.update_parameters(module)
+    for name, parameter in theirs.module.named_parameters():
+        torch.testing.assert_close(ours.averages[name], parameter.detach())
+
+
+def test_swapped_gives_the_averages_and_back_even_after_an_error() -> None:
+    module = model()
+    average = ExponentialAverage(module, 0.9)
+    nudge(module)
+    average.update(module)
+    module[1].get_buffer("running_mean").fill_(7.0)
+    own = copied(module)
+    held = {name: value.clone() for name, value in average.averages.items()}
+
+    def stopped() -> None:
+        with average.swapped(module):
+            for name, parameter in module.named_parameters():
+                assert torch.equal(parameter, held[name])
+            assert (module[1].get_buffer("running_mean") == 7.0).all()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
+    assert all(torch.equal(value, own[name]) for name, value in module.state_dict().items())
+    assert all(torch.equal(value, held[name]) for name, value in average.averages.items())
+
+
+def test_half_precision_weights_are_averaged_in_float32() -> None:
+    module = nn.Linear(1, 1, bias=False).bfloat16()
+    module.weight.data.fill_(1.0)
+    average = ExponentialAverage(module, 0.999)
+    average.updates = 100_000
+    module.weight.data.fill_(2.0)
+    for _ in range(100):  # in bfloat16 a thousandth of 1 would be lost each time
+        average.update(module)
+    assert float(average.averages["weight"]) == pytest.approx(2 - 0.999**100, abs=1e-4)
+
+
+def test_a_continued_average_is_the_same_bit_by_bit(tmp_path: Path) -> None:
+    module, twin = model(), model()
+    whole, killed = ExponentialAverage(module, 0.99), ExponentialAverage(twin, 0.99)
+    torch.manual_seed(1)
+    for step in range(6):
+        nudge(module)
+        whole.update(module)
+        twin.load_state_dict(module.state_dict())
+        killed.update(twin)
+        if step == 2:
+            torch.save(killed.state_dict(), tmp_path / "state.pt")
+            killed = ExponentialAverage(twin, 0.99)
+            killed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(torch.equal(whole.averages[n], killed.averages[n]) for n in whole.averages)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_out_of_range_is_refused(decay: float) -> None:
+    with pytest.raises(UserError, match=r"train.ema_decay"):
+        ExponentialAverage(nn.Linear(1, 1), decay)
+
+
+@pytest.fixture(params=["memory", "folder"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "soup" if request.param == "folder" else None
+
+
+def test_the_soup_is_the_mean_of_the_last_snapshots(place: Path | None) -> None:
+    module = model()
+    soup = WeightSoup(3, place)
+    taken = []
+    for number in range(5):
+        nudge(module)
+        module[1].get_buffer("num_batches_tracked").fill_(number)
+        soup.add(module.state_dict())
+        taken.append(copied(module))
+        assert len(soup) == min(number + 1, 3)
+    average = soup.average()
+    assert average.keys() == module.state_dict().keys()
+    for name, value in average.items():
+        if name.endswith("num_batches_tracked"):
+            assert int(value) == 4
+        else:
+            expected = (taken[2][name] + taken[3][name] + taken[4][name]) / 3
+            torch.testing.assert_close(value, expected)
+            assert value.dtype == taken[0][name].dtype
+    module.load_state_dict(average)
+
+
+def test_a_continued_soup_is_the_same(place: Path | None) -> None:
+    def snapshot(number: int) -> dict[str, Tensor]:
+        return {"weight": torch.full((2,), float(number))}
+
+    soup = WeightSoup(2, place)
+    for number in range(4):
+        soup.add(snapshot(number))
+    state = soup.state_dict()  # of a checkpoint after snapshot 3
+    for number in (4, 5, 6):  # and the process is killed before the next checkpoint
+        soup.add(snapshot(100 * number))
+    continued = WeightSoup(2, place)
+    continued.load_state_dict(state)
+    assert len(continued) == 2
+    assert continued.average()["weight"].tolist() == [2.5, 2.5]
+    continued.add(snapshot(4))
+    assert continued.average()["weight"].tolist() == [3.5, 3.5]
+
+
+def test_files_stay_until_two_states_do_not_need_them(tmp_path: Path) -> None:
+    soup = WeightSoup(2, tmp_path)
+
+    def kept() -> list[int]:
+        return sorted(int(path.stem[9:]) for path in tmp_path.glob("snapshot-*.safetensors"))
+
+    for _ in range(4):
+        soup.add({"weight": torch.ones(1)})
+    soup.state_dict()  # needs 2 and 3
+    assert kept() == [0, 1, 2, 3]
+    for _ in range(4):
+        soup.add({"weight": torch.ones(1)})
+    soup.state_dict()  # needs 6 and 7; were its writing cut short, 2 and 3 would be needed
+    assert kept() == [2, 3, 4, 5, 6, 7]
+    soup.state_dict()
+    assert kept() == [6, 7]
+
+
+def test_a_snapshot_does_not_follow_the_weights(place: Path | None) -> None:
+    module = nn.Linear(2, 2)
+    soup = WeightSoup(1, place)
+    soup.add(module.state_dict())
+    before = module.weight.detach().clone()
+    nudge(module)
+    assert torch.equal(soup.average()["weight"], before)
+
+
+def test_an_empty_soup_and_a_bad_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="no snapshot"):
+        WeightSoup(2).average()
+    with pytest.raises(UserError, match=r"train.soup_last = -1"):
+        WeightSoup(-1)
