@@ -1,0 +1,86 @@
+"""Learning from another model's embeddings of the same pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_search.errors import UserError
+
+
+def _mse(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (ours - theirs).square().sum(dim=1).mean()
+
+
+def _l1(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (ours - theirs).abs().sum(dim=1).mean()
+
+
+def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (1.0 - F.cosine_similarity(ours, theirs, dim=1)).mean()
+
+
+def _relational(ours: Tensor, theirs: Tensor) -> Tensor:
+    # Huber's loss, as in the paper: a few pairs that disagree wildly must not set the tone.
+    apart = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
+    difference = F.smooth_l1_loss(ours @ ours.T, theirs @ theirs.T, reduction="none")
+    return (difference * apart).sum() / apart.sum().clamp(min=1)
+
+
+class EmbeddingDistillation(nn.Module):
+    """Pulls a student's embeddings to a teacher's.
+
+    `mse` is the mean over photos of |student - teacher|^2, the square of their distance; `l1`
+    that of the summed absolute differences; `cosine` that of 1 - cosine. `relational` matches the
+    batch's matrices of cosines, off the diagonal, in Huber's loss, and so allows for any two
+    widths: Park et al., "Relational Knowledge Distillation" (CVPR 2019), section 3.2, with the
+    cosine as the relation, which for unit vectors is their distance (1 - d^2 / 2) without the
+    root.
+    """
+
+    def __init__(self, kind: str = "cosine") -> None:
+        """
+        Args:
+            kind: a key of :data:`DISTILLATIONS`.
+
+        Raises:
+            UserError: for an unknown kind.
+        """
+        super().__init__()
+        if kind not in DISTILLATIONS:
+            raise UserError(f"distillation.kind is {kind!r}; it can be {', '.join(DISTILLATIONS)}")
+        self.kind = kind
+
+    def forward(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
+        """The loss, a scalar, float32 at least.
+
+        Args:
+            embeddings: `(N, d)`, unit vectors.
+            teacher: `(N, d_t)`, unit vectors of the same photos; no gradient flows to them.
+                `d_t` is `d`, except for relational.
+
+        Raises:
+            UserError: when the widths differ and the kind needs them equal.
+        """
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        if self.kind != "relational" and embeddings.shape[1] != teacher.shape[1]:
+            raise UserError(
+                f"distillation.kind {self.kind} compares embeddings of one width, but the "
+                f"teacher's have {teacher.shape[1]} numbers and the student's "
+                f"{embeddings.shape[1]}; write relational, or set neck.dimension to "
+                f"{teacher.shape[1]}"
+            )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return DISTILLATIONS[self.kind](embeddings.to(dtype), teacher.detach().to(dtype))
+
+
+DISTILLATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _mse,
+    "l1": _l1,
+    "cosine": _cosine,
+    "relational": _relational,
+}
+"""Losses between a student's embeddings and a teacher's, by name."""

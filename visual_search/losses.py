@@ -1,0 +1,164 @@
+"""Losses over unit embeddings: pairs of anchors and references, and SoftTriple's own centres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from visual_search.pair_weights import PairLoss
+
+# Where at most this share of the references weighs anything, only those are multiplied.
+_FEW = 0.5
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Embedded photos that are compared with others."""
+
+    embeddings: Tensor
+    """`(n, d)`, unit vectors."""
+    labels: Tensor
+    """`(n,)`, int64, any; 0 is a class like the others."""
+    ids: Tensor
+    """`(n,)`, int64: which photo. Two embeddings of one photo are never a pair, while two photos
+    that look the same to the last bit are."""
+
+    def to_float(self) -> Samples:
+        """The same with embeddings of at least single precision."""
+        dtype = torch.promote_types(self.embeddings.dtype, torch.float32)
+        return Samples(self.embeddings.to(dtype), self.labels, self.ids)
+
+
+def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
+    """`weights @ rows`, for weights that are mostly zero in whole columns.
+
+    Negatives beyond a threshold are few once training has begun; reading only their rows halves
+    the work of a step. On a GPU, which would have to stop and count them, it is the product.
+    """
+    if rows.device.type == "cpu":
+        used = weights.any(dim=0).nonzero().squeeze(1)
+        if len(used) <= _FEW * len(rows):
+            return weights[:, used] @ rows[used]
+    return weights @ rows
+
+
+class _Pairs(torch.autograd.Function):
+    """Value and gradient at once: one `(a, r)` matrix of cosines, one of weights, no graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, references: Tensor, masks: tuple[Tensor, Tensor], loss: PairLoss
+    ) -> Tensor:
+        with torch.autocast(anchors.device.type, enabled=False):
+            losses, weights = loss(anchors @ references.T, *masks)
+            of_anchors, of_references = ctx.needs_input_grad[:2]
+            ctx.save_for_backward(
+                weighted_rows(weights, references) / len(anchors) if of_anchors else None,
+                weights.T @ anchors / len(anchors) if of_references else None,
+            )
+        return losses.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        of_anchors, of_references = ctx.saved_tensors
+        return (
+            None if of_anchors is None else of_anchors * gradient,
+            None if of_references is None else of_references * gradient,
+            None,
+            None,
+        )
+
+
+def pair_loss(loss: PairLoss, anchors: Samples, references: Samples) -> Tensor:
+    """The mean over the anchors of a loss over their pairs with all references, a scalar.
+
+    Computed in float32 at least, whatever autocast says: negatives are told from near ones by a
+    threshold, and bfloat16 has 256 steps between 0.5 and 1.
+
+    Args:
+        loss: of :mod:`visual_search.pair_weights`.
+        anchors: `(a, d)`.
+        references: `(r, d)`; may be the anchors. Gradients flow to both, where they are wanted.
+    """
+    anchors, references = anchors.to_float(), references.to_float()
+    same = anchors.labels[:, None] == references.labels
+    other_photo = anchors.ids[:, None] != references.ids
+    masks = (same & other_photo, ~same & other_photo)
+    return _Pairs.apply(anchors.embeddings, references.embeddings, masks, loss)
+
+
+class SoftTriple(nn.Module):
+    """Softmax over classes of several centres each, which stand in for all triplets.
+
+    Qian et al., "SoftTriple Loss: Deep Metric Learning Without Triplet Sampling" (ICCV 2019):
+    equation 4 for the similarity to a class, 7 for the loss, 8 and 9 for the pull between the
+    centres of a class, so that it needs no more of them than it has modes.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        classes: int,
+        *,
+        centers: int = 10,
+        scale: float = 20.0,
+        sharpness: float = 10.0,
+        margin: float = 0.01,
+        merging: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            dimension: width of the embeddings.
+            classes: how many there are.
+            centers: K, of each class.
+            scale: lambda, of the logits.
+            sharpness: 1 / gamma, of the choice between a class's centres.
+            margin: delta, taken from the right class's similarity.
+            merging: tau, of the pull between a class's centres; without effect for one centre.
+        """
+        super().__init__()
+        self.centers, self.scale, self.sharpness = centers, scale, sharpness
+        self.margin, self.merging = margin, merging
+        self.weight = nn.Parameter(torch.empty(classes * centers, dimension))
+        # Directions are all that counts of the centres; the spread is that of a linear layer.
+        nn.init.normal_(self.weight, std=dimension**-0.5)
+
+    def similarities(self, embeddings: Tensor, centers: Tensor) -> Tensor:
+        """`(n, classes)`: cosines to a class's centres, averaged with the nearer ones ahead."""
+        cosines = (embeddings @ centers.T).unflatten(1, (-1, self.centers))
+        return (F.softmax(self.sharpness * cosines, dim=2) * cosines).sum(dim=2)
+
+    def spread(self, centers: Tensor) -> Tensor:
+        """Mean distance between the centres of a class, halved: each pair counts once."""
+        if self.centers == 1:
+            return centers.new_zeros(())
+        of_class = centers.unflatten(0, (-1, self.centers))
+        first, second = torch.triu_indices(
+            self.centers, self.centers, offset=1, device=centers.device
+        )
+        squares = 2.0 - 2.0 * (of_class @ of_class.mT)[:, first, second]
+        # A distance of 0 has no direction; the constant is the authors'.
+        distances = (squares + 1e-5).clamp(min=1e-6).sqrt()
+        return distances.sum() / (len(of_class) * self.centers * (self.centers - 1))
+
+    def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The mean loss of the rows plus the pull between centres, a scalar.
+
+        Args:
+            embeddings: `(n, dimension)`, unit vectors.
+            labels: `(n,)`, int64, 0..classes-1.
+            ids: not looked at; there are no pairs.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            dtype = torch.promote_types(embeddings.dtype, self.weight.dtype)
+            centers = F.normalize(self.weight.to(dtype), dim=1)
+            similar = self.similarities(embeddings.to(dtype), centers)
+            right = F.one_hot(labels, similar.shape[1])
+            loss = F.cross_entropy(self.scale * (similar - self.margin * right), labels)
+            return loss + self.merging * self.spread(centers)
