@@ -1,0 +1,151 @@
+"""Softmax cross-entropy with a margin, fused with the product that makes the logits.
+
+One autograd function from embeddings and class centres to a loss for each row, its gradient in
+closed form: with logits z = s * f(cos), probabilities p and targets q (smoothed labels),
+d loss / d cos = s * f'(cos) * (p - q), which :mod:`visual_search.similarity` takes on to
+embeddings and centres. Between forward and backward only the cosines are kept, `N * classes`
+numbers; logits and probabilities live for one block of classes at a time. Work and traffic are
+those of the products (see there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from visual_search.margins import curricular_negatives
+from visual_search.similarity import Similarities, similarity_gradients
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a margin makes of the right class of each row; no gradient flows through these."""
+
+    value: Tensor
+    """`(N,)`: the margined similarity."""
+    slope: Tensor
+    """`(N,)`: its derivative with respect to the similarity."""
+    threshold: Tensor | None = None
+    """`(N,)`, of curricularface: wrong classes above it are hard."""
+    pace: Tensor | None = None
+    """A scalar, of curricularface: t."""
+
+
+@dataclass(frozen=True)
+class MarginLogits:
+    """Logits block by block; the whole matrix of them never exists."""
+
+    similar: Similarities
+    columns: Tensor
+    """`(N,)`, int64: the column of each row's right class; -1 where it has none here."""
+    target: Target
+    scale: Tensor
+    """A scalar."""
+
+    def _place(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Where the right class stands within these columns, `(N, 1)`, and whether it does."""
+        # Indices held inside, instead of picking rows, which would wait for the GPU.
+        place = self.columns[:, None] - start
+        return place.clamp(0, stop - start - 1), (place >= 0) & (place < stop - start)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """`(N, stop - start)`, a tensor of its own."""
+        values, target = self.similar.values[:, start:stop], self.target
+        if target.threshold is not None and target.pace is not None:
+            values, _ = curricular_negatives(values, target.threshold[:, None], target.pace)
+        logits = values * self.scale
+        place, here = self._place(start, stop)
+        right = torch.where(here, (target.value * self.scale)[:, None], logits.gather(1, place))
+        return logits.scatter_(1, place, right)
+
+    def log_sum(self) -> Tensor:
+        """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
+        runs = [torch.logsumexp(self.block(*run), dim=1) for run in self._runs()]
+        return torch.logsumexp(torch.stack(runs), dim=0)
+
+    def total(self) -> Tensor:
+        """Of each row, the sum of its logits, `(N,)`."""
+        return torch.stack([self.block(*run).sum(dim=1) for run in self._runs()]).sum(dim=0)
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """Columns in runs of a size at which the temporaries of a run stay in the cache."""
+        rows, columns = self.similar.values.shape
+        numbers = 1 << 18 if self.columns.device.type == "cpu" else 1 << 26
+        step = max(1, numbers // max(rows, 1))
+        for start in range(0, columns, step):
+            yield start, min(start + step, columns)
+
+    def gradient(
+        self, start: int, stop: int, log_sum: Tensor, row_weights: Tensor, even: float, right: float
+    ) -> Tensor:
+        """d losses / d similarities of these columns, `(N, stop - start)`, a tensor of its own.
+
+        Args:
+            start: first column.
+            stop: one behind the last.
+            log_sum: `(N,)`, over all classes.
+            row_weights: `(N,)`, d of whatever is minimised / d loss of the row.
+            even: share of the label that every class has (smoothing / classes).
+            right: share that the right class has on top of it.
+        """
+        probabilities = self.block(start, stop).sub_(log_sum[:, None]).exp_()
+        gradient = probabilities.sub_(even) if even else probabilities
+        target = self.target
+        place, here = self._place(start, stop)
+        at_right = (gradient.gather(1, place) - right) * target.slope[:, None]
+        if target.threshold is not None and target.pace is not None:
+            values = self.similar.values[:, start:stop]
+            _, slope = curricular_negatives(values, target.threshold[:, None], target.pace)
+            gradient *= slope
+        gradient.scatter_(1, place, torch.where(here, at_right, gradient.gather(1, place)))
+        return gradient.mul_((row_weights * self.scale)[:, None])
+
+
+class _MarginSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, weight: Tensor, logits: MarginLogits, smoothing: float
+    ) -> Tensor:
+        log_sum = logits.log_sum()
+        even = smoothing / logits.similar.values.shape[1]
+        # Saved as inputs, so that autograd notices when they change before the backward pass.
+        ctx.save_for_backward(embeddings, weight)
+        ctx.logits, ctx.log_sum, ctx.even, ctx.right = logits, log_sum, even, 1.0 - smoothing
+        losses = log_sum - ctx.right * logits.target.value * logits.scale
+        return losses - even * logits.total() if even else losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        embeddings, weight = ctx.saved_tensors
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
+            raise RuntimeError("a margin softmax can be differentiated once for each forward pass")
+
+        def of_columns(start: int, stop: int) -> Tensor:
+            return logits.gradient(start, stop, ctx.log_sum, gradient, ctx.even, ctx.right)
+
+        of_embeddings, of_weight = similarity_gradients(
+            logits.similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
+        )
+        return of_embeddings.to(embeddings.dtype), of_weight, None, None
+
+
+def margin_softmax(
+    embeddings: Tensor, weight: Tensor, logits: MarginLogits, smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of each row, `(N,)`, float32 or float64, differentiable once.
+
+    Args:
+        embeddings: `(N, d)`, as given to :func:`visual_search.similarity.similarities`.
+        weight: `(classes * centers, d)`, as given to it.
+        logits: of these similarities.
+        smoothing: share of the label spread over all classes, 0..1, as in
+            :func:`torch.nn.functional.cross_entropy`.
+    """
+    return _MarginSoftmax.apply(embeddings, weight, logits, smoothing)
