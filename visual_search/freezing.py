@@ -1,37 +1,160 @@
-"""Parts of a backbone that are not trained."""
+"""The layers of a backbone in order, and which of them are trained."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from visual_search.errors import UserError
 
+# The layers of networks that do not name them themselves, in timm's notation.
+OPEN_CLIP_VIT = {
+    "stem": r"^conv1|class_embedding|positional_embedding|ln_pre",
+    "blocks": r"^transformer\.resblocks\.(\d+)",
+}
+OPEN_CLIP_RESNET = {"stem": r"^conv\d|bn\d", "blocks": r"^layer(\d+)\.(\d+)"}
+UNICOM = {"stem": r"^patch_embed|pos_embed", "blocks": r"^blocks\.(\d+)"}
 
-def freeze_stages(backbone: Any, stages: int) -> None:
+
+def trunk_of(backbone: Any) -> tuple[Any, str]:
+    """The network inside its wrappers, and the prefix of its parameters' names."""
+    prefix = ""
+    while hasattr(backbone, "trunk"):
+        backbone, prefix = backbone.trunk, f"{prefix}trunk."
+    return backbone, prefix
+
+
+def layer_depths(backbone: nn.Module) -> dict[str, int]:
+    """How deep each parameter lies: 0 is the stem, the blocks count from 1, the rest is deepest.
+
+    With `layers = max(depths.values()) + 1`, a layer-wise decay d multiplies the learning rate of
+    a parameter by `d ** (layers - 1 - depth)`.
+
+    Returns:
+        Depth by the parameter's name, for every parameter of `backbone`.
+
+    Raises:
+        UserError: when the network's layers are not known.
+    """
+    groups, tail = _layers(backbone, coarse=False)
+    return {name: groups.get(name, tail) for name, _ in backbone.named_parameters()}
+
+
+def _layers(backbone: nn.Module, coarse: bool) -> tuple[dict[str, int], int]:
+    """Depth of the stem and the blocks by name, and that of whatever comes behind them."""
+    from timm.models import group_parameters
+
+    trunk, prefix = trunk_of(backbone)
+    matcher = _matcher(trunk, coarse)
+    # Heads that match nothing come last in timm's grouping; they are no block.
+    depths = {
+        name: depth
+        for name, depth in group_parameters(trunk, matcher, reverse=True).items()
+        if not isinstance(matcher, dict) or _is_named(name, matcher)
+    }
+    # Numbers without gaps: a network need not have every layer that its pattern knows.
+    numbers = {depth: number for number, depth in enumerate(sorted(set(depths.values())))}
+    return {prefix + name: numbers[depth] for name, depth in depths.items()}, len(numbers)
+
+
+def _matcher(trunk: Any, coarse: bool) -> Any:
+    if hasattr(trunk, "group_matcher"):
+        return trunk.group_matcher(coarse=coarse)
+    if hasattr(trunk, "class_embedding"):
+        return OPEN_CLIP_VIT
+    if hasattr(trunk, "attnpool"):
+        return OPEN_CLIP_RESNET
+    if hasattr(trunk, "patch_embed"):
+        return UNICOM
+    raise UserError(
+        "the layers of this backbone are not known: set backbone.frozen_stages to 0, "
+        "backbone.trainable_blocks to -1 or 0, and optim.layer_decay to 1"
+    )
+
+
+def _is_named(name: str, matcher: dict[str, Any]) -> bool:
+    patterns = []
+    for entry in matcher.values():
+        patterns += [part[0] for part in entry] if isinstance(entry, list | tuple) else [entry]
+    return any(pattern is not None and re.match(pattern, name) for pattern in patterns)
+
+
+def freeze_stages(backbone: nn.Module, stages: int) -> None:
     """Stop the gradient of the first `stages` stages, the stem being the first.
 
     The stages are timm's own coarse groups, as its layer-wise learning-rate decay uses them.
 
     Raises:
-        UserError: when the backbone is not timm's, or has not that many stages.
+        UserError: when the backbone's stages are not known, or it has not that many.
     """
     if stages == 0:
         return
-    if not hasattr(backbone, "group_matcher"):
+    trunk, _ = trunk_of(backbone)
+    if not hasattr(trunk, "group_matcher"):
         raise UserError("backbone.frozen_stages works with timm backbones; set it to 0")
     from timm.models import group_parameters
 
-    names = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=False)
+    names = group_parameters(trunk, trunk.group_matcher(coarse=True), reverse=False)
     if not 0 < stages < len(names):
         raise UserError(
             f"backbone.frozen_stages is {stages}; this backbone has {len(names)} stages, and at "
             "least one must be trained"
         )
-    frozen = {name for stage in sorted(names)[:stages] for name in names[stage]}
+    for stage in sorted(names)[:stages]:
+        for name in names[stage]:
+            trunk.get_parameter(name).requires_grad_(False)
+
+
+def train_last_blocks(backbone: nn.Module, blocks: int) -> None:
+    """Train the last `blocks` blocks and what comes behind them; freeze the rest.
+
+    A block is a layer as :func:`layer_depths` counts them.
+
+    Args:
+        backbone: changed in place.
+        blocks: -1 trains everything, 0 nothing.
+
+    Raises:
+        UserError: when the backbone has not that many blocks, or they are not known.
+    """
+    if blocks == -1:
+        return
+    if blocks == 0:
+        backbone.requires_grad_(False)
+        return
+    groups, tail = _layers(backbone, coarse=False)
+    if not 0 < blocks < tail:
+        raise UserError(
+            f"backbone.trainable_blocks is {blocks}; this backbone has {tail - 1} blocks: write "
+            f"0..{tail - 1}, or -1 to train everything"
+        )
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if groups.get(name, tail) < tail - blocks:
+            parameter.requires_grad_(False)
+
+
+def freeze_unused(backbone: nn.Module, input_size: int) -> None:
+    """Freeze what has no part in the features, such as class-token layers where patches are pooled.
+
+    Processes that train together would wait for its gradient in vain.
+
+    Args:
+        backbone: photos `(N, 3, H, W)` to features; its mode is kept.
+        input_size: side of the photos in pixels.
+    """
+    was_training = backbone.training
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    blank = trained[0].new_zeros(1, 3, input_size, input_size)
+    with torch.enable_grad():
+        features = backbone.eval()(blank)
+        gradients = torch.autograd.grad(features.sum(), trained, allow_unused=True)
+    backbone.train(was_training)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def hold_frozen(backbone: nn.Module, batchnorms: bool) -> None:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.backbones import create_backbone
+from visual_search.backbones import checkpoint_gradients, create_backbone
 from visual_search.errors import UserError
+from visual_search.necks import NECKS, create_neck
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Architecture:
     """Everything needed to build an embedder again, before its weights are loaded."""
 
     backbone: str
-    """`timm/<model>` or `open_clip/<architecture>/<tag>`."""
+    """`timm/<model>`, `open_clip/<architecture>/<tag>` or `unicom/<model>`."""
     neck: str
-    """A key of :data:`NECKS`."""
+    """A key of :data:`visual_search.necks.NECKS`."""
     dimension: int
     """Width of the embedding."""
     input_size: int
@@ -29,6 +30,10 @@ class Architecture:
     """Subtracted from pixels scaled to 0..1, in RGB order."""
     std: tuple[float, float, float]
     """Divides them after that."""
+    pooling: str = "default"
+    """Of the last feature map or tokens: default, avg, gem or cls."""
+    patch_overlap: int = 0
+    """Pixels that neighbouring patches of a vision transformer share."""
 
 
 class Embedder(nn.Module):
@@ -58,24 +63,6 @@ class Embedder(nn.Module):
         return F.normalize(self.features(pixels).float(), dim=1)
 
 
-def _identity(width: int, dimension: int) -> nn.Module:
-    if dimension not in (0, width):
-        raise UserError(
-            f"neck.kind none keeps the backbone's {width} dimensions; set neck.dimension to 0, "
-            f"or neck.kind to linear-bn for {dimension}"
-        )
-    return nn.Identity()
-
-
-def _linear_bn(width: int, dimension: int) -> nn.Module:
-    dimension = dimension or width
-    return nn.Sequential(nn.Linear(width, dimension, bias=False), nn.BatchNorm1d(dimension))
-
-
-NECKS = {"none": _identity, "linear-bn": _linear_bn}
-"""What stands between backbone and embedding, by name."""
-
-
 def build_embedder(
     backbone: str,
     weights: str,
@@ -85,24 +72,60 @@ def build_embedder(
     neck: str = "none",
     dimension: int = 0,
     drop_path: float = 0.0,
+    *,
+    pooling: str = "default",
+    patch_overlap: int = 0,
+    gradient_checkpointing: bool = False,
+    neck_dropout: float = 0.2,
 ) -> tuple[Embedder, Architecture]:
-    """Build an embedder; `dimension` 0 keeps the backbone's own width.
+    """Build an embedder.
+
+    Args:
+        backbone: as :func:`visual_search.backbones.create_backbone`, as are weights, drop_path,
+            pooling and patch_overlap.
+        weights: of the backbone.
+        input_size: side of the photos in pixels that the embedder is measured with.
+        mean: three numbers, of pixels scaled to 0..1.
+        std: three numbers above 0.
+        neck: a key of :data:`visual_search.necks.NECKS`.
+        dimension: of the embedding; 0 keeps the backbone's own width.
+        drop_path: stochastic depth rate, 0..1.
+        pooling: default, avg, gem or cls.
+        patch_overlap: pixels.
+        gradient_checkpointing: less memory, more time in training; the same results.
+        neck_dropout: of dropout-linear-bn, 0..1; in training only.
 
     Raises:
-        UserError: as :func:`visual_search.backbones.create_backbone`, and for an unknown neck.
+        UserError: for anything that does not fit; the message names the key.
     """
     if neck not in NECKS:
         raise UserError(f"neck.kind is {neck!r}; it can be {', '.join(NECKS)}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
-    made = create_backbone(backbone, weights, drop_path)
-    embedder = Embedder(made.module, NECKS[neck](made.dimension, dimension), mean, std)
+    made = create_backbone(
+        backbone,
+        weights,
+        drop_path,
+        input_size=input_size,
+        pooling=pooling,
+        patch_overlap=patch_overlap,
+    )
+    if gradient_checkpointing:
+        checkpoint_gradients(made.module, backbone)
+    projection = create_neck(neck, made.dimension, dimension, neck_dropout)
     r, g, b = mean
     sr, sg, sb = std
     architecture = Architecture(
-        backbone, neck, dimension or made.dimension, input_size, (r, g, b), (sr, sg, sb)
+        backbone,
+        neck,
+        dimension or made.dimension,
+        input_size,
+        (r, g, b),
+        (sr, sg, sb),
+        pooling,
+        patch_overlap,
     )
-    return embedder, architecture
+    return Embedder(made.module, projection, mean, std), architecture
 
 
 def rebuild_embedder(architecture: Architecture) -> Embedder:
@@ -115,5 +138,7 @@ def rebuild_embedder(architecture: Architecture) -> Embedder:
         architecture.std,
         architecture.neck,
         architecture.dimension,
+        pooling=architecture.pooling,
+        patch_overlap=architecture.patch_overlap,
     )
     return embedder
