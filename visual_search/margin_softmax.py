@@ -10,6 +10,7 @@ those of the products (see there).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,12 +66,17 @@ class MarginLogits:
 
     def log_sum(self) -> Tensor:
         """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
+        # Without columns, as a process may be among many: nothing to sum.
+        none = torch.full_like(self.target.value, -math.inf)
         runs = [torch.logsumexp(self.block(*run), dim=1) for run in self._runs()]
-        return torch.logsumexp(torch.stack(runs), dim=0)
+        return torch.logsumexp(torch.stack(runs), dim=0) if runs else none
 
     def total(self) -> Tensor:
         """Of each row, the sum of its logits, `(N,)`."""
-        return torch.stack([self.block(*run).sum(dim=1) for run in self._runs()]).sum(dim=0)
+        return sum(
+            (self.block(*run).sum(dim=1) for run in self._runs()),
+            torch.zeros_like(self.target.value),
+        )
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         """Columns in runs of a size at which the temporaries of a run stay in the cache."""

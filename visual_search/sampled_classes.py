@@ -1,0 +1,249 @@
+"""Margin softmax over a part of the classes in each step, for 100,000 classes and more.
+
+Partial FC: An et al., "Partial FC: Training 10 Million Identities on a Single Machine" (ICCV
+Workshops 2021) and "Killing Two Birds with One Stone" (CVPR 2022). A step compares with its own
+classes and a random share of the others. The class matrix is no parameter: the rows of a step go
+to an optimiser of :mod:`visual_search.row_optim`.
+
+With several processes each holds a run of the classes, all of a class's centres together. Every
+process compares the embeddings of all processes with its own classes; the softmax is summed over
+processes. A step, first weights and sample included, is that of one process with the joint batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from visual_search.class_shards import (
+    collect_shards,
+    of_first_process,
+    own_rank,
+    processes,
+    shard_range,
+    sum_over_processes,
+)
+from visual_search.errors import UserError
+from visual_search.gathering import gather_constant
+from visual_search.heads import check_head, focal, initial_centers
+from visual_search.margin_rule import MarginOptions, MarginRule
+from visual_search.margin_softmax import MarginLogits, Target
+from visual_search.row_optim import RowTable
+from visual_search.similarity import similarities, similarity_gradients
+
+
+def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Tensor) -> Tensor:
+    """Which classes enter a step: `(classes,)`, bool, on the labels' device.
+
+    Class c does if it is a row's label, or if u(seed, step, c) < share, u being uniform. It is
+    drawn in main memory for all classes, so every process and every device gets the same.
+    """
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+    chosen = (torch.rand(classes, generator=generator) < share).to(labels.device)
+    chosen[labels] = True
+    return chosen
+
+
+class SampledMarginHead(nn.Module):
+    """:class:`visual_search.heads.MarginHead` over a share of the classes in each step.
+
+    In training the loss is over the classes of :func:`sampled_classes`, out of training over all.
+    The sample changes with `table.step`, the count of updates: all backward passes of one update
+    see the same. The gradient of the class matrix goes to `table`, as that of the mean over
+    processes, whether or not the embeddings need any.
+
+    The state differs between processes: keep the module out of what synchronises modules
+    (DistributedDataParallel). What moves in its margin is the same everywhere.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        counts: Tensor,
+        *,
+        share: float = 0.1,
+        centers: int = 3,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        seed: int = 0,
+        **options: Unpack[MarginOptions],
+    ) -> None:
+        """
+        Args:
+            dimension: width of the embeddings.
+            counts: `(classes,)`, training images of each class, of all processes together.
+            share: of the other classes that enters a step, above 0, up to 1.
+            centers: as :class:`visual_search.heads.MarginHead`.
+            label_smoothing: spread over the classes of the step.
+            focal_gamma: as there.
+            seed: of the first centres, which are those of MarginHead, and of the samples.
+            options: as :class:`visual_search.margin_rule.MarginRule`.
+
+        Raises:
+            UserError: for a value that cannot be, naming its key, `margin.…`.
+        """
+        super().__init__()
+        check_head(centers, label_smoothing, focal_gamma)
+        if not 0.0 < share <= 1.0:
+            raise UserError(f"margin.sampled_share is {share}; write a number above 0, up to 1")
+        self.centers, self.label_smoothing, self.focal_gamma = centers, label_smoothing, focal_gamma
+        self.classes, self.share, self.seed = len(counts), share, seed
+        self.start, self.stop = shard_range(self.classes)
+        self.rule = MarginRule(counts, **options)
+        weight = initial_centers(self.classes, centers, dimension, seed, self.start, self.stop)
+        self.table = RowTable(weight, self.classes, centers)
+
+    @property
+    def weight(self) -> Tensor:
+        """`(own classes * centers, dimension)`: this process's centres."""
+        return self.table.weight
+
+    def set_progress(self, share: float) -> None:
+        """Tell how much of the training is done, 0..1: a growing margin follows it."""
+        self.rule.set_progress(share)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row, `(N,)`, float32. All processes have to call it together.
+
+        Args:
+            embeddings: `(N, dimension)`, not normalised; N is the same in every process.
+            labels: `(N,)`, int64, 0..classes-1.
+        """
+        everyone, all_labels = gather_constant(embeddings.detach()), gather_constant(labels)
+        picked, columns, count = self._sample(all_labels)
+        similar = similarities(
+            everyone,
+            self.weight,
+            self.centers,
+            normalize=self.rule.normalize,
+            picked=picked,
+            reserve=torch.is_grad_enabled(),
+        )
+        target = self._target(everyone, all_labels, similar.values, columns)
+        logits = MarginLogits(similar, columns, target, self.rule.scale.clone())
+        # A tensor that needs a gradient, so that there is a backward pass for the centres even
+        # when the embeddings come from a frozen model.
+        asks = torch.zeros((), requires_grad=True)
+        losses = _SampledSoftmax.apply(
+            embeddings, asks, logits, self.table, self.label_smoothing, count
+        )
+        return focal(losses, self.focal_gamma)
+
+    def _sample(self, labels: Tensor) -> tuple[Tensor | None, Tensor, int]:
+        """Own classes of this step, counted from the first own one (None: all of them);
+
+        of each label its column among them, -1 for other processes' labels; and how many classes
+        all processes compare with.
+        """
+        own = (labels >= self.start) & (labels < self.stop)
+        if not self.training or self.share == 1.0:
+            return None, torch.where(own, labels - self.start, -1), self.classes
+        step = int(self.table.step)
+        chosen = sampled_classes(self.classes, self.share, self.seed, step, labels)
+        before = chosen[: self.start].sum()
+        columns = chosen.cumsum(0)[labels] - 1 - before
+        picked = chosen[self.start : self.stop].nonzero().squeeze(1)
+        return picked, torch.where(own, columns, -1), int(chosen.sum())
+
+    @torch.no_grad()
+    def _target(
+        self, embeddings: Tensor, labels: Tensor, values: Tensor, columns: Tensor
+    ) -> Target:
+        """The margin on the rows of all processes; the same in each."""
+        to_target = values.new_zeros(len(columns))
+        place = columns.clamp(min=0)[:, None]
+        if values.shape[1]:
+            to_target = torch.where(columns >= 0, values.gather(1, place).squeeze(1), to_target)
+        to_target = sum_over_processes(to_target)
+        lengths = embeddings.to(values.dtype).norm(dim=1)
+        if self.training and self.rule.observes:
+            log_rivals = None
+            if self.rule.name == "adacos":
+                log_rivals = self._log_rivals(values, columns)
+            self.rule.observe(to_target, lengths, log_rivals)
+        margins = self.rule.margins[labels]
+        draws = of_first_process(self.rule.draw(to_target))
+        value, slope = self.rule.grade(to_target, margins, lengths, draws)
+        return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())
+
+    def _log_rivals(self, values: Tensor, columns: Tensor) -> Tensor:
+        """Logarithm of the mean over rows of the summed exponentials of the wrong classes."""
+        own = torch.full((len(columns),), -math.inf, dtype=values.dtype, device=values.device)
+        if values.shape[1]:
+            place = columns.clamp(min=0)[:, None]
+            logits = values * self.rule.scale
+            right = torch.where(columns[:, None] >= 0, -math.inf, logits.gather(1, place))
+            own = torch.logsumexp(logits.scatter(1, place, right), dim=1)
+        return torch.logsumexp(gather_constant(own), dim=0) - math.log(len(columns))
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The state for any number of processes, on process 0; empty on the others.
+
+        All processes have to call it.
+        """
+        weight = collect_shards(self.weight, self.classes, self.centers)
+        if weight is None:
+            return {}
+        rest = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        return {**rest, "table.weight": weight}
+
+    def load_full_state(self, state: dict[str, Tensor]) -> None:
+        """Take this process's part of what :meth:`full_state` returned, given to all of them."""
+        own = slice(self.start * self.centers, self.stop * self.centers)
+        self.load_state_dict({**state, "table.weight": state["table.weight"][own]})
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """The losses of this process's rows; the embeddings' gradient goes back to their processes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        asks: Tensor,
+        logits: MarginLogits,
+        table: RowTable,
+        smoothing: float,
+        count: int,
+    ) -> Tensor:
+        of_processes = gather_constant(logits.log_sum()[None])
+        log_sum = torch.logsumexp(of_processes, dim=0)
+        ctx.logits, ctx.table, ctx.log_sum = logits, table, log_sum
+        ctx.even, ctx.right, ctx.dtype = smoothing / count, 1.0 - smoothing, embeddings.dtype
+        losses = log_sum - ctx.right * logits.target.value * logits.scale
+        if smoothing:
+            losses = losses - ctx.even * sum_over_processes(logits.total())
+        return losses.narrow(0, own_rank() * len(embeddings), len(embeddings))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
+            raise RuntimeError("a margin softmax can be differentiated once for each forward pass")
+        row_weights = gather_constant(gradient)
+
+        def of_columns(start: int, stop: int) -> Tensor:
+            return logits.gradient(start, stop, ctx.log_sum, row_weights, ctx.even, ctx.right)
+
+        of_embeddings, of_centers = similarity_gradients(
+            logits.similar, ctx.table.weight, of_columns, weight_factor=1.0 / processes()
+        )
+        if of_centers is not None:
+            ctx.table.add_gradient(_rows(logits, ctx.table), of_centers)
+        own = sum_over_processes(of_embeddings).narrow(0, own_rank() * len(gradient), len(gradient))
+        return own.to(ctx.dtype), None, None, None, None, None
+
+
+def _rows(logits: MarginLogits, table: RowTable) -> Tensor:
+    """The rows of the table that the columns' centres stand in."""
+    picked, device = logits.similar.picked, table.weight.device
+    if picked is None:
+        return torch.arange(len(table.weight), device=device)
+    return (picked[:, None] * table.per + torch.arange(table.per, device=device)).flatten()
