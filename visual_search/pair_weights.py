@@ -38,10 +38,11 @@ class Contrastive:
         self, cosines: Tensor, positive: Tensor, negative: Tensor
     ) -> tuple[Tensor, Tensor]:
         near = negative & (cosines > self.threshold)
-        weights = near.to(cosines.dtype) - positive.to(cosines.dtype)
+        # As bytes, since turning truth values into numbers is five times as slow on a CPU.
+        weights = near.view(torch.uint8).to(cosines.dtype).masked_fill_(positive, -1.0)
         # Over positives and near negatives, weight * s is -s and s; the ones of 1 - s are counted.
-        losses = torch.linalg.vecdot(weights, cosines) + positive.sum(dim=1)
-        return losses, weights
+        ones = positive.sum(dim=1, dtype=cosines.dtype)
+        return torch.linalg.vecdot(weights, cosines) + ones, weights
 
 
 class MultiSimilarity:

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.visual_search.naive_pairs import naive_pair_loss
+from visual_search.losses import Samples, SoftTriple, pair_loss, weighted_rows
+from visual_search.pair_weights import PAIR_LOSSES, Contrastive, MultiSimilarity
+
+
+def drawn(
+    count: int, seed: int, dimension: int = 5, classes: int = 3, first_id: int = 0
+) -> Samples:
+    """Unit vectors that lean to one side, so that cosines lie on both sides of 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, dimension, generator=generator, dtype=torch.float64) + 0.6
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    return Samples(F.normalize(rows, dim=1), labels, torch.arange(first_id, first_id + count))
+
+
+def leaf(samples: Samples) -> Samples:
+    return Samples(samples.embeddings.clone().requires_grad_(), samples.labels, samples.ids)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(sorted(PAIR_LOSSES)), st.integers(0, 10_000))
+def test_value_and_gradients_equal_the_naive_loops(name: str, seed: int) -> None:
+    anchors, references = drawn(6, seed), drawn(9, seed + 1, first_id=4)
+    ours = (leaf(anchors), leaf(references))
+    theirs = (leaf(anchors), leaf(references))
+    loss = pair_loss(PAIR_LOSSES[name](0.5), *ours)
+    expected = naive_pair_loss(name, *theirs)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    loss.backward()
+    if expected.requires_grad:
+        expected.backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.embeddings.grad is not None
+        wanted = other.embeddings.grad
+        wanted = torch.zeros_like(one.embeddings) if wanted is None else wanted
+        assert one.embeddings.grad.allclose(wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_anchors_that_are_the_references_have_both_gradients(name: str) -> None:
+    samples = drawn(8, 3)
+    ours, theirs = leaf(samples), leaf(samples)
+    pair_loss(PAIR_LOSSES[name](0.5), ours, ours).backward()
+    naive_pair_loss(name, theirs, theirs).backward()
+    assert ours.embeddings.grad is not None
+    assert theirs.embeddings.grad is not None
+    assert ours.embeddings.grad.allclose(theirs.embeddings.grad, atol=1e-9)
+
+
+def at_angles(degrees: list[float], labels: list[int], ids: list[int]) -> Samples:
+    angles = torch.tensor(degrees).double().deg2rad()
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+    return Samples(rows, torch.tensor(labels), torch.tensor(ids))
+
+
+def test_contrastive_by_hand() -> None:
+    anchors = at_angles([0, 90], [0, 1], [0, 1])
+    references = at_angles([60, 0, 30, 60.001, 90], [0, 0, 1, 1, 1], [7, 8, 9, 10, 1])
+    # First anchor, class 0: positives at 60 and 0 degrees cost 1/2 and 0; of the negatives only
+    # the one at 30 degrees is nearer than 0.5. Second, class 1: positives at 60 and about 30
+    # degrees from it, itself (id 1) not; negatives at 30 and 90 degrees, the first one near.
+    root = math.sqrt(3) / 2
+    first = 0.5 + root
+    second = (1 - 0.5) + (1 - root) + root
+    loss = pair_loss(Contrastive(), anchors, references)
+    assert loss.item() == pytest.approx((first + second) / 2, abs=1e-4)
+
+
+def test_multi_similarity_by_hand() -> None:
+    anchors = at_angles([0], [0], [0])
+    # Negatives at 60 and 90 degrees, positives at 0, 30 and 60. Farthest positive .5: only the
+    # negative at .5 is above .4. Nearest negative .5: only the positive at .5 is below .6.
+    references = at_angles([60, 90, 0, 30, 60], [1, 1, 0, 0, 0], [1, 2, 3, 4, 5])
+    loss = pair_loss(MultiSimilarity(), anchors, references)
+    assert loss.item() == pytest.approx(math.log(2) / 2 + math.log(2) / 50)
+    every = pair_loss(MultiSimilarity(slack=math.inf), anchors, references)
+    positives = sum(math.exp(-2 * (cosine - 0.5)) for cosine in (1, math.sqrt(3) / 2, 0.5))
+    negatives = 1 + math.exp(-25)
+    expected = math.log(1 + positives) / 2 + math.log(1 + negatives) / 50
+    assert every.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_true_duplicates_are_pairs_and_a_photo_is_none_with_itself(name: str) -> None:
+    loss = PAIR_LOSSES[name](0.5)
+    anchor = at_angles([0], [0], [5])
+    for label, is_pair in ((0, "positive"), (1, "negative")):
+        twin = at_angles([0, 180], [label, 1 - label], [6, 7])
+        itself = at_angles([0, 180], [label, 1 - label], [5, 7])
+        of_twin, of_itself = leaf(twin), leaf(itself)
+        pair_loss(loss, anchor, of_twin).backward()
+        pair_loss(loss, anchor, of_itself).backward()
+        assert of_itself.embeddings.grad is not None
+        assert of_twin.embeddings.grad is not None
+        assert not of_itself.embeddings.grad[0].any()
+        if name == "contrastive" or is_pair == "negative":
+            assert of_twin.embeddings.grad[0].any(), is_pair
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_without_any_pair_the_loss_is_nothing(name: str) -> None:
+    alone = leaf(drawn(1, 0))
+    loss = pair_loss(PAIR_LOSSES[name](0.5), alone, alone)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert alone.embeddings.grad is not None
+    assert not alone.embeddings.grad.any()
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_half_precision_is_computed_in_single(name: str) -> None:
+    samples = drawn(8, 1)
+    halved = Samples(samples.embeddings.bfloat16().requires_grad_(), samples.labels, samples.ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pair_loss(PAIR_LOSSES[name](0.5), halved, halved)
+    loss.backward()
+    widened = Samples(halved.embeddings.detach().float(), samples.labels, samples.ids)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(
+        float(pair_loss(PAIR_LOSSES[name](0.5), widened, widened)), rel=1e-6
+    )
+    assert halved.embeddings.grad is not None
+    assert halved.embeddings.grad.dtype == torch.bfloat16
+
+
+def test_large_arguments_stay_finite() -> None:
+    samples = leaf(at_angles([0, 0, 0, 180], [0, 0, 1, 0], [0, 1, 2, 3]))
+    loss = pair_loss(MultiSimilarity(alpha=1e4, beta=1e4), samples, samples)
+    loss.backward()
+    assert loss.isfinite()
+    assert samples.embeddings.grad is not None
+    assert samples.embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_weighted_rows_is_the_product(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand(50, generator=generator) < share
+    weights = torch.randn(4, 50, generator=generator, dtype=torch.float64) * columns
+    rows = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    assert weighted_rows(weights, rows).allclose(torch.einsum("ar,rd->ad", weights, rows))
+
+
+def test_multi_similarity_equals_another_library() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    miners = pytest.importorskip("pytorch_metric_learning.miners")
+    samples = drawn(24, 5, dimension=8)
+    ours, theirs = leaf(samples), leaf(samples)
+    # The library normalises, which turns gradients; so both do.
+    units = Samples(F.normalize(ours.embeddings, dim=1), ours.labels, ours.ids)
+    loss = pair_loss(MultiSimilarity(), units, units)
+    mined = miners.MultiSimilarityMiner(epsilon=0.1)(theirs.embeddings, theirs.labels)
+    peer = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
+    expected = peer(theirs.embeddings, theirs.labels, mined)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    loss.backward()
+    expected.backward()
+    assert ours.embeddings.grad is not None
+    assert theirs.embeddings.grad is not None
+    assert ours.embeddings.grad.allclose(theirs.embeddings.grad, atol=1e-9)
+
+
+def naive_soft_triple(module: SoftTriple, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Equations 4, 7 and 9 of the paper, index by index."""
+    count = module.centers
+    classes = len(module.weight) // count
+    centers = module.weight / module.weight.norm(dim=1, keepdim=True)
+    total = torch.zeros(())
+    for x, label in zip(embeddings, labels.tolist(), strict=True):
+        powers = []
+        for c in range(classes):
+            cosines = [x @ centers[c * count + k] for k in range(count)]
+            shares = [torch.exp(module.sharpness * cosine) for cosine in cosines]
+            mixed = sum(s * q for s, q in zip(cosines, shares, strict=True)) / sum(shares)
+            powers.append(torch.exp(module.scale * (mixed - module.margin * (c == label))))
+        total = total - torch.log(powers[label] / sum(powers)) / len(labels)
+    spread = torch.zeros(())
+    for c in range(classes):
+        for t in range(count):
+            for s in range(t + 1, count):
+                dot = centers[c * count + s] @ centers[c * count + t]
+                spread = spread + torch.sqrt(2 - 2 * dot + 1e-5)
+    if count > 1:
+        total = total + module.merging * spread / (classes * count * (count - 1))
+    return total
+
+
+@pytest.mark.parametrize("centers", [1, 3])
+def test_soft_triple_equals_the_formulas(centers: int) -> None:
+    torch.manual_seed(0)
+    module = SoftTriple(5, 4, centers=centers).double()
+    samples = leaf(drawn(6, 2, classes=4))
+    loss = module(samples.embeddings, samples.labels, samples.ids)
+    expected = naive_soft_triple(module, samples.embeddings, samples.labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    inputs = [samples.embeddings, module.weight]
+    for one, other in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        assert one.allclose(other, atol=1e-9)
+
+
+def test_soft_triple_equals_another_library() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    module = SoftTriple(5, 4, centers=3, merging=0.0).double()
+    peer = losses.SoftTripleLoss(4, 5, centers_per_class=3, la=20, gamma=0.1, margin=0.01)
+    peer.fc.data = module.weight.data.T.clone()
+    samples = drawn(6, 2, classes=4)
+    expected = peer(samples.embeddings, samples.labels)
+    loss = module(samples.embeddings, samples.labels)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_equal_centres_leave_the_gradient_finite() -> None:
+    module = SoftTriple(5, 4, centers=2)
+    with torch.no_grad():
+        module.weight[1] = module.weight[0]
+    samples = drawn(6, 2, classes=4)
+    module(samples.embeddings.float(), samples.labels).backward()
+    assert module.weight.grad is not None
+    assert module.weight.grad.isfinite().all()

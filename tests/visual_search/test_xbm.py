@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.visual_search.naive_pairs import naive_pair_loss
+from visual_search.errors import UserError
+from visual_search.losses import Samples
+from visual_search.pair_weights import PAIR_LOSSES
+from visual_search.xbm import CrossBatchMemory, XbmLoss
+
+
+def batch_of(step: int, size: int = 4, classes: int = 3, dimension: int = 5) -> Samples:
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.randn(size, dimension, generator=generator) + 0.6
+    labels = torch.randint(0, classes, (size,), generator=generator)
+    # Nine photos in all: they come back, some within one batch.
+    ids = torch.randint(0, 9, (size,), generator=generator)
+    return Samples(F.normalize(rows, dim=1), labels, ids)
+
+
+def stacked(batches: list[Samples]) -> Samples:
+    return Samples(
+        torch.cat([batch.embeddings for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.ids for batch in batches]),
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 10, 64])
+def test_memory_holds_the_newest(size: int) -> None:
+    memory = CrossBatchMemory(size, 1)
+    expected: deque[int] = deque(maxlen=size)
+    number = 0
+    for length in (4, 4, 1, 7, 4, 13):
+        ids = torch.arange(number, number + length)
+        memory.enqueue(Samples(ids[:, None].float() / 2, ids % 3, ids))
+        expected.extend(ids.tolist())
+        number += length
+        held = memory.held()
+        assert sorted(held.ids.tolist()) == list(expected)
+        assert held.labels.equal(held.ids % 3)
+        assert held.embeddings.equal(held.ids[:, None].float() / 2)
+
+
+def test_a_memory_without_rows_or_of_fewer_is_possible_or_refused() -> None:
+    loss = XbmLoss(0, 5)
+    batch = batch_of(0)
+    assert float(loss(batch.embeddings, batch.labels, batch.ids)) == pytest.approx(
+        float(naive_pair_loss("contrastive", batch, batch)), rel=1e-5
+    )
+    with pytest.raises(UserError, match=r"pairs\.memory is -1"):
+        CrossBatchMemory(-1, 5)
+    with pytest.raises(UserError, match="contrastive, multi-similarity"):
+        XbmLoss(4, 5, loss="triplet")
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+@pytest.mark.parametrize("size", [6, 100])
+def test_every_step_equals_the_naive_one(name: str, size: int) -> None:
+    loss = XbmLoss(size, 5, loss=name, weight=0.7, start_step=2)
+    earlier: list[Samples] = []
+    for step in range(5):
+        batch = batch_of(step)
+        ours = batch.embeddings.clone().requires_grad_()
+        theirs = batch.embeddings.clone().requires_grad_()
+        value = loss(ours, batch.labels, batch.ids)
+        now = Samples(theirs, batch.labels, batch.ids)
+        expected = naive_pair_loss(name, now, now)
+        if step >= 2:
+            past = stacked(earlier)
+            newest = Samples(past.embeddings[-size:], past.labels[-size:], past.ids[-size:])
+            expected = expected + 0.7 * naive_pair_loss(name, now, newest)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6), step
+        value.backward()
+        expected.backward()
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert ours.grad.allclose(theirs.grad, atol=1e-5)
+        earlier.append(batch)
+
+
+def test_label_0_and_a_memory_of_it_alone() -> None:
+    loss = XbmLoss(4, 2)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    for number in range(3):
+        value = loss(rows, zeros, torch.tensor([2 * number, 2 * number + 1]))
+        # Each anchor: the other of its batch costs 1; of each remembered pair one 0, one 1.
+        assert value.item() == pytest.approx(1 + min(number, 2))
+
+
+def test_an_evaluation_leaves_no_trace() -> None:
+    loss = XbmLoss(8, 5)
+    first, second = batch_of(0), batch_of(1)
+    loss(first.embeddings, first.labels, first.ids)
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    loss.eval()
+    loss(second.embeddings, second.labels, second.ids)
+    assert all(value.equal(before[key]) for key, value in loss.state_dict().items())
+
+
+def test_a_loaded_state_continues_where_it_was() -> None:
+    first = XbmLoss(10, 5, start_step=1)
+    for step in range(4):
+        batch = batch_of(step)
+        first(batch.embeddings, batch.labels, batch.ids)
+    second = XbmLoss(10, 5, start_step=1)
+    second.load_state_dict(first.state_dict())
+    for step in range(4, 8):
+        batch = batch_of(step)
+        one = first(batch.embeddings, batch.labels, batch.ids)
+        other = second(batch.embeddings, batch.labels, batch.ids)
+        assert one.equal(other)
+
+
+def test_the_memorys_part_equals_another_library() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    distances = pytest.importorskip("pytorch_metric_learning.distances")
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    # Its negatives cost s - 0.5: the slope is the same, so gradients are compared.
+    inner = losses.ContrastiveLoss(
+        pos_margin=1,
+        neg_margin=0.5,
+        distance=distances.CosineSimilarity(),
+        reducer=reducers.SumReducer(),
+    )
+    peer = losses.CrossBatchMemory(inner, 5, memory_size=12)
+    loss = XbmLoss(12 - 4, 5)
+    for step in range(6):
+        batch = batch_of(step)
+        # Photos that never come back: that library knows places in the memory, not photos.
+        ids = torch.arange(4 * step, 4 * step + 4)
+        ours, theirs, inside = (batch.embeddings.clone().requires_grad_() for _ in range(3))
+        # It normalises, which turns gradients; so all three do.
+        loss(F.normalize(ours, dim=1), batch.labels, ids).backward()
+        (peer(theirs, batch.labels) / 4).backward()
+        # It counts the batch through its copy in the memory, which has no gradient.
+        samples = Samples(F.normalize(inside, dim=1), batch.labels, ids)
+        constant = Samples(batch.embeddings, batch.labels, ids)
+        naive_pair_loss("contrastive", constant, samples).backward()
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert inside.grad is not None
+        assert ours.grad.allclose(theirs.grad + inside.grad, atol=1e-5)
