@@ -48,6 +48,7 @@ def test_tensorboard_continues_and_hides_what_is_repeated(tmp_path: Path) -> Non
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
+@pytest.mark.slow
 def test_mlflow_continues_the_same_run(tmp_path: Path, no_network: None) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("alembic")

@@ -1,0 +1,92 @@
+"""The chain command as a user types it, small: two phases on drawn products."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import PROJECT
+from visual_search.checkpoint import fingerprint
+
+
+def phases(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "visual_search.main_phases", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def chain(tmp_path: Path, product10k_folder: Path, dev_folder: Path) -> Path:
+    first = {
+        "dataset": {
+            "product10k": {"train_valid_root": str(product10k_folder)},
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 32,
+            "batch_size": 6,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 4},
+        "train": {"epochs": 2},
+    }
+    (tmp_path / "first.yml").write_text(yaml.safe_dump(first))
+    second = {"train.epochs": 1, "margin.weight": 0.0, "pairs": {"name": "contrastive"}}
+    listed = [
+        {"name": "first", "config": "first.yml"},
+        {"name": "second", "config": "first.yml", "overrides": second},
+    ]
+    path = tmp_path / "chain.yml"
+    path.write_text(yaml.safe_dump({"phases": listed}))
+    return path
+
+
+def test_two_phases_from_the_command_line(chain: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    command = ("--config", str(chain), "--runs", str(runs))
+    done = phases(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "$ python -m visual_search.main_arcface --config" in done.stdout
+    results = {name: json.loads((runs / name / "result.json").read_text()) for name in names()}
+    assert results["second"]["pretrain_fingerprint"] == fingerprint(runs / "first")
+    saved = yaml.safe_load((runs / "second" / "config.yml").read_text())
+    assert saved["pretrain_model"] == (runs / "first").as_posix()
+    assert saved["pairs"]["name"] == "contrastive"
+    rows = json.loads((runs / "chain" / "phases.json").read_text())["phases"]
+    assert [row["mAP"] for row in rows] == [results[name]["mAP"] for name in names()]
+    for name in names():
+        assert f"| {name} | {results[name]['mAP']:.4f} |" in done.stdout
+
+    again = phases(*command)
+    assert again.returncode == 0, again.stderr
+    assert "main_arcface" not in again.stdout
+    assert again.stdout.count("finished, unchanged") == 2
+
+    text = chain.read_text()
+    chain.write_text(text.replace("train.epochs: 1", "train.epochs: 3"))
+    refused = phases(*command)
+    assert refused.returncode == 2
+    assert "train.epochs: 1 -> 3" in refused.stderr
+    assert "--retrain" in refused.stderr
+
+
+def names() -> tuple[str, str]:
+    return "first", "second"
+
+
+def test_a_missing_chain_is_one_sentence(tmp_path: Path) -> None:
+    done = phases("--config", str(tmp_path / "none.yml"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the chain ")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,104 @@
+"""The search command as a user types it, small: a tiny timm model on drawn products."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import PROJECT
+
+pytest.importorskip("optuna")
+
+
+def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "visual_search.main_tune", *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def command(tmp_path: Path, product10k_folder: Path, dev_folder: Path) -> tuple[str, ...]:
+    values = {
+        "dataset": {
+            "product10k": {"train_valid_root": str(product10k_folder)},
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 32,
+            "batch_size": 6,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        "train": {"epochs": 2},
+    }
+    (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
+    (tmp_path / "space.yml").write_text(
+        "optim.head_lr: {low: 1e-4, high: 1e-2, log: true}\n"
+        "optim.weight_decay: {low: 1e-3, high: 0.5, log: true}\n"
+    )
+    return (
+        *("--config", str(tmp_path / "phase.yml"), "--search", str(tmp_path / "space.yml")),
+        *("--runs", str(tmp_path / "runs"), "--name", "search"),
+    )
+
+
+def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = tune(*command, "--trials", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "search"
+    assert (folder / "tuning.png").read_bytes()[:4] == b"\x89PNG"
+    best = yaml.safe_load((folder / "best.yml").read_text())
+    assert 1e-4 <= best["optim"]["head_lr"] <= 1e-2
+    assert 1e-3 <= best["optim"]["weight_decay"] <= 0.5
+    assert best["dataset"]["input_size"] == 32
+    assert best["train"]["epochs"] == 2
+    assert "best of 2: trial" in done.stdout
+    assert "--config " + str(folder / "best.yml") in done.stdout
+    with_weights = [run.name for run in (folder / "trials").iterdir() if (run / "best").exists()]
+    assert len(with_weights) == 1
+
+    # Three in all: one more. Its settings on the command line go to every trial.
+    more = tune(*command, "--trials", "3", "--train.epochs", "1")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "trial 2: optim.head_lr " in more.stdout
+    assert "trial 0" not in more.stdout.replace("best of 3: trial 0", "")
+    assert (
+        yaml.safe_load((folder / "trials" / "trial_002" / "config.yml").read_text())["train"][
+            "epochs"
+        ]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "words"),
+    [
+        ("optim.head_lrs: {low: 1e-4, high: 1e-2}", (), "optim.head_lrs"),
+        ("optim.head_lr: 3", (), "optim.head_lr: 3 is no range"),
+        (None, ("--dataset.dev_set.eval_root", "nowhere"), "nowhere does not exist"),
+        (None, ("--trials", "0"), "--trials must be 1 or more"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    command: tuple[str, ...],
+    tmp_path: Path,
+    space: str | None,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    if space is not None:
+        (tmp_path / "space.yml").write_text(space)
+    done = tune(*command, "--trials", "2", *options)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,184 @@
+"""The search around a stand-in for training; `test_main_tune` trains for real."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROJECT
+from visual_search.errors import UserError
+
+pytest.importorskip("optuna")
+
+from visual_search.run_folder import RunFolder
+from visual_search.tuning import (
+    OnValidation,
+    Range,
+    ended,
+    finished,
+    plot,
+    read_search_space,
+    tune,
+    write_best,
+)
+
+SPACE = {"optim.head_lr": Range(1e-5, 1e-1, log=True), "train.epochs": Range(1, 8)}
+
+
+def score_of(settings: Mapping[str, Any]) -> float:
+    """Best at a rate of 1e-3 and 5 epochs."""
+    distance = (
+        abs(math.log10(settings["optim.head_lr"]) + 3) + abs(settings["train.epochs"] - 5) / 4
+    )
+    return 1 / (1 + distance)
+
+
+def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:
+    run.start("{}")
+    for part in ("best", "last"):
+        (run.path / part).mkdir()
+    for step in range(1, 4):
+        on_validation(step, score_of(settings) * step / 3)
+    return score_of(settings)
+
+
+def test_it_finds_the_best_settings_and_stops_bad_trials(tmp_path: Path) -> None:
+    study = tune(tmp_path, SPACE, train_trial, trials=20)
+    assert len(ended(study)) == 20
+    assert 0 < len(finished(study)) < 20  # some were stopped
+    assert study.best_params["optim.head_lr"] == pytest.approx(1e-3, rel=3)
+    assert abs(study.best_params["train.epochs"] - 5) <= 2
+    assert study.best_value == max(score_of(t.params) for t in finished(study))
+    assert all(isinstance(t.params["train.epochs"], int) for t in ended(study))
+    # Only the best trial keeps its weights.
+    kept = [run.name for run in (tmp_path / "trials").iterdir() if (run / "best").exists()]
+    assert kept == [f"trial_{study.best_trial.number:03d}"]
+    plot(study, SPACE, tmp_path / "tuning.png")
+    assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
+    write_best(study, tmp_path / "best.yml", lambda settings: json.dumps(dict(settings)))
+    comment, text = (tmp_path / "best.yml").read_text().split("\n", 1)
+    assert f"{study.best_value:.4f}" in comment
+    assert json.loads(text) == study.best_params
+
+
+def test_a_second_call_adds_what_is_missing_with_new_draws(tmp_path: Path) -> None:
+    tune(tmp_path, SPACE, train_trial, trials=3)
+    again = tune(tmp_path, SPACE, train_trial, trials=5)
+    assert len(ended(again)) == 5
+    rates = [trial.params["optim.head_lr"] for trial in again.trials]
+    assert len(set(rates)) == 5
+    assert len(ended(tune(tmp_path, SPACE, train_trial, trials=2))) == 5
+
+
+def test_a_trial_that_fails_is_kept_with_its_sentence(tmp_path: Path) -> None:
+    def sometimes(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
+        run.start("{}")
+        if settings["optim.head_lr"] > 1e-3:
+            raise UserError("the loss became nan; lower optim.head_lr")
+        return 0.5
+
+    study = tune(tmp_path, SPACE, sometimes, trials=8)
+    failed = [trial for trial in study.trials if trial.params["optim.head_lr"] > 1e-3]
+    assert 0 < len(failed) < 8
+    assert len(ended(study)) == 8
+    assert all(t.user_attrs["error"] == "the loss became nan; lower optim.head_lr" for t in failed)
+    assert not {trial.number for trial in failed} & {trial.number for trial in finished(study)}
+    plot(study, SPACE, tmp_path / "tuning.png")
+
+
+def test_what_stops_every_trial_stops_the_search(tmp_path: Path) -> None:
+    def impossible(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
+        raise UserError("nowhere does not exist")
+
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        tune(tmp_path, SPACE, impossible, trials=3)
+    # It does not count: the same command, mended, trains them all.
+    assert len(finished(tune(tmp_path, SPACE, train_trial, trials=1))) == 1
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from tests.visual_search.test_tuning import SPACE, score_of
+from visual_search.tuning import tune
+
+def train_trial(settings, run, on_validation):
+    run.start("{}")
+    on_validation(1, 0.1)
+    if run.name == "trial_002":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score_of(settings)
+
+tune(pathlib.Path(sys.argv[1]), SPACE, train_trial, trials=6)
+"""
+
+
+def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def watched(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
+        seen.append((run.name, dict(settings)))
+        return score_of(settings)
+
+    study = tune(tmp_path, SPACE, watched, trials=6)
+    assert len(ended(study)) == 6
+    killed = study.trials[2]
+    assert killed.state.name == "FAIL"
+    assert seen[0] == ("trial_002", killed.params)  # with its settings, in its folder
+    assert len(seen) == 4
+    assert len({name for name, _ in seen}) == 4
+
+
+def test_a_search_space_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "space.yml"
+    path.write_text(
+        "optim.head_lr: {low: 1e-5, high: 3.0e-3, log: true}\n"
+        "train.epochs: {low: 2, high: 9}\n"
+        "margin.name: {choices: [arcface, cosface]}\n"
+    )
+    assert read_search_space(path) == {
+        "optim.head_lr": Range(1e-5, 3e-3, log=True),
+        "train.epochs": Range(2, 9),
+        "margin.name": Range(choices=("arcface", "cosface")),
+    }
+    assert set(read_search_space(PROJECT / "config" / "tune" / "lr_wd.yml")) == {
+        *("optim.head_lr", "optim.backbone_lr_ratio", "optim.weight_decay"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must be a table such as"),
+        ("a: 3", "a: 3 is no range; write"),
+        ("a: {low: 1}", "is no range"),
+        ("a: {low: 1, high: 2, lg: true}", "is no range"),
+        ("a: {choices: []}", "is no range"),
+        ("a: {low: x, high: 2}", "low and high must be numbers"),
+        ("a: {low: 3, high: 2}", "low must be at most high"),
+        ("a: {low: 0, high: 2, log: true}", "low must be above 0 and at most high"),
+        ("a: {low: 1, high: 2, log: often}", "log is true or false, not 'often'"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_bad_search_space_names_its_key(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "space.yml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        read_search_space(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,55 @@
+"""Train a chain of phases: `python -m visual_search.main_phases --config config/phases.yml`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from visual_search.errors import exit_with_sentence
+
+
+def main() -> None:
+    """Parse the arguments, train what is not trained yet, and print the table of scores."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_phases",
+        description="Train a chain of phases; each starts from the best model of the one before. "
+        "A finished phase is skipped, an unfinished one continues.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML: the list of phases")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="just these phases")
+    parser.add_argument(
+        "--retrain", action="store_true", help="train finished phases anew that have changed"
+    )
+    parser.add_argument("--force", action="store_true", help="train them anew in any case")
+    parser.add_argument(
+        "--launch", default="", help="what starts a phase: 'accelerate launch --num_processes 8'"
+    )
+    arguments = parser.parse_args()
+
+    from visual_search.phase_chain import read_chain, run_chain
+
+    table = run_chain(
+        read_chain(arguments.config),
+        arguments.runs,
+        resolved,
+        only=arguments.only,
+        retrain=arguments.retrain,
+        force=arguments.force,
+        launch=arguments.launch,
+    )
+    print(f"\n{table.read_text('utf-8')}\ntable: {table}")
+
+
+def resolved(arguments: Sequence[str]) -> str:
+    """The complete config, as YAML, of a phase's command-line arguments."""
+    import jsonargparse
+
+    from visual_search.config_reader import parse_phase
+
+    return parse_phase(jsonargparse.ArgumentParser(), arguments)[2]
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

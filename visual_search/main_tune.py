@@ -1,0 +1,97 @@
+"""Search for settings: `python -m visual_search.main_tune --config FILE --name NAME --trials N`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from visual_search.run_folder import RunFolder
+    from visual_search.tuning import OnValidation
+
+
+def main() -> None:
+    """Parse the arguments, train the trials that are missing, write the best config and a plot."""
+    from visual_search.config_reader import parse_phase
+
+    arguments, phase, _ = parse_phase(build_parser())
+    if arguments.trials < 1:
+        raise UserError("--trials must be 1 or more")
+
+    from visual_search.run_folder import RunFolder
+    from visual_search.tuning import ended, finished, plot, read_search_space, tune, write_best
+
+    folder = RunFolder(Path(arguments.runs), arguments.name).path
+    space = read_search_space(Path(arguments.search))
+    resolved({key: wanted.example() for key, wanted in space.items()})  # refuse unknown keys now
+    study = tune(
+        folder,
+        space,
+        train_trial,
+        trials=arguments.trials,
+        timeout=arguments.timeout,
+        seed=phase.dataset.seed,
+    )
+    if ended(study):
+        plot(study, space, folder / "tuning.png")
+    if not finished(study):
+        raise UserError(
+            f"no trial came to its end ({len(ended(study))} stopped); lower the rates in "
+            f"{arguments.search}, or raise --trials"
+        )
+    write_best(study, folder / "best.yml", resolved)
+    best = study.best_trial
+    print(f"best of {len(ended(study))}: trial {best.number}, mAP {best.value:.4f}")
+    print(f"config {folder / 'best.yml'}, plot {folder / 'tuning.png'}")
+    print(f"next: python -m visual_search.main_arcface --config {folder / 'best.yml'} --name NAME")
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """The options beside the phase's own."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m visual_search.main_tune",
+        description="Search for the settings with the best mAP; the same command continues.",
+    )
+    parser.add_argument("--name", type=str, required=True, help="the search is kept in runs/<name>")
+    parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--trials", type=int, required=True, help="in all, with earlier ones")
+    parser.add_argument("--timeout", type=float | None, default=None, help="seconds")
+    parser.add_argument(
+        "--search", type=str, default="config/tune/lr_wd.yml", help="YAML: what to draw from"
+    )
+    return parser
+
+
+def settings_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """This command's arguments with a trial's settings behind them."""
+    from visual_search.phase_chain import as_options
+
+    return [*sys.argv[1:], *as_options(settings)]
+
+
+def resolved(settings: Mapping[str, Any]) -> str:
+    """The complete config, as YAML, of a trial."""
+    from visual_search.config_reader import parse_phase
+
+    return parse_phase(build_parser(), settings_arguments(settings))[2]
+
+
+def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:
+    """Train one trial, or continue it; returns its best mAP."""
+    from visual_search.config_reader import parse_phase
+    from visual_search.train import train_phase
+
+    _, config, text = parse_phase(build_parser(), settings_arguments(settings))
+    return train_phase(config, run, text, on_validation=on_validation)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,272 @@
+"""A chain of phases: each starts from the one before; what is finished and unchanged is skipped."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from visual_search.checkpoint import fingerprint
+from visual_search.errors import UserError
+from visual_search.files import write_json, write_text
+from visual_search.run_folder import RunFolder, changed_keys
+
+Resolve = Callable[[Sequence[str]], str]
+"""From a phase's command-line arguments to its complete config as YAML."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase of a chain.
+
+    Args:
+        name: of its run.
+        config: its YAML file.
+        overrides: dotted key to value, as on the command line.
+    """
+
+    name: str
+    config: Path
+    overrides: Mapping[str, Any]
+
+    def arguments(self, before: Path | None) -> list[str]:
+        """The phase's settings as `main_arcface` takes them; `before` is the earlier run."""
+        overrides = dict(self.overrides)
+        if before is not None:
+            overrides.setdefault("pretrain_model", before.as_posix())
+        return ["--config", str(self.config), *as_options(overrides)]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Phases in the order they are trained in, and the name their table is kept under."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings, dotted key to value, as command-line options."""
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in settings.items()
+    ]
+
+
+def read_chain(path: Path) -> Chain:
+    """A chain from its YAML file.
+
+    `name` (else the file's own) is the chain's; `phases` is a list of `name`, `config`, a path
+    relative to the file, and `overrides`, keys and values as in a phase's own YAML.
+
+    Raises:
+        UserError: naming the file and what is wrong in it.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the chain {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the chain {path} is not valid YAML: {error}") from error
+    entries = values.get("phases") if isinstance(values, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} needs 'phases': a list of tables with 'name' and 'config'")
+    _check_keys(str(path), values, ("phases",), ("name",))
+    name = str(values.get("name", path.stem))
+    steps = tuple(_step(path, number, entry) for number, entry in enumerate(entries, 1))
+    names = [name, *(step.name for step in steps)]
+    for taken in names:
+        if names.count(taken) > 1:
+            raise UserError(f"{path}: the name {taken!r} is there twice; each names a run folder")
+    return Chain(name, steps)
+
+
+def _step(path: Path, number: int, entry: Any) -> Step:
+    place = f"{path}: phase {number}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{place} must be a table with 'name' and 'config', not {entry!r}")
+    _check_keys(place, entry, ("name", "config"), ("overrides",))
+    overrides = entry.get("overrides") or {}
+    if not isinstance(overrides, dict):
+        raise UserError(f"{place}: overrides must be a table of keys and values")
+    config = path.parent / str(entry["config"])
+    if not config.is_file():
+        raise UserError(f"{place}: there is no {config}; 'config' is relative to {path.parent}/")
+    return Step(str(entry["name"]), config, dict(_dotted(overrides)))
+
+
+def _check_keys(
+    place: str, values: Mapping[str, Any], needed: Sequence[str], allowed: Sequence[str]
+) -> None:
+    for key in needed:
+        if key not in values:
+            raise UserError(f"{place} has no '{key}'")
+    for key in values:
+        if key not in (*needed, *allowed):
+            raise UserError(
+                f"{place}: unknown key {key!r}; known: {', '.join([*needed, *allowed])}"
+            )
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def run_chain(
+    chain: Chain,
+    runs: Path,
+    resolve: Resolve,
+    *,
+    only: Sequence[str] = (),
+    retrain: bool = False,
+    force: bool = False,
+    launch: str = "",
+) -> Path:
+    """Train what is not trained yet, phase by phase, each in a process of its own.
+
+    Args:
+        chain: the phases.
+        runs: folder of all runs.
+        resolve: completes a phase's settings, and refuses wrong ones.
+        only: names of the phases to train; none is all.
+        retrain: train finished phases anew whose settings or first weights changed.
+        force: train anew in any case.
+        launch: what starts a phase's process in place of `python`, such as
+            `accelerate launch --num_processes 8`.
+
+    Returns:
+        The table of all phases' scores, `runs/<chain>/phases.md`; `phases.json` is beside it.
+
+    Raises:
+        UserError: for wrong settings, before anything is trained; when a finished phase changed
+            and `retrain` is not set; when a phase fails.
+    """
+    unknown = set(only) - {step.name for step in chain.steps}
+    if unknown:
+        known = ", ".join(step.name for step in chain.steps)
+        raise UserError(f"--only {' '.join(sorted(unknown))}: the chain's phases are {known}")
+    befores = [None, *(runs / step.name for step in chain.steps[:-1])]
+    pairs = list(zip(chain.steps, befores, strict=True))
+    resolved = [resolve(step.arguments(before)) for step, before in pairs]
+    outcomes: dict[str, str] = {}
+    for (step, before), config in zip(pairs, resolved, strict=True):
+        if only and step.name not in only:
+            continue
+        run = RunFolder(runs, step.name)
+        state, changes = phase_state(run, config)
+        if state == "changed" and not (retrain or force):
+            raise UserError(
+                f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it anew "
+                "with --retrain, or change the settings back"
+            )
+        if state == "finished" and not force:
+            print(f"== {step.name}: finished, unchanged", flush=True)
+            outcomes[step.name] = "kept"
+        else:
+            print(f"== {step.name}: {_intention(state, changes)}", flush=True)
+            anew = state == "changed" or (force and state != "new")
+            _train(step.arguments(before), run, anew, launch)
+            outcomes[step.name] = "trained"
+        _write_table(chain, runs, outcomes)
+    return _write_table(chain, runs, outcomes)
+
+
+def phase_state(run: RunFolder, config: str) -> tuple[str, list[str]]:
+    """How far a run is, against the settings it is to have.
+
+    Args:
+        run: the phase's.
+        config: its complete settings, as YAML.
+
+    Returns:
+        `new`, `unfinished`, `finished` or `changed`, and of the last what changed:
+        `key: old -> new`.
+    """
+    saved = run.path / "config.yml"
+    if not saved.is_file():
+        return "new", []
+    changes = changed_keys(saved.read_text("utf-8"), config)
+    result = read_result(run.path)
+    source = (yaml.safe_load(config) or {}).get("pretrain_model")
+    if result is not None and source and not changes:
+        before, now = result.get("pretrain_fingerprint"), fingerprint(Path(source))
+        if before != now:
+            old = str(before)[:12]
+            changes = [f"the weights of pretrain_model {source}: {old} -> {now[:12]}"]
+    if changes:
+        return "changed", changes
+    return "unfinished" if result is None else "finished", []
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """What a finished run says of itself (`result.json`), or None."""
+    try:
+        values = json.loads((run / "result.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{run / 'result.json'} is damaged ({error}); delete {run}") from error
+    return values if values.get("finished") else None
+
+
+def _intention(state: str, changes: Sequence[str]) -> str:
+    return {
+        "new": "trains",
+        "unfinished": "continues",
+        "changed": f"trains anew; changed: {'; '.join(changes)}",
+        "finished": "trains anew",
+    }[state]
+
+
+def _train(arguments: Sequence[str], run: RunFolder, anew: bool, launch: str) -> None:
+    start = shlex.split(launch) if launch else [sys.executable]
+    place = ["--name", run.name, "--runs", str(run.path.parent)]
+    overwrite = ["--overwrite", "true"] if anew else []
+    rest = ["-m", "visual_search.main_arcface", *arguments, *place, *overwrite]
+    print(f"$ {shlex.join([*(start if launch else ['python']), *rest])}", flush=True)
+    try:
+        status = subprocess.run([*start, *rest], check=False).returncode
+    except FileNotFoundError as error:
+        raise UserError(f"--launch: there is no program {start[0]!r}") from error
+    if status != 0:
+        raise UserError(
+            f"the phase {run.name} ended with status {status}; mend what it said, and the same "
+            "command continues the chain"
+        )
+    if read_result(run.path) is None:
+        raise UserError(f"the phase {run.name} ended without {run.path / 'result.json'}")
+
+
+def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:
+    rows = []
+    for step in chain.steps:
+        result = read_result(runs / step.name) or {}
+        facts = {key: result.get(key) for key in ("mAP", "epoch", "step", "seconds")}
+        state = outcomes.get(step.name, "kept" if result else "not trained")
+        rows.append({"name": step.name, "config": str(step.config), "state": state, **facts})
+    folder = runs / chain.name
+    write_json(folder / "phases.json", {"chain": chain.name, "phases": rows})
+    write_text(folder / "phases.md", markdown(rows))
+    return folder / "phases.md"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The phases' scores as a Markdown table."""
+    lines = ["| phase | mAP | best epoch | minutes | |", "|---|---|---|---|---|"]
+    for row in rows:
+        score = "-" if row["mAP"] is None else f"{row['mAP']:.4f}"
+        minutes = "-" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
+        epoch = "-" if row["epoch"] is None else row["epoch"]
+        lines.append(f"| {row['name']} | {score} | {epoch} | {minutes} | {row['state']} |")
+    return "\n".join(lines) + "\n"

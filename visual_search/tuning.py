@@ -1,0 +1,284 @@
+"""Searching for learning rate, weight decay and other settings: trials of one phase.
+
+Trials are drawn by the tree-structured Parzen estimator (Bergstra et al., "Algorithms for
+Hyper-Parameter Optimization", NIPS 2011, section 4); one whose mAP is below the median of the
+earlier trials' at the same step is stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from visual_search.errors import UserError
+from visual_search.files import write_text, written_atomically
+from visual_search.phase_chain import read_result
+from visual_search.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import optuna
+
+# Trials before the first is stopped, and before draws follow the earlier results.
+STARTUP_TRIALS = 5
+
+OnValidation = Callable[[int, float], None]
+TrainTrial = Callable[[Mapping[str, Any], RunFolder, OnValidation], float]
+"""From settings (dotted key to value), a run folder and a callback to the best mAP, 0..1."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What one setting is drawn from.
+
+    Args:
+        low: smallest value; between two whole numbers, whole numbers are drawn.
+        high: largest value.
+        log: draw evenly on a logarithmic scale.
+        choices: instead of a range, the values themselves.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def draw(self, trial: optuna.Trial, key: str) -> Any:
+        """A value for this trial."""
+        if self.choices:
+            return trial.suggest_categorical(key, self.choices)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(key, self.low, self.high, log=self.log)
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+    def example(self) -> Any:
+        """A value of the range."""
+        return self.choices[0] if self.choices else self.low
+
+
+def read_search_space(path: Path) -> dict[str, Range]:
+    """A search space from YAML: dotted key to `{low, high, log}` or `{choices: […]}`.
+
+    Raises:
+        UserError: naming file and key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the search space {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the search space {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path} must be a table such as optim.head_lr: {{low: 1e-5, high: 1e-3}}")
+    return {str(key): _range(f"{path}: {key}", value) for key, value in values.items()}
+
+
+def _range(place: str, value: Any) -> Range:
+    if isinstance(value, dict) and value.keys() == {"choices"} and value["choices"]:
+        return Range(choices=tuple(value["choices"]))
+    wanted = "write {low: 1e-5, high: 1e-3, log: true} or {choices: [a, b]}"
+    if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        raise UserError(f"{place}: {value!r} is no range; {wanted}")
+    try:
+        low, high = (_number(value[end]) for end in ("low", "high"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{place}: low and high must be numbers; {wanted}") from error
+    log = value.get("log", False)
+    if not isinstance(log, bool):
+        raise UserError(f"{place}: log is true or false, not {log!r}")
+    if not low <= high or (log and low <= 0):
+        raise UserError(f"{place}: low must be {'above 0 and ' if log else ''}at most high")
+    return Range(low, high, log)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = float(value)  # YAML reads 1e-5, without a point, as text
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
+def tune(
+    folder: Path,
+    space: Mapping[str, Range],
+    train_trial: TrainTrial,
+    *,
+    trials: int,
+    timeout: float | None = None,
+    seed: int = 42,
+) -> optuna.Study:
+    """Train trials until there are enough; a killed search continues.
+
+    Its memory is `study.db`, one process at a time. Trials are runs in `trials/`; a trial that
+    was under way when the process was killed continues there. Only the best one keeps its weights.
+
+    Args:
+        folder: of the search.
+        space: what is drawn from.
+        train_trial: trains one.
+        trials: finished or stopped ones in all, those of earlier calls included.
+        timeout: seconds after which no further trial is begun.
+        seed: of the draws.
+
+    Raises:
+        UserError: of `train_trial`, where nothing was trained yet; later ones are kept with the
+            trial, which counts as stopped.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').absolute()}")
+    study = optuna.create_study(
+        study_name="tuning", storage=storage, load_if_exists=True, direction="maximize"
+    )
+    # With the same seed a continued search would draw its first trials a second time.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.trials), n_startup_trials=STARTUP_TRIALS
+    )
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+    _queue_interrupted(study)
+    left = trials - len(ended(study))
+    if left > 0:
+        study.optimize(
+            lambda trial: _run_trial(trial, folder / "trials", space, train_trial),
+            n_trials=left,
+            timeout=timeout,
+            gc_after_trial=True,
+            callbacks=[lambda study, trial: _after_trial(study, trial, folder / "trials")],
+        )
+    return study
+
+
+def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that count: finished, or stopped early."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that were trained to their end."""
+    return [trial for trial in ended(study) if trial.state.name == "COMPLETE"]
+
+
+def _queue_interrupted(study: optuna.Study) -> None:
+    """Trials that a killed process left behind come first, with their settings and run."""
+    from optuna.trial import TrialState
+
+    queued = {trial.user_attrs.get("continues") for trial in study.trials}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number not in queued and trial.params:
+            attributes = {"continues": trial.number, "run": _run_name(trial)}
+            study.enqueue_trial(trial.params, user_attrs=attributes)
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _run_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
+    return str(trial.user_attrs.get("run", f"trial_{trial.number:03d}"))
+
+
+def _run_trial(
+    trial: optuna.Trial, runs: Path, space: Mapping[str, Range], train_trial: TrainTrial
+) -> float:
+    import optuna
+    import torch
+
+    settings = {key: wanted.draw(trial, key) for key, wanted in space.items()}
+    run = RunFolder(runs, _run_name(trial))
+    result = read_result(run.path)
+    if result is not None:  # killed between its end and the note of it
+        return float(result["mAP"])
+
+    def on_validation(step: int, score: float) -> None:
+        trial.report(score, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        return train_trial(settings, run, on_validation)
+    except (UserError, torch.OutOfMemoryError) as error:
+        if not (run.path / "config.yml").exists():
+            raise  # nothing was trained: every trial would end so
+        trial.set_user_attr("error", str(error))
+        raise optuna.TrialPruned from error
+
+
+def _after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, runs: Path) -> None:
+    if trial.state.name not in ("COMPLETE", "PRUNED"):
+        return
+    best = study.best_trial.number if finished(study) else None
+    error = trial.user_attrs.get("error")
+    said = f"mAP {trial.value:.4f}" if trial.value is not None else "stopped early"
+    if trial.state.name == "PRUNED":
+        said = f"stopped: {error}" if error else f"stopped early, {said}"
+    settings = ", ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
+    note = " (best so far)" if trial.number == best else ""
+    print(f"trial {trial.number}: {settings}: {said}{note}", flush=True)
+    keeps = None if best is None else _run_name(study.best_trial)
+    for run in runs.iterdir() if runs.is_dir() else ():
+        if run.name != keeps:
+            for part in ("best", "last", "state"):
+                shutil.rmtree(run / part, ignore_errors=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write_best(
+    study: optuna.Study, path: Path, resolved: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Write the best trial's complete config, which trains as any other.
+
+    Args:
+        study: with a finished trial.
+        path: of the YAML file.
+        resolved: completes settings to a config in YAML.
+    """
+    best = study.best_trial
+    origin = f"# Trial {best.number} of {len(study.trials)}: mAP {best.value:.4f}\n"
+    write_text(path, origin + resolved(best.params))
+
+
+def plot(study: optuna.Study, space: Mapping[str, Range], path: Path) -> None:
+    """Draw the scores over the trials, and over each setting, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    trials = [trial for trial in ended(study) if trial.value is not None]
+    columns = len(space) + 1
+    figure = Figure(figsize=(3.7 * columns, 3.2), layout="constrained")
+    panels = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    panels[0].set(title="trials", xlabel="trial", ylabel="mAP, development set")
+    _scatter(panels[0], trials, lambda trial: trial.number)
+    done = finished(study)
+    best = [max(t.value for t in done[: i + 1] if t.value is not None) for i in range(len(done))]
+    panels[0].step([trial.number for trial in done], best, where="post", label="best so far")
+    panels[0].legend()
+    for axes, (key, wanted) in zip(panels[1:], space.items(), strict=True):
+        known = [trial for trial in trials if key in trial.params]
+        _scatter(axes, known, lambda trial, key=key: _position(trial.params[key]))
+        axes.set(title=key, xscale="log" if wanted.log else "linear")
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _position(value: Any) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number else str(value)
+
+
+def _scatter(axes: Any, trials: list[optuna.trial.FrozenTrial], place: Callable) -> None:
+    for state, marker, label in (("COMPLETE", "o", "finished"), ("PRUNED", "x", "stopped")):
+        chosen = [trial for trial in trials if trial.state.name == state]
+        scores = [trial.value for trial in chosen]
+        axes.scatter([place(t) for t in chosen], scores, marker=marker, label=label)
