@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visual_search.errors import UserError
 from visual_search.gathering import gather_constant
+from visual_search.generators import generator_of
 from visual_search.margin_rule import MarginOptions, MarginRule
 from visual_search.margin_softmax import MarginLogits, Target, margin_softmax
 from visual_search.margins import curricular_negatives
@@ -36,7 +37,7 @@ def initial_centers(
     answer = torch.empty(stop - start, centers, dimension)
     first = start // _SEEDED_CLASSES * _SEEDED_CLASSES
     for block in range(first, stop, _SEEDED_CLASSES):
-        generator = torch.Generator().manual_seed((seed << 32) + block // _SEEDED_CLASSES)
+        generator = generator_of(seed, block)
         made = torch.empty(min(_SEEDED_CLASSES, classes - block), centers, dimension)
         made.uniform_(-bound, bound, generator=generator)
         low, high = max(block, start), min(block + len(made), stop)

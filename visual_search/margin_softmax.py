@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visual_search.margins import curricular_negatives
-from visual_search.similarity import Similarities, similarity_gradients
+from visual_search.similarity import Similarities, similarities, similarity_gradients
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,17 @@ class _MarginSoftmax(torch.autograd.Function):
         even = smoothing / logits.similar.values.shape[1]
         # Saved as inputs, so that autograd notices when they change before the backward pass.
         ctx.save_for_backward(embeddings, weight)
-        ctx.logits, ctx.log_sum, ctx.even, ctx.right = logits, log_sum, even, 1.0 - smoothing
+        ctx.similar, ctx.log_sum, ctx.even, ctx.right = (
+            logits.similar,
+            log_sum,
+            even,
+            1.0 - smoothing,
+        )
+        ctx.rest = logits.columns, logits.target, logits.scale
+        ctx.centers, ctx.normalize = (
+            logits.similar.centers,
+            logits.similar.inverse_lengths is not None,
+        )
         losses = log_sum - ctx.right * logits.target.value * logits.scale
         return losses - even * logits.total() if even else losses
 
@@ -129,15 +139,17 @@ class _MarginSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, weight = ctx.saved_tensors
-        logits, ctx.logits = ctx.logits, None
-        if logits is None:
-            raise RuntimeError("a margin softmax can be differentiated once for each forward pass")
+        similar, ctx.similar = ctx.similar, None
+        if similar is None:
+            # Differentiated again: the cosines gave their memory to the first gradient.
+            similar = similarities(embeddings, weight, ctx.centers, normalize=ctx.normalize)
+        logits = MarginLogits(similar, *ctx.rest)
 
         def of_columns(start: int, stop: int) -> Tensor:
             return logits.gradient(start, stop, ctx.log_sum, gradient, ctx.even, ctx.right)
 
         of_embeddings, of_weight = similarity_gradients(
-            logits.similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
+            similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
         )
         return of_embeddings.to(embeddings.dtype), of_weight, None, None
 

@@ -12,7 +12,6 @@ processes. A step, first weights and sample included, is that of one process wit
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any, Unpack
 
@@ -30,6 +29,7 @@ from visual_search.class_shards import (
 )
 from visual_search.errors import UserError
 from visual_search.gathering import gather_constant
+from visual_search.generators import generator_of
 from visual_search.heads import check_head, focal, initial_centers
 from visual_search.margin_rule import MarginOptions, MarginRule
 from visual_search.margin_softmax import MarginLogits, Target
@@ -43,9 +43,7 @@ def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Te
     Class c does if it is a row's label, or if u(seed, step, c) < share, u being uniform. It is
     drawn in main memory for all classes, so every process and every device gets the same.
     """
-    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest))
-    chosen = (torch.rand(classes, generator=generator) < share).to(labels.device)
+    chosen = (torch.rand(classes, generator=generator_of(seed, step)) < share).to(labels.device)
     chosen[labels] = True
     return chosen
 
@@ -226,7 +224,7 @@ class _SampledSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         logits, ctx.logits = ctx.logits, None
         if logits is None:
-            raise RuntimeError("a margin softmax can be differentiated once for each forward pass")
+            raise RuntimeError("sampled classes can be differentiated once for each forward pass")
         row_weights = gather_constant(gradient)
 
         def of_columns(start: int, stop: int) -> Tensor:

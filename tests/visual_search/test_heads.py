@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visual_search.errors import UserError
+from visual_search.heads import MarginHead, focal, initial_centers
+from visual_search.margins import MARGINS
+
+CLASSES, DIMENSION, ROWS = 13, 9, 6
+M = 0.4
+
+
+def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(ROWS, DIMENSION, generator=generator, dtype=torch.float64) * 2
+    labels = torch.randint(CLASSES, (ROWS,), generator=generator)
+    return embeddings.to(dtype).requires_grad_(), labels
+
+
+def make(name: str = "arcface", **settings: Any) -> MarginHead:
+    options: dict[str, Any] = {"centers": 3, "scale": 12.0, "margin": M, **settings}
+    return MarginHead(DIMENSION, torch.arange(1, CLASSES + 1), name=name, **options).double()
+
+
+def naive_losses(
+    head: MarginHead, embeddings: Tensor, labels: Tensor, name: str, smoothing: float = 0.0
+) -> Tensor:
+    """Angles by acos, one row and one class at a time; derivatives by autograd."""
+    centers = head.weight.view(CLASSES, -1, DIMENSION)
+    losses = []
+    for row, label in zip(embeddings, labels.tolist(), strict=True):
+        if name == "softmax":
+            logits = torch.stack([(of_class @ row).max() for of_class in centers])
+        else:
+            cosine = torch.stack(
+                [F.cosine_similarity(row[None], of_class, dim=1).max() for of_class in centers]
+            )
+            scale = 12.0 if name != "adacos" else math.sqrt(2) * math.log(CLASSES - 1)
+            theta = torch.acos(cosine[label])
+            if (name.endswith(("cos", "cos-plus")) and name != "adacos") or name == "cosface":
+                right = cosine[label] - M
+            elif name == "combined":
+                right = torch.cos(1.1 * theta + M) - 0.2
+            elif name == "sphereface":
+                right = torch.cos(1.35 * theta)
+                if theta > math.pi / 1.35:
+                    right = -right - 2
+            elif name == "adaface":
+                z = (row.detach().norm() - 20.0) / (100.0 + 1e-3) * 0.333
+                right = torch.cos(theta - M * z) - (M + M * z)
+            elif name == "adacos":
+                right = cosine[label]
+            else:
+                right = torch.cos(theta + M)
+            others = cosine
+            if name == "curricularface":
+                hard = cosine > torch.cos(theta + M)
+                others = torch.where(hard, cosine * (0.3 + cosine), cosine)
+            logits = scale * torch.stack(
+                [right if number == label else other for number, other in enumerate(others)]
+            )
+        logs = logits - torch.log(torch.exp(logits).sum())
+        losses.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("centers", [1, 3])
+@pytest.mark.parametrize("name", MARGINS)
+def test_losses_and_gradients_are_the_naive_ones(name: str, centers: int, smoothing: float) -> None:
+    extra = {"m1": 1.1, "m3": 0.2} if name == "combined" else {}
+    head = make(name, centers=centers, label_smoothing=smoothing, **extra).eval()
+    head.rule.pace.fill_(0.3)
+    embeddings, labels = batch()
+    weights = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64)
+    expected = naive_losses(head, embeddings, labels, name, smoothing)
+    wanted = torch.autograd.grad((expected * weights).sum(), (embeddings, head.weight))
+    losses = head(embeddings, labels)
+    got = torch.autograd.grad((losses * weights).sum(), (embeddings, head.weight))
+    torch.testing.assert_close(losses, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+    of_logits = F.cross_entropy(
+        head.logits(embeddings, labels), labels, reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(of_logits, losses)
+    again = torch.autograd.grad((of_logits * weights).sum(), (embeddings, head.weight))
+    torch.testing.assert_close(again, got)
+
+
+@pytest.mark.parametrize("name", ["arcface", "curricularface", "softmax"])
+def test_gradient_by_finite_differences(name: str) -> None:
+    head = make(name, class_margins="none").eval()
+    embeddings, labels = batch(3)
+    weight = head.weight.detach()
+
+    def losses(embeddings: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(head, {"weight": weight}, (embeddings, labels))
+
+    inputs = (embeddings, weight.clone().requires_grad_())
+    assert torch.autograd.gradcheck(losses, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", [name for name in MARGINS if name != "curricularface"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_soft_targets_are_the_weighted_hard_ones(name: str, gamma: float) -> None:
+    head = make(name, label_smoothing=0.1, focal_gamma=gamma).eval()
+    embeddings, labels = batch()
+    others = (labels + 1) % CLASSES
+    mixed = 0.7 * F.one_hot(labels, CLASSES) + 0.3 * F.one_hot(others, CLASSES)
+    expected = 0.7 * head(embeddings, labels) + 0.3 * head(embeddings, others)
+    wanted = torch.autograd.grad(expected.sum(), (embeddings, head.weight))
+    losses = head.soft_loss(embeddings, mixed.double())
+    got = torch.autograd.grad(losses.sum(), (embeddings, head.weight))
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_soft_targets_where_one_class_has_all_probability() -> None:
+    # In single precision p of the right class is 1 here; what the margin takes is still seen.
+    head = make(scale=64.0, centers=1).float().eval()
+    labels = torch.arange(ROWS)
+    embeddings = head.weight.detach()[labels].clone().requires_grad_()
+    losses = head.soft_loss(embeddings, F.one_hot(labels, CLASSES).float())
+    torch.testing.assert_close(losses, head(embeddings, labels), atol=1e-6, rtol=1e-4)
+    losses.sum().backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad.isfinite().all()
+
+
+def test_soft_targets_of_curricularface_are_refused() -> None:
+    embeddings, labels = batch()
+    with pytest.raises(UserError, match=r"margin\.name"):
+        make("curricularface").soft_loss(embeddings, F.one_hot(labels, CLASSES).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("side", [1.0, -1.0])
+@pytest.mark.parametrize("name", MARGINS)
+def test_finite_where_embedding_and_centre_coincide(
+    name: str, side: float, dtype: torch.dtype
+) -> None:
+    head = make(name, centers=1).float()
+    labels = torch.arange(ROWS)
+    embeddings = (head.weight.detach()[labels] * side).to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        losses = head(embeddings, labels)
+    losses.mean().backward()
+    assert losses.dtype == torch.float32
+    assert losses.isfinite().all()
+    assert embeddings.grad is not None
+    assert head.weight.grad is not None
+    assert embeddings.grad.isfinite().all()
+    assert head.weight.grad.isfinite().all()
+
+
+def test_focal_loss_is_the_papers() -> None:
+    embeddings, labels = batch()
+    plain, focused = make(), make(focal_gamma=2.0)
+    logits = plain.logits(embeddings, labels)
+    p = torch.softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+    torch.testing.assert_close(focused(embeddings, labels), -((1 - p) ** 2) * p.log())
+    for gamma in (0.5, 2.0):
+        zero = torch.zeros(1, requires_grad=True)
+        focal(zero, gamma).sum().backward()
+        assert zero.grad is not None
+        assert zero.grad.isfinite().all()
+
+
+def test_a_margin_for_each_class() -> None:
+    embeddings, labels = batch()
+    head = make(class_margins="power", low=0.1, span=0.3, power=-0.5)
+    cosine = head.logits(embeddings) / 12.0
+    theta = torch.acos(cosine.gather(1, labels[:, None]).squeeze(1))
+    margins = 0.1 + 0.3 * (labels + 1.0) ** -0.5
+    right = head.logits(embeddings, labels).gather(1, labels[:, None]).squeeze(1)
+    torch.testing.assert_close(right, 12.0 * torch.cos(theta + margins), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grow", "expected"),
+    [("none", [1.0, 1.0, 1.0]), ("linear", [0.2, 0.6, 1.0]), ("log", [0.2, 0.6961, 1.0])],
+)
+@pytest.mark.parametrize("name", ["cosface", "combined", "sphereface"])
+def test_growing_margin(name: str, grow: str, expected: list[float]) -> None:
+    # 0.2 + 0.8 * ln(1 + (e - 1) / 2) = 0.6961
+    extra = {"m1": 1.2, "m3": 0.3} if name == "combined" else {}
+    head = make(name, grow=grow, grow_from=0.2, **extra)
+    embeddings, labels = batch()
+    for progress, share in zip((0.0, 0.5, 1.0), expected, strict=True):
+        head.set_progress(progress)
+        grown = {key: value * share for key, value in extra.items()}
+        if name == "combined":
+            grown["m1"] = 1 + 0.2 * share
+        if name == "sphereface":
+            grown["m1"] = 1 + 0.35 * share
+        fixed = make(name, **{"margin": M * share, **grown})
+        torch.testing.assert_close(
+            head(embeddings, labels), fixed(embeddings, labels), atol=1e-3, rtol=1e-3
+        )
+
+
+def test_elastic_margins_are_drawn_in_training_only() -> None:
+    head = MarginHead(8, torch.ones(4), name="elasticface-arc", elastic_std=0.1)
+    similarity = torch.linspace(-0.5, 0.9, 4000)
+    torch.manual_seed(0)
+    draws = head.rule.draw(similarity)
+    assert draws.std().item() == pytest.approx(0.1, rel=0.05)
+    assert draws.mean().item() == pytest.approx(0.0, abs=0.01)
+    assert head.eval().rule.draw(similarity).abs().max() == 0
+
+
+def test_elastic_plus_gives_far_rows_the_large_margins() -> None:
+    head = MarginHead(8, torch.ones(4), name="elasticface-cos-plus", elastic_std=0.1)
+    similarity = torch.tensor([0.1, 0.9, -0.3, 0.5])
+    torch.manual_seed(0)
+    draws = head.rule.draw(similarity)
+    assert draws.argsort().tolist() == [1, 3, 0, 2]
+    torch.manual_seed(0)
+    assert sorted(draws.tolist()) == pytest.approx(sorted((torch.randn(4) * 0.1).tolist()))
+
+
+def test_curricular_pace_is_the_running_mean_of_target_cosines() -> None:
+    head = make("curricularface", curricular_momentum=0.1)
+    pace = 0.0
+    for seed in range(3):
+        embeddings, labels = batch(seed)
+        cosine = head.logits(embeddings)[torch.arange(ROWS), labels] / 12.0
+        pace = 0.1 * cosine.mean().item() + 0.9 * pace
+        head(embeddings, labels)
+        assert head.rule.pace.item() == pytest.approx(pace, abs=1e-6)
+    head.eval()(embeddings, labels)
+    assert head.rule.pace.item() == pytest.approx(pace, abs=1e-6)
+
+
+def test_adaface_follows_the_lengths() -> None:
+    head = make("adaface", adaface_h=0.5)
+    embeddings, labels = batch()
+    lengths = embeddings.detach().norm(dim=1)
+    mean, std = 0.99 * 20 + 0.01 * lengths.mean(), 0.99 * 100 + 0.01 * lengths.std()
+    cosine = head.logits(embeddings)[torch.arange(ROWS), labels] / 12.0
+    z = (0.5 * (lengths - mean) / (std + 1e-3)).clamp(-1, 1)
+    expected = 12 * (torch.cos(torch.acos(cosine) - M * z) - (M + M * z))
+    head(embeddings, labels)
+    assert head.rule.length_mean.item() == pytest.approx(mean.item(), rel=1e-6)
+    assert head.rule.length_std.item() == pytest.approx(std.item(), rel=1e-6)
+    got = head.logits(embeddings, labels)[torch.arange(ROWS), labels]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adacos_scale_by_hand() -> None:
+    head = make("adacos")
+    embeddings, labels = batch()
+    cosine = (head.logits(embeddings) / head.rule.scale).detach()
+    scale = math.sqrt(2) * math.log(CLASSES - 1)
+    assert head.rule.scale.item() == pytest.approx(scale, rel=1e-6)
+    sums, angles = [], []
+    for row, label in zip(cosine.tolist(), labels.tolist(), strict=True):
+        sums.append(sum(math.exp(scale * c) for n, c in enumerate(row) if n != label))
+        angles.append(math.acos(row[label]))
+    median = sorted(angles)[(ROWS - 1) // 2]
+    head(embeddings, labels)
+    expected = math.log(sum(sums) / ROWS) / math.cos(min(math.pi / 4, median))
+    assert head.rule.scale.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adaface", "curricularface", "adacos"])
+def test_moving_state_survives_a_checkpoint(name: str) -> None:
+    head = make(name, class_margins="minmax", grow="linear")
+    for seed in range(4):
+        head.set_progress(seed / 5)
+        head(*batch(seed))
+    other = make(name, class_margins="minmax", grow="linear", seed=5)
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(head(*batch(9)), other(*batch(9)))
+
+
+def test_automatic_scale() -> None:
+    head = MarginHead(4, torch.ones(101), scale=0.0)
+    assert head.rule.scale.item() == pytest.approx(math.sqrt(2) * math.log(100))
+    assert MarginHead(4, torch.ones(2), scale=0.0).rule.scale.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"name": "arkface"}, "name"),
+        ({"class_margins": "max"}, "class_margins"),
+        ({"name": "softmax", "class_margins": "minmax"}, "class_margins"),
+        ({"name": "softmax", "grow": "linear"}, "grow"),
+        ({"name": "adacos", "grow": "log"}, "grow"),
+        ({"grow": "square"}, "grow"),
+        ({"m3": 0.1}, "m3"),
+        ({"m1": 1.1}, "m1"),
+        ({"margin": 4.0}, "margin"),
+        ({"scale": -1.0}, "scale"),
+        ({"centers": 0}, "centers"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"focal_gamma": -1.0}, "focal_gamma"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_key(settings: dict[str, Any], key: str) -> None:
+    with pytest.raises(UserError, match=rf"margin\.{key}\b"):
+        make(**settings)
+
+
+def test_any_run_of_first_centers_is_the_same() -> None:
+    whole = initial_centers(9000, 2, 3, seed=4)
+    assert torch.equal(initial_centers(9000, 2, 3, 4, 4000, 8500), whole[8000:17000])
+    assert not torch.equal(initial_centers(9000, 2, 3, 5), whole)
+    assert whole[:8192].std().item() == pytest.approx(math.sqrt(2 / 18003), rel=0.05)
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    embeddings, labels = batch()
+    head = make()
+    loss = head(embeddings, labels).sum()
+    first = torch.autograd.grad(loss, (embeddings, head.weight), retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    second = torch.autograd.grad(loss, (embeddings, head.weight))
+    torch.testing.assert_close(list(second), kept)
+    torch.testing.assert_close(list(first), kept)
+
+
+def test_weight_may_be_frozen() -> None:
+    head = make()
+    head.weight.requires_grad_(False)
+    embeddings, labels = batch()
+    frozen = torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0]
+    head.weight.requires_grad_(True)
+    assert torch.equal(frozen, torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "peer", "settings"),
+    [
+        ("arcface", "ArcFaceLoss", {"margin": math.degrees(M)}),
+        ("arcface", "SubCenterArcFaceLoss", {"margin": math.degrees(M), "sub_centers": 3}),
+        ("cosface", "CosFaceLoss", {"margin": M}),
+        ("sphereface", "SphereFaceLoss", {"margin": 2}),
+    ],
+)
+def test_equal_to_pytorch_metric_learning(name: str, peer: str, settings: dict[str, Any]) -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    # Theirs takes whole factors of the angle, and multiplies by the embedding's length.
+    of_name = {"m1": 2.0} if name == "sphereface" else {}
+    head = make(name, centers=settings.get("sub_centers", 1), **of_name)
+    theirs = getattr(losses, peer)(
+        num_classes=CLASSES, embedding_size=DIMENSION, scale=12.0, **settings
+    ).double()
+    theirs.W.data.copy_(head.weight.detach().T)
+    embeddings, labels = batch()
+    if name == "sphereface":
+        embeddings = F.normalize(embeddings.detach(), dim=1).requires_grad_()
+    expected = theirs(embeddings, labels)
+    wanted = torch.autograd.grad(expected, (embeddings, theirs.W))
+    loss = head(embeddings, labels).mean()
+    got = torch.autograd.grad(loss, (embeddings, head.weight))
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    if name != "sphereface":
+        torch.testing.assert_close(got[0], wanted[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got[1], wanted[1].T, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from visual_search.errors import UserError
+from visual_search.heads import MarginHead
+from visual_search.margins import MARGINS
+from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD
+from visual_search.sampled_classes import SampledMarginHead, sampled_classes
+
+CLASSES, DIMENSION, ROWS = 41, 8, 6
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(ROWS, DIMENSION, generator=generator) * 3
+    return embeddings, torch.randint(CLASSES, (ROWS,), generator=generator)
+
+
+def settings(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "centers": 2, "scale": 12.0, "margin": 0.3, **more}
+
+
+def counts() -> Tensor:
+    return torch.arange(1, CLASSES + 1)
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_with_all_classes_it_is_the_full_head(name: str) -> None:
+    options = settings(name, label_smoothing=0.1, focal_gamma=1.5)
+    full = MarginHead(DIMENSION, counts(), **options)
+    sampled = SampledMarginHead(DIMENSION, counts(), share=1.0, **options)
+    assert torch.equal(full.weight, sampled.weight)
+    by_torch = torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9)
+    by_rows = RowSGD(sampled.table, 0.1, momentum=0.9)
+    for seed in range(3):
+        (embeddings, labels), (same, _) = batch(seed), batch(seed)
+        torch.manual_seed(seed)
+        expected = full(embeddings.requires_grad_(), labels)
+        torch.manual_seed(seed)
+        losses = sampled(same.requires_grad_(), labels)
+        torch.testing.assert_close(losses, expected)
+        by_torch.zero_grad()
+        by_rows.zero_grad()
+        expected.mean().backward()
+        losses.mean().backward()
+        torch.testing.assert_close(same.grad, embeddings.grad)
+        by_torch.step()
+        by_rows.step()
+        torch.testing.assert_close(sampled.weight, full.weight.detach())
+
+
+def test_the_sample() -> None:
+    labels = torch.tensor([3, 99_999])
+    chosen = sampled_classes(100_000, 0.1, 7, 5, labels)
+    assert chosen[labels].all()
+    assert chosen.float().mean().item() == pytest.approx(0.1, abs=0.005)
+    assert torch.equal(chosen, sampled_classes(100_000, 0.1, 7, 5, labels))
+    for seed, step in ((7, 6), (8, 5)):
+        other = sampled_classes(100_000, 0.1, seed, step, labels)
+        # Independent draws have a hundredth of the classes in common.
+        assert (chosen & other).float().mean().item() == pytest.approx(0.01, abs=0.002)
+
+
+def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
+    options = settings("arcface", label_smoothing=0.1)
+    sampled = SampledMarginHead(DIMENSION, counts(), share=0.3, seed=3, **options)
+    embeddings, labels = batch(0)
+    chosen = sampled_classes(CLASSES, 0.3, 3, 0, labels).nonzero().squeeze(1)
+    assert ROWS < len(chosen) < CLASSES
+    full = MarginHead(DIMENSION, torch.ones(len(chosen)), **options)
+    of_classes = sampled.weight.view(CLASSES, 2, DIMENSION)
+    full.weight.data.copy_(of_classes[chosen].view(-1, DIMENSION))
+    there = torch.searchsorted(chosen, labels)
+    losses = sampled(embeddings, labels)
+    torch.testing.assert_close(losses, full(embeddings, there))
+    before = sampled.weight.clone().view(CLASSES, 2, DIMENSION)
+    # The embeddings need no gradient, as from a frozen backbone; the centres still learn.
+    losses.mean().backward()
+    full(embeddings, there).mean().backward()
+    assert sampled.table.gradient is not None
+    torch.testing.assert_close(sampled.table.gradient, full.weight.grad)
+    optimizer = RowSGD(sampled.table, 0.1)
+    optimizer.step()
+    moved = (sampled.weight.view_as(before) != before).flatten(1).any(dim=1)
+    assert moved.nonzero().squeeze(1).tolist() == chosen.tolist()
+    assert sampled.eval()(embeddings, labels).isfinite().all()
+
+
+def test_accumulation_over_two_backward_passes() -> None:
+    options = settings("arcface", share=0.3)
+    whole, parts = (SampledMarginHead(DIMENSION, counts(), **options) for _ in range(2))
+    embeddings, labels = batch(1)
+    halves = [(embeddings[:3], labels[:3]), (embeddings[3:], labels[3:])]
+    for half in halves:
+        (parts(*half).mean() / 2).backward()
+    # Each half sees its own labels' classes only, so the reference is made of two gradients.
+    dense = torch.zeros_like(whole.weight)
+    for half in halves:
+        (whole(*half).mean() / 2).backward()
+        assert whole.table.rows is not None
+        assert whole.table.gradient is not None
+        dense[whole.table.rows] += whole.table.gradient
+        whole.table.clear()
+    RowSGD(parts.table, 1.0, momentum=0.0).step()
+    torch.testing.assert_close(parts.weight, whole.weight - dense)
+
+
+def test_share_outside_its_range_is_refused() -> None:
+    for share in (0.0, 1.5):
+        with pytest.raises(UserError, match=r"margin\.sampled_share"):
+            SampledMarginHead(DIMENSION, counts(), share=share)
+
+
+CASES = [
+    (settings("arcface", share=0.3, label_smoothing=0.1), "sgd"),
+    (settings("adaface", share=1.0, class_margins="power"), "adamw"),
+    (settings("curricularface", share=0.5, curricular_momentum=0.5), "sgd"),
+    (settings("adacos", share=0.5), "sgd"),
+    (settings("softmax", share=0.05), "adamw"),
+]
+
+
+def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
+    """Two steps, the second of two accumulated backward passes; this process's part of each."""
+    options, kind = CASES[case]
+    head = SampledMarginHead(DIMENSION, counts(), **options)
+    makers = {"sgd": RowSGD, "adamw": RowAdamW}
+    optimizer: RowOptimizer = makers[kind](head.table, 0.1, weight_decay=0.01)
+    size, found = ROWS // count, dict[str, Tensor]()
+    for step, seeds in enumerate(([0], [1, 2])):
+        for seed in seeds:
+            embeddings, labels = batch(seed)
+            own = slice(rank * size, (rank + 1) * size)
+            part = embeddings[own].clone().requires_grad_()
+            losses = head(part, labels[own])
+            losses.mean().backward()
+            assert part.grad is not None
+            found[f"losses {seed}"] = losses.detach()
+            # Averaging over processes comes later, with the model's own gradients.
+            found[f"gradient {seed}"] = part.grad / count
+        found[f"norm {step}"] = optimizer.grad_norm_squared()[None]
+        optimizer.step()
+        optimizer.zero_grad()
+    state = {**head.full_state(), **optimizer.full_state()}
+    if rank == 0:
+        found |= {f"state {name}": value for name, value in state.items()}
+    # There and back: what each process reads of the whole is what it had.
+    saved = [state if rank == 0 else None]
+    if count > 1:
+        dist.broadcast_object_list(saved, 0)
+    whole = saved[0]
+    assert whole is not None
+    other = SampledMarginHead(DIMENSION, counts(), **{**options, "seed": 9})
+    other.load_full_state({name: whole[name] for name in other.state_dict()})
+    assert torch.equal(other.weight, head.weight)
+    again: RowOptimizer = makers[kind](other.table, 0.1)
+    again.load_full_state({name: whole[name] for name in again.state_dict()})
+    for name, value in optimizer.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    return found
+
+
+def observe(rank: int, count: int) -> Tensor:
+    """The state of a replicated head that learns from the batches of all processes."""
+    head = MarginHead(DIMENSION, counts(), **settings("adaface"))
+    embeddings, labels = batch(0)
+    own = slice(rank * ROWS // count, (rank + 1) * ROWS // count)
+    head(embeddings[own], labels[own])
+    return torch.stack([head.rule.length_mean, head.rule.length_std])
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for case in range(len(CASES)):
+        torch.save(train(case, rank, 2), f"{folder}/{case}-{rank}.pt")
+    torch.save(observe(rank, 2), f"{folder}/observed-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    for case in range(len(CASES)):
+        expected = train(case, 0, 1)
+        first, second = (
+            torch.load(tmp_path / f"{case}-{rank}.pt", weights_only=True) for rank in range(2)
+        )
+        for name, wanted in expected.items():
+            got = first[name]
+            if name.startswith(("losses", "gradient")):
+                got = torch.cat([got, second[name]])
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5, msg=f"{case} {name}")
+    for rank in range(2):
+        observed = torch.load(tmp_path / f"observed-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(observed, observe(0, 1))
