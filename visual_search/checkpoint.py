@@ -8,6 +8,7 @@ folder without it is half-written and is never loaded.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -111,6 +112,12 @@ def load_checkpoint(source: Path) -> Checkpoint:
     is_export = source.suffix == ".pt"
     state = dict(load_torchscript(source).state_dict()) if is_export else _tensors(source)
     return Checkpoint(architecture, state, facts, source)
+
+
+def fingerprint(source: Path) -> str:
+    """SHA-256 of the weights that :func:`load_checkpoint` reads from `source`, as hex digits."""
+    with load_checkpoint(source).path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -206,8 +206,8 @@ class MarginConfig:
         grow_from: share of the margin at the start, 0..1.
         grow_share: share of the training after which the margin is full, 0..1.
         sampled_share: below 1, this share of the classes enters a step (Partial FC), besides the
-            batch's own; for 100,000 classes and more.
-        sampled_momentum: of the class matrix's own optimiser, where sampled_share is below 1.
+            batch's own; for 100,000 classes and more. The class matrix then has an optimiser of
+            its own that moves these rows alone: SGD where optim.name is sgd, else AdamW.
         dropout: of the embedding in front of the head, 0..1.
         imprint: start the centres at the mean embeddings of their classes, not at random.
         elastic_std: standard deviation of elasticface's margin.
@@ -245,7 +245,6 @@ class MarginConfig:
     grow_from: float = 0.0
     grow_share: float = 1.0
     sampled_share: float = 1.0
-    sampled_momentum: float = 0.9
     dropout: float = 0.2
     imprint: bool = False
     elastic_std: float = 0.0125
@@ -343,8 +342,10 @@ class TrainConfig:
         sync_batchnorm: batch statistics over all processes (GPU).
         validate_every: epochs between two validations; the last epoch is always validated.
         validate_steps: validate every so many optimiser steps too; 0 only by epochs.
-        save_steps: optimiser steps between two saves of the state a killed run continues from;
-            0 saves after each epoch.
+        log_steps: optimiser steps between two lines of loss and rates in metrics.jsonl.
+        save_minutes: between two saves of the state that a killed run continues from; it is
+            saved after each epoch too.
+        save_steps: the same in optimiser steps; 0 leaves it to the minutes.
         early_stopping: end after so many validations without a gain; 0 never.
         ema_decay: above 0, validate and keep the moving average of the weights, 0..1.
         soup_last: average the weights of this many last validations at the end; 0 does not.
@@ -360,6 +361,8 @@ class TrainConfig:
     sync_batchnorm: bool = False
     validate_every: int = 1
     validate_steps: int = 0
+    log_steps: int = 10
+    save_minutes: float = 10.0
     save_steps: int = 0
     early_stopping: int = 0
     ema_decay: float = 0.0

@@ -17,6 +17,9 @@ EXTRA_OF_PACKAGE = {
     "jsonargparse": "train",
     "matplotlib": "train",
     "open_clip": "train",
+    "optuna": "tune",
+    "psutil": "train",
+    "pytorch_metric_learning": "bench",
     "safetensors": "train",
     "yaml": "train",
 }

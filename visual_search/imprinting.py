@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from visual_search.datasets import LabelledImages
 from visual_search.embed import embed_images
-from visual_search.images import ImageItem
-from visual_search.margins import SubCenterArcFace
+from visual_search.heads import MarginHead
 from visual_search.model import Embedder
+from visual_search.sampled_classes import SampledMarginHead
+
+Head = MarginHead | SampledMarginHead
 
 # Sub-centres of a class start this far apart, as a share of a centre's length.
 SPREAD = 0.1
 
 
 def imprint_centers(
-    head: SubCenterArcFace,
+    head: Head,
     embedder: Embedder,
     images: LabelledImages,
     input_size: int,
@@ -31,7 +34,8 @@ def imprint_centers(
     (CVPR 2018), section 3.1. Classes without photos keep their random centres.
 
     Args:
-        head: changed in place; every centre keeps the length it had.
+        head: changed in place, a sharded one in its own classes; every centre keeps the length
+            it had.
         embedder: on `device`; its mode is restored.
         images: the training photos; each is embedded once, unaugmented.
         input_size: side of the square in pixels.
@@ -39,23 +43,46 @@ def imprint_centers(
         progress: whether there is a progress bar.
     """
     was_training = embedder.training
-    items = [ImageItem(path) for path in images.paths]
     embedded = embed_images(
         embedder.eval(),
-        items,
+        [images.item(i) for i in range(len(images))],
         input_size,
         device=device,
         label="class centres",
         progress=progress,
     )
     embedder.train(was_training)
-    labels = torch.from_numpy(images.labels)
-    weight = head.weight.data
-    classes, dimension = len(weight) // head.centers, weight.shape[1]
-    sums = torch.zeros(classes, dimension).index_add_(0, labels, embedded.matrix)
+    start, stop = own_classes(head)
+    own = torch.from_numpy((images.labels >= start) & (images.labels < stop))
+    labels = torch.from_numpy(images.labels)[own] - start
+    dimension = head.weight.shape[1]
+    sums = torch.zeros(stop - start, dimension).index_add_(0, labels, embedded.matrix[own])
     directions = F.normalize(sums, dim=1)[:, None, :].expand(-1, head.centers, -1)
-    noise = F.normalize(torch.randn(classes, head.centers, dimension), dim=2) * SPREAD
-    lengths = weight.view(classes, head.centers, dimension).norm(dim=2, keepdim=True)
+    noise = F.normalize(torch.randn(stop - start, head.centers, dimension), dim=2) * SPREAD
+    weight = head.weight.data.view(stop - start, head.centers, dimension)
+    lengths = weight.norm(dim=2, keepdim=True)
     centers = F.normalize(directions + noise, dim=2) * lengths.cpu()
     seen = sums.norm(dim=1) > 0
-    weight.view(classes, head.centers, dimension)[seen] = centers[seen].to(weight)
+    weight[seen] = centers[seen].to(weight)
+
+
+def take_centers(head: Head, centers: Tensor) -> bool:
+    """Copy the centres of another head; false, and nothing done, where the shapes differ.
+
+    Args:
+        head: a sharded one takes the rows of its own classes.
+        centers: `(classes * centers, dimension)`, of all classes.
+    """
+    start, stop = own_classes(head)
+    classes = head.classes if isinstance(head, SampledMarginHead) else stop
+    if centers.shape != (classes * head.centers, head.weight.shape[1]):
+        return False
+    head.weight.data.copy_(centers[start * head.centers : stop * head.centers])
+    return True
+
+
+def own_classes(head: Head) -> tuple[int, int]:
+    """The run `start, stop` of classes whose centres this process has."""
+    if isinstance(head, SampledMarginHead):
+        return head.start, head.stop
+    return 0, len(head.weight) // head.centers

@@ -9,6 +9,10 @@ from visual_search.errors import exit_with_sentence
 
 def main() -> None:
     """Parse the arguments, train, and say where the result is."""
+    from visual_search.launching import start_missing_processes
+
+    start_missing_processes("visual_search.main_arcface")
+
     import jsonargparse
 
     from visual_search.config_reader import parse_phase
@@ -16,7 +20,7 @@ def main() -> None:
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m visual_search.main_arcface",
-        description="Train one phase: sub-centre ArcFace with a margin per class.",
+        description="Train one phase, or continue it where it was killed.",
     )
     parser.add_argument("--name", type=str, required=True, help="the run is kept in runs/<name>")
     parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")

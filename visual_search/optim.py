@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from visual_search.errors import UserError
+from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, RowTable
 
 
 def parameter_groups(
@@ -122,6 +123,30 @@ def build_optimizer(
 
 Groups = list[dict[str, Any]]
 Betas = tuple[float, float]
+
+
+def build_row_optimizer(
+    name: str,
+    table: RowTable,
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    betas: Betas = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> RowOptimizer:
+    """What moves the sampled rows of a class matrix: SGD for `sgd`, AdamW for every other name.
+
+    Args:
+        name: of the main optimiser, a key of :data:`OPTIMIZERS`.
+        table: the class matrix.
+        lr: learning rate.
+        momentum: of SGD.
+        betas: of AdamW.
+        weight_decay: of the updated rows.
+    """
+    if name == "sgd":
+        return RowSGD(table, lr, momentum=momentum, weight_decay=weight_decay)
+    return RowAdamW(table, lr, betas=betas, weight_decay=weight_decay)
 
 
 def _sgd(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:

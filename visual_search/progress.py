@@ -18,15 +18,26 @@ def progress_bar(
     *,
     iterable: Iterable | None = None,
     total: int | None = None,
+    initial: int = 0,
     shown: bool = True,
 ) -> Any:
-    """A tqdm bar on stderr; give it an `iterable`, or a `total` to count up to by hand."""
+    """A tqdm bar on stderr; give it an `iterable`, or a `total` to count up to by hand.
+
+    Args:
+        label: what is going on.
+        unit: what is counted.
+        iterable: counted as it is read.
+        total: where the counting ends.
+        initial: where it begins, for a job that goes on.
+        shown: whether there is a bar at all.
+    """
     interval = TERMINAL_INTERVAL if sys.stderr.isatty() else LOG_INTERVAL
     return tqdm(
         iterable,
         desc=label,
         unit=unit,
         total=total,
+        initial=initial,
         disable=not shown,
         mininterval=interval,
         maxinterval=max(interval, 10.0),

@@ -8,8 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from visual_search.errors import UserError
 from visual_search.files import write_text, written_atomically
+
+FREE_TO_CHANGE = {
+    "dataset.num_workers",
+    "dataset.max_broken_share",
+    "train.log_steps",
+    "train.save_minutes",
+    "train.save_steps",
+    "train.trackers",
+}
+"""Settings that change no weight: a run may be continued with others."""
 
 
 class RunFolder:
@@ -22,13 +34,29 @@ class RunFolder:
         self.best, self.last = self.path / "best", self.path / "last"
         self.metrics_file = self.path / "metrics.jsonl"
 
-    def check_free(self, overwrite: bool) -> None:
-        """Raise :class:`UserError` when a run of this name is there, unless `overwrite` is set."""
-        if (self.path / "config.yml").exists() and not overwrite:
+    def check(self, config: str, overwrite: bool) -> bool:
+        """Whether this is an unfinished run that the same settings continue.
+
+        Args:
+            config: the resolved settings, as YAML.
+            overwrite: replace a run of that name, finished or not.
+
+        Raises:
+            UserError: when a run of that name is finished, or was started with other settings.
+        """
+        saved = self.path / "config.yml"
+        if overwrite or not saved.exists():
+            return False
+        advice = "choose another --name, or replace it with --overwrite true"
+        if (self.path / "result.json").exists():
+            raise UserError(f"{self.path} already holds a finished run; {advice}")
+        changes = changed_keys(saved.read_text("utf-8"), config)
+        if changes:
             raise UserError(
-                f"{self.path} already holds a run; choose another --name, or replace it with "
-                "--overwrite true"
+                f"{self.path} was started with other settings ({'; '.join(changes[:5])}): "
+                f"continue it with the same, {advice}"
             )
+        return True
 
     def start(self, config: str) -> None:
         """Create the folder, empty, and save the resolved config in it."""
@@ -40,6 +68,16 @@ class RunFolder:
         """Append one line to `metrics.jsonl`."""
         with self.metrics_file.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
+
+    def metrics_bytes(self) -> int:
+        """Length of `metrics.jsonl` so far."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def cut_metrics(self, length: int) -> None:
+        """Drop the lines that were written after the state that the run continues from."""
+        if self.metrics_bytes() > length:
+            with self.metrics_file.open("r+b") as handle:
+                handle.truncate(length)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` so far."""
@@ -70,3 +108,24 @@ class RunFolder:
         with written_atomically(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
         return path
+
+
+def changed_keys(before: str, after: str) -> list[str]:
+    """The settings that differ between two resolved configs, `key: old -> new`.
+
+    Those that change no weight are left out: :data:`FREE_TO_CHANGE`.
+    """
+    old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, after))
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -2,356 +2,341 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
+import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from visual_search.backbones import read_state_dict
-from visual_search.checkpoint import load_checkpoint, save_checkpoint
-from visual_search.config import DatasetConfig, PhaseConfig
-from visual_search.datasets import LabelledImages, TrainingImages, joined, read_product10k
-from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, Evaluation, evaluate_on_dev_set, read_dev_set
-from visual_search.files import write_text
-from visual_search.freezing import freeze_stages, hold_frozen
-from visual_search.imprinting import imprint_centers
-from visual_search.margins import SubCenterArcFace, class_margins
-from visual_search.model import Architecture, Embedder, build_embedder
-from visual_search.optim import build_optimizer, parameter_groups
+from visual_search.averaging import WeightSoup
+from visual_search.broken_photos import BrokenPhotos
+from visual_search.checkpoint import fingerprint
+from visual_search.config import PhaseConfig
+from visual_search.files import write_json
+from visual_search.freezing import hold_frozen
+from visual_search.moving import MovingParts
+from visual_search.phase import Phase, build_phase, imprint
 from visual_search.progress import progress_bar
-from visual_search.report import write_report
 from visual_search.run_folder import RunFolder
-from visual_search.transforms import build_augmentation
+from visual_search.sampled_classes import SampledMarginHead
+from visual_search.stepping import Batch, Stepper
+from visual_search.trackers import Trackers
+from visual_search.training_state import (
+    Processes,
+    load_state,
+    newest_state,
+    random_states,
+    restore_random_states,
+    save_state,
+)
+from visual_search.validation import Validator, head_state
 
-# Loss and learning rate go to metrics.jsonl every so many optimiser steps.
-LOG_EVERY = 10
+# While one process validates, the others wait; a large gallery takes longer than the default.
+LONGEST_WAIT = timedelta(hours=4)
 
-
-class Learner(nn.Module):
-    """Embedder and classification head as one module, so that any parallel wrapper fits."""
-
-    def __init__(self, embedder: Embedder, head: SubCenterArcFace, dropout: float) -> None:
-        super().__init__()
-        self.embedder, self.head, self.dropout = embedder, head, dropout
-
-    def forward(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar, of pixels `(N, 3, H, W)` uint8 and labels `(N,)`."""
-        features = self.embedder.features(pixels)
-        return self.head(F.dropout(features, self.dropout, self.training), labels)
-
-
-@dataclass
-class Phase:
-    """The parts of a phase while it runs."""
-
-    config: PhaseConfig
-    run: RunFolder
-    images: TrainingImages
-    dev_set: DevSet
-    learner: Learner
-    architecture: Architecture
-    head_continued: bool = False
-    best: Evaluation | None = None
+OnValidation = Callable[[int, float], None]
+"""Told the optimiser step and the mAP; may raise to end the run."""
 
 
 def train_phase(
-    config: PhaseConfig, run: RunFolder, resolved: str, overwrite: bool = False
+    config: PhaseConfig,
+    run: RunFolder,
+    resolved: str,
+    overwrite: bool = False,
+    on_validation: OnValidation | None = None,
 ) -> float:
-    """Train a phase into a run folder.
+    """Train a phase into a run folder, or continue there where a killed run was.
 
     Args:
         config: the phase.
         run: where it goes; nothing is touched there before data and weights are found good.
         resolved: the complete config as YAML, kept with the run.
         overwrite: replace a run of that name.
+        on_validation: called after each validation, in the first process.
 
     Returns:
         The best mAP on the development set, 0..1.
 
     Raises:
-        UserError: when data, weights or settings are not what they should be.
+        UserError: when data, weights or settings are not what they should be, and when a run of
+            that name is finished or was started with other settings.
     """
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
-        gradient_accumulation_steps=config.train.accumulate,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            # The memory of past embeddings is a buffer, and is equal everywhere already.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
     )
     set_seed(config.dataset.seed)
-    if accelerator.is_main_process:
-        run.check_free(overwrite)
-    phase = _prepare(config, run, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        run.start(resolved)
-    if config.margin.imprint and not phase.head_continued:
-        _imprint(phase, accelerator.device, accelerator.is_main_process)
-    loader: Any = _loader(phase)
-    per_epoch = -(-len(loader) // accelerator.num_processes // config.train.accumulate)
-    groups = parameter_groups(
-        phase.learner.embedder.backbone,
-        [phase.learner.embedder.neck, phase.learner.head],
-        config.optim.head_lr,
-        config.optim.backbone_lr_ratio,
-        config.optim.weight_decay,
-    )
-    optimizer, scheduler = build_optimizer(
-        groups, config.optim.warmup_steps, per_epoch * config.train.epochs
-    )
-    learner: Any = torch.compile(phase.learner) if config.train.compile else phase.learner
-    learner, optimizer, loader = accelerator.prepare(learner, optimizer, loader)
-    step = 0
-    for epoch in range(1, config.train.epochs + 1):
-        phase.images.set_epoch(epoch)
-        loader.set_epoch(epoch)
-        step = _train_epoch(accelerator, phase, learner, optimizer, scheduler, loader, epoch, step)
-        if epoch % config.train.validate_every == 0 or epoch == config.train.epochs:
-            if accelerator.is_main_process:
-                _validate(phase, accelerator.device, epoch, step)
-            accelerator.wait_for_everyone()
-    return _finish(phase) if accelerator.is_main_process else 0.0
-
-
-def _train_epoch(
-    accelerator: Accelerator,
-    phase: Phase,
-    learner: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    loader: DataLoader,
-    epoch: int,
-    step: int,
-) -> int:
-    """One pass over the training photos; returns the number of optimiser steps so far."""
-    config = phase.config
-    learner.train()
-    hold_frozen(phase.learner.embedder.backbone, config.backbone.freeze_batchnorm)
-    watch = BrokenPhotos(phase.images, config.dataset.max_broken_share)
-    started, running = time.perf_counter(), 0.0
-    bar = progress_bar(
-        f"{phase.run.name} epoch {epoch}/{config.train.epochs}",
-        "batch",
-        iterable=loader,
-        shown=accelerator.is_main_process,
-    )
-    for pixels, labels, indexes, passed_over in bar:
-        if config.train.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(learner):
-            loss = learner(pixels, labels)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.optim.gradient_clip:
-                accelerator.clip_grad_norm_(learner.parameters(), config.optim.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad()
-        watch.see(indexes, passed_over)
-        value = float(loss.detach())
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss became {value} in epoch {epoch}, step {step + 1}; lower "
-                "optim.head_lr, or use train.precision no or bf16"
-            )
-        running = value if step == 0 and not running else 0.95 * running + 0.05 * value
-        if not accelerator.sync_gradients:
-            continue
-        rates = _rates(optimizer)
-        scheduler.step()
-        step += 1
-        bar.set_postfix(loss=f"{running:.3f}", lr=f"{rates['lr_head']:.1e}", refresh=False)
-        if accelerator.is_main_process and step % LOG_EVERY == 1:
-            phase.run.log(kind="step", step=step, epoch=epoch, loss=value, **rates)
-    if accelerator.is_main_process:
-        watch.write(phase.run.path / "broken_images.txt")
-        seconds = time.perf_counter() - started
-        images = len(loader) * config.dataset.batch_size
-        phase.run.log(kind="epoch", epoch=epoch, step=step, seconds=seconds, images=images)
-    return step
-
-
-def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    groups = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    return {f"lr_{name}": groups.get(name, 0.0) for name in ("head", "backbone")}
-
-
-class BrokenPhotos:
-    """Counts the training photos that could not be read, and stops the run when they are many."""
-
-    def __init__(self, images: TrainingImages, max_share: float) -> None:
-        self.images, self.max_share = images, max_share
-        self.seen = 0
-        self.broken: set[Path] = set()
-
-    def see(self, indexes: Tensor, passed_over: Tensor) -> None:
-        """Take note of a batch. Raises :class:`UserError` with examples above the limit."""
-        self.seen += len(indexes)
-        for i in passed_over.nonzero().flatten().tolist():
-            self.broken.update(self.images.unreadable(int(indexes[i]), int(passed_over[i])))
-        # A handful of broken photos at the start of a run says nothing about the share.
-        if len(self.broken) > max(self.max_share * self.seen, 10):
-            examples = ", ".join(str(path) for path in sorted(self.broken)[:3])
-            raise UserError(
-                f"{len(self.broken)} of {self.seen} training photos cannot be read, for example "
-                f"{examples}; repair them, or raise dataset.max_broken_share"
-            )
-
-    def write(self, path: Path) -> None:
-        """List them in a file and say so, where there are any."""
-        if self.broken:
-            write_text(path, "".join(f"{name}\n" for name in sorted(self.broken)))
-            print(f"{len(self.broken)} unreadable training photos were replaced: see {path}")
-
-
-def _prepare(config: PhaseConfig, run: RunFolder, chief: bool) -> Phase:
-    dataset = config.dataset
-    images = _training_images(dataset)
-    dev = dataset.dev_set
-    dev_set = read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
-    counts = images.counts(dataset.num_of_classes)
-    margin = config.margin
-    margins = class_margins(torch.from_numpy(counts), margin.low, margin.span, margin.power)
-    embedder, architecture = _embedder(config)
-    freeze_stages(embedder.backbone, config.backbone.frozen_stages)
-    head = SubCenterArcFace(architecture.dimension, margins, margin.centers, margin.scale)
-    continued = bool(config.pretrain_model) and _continue_head(
-        head, Path(config.pretrain_model or ""), chief
-    )
-    if config.train.channels_last:
-        embedder = embedder.to(memory_format=torch.channels_last)
+    chief = accelerator.is_main_process
+    continues = run.check(resolved, overwrite)
+    phase = build_phase(config, chief)
+    accelerator.wait_for_everyone()  # all have looked before one writes
     if chief:
-        print(
-            f"{run.name}: {len(images)} photos of {int((counts > 0).sum())} classes, "
-            f"{config.backbone.name} at {dataset.input_size} px (validation "
-            f"{architecture.input_size} px), {architecture.dimension}-d; "
-            f"validation: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos"
-            + ("; trains on Product10K's test photos too" if dataset.train_on_test else ""),
-            flush=True,
+        print(phase.describe(run.name), flush=True)
+        if not continues:
+            run.start(resolved)
+    return Trainer(accelerator, phase, run, on_validation).train()
+
+
+class Trainer:
+    """The loop, and everything in it that changes from step to step."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        phase: Phase,
+        run: RunFolder,
+        on_validation: OnValidation | None = None,
+    ) -> None:
+        self.accelerator, self.phase, self.run = accelerator, phase, run
+        self.config, self.on_validation = phase.config, on_validation
+        self.chief = accelerator.is_main_process
+        rank, count = accelerator.process_index, accelerator.num_processes
+        self.processes = Processes(rank, count, accelerator.wait_for_everyone)
+        self.batches, self.loader = phase.batches(rank, count)
+        per_epoch = -(-len(self.loader) // self.config.train.accumulate)
+        self.total = per_epoch * self.config.train.epochs
+        self.epoch, self.batch, self.step = 1, 0, 0
+        self.validated = self.stale = 0
+        """Step of the last validation, and validations since the best one."""
+        self.smoothed = 0.0
+        self.seconds = 0.0
+        """That earlier processes spent on this run."""
+        self.started = self.saved = time.perf_counter()
+        source = self.config.pretrain_model
+        self.fingerprint = fingerprint(Path(source)) if source else None
+        self.watch = BrokenPhotos(phase.images, self.config.dataset.max_broken_share)
+        state = newest_state(run.path / "state")
+        wants = self.config.margin.imprint and phase.learner.head is not None
+        if wants and not phase.head_continued and state is None:
+            imprint(phase, accelerator.device, self.chief)
+        self._build()
+        if state is not None:
+            self._continue(state)
+        elif self.chief:
+            run.cut_metrics(0)  # of a run that was killed before its first state
+
+    def _build(self) -> None:
+        """Optimiser, schedule, averages and what else moves while the model is trained."""
+        config, learner = self.config, self.phase.learner.to(self.accelerator.device)
+        train = config.train
+        backbone = learner.embedder.backbone
+        if train.sync_batchnorm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+        if train.compile:
+            learner.compile_features()
+        self.moving = MovingParts(self.accelerator, config, learner, self.total)
+        self.trained = [p for p in backbone.parameters() if p.requires_grad]
+        self._set_backbone_frozen(self.epoch <= train.head_epochs)
+        soup = WeightSoup(train.soup_last) if train.soup_last else None
+        device = self.accelerator.device
+        self.validator = Validator(self.phase, self.run, device, self.moving.average, soup)
+
+    def _set_backbone_frozen(self, frozen: bool) -> None:
+        """Linear probe or fine-tuning; the processes' wrapper has to know which weights move."""
+        for parameter in self.trained:
+            parameter.requires_grad_(not frozen)
+        self.backbone_frozen = frozen
+        learner = self.phase.learner
+        if isinstance(learner.head, SampledMarginHead):
+            # Each process has its own part of the class matrix.
+            ignored = [f"head.{name}" for name in learner.head.state_dict()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, ignored)
+        self.accelerator._models.clear()
+        wrapped = self.accelerator.prepare_model(learner)
+        self.stepper = Stepper(self.accelerator, self.phase, wrapped, self.moving)
+
+    def train(self) -> float:
+        """Run the epochs that are left; returns the best mAP."""
+        train = self.config.train
+        if self.chief:
+            resolved = yaml.safe_load((self.run.path / "config.yml").read_text("utf-8"))
+            self.trackers = Trackers(train.trackers, self.run.path, self.run.name, resolved)
+        while self.epoch <= train.epochs:
+            self._train_epoch()
+            last = self.epoch == train.epochs
+            if (last or self.epoch % train.validate_every == 0) and self.validated != self.step:
+                self._validate()
+            if last or self._is_stale():
+                break
+            self.epoch, self.batch = self.epoch + 1, 0
+            self._save()
+        return self._finish()
+
+    def _train_epoch(self) -> None:
+        """The rest of the current pass over the training photos."""
+        config, phase = self.config, self.phase
+        phase.images.set_epoch(self.epoch)
+        self.batches.set_epoch(self.epoch, self.batch)
+        if self.backbone_frozen and self.epoch > config.train.head_epochs:
+            self._set_backbone_frozen(False)
+        self._set_mode()
+        started, before = time.perf_counter(), self.batch
+        bar = progress_bar(
+            f"{self.run.name} epoch {self.epoch}/{config.train.epochs}",
+            "batch",
+            total=len(self.loader),
+            initial=self.batch,
+            shown=self.chief,
         )
-    augment = build_augmentation(dataset.augmentations, dataset.input_size)
-    training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
-    learner = Learner(embedder, head, margin.dropout)
-    return Phase(config, run, training, dev_set, learner, architecture, continued)
+        with bar:
+            for batches in grouped(self.loader, config.train.accumulate):
+                self._train_step(batches, bar)
+                if self._is_stale():
+                    break
+        if self.chief:
+            self.watch.write(self.run.path / "broken_images.txt")
+            seconds = time.perf_counter() - started
+            images = (self.batch - before) * config.dataset.batch_size * self.processes.count
+            facts = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "images": images}
+            self.run.log(kind="epoch", **facts)
+
+    def _train_step(self, batches: Sequence[Batch], bar: Any) -> None:
+        """One optimiser step and what is due after it."""
+        train = self.config.train
+        self.moving.before_step(self.step, self.phase.learner)
+        loss = self.stepper.step(batches)
+        self.step, self.batch = self.step + 1, self.batch + len(batches)
+        self.moving.after_step(self.phase.learner)
+        for _, _, indexes, passed_over in batches:
+            self.watch.see(indexes, passed_over)
+        bar.update(len(batches))
+        due = bool(train.save_steps) and self.step % train.save_steps == 0
+        if (self.step - 1) % train.log_steps == 0:  # reading the loss waits for the device
+            self._log(self.stepper.mean_over_processes(loss), bar)
+            late = time.perf_counter() - self.saved > 60 * train.save_minutes
+            due = due or self._as_the_first(late)
+        if train.validate_steps and self.step % train.validate_steps == 0:
+            self._validate()
+            self._set_mode()
+        if due:
+            self._save()
+
+    def _set_mode(self) -> None:
+        self.phase.learner.train()
+        held = self.config.backbone.freeze_batchnorm or self.backbone_frozen
+        hold_frozen(self.phase.learner.embedder.backbone, held)
+
+    def _log(self, loss: float, bar: Any) -> None:
+        if not self.chief:
+            return
+        rates = self.moving.learning_rates()
+        self.smoothed = 0.7 * self.smoothed + 0.3 * loss if self.smoothed else loss
+        bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=f"{rates['lr_head']:.1e}", refresh=False)
+        self.run.log(kind="step", step=self.step, epoch=self.epoch, loss=loss, **rates)
+        self.trackers.log({"loss": loss, **rates}, self.step)
+
+    def _validate(self) -> None:
+        head = head_state(self.phase.learner.head)
+        told = [0.0, 0]
+        if self.chief:
+            score = self.validator.validate(self.epoch, self.step, head)
+            told = [score, self.validator.stale]
+            self.trackers.log({"mAP": score}, self.step)
+            if self.on_validation is not None:
+                self.on_validation(self.step, score)
+        score, self.stale = self._from_the_first(told)
+        self.validated = self.step
+        self.moving.schedule.observe(score)
+
+    def _is_stale(self) -> bool:
+        limit = self.config.train.early_stopping
+        return bool(limit) and self.stale >= limit
+
+    def _from_the_first(self, values: list[Any]) -> list[Any]:
+        """The first process's values, in all processes."""
+        return broadcast_object_list(values) if self.processes.count > 1 else values
+
+    def _as_the_first(self, value: bool) -> bool:
+        return bool(self._from_the_first([value])[0])
+
+    def _save(self) -> None:
+        """Write down everything, so that a killed run continues from here."""
+        learner = self.phase.learner
+        common = {
+            "position": [self.epoch, self.batch, self.step, self.validated, self.stale],
+            "learner": without(learner.state_dict(), self._own_names()),
+            "moving": self.moving.state_dict(),
+            "validator": self.validator.state_dict(),
+            "watch": self.watch.state_dict(),
+            "metrics_bytes": self.run.metrics_bytes() if self.chief else 0,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+        }
+        own = {
+            "random": random_states(),
+            "learner": {name: learner.state_dict()[name] for name in self._own_names()},
+            "rows": self.moving.rows.state_dict() if self.moving.rows is not None else {},
+        }
+        save_state(self.run.path / "state", self.step, common, own, self.processes)
+        self.saved = time.perf_counter()
+
+    def _own_names(self) -> list[str]:
+        """Tensors of the learner that differ between the processes."""
+        head = self.phase.learner.head
+        if not isinstance(head, SampledMarginHead):
+            return []
+        return [f"head.{name}" for name in head.state_dict()]
+
+    def _continue(self, place: Path) -> None:
+        """Take up what :meth:`_save` wrote."""
+        common, own = load_state(place, self.processes)
+        learner = self.phase.learner
+        self.epoch, self.batch, self.step, self.validated, self.stale = common["position"]
+        learner.load_state_dict({**common["learner"], **own["learner"]})
+        self.moving.load_state_dict(common["moving"])
+        if self.moving.rows is not None:
+            self.moving.rows.load_state_dict(own["rows"])
+        self.validator.load_state_dict(common["validator"])
+        self.watch.load_state_dict(common["watch"])
+        self.seconds = common["seconds"]
+        self._set_backbone_frozen(self.epoch <= self.config.train.head_epochs)
+        if self.chief:
+            self.run.cut_metrics(common["metrics_bytes"])
+            print(
+                f"{self.run.name}: continues in epoch {self.epoch} after {self.step} steps",
+                flush=True,
+            )
+        restore_random_states(own["random"])
+
+    def _finish(self) -> float:
+        head = head_state(self.phase.learner.head)
+        score = 0.0
+        if self.chief:
+            self.validator.finish(self.epoch, self.step, head)
+            self.trackers.close()
+            self.run.plot()
+            best = self.validator.best
+            score = best["mAP"]
+            seconds = self.seconds + time.perf_counter() - self.started
+            facts = {"pretrain_fingerprint": self.fingerprint, "seconds": round(seconds, 1)}
+            write_json(self.run.path / "result.json", {"finished": True, **best, **facts})
+            shutil.rmtree(self.run.path / "state", ignore_errors=True)
+        return float(self._from_the_first([score])[0])
 
 
-def _imprint(phase: Phase, device: torch.device, chief: bool) -> None:
-    """The same centres in every process: each embeds all photos."""
-    learner, size = phase.learner.to(device), phase.config.dataset.input_size
-    imprint_centers(
-        learner.head, learner.embedder, phase.images.images, size, device=device, progress=chief
-    )
+def grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Batches in groups of `size`; what is left at the end is a smaller group."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, size)):
+        yield group
 
 
-def _training_images(dataset: DatasetConfig) -> LabelledImages:
-    place = dataset.product10k
-    root, classes = Path(place.train_valid_root), dataset.num_of_classes
-    parts = [read_product10k(root, place.train_list, place.train_prefix, classes)]
-    if dataset.train_on_test:
-        parts.append(read_product10k(root, place.val_list, place.val_prefix, classes))
-    images = joined(parts)
-    if len(images) < dataset.batch_size:
-        raise UserError(
-            f"{root / place.train_list} lists {len(images)} photos, fewer than "
-            f"dataset.batch_size = {dataset.batch_size}"
-        )
-    return images
-
-
-def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
-    backbone = config.backbone
-    embedder, architecture = build_embedder(
-        backbone.name,
-        "none" if config.pretrain_model else backbone.weights,
-        config.dataset.input_size_valid or config.dataset.input_size,
-        backbone.mean,
-        backbone.std,
-        config.neck.kind,
-        config.neck.dimension,
-        backbone.drop_path,
-    )
-    if config.pretrain_model:
-        earlier = load_checkpoint(Path(config.pretrain_model))
-        for part in ("backbone", "neck", "dimension"):
-            theirs, ours = getattr(earlier.architecture, part), getattr(architecture, part)
-            if theirs != ours:
-                raise UserError(
-                    f"pretrain_model {earlier.path} has {part} {theirs!r}, this phase {ours!r}"
-                )
-        embedder.load_state_dict(dict(earlier.state))
-    return embedder, architecture
-
-
-def _continue_head(head: SubCenterArcFace, source: Path, chief: bool) -> bool:
-    """Take over the class centres of the phase before, where they are of the same classes."""
-    places = [source / "best", source / "last", source, source.parent]
-    files = [place / "head.safetensors" for place in places]
-    found = next((path for path in files if path.is_file()), None)
-    weight = read_state_dict(found).get("weight") if found else None
-    fits = weight is not None and weight.shape == head.weight.shape
-    if weight is not None and fits:
-        head.weight.data.copy_(weight)
-    if chief:
-        print(f"class centres: {f'continued from {found}' if fits else 'new'}")
-    return fits
-
-
-def _loader(phase: Phase) -> DataLoader:
-    workers = phase.config.dataset.num_workers
-    return DataLoader(
-        phase.images,
-        batch_size=phase.config.dataset.batch_size,
-        shuffle=True,
-        drop_last=True,
-        # Its own: else the draws of dropout would depend on how many workers there are.
-        generator=torch.Generator().manual_seed(phase.config.dataset.seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _validate(phase: Phase, device: torch.device, epoch: int, step: int) -> None:
-    embedder = phase.learner.embedder.eval()
-    evaluation = evaluate_on_dev_set(
-        embedder, phase.dev_set, phase.architecture.input_size, device=device
-    )
-    score = evaluation.mean_average_precision
-    phase.run.log(kind="validation", epoch=epoch, step=step, mAP=score)
-    facts = {
-        "run": phase.run.name,
-        "phase": "arcface",
-        "epoch": epoch,
-        "mAP": score,
-        "trained_on_test": phase.config.dataset.train_on_test,
-    }
-    states = embedder.state_dict(), phase.learner.head.state_dict()
-    save_checkpoint(phase.run.last, phase.architecture, *states, facts)
-    is_best = phase.best is None or score > phase.best.mean_average_precision
-    if is_best:
-        phase.best = evaluation
-        save_checkpoint(phase.run.best, phase.architecture, *states, facts)
-    print(f"epoch {epoch}: mAP {score:.4f}{' (best so far)' if is_best else ''}", flush=True)
-
-
-def _finish(phase: Phase) -> float:
-    assert phase.best is not None  # the last epoch is always validated
-    score = phase.best.mean_average_precision
-    phase.run.plot()
-    write_report(
-        phase.run.path / "report.html",
-        f"{phase.run.name}: mAP {score:.4f}",
-        {
-            "mAP": f"{score:.4f}",
-            "backbone": phase.architecture.backbone,
-            "input size": f"{phase.architecture.input_size} px",
-            "training photos": str(len(phase.images)),
-            "trained on Product10K's test photos": str(phase.config.dataset.train_on_test),
-        },
-        phase.dev_set,
-        phase.best,
-    )
-    return score
+def without(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A state dict less some of its tensors."""
+    return {name: value for name, value in state.items() if name not in names}

@@ -9,17 +9,37 @@ from visual_search.errors import UserError
 from visual_search.run_folder import RunFolder
 
 
-def test_a_run_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_an_unfinished_run_continues_a_finished_one_is_replaced_only_when_asked(
+    tmp_path: Path,
+) -> None:
     run = RunFolder(tmp_path, "a")
-    run.start("x: 1\n")
+    assert not run.check("x: 1\n", overwrite=False)
+    run.start("x: 1\ntrain:\n  epochs: 3\n  save_steps: 1\n")
     run.log(kind="step", step=1)
-    with pytest.raises(UserError, match="--overwrite true"):
-        run.check_free(overwrite=False)
-    run.check_free(overwrite=True)
+    # What changes no weight may differ.
+    assert run.check("x: 1\ntrain:\n  epochs: 3\n  save_steps: 9\n", overwrite=False)
+    with pytest.raises(UserError, match=r"train\.epochs: 3 -> 4.*--overwrite true"):
+        run.check("x: 1\ntrain:\n  epochs: 4\n  save_steps: 1\n", overwrite=False)
+    (run.path / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="finished run"):
+        run.check("x: 1\ntrain:\n  epochs: 3\n  save_steps: 1\n", overwrite=False)
+    assert not run.check("x: 2\n", overwrite=True)
     assert run.metrics() == [{"kind": "step", "step": 1}]
     run.start("x: 2\n")
     assert run.metrics() == []
     assert (run.path / "config.yml").read_text() == "x: 2\n"
+
+
+def test_metrics_are_cut_back_to_a_state(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "a")
+    run.start("")
+    run.log(step=1)
+    length = run.metrics_bytes()
+    run.log(step=2)
+    run.cut_metrics(length)
+    assert run.metrics() == [{"step": 1}]
+    run.cut_metrics(10_000)
+    assert run.metrics() == [{"step": 1}]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp", ".", "..", "a b"])

@@ -1,0 +1,107 @@
+"""A run that is killed again and again ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import PROJECT
+
+COMMON: dict[str, Any] = {
+    "dataset": {"num_of_classes": 6, "input_size": 32, "batch_size": 4, "num_workers": 1},
+    "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+    "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 2},
+    "train": {"epochs": 3, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9, "soup_last": 2},
+}
+
+# Between them: everything in a run that has a state of its own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "memory": {
+        "dataset": {"augmentations": "autoaugment", "sampler": {"kind": "m-per-class"}},
+        "margin": {"name": "elasticface-arc-plus", "grow": "linear", "dropout": 0.3},
+        "pairs": {"name": "contrastive", "memory": 17, "memory_start": 2},
+        "train": {"accumulate": 2, "head_epochs": 1},
+    },
+    "sampled": {
+        "dataset": {"augmentations": "flip", "mixing": {"kind": "both", "probability": 0.5}},
+        "margin": {"name": "adaface", "class_margins": "none", "sampled_share": 0.6},
+        "optim": {"name": "radam", "schedule": "plateau", "patience": 0},
+        "train": {"validate_steps": 2},
+    },
+}
+
+
+def start(config: Path, name: str) -> subprocess.Popen[bytes]:
+    runs = config.parent / "runs"
+    command = [sys.executable, "-m", "visual_search.main_arcface", "--config", str(config)]
+    with (config.parent / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--runs", str(runs), "--name", name], cwd=PROJECT, stdout=log, stderr=log
+        )
+
+
+def wait_for_growth(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return when the run has a state that was not there before, or has ended."""
+    before = {path.name for path in folder.glob("state/step-*")}
+    while process.poll() is None:
+        if {path.name for path in folder.glob("state/step-*")} - before:
+            return
+        time.sleep(0.005)
+
+
+def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    return {key: {**one.get(key, {}), **two.get(key, {})} for key in {**one, **two}}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_random_moments(
+    variant: str, tmp_path: Path, product10k_folder: Path, dev_folder: Path
+) -> None:
+    values = merged(COMMON, VARIANTS[variant])
+    values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
+    values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}
+    config = tmp_path / "phase.yml"
+    config.write_text(yaml.safe_dump(values))
+    assert start(config, "calm").wait(timeout=200) == 0, (tmp_path / "calm.log").read_text()
+
+    rng, kills = random.Random(variant), 0
+    runs = tmp_path / "runs"
+    while True:
+        process = start(config, "killed")
+        if kills < 3:
+            wait_for_growth(runs / "killed", process)
+            time.sleep(rng.uniform(0.0, 0.4))
+            process.kill()
+        status = process.wait(timeout=200)
+        if status == 0:
+            break
+        assert kills < 3, (tmp_path / "killed.log").read_text()
+        kills += 1
+    assert kills >= 2, "the run was too short to be killed"
+    assert "continues in epoch" in (tmp_path / "killed.log").read_text()
+
+    for part in ("last/model", "last/head", "best/model", "best/head"):
+        one, two = (load_file(runs / name / f"{part}.safetensors") for name in ("calm", "killed"))
+        assert one.keys() == two.keys()
+        assert all(one[key].equal(two[key]) for key in one), part
+    lines = [
+        [
+            line
+            for line in map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
+            if line["kind"] != "epoch"  # its seconds and images are those of the last process
+        ]
+        for name in ("calm", "killed")
+    ]
+    assert lines[0] == lines[1]
+    results = [json.loads((runs / name / "result.json").read_text()) for name in ("calm", "killed")]
+    assert results[0]["mAP"] == results[1]["mAP"]
+    assert not (runs / "killed" / "state").exists()

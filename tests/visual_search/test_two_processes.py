@@ -1,0 +1,79 @@
+"""Two processes train as one process with the doubled batch does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import PROJECT
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "arcface": {},
+    "sampled": {"margin": {"sampled_share": 0.5, "class_margins": "none", "dropout": 0.0}},
+    "memory": {
+        "dataset": {"sampler": {"kind": "m-per-class"}},
+        "margin": {"weight": 0.0, "dropout": 0.0},
+        "pairs": {"name": "contrastive", "memory": 20},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_curve_is_that_of_the_doubled_batch(
+    variant: str, tmp_path: Path, product10k_folder: Path, dev_folder: Path
+) -> None:
+    values: dict[str, Any] = {
+        "dataset": {"num_of_classes": 6, "input_size": 32, "augmentations": "flip"},
+        # Layer norm: statistics of a batch would differ with its size.
+        "backbone": {"name": "timm/test_vit", "weights": "none"},
+        "margin": {"dropout": 0.0},
+        "optim": {"head_lr": 0.003, "backbone_lr_ratio": 0.3, "warmup_steps": 2},
+        "train": {"epochs": 4, "log_steps": 1, "validate_every": 4},
+    }
+    for key, part in VARIANTS[variant].items():
+        values[key] = {**values.get(key, {}), **part}
+    values["dataset"] |= {
+        "product10k": {"train_valid_root": str(product10k_folder)},
+        "dev_set": {"eval_root": str(dev_folder)},
+        "num_workers": 0,
+    }
+    config = tmp_path / "phase.yml"
+    config.write_text(yaml.safe_dump(values))
+    arguments = ["visual_search.main_arcface", "--config", str(config)]
+    arguments += ["--runs", str(tmp_path / "runs")]
+    accelerate = ["accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
+    accelerate += ["--main_process_port", str(29600 + list(VARIANTS).index(variant)), "-m"]
+    for name, launcher, batch in (("one", [], "8"), ("two", accelerate, "4")):
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, *arguments]
+            + ["--name", name, "--dataset.batch_size", batch],
+            cwd=PROJECT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    losses = []
+    for name in ("one", "two"):
+        text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        losses.append([line["loss"] for line in lines if line["kind"] == "step"])
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    one, two = (
+        load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    for key in one:
+        assert one[key].allclose(two[key], atol=2e-4), key

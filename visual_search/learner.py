@@ -1,0 +1,99 @@
+"""What is trained, as one module: embedder, head, pair loss, teacher. Pixels in, a loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_search.distillation import EmbeddingDistillation
+from visual_search.imprinting import Head
+from visual_search.model import Embedder
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weighted sum that is minimised; a part that is None is left out."""
+
+    head: Head | None
+    """`(features (N, d), labels (N,)) -> (N,)` losses."""
+    pairs: nn.Module | None
+    """`(unit embeddings (N, d), labels (N,), ids (N,)) -> ()` loss."""
+    distillation: EmbeddingDistillation | None
+    head_weight: float = 1.0
+    pairs_weight: float = 1.0
+    distillation_weight: float = 1.0
+
+
+class Learner(nn.Module):
+    """Embedder and losses, so that any parallel wrapper fits round all of it."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        objective: Objective,
+        dropout: float = 0.0,
+        teacher: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            embedder: pixels to embeddings; what is kept in the end.
+            objective: the losses.
+            dropout: of the embedding in front of the head, 0..1.
+            teacher: uint8 pixels `(N, 3, H, W)` to unit vectors, without gradient; needed where
+                the objective distils.
+        """
+        super().__init__()
+        self.embedder, self.dropout = embedder, dropout
+        self.head: Head | None = objective.head
+        self.pairs = objective.pairs
+        self.objective = objective
+        # In a tuple, since a teacher must not become a part that is trained and saved.
+        self._teacher = (teacher,)
+        self._features: Callable[[Tensor], Tensor] = embedder.features
+
+    def compile_features(self) -> None:
+        """Run the embedder through torch.compile in training; validation stays eager."""
+        self._features = torch.compile(self.embedder.features)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        other_labels: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar, and its parts before weighting.
+
+        Args:
+            pixels: `(N, 3, H, W)`, uint8, or float 0..255 where photos were mixed.
+            labels: `(N,)`, int64.
+            ids: `(N,)`, int64, the photo's number in the training set.
+            other_labels: `(N,)`, of the second photo in a mixed one.
+            share: `(N,)`, of the first photo, 0..1.
+        """
+        features = self._features(pixels)
+        parts: dict[str, Tensor] = {}
+        total = features.new_zeros((), dtype=torch.float32)
+        if self.head is not None:
+            dropped = F.dropout(features, self.dropout, self.training)
+            rows = self.head(dropped, labels)
+            if other_labels is not None and share is not None:
+                rows = share * rows + (1 - share) * self.head(dropped, other_labels)
+            parts["head"] = rows.mean()
+            total = total + self.objective.head_weight * parts["head"]
+        if self.pairs is not None:
+            parts["pairs"] = self.pairs(F.normalize(features.float(), dim=1), labels, ids)
+            total = total + self.objective.pairs_weight * parts["pairs"]
+        if self.objective.distillation is not None:
+            assert self._teacher[0] is not None
+            with torch.no_grad():
+                taught = self._teacher[0](pixels)
+            ours = F.normalize(features.float(), dim=1)
+            parts["distillation"] = self.objective.distillation(ours, taught)
+            total = total + self.objective.distillation_weight * parts["distillation"]
+        return total, {name: part.detach() for name, part in parts.items()}

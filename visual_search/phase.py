@@ -1,0 +1,285 @@
+"""A phase's parts, built from its configuration and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from visual_search.backbones import read_state_dict
+from visual_search.checkpoint import load_checkpoint
+from visual_search.config import DatasetConfig, MarginConfig, PhaseConfig
+from visual_search.datasets import (
+    LabelledImages,
+    Source,
+    TrainingImages,
+    combined,
+    joined,
+    read_product10k,
+)
+from visual_search.distillation import EmbeddingDistillation
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet, read_dev_set
+from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
+from visual_search.heads import MarginHead
+from visual_search.imprinting import Head, imprint_centers, take_centers
+from visual_search.learner import Learner, Objective
+from visual_search.losses import SoftTriple
+from visual_search.mixing import Mixer
+from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
+from visual_search.patches import resized_state
+from visual_search.sampled_classes import SampledMarginHead
+from visual_search.samplers import TrainingBatches, build_batches
+from visual_search.training_tables import read_training_table
+from visual_search.transforms import build_augmentation
+from visual_search.xbm import XbmLoss
+
+# Of MarginConfig: what does not belong to the head itself.
+NOT_OF_THE_HEAD = {
+    "weight",
+    "grow_share",
+    "sampled_share",
+    "dropout",
+    "imprint",
+}
+
+
+@dataclass
+class Phase:
+    """What a phase trains, on what, and what it is measured by."""
+
+    config: PhaseConfig
+    images: TrainingImages
+    dev_set: DevSet
+    learner: Learner
+    architecture: Architecture
+    mixer: Mixer
+    head_continued: bool
+    """Whether the class centres come from the phase before."""
+
+    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+        """What chooses the batches of this process, and what reads them.
+
+        The batches are pixels, labels, indexes, passed_over: see :class:`TrainingImages`.
+        """
+        dataset = self.config.dataset
+        batches = build_batches(
+            dataset.sampler.kind,
+            self.images.images,
+            dataset.batch_size,
+            dataset.seed,
+            rank=rank,
+            world_size=processes,
+            images_per_class=dataset.sampler.images_per_class,
+            size_power=dataset.sampler.size_power,
+        )
+        loader = DataLoader(
+            self.images,
+            batch_sampler=batches,
+            # Its own: else the draws of dropout would depend on how many workers there are.
+            generator=torch.Generator().manual_seed(dataset.seed),
+            num_workers=dataset.num_workers,
+            persistent_workers=dataset.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return batches, loader
+
+    def describe(self, name: str) -> str:
+        """What is about to be trained, in a sentence."""
+        dataset, images = self.config.dataset, self.images.images
+        return (
+            f"{name}: {len(self.images)} photos of {len(np.unique(images.labels))} classes, "
+            f"{self.config.backbone.name} at {dataset.input_size} px (validation "
+            f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
+            f"validation: {len(self.dev_set.queries)} queries, "
+            f"{len(self.dev_set.gallery)} gallery photos"
+            + ("; trains on Product10K's test photos too" if dataset.train_on_test else "")
+        )
+
+
+def build_phase(config: PhaseConfig, chief: bool) -> Phase:
+    """Read the tables, build the model and its losses.
+
+    Args:
+        config: the phase.
+        chief: whether this process is the one that prints.
+
+    Raises:
+        UserError: when data, weights or settings are not what they should be.
+    """
+    _check(config)
+    dataset, dev = config.dataset, config.dataset.dev_set
+    images = _training_images(dataset)
+    dev_set = read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    embedder, architecture = _embedder(config)
+    _freeze(config, embedder.backbone)
+    counts = torch.from_numpy(images.counts(images.classes))
+    objective = _objective(config, architecture.dimension, counts)
+    continued = bool(config.pretrain_model) and _continue_head(
+        objective.head, Path(config.pretrain_model or ""), chief
+    )
+    if config.train.channels_last:
+        embedder = embedder.to(memory_format=torch.channels_last)
+    augment = build_augmentation(
+        dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
+    )
+    return Phase(
+        config,
+        TrainingImages(images, augment, dataset.input_size, dataset.seed),
+        dev_set,
+        Learner(embedder, objective, config.margin.dropout, _teacher(config)),
+        architecture,
+        Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
+        continued,
+    )
+
+
+def imprint(phase: Phase, device: torch.device, chief: bool) -> None:
+    """Start the head at the classes' mean embeddings; every process computes the same."""
+    learner, size = phase.learner.to(device), phase.config.dataset.input_size
+    assert learner.head is not None
+    imprint_centers(
+        learner.head, learner.embedder, phase.images.images, size, device=device, progress=chief
+    )
+
+
+def _check(config: PhaseConfig) -> None:
+    margin, pairs, dataset = config.margin, config.pairs, config.dataset
+    if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
+        raise UserError(
+            "margin.weight is 0, pairs.name none and distillation.run empty: nothing is left to "
+            "train by; set one of them"
+        )
+    if pairs.name != "none" and dataset.mixing.kind != "none":
+        raise UserError(
+            "dataset.mixing gives a photo two classes, which pairs.name cannot use; set one of "
+            "the two to none"
+        )
+    if pairs.memory and pairs.name == "soft-triple":
+        raise UserError("pairs.memory holds no pairs for soft-triple; set it to 0")
+    if not 0 <= config.train.head_epochs <= config.train.epochs:
+        raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
+
+
+def _training_images(dataset: DatasetConfig) -> LabelledImages:
+    place, sources = dataset.product10k, []
+    if place.use:
+        # Both lists number the same classes.
+        lists = [(place.train_list, place.train_prefix)]
+        if dataset.train_on_test:
+            lists.append((place.val_list, place.val_prefix))
+        root, classes = Path(place.train_valid_root), dataset.num_of_classes
+        parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
+        sources.append(Source(joined(parts), place.weight))
+    for entry in dataset.tables:
+        folder = Path(entry.root) if entry.root else None
+        images = read_training_table(Path(entry.file), folder, fold=entry.fold)
+        sources.append(Source(images, entry.weight))
+    if not sources:
+        raise UserError(
+            "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
+        )
+    return combined(sources)
+
+
+def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
+    backbone, neck = config.backbone, config.neck
+    embedder, architecture = build_embedder(
+        backbone.name,
+        "none" if config.pretrain_model else backbone.weights,
+        config.dataset.input_size_valid or config.dataset.input_size,
+        backbone.mean,
+        backbone.std,
+        neck.kind,
+        neck.dimension,
+        backbone.drop_path,
+        pooling=backbone.pooling,
+        patch_overlap=backbone.patch_overlap,
+        gradient_checkpointing=backbone.gradient_checkpointing,
+        neck_dropout=neck.dropout,
+    )
+    if config.pretrain_model:
+        earlier = load_checkpoint(Path(config.pretrain_model))
+        for part in ("backbone", "neck", "dimension", "pooling"):
+            theirs, ours = getattr(earlier.architecture, part), getattr(architecture, part)
+            if theirs != ours:
+                raise UserError(
+                    f"pretrain_model {earlier.path} has {part} {theirs!r}, this phase {ours!r}"
+                )
+        embedder.load_state_dict(resized_state(earlier.state, embedder))
+    return embedder, architecture
+
+
+def _freeze(config: PhaseConfig, backbone: nn.Module) -> None:
+    if config.backbone.trainable_blocks >= 0:
+        train_last_blocks(backbone, config.backbone.trainable_blocks)
+    freeze_stages(backbone, config.backbone.frozen_stages)
+    freeze_unused(backbone, config.dataset.input_size)
+
+
+def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:
+    margin, teacher = config.margin, config.distillation
+    return Objective(
+        _head(margin, dimension, counts, config.dataset.seed) if margin.weight else None,
+        _pair_loss(config, dimension, counts),
+        EmbeddingDistillation(teacher.kind) if teacher.run else None,
+        margin.weight,
+        config.pairs.weight,
+        teacher.weight,
+    )
+
+
+def _head(margin: MarginConfig, dimension: int, counts: Tensor, seed: int) -> Head:
+    plain = {
+        field.name: getattr(margin, field.name)
+        for field in dataclasses.fields(margin)
+        if field.name not in NOT_OF_THE_HEAD
+    }
+    if margin.sampled_share == 1.0:
+        return MarginHead(dimension, counts, seed=seed, **plain)
+    return SampledMarginHead(dimension, counts, share=margin.sampled_share, seed=seed, **plain)
+
+
+def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module | None:
+    pairs = config.pairs
+    if pairs.name == "none":
+        return None
+    if pairs.name == "soft-triple":
+        return SoftTriple(dimension, len(counts))
+    return XbmLoss(
+        pairs.memory,
+        dimension,
+        loss=pairs.name,
+        weight=pairs.memory_weight,
+        start_step=pairs.memory_start,
+        threshold=pairs.threshold,
+    )
+
+
+def _teacher(config: PhaseConfig) -> Embedder | None:
+    if not config.distillation.run:
+        return None
+    found = load_checkpoint(Path(config.distillation.run))
+    teacher = rebuild_embedder(found.architecture)
+    teacher.load_state_dict(dict(found.state))
+    return teacher.eval().requires_grad_(False)
+
+
+def _continue_head(head: Head | None, source: Path, chief: bool) -> bool:
+    """Take over the class centres of the phase before, where they are of the same classes."""
+    if head is None:
+        return False
+    places = [source / "best", source / "last", source, source.parent]
+    files = [place / "head.safetensors" for place in places]
+    found = next((path for path in files if path.is_file()), None)
+    state = read_state_dict(found) if found else {}
+    centers = state.get("weight", state.get("table.weight"))
+    fits = centers is not None and take_centers(head, centers)
+    if chief:
+        print(f"class centres: {f'continued from {found}' if fits else 'new'}")
+    return fits

@@ -1,0 +1,161 @@
+"""Validation inside training: score the development set, keep the last and the best model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visual_search.averaging import ExponentialAverage, WeightSoup
+from visual_search.checkpoint import load_checkpoint, save_checkpoint
+from visual_search.evaluate import Evaluation, evaluate_on_dev_set
+from visual_search.imprinting import Head
+from visual_search.phase import Phase
+from visual_search.report import write_report
+from visual_search.run_folder import RunFolder
+from visual_search.sampled_classes import SampledMarginHead
+
+
+class Validator:
+    """Scores the model now and then; remembers the best."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        run: RunFolder,
+        device: torch.device,
+        average: ExponentialAverage | None = None,
+        soup: WeightSoup | None = None,
+    ) -> None:
+        """
+        Args:
+            phase: what is trained.
+            run: where checkpoints and scores go.
+            device: where the model is.
+            average: of the weights; where there is one, it is what is scored and kept.
+            soup: collects the weights of the last validations; tried at the end.
+        """
+        self.phase, self.run, self.device = phase, run, device
+        self.average, self.soup = average, soup
+        self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
+        self.stale = 0
+        """Validations since the best one."""
+        self.last_step = -1
+        """Of the last validation."""
+
+    def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
+        """Score, save `last/`, and `best/` if it is; returns the mAP, 0..1.
+
+        Args:
+            epoch: 1-based.
+            step: optimiser steps so far.
+            head: the head's tensors, kept beside the embedder's.
+        """
+        embedder = self.phase.learner.embedder
+        with self.average.swapped(embedder) if self.average else nullcontext():
+            score = self._keep(epoch, step, head)
+            if self.soup is not None:
+                self.soup.add(embedder.state_dict())
+        return score
+
+    def finish(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation:
+        """Try the soup, and evaluate the best model for the report."""
+        embedder = self.phase.learner.embedder
+        if self.soup is not None and len(self.soup) > 1:
+            embedder.load_state_dict(self.soup.average())
+            print(f"average of the last {len(self.soup)} validated models:", flush=True)
+            self._keep(epoch, step, head, soup=True)
+        best = load_checkpoint(self.run.best)
+        embedder.load_state_dict(dict(best.state))
+        evaluation = self._evaluate()
+        self._report(evaluation)
+        return evaluation
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run has to know."""
+        return {"best": dict(self.best), "stale": self.stale, "last_step": self.last_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.best, self.stale = dict(state["best"]), int(state["stale"])
+        self.last_step = int(state["last_step"])
+
+    def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
+        score = self._evaluate().mean_average_precision
+        self.last_step = step
+        self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
+        config = self.phase.config
+        facts = {
+            "run": self.run.name,
+            "losses": losses_of(self.phase),
+            "epoch": epoch,
+            "step": step,
+            "mAP": score,
+            "trained_on_test": config.dataset.train_on_test,
+            "averaged": "soup" if soup else "ema" if self.average else "no",
+        }
+        states = self.phase.learner.embedder.state_dict(), head
+        if not soup:
+            save_checkpoint(self.run.last, self.phase.architecture, *states, facts)
+        better = score > self.best["mAP"]
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best = {"mAP": score, "epoch": epoch, "step": step}
+            save_checkpoint(self.run.best, self.phase.architecture, *states, facts)
+        note = " (best so far)" if better else ""
+        print(f"epoch {epoch}, step {step}: mAP {score:.4f}{note}", flush=True)
+        return score
+
+    def _evaluate(self) -> Evaluation:
+        embedder = self.phase.learner.embedder
+        training = embedder.training
+        evaluation = evaluate_on_dev_set(
+            embedder.eval(),
+            self.phase.dev_set,
+            self.phase.architecture.input_size,
+            device=self.device,
+        )
+        embedder.train(training)
+        return evaluation
+
+    def _report(self, evaluation: Evaluation) -> None:
+        phase = self.phase
+        score = evaluation.mean_average_precision
+        write_report(
+            self.run.path / "report.html",
+            f"{self.run.name}: mAP {score:.4f}",
+            {
+                "mAP": f"{score:.4f}",
+                "best epoch": str(self.best["epoch"]),
+                "losses": losses_of(phase),
+                "backbone": phase.architecture.backbone,
+                "input size": f"{phase.architecture.input_size} px",
+                "training photos": str(len(phase.images)),
+                "trained on Product10K's test photos": str(phase.config.dataset.train_on_test),
+            },
+            phase.dev_set,
+            evaluation,
+        )
+
+
+def losses_of(phase: Phase) -> str:
+    """What a phase is trained by, in words."""
+    config = phase.config
+    words: list[str] = []
+    if config.margin.weight:
+        words.append(config.margin.name)
+    if config.pairs.name != "none":
+        words.append(config.pairs.name + (" with memory" if config.pairs.memory else ""))
+    if config.distillation.run:
+        words.append(f"distillation from {config.distillation.run}")
+    return " + ".join(words)
+
+
+def head_state(head: Head | None) -> Mapping[str, Tensor]:
+    """The head's tensors for a checkpoint; all processes call it, for a sharded one is gathered."""
+    if head is None:
+        return {}
+    return head.full_state() if isinstance(head, SampledMarginHead) else head.state_dict()
