@@ -92,6 +92,8 @@ def pool_timm(module: Any, pooling: str, name: str) -> nn.Module:
     refusal = UserError(f"{name} cannot be pooled by {pooling}: set backbone.pooling to default")
     if not isinstance(getattr(module, "global_pool", None), str):
         raise refusal
+    if module.global_pool == {"avg": "avg", "cls": "token"}.get(pooling):
+        return module  # its own; a norm behind it is not one before it
     try:
         module.reset_classifier(0, global_pool="")
     except (AssertionError, TypeError, RuntimeError) as error:

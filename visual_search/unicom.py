@@ -104,7 +104,7 @@ class Unicom(nn.Module):
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbedding(size.patch, size.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, patches, size.width))
-        rates = torch.linspace(0, drop_path, size.depth).tolist()
+        rates = [drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
         self.blocks = nn.ModuleList(Block(size.width, size.heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(size.width)
         self.feature: nn.Sequential | None = nn.Sequential(

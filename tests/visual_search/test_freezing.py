@@ -6,7 +6,14 @@ from torch import nn
 
 from visual_search.backbones import create_backbone
 from visual_search.errors import UserError
-from visual_search.freezing import freeze_stages, hold_frozen
+from visual_search.freezing import (
+    freeze_stages,
+    freeze_unused,
+    hold_frozen,
+    layer_depths,
+    train_last_blocks,
+)
+from visual_search.unicom import Unicom, UnicomSize
 
 
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "timm/test_vit", "timm/test_convnext"])
@@ -44,3 +51,107 @@ def test_faults_are_refused() -> None:
         freeze_stages(backbone, 99)
     with pytest.raises(UserError, match="timm backbones"):
         freeze_stages(nn.Linear(2, 2), 1)
+    with pytest.raises(UserError, match=r"write 0\.\.5, or -1"):
+        train_last_blocks(backbone, 99)
+    with pytest.raises(UserError, match="layers of this backbone are not known"):
+        layer_depths(nn.Linear(2, 2))
+
+
+CLIP = "transformer.resblocks"
+
+
+def trained(module: nn.Module) -> set[str]:
+    return {name for name, value in module.named_parameters() if value.requires_grad}
+
+
+def small(name: str) -> nn.Module:
+    if name == "unicom":
+        return Unicom(UnicomSize(32, 8, 12, 4, 3, 10))
+    return create_backbone(name, "none", pooling="gem" if "gem" in name else "default").module
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "blocks"),
+    [
+        ("timm/test_vit", ("blocks.4.", "blocks.5.", "norm."), 6),
+        (
+            "open_clip/ViT-S-32",
+            ("transformer.resblocks.10.", "transformer.resblocks.11.", "ln_post", "proj"),
+            12,
+        ),
+        ("open_clip/RN50", ("layer4.1.", "layer4.2.", "attnpool."), 16),
+        ("unicom", ("blocks.2.", "blocks.3.", "norm.", "feature."), 4),
+    ],
+)
+def test_the_last_blocks_and_the_rest_behind_them_are_trained(
+    name: str, last: tuple[str, ...], blocks: int
+) -> None:
+    module = small(name)
+    every = trained(module)
+    train_last_blocks(module, 2)
+    assert trained(module) == {key for key in every if key.startswith(last)}
+    module.requires_grad_(True)
+    train_last_blocks(module, -1)
+    assert trained(module) == every
+    train_last_blocks(module, blocks)
+    left = every - trained(module)
+    assert left
+    assert not any("blocks." in key or "layer" in key for key in left)
+    train_last_blocks(module, 0)
+    assert trained(module) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/test_vit",
+        "timm/test_efficientnet",
+        "timm/test_convnext",
+        "timm/mobilenetv3_small_050",
+        "timm/xcit_nano_12_p8_224",
+        "open_clip/ViT-S-32",
+        "open_clip/convnext_tiny",
+        "unicom",
+    ],
+)
+def test_layers_deepen_along_the_network(name: str) -> None:
+    """The order in which gradients arrive in the backward pass is the layers' reversed."""
+    module = small(name).train()
+    depths = layer_depths(module)
+    assert depths.keys() == dict(module.named_parameters()).keys()
+    assert set(depths.values()) == set(range(max(depths.values()) + 1))
+    order: list[int] = []
+    for key, value in module.named_parameters():
+
+        def note(_: torch.Tensor, depth: int = depths[key]) -> None:
+            if depth not in order:
+                order.append(depth)
+
+        value.register_hook(note)
+    size = 32 if name == "unicom" else create_backbone(name, "none").input_size
+    module(torch.randn(2, 3, size, size)).square().sum().backward()
+    blocks = [depth for depth in order if depth > 0]  # the stem also adds positions
+    assert blocks == sorted(blocks, reverse=True)
+
+
+def test_layers_are_found_inside_wrappers() -> None:
+    plain = layer_depths(create_backbone("timm/test_vit", "none").module)
+    wrapped = layer_depths(create_backbone("timm/test_vit", "none", pooling="gem").module)
+    assert {f"trunk.{name}": depth for name, depth in plain.items()}.items() <= wrapped.items()
+    assert wrapped["pool.p"] == max(plain.values()) + 1
+
+
+class HalfUsed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.left_out = nn.Conv2d(3, 4, 3), nn.Linear(2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.used(images).mean(dim=(2, 3))
+
+
+def test_what_has_no_part_in_the_features_is_frozen() -> None:
+    module = HalfUsed()
+    freeze_unused(module, 8)
+    assert trained(module) == {"used.weight", "used.bias"}
+    assert all(parameter.grad is None for parameter in module.parameters())

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision.transforms.functional as tf
 
+from visual_search.checkpoint import load_torchscript
 from visual_search.errors import UserError
-from visual_search.model import build_embedder, rebuild_embedder
+from visual_search.export import export_torchscript, load_exported
+from visual_search.model import Architecture, build_embedder, rebuild_embedder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -33,6 +37,58 @@ def test_neck_projects_and_is_rebuilt_with_the_rest() -> None:
     with torch.inference_mode():
         assert torch.equal(again.eval()(pixels), embedder.eval()(pixels))
         assert again(pixels).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling", "overlap", "size"),
+    [
+        ("timm/test_vit", "gem", 4, 96),
+        ("timm/test_vit", "cls", 0, 128),
+        ("timm/test_efficientnet", "gem", 0, 96),
+        ("open_clip/ViT-S-32", "avg", 8, 96),
+    ],
+)
+def test_every_choice_is_rebuilt_and_exported(
+    backbone: str, pooling: str, overlap: int, size: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        backbone,
+        "none",
+        size,
+        MEAN,
+        STD,
+        "dropout-linear-bn",
+        24,
+        pooling=pooling,
+        patch_overlap=overlap,
+        gradient_checkpointing=True,
+        neck_dropout=0.5,
+    )
+    again = rebuild_embedder(architecture)
+    again.load_state_dict(embedder.state_dict())
+    export_torchscript(again, architecture, {"run": "a"}, tmp_path)
+    exported, found = load_exported(tmp_path, torch.device("cpu"))
+    assert found == architecture
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = embedder.eval()(pixels)
+        assert expected.shape == (2, 24)
+        for model in (again.eval(), exported, load_torchscript(tmp_path / "model.pt")):
+            torch.testing.assert_close(model(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_descriptions_from_before_a_choice_are_of_its_default() -> None:
+    before = {
+        "backbone": "timm/test_vit",
+        "neck": "none",
+        "dimension": 64,
+        "input_size": 160,
+        "mean": MEAN,
+        "std": STD,
+    }
+    _, architecture = build_embedder("timm/test_vit", "none", 160, MEAN, STD)
+    assert Architecture(**before) == architecture  # type: ignore[arg-type]
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from visual_search.backbones import create_backbone
+from visual_search.errors import UserError
+from visual_search.patches import resized_positions, resized_state
+
+
+def test_positions_are_resampled_as_timm_does() -> None:
+    torch.manual_seed(0)
+    for prefix in (0, 1, 5):
+        positions = torch.randn(1, prefix + 49, 8)
+        expected = resample_abs_pos_embed(positions, [10, 10], num_prefix_tokens=prefix)
+        resized = resized_positions(positions, prefix + 100, prefix)
+        assert torch.equal(resized, expected)
+        assert torch.equal(resized_positions(positions[0], prefix + 100, prefix), expected[0])
+        assert torch.equal(resized[:, :prefix], positions[:, :prefix])
+
+
+class OnlyPositions(nn.Module):
+    def __init__(self, **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.randn(shape)))
+
+
+def test_a_ramp_of_positions_stays_a_ramp() -> None:
+    """Position embeddings that say "how far right" say so after the change too."""
+    ramp = torch.linspace(0, 1, 8).repeat(8, 1).reshape(1, 64, 1)
+    state = {"pos_embed": torch.cat([torch.full((1, 1, 1), 7.0), ramp], dim=1)}
+    resized = resized_state(state, OnlyPositions(pos_embed=(1, 1 + 16 * 16, 1)))["pos_embed"]
+    assert resized[0, 0].item() == 7.0
+    rows = resized[0, 1:, 0].reshape(16, 16)
+    torch.testing.assert_close(rows, rows[:1].expand(16, 16))
+    assert (rows[0].diff() > 0).all()
+
+
+def test_maps_and_tables_of_positions_are_resized() -> None:
+    module = OnlyPositions(
+        pos_embed=(1, 3, 12, 12), relative_position_bias_table=(13 * 13, 2), weight=(4,)
+    )
+    state = {
+        "pos_embed": torch.ones(1, 3, 8, 8),
+        "relative_position_bias_table": torch.ones(7 * 7, 2),
+        "weight": torch.zeros(4),
+        "unknown": torch.zeros(1),
+    }
+    resized = resized_state(state, module)
+    assert resized["unknown"] is state["unknown"]
+    for name, value in module.named_parameters():
+        assert resized[name].shape == value.shape
+    torch.testing.assert_close(resized["pos_embed"], torch.ones(1, 3, 12, 12))
+    table = resized["relative_position_bias_table"]
+    torch.testing.assert_close(table, torch.ones(169, 2))
+
+
+def test_other_shapes_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"weight has shape \(5,\), the model \(4,\)"):
+        resized_state({"weight": torch.ones(5)}, OnlyPositions(weight=(4,)))
+    with pytest.raises(UserError, match="pos_embed has shape"):
+        resized_state({"pos_embed": torch.ones(1, 65, 9)}, OnlyPositions(pos_embed=(1, 50, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("timm/test_vit", (160, 224)),
+        ("timm/test_vit_relpos", (160, 192)),
+        ("timm/swin_s3_tiny_224", (224, 192)),
+        ("timm/xcit_nano_12_p8_224", (224, 96)),
+        ("timm/gmlp_ti16_224", (224, 224)),
+        ("open_clip/ViT-S-32", (224, 128)),
+        ("open_clip/RN50", (224, 96)),
+    ],
+)
+def test_weights_of_one_input_size_serve_another(name: str, sizes: tuple[int, int]) -> None:
+    old, new = (create_backbone(name, "none", input_size=size).module for size in sizes)
+    new.load_state_dict(resized_state(old.state_dict(), new))
+    with torch.inference_mode():
+        assert torch.isfinite(new.eval()(torch.randn(1, 3, sizes[1], sizes[1]))).all()
+
+
+def test_timm_transformers_take_photos_of_other_sizes_as_well() -> None:
+    torch.manual_seed(0)
+    small = create_backbone("timm/test_vit", "none", input_size=160).module.eval()
+    large = create_backbone("timm/test_vit", "none", input_size=224).module.eval()
+    large.load_state_dict(resized_state(small.state_dict(), large))
+    photos = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(small(photos), large(photos), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "overlap", "size"),
+    [
+        ("timm/test_vit", 16, 4, 160),
+        ("timm/test_vit", 16, 6, 100),
+        ("timm/eva02_tiny_patch14_224", 14, 4, 96),
+        ("open_clip/ViT-S-32", 32, 8, 128),
+    ],
+)
+def test_overlapping_patches_make_a_finer_grid(
+    name: str, patch: int, overlap: int, size: int
+) -> None:
+    module: Any = create_backbone(name, "none", input_size=size, patch_overlap=overlap).module
+    starts = [x for x in range(size) if x % (patch - overlap) == 0 and x + patch <= size]
+    positions = module.pos_embed if "timm" in name else module.positional_embedding[None]
+    assert positions.shape[1] == 1 + len(starts) ** 2
+    conv = module.patch_embed.proj if "timm" in name else module.conv1
+    photo = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        embedded = conv(photo)
+        assert embedded.shape[2:] == (len(starts), len(starts))
+        # The second patch of the first row, by hand.
+        window = photo[:, :, :patch, starts[1] : starts[1] + patch]
+        expected = (window * conv.weight).sum(dim=(1, 2, 3))
+        expected = expected + (conv.bias if conv.bias is not None else 0)
+        torch.testing.assert_close(embedded[0, :, 0, 1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "overlap", "words"),
+    [
+        ("timm/test_vit", 16, "write 0..15"),
+        ("timm/test_vit", -1, "write 0..15"),
+        ("timm/resnet18", 4, "no patches that can overlap"),
+        ("timm/vit_tiny_r_s16_p8_224", 4, "no patches that can overlap"),
+        ("open_clip/RN50", 4, "no patches that can overlap"),
+    ],
+)
+def test_overlaps_that_cannot_be_are_refused(name: str, overlap: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        create_backbone(name, "none", patch_overlap=overlap)
