@@ -47,7 +47,8 @@ def naive_pair_loss(name: str, anchors: Samples, references: Samples) -> Tensor:
     """Mean over the anchors."""
     total = torch.zeros(())
     for a in range(len(anchors.labels)):
-        positives, negatives = [], []
+        positives: list[Tensor] = []
+        negatives: list[Tensor] = []
         for r in range(len(references.labels)):
             if anchors.ids[a] == references.ids[r]:
                 continue

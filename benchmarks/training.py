@@ -1,0 +1,357 @@
+"""How much of a device's speed a training step reaches, and what holds it back.
+
+    python -m benchmarks.training --device cuda
+
+Steps as the phases take them: sub-centre ArcFace over 9,700 classes, AdamW, gradient clipping,
+bfloat16, channels-last and `torch.compile` on a GPU, photos decoded and augmented by worker
+processes. Weights are random, which costs the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import (
+    Row,
+    alternating_medians,
+    arguments,
+    higher_is_better,
+    lower_is_better,
+    peak_resident,
+    processor,
+    report,
+)
+from visual_search.datasets import LabelledImages, TrainingImages
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.heads import MarginHead
+from visual_search.learner import Learner, Objective
+from visual_search.model import build_embedder
+from visual_search.optim import build_optimizer, parameter_groups
+from visual_search.transforms import build_augmentation
+
+CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+WARM_BATCHES = 3
+MEMORY_LIMIT = 40.0  # GB, of the smaller A100
+NOMINAL_BF16 = {  # FLOP/s of dense bfloat16, makers' data sheets; the first name that fits
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at the settings of a phase."""
+
+    model: str
+    size: int
+    """Side of the photos, pixels."""
+    batch: int
+    classes: int = 9700
+
+    def __str__(self) -> str:
+        return f"{self.model.rpartition('/')[2]}, {self.size} px, batch {self.batch}"
+
+    @classmethod
+    def parsed(cls, text: str) -> Case:
+        """`<library>/<model>:<pixels>:<batch>`.
+
+        Raises:
+            UserError: for anything else.
+        """
+        model, *numbers = text.split(":")
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            raise UserError(
+                f"--models {text}: write <model>:<pixels>:<batch>, timm/resnet50:224:48"
+            )
+        return cls(model, int(numbers[0]), int(numbers[1]))
+
+
+CASES = {
+    "cuda": [
+        Case("open_clip/convnext_xxlarge", 224, 48),
+        Case("open_clip/convnext_xxlarge", 256, 32),
+        Case("open_clip/ViT-L-14", 224, 48),
+        Case("open_clip/ViT-L-14", 224, 32),
+    ],
+    "cpu": [Case("timm/tf_efficientnet_lite0", 128, 16), Case("timm/convnext_atto", 128, 16)],
+}
+QUICK = [Case("timm/test_convnext", 64, 4, 20)]
+
+
+class Trainer:
+    """Everything a step needs, without a loop round it."""
+
+    def __init__(self, case: Case, device: torch.device, *, half: bool, compiled: bool) -> None:
+        self.case, self.device, self.half = case, device, half
+        torch.manual_seed(0)
+        embedder, architecture = build_embedder(case.model, "none", case.size, CLIP_MEAN, CLIP_STD)
+        counts = torch.ones(case.classes, dtype=torch.int64)
+        head = MarginHead(architecture.dimension, counts, centers=3)
+        learner = Learner(embedder, Objective(head, None, None), dropout=0.2)
+        self.learner = learner.to(device).to(memory_format=torch.channels_last).train()
+        groups = parameter_groups(embedder.backbone, [embedder.neck, head], 3e-4, 0.01, 0.1)
+        self.optimizer = build_optimizer("adamw", groups)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.flops = self._count_flops()
+        if compiled:
+            self.learner.compile_features()
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of one batch, on the device."""
+        count, size = self.case.batch, self.case.size
+        pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+        return self.moved(pixels, torch.randint(0, self.case.classes, (count,)))
+
+    def moved(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same on the device, channels last."""
+        on_device = pixels.to(self.device, non_blocking=True)
+        last = on_device.contiguous(memory_format=torch.channels_last)
+        return last, labels.to(self.device, non_blocking=True)
+
+    def step(self, pixels: Tensor, labels: Tensor) -> None:
+        """Forward, backward, clip, update."""
+        self._gradients(pixels, labels)
+        clip_grad_norm_(self.parameters, 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def wait(self) -> None:
+        """Return when the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _gradients(self, pixels: Tensor, labels: Tensor) -> None:
+        context: AbstractContextManager = nullcontext()
+        if self.half:
+            context = torch.autocast(self.device.type, torch.bfloat16)
+        with context:
+            loss, _ = self.learner(pixels, labels, labels)
+        loss.backward()
+
+    def _count_flops(self) -> int:
+        """Of forward and backward of one batch, uncompiled; recomputation would not count."""
+        pixels, labels = self.batch()
+        with FlopCounterMode(display=False) as counter:
+            self._gradients(pixels, labels)
+        self.optimizer.zero_grad()
+        return int(counter.get_total_flops())
+
+
+def fastest_product(device: torch.device, half: bool) -> float:
+    """FLOP/s of one large product of matrices: what can be had at all."""
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if half else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def products() -> None:
+        for _ in range(10 if device.type == "cuda" else 1):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    (seconds,) = alternating_medians([products], 5)
+    return 2 * side**3 * (10 if device.type == "cuda" else 1) / seconds
+
+
+def nominal_peak(device: torch.device, half: bool) -> float | None:
+    """FLOP/s on the card's data sheet, None for one that is not listed."""
+    if device.type != "cuda" or not half:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for card, peak in NOMINAL_BF16.items() if card in name), None)
+
+
+def make_photos(folder: Path, count: int = 32, side: int = 1000) -> list[Path]:
+    """JPEGs of `side` x `side` pixels and about 130 KB, as catalogues have them."""
+    rng, paths = np.random.default_rng(0), []
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (90, 90, 3), dtype=np.uint8))
+        paths.append(folder / f"{number}.jpg")
+        coarse.resize((side, side), Image.Resampling.BICUBIC).save(paths[-1], quality=80)
+    return paths
+
+
+def loader_of(case: Case, photos: list[Path], batches: int, workers: int) -> DataLoader:
+    """Batches as a phase reads them."""
+    paths = list(islice(cycle(photos), batches * case.batch))
+    labels = np.arange(len(paths), dtype=np.int64) % case.classes
+    augment = build_augmentation("autoaugment", case.size)
+    images = TrainingImages(LabelledImages(paths, labels), augment, case.size, seed=0)
+    return DataLoader(
+        images,
+        case.batch,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=2 if workers else None,
+    )
+
+
+def rate_over(
+    batches: Iterator[list[Tensor]], use: Callable[[list[Tensor]], None], wait: Callable[[], None]
+) -> float:
+    """Photos/s after the first :data:`WARM_BATCHES`, when workers and caches are warm."""
+    seen, start = 0, 0.0
+    for number, batch in enumerate(batches):
+        use(batch)
+        if number == WARM_BATCHES - 1:
+            wait()
+            start = time.perf_counter()
+        elif number >= WARM_BATCHES:
+            seen += len(batch[0])
+    wait()
+    return seen / (time.perf_counter() - start)
+
+
+def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Row], list[str]]:
+    """All rates of one model."""
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    half = options.precision == "bf16"
+    trainer = Trainer(case, device, half=half, compiled=options.compile)
+    fixed = trainer.batch()
+
+    def step() -> None:
+        trainer.step(*fixed)
+        trainer.wait()
+
+    (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
+    model = case.batch / seconds
+    batches = WARM_BATCHES + options.batches
+    decode = rate_over(
+        iter(loader_of(case, photos, batches, options.workers)), lambda batch: None, trainer.wait
+    )
+    whole = rate_over(
+        iter(loader_of(case, photos, batches, options.workers)),
+        lambda batch: trainer.step(*trainer.moved(batch[0], batch[1])),
+        trainer.wait,
+    )
+    memory = torch.cuda.max_memory_reserved(device) if on_gpu else peak_resident()
+    return _rows(case, trainer, (model, decode, whole), memory / 1e9, options)
+
+
+def _rows(
+    case: Case,
+    trainer: Trainer,
+    rates: tuple[float, float, float],
+    gigabytes: float,
+    options: Namespace,
+) -> tuple[list[Row], list[str]]:
+    model, decode, whole = rates
+    half, on_gpu = options.precision == "bf16", trainer.device.type == "cuda"
+    of_photo = trainer.flops / case.batch
+    measured, nominal = fastest_product(trainer.device, half), nominal_peak(trainer.device, half)
+    peak = nominal or measured
+    source = "data sheet" if nominal else "large product, measured"
+    # Workers decode on cores of their own beside a GPU; on a CPU both take turns.
+    bound = min(decode, model) if on_gpu else 1 / (1 / decode + 1 / model)
+    rows = [
+        higher_is_better(
+            f"{case}: model alone",
+            model,
+            f"{options.precision} peak ({source})",
+            peak / of_photo,
+            "images/s",
+        ),
+        higher_is_better(f"{case}: decode alone", decode, "none", None, "images/s"),
+        higher_is_better(f"{case}: whole", whole, "bound by the two", bound, "images/s"),
+        lower_is_better(
+            f"{case}: peak memory",
+            gigabytes,
+            "limit" if on_gpu else "none",
+            MEMORY_LIMIT if on_gpu else None,
+            "GB",
+        ),
+    ]
+    slower = "decoding" if decode < model else "the model"
+    speed = model * of_photo
+    of_nominal = f", {speed / nominal:.0%} of the data sheet's" if nominal else ""
+    note = (
+        f"{case}: {of_photo / 1e9:.1f} GFLOP a photo, {speed / 1e12:.3g} TFLOP/s in the model, "
+        f"{speed / measured:.0%} of a large product's {measured / 1e12:.3g}{of_nominal}; "
+        f"roofline: {bound:.0f} images/s; the bottleneck is {slower}"
+    )
+    return rows, [note]
+
+
+def parsed_options() -> Namespace:
+    """The command line, with what depends on the device filled in.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    parser = arguments("Images/s, memory and share of the device's peak of training steps.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="trains on it")
+    parser.add_argument("--models", nargs="+", metavar="MODEL:PIXELS:BATCH", help="other models")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU")
+    parser.add_argument("--batches", type=int, default=0, help="timed, read from files; 0: chosen")
+    parser.add_argument("--workers", type=int, default=-1, help="that decode; -1: 8, or the cores")
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="leave out torch.compile"
+    )
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU here; write --device cpu")
+    options.compile = options.compile and on_gpu
+    options.precision = options.precision or ("bf16" if on_gpu else "fp32")
+    options.batches = options.batches or (40 if on_gpu else 4)
+    if options.workers < 0:
+        options.workers = min(8, os.cpu_count() or 1)
+    if options.quick:
+        options.batches, options.workers, options.repeats = 1, 0, 1
+    return options
+
+
+def main() -> None:
+    """Measure, print, record."""
+    options = parsed_options()
+    torch.set_num_threads(options.threads)
+    cases = [Case.parsed(text) for text in options.models or ()]
+    cases = cases or (QUICK if options.quick else CASES[options.device])
+    rows: list[Row] = []
+    notes = [
+        f"{processor()}; {options.threads} threads, {options.workers} decoding processes, "
+        f"torch {torch.__version__}; medians of {options.repeats}"
+    ]
+    if options.device == "cuda":
+        notes.append(f"{torch.cuda.get_device_name()}; compiled: {options.compile}")
+    with TemporaryDirectory() as folder:
+        photos = make_photos(Path(folder), 4 if options.quick else 32)
+        size = sum(path.stat().st_size for path in photos) / len(photos)
+        notes.append(f"photos: JPEG, 1000 x 1000 pixels, {size / 1e3:.0f} KB")
+        for case in cases:
+            of_case, notes_of_case = measure(case, photos, options)
+            rows += of_case
+            notes += notes_of_case
+    report(f"training-{options.device}", rows, notes, options)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.harness import (
+    Row,
+    alternating_medians,
+    extra_memory,
+    higher_is_better,
+    lower_is_better,
+    peer_module,
+    record,
+    text_table,
+    with_section,
+)
+from visual_search.errors import UserError
+
+ROWS = [
+    lower_is_better("step", 0.5, "peer 1.0", 2.0, "s"),
+    higher_is_better("rate", 30.0, "peer 1.0", 20.0, "images/s"),
+    lower_is_better("alone", 7.0, "none", None, "MB"),
+]
+
+
+def test_a_ratio_above_1_is_always_ours_being_better() -> None:
+    assert [row.ratio for row in ROWS] == [4.0, 1.5, None]
+    assert text_table(ROWS).splitlines()[2:] == [
+        "| step | 0.5 | peer 1.0 | 2 | s | 4.00 |",
+        "| rate | 30 | peer 1.0 | 20 | images/s | 1.50 |",
+        "| alone | 7 | none | - | MB | - |",
+    ]
+
+
+def test_record_rewrites_its_own_section_only(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Measured\n\nBy hand.\n")
+    record("first", ROWS, ["two threads"], tmp_path)
+    record("second", ROWS[:1], [], tmp_path)
+    before = results.read_text()
+    record("first", [Row("new", 1.0, "peer", 3.0, "s", 3.0)], ["four threads"], tmp_path)
+    after = results.read_text()
+    assert after.startswith("# Measured\n\nBy hand.\n")
+    assert "two threads" in before
+    assert "two threads" not in after
+    assert "| new | 1 | peer | 3 | s | 3.00 |" in after
+    assert "- four threads" in after
+    assert before[before.index("<!-- second") :] == after[after.index("<!-- second") :]
+    assert after.index("## first") < after.index("## second")
+    read = json.loads((tmp_path / "results" / "first.json").read_text())
+    assert read == [
+        {"case": "new", "ours": 1.0, "peer": "peer", "peer_value": 3.0, "unit": "s", "ratio": 3.0}
+    ]
+
+
+def test_a_section_written_twice_is_the_same() -> None:
+    once = with_section("# Measured\n", "x", "## x\n\ntext")
+    assert with_section(once, "x", "## x\n\ntext") == once
+
+
+def test_calls_take_turns_and_the_warm_up_does_not_count() -> None:
+    order: list[str] = []
+    medians = alternating_medians(
+        [lambda: order.append("a"), lambda: order.append("b")], repeats=3, warm_up=1
+    )
+    assert order == ["a", "b"] * 4
+    assert len(medians) == 2
+
+
+def filling(megabytes: int, held: int) -> Callable[[], None]:
+    """A step that fills so much memory and lets go of it, beside what was held before."""
+    before = np.ones(held * 1_000_000 // 8)
+
+    def step() -> None:
+        assert np.ones(megabytes * 1_000_000 // 8).sum() + before[0] > 0
+
+    return step
+
+
+def test_extra_memory_is_the_steps_own() -> None:
+    measured = extra_memory(filling, 100, 60) / 1e6
+    assert measured == pytest.approx(100, abs=10)
+
+
+def test_a_missing_peer_names_the_extra() -> None:
+    with pytest.raises(UserError, match=r"no_such_package.*\[bench\]"):
+        peer_module("no_such_package.part")
+
+
+@pytest.mark.parametrize("name", ["losses", "training"])
+def test_a_quick_run_prints_a_table_and_records_nothing(project: Path, name: str) -> None:
+    if name == "losses":
+        pytest.importorskip("pytorch_metric_learning")
+    results = project / "benchmarks" / "RESULTS.md"
+    before = results.read_bytes() if results.exists() else None
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--repeats", "1", "--threads", "1"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| case | ours | peer |")
+    assert "roofline" in done.stdout
+    assert before == (results.read_bytes() if results.exists() else None)
+
+
+def test_settings_that_cannot_be_are_told_in_a_sentence(project: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training", "--quick", "--models", "timm/resnet18"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "write <model>:<pixels>:<batch>" in done.stderr
