@@ -25,11 +25,20 @@ def main() -> None:
         raise UserError("--trials must be 1 or more")
 
     from visual_search.run_folder import RunFolder
-    from visual_search.tuning import ended, finished, plot, read_search_space, tune, write_best
+    from visual_search.tuning import (
+        check_settings,
+        ended,
+        finished,
+        plot,
+        read_search_space,
+        tune,
+        write_best,
+    )
 
     folder = RunFolder(Path(arguments.runs), arguments.name).path
     space = read_search_space(Path(arguments.search))
-    resolved({key: wanted.example() for key, wanted in space.items()})  # refuse unknown keys now
+    example = resolved({key: wanted.example() for key, wanted in space.items()})
+    check_settings(folder, example, space)
     study = tune(
         folder,
         space,
@@ -45,11 +54,10 @@ def main() -> None:
             f"no trial came to its end ({len(ended(study))} stopped); lower the rates in "
             f"{arguments.search}, or raise --trials"
         )
-    write_best(study, folder / "best.yml", resolved)
-    best = study.best_trial
+    config, best = write_best(study, folder), study.best_trial
     print(f"best of {len(ended(study))}: trial {best.number}, mAP {best.value:.4f}")
-    print(f"config {folder / 'best.yml'}, plot {folder / 'tuning.png'}")
-    print(f"next: python -m visual_search.main_arcface --config {folder / 'best.yml'} --name NAME")
+    print(f"config {config}, plot {folder / 'tuning.png'}")
+    print(f"next: python -m visual_search.main_arcface --config {config} --name NAME")
 
 
 def build_parser() -> jsonargparse.ArgumentParser:

@@ -19,7 +19,7 @@ import yaml
 from visual_search.errors import UserError
 from visual_search.files import write_text, written_atomically
 from visual_search.phase_chain import read_result
-from visual_search.run_folder import RunFolder
+from visual_search.run_folder import RunFolder, changed_keys
 
 if TYPE_CHECKING:
     import optuna
@@ -233,19 +233,34 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def write_best(
-    study: optuna.Study, path: Path, resolved: Callable[[Mapping[str, Any]], str]
-) -> None:
-    """Write the best trial's complete config, which trains as any other.
+def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> None:
+    """Refuse to continue a search with other settings: its trials could not be compared.
 
     Args:
-        study: with a finished trial.
-        path: of the YAML file.
-        resolved: completes settings to a config in YAML.
+        folder: of the search.
+        config: a trial's complete config, as YAML.
+        space: its keys may differ.
+
+    Raises:
+        UserError: naming what changed.
     """
+    for saved in sorted((folder / "trials").glob("*/config.yml"))[:1]:
+        changes = changed_keys(saved.read_text("utf-8"), config)
+        changes = [change for change in changes if change.partition(":")[0] not in space]
+        if changes:
+            raise UserError(
+                f"{folder} was begun with other settings ({'; '.join(changes[:5])}): continue it "
+                "with the same, or choose another --name"
+            )
+
+
+def write_best(study: optuna.Study, folder: Path) -> Path:
+    """Write the best trial's complete config to `best.yml`; it trains as any other."""
     best = study.best_trial
+    saved = folder / "trials" / _run_name(best) / "config.yml"
     origin = f"# Trial {best.number} of {len(study.trials)}: mAP {best.value:.4f}\n"
-    write_text(path, origin + resolved(best.params))
+    write_text(folder / "best.yml", origin + saved.read_text("utf-8"))
+    return folder / "best.yml"
 
 
 def plot(study: optuna.Study, space: Mapping[str, Range], path: Path) -> None:

@@ -23,6 +23,7 @@ from visual_search.run_folder import RunFolder
 from visual_search.tuning import (
     OnValidation,
     Range,
+    check_settings,
     ended,
     finished,
     plot,
@@ -43,7 +44,7 @@ def score_of(settings: Mapping[str, Any]) -> float:
 
 
 def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:
-    run.start("{}")
+    run.start(json.dumps(dict(settings)))
     for part in ("best", "last"):
         (run.path / part).mkdir()
     for step in range(1, 4):
@@ -64,7 +65,7 @@ def test_it_finds_the_best_settings_and_stops_bad_trials(tmp_path: Path) -> None
     assert kept == [f"trial_{study.best_trial.number:03d}"]
     plot(study, SPACE, tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
-    write_best(study, tmp_path / "best.yml", lambda settings: json.dumps(dict(settings)))
+    assert write_best(study, tmp_path) == tmp_path / "best.yml"
     comment, text = (tmp_path / "best.yml").read_text().split("\n", 1)
     assert f"{study.best_value:.4f}" in comment
     assert json.loads(text) == study.best_params
@@ -77,6 +78,15 @@ def test_a_second_call_adds_what_is_missing_with_new_draws(tmp_path: Path) -> No
     rates = [trial.params["optim.head_lr"] for trial in again.trials]
     assert len(set(rates)) == 5
     assert len(ended(tune(tmp_path, SPACE, train_trial, trials=2))) == 5
+
+
+def test_other_settings_are_another_search(tmp_path: Path) -> None:
+    check_settings(tmp_path, '{"train": {"epochs": 3}}', SPACE)  # nothing to continue yet
+    run = RunFolder(tmp_path / "trials", "trial_000")
+    run.start('{"optim": {"head_lr": 0.1, "name": "sgd"}}')
+    check_settings(tmp_path, '{"optim": {"head_lr": 0.2, "name": "sgd"}}', SPACE)
+    with pytest.raises(UserError, match=r"optim.name: 'sgd' -> 'lion'.*another --name"):
+        check_settings(tmp_path, '{"optim": {"head_lr": 0.1, "name": "lion"}}', SPACE)
 
 
 def test_a_trial_that_fails_is_kept_with_its_sentence(tmp_path: Path) -> None:
