@@ -81,7 +81,7 @@ class MarginLogits:
     def _runs(self) -> Iterator[tuple[int, int]]:
         """Columns in runs of a size at which the temporaries of a run stay in the cache."""
         rows, columns = self.similar.values.shape
-        numbers = 1 << 18 if self.columns.device.type == "cpu" else 1 << 26
+        numbers = 1 << 19 if self.columns.device.type == "cpu" else 1 << 26
         step = max(1, numbers // max(rows, 1))
         for start in range(0, columns, step):
             yield start, min(start + step, columns)

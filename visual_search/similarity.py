@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# A block of centres of this many bytes stays in the cache between its uses; on a GPU, launching
-# few kernels matters more.
-_CACHED_BYTES = 4 << 20
+# A block of centres of this many bytes stays in the cache between its uses, and is large enough
+# for threads to be worth waking; on a GPU, launching few kernels matters more.
+_CACHED_BYTES = 8 << 20
 _GPU_BYTES = 256 << 20
 
 
@@ -162,8 +162,10 @@ def similarity_gradients(
     with torch.autocast(units.device.type, enabled=False):
         for start, stop, block in similar.blocks(weight):
             gradient = gradient_of_columns(start, stop)
-            # A copy: the gradient of the first centre may go where the values are.
-            values = similar.values[:, start:stop].clone()
+            values = similar.values[:, start:stop]
+            if similar.reserved is not None and centers > 1:
+                # The gradient of the first centre goes where the values are.
+                values = values.clone()
             for center in range(centers):
                 part = gradient
                 if similar.winners is not None:
