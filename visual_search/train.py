@@ -144,7 +144,7 @@ class Trainer:
         self.moving = MovingParts(self.accelerator, config, learner, self.total)
         self.trained = [p for p in backbone.parameters() if p.requires_grad]
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
-        soup = WeightSoup(train.soup_last) if train.soup_last else None
+        soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
         device = self.accelerator.device
         self.validator = Validator(self.phase, self.run, device, self.moving.average, soup)
 
@@ -326,7 +326,8 @@ class Trainer:
             seconds = self.seconds + time.perf_counter() - self.started
             facts = {"pretrain_fingerprint": self.fingerprint, "seconds": round(seconds, 1)}
             write_json(self.run.path / "result.json", {"finished": True, **best, **facts})
-            shutil.rmtree(self.run.path / "state", ignore_errors=True)
+            for name in ("state", "soup"):  # of use to an unfinished run alone
+                shutil.rmtree(self.run.path / name, ignore_errors=True)
         return float(self._from_the_first([score])[0])
 
 

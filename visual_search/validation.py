@@ -43,8 +43,6 @@ class Validator:
         self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
         self.stale = 0
         """Validations since the best one."""
-        self.last_step = -1
-        """Of the last validation."""
 
     def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
         """Score, save `last/`, and `best/` if it is; returns the mAP, 0..1.
@@ -76,16 +74,17 @@ class Validator:
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run has to know."""
-        return {"best": dict(self.best), "stale": self.stale, "last_step": self.last_step}
+        soup = self.soup.state_dict() if self.soup is not None else {}
+        return {"best": dict(self.best), "stale": self.stale, "soup": soup}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         self.best, self.stale = dict(state["best"]), int(state["stale"])
-        self.last_step = int(state["last_step"])
+        if self.soup is not None:
+            self.soup.load_state_dict(state["soup"])
 
     def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
         score = self._evaluate().mean_average_precision
-        self.last_step = step
         self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
         config = self.phase.config
         facts = {

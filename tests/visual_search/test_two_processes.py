@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
+from visual_search.checkpoint import load_checkpoint
+from visual_search.model import rebuild_embedder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "arcface": {},
@@ -52,9 +54,9 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     accelerate = ["accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
     accelerate += ["--main_process_port", str(29600 + list(VARIANTS).index(variant)), "-m"]
     for name, launcher, batch in (("one", [], "8"), ("two", accelerate, "4")):
+        command = [sys.executable, "-m", *launcher, *arguments]
         done = subprocess.run(
-            [sys.executable, "-m", *launcher, *arguments]
-            + ["--name", name, "--dataset.batch_size", batch],
+            [*command, "--name", name, "--dataset.batch_size", batch],
             cwd=PROJECT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -71,9 +73,15 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
         losses.append([line["loss"] for line in lines if line["kind"] == "step"])
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    one, two = (
-        load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
-        for name in ("one", "two")
-    )
-    for key in one:
-        assert one[key].allclose(two[key], atol=2e-4), key
+    # Some weights, such as the bias of an attention's keys, change nothing and wander.
+    pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    one, two = (embeddings(tmp_path / "runs" / name / "last", pixels) for name in ("one", "two"))
+    assert one.allclose(two, atol=1e-3)
+
+
+def embeddings(checkpoint: Path, pixels: torch.Tensor) -> torch.Tensor:
+    found = load_checkpoint(checkpoint)
+    embedder = rebuild_embedder(found.architecture).eval()
+    embedder.load_state_dict(dict(found.state))
+    with torch.inference_mode():
+        return embedder(pixels)
