@@ -108,7 +108,7 @@ def overlap_patches(network: nn.Module, overlap: int, name: str) -> None:
 
     The patch embedding moves by `patch - overlap` pixels, and the position embedding is
     resampled to the new grid of `(size - patch) // (patch - overlap) + 1` patches a side. As in
-    the second place of the Google Universal Image Embedding challenge (Huang and Li 2022).
+    Shao and Cui, "1st Place Solution in Google Universal Images Embedding" (2022).
 
     Args:
         network: a plain vision transformer of timm or open_clip, at its input size; changed in

@@ -158,10 +158,12 @@ def test_checkpointing_saves_activations() -> None:
 
     def kept() -> int:
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: sizes.append(t.numel()) or t,
-            lambda t: t,  # type: ignore[func-returns-value]
-        ):
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             module(photos)
         return sum(sizes)
 
