@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from visual_search.backbones import read_state_dict
+from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint
 from visual_search.config import DatasetConfig, MarginConfig, PhaseConfig
 from visual_search.datasets import (
@@ -117,6 +117,8 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     images = _training_images(dataset)
     dev_set = read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
     embedder, architecture = _embedder(config)
+    if architecture.input_size != dataset.input_size:
+        feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
     _freeze(config, embedder.backbone)
     counts = torch.from_numpy(images.counts(images.classes))
     objective = _objective(config, architecture.dimension, counts)
@@ -219,7 +221,8 @@ def _freeze(config: PhaseConfig, backbone: nn.Module) -> None:
     if config.backbone.trainable_blocks >= 0:
         train_last_blocks(backbone, config.backbone.trainable_blocks)
     freeze_stages(backbone, config.backbone.frozen_stages)
-    freeze_unused(backbone, config.dataset.input_size)
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        freeze_unused(backbone, config.dataset.input_size)
 
 
 def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def changed_keys(before: str, after: str) -> list[str]:
 
     Those that change no weight are left out: :data:`FREE_TO_CHANGE`.
     """
-    old, new = (_flat(yaml.safe_load(text) or {}) for text in (before, after))
+    old, new = (flat_settings(yaml.safe_load(text) or {}) for text in (before, after))
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])
@@ -123,9 +124,10 @@ def changed_keys(before: str, after: str) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= flat_settings(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from visual_search.errors import UserError
 from visual_search.files import write_text
+from visual_search.run_folder import flat_settings
 
 
 class Tracker(Protocol):
@@ -149,7 +150,7 @@ class MLflow:
             return
         self.run_id = self.client.create_run(experiment, run_name=run_name).info.run_id
         # Its limits: so many characters a value, so many values a call.
-        settings = [Param(key, str(value)[:6000]) for key, value in _flat(config).items()]
+        settings = [Param(key, str(value)[:6000]) for key, value in flat_settings(config).items()]
         for start in range(0, len(settings), 100):
             self.client.log_batch(self.run_id, params=settings[start : start + 100])
         write_text(known, self.run_id)
@@ -181,14 +182,6 @@ def _kept_id(folder: Path) -> str:
         fresh = hashlib.sha256(f"{folder.absolute()} {time.time_ns()}".encode()).hexdigest()[:12]
         write_text(path, fresh)
     return path.read_text("utf-8")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {

@@ -20,6 +20,7 @@ from accelerate.utils import (
 )
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from visual_search.averaging import WeightSoup
 from visual_search.broken_photos import BrokenPhotos
@@ -32,6 +33,7 @@ from visual_search.phase import Phase, build_phase, imprint
 from visual_search.progress import progress_bar
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
+from visual_search.samplers import TrainingBatches
 from visual_search.stepping import Batch, Stepper
 from visual_search.trackers import Trackers
 from visual_search.training_state import (
@@ -86,12 +88,13 @@ def train_phase(
     chief = accelerator.is_main_process
     continues = run.check(resolved, overwrite)
     phase = build_phase(config, chief)
+    batches = phase.batches(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked before one writes
     if chief:
         print(phase.describe(run.name), flush=True)
         if not continues:
             run.start(resolved)
-    return Trainer(accelerator, phase, run, on_validation).train()
+    return Trainer(accelerator, phase, run, batches, on_validation).train()
 
 
 class Trainer:
@@ -102,6 +105,7 @@ class Trainer:
         accelerator: Accelerator,
         phase: Phase,
         run: RunFolder,
+        batches: tuple[TrainingBatches, DataLoader],
         on_validation: OnValidation | None = None,
     ) -> None:
         self.accelerator, self.phase, self.run = accelerator, phase, run
@@ -109,7 +113,7 @@ class Trainer:
         self.chief = accelerator.is_main_process
         rank, count = accelerator.process_index, accelerator.num_processes
         self.processes = Processes(rank, count, accelerator.wait_for_everyone)
-        self.batches, self.loader = phase.batches(rank, count)
+        self.batches, self.loader = batches
         per_epoch = -(-len(self.loader) // self.config.train.accumulate)
         self.total = per_epoch * self.config.train.epochs
         self.epoch, self.batch, self.step = 1, 0, 0
