@@ -133,7 +133,8 @@ def tune(
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # It would add a traceback to every sentence of a trial that failed.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').absolute()}")
     study = optuna.create_study(

@@ -40,16 +40,19 @@ def test_the_summary_is_what_the_steps_measured(
             score = 0.4 if "zero_shot" in str(output) else 0.6
             values = {"mAP": score, "images_per_second": 30.0}
             (output / "result.json").write_text(json.dumps(values))
-        if "visual_search.main_arcface" in arguments:
-            best = Path("runs") / arguments[arguments.index("--name") + 1] / "best"
-            best.mkdir(parents=True)
-            (best / "model.json").write_text(json.dumps({"mAP": 0.61, "epoch": 3}))
+        if "visual_search.main_phases" in arguments:
+            rows = [
+                {"name": name, "mAP": score, "epoch": 1, "seconds": 2.5, "state": "trained"}
+                for name, score in (("demo_a", 0.5), ("demo_b", 0.62), ("demo_c", 0.61))
+            ]
+            Path("runs/demo/phases.json").write_text(json.dumps({"phases": rows}))
 
     monkeypatch.setattr(main_demo, "python", stand_in)
     main_demo.main()
     summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())
     assert (summary["zero_shot_map"], summary["trained_map"]) == (0.4, 0.6)
-    assert summary["phases"] == [{"name": "demo_arcface_1st", "mAP": 0.61, "epoch": 3}]
+    assert [row["mAP"] for row in summary["phases"]] == [0.5, 0.62, 0.61]
+    assert ("my_submission/to_torchscript.py", "runs/demo_b") in commands  # the best, not the last
     assert summary["seconds"] >= 0
     assert [c[0] for c in commands if c[0] != "-m"] == [
         "my_submission/to_torchscript.py",
