@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -108,8 +109,8 @@ def extra_memory(
     """Bytes that a step takes beyond what its inputs and weights do, at its peak.
 
     In a process of its own, so that no earlier work lends it memory: `make(*given)` builds inputs
-    and weights and returns the step; the figure is the process's peak resident memory over the
-    step, less its memory before. Gradients that the step leaves behind count.
+    and weights and returns the step; the figure is the process's peak resident memory over
+    three steps, less its memory before. Gradients that a step leaves behind count.
 
     Args:
         make: a function at the top of a module.
@@ -126,12 +127,17 @@ def extra_memory(
 def _extra_memory(make: Callable[..., Callable[[], Any]], given: tuple[Any, ...]) -> float:
     step = make(*given)
     before = _forget_peak()
-    step()
+    for _ in range(3):
+        step()
     return max(0.0, peak_resident() - before)
 
 
 def _forget_peak() -> float:
     """Start counting the peak anew; the memory held now, bytes."""
+    # What building the inputs freed but the C library kept would else be lent to the step.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
