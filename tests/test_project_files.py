@@ -204,6 +204,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "transforms",
             "unicom",
             "weights_files",
+            "whitening",
             "xbm",
         },
         {

@@ -59,6 +59,7 @@ def create_backbone(
     input_size: int = 0,
     pooling: str = "default",
     patch_overlap: int = 0,
+    head_conv: bool = True,
 ) -> Backbone:
     """Build a backbone.
 
@@ -74,6 +75,8 @@ def create_backbone(
         pooling: of the last feature map or tokens: `default` (the model's own), `avg`, `gem`
             (see :class:`visual_search.pooling.GeM`), or `cls` (the class token).
         patch_overlap: pixels that neighbouring patches of a vision transformer share.
+        head_conv: False leaves out the wide convolution in front of the pooling of EfficientNet
+            and MobileNet.
 
     Raises:
         UserError: for an unknown name, weights that cannot be had, weights that do not fit, or
@@ -92,10 +95,28 @@ def create_backbone(
     if weights.partition(":")[0] == "hub":
         go_offline_without_network()
     module, size = LIBRARIES[library](model, weights, drop_path, input_size, pooling, patch_overlap)
+    if not head_conv:
+        drop_head_conv(module, name)
     width = feature_width(module, size, name)
     if pooling != "default":
         freeze_unused(module, size)
     return Backbone(module, width, size)
+
+
+def drop_head_conv(module: nn.Module, name: str) -> None:
+    """Leave out the 1x1 convolution, with its norm, that widens features for a classifier.
+
+    Raises:
+        UserError: when the network has none.
+    """
+    if not isinstance(getattr(module, "conv_head", None), nn.Module):
+        raise UserError(
+            f"{name} has no convolution in front of its pooling to leave out: set "
+            "backbone.head_conv to true"
+        )
+    for part in ("conv_head", "bn2", "norm_head", "act2"):
+        if hasattr(module, part):
+            setattr(module, part, nn.Identity())
 
 
 def feature_width(module: nn.Module, input_size: int, name: str = "the backbone") -> int:

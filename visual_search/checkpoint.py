@@ -114,6 +114,16 @@ def load_checkpoint(source: Path) -> Checkpoint:
     return Checkpoint(architecture, state, facts, source)
 
 
+def plain_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors less a whitening, which is fitted to the very model in front of it."""
+    whitened = checkpoint.architecture.neck == "whitening"
+    return {
+        name: value
+        for name, value in checkpoint.state.items()
+        if not (whitened and name.startswith("neck."))
+    }
+
+
 def fingerprint(source: Path) -> str:
     """SHA-256 of the weights that :func:`load_checkpoint` reads from `source`, as hex digits."""
     with load_checkpoint(source).path.open("rb") as handle:

@@ -54,7 +54,6 @@ class DevSetConfig:
         eval_root: folder that the image paths of both tables are relative to.
         gallery: csv with the columns seller_img_id, img_path, product_id.
         queries: csv with the columns user_img_id, img_path, bbox_x, …, bbox_h, product_id.
-            Both may also be absolute, or lie elsewhere relative to eval_root.
     """
 
     eval_root: str = "dataset/development_test_data"
@@ -146,6 +145,8 @@ class BackboneConfig:
         mean: subtracted from pixels scaled to 0..1, RGB.
         std: divides them after that, RGB.
         pooling: of the last feature map; default is the model's own.
+        head_conv: keep the wide convolution in front of the pooling of EfficientNet and
+            MobileNet; without it features are narrower, and less those of the pretraining's task.
         drop_path: stochastic depth rate, 0..1, for timm models that know it.
         patch_overlap: pixels that neighbouring patches of a ViT share; more tokens, finer.
         freeze_batchnorm: keep the running statistics of the pretrained batch norms.
@@ -160,6 +161,7 @@ class BackboneConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     pooling: Literal["default", "avg", "gem", "cls"] = "default"
+    head_conv: bool = True
     drop_path: float = 0.0
     patch_overlap: int = 0
     freeze_batchnorm: bool = False
@@ -259,10 +261,10 @@ class PairLossConfig:
     Args:
         name: contrastive, multi-similarity or soft-triple; none leaves it out.
         weight: of this loss in the sum.
-        threshold: of contrastive, negatives below this cosine cost nothing.
+        threshold: cosine below which negatives cost nothing; multi-similarity's base.
         memory: embeddings remembered, up to the size of the training set; 0 is no memory.
         memory_weight: of the pairs with the memory, against those inside the batch.
-        memory_start: optimiser step at which the memory comes into play.
+        memory_start: batches after which the memory comes into play.
     """
 
     name: Literal["none", "contrastive", "multi-similarity", "soft-triple"] = "none"
@@ -349,6 +351,8 @@ class TrainConfig:
         early_stopping: end after so many validations without a gain; 0 never.
         ema_decay: above 0, validate and keep the moving average of the weights, 0..1.
         soup_last: average the weights of this many last validations at the end; 0 does not.
+        whitening: above 0, whiten the best model's embeddings by what varies within classes of
+            the training set, shrunk by so much (2 is a start); kept where it validates better.
         trackers: tensorboard, wandb (offline) and mlflow, beside metrics.jsonl.
     """
 
@@ -367,6 +371,7 @@ class TrainConfig:
     early_stopping: int = 0
     ema_decay: float = 0.0
     soup_last: int = 0
+    whitening: float = 0.0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 

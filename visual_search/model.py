@@ -34,6 +34,8 @@ class Architecture:
     """Of the last feature map or tokens: default, avg, gem or cls."""
     patch_overlap: int = 0
     """Pixels that neighbouring patches of a vision transformer share."""
+    head_conv: bool = True
+    """Whether the wide convolution in front of the pooling is kept, where there is one."""
 
 
 class Embedder(nn.Module):
@@ -77,12 +79,13 @@ def build_embedder(
     patch_overlap: int = 0,
     gradient_checkpointing: bool = False,
     neck_dropout: float = 0.2,
+    head_conv: bool = True,
 ) -> tuple[Embedder, Architecture]:
     """Build an embedder.
 
     Args:
         backbone: as :func:`visual_search.backbones.create_backbone`, as are weights, drop_path,
-            pooling and patch_overlap.
+            pooling, patch_overlap and head_conv.
         weights: of the backbone.
         input_size: side of the photos in pixels that the embedder is measured with.
         mean: three numbers, of pixels scaled to 0..1.
@@ -109,6 +112,7 @@ def build_embedder(
         input_size=input_size,
         pooling=pooling,
         patch_overlap=patch_overlap,
+        head_conv=head_conv,
     )
     if gradient_checkpointing:
         checkpoint_gradients(made.module, backbone)
@@ -124,6 +128,7 @@ def build_embedder(
         (sr, sg, sb),
         pooling,
         patch_overlap,
+        head_conv,
     )
     return Embedder(made.module, projection, mean, std), architecture
 
@@ -140,5 +145,6 @@ def rebuild_embedder(architecture: Architecture) -> Embedder:
         architecture.dimension,
         pooling=architecture.pooling,
         patch_overlap=architecture.patch_overlap,
+        head_conv=architecture.head_conv,
     )
     return embedder

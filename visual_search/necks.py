@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from visual_search.errors import UserError
+from visual_search.whitening import Whitening
 
 
 def _none(width: int, dimension: int, dropout: float) -> nn.Module:
@@ -30,6 +31,10 @@ def _linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
 
 def _dropout_linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
     return nn.Sequential(nn.Dropout(dropout), *_linear_bn(width, dimension, dropout).children())
+
+
+def _whitening(width: int, dimension: int, dropout: float) -> nn.Module:
+    return Whitening(width)
 
 
 def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2) -> nn.Module:
@@ -58,5 +63,6 @@ NECKS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "linear": _linear,
     "linear-bn": _linear_bn,
     "dropout-linear-bn": _dropout_linear_bn,
+    "whitening": _whitening,  # fitted behind a training, never part of one
 }
 """Necks by name; each takes width, dimension (0: the width) and dropout."""

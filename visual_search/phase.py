@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from visual_search.backbones import feature_width, read_state_dict
-from visual_search.checkpoint import load_checkpoint
+from visual_search.checkpoint import load_checkpoint, plain_state
 from visual_search.config import DatasetConfig, MarginConfig, PhaseConfig
 from visual_search.datasets import (
     LabelledImages,
@@ -164,6 +164,8 @@ def _check(config: PhaseConfig) -> None:
         )
     if pairs.memory and pairs.name == "soft-triple":
         raise UserError("pairs.memory holds no pairs for soft-triple; set it to 0")
+    if config.train.whitening and config.neck.kind != "none":
+        raise UserError("train.whitening takes the place of a neck; set neck.kind to none")
     if not 0 <= config.train.head_epochs <= config.train.epochs:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
 
@@ -204,16 +206,17 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
         patch_overlap=backbone.patch_overlap,
         gradient_checkpointing=backbone.gradient_checkpointing,
         neck_dropout=neck.dropout,
+        head_conv=backbone.head_conv,
     )
     if config.pretrain_model:
         earlier = load_checkpoint(Path(config.pretrain_model))
-        for part in ("backbone", "neck", "dimension", "pooling"):
+        for part in ("backbone", "neck", "dimension", "pooling", "head_conv"):
             theirs, ours = getattr(earlier.architecture, part), getattr(architecture, part)
-            if theirs != ours:
+            if theirs != ours and (part, theirs, ours) != ("neck", "whitening", "none"):
                 raise UserError(
                     f"pretrain_model {earlier.path} has {part} {theirs!r}, this phase {ours!r}"
                 )
-        embedder.load_state_dict(resized_state(earlier.state, embedder))
+        embedder.load_state_dict(resized_state(plain_state(earlier), embedder))
     return embedder, architecture
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.checkpoint import load_checkpoint, save_checkpoint
+from visual_search.checkpoint import load_checkpoint, plain_state, save_checkpoint
+from visual_search.embed import embed_images
 from visual_search.evaluate import Evaluation, evaluate_on_dev_set
 from visual_search.imprinting import Head
 from visual_search.phase import Phase
 from visual_search.report import write_report
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
+from visual_search.whitening import fit_whitening
 
 
 class Validator:
@@ -66,9 +69,8 @@ class Validator:
             embedder.load_state_dict(self.soup.average())
             print(f"average of the last {len(self.soup)} validated models:", flush=True)
             self._keep(epoch, step, head, soup=True)
-        best = load_checkpoint(self.run.best)
-        embedder.load_state_dict(dict(best.state))
-        evaluation = self._evaluate()
+        embedder.load_state_dict(plain_state(load_checkpoint(self.run.best)))
+        evaluation = self._whiten(epoch, step, head) or self._evaluate()
         self._report(evaluation)
         return evaluation
 
@@ -86,16 +88,8 @@ class Validator:
     def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
         score = self._evaluate().mean_average_precision
         self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
-        config = self.phase.config
-        facts = {
-            "run": self.run.name,
-            "losses": losses_of(self.phase),
-            "epoch": epoch,
-            "step": step,
-            "mAP": score,
-            "trained_on_test": config.dataset.train_on_test,
-            "averaged": "soup" if soup else "ema" if self.average else "no",
-        }
+        averaged = "soup" if soup else "ema" if self.average else "no"
+        facts = {**self._facts(epoch, step, score), "averaged": averaged}
         states = self.phase.learner.embedder.state_dict(), head
         if not soup:
             save_checkpoint(self.run.last, self.phase.architecture, *states, facts)
@@ -107,6 +101,45 @@ class Validator:
         note = " (best so far)" if better else ""
         print(f"epoch {epoch}, step {step}: mAP {score:.4f}{note}", flush=True)
         return score
+
+    def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+        return {
+            "run": self.run.name,
+            "losses": losses_of(self.phase),
+            "epoch": epoch,
+            "step": step,
+            "mAP": score,
+            "trained_on_test": self.phase.config.dataset.train_on_test,
+        }
+
+    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation | None:
+        """Fit a whitening behind the best model; None where there is none or it does not help."""
+        shrinkage, phase = self.phase.config.train.whitening, self.phase
+        if not shrinkage:
+            return None
+        embedder, images = phase.learner.embedder.eval(), phase.images.images
+        embedded = embed_images(
+            embedder,
+            [images.item(i) for i in range(len(images))],
+            phase.architecture.input_size,
+            device=self.device,
+            label="whitening",
+        )
+        fitted = fit_whitening(embedded.matrix, torch.from_numpy(images.labels), shrinkage)
+        before, embedder.neck = embedder.neck, fitted.to(self.device)
+        evaluation = self._evaluate()
+        score = evaluation.mean_average_precision
+        self.run.log(kind="whitening", epoch=epoch, step=step, mAP=score)
+        helps = score > self.best["mAP"]
+        print(f"whitened: mAP {score:.4f}{' (best so far)' if helps else ', left out'}", flush=True)
+        if not helps:
+            embedder.neck = before
+            return None
+        self.best = {**self.best, "mAP": score}
+        architecture = dataclasses.replace(phase.architecture, neck="whitening")
+        facts = self._facts(self.best["epoch"], self.best["step"], score)
+        save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
+        return evaluation
 
     def _evaluate(self) -> Evaluation:
         embedder = self.phase.learner.embedder

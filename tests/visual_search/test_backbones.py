@@ -202,3 +202,15 @@ def test_unknown_names_say_what_is_known() -> None:
         create_backbone(TINY, "package:nothing")
     with pytest.raises(UserError, match=r"backbone.pooling"):
         create_backbone(TINY, "none", pooling="median")
+
+
+def test_the_head_convolution_can_be_left_out() -> None:
+    made = create_backbone("timm/tf_efficientnet_lite0", "none", input_size=64, head_conv=False)
+    assert made.dimension == 320
+    maps = {}
+    made.module.blocks.register_forward_hook(lambda _m, _i, out: maps.update(last=out))
+    pixels = torch.randn(2, 3, 64, 64)
+    features = made.module.eval()(pixels)
+    torch.testing.assert_close(features, maps["last"].mean(dim=(2, 3)))
+    with pytest.raises(UserError, match=r"backbone\.head_conv"):
+        create_backbone("timm/test_vit", "none", head_conv=False)

@@ -97,13 +97,19 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
     done = train(
         *("--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x"),
         *("--train.epochs", "12", "--train.validate_every", "12", "--margin.dropout", "0"),
-        *("--dataset.train_on_test", "true"),
+        *("--dataset.train_on_test", "true", "--train.whitening", "1"),
     )
     assert done.returncode == 0, done.stderr
     metrics = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, metrics) if line["kind"] == "step"]
     assert losses[-1] < 0.7 * losses[0]
     assert "trains on Product10K's test photos too" in done.stdout
+    # The score of the whitened model, better or not, is the one that its file gives.
+    scores = [line["mAP"] for line in map(json.loads, metrics) if "mAP" in line]
+    assert len(scores) == 2
+    best = load_checkpoint(tmp_path / "runs" / "x")
+    assert best.facts["mAP"] == max(scores)
+    assert best.architecture.neck == ("whitening" if scores[1] > scores[0] else "none")
     assert "test photos</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from visual_search.errors import UserError
+from visual_search.whitening import Whitening, fit_whitening
+
+
+def photos(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes that differ in all directions; photos of a class mostly in the first."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 30, 600)
+    centers = rng.normal(size=(30, 6))
+    spread = rng.normal(size=(600, 6)) * np.array([3.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    vectors = torch.from_numpy(centers[labels] + spread).float()
+    return F.normalize(vectors, dim=1), torch.from_numpy(labels)
+
+
+def test_what_varies_within_classes_becomes_round() -> None:
+    vectors, labels = photos()
+    whitened = fit_whitening(vectors, labels, shrinkage=1e-9)(vectors).double().numpy()
+    within = np.zeros((6, 6))
+    for number in range(30):
+        of_class = whitened[labels.numpy() == number]
+        within += (of_class - of_class.mean(0)).T @ (of_class - of_class.mean(0))
+    np.testing.assert_allclose(within / len(whitened), np.eye(6), atol=1e-4)
+    np.testing.assert_allclose(whitened.mean(0), 0, atol=1e-4)
+
+
+def average_precision(vectors: torch.Tensor, labels: torch.Tensor) -> float:
+    """Of each vector against all others."""
+    unit = F.normalize(vectors, dim=1)
+    order = (unit @ unit.T).fill_diagonal_(-2).argsort(dim=1, descending=True)[:, :-1]
+    right = (labels[order] == labels[:, None]).double()
+    precision = right.cumsum(dim=1) / torch.arange(1, right.shape[1] + 1)
+    return float(((precision * right).sum(dim=1) / right.sum(dim=1)).mean())
+
+
+def test_it_helps_classes_that_it_was_not_fitted_on() -> None:
+    vectors, labels = photos()
+    seen = labels < 15
+    fitted = fit_whitening(vectors[seen], labels[seen], shrinkage=0.1)
+    plain = average_precision(vectors[~seen], labels[~seen])
+    assert average_precision(fitted(vectors[~seen]), labels[~seen]) > plain + 0.05
+
+
+def test_much_shrinkage_only_centres() -> None:
+    vectors, labels = photos()
+    fitted = fit_whitening(vectors, labels, shrinkage=1e6)
+    expected = F.normalize(vectors - vectors.mean(dim=0), dim=1)
+    got = F.normalize(fitted(vectors), dim=1)
+    torch.testing.assert_close(got @ got.T, expected @ expected.T, atol=1e-3, rtol=0)
+    torch.testing.assert_close(Whitening(6)(3 * vectors), vectors)
+
+
+def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
+    vectors, labels = photos()
+    lonely = torch.cat([vectors, vectors[:1]]), torch.cat([labels, torch.tensor([99])])
+    one, two = (fit_whitening(*pair, shrinkage=1.0) for pair in ((vectors, labels), lonely))
+    torch.testing.assert_close(one.projection, two.projection)
+    with pytest.raises(UserError, match="two photos"):
+        fit_whitening(vectors[:3], torch.arange(3), shrinkage=1.0)
+    with pytest.raises(UserError, match=r"train\.whitening"):
+        fit_whitening(vectors, labels, shrinkage=0.0)

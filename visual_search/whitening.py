@@ -1,0 +1,65 @@
+"""Directions in which photos of one product differ count less: fitted, not trained."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_search.errors import UserError
+
+
+class Whitening(nn.Module):
+    """Within-class covariance normalisation of unit vectors, as the last layer of an embedder.
+
+    `y = (x / |x| - mean) W`, `W W' = (S + shrinkage * tr(S) / d * I)^-1`, S being the covariance
+    of photos round the mean of their class: Hatch, Kajarekar and Stolcke, "Within-class
+    covariance normalization for SVM-based speaker recognition" (Interspeech 2006), section 3,
+    with the shrinkage of Ledoit and Wolf (2004) by a fixed share.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, width: int) -> None:
+        """
+        Args:
+            width: of the embeddings; until it is fitted, they are only normalised.
+        """
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("projection", torch.eye(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Whitened embeddings `(N, width)`, not of length 1."""
+        return (F.normalize(features.float(), dim=1) - self.mean) @ self.projection
+
+
+def fit_whitening(embeddings: Tensor, labels: Tensor, shrinkage: float) -> Whitening:
+    """The whitening of a training set.
+
+    Args:
+        embeddings: `(n, width)`, unit vectors.
+        labels: `(n,)`, int64; classes of one photo say nothing and are left out.
+        shrinkage: above 0; the more, the closer to no whitening at all.
+
+    Raises:
+        UserError: when no class has two photos, or the shrinkage is not above 0.
+    """
+    if shrinkage <= 0:
+        raise UserError(f"train.whitening is {shrinkage}; write a number above 0, such as 2")
+    counts = torch.bincount(labels)
+    paired = counts[labels] > 1
+    if not paired.any():
+        raise UserError("train.whitening needs classes of two photos or more; set it to 0")
+    vectors, labels = embeddings[paired].double(), labels[paired]
+    width = vectors.shape[1]
+    sums = torch.zeros(len(counts), width, dtype=torch.float64).index_add_(0, labels, vectors)
+    within = vectors - sums[labels] / counts[labels, None]
+    covariance = within.T @ within / len(within)
+    ridge = shrinkage * covariance.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    values, directions = torch.linalg.eigh(covariance + ridge)
+    fitted = Whitening(width)
+    fitted.mean.copy_(embeddings.double().mean(dim=0))
+    fitted.projection.copy_(directions * values.rsqrt())
+    return fitted
