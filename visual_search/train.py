@@ -94,6 +94,7 @@ def train_phase(
         print(phase.describe(run.name), flush=True)
         if not continues:
             run.start(resolved)
+            write_json(run.path / "classes.json", list(phase.images.images.class_names))
     return Trainer(accelerator, phase, run, batches, on_validation).train()
 
 

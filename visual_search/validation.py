@@ -46,6 +46,8 @@ class Validator:
         self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
         self.stale = 0
         """Validations since the best one."""
+        self.best_evaluation: Evaluation | None = None
+        """Of the best model, unless it was found before the run was killed and continued."""
 
     def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
         """Score, save `last/`, and `best/` if it is; returns the mAP, 0..1.
@@ -70,7 +72,8 @@ class Validator:
             print(f"average of the last {len(self.soup)} validated models:", flush=True)
             self._keep(epoch, step, head, soup=True)
         embedder.load_state_dict(plain_state(load_checkpoint(self.run.best)))
-        evaluation = self._whiten(epoch, step, head) or self._evaluate()
+        whitened = self._whiten(epoch, step, head)
+        evaluation = whitened or self.best_evaluation or self._evaluate()
         self._report(evaluation)
         return evaluation
 
@@ -86,7 +89,8 @@ class Validator:
             self.soup.load_state_dict(state["soup"])
 
     def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
-        score = self._evaluate().mean_average_precision
+        evaluation = self._evaluate()
+        score = evaluation.mean_average_precision
         self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
         averaged = "soup" if soup else "ema" if self.average else "no"
         facts = {**self._facts(epoch, step, score), "averaged": averaged}
@@ -97,6 +101,7 @@ class Validator:
         self.stale = 0 if better else self.stale + 1
         if better:
             self.best = {"mAP": score, "epoch": epoch, "step": step}
+            self.best_evaluation = evaluation
             save_checkpoint(self.run.best, self.phase.architecture, *states, facts)
         note = " (best so far)" if better else ""
         print(f"epoch {epoch}, step {step}: mAP {score:.4f}{note}", flush=True)

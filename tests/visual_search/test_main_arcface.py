@@ -54,8 +54,10 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     done = train(*common, "--name", "first")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "first"
-    expected = ["best", "config.yml", "last", "metrics.jsonl", "plots", "report.html"]
-    assert sorted(path.name for path in run.iterdir()) == [*expected, "result.json"]
+    expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
+    expected += ["report.html", "result.json"]
+    assert sorted(path.name for path in run.iterdir()) == expected
+    assert json.loads((run / "classes.json").read_text()) == list("012345")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [line["mAP"] for line in lines if line["kind"] == "validation"]
     assert len(scores) == 3
