@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.checkpoint import load_checkpoint, plain_state, save_checkpoint
+from visual_search.datasets import LabelledImages
 from visual_search.embed import embed_images
 from visual_search.evaluate import Evaluation, evaluate_on_dev_set
 from visual_search.imprinting import Head
@@ -130,7 +131,8 @@ class Validator:
             device=self.device,
             label="whitening",
         )
-        fitted = fit_whitening(embedded.matrix, torch.from_numpy(images.labels), shrinkage)
+        labels = torch.from_numpy(images.labels)
+        fitted = fit_whitening(embedded.matrix, labels, shrinkage, photo_weights(images))
         before, embedder.neck = embedder.neck, fitted.to(self.device)
         evaluation = self._evaluate()
         score = evaluation.mean_average_precision
@@ -176,6 +178,13 @@ class Validator:
             phase.dev_set,
             evaluation,
         )
+
+
+def photo_weights(images: LabelledImages) -> Tensor | None:
+    """How often each photo is drawn in an epoch, `(n,)`; None where there is one source."""
+    if images.sources is None:
+        return None
+    return torch.tensor(images.source_weights)[torch.from_numpy(images.sources)]
 
 
 def losses_of(phase: Phase) -> str:

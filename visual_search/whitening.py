@@ -35,31 +35,37 @@ class Whitening(nn.Module):
         return (F.normalize(features.float(), dim=1) - self.mean) @ self.projection
 
 
-def fit_whitening(embeddings: Tensor, labels: Tensor, shrinkage: float) -> Whitening:
+def fit_whitening(
+    embeddings: Tensor, labels: Tensor, shrinkage: float, weights: Tensor | None = None
+) -> Whitening:
     """The whitening of a training set.
 
     Args:
         embeddings: `(n, width)`, unit vectors.
         labels: `(n,)`, int64; classes of one photo say nothing and are left out.
         shrinkage: above 0; the more, the closer to no whitening at all.
+        weights: `(n,)`, above 0, how much each photo counts; None is all alike.
 
     Raises:
         UserError: when no class has two photos, or the shrinkage is not above 0.
     """
     if shrinkage <= 0:
         raise UserError(f"train.whitening is {shrinkage}; write a number above 0, such as 2")
-    counts = torch.bincount(labels)
-    paired = counts[labels] > 1
+    paired = torch.bincount(labels)[labels] > 1
     if not paired.any():
         raise UserError("train.whitening needs classes of two photos or more; set it to 0")
-    vectors, labels = embeddings[paired].double(), labels[paired]
-    width = vectors.shape[1]
-    sums = torch.zeros(len(counts), width, dtype=torch.float64).index_add_(0, labels, vectors)
-    within = vectors - sums[labels] / counts[labels, None]
-    covariance = within.T @ within / len(within)
+    everything = embeddings.double()
+    counted = torch.ones(len(labels)) if weights is None else weights
+    counted = counted.double()[:, None]
+    vectors, labels, weight = everything[paired], labels[paired], counted[paired]
+    width, classes = vectors.shape[1], int(labels.max()) + 1
+    sums = torch.zeros(classes, width, dtype=torch.float64).index_add_(0, labels, weight * vectors)
+    totals = torch.zeros(classes, 1, dtype=torch.float64).index_add_(0, labels, weight)
+    within = vectors - (sums / totals.clamp(min=1e-12))[labels]
+    covariance = (weight * within).T @ within / weight.sum()
     ridge = shrinkage * covariance.diagonal().mean() * torch.eye(width, dtype=torch.float64)
     values, directions = torch.linalg.eigh(covariance + ridge)
     fitted = Whitening(width)
-    fitted.mean.copy_(embeddings.double().mean(dim=0))
+    fitted.mean.copy_((counted * everything).sum(dim=0) / counted.sum())
     fitted.projection.copy_(directions * values.rsqrt())
     return fitted

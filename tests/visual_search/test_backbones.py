@@ -207,8 +207,9 @@ def test_unknown_names_say_what_is_known() -> None:
 def test_the_head_convolution_can_be_left_out() -> None:
     made = create_backbone("timm/tf_efficientnet_lite0", "none", input_size=64, head_conv=False)
     assert made.dimension == 320
-    maps = {}
-    made.module.blocks.register_forward_hook(lambda _m, _i, out: maps.update(last=out))
+    maps: dict[str, torch.Tensor] = {}
+    blocks = made.module.get_submodule("blocks")
+    blocks.register_forward_hook(lambda _m, _i, out: maps.update(last=out))
     pixels = torch.randn(2, 3, 64, 64)
     features = made.module.eval()(pixels)
     torch.testing.assert_close(features, maps["last"].mean(dim=(2, 3)))

@@ -65,3 +65,12 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
         fit_whitening(vectors[:3], torch.arange(3), shrinkage=1.0)
     with pytest.raises(UserError, match=r"train\.whitening"):
         fit_whitening(vectors, labels, shrinkage=0.0)
+
+
+def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
+    vectors, labels = photos()
+    weights = torch.where(labels < 10, 2.0, 1.0)
+    twice = torch.cat([vectors, vectors[labels < 10]]), torch.cat([labels, labels[labels < 10]])
+    one = fit_whitening(vectors, labels, 1.0, weights)
+    two = fit_whitening(*twice, 1.0)
+    torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
