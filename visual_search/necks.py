@@ -11,11 +11,7 @@ from visual_search.whitening import Whitening
 
 
 def _none(width: int, dimension: int, dropout: float) -> nn.Module:
-    if dimension not in (0, width):
-        raise UserError(
-            f"neck.kind none keeps the backbone's {width} dimensions; set neck.dimension to 0, "
-            f"or neck.kind to linear-bn for {dimension}"
-        )
+    _check_kept("none", width, dimension)
     return nn.Identity()
 
 
@@ -34,7 +30,16 @@ def _dropout_linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
 
 
 def _whitening(width: int, dimension: int, dropout: float) -> nn.Module:
+    _check_kept("whitening", width, dimension)
     return Whitening(width)
+
+
+def _check_kept(kind: str, width: int, dimension: int) -> None:
+    if dimension not in (0, width):
+        raise UserError(
+            f"neck.kind {kind} keeps the backbone's {width} dimensions; set neck.dimension to 0, "
+            f"or neck.kind to linear-bn for {dimension}"
+        )
 
 
 def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2) -> nn.Module:
