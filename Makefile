@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 .PHONY: help demo test test-all lint clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (about ten minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (about eleven minutes)"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make clean     remove the environment and what the demo wrote"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,9 +16,20 @@ BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 GREY = 127
 
 
-def build_augmentation(
-    name: str, size: int, random_erasing: float = 0.0
-) -> Callable[[Image.Image], Tensor]:
+@dataclass(frozen=True)
+class Augmentation:
+    """RGB image to pixels; a class, so that it reaches worker processes that are spawned."""
+
+    pipeline: Callable[[Image.Image], Image.Image]
+    erase: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixels `(3, size, size)`, uint8, 0..255."""
+        pixels = pil_to_tensor(self.pipeline(image))
+        return self.erase(pixels) if self.erase else pixels
+
+
+def build_augmentation(name: str, size: int, random_erasing: float = 0.0) -> Augmentation:
     """A function from an RGB image to pixels `(3, size, size)`, uint8, 0..255.
 
     Random draws come from torch's global generator.
@@ -34,12 +46,7 @@ def build_augmentation(
     steps = AUGMENTATIONS[name](size)
     pipeline = v2.Compose([*steps, v2.Resize((size, size), BICUBIC)])
     erase = v2.RandomErasing(random_erasing, value=[GREY] * 3) if random_erasing else None
-
-    def augment(image: Image.Image) -> Tensor:
-        pixels = pil_to_tensor(pipeline(image))
-        return erase(pixels) if erase else pixels
-
-    return augment
+    return Augmentation(pipeline, erase)
 
 
 def _none(size: int) -> list[Callable]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -60,3 +62,13 @@ def test_plain_crops_without_changing_the_aspect_of_the_square() -> None:
         assert 60 < abs(slope) < 170
         directions.add(slope > 0)
     assert directions == {True, False}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_it_reaches_a_spawned_worker(name: str) -> None:
+    augment = build_augmentation(name, 32, random_erasing=1.0)
+    image = Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3))
+    torch.manual_seed(0)
+    expected = augment(image)
+    torch.manual_seed(0)
+    assert torch.equal(pickle.loads(pickle.dumps(augment))(image), expected)
