@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from visual_search.errors import UserError
 
 CHUNK = 1 << 20
+# Where no item ends within this many characters the file is damaged, rather than its item long.
+LONGEST_ITEM = 1 << 26
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -102,7 +104,7 @@ class _Reader:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                if not self.more():
+                if len(self.text) - self.at > LONGEST_ITEM or not self.more():
                     raise self.damaged(error.msg, error.pos) from None
                 continue
             # A number at the very end of the window may go on behind it.
@@ -135,5 +137,8 @@ class _Reader:
 
     def damaged(self, why: str, at: int | None = None) -> UserError:
         place = self.passed + (self.at if at is None else at)
-        ends = "; the file ends there" if not self.text[self.at :].strip() else ""
-        return UserError(f"{self.path} is damaged near character {place}: {why}{ends}")
+        cut = not self.more() and self.text.rstrip()[-1:] not in ("}", "]")
+        return UserError(
+            f"{self.path} is damaged near character {place}: {why}"
+            + ("; it is cut off, get it again" if cut else "")
+        )
