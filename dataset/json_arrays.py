@@ -104,12 +104,14 @@ class _Reader:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
+                place = self.passed + error.pos
                 if len(self.text) - self.at > LONGEST_ITEM or not self.more():
-                    raise self.damaged(error.msg, error.pos) from None
+                    raise self.damaged(error.msg, place) from None
                 continue
-            # A number at the very end of the window may go on behind it.
-            if end < len(self.text) or not self.more():
-                self.at = end
+            # A number at the very end of the window may go on behind it, as `-0` of `-0.5e+3`.
+            length = end - self.at
+            if end + 3 <= len(self.text) or not self.more():
+                self.at += length
                 return value
 
     def peek(self) -> str:
@@ -135,8 +137,9 @@ class _Reader:
         self.text, self.at = self.text[self.at :] + chunk, 0
         return bool(chunk)
 
-    def damaged(self, why: str, at: int | None = None) -> UserError:
-        place = self.passed + (self.at if at is None else at)
+    def damaged(self, why: str, place: int | None = None) -> UserError:
+        if place is None:
+            place = self.passed + self.at
         cut = not self.more() and self.text.rstrip()[-1:] not in ("}", "]")
         return UserError(
             f"{self.path} is damaged near character {place}: {why}"

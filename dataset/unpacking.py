@@ -245,9 +245,7 @@ class _Writer:
             return
         temporary = path.with_name(path.name + UNFINISHED)
         try:
-            # Not through a link that someone laid at that name.
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as handle:
+            with _created(temporary) as handle:
                 self._copy(source, handle, size, name)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -285,6 +283,15 @@ class _Writer:
         if not folder.resolve().is_relative_to(self.target):
             raise UserError(f"{folder} leads out of {self.target}: {self.archive} is not unpacked")
         self._safe_folders.add(folder)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file at `path`; what a killed run left there goes, and a link is not followed."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")
 
 
 def _check_space(target: Path, needed: int, name: str) -> None:
