@@ -18,6 +18,9 @@ ENTRY_POINTS = [
     ["-m", "visual_search.main_demo"],
     ["local_evaluation.py"],
     ["my_submission/to_torchscript.py"],
+    ["dataset/prepare_dataset.py"],
+    ["dataset/unpack.py"],
+    ["dataset/check_table.py"],
 ]
 
 

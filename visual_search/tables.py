@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,27 +15,17 @@ from visual_search.errors import UserError
 from visual_search.images import Box, ImageItem
 from visual_search.table_rules import BOX_COLUMNS, faults
 
+# Everything is read as text: what is a number is decided where it is used.
+AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a csv file that must have `columns`; other columns are kept.
-
-    Everything is read as text: what is a number is decided where it is used.
+    """Read a csv file that must have `columns`, every cell as text; other columns are kept.
 
     Raises:
         UserError: naming the file, and the column where one is missing.
     """
-    if not path.parent.is_dir():
-        raise UserError(
-            f"the folder {path.parent} does not exist; {path.name} was looked for there"
-        )
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; expected the columns {', '.join(columns)}") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable csv file: {error}") from error
+    table = _read(path, None)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise UserError(
@@ -42,6 +33,30 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             f"{', '.join(map(repr, table.columns))}"
         )
     return table
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the columns of a csv file.
+
+    Raises:
+        UserError: as :func:`read_table`.
+    """
+    return list(_read(path, 0).columns)
+
+
+def _read(path: Path, rows: int | None) -> pd.DataFrame:
+    if not path.parent.is_dir():
+        raise UserError(
+            f"the folder {path.parent} does not exist; {path.name} was looked for there"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return pd.read_csv(path, nrows=rows, **AS_TEXT)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; its first line must name its columns") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable csv file: {error}") from error
 
 
 def line_numbers(path: Path) -> Iterator[int]:
