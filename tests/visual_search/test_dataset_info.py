@@ -127,7 +127,7 @@ def test_rows_to_table(tmp_path: Path) -> None:
     with side.open(newline="") as handle:
         listed = list(csv.reader(handle))
     assert [line[0] for line in listed] == ["file_name", "d.png", "c.png", "e.png"]
-    assert "lies outside 30 x 20" in listed[2][1]
+    assert "lies in its 30 x 20 pixels" in listed[2][1]
     BrokenPhotos().write(side)
     assert not side.exists()
 
