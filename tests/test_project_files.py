@@ -18,6 +18,9 @@ ENTRY_POINTS = [
     ["-m", "visual_search.main_demo"],
     ["local_evaluation.py"],
     ["my_submission/to_torchscript.py"],
+    ["dataset/prepare_dataset.py"],
+    ["dataset/unpack.py"],
+    ["dataset/check_table.py"],
 ]
 
 
@@ -52,6 +55,7 @@ def test_weights_go_to_lfs_and_the_demo_does_not(checkout: Path) -> None:
     for name in (
         "my_submission/weights/model.pt",
         "my_submission/weights/head.safetensors",
+        "dataset/images_mean_50k_800.partaa",
         "dataset/images_mean_50k_800.tar.partaa",
     ):
         assert lfs_filter(checkout, name) == "lfs", name
@@ -163,6 +167,8 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     """The house plan: entry points, work, parts, pieces, ground."""
     floors = [
         {
+            "common_table",
+            "dataset_info",
             "errors",
             "files",
             "images",
@@ -171,6 +177,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "progress",
             "run_folder",
             "search",
+            "table_rules",
             "tables",
         },
         {
