@@ -106,7 +106,7 @@ def frequency_test_classes(
     if not 0 < test_ratio < 1:
         raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")
     _, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
-    # Rounded first, or 0.1 * 70 = 7.000000000000001 would become 8.
+    # Rounded first, or 0.07 * 100 = 7.000000000000001 would become 8.
     wanted = np.ceil(np.round(test_ratio * classes_of_bin, 6)).astype(np.int64)
     wanted = np.where(classes_of_bin < min_classes, 0, np.minimum(wanted, classes_of_bin - 1))
     if not wanted.any():
