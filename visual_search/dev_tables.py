@@ -23,11 +23,11 @@ from visual_search.images import Box, ImageItem
 def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> DevSet:
     """The rows of a `dataset_info.csv` or `folds.csv` that do not train, as a development set.
 
-    Where `evaluation_status` names queries and a gallery, and no fold is asked for, the queries
-    are ranked against the gallery, as their data set's protocol wants it. Otherwise the held-out
-    rows (`is_test` 1, status test, fold -2, and those of `fold`) are ranked leave-one-out: each
-    photo is a query against all others. A photo that is the only one of its class has nothing to
-    find; it is among the others, but no query.
+    Where `evaluation_status` names queries, and no fold is asked for, they are ranked against the
+    gallery that it names, as their data set's protocol wants it; where it names none (the Met
+    data set), against all other rows. Otherwise the held-out rows (`is_test` 1, status test, fold
+    -2, and those of `fold`) are ranked leave-one-out: each photo is a query against all others.
+    Either way, a photo that has none of its class to find is no query.
 
     Args:
         file: the table; see :func:`visual_search.training_tables.read_training_table`.
@@ -46,7 +46,12 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     trains, status = training_rows(table, file, fold), statuses(table, file)
     of_protocol = np.isin(status, ("query", "gallery"))
     by_protocol = fold < 0 and of_protocol.any()
-    held_out = of_protocol if by_protocol else ~trains & ~of_protocol
+    if not by_protocol:
+        held_out = ~trains & ~of_protocol
+    elif (status == "gallery").any():
+        held_out = of_protocol
+    else:
+        held_out = np.ones(len(table), dtype=bool)
     if not held_out.any():
         raise UserError(
             f"{file} has no held-out row to evaluate on: no is_test 1, evaluation_status test or "
@@ -81,17 +86,19 @@ def _as_box(values: list[int]) -> Box:
 def _query_to_gallery(
     items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path
 ) -> DevSet:
-    sides = [
-        ([items[row] for row in np.flatnonzero(rows)], labels[rows])
-        for rows in (~is_query, is_query)
-    ]
-    (gallery, gallery_labels), (queries, query_labels) = sides
-    if not np.isin(query_labels, gallery_labels).any():
+    gallery = np.flatnonzero(~is_query)
+    queries = np.flatnonzero(is_query & np.isin(labels, labels[gallery]))
+    if not len(queries):
         raise UserError(
-            f"no query of {file} has a photo of its class in the gallery: {len(queries)} rows have "
-            f"evaluation_status query, {len(gallery)} gallery"
+            f"no query of {file} has a photo of its class in the gallery: {is_query.sum()} rows "
+            f"have evaluation_status query, and {len(gallery)} are the gallery"
         )
-    return DevSet(gallery, queries, gallery_labels, query_labels)
+    return DevSet(
+        [items[row] for row in gallery],
+        [items[row] for row in queries],
+        labels[gallery],
+        labels[queries],
+    )
 
 
 def _refuse_repeats(items: list[ImageItem], lines: np.ndarray, file: Path) -> None:

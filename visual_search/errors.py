@@ -21,6 +21,7 @@ EXTRA_OF_PACKAGE = {
     "psutil": "train",
     "pytorch_metric_learning": "bench",
     "safetensors": "train",
+    "scipy": "data-sets",
     "yaml": "train",
 }
 
