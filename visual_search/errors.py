@@ -21,6 +21,8 @@ EXTRA_OF_PACKAGE = {
     "psutil": "train",
     "pytorch_metric_learning": "bench",
     "safetensors": "train",
+    "scipy": "data",
+    "threadpoolctl": "data",
     "yaml": "train",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -53,8 +54,13 @@ def photo_hash(path: Path, kind: Kind = "imagehash") -> int:
 
 def hash_of(data: bytes, kind: Kind = "imagehash") -> int:
     """The hash of the bytes of an image file; see :func:`photo_hash`."""
+    return hash_and_size(data, kind)[0]
+
+
+def hash_and_size(data: bytes, kind: Kind = "imagehash") -> tuple[int, tuple[int, int]]:
+    """The hash of the bytes of an image file, and its stored width and height in pixels."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_DECODED_PIXELS:
             raise UnreadableImage(f"{image.width} x {image.height} pixels are too many to decode")
         image.load()
@@ -62,8 +68,9 @@ def hash_of(data: bytes, kind: Kind = "imagehash") -> int:
     except UnreadableImage:
         raise
     except Exception:  # decode_image says in words what is wrong
-        square = _grey_square(decode_image(data))
-    return int(phash(square[None], kind)[0])
+        image = decode_image(data)
+        square = _grey_square(image)
+    return int(phash(square[None], kind)[0]), image.size
 
 
 def hash_photos(paths: Iterable[Path], kind: Kind = "imagehash") -> Iterator[int | UnreadableImage]:
@@ -72,7 +79,7 @@ def hash_photos(paths: Iterable[Path], kind: Kind = "imagehash") -> Iterator[int
         yield from read_each(paths, lambda path: photo_hash(path, kind), available_cores())
 
 
-def one_blas_thread():  # type: ignore[no-untyped-def]
+def one_blas_thread() -> AbstractContextManager:
     """A context in which a matrix product keeps to its own core: the others hash other photos."""
     from threadpoolctl import threadpool_limits
 

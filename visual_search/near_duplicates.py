@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -111,6 +111,9 @@ def _search(
     if not 0 <= radius <= BITS:
         raise ValueError(f"the Hamming distance must be 0..{BITS}, not {radius}")
     rows, columns = len(first), len(first if second is None else second)
+    if rows * columns <= BLOCK:
+        yield from (task() for task in _brute_tasks(first, second, radius))
+        return
     plans = [_pieces(count, radius) for count in range(1, BITS // 4 + 1)]
     pieces = min(plans, key=lambda plan: _cost(plan, rows, columns))
     brute = COMPARE_BRUTE * rows * columns
@@ -119,7 +122,7 @@ def _search(
         if brute <= _cost(pieces, rows, columns)
         else _table_tasks(first, second, radius, pieces)
     )
-    return _parallel(tasks, progress)
+    yield from _parallel(tasks, progress)
 
 
 def _pieces(count: int, radius: int) -> list[Piece]:
@@ -204,7 +207,9 @@ class Table:
 
     def __init__(self, hashes: np.ndarray, piece: Piece) -> None:
         keys = piece.of(hashes)
-        self.order = np.argsort(keys.astype(np.uint16 if piece.bits <= 16 else np.int32), kind="stable")
+        self.order = np.argsort(
+            keys.astype(np.uint16 if piece.bits <= 16 else np.int32), kind="stable"
+        )
         self.hashes = hashes[self.order]
         self.counts = np.bincount(keys, minlength=1 << piece.bits)
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
@@ -262,7 +267,7 @@ def _blocks(counts: np.ndarray) -> list[slice]:
     ends = np.cumsum(counts)
     cuts = np.searchsorted(ends, np.arange(BLOCK, int(ends[-1]), BLOCK), side="left") + 1
     places = np.unique(np.concatenate([[0], cuts, [len(counts)]]))
-    return [slice(int(a), int(b)) for a, b in zip(places[:-1], places[1:], strict=True)]
+    return [slice(int(a), int(b)) for a, b in pairwise(places)]
 
 
 def _compare(
@@ -273,7 +278,7 @@ def _compare(
     counts: np.ndarray,
     radius: int,
 ) -> Found:
-    """Compare each row of `left` with the bucket of `right` given to it; positions in the tables."""
+    """Compare rows of `left` with their runs in `right`; the answers are places in the tables."""
     ends = np.cumsum(counts)
     partners = np.repeat(starts - (ends - counts), counts)
     partners += np.arange(len(partners))
@@ -282,9 +287,7 @@ def _compare(
     return rows[np.searchsorted(ends, hits, side="right")], partners[hits], distance[hits]
 
 
-def _new(
-    found: Found, left: Table, right: Table, earlier: Sequence[Piece], within: bool
-) -> Found:
+def _new(found: Found, left: Table, right: Table, earlier: Sequence[Piece], within: bool) -> Found:
     """The pairs in rows of the arrays searched, without those that an earlier piece brought."""
     ours, theirs, distance = found
     differing = left.hashes[ours] ^ right.hashes[theirs]
