@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.config import DatasetConfig, MarginConfig, PhaseConfig
+from visual_search.config import DatasetConfig, DevSetConfig, MarginConfig, PhaseConfig
 from visual_search.datasets import (
     LabelledImages,
     Source,
@@ -22,6 +22,7 @@ from visual_search.datasets import (
     joined,
     read_product10k,
 )
+from visual_search.dev_tables import read_dev_table
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
@@ -96,10 +97,18 @@ class Phase:
             f"{name}: {len(self.images)} photos of {len(np.unique(images.labels))} classes, "
             f"{self.config.backbone.name} at {dataset.input_size} px (validation "
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
-            f"validation: {len(self.dev_set.queries)} queries, "
-            f"{len(self.dev_set.gallery)} gallery photos"
+            f"validation: {self._validation()}"
             + ("; trains on Product10K's test photos too" if dataset.train_on_test else "")
         )
+
+    def _validation(self) -> str:
+        dev_set = self.dev_set
+        words = f"{len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos"
+        if self.config.dataset.dev_set.table:
+            classes = np.unique(dev_set.query_products)
+            unseen = np.setdiff1d(classes, self.images.images.class_names)
+            words += f" of a table, {len(unseen)} of {len(classes)} classes not in training"
+        return words + ("" if dev_set.own is None else ", each against all others")
 
 
 def build_phase(config: PhaseConfig, chief: bool) -> Phase:
@@ -113,9 +122,9 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
         UserError: when data, weights or settings are not what they should be.
     """
     _check(config)
-    dataset, dev = config.dataset, config.dataset.dev_set
+    dataset = config.dataset
     images = _training_images(dataset)
-    dev_set = read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    dev_set = _dev_set(dataset.dev_set)
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
@@ -189,6 +198,12 @@ def _training_images(dataset: DatasetConfig) -> LabelledImages:
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
     return combined(sources)
+
+
+def _dev_set(dev: DevSetConfig) -> DevSet:
+    if not dev.table:
+        return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
 
 
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
