@@ -70,7 +70,7 @@ def _within_group(
     hashes: np.ndarray, members: np.ndarray, radius: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Removed, duplicate of, distance; `members` come best first."""
-    values, first, inverse = np.unique(hashes[members], return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(hashes[members], return_index=True, return_inverse=True)
     best = np.sort(first)
     """Of each hash the best photo, still best first: equal hashes need no comparing."""
     pairs = pairs_within(hashes[members[best]], radius)
