@@ -59,11 +59,10 @@ def find_removals(
 
 def _runs(members: np.ndarray, groups: np.ndarray, progress: bool) -> Iterator[np.ndarray]:
     """The members of each group of two or more."""
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    ends = np.append(starts[1:], len(members))
-    several = np.flatnonzero(ends - starts > 1) if len(members) else []
+    _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
+    several = np.flatnonzero(sizes > 1)
     for i in progress_bar("duplicates", "class", iterable=several, shown=progress):
-        yield members[starts[i] : ends[i]]
+        yield members[starts[i] : starts[i] + sizes[i]]
 
 
 def _within_group(

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def _describe_photos(
                 todo.append(photo)
                 yield photo.path
 
-    context, read = nullcontext(), _sizes
+    context: AbstractContextManager = nullcontext()
+    read = _sizes
     if hashes:
         from visual_search.cores import available_cores
         from visual_search.hashing import one_blas_thread

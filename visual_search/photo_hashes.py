@@ -50,7 +50,7 @@ def hashes_of_table(
         values[~missing] = np.fromiter((int(cell, 16) for cell in given), np.uint64, len(given))
     rows = np.flatnonzero(missing)
     unreadable: dict[int, str] = {}
-    answers = hash_photos(paths[row] for row in rows)
+    answers = hash_photos(paths[row] for row in rows.tolist())
     bar = progress_bar(label, "img", iterable=answers, total=len(rows), shown=len(rows) > 0)
     for row, answer in zip(rows.tolist(), bar, strict=True):
         if isinstance(answer, UnreadableImage):
