@@ -29,6 +29,7 @@ from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
 from visual_search.heads import MarginHead
 from visual_search.imprinting import Head, imprint_centers, take_centers
+from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
 from visual_search.mixing import Mixer
@@ -89,6 +90,10 @@ class Phase:
             pin_memory=torch.cuda.is_available(),
         )
         return batches, loader
+
+    def leak_warning(self) -> str:
+        """A sentence where nobody looked whether training and development set share photos."""
+        return warning(training_files(self.config.dataset), dev_files(self.config.dataset.dev_set))
 
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
@@ -177,6 +182,21 @@ def _check(config: PhaseConfig) -> None:
         raise UserError("train.whitening takes the place of a neck; set neck.kind to none")
     if not 0 <= config.train.head_epochs <= config.train.epochs:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
+
+
+def training_files(dataset: DatasetConfig) -> list[Path]:
+    """The tables that a phase trains on."""
+    place = dataset.product10k
+    lists = [place.train_list, *([place.val_list] if dataset.train_on_test else [])]
+    files = [Path(place.train_valid_root, name) for name in lists] if place.use else []
+    return files + [Path(entry.file) for entry in dataset.tables]
+
+
+def dev_files(dev: DevSetConfig) -> list[Path]:
+    """The tables that a phase is judged on."""
+    if dev.table:
+        return [Path(dev.table)]
+    return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
 
 
 def _training_images(dataset: DatasetConfig) -> LabelledImages:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visual_search.embed import available_cores
+from visual_search.cores import available_cores
 from visual_search.evaluate import DevSet, Evaluation
 from visual_search.files import write_text
 from visual_search.images import ImageItem, UnreadableImage, read_photo
