@@ -18,6 +18,7 @@ from visual_search.datasets import check_some_exist
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
 from visual_search.images import Box, ImageItem
+from visual_search.tables import line_of_row
 
 
 def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> DevSet:
@@ -64,7 +65,7 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
         return _query_to_gallery(items, labels, status[held_out] == "query", file)
-    _refuse_repeats(items, np.flatnonzero(held_out) + 2, file)
+    _refuse_repeats(items, np.flatnonzero(held_out), file)
     return _leave_one_out(items, labels, file)
 
 
@@ -101,14 +102,16 @@ def _query_to_gallery(
     )
 
 
-def _refuse_repeats(items: list[ImageItem], lines: np.ndarray, file: Path) -> None:
+def _refuse_repeats(items: list[ImageItem], rows: np.ndarray, file: Path) -> None:
     """A photo that is there twice would find its own copy, which proves nothing."""
     seen: dict[ImageItem, int] = {}
-    for item, line in zip(items, lines.tolist(), strict=True):
-        if seen.setdefault(item, line) != line:
+    for item, row in zip(items, rows.tolist(), strict=True):
+        first = seen.setdefault(item, row)
+        if first != row:
             raise UserError(
-                f"{file} line {line} holds out the photo {item.path} (with the same box) of line "
-                f"{seen[item]} again: it would find itself; remove one of the two lines"
+                f"{file} line {line_of_row(file, row)} holds out the photo {item.path} (with the "
+                f"same box) of line {line_of_row(file, first)} again: it would find itself; remove "
+                "one of the two lines"
             )
 
 
