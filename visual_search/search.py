@@ -74,6 +74,13 @@ def top_k(
     return _unpack(keys.to(queries.device))
 
 
+def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`scores.topk(k, dim=1)` for float32 scores that are no NaN, equal ones by column."""
+    keys = _pack(scores, torch.arange(scores.shape[1], device=scores.device))
+    k = min(k, scores.shape[1])
+    return _unpack(_by_rows(_sort_rows, _by_rows(lambda rows: _largest(rows, k), keys)).flip(1))
+
+
 def _capacity(k: int, step: int) -> int:
     """Candidates a query has room for: the best, and what comes in before the next selection."""
     return k + max(step, 2 * k)
