@@ -16,6 +16,7 @@ import pytest
 ENTRY_POINTS = [
     ["-m", "visual_search.main_arcface"],
     ["-m", "visual_search.main_demo"],
+    ["-m", "visual_search.main_evaluate"],
     ["local_evaluation.py"],
     ["my_submission/to_torchscript.py"],
 ]
@@ -169,9 +170,12 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "launching",
             "metrics",
             "progress",
+            "reciprocal",
+            "rerank",
             "run_folder",
             "search",
             "tables",
+            "vector_steps",
         },
         {
             "averaging",
@@ -212,6 +216,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "config",
             "config_reader",
             "embed",
+            "embedding_cache",
             "imprinting",
             "learner",
             "model",
@@ -226,6 +231,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "phase",
             "phase_chain",
             "report",
+            "rerank_tuning",
             "stepping",
             "train",
             "tuning",
@@ -234,6 +240,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
         {
             "main_arcface",
             "main_demo",
+            "main_evaluate",
             "main_phases",
             "main_tune",
         },

@@ -15,7 +15,7 @@ from visual_search.embed import embed_images
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
-from visual_search.search import top_k
+from visual_search.rerank import Step, rank
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
 
@@ -39,6 +39,7 @@ def rank_gallery(
     *,
     device: torch.device,
     batch_size: int = 32,
+    steps: Sequence[Step] = (),
     progress: bool = True,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
@@ -50,6 +51,7 @@ def rank_gallery(
         input_size: side of the model's input in pixels.
         device: where the model is.
         batch_size: photos a step of the model.
+        steps: of re-ranking; none is plain cosine ranking.
         progress: whether there are progress bars.
     """
     started = time.perf_counter()
@@ -66,7 +68,7 @@ def rank_gallery(
         for label, items in (("gallery photos", gallery), ("query photos", queries))
     ]
     embedded = time.perf_counter()
-    _, indexes = top_k(sides[1].matrix, sides[0].matrix, MAX_PREDICTIONS)
+    indexes = rank(sides[1].matrix, sides[0].matrix, steps, MAX_PREDICTIONS)
     ranks = fill_to_width(indexes.numpy(), len(gallery))
     ranked = time.perf_counter()
     problems = sides[0].problems + sides[1].problems
@@ -137,6 +139,7 @@ def evaluate_on_dev_set(
     *,
     device: torch.device,
     batch_size: int = 32,
+    steps: Sequence[Step] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
@@ -147,6 +150,7 @@ def evaluate_on_dev_set(
         input_size,
         device=device,
         batch_size=batch_size,
+        steps=steps,
         progress=progress,
     )
     return Evaluation(

@@ -33,7 +33,7 @@ class KReciprocal:
     k1: int = 20
     """Neighbours among which reciprocal ones are sought (paper, section 3.2)."""
     k2: int = 6
-    """Neighbours, itself among them, whose encodings are averaged (section 3.4); 1 averages none."""
+    """Neighbours, itself among them, whose encodings are averaged (section 3.4); 1: none are."""
     weight: float = 0.3
     """Of the original similarity, 0..1: lambda of the paper's equation 12."""
 
@@ -90,9 +90,7 @@ class _Sparse:
         n_rows = len(self.first) - 1
         rows = torch.arange(n_rows, device=self.first.device).repeat_interleave(self.first.diff())
         order = self.columns.argsort(stable=True)
-        return self.of(
-            self.columns[order], rows[order], self.values[order], (self.width, n_rows)
-        )
+        return self.of(self.columns[order], rows[order], self.values[order], (self.width, n_rows))
 
     def entries_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Entries of several rows: for each, which of `rows` it is of, and its position."""
