@@ -1,4 +1,4 @@
-"""The ranker behind the organiser's interface: the exported model, exact cosine ranking."""
+"""The ranker behind the organiser's interface: the exported model, exact ranking."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from visual_search.embed import default_device
 from visual_search.errors import UserError
 from visual_search.evaluate import Ranking, rank_gallery
-from visual_search.export import load_exported
+from visual_search.export import exported_steps, load_exported
 from visual_search.files import write_json
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.tables import image_items, read_gallery, read_queries
@@ -41,6 +41,7 @@ class MCS_BaseLine_Ranker:
             self.gallery = image_items(read_gallery(Path(gallery_csv_path)), folder)
             self.queries = image_items(read_queries(Path(queries_csv_path)), folder)
             self.model, self.architecture = load_exported(weights, self.device)
+            self.steps = exported_steps(weights)
         except UserError as error:
             self.raise_aicrowd_error(str(error))
 
@@ -62,6 +63,7 @@ class MCS_BaseLine_Ranker:
             self.queries,
             self.architecture.input_size,
             device=self.device,
+            steps=self.steps,
         )
         report_problems(ranking)
         return ranking.ranks

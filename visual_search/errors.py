@@ -22,6 +22,7 @@ EXTRA_OF_PACKAGE = {
     "pytorch_metric_learning": "bench",
     "safetensors": "train",
     "scipy": "data-sets",
+    "threadpoolctl": "data",
     "yaml": "train",
 }
 

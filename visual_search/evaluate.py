@@ -14,8 +14,8 @@ from torch import Tensor
 from visual_search.embed import embed_images
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
-from visual_search.metrics import MAX_PREDICTIONS, average_precision
-from visual_search.search import top_k
+from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
+from visual_search.rerank import Step, rank
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
 
@@ -39,7 +39,9 @@ def rank_gallery(
     *,
     device: torch.device,
     batch_size: int = 32,
+    steps: Sequence[Step] = (),
     progress: bool = True,
+    own: np.ndarray | None = None,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
 
@@ -50,9 +52,15 @@ def rank_gallery(
         input_size: side of the model's input in pixels.
         device: where the model is.
         batch_size: photos a step of the model.
+        steps: of re-ranking; none is plain cosine ranking.
         progress: whether there are progress bars.
+        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
+            embedded once and never ranked for itself.
     """
     started = time.perf_counter()
+    listed = {"gallery photos": gallery}
+    if own is None:
+        listed["query photos"] = queries
     sides = [
         embed_images(
             model,
@@ -63,14 +71,36 @@ def rank_gallery(
             label=label,
             progress=progress,
         )
-        for label, items in (("gallery photos", gallery), ("query photos", queries))
+        for label, items in listed.items()
     ]
     embedded = time.perf_counter()
-    _, indexes = top_k(sides[1].matrix, sides[0].matrix, MAX_PREDICTIONS)
-    ranks = fill_to_width(indexes.numpy(), len(gallery))
+    rows = sides[0].matrix
+    asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
+    ranks = fill_to_width(nearest_rows(asked, rows, steps, own), len(gallery))
     ranked = time.perf_counter()
-    problems = sides[0].problems + sides[1].problems
+    problems = tuple(problem for side in sides for problem in side.problems)
     return Ranking(ranks, problems, embedded - started, ranked - embedded)
+
+
+def nearest_rows(
+    queries: Tensor,
+    gallery: Tensor,
+    steps: Sequence[Step] = (),
+    own: np.ndarray | None = None,
+) -> np.ndarray:
+    """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
+
+    Args:
+        queries: `(n_queries, dimension)`, float32, unit vectors or zeros.
+        gallery: `(n_gallery, dimension)`, the same.
+        steps: of re-ranking; none is plain cosine ranking.
+        own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
+
+    Returns:
+        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller.
+    """
+    ranks = rank(queries, gallery, steps, MAX_PREDICTIONS + (own is not None)).numpy()
+    return ranks if own is None else without_own(ranks, own)
 
 
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
@@ -91,6 +121,9 @@ class DevSet:
     queries: list[ImageItem]
     gallery_products: np.ndarray
     query_products: np.ndarray
+    own: np.ndarray | None = None
+    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
+    of each, which is never ranked for itself; None where they are others."""
 
 
 def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
@@ -137,6 +170,7 @@ def evaluate_on_dev_set(
     *,
     device: torch.device,
     batch_size: int = 32,
+    steps: Sequence[Step] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
@@ -147,9 +181,11 @@ def evaluate_on_dev_set(
         input_size,
         device=device,
         batch_size=batch_size,
+        steps=steps,
         progress=progress,
+        own=dev_set.own,
     )
-    return Evaluation(
-        ranking,
-        average_precision(ranking.ranks, dev_set.gallery_products, dev_set.query_products),
+    scores = average_precision(
+        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
     )
+    return Evaluation(ranking, scores)
