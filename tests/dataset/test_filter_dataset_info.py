@@ -104,7 +104,7 @@ def photos(tmp_path: Path) -> Path:
     rows = []
     for product in range(3):
         image = draw_product(product, product, 160)
-        copy = f"copy\nof {product}, \"it's\" ü.jpg"
+        copy = f'copy\nof {product}, "it\'s" ü.jpg'
         image.save(tmp_path / f"{product}.png")
         image.resize((100, 100), Image.Resampling.BICUBIC).save(tmp_path / copy, quality=90)
         rows += [(copy, "x", 100, 100, 0), (f"{product}.png", "x", 160, 160, 0)]
@@ -134,7 +134,7 @@ def test_the_command_removes_copies_whatever_their_names(project: Path, photos: 
     kept = [row["file_name"] for row in read(folder / "dataset_info_filtered.csv")]
     assert kept == ["0.png", "1.png", "2.png"]
     removed = read(folder / "dataset_info_removed.csv")
-    copies = [f"copy\nof {product}, \"it's\" ü.jpg" for product in range(3)]
+    copies = [f'copy\nof {product}, "it\'s" ü.jpg' for product in range(3)]
     assert [row["file_name"] for row in removed] == [*copies, "cut.png"]
     assert [row["duplicate_of"] for row in removed] == ["0.png", "1.png", "2.png", ""]
     assert removed[3]["reason"].startswith("unreadable")

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
             side = 40 + 8 * photo
             draw_product(len(label), photo, side).save(root / label / f"{photo}.png")
     (root / "cup" / "copy.png").write_bytes((root / "cup" / "1.png").read_bytes())
-    odd = "two\nlines, \"quotes\" & a ' ü.PNG"
+    odd = 'two\nlines, "quotes" & a \' ü.PNG'
     (root / "cup" / odd).write_bytes((root / "lamp" / "0.png").read_bytes())
     (root / "cup" / "empty.jpg").touch()
     (root / "cup" / "page.jpg").write_text("<html>not found</html>")
@@ -57,7 +57,7 @@ def test_the_table_of_a_folder(folder: Path) -> None:
         ("cup/1.png", "cup", "48"),
         ("cup/2.png", "cup", "56"),
         ("cup/copy.png", "cup", "48"),
-        ("cup/two\nlines, \"quotes\" & a ' ü.PNG", "cup", "40"),
+        ('cup/two\nlines, "quotes" & a \' ü.PNG', "cup", "40"),
         ("lamp/0.png", "lamp", "40"),
         ("shoe/left/0.png", "shoe/left", "40"),
         ("shoe/left/1.png", "shoe/left", "48"),
@@ -67,7 +67,7 @@ def test_the_table_of_a_folder(folder: Path) -> None:
     assert "web page" in broken["cup/page.jpg"]
     assert rows_of(folder / "duplicate_files.csv") == [
         {"file_name": "cup/copy.png", "duplicate_of": "cup/1.png"},
-        {"file_name": "lamp/0.png", "duplicate_of": "cup/two\nlines, \"quotes\" & a ' ü.PNG"},
+        {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
     ]
     assert (done.photos, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
     assert (done.outside, done.others) == (1, 1)

@@ -57,7 +57,7 @@ def test_few_hashes(values: list[int], changes: list[tuple[int, int]], radius: i
 def test_either_way_finds_what_the_loop_finds(way: str, radius: int) -> None:
     rng = np.random.default_rng(radius)
     start = [int(v) for v in rng.integers(0, 2**64, 40, dtype=np.uint64)]
-    changes = [(int(a), int(b)) for a, b in zip(*rng.integers(0, (400, 64), (110, 2)).T)]
+    changes = [(int(a), int(b)) for a, b in rng.integers(0, (400, 64), (110, 2))]
     every = neighbours(start, changes)
     array = np.array(every, dtype=np.uint64)
     assert listed(pairs_within(array, radius)) == naive(every, every, radius, within=True)
