@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.embed import embed_images
+from visual_search.clock import Clock, Pacer
+from visual_search.embed import Embeddings, embed_images, prepare_for
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
+from visual_search.inference import EmbedSettings
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
+from visual_search.probing import Prepared
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
@@ -29,6 +33,8 @@ class Ranking:
     """Photos that were damaged or had a wrong box; each still has its row."""
     embedding_seconds: float
     ranking_seconds: float
+    log: Mapping[str, Any] = field(default_factory=dict)
+    """What the embedding chose and did: see :func:`embedding_log`."""
 
 
 def rank_gallery(
@@ -38,7 +44,9 @@ def rank_gallery(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 32,
+    batch_size: int = 0,
+    settings: EmbedSettings | None = None,
+    clock: Clock | None = None,
     progress: bool = True,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
@@ -49,28 +57,116 @@ def rank_gallery(
         queries: user photos with their boxes.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: photos a step of the model.
+        batch_size: photos a step of the model; 0: measured.
+        settings: of the embedding; `trim_borders` is for the gallery.
+        clock: of a time limit that has to be kept.
         progress: whether there are progress bars.
     """
     started = time.perf_counter()
+    settings = settings or EmbedSettings()
+    clock = clock or Clock()
+    if batch_size:
+        settings = replace(settings, batch_size=batch_size)
+    if settings.trim_borders:
+        gallery = [replace(item, trim=True) for item in gallery]
+    photos = len(gallery) + len(queries)
+    prepared = prepare_for(
+        model,
+        gallery,
+        input_size,
+        photos,
+        device=device,
+        settings=settings,
+        seconds=PROBE_LIMIT_SHARE * clock.limit,
+    )
+    pacer = Pacer(
+        clock,
+        photos,
+        input_size,
+        settings.views,
+        ranking=search_seconds(len(queries), len(gallery)),
+    )
     sides = [
         embed_images(
-            model,
+            prepared,
             items,
             input_size,
             device=device,
-            batch_size=batch_size,
+            settings=settings,
+            pacer=pacer,
             label=label,
             progress=progress,
         )
         for label, items in (("gallery photos", gallery), ("query photos", queries))
     ]
+    sides = same_width(sides)
     embedded = time.perf_counter()
     _, indexes = top_k(sides[1].matrix, sides[0].matrix, MAX_PREDICTIONS)
     ranks = fill_to_width(indexes.numpy(), len(gallery))
     ranked = time.perf_counter()
     problems = sides[0].problems + sides[1].problems
-    return Ranking(ranks, problems, embedded - started, ranked - embedded)
+    log = embedding_log(prepared, input_size, settings, pacer, sides)
+    return Ranking(ranks, problems, embedded - started, ranked - embedded, log)
+
+
+# Of a time limit, for choosing how to embed.
+PROBE_LIMIT_SHARE = 0.02
+# One query against one gallery photo on one core that has much else to do: 2048 products and
+# sums, and the partial sort. Only kept in reserve, so rather too much.
+SEARCH_SECONDS = 1e-7
+
+
+def search_seconds(n_queries: int, n_gallery: int) -> float:
+    """Seconds that the search takes at the most, roughly."""
+    return 0.05 + n_queries * n_gallery * SEARCH_SECONDS
+
+
+def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:
+    """Give a side for which there was no time at all zero vectors of the other side's width."""
+    width = max(side.matrix.shape[1] for side in sides)
+    return [
+        side
+        if side.matrix.shape[1] == width
+        else replace(side, matrix=torch.zeros(len(side.matrix), width))
+        for side in sides
+    ]
+
+
+def embedding_log(
+    prepared: Prepared,
+    input_size: int,
+    settings: EmbedSettings,
+    pacer: Pacer,
+    sides: Sequence[Embeddings],
+) -> dict[str, Any]:
+    """Settings that were chosen, time by stage, what the clock gave up, rows that were mended."""
+    decode = sum(side.decode_seconds for side in sides)
+    model = sum(side.model_seconds for side in sides)
+    return {
+        "seconds": {
+            "probe": round(prepared.seconds, 3),
+            "decode": round(decode / prepared.streams, 3),
+            "decode_all_threads": round(decode, 3),
+            "model_all_threads": round(model, 3),
+        },
+        "settings": {
+            "input_size": input_size,
+            "device": str(prepared.device),
+            "precision": prepared.precision,
+            "memory_format": prepared.memory_format,
+            "batch_size": prepared.batch_size,
+            "streams": prepared.streams,
+            "threads": prepared.threads,
+            "decoder": prepared.decoder,
+            "flip": settings.flip,
+            "crops": settings.crops,
+            "trim_borders": settings.trim_borders,
+            "measured": {name: round(rate, 1) for name, rate in prepared.rates.items()},
+        },
+        "clock": pacer.report(),
+        "recomputed_rows": sum(side.recomputed for side in sides),
+        "zeroed_rows": sum(side.zeroed for side in sides),
+    }
 
 
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
@@ -136,7 +232,8 @@ def evaluate_on_dev_set(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 32,
+    batch_size: int = 0,
+    settings: EmbedSettings | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
@@ -147,6 +244,7 @@ def evaluate_on_dev_set(
         input_size,
         device=device,
         batch_size=batch_size,
+        settings=settings,
         progress=progress,
     )
     return Evaluation(
