@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from visual_search.clock import Clock, Pacer, Step
+from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
-from visual_search.inference import Answer, EmbedSettings
+from visual_search.inference import Answer
 from visual_search.nvjpeg import load_batch_on_gpu, nvjpeg_pays
 from visual_search.probing import Prepared, prepare, threads_restored, use_threads
 from visual_search.progress import progress_bar

@@ -14,13 +14,19 @@ from torch import Tensor
 
 from visual_search.clock import Clock, Pacer
 from visual_search.embed import Embeddings, embed_images, prepare_for
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
-from visual_search.inference import EmbedSettings
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
-from visual_search.probing import Prepared
+from visual_search.ranking_log import embedding_log
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
+
+# Of a time limit, for choosing how to embed.
+PROBE_LIMIT_SHARE = 0.02
+# One query against one gallery photo on one core that has much else to do: 2048 products and
+# sums, and the partial sort. Only kept in reserve, so rather too much.
+SEARCH_SECONDS = 5e-8
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Ranking:
     embedding_seconds: float
     ranking_seconds: float
     log: Mapping[str, Any] = field(default_factory=dict)
-    """What the embedding chose and did: see :func:`embedding_log`."""
+    """What the embedding chose and did: see :func:`visual_search.ranking_log.embedding_log`."""
 
 
 def rank_gallery(
@@ -109,13 +115,6 @@ def rank_gallery(
     return Ranking(ranks, problems, embedded - started, ranked - embedded, log)
 
 
-# Of a time limit, for choosing how to embed.
-PROBE_LIMIT_SHARE = 0.02
-# One query against one gallery photo on one core that has much else to do: 2048 products and
-# sums, and the partial sort. Only kept in reserve, so rather too much.
-SEARCH_SECONDS = 1e-7
-
-
 def search_seconds(n_queries: int, n_gallery: int) -> float:
     """Seconds that the search takes at the most, roughly."""
     return 0.05 + n_queries * n_gallery * SEARCH_SECONDS
@@ -130,43 +129,6 @@ def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:
         else replace(side, matrix=torch.zeros(len(side.matrix), width))
         for side in sides
     ]
-
-
-def embedding_log(
-    prepared: Prepared,
-    input_size: int,
-    settings: EmbedSettings,
-    pacer: Pacer,
-    sides: Sequence[Embeddings],
-) -> dict[str, Any]:
-    """Settings that were chosen, time by stage, what the clock gave up, rows that were mended."""
-    decode = sum(side.decode_seconds for side in sides)
-    model = sum(side.model_seconds for side in sides)
-    return {
-        "seconds": {
-            "probe": round(prepared.seconds, 3),
-            "decode": round(decode / prepared.streams, 3),
-            "decode_all_threads": round(decode, 3),
-            "model_all_threads": round(model, 3),
-        },
-        "settings": {
-            "input_size": input_size,
-            "device": str(prepared.device),
-            "precision": prepared.precision,
-            "memory_format": prepared.memory_format,
-            "batch_size": prepared.batch_size,
-            "streams": prepared.streams,
-            "threads": prepared.threads,
-            "decoder": prepared.decoder,
-            "flip": settings.flip,
-            "crops": settings.crops,
-            "trim_borders": settings.trim_borders,
-            "measured": {name: round(rate, 1) for name, rate in prepared.rates.items()},
-        },
-        "clock": pacer.report(),
-        "recomputed_rows": sum(side.recomputed for side in sides),
-        "zeroed_rows": sum(side.zeroed for side in sides),
-    }
 
 
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:

@@ -17,6 +17,7 @@ from visual_search.checkpoint import (
     load_torchscript,
     read_description,
 )
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.files import write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
@@ -103,3 +104,13 @@ def load_exported(
         model = load_torchscript(path)
     model = model.eval().to(device).to(memory_format=torch.channels_last)
     return model, architecture
+
+
+def embedding_settings(folder: Path) -> EmbedSettings:
+    """How the exported model's photos are to be embedded: `embedding` in its description.
+
+    Raises:
+        UserError: when the description cannot be read, or says what there is not.
+    """
+    _, facts = read_description(folder / DESCRIPTION_FILE)
+    return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))

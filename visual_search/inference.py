@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from visual_search.errors import UserError
 from visual_search.model import Embedder
 
 Answer = Callable[[Tensor], Tensor]
@@ -27,66 +25,6 @@ MEMORY_FORMATS = {
 }
 # A copy must answer as the model does: the smallest cosine between the two.
 MIN_COSINE = 0.9999
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How photos are embedded. What is "auto" or 0 is chosen by a short measurement."""
-
-    precision: str = "auto"
-    """auto, fp32, bf16 or fp16."""
-    memory_format: str = "auto"
-    """auto, channels_last or contiguous."""
-    batch_size: int = 0
-    """Photos a step."""
-    workers: int = 0
-    """Threads that read photos; on a CPU each also runs the model. 0: one for each core."""
-    decoder: str = "auto"
-    """auto, cpu or nvjpeg (on a CUDA device)."""
-    flip: bool = False
-    """Each photo is also seen mirrored; its embedding is the mean."""
-    crops: bool = False
-    """Each photo is seen in five crops of a larger square; its embedding is the mean."""
-    trim_borders: bool = False
-    """Whether white borders of gallery photos are cut away."""
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "precision": ("auto", *PRECISIONS),
-            "memory_format": ("auto", *MEMORY_FORMATS),
-            "decoder": ("auto", "cpu", "nvjpeg"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise UserError(
-                    f"embedding.{name} is {getattr(self, name)!r}; it can be {', '.join(values)}"
-                )
-
-    @property
-    def views(self) -> int:
-        """How often the model sees each photo."""
-        return (5 if self.crops else 1) * (2 if self.flip else 1)
-
-    @classmethod
-    def parsed(cls, values: Any, source: str) -> EmbedSettings:
-        """Settings from a JSON object.
-
-        Args:
-            values: keys are the names of the fields.
-            source: what it was read from, for the error.
-
-        Raises:
-            UserError: for an unknown key, a value of another type, a choice that there is not.
-        """
-        types = {field.name: type(field.default) for field in fields(cls)}
-        if not isinstance(values, dict):
-            raise UserError(f"{source}: embedding settings are an object, not {values!r}")
-        for key, value in values.items():
-            if key not in types:
-                raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(types)}")
-            if type(value) is not types[key]:
-                raise UserError(f"{source}: {key} is {value!r}, it must be {types[key].__name__}")
-        return cls(**values)
 
 
 def converted(

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from visual_search.embed_settings import EmbedSettings
 from visual_search.inference import (
     MEMORY_FORMATS,
     MIN_COSINE,
     Answer,
-    EmbedSettings,
     converted,
 )
 
