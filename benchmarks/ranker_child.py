@@ -203,7 +203,7 @@ def clip_retrievals_way(job: Job) -> Embedded:
     model = TimedModel(job)
     boxes = {f"{n:06d}": item.box for n, item in enumerate(job.photos) if item.box is not None}
     encoder = nn.Module()
-    encoder.encode_image = encoder.encode_text = model  # type: ignore[assignment]
+    encoder.encode_image = encoder.encode_text = model
 
     def load_clip(**_: Any) -> tuple[nn.Module, Squares, None]:
         return encoder, Squares(job.size, boxes), None
