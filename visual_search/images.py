@@ -30,6 +30,10 @@ MAX_DECODED_PIXELS = 150_000_000
 # pixels each way: the antialiased resize after it hides the difference (0.3 of 255 on average).
 DCT_OVERSAMPLING = 2
 
+# Every 8 x 8 block of a JPEG takes a bit at least. A damaged header can claim billions of pixels,
+# which a decoder would fill with grey for seconds.
+MAX_PIXELS_A_BYTE = 8 * 64
+
 # PIL's own guard raises far below what a scaled decode can handle; ours stands in decode_image.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -82,6 +86,10 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
         Image.init()  # not thread-safe on its first call
     try:
         image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG" and image.width * image.height > len(data) * MAX_PIXELS_A_BYTE:
+            raise UnreadableImage(
+                f"{image.width} x {image.height} pixels cannot be in {len(data)} bytes"
+            )
         if needed is not None and image.format == "JPEG":
             image.draft(image.mode, needed)
         width, height = image.size
