@@ -18,6 +18,7 @@ from visual_search.checkpoint import (
     load_torchscript,
     read_description,
 )
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.files import write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
@@ -126,3 +127,13 @@ def exported_steps(folder: Path) -> tuple[Step, ...]:
     path = folder / DESCRIPTION_FILE
     _, facts = read_description(path)
     return parse_steps(facts.get("rerank", []), f"{path}: rerank")
+
+
+def embedding_settings(folder: Path) -> EmbedSettings:
+    """How the exported model's photos are to be embedded: `embedding` in its description.
+
+    Raises:
+        UserError: when the description cannot be read, or says what there is not.
+    """
+    _, facts = read_description(folder / DESCRIPTION_FILE)
+    return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))

@@ -74,12 +74,29 @@ def rank(queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int) -> Ten
     Returns:
         `(n_queries, min(k, n_gallery))`, int64, best first; ties by gallery index.
     """
+    queries, gallery, last = move(queries, gallery, steps)
+    with torch.inference_mode():
+        for step in last:
+            return step.rank(queries, gallery, k)
+        return top_k(queries, gallery, k)[1]
+
+
+def move(
+    queries: Tensor, gallery: Tensor, steps: Sequence[Step]
+) -> tuple[Tensor, Tensor, tuple[KReciprocal, ...]]:
+    """Embeddings after the steps that change them, and the step that ranks them, if there is one.
+
+    Args:
+        queries: as :func:`rank`, as are gallery and steps.
+        gallery: see there.
+        steps: see there.
+    """
     with torch.inference_mode():
         for step in steps:
             if isinstance(step, KReciprocal):
-                return step.rank(queries, gallery, k)
+                return queries, gallery, (step,)
             queries, gallery = step(queries, gallery)
-        return top_k(queries, gallery, k)[1]
+    return queries, gallery, ()
 
 
 def parse_steps(values: Any, where: str) -> tuple[Step, ...]:
