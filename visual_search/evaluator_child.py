@@ -177,7 +177,9 @@ def _innermost(frames: traceback.StackSummary, checkout: str) -> str | None:
 
 
 def _outcome(settings: dict[str, Any], checkout: Path, output: Path) -> dict[str, Any]:
-    stage, times, started = "import", {}, time.perf_counter()
+    times: dict[str, float] = {}
+    stage = _enter("import", output)
+    started = time.perf_counter()
     # The memory limit holds for the submission, not for the few lines above it.
     if settings["address_space"]:
         resource.setrlimit(resource.RLIMIT_AS, (settings["address_space"],) * 2)
@@ -185,10 +187,11 @@ def _outcome(settings: dict[str, Any], checkout: Path, output: Path) -> dict[str
         from my_submission.aicrowd_wrapper import AIcrowdWrapper
 
         times["import"] = time.perf_counter() - started
-        stage = "build"
+        stage = _enter("build", output)
         wrapper = AIcrowdWrapper()
         _limit_gpu(settings["gpu_memory"])
-        stage, started = "rank", time.perf_counter()
+        stage = _enter("rank", output)
+        started = time.perf_counter()
         ranks = wrapper.predict_product_ranks()
         times["rank"] = time.perf_counter() - started
         described = _keep_array(ranks, output / "ranks.npy")
@@ -200,6 +203,12 @@ def _outcome(settings: dict[str, Any], checkout: Path, output: Path) -> dict[str
             **_memory(),
         }
     return {"stage": "done", "times": times, "array": described, **_memory()}
+
+
+def _enter(stage: str, output: Path) -> str:
+    """Note how far it came, for a process that ends without another word."""
+    (output / "stage.txt").write_text(stage)
+    return stage
 
 
 def _limit_gpu(gpu_memory: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.capacity import Run, Workload, stage_seconds
+from visual_search.capacity import Run, stage_seconds
 from visual_search.checkpoint import read_description
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
 from visual_search.ranks_check import check_ranks
-from visual_search.rehearsal_data import draw_folder, sample_rows, show_folder
+from visual_search.rehearsal_data import DrawnPhotos, RealPhotos
 from visual_search.requirement_closure import packages_to_hide, read_requirements
 from visual_search.sandbox import (
     GB,
@@ -58,8 +58,6 @@ class Stage:
     folder: Path
     """Temporary; holds the checkout and a folder for each run."""
     checkout: Path
-    data: Path
-    dev_set: DevSet
     limits: Limits
     isolation: Isolation
     hidden: dict[str, str]
@@ -68,6 +66,7 @@ class Stage:
     """Where the printed output of the last run is kept."""
     uncommitted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    python: str = sys.executable
     runs: int = 0
 
     @property
@@ -79,44 +78,19 @@ class Stage:
         except UserError:
             return None
 
-    def answer(self, sample: int | None = None, input_size: int | None = None) -> Answer:
-        """Run the submission once on the development set.
+    def answer(self, photos: RealPhotos | DrawnPhotos, input_size: int | None = None) -> Answer:
+        """Run the submission once.
 
         Args:
-            sample: how many of its photos, spread evenly; None takes all.
+            photos: what it is to rank.
             input_size: pixels to ask the ranker for in place of its own.
 
         Raises:
             Refused: with one sentence, when it would fail.
         """
-        place = self._place()
-        rows = None if sample is None else sample_rows(self.dev_set, sample)
-        read_only = show_folder(self.data, place / "data", rows)
-        n_gallery, n_queries = len(self.dev_set.gallery), len(self.dev_set.queries)
-        if rows is not None:
-            n_gallery, n_queries = map(len, rows.values())
-        return self._run(place, read_only, Workload(n_queries, n_gallery), input_size)
-
-    def dry_run(self, workload: Workload, input_size: int) -> Answer:
-        """Run the submission once on tiny drawn photos, as many as `workload` says.
-
-        Raises:
-            Refused: with one sentence, when it fails.
-        """
-        place = self._place()
-        return self._run(place, draw_folder(place / "data", workload), workload, input_size)
-
-    def _place(self) -> Path:
         self.runs += 1
-        return self.folder / f"run_{self.runs}"
-
-    def _run(
-        self,
-        place: Path,
-        read_only: tuple[Path, ...],
-        workload: Workload,
-        input_size: int | None,
-    ) -> Answer:
+        place = self.folder / f"run_{self.runs}"
+        read_only = photos.show(place / "data")
         output = place / "output"
         output.mkdir()
         ranker_log = output / "ranker_log.json"
@@ -135,23 +109,24 @@ class Stage:
             output,
             environment,
             self.hidden,
+            self.python,
         )
         outcome = run_limited(job, self.limits, self.isolation)
         self.log_copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(outcome.log, self.log_copy)
-        self._refuse(outcome)
+        self._refuse(outcome, place / "data", photos)
         ranks = np.load(outcome.ranks, allow_pickle=False) if outcome.array == "ndarray" else None
         if ranks is None:
             raise Refused(f"the ranker returned {outcome.array}, not a numpy array of integers")
         try:
-            check_ranks(ranks, workload.queries, workload.gallery)
+            check_ranks(ranks, photos.workload.queries, photos.workload.gallery)
         except UserError as error:
             raise Refused(str(error)) from None
         log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
         used = log.get("input_size") or log.get("settings", {}).get("input_size")
         run = Run(
             used,
-            workload,
+            photos.workload,
             stage_seconds(log, outcome.times["rank"]),
             outcome.peak_memory,
         )
@@ -162,21 +137,20 @@ class Stage:
         """Wall clock on this machine: more than the limit where it has fewer cores."""
         return self.limits.seconds / self.isolation.core_share
 
-    def _refuse(self, outcome: Outcome) -> None:
+    def _refuse(self, outcome: Outcome, shown: Path, photos: RealPhotos | DrawnPhotos) -> None:
         if outcome.error:
             with self.log_copy.open("a", encoding="utf-8") as handle:
                 handle.write(outcome.error["traceback"])
         fault = fault_of(outcome, self.limits, self.allowed_seconds, self.hidden, self.uncommitted)
         if fault:
-            # What the paths of the temporary checkout are called in the repository.
-            raise Refused(fault.replace(f"{self.checkout}/", ""))
+            # Paths of the temporary folders by the names that they have for the user.
+            known = photos.folder if isinstance(photos, RealPhotos) else "<data folder>"
+            raise Refused(fault.replace(f"{self.checkout}/", "").replace(str(shown), str(known)))
 
 
 @contextmanager
 def staged(
     project: Path,
-    data: Path,
-    dev_set: DevSet,
     limits: Limits,
     *,
     working_tree: bool,
@@ -214,12 +188,10 @@ def staged(
             notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
         else:
             hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
-        isolation = isolate(limits, [data.resolve()])
+        isolation = isolate(limits, [checkout])
         yield Stage(
             folder,
             checkout,
-            data,
-            dev_set,
             limits,
             isolation,
             hidden,

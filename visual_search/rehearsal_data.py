@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,43 @@ from visual_search.evaluate import DevSet
 from visual_search.tables import BOX_COLUMNS, read_table
 
 TABLES = ("gallery.csv", "queries.csv")
+
+# Side of a drawn photo in pixels: next to nothing to decode, yet each is another one.
+DRAWN_SIDE = 16
+
+
+@dataclass(frozen=True)
+class RealPhotos:
+    """A development set, or a sample of it."""
+
+    folder: Path
+    dev_set: DevSet
+    sample: int | None = None
+    """Photos, evenly spread; None takes all."""
+
+    @property
+    def workload(self) -> Workload:
+        """How much there is to rank."""
+        if self.sample is None:
+            return Workload(len(self.dev_set.queries), len(self.dev_set.gallery))
+        gallery, queries = map(len, sample_rows(self.dev_set, self.sample).values())
+        return Workload(queries, gallery)
+
+    def show(self, to: Path) -> tuple[Path, ...]:
+        """Fill the new folder `to`; returns the folders that must stay as they are."""
+        rows = None if self.sample is None else sample_rows(self.dev_set, self.sample)
+        return show_folder(self.folder, to, rows)
+
+
+@dataclass(frozen=True)
+class DrawnPhotos:
+    """Tiny photos of nothing, as many as are asked for."""
+
+    workload: Workload
+
+    def show(self, to: Path) -> tuple[Path, ...]:
+        """Fill the new folder `to`; returns the folders that must stay as they are."""
+        return draw_folder(to, self.workload)
 
 
 def show_folder(
@@ -56,10 +94,6 @@ def sample_rows(dev_set: DevSet, images: int) -> dict[str, np.ndarray]:
         name: np.linspace(0, count - 1, max(round(count * share), 1)).round().astype(int)
         for name, count in zip(TABLES, counts, strict=True)
     }
-
-
-# Side of a drawn photo in pixels: next to nothing to decode, yet each is another one.
-DRAWN_SIDE = 16
 
 
 def draw_folder(to: Path, workload: Workload) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from visual_search.largest_size import (
 )
 from visual_search.metrics import average_precision
 from visual_search.rehearsal import Answer, Refused, Stage, memory_note, staged
+from visual_search.rehearsal_data import DrawnPhotos, RealPhotos
 from visual_search.report import write_report
 from visual_search.sandbox import GB, Limits
 from visual_search.sandbox import as_json as limits_as_json
@@ -66,8 +67,6 @@ def rehearse(request: Request) -> None:
     try:
         with staged(
             request.project,
-            request.data,
-            dev_set,
             request.limits,
             working_tree=request.working_tree,
             weights=request.weights,
@@ -86,21 +85,22 @@ def _rehearse(request: Request, stage: Stage, dev_set: DevSet) -> None:
         f"rehearsing {what}"
     )
     announce(f"the whole development set{_at(stage.input_size)}")
-    answer = stage.answer()
+    photos = RealPhotos(request.data, dev_set)
+    answer = stage.answer(photos)
     scores = average_precision(answer.ranks, dev_set.gallery_products, dev_set.query_products)
-    sample = _sampled(request, stage, answer, dev_set)
+    sample = _sampled(request, stage, answer, photos)
     smaller = sample.run if sample is not answer else None
     share = stage.isolation.core_share
     dry = _dry(request, stage, answer)
     prediction = predict(answer.run, request.hidden_test, share, smaller, dry)
-    found, largest_map = _largest(request, stage, answer, sample, prediction)
+    found, largest_map = _largest(request, stage, answer, sample, photos, prediction)
     if found.input_size == answer.run.input_size:
         largest_map = float(scores.mean())
     note = memory_note(stage.limits)
     notes = [*stage.notes, *([note] if note else [])]
     tables = _tables(request, stage, answer, dry, prediction, found, largest_map)
     _print(tables, notes)
-    _write(request, stage, answer, scores, prediction, found, largest_map, tables, notes)
+    _write(request, stage, dev_set, answer, scores, prediction, found, largest_map, tables, notes)
     print({"mAP": float(scores.mean())})
     print(f"report: {request.output / 'report.html'}")
     if not prediction.fits(stage.limits.seconds, stage.limits.memory, seconds_share=1.0):
@@ -127,12 +127,12 @@ def _at(size: int | None) -> str:
     return f" at {size} px" if size else ""
 
 
-def _sampled(request: Request, stage: Stage, answer: Answer, dev_set: DevSet) -> Answer:
+def _sampled(request: Request, stage: Stage, answer: Answer, photos: RealPhotos) -> Answer:
     """A run over fewer photos, for what is fixed and what grows; the whole run if it is small."""
     if answer.run.workload.images < 2 * request.sample:
         return answer
     announce(f"a sample of {request.sample} photos{_at(answer.run.input_size)}")
-    return stage.answer(sample=request.sample)
+    return stage.answer(replace(photos, sample=request.sample))
 
 
 def _dry(request: Request, stage: Stage, answer: Answer) -> Run | None:
@@ -140,7 +140,7 @@ def _dry(request: Request, stage: Stage, answer: Answer) -> Run | None:
     workload = dry_workload(answer.run, request.hidden_test)
     announce(f"{_named(workload)}, drawn and tiny, for ranking time and memory")
     try:
-        run = stage.dry_run(workload, DRY_SIZE).run
+        run = stage.answer(DrawnPhotos(workload), DRY_SIZE).run
     except Refused as failure:
         stage.notes.append(
             f"ranking and memory are scaled from the development set, a run at {DRY_SIZE} px "
@@ -151,15 +151,20 @@ def _dry(request: Request, stage: Stage, answer: Answer) -> Run | None:
 
 
 def _largest(
-    request: Request, stage: Stage, answer: Answer, sample: Answer, prediction: Prediction
+    request: Request,
+    stage: Stage,
+    answer: Answer,
+    sample: Answer,
+    photos: RealPhotos,
+    prediction: Prediction,
 ) -> tuple[LargestSize, float | None]:
     if not request.largest_size:
         return LargestSize(None, (), "not looked for (--no-largest-size)"), None
-    count = None if sample is answer else request.sample
+    sampled = photos if sample is answer else replace(photos, sample=request.sample)
 
     def run_sample(size: int) -> Run:
         try:
-            return stage.answer(sample=count, input_size=size).run
+            return stage.answer(sampled, size).run
         except Refused as failure:
             raise OtherSizeFailed(str(failure)) from failure
 
@@ -169,9 +174,9 @@ def _largest(
     if found.input_size in (None, answer.run.input_size):
         return found, None
     announce(f"the whole development set at {found.input_size} px, for its mAP")
-    dev_set = stage.dev_set
+    dev_set = photos.dev_set
     try:
-        ranks = stage.answer(input_size=found.input_size).ranks
+        ranks = stage.answer(photos, found.input_size).ranks
     except Refused as failure:
         reason = f"{found.input_size} px failed on the whole development set: {failure}"
         return LargestSize(None, found.trials, reason), None
@@ -278,6 +283,7 @@ def _print(tables: dict[str, dict[str, str]], notes: list[str]) -> None:
 def _write(
     request: Request,
     stage: Stage,
+    dev_set: DevSet,
     answer: Answer,
     scores: np.ndarray,
     prediction: Prediction,
@@ -320,7 +326,7 @@ def _write(
         request.output / "report.html",
         f"{request.data.resolve().name}, rehearsed: mAP {score:.4f}",
         {"mAP": f"{score:.4f}", **{f"note {n}": note for n, note in enumerate(notes, start=1)}},
-        stage.dev_set,
+        dev_set,
         Evaluation(Ranking(answer.ranks, listed, seconds.embedding, seconds.ranking), scores),
         request.report_queries,
         sections=tables,

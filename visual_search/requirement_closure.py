@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -76,6 +78,12 @@ def closure(requirements: list[str]) -> tuple[set[str], list[str]]:
     return found, missing
 
 
+@cache
+def _distributions_of_packages() -> Mapping[str, list[str]]:
+    """What is installed here; reading it takes a second or two."""
+    return metadata.packages_distributions()
+
+
 def packages_to_hide(requirements: list[str]) -> dict[str, str]:
     """Import names that are installed here and that `requirements` do not bring.
 
@@ -87,7 +95,7 @@ def packages_to_hide(requirements: list[str]) -> dict[str, str]:
 
     wanted = closure(requirements)[0] | ALWAYS_THERE
     hidden = {}
-    for name, distributions in metadata.packages_distributions().items():
+    for name, distributions in _distributions_of_packages().items():
         owners = {canonicalize_name(owner) for owner in distributions}
         if not owners & wanted and name.isidentifier():
             hidden[name] = sorted(distributions)[0]

@@ -293,7 +293,9 @@ def _with_what_it_left(outcome: Outcome, job: Job) -> Outcome:
     lines = attempts_file.read_text("utf-8").splitlines() if attempts_file.exists() else []
     attempts = tuple(Attempt(**json.loads(line)) for line in lines)
     finished = job.output / "outcome.json"
-    left = json.loads(finished.read_text("utf-8")) if finished.exists() else {}
+    stage_file = job.output / "stage.txt"
+    left: dict[str, Any] = {"stage": stage_file.read_text("utf-8")} if stage_file.exists() else {}
+    left |= json.loads(finished.read_text("utf-8")) if finished.exists() else {}
     left["peak_memory"] = max(outcome.peak_memory, left.pop("peak_memory", None) or 0)
     where = None
     if outcome.stopped_by:
@@ -325,8 +327,10 @@ def _state_of(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Paths that are not as they were; files first, as they say more than their folders."""
     names = before.keys() | after.keys()
-    return sorted(name for name in names if before.get(name) != after.get(name))
+    found = [name for name in names if before.get(name) != after.get(name)]
+    return sorted(found, key=lambda name: (name.endswith(os.sep), name))
 
 
 def as_json(isolation: Isolation, limits: Limits) -> dict[str, Any]:
