@@ -160,13 +160,7 @@ def predict(
     large = dry or run
     ranking = large.seconds.ranking * target.comparisons / large.workload.comparisons
     reranking = (large.seconds.reranking or 0.0) * target.neighbours / large.workload.neighbours
-    more_images = max(target.images - run.workload.images, 0)
-    memory = run.peak_memory + EMBEDDING_ROW * more_images + RANKS_ROW * target.queries
-    if dry is not None:
-        more_rows = max(target.images / dry.workload.images, 1.0)
-        memory = max(
-            run.peak_memory + EMBEDDING_ROW * more_images, int(dry.peak_memory * more_rows)
-        )
+    memory = max(_memory(measured, target) for measured in (run, large))
     return Prediction(
         loading=run.seconds.loading + fixed,
         embedding=target.images * per_image * core_share,
@@ -174,6 +168,13 @@ def predict(
         reranking=reranking * core_share,
         memory=memory,
     )
+
+
+def _memory(measured: Run, target: Workload) -> int:
+    """Bytes: what was measured, and the embeddings and ranks of the rows that were not there."""
+    more_images = max(target.images - measured.workload.images, 0)
+    more_queries = max(target.queries - measured.workload.queries, 0)
+    return measured.peak_memory + EMBEDDING_ROW * more_images + RANKS_ROW * more_queries
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ class _Watch:
 
     def __init__(self, settings: dict[str, Any], log: Path) -> None:
         self.checkout = settings["checkout"]
+        # Where anybody may write: what the sandbox made for it, and devices.
+        self.free = (os.path.realpath(settings["output"]) + os.sep, "/dev/", "/proc/self/")
         self.guarded = [os.path.realpath(folder) for folder in settings["read_only"]]
         self.refuse_network = not settings["network_namespace"]
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -141,6 +143,8 @@ class _Watch:
         if any(place == folder or place.startswith(folder + os.sep) for folder in self.guarded):
             self._note("write", os.fsdecode(path))
             raise OSError(30, "Read-only file system", os.fsdecode(path))
+        if not (place + os.sep).startswith(self.free):
+            self._note("elsewhere", os.fsdecode(path))
 
     def _check_address(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("socket.connect", "socket.sendto"):

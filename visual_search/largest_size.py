@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from visual_search.capacity import (
+    LARGEST_SIZE,
     MEMORY_SHARE,
     SIZE_STEP,
     TIME_SHARE,
     Prediction,
     Run,
-    SizeCost,
     Workload,
     fit_size_cost,
     largest_size,
     probe_sizes,
 )
 
-# How often a size that turned out too slow is replaced by a smaller one.
-MAX_TRIALS = 4
+# How often a size is tried that the fit, or half of what is left, suggests.
+MAX_TRIALS = 5
 
 
 class OtherSizeFailed(Exception):
@@ -125,40 +125,55 @@ class _Sizes:
         more = max(peak_memory - self.sample.peak_memory, 0)
         return replace(self.base, embedding=per_image * images, memory=int(self.base.memory + more))
 
-    def best_guess(self) -> int | None:
-        """By the fit over all trials; never a size that was measured and does not fit."""
+    @property
+    def fitting(self) -> int | None:
+        """The largest size that was run and fits."""
+        return max((trial.input_size for trial in self.trials if trial.fits), default=None)
+
+    @property
+    def too_large(self) -> int | None:
+        """The smallest size that was run and does not fit."""
+        return min((trial.input_size for trial in self.trials if not trial.fits), default=None)
+
+    def by_fit(self) -> int | None:
+        """The largest size that fits if the cost grows with the pixels, as the trials say."""
         per_image = [1 / trial.images_per_second for trial in self.trials]
-        cost: SizeCost = fit_size_cost([trial.input_size for trial in self.trials], per_image)
+        cost = fit_size_cost([trial.input_size for trial in self.trials], per_image)
         others = self.base.seconds - self.base.embedding
         left = self.bounds.seconds * TIME_SHARE - others
         images = self.bounds.workload.images * self.bounds.core_share * self.correction
-        guess = largest_size(cost, left / images)
-        too_large = [trial.input_size for trial in self.trials if not trial.fits]
-        ceiling = min(too_large, default=None)
-        if ceiling is not None and guess is not None and guess >= ceiling:
-            guess = (ceiling - 1) // SIZE_STEP * SIZE_STEP or None
-        return guess
+        return largest_size(cost, left / images)
+
+    def between(self) -> int | None:
+        """The size half-way between what fits and what does not; None where there is none."""
+        low, high = self.fitting or 0, self.too_large or LARGEST_SIZE + SIZE_STEP
+        middle = (low + high) // 2 // SIZE_STEP * SIZE_STEP
+        return middle if low < middle < high else None
 
 
 def _verified(
     sizes: _Sizes, run_sample: Callable[[int], Run], announce: Callable[[str], None]
 ) -> LargestSize:
+    """Run what the fit promises; where it does not keep its word, close in on what does."""
+    guess = sizes.by_fit()
     for _ in range(MAX_TRIALS):
-        guess = sizes.best_guess()
-        fitting = max((t.input_size for t in sizes.trials if t.fits), default=None)
-        if guess is None or (fitting is not None and guess <= fitting):
+        low, high = sizes.fitting or 0, sizes.too_large
+        if guess is None or guess <= low:
             break
+        if high is not None and guess >= high:  # measured, and it does not fit
+            guess = sizes.between()
+            continue
         announce(f"verifying {guess} px")
         if sizes.add(run_sample(guess)).fits:
             break
-    fitting = max((t.input_size for t in sizes.trials if t.fits), default=None)
+        guess = sizes.between()
     reason = None
-    if fitting is None:
+    if sizes.fitting is None:
         reason = (
             f"no size stays within {TIME_SHARE:.0%} of the time and {MEMORY_SHARE:.0%} of the "
             "memory: take a smaller model"
         )
-    return LargestSize(fitting, tuple(sizes.trials), reason)
+    return LargestSize(sizes.fitting, tuple(sizes.trials), reason)
 
 
 def as_json(found: LargestSize) -> dict[str, Any]:

@@ -38,6 +38,9 @@ CLIENT_FIELDS = {
     "gpu": bool,
     "description": str,
 }
+# How long the remote may take to answer.
+REMOTE_SECONDS = 15.0
+
 # The client splits the remote's address at this host, and fails after the push without it.
 CLIENT_HOST = "gitlab.aicrowd.com"
 
@@ -67,7 +70,7 @@ def problem(text: str) -> Finding:
 
 
 def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
-    """Whether what is on disk is what was committed, and on a branch."""
+    """Whether what is on disk is what was committed."""
     changes = tree.changes()
     if changes:
         shown = ", ".join(f"{change.name} ({change.kind})" for change in changes[:5])
@@ -78,11 +81,6 @@ def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
         )
     else:
         yield ok("everything is committed")
-    branch = tree.ask("symbolic-ref", "--short", "HEAD")
-    if branch is None:
-        yield note("no branch is checked out (detached HEAD): only the tag would be pushed")
-    else:
-        yield ok(f"branch {branch}")
 
 
 def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
@@ -279,6 +277,7 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
             )
         else:
             yield ok(f"remote aicrowd is {address}")
+        yield _check_push(tree)
     for key in ("challenge-id", "challenge-slug"):
         if tree.ask("config", f"aicrowd-cli.{key}") is None:
             example = CHALLENGE if key == "challenge-slug" else "<number>"
@@ -291,6 +290,33 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
         yield note("the client is not on the PATH: pip install -e '.[submit]'")
 
 
+def _check_push(tree: SubmissionTree) -> Finding:
+    """Whether a bare `git push aicrowd` works: the client runs it after it made the tag."""
+    try:
+        said = tree.refusal(
+            *("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd"),
+            timeout=REMOTE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return note("the remote aicrowd did not answer in time")
+    if said is None:
+        return ok("`git push aicrowd` would go through")
+    if "has no upstream branch" in said:
+        branch = tree.ask("symbolic-ref", "--short", "HEAD")
+        return problem(
+            f"the branch {branch} has no upstream, and the client fails on it after it made the "
+            f"tag: `git push --set-upstream aicrowd {branch}`, or "
+            "`git config push.autoSetupRemote true`"
+        )
+    if "not currently on a branch" in said:
+        return problem("no branch is checked out, and the client pushes one: `git switch <branch>`")
+    if "[rejected]" in said:
+        return problem(
+            "the remote has commits that are not here: `git pull --rebase aicrowd` first"
+        )
+    return note(f"the remote aicrowd could not be asked ({said.splitlines()[-1]})")
+
+
 def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
     """Whether the tag that `aicrowd submission create -t TAG` makes can be made and pushed."""
     name = tag if tag.startswith("submission-") else f"submission-{tag}"
@@ -300,7 +326,7 @@ def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
     if tree.ask("rev-parse", "--verify", "--quiet", f"refs/tags/{name}") is not None:
         yield problem(f"the tag {name} exists already: take another than {tag!r}")
         return
-    listed = tree.ask("ls-remote", "--tags", "aicrowd", f"refs/tags/{name}", timeout=15)
+    listed = tree.ask("ls-remote", "--tags", "aicrowd", f"refs/tags/{name}", timeout=REMOTE_SECONDS)
     if listed:
         yield problem(f"the tag {name} exists already on the remote: take another than {tag!r}")
     elif listed is None:

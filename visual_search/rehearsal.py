@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from visual_search.sandbox import (
     isolate,
     run_limited,
 )
-from visual_search.submission_faults import fault_of
+from visual_search.submission_faults import fault_of, writes_elsewhere
 from visual_search.submission_tree import Change, SubmissionTree
 
 CLIENT_COMMITS = "`aicrowd submission create` commits whatever git does not ignore; a push does not"
@@ -49,6 +50,8 @@ class Answer:
     outcome: Outcome
     log: dict[str, Any]
     """What the ranker wrote to $VISUAL_SEARCH_RANKER_LOG."""
+    written: str | None
+    """What it wrote outside the temporary folder, in one sentence; None where nothing."""
 
 
 @dataclass
@@ -122,6 +125,9 @@ class Stage:
             check_ranks(ranks, photos.workload.queries, photos.workload.gallery)
         except UserError as error:
             raise Refused(str(error)) from None
+        written = writes_elsewhere(outcome.attempts)
+        if written and written not in self.notes:
+            self.notes.append(written)
         log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
         used = log.get("input_size") or log.get("settings", {}).get("input_size")
         run = Run(
@@ -130,7 +136,7 @@ class Stage:
             stage_seconds(log, outcome.times["rank"]),
             outcome.peak_memory,
         )
-        return Answer(ranks, run, outcome, log)
+        return Answer(ranks, run, outcome, log, written)
 
     @property
     def allowed_seconds(self) -> float:
@@ -178,6 +184,7 @@ def staged(
         checkout.mkdir()
         tree.lay_out(checkout)
         limits, notes = _with_gpu(checkout, limits)
+        notes += machine_notes(limits)
         if changes:
             notes.insert(0, describe_changes(changes))
         if weights:
@@ -233,11 +240,17 @@ def _with_gpu(checkout: Path, limits: Limits) -> tuple[Limits, list[str]]:
     )
 
 
-def memory_note(limits: Limits) -> str | None:
-    """A word where this machine cannot hold what the evaluator grants."""
+def machine_notes(limits: Limits) -> list[str]:
+    """What about this machine makes the figures other than they would be."""
     import psutil
 
-    total = psutil.virtual_memory().total
-    if total >= limits.memory:
-        return None
-    return f"this machine has {total / GB:.1f} GB of memory, less than the evaluator's"
+    notes = []
+    total, load, cores = psutil.virtual_memory().total, os.getloadavg()[0], psutil.cpu_count() or 1
+    if total < limits.memory:
+        notes.append(f"this machine has {total / GB:.1f} GB of memory, less than the evaluator's")
+    if load > cores / 2:
+        notes.append(
+            f"this machine was busy when it began (load {load:.1f} on {cores} cores): the times "
+            "are longer than on a quiet one"
+        )
+    return notes

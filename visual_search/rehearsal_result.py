@@ -30,7 +30,7 @@ from visual_search.largest_size import (
     find_largest_size,
 )
 from visual_search.metrics import average_precision
-from visual_search.rehearsal import Answer, Refused, Stage, memory_note, staged
+from visual_search.rehearsal import Answer, Refused, Stage, staged
 from visual_search.rehearsal_data import DrawnPhotos, RealPhotos
 from visual_search.report import write_report
 from visual_search.sandbox import GB, Limits
@@ -96,8 +96,7 @@ def _rehearse(request: Request, stage: Stage, dev_set: DevSet) -> None:
     found, largest_map = _largest(request, stage, answer, sample, photos, prediction)
     if found.input_size == answer.run.input_size:
         largest_map = float(scores.mean())
-    note = memory_note(stage.limits)
-    notes = [*stage.notes, *([note] if note else [])]
+    notes = stage.notes
     tables = _tables(request, stage, answer, dry, prediction, found, largest_map)
     _print(tables, notes)
     _write(request, stage, dev_set, answer, scores, prediction, found, largest_map, tables, notes)

@@ -88,7 +88,7 @@ class Attempt:
     """Something the submission tried that the evaluator does not allow."""
 
     kind: str
-    """`network` or `write`."""
+    """`network`, `write` into the data folder, or a write `elsewhere`, which may work there."""
     what: str
     """The host or the file."""
     where: str | None

@@ -56,7 +56,8 @@ def fault_of(
             f"evaluator grants{_at(where)}"
         )
     for attempt in outcome.attempts:
-        return _attempted(attempt)
+        if attempt.kind != "elsewhere":
+            return _attempted(attempt)
     if outcome.error:
         return _raised(outcome, hidden, uncommitted)
     if outcome.stage != "done":
@@ -104,6 +105,18 @@ def _attempted(attempt: Attempt) -> str:
     return (
         f"the submission tried to write {attempt.what}{at}: the data folder is read-only; "
         "write into the temporary folder instead"
+    )
+
+
+def writes_elsewhere(attempts: Sequence[Attempt]) -> str | None:
+    """What was written outside the temporary folder, in one sentence; None where nothing was."""
+    places = [attempt for attempt in attempts if attempt.kind == "elsewhere"]
+    if not places:
+        return None
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return (
+        f"the submission writes {places[0].what}{_at(places[0].where)}{more}: only the temporary "
+        "folder is sure to be writable there"
     )
 
 

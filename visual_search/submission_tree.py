@@ -101,6 +101,18 @@ class SubmissionTree:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return None
 
+    def refusal(self, *arguments: str, timeout: float) -> str | None:
+        """What a git command says when it fails, None where it does not.
+
+        Raises:
+            subprocess.TimeoutExpired: when it takes longer than `timeout` seconds.
+        """
+        try:
+            _git(self.root, *arguments, timeout=timeout)
+        except subprocess.CalledProcessError as error:
+            return str(error.stdout + error.stderr).strip()
+        return None
+
     def files(self) -> list[TreeFile]:
         """Every file that would be pushed, by name."""
         return self._files_on_disk() if self.working_tree else self._files_of_head()
