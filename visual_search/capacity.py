@@ -118,9 +118,15 @@ class Prediction:
         """All stages together."""
         return self.loading + self.embedding + self.ranking + self.reranking
 
-    def fits(self, seconds: float, memory: int, seconds_share: float = TIME_SHARE) -> bool:
+    def fits(
+        self,
+        seconds: float,
+        memory: int,
+        seconds_share: float = TIME_SHARE,
+        memory_share: float = MEMORY_SHARE,
+    ) -> bool:
         """Whether it stays within a share of the limits."""
-        return self.seconds <= seconds * seconds_share and self.memory <= memory * MEMORY_SHARE
+        return self.seconds <= seconds * seconds_share and self.memory <= memory * memory_share
 
     def as_json(self) -> dict[str, float]:
         """For result.json."""

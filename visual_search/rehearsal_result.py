@@ -19,6 +19,7 @@ from visual_search.capacity import (
     dry_workload,
     predict,
 )
+from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, Evaluation, Ranking, read_dev_set
 from visual_search.files import write_json
 from visual_search.images import ImageProblem
@@ -99,22 +100,39 @@ def _rehearse(request: Request, stage: Stage, dev_set: DevSet) -> None:
     notes = stage.notes
     tables = _tables(request, stage, answer, dry, prediction, found, largest_map)
     _print(tables, notes)
-    _write(request, stage, dev_set, answer, scores, prediction, found, largest_map, tables, notes)
+    failure = _too_large(stage.limits, prediction, found)
+    _write(
+        request,
+        stage,
+        dev_set,
+        answer,
+        scores,
+        prediction,
+        found,
+        largest_map,
+        tables,
+        notes,
+        failure,
+    )
     print({"mAP": float(scores.mean())})
     print(f"report: {request.output / 'report.html'}")
-    if not prediction.fits(stage.limits.seconds, stage.limits.memory, seconds_share=1.0):
-        raise Refused(
-            f"the hidden test would take {prediction.seconds:.0f} s and "
-            f"{prediction.memory / GB:.1f} GB; the limits are {stage.limits.seconds:g} s and "
-            f"{stage.limits.memory / GB:g} GB: {_way_out(found)}"
-        )
+    if failure:
+        raise UserError(failure)
     print("the rehearsal passed; next: python -m my_submission.preflight")
 
 
-def _way_out(found: LargestSize) -> str:
+def _too_large(limits: Limits, prediction: Prediction, found: LargestSize) -> str | None:
+    """Why the hidden test would go past the limits, and the way out; None where it would not."""
+    if prediction.fits(limits.seconds, limits.memory, 1.0, 1.0):
+        return None
+    way_out = found.reason or "take a smaller model"
     if found.input_size:
-        return f"export it at {found.input_size} px, which fits"
-    return found.reason or "take a smaller model"
+        way_out = f"export it at {found.input_size} px, which fits"
+    return (
+        f"the hidden test would take {prediction.seconds:.0f} s and "
+        f"{prediction.memory / GB:.2f} GB; the limits are {limits.seconds:g} s and "
+        f"{limits.memory / GB:g} GB: {way_out}"
+    )
 
 
 def announce(step: str) -> None:
@@ -290,6 +308,7 @@ def _write(
     largest_map: float | None,
     tables: dict[str, dict[str, str]],
     notes: list[str],
+    failure: str | None,
 ) -> None:
     seconds, workload = answer.run.seconds, answer.run.workload
     problems = answer.log.get("problems", [])
@@ -303,8 +322,8 @@ def _write(
         "data_folder": str(request.data),
         "problems": problems,
         "rehearsal": {
-            "passed": prediction.fits(stage.limits.seconds, stage.limits.memory, 1.0),
-            "failure": None,
+            "passed": failure is None,
+            "failure": failure,
             "limits": limits_as_json(stage.isolation, stage.limits),
             "input_size": answer.run.input_size,
             "seconds": {
