@@ -16,6 +16,9 @@ POINTER_START = b"version https://git-lfs.github.com/spec/"
 # Git-LFS's own bound: a longer file is never a pointer.
 POINTER_BYTES = 1024
 
+# A hook or an alias names its repository in these to the commands it runs.
+OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
+
 
 @dataclass(frozen=True)
 class Pointer:
@@ -237,8 +240,7 @@ def _git(
     timeout: float | None = None,
     environment: dict[str, str] | None = None,
 ) -> str:
-    # A hook or an alias may have named another repository for the commands it runs.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    inherited = {name: value for name, value in os.environ.items() if name not in OTHER_REPOSITORY}
     # A push or ls-remote that would ask for a password fails instead; messages are in English.
     fixed = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"}
     return subprocess.run(
