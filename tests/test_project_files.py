@@ -237,6 +237,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "preflight",
             "rehearsal",
             "rehearsal_data",
+            "rehearsal_report",
             "rehearsal_result",
             "report",
             "stepping",

@@ -36,6 +36,11 @@ class Workload:
     gallery: int
 
     @property
+    def described(self) -> str:
+        """In words."""
+        return f"{self.queries:,} queries and {self.gallery:,} gallery photos"
+
+    @property
     def images(self) -> int:
         """Photos to embed."""
         return self.queries + self.gallery

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,11 @@ class Answer:
     """What the ranker wrote to $VISUAL_SEARCH_RANKER_LOG."""
     written: str | None
     """What it wrote outside the temporary folder, in one sentence; None where nothing."""
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether the ranker says that it has a clock of its own, and gives up what it must."""
+        return bool((self.log.get("clock") or {}).get("limit_seconds"))
 
 
 @dataclass
@@ -162,8 +167,17 @@ def staged(
     working_tree: bool,
     weights: Path | None,
     log_copy: Path,
+    data: Sequence[Path] = (),
 ) -> Iterator[Stage]:
     """Lay the submission out in a temporary folder, which is removed in the end.
+
+    Args:
+        project: anywhere in the repository of the submission.
+        limits: what the evaluator grants; the GPU is added where aicrowd.json asks for one.
+        working_tree: take the files on disk in place of the last commit.
+        weights: folder of an export that stands in for the submission's own.
+        log_copy: where to keep what the last run printed.
+        data: folders that are going to be shown read-only.
 
     Raises:
         Refused: when a large file would be missing from the push.
@@ -195,7 +209,7 @@ def staged(
             notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
         else:
             hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
-        isolation = isolate(limits, [checkout])
+        isolation = isolate(limits, [checkout, *(path.resolve() for path in data)])
         yield Stage(
             folder,
             checkout,

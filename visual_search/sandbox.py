@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from visual_search.errors import UserError
+
 CHILD = Path(__file__).with_name("evaluator_child.py")
 GB = 1e9
 
@@ -147,7 +149,17 @@ class Outcome:
 
 
 def isolate(limits: Limits, data: Sequence[Path] = ()) -> Isolation:
-    """Find out what this machine can do to keep `limits`; `data` is what must be mountable."""
+    """Find out what this machine can do to keep `limits`.
+
+    Args:
+        limits: what the evaluator grants.
+        data: folders that must be mountable.
+
+    Raises:
+        UserError: on another system than Linux, which has none of the means.
+    """
+    if not sys.platform.startswith("linux"):
+        raise UserError("the evaluator's limits can only be kept on Linux: rehearse there")
     here = sorted(os.sched_getaffinity(0))
     cores = tuple(here[: limits.cores])
     namespace = next((command for command in NAMESPACES if _works(command, data)), [])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.submissions import BODY_LINE, commit, make_submission, ranker
 from visual_search.capacity import Workload
@@ -67,6 +68,7 @@ assert "product_id" not in self.gallery[0] and "product_id" not in self.queries[
 assert os.path.getsize(os.path.join(self.folder, self.gallery[-1]["img_path"])) > 0
 assert len(os.sched_getaffinity(0)) == 1
 assert os.listdir(os.environ["HOME"]) == []
+assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 import socket
 loopback = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(loopback.getsockname()).close()
@@ -288,3 +290,18 @@ def test_no_repository_and_no_commit_are_sentences(tmp_path: Path, dev_folder: P
     (tmp_path / "plain").mkdir()
     with pytest.raises(UserError, match="git init"):
         with_stage(tmp_path / "plain", lambda stage: None)
+
+
+def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    project = make_submission(tmp_path / "project")
+    path = project / "aicrowd.json"
+    path.write_text(path.read_text().replace("false", "true"))
+    commit(project)
+
+    def notes(stage: Stage) -> None:
+        assert any("asks for a GPU and this machine has none" in text for text in stage.notes)
+        assert stage.isolation.address_space == SHORT.memory
+
+    with_stage(project, notes)

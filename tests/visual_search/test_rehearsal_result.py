@@ -108,6 +108,22 @@ def test_a_submission_too_slow_for_the_hidden_test_fails(tmp_path: Path, dev_fol
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_a_ranker_with_a_clock_is_warned_only(tmp_path: Path, dev_folder: Path) -> None:
+    clock = {"limit_seconds": 3.2, "photos_by_size": {"192": 13, "160": 7}}
+    clocked = PACED.replace('"problems": []', f'"problems": [], "clock": {clock}')
+    project = make_submission(tmp_path / "project", clocked)
+    request = Request(
+        *(project, dev_folder, tmp_path / "out", Limits(3.2, 1)),
+        largest_size=False,
+        hidden_test=Workload(60, 40),
+    )
+    run_rehearsal(request)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())["rehearsal"]
+    assert result["passed"]
+    assert "photos at a lower resolution: 7" in (tmp_path / "out" / "report.html").read_text()
+    assert "the ranker's clock would lower the resolution" in " ".join(result["notes"])
+
+
 def test_a_failure_is_one_sentence_and_stands_in_the_result(
     tmp_path: Path, dev_folder: Path
 ) -> None:
