@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.submissions import BODY_LINE, commit, make_submission, ranker
+from tests.conftest import PROJECT
+from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.capacity import Workload
 from visual_search.errors import UserError
 from visual_search.evaluate import read_dev_set
+from visual_search.export import export_torchscript
+from visual_search.model import build_embedder
 from visual_search.rehearsal import Refused, Stage, staged
 from visual_search.rehearsal_data import RealPhotos
 from visual_search.sandbox import GB, NAMESPACES, Limits
+from visual_search.submission_tree import SubmissionTree
 
 SHORT = Limits(seconds=20, cores=1)
 
@@ -305,3 +310,34 @@ def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
         assert stage.isolation.address_space == SHORT.memory
 
     with_stage(project, notes)
+
+
+def test_the_kit_itself_runs_with_its_requirements_alone(tmp_path: Path, dev_folder: Path) -> None:
+    """The real ranker and an export, from a commit; git-LFS holds the weights where it is here."""
+    project = tmp_path / "project"
+    for name in ("my_submission", "visual_search"):
+        shutil.copytree(
+            PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "weights")
+        )
+    for name in ("requirements.txt", "aicrowd.json", ".gitattributes"):
+        shutil.copy(PROJECT / name, project)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {}, project / "my_submission" / "weights")
+    git(project, "init", "--quiet")
+    with_lfs = shutil.which("git-lfs") is not None
+    if with_lfs:
+        git(project, "lfs", "install", "--local")
+    commit(project)
+
+    def act(stage: Stage) -> None:
+        assert stage.input_size == 32
+        larger = stage.answer(real(dev_folder), 64)
+        assert larger.run.input_size == 64
+        assert larger.written is None
+        assert larger.run.seconds.embedding > 0
+
+    with_stage(project, act, Limits(60, 2))
+    pointers = [file.name for file in SubmissionTree(project).files() if file.pointer]
+    assert pointers == (["my_submission/weights/model.pt"] if with_lfs else [])
