@@ -5,6 +5,7 @@ Nothing of the kit is imported here: the submission brings its own copy of it.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import fcntl
 import json
@@ -41,6 +42,8 @@ LOCAL_HOSTS = ("localhost", "127.", "::1", "0.0.0.0")
 
 def main(settings_file: str) -> None:
     """Limit this process, run the submission, and write what became of it."""
+    # Whatever ends the rehearsal ends this process too: prctl(2), PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     settings = json.loads(Path(settings_file).read_text("utf-8"))
     output = Path(settings["output"])
     with (output / "where.txt").open("w") as where:
