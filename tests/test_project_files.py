@@ -24,6 +24,7 @@ ENTRY_POINTS = [
     ["dataset/get_train_test_split.py"],
     ["-m", "visual_search.main_evaluate"],
     ["local_evaluation.py"],
+    ["-m", "my_submission.preflight"],
     ["my_submission/to_torchscript.py"],
     ["dataset/prepare_dataset.py"],
     ["dataset/unpack.py"],
@@ -174,12 +175,17 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     """The house plan: entry points, work, parts, pieces, ground."""
     floors = [
         {
+<<<<<<< HEAD
             "common_table",
             "contact_sheet",
             "cores",
             "dataset_info",
             "deduplication",
+=======
+            "capacity",
+>>>>>>> rehearse
             "errors",
+            "evaluator_child",
             "files",
             "folder_info",
             "hashing",
@@ -192,11 +198,22 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "near_duplicates",
             "photo_hashes",
             "progress",
+<<<<<<< HEAD
             "reciprocal",
             "rerank",
+=======
+            "ranks_check",
+            "requirement_closure",
+>>>>>>> rehearse
             "run_folder",
+            "sandbox",
             "search",
+<<<<<<< HEAD
             "table_rules",
+=======
+            "submission_faults",
+            "submission_tree",
+>>>>>>> rehearse
             "tables",
             "vector_steps",
         },
@@ -252,8 +269,14 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "dev_tables",
             "evaluate",
             "export",
+            "largest_size",
             "phase",
             "phase_chain",
+            "preflight",
+            "rehearsal",
+            "rehearsal_data",
+            "rehearsal_report",
+            "rehearsal_result",
             "report",
             "rerank_tuning",
             "stepping",

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.cores import available_cores
 from visual_search.clock import Clock, Pacer, Step
+from visual_search.cores import available_cores
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer

@@ -18,6 +18,7 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "train",
     "open_clip": "train",
     "optuna": "tune",
+    "packaging": "submit",
     "psutil": "train",
     "pytorch_metric_learning": "bench",
     "safetensors": "train",
