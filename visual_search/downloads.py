@@ -9,10 +9,12 @@ Nothing is raised for a URL: a :class:`Download` has the bytes, or the reason wh
 from __future__ import annotations
 
 import asyncio
+import atexit
 import random
 import socket
 import ssl
 import time
+import weakref
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -46,7 +48,8 @@ class DownloadLimits:
         connections: open to one host at a time.
         rate: requests a second to one host; 0 is no limit.
         redirects: at most so many in a row.
-        allow_private: also addresses that are not public, such as this machine's own.
+        allow_private: also addresses that are not public, such as this machine's own; a redirect
+            still leads to another host only where that is public.
     """
 
     max_bytes: int = 20_000_000
@@ -110,10 +113,10 @@ class Downloader:
     def __init__(self, limits: DownloadLimits) -> None:
         self.limits = limits
         self._pace = HostPace(limits.rate)
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Downloader:
-        self._open()
         return self
 
     async def __aexit__(
@@ -124,27 +127,34 @@ class Downloader:
     ) -> None:
         await self.close()
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _session(self, private: bool) -> aiohttp.ClientSession:
+        """The connections to any address, or to public ones only."""
+        if private not in self._sessions:
+            self._loop = asyncio.get_running_loop()
+            _open_downloaders.add(self)
             connector = aiohttp.TCPConnector(
                 limit=0,
                 limit_per_host=self.limits.connections,
-                socket_factory=None if self.limits.allow_private else public_socket,
+                socket_factory=None if private else public_socket,
             )
-            self._session = aiohttp.ClientSession(
+            self._sessions[private] = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=self.limits.timeout),
                 headers={"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.5"},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,  # through a proxy, the address connected to is the proxy's
             )
-        return self._session
+        return self._sessions[private]
 
     async def close(self) -> None:
         """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
+
+    def close_from_outside(self) -> None:
+        """Close the connections from another thread than the event loop's."""
+        if self._sessions and self._loop is not None and self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(timeout=5)
 
     async def fetch(self, url: str) -> Download:
         """One file. Errors that may pass are tried again, with growing pauses.
@@ -167,12 +177,13 @@ class Downloader:
         raise AssertionError("the last attempt returns")
 
     async def _attempt(self, url: str) -> bytes:
+        first = URL(url).host if self.limits.allow_private and not url_problem(url) else None
         for _ in range(self.limits.redirects + 1):
             problem = url_problem(url)
             if problem:
                 raise _Failed(problem)
             try:
-                found = await self._request(url)
+                found = await self._request(url, first)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _failure(error) from error
             if isinstance(found, bytes):
@@ -180,11 +191,12 @@ class Downloader:
             url = found
         raise _Failed(f"more than {self.limits.redirects} redirects")
 
-    async def _request(self, url: str) -> bytes | str:
-        """The body, or where a redirect leads."""
+    async def _request(self, url: str, trusted: str | None) -> bytes | str:
+        """The body, or where a redirect leads; `trusted` is the host that need not be public."""
         target = URL(url)
         await self._pace.turn(target.host or "")
-        async with self._open().get(target, allow_redirects=False) as response:
+        session = self._session(private=target.host == trusted)
+        async with session.get(target, allow_redirects=False) as response:
             if response.status in REDIRECTS:
                 place = response.headers.get("Location")
                 if not place:
@@ -219,6 +231,16 @@ class Downloader:
         return b"".join(chunks)
 
 
+# An engine drops its downloaders without a word; what they hold open is closed before the end.
+_open_downloaders: weakref.WeakSet[Downloader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_downloaders() -> None:
+    for downloader in list(_open_downloaders):
+        downloader.close_from_outside()
+
+
 def retry_after(value: str | None) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3): a number, or a date.
 
@@ -240,8 +262,8 @@ def retry_after(value: str | None) -> float | None:
 def _failure(error: Exception) -> _Failed:
     """The reason in words, and whether another attempt is worth it."""
     # A host with several addresses reports several errors as one; only the text remains.
-    if NOT_PUBLIC in str(error):
-        return _Failed(f"refused: {NOT_PUBLIC} (--allow-private)")
+    if NOT_PUBLIC in str(getattr(error, "os_error", "")):
+        return _Failed(f"refused: {NOT_PUBLIC}")
     if isinstance(error, TimeoutError):
         return _Failed("no complete answer in time", retry=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -257,4 +279,4 @@ def _failure(error: Exception) -> _Failed:
 
 
 def _short(error: Exception) -> str:
-    return str(error)[:120] or type(error).__name__
+    return str(getattr(error, "os_error", None) or error)[:120] or type(error).__name__

@@ -1,6 +1,6 @@
 """Step 1: the products whose reviews have photos.
 
-    python dataset/dataset_creation_steps/get_pairs.py AMAZON_FASHION.json.gz --meta meta_AMAZON_FASHION.json.gz
+python dataset/dataset_creation_steps/get_pairs.py AMAZON_FASHION.json.gz --meta meta_AMAZON_FASHION.json.gz
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _duplicates(folder: Path) -> int:
     import daft
 
     sizes = _rows(folder).groupby("asin").agg(daft.col("title").count("all").alias("rows"))
-    counted = sizes.agg(
-        daft.col("rows").sum(), daft.col("asin").count().alias("asins")
-    ).to_pydict()
+    counted = sizes.agg(daft.col("rows").sum(), daft.col("asin").count().alias("asins")).to_pydict()
     return int((counted["rows"][0] or 0) - counted["asins"][0])
 
 

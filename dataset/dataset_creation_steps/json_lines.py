@@ -31,8 +31,8 @@ class Fields(msgspec.Struct, gc=False):
     asin: Any = None
     title: Any = None
     image: Any = None
-    imageURL: Any = None  # noqa: N815 - the file's own names
-    imageURLHighRes: Any = None  # noqa: N815
+    imageURL: Any = None
+    imageURLHighRes: Any = None
 
 
 def read_objects(
