@@ -9,10 +9,10 @@ Nothing is raised for a URL: a :class:`Download` has the bytes, or the reason wh
 from __future__ import annotations
 
 import asyncio
-import atexit
 import random
 import socket
 import ssl
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -114,7 +114,6 @@ class Downloader:
         self.limits = limits
         self._pace = HostPace(limits.rate)
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Downloader:
         return self
@@ -130,8 +129,9 @@ class Downloader:
     def _session(self, private: bool) -> aiohttp.ClientSession:
         """The connections to any address, or to public ones only."""
         if private not in self._sessions:
-            self._loop = asyncio.get_running_loop()
-            _open_downloaders.add(self)
+            if not self._sessions:
+                loop = asyncio.get_running_loop()
+                weakref.finalize(self, _close_dropped, self._sessions, loop)
             connector = aiohttp.TCPConnector(
                 limit=0,
                 limit_per_host=self.limits.connections,
@@ -148,13 +148,7 @@ class Downloader:
 
     async def close(self) -> None:
         """Close the connections."""
-        while self._sessions:
-            await self._sessions.popitem()[1].close()
-
-    def close_from_outside(self) -> None:
-        """Close the connections from another thread than the event loop's."""
-        if self._sessions and self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.close(), self._loop).result(timeout=5)
+        await _closed(self._sessions)
 
     async def fetch(self, url: str) -> Download:
         """One file. Errors that may pass are tried again, with growing pauses.
@@ -231,14 +225,20 @@ class Downloader:
         return b"".join(chunks)
 
 
-# An engine drops its downloaders without a word; what they hold open is closed before the end.
-_open_downloaders: weakref.WeakSet[Downloader] = weakref.WeakSet()
+async def _closed(sessions: dict[bool, aiohttp.ClientSession]) -> None:
+    while sessions:
+        await sessions.popitem()[1].close()
 
 
-@atexit.register
-def _close_downloaders() -> None:
-    for downloader in list(_open_downloaders):
-        downloader.close_from_outside()
+def _close_dropped(
+    sessions: dict[bool, aiohttp.ClientSession], loop: asyncio.AbstractEventLoop
+) -> None:
+    """Close what a downloader left open that was dropped, or lives on until the program ends."""
+    if not sessions or not loop.is_running():
+        return
+    closing = asyncio.run_coroutine_threadsafe(_closed(sessions), loop)
+    if threading.get_ident() != getattr(loop, "_thread_id", None):
+        closing.result(timeout=5)
 
 
 def retry_after(value: str | None) -> float | None:
