@@ -106,9 +106,12 @@ def analyse(
         if not -1 <= threshold < 1:
             raise UserError(f"--threshold {threshold}: a cosine is from -1 to below 1")
     names = output_names(parquet)
-    snapshots = sorted(
-        map(Path, glob.glob(embeddings or f"{glob.escape(str(parquet))}_*.embeddings"))
-    )
+    pattern = embeddings or f"{glob.escape(str(parquet))}_*.embeddings"
+    snapshots = sorted(map(Path, glob.glob(pattern)))
+    if not snapshots:
+        raise UserError(f"no file fits {pattern!r}: run extract_features.py {parquet} first")
+    if not names["counts"].is_file():
+        names["means"].unlink(missing_ok=True)  # written before its counts, by a killed process
     found = write_means(snapshots, names["means"])
     if found is not None:
         _keep_counts(found, names["counts"])

@@ -37,6 +37,10 @@ def start_engine(runner: str, ray_address: str = "auto") -> None:
     # No report of its use to Daft's makers, no bars of its own between ours.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+    # `dataset` is no installed package; other processes find it where this one does.
+    root = str(Path(__file__).resolve().parents[2])
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *known]))
     import daft
 
     if runner == "native":
@@ -51,10 +55,9 @@ def _join_ray(address: str) -> None:
 
     if ray.is_initialized():
         return
-    root = str(Path(__file__).resolve().parents[2])
+    names = ("PYTHONPATH", "DAFT_PROGRESS_BAR", "DAFT_ANALYTICS_ENABLED")
+    environment = {name: os.environ[name] for name in names}
     try:
-        # The workers import the same checkout: `dataset` is no installed package.
-        environment = {"PYTHONPATH": root, "DAFT_PROGRESS_BAR": "0", "DAFT_ANALYTICS_ENABLED": "0"}
         ray.init(
             address=address,
             runtime_env={"env_vars": environment},

@@ -1,6 +1,6 @@
 """Step 2: an embedding of every photo of the shop and of the buyers; no photo is kept.
 
-python dataset/dataset_creation_steps/extract_features.py AMAZON_FASHION.parquet --run runs/arcface_2nd
+python dataset/dataset_creation_steps/extract_features.py X.parquet --run runs/arcface_2nd
 """
 
 from __future__ import annotations
@@ -61,10 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the model: a run, a checkpoint or an export (%(default)s)",
     )
     parser.add_argument(
-        "--models", type=int, default=1, help="copies of the model, over all machines (%(default)s)"
-    )
-    parser.add_argument(
-        "--gpus", type=float, default=0.0, help="GPUs of the cluster for a copy (%(default)s)"
+        "--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="begin anew, also where there are snapshots"
@@ -98,7 +95,6 @@ def extract(
     download: DownloadLimits,
     *,
     size_hint: int = 500,
-    models: int = 1,
     gpus: float = 0.0,
     distributed: bool = False,
     overwrite: bool = False,
@@ -110,8 +106,7 @@ def extract(
         run: of the model, as :func:`visual_search.checkpoint.load_checkpoint` takes it.
         download: limits.
         size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
-        models: copies of the model, over all machines.
-        gpus: of the cluster's GPUs for each copy.
+        gpus: of a cluster, for each of its workers' models.
         distributed: whether each snapshot may be made on another machine.
         overwrite: make all of them.
 
@@ -139,9 +134,7 @@ def extract(
     missing = [number for number in range(count) if overwrite or number not in set(done)]
     bar = _bar(parquet, count - len(missing), count)
     with bar:
-        for number, table in _pieces(
-            parquet, run, download, size_hint, models, gpus, missing, distributed
-        ):
+        for number, table in _pieces(parquet, run, download, size_hint, gpus, missing, distributed):
             columns = ["asin", "role", "url", "vector", "reason"]
             kept = pa.Table.from_arrays([table[name] for name in columns], names=columns)
             write_snapshot(snapshot_file(parquet, number), kept, source)
@@ -161,7 +154,6 @@ def _pieces(
     run: Path,
     download: DownloadLimits,
     size_hint: int,
-    models: int,
     gpus: float,
     numbers: Sequence[int],
     distributed: bool,
@@ -179,7 +171,7 @@ def _pieces(
     reader = PieceReader(columns, functools.partial(read_photos, str(parquet.resolve())))
     frame = Pieces(reader, numbers, tasks=len(numbers) if distributed else 1).read()
     fetch = FetchStage(download, size_hint).fetch
-    embed = embed_stage(models, gpus)(str(run.resolve())).embed
+    embed = embed_stage(gpus)(str(run.resolve())).embed
     frame = frame.with_column("got", fetch(col("url")))
     frame = frame.with_column("made", embed(col("got")["data"]))
     frame = frame.with_columns(
@@ -227,7 +219,6 @@ def main() -> None:
         arguments.run,
         limits(arguments),
         size_hint=arguments.size_hint,
-        models=arguments.models,
         gpus=arguments.gpus,
         distributed=arguments.runner == "ray",
         overwrite=arguments.overwrite,

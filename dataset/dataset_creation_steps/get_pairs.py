@@ -1,6 +1,6 @@
 """Step 1: the products whose reviews have photos.
 
-python dataset/dataset_creation_steps/get_pairs.py AMAZON_FASHION.json.gz --meta meta_AMAZON_FASHION.json.gz
+python dataset/dataset_creation_steps/get_pairs.py X.json.gz --meta meta_X.json.gz
 """
 
 from __future__ import annotations
@@ -58,6 +58,22 @@ def summary_file(pairs: Path) -> Path:
     return pairs.with_name(f"{pairs.name}.summary.json")
 
 
+def inputs(reviews: Path, meta: Path) -> list[dict[str, Any]]:
+    """What tells one pair of files from another without reading it."""
+    stats = [(path.name, path.stat()) for path in (reviews, meta)]
+    return [
+        {"name": name, "bytes": stat.st_size, "changed": stat.st_mtime_ns} for name, stat in stats
+    ]
+
+
+def is_finished(reviews: Path, meta: Path, output: Path) -> bool:
+    """Whether `output` was made of these very files."""
+    summary = summary_file(output)
+    if not (output.is_file() and summary.is_file() and reviews.is_file() and meta.is_file()):
+        return False
+    return bool(json.loads(summary.read_text("utf-8")).get("inputs") == inputs(reviews, meta))
+
+
 def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
     """Join reviews and products.
 
@@ -83,6 +99,7 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
         summary: dict[str, Any] = {
             "reviews": _extract(reviews, "reviews", parts / "reviews"),
             "products": _extract(meta, "products", parts / "products"),
+            "inputs": inputs(reviews, meta),
         }
         summary["products"]["duplicate asins, merged"] = _duplicates(parts / "products")
         summary |= _write(_joined(parts), output)

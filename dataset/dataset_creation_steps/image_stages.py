@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ class EmbedStage:
     def __init__(self, run: str) -> None:
         from visual_search.embed import default_device
 
+        # The engine calls from several threads; the model has all cores for one batch at a time.
+        self.lock = threading.Lock()
         self.device = default_device()
         self.model, self.input_size = load_embedder(Path(run))
         self.model.to(self.device)
@@ -103,16 +106,17 @@ class EmbedStage:
             items = [ImageItem(Path(folder) / str(number)) for number in range(len(photos))]
             for item, photo in zip(items, photos, strict=True):
                 item.path.write_bytes(photo)
-            found = embed_images(
-                self.model, items, self.input_size, device=self.device, progress=False
-            )
+            with self.lock:
+                found = embed_images(
+                    self.model, items, self.input_size, device=self.device, progress=False
+                )
         problems = {problem.path: problem.reason for problem in found.problems}
         return found.matrix.numpy(), [problems.get(str(item.path)) for item in items]
 
 
-def embed_stage(copies: int, gpus: float = 0.0) -> Any:
-    """The class for the engine: so many copies of the model in all, each with its share of GPUs."""
-    return daft.cls(EmbedStage, max_concurrency=copies, gpus=gpus, use_process=False)
+def embed_stage(gpus: float = 0.0) -> Any:
+    """The class for the engine: a model in each worker process, with its share of GPUs."""
+    return daft.cls(EmbedStage, gpus=gpus, use_process=False)
 
 
 def load_embedder(source: Path) -> tuple[Embedder, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-# The part between the id and the extension asks for a size or a cut-out: `._SY88`, `._SX38_SY50_CR,0,0,38,50_`.
+# What stands between the id and the extension asks for a size or a cut-out: `._SY88`,
+# `._SX38_SY50_CR,0,0,38,50_`.
 _AMAZON = re.compile(
     r"^(?P<head>https?://[^?#]*/images/[A-Z]/[^/?#.]+)(?:\._[^/?#]*)?(?P<end>\.\w+)$"
 )

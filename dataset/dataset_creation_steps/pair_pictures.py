@@ -114,7 +114,7 @@ def _sheet(cells: Sequence[tuple[float, bool, str, Download, Download]]) -> Imag
         for place, download in enumerate((photo, beside)):
             sheet.paste(_thumbnail(download), (x + 6 + place * SIDE, y + 5))
         whose = "shop's" if role == "product" else "buyer's"
-        pen.text((x + 6, y + SIDE + 5), f"{mean:.3f} {whose}, beside the other side's", fill=colour)
+        pen.text((x + 6, y + SIDE + 5), f"{mean:.3f}  the {whose} (left)", fill=colour)
     return sheet
 
 
