@@ -31,6 +31,9 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+TRIED = " (attempt "
+"""Stands in the reason of a failure that may pass."""
+
 REFUSED_TYPES = ("text/", "application/json", "application/xml", "application/xhtml")
 """Media types that no photo has: a page saying that something went wrong."""
 
@@ -70,6 +73,11 @@ class Download:
     url: str
     data: bytes | None
     reason: str | None
+
+
+def may_pass(reason: str | None) -> bool:
+    """Whether a failure of that reason is worth another try on another day."""
+    return reason is not None and TRIED in reason
 
 
 class _Failed(Exception):
@@ -164,7 +172,7 @@ class Downloader:
                 pause = failed.wait if failed.wait is not None else wait * random.uniform(0.5, 1.0)
                 last = attempt == self.limits.attempts or pause > self.limits.longest_wait
                 if not failed.retry or last:
-                    tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                    tried = f"{TRIED}{attempt} of {self.limits.attempts})" if failed.retry else ""
                     return Download(url, None, f"{failed.reason}{tried}")
                 await asyncio.sleep(pause)
                 wait *= 2

@@ -82,14 +82,9 @@ class _Part(DataSourceTask):
 
 
 def _batch(rows: list[Row], tally: Counter[str] | None = None) -> RecordBatch:
-    columns = {
-        "asin": [row[0] for row in rows],
-        "title": [row[1] for row in rows],
-        "urls": [row[2] for row in rows],
-        "tally": [None] * len(rows),
-    }
+    table: list[tuple[str | None, str | None, list[str] | None, str | None]]
+    table = [(*row, None) for row in rows]
     if tally is not None:
-        end = {"asin": None, "title": None, "urls": None, "tally": json.dumps(tally)}
-        columns = {name: [*values, end[name]] for name, values in columns.items()}
-    batch = pa.record_batch(columns, schema=ROWS)
-    return RecordBatch.from_arrow_record_batches([batch], ROWS)
+        table.append((None, None, None, json.dumps(tally)))
+    columns = {name: [row[at] for row in table] for at, name in enumerate(ROWS.names)}
+    return RecordBatch.from_arrow_record_batches([pa.record_batch(columns, schema=ROWS)], ROWS)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from visual_search.downloads import DownloadLimits
 
 DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
+PIECE_PHOTOS = 1000
+COLUMNS = ["asin", "role", "url", "file", "sha256", "bytes", "reason"]
+"""What is known of each photo of the plan once it has been tried."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the photos (%(default)s)"
     )
+    parser.add_argument(
+        "--piece-photos",
+        type=int,
+        default=PIECE_PHOTOS,
+        help="photos between two records of what is done (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
+    )
     add_download_options(parser)
     add_runner_options(parser)
     return parser.parse_args(arguments)
@@ -76,7 +88,9 @@ def download_images(
     download: DownloadLimits,
     *,
     size_hint: int = 500,
+    piece_photos: int = PIECE_PHOTOS,
     distributed: bool = False,
+    retry_failed: bool = False,
 ) -> Kept:
     """Download what is missing, keep each content once, and write the table.
 
@@ -85,7 +99,9 @@ def download_images(
         root: folder of the photos; on a cluster all machines see it.
         download: limits.
         size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        piece_photos: photos between two records of what is done.
         distributed: whether each thousand may be fetched by another machine.
+        retry_failed: try photos again that failed for a reason that may have passed.
 
     Raises:
         UserError: when a table is missing or nothing could be had.
@@ -96,21 +112,40 @@ def download_images(
         read_selections,
     )
     from dataset.dataset_creation_steps.image_store import remove_leftovers
-    from dataset.dataset_creation_steps.snapshots import write_snapshot
+    from dataset.dataset_creation_steps.snapshots import (
+        may_pass_rows,
+        read_snapshot,
+        refuse_total_failure,
+        with_rows,
+        write_snapshot,
+    )
     from visual_search.progress import progress_bar
 
     wanted = read_selections(selections)
     root.mkdir(parents=True, exist_ok=True)
-    plan = extend_plan(root, wanted)
+    plan = extend_plan(root, wanted, piece_photos)
     pieces = int(plan["piece"].max()) + 1 if len(plan) else 0
     remove_leftovers(root)
     missing = _missing(root, pieces)
+    retried = frozenset(
+        piece
+        for piece in (set(range(pieces)) - set(missing) if retry_failed else ())
+        if len(may_pass_rows(read_snapshot(progress_file(root, piece))))
+    )
+    missing = sorted([*missing, *retried])
     bar = progress_bar(
         f"downloading to {root.name}", "thousand", total=pieces, initial=pieces - len(missing)
     )
     with bar:
-        for number, table in _stored(root, download, size_hint, missing, distributed):
-            write_snapshot(progress_file(root, number), table, source="plan")
+        frame = _photos(root, retried, missing, distributed)
+        for number, rows in _stored(frame, root, download, size_hint) if missing else ():
+            path = progress_file(root, number)
+            if number in retried:
+                old = read_snapshot(path)
+                rows = with_rows(old, may_pass_rows(old), rows)
+            else:
+                refuse_total_failure(rows, f"piece {number}")
+            write_snapshot(path, rows.select(COLUMNS), source="plan")
             bar.update()
     return _finish(root, pieces, wanted)
 
@@ -123,12 +158,13 @@ def _missing(root: Path, pieces: int) -> list[int]:
     done = [piece for piece in range(pieces) if progress_file(root, piece).is_file()]
     table = _progress(root, done)
     there = table[table["reason"].isna()]
-    first = there.drop_duplicates("sha256").set_index("sha256")["file"]
+    first = dict(zip(there["sha256"][::-1], there["file"][::-1], strict=True))
     gone = {
-        int(row.piece)
-        for row in there.itertuples()
-        if not is_stored(root, first[row.sha256], row.bytes)
-        and not is_stored(root, row.file, row.bytes)
+        int(piece)
+        for piece, file, digest, size in zip(
+            there["piece"], there["file"], there["sha256"], there["bytes"], strict=True
+        )
+        if not is_stored(root, first[digest], size) and not is_stored(root, file, size)
     }
     return [piece for piece in range(pieces) if piece not in set(done) or piece in gone]
 
@@ -140,38 +176,43 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
     from dataset.dataset_creation_steps.image_plan import progress_file
     from dataset.dataset_creation_steps.snapshots import read_snapshot
 
-    columns = ["asin", "role", "url", "file", "sha256", "bytes", "reason"]
     tables = [
-        read_snapshot(progress_file(root, piece)).select(columns).to_pandas().assign(piece=piece)
+        read_snapshot(progress_file(root, piece)).to_pandas().assign(piece=piece)
         for piece in pieces
     ]
     if not tables:
-        return pd.DataFrame(columns=[*columns, "piece"])
+        return pd.DataFrame(columns=[*COLUMNS, "piece"])
     return pd.concat(tables, ignore_index=True)
 
 
-def _stored(
-    root: Path, download: DownloadLimits, size_hint: int, pieces: Sequence[int], distributed: bool
-) -> Iterator[tuple[int, pa.Table]]:
-    """What came of each photo, a piece at a time, as the engine gets them done."""
+def _photos(root: Path, retried: frozenset[int], pieces: Sequence[int], distributed: bool) -> Any:
+    """The addresses of all photos of some pieces, as a frame of the engine's."""
     import pyarrow as pa
-    from daft import col
 
     from dataset.dataset_creation_steps.image_plan import read_piece
-    from dataset.dataset_creation_steps.image_store import StoreStage
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, whole_pieces
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
 
-    if not pieces:
-        return
-    text, place = pa.string(), str(root.resolve())
+    text = pa.string()
     columns = (("asin", text), ("role", text), ("url", text), ("number", pa.int64()))
-    reader = PieceReader(columns, functools.partial(read_piece, place))
-    frame = Pieces(reader, pieces, tasks=len(pieces) if distributed else 1).read()
-    store: Any = StoreStage(place, download, size_hint).store
+    read = functools.partial(read_piece, str(root.resolve()), retried)
+    tasks = len(pieces) if distributed else 1
+    return Pieces(PieceReader(columns, read), pieces, tasks).read()
+
+
+def _stored(
+    frame: Any, root: Path, download: DownloadLimits, size_hint: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """What came of each photo, a piece at a time."""
+    from daft import col
+
+    from dataset.dataset_creation_steps.image_store import StoreStage
+    from dataset.dataset_creation_steps.piece_source import whole_pieces
+
+    store: Any = StoreStage(str(root.resolve()), download, size_hint).store
     frame = frame.with_column("got", store(col("url"), col("number")))
     names = ("file", "sha256", "bytes", "reason")
     frame = frame.with_columns({name: col("got")[name] for name in names}).exclude("got")
-    yield from whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
+    return whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
 
 
 def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:
@@ -209,7 +250,9 @@ def main() -> None:
         root,
         limits(arguments),
         size_hint=arguments.size_hint,
+        piece_photos=arguments.piece_photos,
         distributed=arguments.runner == "ray",
+        retry_failed=arguments.retry_failed,
     )
     for reason, count in kept.failures.most_common(10):
         print(f"{count:8d} not there: {reason}")

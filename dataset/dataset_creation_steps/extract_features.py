@@ -9,7 +9,7 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="extract_features.py",
         description="Step 2: download and embed every photo of a parquet file of step 1 into "
-        f"<parquet>_NNNNN.embeddings, one for each {PRODUCTS_A_SNAPSHOT} products. Killed at any "
+        "<parquet>_NNNNN.embeddings, one for each thousand products. Killed at any "
         "moment, the same command goes on where it was.",
     )
     parser.add_argument("parquet", type=Path, help="of get_pairs.py")
@@ -64,6 +64,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)"
     )
     parser.add_argument(
+        "--products",
+        type=int,
+        default=PRODUCTS_A_SNAPSHOT,
+        help="of one snapshot (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="begin anew, also where there are snapshots"
     )
     add_download_options(parser)
@@ -71,15 +80,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_photos(parquet: str, number: int) -> pa.Table:
-    """The photos of a thousand products: asin, role and url."""
+def read_photos(parquet: str, products: int, retried: frozenset[int], number: int) -> pa.Table:
+    """The photos of so many products, or those to try again: asin, role and url."""
     import pyarrow as pa
 
-    from dataset.dataset_creation_steps.snapshots import PHOTOS, read_rows
+    from dataset.dataset_creation_steps.snapshots import (
+        PHOTOS,
+        may_pass_rows,
+        read_rows,
+        read_snapshot,
+        snapshot_file,
+    )
+
+    if number in retried:
+        table = read_snapshot(snapshot_file(Path(parquet), number))
+        return table.take(pa.array(may_pass_rows(table))).select(["asin", "role", "url"])
 
     rows: list[tuple[str, str, str]] = []
-    start = number * PRODUCTS_A_SNAPSHOT
-    for batch in read_rows(Path(parquet), start, start + PRODUCTS_A_SNAPSHOT, COLUMNS):
+    start = number * products
+    for batch in read_rows(Path(parquet), start, start + products, COLUMNS):
         for row in batch.to_pylist():
             for role, column in (("product", "product_images"), ("user", "user_images")):
                 rows += [(row["asin"], role, url) for url in row[column]]
@@ -95,8 +114,10 @@ def extract(
     download: DownloadLimits,
     *,
     size_hint: int = 500,
+    products: int = PRODUCTS_A_SNAPSHOT,
     gpus: float = 0.0,
     distributed: bool = False,
+    retry_failed: bool = False,
     overwrite: bool = False,
 ) -> Extracted:
     """Write the snapshots that are missing.
@@ -106,38 +127,54 @@ def extract(
         run: of the model, as :func:`visual_search.checkpoint.load_checkpoint` takes it.
         download: limits.
         size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        products: of one snapshot.
         gpus: of a cluster, for each of its workers' models.
         distributed: whether each snapshot may be made on another machine.
+        retry_failed: try photos again that failed for a reason that may have passed.
         overwrite: make all of them.
 
     Raises:
         UserError: when file or model is missing, or the snapshots are of another model.
     """
-    import pyarrow as pa
-
     from dataset.dataset_creation_steps.snapshots import (
         check_source,
         file_fingerprint,
         fingerprint,
+        may_pass_rows,
+        read_snapshot,
+        refuse_total_failure,
         row_count,
         snapshot_file,
+        with_rows,
         write_snapshot,
     )
     from visual_search import checkpoint
 
-    count = -(-row_count(parquet, COLUMNS) // PRODUCTS_A_SNAPSHOT)
-    source = fingerprint(file_fingerprint(parquet), checkpoint.fingerprint(run), str(size_hint))
+    count = -(-row_count(parquet, COLUMNS) // products)
+    source = fingerprint(
+        file_fingerprint(parquet), checkpoint.fingerprint(run), f"{size_hint} {products}"
+    )
     done = [number for number in range(count) if snapshot_file(parquet, number).is_file()]
     for number in [] if overwrite else done:
-        advice = "start with --overwrite, or name the same --run and --size-hint"
+        advice = "start with --overwrite, or name the same --run, --size-hint and --products"
         check_source(snapshot_file(parquet, number), source, advice)
-    missing = [number for number in range(count) if overwrite or number not in set(done)]
-    bar = _bar(parquet, count - len(missing), count)
-    with bar:
-        for number, table in _pieces(parquet, run, download, size_hint, gpus, missing, distributed):
-            columns = ["asin", "role", "url", "vector", "reason"]
-            kept = pa.Table.from_arrays([table[name] for name in columns], names=columns)
-            write_snapshot(snapshot_file(parquet, number), kept, source)
+    retried = frozenset(
+        number
+        for number in (done if retry_failed and not overwrite else [])
+        if len(may_pass_rows(read_snapshot(snapshot_file(parquet, number))))
+    )
+    missing = [n for n in range(count) if overwrite or n in retried or n not in set(done)]
+    columns = ["asin", "role", "url", "vector", "reason"]
+    with _bar(parquet, count - len(missing), count) as bar:
+        frame = _photos(parquet, products, retried, missing, distributed)
+        for number, rows in _embedded(frame, run, download, size_hint, gpus) if missing else ():
+            path = snapshot_file(parquet, number)
+            if number in retried:
+                old = read_snapshot(path)
+                rows = with_rows(old, may_pass_rows(old), rows)
+            else:
+                refuse_total_failure(rows, path.name)
+            write_snapshot(path, rows.select(columns), source)
             bar.update()
     embedded, failures = _summed(parquet, count)
     return Extracted(count, count - len(missing), embedded, failures)
@@ -146,31 +183,36 @@ def extract(
 def _bar(parquet: Path, initial: int, count: int) -> Any:
     from visual_search.progress import progress_bar
 
-    return progress_bar(f"embedding {parquet.name}", "thousand", total=count, initial=initial)
+    return progress_bar(f"embedding {parquet.name}", "snapshot", total=count, initial=initial)
 
 
-def _pieces(
+def _photos(
     parquet: Path,
-    run: Path,
-    download: DownloadLimits,
-    size_hint: int,
-    gpus: float,
+    products: int,
+    retried: frozenset[int],
     numbers: Sequence[int],
     distributed: bool,
 ) -> Any:
-    """Embedded photos, a thousand products at a time."""
+    """The addresses of all photos of some pieces, as a frame of the engine's."""
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
+    from dataset.dataset_creation_steps.snapshots import PHOTOS
+
+    columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
+    read = functools.partial(read_photos, str(parquet.resolve()), products, retried)
+    tasks = len(numbers) if distributed else 1
+    return Pieces(PieceReader(columns, read), numbers, tasks).read()
+
+
+def _embedded(
+    frame: Any, run: Path, download: DownloadLimits, size_hint: int, gpus: float
+) -> Iterator[tuple[int, pa.Table]]:
+    """Embedded photos, a piece at a time."""
     from daft import col
 
     from dataset.dataset_creation_steps.image_stages import FetchStage, embed_stage
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, whole_pieces
-    from dataset.dataset_creation_steps.snapshots import PHOTOS
+    from dataset.dataset_creation_steps.piece_source import whole_pieces
 
-    if not numbers:
-        return iter(())
-    columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
-    reader = PieceReader(columns, functools.partial(read_photos, str(parquet.resolve())))
-    frame = Pieces(reader, numbers, tasks=len(numbers) if distributed else 1).read()
-    fetch = FetchStage(download, size_hint).fetch
+    fetch: Any = FetchStage(download, size_hint).fetch
     embed = embed_stage(gpus)(str(run.resolve())).embed
     frame = frame.with_column("got", fetch(col("url")))
     frame = frame.with_column("made", embed(col("got")["data"]))
@@ -219,8 +261,10 @@ def main() -> None:
         arguments.run,
         limits(arguments),
         size_hint=arguments.size_hint,
+        products=arguments.products,
         gpus=arguments.gpus,
         distributed=arguments.runner == "ray",
+        retry_failed=arguments.retry_failed,
         overwrite=arguments.overwrite,
     )
     for reason, count in found.failures.most_common(10):

@@ -13,11 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.snapshots import row_count
+from dataset.dataset_creation_steps.snapshots import may_pass_rows, read_snapshot, row_count
 from visual_search.files import written_atomically
 
 COLUMNS = ["asin", "role", "url", "mean_cosine"]
-PIECE_ROWS = 1000
 
 
 def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
@@ -43,8 +42,8 @@ def progress_file(root: Path, piece: int) -> Path:
     return root / ".progress" / f"{piece:05d}.photos"
 
 
-def extend_plan(root: Path, wanted: pd.DataFrame) -> pd.DataFrame:
-    """Put what is not planned yet behind what is.
+def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataFrame:
+    """Put what is not planned yet behind what is, in pieces of so many photos.
 
     Returns:
         The whole plan: asin, role, url, piece (number); its index is the photo's number.
@@ -57,7 +56,7 @@ def extend_plan(root: Path, wanted: pd.DataFrame) -> pd.DataFrame:
     if new.empty and path.is_file():
         return old
     first = int(old["piece"].max()) + 1 if len(old) else 0
-    numbers = first + pd.RangeIndex(len(new)) // PIECE_ROWS
+    numbers = first + pd.RangeIndex(len(new)) // piece_photos
     new = new[["asin", "role", "url"]].assign(piece=numbers.to_numpy())
     plan = pd.concat([old.astype({"piece": "int64"}), new], ignore_index=True)[columns]
     with written_atomically(path) as temporary:
@@ -68,9 +67,12 @@ def extend_plan(root: Path, wanted: pd.DataFrame) -> pd.DataFrame:
     return plan
 
 
-def read_piece(root: str, piece: int) -> pa.Table:
-    """The rows of a piece: asin, role, url and the number of the photo."""
+def read_piece(root: str, retried: frozenset[int], piece: int) -> pa.Table:
+    """The rows of a piece, or those to try again: asin, role, url and the photo's number."""
     file = pq.ParquetFile(plan_file(Path(root)))
     start = sum(file.metadata.row_group(number).num_rows for number in range(piece))
     table = file.read_row_group(piece, columns=["asin", "role", "url"])
-    return table.append_column("number", pa.array(range(start, start + table.num_rows)))
+    table = table.append_column("number", pa.array(range(start, start + table.num_rows)))
+    if piece not in retried:
+        return table
+    return table.take(pa.array(may_pass_rows(read_snapshot(progress_file(Path(root), piece)))))

@@ -29,7 +29,7 @@ FETCH_BATCHES = 4
 
 EMBED_BATCH = 64
 
-NOT_THERE = ("HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410")
+NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
 
 async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Download:
@@ -39,7 +39,7 @@ async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Downl
     """
     sized = sized_image(url, size_hint)
     found = await downloader.fetch(sized)
-    if sized != url and found.reason is not None and found.reason.startswith(NOT_THERE):
+    if sized != url and found.reason in NOT_THERE:
         found = await downloader.fetch(url)
     if found.data is None:
         return Download(url, None, found.reason)

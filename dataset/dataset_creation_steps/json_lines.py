@@ -118,22 +118,22 @@ def _unpacked(path: Path, tally: Counter[str]) -> Iterator[bytes]:
     """The content of a gzip file of any number of members, up to where it is damaged."""
     from isal import isal_zlib
 
+    limit = 8 * PIECE_BYTES  # of output at a time: zeros would else unpack to gigabytes at once
     stream = isal_zlib.decompressobj(wbits=31)
     with path.open("rb") as handle:
-        while piece := handle.read(PIECE_BYTES):
-            while piece:
-                if stream.eof:  # another member, or the zeros that fill up a tape
-                    if not piece.strip(b"\0"):
-                        break
-                    stream = isal_zlib.decompressobj(wbits=31)
-                try:
-                    # A bounded output: a file of zeros would else unpack to gigabytes at once.
-                    found = stream.decompress(piece, 8 * PIECE_BYTES)
-                except isal_zlib.error:
-                    tally[CUT] += 1
-                    return
-                if found:
-                    yield found
-                piece = stream.unused_data if stream.eof else stream.unconsumed_tail
+        try:
+            while piece := handle.read(PIECE_BYTES):
+                while piece:
+                    if stream.eof:  # another member, or the zeros that fill up a tape
+                        if not piece.strip(b"\0"):
+                            break
+                        stream = isal_zlib.decompressobj(wbits=31)
+                    yield stream.decompress(piece, limit)
+                    piece = stream.unused_data if stream.eof else stream.unconsumed_tail
+            while not stream.eof and (found := stream.decompress(b"", limit)):
+                yield found
+        except isal_zlib.error:  # type: ignore[misc]  # its stub declares an instance
+            tally[CUT] += 1
+            return
     if not stream.eof:
         tally[CUT] += 1

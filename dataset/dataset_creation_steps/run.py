@@ -70,9 +70,12 @@ class PairsConfig:
     images: Path = Path("dataset/images_mean_50k")
     evaluation: list[Path] = field(default_factory=list)
     pictures: int = 12
+    snapshot_products: int = 1000
+    piece_photos: int = 1000
     runner: str = "native"
     ray_address: str = "auto"
     gpus: float = 0.0
+    retry_failed: bool = False
     pack: bool = False
     part_size: float = 1900.0
     download: DownloadConfig = field(default_factory=DownloadConfig)
@@ -129,8 +132,10 @@ def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
         config.run,
         limits,
         size_hint=hint,
+        products=config.snapshot_products,
         gpus=config.gpus,
         distributed=config.runner == "ray",
+        retry_failed=config.retry_failed,
     )
     print(f"{found.embedded} photos embedded, {found.failures.total()} not", flush=True)
     kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
@@ -149,7 +154,9 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
         config.images,
         config.download.limits(),
         size_hint=config.download.size_hint,
+        piece_photos=config.piece_photos,
         distributed=config.runner == "ray",
+        retry_failed=config.retry_failed,
     )
     print(f"{kept.photos} photos in {config.images}", flush=True)
     tables = prepare_training_set.prepare_training_set(

@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visual_search.downloads import may_pass
 from visual_search.errors import UserError
 from visual_search.files import written_atomically
 
@@ -78,6 +80,37 @@ def check_source(path: Path, source: str, advice: str) -> None:
         raise UserError(f"{path} is not a readable snapshot ({error}): {advice}") from error
     if metadata.get(b"source") != source.encode():
         raise UserError(f"{path} was made from another input or another model: {advice}")
+
+
+def may_pass_rows(table: pa.Table) -> np.ndarray:
+    """Places of the rows that failed for a reason that may have passed, ascending, int64."""
+    return np.flatnonzero([may_pass(reason) for reason in table["reason"].to_pylist()])
+
+
+def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
+    """`table` with the rows at some places replaced.
+
+    Args:
+        table: with all rows.
+        places: which are replaced, ascending.
+        rows: their new content, in that order.
+    """
+    order = np.arange(table.num_rows)
+    order[places] = table.num_rows + np.arange(len(places))
+    return pa.concat_tables([table, rows.select(table.column_names)]).take(pa.array(order))
+
+
+def refuse_total_failure(table: pa.Table, what: str) -> None:
+    """Stop where the network, not the photos, is to blame; the piece stays undone.
+
+    Raises:
+        UserError: when every row failed for a reason that may pass.
+    """
+    if table.num_rows and len(may_pass_rows(table)) == table.num_rows:
+        raise UserError(
+            f"not one of the {table.num_rows} photos of {what} could be downloaded "
+            f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
+        )
 
 
 def fingerprint(*parts: str | bytes) -> str:

@@ -65,14 +65,14 @@ def test_what_passes_is_waited_for(server: PhotoServer, fault: str) -> None:
     ("fault", "expected", "requests"),
     [
         ("404", "HTTP 404", 1),
-        ("down", "HTTP 503 (3 attempts)", 3),
-        ("truncated", "the answer was cut short (3 attempts)", 3),
-        ("reset", "the answer was cut short (3 attempts)", 3),
+        ("down", "HTTP 503 (attempt 3 of 3)", 3),
+        ("truncated", "the answer was cut short (attempt 3 of 3)", 3),
+        ("reset", "the answer was cut short (attempt 3 of 3)", 3),
         ("html", "the server sent text/html, not an image", 1),
         ("loop", "more than 5 redirects", 6),
         ("file", "not an http(s) URL: 'file:///etc/passwd'", 1),
         ("empty", "empty (0 bytes)", 1),
-        ("slow", "no complete answer in time (2 attempts)", 2),
+        ("slow", "no complete answer in time (attempt 2 of 2)", 2),
     ],
 )
 def test_what_does_not_pass_is_said(
@@ -104,7 +104,7 @@ def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoS
 
 
 def test_a_pause_that_is_too_long_ends_it(server: PhotoServer) -> None:
-    assert reason(server.url("429/6.jpg"), longest_wait=0.5) == "HTTP 429"
+    assert reason(server.url("429/6.jpg"), longest_wait=0.5) == "HTTP 429 (attempt 1 of 3)"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -28,7 +29,14 @@ class PhotoServer:
         self.times: dict[str, list[float]] = {}
         self.connections = 0
         self.port = 0
-        self.delay = 0.0
+        self.delay, self.slow = 0.0, 3.0
+
+    def photo(self, path: str) -> bytes:
+        """As Amazon's servers do, a photo is there in all sizes; `exact/…` is in one only."""
+        name = PurePosixPath(path).name
+        if "/exact/" in path:
+            return self.photos.get(f"exact/{name}", b"")
+        return self.photos.get(re.sub(r"\._\w+_?\.", ".", name), b"")
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -78,7 +86,7 @@ def running(server: PhotoServer) -> Iterator[PhotoServer]:
             if server.delay:
                 time.sleep(server.delay)
             parts = PurePosixPath(self.path).parts
-            photo = server.photos.get(parts[-1], b"")
+            photo = server.photo(self.path)
             fault = parts[1] if len(parts) > 1 else ""
             try:
                 self.faulty(fault, photo, seen)
@@ -98,7 +106,7 @@ def running(server: PhotoServer) -> Iterator[PhotoServer]:
             elif fault in ("429", "503"):
                 self.answer(photo)
             elif fault == "slow":
-                time.sleep(3)
+                time.sleep(server.slow)
                 self.answer(photo)
             elif fault in ("truncated", "reset"):
                 self.send_response(200)
