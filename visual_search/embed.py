@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.cores import available_cores
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.progress import progress_bar
 
@@ -28,11 +28,6 @@ class Embeddings:
     matrix: Tensor
     """`(n, dimension)`, float32 on the CPU, rows of length 1, or 0 where nothing could be had."""
     problems: tuple[ImageProblem, ...]
-
-
-def available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_device() -> torch.device:

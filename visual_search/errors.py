@@ -27,6 +27,8 @@ EXTRA_OF_PACKAGE = {
     "pytorch_metric_learning": "bench",
     "ray": "cluster",
     "safetensors": "train",
+    "scipy": "data",
+    "threadpoolctl": "data",
     "yaml": "train",
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from visual_search.embed import embed_images
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
-from visual_search.metrics import MAX_PREDICTIONS, average_precision
+from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
@@ -40,6 +40,7 @@ def rank_gallery(
     device: torch.device,
     batch_size: int = 32,
     progress: bool = True,
+    own: np.ndarray | None = None,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
 
@@ -51,8 +52,13 @@ def rank_gallery(
         device: where the model is.
         batch_size: photos a step of the model.
         progress: whether there are progress bars.
+        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
+            embedded once and never ranked for itself.
     """
     started = time.perf_counter()
+    listed = {"gallery photos": gallery}
+    if own is None:
+        listed["query photos"] = queries
     sides = [
         embed_images(
             model,
@@ -63,13 +69,19 @@ def rank_gallery(
             label=label,
             progress=progress,
         )
-        for label, items in (("gallery photos", gallery), ("query photos", queries))
+        for label, items in listed.items()
     ]
     embedded = time.perf_counter()
-    _, indexes = top_k(sides[1].matrix, sides[0].matrix, MAX_PREDICTIONS)
-    ranks = fill_to_width(indexes.numpy(), len(gallery))
+    rows = sides[0].matrix
+    if own is None:
+        _, indexes = top_k(sides[1].matrix, rows, MAX_PREDICTIONS)
+        nearest = indexes.numpy()
+    else:
+        _, indexes = top_k(rows[torch.from_numpy(own)], rows, MAX_PREDICTIONS + 1)
+        nearest = without_own(indexes.numpy(), own)
+    ranks = fill_to_width(nearest, len(gallery))
     ranked = time.perf_counter()
-    problems = sides[0].problems + sides[1].problems
+    problems = tuple(problem for side in sides for problem in side.problems)
     return Ranking(ranks, problems, embedded - started, ranked - embedded)
 
 
@@ -91,6 +103,9 @@ class DevSet:
     queries: list[ImageItem]
     gallery_products: np.ndarray
     query_products: np.ndarray
+    own: np.ndarray | None = None
+    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
+    of each, which is never ranked for itself; None where they are others."""
 
 
 def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
@@ -148,8 +163,9 @@ def evaluate_on_dev_set(
         device=device,
         batch_size=batch_size,
         progress=progress,
+        own=dev_set.own,
     )
-    return Evaluation(
-        ranking,
-        average_precision(ranking.ranks, dev_set.gallery_products, dev_set.query_products),
+    scores = average_precision(
+        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
     )
+    return Evaluation(ranking, scores)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visual_search.embed import available_cores
+from visual_search.cores import available_cores
 from visual_search.evaluate import DevSet, Evaluation
 from visual_search.files import write_text
 from visual_search.images import ImageItem, UnreadableImage, read_photo
@@ -102,6 +102,8 @@ def _row(query: int, dev_set: DevSet, evaluation: Evaluation) -> Row:
         for place, index in enumerate(ranks[:RESULTS_SHOWN].tolist())
     ]
     of_product = np.flatnonzero(dev_set.gallery_products == product)
+    if dev_set.own is not None:
+        of_product = of_product[of_product != dev_set.own[query]]
     return Row(
         f"q{query}",
         f"{dev_set.queries[query].path.name}, product {product}",

@@ -174,6 +174,7 @@ class Validator:
                 "input size": f"{phase.architecture.input_size} px",
                 "training photos": str(len(phase.images)),
                 "trained on Product10K's test photos": str(phase.config.dataset.train_on_test),
+                "photos shared with training": phase.leak_warning() or "looked for, see leaks.csv",
             },
             phase.dev_set,
             evaluation,

@@ -143,6 +143,7 @@ def extract(
         may_pass_rows,
         read_snapshot,
         refuse_total_failure,
+        remove_leftovers,
         row_count,
         snapshot_file,
         with_rows,
@@ -150,6 +151,7 @@ def extract(
     )
     from visual_search import checkpoint
 
+    remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)
     source = fingerprint(
         file_fingerprint(parquet), checkpoint.fingerprint(run), f"{size_hint} {products}"

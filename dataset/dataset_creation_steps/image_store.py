@@ -138,5 +138,5 @@ def keep_one_copy(root: Path, photos: Iterable[tuple[str, str, int]]) -> dict[st
 
 def remove_leftovers(root: Path) -> None:
     """Half-written files of a process that was killed."""
-    for path in root.glob("[0-9]*/.*.tmp"):
+    for path in [*root.glob("*/.*.tmp"), *root.parent.glob(f".{root.name}*.tmp")]:
         path.unlink(missing_ok=True)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     # Run as a file: make the package importable from the repository root.
@@ -18,9 +20,13 @@ if __package__ in (None, ""):
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import written_atomically
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
 DEFAULT_THRESHOLDS = (0.5, 0.6)
+LEAKS = "amazon_review_leaks.csv"
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--evaluation",
         type=Path,
         nargs="*",
-        help="folders of photos that must not be trained on (default: "
-        f"{DEFAULT_EVALUATION} where it exists)",
+        help="tables, or folders with gallery.csv and queries.csv, of photos that must not be "
+        f"trained on (default: {DEFAULT_EVALUATION} where it exists)",
     )
     parser.add_argument(
         "--distance",
@@ -91,31 +97,31 @@ def prepare_training_set(
     min_images: int = 2,
     distance: int = 4,
 ) -> list[TrainingTable]:
-    """Write a table for each threshold, and `leaks.csv` of what was left out.
+    """Write a table for each threshold, and `amazon_review_leaks.csv` of what was left out.
 
     Args:
         table: of step 4; the photos lie in the folder of its name without `.parquet`.
         output: folder of the tables.
         thresholds: of the mean cosine; a photo's has to be above it.
-        evaluation: folders of photos; what looks like one of them is left out.
+        evaluation: tables of photos, or folders with such; what looks like one of these photos
+            is left out.
         min_images: photos a label must have.
-        distance: bits; see :func:`visual_search.near_duplicates.pairs_within`.
+        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
 
     Raises:
         UserError: when a file is missing, or nothing is left.
     """
     import pandas as pd
 
-    from dataset.dataset_creation_steps.leaks import find_leaks
+    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables, note_checked
     from dataset.dataset_creation_steps.snapshots import row_count
 
-    row_count(table, ["image_path", "label", "mean_cosine", "sha256"])
+    row_count(table, ["image_path", "label", "mean_cosine"])
+    tests = evaluation_tables(evaluation)
     photos = pd.read_parquet(table).sort_values(["label", "image_path"])
-    root = table.with_suffix("")
-    leaks = find_leaks(root, photos, evaluation, distance)
-    with written_atomically(output / "amazon_review_leaks.csv") as temporary:
-        leaks.to_csv(temporary, index=False)
-    photos = photos[~photos["image_path"].isin(leaks["image_path"])]
+    photos = photos[photos["mean_cosine"] > min(thresholds)]
+    leaked = _leaked(photos, table.with_suffix(""), output, tests, distance)
+    photos = photos[~photos["image_path"].isin(leaked)]
     written = []
     for threshold in thresholds:
         kept = photos[photos["mean_cosine"] > threshold]
@@ -126,7 +132,24 @@ def prepare_training_set(
         with written_atomically(path) as temporary:
             kept[["image_path", "label"]].to_csv(temporary, index=False)
         written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
+    note_checked([made.path for made in written], tests, distance)
     return written
+
+
+def _leaked(
+    photos: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
+) -> set[str]:
+    """The photos to leave out; the pairs that say why are written beside the tables."""
+    from dataset.dataset_creation_steps.evaluation_leaks import leaked_photos
+
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        candidates = Path(folder) / "candidates.csv"
+        photos[["image_path", "label"]].to_csv(candidates, index=False)
+        pairs, leaked = leaked_photos(candidates, root, tests, distance)
+    with written_atomically(output / LEAKS) as temporary:
+        pairs.to_csv(temporary, index=False)
+    return leaked
 
 
 def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:

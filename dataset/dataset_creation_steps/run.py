@@ -104,12 +104,14 @@ def build_pairs(config: PairsConfig) -> None:
         UserError: when a file is missing or a step has nothing left.
     """
     from dataset.dataset_creation_steps.engine import start_engine
+    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables
 
     if not config.categories:
         raise UserError("categories is empty: name at least one")
     if not config.thresholds:
         raise UserError("thresholds is empty: name at least one")
-    # All files, before the first of them is worked on for hours.
+    # All inputs, before the first of them is worked on for hours.
+    evaluation_tables(config.evaluation)
     files = {name: category_files(config.folder, name) for name in config.categories}
     start_engine(config.runner, config.ray_address)
     selections = [_one_category(config, *pair) for pair in files.values()]

@@ -7,6 +7,7 @@ the pieces that have no file. The files are Arrow's, nothing in them is executed
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,13 @@ PHOTOS = pa.schema(
         ("reason", pa.string()),  # why there is none
     ]
 )
+
+
+def remove_leftovers(path: Path) -> None:
+    """Half-written files of a killed process whose names begin as that of `path`."""
+    for name in (path.name, f"{path.stem}_mean_"):
+        for leftover in path.parent.glob(f".{glob.escape(name)}*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def snapshot_file(parquet: Path, number: int) -> Path:
