@@ -16,6 +16,12 @@ import pytest
 ENTRY_POINTS = [
     ["-m", "visual_search.main_arcface"],
     ["-m", "visual_search.main_demo"],
+    ["-m", "dataset.dataset_creation_steps.run"],
+    ["dataset/dataset_creation_steps/get_pairs.py"],
+    ["dataset/dataset_creation_steps/extract_features.py"],
+    ["dataset/dataset_creation_steps/analyse_pairs.py"],
+    ["dataset/dataset_creation_steps/download_images.py"],
+    ["dataset/dataset_creation_steps/prepare_training_set.py"],
     ["dataset/downsample_classes.py"],
     ["dataset/filter_dataset_info.py"],
     ["dataset/find_leaks.py"],
@@ -175,15 +181,13 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     """The house plan: entry points, work, parts, pieces, ground."""
     floors = [
         {
-<<<<<<< HEAD
+            "downloads",
             "common_table",
             "contact_sheet",
             "cores",
             "dataset_info",
             "deduplication",
-=======
             "capacity",
->>>>>>> rehearse
             "errors",
             "evaluator_child",
             "files",
@@ -195,25 +199,21 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "leak_record",
             "leaks",
             "metrics",
+            "photo_checks",
             "near_duplicates",
             "photo_hashes",
             "progress",
-<<<<<<< HEAD
             "reciprocal",
             "rerank",
-=======
             "ranks_check",
             "requirement_closure",
->>>>>>> rehearse
+            "public_addresses",
             "run_folder",
             "sandbox",
             "search",
-<<<<<<< HEAD
             "table_rules",
-=======
             "submission_faults",
             "submission_tree",
->>>>>>> rehearse
             "tables",
             "vector_steps",
         },
