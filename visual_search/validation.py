@@ -130,7 +130,7 @@ class Validator:
             [images.item(i) for i in range(len(images))],
             phase.architecture.input_size,
             device=self.device,
-            settings=self.phase.config.embedding,
+            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
             label="whitening",
         )
         labels = torch.from_numpy(images.labels)
@@ -158,7 +158,7 @@ class Validator:
             self.phase.dev_set,
             self.phase.architecture.input_size,
             device=self.device,
-            settings=self.phase.config.embedding,
+            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
         )
         embedder.train(training)
         return evaluation
