@@ -229,15 +229,16 @@ def largest_size(cost: SizeCost, seconds_per_image: float, step: int = SIZE_STEP
     return fitting[-1] if fitting else None
 
 
-def dry_workload(run: Run, target: Workload) -> Workload:
+def dry_workload(run: Run, target: Workload, seconds: float = DRY_SECONDS) -> Workload:
     """`target`, made smaller in proportion where its rows would take long even at a tiny input.
 
     Args:
         run: a run on real photos; an image at :data:`DRY_SIZE` is taken to cost a tenth.
         target: the hidden test.
+        seconds: how long the dry run may be expected to take.
     """
     per_image = run.seconds.embedding / run.workload.images / 10
-    share = min(DRY_SECONDS / max(per_image * target.images, 1e-9), 1.0)
+    share = min(seconds / max(per_image * target.images, 1e-9), 1.0)
     # Below a few thousand rows of the gallery, a top-1000 is another problem.
     share = max(share, min(4000 / target.gallery, 1.0))
     return Workload(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
