@@ -23,9 +23,16 @@ def main() -> None:
     options = build_parser().parse_args()
     if options.splits < 1:
         raise UserError("--splits must be 1 or more")
-    model = embed_dev_set(options.run, options.data_folder, options.input_size, options.cache)
+    dev_set = _dev_set(options)
+    if options.tune_rerank and dev_set.own is not None:
+        raise UserError(
+            "--tune-rerank needs queries apart from the gallery, but each photo of "
+            f"{options.table} is ranked against all others; give --data-folder, or a table whose "
+            "evaluation_status names queries"
+        )
+    model = embed_dev_set(options.run, dev_set, options.input_size, options.cache)
     if options.tune_rerank:
-        tune(model, options.splits, options.seed, options.data_folder)
+        tune(model, options.splits, options.seed, options.table or options.data_folder)
     else:
         score(model)
 
@@ -49,6 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="holds gallery.csv, queries.csv and their photos (%(default)s)",
     )
     parser.add_argument(
+        "--table",
+        type=Path,
+        help="instead, a dataset_info.csv or folds.csv, of which the held-out rows are ranked: "
+        "queries against gallery where evaluation_status says so, else each photo against all "
+        "others",
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder that the table's paths are relative to; default: its own"
+    )
+    parser.add_argument(
+        "--fold", type=int, default=-1, help="of a folds.csv, the fold that was held out"
+    )
+    parser.add_argument(
         "--input_size", type=int, default=0, help="pixels; default: what the model was trained with"
     )
     parser.add_argument(
@@ -70,6 +90,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _dev_set(options: argparse.Namespace) -> DevSet:
+    from visual_search.dev_tables import read_dev_table
+    from visual_search.evaluate import read_dev_set
+
+    if options.table:
+        return read_dev_table(options.table, options.root, fold=options.fold)
+    return read_dev_set(options.data_folder)
+
+
 @dataclass(frozen=True)
 class EmbeddedDevSet:
     """A development set as a model sees it."""
@@ -82,38 +111,43 @@ class EmbeddedDevSet:
 
     def score(self, steps: Steps) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
-        from visual_search.metrics import MAX_PREDICTIONS, average_precision
-        from visual_search.rerank import rank
+        from visual_search.evaluate import nearest_rows
+        from visual_search.metrics import average_precision
 
-        ranks = rank(self.queries, self.gallery, steps, MAX_PREDICTIONS).numpy()
-        return average_precision(ranks, self.dev_set.gallery_products, self.dev_set.query_products)
+        dev_set = self.dev_set
+        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own)
+        return average_precision(
+            ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
+        )
 
 
-def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> EmbeddedDevSet:
+def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -> EmbeddedDevSet:
     """Embed a development set with a run's or an export's model, or read what was kept.
 
     Args:
         source: a run folder, a checkpoint, or an export's folder.
-        data: the development set.
+        dev_set: the photos.
         input_size: pixels; 0 takes the model's own.
         cache: where embeddings are kept.
 
     Raises:
-        UserError: when the model or the data is missing or damaged.
+        UserError: when the model is missing or damaged.
     """
     from visual_search.checkpoint import fingerprint, load_checkpoint
     from visual_search.embed import default_device, embed_images
     from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
-    from visual_search.evaluate import read_dev_set
     from visual_search.export import load_model
 
-    dev_set, device = read_dev_set(data), default_device()
+    device = default_device()
     checkpoint, weights = load_checkpoint(source), fingerprint(source)
     architecture = checkpoint.architecture
     size = input_size or architecture.input_size
     settings = {"architecture": asdict(architecture), "input_size": size, "device": device.type}
     started, matrices = time.perf_counter(), []
-    for label, items in (("gallery photos", dev_set.gallery), ("query photos", dev_set.queries)):
+    sides = {"gallery photos": dev_set.gallery}
+    if dev_set.own is None:
+        sides["query photos"] = dev_set.queries
+    for label, items in sides.items():
         embeddings, kept = cached_embeddings(
             cache,
             embeddings_fingerprint(weights, items, settings),
@@ -129,7 +163,11 @@ def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> Emb
         if len(embeddings.problems) > 3:
             print(f"  and {len(embeddings.problems) - 3} more damaged photos")
     print(f"{architecture.backbone}, {size} px, {time.perf_counter() - started:.1f} s", flush=True)
-    return EmbeddedDevSet(dev_set, *matrices, checkpoint.path.with_name("model.json"))
+    gallery, queries = matrices[0], matrices[-1]
+    if dev_set.own is not None:
+        print(f"{len(dev_set.queries)} of them are queries, each against all others", flush=True)
+        queries = gallery[dev_set.own]
+    return EmbeddedDevSet(dev_set, gallery, queries, checkpoint.path.with_name("model.json"))
 
 
 def score(model: EmbeddedDevSet) -> None:
@@ -142,8 +180,10 @@ def score(model: EmbeddedDevSet) -> None:
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
-    else:
+    elif model.dev_set.own is None:
         print("next: the same command with --tune-rerank looks for re-ranking steps")
+    else:
+        print("next: python my_submission/to_torchscript.py <run> exports it for the ranker")
 
 
 def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:

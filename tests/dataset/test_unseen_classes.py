@@ -14,8 +14,9 @@ import torch
 from dataset import filter_dataset_info, find_leaks, generate_dataset_info, get_kfold_split
 from tests.conftest import draw_product, write_csv
 from tests.visual_search.test_dev_tables import naive_scores
-from visual_search import main_arcface
+from visual_search import main_arcface, main_evaluate
 from visual_search.checkpoint import load_checkpoint, plain_state
+from visual_search.errors import UserError
 from visual_search.images import ImageItem, load_pixels
 from visual_search.model import rebuild_embedder
 
@@ -102,6 +103,17 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
     expected = naive_scores(vectors @ vectors.T, rows["label"].tolist())
     assert len(expected) == 6
     assert best.facts["mAP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+
+    options = ["--run", str(tmp_path / "runs" / "unseen"), "--table", str(table)]
+    options += ["--cache", str(tmp_path / "cache")]
+    for kept in ("embedded", "read from the cache"):
+        run(monkeypatch, main_evaluate.main, *options)
+        said = capsys.readouterr().out
+        assert f"7 gallery photos {kept}" in said
+        assert "6 of them are queries, each against all others" in said
+        assert f"mAP {best.facts['mAP']:.4f}" in said
+    with pytest.raises(UserError, match="--tune-rerank needs queries apart from the gallery"):
+        run(monkeypatch, main_evaluate.main, *options, "--tune-rerank")
 
 
 def test_a_fold_of_photos_and_a_fold_of_classes(
