@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,13 @@ from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
+    from visual_search.checkpoint import Checkpoint
+    from visual_search.embed import Embeddings
     from visual_search.evaluate import DevSet
+    from visual_search.images import ImageItem
     from visual_search.rerank_tuning import Steps
 
 
@@ -102,10 +107,9 @@ def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> Emb
         UserError: when the model or the data is missing or damaged.
     """
     from visual_search.checkpoint import fingerprint, load_checkpoint
-    from visual_search.embed import default_device, embed_images
+    from visual_search.embed import default_device
     from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
     from visual_search.evaluate import read_dev_set
-    from visual_search.export import load_model
 
     dev_set, device = read_dev_set(data), default_device()
     checkpoint, weights = load_checkpoint(source), fingerprint(source)
@@ -117,9 +121,7 @@ def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> Emb
         embeddings, kept = cached_embeddings(
             cache,
             embeddings_fingerprint(weights, items, settings),
-            lambda items=items, label=label: embed_images(  # type: ignore[misc]
-                load_model(checkpoint, device), items, size, device=device, label=label
-            ),
+            partial(_embed, checkpoint, items, size, device, label),
         )
         matrices.append(embeddings.matrix)
         source_of = "read from the cache" if kept else "embedded"
@@ -129,7 +131,17 @@ def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> Emb
         if len(embeddings.problems) > 3:
             print(f"  and {len(embeddings.problems) - 3} more damaged photos")
     print(f"{architecture.backbone}, {size} px, {time.perf_counter() - started:.1f} s", flush=True)
-    return EmbeddedDevSet(dev_set, *matrices, checkpoint.path.with_name("model.json"))
+    gallery, queries = matrices
+    return EmbeddedDevSet(dev_set, gallery, queries, checkpoint.path.with_name("model.json"))
+
+
+def _embed(
+    checkpoint: Checkpoint, items: list[ImageItem], size: int, device: torch.device, label: str
+) -> Embeddings:
+    from visual_search.embed import embed_images
+    from visual_search.export import load_model
+
+    return embed_images(load_model(checkpoint, device), items, size, device=device, label=label)
 
 
 def score(model: EmbeddedDevSet) -> None:
