@@ -29,7 +29,6 @@ from visual_search.errors import UserError
 from visual_search.progress import progress_bar
 
 COPIED_AT_ONCE = 1 << 20
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz")
 UNFINISHED = ".unfinished"
 
 _DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {

@@ -62,6 +62,7 @@ def test_weights_go_to_lfs_and_the_demo_does_not(checkout: Path) -> None:
     for name in (
         "my_submission/weights/model.pt",
         "my_submission/weights/head.safetensors",
+        "dataset/images_mean_50k_800.partaa",
         "dataset/images_mean_50k_800.tar.partaa",
     ):
         assert lfs_filter(checkout, name) == "lfs", name

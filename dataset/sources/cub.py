@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataset.sources.layout import DataSet, Download, Files
-from dataset.sources.lists import split_lines, whole_number
+from dataset.sources.lists import pixels, split_lines, whole_number
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 from visual_search.images import Box
@@ -45,7 +45,7 @@ def _boxes(path: Path) -> dict[str, Box]:
     """The file holds x, y, width and height (with a decimal point), not two corners."""
     boxes: dict[str, Box] = {}
     for line in split_lines(path, 5):
-        x, y, w, h = (whole_number(text, line.place, "the box") for text in line.fields[1:])
+        x, y, w, h = pixels(line.fields[1:], line.place)
         boxes[line.fields[0]] = x, y, w, h
     return boxes
 

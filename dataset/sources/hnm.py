@@ -15,8 +15,8 @@ def read(files: Files) -> Iterator[InfoRow]:
     The label is `product_code`: `article_id` would give one photo a class. Some articles have
     no photo; they count as broken.
     """
-    columns = ["article_id", "product_code", "prod_name"]
-    for record in csv_records(files.file("articles.csv"), columns):
+    columns = ["article_id", "product_code"]
+    for record in csv_records(files.file("articles.csv"), columns, ["prod_name"]):
         # Spreadsheets drop the leading zeros; the folder is the first three of ten digits.
         article = record.values["article_id"].strip().zfill(10)
         product = record.values["product_code"].strip().zfill(7)

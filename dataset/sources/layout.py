@@ -11,6 +11,7 @@ from pathlib import Path
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # Lists and photo folders are looked for this deep below what the user named, and not inside
@@ -70,7 +71,7 @@ class Files:
         self.roots = [root.resolve() for root in roots]
         self.table_folder, self.layout = table_folder.resolve(), layout
         self.part = ""
-        self._bases: dict[str, str] = {}
+        self._holders: dict[str, list[tuple[Path, str]]] = {}
 
     def has(self, name: str) -> bool:
         """Whether there is a file or folder `name`, which may be a path of several parts."""
@@ -113,17 +114,22 @@ class Files:
             UserError: when there is no such folder at all.
         """
         head = name.partition("/")[0]
-        base = self._bases.get(head)
-        if base is None:
-            holders = [folder for folder in self._folders if (folder / head).is_dir()]
-            if not holders:
-                raise self.missing(f"the folder {head}/")
-            # `MET/MET/1/0.jpg` is a usual outcome of unpacking: the photo itself decides.
-            exact = [folder for folder in holders if (folder / name).is_file()]
-            base = os.path.relpath((exact or holders)[0], self.table_folder)
-            if exact:
-                self._bases[head] = base
-        return f"{base}/{name}"
+        if head not in self._holders:
+            self._holders[head] = [
+                (folder, os.path.relpath(folder, self.table_folder))
+                for folder in self._folders
+                if (folder / head).is_dir()
+            ]
+        holders = self._holders[head]
+        if not holders:
+            raise self.missing(f"the folder {head}/")
+        if len(holders) > 1:
+            # `MET/MET/1/0.jpg` is a usual outcome of unpacking, and so is one folder for each
+            # archive: the photo itself decides.
+            for folder, base in holders:
+                if (folder / name).is_file():
+                    return f"{base}/{name}"
+        return f"{holders[0][1]}/{name}"
 
     def class_photos(self, name: str) -> Iterator[tuple[str, str]]:
         """Label and path relative to the table of `<name>/<class>/<photo>`, in order of their text.
@@ -150,7 +156,14 @@ class Files:
     def missing(self, what: str) -> UserError:
         """The error for something that is not there."""
         places = " and ".join(map(str, self.roots))
-        return UserError(f"{what} was not found below {places}; {self._expected}")
+        archives = [
+            str(path)
+            for root in self.roots
+            for path in sorted(root.iterdir())
+            if path.name.endswith(ARCHIVE_SUFFIXES)
+        ]
+        hint = f"; if it is in {archives[0]}, name that with --source" if archives else ""
+        return UserError(f"{what} was not found below {places}; {self._expected}{hint}")
 
     @property
     def _expected(self) -> str:

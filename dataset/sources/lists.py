@@ -94,8 +94,15 @@ class Record(NamedTuple):
     values: dict[str, str]
 
 
-def csv_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+def csv_records(
+    path: Path, columns: Sequence[str], may_be_empty: Sequence[str] = ()
+) -> Iterator[Record]:
     """The rows of a csv file by the names of its columns, one by one.
+
+    Args:
+        path: UTF-8 csv with a header.
+        columns: that it must have, filled in every row.
+        may_be_empty: that it must have, too.
 
     Raises:
         UserError: for a missing column, a row with another number of cells or an empty cell in
@@ -106,7 +113,7 @@ def csv_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle)
             names = next(reader, [])
-            missing = [name for name in columns if name not in names]
+            missing = [name for name in (*columns, *may_be_empty) if name not in names]
             if missing:
                 raise UserError(
                     f"{path} has no column {', '.join(map(repr, missing))}; it has "
@@ -146,13 +153,25 @@ def whole_number(text: str, place: str, what: str) -> int:
     raise UserError(f"{place}: {what} is {text!r}, not a whole number")
 
 
+def pixels(texts: Sequence[str], place: str) -> list[int]:
+    """Coordinates, rounded to whole pixels.
+
+    Raises:
+        UserError: naming the place, for what is no number.
+    """
+    try:
+        return [round(float(text)) for text in texts]
+    except (ValueError, OverflowError):
+        raise UserError(f"{place}: the box is {' '.join(texts)!r}, not four numbers") from None
+
+
 def box_of_corners(corners: Sequence[str], place: str) -> Box:
     """`x, y, w, h` of the corners `x1, y1, x2, y2`.
 
+    One without an area is passed on: the photo is then left out, and listed.
+
     Raises:
-        UserError: for what is no number, and for corners in the wrong order.
+        UserError: see :func:`pixels`.
     """
-    x1, y1, x2, y2 = (whole_number(text, place, "a corner of the box") for text in corners)
-    if x2 <= x1 or y2 <= y1:
-        raise UserError(f"{place}: the box {x1} {y1} {x2} {y2} has no area (x1 y1 x2 y2)")
+    x1, y1, x2, y2 = pixels(corners, place)
     return x1, y1, x2 - x1, y2 - y1

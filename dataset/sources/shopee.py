@@ -14,7 +14,7 @@ def read(files: Files) -> Iterator[InfoRow]:
 
     Its `image_phash` is not taken over: hashes compare only with those of the same program.
     """
-    for record in csv_records(files.file("train.csv"), ["image", "title", "label_group"]):
+    for record in csv_records(files.file("train.csv"), ["image", "label_group"], ["title"]):
         yield InfoRow(
             files.photo(f"train_images/{record.values['image']}"),
             f"shopee/{record.values['label_group']}",

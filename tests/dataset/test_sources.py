@@ -287,7 +287,7 @@ CASES: list[tuple[str, Damage, str]] = [
     ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", "12", "13"), "announces 13"),
     ("inshop", lambda f: truncated(f / "Anno/list_bbox_inshop.txt"), "list_bbox_inshop.txt"),
     ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", " query", " probe"), "'probe'"),
-    ("inshop", lambda f: edited(f / "Anno/list_bbox_inshop.txt", "040", "001"), "line 3: the box"),
+    ("inshop", lambda f: edited(f / "Anno/list_bbox_inshop.txt", "040", "x"), "line 3: the box"),
     ("aliproducts", lambda f: truncated(f / "train.json"), "train.json is damaged near character"),
     ("aliproducts", lambda f: edited(f / "val.json", "class_id", "class"), "lacks class_id"),
     ("rp2k", lambda f: shutil.rmtree(f / "all" / "test"), "all/test/ was not found"),
@@ -327,6 +327,35 @@ def test_damaged_and_missing_lists_are_one_sentence(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (source.parent / "out" / "dataset_info.csv").exists()
+
+
+def test_a_box_without_area_costs_its_photo_only(source: Path) -> None:
+    layouts.inshop(source)
+    edited(source / "Anno/list_bbox_inshop.txt", "040", "010")
+    done = prepare("inshop", source.parent / "out", [source])
+    assert sum(done.rows.values()) == 11
+    assert "no part of its box (10, 12, 0, 40)" in done.broken.reasons[0][1]
+
+
+def test_each_archive_was_unpacked_into_a_folder_of_its_own(source: Path) -> None:
+    layouts.aliproducts(source)
+    for label in ("00001", "50029"):
+        for part in ("train", "val"):
+            (source / f"unpacked{label}" / part).mkdir(parents=True)
+            (source / part / label).rename(source / f"unpacked{label}" / part / label)
+    for part in ("train", "val"):
+        (source / part).rmdir()
+    with_lists = table_of("aliproducts", source)
+    assert len(with_lists) == 8
+    for part in ("train", "val"):
+        (source / f"{part}.json").unlink()
+    assert set(table_of("aliproducts", source)["file_name"]) == set(with_lists["file_name"])
+
+
+def test_an_archive_of_an_unknown_name_is_pointed_out(source: Path) -> None:
+    (source / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"if it is in .*archive\.zip, name that with --source"):
+        table_of("shopee", source)
 
 
 def test_lists_on_another_place_than_the_photos(source: Path, tmp_path: Path) -> None:
