@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,13 @@ from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
+    from visual_search.checkpoint import Checkpoint
+    from visual_search.embed import Embeddings
     from visual_search.evaluate import DevSet
+    from visual_search.images import ImageItem
     from visual_search.rerank_tuning import Steps
 
 
@@ -134,9 +139,8 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         UserError: when the model is missing or damaged.
     """
     from visual_search.checkpoint import fingerprint, load_checkpoint
-    from visual_search.embed import default_device, embed_images
+    from visual_search.embed import default_device
     from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
-    from visual_search.export import load_model
 
     device = default_device()
     checkpoint, weights = load_checkpoint(source), fingerprint(source)
@@ -151,9 +155,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         embeddings, kept = cached_embeddings(
             cache,
             embeddings_fingerprint(weights, items, settings),
-            lambda items=items, label=label: embed_images(  # type: ignore[misc]
-                load_model(checkpoint, device), items, size, device=device, label=label
-            ),
+            partial(_embed, checkpoint, items, size, device, label),
         )
         matrices.append(embeddings.matrix)
         source_of = "read from the cache" if kept else "embedded"
@@ -168,6 +170,15 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         print(f"{len(dev_set.queries)} of them are queries, each against all others", flush=True)
         queries = gallery[dev_set.own]
     return EmbeddedDevSet(dev_set, gallery, queries, checkpoint.path.with_name("model.json"))
+
+
+def _embed(
+    checkpoint: Checkpoint, items: list[ImageItem], size: int, device: torch.device, label: str
+) -> Embeddings:
+    from visual_search.embed import embed_images
+    from visual_search.export import load_model
+
+    return embed_images(load_model(checkpoint, device), items, size, device=device, label=label)
 
 
 def score(model: EmbeddedDevSet) -> None:

@@ -127,7 +127,7 @@ def _parse_step(value: Any, where: str) -> Step:
 def describe_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     """What :func:`parse_steps` reads, with every parameter spelt out."""
     name_of = {kind: name for name, kind in STEPS.items()}
-    return [{"name": name_of[type(step)], **dataclasses.asdict(step)} for step in steps]  # type: ignore[call-overload]
+    return [{"name": name_of[type(step)], **dataclasses.asdict(step)} for step in steps]  # type: ignore[arg-type]
 
 
 def words(steps: Sequence[Step]) -> str:

@@ -176,15 +176,16 @@ class SwappedDatabaseAugmentation:
         standard_queries, standard_gallery = ZScore()(queries, gallery)
         _, of_gallery = top_k(standard_gallery, standard_queries, self.gallery_neighbours)
         _, of_queries = nearest_others(standard_queries, self.query_neighbours)
+        # The z-score sees the sums themselves, not of unit length.
         return ZScore()(
-            _moved(queries, queries + self._sum(queries, of_queries, self.query_neighbours)),
-            _moved(gallery, gallery + self._sum(queries, of_gallery, self.gallery_neighbours)),
-            # Not normalised in between: the z-score sees the sums, as theirs did.
+            self._sum(queries, queries, of_queries, self.query_neighbours),
+            self._sum(gallery, queries, of_gallery, self.gallery_neighbours),
         )
 
-    def _sum(self, pool: Tensor, indexes: Tensor, neighbours: int) -> Tensor:
+    def _sum(self, vectors: Tensor, pool: Tensor, indexes: Tensor, neighbours: int) -> Tensor:
         weights = torch.logspace(0, -self.decades, neighbours + 1, device=pool.device)[1:]
-        return weighted_sum(pool, indexes, weights[: indexes.shape[1]].expand(indexes.shape))
+        added = weighted_sum(pool, indexes, weights[: indexes.shape[1]].expand(indexes.shape))
+        return torch.where(_given(vectors)[:, None], vectors + added, 0.0)
 
 
 @dataclass(frozen=True)
