@@ -20,7 +20,9 @@ SIZE_SHARES = (0.85, 0.7, 0.5)
 # Patches of transformers and strides of convolutions: a side that both kinds take is a multiple.
 SIDE_STEPS = (32, 14)
 # Kept back of every limit, beside the time of ranking: writing the answer, a busy machine.
-SAFETY_SHARE = 0.02
+SAFETY_SHARE, SAFETY_SECONDS = 0.02, 0.5
+# The plan needs less than the time that is left by this share: the pace is a guess.
+PLAN_MARGIN = 0.05
 # How much a new batch weighs in the measured pace.
 PACE_WEIGHT = 0.3
 
@@ -114,7 +116,8 @@ class Pacer:
 
     def reserve(self) -> float:
         """Seconds to keep for what comes after the embedding."""
-        safety = 0.0 if math.isinf(self.clock.limit) else SAFETY_SHARE * self.clock.limit
+        limit = self.clock.limit
+        safety = 0.0 if math.isinf(limit) else SAFETY_SHARE * limit + SAFETY_SECONDS
         return safety + self._ranking + (self._reranking if self.reranks else 0.0)
 
     def left(self) -> float:
@@ -126,7 +129,6 @@ class Pacer:
         with self._lock:
             step = self._fitting(photos, streams)
             self._started += photos
-            self.photos_at[step] += photos
             return step
 
     def _fitting(self, photos: int, streams: int) -> Step | None:
@@ -135,7 +137,9 @@ class Pacer:
         waiting = self.photos - self._started
         while True:
             for step in self._steps:
-                if self._seconds(step) * waiting / streams <= self.left():
+                # Streams do not end together: the last batch may find the others idle.
+                needed = self._seconds(step) * (waiting / streams + photos)
+                if needed * (1 + PLAN_MARGIN) <= self.left():
                     return step
             if not (self.reranks and self._reranking):
                 break
@@ -171,13 +175,18 @@ class Pacer:
             if self.views > 1 and self._steps[-1].views:
                 self._steps.append(Step(self._steps[-1].size, False))
             self._started -= photos
-            self.photos_at[step] -= photos
         return self.next(photos, streams)
 
-    def gave_up(self, photos: int) -> None:
-        """Count photos of a batch that was begun and not waited for."""
+    def count(self, step: Step | None, photos: int) -> None:
+        """Count photos that are done with: embedded by `step`, or left out."""
+        with self._lock:
+            self.photos_at[step] += photos
+
+    def leave_out(self, photos: int, not_begun: int) -> None:
+        """Count photos that nobody waited for, `not_begun` of them not even asked about."""
         with self._lock:
             self.photos_at[None] += photos
+            self._started += not_begun
 
     def report(self) -> dict[str, Any]:
         """What the clock did, for the ranker's log."""

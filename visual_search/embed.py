@@ -183,7 +183,8 @@ class _Job:
             if self.failure is not None:
                 raise self.failure
             matrix = self.matrix
-            self.pacer.gave_up(self.position - self.finished)
+            unfinished = len(self.items) - self.finished
+            self.pacer.leave_out(unfinished, len(self.items) - self.position)
         if matrix is None:  # not one batch in time: any width will do
             matrix = torch.zeros(len(self.items), 1)
         return Embeddings(
@@ -222,7 +223,7 @@ class _Job:
                 if step.size == self.pacer.size:
                     raise
                 step = self.pacer.refused(step, stop - start, self.prepared.streams)
-        return self._keep(start, stop, None, {})
+        return self._keep(start, stop, None, None, {})
 
     def _embed(self, start: int, stop: int, step: Step) -> None:
         begun = time.perf_counter()
@@ -246,14 +247,20 @@ class _Job:
         with self.lock:
             self.decode_seconds += loaded - begun
             self.model_seconds += done - waited
-        self._keep(start, stop, vectors, problems)
+        self._keep(start, stop, step, vectors, problems)
 
     def _keep(
-        self, start: int, stop: int, vectors: Tensor | None, problems: dict[int, ImageProblem]
+        self,
+        start: int,
+        stop: int,
+        step: Step | None,
+        vectors: Tensor | None,
+        problems: dict[int, ImageProblem],
     ) -> None:
         with self.lock:
             if self.over:
                 return
+            self.pacer.count(step, stop - start)
             if vectors is not None:
                 if self.matrix is None:
                     self.matrix = torch.zeros(len(self.items), vectors.shape[1])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,15 +95,16 @@ def prepare(
     probe.deadline = started + min(seconds, 1e9)
     variants = _variants(settings, on_gpu)
     batch = settings.batch_size or (GPU_BATCHES if on_gpu else CPU_BATCHES)[0]
-    best = variants[0]
-    if photos >= FEW_PHOTOS and photos > streams * batch:
-        if len(variants) > 1 or not settings.batch_size:
-            probe.rate(best, batch)  # the first call pays for what later ones find ready
-            rate = probe.rate(best, batch)
-            probe.deadline = min(probe.deadline, started + PROBE_SHARE * photos / rate + 0.2)
-        best = probe.best_variant(variants, batch)
-        if not settings.batch_size:
-            batch = probe.best_batch(best, GPU_BATCHES if on_gpu else CPU_BATCHES, photos)
+    try:
+        variants = probe.faithful(variants)
+        best = variants[0]
+        measured = len(variants) > 1 or not settings.batch_size
+        if measured and photos >= FEW_PHOTOS and photos > streams * batch:
+            best = probe.best_variant(variants, batch, photos)
+            if not settings.batch_size:
+                batch = probe.best_batch(best, GPU_BATCHES if on_gpu else CPU_BATCHES, photos)
+    except TimeoutError:  # a large model, or little time: no measurement can pay
+        best = probe.fastest or variants[-1]
     if on_gpu:
         torch.cuda.synchronize(device)
     answer = probe.answer(best)
@@ -142,6 +144,7 @@ class _Probe:
         self._streams, self._threads = streams, threads
         self._answers: dict[Variant, Answer] = {}
         self.deadline = float("inf")
+        self.fastest: Variant | None = None
         self.rates: dict[str, float] = {}
 
     def answer(self, variant: Variant) -> Answer:
@@ -149,23 +152,48 @@ class _Probe:
             self._answers[variant] = converted(self._model, *variant, self._pixels[:2])
         return self._answers[variant]
 
+    def _wait(self) -> float:
+        return max(self.deadline - time.perf_counter(), 0.0)
+
     def _late(self) -> bool:
         return time.perf_counter() > self.deadline
 
-    def best_variant(self, variants: list[Variant], batch: int) -> Variant:
-        """The fastest that answers as the model does in fp32; the first where time is out."""
-        best, best_rate = None, 0.0
-        for variant in variants:
-            if best is not None and self._late():
-                break
-            if len(variants) > 1 and not self._is_faithful(variant):
-                continue
+    def faithful(self, variants: list[Variant]) -> list[Variant]:
+        """The variants whose precision answers as fp32 does, if there is a choice."""
+        precisions = list(dict.fromkeys(precision for precision, _ in variants))
+        if len(precisions) == 1:
+            return variants
+        kept = [name for name in precisions if name == "fp32" or self._is_faithful(name, variants)]
+        return [variant for variant in variants if variant[0] in kept]
+
+    def _is_faithful(self, precision: str, variants: list[Variant]) -> bool:
+        answer = self.answer(next(variant for variant in variants if variant[0] == precision))
+        pixels = self._pixels[:4]
+        cosines: list[float] = []
+
+        def compare() -> None:
+            cosines.append(float((answer(pixels) * self._model(pixels)).sum(dim=1).min()))
+
+        side_by_side(compare, 1, self._threads, self._device, self._wait())
+        return cosines[0] >= MIN_COSINE
+
+    def best_variant(self, variants: list[Variant], batch: int, photos: int) -> Variant:
+        """The fastest, as far as the time goes."""
+        best_rate = self._better_of_two(variants[0], batch)
+        self.fastest = variants[0]
+        allowed = time.perf_counter() + PROBE_SHARE * photos / best_rate
+        self.deadline = min(self.deadline, allowed)
+        for variant in variants[1:]:
             if self._late():
-                return variant
-            rate = self.rate(variant, batch)
+                break
+            rate = self._better_of_two(variant, batch)
             if rate > GAIN * best_rate:
-                best, best_rate = variant, rate
-        return best or ("fp32", variants[-1][1])
+                self.fastest, best_rate = variant, rate
+        return self.fastest
+
+    def _better_of_two(self, variant: Variant, batch: int) -> float:
+        """The first call pays for what the second finds ready; either may be disturbed."""
+        return max(self.rate(variant, batch), self.rate(variant, batch))
 
     def best_batch(self, variant: Variant, sizes: tuple[int, ...], photos: int) -> int:
         best, best_rate = sizes[0], self.rates.get(_name(variant, sizes[0]), 0.0)
@@ -180,20 +208,14 @@ class _Probe:
                 best, best_rate = size, rate
         return best
 
-    def _is_faithful(self, variant: Variant) -> bool:
-        if variant[0] == "fp32":
-            return True
-        with torch.inference_mode():
-            cosine = (self.answer(variant)(self._pixels[:4]) * self._model(self._pixels[:4])).sum(1)
-        return bool(cosine.min() >= MIN_COSINE)
-
     def rate(self, variant: Variant, batch: int) -> float:
         """Photos a second of all streams together."""
         repeats = -(-batch // len(self._pixels))
         pixels = self._pixels.repeat(repeats, 1, 1, 1)[:batch]
         answer = self.answer(variant)
         streams = 1 if self._device.type == "cuda" else self._streams
-        seconds = side_by_side(lambda: answer(pixels), streams, self._threads, self._device)
+        call = partial(answer, pixels)
+        seconds = side_by_side(call, streams, self._threads, self._device, self._wait())
         rate = streams * batch / seconds
         name = _name(variant, batch)
         self.rates[name] = max(rate, self.rates.get(name, 0.0))
@@ -205,9 +227,17 @@ def _name(variant: Variant, batch: int) -> str:
 
 
 def side_by_side(
-    call: Callable[[], object], streams: int, threads: int, device: torch.device
+    call: Callable[[], object],
+    streams: int,
+    threads: int,
+    device: torch.device,
+    wait: float = float("inf"),
 ) -> float:
-    """Seconds that `streams` threads take for one call each, at the same time."""
+    """Seconds that `streams` threads take for one call each, at the same time.
+
+    Raises:
+        TimeoutError: when they are not done after `wait` seconds; they are left to themselves.
+    """
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -220,13 +250,16 @@ def side_by_side(
         except BaseException as error:
             failures.append(error)
 
-    workers = [threading.Thread(target=run) for _ in range(streams)]
+    workers = [threading.Thread(target=run, daemon=True) for _ in range(streams)]
     started = time.perf_counter()
     with threads_restored():
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join()
+            left = started + wait - time.perf_counter()
+            worker.join(min(max(left, 0.0), threading.TIMEOUT_MAX))
+    if any(worker.is_alive() for worker in workers):
+        raise TimeoutError
     if failures:
         raise failures[0]
     return time.perf_counter() - started

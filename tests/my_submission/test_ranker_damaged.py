@@ -82,7 +82,7 @@ def test_damaged_and_odd_files_on_both_sides(
     assert "clipped" in next(iter(reasons["good.png"]))
 
 
-BOXES = {
+BOXES: dict[str, list[object]] = {
     "empty": ["", "", "", ""],
     "text": ["a", "b", "c", "d"],
     "nan": ["nan", "NaN", "inf", "-inf"],
@@ -99,7 +99,8 @@ BOXES = {
 
 
 def test_boxes_that_cannot_be_meant_use_the_whole_photo(log: Path, dev_folder: Path) -> None:
-    rows = [[n, "queries/0_0.png", *box] for n, box in enumerate([[2, 2, 58, 58], *BOXES.values()])]
+    boxes: list[list[object]] = [[2, 2, 58, 58], *BOXES.values()]
+    rows = [[n, "queries/0_0.png", *box] for n, box in enumerate(boxes)]
     write_csv(dev_folder / "queries.csv", BOX_HEADER, rows)
     ranks = ranked(dev_folder)
     assert is_valid(ranks, len(rows))

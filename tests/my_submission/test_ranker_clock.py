@@ -1,0 +1,157 @@
+"""A model that is too slow for the limit: the full valid array comes in time all the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from my_submission import mcs_baseline_ranker
+from my_submission.mcs_baseline_ranker import MCS_BaseLine_Ranker
+from tests.conftest import draw_product, write_csv
+from visual_search.model import Architecture
+
+SIDE = 64
+PHOTOS = 150
+
+
+class Slow:
+    """Mean colours of the four quarters; takes its seconds a photo, less for smaller photos."""
+
+    def __init__(self, seconds: float, fixed: bool = False, refuses: int = 0) -> None:
+        self.seconds, self.fixed, self.refuses = seconds, fixed, refuses
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] == self.refuses:
+            raise RuntimeError("the position embedding has another size")
+        share = 1.0 if self.fixed else (pixels.shape[-1] / SIDE) ** 2
+        time.sleep(self.seconds * share * len(pixels))
+        quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.float() - 127, 2).flatten(1)
+        return torch.nn.functional.normalize(quarters, dim=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for product in range(10):
+        draw_product(product, 0).save(folder / f"{product}.png")
+    rows = [[n, f"{n % 10}.png"] for n in range(PHOTOS)]
+    write_csv(folder / "gallery.csv", ["seller_img_id", "img_path"], rows)
+    header = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
+    write_csv(folder / "queries.csv", header, [[*row, 0, 0, 64, 64] for row in rows])
+    return folder
+
+
+def run(
+    folder: Path,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Slow,
+    limit: float,
+    embedding: str = '{"workers": 2, "batch_size": 4}',
+) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """The array, the seconds it took, and the log."""
+    architecture = Architecture("slow", "none", 12, SIDE, (0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(mcs_baseline_ranker, "load_exported", lambda *_: (model, architecture))
+    monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(log))
+    monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", embedding)
+    names = str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv")
+    started = time.perf_counter()
+    ranks = MCS_BaseLine_Ranker(*names, time_limit=limit).predict_product_ranks()
+    seconds = time.perf_counter() - started
+    assert ranks.shape == (PHOTOS, 1000)
+    assert all(sorted(row) == list(range(1000)) for row in ranks.tolist())
+    return ranks, seconds, json.loads(log.read_text())
+
+
+def test_time_enough_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks, _, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0005), 600)
+    assert log["clock"]["photos_by_size"] == {"64": 2 * PHOTOS}
+    assert log["clock"]["photos_without_embedding"] == 0
+    assert log["problems"] == []
+    assert {"loading", "decode", "embedding", "ranking"} <= set(log["seconds"])
+    assert log["settings"]["streams"] == 2
+    # Equal photos are all at the top, in the order of their index.
+    assert ranks[3, :15].tolist() == list(range(3, PHOTOS, 10))
+
+
+def test_resolution_is_lowered_and_the_limit_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At 64 px 2 x 150 x 0.03 / 2 streams = 4.5 s, at 32 px 1.1 s.
+    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.03), 3.5)
+    assert seconds < 3.5
+    assert len(log["clock"]["photos_by_size"]) > 1
+    assert log["clock"]["photos_without_embedding"] == 0
+
+
+def test_a_size_that_the_model_refuses_is_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Slow(0.03, refuses=42)
+    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 3.5)
+    assert seconds < 3.5
+    assert "42" not in log["clock"]["photos_by_size"]
+    assert len(log["clock"]["photos_by_size"]) > 1
+
+
+def test_views_are_given_up_when_the_resolution_is_not_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, seconds, log = run(
+        *(folder, tmp_path / "log.json", monkeypatch, Slow(0.04), 3.5),
+        embedding='{"workers": 2, "batch_size": 4, "flip": true}',
+    )
+    assert seconds < 3.5
+    assert log["clock"]["photos_without_views"] > 0
+
+
+def test_what_nothing_saves_is_ranked_by_index_and_told(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = Slow(0.2, fixed=True)
+    ranks, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 3.0)
+    assert seconds < 3.0
+    left_out = log["clock"]["photos_without_embedding"]
+    assert left_out > PHOTOS
+    assert sum(log["clock"]["photos_by_size"].values()) + left_out == 2 * PHOTOS
+    assert f"no time for {left_out} photos" in capsys.readouterr().out
+    assert ranks[-1].tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("hangs_after", [0, 2, 30])
+def test_a_model_that_hangs_does_not_keep_the_answer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs_after: int
+) -> None:
+    class Hangs(Slow):
+        def __call__(self, pixels: Tensor) -> Tensor:
+            if len(seen) >= hangs_after:
+                time.sleep(8)
+            seen.append(1)
+            return super().__call__(pixels)
+
+    seen: list[int] = []
+    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Hangs(0.001), 2.5)
+    assert seconds < 2.5
+    assert log["clock"]["photos_without_embedding"] > PHOTOS
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-3", "nan"])
+def test_a_limit_that_is_none_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("VISUAL_SEARCH_TIME_LIMIT", value)
+    names = str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv")
+    with pytest.raises(NameError, match="VISUAL_SEARCH_TIME_LIMIT"):
+        MCS_BaseLine_Ranker(*names)
