@@ -1,16 +1,21 @@
-"""The ranker behind the organiser's interface: the exported model, exact cosine ranking."""
+"""The ranker behind the organiser's interface: the exported model, exact ranking."""
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from visual_search.clock import Clock
 from visual_search.embed import default_device
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.evaluate import Ranking, rank_gallery
-from visual_search.export import load_exported
+from visual_search.export import embedding_settings, exported_steps, load_exported
 from visual_search.files import write_json
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.tables import image_items, read_gallery, read_queries
@@ -19,30 +24,53 @@ WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
 
 class MCS_BaseLine_Ranker:
-    """Ranks the gallery for every query; a broken photo costs its own row and no other."""
+    """Ranks the gallery for every query; a broken photo costs its own row and no other.
 
-    def __init__(self, dataset_path: str, gallery_csv_path: str, queries_csv_path: str) -> None:
-        """Read the tables and load the model.
+    These environment variables let a submission be rehearsed without moving files or editing:
+    VISUAL_SEARCH_WEIGHTS (folder of an export), VISUAL_SEARCH_TIME_LIMIT (seconds),
+    VISUAL_SEARCH_INPUT_SIZE (pixels), VISUAL_SEARCH_EMBEDDING (a JSON object in place of
+    `embedding` in model.json), VISUAL_SEARCH_RANKER_LOG (a file to write).
+    """
+
+    time_limit = 600.0
+    """Seconds for everything; a subclass in user_config.py may set another."""
+
+    def __init__(
+        self,
+        dataset_path: str,
+        gallery_csv_path: str,
+        queries_csv_path: str,
+        time_limit: float | None = None,
+    ) -> None:
+        """Read the tables and load the model. The time limit counts from here.
 
         Args:
             dataset_path: folder that the image paths of both tables are relative to.
             gallery_csv_path: `seller_img_id, img_path`.
             queries_csv_path: `user_img_id, img_path, bbox_x, bbox_y, bbox_w, bbox_h`.
+            time_limit: seconds; by default of the environment or the class.
 
         Raises:
             NameError: what the evaluator shows in its log: a missing model, file or column.
         """
         self.max_predictions = MAX_PREDICTIONS
-        self.device = default_device()
-        # The environment variable lets an export be rehearsed without moving files.
-        weights = Path(os.getenv("VISUAL_SEARCH_WEIGHTS", str(WEIGHTS_FOLDER)))
         try:
+            # A ranker that is late loses everything, so the clock comes first.
+            named = _number("VISUAL_SEARCH_TIME_LIMIT", self.time_limit)
+            self.clock = Clock(named if time_limit is None else time_limit)
+            self.device = default_device()
+            weights = Path(os.getenv("VISUAL_SEARCH_WEIGHTS", str(WEIGHTS_FOLDER)))
             folder = Path(dataset_path)
             self.gallery = image_items(read_gallery(Path(gallery_csv_path)), folder)
             self.queries = image_items(read_queries(Path(queries_csv_path)), folder)
-            self.model, self.architecture = load_exported(weights, self.device)
+            self.model, architecture = load_exported(weights, self.device)
+            size = int(_number("VISUAL_SEARCH_INPUT_SIZE", architecture.input_size))
+            self.architecture = replace(architecture, input_size=size)
+            self.settings = _embedding_settings(weights)
+            self.steps = exported_steps(weights)
         except UserError as error:
             self.raise_aicrowd_error(str(error))
+        self.loading_seconds = self.clock.spent()
 
     def raise_aicrowd_error(self, msg: str) -> None:
         """Show `msg` in the evaluator's log."""
@@ -62,23 +90,65 @@ class MCS_BaseLine_Ranker:
             self.queries,
             self.architecture.input_size,
             device=self.device,
+            steps=self.steps,
+            settings=self.settings,
+            clock=self.clock,
         )
-        report_problems(ranking)
+        report(ranking, self.loading_seconds)
         return ranking.ranks
 
 
-def report_problems(ranking: Ranking) -> None:
-    """Print a count and examples; all of them go to $VISUAL_SEARCH_RANKER_LOG where it is set."""
+def _number(variable: str, otherwise: float) -> float:
+    text = os.getenv(variable) or str(otherwise)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UserError(f"${variable} is {text!r}, it must be a number above 0")
+    return value
+
+
+def _embedding_settings(weights: Path) -> EmbedSettings:
+    text = os.getenv("VISUAL_SEARCH_EMBEDDING")
+    if not text:
+        return embedding_settings(weights)
+    try:
+        return EmbedSettings.parsed(json.loads(text), "$VISUAL_SEARCH_EMBEDDING")
+    except ValueError as error:
+        raise UserError(f"$VISUAL_SEARCH_EMBEDDING is no JSON: {error}") from error
+
+
+def report(ranking: Ranking, loading_seconds: float) -> None:
+    """Print what the user has to know; all of it goes to $VISUAL_SEARCH_RANKER_LOG where set."""
     problems = ranking.problems
     if problems:
         print(f"{len(problems)} photos were damaged or had a wrong box, for example:")
         for problem in problems[:5]:
             print(f"  {problem.path}: {problem.reason}")
+    left_out = ranking.log.get("clock", {}).get("photos_without_embedding", 0)
+    if left_out:
+        print(f"there was no time for {left_out} photos: they are ranked last, or at random")
     log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
     if log:
-        times = {
-            "embedding_seconds": round(ranking.embedding_seconds, 3),
-            "ranking_seconds": round(ranking.ranking_seconds, 3),
-        }
-        listed = [{"path": problem.path, "reason": problem.reason} for problem in problems]
-        write_json(Path(log), {**times, "problems": listed})
+        write_json(Path(log), _log(ranking, loading_seconds))
+
+
+def _log(ranking: Ranking, loading_seconds: float) -> dict[str, Any]:
+    seconds = {
+        "loading": round(loading_seconds, 3),
+        **ranking.log.get("seconds", {}),
+        "embedding": round(ranking.embedding_seconds, 3),
+        "ranking": round(
+            ranking.ranking_seconds - ranking.log.get("seconds", {}).get("reranking", 0.0), 3
+        ),
+    }
+    listed = [{"path": problem.path, "reason": problem.reason} for problem in ranking.problems]
+    return {
+        **ranking.log,
+        "input_size": ranking.log.get("settings", {}).get("input_size"),
+        "embedding_seconds": seconds["embedding"],
+        "ranking_seconds": seconds["ranking"],
+        "seconds": seconds,
+        "problems": listed,
+    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from visual_search.embed_settings import EmbedSettings
+
 
 @dataclass(frozen=True)
 class Product10KConfig:
@@ -396,6 +398,7 @@ class PhaseConfig:
         distillation: another run as a teacher.
         optim: optimiser and schedule.
         train: the loop.
+        embedding: how photos are embedded, in validation and in the submission of this model.
         pretrain_model: run folder, .safetensors checkpoint or TorchScript export to start from.
     """
 
@@ -407,4 +410,5 @@ class PhaseConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    embedding: EmbedSettings = field(default_factory=EmbedSettings)
     pretrain_model: str | None = None

@@ -163,8 +163,8 @@ def with_sizes(
 ) -> Iterator[InfoRow]:
     """The rows with the sizes of their photos, in their order, without those of broken photos.
 
-    A box that reaches outside its photo is cut to it; a row whose box lies outside altogether
-    counts as broken.
+    A box that reaches outside its photo is cut to it; a row whose box lies outside altogether,
+    or has no area, counts as broken.
 
     Args:
         rows: may be millions; only some chunks of them are held.
@@ -191,7 +191,8 @@ def with_sizes(
             width, height = answer
             box = row.bbox and clip_box(row.bbox, width, height)
             if row.bbox and not box:
-                broken.add(row.file_name, f"box {row.bbox} lies outside {width} x {height} pixels")
+                reason = f"no part of its box {row.bbox} lies in its {width} x {height} pixels"
+                broken.add(row.file_name, reason)
             else:
                 yield row._replace(width=width, height=height, bbox=box)
         if seen == len(broken) == MOST_BROKEN_AT_THE_START:

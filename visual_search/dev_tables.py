@@ -18,16 +18,17 @@ from visual_search.datasets import check_some_exist
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
 from visual_search.images import Box, ImageItem
+from visual_search.tables import line_of_row
 
 
 def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> DevSet:
     """The rows of a `dataset_info.csv` or `folds.csv` that do not train, as a development set.
 
-    Where `evaluation_status` names queries and a gallery, and no fold is asked for, the queries
-    are ranked against the gallery, as their data set's protocol wants it. Otherwise the held-out
-    rows (`is_test` 1, status test, fold -2, and those of `fold`) are ranked leave-one-out: each
-    photo is a query against all others. A photo that is the only one of its class has nothing to
-    find; it is among the others, but no query.
+    Where `evaluation_status` names queries, and no fold is asked for, they are ranked against the
+    gallery that it names, as their data set's protocol wants it; where it names none (the Met
+    data set), against all other rows. Otherwise the held-out rows (`is_test` 1, status test, fold
+    -2, and those of `fold`) are ranked leave-one-out: each photo is a query against all others.
+    Either way, a photo that has none of its class to find is no query.
 
     Args:
         file: the table; see :func:`visual_search.training_tables.read_training_table`.
@@ -46,7 +47,12 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     trains, status = training_rows(table, file, fold), statuses(table, file)
     of_protocol = np.isin(status, ("query", "gallery"))
     by_protocol = fold < 0 and of_protocol.any()
-    held_out = of_protocol if by_protocol else ~trains & ~of_protocol
+    if not by_protocol:
+        held_out = ~trains & ~of_protocol
+    elif (status == "gallery").any():
+        held_out = of_protocol
+    else:
+        held_out = np.ones(len(table), dtype=bool)
     if not held_out.any():
         raise UserError(
             f"{file} has no held-out row to evaluate on: no is_test 1, evaluation_status test or "
@@ -59,7 +65,7 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
         return _query_to_gallery(items, labels, status[held_out] == "query", file)
-    _refuse_repeats(items, np.flatnonzero(held_out) + 2, file)
+    _refuse_repeats(items, np.flatnonzero(held_out), file)
     return _leave_one_out(items, labels, file)
 
 
@@ -81,27 +87,31 @@ def _as_box(values: list[int]) -> Box:
 def _query_to_gallery(
     items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path
 ) -> DevSet:
-    sides = [
-        ([items[row] for row in np.flatnonzero(rows)], labels[rows])
-        for rows in (~is_query, is_query)
-    ]
-    (gallery, gallery_labels), (queries, query_labels) = sides
-    if not np.isin(query_labels, gallery_labels).any():
+    gallery = np.flatnonzero(~is_query)
+    queries = np.flatnonzero(is_query & np.isin(labels, labels[gallery]))
+    if not len(queries):
         raise UserError(
-            f"no query of {file} has a photo of its class in the gallery: {len(queries)} rows have "
-            f"evaluation_status query, {len(gallery)} gallery"
+            f"no query of {file} has a photo of its class in the gallery: {is_query.sum()} rows "
+            f"have evaluation_status query, and {len(gallery)} are the gallery"
         )
-    return DevSet(gallery, queries, gallery_labels, query_labels)
+    return DevSet(
+        [items[row] for row in gallery],
+        [items[row] for row in queries],
+        labels[gallery],
+        labels[queries],
+    )
 
 
-def _refuse_repeats(items: list[ImageItem], lines: np.ndarray, file: Path) -> None:
+def _refuse_repeats(items: list[ImageItem], rows: np.ndarray, file: Path) -> None:
     """A photo that is there twice would find its own copy, which proves nothing."""
     seen: dict[ImageItem, int] = {}
-    for item, line in zip(items, lines.tolist(), strict=True):
-        if seen.setdefault(item, line) != line:
+    for item, row in zip(items, rows.tolist(), strict=True):
+        first = seen.setdefault(item, row)
+        if first != row:
             raise UserError(
-                f"{file} line {line} holds out the photo {item.path} (with the same box) of line "
-                f"{seen[item]} again: it would find itself; remove one of the two lines"
+                f"{file} line {line_of_row(file, row)} holds out the photo {item.path} (with the "
+                f"same box) of line {line_of_row(file, first)} again: it would find itself; remove "
+                "one of the two lines"
             )
 
 

@@ -1,33 +1,55 @@
-"""A list of photos to a matrix of embeddings; decoding overlaps the model."""
+"""A list of photos to a matrix of embeddings.
+
+Several threads, each reading a batch of photos and running the model on it: on a CPU every core
+is busy with one or the other and none waits; on a GPU the others read while one has the model.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.clock import Clock, Pacer, Step
 from visual_search.cores import available_cores
+from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
+from visual_search.inference import Answer
+from visual_search.nvjpeg import load_batch_on_gpu, nvjpeg_pays
+from visual_search.probing import Prepared, prepare, threads_restored, use_threads
 from visual_search.progress import progress_bar
+from visual_search.views import larger_side, mean_embedding, views_of
 
-# Batches decoded ahead of the model: enough that it never waits, little enough for memory.
-BATCHES_AHEAD = 3
-
-Loaded = tuple[np.ndarray, ImageProblem | None]
+# Photos that the probe sees.
+PROBE_PHOTOS = 8
+# Batches on a GPU at once: the second is there when the first is done.
+GPU_QUEUE = 2
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings of a list of photos, and which of the photos were damaged."""
+    """Embeddings of a list of photos, and what happened on the way."""
 
     matrix: Tensor
     """`(n, dimension)`, float32 on the CPU, rows of length 1, or 0 where nothing could be had."""
     problems: tuple[ImageProblem, ...]
+    """Of damaged photos, in their order."""
+    seconds: float = 0.0
+    """From the first photo to the last."""
+    decode_seconds: float = 0.0
+    """Of all threads together."""
+    model_seconds: float = 0.0
+    """Of all threads together."""
+    recomputed: int = 0
+    """Rows that were not finite and were computed again in fp32."""
+    zeroed: int = 0
+    """Rows that were not finite even then."""
 
 
 def default_device() -> torch.device:
@@ -35,69 +57,250 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def prepare_for(
+    model: Answer,
+    items: Sequence[ImageItem],
+    input_size: int,
+    photos: int,
+    *,
+    device: torch.device,
+    settings: EmbedSettings | None = None,
+    seconds: float = float("inf"),
+) -> Prepared:
+    """Choose how to run `model` from its pace on the first photos.
+
+    Args:
+        model: uint8 pixels to unit vectors, in evaluation mode, on `device`.
+        items: photos of the kind that is to be embedded.
+        input_size: side of the model's input in pixels.
+        photos: how many are to be embedded in all.
+        device: where the model is.
+        settings: what is fixed by hand.
+        seconds: never measure for longer than this.
+    """
+    loaded = [load_pixels(item, input_size)[0] for item in items[:PROBE_PHOTOS]]
+    prepared = prepare(
+        model,
+        torch.from_numpy(np.stack(loaded)),
+        photos,
+        device=device,
+        cores=available_cores(),
+        settings=settings,
+        seconds=seconds,
+    )
+    wanted = settings.decoder if settings else "auto"
+    if wanted == "auto" and device.type == "cuda":
+        sample = items[: prepared.batch_size]
+        pays = nvjpeg_pays(sample, input_size, device, prepared.streams)
+        wanted = "nvjpeg" if pays else "cpu"
+    return replace(prepared, decoder="nvjpeg" if wanted == "nvjpeg" else "cpu")
+
+
 def embed_images(
-    model: Callable[[Tensor], Tensor],
+    model: Answer | Prepared,
     items: Sequence[ImageItem],
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 32,
-    workers: int | None = None,
+    batch_size: int = 0,
+    workers: int = 0,
+    settings: EmbedSettings | None = None,
+    pacer: Pacer | None = None,
     label: str = "embedding",
     progress: bool = True,
 ) -> Embeddings:
     """Embed photos in the order given. Never fails for a photo: see `problems` of the answer.
 
     Args:
-        model: uint8 pixels `(N, 3, input_size, input_size)` to unit vectors; already on
-            `device` and in evaluation mode.
+        model: uint8 pixels `(N, 3, input_size, input_size)` to unit vectors, on `device` and in
+            evaluation mode; or the same prepared already.
         items: the photos.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: photos a step.
-        workers: decoding threads; by default one for each core.
+        batch_size: photos a step; 0: of the settings, or measured.
+        workers: threads; 0: of the settings, or one for each core.
+        settings: precision, views and their like.
+        pacer: of a time limit; photos for which it leaves no time keep the zero vector.
         label: what the progress bar says.
         progress: whether there is a progress bar.
     """
-    problems: list[ImageProblem] = []
-    rows: list[Tensor] = []
-    bar = progress_bar(label, "img", total=len(items), shown=progress)
-    with torch.inference_mode(), bar:
-        for chunk, loaded in _decoded_batches(items, input_size, batch_size, workers):
-            pixels = torch.from_numpy(np.stack([image for image, _ in loaded])).to(device)
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-            # fp16 only where it is faster: on CPUs it is slower than fp32.
-            with torch.autocast("cuda", torch.float16, enabled=device.type == "cuda"):
-                vectors = model(pixels)
-            vectors, broken = replace_non_finite(vectors.float().cpu())
-            rows.append(vectors)
-            problems += [problem for _, problem in loaded if problem is not None]
-            problems += [
-                ImageProblem(str(chunk[i].path), "the model gave no finite embedding; 0 is used")
-                for i in broken
-            ]
-            bar.update(len(loaded))
-    if not rows:
+    if not items:
         raise ValueError("embed_images needs at least one photo")
-    return Embeddings(torch.cat(rows), tuple(problems))
+    settings = settings or EmbedSettings()
+    if batch_size or workers:
+        settings = replace(
+            settings,
+            batch_size=batch_size or settings.batch_size,
+            workers=workers or settings.workers,
+        )
+    if not isinstance(model, Prepared):
+        model = prepare_for(model, items, input_size, len(items), device=device, settings=settings)
+    pacer = pacer or Pacer(Clock(), len(items), input_size, settings.views)
+    bar = progress_bar(label, "img", total=len(items), shown=progress)
+    with bar:
+        return _Job(model, items, settings, pacer, bar).run()
+
+
+class _Job:
+    """One call of :func:`embed_images`, shared by its threads."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        items: Sequence[ImageItem],
+        settings: EmbedSettings,
+        pacer: Pacer,
+        bar: Any,
+    ) -> None:
+        self.prepared, self.items, self.settings = prepared, items, settings
+        self.pacer, self.bar = pacer, bar
+        # Few photos are spread over all threads.
+        self.batch = min(prepared.batch_size, -(-len(items) // prepared.streams))
+        self.lock = threading.Lock()
+        self.device_queue = threading.Semaphore(GPU_QUEUE)
+        self.position = 0
+        self.finished = 0
+        self.matrix: Tensor | None = None
+        self.problems: dict[int, ImageProblem] = {}
+        self.decode_seconds = self.model_seconds = 0.0
+        self.recomputed = self.zeroed = 0
+        self.failure: BaseException | None = None
+        self.over = False
+
+    def run(self) -> Embeddings:
+        started = time.perf_counter()
+        # Daemons: one that hangs in a model must not keep the process from its end.
+        threads = [
+            threading.Thread(target=self._stream, daemon=True) for _ in range(self.prepared.streams)
+        ]
+        with threads_restored():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(min(max(self.pacer.left(), 0.0), threading.TIMEOUT_MAX))
+        with self.lock:
+            self.over = True
+            if self.failure is not None:
+                raise self.failure
+            matrix = self.matrix
+            self.pacer.gave_up(self.position - self.finished)
+        if matrix is None:  # not one batch in time: any width will do
+            matrix = torch.zeros(len(self.items), 1)
+        return Embeddings(
+            matrix,
+            tuple(problem for _, problem in sorted(self.problems.items())),
+            time.perf_counter() - started,
+            self.decode_seconds,
+            self.model_seconds,
+            self.recomputed,
+            self.zeroed,
+        )
+
+    def _stream(self) -> None:
+        try:
+            use_threads(self.prepared.threads)
+            with torch.inference_mode():
+                while (batch := self._take()) is not None:
+                    self._embed_or_leave(*batch)
+        except BaseException as error:
+            with self.lock:
+                self.failure = self.failure or error
+
+    def _take(self) -> tuple[int, int, Step | None] | None:
+        with self.lock:
+            start = self.position
+            if self.over or self.failure is not None or start >= len(self.items):
+                return None
+            self.position = stop = min(start + self.batch, len(self.items))
+        return start, stop, self.pacer.next(stop - start, self.prepared.streams)
+
+    def _embed_or_leave(self, start: int, stop: int, step: Step | None) -> None:
+        while step is not None:
+            try:
+                return self._embed(start, stop, step)
+            except Exception:
+                if step.size == self.pacer.size:
+                    raise
+                step = self.pacer.refused(step, stop - start, self.prepared.streams)
+        return self._keep(start, stop, None, {})
+
+    def _embed(self, start: int, stop: int, step: Step) -> None:
+        begun = time.perf_counter()
+        items = self.items[start:stop]
+        crops, flip = step.views and self.settings.crops, step.views and self.settings.flip
+        pixels, found = self._load(items, larger_side(step.size) if crops else step.size)
+        loaded = time.perf_counter()
+        if self.prepared.device.type == "cuda":
+            with self.device_queue:
+                waited = time.perf_counter()
+                vectors, broken = self._vectors(pixels, step.size, flip)
+        else:
+            waited = loaded
+            vectors, broken = self._vectors(pixels, step.size, flip)
+        done = time.perf_counter()
+        problems = {start + k: problem for k, problem in enumerate(found) if problem is not None}
+        for k in broken:
+            reason = "the model gave no finite embedding; 0 is used"
+            problems[start + k] = ImageProblem(str(items[k].path), reason)
+        self.pacer.record(step, stop - start, loaded - begun, done - loaded)
+        with self.lock:
+            self.decode_seconds += loaded - begun
+            self.model_seconds += done - waited
+        self._keep(start, stop, vectors, problems)
+
+    def _keep(
+        self, start: int, stop: int, vectors: Tensor | None, problems: dict[int, ImageProblem]
+    ) -> None:
+        with self.lock:
+            if self.over:
+                return
+            if vectors is not None:
+                if self.matrix is None:
+                    self.matrix = torch.zeros(len(self.items), vectors.shape[1])
+                self.matrix[start:stop] = vectors
+            self.problems.update(problems)
+            self.finished += stop - start
+            self.bar.update(stop - start)
+
+    def _load(
+        self, items: Sequence[ImageItem], size: int
+    ) -> tuple[Tensor, list[ImageProblem | None]]:
+        device = self.prepared.device
+        if self.prepared.decoder == "nvjpeg":
+            return load_batch_on_gpu(items, size, device)
+        # Pixels are written where the model reads them, channels last.
+        batch = np.empty((len(items), size, size, 3), dtype=np.uint8)
+        problems: list[ImageProblem | None] = []
+        for row, item in zip(batch, items, strict=True):
+            pixels, problem = load_pixels(item, size)
+            row[:] = pixels.transpose(1, 2, 0)
+            problems.append(problem)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), problems
+
+    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int]]:
+        """Embeddings on the CPU, and which rows of them no precision could give."""
+        try:
+            vectors = mean_embedding(self.prepared.answer, views_of(pixels, size, flip)).cpu()
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            halves = [self._vectors(half, size, flip) for half in pixels.chunk(2)]
+            first = len(halves[0][0])
+            broken = halves[0][1] + [first + k for k in halves[1][1]]
+            return torch.cat([vectors for vectors, _ in halves]), broken
+        wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()
+        if not len(wrong):
+            return vectors, []
+        again = views_of(pixels[wrong.to(pixels.device)], size, flip)
+        vectors[wrong] = mean_embedding(self.prepared.exact, again).cpu()
+        vectors, broken = replace_non_finite(vectors)
+        with self.lock:
+            self.recomputed += len(wrong)
+            self.zeroed += len(broken)
+        return vectors, broken
 
 
 def replace_non_finite(vectors: Tensor) -> tuple[Tensor, list[int]]:
     """Zero rows in place of those with NaN or infinity, and which rows they were."""
     finite = vectors.isfinite().all(dim=1)
     return torch.where(finite[:, None], vectors, 0.0), (~finite).nonzero().flatten().tolist()
-
-
-def _decoded_batches(
-    items: Sequence[ImageItem], input_size: int, batch_size: int, workers: int | None
-) -> Iterator[tuple[Sequence[ImageItem], list[Loaded]]]:
-    chunks = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    waiting: deque[tuple[Sequence[ImageItem], list[Future[Loaded]]]] = deque()
-    with ThreadPoolExecutor(workers or available_cores()) as pool:
-        for chunk in chunks:
-            waiting.append((chunk, [pool.submit(load_pixels, item, input_size) for item in chunk]))
-            if len(waiting) > BATCHES_AHEAD:
-                ready, futures = waiting.popleft()
-                yield ready, [future.result() for future in futures]
-        for ready, futures in waiting:
-            yield ready, [future.result() for future in futures]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.embed import embed_images
+from visual_search.clock import Clock, Pacer
+from visual_search.embed import Embeddings, embed_images, prepare_for
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
-from visual_search.search import top_k
+from visual_search.ranking_log import embedding_log
+from visual_search.rerank import Step, move, rank
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
+
+# Of a time limit, for choosing how to embed.
+PROBE_LIMIT_SHARE = 0.02
+# One query against one gallery photo on one core that has much else to do: 2048 products and
+# sums, and the partial sort. Only kept in reserve, so rather too much. A step of re-ranking
+# compares all photos with all at the most.
+SEARCH_SECONDS = 5e-8
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,9 @@ class Ranking:
     """Photos that were damaged or had a wrong box; each still has its row."""
     embedding_seconds: float
     ranking_seconds: float
+    """Re-ranking included."""
+    log: Mapping[str, Any] = field(default_factory=dict)
+    """What the embedding chose and did: see :func:`visual_search.ranking_log.embedding_log`."""
 
 
 def rank_gallery(
@@ -38,7 +52,10 @@ def rank_gallery(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 32,
+    batch_size: int = 0,
+    settings: EmbedSettings | None = None,
+    steps: Sequence[Step] = (),
+    clock: Clock | None = None,
     progress: bool = True,
     own: np.ndarray | None = None,
 ) -> Ranking:
@@ -50,39 +67,118 @@ def rank_gallery(
         queries: user photos with their boxes.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: photos a step of the model.
+        batch_size: photos a step of the model; 0: measured.
+        settings: of the embedding; `trim_borders` is for the gallery.
+        clock: of a time limit that has to be kept.
+        steps: of re-ranking; none is plain cosine ranking.
         progress: whether there are progress bars.
         own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
             embedded once and never ranked for itself.
     """
     started = time.perf_counter()
+    settings = settings or EmbedSettings()
+    clock = clock or Clock()
+    if batch_size:
+        settings = replace(settings, batch_size=batch_size)
+    if settings.trim_borders:
+        gallery = [replace(item, trim=True) for item in gallery]
     listed = {"gallery photos": gallery}
     if own is None:
         listed["query photos"] = queries
+    photos = sum(len(items) for items in listed.values())
+    prepared = prepare_for(
+        model,
+        gallery,
+        input_size,
+        photos,
+        device=device,
+        settings=settings,
+        seconds=PROBE_LIMIT_SHARE * clock.limit,
+    )
+    pacer = Pacer(
+        clock,
+        photos,
+        input_size,
+        settings.views,
+        ranking=search_seconds(len(queries), len(gallery)),
+        reranking=len(steps) * search_seconds(photos, photos),
+    )
     sides = [
         embed_images(
-            model,
+            prepared,
             items,
             input_size,
             device=device,
-            batch_size=batch_size,
+            settings=settings,
+            pacer=pacer,
             label=label,
             progress=progress,
         )
         for label, items in listed.items()
     ]
+    sides = same_width(sides)
     embedded = time.perf_counter()
     rows = sides[0].matrix
-    if own is None:
-        _, indexes = top_k(sides[1].matrix, rows, MAX_PREDICTIONS)
-        nearest = indexes.numpy()
-    else:
-        _, indexes = top_k(rows[torch.from_numpy(own)], rows, MAX_PREDICTIONS + 1)
-        nearest = without_own(indexes.numpy(), own)
-    ranks = fill_to_width(nearest, len(gallery))
+    asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
+    found, reranking = nearest_rows(asked, rows, steps if pacer.reranks else (), own)
     ranked = time.perf_counter()
     problems = tuple(problem for side in sides for problem in side.problems)
-    return Ranking(ranks, problems, embedded - started, ranked - embedded)
+    log = embedding_log(prepared, input_size, settings, pacer, sides)
+    log["seconds"]["reranking"] = round(reranking, 3)
+    return Ranking(
+        fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
+    )
+
+
+def search_seconds(n_queries: int, n_gallery: int) -> float:
+    """Seconds that the search takes at the most, roughly."""
+    return 0.05 + n_queries * n_gallery * SEARCH_SECONDS
+
+
+def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:
+    """Give a side for which there was no time at all zero vectors of the other side's width."""
+    width = max(side.matrix.shape[1] for side in sides)
+    return [
+        side
+        if side.matrix.shape[1] == width
+        else replace(side, matrix=torch.zeros(len(side.matrix), width))
+        for side in sides
+    ]
+
+
+def nearest_rows(
+    queries: Tensor,
+    gallery: Tensor,
+    steps: Sequence[Step] = (),
+    own: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
+
+    Where re-ranking runs out of memory, plain cosine ranking answers.
+
+    Args:
+        queries: `(n_queries, dimension)`, float32, unit vectors or zeros.
+        gallery: `(n_gallery, dimension)`, the same.
+        steps: of re-ranking; none is plain cosine ranking.
+        own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
+
+    Returns:
+        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller. And
+        the seconds that re-ranking took.
+    """
+    width = MAX_PREDICTIONS + (own is not None)
+    started = time.perf_counter()
+    try:
+        moved_queries, moved_gallery, last = move(queries, gallery, steps)
+        moved = time.perf_counter()
+        ranks = rank(moved_queries, moved_gallery, last, width).numpy()
+        seconds = (time.perf_counter() if last else moved) - started
+    except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is out
+        if not steps:
+            raise
+        print(f"re-ranking is left out: {error}")
+        ranks, seconds = rank(queries, gallery, (), width).numpy(), 0.0
+    return (ranks if own is None else without_own(ranks, own)), seconds
 
 
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
@@ -151,7 +247,9 @@ def evaluate_on_dev_set(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 32,
+    batch_size: int = 0,
+    settings: EmbedSettings | None = None,
+    steps: Sequence[Step] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
@@ -162,6 +260,8 @@ def evaluate_on_dev_set(
         input_size,
         device=device,
         batch_size=batch_size,
+        settings=settings,
+        steps=steps,
         progress=progress,
         own=dev_set.own,
     )

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+
+from visual_search.borders import content_region
+from visual_search.jpeg import decode_plain_jpeg
 
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
@@ -24,6 +29,10 @@ MAX_DECODED_PIXELS = 150_000_000
 # A JPEG is decoded at the smallest DCT scale that still leaves this many times the target's
 # pixels each way: the antialiased resize after it hides the difference (0.3 of 255 on average).
 DCT_OVERSAMPLING = 2
+
+# Every 8 x 8 block of a JPEG takes a bit at least. A damaged header can claim billions of pixels,
+# which a decoder would fill with grey for seconds.
+MAX_PIXELS_A_BYTE = 8 * 64
 
 # PIL's own guard raises far below what a scaled decode can handle; ours stands in decode_image.
 Image.MAX_IMAGE_PIXELS = None
@@ -43,6 +52,8 @@ class ImageItem:
 
     path: Path
     box: Box | None = None
+    trim: bool = False
+    """Whether the white border of a photo without a box is cut away."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,10 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
         Image.init()  # not thread-safe on its first call
     try:
         image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG" and image.width * image.height > len(data) * MAX_PIXELS_A_BYTE:
+            raise UnreadableImage(
+                f"{image.width} x {image.height} pixels cannot be in {len(data)} bytes"
+            )
         if needed is not None and image.format == "JPEG":
             image.draft(image.mode, needed)
         width, height = image.size
@@ -146,19 +161,29 @@ def read_photo(item: ImageItem, size: int) -> Photo:
     Raises:
         UnreadableImage: when there is nothing to show at all.
     """
+    return _photo(read_bytes(item.path), item.box, size)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UnreadableImage: when there is none to read.
+    """
     try:
-        data = item.path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise UnreadableImage("the file does not exist") from None
     except OSError as error:
         raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UnreadableImage(f"the file cannot be read ({error})") from error
+
+
+def _photo(data: bytes, wanted: Box | None, size: int) -> Photo:
     stored = _stored_size(data)
-    box, problem = _region(item.box, stored)
-    needed = None
-    if stored and box:
-        # `draft` keeps both sides of the whole image at or above what is asked for.
-        scale = max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3])
-        needed = (math.ceil(stored[0] * scale), math.ceil(stored[1] * scale))
+    box, problem = _region(wanted, stored)
+    needed = _needed(stored, box, size) if stored and box else None
     try:
         image = decode_image(data, needed)
     except UnreadableImage as error:
@@ -170,6 +195,12 @@ def read_photo(item: ImageItem, size: int) -> Photo:
     if stored is None or box is None:
         return Photo(image, (0, 0, image.width, image.height), problem)
     return _cut(image, stored, box, problem)
+
+
+def _needed(stored: tuple[int, int], box: Box, size: int) -> tuple[int, int]:
+    """The size of the whole image at which its box can be resized to `size` without a loss."""
+    scale = max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3])
+    return math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)
 
 
 def _cut(image: Image.Image, stored: tuple[int, int], box: Box, problem: str | None) -> Photo:
@@ -211,14 +242,64 @@ def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | 
     bicubic with antialiasing.
 
     Returns:
-        Pixels `(3, size, size)`, uint8, 0..255, RGB; a grey square for an unreadable file. And
-        what was wrong, or None.
+        Pixels `(3, size, size)`, uint8, 0..255, RGB, stored channel by channel of a pixel; a
+        grey square for an unreadable file. And what was wrong, or None.
     """
     try:
-        photo = read_photo(item, size)
-        square = photo.image.resize((size, size), Image.Resampling.BICUBIC, box=photo.region)
+        pixels, problem = _region_pixels(item, size)
+        square = resize_square(pixels, size)
     except Exception as error:  # a ranker answers every query, whatever is broken
-        grey = np.full((3, size, size), 127, dtype=np.uint8)
-        return grey, ImageProblem(str(item.path), f"{error}; a grey image is used")
-    pixels = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-    return pixels, ImageProblem(str(item.path), photo.problem) if photo.problem else None
+        reason = str(error).strip() or type(error).__name__
+        square = np.full((size, size, 3), 127, dtype=np.uint8)
+        problem = f"{reason}; a grey image is used"
+    return square.transpose(2, 0, 1), ImageProblem(str(item.path), problem) if problem else None
+
+
+def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize `(height, width, 3)`, uint8, to `(size, size, 3)`: bicubic, antialiased.
+
+    The same filter as PIL's, to a rounding; torch has it vectorised for bytes.
+    """
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    square = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return square[0].permute(1, 2, 0).numpy()
+
+
+def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
+    """The region to look at, `(height, width, 3)`, to whole pixels of the decoded photo."""
+    data = read_bytes(item.path)
+    trimmed = item.trim and item.box is None
+
+    def needed(width: int, height: int) -> tuple[int, int]:
+        # How much of the photo a border takes is known once it is decoded.
+        stored = (width, height)
+        return (
+            stored
+            if trimmed
+            else _needed(stored, _region(item.box, stored)[0] or (0, 0, *stored), size)
+        )
+
+    plain = decode_plain_jpeg(data, needed, MAX_DECODED_PIXELS)
+    if plain is not None:
+        pixels, stored = plain
+        box, problem = _region(item.box, stored)
+        shrink = (pixels.shape[1] / stored[0], pixels.shape[0] / stored[1])
+        x, y, w, h = box or (0, 0, *stored)
+        region = (x * shrink[0], y * shrink[1], (x + w) * shrink[0], (y + h) * shrink[1])
+    else:
+        photo = _photo(data, item.box, 1 << 30 if trimmed else size)
+        pixels, region, problem = np.array(photo.image), photo.region, photo.problem
+    pixels = _whole_pixels(pixels, region)
+    if trimmed:
+        pixels = _whole_pixels(pixels, content_region(pixels))
+    return pixels, problem
+
+
+def _whole_pixels(pixels: np.ndarray, region: tuple[float, float, float, float]) -> np.ndarray:
+    """The pixels of a region `left, top, right, bottom`, its edges rounded; at least one.
+
+    A photo is decoded at twice the target or more, so that half a pixel is a quarter there.
+    """
+    height, width = pixels.shape[:2]
+    left, top = min(round(region[0]), width - 1), min(round(region[1]), height - 1)
+    return pixels[top : max(round(region[3]), top + 1), left : max(round(region[2]), left + 1)]

@@ -53,6 +53,7 @@ def write_report(
     dev_set: DevSet,
     evaluation: Evaluation,
     queries_shown: int = 100,
+    sections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write the report: worst queries first, right results framed green.
 
@@ -65,6 +66,7 @@ def write_report(
         dev_set: the photos and their products.
         evaluation: the ranking of `dev_set` and its scores.
         queries_shown: how many of the worst queries; 0 shows all.
+        sections: a title, and names and values under it, for what comes before the queries.
     """
     import jinja2
 
@@ -80,6 +82,7 @@ def write_report(
     html = template.render(
         title=title,
         facts=facts,
+        sections=sections or {},
         worst=worst,
         sample=sample,
         total=len(worst_first),

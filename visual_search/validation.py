@@ -116,6 +116,7 @@ class Validator:
             "step": step,
             "mAP": score,
             "trained_on_test": self.phase.config.dataset.train_on_test,
+            "embedding": dataclasses.asdict(self.phase.config.embedding),
         }
 
     def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation | None:
@@ -129,6 +130,7 @@ class Validator:
             [images.item(i) for i in range(len(images))],
             phase.architecture.input_size,
             device=self.device,
+            settings=self.phase.config.embedding,
             label="whitening",
         )
         labels = torch.from_numpy(images.labels)
@@ -156,6 +158,7 @@ class Validator:
             self.phase.dev_set,
             self.phase.architecture.input_size,
             device=self.device,
+            settings=self.phase.config.embedding,
         )
         embedder.train(training)
         return evaluation

@@ -116,7 +116,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="every class has 3 to 50 photos"):
         split_by_classes(file, SplitRule("minmax"))
     file.write_text("file_name,label,fold\na.jpg,x,0\nb.jpg,x,half\n")
-    with pytest.raises(UserError, match=r"line 3: fold is 'half', not a whole number"):
+    with pytest.raises(UserError, match=r"line 3: fold is 'half'; write a whole number"):
         split_by_classes(file, SplitRule())
     file.write_text("file_name,label,is_test\na.jpg,x,1\n")
     with pytest.raises(UserError, match="no training row to split; --resplit splits its test rows"):

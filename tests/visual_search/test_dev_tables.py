@@ -223,13 +223,22 @@ def test_queries_and_gallery_of_a_protocol_are_not_pooled(folder: Path) -> None:
     file = table(folder, "evaluation_status,fold", PROTOCOL)
     dev_set = read_dev_table(file)
     assert dev_set.own is None
-    assert names(dev_set.queries) == "b0 d0"
+    # d0 has nothing to find.
+    assert names(dev_set.queries) == "b0"
     assert names(dev_set.gallery) == "b1 c0"
+    assert dev_set.query_products.tolist() == ["y"]
     answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
-    # The query without a photo in the gallery scores 0, as the challenge has it.
-    assert answer.average_precisions[1] == 0
+    assert answer.average_precisions.shape == (1,)
     # A fold is leave-one-out, and the protocol's photos are no part of it.
     assert names(read_dev_table(file, fold=1).gallery) == "e0 e1 f0 f1"
+
+
+def test_queries_without_a_gallery_are_ranked_against_all_other_rows(folder: Path) -> None:
+    rows = "a0 x train 0\nb0 y train 0\nb1 y query 1\nc0 z query 1\na1 x query 1"
+    dev_set = read_dev_table(table(folder, "evaluation_status,is_test", rows))
+    assert names(dev_set.gallery) == "a0 b0"
+    assert names(dev_set.queries) == "b1 a1"
+    assert dev_set.own is None
 
 
 def test_bad_tables_are_named(folder: Path) -> None:

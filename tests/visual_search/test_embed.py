@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.conftest import draw_product
-from visual_search.embed import embed_images, replace_non_finite
+from visual_search.embed import embed_images
+from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, load_pixels
 
 CPU = torch.device("cpu")
@@ -41,17 +43,108 @@ def test_broken_photos_keep_their_rows_and_are_listed(tmp_path: Path) -> None:
     assert answer.matrix[0].tolist() == [127.0] * 3
 
 
-def test_non_finite_rows_become_zero_and_are_told(tmp_path: Path) -> None:
+class Overflowing(torch.nn.Module):
+    """Unit vectors of the mean colour; NaN for dark photos, for red ones in half precision only."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        colour = pixels.float().mean(dim=(2, 3))
+        vectors = torch.nn.functional.normalize(colour, dim=1)
+        vectors[colour.sum(dim=1) < 30] = float("nan")
+        if torch.is_autocast_enabled("cpu"):
+            vectors[colour[:, 0] > 200] = float("inf")
+        return vectors
+
+
+def test_rows_that_are_not_finite_are_recomputed_then_zeroed(tmp_path: Path) -> None:
+    colours = {"red": (250, 20, 20), "blue": (20, 20, 250), "black": (0, 0, 0)}
+    items = [ImageItem(tmp_path / f"{name}.png") for name in colours]
+    for item, colour in zip(items, colours.values(), strict=True):
+        Image.new("RGB", (9, 9), colour).save(item.path)
+    settings = EmbedSettings(precision="bf16", memory_format="contiguous")
+    answer = embed_images(
+        Overflowing(), items, 8, device=CPU, settings=settings, workers=1, progress=False
+    )
+    expected = torch.tensor([[250.0, 20, 20], [20, 20, 250]])
+    expected /= expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(answer.matrix[:2], expected)
+    assert answer.matrix[2].tolist() == [0.0] * 3
+    assert (answer.recomputed, answer.zeroed) == (2, 1)
+    assert [Path(problem.path).name for problem in answer.problems] == ["black.png"]
+    assert "no finite embedding" in answer.problems[0].reason
+
+
+def test_views_are_averaged_at_length_one(tmp_path: Path) -> None:
+    draw_product(3, 0).save(tmp_path / "a.png")
+    item = ImageItem(tmp_path / "a.png")
+
+    def model(pixels: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(pixels.flatten(1).float(), dim=1)
+
+    def embedded(settings: EmbedSettings) -> np.ndarray:
+        answer = embed_images(model, [item], 14, device=CPU, settings=settings, progress=False)
+        return answer.matrix[0].numpy()
+
+    whole = load_pixels(item, 14)[0].astype(np.float64)
+    views = [whole, whole[:, :, ::-1]]
+    np.testing.assert_allclose(embedded(EmbedSettings(flip=True)), mean_of(views), atol=1e-6)
+    larger = load_pixels(item, 16)[0].astype(np.float64)
+    corners = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
+    views = [larger[:, y : y + 14, x : x + 14] for y, x in corners]
+    np.testing.assert_allclose(embedded(EmbedSettings(crops=True)), mean_of(views), atol=1e-6)
+    views += [view[:, :, ::-1] for view in views]
+    both = EmbedSettings(crops=True, flip=True)
+    assert both.views == 10
+    np.testing.assert_allclose(embedded(both), mean_of(views), atol=1e-6)
+
+
+def mean_of(views: list[np.ndarray]) -> np.ndarray:
+    units = [view.ravel() / np.linalg.norm(view) for view in views]
+    mean = np.mean(units, axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> None:
+    for number in range(7):
+        draw_product(number, 0).save(tmp_path / f"{number}.png")
+    items = [ImageItem(tmp_path / f"{number}.png") for number in range(7)]
+    seen = []
+
+    def model(pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return mean_colour(pixels)
+
+    answer = embed_images(model, items, 16, device=CPU, batch_size=7, workers=1, progress=False)
+    np.testing.assert_allclose(
+        answer.matrix, [load_pixels(item, 16)[0].mean(axis=(1, 2)) for item in items], rtol=1e-5
+    )
+    assert max(seen) == 7
+
+
+def test_what_a_model_raises_is_raised(tmp_path: Path) -> None:
     draw_product(1, 0).save(tmp_path / "a.png")
 
     def model(pixels: Tensor) -> Tensor:
-        return torch.tensor([[1.0, float("nan")], [0.6, 0.8]])
+        raise RuntimeError("weights of another model")
 
-    items = [ImageItem(tmp_path / "a.png")] * 2
-    answer = embed_images(model, items, 8, device=CPU, progress=False)
-    assert answer.matrix.tolist() == [[0.0, 0.0], pytest.approx([0.6, 0.8])]
-    assert "no finite embedding" in answer.problems[0].reason
-    assert replace_non_finite(torch.tensor([[float("inf")], [2.0]]))[1] == [0]
+    with pytest.raises(RuntimeError, match="another model"):
+        embed_images(model, [ImageItem(tmp_path / "a.png")], 8, device=CPU, progress=False)
+
+
+def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
+    draw_product(1, 0).save(tmp_path / "a.png")
+    before = torch.get_num_threads()
+    seen = []
+
+    def model(pixels: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return mean_colour(pixels)
+
+    items = [ImageItem(tmp_path / "a.png")] * 8
+    embed_images(model, items, 8, device=CPU, workers=len(seen) + 64, progress=False)
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_no_photo_is_a_fault_of_the_caller() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from visual_search import jpeg
 from visual_search.images import (
     ImageItem,
     UnreadableImage,
@@ -18,6 +19,8 @@ from visual_search.images import (
     read_photo,
     to_rgb,
 )
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 def photo(width: int = 400, height: int = 300) -> Image.Image:
@@ -41,7 +44,10 @@ def test_box_is_cut_and_resized_as_pil_does_it(tmp_path: Path) -> None:
     assert problem is None
     assert pixels.shape == (3, 96, 96)
     assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels.transpose(1, 2, 0), np.asarray(expected))
+    # The same filter, weights rounded otherwise.
+    difference = np.abs(pixels.transpose(1, 2, 0) - np.asarray(expected, dtype=float))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
 
 
 @pytest.mark.parametrize("box", [None, (37, 101, 1501, 803), (600, 10, 1391, 1200)])
@@ -206,3 +212,53 @@ def test_too_many_pixels_to_decode_is_an_answer() -> None:
 def test_real_photos_have_no_problem(real_half: Path) -> None:
     paths = sorted((real_half / "gallery").iterdir())[:40]
     assert [load_pixels(ImageItem(path), 64)[1] for path in paths] == [None] * len(paths)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_short_and_long_way_decode_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, options: dict[str, object]
+) -> None:
+    path = saved(photo(900, 700).convert(mode), tmp_path / "a.jpg", quality=88, **options)
+    for item, size in (
+        (ImageItem(path), 96),
+        (ImageItem(path), 400),
+        (ImageItem(path, (33, 41, 501, 388)), 64),
+    ):
+        short, _ = load_pixels(item, size)
+        with monkeypatch.context() as patched:
+            patched.setattr(jpeg, "simplejpeg", None)
+            long, _ = load_pixels(item, size)
+        # The short way also knows 3/8 of the size.
+        assert np.abs(short.astype(int) - long).mean() < 0.5
+        whole = np.array(Image.open(path).convert("RGB"))
+        x, y, w, h = item.box or (0, 0, 900, 700)
+        full = Image.fromarray(whole[y : y + h, x : x + w]).resize((size, size), BICUBIC)
+        assert np.abs(short.transpose(1, 2, 0) - np.asarray(full, dtype=float)).mean() < 1
+
+
+def test_a_white_border_is_cut_away_where_asked(tmp_path: Path) -> None:
+    page = Image.new("RGB", (500, 400), (255, 255, 255))
+    page.paste(photo(200, 150), (180, 90))
+    path = saved(page, tmp_path / "page.png")
+    trimmed, problem = load_pixels(ImageItem(path, trim=True), 64)
+    expected = page.crop((176, 86, 384, 244)).resize((64, 64), BICUBIC)
+    assert problem is None
+    assert np.abs(trimmed.transpose(1, 2, 0) - np.asarray(expected, dtype=float)).max() <= 2
+    untouched, _ = load_pixels(ImageItem(path), 64)
+    assert np.abs(untouched.astype(int) - trimmed).mean() > 10
+    # Somebody drew the box: nothing is cut from it.
+    boxed, _ = load_pixels(ImageItem(path, (0, 0, 500, 400), trim=True), 64)
+    np.testing.assert_array_equal(boxed, untouched)
+
+
+def test_trimming_meets_photos_without_content(tmp_path: Path) -> None:
+    for name, image in {
+        "white.png": Image.new("RGB", (90, 60), (255, 255, 255)),
+        "white.jpg": Image.new("RGB", (90, 60), (255, 255, 255)),
+        "dot.png": Image.new("RGB", (1, 1), (255, 255, 255)),
+        "black.png": Image.new("RGB", (90, 60)),
+    }.items():
+        pixels, problem = load_pixels(ImageItem(saved(image, tmp_path / name), trim=True), 16)
+        assert problem is None
+        assert (pixels == pixels[0, 0, 0]).all()

@@ -1,0 +1,247 @@
+"""The whole way from files to ranks beside the seed's, clip-retrieval's and OML's.
+
+    python -m benchmarks.ranker
+    python -m benchmarks.ranker --device cuda
+
+The same weights and files for all, each in a process of its own, in turns. Photos a second are of
+reading and embedding all photos; the measurement that chooses our settings is in our time, model
+loading in nobody's. The roofline says what the machine allows: reading alone, the model alone
+(both as our way does them), and the bound of the two.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
+from benchmarks.ranker_peers import PACKAGES, run_way, write_job
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.evaluate import DevSet, fill_to_width, read_dev_set
+from visual_search.export import export_torchscript
+from visual_search.metrics import average_precision
+from visual_search.model import build_embedder
+from visual_search.search import top_k
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEMO = PROJECT / "dataset" / "demo" / "development_test_data"
+CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how it is filled, and the side of its photos in pixels."""
+
+    model: str
+    weights: str
+    size: int
+    batch: int = 32
+    """Of the others; ours measures its own."""
+
+    def __str__(self) -> str:
+        return f"{self.model.rpartition('/')[2]}, {self.size} px"
+
+
+CASES = {
+    "cpu": [
+        Case("timm/tf_efficientnet_lite0", "package:efficientnet_lite0", 224),
+        Case("timm/convnext_atto", "none", 224),
+        Case("timm/vit_tiny_patch16_224", "none", 224),
+    ],
+    "cuda": [
+        Case("open_clip/convnext_xxlarge", "none", 272),
+        Case("open_clip/ViT-L-14", "none", 224),
+        Case("timm/tf_efficientnet_lite0", "package:efficientnet_lite0", 224),
+    ],
+}
+QUICK = [Case("timm/test_efficientnet", "none", 64, 8)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way over all runs."""
+
+    rate: float
+    """Photos a second, median."""
+    mean_average_precision: float
+    stages: dict[str, Any]
+    """Of the median run, seconds."""
+
+
+def measure(
+    case: Case, dev_set: DevSet, ways: Sequence[str], options: Namespace
+) -> dict[str, Result]:
+    """Run all ways in turns."""
+    torch.manual_seed(0)
+    mean, std = (HALF, HALF) if "lite" in case.model else (CLIP_MEAN, CLIP_STD)
+    embedder, architecture = build_embedder(case.model, case.weights, case.size, mean, std)
+    photos = [*dev_set.gallery, *dev_set.queries]
+    n_gallery = len(dev_set.gallery)
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    scores: dict[str, float] = {}
+    with TemporaryDirectory() as temporary:
+        job = Path(temporary) / "job.json"
+        export_torchscript(embedder, architecture, {}, job.parent / "weights")
+        del embedder
+        write_job(
+            job,
+            job.parent / "weights",
+            case.size,
+            photos,
+            n_gallery,
+            batch=case.batch,
+            cores=options.threads,
+            device=options.device,
+        )
+        for number in range(options.repeats):
+            for way in ways:
+                print(f"{case}: {way}, run {number + 1} of {options.repeats}", flush=True)
+                vectors, seconds = run_way(way, job)
+                runs[way].append(seconds)
+                scores[way] = score(vectors, dev_set)
+    return {way: summary(runs[way], len(photos), scores[way]) for way in ways}
+
+
+def summary(runs: Sequence[dict[str, Any]], photos: int, mean_ap: float) -> Result:
+    """The median run."""
+    middle = statistics.median_low(run["embedding"] for run in runs)
+    stages = next(run for run in runs if run["embedding"] == middle)
+    return Result(photos / middle, mean_ap, stages)
+
+
+def score(vectors: np.ndarray, dev_set: DevSet) -> float:
+    """mAP of embeddings, gallery first."""
+    n_gallery = len(dev_set.gallery)
+    rows = torch.from_numpy(vectors)
+    _, indexes = top_k(rows[n_gallery:], rows[:n_gallery], 1000)
+    ranks = fill_to_width(indexes.numpy(), n_gallery)
+    return float(average_precision(ranks, dev_set.gallery_products, dev_set.query_products).mean())
+
+
+def rows_of(case: Case, results: dict[str, Result], on_gpu: bool) -> list[Row]:
+    """Our figures beside each of the others'."""
+    ours, rows = results["ours"], []
+    names = {"seed": "the seed's way", **{name: wanted[0] for name, wanted in PACKAGES.items()}}
+    for way, other in results.items():
+        if way == "ours":
+            continue
+        name = names[way].replace("==", " ")
+        pairs = [
+            ("files to embeddings", ours.rate, other.rate, "photos/s"),
+            ("mAP", ours.mean_average_precision, other.mean_average_precision, "mAP"),
+        ]
+        rows += [
+            higher_is_better(f"{case}: {what}", mine, name, theirs, unit)
+            for what, mine, theirs, unit in pairs
+        ]
+    if "seed" in results:
+        sorting = results["seed"].stages["ranking"]
+        mine = ours.stages["ranking"]
+        rows.append(lower_is_better(f"{case}: ranking", mine, "full sort", sorting, "s"))
+    bound = roofline(ours.stages["decode_alone"], ours.stages["model_alone"], on_gpu)
+    share = higher_is_better(f"{case}: of the roofline", ours.rate, "the bound", bound, "photos/s")
+    return [*rows, share]
+
+
+def roofline(decode: float, model: float, separate: bool) -> float:
+    """Photos a second at the most.
+
+    Args:
+        decode: photos a second of reading alone.
+        model: of the model alone.
+        separate: whether two devices share the work; else the same cores do both.
+    """
+    return min(decode, model) if separate else 1 / (1 / decode + 1 / model)
+
+
+def notes_of(case: Case, results: dict[str, Result]) -> list[str]:
+    """Where the time goes, and what bounds it."""
+    ours = results["ours"].stages
+    decode, model = ours["decode_alone"], ours["model_alone"]
+    slower = "reading photos" if decode < model else "the model"
+    notes = [
+        f"{case}: reading alone {decode:.0f} photos/s, the model alone {model:.0f}; the "
+        f"bottleneck is {slower}; chosen: {ours['settings']} in {ours['probe']:.1f} s"
+    ]
+    for way, result in results.items():
+        seconds = result.stages
+        notes.append(
+            f"{case}, {way}: {seconds['embedding']:.1f} s, of them {seconds['model']:.1f} s in the "
+            f"model and {max(seconds['embedding'] - seconds['model'], 0):.1f} s beside it"
+        )
+    return notes
+
+
+def data_folder(named: Path | None) -> Path:
+    """The photos to measure on: the real half where it is at hand, else the demo's."""
+    if named is not None:
+        return named
+    real = Path(os.getenv("VPR_REAL_DATA", str(PROJECT.parent / "shared" / "data")))
+    return real / "vpr_development_half" if (real / "vpr_development_half").is_dir() else DEMO
+
+
+def shortened(dev_set: DevSet, photos: int) -> DevSet:
+    """About so many photos, as many of the gallery as of the queries in proportion."""
+    share = photos / (len(dev_set.gallery) + len(dev_set.queries))
+    if not photos or share >= 1:
+        return dev_set
+    n, m = max(round(share * len(dev_set.gallery)), 2), round(share * len(dev_set.queries))
+    return DevSet(
+        dev_set.gallery[:n],
+        dev_set.queries[: max(m, 2)],
+        dev_set.gallery_products[:n],
+        dev_set.query_products[: max(m, 2)],
+    )
+
+
+def main() -> None:
+    """Measure every case and print the table."""
+    parser = arguments(str(__doc__).partition("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the model")
+    parser.add_argument("--data", type=Path, help="a development set; default: the real half")
+    parser.add_argument("--photos", type=int, default=0, help="take so many; 0: all")
+    parser.add_argument("--models", nargs="*", help="of the cases, those whose name holds one")
+    parser.add_argument(
+        "--ways", nargs="*", default=["seed", *PACKAGES], help="whom to compare with"
+    )
+    parser.set_defaults(repeats=3)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device on this machine")
+    cases = [
+        case
+        for case in CASES[options.device]
+        if not options.models or any(name in case.model for name in options.models)
+    ]
+    ways, folder = ["ours", *options.ways], data_folder(options.data)
+    if options.quick:
+        cases, ways, folder = QUICK, ["ours", "seed"], DEMO
+        options.repeats, options.photos = 1, 60
+    dev_set = shortened(read_dev_set(folder), options.photos)
+    rows: list[Row] = []
+    notes = [
+        f"{processor()}, {options.threads} used; torch {torch.__version__}; "
+        f"{len(dev_set.gallery)} gallery and {len(dev_set.queries)} query photos of "
+        f"{folder.name}; the others in fp32, contiguous, batches of {cases[0].batch}"
+    ]
+    if options.device == "cuda":
+        notes.append(torch.cuda.get_device_name())
+    for case in cases:
+        results = measure(case, dev_set, ways, options)
+        rows += rows_of(case, results, options.device == "cuda")
+        notes += notes_of(case, results)
+    report("ranker" if options.device == "cpu" else "ranker-cuda", rows, notes, options)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

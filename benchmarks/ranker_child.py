@@ -1,0 +1,275 @@
+"""One way of embedding a list of photos, in a process of its own: see :mod:`benchmarks.ranker`.
+
+    python -m benchmarks.ranker_child oml job.json
+
+It runs in the environment of its package, reads the job, and writes the embeddings (`.npy`) and
+what they took beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from visual_search.embed import embed_images, prepare_for
+from visual_search.export import load_exported
+from visual_search.images import ImageItem
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a way is given."""
+
+    weights: Path
+    """Folder of an export."""
+    size: int
+    """Pixels."""
+    photos: list[ImageItem]
+    n_gallery: int
+    """The first so many photos are the gallery, the rest are queries."""
+    folder: Path
+    """The same photos as links, named by their position."""
+    batch: int
+    cores: int
+    device: torch.device
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        """What :func:`benchmarks.ranker_peers.write_job` wrote."""
+        values = json.loads(path.read_text("utf-8"))
+        photos = [
+            ImageItem(Path(name), None if box is None else tuple(box))
+            for name, box in values["photos"]
+        ]
+        return cls(
+            Path(values["weights"]),
+            values["size"],
+            photos,
+            values["n_gallery"],
+            Path(values["folder"]),
+            values["batch"],
+            values["cores"],
+            torch.device(values["device"]),
+        )
+
+
+class TimedModel(nn.Module):
+    """The exported model in fp32, contiguous, as it comes to every package; counts its seconds."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        model, architecture = load_exported(job.weights, job.device)
+        assert isinstance(model, nn.Module)
+        self.model = model.to(memory_format=torch.contiguous_format)
+        self.device, self.dimension = job.device, architecture.dimension
+        self.seconds = 0.0
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 `(N, 3, H, W)` to unit vectors."""
+        started = time.perf_counter()
+        vectors = self.model(pixels)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+        return vectors
+
+
+class Squares:
+    """Any photo to a square, uint8 `(3, size, size)`: PIL, bicubic, as all of them do."""
+
+    def __init__(self, size: int, boxes: dict[str, tuple[int, int, int, int]]) -> None:
+        self.size, self.boxes = size, boxes
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        box = self.boxes.get(Path(str(getattr(image, "filename", ""))).stem)
+        image = image.convert("RGB")
+        if box is not None:
+            x, y, w, h = box
+            image = image.crop((x, y, x + w, y + h))
+        square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+class PilPhotos(torch.utils.data.Dataset[Tensor]):
+    """The seed's reader."""
+
+    def __init__(self, job: Job) -> None:
+        self.photos, self.square = job.photos, Squares(job.size, {})
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> Tensor:
+        item = self.photos[index]
+        image = Image.open(item.path).convert("RGB")
+        if item.box is not None:
+            x, y, w, h = item.box
+            image = image.crop((x, y, x + w, y + h))
+        return self.square(image)
+
+
+Embedded = tuple[np.ndarray, dict[str, Any]]
+"""`(n, dimension)` and the seconds of the stages."""
+
+
+def seeds_way(job: Job) -> Embedded:
+    """PIL in a DataLoader with as many workers as cores, fp32, contiguous, and a full sort."""
+    model = TimedModel(job)
+    loader = torch.utils.data.DataLoader(
+        PilPhotos(job), batch_size=job.batch, num_workers=job.cores
+    )
+    started = time.perf_counter()
+    with torch.inference_mode():
+        rows = [model(batch.to(job.device)).cpu() for batch in loader]
+    vectors = torch.cat(rows).numpy()
+    embedded = time.perf_counter()
+    gallery, queries = vectors[: job.n_gallery], vectors[job.n_gallery :]
+    np.argsort(-(queries @ gallery.T), axis=1)
+    ranked = time.perf_counter()
+    return vectors, {
+        "embedding": embedded - started,
+        "ranking": ranked - embedded,
+        "model": model.seconds,
+    }
+
+
+def our_way(job: Job) -> Embedded:
+    """:func:`visual_search.embed.embed_images`, with its measurement in the time."""
+    model, _ = load_exported(job.weights, job.device)
+    started = time.perf_counter()
+    prepared = prepare_for(model, job.photos, job.size, len(job.photos), device=job.device)
+    answer = embed_images(prepared, job.photos, job.size, device=job.device, progress=False)
+    embedded = time.perf_counter()
+    from visual_search.search import top_k
+
+    top_k(answer.matrix[job.n_gallery :], answer.matrix[: job.n_gallery], 1000)
+    return answer.matrix.numpy(), {
+        "embedding": embedded - started,
+        "ranking": time.perf_counter() - embedded,
+        "model": answer.model_seconds / prepared.streams,
+        "probe": prepared.seconds,
+        "settings": f"{prepared.precision}, {prepared.memory_format}, batch "
+        f"{prepared.batch_size}, {prepared.streams} streams, decoder {prepared.decoder}",
+        **_rooflines(prepared, job),
+    }
+
+
+def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
+    """Photos a second of decoding alone and of the model alone, each on all cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from visual_search.images import load_pixels
+    from visual_search.probing import side_by_side
+
+    photos = job.photos[:: max(len(job.photos) // 240, 1)]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(job.cores) as pool:
+        pixels = list(pool.map(lambda item: load_pixels(item, job.size)[0], photos))
+    decode = len(photos) / (time.perf_counter() - started)
+    batch = torch.from_numpy(np.stack((pixels * prepared.batch_size)[: prepared.batch_size]))
+    batch = batch.to(job.device)
+    streams = 1 if job.device.type == "cuda" else prepared.streams
+    rounds = max(len(photos) // (prepared.batch_size * streams), 1)
+
+    def pass_on() -> None:
+        for _ in range(rounds):
+            prepared.answer(batch)
+
+    seconds = side_by_side(pass_on, streams, prepared.threads, job.device)
+    return {
+        "decode_alone": decode,
+        "model_alone": rounds * streams * prepared.batch_size / seconds,
+    }
+
+
+def clip_retrievals_way(job: Job) -> Embedded:
+    """`clip_inference` over a folder; its `load_clip` hands out our model and its square.
+
+    Its reader knows no boxes: they are found by the file's name.
+    """
+    from clip_retrieval.clip_inference import clip_inference, mapper, worker
+
+    model = TimedModel(job)
+    boxes = {f"{n:06d}": item.box for n, item in enumerate(job.photos) if item.box is not None}
+    encoder = nn.Module()
+    encoder.encode_image = encoder.encode_text = model
+
+    def load_clip(**_: Any) -> tuple[nn.Module, Squares, None]:
+        return encoder, Squares(job.size, boxes), None
+
+    mapper.load_clip = worker.load_clip = load_clip
+    output = job.folder.parent / "clip_retrieval_output"
+    started = time.perf_counter()
+    clip_inference(
+        input_dataset=str(job.folder),
+        output_folder=str(output),
+        enable_text=False,
+        batch_size=job.batch,
+        num_prepro_workers=job.cores,
+        output_partition_count=1,
+    )
+    seconds = time.perf_counter() - started
+    import pandas as pd
+
+    names = pd.read_parquet(next((output / "metadata").glob("*.parquet")))["image_path"]
+    vectors = np.load(next((output / "img_emb").glob("*.npy"))).astype(np.float32)
+    order = np.argsort([int(Path(name).stem) for name in names])
+    return vectors[order], {"embedding": seconds, "model": model.seconds}
+
+
+def omls_way(job: Job) -> Embedded:
+    """OML's `inference` over its dataset of images with boxes."""
+    from oml.datasets.images import ImageBaseDataset
+    from oml.inference import inference
+    from torchvision.transforms import Compose
+
+    corners = [None if item.box is None else _corners(*item.box) for item in job.photos]
+    dataset = ImageBaseDataset(
+        paths=[item.path for item in job.photos],
+        bboxes=corners,
+        transform=Compose([Squares(job.size, {})]),
+    )
+    model = TimedModel(job)
+    started = time.perf_counter()
+    rows = inference(model, dataset, batch_size=job.batch, num_workers=job.cores)
+    seconds = time.perf_counter() - started
+    return rows.cpu().float().numpy(), {"embedding": seconds, "model": model.seconds}
+
+
+def _corners(x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
+    return x, y, x + width, y + height
+
+
+WAYS: dict[str, Callable[[Job], Embedded]] = {
+    "ours": our_way,
+    "seed": seeds_way,
+    "clip-retrieval": clip_retrievals_way,
+    "oml": omls_way,
+}
+
+
+def main() -> None:
+    """Embed, and write `<job>.<way>.npy` and `<job>.<way>.json`."""
+    way, path = sys.argv[1], Path(sys.argv[2])
+    job = Job.read(path)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores])
+    torch.set_num_threads(job.cores)
+    vectors, seconds = WAYS[way](job)
+    np.save(path.with_suffix(f".{way}.npy"), vectors)
+    path.with_suffix(f".{way}.json").write_text(json.dumps(seconds), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Whatever is broken: every query has a valid row, nothing crashes, all failures are listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from my_submission.user_config import My_Ranker
+from tests.conftest import draw_product, write_csv
+from tests.my_submission.damaged_files import NOTHING, PARTLY, PIXELS, write_files
+from visual_search.export import export_torchscript
+from visual_search.model import build_embedder
+
+BOX_HEADER = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    folder = tmp_path_factory.mktemp("weights")
+    export_torchscript(embedder, architecture, {}, folder)
+    return folder
+
+
+@pytest.fixture
+def log(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
+    monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(tmp_path / "log.json"))
+    return tmp_path / "log.json"
+
+
+def ranked(folder: Path) -> np.ndarray:
+    ranker = My_Ranker(str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv"))
+    return ranker.predict_product_ranks()
+
+
+def is_valid(ranks: np.ndarray, n_queries: int) -> bool:
+    return (
+        ranks.shape == (n_queries, 1000)
+        and np.issubdtype(ranks.dtype, np.integer)
+        and bool((ranks >= 0).all())
+        and all(len(set(row)) == 1000 for row in ranks.tolist())
+    )
+
+
+def test_damaged_and_odd_files_on_both_sides(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    expected = write_files(folder / "files")
+    assert sum(outcome != PIXELS for outcome in expected.values()) >= 40 - 6
+    assert len(expected) >= 60
+    draw_product(1, 0).save(folder / "good.png")
+    names = [f"files/{name}" for name in expected]
+    gallery = [[n, name] for n, name in enumerate(["good.png", *names])]
+    queries = [[n, name, 0, 0, 90_000, 90_000] for n, name in enumerate(["good.png", *names])]
+    write_csv(folder / "gallery.csv", ["seller_img_id", "img_path"], gallery)
+    write_csv(folder / "queries.csv", BOX_HEADER, queries)
+    monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", '{"trim_borders": true, "flip": true}')
+    ranks = ranked(folder)
+    assert is_valid(ranks, len(queries))
+    assert all(set(row) == set(range(1000)) for row in ranks.tolist())
+    reasons: dict[str, set[str]] = {}
+    for problem in json.loads(log.read_text())["problems"]:
+        reasons.setdefault(Path(problem["path"]).name, set()).add(problem["reason"])
+    for name, outcome in expected.items():
+        told = reasons.get(name, set())
+        grey = any("a grey image is used" in reason for reason in told)
+        damaged = any("readable part" in reason for reason in told)
+        assert not (outcome == NOTHING and not grey), (name, told)
+        assert not (outcome == PARTLY and not (damaged or grey)), (name, told)
+        assert not (outcome == PIXELS and (grey or damaged)), (name, told)
+    # The box reaches outside every photo; only the good one of the gallery has nothing to tell.
+    assert reasons["good.png"] == {next(iter(reasons["good.png"]))}
+    assert "clipped" in next(iter(reasons["good.png"]))
+
+
+BOXES = {
+    "empty": ["", "", "", ""],
+    "text": ["a", "b", "c", "d"],
+    "nan": ["nan", "NaN", "inf", "-inf"],
+    "negative": [-40, -40, 20, 20],
+    "no area": [5, 5, 0, 9],
+    "negative size": [5, 5, -9, 9],
+    "huge": [10**30, 0, 10**30, 9],
+    "fractions": [1.6, 2.4, 20.5, 30.9],
+    "one pixel": [3, 3, 1, 1],
+    "outside": [900, 900, 10, 10],
+    "over the edge": [50, 50, 500, 500],
+    "exponent": ["1e1", "1e1", "2e1", "2e1"],
+}
+
+
+def test_boxes_that_cannot_be_meant_use_the_whole_photo(log: Path, dev_folder: Path) -> None:
+    rows = [[n, "queries/0_0.png", *box] for n, box in enumerate([[2, 2, 58, 58], *BOXES.values()])]
+    write_csv(dev_folder / "queries.csv", BOX_HEADER, rows)
+    ranks = ranked(dev_folder)
+    assert is_valid(ranks, len(rows))
+    problems = json.loads(log.read_text())["problems"]
+    # Fractions are rounded, one pixel and 1e1 are boxes.
+    assert len(problems) == len(BOXES) - 3
+    whole = [n + 1 for n, name in enumerate(BOXES) if name in ("empty", "text", "nan", "no area")]
+    assert all((ranks[n] == ranks[whole[0]]).all() for n in whole)
+
+
+def as_written(text: str, encoding: str = "utf-8") -> bytes:
+    return text.encode(encoding)
+
+
+GALLERY = "seller_img_id,img_path\n0,gallery/0_0.png\n1,gallery/0_1.png\n"
+TABLES = {
+    "byte order mark": as_written(GALLERY, "utf-8-sig"),
+    "carriage returns": as_written(GALLERY.replace("\n", "\r\n")),
+    "no last line end": as_written(GALLERY.rstrip()),
+    "empty lines": as_written(GALLERY.replace("\n", "\n\n")),
+    "other order and columns": (
+        b"img_path,extra,seller_img_id\ngallery/0_0.png,,7\ngallery/0_1.png,x,7\n"
+    ),
+    "quotes": b'seller_img_id,img_path\n0,"gallery/0_0.png"\n1,"gallery/0_1.png"\n',
+    "empty path": b"seller_img_id,img_path\n0,gallery/0_0.png\n1,\n",
+    "path of nothing": b"seller_img_id,img_path\n0,gallery/0_0.png\n1,../..//\n",
+    "a name of several lines": b'seller_img_id,img_path\n0,gallery/0_0.png\n1,"a\nb.png"\n',
+    "a zero byte": b"seller_img_id,img_path\n0,gallery/0_0.png\n1,gallery/\x00.png\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_can_be_read_are(log: Path, dev_folder: Path, name: str) -> None:
+    (dev_folder / "gallery.csv").write_bytes(TABLES[name])
+    ranks = ranked(dev_folder)
+    assert is_valid(ranks, 10)
+    assert all(set(row[:2]) == {0, 1} for row in ranks.tolist())
+
+
+UNREADABLE = {
+    "nothing": (b"", "is empty"),
+    "a header only": (b"seller_img_id,img_path\n", "no gallery photo"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\xff\xfe", "gallery.csv"),
+    "another column": (b"seller_img_id,path\n0,a.png\n", "no column 'img_path'"),
+    "semicolons": (b"seller_img_id;img_path\n0;a.png\n", "no column"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "no column"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_tables_that_cannot_be_read_are_told(log: Path, dev_folder: Path, name: str) -> None:
+    content, words = UNREADABLE[name]
+    (dev_folder / "gallery.csv").write_bytes(content)
+    with pytest.raises(NameError, match=words):
+        ranked(dev_folder)

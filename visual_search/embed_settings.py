@@ -1,0 +1,66 @@
+"""How photos are embedded; a part of a phase's configuration and of `model.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from visual_search.errors import UserError
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How photos are embedded, in validation and in the submission alike.
+
+    What is "auto" or 0 is chosen by a short measurement.
+
+    Args:
+        precision: fp32, bf16 (CPUs that have it) or fp16 (GPUs).
+        memory_format: of the convolutions.
+        batch_size: photos a step.
+        workers: threads that read photos, on a CPU each also runs the model; 0: one a core.
+        decoder: who reads JPEGs: cpu, or nvjpeg on a CUDA device.
+        flip: each photo is also seen mirrored; its embedding is the mean.
+        crops: each photo is seen in five crops of a larger square; its embedding is the mean.
+        trim_borders: cut white borders of gallery photos away.
+    """
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    batch_size: int = 0
+    workers: int = 0
+    decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
+    flip: bool = False
+    crops: bool = False
+    trim_borders: bool = False
+
+    @property
+    def views(self) -> int:
+        """How often the model sees each photo."""
+        return (5 if self.crops else 1) * (2 if self.flip else 1)
+
+    @classmethod
+    def parsed(cls, values: Any, source: str) -> EmbedSettings:
+        """Settings from a JSON object whose keys are the names above.
+
+        Args:
+            values: what was read.
+            source: where, for the error.
+
+        Raises:
+            UserError: for an unknown key, a value of another type, a choice that there is not.
+        """
+        if not isinstance(values, dict):
+            raise UserError(f"{source}: embedding settings are an object, not {values!r}")
+        types, names = get_type_hints(cls), [field.name for field in fields(cls)]
+        for key, value in values.items():
+            if key not in names:
+                raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(names)}")
+            choices = get_args(types[key])
+            if choices and value not in choices:
+                raise UserError(f"{source}: {key} is {value!r}; it can be {', '.join(choices)}")
+            if not choices and type(value) is not types[key]:
+                raise UserError(f"{source}: {key} is {value!r}, not {types[key].__name__}")
+            if type(value) is int and value < 0:
+                raise UserError(f"{source}: {key} is {value}, it must not be below 0")
+        return cls(**values)

@@ -1,0 +1,221 @@
+"""Score a model on a development set: `python -m visual_search.main_evaluate --run runs/X`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from visual_search.evaluate import DevSet
+    from visual_search.rerank_tuning import Steps
+
+
+def main() -> None:
+    """Embed, or read the embeddings kept from last time; score, or search for re-ranking steps."""
+    options = build_parser().parse_args()
+    if options.splits < 1:
+        raise UserError("--splits must be 1 or more")
+    model = embed_dev_set(options.run, options.data_folder, options.input_size, options.cache)
+    if options.tune_rerank:
+        tune(model, options.splits, options.seed, options.data_folder)
+    else:
+        score(model)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_evaluate",
+        description="Score a model on a development set; embeddings are kept for the next time.",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="a run folder, or an export's folder (my_submission/weights)",
+    )
+    parser.add_argument(
+        "--data-folder",
+        type=Path,
+        default=Path("dataset/development_test_data"),
+        help="holds gallery.csv, queries.csv and their photos (%(default)s)",
+    )
+    parser.add_argument(
+        "--input_size", type=int, default=0, help="pixels; default: what the model was trained with"
+    )
+    parser.add_argument(
+        "--tune-rerank",
+        action="store_true",
+        help="choose re-ranking steps on half of the queries, report on the other half, and write "
+        "them into the model's model.json if they beat plain cosine there",
+    )
+    parser.add_argument(
+        "--splits", type=int, default=3, help="of the queries, to see the spread (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/embeddings"),
+        help="folder in which embeddings are kept (%(default)s)",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class EmbeddedDevSet:
+    """A development set as a model sees it."""
+
+    dev_set: DevSet
+    gallery: Tensor
+    queries: Tensor
+    description: Path
+    """The `model.json` of the model."""
+
+    def score(self, steps: Steps) -> np.ndarray:
+        """Average precision of each query with these re-ranking steps, 0..1."""
+        from visual_search.metrics import MAX_PREDICTIONS, average_precision
+        from visual_search.rerank import rank
+
+        ranks = rank(self.queries, self.gallery, steps, MAX_PREDICTIONS).numpy()
+        return average_precision(ranks, self.dev_set.gallery_products, self.dev_set.query_products)
+
+
+def embed_dev_set(source: Path, data: Path, input_size: int, cache: Path) -> EmbeddedDevSet:
+    """Embed a development set with a run's or an export's model, or read what was kept.
+
+    Args:
+        source: a run folder, a checkpoint, or an export's folder.
+        data: the development set.
+        input_size: pixels; 0 takes the model's own.
+        cache: where embeddings are kept.
+
+    Raises:
+        UserError: when the model or the data is missing or damaged.
+    """
+    from visual_search.checkpoint import fingerprint, load_checkpoint
+    from visual_search.embed import default_device, embed_images
+    from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
+    from visual_search.evaluate import read_dev_set
+    from visual_search.export import load_model
+
+    dev_set, device = read_dev_set(data), default_device()
+    checkpoint, weights = load_checkpoint(source), fingerprint(source)
+    architecture = checkpoint.architecture
+    size = input_size or architecture.input_size
+    settings = {"architecture": asdict(architecture), "input_size": size, "device": device.type}
+    started, matrices = time.perf_counter(), []
+    for label, items in (("gallery photos", dev_set.gallery), ("query photos", dev_set.queries)):
+        embeddings, kept = cached_embeddings(
+            cache,
+            embeddings_fingerprint(weights, items, settings),
+            lambda items=items, label=label: embed_images(  # type: ignore[misc]
+                load_model(checkpoint, device), items, size, device=device, label=label
+            ),
+        )
+        matrices.append(embeddings.matrix)
+        source_of = "read from the cache" if kept else "embedded"
+        print(f"{len(items)} {label} {source_of}", flush=True)
+        for problem in embeddings.problems[:3]:
+            print(f"  {problem.path}: {problem.reason}")
+        if len(embeddings.problems) > 3:
+            print(f"  and {len(embeddings.problems) - 3} more damaged photos")
+    print(f"{architecture.backbone}, {size} px, {time.perf_counter() - started:.1f} s", flush=True)
+    return EmbeddedDevSet(dev_set, *matrices, checkpoint.path.with_name("model.json"))
+
+
+def score(model: EmbeddedDevSet) -> None:
+    """Print the mAP with the model's own re-ranking steps and without."""
+    from visual_search.export import exported_steps
+    from visual_search.rerank import words
+
+    steps = exported_steps(model.description.parent)
+    print(f"mAP {model.score(()).mean():.4f}  {words(())}")
+    if steps:
+        print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
+        print("next: python local_evaluation.py --weights <export> runs the submission itself")
+    else:
+        print("next: the same command with --tune-rerank looks for re-ranking steps")
+
+
+def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
+    """Choose steps on several splits, print what each gives, and write the first split's choice.
+
+    They are written only when they beat plain cosine on the half they were not chosen on, on
+    average over the splits and on the first.
+    """
+    import numpy as np
+
+    from visual_search.progress import progress_bar
+    from visual_search.rerank import words
+    from visual_search.rerank_tuning import RECIPES, choose, halves, trials
+
+    rows: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
+    chosen = []
+    for number in range(splits):
+        one, other = halves(
+            model.queries,
+            model.gallery,
+            model.dev_set.query_products,
+            model.dev_set.gallery_products,
+            seed + number,
+        )
+        label = f"split {number + 1} of {splits}"
+        with progress_bar(label, "ranking", total=trials()) as bar:
+            steps = choose(one, on_score=lambda bar=bar: bar.update(1))  # type: ignore[misc]
+        chosen.append(steps)
+        for name, recipe in {**RECIPES, "chosen": steps}.items():
+            rows[name].append(other.score(recipe))
+        print(f"{label}: {words(steps)}")
+        print(
+            f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "
+            f"{other.score(()):.4f} -> {other.score(steps):.4f} on the other",
+            flush=True,
+        )
+    print(f"\n| on the half not chosen on ({splits} splits) | mAP | spread | against plain |")
+    print("|---|---:|---:|---:|")
+    plain = np.array(rows["plain cosine"])
+    for name, values in rows.items():
+        gains = np.array(values) / plain - 1
+        print(
+            f"| {name} | {np.mean(values):.4f} | {np.std(values):.4f} "
+            f"| {100 * gains.mean():+.1f} % ± {100 * gains.std():.1f} |"
+        )
+    gains = np.array(rows["chosen"]) / plain - 1
+    if gains[0] > 0 and gains.mean() > 0:
+        write_steps(model.description, chosen[0], data, float(plain[0]), rows["chosen"][0])
+        print(f"\nwrote split 1's choice into {model.description}")
+        print("next: export the run, or python local_evaluation.py --weights <export>")
+    else:
+        print(
+            f"\nnothing beats plain cosine on the other half: {model.description} stays as it was"
+        )
+
+
+def write_steps(description: Path, steps: Steps, data: Path, plain: float, reranked: float) -> None:
+    """Write re-ranking steps, and what they were chosen by, into a `model.json`."""
+    from visual_search.checkpoint import describe_model, read_description
+    from visual_search.files import write_json
+    from visual_search.rerank import describe_steps
+
+    architecture, facts = read_description(description)
+    facts["rerank"] = describe_steps(steps)
+    facts["rerank_tuning"] = {
+        "data": data.name,
+        "plain_mAP": round(plain, 6),
+        "reranked_mAP": round(reranked, 6),
+        "measured_on": "the half of the queries that the steps were not chosen on",
+    }
+    write_json(description, describe_model(architecture, facts))
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

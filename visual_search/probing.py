@@ -1,0 +1,248 @@
+"""Choosing precision, memory format and batch size by measuring the real model on real photos."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from visual_search.embed_settings import EmbedSettings
+from visual_search.inference import (
+    MEMORY_FORMATS,
+    MIN_COSINE,
+    Answer,
+    converted,
+)
+
+# A CPU core's caches hold the activations of few photos; a GPU wants many at once.
+CPU_BATCHES = (4, 2, 8, 16)
+GPU_BATCHES = (32, 64, 128)
+# The measurement may take this share of the time that the photos will take, about.
+PROBE_SHARE = 0.05
+# So few photos are embedded sooner than measured.
+FEW_PHOTOS = 64
+# A candidate must be this much faster than the best so far: less is noise.
+GAIN = 1.03
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to embed, and how to run it."""
+
+    answer: Answer
+    """At the chosen precision."""
+    exact: Answer
+    """In fp32, for rows that are not finite otherwise."""
+    device: torch.device
+    precision: str
+    memory_format: str
+    batch_size: int
+    streams: int
+    """Threads that each read a batch and run the model on it."""
+    threads: int
+    """CPU threads of the model in each stream."""
+    decoder: str = "cpu"
+    """cpu or nvjpeg."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Photos a second that were measured, decoding left out."""
+    seconds: float = 0.0
+    """What the preparation took."""
+
+
+def bf16_is_native() -> bool:
+    """Whether this CPU computes in bfloat16 itself; where it does not, it is not worth a try."""
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, flag, bool)() for flag in flags)
+
+
+def prepare(
+    model: Answer,
+    pixels: Tensor,
+    photos: int,
+    *,
+    device: torch.device,
+    cores: int,
+    settings: EmbedSettings | None = None,
+    seconds: float = float("inf"),
+) -> Prepared:
+    """Choose how to run a model, measuring what the settings leave open.
+
+    On a CPU each core runs the model on a batch of its own: no thread waits for another, and
+    reading photos needs no cores set apart. On a GPU the same threads read photos while one
+    after the other has the model.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        pixels: a few real photos `(n, 3, size, size)`, uint8; they are repeated to fill a batch.
+        photos: how many are to be embedded; for a few, nothing is measured.
+        device: where the model is.
+        cores: CPU cores to use.
+        settings: what is fixed by hand.
+        seconds: never measure for longer than this.
+    """
+    started = time.perf_counter()
+    settings = settings or EmbedSettings()
+    on_gpu = device.type == "cuda"
+    streams = settings.workers or (cores + 2 if on_gpu else cores)
+    threads = 0 if on_gpu else max(cores // streams, 1)
+    probe = _Probe(model, pixels.to(device), streams, threads, device)
+    probe.deadline = started + min(seconds, 1e9)
+    variants = _variants(settings, on_gpu)
+    batch = settings.batch_size or (GPU_BATCHES if on_gpu else CPU_BATCHES)[0]
+    best = variants[0]
+    if photos >= FEW_PHOTOS and photos > streams * batch:
+        if len(variants) > 1 or not settings.batch_size:
+            probe.rate(best, batch)  # the first call pays for what later ones find ready
+            rate = probe.rate(best, batch)
+            probe.deadline = min(probe.deadline, started + PROBE_SHARE * photos / rate + 0.2)
+        best = probe.best_variant(variants, batch)
+        if not settings.batch_size:
+            batch = probe.best_batch(best, GPU_BATCHES if on_gpu else CPU_BATCHES, photos)
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    answer = probe.answer(best)
+    return Prepared(
+        answer=answer,
+        exact=answer if best[0] == "fp32" else converted(model, "fp32", best[1]),
+        device=device,
+        precision=best[0],
+        memory_format=best[1],
+        batch_size=batch,
+        streams=streams,
+        threads=threads,
+        rates=probe.rates,
+        seconds=time.perf_counter() - started,
+    )
+
+
+Variant = tuple[str, str]
+"""Precision and memory format."""
+
+
+def _variants(settings: EmbedSettings, on_gpu: bool) -> list[Variant]:
+    """What there is to try, the likeliest first."""
+    fast = ["fp16"] if on_gpu else ["bf16"] if bf16_is_native() else []
+    precisions = [*fast, "fp32"] if settings.precision == "auto" else [settings.precision]
+    layouts = list(MEMORY_FORMATS) if settings.memory_format == "auto" else [settings.memory_format]
+    return [(precision, layout) for precision in precisions for layout in layouts]
+
+
+class _Probe:
+    """Measures variants as they are going to run: in all streams at once."""
+
+    def __init__(
+        self, model: Answer, pixels: Tensor, streams: int, threads: int, device: torch.device
+    ) -> None:
+        self._model, self._pixels, self._device = model, pixels, device
+        self._streams, self._threads = streams, threads
+        self._answers: dict[Variant, Answer] = {}
+        self.deadline = float("inf")
+        self.rates: dict[str, float] = {}
+
+    def answer(self, variant: Variant) -> Answer:
+        if variant not in self._answers:
+            self._answers[variant] = converted(self._model, *variant, self._pixels[:2])
+        return self._answers[variant]
+
+    def _late(self) -> bool:
+        return time.perf_counter() > self.deadline
+
+    def best_variant(self, variants: list[Variant], batch: int) -> Variant:
+        """The fastest that answers as the model does in fp32; the first where time is out."""
+        best, best_rate = None, 0.0
+        for variant in variants:
+            if best is not None and self._late():
+                break
+            if len(variants) > 1 and not self._is_faithful(variant):
+                continue
+            if self._late():
+                return variant
+            rate = self.rate(variant, batch)
+            if rate > GAIN * best_rate:
+                best, best_rate = variant, rate
+        return best or ("fp32", variants[-1][1])
+
+    def best_batch(self, variant: Variant, sizes: tuple[int, ...], photos: int) -> int:
+        best, best_rate = sizes[0], self.rates.get(_name(variant, sizes[0]), 0.0)
+        for size in sizes[1:]:
+            if self._late() or size * self._streams > photos:
+                break
+            try:
+                rate = self.rate(variant, size)
+            except torch.OutOfMemoryError:
+                break
+            if rate > GAIN * best_rate:
+                best, best_rate = size, rate
+        return best
+
+    def _is_faithful(self, variant: Variant) -> bool:
+        if variant[0] == "fp32":
+            return True
+        with torch.inference_mode():
+            cosine = (self.answer(variant)(self._pixels[:4]) * self._model(self._pixels[:4])).sum(1)
+        return bool(cosine.min() >= MIN_COSINE)
+
+    def rate(self, variant: Variant, batch: int) -> float:
+        """Photos a second of all streams together."""
+        repeats = -(-batch // len(self._pixels))
+        pixels = self._pixels.repeat(repeats, 1, 1, 1)[:batch]
+        answer = self.answer(variant)
+        streams = 1 if self._device.type == "cuda" else self._streams
+        seconds = side_by_side(lambda: answer(pixels), streams, self._threads, self._device)
+        rate = streams * batch / seconds
+        name = _name(variant, batch)
+        self.rates[name] = max(rate, self.rates.get(name, 0.0))
+        return rate
+
+
+def _name(variant: Variant, batch: int) -> str:
+    return f"{variant[0]}, {variant[1]}, batch {batch}"
+
+
+def side_by_side(
+    call: Callable[[], object], streams: int, threads: int, device: torch.device
+) -> float:
+    """Seconds that `streams` threads take for one call each, at the same time."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            use_threads(threads)
+            with torch.inference_mode():
+                call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=run) for _ in range(streams)]
+    started = time.perf_counter()
+    with threads_restored():
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    if failures:
+        raise failures[0]
+    return time.perf_counter() - started
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Put the number of CPU threads back that operations use, whatever other threads set."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def use_threads(threads: int) -> None:
+    """Let operations that *this* thread starts use so many CPU threads; 0 leaves it as it is."""
+    if threads:
+        torch.set_num_threads(threads)
