@@ -22,12 +22,15 @@ from visual_search.photo_checks import photo_problem
 
 if TYPE_CHECKING:
     from visual_search.model import Embedder
+    from visual_search.probing import Prepared
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
 """Fetched at a time, so that one slow photo does not hold up all others."""
 
 EMBED_BATCH = 64
+PHOTOS_AHEAD = 100_000
+"""Order of what is to be embedded: how long it pays to measure the best way to do it."""
 
 NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
@@ -78,6 +81,7 @@ class EmbedStage:
         self.device = default_device()
         self.model, self.input_size = load_embedder(Path(run))
         self.model.to(self.device)
+        self.prepared: Prepared | None = None
 
     @daft.method.batch(
         return_dtype=DataType.struct(
@@ -98,8 +102,12 @@ class EmbedStage:
         return answers
 
     def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
-        from visual_search.embed import embed_images
+        from visual_search.embed import embed_images, prepare_for
+        from visual_search.embed_settings import EmbedSettings
         from visual_search.images import ImageItem
+
+        # Not "auto": a run that goes on after a kill has to embed as it did before.
+        settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
 
         # The ranker's function reads files; these live for as long as one batch.
         with tempfile.TemporaryDirectory() as folder:
@@ -107,8 +115,21 @@ class EmbedStage:
             for item, photo in zip(items, photos, strict=True):
                 item.path.write_bytes(photo)
             with self.lock:
+                self.prepared = self.prepared or prepare_for(
+                    self.model,
+                    items,
+                    self.input_size,
+                    PHOTOS_AHEAD,
+                    device=self.device,
+                    settings=settings,
+                )
                 found = embed_images(
-                    self.model, items, self.input_size, device=self.device, progress=False
+                    self.prepared,
+                    items,
+                    self.input_size,
+                    device=self.device,
+                    settings=settings,
+                    progress=False,
                 )
         problems = {problem.path: problem.reason for problem in found.problems}
         return found.matrix.numpy(), [problems.get(str(item.path)) for item in items]

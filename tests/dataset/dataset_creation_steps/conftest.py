@@ -30,13 +30,15 @@ def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3, neck="linear"
     )
     embedder.eval()
+    neck = embedder.neck
+    assert isinstance(neck, torch.nn.Linear)
     drawn = [np.asarray(draw_product(p, i, 64)) for p in range(100, 140) for i in range(2)]
     pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        embedder.neck.weight.copy_(torch.eye(architecture.dimension))
-        embedder.neck.bias.zero_()
+        neck.weight.copy_(torch.eye(architecture.dimension))
+        neck.bias.zero_()
         features = embedder.features(pixels)
-        embedder.neck.bias.copy_(-features.mean(dim=0))
+        neck.bias.copy_(-features.mean(dim=0))
     folder = tmp_path_factory.mktemp("run")
     save_checkpoint(folder, architecture, embedder.state_dict(), {}, {"run": "tiny"})
     return folder

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +39,7 @@ def server() -> Iterator[PhotoServer]:
 
 
 @pytest.fixture
-def command(project: Path, environment: dict[str, str]) -> object:
+def command(project: Path, environment: dict[str, str]) -> Callable[..., str]:
     def call(*arguments: object) -> str:
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
@@ -73,10 +73,7 @@ def check(folder: Path, truth: Truth, server: PhotoServer, run: Path) -> None:
 
 
 def test_five_commands(
-    command,
-    server: PhotoServer,
-    model_run: Path,
-    tmp_path: Path,  # type: ignore[no-untyped-def]
+    command: Callable[..., str], server: PhotoServer, model_run: Path, tmp_path: Path
 ) -> None:
     truth = write_files(tmp_path, server, PRODUCTS)
     pairs = tmp_path / "X.parquet"

@@ -73,9 +73,9 @@ def test_as_plain_loops_give_it(seed: int) -> None:
     for product in range(rng.integers(1, 6)):
         for role in ("product", "user"):
             for _ in range(rng.integers(0, 4)):
-                vector = rng.normal(size=5)
-                vector = (vector / np.linalg.norm(vector)).tolist()
-                rows.append((f"p{product}", role, vector if rng.random() > 0.2 else None))
+                drawn = rng.normal(size=5)
+                unit = (drawn / np.linalg.norm(drawn)).tolist()
+                rows.append((f"p{product}", role, unit if rng.random() > 0.2 else None))
     expected = {}
     for number, (asin, role, vector) in enumerate(rows):
         others = [v for a, r, v in rows if a == asin and r != role and v is not None]
