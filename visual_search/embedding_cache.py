@@ -23,7 +23,16 @@ from visual_search.files import written_atomically
 from visual_search.images import ImageItem, ImageProblem
 
 # The code between a file and the model's answer.
-_PIXEL_CODE = ("images.py", "embed.py", "model.py")
+_PIXEL_CODE = (
+    "borders.py",
+    "embed.py",
+    "images.py",
+    "inference.py",
+    "jpeg.py",
+    "model.py",
+    "nvjpeg.py",
+    "views.py",
+)
 
 
 def embeddings_fingerprint(
@@ -33,7 +42,7 @@ def embeddings_fingerprint(
 
     Args:
         weights: a fingerprint of the model's weights.
-        items: the photos; of each, path, box, file size and time of change count.
+        items: the photos; of each, path, box, trimming, file size and time of change count.
         settings: what else matters: architecture, input size, device; JSON values.
     """
     code = [(Path(__file__).parent / name).read_bytes() for name in _PIXEL_CODE]
@@ -45,7 +54,7 @@ def embeddings_fingerprint(
             state = [status.st_size, status.st_mtime_ns]
         except OSError:
             state = []
-        digest.update(json.dumps([str(item.path.absolute()), item.box, state]).encode())
+        digest.update(json.dumps([str(item.path.absolute()), item.box, item.trim, state]).encode())
     return digest.hexdigest()
 
 

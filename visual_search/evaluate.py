@@ -80,8 +80,7 @@ def rank_gallery(
     clock = clock or Clock()
     if batch_size:
         settings = replace(settings, batch_size=batch_size)
-    if settings.trim_borders:
-        gallery = [replace(item, trim=True) for item in gallery]
+    gallery = trimmed(gallery, settings)
     listed = {"gallery photos": gallery}
     if own is None:
         listed["query photos"] = queries
@@ -120,7 +119,7 @@ def rank_gallery(
     embedded = time.perf_counter()
     rows = sides[0].matrix
     asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
-    found, reranking = nearest_rows(asked, rows, steps if pacer.reranks else (), own)
+    found, reranking = _nearest_rows(asked, rows, steps if pacer.reranks else (), own)
     ranked = time.perf_counter()
     problems = tuple(problem for side in sides for problem in side.problems)
     log = embedding_log(prepared, input_size, settings, pacer, sides)
@@ -128,6 +127,11 @@ def rank_gallery(
     return Ranking(
         fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
     )
+
+
+def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:
+    """The gallery's photos, without their white borders where the settings say so."""
+    return [replace(item, trim=True) for item in gallery] if settings.trim_borders else gallery
 
 
 def search_seconds(n_queries: int, n_gallery: int) -> float:
@@ -151,7 +155,7 @@ def nearest_rows(
     gallery: Tensor,
     steps: Sequence[Step] = (),
     own: np.ndarray | None = None,
-) -> tuple[np.ndarray, float]:
+) -> np.ndarray:
     """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
 
     Where re-ranking runs out of memory, plain cosine ranking answers.
@@ -163,9 +167,15 @@ def nearest_rows(
         own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
 
     Returns:
-        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller. And
-        the seconds that re-ranking took.
+        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller.
     """
+    return _nearest_rows(queries, gallery, steps, own)[0]
+
+
+def _nearest_rows(
+    queries: Tensor, gallery: Tensor, steps: Sequence[Step], own: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
     width = MAX_PREDICTIONS + (own is not None)
     started = time.perf_counter()
     try:

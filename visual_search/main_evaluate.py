@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
     from torch import Tensor
 
     from visual_search.checkpoint import Checkpoint
     from visual_search.embed import Embeddings
+    from visual_search.embed_settings import EmbedSettings
     from visual_search.evaluate import DevSet
     from visual_search.images import ImageItem
     from visual_search.rerank_tuning import Steps
@@ -140,22 +143,31 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     """
     from visual_search.checkpoint import fingerprint, load_checkpoint
     from visual_search.embed import default_device
+    from visual_search.embed_settings import EmbedSettings
     from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
+    from visual_search.evaluate import trimmed
 
     device = default_device()
     checkpoint, weights = load_checkpoint(source), fingerprint(source)
     architecture = checkpoint.architecture
     size = input_size or architecture.input_size
-    settings = {"architecture": asdict(architecture), "input_size": size, "device": device.type}
+    where = str(checkpoint.path.with_name("model.json"))
+    embedding = EmbedSettings.parsed(checkpoint.facts.get("embedding") or {}, where)
+    settings = {
+        "architecture": asdict(architecture),
+        "input_size": size,
+        "device": device.type,
+        "embedding": asdict(embedding),
+    }
     started, matrices = time.perf_counter(), []
-    sides = {"gallery photos": dev_set.gallery}
+    sides = {"gallery photos": trimmed(dev_set.gallery, embedding)}
     if dev_set.own is None:
         sides["query photos"] = dev_set.queries
     for label, items in sides.items():
         embeddings, kept = cached_embeddings(
             cache,
             embeddings_fingerprint(weights, items, settings),
-            partial(_embed, checkpoint, items, size, device, label),
+            partial(_embed, checkpoint, items, size, device, embedding, label),
         )
         matrices.append(embeddings.matrix)
         source_of = "read from the cache" if kept else "embedded"
@@ -173,12 +185,18 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
 
 
 def _embed(
-    checkpoint: Checkpoint, items: list[ImageItem], size: int, device: torch.device, label: str
+    checkpoint: Checkpoint,
+    items: Sequence[ImageItem],
+    size: int,
+    device: torch.device,
+    settings: EmbedSettings,
+    label: str,
 ) -> Embeddings:
     from visual_search.embed import embed_images
     from visual_search.export import load_model
 
-    return embed_images(load_model(checkpoint, device), items, size, device=device, label=label)
+    model = load_model(checkpoint, device)
+    return embed_images(model, items, size, device=device, settings=settings, label=label)
 
 
 def score(model: EmbeddedDevSet) -> None:

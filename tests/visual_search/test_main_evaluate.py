@@ -61,7 +61,7 @@ def test_a_second_call_reads_the_embeddings(
     assert "10 gallery photos embedded" in capsys.readouterr().out
 
 
-def write_steps(export: Path, steps: list[dict]) -> None:
+def write_steps(export: Path, steps: Sequence[object]) -> None:
     values = json.loads((export / "model.json").read_text())
     values["rerank"] = steps
     (export / "model.json").write_text(json.dumps(values))
@@ -71,8 +71,8 @@ def test_the_ranker_applies_what_model_json_names(
     export: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(export))
-    embedded = main_evaluate.embed_dev_set(export, dev_folder, 0, tmp_path / "cache")
-    tables = [str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv")]
+    embedded = main_evaluate.embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
+    tables = (str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv"))
     seen = []
     reranked = [{"name": "center", "scope": "sides"}, {"name": "k_reciprocal", "k1": 4, "k2": 2}]
     for steps in ([], reranked):
