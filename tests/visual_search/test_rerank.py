@@ -113,9 +113,7 @@ def test_database_augmentation(sides: tuple[np.ndarray, np.ndarray], source: str
 
 
 @pytest.mark.parametrize(("source", "alpha"), [("gallery", 0.0), ("queries", 3.0)])
-def test_query_expansion(
-    sides: tuple[np.ndarray, np.ndarray], source: str, alpha: float
-) -> None:
+def test_query_expansion(sides: tuple[np.ndarray, np.ndarray], source: str, alpha: float) -> None:
     queries, gallery = sides
     made, _ = apply(QueryExpansion(4, alpha, source), sides)
     pool = queries if source == "queries" else gallery
