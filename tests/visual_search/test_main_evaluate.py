@@ -13,7 +13,7 @@ from my_submission.user_config import My_Ranker
 from visual_search import main_evaluate, rerank_tuning
 from visual_search.checkpoint import load_checkpoint
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
+from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.export import export_torchscript, exported_steps
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder
@@ -71,7 +71,7 @@ def test_the_ranker_applies_what_model_json_names(
     export: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(export))
-    embedded = main_evaluate.embed_dev_set(export, dev_folder, 0, tmp_path / "cache")
+    embedded = main_evaluate.embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
     tables = [str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv")]
     seen = []
     reranked = [{"name": "center", "scope": "sides"}, {"name": "k_reciprocal", "k1": 4, "k2": 2}]
