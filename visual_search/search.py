@@ -9,8 +9,9 @@ keys that hold score and index: one partition of integers selects by score and b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -67,22 +68,39 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     k = min(k, len(gallery))
-    tile = max(min(len(queries), TILE_QUERIES, block_elements), 1)
+    threads = 1 if queries.is_cuda else torch.get_num_threads()
+    tile = max(min(-(-len(queries) // threads), TILE_QUERIES, block_elements), 1)
     step = max(block_elements // tile, 1)
-    at_once = max(CANDIDATE_ELEMENTS // _capacity(k, step), tile)
-    found = [
-        _search(queries[start : start + at_once].float(), gallery, k, step, tile)
-        for start in range(0, len(queries), at_once)
-    ]
-    keys = torch.cat(found) if found else torch.empty((0, k), dtype=torch.int64)
-    return _unpack(keys.to(queries.device))
+    at_once = max(CANDIDATE_ELEMENTS // threads // _capacity(k, step), 1)
+    # As many parts as make all threads end together.
+    rounds = -(-len(queries) // (at_once * threads))
+    part = max(-(-len(queries) // max(rounds * threads, 1)), 1)
+    search = partial(_search, gallery=gallery, k=k, step=step, tile=tile)
+    keys = torch.cat(_on_threads(search, queries.split(part), threads))
+    return _unpack(keys)
+
+
+def _on_threads(
+    function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int
+) -> list[Tensor]:
+    """`function` of each part; each thread works alone instead of all on every operation.
+
+    Operations on tiles are so short that waiting for each other would take as long as they do.
+    """
+    if threads == 1 or len(parts) == 1:
+        return [function(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, parts))
+    finally:
+        torch.set_num_threads(threads)  # the matrix library's number is the whole process's
 
 
 def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`scores.topk(k, dim=1)` for float32 scores that are no NaN, equal ones by column."""
     keys = _pack(scores, torch.arange(scores.shape[1], device=scores.device))
     k = min(k, scores.shape[1])
-    return _unpack(_by_rows(_sort_rows, _by_rows(lambda rows: _largest(rows, k), keys)).flip(1))
+    return _unpack(_sort_rows(_largest(keys, k)).flip(1))
 
 
 def _capacity(k: int, step: int) -> int:
@@ -90,8 +108,10 @@ def _capacity(k: int, step: int) -> int:
     return k + max(step, 2 * k)
 
 
+@torch.no_grad()
 def _search(queries: Tensor, gallery: Matrix, k: int, step: int, tile: int) -> Tensor:
     """Keys of the best `k`, best first, `(n_queries, k)`."""
+    queries = queries.float()
     guesses = _guess_thresholds(queries, gallery, k, tile)
     keys = _pass(queries, gallery, k, step, tile, guesses)
     # Minus infinity is the smallest number that a key is made of, so an empty slot shows.
@@ -130,7 +150,7 @@ def _guess_thresholds(queries: Tensor, gallery: Matrix, k: int, tile: int) -> Te
     found = []
     for part in queries.split(max(tile // 4, 1)):
         similarities = (part @ sample.T).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-        found.append(_by_rows(lambda rows: _kth_largest(rows, rank), similarities))
+        found.append(_kth_largest(similarities, rank))
     return torch.cat(found)
 
 
@@ -185,14 +205,14 @@ class _Candidates:
     def best(self) -> Tensor:
         """Keys of the best k, best first; :data:`_EMPTY` at the end where there were fewer."""
         self._select()
-        return _by_rows(_sort_rows, self.keys[:, : self.k]).flip(1)
+        return _sort_rows(self.keys[:, : self.k]).flip(1)
 
     def _select(self) -> None:
         """Keep the best k of each query; where there are k, the threshold is the last of them."""
         k = self.k
         if self.fullest > k:
             filled = self.keys[:, : self.fullest]
-            filled[:, :k] = _by_rows(lambda keys: _largest(keys, k), filled)
+            filled[:, :k] = _largest(filled, k)
             self.keys[:, k : self.fullest] = _EMPTY
             short = self.count < k
             if short.any():  # empty slots belong behind the candidates
@@ -248,11 +268,3 @@ def _sort_rows(keys: Tensor) -> Tensor:
     """Each row in rising order."""
     return keys.sort(dim=1).values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy()))
 
-
-def _by_rows(function: Callable[[Tensor], Tensor], keys: Tensor) -> Tensor:
-    """`function` of the rows, on as many threads as torch has: numpy alone would use one."""
-    threads = 1 if keys.is_cuda else torch.get_num_threads()
-    if threads == 1 or len(keys) < 2 * threads:
-        return function(keys)
-    with ThreadPoolExecutor(threads) as pool:
-        return torch.cat(list(pool.map(function, keys.chunk(threads))))
