@@ -17,6 +17,7 @@ EXTRA_OF_PACKAGE = {
     "jsonargparse": "train",
     "matplotlib": "train",
     "open_clip": "train",
+    "openvino": "fast",
     "optuna": "tune",
     "psutil": "train",
     "pytorch_metric_learning": "bench",

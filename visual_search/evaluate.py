@@ -18,6 +18,7 @@ from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
+from visual_search.probing import Compiled
 from visual_search.ranking_log import embedding_log
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
@@ -53,6 +54,7 @@ def rank_gallery(
     batch_size: int = 0,
     settings: EmbedSettings | None = None,
     clock: Clock | None = None,
+    compiled: Compiled | None = None,
     progress: bool = True,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
@@ -66,6 +68,7 @@ def rank_gallery(
         batch_size: photos a step of the model; 0: measured.
         settings: of the embedding; `trim_borders` is for the gallery.
         clock: of a time limit that has to be kept.
+        compiled: the same model for another runtime, taken where it is faster.
         progress: whether there are progress bars.
     """
     started = time.perf_counter()
@@ -83,6 +86,7 @@ def rank_gallery(
         photos,
         device=device,
         settings=settings,
+        compiled=compiled,
         seconds=PROBE_LIMIT_SHARE * clock.limit,
     )
     pacer = Pacer(
