@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.harness import Row, alternating_medians, arguments, lower_is_better
-from benchmarks.harness import processor, report
+from benchmarks.harness import (
+    Row,
+    alternating_medians,
+    arguments,
+    lower_is_better,
+    processor,
+    report,
+)
 from visual_search.errors import exit_with_sentence
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
 

@@ -15,7 +15,12 @@ from visual_search.embed import default_device
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.evaluate import Ranking, rank_gallery
-from visual_search.export import embedding_settings, exported_steps, load_exported
+from visual_search.export import (
+    compiled_export,
+    embedding_settings,
+    exported_steps,
+    load_exported,
+)
 from visual_search.files import write_json
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.tables import image_items, read_gallery, read_queries
@@ -68,6 +73,7 @@ class MCS_BaseLine_Ranker:
             self.architecture = replace(architecture, input_size=size)
             self.settings = _embedding_settings(weights)
             self.steps = exported_steps(weights)
+            self.compiled = compiled_export(weights, self.settings, size)
         except UserError as error:
             self.raise_aicrowd_error(str(error))
         self.loading_seconds = self.clock.spent()
@@ -93,6 +99,7 @@ class MCS_BaseLine_Ranker:
             steps=self.steps,
             settings=self.settings,
             clock=self.clock,
+            compiled=self.compiled,
         )
         report(ranking, self.loading_seconds)
         return ranking.ranks

@@ -22,7 +22,7 @@ from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer
 from visual_search.nvjpeg import load_batch_on_gpu, nvjpeg_pays
-from visual_search.probing import Prepared, prepare, threads_restored, use_threads
+from visual_search.probing import Compiled, Prepared, prepare, threads_restored, use_threads
 from visual_search.progress import progress_bar
 from visual_search.views import larger_side, mean_embedding, views_of
 
@@ -65,6 +65,7 @@ def prepare_for(
     *,
     device: torch.device,
     settings: EmbedSettings | None = None,
+    compiled: Compiled | None = None,
     seconds: float = float("inf"),
 ) -> Prepared:
     """Choose how to run `model` from its pace on the first photos.
@@ -76,6 +77,7 @@ def prepare_for(
         photos: how many are to be embedded in all.
         device: where the model is.
         settings: what is fixed by hand.
+        compiled: the same model for another runtime.
         seconds: never measure for longer than this.
     """
     loaded = [load_pixels(item, input_size)[0] for item in items[:PROBE_PHOTOS]]
@@ -86,6 +88,7 @@ def prepare_for(
         device=device,
         cores=available_cores(),
         settings=settings,
+        compiled=compiled,
         seconds=seconds,
     )
     wanted = settings.decoder if settings else "auto"
@@ -286,8 +289,10 @@ class _Job:
 
     def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int]]:
         """Embeddings on the CPU, and which rows of them no precision could give."""
+        prepared = self.prepared
+        answer = prepared.answer if prepared.only_size in (0, size) else prepared.exact
         try:
-            vectors = mean_embedding(self.prepared.answer, views_of(pixels, size, flip)).cpu()
+            vectors = mean_embedding(answer, views_of(pixels, size, flip)).cpu()
         except torch.OutOfMemoryError:
             if len(pixels) == 1:
                 raise
@@ -299,7 +304,7 @@ class _Job:
         if not len(wrong):
             return vectors, []
         again = views_of(pixels[wrong.to(pixels.device)], size, flip)
-        vectors[wrong] = mean_embedding(self.prepared.exact, again).cpu()
+        vectors[wrong] = mean_embedding(prepared.exact, again).cpu()
         vectors, broken = replace_non_finite(vectors)
         with self.lock:
             self.recomputed += len(wrong)

@@ -20,6 +20,7 @@ class EmbedSettings:
         batch_size: photos a step.
         workers: threads that read photos, on a CPU each also runs the model; 0: one a core.
         decoder: who reads JPEGs: cpu, or nvjpeg on a CUDA device.
+        backend: torch, or openvino where the export has a file for it (CPU only).
         flip: each photo is also seen mirrored; its embedding is the mean.
         crops: each photo is seen in five crops of a larger square; its embedding is the mean.
         trim_borders: cut white borders of gallery photos away.
@@ -30,6 +31,7 @@ class EmbedSettings:
     batch_size: int = 0
     workers: int = 0
     decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     flip: bool = False
     crops: bool = False
     trim_borders: bool = False

@@ -21,6 +21,7 @@ EXTRA_OF_PACKAGE = {
     "matplotlib": "train",
     "msgspec": "data",
     "open_clip": "train",
+    "openvino": "fast",
     "optuna": "tune",
     "packaging": "submit",
     "psutil": "train",

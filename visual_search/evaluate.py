@@ -18,6 +18,7 @@ from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
+from visual_search.probing import Compiled
 from visual_search.ranking_log import embedding_log
 from visual_search.rerank import Step, move, rank
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
@@ -56,6 +57,7 @@ def rank_gallery(
     settings: EmbedSettings | None = None,
     steps: Sequence[Step] = (),
     clock: Clock | None = None,
+    compiled: Compiled | None = None,
     progress: bool = True,
     own: np.ndarray | None = None,
 ) -> Ranking:
@@ -71,6 +73,7 @@ def rank_gallery(
         settings: of the embedding; `trim_borders` is for the gallery.
         clock: of a time limit that has to be kept.
         steps: of re-ranking; none is plain cosine ranking.
+        compiled: the same model for another runtime, taken where it is faster.
         progress: whether there are progress bars.
         own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
             embedded once and never ranked for itself.
@@ -92,6 +95,7 @@ def rank_gallery(
         photos,
         device=device,
         settings=settings,
+        compiled=compiled,
         seconds=PROBE_LIMIT_SHARE * clock.limit,
     )
     pacer = Pacer(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.files import write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
+from visual_search.openvino_model import OPENVINO_FILE, OPENVINO_FILES, load_openvino
+from visual_search.probing import Compiled
 from visual_search.rerank import Step, parse_steps
 
 MODEL_FILE = "model.pt"
@@ -56,6 +60,8 @@ def export_torchscript(
             f"(cosine {cosine:.4f}); it was not written"
         )
     _keep_previous(folder, facts.get("run"))
+    for name in OPENVINO_FILES:  # of another model
+        (folder / name).unlink(missing_ok=True)
     with written_atomically(folder / MODEL_FILE) as temporary:
         traced.save(str(temporary))
     # The description comes last: a folder without it holds no finished export.
@@ -72,7 +78,7 @@ def _keep_previous(folder: Path, run: str | None) -> None:
         return
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
-    for name in (DESCRIPTION_FILE, MODEL_FILE):
+    for name in (DESCRIPTION_FILE, MODEL_FILE, *OPENVINO_FILES):
         if (folder / name).is_file():
             shutil.move(folder / name, previous / name)
     print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
@@ -137,3 +143,22 @@ def embedding_settings(folder: Path) -> EmbedSettings:
     """
     _, facts = read_description(folder / DESCRIPTION_FILE)
     return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
+
+
+def compiled_export(folder: Path, settings: EmbedSettings, input_size: int) -> Compiled | None:
+    """The export for OpenVINO, where it has one, the package is there and `input_size` is its own.
+
+    Raises:
+        UserError: when the settings ask for it and something of that is missing.
+    """
+    architecture, _ = read_description(folder / DESCRIPTION_FILE)
+    missing = []
+    if not (folder / OPENVINO_FILE).is_file():
+        missing.append(f"{folder} has no {OPENVINO_FILE}: export it with --openvino")
+    if find_spec("openvino") is None:
+        missing.append("the package openvino is not installed: pip install -e '.[fast]'")
+    if architecture.input_size != input_size:
+        missing.append(f"it was exported for {architecture.input_size} px, not {input_size}")
+    if missing and settings.backend == "openvino":
+        raise UserError(f"embedding.backend is openvino, but {missing[0]}")
+    return None if missing else partial(load_openvino, folder)

@@ -27,6 +27,8 @@ GPU_BATCHES = (32, 64, 128)
 PROBE_SHARE = 0.05
 # So few photos are embedded sooner than measured.
 FEW_PHOTOS = 64
+# A job under this many seconds ends before another runtime is compiled and faster.
+LONG_SECONDS = 60.0
 # A candidate must be this much faster than the best so far: less is noise.
 GAIN = 1.03
 
@@ -49,6 +51,8 @@ class Prepared:
     """CPU threads of the model in each stream."""
     decoder: str = "cpu"
     """cpu or nvjpeg."""
+    only_size: int = 0
+    """The one side in pixels that `answer` takes, other sides go to `exact`; 0: it takes all."""
     rates: dict[str, float] = field(default_factory=dict)
     """Photos a second that were measured, decoding left out."""
     seconds: float = 0.0
@@ -69,6 +73,7 @@ def prepare(
     device: torch.device,
     cores: int,
     settings: EmbedSettings | None = None,
+    compiled: Compiled | None = None,
     seconds: float = float("inf"),
 ) -> Prepared:
     """Choose how to run a model, measuring what the settings leave open.
@@ -84,6 +89,7 @@ def prepare(
         device: where the model is.
         cores: CPU cores to use.
         settings: what is fixed by hand.
+        compiled: makes the same model for another runtime; tried where it can pay, on a CPU.
         seconds: never measure for longer than this.
     """
     started = time.perf_counter()
@@ -108,9 +114,15 @@ def prepare(
     if on_gpu:
         torch.cuda.synchronize(device)
     answer = probe.answer(best)
+    exact = answer if best[0] == "fp32" else converted(model, "fp32", best[1])
+    other = None
+    if compiled is not None and not on_gpu and settings.backend != "torch":
+        forced = settings.backend == "openvino"
+        other = probe.better_compiled(compiled, best, batch, photos, forced)
     return Prepared(
-        answer=answer,
-        exact=answer if best[0] == "fp32" else converted(model, "fp32", best[1]),
+        answer=other or answer,
+        exact=exact,
+        only_size=0 if other is None else pixels.shape[-1],
         device=device,
         precision=best[0],
         memory_format=best[1],
@@ -124,6 +136,8 @@ def prepare(
 
 Variant = tuple[str, str]
 """Precision and memory format."""
+Compiled = Callable[[int, int], Answer]
+"""The model for so many streams of so many CPU threads each."""
 
 
 def _variants(settings: EmbedSettings, on_gpu: bool) -> list[Variant]:
@@ -207,6 +221,24 @@ class _Probe:
             if rate > GAIN * best_rate:
                 best, best_rate = size, rate
         return best
+
+    def better_compiled(
+        self, compiled: Compiled, best: Variant, batch: int, photos: int, forced: bool
+    ) -> Answer | None:
+        """The model of another runtime, if it is faster by what compiling it took, or `forced`."""
+        rate = self.rates.get(_name(best, batch))
+        if not forced and (rate is None or photos / rate < LONG_SECONDS or self._late()):
+            return None
+        variant = ("openvino", "contiguous")
+        started = time.perf_counter()
+        self._answers[variant] = compiled(self._streams, self._threads)
+        spent = time.perf_counter() - started
+        self.deadline = float("inf") if forced else self.deadline + spent
+        if not self._is_faithful(variant[0], [variant]):
+            return None
+        other = self._better_of_two(variant, batch)
+        pays = rate is None or photos / other + spent < photos / rate
+        return self._answers[variant] if forced or pays else None
 
     def rate(self, variant: Variant, batch: int) -> float:
         """Photos a second of all streams together."""

@@ -59,6 +59,7 @@ def run(
     """The array, the seconds it took, and the log."""
     architecture = Architecture("slow", "none", 12, SIDE, (0.5,) * 3, (0.5,) * 3)
     monkeypatch.setattr(mcs_baseline_ranker, "load_exported", lambda *_: (model, architecture))
+    monkeypatch.setattr(mcs_baseline_ranker, "compiled_export", lambda *_: None)
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(log))
     monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", embedding)
     names = str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv")

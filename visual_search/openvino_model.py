@@ -1,0 +1,87 @@
+"""The embedder through OpenVINO: a file beside `model.pt`, for CPUs on which it is faster."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from visual_search.errors import UserError
+from visual_search.inference import MIN_COSINE, Answer
+from visual_search.model import Embedder
+
+OPENVINO_FILE = "model.xml"
+OPENVINO_FILES = (OPENVINO_FILE, "model.bin")
+"""The network and its weights."""
+
+
+def export_openvino(embedder: Embedder, size: int, folder: Path) -> Path:
+    """Write `model.xml` and `model.bin`, in fp32; converting takes longer than a ranker may wait.
+
+    Args:
+        embedder: what was exported as TorchScript.
+        size: side of the input in pixels; other sizes are refused later.
+        folder: of the export.
+
+    Raises:
+        UserError: when the converted model does not answer as the embedder does.
+    """
+    import openvino
+
+    embedder = embedder.eval().float().cpu()
+    example = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        converted = openvino.convert_model(
+            embedder, example_input=example, input=[-1, 3, size, size]
+        )
+    path = folder / OPENVINO_FILE
+    path.unlink(missing_ok=True)  # never an old network over new weights
+    with TemporaryDirectory(dir=folder) as temporary:
+        written = Path(temporary) / OPENVINO_FILE
+        openvino.save_model(converted, written, compress_to_fp16=False)
+        written.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        written.replace(path)
+    answer = load_openvino(folder, streams=1, threads=1)
+    with torch.inference_mode():
+        cosine = float((answer(example) * embedder(example)).sum(dim=1).min())
+    if not cosine >= MIN_COSINE:
+        path.unlink()
+        raise UserError(
+            f"the OpenVINO export does not answer as the model does (cosine {cosine:.4f}); it was "
+            "not kept"
+        )
+    return path
+
+
+def load_openvino(folder: Path, streams: int, threads: int) -> Answer:
+    """Compile an export for this CPU.
+
+    Args:
+        folder: holds `model.xml` and `model.bin`.
+        streams: threads that will call it at the same time.
+        threads: CPU threads for each of them.
+
+    Raises:
+        UserError: when the files are damaged.
+        ModuleNotFoundError: without OpenVINO.
+    """
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": streams * threads, "NUM_STREAMS": streams}
+    try:
+        compiled = openvino.Core().compile_model(folder / OPENVINO_FILE, "CPU", options)
+    except RuntimeError as error:
+        raise UserError(f"{folder / OPENVINO_FILE} cannot be used: {error}") from error
+    own = threading.local()
+
+    def answer(pixels: Tensor) -> Tensor:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        own.request.infer({0: pixels.contiguous().numpy()})
+        # The request writes its next answer into the same memory.
+        return torch.from_numpy(own.request.get_output_tensor(0).data.copy())
+
+    return answer
