@@ -77,7 +77,8 @@ def main() -> None:
     """Measure, print, record."""
     options = arguments("Time of mAP against the contract's loop.").parse_args()
     sizes = [(100, 2000)] if options.quick else [(1935, 1067), (10_000, 26_000)]
-    rows, notes = [], [f"{processor()}; one thread, numpy {np.__version__}"]
+    rows: list[Row] = []
+    notes = [f"{processor()}; one thread, numpy {np.__version__}"]
     for queries, gallery in sizes:
         of_case, note = rows_of(queries, gallery, options.repeats)
         rows, notes = rows + of_case, [*notes, note]

@@ -188,8 +188,8 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     )
     flops = 2 * case.queries * case.gallery * case.dimension
     return rows, [
-        f"{case}: the matrix products alone take {least:.2f} s ({flops / least / 1e9:.0f} GFLOP/s), "
-        f"{100 * least / seconds:.0f} % of ours; {100 * agreement:.2f} % of places agree with faiss",
+        f"{case}: the products alone take {least:.2f} s ({flops / least / 1e9:.0f} GFLOP/s), "
+        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss",
     ]
 
 

@@ -32,7 +32,7 @@ def test_recall_is_high_and_scores_are_exact(gallery: np.ndarray, tmp_path: Path
     queries = queries_near(gallery)
     settings = FaissSettings(lists=40, probes=12, code_bytes=16)
     scores, indexes = FaissIndex(tmp_path / "index", gallery, settings).top_k(queries, 20)
-    exact_scores, exact = top_k(queries, gallery, 20)
+    _, exact = top_k(queries, gallery, 20)
     recall = np.mean(
         [len(set(a) & set(b)) / 20 for a, b in zip(indexes.tolist(), exact.tolist(), strict=True)]
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from my_submission.user_config import My_Ranker
 from visual_search import main_evaluate, rerank_tuning
 from visual_search.checkpoint import load_checkpoint
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
+from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.export import export_torchscript, exported_steps
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder
