@@ -62,7 +62,7 @@ class FaissIndex:
         if not path.is_file():
             with written_atomically(path) as temporary:
                 faiss.write_index(_build(gallery, settings), str(temporary))
-        self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        self.index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         if (self.index.ntotal, self.index.d) != tuple(gallery.shape):
             raise ValueError(
                 f"{path} is an index of {self.index.ntotal} x {self.index.d}, the gallery has "
