@@ -68,7 +68,7 @@ class FaissIndex:
                 f"{path} is an index of {self.index.ntotal} x {self.index.d}, the gallery has "
                 f"{tuple(gallery.shape)}; remove it, and it is built anew"
             )
-        self.index.nprobe = settings.probes
+        self.index.nprobe = settings.probes  # type: ignore[attr-defined]
 
     def top_k(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As :func:`visual_search.search.top_k`, but a neighbour may be missing.
