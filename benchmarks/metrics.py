@@ -7,8 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.harness import Row, alternating_medians, arguments, lower_is_better
-from benchmarks.harness import processor, report
+from benchmarks.harness import (
+    Row,
+    alternating_medians,
+    arguments,
+    lower_is_better,
+    processor,
+    report,
+)
 from visual_search.errors import exit_with_sentence
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
 
@@ -71,7 +77,8 @@ def main() -> None:
     """Measure, print, record."""
     options = arguments("Time of mAP against the contract's loop.").parse_args()
     sizes = [(100, 2000)] if options.quick else [(1935, 1067), (10_000, 26_000)]
-    rows, notes = [], [f"{processor()}; one thread, numpy {np.__version__}"]
+    rows: list[Row] = []
+    notes = [f"{processor()}; one thread, numpy {np.__version__}"]
     for queries, gallery in sizes:
         of_case, note = rows_of(queries, gallery, options.repeats)
         rows, notes = rows + of_case, [*notes, note]

@@ -165,6 +165,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
     floors = [
         {
             "errors",
+            "faiss_index",
             "files",
             "images",
             "launching",

@@ -13,6 +13,7 @@ class UserError(Exception):
 # Packages beyond requirements.txt, and the extra of pyproject.toml that brings them.
 EXTRA_OF_PACKAGE = {
     "accelerate": "train",
+    "faiss": "faiss",
     "jinja2": "train",
     "jsonargparse": "train",
     "matplotlib": "train",

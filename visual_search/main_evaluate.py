@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from visual_search.embed import Embeddings
     from visual_search.evaluate import DevSet
     from visual_search.images import ImageItem
+    from visual_search.rerank import Search
     from visual_search.rerank_tuning import Steps
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     if options.tune_rerank:
         tune(model, options.splits, options.seed, options.data_folder)
     else:
-        score(model)
+        score(model, options.index)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
     parser.add_argument(
+        "--index",
+        choices=["exact", "faiss"],
+        default="exact",
+        help="faiss: also score the approximate search for galleries past one machine's memory",
+    )
+    parser.add_argument(
         "--cache",
         type=Path,
         default=Path("runs/embeddings"),
@@ -85,12 +92,13 @@ class EmbeddedDevSet:
     description: Path
     """The `model.json` of the model."""
 
-    def score(self, steps: Steps) -> np.ndarray:
+    def score(self, steps: Steps, search: Search | None = None) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
         from visual_search.metrics import MAX_PREDICTIONS, average_precision
         from visual_search.rerank import rank
+        from visual_search.search import top_k
 
-        ranks = rank(self.queries, self.gallery, steps, MAX_PREDICTIONS).numpy()
+        ranks = rank(self.queries, self.gallery, steps, MAX_PREDICTIONS, search or top_k).numpy()
         return average_precision(ranks, self.dev_set.gallery_products, self.dev_set.query_products)
 
 
@@ -144,7 +152,7 @@ def _embed(
     return embed_images(load_model(checkpoint, device), items, size, device=device, label=label)
 
 
-def score(model: EmbeddedDevSet) -> None:
+def score(model: EmbeddedDevSet, index: str = "exact") -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
     from visual_search.export import exported_steps
     from visual_search.rerank import words
@@ -153,6 +161,11 @@ def score(model: EmbeddedDevSet) -> None:
     print(f"mAP {model.score(()).mean():.4f}  {words(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
+    if index == "faiss":
+        from visual_search.faiss_index import faiss_search
+
+        print(f"mAP {model.score((), faiss_search).mean():.4f}  {words(())} by the faiss index")
+    if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     else:
         print("next: the same command with --tune-rerank looks for re-ranking steps")

@@ -267,4 +267,3 @@ def _largest(keys: Tensor, k: int) -> Tensor:
 def _sort_rows(keys: Tensor) -> Tensor:
     """Each row in rising order."""
     return keys.sort(dim=1).values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy()))
-
