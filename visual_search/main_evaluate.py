@@ -181,7 +181,7 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
 
     from visual_search.progress import progress_bar
     from visual_search.rerank import words
-    from visual_search.rerank_tuning import RECIPES, choose, halves, trials
+    from visual_search.rerank_tuning import RECIPES, choose, halves, steps_of, trials
 
     rows: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
     chosen = []
@@ -197,8 +197,9 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         with progress_bar(label, "ranking", total=trials()) as bar:
             steps = choose(one, on_score=lambda bar=bar: bar.update(1))  # type: ignore[misc]
         chosen.append(steps)
-        for name, recipe in {**RECIPES, "chosen": steps}.items():
-            rows[name].append(other.score(recipe))
+        for name, recipe in RECIPES.items():
+            rows[name].append(other.score(steps_of(recipe)))
+        rows["chosen"].append(other.score(steps))
         print(f"{label}: {words(steps)}")
         print(
             f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "
