@@ -16,6 +16,7 @@ EXTRA_OF_PACKAGE = {
     "aiohttp": "data",
     "daft": "data",
     "isal": "data",
+    "faiss": "faiss",
     "jinja2": "train",
     "jsonargparse": "train",
     "matplotlib": "train",

@@ -20,7 +20,8 @@ from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
 from visual_search.probing import Compiled
 from visual_search.ranking_log import embedding_log
-from visual_search.rerank import Step, move, rank
+from visual_search.rerank import Search, Step, move, rank
+from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
 # Of a time limit, for choosing how to embed.
@@ -159,6 +160,7 @@ def nearest_rows(
     gallery: Tensor,
     steps: Sequence[Step] = (),
     own: np.ndarray | None = None,
+    search: Search | None = None,
 ) -> np.ndarray:
     """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
 
@@ -169,15 +171,20 @@ def nearest_rows(
         gallery: `(n_gallery, dimension)`, the same.
         steps: of re-ranking; none is plain cosine ranking.
         own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
+        search: finds the nearest; exact where None.
 
     Returns:
         `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller.
     """
-    return _nearest_rows(queries, gallery, steps, own)[0]
+    return _nearest_rows(queries, gallery, steps, own, search or top_k)[0]
 
 
 def _nearest_rows(
-    queries: Tensor, gallery: Tensor, steps: Sequence[Step], own: np.ndarray | None
+    queries: Tensor,
+    gallery: Tensor,
+    steps: Sequence[Step],
+    own: np.ndarray | None,
+    search: Search = top_k,
 ) -> tuple[np.ndarray, float]:
     """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
     width = MAX_PREDICTIONS + (own is not None)
@@ -185,7 +192,7 @@ def _nearest_rows(
     try:
         moved_queries, moved_gallery, last = move(queries, gallery, steps)
         moved = time.perf_counter()
-        ranks = rank(moved_queries, moved_gallery, last, width).numpy()
+        ranks = rank(moved_queries, moved_gallery, last, width, search).numpy()
         seconds = (time.perf_counter() if last else moved) - started
     except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is out
         if not steps:

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.errors import UserError
 from visual_search.files import written_atomically
 from visual_search.search import Matrix, stable_top_k
 
 # Vectors added to the index at once.
 BLOCK_ROWS = 65_536
-# faiss wants at least 39 training vectors for each centroid; more than 256 gain little.
+# faiss wants at least 39 training vectors for each centroid, and takes no more than 256.
 TRAINING_PER_LIST = 64
+# Centroids of each part of the product quantiser: a byte names one.
+CODES = 256
 # Embeddings read for exact scores at once: 2^26 numbers are 256 MB.
 RESCORED_ELEMENTS = 1 << 26
 
@@ -36,9 +40,12 @@ class FaissSettings:
     probes: int = 32
     """Cells that a query looks into: more find more and take longer."""
     code_bytes: int = 64
-    """Of a stored vector; it divides the dimension."""
+    """Of a stored vector, at most; the largest divisor of the dimension up to it is taken."""
     candidates: int = 4
     """Candidates that are scored exactly, in multiples of the neighbours asked for."""
+
+
+DEFAULT = FaissSettings()
 
 
 class FaissIndex:
@@ -53,8 +60,7 @@ class FaissIndex:
             settings: of an index that is built, and of every search.
 
         Raises:
-            ValueError: when the index has another number of rows or columns than the gallery, or
-                `code_bytes` does not divide the dimension.
+            ValueError: when the index has another number of rows or columns than the gallery.
         """
         import faiss
 
@@ -62,7 +68,7 @@ class FaissIndex:
         if not path.is_file():
             with written_atomically(path) as temporary:
                 faiss.write_index(_build(gallery, settings), str(temporary))
-        self.index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         if (self.index.ntotal, self.index.d) != tuple(gallery.shape):
             raise ValueError(
                 f"{path} is an index of {self.index.ntotal} x {self.index.d}, the gallery has "
@@ -99,16 +105,33 @@ class FaissIndex:
         return best, candidates.gather(1, order)
 
 
+def faiss_search(
+    queries: Tensor, gallery: Tensor, k: int, settings: FaissSettings = DEFAULT
+) -> tuple[Tensor, Tensor]:
+    """:meth:`FaissIndex.top_k` with an index that is built for the one search.
+
+    Raises:
+        UserError: for a gallery too small to train the quantiser on.
+    """
+    if len(gallery) < CODES:
+        raise UserError(
+            f"the faiss index needs {CODES} gallery photos or more, not {len(gallery)}: "
+            "take the exact search"
+        )
+    with TemporaryDirectory() as folder:
+        return FaissIndex(Path(folder) / "index.faiss", gallery, settings).top_k(queries, k)
+
+
 def _build(gallery: Matrix, settings: FaissSettings) -> Any:
     import faiss
 
     n, dimension = gallery.shape
     lists = settings.lists or max(min(round(4 * n**0.5), n // TRAINING_PER_LIST), 1)
-    if dimension % settings.code_bytes:
-        raise ValueError(f"code_bytes is {settings.code_bytes}; it must divide {dimension}")
-    kind = f"IVF{lists},PQ{settings.code_bytes}"
+    code_bytes = max(n for n in range(1, settings.code_bytes + 1) if dimension % n == 0)
+    # np: no polysemous training, which is slow and serves a filter that is not used here.
+    kind = f"IVF{lists},PQ{code_bytes}np"
     index = faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
-    stride = max(n // max(lists * TRAINING_PER_LIST, 256 * TRAINING_PER_LIST), 1)
+    stride = max(n // max(lists * TRAINING_PER_LIST, CODES * TRAINING_PER_LIST), 1)
     index.train(_block(gallery[::stride]))
     for start in range(0, n, BLOCK_ROWS):
         index.add(_block(gallery[start : start + BLOCK_ROWS]))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from visual_search.embed_settings import EmbedSettings
     from visual_search.evaluate import DevSet
     from visual_search.images import ImageItem
+    from visual_search.rerank import Search
     from visual_search.rerank_tuning import Steps
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     if options.tune_rerank:
         tune(model, options.splits, options.seed, options.table or options.data_folder)
     else:
-        score(model)
+        score(model, options.index)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
     parser.add_argument(
+        "--index",
+        choices=["exact", "faiss"],
+        default="exact",
+        help="faiss: also score the approximate search for galleries past one machine's memory",
+    )
+    parser.add_argument(
         "--cache",
         type=Path,
         default=Path("runs/embeddings"),
@@ -117,13 +124,13 @@ class EmbeddedDevSet:
     description: Path
     """The `model.json` of the model."""
 
-    def score(self, steps: Steps) -> np.ndarray:
+    def score(self, steps: Steps, search: Search | None = None) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
         from visual_search.evaluate import nearest_rows
         from visual_search.metrics import average_precision
 
         dev_set = self.dev_set
-        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own)
+        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own, search)
         return average_precision(
             ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
         )
@@ -199,7 +206,7 @@ def _embed(
     return embed_images(model, items, size, device=device, settings=settings, label=label)
 
 
-def score(model: EmbeddedDevSet) -> None:
+def score(model: EmbeddedDevSet, index: str = "exact") -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
     from visual_search.export import exported_steps
     from visual_search.rerank import words
@@ -208,6 +215,11 @@ def score(model: EmbeddedDevSet) -> None:
     print(f"mAP {model.score(()).mean():.4f}  {words(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
+    if index == "faiss":
+        from visual_search.faiss_index import faiss_search
+
+        print(f"mAP {model.score((), faiss_search).mean():.4f}  {words(())} by the faiss index")
+    if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     elif model.dev_set.own is None:
         print("next: the same command with --tune-rerank looks for re-ranking steps")
@@ -225,7 +237,7 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
 
     from visual_search.progress import progress_bar
     from visual_search.rerank import words
-    from visual_search.rerank_tuning import RECIPES, choose, halves, trials
+    from visual_search.rerank_tuning import RECIPES, choose, halves, steps_of, trials
 
     rows: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
     chosen = []
@@ -241,8 +253,9 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         with progress_bar(label, "ranking", total=trials()) as bar:
             steps = choose(one, on_score=lambda bar=bar: bar.update(1))  # type: ignore[misc]
         chosen.append(steps)
-        for name, recipe in {**RECIPES, "chosen": steps}.items():
-            rows[name].append(other.score(recipe))
+        for name, recipe in RECIPES.items():
+            rows[name].append(other.score(steps_of(recipe)))
+        rows["chosen"].append(other.score(steps))
         print(f"{label}: {words(steps)}")
         print(
             f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "

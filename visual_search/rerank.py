@@ -19,7 +19,7 @@ Rows of zeros, which stand for photos without an embedding, stay zeros.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -62,7 +62,13 @@ STEPS: dict[str, type] = {
 }
 
 
-def rank(queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int) -> Tensor:
+Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Queries, gallery and k to similarities and indexes, as :func:`visual_search.search.top_k`."""
+
+
+def rank(
+    queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int, search: Search = top_k
+) -> Tensor:
     """The `k` best gallery rows of each query after re-ranking.
 
     Args:
@@ -70,6 +76,8 @@ def rank(queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int) -> Ten
         gallery: `(n_gallery, dimension)`, the same.
         steps: in order of application; none is plain cosine ranking.
         k: gallery rows per query.
+        search: for the ranking after the steps; an approximate one, such as
+            :func:`visual_search.faiss_index.faiss_search`, for very large galleries.
 
     Returns:
         `(n_queries, min(k, n_gallery))`, int64, best first; ties by gallery index.
@@ -78,7 +86,7 @@ def rank(queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int) -> Ten
     with torch.inference_mode():
         for step in last:
             return step.rank(queries, gallery, k)
-        return top_k(queries, gallery, k)[1]
+        return search(queries, gallery, k)[1]
 
 
 def move(

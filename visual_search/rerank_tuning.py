@@ -6,7 +6,7 @@ for some steps look at all queries of a ranking together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from visual_search.metrics import MAX_PREDICTIONS, mean_average_precision
+from visual_search.metrics import MAX_PREDICTIONS, average_precision
 from visual_search.reciprocal import KReciprocal
 from visual_search.rerank import Step, rank
 from visual_search.vector_steps import (
@@ -29,9 +29,11 @@ from visual_search.vector_steps import (
 )
 
 Steps = tuple[Step, ...]
+Slots = tuple[Step | None, ...]
 
-# A change has to be worth this much mAP on the half it is chosen on, or the simpler one stays.
-MIN_GAIN = 0.0005
+# A change has to gain this many standard errors of the gain, or what was there stays: the best of
+# a grid is always better on the queries it was chosen on.
+MIN_DEVIATIONS = 1.5
 
 
 def _grid(kind: Callable[..., Step], **values: Iterable[Any]) -> list[Step | None]:
@@ -44,23 +46,51 @@ def _grid(kind: Callable[..., Step], **values: Iterable[Any]) -> list[Step | Non
 SLOTS: tuple[list[Step | None], ...] = (
     _grid(Power, exponent=(0.5, 0.7)),
     [None, Center("joint"), Center("sides"), Center("gallery"), ZScore()],
-    _grid(PCA, dimension=(128, 256, 512), power=(0.25, 0.4, 0.6)),
-    _grid(
-        DatabaseAugmentation, source=("gallery", "queries"), neighbours=(1, 3, 6), alpha=(1.0, 3.0)
-    ),
-    _grid(QueryExpansion, source=("gallery", "queries"), neighbours=(1, 3, 6), alpha=(1.0, 3.0)),
+    _grid(PCA, dimension=(128, 256, 512), power=(0.25, 0.5, 0.75)),
+    [
+        *_grid(
+            DatabaseAugmentation,
+            source=("gallery", "queries"),
+            neighbours=(1, 3, 6),
+            alpha=(1.0, 3.0),
+        ),
+        SwappedDatabaseAugmentation(),
+    ],
+    [
+        *_grid(
+            QueryExpansion, source=("gallery", "queries"), neighbours=(1, 3, 6), alpha=(1.0, 3.0)
+        ),
+        TwoPassExpansion(),
+    ],
     _grid(KReciprocal, k1=(6, 12, 20), k2=(1, 3, 6), weight=(0.3, 0.5, 0.7, 0.85)),
 )
 
-RECIPES: dict[str, Steps] = {
-    "plain cosine": (),
-    "centred": (Center("joint"),),
-    "centred by sides": (Center("sides"),),
-    "swapped DBA": (SwappedDatabaseAugmentation(),),
-    "DBA, two-pass expansion": (Center("joint"), DatabaseAugmentation(), TwoPassExpansion()),
-    "k-reciprocal": (Center("joint"), KReciprocal()),
+_WHITENED: Slots = (Power(0.5), Center("sides"), PCA(256, 0.5), None, None, None)
+_OVERLAP = KReciprocal(12, 3, 0.5)
+
+RECIPES: dict[str, Slots] = {
+    "plain cosine": (None, None, None, None, None, None),
+    "centred": (None, Center("joint"), None, None, None, None),
+    "centred by sides": (None, Center("sides"), None, None, None, None),
+    "swapped DBA": (None, None, None, SwappedDatabaseAugmentation(), None, None),
+    "DBA, two-pass expansion": (
+        *(None, Center("joint"), None),
+        *(DatabaseAugmentation(5, 1.0), TwoPassExpansion(), None),
+    ),
+    "k-reciprocal": (None, Center("joint"), None, None, None, KReciprocal()),
+    "whitened": _WHITENED,
+    "whitened, k-reciprocal": (*_WHITENED[:5], _OVERLAP),
+    "whitened, expanded, k-reciprocal": (
+        *_WHITENED[:4],
+        *(QueryExpansion(3, 3.0, "queries"), _OVERLAP),
+    ),
 }
-"""Known ways, to start from and to compare with."""
+"""Known ways: one step of each slot. The search starts from the best of them."""
+
+
+def steps_of(slots: Slots) -> Steps:
+    """The steps of the slots that are not empty."""
+    return tuple(step for step in slots if step is not None)
 
 
 @dataclass
@@ -72,18 +102,34 @@ class Half:
     query_products: np.ndarray
     gallery_products: np.ndarray
     _kept: dict[Steps, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _scores: dict[Steps, float] = field(default_factory=dict)
+    _scores: dict[Steps, np.ndarray] = field(default_factory=dict)
 
     def score(self, steps: Steps) -> float:
         """mAP, 0..1, of the ranking with these steps."""
+        return float(self.average_precisions(steps).mean())
+
+    def average_precisions(self, steps: Steps) -> np.ndarray:
+        """Average precision of each query, 0..1, of the ranking with these steps."""
         if steps not in self._scores:
             last = steps[-1:] if steps and isinstance(steps[-1], KReciprocal) else ()
             sides = self._after(steps[: len(steps) - len(last)])
             ranks = rank(*sides, last, MAX_PREDICTIONS).numpy()
-            self._scores[steps] = mean_average_precision(
+            self._scores[steps] = average_precision(
                 ranks, self.gallery_products, self.query_products
             )
         return self._scores[steps]
+
+    def gain(self, steps: Steps, over: Steps) -> tuple[float, float]:
+        """How much mAP `steps` gain over others, and the standard error of that.
+
+        Queries of one product rise and fall together, so products are what is sampled.
+        """
+        differences = self.average_precisions(steps) - self.average_precisions(over)
+        _, product_of = np.unique(self.query_products, return_inverse=True)
+        of_product = np.bincount(product_of, weights=differences)
+        mean = differences.mean()
+        error = np.sqrt(((of_product - mean * np.bincount(product_of)) ** 2).sum())
+        return float(mean), float(error / len(differences))
 
     def _after(self, steps: Steps) -> tuple[Tensor, Tensor]:
         """Both sides after vector steps; the last few answers are kept, for prefixes recur."""
@@ -118,41 +164,36 @@ def halves(
 
 
 def choose(half: Half, rounds: int = 2, on_score: Callable[[], object] = lambda: None) -> Steps:
-    """The steps with the best mAP on `half`, by turns over the slots.
+    """The steps with the best mAP on `half`, as far as its queries can tell.
 
-    Starts from the better of nothing and centring by sides; each round tries every option of
-    each slot with the others held, and keeps one that gains :data:`MIN_GAIN`. A known recipe that
-    scores higher still is taken instead.
+    Starts from the best of :data:`RECIPES`. Each round goes over the slots and takes the best
+    option of one with the others held, if it gains :data:`MIN_DEVIATIONS` standard errors.
 
     Args:
         half: the queries to choose on.
         rounds: over all slots; it ends earlier when a round changes nothing.
-        on_score: called after each score.
+        on_score: called after each ranking.
     """
-    slots: list[Step | None] = [None] * len(SLOTS)
 
-    def score(candidate: Sequence[Step | None]) -> float:
-        value = half.score(tuple(step for step in candidate if step is not None))
+    def score(candidate: Slots) -> float:
+        value = half.score(steps_of(candidate))
         on_score()
         return value
 
-    best = score(slots)
+    chosen = max(RECIPES.values(), key=score)
     for _ in range(rounds):
-        before = best
+        before = chosen
         for place, options in enumerate(SLOTS):
-            tried = [
-                (score([*slots[:place], option, *slots[place + 1 :]]), -number)
-                for number, option in enumerate(options)
-            ]
-            value, number = max(tried)
-            if value >= best + MIN_GAIN:
-                best, slots[place] = value, options[-number]
-        if best == before:
+            tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
+            best = max(tried, key=score)
+            gain, error = half.gain(steps_of(best), over=steps_of(chosen))
+            if gain > MIN_DEVIATIONS * error:
+                chosen = best
+        if chosen == before:
             break
-    chosen = tuple(step for step in slots if step is not None)
-    return max((chosen, *RECIPES.values()), key=half.score)
+    return steps_of(chosen)
 
 
 def trials(rounds: int = 2) -> int:
-    """How many scores :func:`choose` computes at most."""
-    return 1 + rounds * sum(len(options) for options in SLOTS)
+    """How many rankings :func:`choose` asks for at most."""
+    return len(RECIPES) + rounds * sum(len(options) for options in SLOTS)

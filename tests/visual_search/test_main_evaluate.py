@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def test_a_second_call_reads_the_embeddings(
     assert "10 gallery photos embedded" in capsys.readouterr().out
 
 
-def write_steps(export: Path, steps: Sequence[object]) -> None:
+def write_steps(export: Path, steps: Sequence[Mapping[str, object]]) -> None:
     values = json.loads((export / "model.json").read_text())
     values["rerank"] = steps
     (export / "model.json").write_text(json.dumps(values))
@@ -75,8 +75,12 @@ def test_the_ranker_applies_what_model_json_names(
     embedded = main_evaluate.embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
     tables = (str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv"))
     seen = []
-    reranked = [{"name": "center", "scope": "sides"}, {"name": "k_reciprocal", "k1": 4, "k2": 2}]
-    for steps in ([], reranked):
+    reranked: list[dict[str, object]] = [
+        {"name": "center", "scope": "sides"},
+        {"name": "k_reciprocal", "k1": 4, "k2": 2},
+    ]
+    cases: list[list[dict[str, object]]] = [[], reranked]
+    for steps in cases:
         write_steps(export, steps)
         ranks = My_Ranker(*tables).predict_product_ranks()
         expected = rank(embedded.queries, embedded.gallery, parse_steps(steps, "test"), 1000)
