@@ -177,6 +177,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "errors",
             "files",
             "folder_info",
+            "grey_square",
             "hashing",
             "images",
             "journal",

@@ -16,13 +16,14 @@ EXTRA_OF_PACKAGE = {
     "jinja2": "train",
     "jsonargparse": "train",
     "matplotlib": "train",
+    "numba": "data",
     "open_clip": "train",
     "optuna": "tune",
     "psutil": "train",
     "pytorch_metric_learning": "bench",
     "safetensors": "train",
     "scipy": "data",
-    "threadpoolctl": "data",
+    "simplejpeg": "data",
     "yaml": "train",
 }
 
