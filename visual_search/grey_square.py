@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -38,10 +39,21 @@ def square_of_jpeg(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
             return None
         if colours not in ("YCbCr", "Gray"):
             return None
-        pixels = simplejpeg.decode_jpeg(data, "RGBX")
+        pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=_room(3 * width * height))
     except ValueError:  # not sound
         return None
-    return resized(_grey(pixels.reshape(height, -1))), (width, height)
+    return resized(pixels), (width, height)
+
+
+_of_thread = threading.local()
+
+
+def _room(size: int) -> np.ndarray:
+    """Memory of this thread's own, `(size,)`, uint8: pages that are new each time cost a third."""
+    room: np.ndarray = getattr(_of_thread, "room", np.zeros(0, dtype=np.uint8))
+    if len(room) < size:
+        room = _of_thread.room = np.empty(size, dtype=np.uint8)
+    return room[:size]
 
 
 def square_of_image(image: Image.Image) -> np.ndarray:
@@ -61,63 +73,71 @@ def equals_pillow() -> bool:
         pixels = drawn.choice(np.array([0, 255], dtype=np.uint8), (height, width, 3))
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", subsampling=subsampling)
+        ours = simplejpeg.decode_jpeg(buffer.getvalue(), "RGB")
         grey = Image.open(buffer).convert("L")
-        ours = _grey(simplejpeg.decode_jpeg(buffer.getvalue(), "RGBX").reshape(height, -1))
-        theirs = grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-        if not np.array_equal(ours, np.asarray(grey)):
-            return False
-        if not np.array_equal(resized(ours), np.asarray(theirs)):
-            return False
+        theirs = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+        for same in (ours, np.asarray(grey)):
+            if not np.array_equal(resized(same), theirs):
+                return False
     return True
 
 
-def resized(grey: np.ndarray) -> np.ndarray:
+def resized(pixels: np.ndarray) -> np.ndarray:
     """Lanczos to 32 x 32 as Pillow computes it, bit for bit: rows first, then columns.
 
     Args:
-        grey: `(height, width)`, uint8.
+        pixels: `(height, width)`, grey, or `(height, width, 3)`, RGB, which is greyed as Pillow
+            does it; uint8.
 
     Returns:
         `(32, 32)`, uint8.
     """
-    height, width = grey.shape
-    rows = _resized_rows(np.ascontiguousarray(grey), *_weights(width))
-    return _resized_rows(np.ascontiguousarray(rows.T), *_weights(height)).T
+    height, width = pixels.shape[:2]
+    shrink = _resized_grey if pixels.ndim == 2 else _resized_colour
+    rows = shrink(pixels.reshape(height, -1), *_weights(width))
+    return _resized_grey(np.ascontiguousarray(rows.T), *_weights(height)).T
 
 
 @njit(nogil=True, cache=True)
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """`(height, 4 * width)`, RGB and a byte of nothing, to `(height, width)`, uint8."""
-    height, width = pixels.shape[0], pixels.shape[1] // 4
-    grey = np.empty((height, width), dtype=np.uint8)
+def _resized_colour(pixels: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Each row of `(height, 3 * width)`, red, green, blue in turns, to 32 grey pixels."""
+    height, width = pixels.shape[0], pixels.shape[1] // 3
+    answer = np.empty((height, SIDE), dtype=np.uint8)
+    row = np.zeros(width + weights.shape[1], dtype=np.int32)
     for y in range(height):
         for x in range(width):
-            red, green, blue = pixels[y, 4 * x], pixels[y, 4 * x + 1], pixels[y, 4 * x + 2]
-            total = int32(19595) * int32(red) + int32(38470) * int32(green)
-            total = int32(total) + int32(7471) * int32(blue) + int32(1 << 15)
-            grey[y, x] = uint8(int32(total) >> int32(16))
-    return grey
+            total = int32(int32(19595) * int32(pixels[y, 3 * x]) + int32(1 << 15))
+            total = int32(total + int32(int32(38470) * int32(pixels[y, 3 * x + 1])))
+            total = int32(total + int32(int32(7471) * int32(pixels[y, 3 * x + 2])))
+            row[x] = int32(total >> int32(16))
+        _weigh(row, first, weights, answer[y])
+    return answer
 
 
 @njit(nogil=True, cache=True)
-def _resized_rows(pixels: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Each row to 32 pixels; `weights[t]` stand for the pixels from `first[t]` on."""
+def _resized_grey(pixels: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Each row of `(height, width)` to 32 pixels."""
     height, width = pixels.shape
     answer = np.empty((height, SIDE), dtype=np.uint8)
-    # Zeros behind the row: the last windows reach over its end, with weights of 0.
     row = np.zeros(width + weights.shape[1], dtype=np.int32)
     for y in range(height):
         for x in range(width):
             row[x] = pixels[y, x]
-        for target in range(SIDE):
-            window = row[first[target] : first[target] + weights.shape[1]]
-            taps = weights[target]
-            # 32 bits throughout, or the sum would not go into vectors; Pillow's are as wide.
-            total = int32(1 << (PRECISION - 1))
-            for i in range(window.shape[0]):
-                total = int32(total + int32(window[i] * taps[i]))
-            answer[y, target] = uint8(min(max(int32(total >> int32(PRECISION)), 0), 255))
+        _weigh(row, first, weights, answer[y])
     return answer
+
+
+@njit(nogil=True, cache=True)
+def _weigh(row: np.ndarray, first: np.ndarray, weights: np.ndarray, answer: np.ndarray) -> None:
+    """Sum up the 32 windows of a row, which has zeros behind it for the last to reach over."""
+    for target in range(SIDE):
+        window = row[first[target] : first[target] + weights.shape[1]]
+        taps = weights[target]
+        # 32 bits throughout, or the sum would not go into vectors; Pillow's are as wide.
+        total = int32(1 << (PRECISION - 1))
+        for i in range(window.shape[0]):
+            total = int32(total + int32(window[i] * taps[i]))
+        answer[target] = uint8(min(max(int32(total >> int32(PRECISION)), 0), 255))
 
 
 @lru_cache(256)
