@@ -22,8 +22,6 @@ from visual_search.images import MAX_DECODED_PIXELS
 SIDE = 32
 PRECISION = 22
 """Bits behind the point of a weight."""
-# Pillow turns the order of the passes round for photos much higher than wide.
-HIGHEST_ASPECT = 1.5
 
 
 def square_of_jpeg(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
@@ -35,7 +33,7 @@ def square_of_jpeg(data: bytes) -> tuple[np.ndarray, tuple[int, int]] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if height > HIGHEST_ASPECT * width or width * height > MAX_DECODED_PIXELS:
+        if not rows_first(height, width) or width * height > MAX_DECODED_PIXELS:
             return None
         if colours not in ("YCbCr", "Gray"):
             return None
@@ -59,9 +57,14 @@ def _room(size: int) -> np.ndarray:
 def square_of_image(image: Image.Image) -> np.ndarray:
     """What Pillow makes of `image.convert("L").resize((32, 32), LANCZOS)`, `(32, 32)`, uint8."""
     grey = image.convert("L")
-    if grey.height > HIGHEST_ASPECT * grey.width or not equals_pillow():
+    if not rows_first(grey.height, grey.width) or not equals_pillow():
         return np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     return resized(np.asarray(grey))
+
+
+def rows_first(height: int, width: int) -> bool:
+    """Whether Pillow shrinks rows before columns; it has the other order for high photos."""
+    return height + SIDE <= 2 * width
 
 
 @lru_cache(1)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import draw_product
 from visual_search import grey_square
-from visual_search.grey_square import resized, square_of_jpeg
+from visual_search.grey_square import resized, square_of_image, square_of_jpeg
 from visual_search.hashing import hash_of, hash_photos, hash_text, photo_hash
 from visual_search.images import UnreadableImage
 
@@ -66,13 +66,19 @@ def test_hashes_of_real_photos_equal_those_of_both_packages(real_half: Path) -> 
 def test_the_resize_equals_pillows_at_full_contrast() -> None:
     assert grey_square.equals_pillow()
     rng = np.random.default_rng(1)
-    for _ in range(60):
-        width = int(rng.integers(1, 700))
-        height = int(rng.integers(1, max(int(grey_square.HIGHEST_ASPECT * width), 2)))
-        # Blocks of black and white: over- and undershoot, and many sums near a half.
+    sizes = [(int(h), int(w)) for h, w in rng.integers(1, 700, (80, 2))]
+    # On both sides of where Pillow turns the order of its passes round.
+    sizes += [(2 * w - 32 + more, w) for w in (17, 33, 40, 64, 99, 301) for more in (-1, 0, 1, 2)]
+    followed = 0
+    for height, width in sizes:
         pixels = rng.choice(np.array([0, 1, 128, 254, 255], dtype=np.uint8), (height, width))
-        theirs = Image.fromarray(pixels).resize((32, 32), Image.Resampling.LANCZOS)
-        assert np.array_equal(resized(pixels), np.asarray(theirs)), (height, width)
+        image = Image.fromarray(pixels)
+        theirs = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
+        assert np.array_equal(square_of_image(image), theirs), (height, width)
+        if grey_square.rows_first(height, width):
+            followed += 1
+            assert np.array_equal(resized(pixels), theirs), (height, width)
+    assert followed > 40
 
 
 def test_which_jpegs_take_the_short_way(tmp_path: Path) -> None:
