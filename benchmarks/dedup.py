@@ -9,6 +9,7 @@ Every answer is compared with the peer's, or with brute force, before it is time
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import subprocess
@@ -90,7 +91,8 @@ def hashing_rows(count: int, options: argparse.Namespace) -> tuple[list[Row], li
 
         assert ours() == imagehash(), "the hashes differ from imagehash's"
         kind = hash_photos(paths, "imagededup")
-        theirs = [imagededup()[path.name] for path in paths]
+        encoded = imagededup()
+        theirs = [encoded[path.name] for path in paths]
         assert [hash_text(int(h)) for h in kind] == theirs, "… from imagededup's"  # type: ignore[arg-type]
         calls: list[Callable[[], object]] = [ours, imagededup, imagehash, decode]
         seconds = alternating_medians(calls, options.repeats, warm_up=1)
@@ -101,8 +103,7 @@ def hashing_rows(count: int, options: argparse.Namespace) -> tuple[list[Row], li
         higher_is_better(case, rates[0], f"imagehash {version('imagehash')}", rates[2], "img/s"),
     ], [
         f"hashing: all {len(paths)} hashes equal imagehash's, and in the other mode imagededup's; "
-        f"decoding alone {rates[3]:.0f} img/s is the bound, hashing reaches "
-        f"{rates[0] / rates[3]:.0%} of it"
+        f"Pillow's decoding alone, which both packages need, runs at {rates[3]:.0f} img/s"
     ]
 
 
@@ -192,7 +193,7 @@ def table_rows(sizes: tuple[int, int]) -> tuple[list[Row], list[str]]:
     for count in sizes:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "photos")
-            _hard_links(folder, count)
+            _small_photos(folder, count)
             start = time.perf_counter()
             done = subprocess.run(
                 [sys.executable, "-c", DESCRIBE, str(folder)],
@@ -221,18 +222,15 @@ print(peak_resident())
 """
 
 
-def _hard_links(folder: Path, count: int) -> None:
-    """Photos of 500 a class: some hundred different files, each linked to many names."""
-    rng = np.random.default_rng(0)
-    source = folder / "0"
-    source.mkdir(parents=True)
-    for number in range(500):
-        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(source / f"{number:03}.jpg")
-    for label in range(1, -(-count // 500)):
-        (folder / str(label)).mkdir()
-        for number in range(min(500, count - 500 * label)):
-            os.link(source / f"{number:03}.jpg", folder / str(label) / f"{number:03}.jpg")
+def _small_photos(folder: Path, count: int) -> None:
+    """Photos of 500 a class, all different: a number behind the end of the JPEG is never read."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 48), 40).save(buffer, "JPEG")
+    for number in range(count):
+        place = folder / str(number // 500)
+        if number % 500 == 0:
+            place.mkdir(parents=True)
+        (place / f"{number % 500:03}.jpg").write_bytes(buffer.getvalue() + b"%d" % number)
 
 
 def main() -> None:

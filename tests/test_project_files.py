@@ -198,6 +198,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "evaluator_child",
             "files",
             "folder_info",
+            "grey_square",
             "hashing",
             "images",
             "journal",

@@ -21,6 +21,7 @@ EXTRA_OF_PACKAGE = {
     "jsonargparse": "train",
     "matplotlib": "train",
     "msgspec": "data",
+    "numba": "data",
     "open_clip": "train",
     "openvino": "fast",
     "optuna": "tune",
@@ -30,7 +31,7 @@ EXTRA_OF_PACKAGE = {
     "pytorch_metric_learning": "bench",
     "ray": "cluster",
     "safetensors": "train",
-    "scipy": "data-sets",
+    "scipy": "data",
     "threadpoolctl": "data",
     "yaml": "train",
 }

@@ -7,13 +7,13 @@ import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visual_search.cores import available_cores
 from visual_search.dataset_info import (
     BROKEN_PHOTOS,
     DATASET_INFO,
@@ -116,14 +116,10 @@ def _describe_photos(
                 todo.append(photo)
                 yield photo.path
 
-    context: AbstractContextManager = nullcontext()
     read = _sizes
     if hashes:
-        from visual_search.cores import available_cores
-        from visual_search.hashing import one_blas_thread
-
-        context, read, workers = one_blas_thread(), _sizes_and_hash, workers or available_cores()
-    with context, progress_bar("photos", "img", total=_count(folder)) as bar:
+        read, workers = _sizes_and_hash, workers or available_cores()
+    with progress_bar("photos", "img", total=_count(folder)) as bar:
         for answer in read_each(unknown(), read, workers):
             photo = todo.popleft()
             entry = Entry(photo.name, photo.label, photo.bytes, photo.changed)
@@ -245,23 +241,32 @@ def _list_duplicates(journal: Journal, target: Path) -> int:
     samples = np.fromiter((entry.sample for entry in journal.read()), dtype=np.int64)
     values, counts = np.unique(samples, return_counts=True)
     repeated = set(values[(counts > 1) & (values >= 0)].tolist())
-    first: dict[bytes, str] = {}
-    found: list[tuple[str, str]] = []
-    for entry in journal.read():
-        if entry.sample in repeated and not entry.reason:
-            with (target / entry.name).open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").digest()
-            original = first.setdefault(digest, entry.name)
-            if original != entry.name:
-                found.append((entry.name, original))
     file = target / DUPLICATE_FILES
-    if not found:
-        file.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+    if not repeated:
         return 0
+    count = 0
     with (
         written_atomically(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as handle,
     ):
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerows([("file_name", "duplicate_of"), *found])
-    return len(found)
+        writer.writerow(("file_name", "duplicate_of"))
+        for name, original in _equal_files(journal, target, repeated):
+            writer.writerow((name, original))
+            count += 1
+    if not count:
+        file.unlink()
+    return count
+
+
+def _equal_files(journal: Journal, target: Path, samples: set[int]) -> Iterator[tuple[str, str]]:
+    """Each file whose bytes an earlier one has, and that one, of those with one of `samples`."""
+    first: dict[bytes, str] = {}
+    for entry in journal.read():
+        if entry.sample in samples and not entry.reason:
+            with (target / entry.name).open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").digest()
+            original = first.setdefault(digest, entry.name)
+            if original != entry.name:
+                yield entry.name, original

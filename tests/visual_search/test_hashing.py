@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search import hashing
-from visual_search.hashing import hash_of, hash_photos, hash_text, photo_hash, resized
+from visual_search import grey_square
+from visual_search.grey_square import resized, square_of_image, square_of_jpeg
+from visual_search.hashing import hash_of, hash_photos, hash_text, photo_hash
 from visual_search.images import UnreadableImage
 
 imagehash = pytest.importorskip("imagehash")
@@ -63,29 +64,54 @@ def test_hashes_of_real_photos_equal_those_of_both_packages(real_half: Path) -> 
 
 
 def test_the_resize_equals_pillows_at_full_contrast() -> None:
-    assert hashing._products_equal_pillow()
+    assert grey_square.equals_pillow()
     rng = np.random.default_rng(1)
-    for _ in range(60):
-        width = int(rng.integers(1, 700))
-        height = int(rng.integers(1, max(int(hashing.HIGHEST_ASPECT * width), 2)))
-        # Blocks of black and white: over- and undershoot, and many sums near a half.
+    sizes = [(int(h), int(w)) for h, w in rng.integers(1, 700, (80, 2))]
+    # On both sides of where Pillow turns the order of its passes round.
+    sizes += [(2 * w - 32 + more, w) for w in (17, 33, 40, 64, 99, 301) for more in (-1, 0, 1, 2)]
+    followed = 0
+    for height, width in sizes:
         pixels = rng.choice(np.array([0, 1, 128, 254, 255], dtype=np.uint8), (height, width))
-        theirs = Image.fromarray(pixels).resize((32, 32), Image.Resampling.LANCZOS)
-        assert np.array_equal(resized(pixels), np.asarray(theirs)), (height, width)
+        image = Image.fromarray(pixels)
+        theirs = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
+        assert np.array_equal(square_of_image(image), theirs), (height, width)
+        if grey_square.rows_first(height, width):
+            followed += 1
+            assert np.array_equal(resized(pixels), theirs), (height, width)
+    assert followed > 40
+
+
+def test_which_jpegs_take_the_short_way(tmp_path: Path) -> None:
+    """Whole ones of three colours or grey; the others are asked of Pillow, with the same hash."""
+    image = draw_product(2, 2, 120)
+    ways = {
+        "plain": (image, {}, True),
+        "progressive": (image, {"progressive": True, "quality": 95}, True),
+        "grey": (image.convert("L"), {}, True),
+        "cmyk": (image.convert("CMYK"), {}, False),
+        "high": (image.resize((60, 120)), {}, False),
+    }
+    for name, (picture, options, short) in ways.items():
+        path = tmp_path / f"{name}.jpg"
+        picture.save(path, "JPEG", **options)
+        assert (square_of_jpeg(path.read_bytes()) is not None) is short, name
+        with Image.open(path) as stored:
+            assert hash_text(photo_hash(path)) == str(imagehash.phash(stored)), name
+    assert square_of_jpeg((tmp_path / "plain.jpg").read_bytes()[:-300]) is None
 
 
 def test_another_arithmetic_in_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then Pillow itself resizes, and the hash stays what the packages say."""
-    hashing._products_equal_pillow.cache_clear()
-    monkeypatch.setattr(hashing, "resized", lambda pixels: np.zeros((32, 32), dtype=np.uint8))
+    grey_square.equals_pillow.cache_clear()
+    monkeypatch.setattr(grey_square, "resized", lambda pixels: np.zeros((32, 32), dtype=np.uint8))
     try:
-        assert not hashing._products_equal_pillow()
+        assert not grey_square.equals_pillow()
         image = draw_product(3, 3, 90)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         assert hash_text(hash_of(buffer.getvalue())) == str(imagehash.phash(image))
     finally:
-        hashing._products_equal_pillow.cache_clear()
+        grey_square.equals_pillow.cache_clear()
 
 
 def test_copies_are_near_and_others_far(real_half: Path, tmp_path: Path) -> None:
