@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from visual_search.allocator import keep_freed_memory
 from visual_search.embed_settings import EmbedSettings
 from visual_search.inference import (
     MEMORY_FORMATS,
@@ -95,6 +96,8 @@ def prepare(
     started = time.perf_counter()
     settings = settings or EmbedSettings()
     on_gpu = device.type == "cuda"
+    if not on_gpu:
+        keep_freed_memory()
     streams = settings.workers or (cores + 2 if on_gpu else cores)
     threads = 0 if on_gpu else max(cores // streams, 1)
     probe = _Probe(model, pixels.to(device), streams, threads, device)
