@@ -4,16 +4,20 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo preflight test test-all lint clean
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (about eleven minutes)"
+	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make clean     remove the environment and what the demo wrote"
 
 demo: $(VENV)/.installed
 	$(RUN) -m visual_search.main_demo
+
+preflight: $(VENV)/.installed
+	$(RUN) -m my_submission.preflight
 
 test: lint
 	$(RUN) -m pytest -m "not slow"
@@ -37,5 +41,5 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) && \
 	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,demo,trackers,tune,bench,fast,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,data-sets,cluster,demo,trackers,tune,bench,fast,submit,test]'
 	@touch $@

@@ -22,6 +22,9 @@ def main() -> None:
     """Rank, check, score, and write result.json and report.html."""
     arguments = _arguments()
     folder = data_folder(arguments.data_folder)
+    if arguments.rehearse:
+        rehearse(arguments, folder)
+        return
     if arguments.weights:
         os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
 
@@ -29,6 +32,7 @@ def main() -> None:
     from visual_search.files import write_json
     from visual_search.images import ImageProblem
     from visual_search.metrics import average_precision
+    from visual_search.ranks_check import check_ranks
     from visual_search.report import write_report
 
     dev_set = read_dev_set(folder)
@@ -88,7 +92,65 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report-queries", type=int, default=100, help="worst queries on the page, 0 for all"
     )
+    rehearsal = parser.add_argument_group(
+        "rehearsal", "run the last commit in a child process under the evaluator's limits"
+    )
+    rehearsal.add_argument("--rehearse", action="store_true", help="do so")
+    rehearsal.add_argument(
+        "--working-tree",
+        action="store_true",
+        help="take the files on disk that git does not ignore, not the last commit",
+    )
+    rehearsal.add_argument("--time-limit", type=float, default=600.0, help="seconds (%(default)g)")
+    rehearsal.add_argument("--cores", type=int, default=4, help="CPU cores (%(default)s)")
+    rehearsal.add_argument(
+        "--memory-limit", type=float, default=16.0, help="GB of memory (%(default)g)"
+    )
+    rehearsal.add_argument(
+        "--sample",
+        type=int,
+        default=200,
+        help="photos of the runs that look for the largest input size (%(default)s)",
+    )
+    rehearsal.add_argument(
+        "--test-queries", type=int, default=14_000, help="of the hidden test (%(default)s)"
+    )
+    rehearsal.add_argument(
+        "--test-gallery", type=int, default=26_000, help="of the hidden test (%(default)s)"
+    )
+    rehearsal.add_argument(
+        "--no-largest-size", action="store_true", help="do not look for the largest input size"
+    )
     return parser.parse_args()
+
+
+def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
+    """Rehearse the submission of the repository that this file is in."""
+    for name in ("cores", "time_limit", "memory_limit", "test_queries", "test_gallery"):
+        if getattr(arguments, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0")
+    if arguments.sample < 2:
+        raise UserError("--sample must be at least 2 photos")
+
+    from visual_search.capacity import Workload
+    from visual_search.rehearsal_result import Request
+    from visual_search.rehearsal_result import rehearse as run
+    from visual_search.sandbox import GB, Limits
+
+    run(
+        Request(
+            Path.cwd(),
+            folder,
+            arguments.output,
+            Limits(arguments.time_limit, arguments.cores, int(arguments.memory_limit * GB)),
+            arguments.working_tree,
+            arguments.weights,
+            arguments.sample,
+            not arguments.no_largest_size,
+            Workload(arguments.test_queries, arguments.test_gallery),
+            arguments.report_queries,
+        )
+    )
 
 
 def data_folder(named: Path | None) -> Path:
@@ -132,42 +194,6 @@ def run_submission(folder: Path, log: Path) -> tuple[np.ndarray, float, dict[str
             raise
         raise UserError(f"the ranker gave up: {error}") from error
     return ranks, seconds, json.loads(log.read_text("utf-8")) if log.exists() else {}
-
-
-def check_ranks(ranks: Any, n_queries: int, n_gallery: int) -> None:
-    """Refuse an array that the evaluator would refuse, or score wrongly without a word.
-
-    Raises:
-        UserError: for another type, dtype or shape, an index outside the gallery, a repeat.
-    """
-    import numpy as np
-
-    from visual_search.metrics import MAX_PREDICTIONS
-
-    if not isinstance(ranks, np.ndarray):
-        raise UserError(f"the ranker returned {type(ranks).__name__}, not a numpy array")
-    if not np.issubdtype(ranks.dtype, np.integer):
-        raise UserError(f"the ranker's array has dtype {ranks.dtype}; it must be an integer type")
-    if ranks.shape != (n_queries, MAX_PREDICTIONS):
-        raise UserError(
-            f"the ranker's array has shape {ranks.shape}; it must be {(n_queries, MAX_PREDICTIONS)}"
-        )
-    # A gallery of fewer photos is followed by indexes that name none, up to the full width.
-    allowed = max(n_gallery, MAX_PREDICTIONS)
-    for row, column in np.argwhere((ranks < 0) | (ranks >= allowed))[:1]:
-        raise UserError(
-            f"row {row} of the ranker's array names gallery row {ranks[row, column]}; "
-            f"the gallery has rows 0 to {n_gallery - 1}"
-        )
-    for row, column in np.argwhere(ranks[:, :n_gallery] >= n_gallery)[:1]:
-        raise UserError(
-            f"row {row} of the ranker's array names gallery row {ranks[row, column]} in front of "
-            f"photos of the gallery, which has rows 0 to {n_gallery - 1}"
-        )
-    in_order = np.sort(ranks, axis=1)
-    repeats = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
-    if len(repeats):
-        raise UserError(f"row {repeats[0]} of the ranker's array names a gallery row twice")
 
 
 if __name__ == "__main__":

@@ -104,7 +104,10 @@ def alternating_medians(
 
 
 def extra_memory(
-    make: Callable[..., Callable[[], Any]], *given: Any, own_process: bool = True
+    make: Callable[..., Callable[[], Any]],
+    *given: Any,
+    warm_up: tuple[Any, ...] | None = None,
+    own_process: bool = True,
 ) -> float:
     """Bytes that a step takes beyond what its inputs and weights do, at its peak.
 
@@ -115,16 +118,24 @@ def extra_memory(
     Args:
         make: a function at the top of a module.
         given: its arguments; they are pickled.
+        warm_up: arguments of a small case that is run first: kernels that libraries load into
+            memory on their first use are not the step's.
         own_process: False saves the start of one, and may miss what was lent.
     """
     if not own_process:
-        return _extra_memory(make, given)
+        return _extra_memory(make, given, warm_up)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_extra_memory, make, given).result()
+        return pool.submit(_extra_memory, make, given, warm_up).result()
 
 
-def _extra_memory(make: Callable[..., Callable[[], Any]], given: tuple[Any, ...]) -> float:
+def _extra_memory(
+    make: Callable[..., Callable[[], Any]],
+    given: tuple[Any, ...],
+    warm_up: tuple[Any, ...] | None,
+) -> float:
+    if warm_up is not None:
+        make(*warm_up)()
     step = make(*given)
     before = _forget_peak()
     for _ in range(3):

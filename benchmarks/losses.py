@@ -209,8 +209,9 @@ def roofline(sizes: Sizes, seconds: float, repeats: int) -> str:
 
 
 def _megabytes(make: Callable[..., Callable], sizes: Sizes, options: Namespace) -> float:
-    threads = options.threads
-    return extra_memory(make, sizes, threads, own_process=not options.quick) / MB
+    warm_up, own_process = (QUICK, options.threads), not options.quick
+    given = sizes, options.threads
+    return extra_memory(make, *given, warm_up=warm_up, own_process=own_process) / MB
 
 
 def margin_rows(sizes: Sizes, options: Namespace) -> tuple[list[Row], list[str]]:

@@ -27,6 +27,7 @@ PACKAGES = {
     # Its CLIP package reads pkg_resources, which later setuptools do not bring.
     "clip-retrieval": ("clip-retrieval==2.45.0", "setuptools<80"),
     "oml": ("open-metric-learning==4.0.0",),
+    "img2dataset": ("img2dataset==1.47.0", "setuptools<80"),
 }
 TIMEOUT = 3600.0  # seconds, of one run
 

@@ -50,17 +50,25 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class DevSetConfig:
-    """The development set that validation ranks, in the challenge's layout.
+    """The development set that validation ranks: in the challenge's layout, or a table.
 
     Args:
         eval_root: folder that the image paths of both tables are relative to.
         gallery: csv with the columns seller_img_id, img_path, product_id.
         queries: csv with the columns user_img_id, img_path, bbox_x, …, bbox_h, product_id.
+        table: instead of these, a dataset_info.csv or folds.csv, of which the held-out rows are
+            ranked: queries against gallery where evaluation_status says so, else each photo
+            against all others.
+        root: folder that the table's paths are relative to; empty is its own.
+        fold: of a folds.csv, the fold that is held out; -1 for the rows that always test.
     """
 
     eval_root: str = "dataset/development_test_data"
     gallery: str = "gallery.csv"
     queries: str = "queries.csv"
+    table: str = ""
+    root: str = ""
+    fold: int = -1
 
 
 @dataclass(frozen=True)

@@ -132,15 +132,24 @@ def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> Labe
 
 
 def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
-    """Refuse a list without photos, or one whose first thousand photos are all absent.
+    """Refuse a list without photos, or one most of whose photos are absent.
+
+    A thousand photos spread over the list are looked for.
 
     Raises:
         UserError: naming the table, and the folder in which its photos were looked for.
     """
     if not paths:
         raise UserError(f"{table} lists no photo")
-    if not any(path.exists() for path in paths[:1000]):
-        raise UserError(f"none of the photos of {table} is in {folder}, for example {paths[0]}")
+    looked_for = paths[:: max(len(paths) // 1000, 1)]
+    absent = [path for path in looked_for if not path.exists()]
+    if len(absent) == len(looked_for):
+        raise UserError(f"none of the photos of {table} is in {folder}, for example {absent[0]}")
+    if len(absent) > len(looked_for) / 2:
+        raise UserError(
+            f"{len(absent)} of {len(looked_for)} photos of {table} are not in {folder}, for "
+            f"example {absent[0]}; python dataset/check_table.py {table} lists them"
+        )
 
 
 def joined(parts: Sequence[LabelledImages]) -> LabelledImages:

@@ -6,7 +6,6 @@ is busy with one or the other and none waits; on a GPU the others read while one
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from visual_search.clock import Clock, Pacer, Step
+from visual_search.cores import available_cores
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer
@@ -50,11 +50,6 @@ class Embeddings:
     """Rows that were not finite and were computed again in fp32."""
     zeroed: int = 0
     """Rows that were not finite even then."""
-
-
-def available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_device() -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from visual_search.errors import UserError
@@ -40,6 +40,24 @@ class EmbedSettings:
     def views(self) -> int:
         """How often the model sees each photo."""
         return (5 if self.crops else 1) * (2 if self.flip else 1)
+
+    def unmeasured(self, on_gpu: bool) -> EmbedSettings:
+        """The same with nothing left to measure, for what has to come out alike each time.
+
+        A training that was killed and goes on, and each of several processes, must see the same
+        embeddings to the last bit; precision and batches that a clock chose would change them.
+
+        Args:
+            on_gpu: whether the model is on a CUDA device.
+        """
+        half: Literal["fp16", "fp32"] = "fp16" if on_gpu else "fp32"
+        return replace(
+            self,
+            precision=half if self.precision == "auto" else self.precision,
+            memory_format="channels_last" if self.memory_format == "auto" else self.memory_format,
+            batch_size=self.batch_size or (64 if on_gpu else 8),
+            decoder="cpu" if self.decoder == "auto" else self.decoder,
+        )
 
     @classmethod
     def parsed(cls, values: Any, source: str) -> EmbedSettings:

@@ -13,15 +13,24 @@ class UserError(Exception):
 # Packages beyond requirements.txt, and the extra of pyproject.toml that brings them.
 EXTRA_OF_PACKAGE = {
     "accelerate": "train",
+    "aiohttp": "data",
+    "daft": "data",
+    "isal": "data",
     "jinja2": "train",
     "jsonargparse": "train",
     "matplotlib": "train",
+    "msgspec": "data",
     "open_clip": "train",
     "openvino": "fast",
     "optuna": "tune",
+    "packaging": "submit",
     "psutil": "train",
+    "pyarrow": "data",
     "pytorch_metric_learning": "bench",
+    "ray": "cluster",
     "safetensors": "train",
+    "scipy": "data-sets",
+    "threadpoolctl": "data",
     "yaml": "train",
 }
 

@@ -17,16 +17,17 @@ from visual_search.embed import Embeddings, embed_images, prepare_for
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
-from visual_search.metrics import MAX_PREDICTIONS, average_precision
+from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
 from visual_search.probing import Compiled
 from visual_search.ranking_log import embedding_log
-from visual_search.search import top_k
+from visual_search.rerank import Step, move, rank
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
 # Of a time limit, for choosing how to embed.
 PROBE_LIMIT_SHARE = 0.02
 # One query against one gallery photo on one core that has much else to do: 2048 products and
-# sums, and the partial sort. Only kept in reserve, so rather too much.
+# sums, and the partial sort. Only kept in reserve, so rather too much. A step of re-ranking
+# compares all photos with all at the most.
 SEARCH_SECONDS = 5e-8
 
 
@@ -40,6 +41,7 @@ class Ranking:
     """Photos that were damaged or had a wrong box; each still has its row."""
     embedding_seconds: float
     ranking_seconds: float
+    """Re-ranking included."""
     log: Mapping[str, Any] = field(default_factory=dict)
     """What the embedding chose and did: see :func:`visual_search.ranking_log.embedding_log`."""
 
@@ -53,9 +55,11 @@ def rank_gallery(
     device: torch.device,
     batch_size: int = 0,
     settings: EmbedSettings | None = None,
+    steps: Sequence[Step] = (),
     clock: Clock | None = None,
     compiled: Compiled | None = None,
     progress: bool = True,
+    own: np.ndarray | None = None,
 ) -> Ranking:
     """Embed both sides and rank the gallery for each query by cosine similarity.
 
@@ -68,17 +72,22 @@ def rank_gallery(
         batch_size: photos a step of the model; 0: measured.
         settings: of the embedding; `trim_borders` is for the gallery.
         clock: of a time limit that has to be kept.
+        steps: of re-ranking; none is plain cosine ranking.
         compiled: the same model for another runtime, taken where it is faster.
         progress: whether there are progress bars.
+        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
+            embedded once and never ranked for itself.
     """
     started = time.perf_counter()
     settings = settings or EmbedSettings()
     clock = clock or Clock()
     if batch_size:
         settings = replace(settings, batch_size=batch_size)
-    if settings.trim_borders:
-        gallery = [replace(item, trim=True) for item in gallery]
-    photos = len(gallery) + len(queries)
+    gallery = trimmed(gallery, settings)
+    listed = {"gallery photos": gallery}
+    if own is None:
+        listed["query photos"] = queries
+    photos = sum(len(items) for items in listed.values())
     prepared = prepare_for(
         model,
         gallery,
@@ -95,6 +104,7 @@ def rank_gallery(
         input_size,
         settings.views,
         ranking=search_seconds(len(queries), len(gallery)),
+        reranking=len(steps) * search_seconds(photos, photos),
     )
     sides = [
         embed_images(
@@ -107,16 +117,25 @@ def rank_gallery(
             label=label,
             progress=progress,
         )
-        for label, items in (("gallery photos", gallery), ("query photos", queries))
+        for label, items in listed.items()
     ]
     sides = same_width(sides)
     embedded = time.perf_counter()
-    _, indexes = top_k(sides[1].matrix, sides[0].matrix, MAX_PREDICTIONS)
-    ranks = fill_to_width(indexes.numpy(), len(gallery))
+    rows = sides[0].matrix
+    asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
+    found, reranking = _nearest_rows(asked, rows, steps if pacer.reranks else (), own)
     ranked = time.perf_counter()
-    problems = sides[0].problems + sides[1].problems
+    problems = tuple(problem for side in sides for problem in side.problems)
     log = embedding_log(prepared, input_size, settings, pacer, sides)
-    return Ranking(ranks, problems, embedded - started, ranked - embedded, log)
+    log["seconds"]["reranking"] = round(reranking, 3)
+    return Ranking(
+        fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
+    )
+
+
+def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:
+    """The gallery's photos, without their white borders where the settings say so."""
+    return [replace(item, trim=True) for item in gallery] if settings.trim_borders else gallery
 
 
 def search_seconds(n_queries: int, n_gallery: int) -> float:
@@ -133,6 +152,47 @@ def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:
         else replace(side, matrix=torch.zeros(len(side.matrix), width))
         for side in sides
     ]
+
+
+def nearest_rows(
+    queries: Tensor,
+    gallery: Tensor,
+    steps: Sequence[Step] = (),
+    own: np.ndarray | None = None,
+) -> np.ndarray:
+    """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
+
+    Where re-ranking runs out of memory, plain cosine ranking answers.
+
+    Args:
+        queries: `(n_queries, dimension)`, float32, unit vectors or zeros.
+        gallery: `(n_gallery, dimension)`, the same.
+        steps: of re-ranking; none is plain cosine ranking.
+        own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
+
+    Returns:
+        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller.
+    """
+    return _nearest_rows(queries, gallery, steps, own)[0]
+
+
+def _nearest_rows(
+    queries: Tensor, gallery: Tensor, steps: Sequence[Step], own: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
+    width = MAX_PREDICTIONS + (own is not None)
+    started = time.perf_counter()
+    try:
+        moved_queries, moved_gallery, last = move(queries, gallery, steps)
+        moved = time.perf_counter()
+        ranks = rank(moved_queries, moved_gallery, last, width).numpy()
+        seconds = (time.perf_counter() if last else moved) - started
+    except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is out
+        if not steps:
+            raise
+        print(f"re-ranking is left out: {error}")
+        ranks, seconds = rank(queries, gallery, (), width).numpy(), 0.0
+    return (ranks if own is None else without_own(ranks, own)), seconds
 
 
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
@@ -153,6 +213,9 @@ class DevSet:
     queries: list[ImageItem]
     gallery_products: np.ndarray
     query_products: np.ndarray
+    own: np.ndarray | None = None
+    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
+    of each, which is never ranked for itself; None where they are others."""
 
 
 def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
@@ -200,6 +263,7 @@ def evaluate_on_dev_set(
     device: torch.device,
     batch_size: int = 0,
     settings: EmbedSettings | None = None,
+    steps: Sequence[Step] = (),
     progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
@@ -211,9 +275,11 @@ def evaluate_on_dev_set(
         device=device,
         batch_size=batch_size,
         settings=settings,
+        steps=steps,
         progress=progress,
+        own=dev_set.own,
     )
-    return Evaluation(
-        ranking,
-        average_precision(ranking.ranks, dev_set.gallery_products, dev_set.query_products),
+    scores = average_precision(
+        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
     )
+    return Evaluation(ranking, scores)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.checkpoint import (
+    Checkpoint,
     describe_model,
     load_checkpoint,
     load_torchscript,
@@ -25,6 +26,7 @@ from visual_search.files import write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
 from visual_search.openvino_model import OPENVINO_FILE, OPENVINO_FILES, load_openvino
 from visual_search.probing import Compiled
+from visual_search.rerank import Step, parse_steps
 
 MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"
@@ -63,6 +65,7 @@ def export_torchscript(
     with written_atomically(folder / MODEL_FILE) as temporary:
         traced.save(str(temporary))
     # The description comes last: a folder without it holds no finished export.
+    facts = {"rerank": [], **facts}
     write_json(folder / DESCRIPTION_FILE, describe_model(architecture, facts))
     return folder / MODEL_FILE
 
@@ -101,15 +104,35 @@ def load_exported(
     with path.open("rb") as handle:
         if handle.read(7) == b"version":
             raise UserError(f"{path} is a git-LFS pointer, not the weights: run `git lfs pull`")
-    architecture, _ = read_description(folder / DESCRIPTION_FILE)
     checkpoint = load_checkpoint(path)
+    return load_model(checkpoint, device), checkpoint.architecture
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The embedder of a checkpoint or export, ready to embed on `device`.
+
+    Raises:
+        UserError: when it cannot be built, and the checkpoint is no export that runs by itself.
+    """
     try:
-        model: nn.Module = rebuild_embedder(architecture)
+        model: nn.Module = rebuild_embedder(checkpoint.architecture)
         model.load_state_dict(dict(checkpoint.state))
     except (UserError, RuntimeError):
-        model = load_torchscript(path)
-    model = model.eval().to(device).to(memory_format=torch.channels_last)
-    return model, architecture
+        if checkpoint.path.suffix != ".pt":
+            raise
+        model = load_torchscript(checkpoint.path)
+    return model.eval().to(device).to(memory_format=torch.channels_last)
+
+
+def exported_steps(folder: Path) -> tuple[Step, ...]:
+    """The re-ranking steps that `model.json` in `folder` names; none in an older export.
+
+    Raises:
+        UserError: naming file and key of what is no step.
+    """
+    path = folder / DESCRIPTION_FILE
+    _, facts = read_description(path)
+    return parse_steps(facts.get("rerank", []), f"{path}: rerank")
 
 
 def embedding_settings(folder: Path) -> EmbedSettings:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from visual_search.datasets import LabelledImages
 from visual_search.embed import embed_images
+from visual_search.embed_settings import EmbedSettings
 from visual_search.heads import MarginHead
 from visual_search.model import Embedder
 from visual_search.sampled_classes import SampledMarginHead
@@ -48,6 +49,7 @@ def imprint_centers(
         [images.item(i) for i in range(len(images))],
         input_size,
         device=device,
+        settings=EmbedSettings().unmeasured(device.type == "cuda"),
         label="class centres",
         progress=progress,
     )

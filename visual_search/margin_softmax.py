@@ -20,7 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from visual_search.margins import curricular_negatives
-from visual_search.similarity import Similarities, similarities, similarity_gradients
+from visual_search.similarity import (
+    Similarities,
+    column_scratch,
+    similarities,
+    similarity_gradients,
+)
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,12 @@ class MarginLogits:
         place = self.columns[:, None] - start
         return place.clamp(0, stop - start - 1), (place >= 0) & (place < stop - start)
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """`(N, stop - start)`, a tensor of its own."""
+    def block(self, start: int, stop: int, out: Tensor) -> Tensor:
+        """The logits of these columns, written to `out`, `(N, stop - start)`."""
         values, target = self.similar.values[:, start:stop], self.target
         if target.threshold is not None and target.pace is not None:
             values, _ = curricular_negatives(values, target.threshold[:, None], target.pace)
-        logits = values * self.scale
+        logits = torch.mul(values, self.scale, out=out)
         place, here = self._place(start, stop)
         right = torch.where(here, (target.value * self.scale)[:, None], logits.gather(1, place))
         return logits.scatter_(1, place, right)
@@ -68,38 +73,46 @@ class MarginLogits:
         """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
         # Without columns, as a process may be among many: nothing to sum.
         none = torch.full_like(self.target.value, -math.inf)
-        runs = [torch.logsumexp(self.block(*run), dim=1) for run in self._runs()]
+        runs = [_log_sum_in_place(block) for block in self._blocks()]
         return torch.logsumexp(torch.stack(runs), dim=0) if runs else none
 
     def total(self) -> Tensor:
         """Of each row, the sum of its logits, `(N,)`."""
-        return sum(
-            (self.block(*run).sum(dim=1) for run in self._runs()),
-            torch.zeros_like(self.target.value),
-        )
+        nothing = torch.zeros_like(self.target.value)
+        return sum((block.sum(dim=1) for block in self._blocks()), nothing)
 
-    def _runs(self) -> Iterator[tuple[int, int]]:
-        """Columns in runs of a size at which the temporaries of a run stay in the cache."""
+    def _blocks(self) -> Iterator[Tensor]:
+        """Logits in runs of columns that stay in the cache; each may be overwritten by its user."""
         rows, columns = self.similar.values.shape
-        numbers = 1 << 19 if self.columns.device.type == "cpu" else 1 << 26
-        step = max(1, numbers // max(rows, 1))
+        numbers = 1 << 18 if self.columns.device.type == "cpu" else 1 << 26
+        step = min(max(1, numbers // max(rows, 1)), max(columns, 1))
+        scratch = column_scratch(self.similar.values, step)
         for start in range(0, columns, step):
-            yield start, min(start + step, columns)
+            stop = min(start + step, columns)
+            yield self.block(start, stop, scratch[:, : stop - start])
 
     def gradient(
-        self, start: int, stop: int, log_sum: Tensor, row_weights: Tensor, even: float, right: float
+        self,
+        start: int,
+        stop: int,
+        out: Tensor,
+        log_sum: Tensor,
+        row_weights: Tensor,
+        even: float,
+        right: float,
     ) -> Tensor:
-        """d losses / d similarities of these columns, `(N, stop - start)`, a tensor of its own.
+        """d losses / d similarities of these columns, written to `out`, `(N, stop - start)`.
 
         Args:
             start: first column.
             stop: one behind the last.
+            out: where they go; returned.
             log_sum: `(N,)`, over all classes.
             row_weights: `(N,)`, d of whatever is minimised / d loss of the row.
             even: share of the label that every class has (smoothing / classes).
             right: share that the right class has on top of it.
         """
-        probabilities = self.block(start, stop).sub_(log_sum[:, None]).exp_()
+        probabilities = self.block(start, stop, out).sub_(log_sum[:, None]).exp_()
         gradient = probabilities.sub_(even) if even else probabilities
         target = self.target
         place, here = self._place(start, stop)
@@ -110,6 +123,12 @@ class MarginLogits:
             gradient *= slope
         gradient.scatter_(1, place, torch.where(here, at_right, gradient.gather(1, place)))
         return gradient.mul_((row_weights * self.scale)[:, None])
+
+
+def _log_sum_in_place(block: Tensor) -> Tensor:
+    """`torch.logsumexp(block, dim=1)` without a copy of the block, which is overwritten."""
+    largest = block.amax(dim=1)
+    return block.sub_(largest[:, None]).exp_().sum(dim=1).log_().add_(largest)
 
 
 class _MarginSoftmax(torch.autograd.Function):
@@ -145,8 +164,8 @@ class _MarginSoftmax(torch.autograd.Function):
             similar = similarities(embeddings, weight, ctx.centers, normalize=ctx.normalize)
         logits = MarginLogits(similar, *ctx.rest)
 
-        def of_columns(start: int, stop: int) -> Tensor:
-            return logits.gradient(start, stop, ctx.log_sum, gradient, ctx.even, ctx.right)
+        def of_columns(start: int, stop: int, out: Tensor) -> Tensor:
+            return logits.gradient(start, stop, out, ctx.log_sum, gradient, ctx.even, ctx.right)
 
         of_embeddings, of_weight = similarity_gradients(
             similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]

@@ -8,8 +8,27 @@ MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery photos of each query."""
 
 
+def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """A ranking of photos against each other, without the query itself, one column fewer.
+
+    The query is known by its gallery row, not by its place: among equal photos it need not come
+    first, and among more than there are columns it need not be there at all. Then the last column
+    goes.
+
+    Args:
+        ranks: `(n_queries, columns)`, gallery row indexes, each at most once in a row.
+        own: `(n_queries,)`, the gallery row of each query.
+    """
+    goes = ranks == own[:, None]
+    goes[~goes.any(axis=1), -1] = True
+    return ranks[~goes].reshape(len(ranks), ranks.shape[1] - 1)
+
+
 def average_precision(
-    ranks: np.ndarray, gallery_products: np.ndarray, query_products: np.ndarray
+    ranks: np.ndarray,
+    gallery_products: np.ndarray,
+    query_products: np.ndarray,
+    own: np.ndarray | None = None,
 ) -> np.ndarray:
     """The challenge's average precision of each query.
 
@@ -23,18 +42,22 @@ def average_precision(
             the rows of a gallery smaller than the number of columns.
         gallery_products: `(n_gallery,)`, the product of each gallery photo.
         query_products: `(n_queries,)`, the product of each query.
+        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: GTP does
+            not count it, and `ranks` must not name it (:func:`without_own`).
 
     Returns:
         `(n_queries,)`, float64, 0..1. A query whose product has no gallery photo scores 0.
 
     Raises:
-        ValueError: when the shapes do not fit together.
+        ValueError: when the shapes do not fit together, or a query is ranked for itself.
     """
     gallery_products, query_products = np.asarray(gallery_products), np.asarray(query_products)
     if ranks.ndim != 2 or len(ranks) != len(query_products):
         raise ValueError(
             f"ranks {ranks.shape} must have a row for each of {len(query_products)} queries"
         )
+    if own is not None and (ranks == own[:, None]).any():
+        raise ValueError("a query is ranked for itself; drop it with without_own")
     _, codes = np.unique(np.concatenate([gallery_products, query_products]), return_inverse=True)
     # One more gallery photo of no product stands for every index that names none.
     gallery_codes = np.append(codes[: len(gallery_products)], -1)
@@ -48,7 +71,7 @@ def average_precision(
     hits_so_far = np.arange(len(query)) - first_hit[query] + 1
     # bincount adds its weights one after the other, in rank order.
     total = np.bincount(query, weights=hits_so_far / (position + 1), minlength=len(query_codes))
-    wanted = photos_of_product[query_codes]
+    wanted = photos_of_product[query_codes] - (own is not None)
     return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.config import DatasetConfig, MarginConfig, PhaseConfig
+from visual_search.config import DatasetConfig, DevSetConfig, MarginConfig, PhaseConfig
 from visual_search.datasets import (
     LabelledImages,
     Source,
@@ -22,12 +22,14 @@ from visual_search.datasets import (
     joined,
     read_product10k,
 )
+from visual_search.dev_tables import read_dev_table
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
 from visual_search.heads import MarginHead
 from visual_search.imprinting import Head, imprint_centers, take_centers
+from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
 from visual_search.mixing import Mixer
@@ -89,6 +91,10 @@ class Phase:
         )
         return batches, loader
 
+    def leak_warning(self) -> str:
+        """A sentence where nobody looked whether training and development set share photos."""
+        return warning(training_files(self.config.dataset), dev_files(self.config.dataset.dev_set))
+
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
         dataset, images = self.config.dataset, self.images.images
@@ -96,10 +102,18 @@ class Phase:
             f"{name}: {len(self.images)} photos of {len(np.unique(images.labels))} classes, "
             f"{self.config.backbone.name} at {dataset.input_size} px (validation "
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
-            f"validation: {len(self.dev_set.queries)} queries, "
-            f"{len(self.dev_set.gallery)} gallery photos"
+            f"validation: {self._validation()}"
             + ("; trains on Product10K's test photos too" if dataset.train_on_test else "")
         )
+
+    def _validation(self) -> str:
+        dev_set = self.dev_set
+        words = f"{len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos"
+        if self.config.dataset.dev_set.table:
+            classes = np.unique(dev_set.query_products)
+            unseen = np.setdiff1d(classes, self.images.images.class_names)
+            words += f" of a table, {len(unseen)} of {len(classes)} classes not in training"
+        return words + ("" if dev_set.own is None else ", each against all others")
 
 
 def build_phase(config: PhaseConfig, chief: bool) -> Phase:
@@ -113,9 +127,9 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
         UserError: when data, weights or settings are not what they should be.
     """
     _check(config)
-    dataset, dev = config.dataset, config.dataset.dev_set
+    dataset = config.dataset
     images = _training_images(dataset)
-    dev_set = read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    dev_set = _dev_set(dataset.dev_set)
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
@@ -170,6 +184,21 @@ def _check(config: PhaseConfig) -> None:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
 
 
+def training_files(dataset: DatasetConfig) -> list[Path]:
+    """The tables that a phase trains on."""
+    place = dataset.product10k
+    lists = [place.train_list, *([place.val_list] if dataset.train_on_test else [])]
+    files = [Path(place.train_valid_root, name) for name in lists] if place.use else []
+    return files + [Path(entry.file) for entry in dataset.tables]
+
+
+def dev_files(dev: DevSetConfig) -> list[Path]:
+    """The tables that a phase is judged on."""
+    if dev.table:
+        return [Path(dev.table)]
+    return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
+
+
 def _training_images(dataset: DatasetConfig) -> LabelledImages:
     place, sources = dataset.product10k, []
     if place.use:
@@ -189,6 +218,12 @@ def _training_images(dataset: DatasetConfig) -> LabelledImages:
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
     return combined(sources)
+
+
+def _dev_set(dev: DevSetConfig) -> DevSet:
+    if not dev.table:
+        return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
 
 
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:

@@ -20,6 +20,7 @@ def progress_bar(
     total: int | None = None,
     initial: int = 0,
     shown: bool = True,
+    unit_scale: bool = False,
 ) -> Any:
     """A tqdm bar on stderr; give it an `iterable`, or a `total` to count up to by hand.
 
@@ -30,12 +31,14 @@ def progress_bar(
         total: where the counting ends.
         initial: where it begins, for a job that goes on.
         shown: whether there is a bar at all.
+        unit_scale: write 1.2G for 1,200,000,000, as for bytes.
     """
     interval = TERMINAL_INTERVAL if sys.stderr.isatty() else LOG_INTERVAL
     return tqdm(
         iterable,
         desc=label,
         unit=unit,
+        unit_scale=unit_scale,
         total=total,
         initial=initial,
         disable=not shown,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visual_search.embed import available_cores
+from visual_search.cores import available_cores
 from visual_search.evaluate import DevSet, Evaluation
 from visual_search.files import write_text
 from visual_search.images import ImageItem, UnreadableImage, read_photo
@@ -53,6 +53,7 @@ def write_report(
     dev_set: DevSet,
     evaluation: Evaluation,
     queries_shown: int = 100,
+    sections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Write the report: worst queries first, right results framed green.
 
@@ -65,6 +66,7 @@ def write_report(
         dev_set: the photos and their products.
         evaluation: the ranking of `dev_set` and its scores.
         queries_shown: how many of the worst queries; 0 shows all.
+        sections: a title, and names and values under it, for what comes before the queries.
     """
     import jinja2
 
@@ -80,6 +82,7 @@ def write_report(
     html = template.render(
         title=title,
         facts=facts,
+        sections=sections or {},
         worst=worst,
         sample=sample,
         total=len(worst_first),
@@ -102,6 +105,8 @@ def _row(query: int, dev_set: DevSet, evaluation: Evaluation) -> Row:
         for place, index in enumerate(ranks[:RESULTS_SHOWN].tolist())
     ]
     of_product = np.flatnonzero(dev_set.gallery_products == product)
+    if dev_set.own is not None:
+        of_product = of_product[of_product != dev_set.own[query]]
     return Row(
         f"q{query}",
         f"{dev_set.queries[query].path.name}, product {product}",

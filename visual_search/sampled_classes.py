@@ -227,8 +227,8 @@ class _SampledSoftmax(torch.autograd.Function):
             raise RuntimeError("sampled classes can be differentiated once for each forward pass")
         row_weights = gather_constant(gradient)
 
-        def of_columns(start: int, stop: int) -> Tensor:
-            return logits.gradient(start, stop, ctx.log_sum, row_weights, ctx.even, ctx.right)
+        def of_columns(start: int, stop: int, out: Tensor) -> Tensor:
+            return logits.gradient(start, stop, out, ctx.log_sum, row_weights, ctx.even, ctx.right)
 
         of_embeddings, of_centers = similarity_gradients(
             logits.similar, ctx.table.weight, of_columns, weight_factor=1.0 / processes()

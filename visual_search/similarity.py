@@ -61,12 +61,25 @@ def _blocks(
 ) -> Iterator[tuple[int, int, Tensor]]:
     by_class = weight.detach().view(-1, centers, weight.shape[1])
     classes = len(by_class) if picked is None else len(picked)
-    of_class = centers * weight.shape[1] * dtype.itemsize
-    step = max(1, (_CACHED_BYTES if weight.device.type == "cpu" else _GPU_BYTES) // of_class)
+    step = _classes_of_block(weight, centers, dtype)
     for start in range(0, classes, step):
         stop = min(start + step, classes)
         block = by_class[start:stop] if picked is None else by_class[picked[start:stop]]
         yield start, stop, block.to(dtype)
+
+
+def _classes_of_block(weight: Tensor, centers: int, dtype: torch.dtype) -> int:
+    of_class = centers * weight.shape[1] * dtype.itemsize
+    return max(1, (_CACHED_BYTES if weight.device.type == "cpu" else _GPU_BYTES) // of_class)
+
+
+def column_scratch(values: Tensor, columns: int) -> Tensor:
+    """Room for `columns` columns of `values`, `(N, columns)`, a column's numbers adjacent.
+
+    Blocks of logits and gradients are written to the same room one after the other: fresh tensors
+    of a megabyte each would fragment the heap by a tenth of what the gradient itself takes.
+    """
+    return values.new_empty(columns, len(values)).T
 
 
 def _inverse(lengths: Tensor) -> Tensor:
@@ -131,7 +144,7 @@ def similarities(
 def similarity_gradients(
     similar: Similarities,
     weight: Tensor,
-    gradient_of_columns: Callable[[int, int], Tensor],
+    gradient_of_columns: Callable[[int, int, Tensor], Tensor],
     *,
     of_weight: bool = True,
     weight_factor: float = 1.0,
@@ -141,8 +154,9 @@ def similarity_gradients(
     Args:
         similar: what :func:`similarities` returned.
         weight: the centres it was given, unchanged.
-        gradient_of_columns: `(start, stop)` to `(N, stop - start)`, the gradient of these
-            columns of the values, in a tensor that may be overwritten. Called once for each.
+        gradient_of_columns: `(start, stop, out)` to `(N, stop - start)`, the gradient of these
+            columns of the values, which may be `out`, room of that shape, and may be overwritten.
+            Called once for each.
         of_weight: whether the centres need any.
         weight_factor: multiplies the gradient of the centres.
 
@@ -159,13 +173,16 @@ def similarity_gradients(
     elif of_weight:
         of_centers = torch.empty(shape, dtype=weight.dtype, device=weight.device)
     factored = units * weight_factor
+    widest = min(_classes_of_block(weight, centers, units.dtype), max(shape[0], 1))
+    gradients, products, kept = (column_scratch(similar.values, widest) for _ in range(3))
     with torch.autocast(units.device.type, enabled=False):
         for start, stop, block in similar.blocks(weight):
-            gradient = gradient_of_columns(start, stop)
-            values = similar.values[:, start:stop]
+            here = slice(0, stop - start)
+            gradient = gradient_of_columns(start, stop, gradients[:, here])
+            values, product = similar.values[:, start:stop], products[:, here]
             if similar.reserved is not None and centers > 1:
                 # The gradient of the first centre goes where the values are.
-                values = values.clone()
+                values = kept[:, here].copy_(values)
             for center in range(centers):
                 part = gradient
                 if similar.winners is not None:
@@ -173,7 +190,8 @@ def similarity_gradients(
                 inverse = None
                 if similar.inverse_centers is not None:
                     inverse = similar.inverse_centers[start:stop, center]
-                    radial = (part * values).sum(dim=0) * inverse.square() * weight_factor
+                    radial = torch.mul(part, values, out=product).sum(dim=0)
+                    radial *= inverse.square() * weight_factor
                     part *= inverse
                 of_units.addmm_(part, block[:, center])
                 if of_centers is None:
@@ -208,7 +226,7 @@ class _NearestSimilarity(torch.autograd.Function):
         of_embeddings, of_weight = similarity_gradients(
             ctx.similar,
             weight,
-            lambda start, stop: gradient[:, start:stop].clone(),
+            lambda start, stop, out: out.copy_(gradient[:, start:stop]),
             of_weight=ctx.needs_input_grad[1],
         )
         return of_embeddings.to(embeddings.dtype), of_weight, None, None

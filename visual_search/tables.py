@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from visual_search.errors import UserError
 from visual_search.images import Box, ImageItem
+from visual_search.table_rules import BOX_COLUMNS, faults
 
-BOX_COLUMNS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+# Everything is read as text: what is a number is decided where it is used.
+AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a csv file that must have `columns`; other columns are kept.
-
-    Everything is read as text: what is a number is decided where it is used.
+    """Read a csv file that must have `columns`, every cell as text; other columns are kept.
 
     Raises:
         UserError: naming the file, and the column where one is missing.
     """
-    if not path.parent.is_dir():
-        raise UserError(
-            f"the folder {path.parent} does not exist; {path.name} was looked for there"
-        )
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; expected the columns {', '.join(columns)}") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable csv file: {error}") from error
+    table = _read(path, None)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise UserError(
@@ -41,6 +33,65 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             f"{', '.join(map(repr, table.columns))}"
         )
     return table
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the columns of a csv file.
+
+    Raises:
+        UserError: as :func:`read_table`.
+    """
+    return list(_read(path, 0).columns)
+
+
+def _read(path: Path, rows: int | None) -> pd.DataFrame:
+    if not path.parent.is_dir():
+        raise UserError(
+            f"the folder {path.parent} does not exist; {path.name} was looked for there"
+        )
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return pd.read_csv(path, nrows=rows, **AS_TEXT)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{path} is empty; its first line must name its columns") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a readable csv file: {error}") from error
+
+
+def line_numbers(path: Path) -> Iterator[int]:
+    """The line on which each row of a csv file begins; the header is not among the rows.
+
+    Cells may have line breaks, and empty lines are no rows: a row's line is not its number.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.reader(handle)
+        before, header = 0, True
+        for cells in reader:
+            if cells and not header:
+                yield before + 1
+            header = header and not cells
+            before = reader.line_num
+
+
+def line_of_row(path: Path, row: int) -> int:
+    """The line on which a row of a csv file begins; row 0 is the first behind the header."""
+    return next(islice(line_numbers(path), row, None))
+
+
+def refuse_faults(table: pd.DataFrame, path: Path) -> None:
+    """Refuse a table in which a cell breaks a rule.
+
+    Raises:
+        UserError: with file, line, column and cell of the first row of the first faulty column,
+            and what to write instead.
+    """
+    for fault in faults(table):
+        row = int(fault.rows[0])
+        cell = table[fault.column].iloc[row]
+        more = f" (and {len(fault.rows) - 1} more lines)" if len(fault.rows) > 1 else ""
+        line = line_of_row(path, row)
+        raise UserError(f"{path} line {line}: {fault.column} is {cell!r}; {fault.expected}{more}")
 
 
 def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
@@ -53,11 +104,10 @@ def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(values) | (values != np.round(values)))
     if len(wrong):
         row = int(wrong[0])
-        # Line 1 is the header, so row 0 of the table stands on line 2.
-        raise UserError(
-            f"{path} line {row + 2}: {column} is {table[column].iloc[row]!r}, not a whole number"
-            + (f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else "")
-        )
+        cell = table[column].iloc[row]
+        more = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
+        line = line_of_row(path, row)
+        raise UserError(f"{path} line {line}: {column} is {cell!r}, not a whole number{more}")
     return values.astype(np.int64)
 
 
@@ -119,4 +169,5 @@ def check_boxes(table: pd.DataFrame, path: Path) -> None:
         values = integers(table, column, path)
         if column in BOX_COLUMNS[2:] and (values <= 0).any():
             row = int(np.flatnonzero(values <= 0)[0])
-            raise UserError(f"{path} line {row + 2}: {column} is {values[row]}, it must be above 0")
+            line = line_of_row(path, row)
+            raise UserError(f"{path} line {line}: {column} is {values[row]}, it must be above 0")

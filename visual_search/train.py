@@ -92,6 +92,8 @@ def train_phase(
     accelerator.wait_for_everyone()  # all have looked before one writes
     if chief:
         print(phase.describe(run.name), flush=True)
+        if phase.leak_warning():
+            print(f"warning: {phase.leak_warning()}", flush=True)
         if not continues:
             run.start(resolved)
             write_json(run.path / "classes.json", list(phase.images.images.class_names))

@@ -130,7 +130,7 @@ class Validator:
             [images.item(i) for i in range(len(images))],
             phase.architecture.input_size,
             device=self.device,
-            settings=self.phase.config.embedding,
+            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
             label="whitening",
         )
         labels = torch.from_numpy(images.labels)
@@ -158,7 +158,7 @@ class Validator:
             self.phase.dev_set,
             self.phase.architecture.input_size,
             device=self.device,
-            settings=self.phase.config.embedding,
+            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
         )
         embedder.train(training)
         return evaluation
@@ -177,6 +177,7 @@ class Validator:
                 "input size": f"{phase.architecture.input_size} px",
                 "training photos": str(len(phase.images)),
                 "trained on Product10K's test photos": str(phase.config.dataset.train_on_test),
+                "photos shared with training": phase.leak_warning() or "looked for, see leaks.csv",
             },
             phase.dev_set,
             evaluation,

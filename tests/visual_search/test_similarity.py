@@ -46,7 +46,7 @@ def test_reserved_memory_holds_the_values_then_the_gradient(centers: int) -> Non
     assert thrifty.reserved is not None
     assert thrifty.values.data_ptr() == thrifty.reserved.data_ptr()
 
-    def pulls(start: int, stop: int) -> torch.Tensor:
+    def pulls(start: int, stop: int, _: torch.Tensor) -> torch.Tensor:
         return pull[:, start:stop].clone()
 
     expected = similarity_gradients(plain, weight, pulls)

@@ -116,3 +116,10 @@ def test_faults_are_named(
 def test_a_fold_of_a_table_without_folds(folder: Path) -> None:
     with pytest.raises(UserError, match="no column 'fold'"):
         read_training_table(table(folder, "file_name,label", [["a.png", 1]]), fold=0)
+
+
+def test_a_table_most_of_whose_photos_are_missing(folder: Path) -> None:
+    rows: list[list[object]] = [[f"{letter}.png", 1] for letter in "abcuvwx"]
+    with pytest.raises(UserError, match=r"4 of 7 photos .* are not in .*, for example .*u\.png"):
+        read_training_table(table(folder, "file_name,label", rows))
+    assert len(read_training_table(table(folder, "file_name,label", rows[:6])).paths) == 6

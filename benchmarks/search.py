@@ -1,0 +1,208 @@
+"""Exact top-1000 search against faiss, usearch, torch and numpy: `python -m benchmarks.search`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import (
+    MB,
+    Row,
+    alternating_medians,
+    arguments,
+    extra_memory,
+    lower_is_better,
+    peer_module,
+    processor,
+    report,
+)
+from visual_search.errors import exit_with_sentence
+from visual_search.search import BLOCK_ELEMENTS, top_k
+
+K = 1000
+# Rows of queries that peers without blocks of their own are given at once, or they would hold
+# every similarity in memory.
+PEER_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a search."""
+
+    queries: int
+    gallery: int
+    dimension: int
+    slow_peers: bool = True
+    """Whether peers that take ten times as long are timed as well."""
+
+    def __str__(self) -> str:
+        return f"{self.queries:,} x {self.gallery:,} x {self.dimension}, top {K}"
+
+    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random unit vectors: no peer can guess where the neighbours are."""
+        generator = torch.Generator().manual_seed(0)
+        sides = []
+        for rows in (self.queries, self.gallery):
+            side = torch.randn(rows, self.dimension, generator=generator)
+            sides.append(side.div_(side.norm(dim=1, keepdim=True)))
+        return sides[0], sides[1]
+
+
+CASES = [
+    Case(256, 200_000, 512),
+    Case(10_000, 100_000, 512, False),
+    Case(1000, 1_000_000, 512, False),
+]
+QUICK = [Case(64, 20_000, 64)]
+
+Search = Callable[[], Any]
+
+
+def ours(case: Case, threads: int) -> Search:
+    """The kit's search."""
+    torch.set_num_threads(threads)
+    queries, gallery = case.matrices()
+    return lambda: top_k(queries, gallery, K)[1].numpy()
+
+
+def by_faiss(case: Case, threads: int) -> Search:
+    """IndexFlatIP."""
+    faiss = peer_module("faiss")
+    faiss.omp_set_num_threads(threads)
+    queries, gallery = (side.numpy() for side in case.matrices())
+    index = faiss.IndexFlatIP(case.dimension)
+    index.add(gallery)
+    return lambda: index.search(queries, K)[1]
+
+
+def by_usearch(case: Case, threads: int) -> Search:
+    """Its exact search, which needs no index."""
+    usearch = peer_module("usearch.index")
+    queries, gallery = (side.numpy() for side in case.matrices())
+    kind = usearch.MetricKind.IP
+    return lambda: usearch.search(gallery, queries, K, kind, exact=True, threads=threads).keys
+
+
+def by_torch(case: Case, threads: int) -> Search:
+    """All similarities of some queries, then `topk`."""
+    torch.set_num_threads(threads)
+    queries, gallery = case.matrices()
+
+    def search() -> np.ndarray:
+        return torch.cat(
+            [(q @ gallery.T).topk(K).indices for q in queries.split(PEER_ROWS)]
+        ).numpy()
+
+    return search
+
+
+def by_numpy(case: Case, threads: int) -> Search:
+    """All similarities of some queries, then `argpartition` and a sort of what it leaves."""
+    queries, gallery = (side.numpy() for side in case.matrices())
+
+    def search() -> np.ndarray:
+        found = []
+        for start in range(0, len(queries), PEER_ROWS):
+            similarities = queries[start : start + PEER_ROWS] @ gallery.T
+            best = np.argpartition(-similarities, K, axis=1)[:, :K]
+            order = np.argsort(-np.take_along_axis(similarities, best, axis=1), axis=1)
+            found.append(np.take_along_axis(best, order, axis=1))
+        return np.concatenate(found)
+
+    return search
+
+
+def by_sorting(case: Case, threads: int) -> Search:
+    """All similarities of some queries, sorted in full."""
+    queries, gallery = (side.numpy() for side in case.matrices())
+
+    def search() -> np.ndarray:
+        parts = np.array_split(queries, -(-len(queries) // PEER_ROWS))
+        return np.concatenate([np.argsort(-(q @ gallery.T), axis=1)[:, :K] for q in parts])
+
+    return search
+
+
+def products(case: Case, threads: int) -> Search:
+    """Nothing but the matrix products, in the kit's tiles: no exact search is faster."""
+    torch.set_num_threads(threads)
+    queries, gallery = case.matrices()
+    tile = BLOCK_ELEMENTS // 1024
+    out = torch.empty(1024, tile)
+
+    def search() -> None:
+        for rows in gallery.split(tile):
+            for q in queries.split(1024):
+                torch.mm(
+                    q,
+                    rows.T,
+                    out=out[: len(q), : len(rows)] if len(q) < 1024 else out[:, : len(rows)],
+                )
+
+    return search
+
+
+PEERS: dict[str, Callable[[Case, int], Search]] = {
+    "faiss-cpu": by_faiss,
+    "usearch": by_usearch,
+    "torch": by_torch,
+    "numpy": by_numpy,
+}
+WAYS = {"faiss-cpu": "IndexFlatIP", "usearch": "exact", "torch": "topk", "numpy": "argpartition"}
+
+
+def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
+    """Time against each peer, memory against faiss, and the roofline."""
+    threads = options.threads
+    searches = {name: make(case, threads) for name, make in PEERS.items()}
+    if case.slow_peers:
+        searches["numpy, full sort"] = by_sorting(case, threads)
+    else:
+        del searches["usearch"]
+    mine, floor = ours(case, threads), products(case, threads)
+    agreement = float((mine() == searches["faiss-cpu"]()).mean())
+    repeats = options.repeats if case.queries * case.gallery < 1e8 else min(options.repeats, 3)
+    calls = [mine, floor, *searches.values()]
+    seconds, least, *others = alternating_medians(calls, repeats, warm_up=1)
+    rows = []
+    for name, theirs in zip(searches, others, strict=True):
+        package = name.partition(",")[0]
+        peer = f"{package} {version(package)} {WAYS.get(name, 'argsort')}"
+        rows.append(lower_is_better(f"{case}: time", seconds, peer, theirs, "s"))
+    del searches, calls, mine, floor
+    mine_memory, theirs_memory = (
+        extra_memory(make, case, threads, own_process=not options.quick) / MB
+        for make in (ours, by_faiss)
+    )
+    peer = f"faiss-cpu {version('faiss-cpu')} IndexFlatIP"
+    rows.append(
+        lower_is_better(
+            f"{case}: memory beside the vectors", mine_memory, peer, theirs_memory, "MB"
+        )
+    )
+    flops = 2 * case.queries * case.gallery * case.dimension
+    return rows, [
+        f"{case}: the products alone take {least:.2f} s ({flops / least / 1e9:.0f} GFLOP/s), "
+        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss",
+    ]
+
+
+def main() -> None:
+    """Measure, print, record."""
+    options = arguments("Time and memory of exact search against other libraries.").parse_args()
+    rows: list[Row] = []
+    notes = [f"{processor()}; {options.threads} threads, torch {torch.__version__}"]
+    for case in QUICK if options.quick else CASES:
+        of_case, notes_of_case = rows_of(case, options)
+        rows, notes = rows + of_case, notes + notes_of_case
+    report("search", rows, notes, options)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

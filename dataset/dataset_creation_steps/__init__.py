@@ -1,0 +1,1 @@
+"""The five steps from Amazon reviews to a table of training pairs."""

@@ -1,0 +1,172 @@
+"""Step 3: how alike the photos of a product are, and which of them are kept.
+
+python dataset/dataset_creation_steps/analyse_pairs.py X.parquet "X.parquet_*.embeddings"
+python dataset/dataset_creation_steps/analyse_pairs.py X.parquet --threshold 0.6 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dataset.dataset_creation_steps.download_options import add_download_options, limits
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.files import write_json, written_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dataset.dataset_creation_steps.mean_cosines import PairCounts
+    from visual_search.downloads import DownloadLimits
+
+DEFAULT_THRESHOLDS = (0.6, 0.5)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="analyse_pairs.py",
+        description="Step 3: compare every photo of the shop with every buyer's photo of the same "
+        "product (once), then keep the photos whose mean cosine is above a threshold (any, in "
+        "seconds). Draws a histogram and the photos around each threshold.",
+    )
+    parser.add_argument("parquet", type=Path, help="of get_pairs.py")
+    parser.add_argument(
+        "embeddings",
+        nargs="?",
+        help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
+    )
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.6 0.5"
+    )
+    parser.add_argument(
+        "--min-images", type=int, default=2, help="photos a product must keep (%(default)s)"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=12,
+        help="photos to show on each side of a threshold; 0: none (%(default)s)",
+    )
+    add_download_options(parser)
+    return parser.parse_args(arguments)
+
+
+def output_names(parquet: Path) -> dict[str, Path]:
+    """The table of means, its counts and its histogram."""
+    stem = parquet.with_suffix("")
+    return {
+        "means": stem.with_name(f"{stem.name}_mean_cosines.parquet"),
+        "counts": stem.with_name(f"{stem.name}_mean_cosines.json"),
+        "histogram": stem.with_name(f"{stem.name}_mean_cosines.png"),
+    }
+
+
+def selection_file(parquet: Path, threshold: float) -> Path:
+    """`<Category>_mean_05.parquet`."""
+    from dataset.dataset_creation_steps.mean_cosines import threshold_name
+
+    stem = parquet.with_suffix("")
+    return stem.with_name(f"{stem.name}_mean_{threshold_name(threshold)}.parquet")
+
+
+def analyse(
+    parquet: Path,
+    embeddings: str | None,
+    thresholds: Sequence[float],
+    min_images: int = 2,
+) -> dict[float, pa.Table]:
+    """Write the table of means, unless it is there, and a table for each threshold.
+
+    Args:
+        parquet: of step 1; names the outputs.
+        embeddings: pattern of the snapshots' names; None is `<parquet>_*.embeddings`.
+        thresholds: of the mean cosine, -1..1.
+        min_images: photos a product must keep.
+
+    Returns:
+        What each threshold keeps.
+
+    Raises:
+        UserError: when there is no snapshot, or a threshold is out of range.
+    """
+    import pyarrow.parquet as pq
+
+    from dataset.dataset_creation_steps.mean_cosines import cut, write_means
+
+    for threshold in thresholds:
+        if not -1 <= threshold < 1:
+            raise UserError(f"--threshold {threshold}: a cosine is from -1 to below 1")
+    names = output_names(parquet)
+    pattern = embeddings or f"{glob.escape(str(parquet))}_*.embeddings"
+    snapshots = sorted(map(Path, glob.glob(pattern)))
+    if not snapshots:
+        raise UserError(f"no file fits {pattern!r}: run extract_features.py {parquet} first")
+    if not names["counts"].is_file():
+        names["means"].unlink(missing_ok=True)  # written before its counts, by a killed process
+    found = write_means(snapshots, names["means"])
+    if found is not None:
+        _keep_counts(found, names["counts"])
+    means = pq.read_table(names["means"])
+    kept = {threshold: cut(means, threshold, min_images) for threshold in thresholds}
+    for threshold, table in kept.items():
+        with written_atomically(selection_file(parquet, threshold)) as temporary:
+            pq.write_table(table.replace_schema_metadata(), temporary)
+    return kept
+
+
+def _keep_counts(found: PairCounts, path: Path) -> None:
+    write_json(path, {**found.counts, "histogram_of_pairs": found.histogram.tolist()})
+
+
+def show(
+    parquet: Path, thresholds: Sequence[float], download: DownloadLimits, size_hint: int, count: int
+) -> list[Path]:
+    """Draw the histogram and, around each threshold, so many photos a side; what was written."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    from dataset.dataset_creation_steps.pair_pictures import draw_around, draw_histogram
+
+    names = output_names(parquet)
+    means = pq.read_table(names["means"])
+    pairs = json.loads(names["counts"].read_text("utf-8"))["histogram_of_pairs"]
+    draw_histogram(means["mean_cosine"].to_numpy(), pairs, thresholds, names["histogram"])
+    written = [names["histogram"]]
+    for threshold in thresholds if count else ():
+        path = selection_file(parquet, threshold).with_suffix(".jpg")
+        draw_around(means, threshold, count, download, size_hint, path)
+        written.append(path)
+    return written
+
+
+def main() -> None:
+    """Write the tables and pictures, and say what each threshold keeps."""
+    arguments = parse_arguments()
+    parquet: Path = arguments.parquet
+    kept = analyse(parquet, arguments.embeddings, arguments.threshold, arguments.min_images)
+    for threshold, table in kept.items():
+        products = len(table["asin"].unique())
+        print(
+            f"above {threshold:g}: {table.num_rows} photos of {products} products "
+            f"({selection_file(parquet, threshold)})"
+        )
+    written = show(
+        parquet, arguments.threshold, limits(arguments), arguments.size_hint, arguments.pictures
+    )
+    print("pictures: " + ", ".join(map(str, written)))
+    lowest = selection_file(parquet, min(arguments.threshold))
+    print(f"next: python dataset/dataset_creation_steps/download_images.py {lowest}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,271 @@
+"""Step 4: keep the chosen photos.
+
+python dataset/dataset_creation_steps/download_images.py X_mean_05.parquet Y_mean_05.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dataset.dataset_creation_steps.download_options import add_download_options, limits
+from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.files import written_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from visual_search.downloads import DownloadLimits
+
+DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
+PIECE_PHOTOS = 1000
+COLUMNS = ["asin", "role", "url", "file", "sha256", "bytes", "reason"]
+"""What is known of each photo of the plan once it has been tried."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a call of step 4 left."""
+
+    photos: int
+    duplicates: int
+    """Photos whose content another row has."""
+    failures: Counter[str]
+    """Photos that could not be had, by reason."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="download_images.py",
+        description="Step 4: download the photos that analyse_pairs.py chose into folders of "
+        "50,000, each content once, and write a table of those that are there. Killed at any "
+        "moment, the same command goes on where it was.",
+    )
+    parser.add_argument("selections", type=Path, nargs="+", help="<Category>_mean_05.parquet …")
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the photos (%(default)s)"
+    )
+    parser.add_argument(
+        "--piece-photos",
+        type=int,
+        default=PIECE_PHOTOS,
+        help="photos between two records of what is done (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
+    )
+    add_download_options(parser)
+    add_runner_options(parser)
+    return parser.parse_args(arguments)
+
+
+def table_file(root: Path) -> Path:
+    """The table of the photos that are there, beside their folder."""
+    return root.with_name(f"{root.name}.parquet")
+
+
+def failures_file(root: Path) -> Path:
+    """The photos that could not be had, each with its reason."""
+    return root.with_name(f"{root.name}.failures.csv")
+
+
+def download_images(
+    selections: Sequence[Path],
+    root: Path,
+    download: DownloadLimits,
+    *,
+    size_hint: int = 500,
+    piece_photos: int = PIECE_PHOTOS,
+    distributed: bool = False,
+    retry_failed: bool = False,
+) -> Kept:
+    """Download what is missing, keep each content once, and write the table.
+
+    Args:
+        selections: tables of step 3.
+        root: folder of the photos; on a cluster all machines see it.
+        download: limits.
+        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        piece_photos: photos between two records of what is done.
+        distributed: whether each thousand may be fetched by another machine.
+        retry_failed: try photos again that failed for a reason that may have passed.
+
+    Raises:
+        UserError: when a table is missing or nothing could be had.
+    """
+    from dataset.dataset_creation_steps.image_plan import (
+        extend_plan,
+        progress_file,
+        read_selections,
+    )
+    from dataset.dataset_creation_steps.image_store import remove_leftovers
+    from dataset.dataset_creation_steps.snapshots import (
+        may_pass_rows,
+        read_snapshot,
+        refuse_total_failure,
+        with_rows,
+        write_snapshot,
+    )
+    from visual_search.progress import progress_bar
+
+    wanted = read_selections(selections)
+    root.mkdir(parents=True, exist_ok=True)
+    plan = extend_plan(root, wanted, piece_photos)
+    pieces = int(plan["piece"].max()) + 1 if len(plan) else 0
+    remove_leftovers(root)
+    missing = _missing(root, pieces)
+    retried = frozenset(
+        piece
+        for piece in (set(range(pieces)) - set(missing) if retry_failed else ())
+        if len(may_pass_rows(read_snapshot(progress_file(root, piece))))
+    )
+    missing = sorted([*missing, *retried])
+    bar = progress_bar(
+        f"downloading to {root.name}", "thousand", total=pieces, initial=pieces - len(missing)
+    )
+    with bar:
+        frame = _photos(root, retried, missing, distributed)
+        for number, rows in _stored(frame, root, download, size_hint) if missing else ():
+            path = progress_file(root, number)
+            if number in retried:
+                old = read_snapshot(path)
+                rows = with_rows(old, may_pass_rows(old), rows)
+            else:
+                refuse_total_failure(rows, f"piece {number}")
+            write_snapshot(path, rows.select(COLUMNS), source="plan")
+            bar.update()
+    return _finish(root, pieces, wanted)
+
+
+def _missing(root: Path, pieces: int) -> list[int]:
+    """The pieces that are not done, or of which a photo has gone since."""
+    from dataset.dataset_creation_steps.image_plan import progress_file
+    from dataset.dataset_creation_steps.image_store import is_stored
+
+    done = [piece for piece in range(pieces) if progress_file(root, piece).is_file()]
+    table = _progress(root, done)
+    there = table[table["reason"].isna()]
+    first = dict(zip(there["sha256"][::-1], there["file"][::-1], strict=True))
+    gone = {
+        int(piece)
+        for piece, file, digest, size in zip(
+            there["piece"], there["file"], there["sha256"], there["bytes"], strict=True
+        )
+        if not is_stored(root, first[digest], size) and not is_stored(root, file, size)
+    }
+    return [piece for piece in range(pieces) if piece not in set(done) or piece in gone]
+
+
+def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
+    """What came of the photos of some pieces, in the order of the plan."""
+    import pandas as pd
+
+    from dataset.dataset_creation_steps.image_plan import progress_file
+    from dataset.dataset_creation_steps.snapshots import read_snapshot
+
+    tables = [
+        read_snapshot(progress_file(root, piece)).to_pandas().assign(piece=piece)
+        for piece in pieces
+    ]
+    if not tables:
+        return pd.DataFrame(columns=[*COLUMNS, "piece"])
+    return pd.concat(tables, ignore_index=True)
+
+
+def _photos(root: Path, retried: frozenset[int], pieces: Sequence[int], distributed: bool) -> Any:
+    """The addresses of all photos of some pieces, as a frame of the engine's."""
+    import pyarrow as pa
+
+    from dataset.dataset_creation_steps.image_plan import read_piece
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
+
+    text = pa.string()
+    columns = (("asin", text), ("role", text), ("url", text), ("number", pa.int64()))
+    read = functools.partial(read_piece, str(root.resolve()), retried)
+    tasks = len(pieces) if distributed else 1
+    return Pieces(PieceReader(columns, read), pieces, tasks).read()
+
+
+def _stored(
+    frame: Any, root: Path, download: DownloadLimits, size_hint: int
+) -> Iterator[tuple[int, pa.Table]]:
+    """What came of each photo, a piece at a time."""
+    from daft import col
+
+    from dataset.dataset_creation_steps.image_store import StoreStage
+    from dataset.dataset_creation_steps.piece_source import whole_pieces
+
+    store: Any = StoreStage(str(root.resolve()), download, size_hint).store
+    frame = frame.with_column("got", store(col("url"), col("number")))
+    names = ("file", "sha256", "bytes", "reason")
+    frame = frame.with_columns({name: col("got")[name] for name in names}).exclude("got")
+    return whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
+
+
+def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:
+    """Delete second copies and write the tables of what is there and of what is not."""
+    from dataset.dataset_creation_steps.image_store import keep_one_copy
+
+    table = _progress(root, range(pieces))
+    there = table[table["reason"].isna()]
+    files = keep_one_copy(root, zip(there["file"], there["sha256"], there["bytes"], strict=True))
+    # Only what is wanted now; the plan may hold more, of earlier calls.
+    table = wanted.merge(table.drop(columns="role"), on=["asin", "url"], how="left")
+    failed = table[~table["sha256"].isin(files)]
+    photos = table[table["sha256"].isin(files)]
+    photos = photos.assign(image_path=photos["sha256"].map(files), label=photos["asin"])
+    # A content under several labels teaches nothing but contradiction: the best fit keeps it.
+    best = photos.sort_values(["mean_cosine", "asin", "url"], ascending=[False, True, True])
+    unique = best.drop_duplicates("sha256").sort_values(["label", "image_path"])
+    columns = ["image_path", "label", "role", "url", "mean_cosine", "sha256", "bytes"]
+    with written_atomically(table_file(root)) as temporary:
+        unique[columns].to_parquet(temporary, index=False)
+    with written_atomically(failures_file(root)) as temporary:
+        failed[["asin", "role", "url", "reason"]].to_csv(temporary, index=False)
+    if unique.empty:
+        raise UserError(f"no photo could be had; {failures_file(root)} has the reasons")
+    return Kept(len(unique), len(photos) - len(unique), Counter(failed["reason"].astype(str)))
+
+
+def main() -> None:
+    """Download and say what there is."""
+    arguments = parse_arguments()
+    start_engine(arguments.runner, arguments.ray_address)
+    root: Path = arguments.output
+    kept = download_images(
+        arguments.selections,
+        root,
+        limits(arguments),
+        size_hint=arguments.size_hint,
+        piece_photos=arguments.piece_photos,
+        distributed=arguments.runner == "ray",
+        retry_failed=arguments.retry_failed,
+    )
+    for reason, count in kept.failures.most_common(10):
+        print(f"{count:8d} not there: {reason}")
+    print(
+        f"{kept.photos} photos in {root}, {kept.duplicates} copies of others left out, "
+        f"{kept.failures.total()} could not be had ({failures_file(root)}); table: "
+        f"{table_file(root)}"
+    )
+    print(
+        "next: python dataset/dataset_creation_steps/prepare_training_set.py "
+        f"{table_file(root)} --evaluation dataset/development_test_data"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

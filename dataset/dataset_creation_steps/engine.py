@@ -1,0 +1,71 @@
+"""The engine under all steps: Daft, on this machine or on a Ray cluster, with the same code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from visual_search.errors import UserError
+
+RUNNERS = ("native", "ray")
+
+
+def add_runner_options(parser: argparse.ArgumentParser) -> None:
+    """`--runner` and `--ray-address`."""
+    parser.add_argument(
+        "--runner",
+        choices=RUNNERS,
+        default="native",
+        help="native: this machine; ray: a cluster, which sees the same folders (%(default)s)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        default="auto",
+        help="of the cluster's head, host:port; auto: the one that runs on this machine",
+    )
+
+
+def start_engine(runner: str, ray_address: str = "auto") -> None:
+    """Let Daft run the queries of this process on `runner`; a second call changes nothing.
+
+    Raises:
+        UserError: when there is no such runner or no cluster.
+    """
+    if runner not in RUNNERS:
+        raise UserError(f"--runner is {runner!r}; it can be {', '.join(RUNNERS)}")
+    # No report of its use to Daft's makers, no bars of its own between ours.
+    os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+    # `dataset` is no installed package; other processes find it where this one does.
+    root = str(Path(__file__).resolve().parents[2])
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *known]))
+    import daft
+
+    if runner == "native":
+        daft.set_runner_native()
+        return
+    _join_ray(ray_address)
+    daft.set_runner_ray(noop_if_initialized=True)
+
+
+def _join_ray(address: str) -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    names = ("PYTHONPATH", "DAFT_PROGRESS_BAR", "DAFT_ANALYTICS_ENABLED")
+    environment = {name: os.environ[name] for name in names}
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": environment},
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster at {address!r}: start one with `ray start --head` and, on the other "
+            f"machines, `ray start --address HOST:6379` ({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,288 @@
+"""Step 2: an embedding of every photo of the shop and of the buyers; no photo is kept.
+
+python dataset/dataset_creation_steps/extract_features.py X.parquet --run runs/arcface_2nd
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dataset.dataset_creation_steps.download_options import add_download_options, limits
+from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.files import write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from visual_search.downloads import DownloadLimits
+
+PRODUCTS_A_SNAPSHOT = 1000
+COLUMNS = ["asin", "product_images", "user_images"]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a call of step 2 found and did."""
+
+    snapshots: int
+    """Files that there are now."""
+    earlier: int
+    """Of these, files that an earlier call had written."""
+    embedded: int
+    failures: Counter[str]
+    """Photos without an embedding, by reason."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="extract_features.py",
+        description="Step 2: download and embed every photo of a parquet file of step 1 into "
+        "<parquet>_NNNNN.embeddings, one for each thousand products. Killed at any "
+        "moment, the same command goes on where it was.",
+    )
+    parser.add_argument("parquet", type=Path, help="of get_pairs.py")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs/arcface_2nd"),
+        help="the model: a run, a checkpoint or an export (%(default)s)",
+    )
+    parser.add_argument(
+        "--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)"
+    )
+    parser.add_argument(
+        "--products",
+        type=int,
+        default=PRODUCTS_A_SNAPSHOT,
+        help="of one snapshot (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew, also where there are snapshots"
+    )
+    add_download_options(parser)
+    add_runner_options(parser)
+    return parser.parse_args(arguments)
+
+
+def read_photos(parquet: str, products: int, retried: frozenset[int], number: int) -> pa.Table:
+    """The photos of so many products, or those to try again: asin, role and url."""
+    import pyarrow as pa
+
+    from dataset.dataset_creation_steps.snapshots import (
+        PHOTOS,
+        may_pass_rows,
+        read_rows,
+        read_snapshot,
+        snapshot_file,
+    )
+
+    if number in retried:
+        table = read_snapshot(snapshot_file(Path(parquet), number))
+        return table.take(pa.array(may_pass_rows(table))).select(["asin", "role", "url"])
+
+    rows: list[tuple[str, str, str]] = []
+    start = number * products
+    for batch in read_rows(Path(parquet), start, start + products, COLUMNS):
+        for row in batch.to_pylist():
+            for role, column in (("product", "product_images"), ("user", "user_images")):
+                rows += [(row["asin"], role, url) for url in row[column]]
+    names = ("asin", "role", "url")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
+    schema = pa.schema([PHOTOS.field(name) for name in names])
+    return pa.table({name: columns.get(name, ()) for name in names}, schema=schema)
+
+
+def extract(
+    parquet: Path,
+    run: Path,
+    download: DownloadLimits,
+    *,
+    size_hint: int = 500,
+    products: int = PRODUCTS_A_SNAPSHOT,
+    gpus: float = 0.0,
+    distributed: bool = False,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+) -> Extracted:
+    """Write the snapshots that are missing.
+
+    Args:
+        parquet: of step 1.
+        run: of the model, as :func:`visual_search.checkpoint.load_checkpoint` takes it.
+        download: limits.
+        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        products: of one snapshot.
+        gpus: of a cluster, for each of its workers' models.
+        distributed: whether each snapshot may be made on another machine.
+        retry_failed: try photos again that failed for a reason that may have passed.
+        overwrite: make all of them.
+
+    Raises:
+        UserError: when file or model is missing, or the snapshots are of another model.
+    """
+    from dataset.dataset_creation_steps.snapshots import (
+        check_source,
+        file_fingerprint,
+        fingerprint,
+        may_pass_rows,
+        read_snapshot,
+        refuse_total_failure,
+        remove_leftovers,
+        row_count,
+        snapshot_file,
+        with_rows,
+        write_snapshot,
+    )
+    from visual_search import checkpoint
+
+    remove_leftovers(parquet)
+    count = -(-row_count(parquet, COLUMNS) // products)
+    source = fingerprint(
+        file_fingerprint(parquet), checkpoint.fingerprint(run), f"{size_hint} {products}"
+    )
+    done = [number for number in range(count) if snapshot_file(parquet, number).is_file()]
+    for number in [] if overwrite else done:
+        advice = "start with --overwrite, or name the same --run, --size-hint and --products"
+        check_source(snapshot_file(parquet, number), source, advice)
+    retried = frozenset(
+        number
+        for number in (done if retry_failed and not overwrite else [])
+        if len(may_pass_rows(read_snapshot(snapshot_file(parquet, number))))
+    )
+    missing = [n for n in range(count) if overwrite or n in retried or n not in set(done)]
+    columns = ["asin", "role", "url", "vector", "reason"]
+    with _bar(parquet, count - len(missing), count) as bar:
+        frame = _photos(parquet, products, retried, missing, distributed)
+        for number, rows in _embedded(frame, run, download, size_hint, gpus) if missing else ():
+            path = snapshot_file(parquet, number)
+            if number in retried:
+                old = read_snapshot(path)
+                rows = with_rows(old, may_pass_rows(old), rows)
+            else:
+                refuse_total_failure(rows, path.name)
+            write_snapshot(path, rows.select(columns), source)
+            bar.update()
+    embedded, failures = _summed(parquet, count)
+    return Extracted(count, count - len(missing), embedded, failures)
+
+
+def _bar(parquet: Path, initial: int, count: int) -> Any:
+    from visual_search.progress import progress_bar
+
+    return progress_bar(f"embedding {parquet.name}", "snapshot", total=count, initial=initial)
+
+
+def _photos(
+    parquet: Path,
+    products: int,
+    retried: frozenset[int],
+    numbers: Sequence[int],
+    distributed: bool,
+) -> Any:
+    """The addresses of all photos of some pieces, as a frame of the engine's."""
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
+    from dataset.dataset_creation_steps.snapshots import PHOTOS
+
+    columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
+    read = functools.partial(read_photos, str(parquet.resolve()), products, retried)
+    tasks = len(numbers) if distributed else 1
+    return Pieces(PieceReader(columns, read), numbers, tasks).read()
+
+
+def _embedded(
+    frame: Any, run: Path, download: DownloadLimits, size_hint: int, gpus: float
+) -> Iterator[tuple[int, pa.Table]]:
+    """Embedded photos, a piece at a time."""
+    from daft import col
+
+    from dataset.dataset_creation_steps.image_stages import FetchStage, embed_stage
+    from dataset.dataset_creation_steps.piece_source import whole_pieces
+
+    fetch: Any = FetchStage(download, size_hint).fetch
+    embed = embed_stage(gpus)(str(run.resolve())).embed
+    frame = frame.with_column("got", fetch(col("url")))
+    frame = frame.with_column("made", embed(col("got")["data"]))
+    frame = frame.with_columns(
+        {
+            "vector": col("made")["vector"],
+            "reason": col("got")["reason"].fill_null(col("made")["reason"]),
+        }
+    ).exclude("got", "made")
+    return whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
+
+
+def _summed(parquet: Path, count: int) -> tuple[int, Counter[str]]:
+    """Photos with an embedding, and reasons of those without; the list of them is written."""
+    from dataset.dataset_creation_steps.snapshots import read_snapshot, snapshot_file
+
+    embedded, failures, lines = 0, Counter[str](), ["asin,role,url,reason"]
+    for number in range(count):
+        table = read_snapshot(snapshot_file(parquet, number)).drop_columns("vector")
+        for row in table.to_pylist():
+            if row["reason"] is None:
+                embedded += 1
+                continue
+            failures[row["reason"]] += 1
+            lines.append(",".join(_cell(row[name]) for name in ("asin", "role", "url", "reason")))
+    write_text(failures_file(parquet), "\n".join(lines) + "\n")
+    return embedded, failures
+
+
+def _cell(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+
+
+def failures_file(parquet: Path) -> Path:
+    """The photos without an embedding, each with its reason."""
+    return parquet.with_name(f"{parquet.name}.failures.csv")
+
+
+def main() -> None:
+    """Write the snapshots and say what came of the photos."""
+    arguments = parse_arguments()
+    start_engine(arguments.runner, arguments.ray_address)
+    parquet: Path = arguments.parquet
+    found = extract(
+        parquet,
+        arguments.run,
+        limits(arguments),
+        size_hint=arguments.size_hint,
+        products=arguments.products,
+        gpus=arguments.gpus,
+        distributed=arguments.runner == "ray",
+        retry_failed=arguments.retry_failed,
+        overwrite=arguments.overwrite,
+    )
+    for reason, count in found.failures.most_common(10):
+        print(f"{count:8d} without an embedding: {reason}")
+    print(
+        f"{found.embedded} photos embedded, {found.failures.total()} not "
+        f"({failures_file(parquet)}); {found.snapshots} snapshots, {found.earlier} of them from "
+        "an earlier call"
+    )
+    if not found.embedded:
+        raise UserError("no photo could be embedded; the reasons are above")
+    print(
+        "next: python dataset/dataset_creation_steps/analyse_pairs.py "
+        f'{parquet} "{parquet}_*.embeddings"'
+    )
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

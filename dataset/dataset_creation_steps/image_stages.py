@@ -1,0 +1,158 @@
+"""The two stages that the engine runs for every photo: fetch it, embed it.
+
+Both take and give whole batches, so that the engine holds only a few batches of photos between
+them, and the network and the model work at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import daft
+from daft import DataType, Series
+
+from dataset.dataset_creation_steps.image_urls import sized_image
+from visual_search.downloads import Download, Downloader, DownloadLimits
+from visual_search.photo_checks import photo_problem
+
+if TYPE_CHECKING:
+    from visual_search.model import Embedder
+    from visual_search.probing import Prepared
+
+FETCH_BATCH = 64
+FETCH_BATCHES = 4
+"""Fetched at a time, so that one slow photo does not hold up all others."""
+
+EMBED_BATCH = 64
+PHOTOS_AHEAD = 100_000
+"""Order of what is to be embedded: how long it pays to measure the best way to do it."""
+
+NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
+
+
+async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Download:
+    """Download a photo in the wanted size; where the server has no such size, as it is.
+
+    The bytes are looked at: what does not begin as an image of at least some pixels is refused.
+    """
+    sized = sized_image(url, size_hint)
+    found = await downloader.fetch(sized)
+    if sized != url and found.reason in NOT_THERE:
+        found = await downloader.fetch(url)
+    if found.data is None:
+        return Download(url, None, found.reason)
+    problem = photo_problem(found.data)
+    return Download(url, None if problem else found.data, problem)
+
+
+@daft.cls(max_concurrency=FETCH_BATCHES, use_process=False)
+class FetchStage:
+    """Addresses to the bytes of photos."""
+
+    def __init__(self, limits: DownloadLimits, size_hint: int) -> None:
+        self.size_hint = size_hint
+        self.downloader = Downloader(limits)
+
+    @daft.method.batch(
+        return_dtype=DataType.struct({"data": DataType.binary(), "reason": DataType.string()}),
+        batch_size=FETCH_BATCH,
+    )
+    async def fetch(self, urls: Series) -> list[dict[str, Any]]:
+        """Of each address the bytes, or the reason why there are none."""
+        got = await asyncio.gather(
+            *(fetch_photo(self.downloader, url, self.size_hint) for url in urls.to_pylist())
+        )
+        return [{"data": download.data, "reason": download.reason} for download in got]
+
+
+class EmbedStage:
+    """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
+
+    def __init__(self, run: str) -> None:
+        from visual_search.embed import default_device
+
+        # The engine calls from several threads; the model has all cores for one batch at a time.
+        self.lock = threading.Lock()
+        self.device = default_device()
+        self.model, self.input_size = load_embedder(Path(run))
+        self.model.to(self.device)
+        self.prepared: Prepared | None = None
+
+    @daft.method.batch(
+        return_dtype=DataType.struct(
+            {"vector": DataType.list(DataType.float32()), "reason": DataType.string()}
+        ),
+        batch_size=EMBED_BATCH,
+    )
+    def embed(self, data: Series) -> list[dict[str, Any]]:
+        """Of each photo a unit vector, or what is wrong with the photo; nulls stay nulls."""
+        photos = data.to_pylist()
+        there = [number for number, photo in enumerate(photos) if photo is not None]
+        answers: list[dict[str, Any]] = [{"vector": None, "reason": None} for _ in photos]
+        if not there:
+            return answers
+        vectors, reasons = self._embedded([photos[number] for number in there])
+        for number, vector, reason in zip(there, vectors, reasons, strict=True):
+            answers[number] = {"vector": None if reason else vector, "reason": reason}
+        return answers
+
+    def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
+        from visual_search.embed import embed_images, prepare_for
+        from visual_search.embed_settings import EmbedSettings
+        from visual_search.images import ImageItem
+
+        # Not "auto": a run that goes on after a kill has to embed as it did before.
+        settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
+
+        # The ranker's function reads files; these live for as long as one batch.
+        with tempfile.TemporaryDirectory() as folder:
+            items = [ImageItem(Path(folder) / str(number)) for number in range(len(photos))]
+            for item, photo in zip(items, photos, strict=True):
+                item.path.write_bytes(photo)
+            with self.lock:
+                self.prepared = self.prepared or prepare_for(
+                    self.model,
+                    items,
+                    self.input_size,
+                    PHOTOS_AHEAD,
+                    device=self.device,
+                    settings=settings,
+                )
+                found = embed_images(
+                    self.prepared,
+                    items,
+                    self.input_size,
+                    device=self.device,
+                    settings=settings,
+                    progress=False,
+                )
+        problems = {problem.path: problem.reason for problem in found.problems}
+        return found.matrix.numpy(), [problems.get(str(item.path)) for item in items]
+
+
+def embed_stage(gpus: float = 0.0) -> Any:
+    """The class for the engine: a model in each worker process, with its share of GPUs."""
+    return daft.cls(EmbedStage, gpus=gpus, use_process=False)
+
+
+def load_embedder(source: Path) -> tuple[Embedder, int]:
+    """The model of a run, a checkpoint or an export, and its input side in pixels.
+
+    Raises:
+        UserError: when there is no such model.
+    """
+    import torch
+
+    from visual_search.checkpoint import load_checkpoint
+    from visual_search.model import rebuild_embedder
+
+    checkpoint = load_checkpoint(source)
+    embedder = rebuild_embedder(checkpoint.architecture)
+    embedder.load_state_dict(dict(checkpoint.state))
+    embedder = embedder.eval().to(memory_format=torch.channels_last)
+    return embedder, checkpoint.architecture.input_size

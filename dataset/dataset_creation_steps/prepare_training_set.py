@@ -1,0 +1,202 @@
+"""Step 5: the tables that a phase trains on, without photos of the evaluation sets.
+
+python dataset/dataset_creation_steps/prepare_training_set.py dataset/images_mean_50k.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.files import written_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
+DEFAULT_EVALUATION = Path("dataset/development_test_data")
+DEFAULT_THRESHOLDS = (0.5, 0.6)
+LEAKS = "amazon_review_leaks.csv"
+
+
+@dataclass(frozen=True)
+class TrainingTable:
+    """A csv file that was written."""
+
+    path: Path
+    threshold: float
+    photos: int
+    labels: int
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="prepare_training_set.py",
+        description="Step 5: write amazon_review_mean_05_full_images.csv and …_06_… "
+        "(image_path,label) of the photos of step 4, less those that also stand in an evaluation "
+        "set, and pack the photos on request.",
+    )
+    parser.add_argument(
+        "table",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_TABLE,
+        help="of download_images.py, beside the folder of the photos (%(default)s)",
+    )
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.5 0.6"
+    )
+    parser.add_argument(
+        "--min-images", type=int, default=2, help="photos a product must have (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the tables (default: the table's)")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="*",
+        help="tables, or folders with gallery.csv and queries.csv, of photos that must not be "
+        f"trained on (default: {DEFAULT_EVALUATION} where it exists)",
+    )
+    parser.add_argument(
+        "--distance",
+        type=int,
+        default=4,
+        help="bits in which the 64-bit hashes of near-duplicates differ at most (%(default)s)",
+    )
+    parser.add_argument("--pack", action="store_true", help="also write the photos as tar parts")
+    parser.add_argument(
+        "--part-size", type=float, default=1900, help="of a tar part, MB (%(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def csv_name(threshold: float) -> str:
+    """`amazon_review_mean_05_full_images.csv` for 0.5."""
+    from dataset.dataset_creation_steps.mean_cosines import threshold_name
+
+    return f"amazon_review_mean_{threshold_name(threshold)}_full_images.csv"
+
+
+def prepare_training_set(
+    table: Path,
+    output: Path,
+    thresholds: Sequence[float],
+    evaluation: Sequence[Path],
+    *,
+    min_images: int = 2,
+    distance: int = 4,
+) -> list[TrainingTable]:
+    """Write a table for each threshold, and `amazon_review_leaks.csv` of what was left out.
+
+    Args:
+        table: of step 4; the photos lie in the folder of its name without `.parquet`.
+        output: folder of the tables.
+        thresholds: of the mean cosine; a photo's has to be above it.
+        evaluation: tables of photos, or folders with such; what looks like one of these photos
+            is left out.
+        min_images: photos a label must have.
+        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
+
+    Raises:
+        UserError: when a file is missing, or nothing is left.
+    """
+    import pandas as pd
+
+    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables, note_checked
+    from dataset.dataset_creation_steps.snapshots import row_count
+
+    row_count(table, ["image_path", "label", "mean_cosine"])
+    tests = evaluation_tables(evaluation)
+    photos = pd.read_parquet(table).sort_values(["label", "image_path"])
+    photos = photos[photos["mean_cosine"] > min(thresholds)]
+    leaked = _leaked(photos, table.with_suffix(""), output, tests, distance)
+    photos = photos[~photos["image_path"].isin(leaked)]
+    written = []
+    for threshold in thresholds:
+        kept = photos[photos["mean_cosine"] > threshold]
+        kept = kept[kept.groupby("label")["label"].transform("size") >= min_images]
+        if kept.empty:
+            raise UserError(f"no product has {min_images} photos above {threshold:g} in {table}")
+        path = output / csv_name(threshold)
+        with written_atomically(path) as temporary:
+            kept[["image_path", "label"]].to_csv(temporary, index=False)
+        written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
+    note_checked([made.path for made in written], tests, distance)
+    return written
+
+
+def _leaked(
+    photos: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
+) -> set[str]:
+    """The photos to leave out; the pairs that say why are written beside the tables."""
+    from dataset.dataset_creation_steps.evaluation_leaks import leaked_photos
+
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        candidates = Path(folder) / "candidates.csv"
+        photos[["image_path", "label"]].to_csv(candidates, index=False)
+        pairs, leaked = leaked_photos(candidates, root, tests, distance)
+    with written_atomically(output / LEAKS) as temporary:
+        pairs.to_csv(temporary, index=False)
+    return leaked
+
+
+def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
+    """The photos of all tables as `images_mean_50k_<thousands of photos>.tar.partaa`, ….
+
+    Args:
+        tables: that were written.
+        root: folder of the photos.
+        part_size: bytes.
+    """
+    import pandas as pd
+
+    from dataset.dataset_creation_steps.packing import pack
+
+    files = set().union(*(pd.read_csv(table.path, dtype=str)["image_path"] for table in tables))
+    stem = root.with_name(f"{root.name}_{max(1, round(len(files) / 1000))}.tar")
+    return pack(root, files, stem, part_size)
+
+
+def main() -> None:
+    """Write the tables, pack on request, and say what there is."""
+    arguments = parse_arguments()
+    table: Path = arguments.table
+    evaluation = arguments.evaluation
+    if evaluation is None:
+        evaluation = [DEFAULT_EVALUATION] if DEFAULT_EVALUATION.is_dir() else []
+    output = arguments.output or table.parent
+    written = prepare_training_set(
+        table,
+        output,
+        arguments.threshold,
+        evaluation,
+        min_images=arguments.min_images,
+        distance=arguments.distance,
+    )
+    if not evaluation:
+        print("no evaluation set was named: the photos are not checked for leaks")
+    for made in written:
+        print(f"{made.path}: {made.photos} photos of {made.labels} products")
+    root = table.with_suffix("")
+    if arguments.pack:
+        parts = pack_photos(written, root, int(arguments.part_size * 1e6))
+        print(
+            f"{parts[0]} … {parts[-1].name}: {len(parts)} parts; join them with dataset/unpack.py"
+        )
+    print(f"next: python -m visual_search.main_phases --config config/phases.yml (photos: {root})")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

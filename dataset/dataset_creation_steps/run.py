@@ -1,0 +1,202 @@
+"""All five steps over all categories.
+
+    python -m dataset.dataset_creation_steps.run --config config/amazon_pairs.yml
+
+What is finished is skipped; what was killed goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    from visual_search.downloads import DownloadLimits
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """How photos are downloaded.
+
+    Attributes:
+        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        rate: requests a second to a host; 0 is any.
+        connections: to a host at a time.
+        timeout: seconds for one attempt.
+        attempts: for errors that may pass.
+        max_mb: of one photo.
+        allow_private: also addresses that are not public.
+    """
+
+    size_hint: int = 500
+    rate: float = 100.0
+    connections: int = 32
+    timeout: float = 30.0
+    attempts: int = 4
+    max_mb: float = 20.0
+    allow_private: bool = False
+
+    def limits(self) -> DownloadLimits:
+        """As the downloader takes them."""
+        from visual_search.downloads import DownloadLimits
+
+        return DownloadLimits(
+            max_bytes=int(self.max_mb * 1e6),
+            timeout=self.timeout,
+            attempts=self.attempts,
+            connections=self.connections,
+            rate=self.rate,
+            allow_private=self.allow_private,
+        )
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """The whole job; `config/amazon_pairs.yml` says what each key is."""
+
+    folder: Path
+    categories: list[str]
+    run: Path = Path("runs/arcface_2nd")
+    thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6])
+    min_images: int = 2
+    images: Path = Path("dataset/images_mean_50k")
+    evaluation: list[Path] = field(default_factory=list)
+    pictures: int = 12
+    snapshot_products: int = 1000
+    piece_photos: int = 1000
+    runner: str = "native"
+    ray_address: str = "auto"
+    gpus: float = 0.0
+    retry_failed: bool = False
+    pack: bool = False
+    part_size: float = 1900.0
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+
+
+def category_files(folder: Path, category: str) -> tuple[Path, Path]:
+    """Reviews and products of a category, gzipped or not.
+
+    Raises:
+        UserError: when one of them is not there.
+    """
+    found = []
+    for name in (f"{category}.json", f"meta_{category}.json"):
+        places = [folder / f"{name}.gz", folder / name]
+        there = [place for place in places if place.is_file()]
+        if not there:
+            raise UserError(f"{places[0]} does not exist: download it, or leave {category} out")
+        found.append(there[0])
+    return found[0], found[1]
+
+
+def build_pairs(config: PairsConfig) -> None:
+    """Run what is not finished.
+
+    Raises:
+        UserError: when a file is missing or a step has nothing left.
+    """
+    from dataset.dataset_creation_steps.engine import start_engine
+    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables
+
+    if not config.categories:
+        raise UserError("categories is empty: name at least one")
+    if not config.thresholds:
+        raise UserError("thresholds is empty: name at least one")
+    # All inputs, before the first of them is worked on for hours.
+    evaluation_tables(config.evaluation)
+    files = {name: category_files(config.folder, name) for name in config.categories}
+    start_engine(config.runner, config.ray_address)
+    selections = [_one_category(config, *pair) for pair in files.values()]
+    _training_set(config, selections)
+
+
+def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
+    """Steps 1 to 3; the table of photos above the lowest threshold."""
+    from dataset.dataset_creation_steps import analyse_pairs, extract_features, get_pairs
+
+    pairs = get_pairs.default_output(reviews)
+    if get_pairs.is_finished(reviews, meta, pairs):
+        print(f"{pairs} is there", flush=True)
+    else:
+        counts = get_pairs.get_pairs(reviews, meta, pairs)["pairs"]
+        print(f"{pairs}: {counts['products']} products", flush=True)
+    limits, hint = config.download.limits(), config.download.size_hint
+    found = extract_features.extract(
+        pairs,
+        config.run,
+        limits,
+        size_hint=hint,
+        products=config.snapshot_products,
+        gpus=config.gpus,
+        distributed=config.runner == "ray",
+        retry_failed=config.retry_failed,
+    )
+    print(f"{found.embedded} photos embedded, {found.failures.total()} not", flush=True)
+    kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
+    for threshold, table in kept.items():
+        print(f"above {threshold:g}: {table.num_rows} photos", flush=True)
+    analyse_pairs.show(pairs, config.thresholds, limits, hint, config.pictures)
+    return analyse_pairs.selection_file(pairs, min(config.thresholds))
+
+
+def _training_set(config: PairsConfig, selections: list[Path]) -> None:
+    """Steps 4 and 5."""
+    from dataset.dataset_creation_steps import download_images, prepare_training_set
+
+    kept = download_images.download_images(
+        selections,
+        config.images,
+        config.download.limits(),
+        size_hint=config.download.size_hint,
+        piece_photos=config.piece_photos,
+        distributed=config.runner == "ray",
+        retry_failed=config.retry_failed,
+    )
+    print(f"{kept.photos} photos in {config.images}", flush=True)
+    tables = prepare_training_set.prepare_training_set(
+        download_images.table_file(config.images),
+        config.images.parent,
+        config.thresholds,
+        config.evaluation,
+        min_images=config.min_images,
+    )
+    for made in tables:
+        print(f"{made.path}: {made.photos} photos of {made.labels} products")
+    if config.pack:
+        size = int(config.part_size * 1e6)
+        parts = prepare_training_set.pack_photos(tables, config.images, size)
+        print(f"{parts[0]} … {parts[-1].name}: {len(parts)} parts")
+
+
+def main() -> None:
+    """Read the config and run."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m dataset.dataset_creation_steps.run",
+        description="All five steps from Amazon's reviews to training pairs, over all categories. "
+        "What is finished is skipped, what was killed goes on.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
+    parser.add_class_arguments(PairsConfig)
+    try:
+        arguments = parser.parse_args()
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    values = parser.instantiate(arguments)
+    del values["config"]
+    build_pairs(PairsConfig(**values.as_dict()))
+    print("next: python -m visual_search.main_phases --config config/phases.yml")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,173 @@
+"""Fewer classes and fewer photos a class, for training on several large data sets together.
+
+Run from the repository root: python dataset/downsample_classes.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.get_train_test_split import add_random_seed
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="downsample_classes.py",
+        description="Keep classes with more than THRESHOLD training photos, of each at most "
+        "MAX_PER_CLASS photos and, of all tables together, at most MAX_CLASSES classes, drawn at "
+        "random. Test rows stay. Each table is written beside its own, with _downsampled added "
+        "to its name. The universal-embedding recipe: --dataset_info product10k.csv "
+        "landmarks.csv inshop.csv --threshold 15 150 20 --max_per_class 20.",
+    )
+    parser.add_argument(
+        "--dataset_info", type=Path, nargs="+", required=True, help="one table or several"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="a class needs more training photos than this: one number, or one for each table "
+        "(default: 0)",
+    )
+    parser.add_argument(
+        "--max_per_class", type=int, default=20, help="photos, 0 for all (default: 20)"
+    )
+    parser.add_argument(
+        "--max_classes", type=int, default=0, help="of all tables together (default: 0, all)"
+    )
+    add_random_seed(parser)
+    return parser.parse_args(arguments)
+
+
+def downsample(
+    files: Sequence[Path],
+    thresholds: Sequence[int],
+    max_per_class: int = 20,
+    max_classes: int = 0,
+    random_seed: int = 28,
+) -> dict[Path, pd.DataFrame]:
+    """Write a smaller table beside each of `files`.
+
+    Rows that do not train (`is_test`, `evaluation_status`, fold -2) are kept as they are. The same
+    label in two tables is two classes.
+
+    Args:
+        files: `dataset_info.csv` tables.
+        thresholds: one for all of them, or one for each.
+        max_per_class: training photos of a class, drawn at random; 0 keeps all.
+        max_classes: classes in all, drawn at random, all alike; 0 keeps all.
+        random_seed: of the draws.
+
+    Returns:
+        The tables written, by file.
+
+    Raises:
+        UserError: naming file and line for bad input; for another number of thresholds than of
+            tables; when no class of a table has more photos than its threshold.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from visual_search.common_table import read_common_table, training_rows
+    from visual_search.files import written_atomically
+
+    if len(thresholds) not in (1, len(files)):
+        raise UserError(
+            f"--threshold has {len(thresholds)} numbers for {len(files)} tables; "
+            "give one for all, or one for each"
+        )
+    if min(*thresholds, max_per_class, max_classes) < 0:
+        raise UserError("--threshold, --max_per_class and --max_classes must be 0 or above")
+    if len({file.resolve() for file in files}) < len(files):
+        raise UserError("--dataset_info names a table twice")
+    thresholds = list(thresholds) * (len(files) if len(thresholds) == 1 else 1)
+    tables = [read_common_table(file) for file in files]
+    trains = [training_rows(table, file) for table, file in zip(tables, files, strict=True)]
+    classes = [
+        pd.factorize(table["label"][rows], sort=True)[0]
+        for table, rows in zip(tables, trains, strict=True)
+    ]
+    kept = [
+        _frequent(numbers, threshold, file)
+        for numbers, threshold, file in zip(classes, thresholds, files, strict=True)
+    ]
+    drawn = _draw(np.concatenate(kept), max_classes, random_seed)
+    kept = np.split(drawn, np.cumsum([len(part) for part in kept])[:-1])
+    written = {}
+    for file, table, rows, numbers, chosen in zip(
+        files, tables, trains, classes, kept, strict=True
+    ):
+        stays = ~rows
+        stays[rows] = _photos(numbers, chosen, max_per_class, random_seed)
+        path = file.with_name(f"{file.stem}_downsampled.csv")
+        with written_atomically(path) as temporary:
+            table[stays].to_csv(temporary, index=False)
+        written[path] = table[stays]
+    return written
+
+
+def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
+    """Which classes have more than `threshold` photos, `(classes,)`, bool."""
+    import numpy as np
+
+    sizes = np.bincount(classes)
+    if not (sizes > threshold).any():
+        raise UserError(
+            f"no class of {file} has more than {threshold} training photos; the largest has "
+            f"{sizes.max(initial=0)}"
+        )
+    return sizes > threshold
+
+
+def _draw(kept: np.ndarray, max_classes: int, seed: int) -> np.ndarray:
+    """Of the classes that are True, `max_classes` at most, `(classes,)`, bool."""
+    import numpy as np
+
+    chosen = np.flatnonzero(kept)
+    if not max_classes or len(chosen) <= max_classes:
+        return kept
+    drawn = np.zeros_like(kept)
+    drawn[np.random.default_rng(seed).permutation(chosen)[:max_classes]] = True
+    return drawn
+
+
+def _photos(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
+    """Which photos stay, `(photos,)`, bool: of the classes kept, `max_per_class` each."""
+    from dataset.splits import places_within
+
+    stays = kept[classes]
+    return stays & (places_within(classes, seed) < max_per_class) if max_per_class else stays
+
+
+def main() -> None:
+    """Write the smaller tables and say what is in them."""
+    arguments = parse_arguments()
+    written = downsample(
+        arguments.dataset_info,
+        arguments.threshold,
+        arguments.max_per_class,
+        arguments.max_classes,
+        arguments.random_seed,
+    )
+    for path, table in written.items():
+        print(f"{path}: {len(table)} photos of {table['label'].nunique()} classes")
+    print("next: name these tables in dataset.tables of a training config")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,163 @@
+"""Find photos that training and evaluation share; a score on such photos proves nothing.
+
+Run from the repository root: python dataset/find_leaks.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from visual_search.leaks import Cosines, Leak
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="find_leaks.py",
+        description="Look for near-duplicates between training and evaluation photos, by "
+        "perceptual hash, confirmed by embedding. Writes leaks.csv and, where there are any, the "
+        "contact sheet leaks.jpg; the record beside each training table keeps training from "
+        "warning. Tables: dataset_info.csv, folds.csv, Amazon pairs, the challenge's gallery.csv "
+        "and queries.csv, Product10K's lists. Of a table with rows of both kinds, --train takes "
+        "those that train and --test the others.",
+    )
+    parser.add_argument("--train", type=Path, nargs="+", required=True, help="training tables")
+    parser.add_argument("--test", type=Path, nargs="+", required=True, help="evaluation tables")
+    parser.add_argument("--train_root", type=Path, help="folder of --train's paths (its own)")
+    parser.add_argument("--test_root", type=Path, help="folder of --test's paths (its own)")
+    parser.add_argument(
+        "--fold", type=int, default=-1, help="of a folds.csv, the fold that is held out"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=int,
+        default=10,
+        help="most bits, of 64, in which the hashes differ (default: 10)",
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="RUN_OR_EXPORT",
+        help="model that compares the pairs found: a run, a checkpoint, or an export",
+    )
+    parser.add_argument(
+        "--cosine",
+        type=float,
+        default=0.9,
+        help="of the two embeddings, from which on a pair is confirmed (default: 0.9)",
+    )
+    parser.add_argument(
+        "--save_path", type=Path, help="folder of leaks.csv (default: that of the first --train)"
+    )
+    return parser.parse_args(arguments)
+
+
+def cosines_by(model: Path) -> Cosines:
+    """Compare whole photos by the embeddings of a model; each photo is embedded once."""
+    from visual_search.checkpoint import load_checkpoint
+    from visual_search.embed import default_device, embed_images
+    from visual_search.images import ImageItem
+    from visual_search.model import rebuild_embedder
+
+    found = load_checkpoint(model)
+    device = default_device()
+    embedder = rebuild_embedder(found.architecture)
+    embedder.load_state_dict(dict(found.state))
+    embedder = embedder.eval().to(device)
+
+    def compare(first: Sequence[Path], second: Sequence[Path]) -> np.ndarray:
+        place = {path: i for i, path in enumerate(dict.fromkeys([*first, *second]))}
+        items = [ImageItem(path) for path in place]
+        size = found.architecture.input_size
+        matrix = embed_images(embedder, items, size, device=device, label="photos of pairs").matrix
+        left, right = ([place[path] for path in side] for side in (first, second))
+        return (matrix[left] * matrix[right]).sum(dim=1).numpy()
+
+    return compare
+
+
+def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
+    """Each evaluation photo beside the training photos it equals; returns the rows drawn."""
+    from visual_search.contact_sheet import Cell, write_contact_sheets
+
+    rows: dict[str, list[Cell]] = defaultdict(list)
+    for leak in leaks:
+        if leak.test_photo not in rows:
+            name = os.path.basename(leak.test_photo)
+            rows[leak.test_photo].append(Cell(Path(leak.test_photo), f"judged\n{name}", "blue"))
+        words = f"{leak.distance} bits"
+        if leak.cosine is not None:
+            words += f", cosine {leak.cosine:.3f}"
+        colour = "orange" if leak.confirmed is False else "red"
+        caption = f"{words}\n{os.path.basename(leak.train_photo)}"
+        rows[leak.test_photo].append(Cell(Path(leak.train_photo), caption, colour))
+    return write_contact_sheets(target, list(rows.values()))
+
+
+def main() -> None:
+    """Compare each training table with each evaluation table, and keep the record."""
+    arguments = parse_arguments()
+    if not 0 <= arguments.threshold <= 64:
+        raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
+    from visual_search.files import written_atomically
+    from visual_search.leak_record import record
+    from visual_search.leaks import find_leaks, leak_table, list_photos
+
+    cosines = cosines_by(arguments.embeddings) if arguments.embeddings else None
+    tests = {
+        file: list_photos(file, arguments.test_root, False, arguments.fold)
+        for file in arguments.test
+    }
+    found: list[Leak] = []
+    for file in arguments.train:
+        train = list_photos(file, arguments.train_root, True, arguments.fold)
+        for other, test in tests.items():
+            leaks = find_leaks(train, test, arguments.threshold, cosines, arguments.cosine)
+            photos = len({leak.test_photo for leak in leaks if leak.confirmed is not False})
+            print(
+                f"{file} and {other}: {photos} of {len(test.paths)} evaluation photos are "
+                f"{'near-duplicates' if cosines is None else 'confirmed near-duplicates'} of "
+                f"training photos ({len(leaks)} pairs within {arguments.threshold} bits)"
+            )
+            unreadable = train.unreadable + test.unreadable
+            if unreadable:
+                print(f"  {unreadable} photos cannot be read and were not compared")
+            facts = {
+                "threshold": arguments.threshold,
+                "pairs": len(leaks),
+                "evaluation_photos": photos,
+                "cosine": arguments.cosine if cosines else None,
+                "unreadable": unreadable,
+            }
+            record(file, other, facts)
+            found += leaks
+    folder = arguments.save_path or arguments.train[0].parent
+    with written_atomically(folder / "leaks.csv") as temporary:
+        leak_table(found).to_csv(temporary, index=False, lineterminator="\n")
+    drawn = draw_leaks(found, folder / "leaks.jpg")
+    if drawn:
+        print(
+            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} photos drawn); next: leave "
+            "the training photos of confirmed pairs out of the training table"
+        )
+    else:
+        print(f"{folder / 'leaks.csv'}: no leak; next: python -m visual_search.main_arcface --help")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,79 @@
+"""A table of a folder of photos: one folder a class, `dataset_info.csv` out.
+
+Run from the repository root: python dataset/generate_dataset_info.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visual_search.errors import UserError, exit_with_sentence
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="generate_dataset_info.py",
+        description="Write dataset_info.csv of a folder that holds a folder of photos for each "
+        "class, at any depth: the label is the folder's path. Broken photos go into "
+        "broken_photos.csv instead, files with the same bytes are listed in duplicate_files.csv. "
+        "When it was killed, the same command goes on where it was.",
+    )
+    parser.add_argument(
+        "--dataset_path", type=Path, required=True, help="folder of the class folders"
+    )
+    parser.add_argument(
+        "--save_path",
+        type=Path,
+        help="folder of the tables; paths in them are relative to it (default: the dataset_path)",
+    )
+    parser.add_argument(
+        "--hashes",
+        action="store_true",
+        help="add each photo's perceptual hash, which finds near-duplicates; reads every pixel",
+    )
+    parser.add_argument(
+        "--min_images",
+        type=int,
+        default=1,
+        help="leave out classes with fewer readable photos (default: 1)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="threads (default: by the cores)")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Write the table and say what is in it."""
+    arguments = parse_arguments()
+    if arguments.min_images < 1:
+        raise UserError(f"--min_images must be 1 or more, not {arguments.min_images}")
+    from visual_search.folder_info import describe_folder
+
+    done = describe_folder(
+        arguments.dataset_path,
+        arguments.save_path or arguments.dataset_path,
+        hashes=arguments.hashes,
+        min_images=arguments.min_images,
+        workers=arguments.workers,
+    )
+    print(f"{done.table}: {done.photos} photos of {done.classes} classes")
+    for count, what in (
+        (done.broken, "broken photos, listed in broken_photos.csv"),
+        (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),
+        (done.small_classes, f"classes with fewer than {arguments.min_images} photos, left out"),
+        (done.outside, f"photos right in {arguments.dataset_path}, outside any class, left out"),
+        (done.others, "files that are no photos, left out"),
+    ):
+        if count:
+            print(f"{count} {what}")
+    print(f"next: python dataset/filter_dataset_info.py --dataset_info {done.table} --dedup")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,151 @@
+"""Folds for cross-validation, stratified by label.
+
+Run from the repository root: python dataset/get_kfold_split.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset import get_train_test_split
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="get_kfold_split.py",
+        description="Write folds.csv beside a dataset_info.csv: the same rows with a column fold, "
+        "0 to k-1, and -2 for those of a test split that the table already has; "
+        "folds_train_only.csv (all -1: always train) and folds_test_only.csv (all -2: always "
+        "test) use the data set for one thing. With --split_type it splits by whole classes, as "
+        "get_train_test_split.py does.",
+    )
+    get_train_test_split.add_common_options(parser)
+    parser.add_argument("--k", type=int, default=5, help="number of folds (default: 5)")
+    parser.add_argument(
+        "--save_name", default="folds", help="of the files, in front of .csv (default: folds)"
+    )
+    parser.add_argument(
+        "--whole_classes",
+        action="store_true",
+        help="keep a class in one fold, so that what is held out is of classes never seen",
+    )
+    get_train_test_split.add_split_options(parser, None)
+    return parser.parse_args(arguments)
+
+
+def write_folds(
+    file: Path,
+    k: int = 5,
+    random_seed: int = 28,
+    save_name: str = "folds",
+    whole_classes: bool = False,
+) -> dict[str, pd.DataFrame]:
+    """Write the three tables beside `file`.
+
+    Rows of a test split that the table already has (`is_test`, `evaluation_status`, fold -2) get
+    fold -2, rows that a column `fold` puts at -1 keep it, and the others are spread.
+
+    Args:
+        file: a `dataset_info.csv`.
+        k: number of folds.
+        random_seed: of the shuffling.
+        save_name: of the files: `<save_name>.csv`, `<save_name>_train_only.csv` and
+            `<save_name>_test_only.csv`.
+        whole_classes: keep a class in one fold instead of spreading its photos over all.
+
+    Returns:
+        The tables by file name, the folds first.
+
+    Raises:
+        UserError: naming file and line for bad input; when there are fewer photos (or classes)
+            than folds.
+    """
+    import pandas as pd
+
+    from dataset.splits import class_folds, stratified_folds
+    from visual_search.common_table import (
+        ALWAYS_TEST,
+        ALWAYS_TRAIN,
+        read_common_table,
+        training_rows,
+    )
+    from visual_search.files import written_atomically
+
+    if not save_name or Path(save_name).name != save_name:
+        raise UserError(f"--save_name {save_name!r} must be a plain file name, without a folder")
+    table = read_common_table(file)
+    folds = pd.Series(ALWAYS_TEST, index=table.index, dtype="int64")
+    folds[training_rows(table, file)] = ALWAYS_TRAIN
+    spread = folds == ALWAYS_TRAIN
+    if "fold" in table.columns:
+        spread &= pd.to_numeric(table["fold"]) != ALWAYS_TRAIN
+    classes, _ = pd.factorize(table["label"][spread], sort=True)
+    choose = class_folds if whole_classes else stratified_folds
+    folds[spread] = choose(classes, k, random_seed)
+    tables = {
+        f"{save_name}.csv": table.assign(fold=folds),
+        f"{save_name}_train_only.csv": _for_one_thing(table, ALWAYS_TRAIN),
+        f"{save_name}_test_only.csv": _for_one_thing(table, ALWAYS_TEST),
+    }
+    for name, part in tables.items():
+        with written_atomically(file.parent / name) as temporary:
+            part.to_csv(temporary, index=False)
+    return tables
+
+
+def _for_one_thing(table: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """A copy in which all rows train (fold -1) or test (-2), and no other column objects.
+
+    Queries and gallery of a test-only table stay what they are: they are scored as such.
+    """
+    from visual_search.common_table import ALWAYS_TRAIN
+
+    marked = table.assign(fold=fold)
+    if "is_test" in table.columns:
+        marked["is_test"] = "0" if fold == ALWAYS_TRAIN else "1"
+    if "evaluation_status" in table.columns:
+        status = table["evaluation_status"]
+        scored = status.str.strip().str.lower().isin(("query", "gallery"))
+        marked["evaluation_status"] = (
+            "train" if fold == ALWAYS_TRAIN else status.where(scored, "test")
+        )
+    return marked
+
+
+def main() -> None:
+    """Write the folds, or the split by classes, and say what came of it."""
+    arguments = parse_arguments()
+    if arguments.split_type:
+        get_train_test_split.run(arguments)
+        return
+    file = arguments.dataset_info
+    tables = write_folds(
+        file, arguments.k, arguments.random_seed, arguments.save_name, arguments.whole_classes
+    )
+    folds, *others = tables
+    numbers = tables[folds]["fold"].value_counts().sort_index()
+    words = ", ".join(f"fold {fold}: {photos}" for fold, photos in numbers.items())
+    print(f"{file.parent / folds}: {len(tables[folds])} photos; {words}")
+    for name in others:
+        fold = tables[name]["fold"].iloc[0]
+        print(f"{file.parent / name}: {len(tables[name])} photos, fold {fold}")
+    print(
+        f"next: train with {{file: {file.parent / folds}, fold: 0}} in dataset.tables and "
+        f"--dataset.dev_set.table {file.parent / folds} --dataset.dev_set.fold 0"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,217 @@
+"""Split a table by whole classes: what tests is of classes that training never saw.
+
+Run from the repository root: python dataset/get_train_test_split.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+TRAIN, TEST = "dataset_train.csv", "dataset_test.csv"
+TRAIN_CLASSES, TEST_CLASSES = "classes_train.csv", "classes_test.csv"
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How classes are chosen for testing; see :mod:`dataset.splits`."""
+
+    split_type: str = "freq"
+    min_n_samples: int = 3
+    max_n_samples: int = 50
+    test_ratio: float = 0.1
+    min_freq: int = 10
+    random_seed: int = 28
+
+    def test_classes(self, sizes: np.ndarray) -> np.ndarray:
+        """Which classes of these numbers of photos test, `(classes,)`, bool.
+
+        Raises:
+            UserError: when no class would train, or none test.
+        """
+        from dataset.splits import frequency_test_classes, minmax_test_classes
+
+        if self.split_type == "minmax":
+            return minmax_test_classes(sizes, self.min_n_samples, self.max_n_samples)
+        return frequency_test_classes(sizes, self.test_ratio, self.min_freq, self.random_seed)
+
+
+def add_split_options(parser: argparse.ArgumentParser, default_type: str | None) -> None:
+    """The options of a split by classes, but for `--random_seed`.
+
+    Args:
+        parser: gets the options.
+        default_type: of `--split_type`; None: there is no such split unless it is asked for.
+    """
+    rule = SplitRule()
+    parser.add_argument(
+        "--split_type",
+        choices=("minmax", "freq"),
+        default=default_type,
+        help="minmax: classes of min_n_samples to max_n_samples photos train, the rest tests; "
+        "freq: of the classes of each number of photos, test_ratio test"
+        + (f" (default: {default_type})" if default_type else ""),
+    )
+    parser.add_argument(
+        "--min_n_samples",
+        type=int,
+        default=rule.min_n_samples,
+        help=f"minmax: fewest photos of a class that trains (default: {rule.min_n_samples})",
+    )
+    parser.add_argument(
+        "--max_n_samples",
+        type=int,
+        default=rule.max_n_samples,
+        help=f"minmax: most photos of a class that trains (default: {rule.max_n_samples})",
+    )
+    parser.add_argument(
+        "--test_ratio",
+        type=float,
+        default=rule.test_ratio,
+        help=f"freq: share of the classes that test, rounded up (default: {rule.test_ratio})",
+    )
+    parser.add_argument(
+        "--min_freq",
+        type=int,
+        default=rule.min_freq,
+        help="freq: of fewer classes with the same number of photos, all train "
+        f"(default: {rule.min_freq})",
+    )
+    parser.add_argument(
+        "--resplit",
+        action="store_true",
+        help="split the photos of a test split that the table already has too; else they stay out",
+    )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The table to split and the seed."""
+    parser.add_argument(
+        "--dataset_info", type=Path, required=True, help="the table; the split is written beside it"
+    )
+    add_random_seed(parser)
+
+
+def add_random_seed(parser: argparse.ArgumentParser) -> None:
+    """The seed, which numpy wants to be 0 or above."""
+
+    def seed(text: str) -> int:
+        if not text.isdecimal():
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or above")
+        return int(text)
+
+    parser.add_argument(
+        "--random_seed", type=seed, default=28, help="of every random draw (default: 28)"
+    )
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="get_train_test_split.py",
+        description=f"Split a dataset_info.csv by whole classes into {TRAIN} and {TEST}, beside "
+        f"it; {TRAIN_CLASSES} and {TEST_CLASSES} say which class went where.",
+    )
+    add_common_options(parser)
+    add_split_options(parser, SplitRule().split_type)
+    return parser.parse_args(arguments)
+
+
+def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict[str, int]:
+    """Write the two tables and the two lists of classes beside `file`.
+
+    Args:
+        file: a `dataset_info.csv`.
+        rule: which classes test.
+        resplit: whether photos that are test photos already (`is_test`, `evaluation_status`,
+            fold -2) are split like the others; else they are in neither table.
+
+    Returns:
+        Rows of each table, by file name.
+
+    Raises:
+        UserError: naming file and line for bad input; when no class would train, or none test.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from visual_search.common_table import read_common_table, training_rows
+    from visual_search.files import written_atomically
+
+    table = read_common_table(file)
+    trains = training_rows(table, file)
+    if not resplit:
+        left_out = int((~trains).sum())
+        if left_out:
+            print(f"{left_out} photos of the test split that {file} has already are left out")
+        table = table[trains]
+    if table.empty:
+        raise UserError(
+            f"{file} has no training row to split"
+            + ("; --resplit splits its test rows too" if len(trains) else "")
+        )
+    classes, labels = pd.factorize(table["label"], sort=True)
+    sizes = np.bincount(classes)
+    tests = rule.test_classes(sizes)
+    frequencies = pd.DataFrame({"label": labels, "frequency": sizes})
+    in_test = tests[classes]
+    tables = {
+        TRAIN: _marked(table[~in_test], test=False),
+        TEST: _marked(table[in_test], test=True),
+        TRAIN_CLASSES: frequencies[~tests],
+        TEST_CLASSES: frequencies[tests],
+    }
+    for name, part in tables.items():
+        with written_atomically(file.parent / name) as temporary:
+            part.to_csv(temporary, index=False)
+    return {name: len(part) for name, part in tables.items()}
+
+
+def _marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
+    """The rows as training or test rows, whatever split they were of before."""
+    marks = {"is_test": str(int(test))}
+    if "evaluation_status" in table.columns:
+        marks["evaluation_status"] = "test" if test else "train"
+    return table.drop(columns="fold", errors="ignore").assign(**marks)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Split as the command line says, and say what came of it."""
+    rule = SplitRule(
+        arguments.split_type,
+        arguments.min_n_samples,
+        arguments.max_n_samples,
+        arguments.test_ratio,
+        arguments.min_freq,
+        arguments.random_seed,
+    )
+    rows = split_by_classes(arguments.dataset_info, rule, arguments.resplit)
+    folder = arguments.dataset_info.parent
+    for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):
+        print(f"{folder / table}: {rows[table]} photos of {rows[classes]} classes")
+    print(
+        f"next: train with {folder / TRAIN} in dataset.tables, "
+        f"and --dataset.dev_set.table {folder / TEST}"
+    )
+
+
+def main() -> None:
+    """Split and say what came of it."""
+    run(parse_arguments())
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,232 @@
+"""Make the training table of a public data set from what you downloaded.
+
+Run from the repository root: python dataset/prepare_dataset.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.sources import NAMES
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    from dataset.sources.layout import DataSet, Files
+    from visual_search.dataset_info import BrokenPhotos, InfoRow
+
+DOWNLOADS = "downloads"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="prepare_dataset.py",
+        description="Write dataset_info.csv of a public data set. Its archives are unpacked into "
+        "the output folder, a folder is left as it is and its photos are not copied. Without "
+        "--source, what has a stable public address is downloaded; a run that was stopped goes on.",
+    )
+    parser.add_argument("--dataset", required=True, choices=NAMES, help="which data set")
+    parser.add_argument(
+        "--save_path", required=True, type=Path, help="folder of the table and of what is unpacked"
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="what you downloaded: archives (zip, tar, tar.gz …), or folders of them or of the "
+        "unpacked data set",
+    )
+    parser.add_argument(
+        "--part", default="", help="of met: queries of one list only, val or test (default: both)"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every photo instead of reading its header: finds cut files, takes ten times "
+        "as long",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="threads (default: four a core)")
+    return parser.parse_args(arguments)
+
+
+@dataclass
+class Prepared:
+    """What a table has."""
+
+    table: Path
+    broken: BrokenPhotos
+    rows: Counter[str] = field(default_factory=Counter)
+    """By `train`, `test`, `query` and `gallery`."""
+    labels: set[str] = field(default_factory=set)
+
+    def count(self, rows: Iterator[InfoRow]) -> Iterator[InfoRow]:
+        """Pass the rows on and take note of them."""
+        for row in rows:
+            self.rows[row.evaluation_status or ("test" if row.is_test else "train")] += 1
+            self.labels.add(row.label)
+            yield row
+
+
+def prepare(
+    name: str,
+    save_path: Path,
+    sources: Sequence[Path] = (),
+    *,
+    part: str = "",
+    verify: bool = False,
+    workers: int = 0,
+) -> Prepared:
+    """Write `dataset_info.csv`, and `broken_photos.csv` where some photos cannot be read.
+
+    Args:
+        name: one of `NAMES`.
+        save_path: folder of both; archives are unpacked into it.
+        sources: archives and folders; empty: the data set is downloaded.
+        part: one of the data set's parts, where it has some; empty is all of them.
+        verify: decode every photo, instead of reading its header only.
+        workers: threads; 0 is four a core.
+
+    Raises:
+        UserError: for what is missing or damaged, with file and line, and what to do.
+    """
+    from dataset.sources.registry import DATA_SETS
+    from visual_search.dataset_info import (
+        BROKEN_PHOTOS,
+        DATASET_INFO,
+        BrokenPhotos,
+        decoded_size,
+        stored_size,
+        with_sizes,
+        write_dataset_info,
+    )
+    from visual_search.progress import progress_bar
+
+    data_set = DATA_SETS[name]
+    if part and part not in data_set.parts:
+        parts = " and ".join(data_set.parts)
+        raise UserError(f"--part {part}: {name} has " + (f"the parts {parts}" if parts else "none"))
+    folders, archives = _told_apart(data_set, sources, save_path)
+    if not sources:
+        archives = _downloaded(data_set, save_path)
+    files = _unpacked(data_set, folders, archives, save_path)
+    files.part = part
+    prepared = Prepared(save_path / DATASET_INFO, BrokenPhotos())
+    with progress_bar(name, "photo", iterable=data_set.read(files)) as rows:
+        sized = with_sizes(
+            rows,
+            save_path,
+            prepared.broken,
+            read=decoded_size if verify else stored_size,
+            workers=workers,
+        )
+        write_dataset_info(prepared.table, prepared.count(sized), data_set.columns)
+    prepared.broken.write(save_path / BROKEN_PHOTOS)
+    return prepared
+
+
+def _told_apart(
+    data_set: DataSet, sources: Sequence[Path], save_path: Path
+) -> tuple[list[Path], list[Path]]:
+    """Folders and archives among the sources."""
+    folders, archives = [], []
+    for source in sources:
+        if source.is_dir():
+            if save_path.resolve().is_relative_to(source.resolve()):
+                raise UserError(
+                    f"--save_path {save_path} lies in {source}, which must stay as it is: choose "
+                    "a folder outside of it"
+                )
+            folders.append(source)
+        elif source.is_file():
+            archives.append(source)
+        else:
+            raise UserError(f"{source} does not exist; get {data_set.title} from {data_set.page}")
+    return folders, archives
+
+
+def _downloaded(data_set: DataSet, save_path: Path) -> list[Path]:
+    from dataset.downloading import download
+
+    if not data_set.downloads:
+        raise UserError(
+            f"{data_set.title} has no address that anyone may download it from: get it from "
+            f"{data_set.page} and name its archives or their folder with --source "
+            f"({data_set.layout})"
+        )
+    folder = save_path / DOWNLOADS
+    return [download(wanted, folder, data_set.page) for wanted in data_set.downloads]
+
+
+def _unpacked(
+    data_set: DataSet, folders: Sequence[Path], archives: Sequence[Path], save_path: Path
+) -> Files:
+    """The files of the data set, after everything that has to be unpacked is.
+
+    Archives within folders and within archives are found by their official names.
+    """
+    from dataset.sources.layout import Files
+    from dataset.unpacked_archives import UnpackedArchives
+
+    done = UnpackedArchives(save_path)
+    waiting = list(archives)
+    unpacked = bool(waiting)
+    if folders:
+        given = Files(folders, save_path, data_set.layout)
+        waiting += given.archives(data_set.archives, lambda held: not given.has(held))
+    while waiting:
+        unpacked = True
+        for archive in waiting:
+            done.unpack(archive)
+        inner = Files([save_path], save_path, data_set.layout)
+        waiting = [
+            archive
+            for archive in inner.archives(data_set.archives, lambda held: True)
+            if archive not in done
+        ]
+    roots = [*folders, save_path] if unpacked else folders
+    return Files(roots, save_path, data_set.layout)
+
+
+def main() -> None:
+    """Prepare the table, and say what it has and what comes next."""
+    arguments = parse_arguments()
+    prepared = prepare(
+        arguments.dataset,
+        arguments.save_path,
+        arguments.source,
+        part=arguments.part,
+        verify=arguments.verify,
+        workers=arguments.workers,
+    )
+    rows = ", ".join(f"{count} {status}" for status, count in prepared.rows.items())
+    print(
+        f"{prepared.table}: {sum(prepared.rows.values())} photos ({rows}), "
+        f"{len(prepared.labels)} labels"
+    )
+    if prepared.broken:
+        from visual_search.dataset_info import BROKEN_PHOTOS
+
+        file, reason = prepared.broken.reasons[0]
+        print(
+            f"{len(prepared.broken)} photos are left out, for example {file} ({reason}): see "
+            f"{arguments.save_path / BROKEN_PHOTOS}"
+        )
+    print(
+        f"Train on it: name it in dataset.tables (dataset/README.md), or check it: "
+        f"python dataset/check_table.py {prepared.table}"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

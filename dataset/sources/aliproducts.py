@@ -1,0 +1,40 @@
+"""AliProducts2020: 50,000 classes with noisy labels (Cheng et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.json_arrays import array_items
+from dataset.sources.layout import DataSet, Files
+from visual_search.dataset_info import InfoRow
+from visual_search.errors import UserError
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The photos of `train` and `val`, by their json where there is one, else by class folder."""
+    for part, is_test in (("train", False), ("val", True)):
+        for label, path in _photos(files, part):
+            yield InfoRow(path, f"aliproducts/{label}", is_test=is_test)
+
+
+def _photos(files: Files, part: str) -> Iterator[tuple[str, str]]:
+    if not files.has(f"{part}.json"):
+        yield from files.class_photos(part)
+        return
+    table = files.file(f"{part}.json")
+    for number, image in enumerate(array_items(table, "images"), 1):
+        label, name = image.get("class_id"), image.get("image_id")
+        if label is None or not name:
+            raise UserError(f"{table}: image {number} lacks class_id or image_id: {image}")
+        yield str(label), files.photo(f"{part}/{label}/{name}")
+
+
+DATA_SET = DataSet(
+    name="aliproducts",
+    title="AliProducts2020",
+    page="https://tianchi.aliyun.com/competition/entrance/231780/introduction",
+    layout="train/<class>/ and val/<class>/ (from train_val.part0.tar.gz to part9), and, if you "
+    "have them, train.json and val.json",
+    read=read,
+    archives={"train_val.part*.tar.gz": "train"},
+)

@@ -1,0 +1,135 @@
+"""Stanford Cars (Krause et al. 2013); the retrieval split trains on its first 98 classes.
+
+It goes round in three shapes: `cars_annos.mat` with `car_ims/`; the devkits of its training and
+test half, which number their photos each from 1; and csv files with class folders.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import box_of_corners, split_lines, whole_number
+from visual_search.dataset_info import InfoRow
+from visual_search.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LAST_TRAINING_CLASS = 98
+CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The rows of whichever shape there is. Which half a photo is from says nothing here."""
+    if files.has("cars_annos.mat"):
+        yield from _matlab_rows(files, files.file("cars_annos.mat"), "relative_im_path", "")
+    elif files.has("anno_train.csv"):
+        yield from _csv_rows(files)
+    else:
+        training = files.file("cars_train_annos.mat")
+        yield from _matlab_rows(files, training, "fname", "cars_train/")
+        test = files.file("cars_test_annos_withlabels.mat", "cars_test_annos.mat")
+        yield from _matlab_rows(files, test, "fname", "cars_test/")
+
+
+def _matlab_rows(files: Files, path: Path, name_field: str, prefix: str) -> Iterator[InfoRow]:
+    names = _class_names(files, path)
+    annotations = _struct_array(path, "annotations")
+    fields = annotations.dtype.names or ()
+    missing = [name for name in (*CORNERS, "class", name_field) if name not in fields]
+    if missing:
+        more = "; the one with classes is cars_test_annos_withlabels.mat"
+        raise UserError(
+            f"{path} has no field {', '.join(missing)} in its annotations"
+            + (more if missing == ["class"] else "")
+        )
+    for number, annotation in enumerate(annotations, 1):
+        place = f"{path} annotation {number}"
+        label = whole_number(str(annotation["class"]), place, "the class")
+        yield _row(
+            files.photo(prefix + str(annotation[name_field])),
+            label,
+            names.get(label, ""),
+            [str(annotation[corner]) for corner in CORNERS],
+            place,
+        )
+
+
+def _row(path: str, label: int, title: str, corners: list[str], place: str) -> InfoRow:
+    return InfoRow(
+        path,
+        f"cars/{label}",
+        title,
+        box_of_corners(corners, place),
+        is_test=label > LAST_TRAINING_CLASS,
+    )
+
+
+def _class_names(files: Files, annotations: Path) -> dict[int, str]:
+    """Names by class id, from the file itself or from the devkit; none where neither has them."""
+    contents = _load(annotations)
+    if "class_names" not in contents and files.has("cars_meta.mat"):
+        contents = _load(files.file("cars_meta.mat"))
+    names = contents.get("class_names")
+    return {} if names is None else dict(enumerate(map(str, names.flatten()), 1))
+
+
+def _struct_array(path: Path, name: str) -> np.ndarray:
+    contents = _load(path)
+    if name not in contents:
+        raise UserError(f"{path} has no variable {name!r}: it is not of this data set")
+    return contents[name].reshape(-1)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The variables of a MATLAB 5 file; its structs become structured arrays."""
+    import numpy as np
+    from scipy.io import loadmat
+
+    try:
+        contents = loadmat(path, squeeze_me=True)
+    except Exception as error:  # scipy raises anything from TypeError to zlib.error
+        raise UserError(f"{path} is not a readable .mat file: {error}") from error
+    return {name: np.atleast_1d(value) for name, value in contents.items() if name[0] != "_"}
+
+
+def _csv_rows(files: Files) -> Iterator[InfoRow]:
+    """`fname,x1,y1,x2,y2,class` without a header; photos lie in folders named by class."""
+    names = _csv_names(files.file("names.csv"))
+    for part in ("train", "test"):
+        for line in split_lines(files.file(f"anno_{part}.csv"), 6, separator=","):
+            name, *corners, label_text = line.fields
+            label = whole_number(label_text, line.place, "the class")
+            if label not in names:
+                raise UserError(f"{line.place}: class {label} is not in names.csv")
+            # A class name with a slash became a folder name with a hyphen.
+            path = files.photo(f"{part}/{names[label].replace('/', '-')}/{name}")
+            yield _row(path, label, names[label], corners, line.place)
+
+
+def _csv_names(path: Path) -> dict[int, str]:
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        return {number: row[0] for number, row in enumerate(csv.reader(handle), 1) if row}
+
+
+DATA_SET = DataSet(
+    name="cars",
+    title="Stanford Cars",
+    page="https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
+    layout="cars_annos.mat and car_ims/; or devkit/ with cars_train_annos.mat, "
+    "cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or anno_train.csv, "
+    "anno_test.csv, names.csv, train/ and test/",
+    read=read,
+    columns=("title", "bbox"),
+    archives={
+        "CARS196.zip": "cars_annos.mat",
+        "car_ims.tgz": "car_ims",
+        "cars_train.tgz": "cars_train",
+        "cars_test.tgz": "cars_test",
+        "car_devkit.tgz": "cars_train_annos.mat",
+    },
+)

@@ -1,0 +1,43 @@
+"""LargeFineFoodAI (ICCV 2021 workshop): a thousand dishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import split_lines
+from visual_search.dataset_info import InfoRow
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The photos of the lists, whose lines are `0/photo.jpg 0`; without lists, of class folders."""
+    for part, table, is_test in (
+        ("Train", "train_finetune.txt", False),
+        ("Val", "val_finetune.txt", True),
+    ):
+        for label, path in _photos(files, part, table):
+            yield InfoRow(path, f"finefood/{label}", is_test=is_test)
+
+
+def _photos(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:
+    if not files.has(table):
+        yield from files.class_photos(part)
+        return
+    for line in split_lines(files.file(table), 2):
+        path, label = line.fields
+        yield label, files.photo(f"{part}/{path}")
+
+
+DATA_SET = DataSet(
+    name="finefood",
+    title="LargeFineFoodAI",
+    page="https://www.kaggle.com/competitions/largefinefoodai-iccv-recognition/data",
+    layout="Train/<class>/, Val/<class>/ and, if you have them, train_finetune.txt and "
+    "val_finetune.txt",
+    read=read,
+    archives={
+        "Train.tar": "Train",
+        "Val.tar": "Val",
+        "largefinefoodai-iccv-recognition.zip": "Train",
+    },
+)

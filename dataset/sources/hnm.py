@@ -1,0 +1,38 @@
+"""H&M Personalized Fashion Recommendations: one photo an article, several articles a product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import csv_records
+from visual_search.dataset_info import InfoRow
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The rows of `articles.csv`.
+
+    The label is `product_code`: `article_id` would give one photo a class. Some articles have
+    no photo; they count as broken.
+    """
+    columns = ["article_id", "product_code"]
+    for record in csv_records(files.file("articles.csv"), columns, ["prod_name"]):
+        # Spreadsheets drop the leading zeros; the folder is the first three of ten digits.
+        article = record.values["article_id"].strip().zfill(10)
+        product = record.values["product_code"].strip().zfill(7)
+        yield InfoRow(
+            files.photo(f"images/{article[:3]}/{article}.jpg"),
+            f"hnm/{product}",
+            record.values["prod_name"],
+        )
+
+
+DATA_SET = DataSet(
+    name="hnm",
+    title="H&M Personalized Fashion Recommendations",
+    page="https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations/data",
+    layout="articles.csv and images/010/ …",
+    read=read,
+    columns=("title",),
+    archives={"h-and-m-personalized-fashion-recommendations.zip": "articles.csv"},
+)

@@ -1,0 +1,28 @@
+"""Products-10K (Bai et al. 2020): its training photos, and the labelled test photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import csv_records
+from visual_search.dataset_info import InfoRow
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The rows of both lists; their columns are read by name, as their order differs."""
+    for table, folder in (("train.csv", "train"), ("test_kaggletest.csv", "test")):
+        for record in csv_records(files.file(table), ["name", "class"]):
+            path = files.photo(f"{folder}/{record.values['name']}")
+            label = f"products10k/{record.values['class']}"
+            yield InfoRow(path, label, is_test=folder == "test")
+
+
+DATA_SET = DataSet(
+    name="products10k",
+    title="Products-10K",
+    page="https://products-10k.github.io/challenge.html",
+    layout="train.csv, test_kaggletest.csv, train/ and test/",
+    read=read,
+    archives={"train.zip": "train", "test.zip": "test", "products-10k.zip": "train.csv"},
+)

@@ -1,0 +1,30 @@
+"""RP2K: retail products on shelves (Peng et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Download, Files
+from visual_search.dataset_info import InfoRow
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The class folders of `all/train` and `all/test`."""
+    for part, is_test in (("all/train", False), ("all/test", True)):
+        for label, path in files.class_photos(part):
+            yield InfoRow(path, f"rp2k/{label}", is_test=is_test)
+
+
+DATA_SET = DataSet(
+    name="rp2k",
+    title="RP2K",
+    page="https://www.pinlandata.com/rp2k_dataset/",
+    layout="all/train/<class>/ and all/test/<class>/",
+    read=read,
+    archives={"rp2k_dataset.zip": "all"},
+    downloads=(
+        Download(
+            "https://blob-nips2020-rp2k-dataset.obs.cn-east-3.myhuaweicloud.com/rp2k_dataset.zip"
+        ),
+    ),
+)

@@ -1,0 +1,33 @@
+"""Shopee Product Matching: sellers' photos and titles; a group is one product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import csv_records
+from visual_search.dataset_info import InfoRow
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The rows of `train.csv`; the test photos come without labels.
+
+    Its `image_phash` is not taken over: hashes compare only with those of the same program.
+    """
+    for record in csv_records(files.file("train.csv"), ["image", "label_group"], ["title"]):
+        yield InfoRow(
+            files.photo(f"train_images/{record.values['image']}"),
+            f"shopee/{record.values['label_group']}",
+            record.values["title"],
+        )
+
+
+DATA_SET = DataSet(
+    name="shopee",
+    title="Shopee Product Matching",
+    page="https://www.kaggle.com/competitions/shopee-product-matching/data",
+    layout="train.csv and train_images/",
+    read=read,
+    columns=("title",),
+    archives={"shopee-product-matching.zip": "train_images"},
+)

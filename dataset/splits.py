@@ -1,0 +1,141 @@
+"""Who trains and who tests: folds of photos or of classes, and splits by whole classes.
+
+Everything is counted and drawn with whole columns, no loop over rows or classes, so that a
+million photos of a hundred thousand classes take a second.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visual_search.errors import UserError
+
+
+def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """A fold for each photo, so that every fold has its share of every class.
+
+    The photos are dealt out like cards, class after class, each class shuffled: the photos of a
+    class in two folds differ by one at most, and so do the photos of two folds in all.
+
+    Args:
+        classes: `(photos,)`, integers 0..classes-1.
+        k: number of folds.
+        seed: of the shuffling.
+
+    Returns:
+        `(photos,)`, int64, 0..k-1.
+
+    Raises:
+        UserError: when k is below 2 or there are fewer photos than folds.
+    """
+    _check_k(k, len(classes), "photos")
+    order = np.random.default_rng(seed).permutation(len(classes))
+    order = order[np.argsort(classes[order], kind="stable")]
+    folds = np.empty(len(classes), dtype=np.int64)
+    folds[order] = np.arange(len(classes)) % k
+    return folds
+
+
+def class_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """A fold for each photo, so that all photos of a class are in the same fold.
+
+    What is held out is then of classes that training never saw. From the largest class to the
+    smallest, classes of one size shuffled, they are dealt to the folds there and back (0, 1, …,
+    k-1, k-1, …, 1, 0, 0, 1, …), so that the folds have about as many photos and, give or take one,
+    as many classes.
+
+    Args, returns, raises: as :func:`stratified_folds`, for classes in place of photos.
+    """
+    sizes = np.bincount(classes)
+    _check_k(k, len(sizes), "classes")
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    there, place = np.divmod(np.arange(len(sizes)), k)
+    fold_of_class = np.empty(len(sizes), dtype=np.int64)
+    fold_of_class[order] = np.where(there % 2 == 0, place, k - 1 - place)
+    return fold_of_class[classes]
+
+
+def minmax_test_classes(sizes: np.ndarray, smallest: int, largest: int) -> np.ndarray:
+    """Which classes test: those with fewer than `smallest` or more than `largest` photos.
+
+    Args:
+        sizes: `(classes,)`, photos of each class.
+        smallest: fewest photos of a class that trains.
+        largest: most photos of a class that trains.
+
+    Returns:
+        `(classes,)`, bool.
+
+    Raises:
+        UserError: when no class would train, or none test.
+    """
+    if smallest > largest:
+        raise UserError(f"--min_n_samples {smallest} is above --max_n_samples {largest}")
+    tests = (sizes < smallest) | (sizes > largest)
+    if tests.all() or not tests.any():
+        raise UserError(
+            f"{'no' if tests.all() else 'every'} class has {smallest} to {largest} photos, so that "
+            f"{'none is left to train on' if tests.all() else 'none is left to test on'}: the "
+            f"classes have {sizes.min()} to {sizes.max()}; choose --min_n_samples and "
+            "--max_n_samples accordingly"
+        )
+    return tests
+
+
+def frequency_test_classes(
+    sizes: np.ndarray, test_ratio: float, min_classes: int, seed: int
+) -> np.ndarray:
+    """Which classes test: a share of every frequency bin, drawn at random.
+
+    A frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
+    test, but never all; a bin of fewer than `min_classes` trains whole.
+
+    Args:
+        sizes: `(classes,)`, photos of each class.
+        test_ratio: share of a bin's classes that test, above 0 and below 1.
+        min_classes: smallest bin of which any class tests.
+        seed: of the draw.
+
+    Returns:
+        `(classes,)`, bool.
+
+    Raises:
+        UserError: for a ratio outside, and when no class would test.
+    """
+    if not 0 < test_ratio < 1:
+        raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")
+    _, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
+    # Rounded first, or 0.07 * 100 = 7.000000000000001 would become 8.
+    wanted = np.ceil(np.round(test_ratio * classes_of_bin, 6)).astype(np.int64)
+    wanted = np.where(classes_of_bin < min_classes, 0, np.minimum(wanted, classes_of_bin - 1))
+    if not wanted.any():
+        raise UserError(
+            f"the largest frequency bin has {classes_of_bin.max(initial=0)} classes of one size, "
+            f"fewer than --min_freq {min_classes} or only one, so that no class is left to test "
+            "on; lower --min_freq, or choose --split_type minmax"
+        )
+    return places_within(bins, seed) < wanted[bins]
+
+
+def places_within(groups: np.ndarray, seed: int) -> np.ndarray:
+    """The place of each element in its shuffled group, `(n,)`, int64, 0..size of the group - 1.
+
+    Args:
+        groups: `(n,)`, integers from 0 on.
+        seed: of the shuffling.
+    """
+    order = np.random.default_rng(seed).permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]
+    sizes = np.bincount(groups)
+    first = np.cumsum(sizes) - sizes
+    places = np.empty(len(groups), dtype=np.int64)
+    places[order] = np.arange(len(groups)) - first[groups[order]]
+    return places
+
+
+def _check_k(k: int, number: int, what: str) -> None:
+    if k < 2:
+        raise UserError(f"--k is {k}; there must be at least 2 folds")
+    if number < k:
+        raise UserError(f"--k is {k}, but there are only {number} {what} to spread over the folds")

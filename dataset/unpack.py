@@ -1,0 +1,70 @@
+"""Unpack an archive that is shipped in parts, such as the review photos.
+
+Run from the repository root: python dataset/unpack.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from visual_search.errors import exit_with_sentence
+
+if TYPE_CHECKING:
+    from dataset.unpacking import Unpacked
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="unpack.py",
+        description="Join the parts of a tar archive (<archive>.parta*, .tar.partaa, .part00 …) "
+        "as a stream and unpack it safely. A run that was stopped goes on when it is called again.",
+    )
+    parser.add_argument(
+        "archive",
+        type=Path,
+        help="what stands in front of .part…, such as dataset/images_mean_50k_800",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder that gets the contents (default: that of the parts)"
+    )
+    return parser.parse_args(arguments)
+
+
+def unpack_parts(archive: Path, output: Path) -> Unpacked:
+    """Unpack the archive in parts `archive` into `output`.
+
+    Raises:
+        UserError: see `find_parts` and `unpack`.
+    """
+    import io
+
+    from dataset.joined_parts import JoinedParts, find_parts
+    from dataset.unpacking import unpack_tar
+
+    joined = JoinedParts(find_parts(archive))
+    with io.BufferedReader(joined, 1 << 20) as stream:
+        return unpack_tar(stream, archive.name, output, joined.size)
+
+
+def main() -> None:
+    """Unpack, and say what there is."""
+    arguments = parse_arguments()
+    output = arguments.output or arguments.archive.parent
+    done = unpack_parts(arguments.archive, output)
+    print(
+        f"{output}: {done.written} files unpacked, {done.kept} were there already; the parts "
+        "are no longer needed. Name the photos' folder as `root` of the table that lists them "
+        "(dataset.tables, see dataset/README.md)."
+    )
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,315 @@
+"""Unpacking tar and zip archives that nobody vouches for, so that a killed run can go on.
+
+Only plain files and folders are made, and none outside the target: a link, a device or a path
+that leads out stops the unpacking. A file is written under a temporary name and renamed when it
+is whole; one that is there already with the right size is kept.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import io
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO
+
+from visual_search.errors import UserError
+from visual_search.progress import progress_bar
+
+COPIED_AT_ONCE = 1 << 20
+UNFINISHED = ".unfinished"
+
+_DECOMPRESSORS: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+@dataclass
+class Unpacked:
+    """What came of an archive."""
+
+    written: int = 0
+    """Files that were written."""
+    kept: int = 0
+    """Files that were there already, with the right size."""
+
+
+def unpack(archive: Path, target: Path) -> Unpacked:
+    """Unpack a zip or tar file, whatever its compression.
+
+    Args:
+        archive: the file; its first bytes say what it is, not its name.
+        target: the folder that gets its contents; made if it is missing.
+
+    Raises:
+        UserError: for what is no archive, is damaged, cut off, encrypted or unsafe, and when the
+            disk is full; it names the archive.
+    """
+    with _open(archive) as stream:
+        size = archive.stat().st_size
+        if not stream.peek(1):
+            raise UserError(f"{archive} is empty")
+        if stream.peek(4)[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            return _unpack_zip(stream, archive.name, target, size)
+        return unpack_tar(stream, archive.name, target, size)
+
+
+def _open(archive: Path) -> io.BufferedReader[Any]:
+    try:
+        return archive.open("rb")
+    except OSError as error:
+        raise UserError(f"{archive} cannot be read: {error.strerror}") from error
+
+
+def unpack_tar(stream: io.BufferedReader[Any], name: str, target: Path, size: int) -> Unpacked:
+    """Unpack a tar archive from a stream that can seek.
+
+    Args:
+        stream: at the start of the archive, compressed by gzip, bzip2, xz or nothing.
+        name: of the archive, for messages.
+        target: the folder that gets its contents.
+        size: bytes of the stream, for the progress bar; uncompressed, also for the disk check.
+
+    Raises:
+        UserError: see :func:`unpack`.
+    """
+    start = stream.peek(8)
+    decompress = next(
+        (call for magic, call in _DECOMPRESSORS.items() if start.startswith(magic)), None
+    )
+    _check_space(target, size, name)
+    result = Unpacked()
+    with (
+        progress_bar(f"unpacking {name}", "B", total=size, unit_scale=True) as bar,
+        _damage_named(name),
+        decompress(stream) if decompress else stream as tar_bytes,
+        # Uncompressed, what is kept can be jumped over.
+        tarfile.open(
+            fileobj=tar_bytes, mode="r|" if decompress else "r:", tarinfo=_StrictTarInfo
+        ) as tar,
+    ):
+        writer = _Writer(target, name, result, lambda: bar.update(stream.tell() - bar.n))
+        while (member := tar.next()) is not None:
+            if member.isdir():
+                writer.folder(member.name)
+            elif member.isreg():
+                source = tar.extractfile(member)
+                assert source is not None
+                writer.file(member.name, member.size, source)
+            else:
+                kind = "link" if member.issym() or member.islnk() else "device"
+                raise UserError(f"{name} holds a {kind}, {member.name!r}: nothing more is unpacked")
+            # The members already seen would be kept, half a kilobyte each.
+            tar.members = []  # type: ignore[attr-defined]
+        while tar_bytes.read(COPIED_AT_ONCE):  # so that a checksum behind the end is looked at
+            pass
+        bar.update(size - bar.n)
+    return result
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Headers that do not pass for the end of the archive when they are missing or damaged."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            cut = len(buf) < tarfile.BLOCKSIZE
+            raise _Damaged("it is cut off" if cut else str(error)) from error
+
+
+class _Damaged(Exception):
+    """What is wrong with an archive."""
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Turn what the readers raise into one sentence about the archive."""
+    try:
+        yield
+    except (_Damaged, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        cut = "unexpected end of data" in str(error)
+        raise UserError(_sentence(name, "it is cut off" if cut else str(error))) from error
+    except EOFError as error:
+        raise UserError(_sentence(name, "it is cut off")) from error
+    except gzip.BadGzipFile as error:
+        raise UserError(_sentence(name, str(error))) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"the disk is full while unpacking {name} ({error.strerror}): make room and run "
+                "the same command again, it goes on from here"
+            ) from error
+        if error.errno is None:  # what bz2 raises for damaged data
+            raise UserError(_sentence(name, str(error))) from error
+        raise
+
+
+def _sentence(name: str, why: str) -> str:
+    return (
+        f"{name} is no whole archive: {why}; get it again, then run the same command: the files "
+        "that are unpacked stay"
+    )
+
+
+def _unpack_zip(stream: BinaryIO, name: str, target: Path, size: int) -> Unpacked:
+    result = Unpacked()
+    with _damage_named(name), zipfile.ZipFile(stream) as archive:
+        members = archive.infolist()
+        _check_space(target, sum(member.file_size for member in members), name)
+        total = sum(member.compress_size for member in members)
+        with progress_bar(f"unpacking {name}", "B", total=total, unit_scale=True) as bar:
+            writer = _Writer(target, name, result, lambda: None)
+            for member in members:
+                _unpack_zip_member(archive, member, writer, name)
+                bar.update(member.compress_size)
+    return result
+
+
+def _unpack_zip_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, writer: _Writer, name: str
+) -> None:
+    path = _zip_name(member)
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise UserError(f"{name} holds a link, {path!r}: nothing more is unpacked")
+    if member.is_dir():
+        writer.folder(path)
+        return
+    if member.flag_bits & 1:
+        raise UserError(
+            f"{name} is encrypted: unpack it with its password and give the folder instead"
+        )
+    try:
+        with archive.open(member) as source:
+            writer.file(path, member.file_size, source)
+    except NotImplementedError as error:
+        raise UserError(f"{name}: {path!r} cannot be unpacked here ({error})") from error
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The name; without the flag that says so, UTF-8 is usual all the same."""
+    if member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename
+
+
+class _Writer:
+    """Writes the members of one archive below the target, and nowhere else."""
+
+    def __init__(
+        self, target: Path, archive: str, result: Unpacked, advanced: Callable[[], Any]
+    ) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        self.target, self.archive, self.result = target.resolve(), archive, result
+        self.advanced = advanced
+        self._safe_folders: set[Path] = set()
+
+    def folder(self, name: str) -> None:
+        """Make a folder."""
+        path = self._path(name)
+        self._make(path)
+
+    def file(self, name: str, size: int, source: IO[bytes]) -> None:
+        """Write a file of `size` bytes, unless it is there.
+
+        Raises:
+            UserError: for a path that leads out of the target.
+        """
+        path = self._path(name)
+        self._make(path.parent)
+        if path.is_file() and not path.is_symlink() and path.stat().st_size == size:
+            self.result.kept += 1
+            self.advanced()
+            return
+        temporary = path.with_name(path.name + UNFINISHED)
+        try:
+            with _created(temporary) as handle:
+                self._copy(source, handle, size, name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        temporary.replace(path)
+        self.result.written += 1
+
+    def _copy(self, source: IO[bytes], handle: BinaryIO, size: int, name: str) -> None:
+        written = 0
+        while chunk := source.read(COPIED_AT_ONCE):
+            written += handle.write(chunk)
+            self.advanced()
+        if written != size:
+            raise _Damaged(f"{name!r} has {written} bytes instead of {size}")
+
+    def _path(self, name: str) -> Path:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or _DRIVE.match(name) or "\0" in name:
+            raise UserError(
+                f"{self.archive} wants to write to {name!r}, outside of the folder it is unpacked "
+                "to: nothing more is unpacked"
+            )
+        return self.target / path
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder, and be sure that no link on the way leads out of the target."""
+        if folder in self._safe_folders:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"{error.filename} is in the way of a folder of {self.archive}"
+            ) from error
+        if not folder.resolve().is_relative_to(self.target):
+            raise UserError(f"{folder} leads out of {self.target}: {self.archive} is not unpacked")
+        self._safe_folders.add(folder)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file at `path`; what a killed run left there goes, and a link is not followed."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")
+
+
+def _check_space(target: Path, needed: int, name: str) -> None:
+    """Refuse to begin what cannot fit; what is there already counts.
+
+    Raises:
+        UserError: with the bytes that are missing.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target).free
+    if free >= needed:
+        return
+    free += sum(
+        os.path.getsize(os.path.join(folder, file))
+        for folder, _, files in os.walk(target)
+        for file in files
+    )
+    if free < needed:
+        raise UserError(
+            f"unpacking {name} into {target} takes {needed / 1e9:.2f} GB, but the disk has room "
+            f"for {free / 1e9:.2f} GB only"
+        )

@@ -1,0 +1,159 @@
+"""A loopback server of photos with every fault that the internet has to offer."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+
+
+class PhotoServer:
+    """Serves `photos` (name to bytes) below `/images/I/`, and faults below their own names.
+
+    `/404/…`, `/429/…` (once, with Retry-After, then the photo), `/503/…` (twice), `/down/…`
+    (always 503), `/slow/…` (longer than anyone waits), `/truncated/…` (fewer bytes than
+    announced), `/cut/…` (half a photo, well announced), `/html/…`, `/page/…` (a page that says it
+    is a photo), `/loop/…`, `/private/…` (redirects to `private`), `/moved/…` (to the photo),
+    `/file/…` (to a file:// address), `/pixel/…`, `/empty/…`, `/huge/…`, `/reset/…`.
+    """
+
+    def __init__(self, photos: dict[str, bytes], private: str = "http://10.0.0.1/") -> None:
+        self.photos, self.private = photos, private
+        self.requests: Counter[str] = Counter()
+        self.times: dict[str, list[float]] = {}
+        self.connections = 0
+        self.port = 0
+        self.delay, self.slow = 0.0, 3.0
+
+    def photo(self, path: str) -> bytes:
+        """As Amazon's servers do, a photo is there in all sizes; `exact/…` is in one only."""
+        name = PurePosixPath(path).name
+        if "/exact/" in path:
+            return self.photos.get(f"exact/{name}", b"")
+        return self.photos.get(re.sub(r"\._\w+_?\.", ".", name), b"")
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+
+PIXEL = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00,\x00"
+    b"\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+)
+
+
+@contextmanager
+def running(server: PhotoServer) -> Iterator[PhotoServer]:
+    """The server, on a free port."""
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            with lock:
+                server.connections += 1
+            super().setup()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def answer(self, body: bytes, kind: str = "image/jpeg", status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def redirect(self, place: str) -> None:
+            self.send_response(302)
+            self.send_header("Location", place)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            with lock:
+                server.requests[self.path] += 1
+                seen = server.requests[self.path]
+                server.times.setdefault(self.path, []).append(time.monotonic())
+            if server.delay:
+                time.sleep(server.delay)
+            parts = PurePosixPath(self.path).parts
+            photo = server.photo(self.path)
+            fault = parts[1] if len(parts) > 1 else ""
+            try:
+                self.faulty(fault, photo, seen)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+        def faulty(self, fault: str, photo: bytes, seen: int) -> None:
+            if fault == "images" and photo:
+                self.answer(photo)
+            elif fault == "429" and seen == 1:
+                self.send_response(429)
+                self.send_header("Retry-After", "1")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif (fault == "503" and seen <= 2) or fault == "down":
+                self.answer(b"busy", "text/plain", 503)
+            elif fault in ("429", "503"):
+                self.answer(photo)
+            elif fault == "slow":
+                time.sleep(server.slow)
+                self.answer(photo)
+            elif fault in ("truncated", "reset"):
+                self.send_response(200)
+                self.send_header("Content-Type", "image/jpeg")
+                self.send_header("Content-Length", str(len(photo)))
+                self.end_headers()
+                self.wfile.write(photo[: len(photo) // 2])
+                if fault == "reset":
+                    off = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # linger on, 0 s: RST, not FIN
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
+                self.close_connection = True
+            elif fault == "cut":
+                self.answer(photo[: len(photo) // 2])
+            elif fault == "html":
+                self.answer(b"<html>sorry</html>", "text/html; charset=utf-8")
+            elif fault == "page":
+                self.answer(b"<!DOCTYPE html><html>sorry</html>")
+            elif fault == "loop":
+                self.redirect(self.path)
+            elif fault == "private":
+                self.redirect(server.private)
+            elif fault == "file":
+                self.redirect("file:///etc/passwd")
+            elif fault == "moved":
+                self.redirect("/images/I/" + PurePosixPath(self.path).name)
+            elif fault == "pixel":
+                self.answer(PIXEL, "image/gif")
+            elif fault == "empty":
+                self.answer(b"")
+            elif fault == "huge":
+                self.answer(photo + b"\0" * 3_000_000)
+            else:
+                self.answer(b"no such photo", "text/plain", 404)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
+        def handle_error(self, *_: object) -> None:
+            pass
+
+    listening = Server(("127.0.0.1", 0), Handler)
+    server.port = listening.server_address[1]
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        listening.shutdown()
+        listening.server_close()

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.dataset_creation_steps.mean_cosines import (
+    MEANS,
+    PairCounts,
+    cut,
+    mean_cosines,
+    threshold_name,
+    write_means,
+)
+from dataset.dataset_creation_steps.snapshots import PHOTOS, snapshot_file, write_snapshot
+from visual_search.errors import UserError
+
+
+def photos(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
+    columns = {
+        "asin": [asin for asin, _, _ in rows],
+        "role": [role for _, role, _ in rows],
+        "url": [f"u{n}" for n in range(len(rows))],
+        "vector": [vector for _, _, vector in rows],
+        "reason": [None if vector else "gone" for _, _, vector in rows],
+    }
+    return pa.table(columns, schema=PHOTOS)
+
+
+def test_a_case_by_hand() -> None:
+    table = photos(
+        [
+            ("a", "product", [1.0, 0.0]),
+            ("a", "product", [0.0, 1.0]),
+            ("a", "product", None),
+            ("a", "user", [0.6, 0.8]),
+            ("a", "user", [1.0, 0.0]),
+            ("b", "product", [1.0, 0.0]),  # no buyer's photo
+            ("c", "user", [1.0, 0.0]),  # none of the shop's
+            ("d", "product", [0.0, 1.0]),
+            ("d", "user", [0.0, -1.0]),
+        ]
+    )
+    found = PairCounts()
+    means = mean_cosines(table, found).to_pylist()
+    assert [(row["url"], round(row["mean_cosine"], 6), row["pairs"]) for row in means] == [
+        ("u0", 0.8, 2),
+        ("u1", 0.4, 2),
+        ("u3", 0.7, 2),
+        ("u4", 0.5, 2),
+        ("u7", -1.0, 1),
+        ("u8", -1.0, 1),
+    ]
+    assert found.counts == {
+        "photos without an embedding": 1,
+        "photos with an embedding": 8,
+        "products without a counterpart": 2,
+        "products compared": 2,
+        "pairs": 5,
+    }
+    assert found.histogram.sum() == 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_as_plain_loops_give_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[str, str, list[float] | None]] = []
+    for product in range(rng.integers(1, 6)):
+        for role in ("product", "user"):
+            for _ in range(rng.integers(0, 4)):
+                drawn = rng.normal(size=5)
+                unit = (drawn / np.linalg.norm(drawn)).tolist()
+                rows.append((f"p{product}", role, unit if rng.random() > 0.2 else None))
+    expected = {}
+    for number, (asin, role, vector) in enumerate(rows):
+        others = [v for a, r, v in rows if a == asin and r != role and v is not None]
+        if vector is not None and others:
+            cosines = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in others]
+            expected[f"u{number}"] = sum(cosines) / len(cosines)
+    if not rows:
+        return
+    found = mean_cosines(photos(rows), PairCounts())
+    got = dict(zip(found["url"].to_pylist(), found["mean_cosine"].to_pylist(), strict=True))
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_cut_is_above_and_drops_photos_left_alone() -> None:
+    columns = [["a", "a", "b", "b", "b"], ["product", "user"] * 2 + ["user"], list("12345")]
+    means = pa.table([*columns, [0.5, 0.7, 0.51, 0.6, 0.4], [1] * 5], schema=MEANS)
+    assert cut(means, 0.5, 2)["url"].to_pylist() == ["3", "4"]
+    assert cut(means, 0.5, 1)["url"].to_pylist() == ["2", "3", "4"]
+    assert cut(means, 0.9, 1).num_rows == 0
+
+
+def test_the_table_is_made_once_for_the_same_snapshots(tmp_path: Path) -> None:
+    paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(2)]
+    for number, path in enumerate(paths):
+        rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
+        write_snapshot(path, photos(list(rows)), "source")
+    output = tmp_path / "means.parquet"
+    first = write_means(paths, output)
+    assert first is not None
+    assert first.counts["pairs"] == 2
+    assert write_means(paths, output) is None
+    write_snapshot(paths[1], photos([("q", "product", [1.0, 0.0]), ("q", "user", [0.0, 1.0])]), "x")
+    again = write_means(paths, output)
+    assert again is not None
+    assert again.counts["pairs"] == 2
+
+
+def test_a_snapshot_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet_00000.embeddings"
+    path.write_bytes(b"not arrow")
+    with pytest.raises(UserError, match=r"x\.parquet_00000\.embeddings is not a readable snapshot"):
+        write_means([path], tmp_path / "means.parquet")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name"), [(0.5, "05"), (0.6, "06"), (0.55, "055"), (0.0, "00"), (-0.5, "minus05")]
+)
+def test_names_of_thresholds(threshold: float, name: str) -> None:
+    assert threshold_name(threshold) == name

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dataset.dataset_creation_steps.packing import pack
+from dataset.dataset_creation_steps.prepare_training_set import LEAKS, prepare_training_set
+from tests.dataset.dataset_creation_steps.conftest import jpeg
+from visual_search.errors import UserError
+from visual_search.leak_record import unchecked
+
+
+def noise(seed: int) -> Image.Image:
+    """A photo that no other resembles."""
+    import numpy as np
+
+    values = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Twelve photos of four products; means from 0.45 up."""
+    folder = tmp_path / "images_mean_50k"
+    (folder / "000").mkdir(parents=True)
+    rows = []
+    for n in range(12):
+        noise(n).save(folder / "000" / f"{n:02d}.jpg", quality=95)
+        rows.append([f"000/{n:02d}.jpg", f"B{n // 3}", 0.45 + 0.03 * n])
+    table = tmp_path / "images_mean_50k.parquet"
+    pd.DataFrame(rows, columns=["image_path", "label", "mean_cosine"]).to_parquet(table)
+    return table
+
+
+def paths(file: Path) -> list[str]:
+    return [Path(path).stem for path in pd.read_csv(file)["image_path"]]
+
+
+def test_each_threshold_has_its_table(store: Path, tmp_path: Path) -> None:
+    made = prepare_training_set(store, tmp_path, [0.5, 0.6], [])
+    assert [table.path.name for table in made] == [
+        "amazon_review_mean_05_full_images.csv",
+        "amazon_review_mean_06_full_images.csv",
+    ]
+    # 0 and 1 are below 0.5, and 2 is left alone; 3 to 5 are below 0.6 (0.6 itself is not above).
+    assert paths(made[0].path) == [f"{n:02d}" for n in range(3, 12)]
+    assert paths(made[1].path) == [f"{n:02d}" for n in range(6, 12)]
+    assert (made[0].photos, made[0].labels) == (9, 3)
+
+
+def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "development_test_data"
+    (judged / "gallery").mkdir(parents=True)
+    # One photo smaller and compressed harder, one as it is, one of something else.
+    noise(7).resize((64, 64)).save(judged / "gallery" / "a.jpg", quality=60)
+    noise(10).save(judged / "gallery" / "b.jpg", quality=95)
+    noise(99).save(judged / "gallery" / "c.jpg")
+    lines = [f"{n},gallery/{x}.jpg,{n}" for n, x in enumerate("abc")]
+    (judged / "gallery.csv").write_text("\n".join(["seller_img_id,img_path,product_id", *lines]))
+    made = prepare_training_set(store, tmp_path, [0.5], [judged])
+    assert paths(made[0].path) == ["03", "04", "05", "06", "08", "09", "11"]
+    leaks = pd.read_csv(tmp_path / LEAKS)
+    assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
+    assert unchecked([made[0].path], [judged / "gallery.csv"]) == []
+
+
+def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no product has 2 photos above 0\.9"):
+        prepare_training_set(store, tmp_path, [0.9], [])
+    with pytest.raises(UserError, match="neither a csv file nor a folder"):
+        prepare_training_set(store, tmp_path, [0.5], [tmp_path / "none"])
+    with pytest.raises(UserError, match="does not exist"):
+        prepare_training_set(tmp_path / "none.parquet", tmp_path, [0.5], [])
+
+
+def test_packed_twice_gives_the_same_bytes_and_old_parts_go(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    (root / "000").mkdir(parents=True)
+    names = [f"000/{n}.jpg" for n in range(20)]
+    for n, name in enumerate(names):
+        (root / name).write_bytes(jpeg(n, 0))
+    stem = tmp_path / "images_1.tar"
+    small = pack(root, names, stem, 5_000)
+    assert [path.name for path in small[:3]] == [f"images_1.tar.parta{x}" for x in "abc"]
+    first = b"".join(path.read_bytes() for path in small)
+    large = pack(root, reversed(names), stem, 20_000)
+    assert len(large) < len(small)
+    assert sorted(tmp_path.glob("images_1.tar.part*")) == large
+    assert b"".join(path.read_bytes() for path in large) == first
+
+
+def test_a_photo_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "a.jpg").write_bytes(jpeg(0, 0))
+    (before,) = pack(root, ["a.jpg"], tmp_path / "x.tar", 1_000_000)
+    data = before.read_bytes()
+    with pytest.raises(UserError, match="run download_images"):
+        pack(root, ["a.jpg", "b.jpg"], tmp_path / "x.tar", 1_000_000)
+    assert before.read_bytes() == data
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_part_size_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be above 0"):
+        pack(tmp_path, [], tmp_path / "x.tar", 0)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset import check_table
+from dataset.check_table import main, problems
+from dataset.prepare_dataset import prepare
+from dataset.sources import NAMES
+from tests.conftest import PROJECT, draw_product, write_csv
+from tests.dataset import layouts
+from visual_search.common_table import read_common_table
+from visual_search.errors import UserError, exit_with_sentence
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for letter in "abcdefgh":
+        draw_product(1, 1, 40).save(tmp_path / f"{letter}.png")
+    return tmp_path
+
+
+def found(file: Path, **options: str) -> list[tuple[int, str]]:
+    return [(problem.line, problem.column) for problem in problems(file, **options)]  # type: ignore[arg-type]
+
+
+COLUMNS = [
+    "file_name",
+    "label",
+    "title",
+    "bbox",
+    "width",
+    "height",
+    "evaluation_status",
+    "is_test",
+    "hash",
+    "fold",
+]
+
+
+def test_every_problem_with_its_line(folder: Path) -> None:
+    rows = [
+        ["a.png", "x", "", "1,2,30,20", 40, 40, "train", 0, "0123456789abcDEF", -1],
+        ["", "x", "", "", 40, 40, "", 0, "", 0],
+        ["c.png", " ", "with\na line break", "", 40, 40, "", 0, "", 1],
+        ["d.png", "x", "", "1,2,3", 40, 40, "", 0, "", -3],
+        ["e.png", "x", "", "0,0,0,5", 40, "tall", "probe", 2, "xyz", "one"],
+        ["f.png", "x", "", "20,0,21,5", 40, 40, "", 0, "", 0],
+        ["g.png", "x", "", "-1,0,5,5", 40, 40, "", 0, "", 0],
+        ["h.png", "x", "", "0,0,40,40", 40, 40, "", 0, "", 0],
+        ["i.png", "x", "", "0,0,40,40", 40, 40, "", 0, "", 0],
+    ]
+    file = write_csv(folder / "dataset_info.csv", COLUMNS, rows)
+    text = file.read_text().replace("d.png", "\nd.png", 1)  # an empty line before line 6
+    file.write_text(text)
+    expected = [
+        (3, "file_name"),
+        (4, "label"),
+        (7, "bbox"),
+        (7, "fold"),
+        *((8, name) for name in ("bbox", "evaluation_status", "fold", "hash", "height", "is_test")),
+        (9, "bbox"),
+        (10, "bbox"),
+        (12, "file_name"),
+    ]
+    assert found(file) == expected
+    assert found(file, files="all") == expected
+    assert found(file, files="none") == expected[:-1]
+    # Reading for training stops at the first of the first column, on the same line.
+    with pytest.raises(UserError, match=r"line 3: file_name is ''; it must not be empty$"):
+        read_common_table(file)
+    good = [row for row in rows if row[0] in ("a.png", "f.png")]
+    write_csv(file, COLUMNS, good)
+    with pytest.raises(UserError, match="line 3: bbox is '20,0,21,5'; it must lie within"):
+        read_common_table(file)
+
+
+def test_lines_agree_with_the_csv_module_in_chunks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cells of several lines, wherever the chunks end."""
+    monkeypatch.setattr(check_table, "ROWS_AT_ONCE", 7)
+    rows = [["a.png", "" if n % 5 == 3 else "x", "t\n" * (n % 3)] for n in range(60)]
+    file = write_csv(folder / "dataset_info.csv", ["file_name", "label", "title"], rows)
+    lines, before = [], 0
+    with file.open(newline="") as handle:
+        reader = csv.reader(handle)
+        for row in reader:
+            if row[1] == "":
+                lines.append(before + 1)
+            before = reader.line_num
+    assert found(file) == [(line, "label") for line in lines]
+
+
+def test_sizes_are_compared_and_broken_photos_found_on_demand(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"")
+    rows = [["a.png", "x", 40, 41], ["b.png", "x", 40, 40], ["c.png", "x", 40, 40]]
+    file = write_csv(folder / "t.csv", ["file_name", "label", "width", "height"], rows)
+    assert found(file) == []
+    listed = list(problems(file, files="all"))
+    assert [(problem.line, problem.column) for problem in listed] == [
+        (2, "width"),
+        (3, "file_name"),
+    ]
+    assert listed[0].what == "is 40 x 41, but the photo has 40 x 40"
+    assert "0 bytes" in listed[1].what
+
+
+def test_a_sample_is_spread_over_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_table, "SAMPLE", 10)
+    names = ["a.png"] * 50 + ["missing.png"] * 50
+    file = write_csv(folder / "t.csv", ["image_path", "label"], [[name, "x"] for name in names])
+    assert len(found(file)) == 5
+
+
+def test_the_challenges_tables(dev_folder: Path) -> None:
+    assert found(dev_folder / "gallery.csv") == []
+    assert found(dev_folder / "queries.csv") == []
+    text = (dev_folder / "queries.csv").read_text()
+    (dev_folder / "queries.csv").write_text(text.replace("2,2,58,58", "2,2,x,0", 1))
+    assert found(dev_folder / "queries.csv") == [(2, "bbox_h"), (2, "bbox_w")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("photo,label\na.png,x\n", "needs the photos' paths"),
+        ("file_name,image_path,label\na,a,a\n", "needs the photos' paths"),
+        ("file_name,class\na.png,x\n", "no column label"),
+        ("img_path,user_img_id\na.png,1\n", "no column bbox_x"),
+        ("file_name,label\n", "lists no photo"),
+        ('file_name,label\n"a.png,x\n', "not a readable csv"),
+    ],
+)
+def test_what_is_no_table(folder: Path, text: str, words: str) -> None:
+    (folder / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        found(folder / "t.csv")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_prepared_table_is_right(name: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    layouts.BUILDERS[name](tmp_path / "source")
+    table = prepare(name, tmp_path / "out", [tmp_path / "source"]).table
+    assert found(table, files="all") == []
+
+
+def test_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_csv(folder / "t.csv", ["file_name", "label"], [["a.png", "x"], ["z.png", ""]])
+    monkeypatch.setattr(sys, "argv", ["check_table.py", str(file)])
+    with pytest.raises(SystemExit) as caught:
+        exit_with_sentence(main)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
+        f"{file} line 3: file_name is 'z.png'; the file does not exist",
+        f"{file} line 3: label is ''; it must not be empty",
+    ]
+    assert f"error: {file} has 2 problems" in output.err
+    draw_product(1, 1).save(folder / "z.png")
+    write_csv(file, ["file_name", "label"], [["a.png", "x"], ["z.png", "x"]])
+    done = subprocess.run(
+        [sys.executable, "dataset/check_table.py", str(file)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "nothing is wrong" in done.stdout

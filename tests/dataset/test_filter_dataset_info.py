@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.filter_dataset_info import draw_groups, filter_table
+from tests.conftest import draw_product, write_csv
+from visual_search.deduplication import find_removals
+from visual_search.errors import UserError
+
+COLUMNS = ["file_name", "label", "width", "height", "is_test", "hash"]
+
+
+def table(folder: Path, rows: list[tuple[str, str, int, int, int, int]]) -> Path:
+    cells = [(*row[:5], f"{row[5]:016x}") for row in rows]
+    return write_csv(folder / "dataset_info.csv", COLUMNS, cells)
+
+
+def bits(*places: int) -> int:
+    return sum(1 << place for place in places)
+
+
+def test_the_rule_by_hand(tmp_path: Path) -> None:
+    """At 2 bits: b is the largest; a and d are near it; c is near a only, which goes: c stays."""
+    file = table(
+        tmp_path,
+        [
+            ("a", "cup", 10, 10, 0, bits(0, 1)),
+            ("b", "cup", 30, 10, 0, bits()),
+            ("c", "cup", 10, 10, 0, bits(0, 1, 2, 3)),
+            ("d", "cup", 20, 10, 0, bits(9)),
+            ("e", "cup", 10, 10, 0, bits(0, 1, 2, 3)),
+            ("f", "lamp", 10, 10, 0, bits()),
+            ("g", "cup", 10, 10, 1, bits()),
+        ],
+    )
+    kept, removals = filter_table(file, dedup=True, threshold=2)
+    assert kept["file_name"].tolist() == ["b", "c", "f", "g"]
+    assert [tuple(removal) for removal in removals] == [
+        ("a", "cup", "near-duplicate", "b", 2),
+        ("d", "cup", "near-duplicate", "b", 1),
+        ("e", "cup", "near-duplicate", "c", 0),
+    ]
+    across, _ = filter_table(file, dedup=True, threshold=2, across_classes=True)
+    assert across["file_name"].tolist() == ["b", "c", "g"]
+
+
+def test_the_nearest_kept_photo_is_named(tmp_path: Path) -> None:
+    file = table(
+        tmp_path,
+        [
+            ("far", "cup", 50, 50, 0, bits(0, 1, 2)),
+            ("near", "cup", 40, 40, 0, bits(10, 11, 12)),
+            ("gone", "cup", 10, 10, 0, bits(10)),
+        ],
+    )
+    _, removals = filter_table(file, dedup=True, threshold=4)
+    assert [(r.file_name, r.duplicate_of, r.distance) for r in removals] == [("gone", "near", 2)]
+
+
+def test_the_rule_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 2**64, 80, dtype=np.uint64)[rng.integers(0, 80, 400)]
+    turned = np.uint64(1) << rng.integers(0, 64, (400, 5)).astype(np.uint64)
+    hashes ^= np.bitwise_or.reduce(turned, axis=1)
+    pixels, groups = rng.integers(1, 5, 400), rng.integers(0, 3, 400)
+    kept: list[int] = []
+    expected = []
+    for i in sorted(range(400), key=lambda i: (-pixels[i], i)):
+        near = [
+            (int(hashes[i] ^ hashes[k]).bit_count(), -pixels[k], k)
+            for k in kept
+            if groups[k] == groups[i] and int(hashes[i] ^ hashes[k]).bit_count() <= 8
+        ]
+        if near:
+            expected.append((i, min(near)[2], min(near)[0]))
+        else:
+            kept.append(i)
+    found = find_removals(hashes, pixels, groups, 8)
+    columns = (found.removed.tolist(), found.duplicate_of.tolist(), found.distance.tolist())
+    assert list(zip(*columns, strict=True)) == sorted(expected)
+    assert expected
+
+
+def test_sizes(tmp_path: Path) -> None:
+    file = table(
+        tmp_path,
+        [("a", "x", 10, 90, 0, 0), ("b", "x", 50, 50, 0, 0), ("c", "x", 50, 120, 0, 0)],
+    )
+    kept, removals = filter_table(file, min_size=20, max_size=100)
+    assert kept["file_name"].tolist() == ["b"]
+    assert [removal.reason for removal in removals] == ["a side below 20 px", "a side above 100 px"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos, a smaller copy of each under an odd name, and a cut one; no hashes yet."""
+    rows = []
+    for product in range(3):
+        image = draw_product(product, product, 160)
+        copy = f'copy\nof {product}, "it\'s" ü.jpg'
+        image.save(tmp_path / f"{product}.png")
+        image.resize((100, 100), Image.Resampling.BICUBIC).save(tmp_path / copy, quality=90)
+        rows += [(copy, "x", 100, 100, 0), (f"{product}.png", "x", 160, 160, 0)]
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
+    rows.append(("cut.png", "x", 160, 160, 0))
+    return write_csv(tmp_path / "dataset_info.csv", COLUMNS[:5], rows)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_the_command_removes_copies_whatever_their_names(project: Path, photos: Path) -> None:
+    """A stray line break in a name once kept every duplicate in a table like this."""
+    done = subprocess.run(
+        [
+            *(sys.executable, str(project / "dataset/filter_dataset_info.py")),
+            *("--dataset_info", str(photos), "--dedup", "--contact-sheet"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=photos.parent,
+    )
+    folder = photos.parent
+    kept = [row["file_name"] for row in read(folder / "dataset_info_filtered.csv")]
+    assert kept == ["0.png", "1.png", "2.png"]
+    removed = read(folder / "dataset_info_removed.csv")
+    copies = [f'copy\nof {product}, "it\'s" ü.jpg' for product in range(3)]
+    assert [row["file_name"] for row in removed] == [*copies, "cut.png"]
+    assert [row["duplicate_of"] for row in removed] == ["0.png", "1.png", "2.png", ""]
+    assert removed[3]["reason"].startswith("unreadable")
+    assert "next: python dataset/get_kfold_split.py" in done.stdout
+    with Image.open(folder / "dataset_info_duplicates.jpg") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    green = (pixels[..., 1] > 100) & (pixels[..., 0] < 60) & (pixels[..., 2] < 60)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)
+    assert green.sum() > 3 * 1000  # a frame round each of the three kept photos
+    assert red.sum() > 3 * 1000
+
+
+def test_twice_the_same_answer(photos: Path) -> None:
+    first, second = (filter_table(photos, dedup=True) for _ in range(2))
+    assert first[0].equals(second[0])
+    assert first[1] == second[1]
+
+
+def test_a_photo_with_two_boxes_is_one_photo(tmp_path: Path) -> None:
+    header = [*COLUMNS, "bbox"]
+    rows = [
+        ("a", "x", 9, 9, 0, "0" * 16, "0,0,4,4"),
+        ("a", "x", 9, 9, 0, "0" * 16, "4,4,4,4"),
+        ("b", "x", 5, 5, 0, "0" * 16, "0,0,4,4"),
+        ("b", "x", 5, 5, 0, "0" * 16, "1,1,3,3"),
+    ]
+    file = write_csv(tmp_path / "info.csv", header, rows)
+    kept, removals = filter_table(file, dedup=True)
+    assert kept["file_name"].tolist() == ["a", "a"]
+    assert [removal.duplicate_of for removal in removals] == ["a", "a"]
+
+
+def test_many_groups_make_pages_and_old_pages_go(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw_product(1, 1).save(tmp_path / name)
+    rows = [(f"{i:03}", "x", 9, 9, 0, 1) for i in range(2)]
+    file = table(tmp_path, rows)
+    _, removals = filter_table(file, dedup=True)
+    many = [removals[0]._replace(duplicate_of=str(i)) for i in range(30)]
+    target = tmp_path / "info_duplicates.jpg"
+    assert draw_groups(file, many, target) == (30, 30)
+    assert (tmp_path / "info_duplicates_2.jpg").is_file()
+    assert draw_groups(file, removals, target) == (1, 1)
+    assert not (tmp_path / "info_duplicates_2.jpg").exists()
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "t.csv", COLUMNS, [("a", "x", 9, 9, 0, "xyz")])
+    with pytest.raises(UserError, match=r"t\.csv line 2: hash is 'xyz'"):
+        filter_table(file, dedup=True)
+    file = write_csv(tmp_path / "t.csv", ["file_name", "label"], [("a", "x")])
+    with pytest.raises(UserError, match="no column 'width'"):
+        filter_table(file, dedup=True)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import write_csv
+from visual_search.errors import UserError
+from visual_search.leak_record import fingerprint, record, record_path, unchecked, warning
+from visual_search.leaks import find_leaks, list_photos
+from visual_search.main_arcface import main
+
+
+def scene(seed: int) -> Image.Image:
+    """A picture with something of every frequency, so that hashes of two of them are far apart."""
+    rng = np.random.default_rng(seed)
+    image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    return image.resize((160, 160), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> tuple[Path, Path]:
+    """A training table of Amazon pairs whose photos 3 and 5 are copies of queries 0 and 1."""
+    for folder in ("train", "queries"):
+        (tmp_path / folder).mkdir()
+    for i in range(8):
+        scene(i).save(tmp_path / "train" / f"{i}.png")
+    for query, source in enumerate((3, 5, 20, 21)):
+        scene(source).resize((90, 90)).save(tmp_path / "queries" / f"{query}.jpg", quality=85)
+    train = write_csv(
+        tmp_path / "pairs.csv",
+        ["image_path", "label"],
+        [(f"train/{i}.png", i) for i in range(8)],
+    )
+    test = write_csv(
+        tmp_path / "queries.csv",
+        ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"],
+        [(i, f"queries/{i}.jpg", 0, 0, 9, 9, i) for i in range(4)],
+    )
+    return train, test
+
+
+def run(project: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(project / "dataset/find_leaks.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) -> None:
+    train, test = shared
+    done = run(project, "--train", train, "--test", test)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 evaluation photos are near-duplicates" in done.stdout
+    with (train.parent / "leaks.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    pairs = {(Path(row["test_photo"]).name, Path(row["train_photo"]).name) for row in rows}
+    assert pairs == {("0.jpg", "3.png"), ("1.jpg", "5.png")}
+    assert all(int(row["distance"]) <= 10 and row["cosine"] == "" for row in rows)
+    with Image.open(train.parent / "leaks.jpg") as sheet:
+        assert sheet.width > 2 * 150
+        assert sheet.height > 2 * 150
+    assert not unchecked([train], [test])
+    notes = json.loads(record_path(train).read_text())
+    assert [(note["pairs"], note["evaluation_photos"]) for note in notes] == [(2, 2)]
+    # The training table without them: nothing is found, and the old picture goes.
+    clean = [(f"train/{i}.png", i) for i in range(8) if i not in (3, 5)]
+    write_csv(train, ["image_path", "label"], clean)
+    assert unchecked([train], [test]) == [(train, test)]
+    done = run(project, "--train", train, "--test", test)
+    assert "no leak" in done.stdout
+    assert not (train.parent / "leaks.jpg").exists()
+    assert not unchecked([train], [test])
+
+
+def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
+    train, test = (
+        list_photos(file, None, side) for file, side in zip(shared, (True, False), strict=True)
+    )
+    asked: list[tuple[str, str]] = []
+
+    def cosines(first: list[Path], second: list[Path]) -> np.ndarray:
+        asked.extend(zip((p.name for p in first), (p.name for p in second), strict=True))
+        return np.array([0.95 if path.name == "0.jpg" else 0.4 for path in first])
+
+    leaks = find_leaks(train, test, 10, cosines, 0.9, progress=False)  # type: ignore[arg-type]
+    assert sorted(asked) == [("0.jpg", "3.png"), ("1.jpg", "5.png")]
+    confirmed = {Path(leak.test_photo).name: leak.confirmed for leak in leaks}
+    assert confirmed == {"0.jpg": True, "1.jpg": False}
+
+
+def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
+    lists = write_csv(tmp_path / "train.csv", ["name", "class"], [("1.png", 0), ("2.png", 0)])
+    assert [path.name for path in list_photos(lists, None, True).paths] == ["1.png", "2.png"]
+    header = ["file_name", "label", "is_test", "hash"]
+    both = write_csv(
+        tmp_path / "dataset_info.csv",
+        header,
+        [("no/such.png", "x", 0, f"{7:016x}"), ("no/other.png", "x", 1, f"{9:016x}")],
+    )
+    sides = [list_photos(both, None, trains) for trains in (True, False)]
+    assert [side.hashes.tolist() for side in sides] == [[7], [9]]
+    leaks = find_leaks(sides[0], sides[1], 4, progress=False)
+    assert [(Path(leak.train_photo).name, leak.distance) for leak in leaks] == [("such.png", 3)]
+    folds = write_csv(
+        tmp_path / "folds.csv",
+        ["file_name", "label", "fold", "hash"],
+        [("a", "x", 0, f"{1:016x}"), ("b", "x", 1, f"{2:016x}"), ("c", "x", -1, f"{3:016x}")],
+    )
+    assert list_photos(folds, None, True, fold=1).hashes.tolist() == [1, 3]
+    assert list_photos(folds, None, False, fold=1).hashes.tolist() == [2]
+    wrong = write_csv(tmp_path / "wrong.csv", ["photo"], [("a",)])
+    with pytest.raises(UserError, match="has none of the columns"):
+        list_photos(wrong, None, True)
+    absent = write_csv(tmp_path / "absent.csv", ["image_path", "label"], [("a.png", "x")])
+    with pytest.raises(UserError, match="not one photo"):
+        list_photos(absent, None, True)
+
+
+def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
+    train, other, gallery, queries = (tmp_path / name for name in "abcd")
+    for path in (train, other, gallery, queries):
+        path.write_text(path.name)
+    words = warning([train, other], [gallery, queries])
+    assert f"--train {train} {other} --test {gallery} {queries}" in words
+    for test in (gallery, queries):
+        record(train, test, {})
+        record(other, test, {})
+    assert warning([train, other], [gallery, queries]) == ""
+    queries.write_text("changed")
+    assert unchecked([train, other], [gallery, queries]) == [(train, queries), (other, queries)]
+    record(train, queries, {})
+    assert unchecked([train], [gallery, queries]) == []
+    record_path(train).write_text("{not json")
+    assert len(unchecked([train], [gallery, queries])) == 2
+    assert fingerprint(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_training_warns_until_somebody_looked(
+    product10k_folder: Path,
+    dev_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    looked: bool,
+) -> None:
+    if looked:
+        for name in ("gallery.csv", "queries.csv"):
+            record(product10k_folder / "train.csv", dev_folder / name, {})
+    values = {
+        "dataset": {
+            "product10k": {"train_valid_root": str(product10k_folder)},
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 32,
+            "batch_size": 6,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        "train": {"epochs": 1},
+    }
+    (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
+    arguments = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]
+    monkeypatch.setattr(sys, "argv", ["main_arcface", *map(str, arguments)])
+    main()
+    warned = "warning: nobody has looked yet" in capsys.readouterr().out
+    assert warned is not looked
+    report = (tmp_path / "runs" / "run" / "report.html").read_text(encoding="utf-8")
+    assert ("nobody has looked yet" in report) is not looked

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset import get_train_test_split
+from dataset.get_kfold_split import parse_arguments, write_folds
+from tests.conftest import draw_product, write_csv
+from visual_search.errors import UserError
+from visual_search.training_tables import read_training_table
+
+HEADER = ["file_name", "label", "width", "height", "is_test"]
+
+
+def table_of(folder: Path, sizes: dict[str, int], test: dict[str, int] | None = None) -> Path:
+    """`label: photos` that train, and that test."""
+    rows = [
+        [f"{label}/{photo}_{is_test}.jpg", label, 64, 48, is_test]
+        for is_test, part in ((0, sizes), (1, test or {}))
+        for label, photos in part.items()
+        for photo in range(photos)
+    ]
+    return write_csv(folder / "dataset_info.csv", HEADER, rows)
+
+
+def test_the_three_files(tmp_path: Path) -> None:
+    file = table_of(tmp_path, {"a": 10, "b": 5, "c": 7}, test={"a": 2, "z": 3})
+    before = file.read_bytes()
+    written = write_folds(file)
+    assert list(written) == ["folds.csv", "folds_train_only.csv", "folds_test_only.csv"]
+    source = pd.read_csv(file)
+    folds, train, test = (pd.read_csv(tmp_path / name) for name in written)
+    for part in (folds, train, test):
+        assert list(part.columns) == [*HEADER, "fold"]
+        pd.testing.assert_frame_equal(part[HEADER[:4]], source[HEADER[:4]])
+    # Test rows always test; the others are spread.
+    assert folds["fold"][source["is_test"] == 1].tolist() == [-2] * 5
+    spread = folds[source["is_test"] == 0]
+    assert set(spread["fold"]) == {0, 1, 2, 3, 4}
+    counts = pd.crosstab(spread["label"], spread["fold"])
+    assert sorted(map(sorted, counts.to_numpy().tolist())) == [
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 2, 2],
+        [2, 2, 2, 2, 2],
+    ]
+    assert set(train["fold"]) == {-1}
+    assert set(train["is_test"]) == {0}
+    assert set(test["fold"]) == {-2}
+    assert set(test["is_test"]) == {1}
+    assert file.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_training_reads_the_three_files_as_they_are_meant(tmp_path: Path) -> None:
+    file = table_of(tmp_path, {"a": 6, "b": 4}, test={"c": 2})
+    for name in pd.read_csv(file)["file_name"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw_product(0, 0, 20).save(tmp_path / name)
+    write_folds(file, k=2)
+    assert len(read_training_table(tmp_path / "folds.csv")) == 10
+    assert len(read_training_table(tmp_path / "folds.csv", fold=1)) == 5
+    assert len(read_training_table(tmp_path / "folds_train_only.csv")) == 12
+    with pytest.raises(UserError, match="all of its 12 rows are test rows"):
+        read_training_table(tmp_path / "folds_test_only.csv")
+
+
+def test_a_query_gallery_protocol_is_kept(tmp_path: Path) -> None:
+    rows = [["a.jpg", "x", "train"], ["b.jpg", "x", "train"], ["c.jpg", "y", "query"]]
+    rows += [["d.jpg", "y", "gallery"], ["e.jpg", "z", ""]]
+    file = write_csv(tmp_path / "info.csv", ["file_name", "label", "evaluation_status"], rows)
+    folds, train, test = write_folds(file, k=2).values()
+    assert folds["fold"][2:4].tolist() == [-2, -2]
+    assert sorted(folds["fold"][[0, 1, 4]]) in ([0, 0, 1], [0, 1, 1])
+    assert folds["evaluation_status"].tolist() == [row[2] for row in rows]
+    assert train["evaluation_status"].tolist() == ["train"] * 5
+    assert test["evaluation_status"].tolist() == ["test", "test", "query", "gallery", "test"]
+
+
+def test_fixed_rows_of_an_earlier_split_stay(tmp_path: Path) -> None:
+    rows = [[f"{i}.jpg", "x", fold] for i, fold in enumerate((-1, -2, 0, 1, 2, 0, 1))]
+    file = write_csv(tmp_path / "folds.csv", ["file_name", "label", "fold"], rows)
+    folds = write_folds(file, k=5, save_name="again")["again.csv"]["fold"].tolist()
+    assert folds[:2] == [-1, -2]
+    assert sorted(folds[2:]) == [0, 1, 2, 3, 4]
+
+
+def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
+    file = table_of(tmp_path, {"a": 30, "b": 9, "c": 2})
+    first = write_folds(file, random_seed=1)["folds.csv"]
+    pd.testing.assert_frame_equal(first, write_folds(file, random_seed=1)["folds.csv"])
+    assert not first.equals(write_folds(file, random_seed=2)["folds.csv"])
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    values = parse_arguments(["--dataset_info", "x.csv"])
+    assert (values.k, values.random_seed, values.save_name) == (5, 28, "folds")
+    assert values.split_type is None
+    values = get_train_test_split.parse_arguments(["--dataset_info", "x.csv"])
+    assert (values.split_type, values.random_seed) == ("freq", 28)
+    assert (values.min_n_samples, values.max_n_samples) == (3, 50)
+    assert (values.test_ratio, values.min_freq) == (0.1, 10)
+
+
+def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_csv(tmp_path / "i.csv", ["file_name", "label", "is_test"], [["a.jpg", "x", 0]])
+    with pytest.raises(UserError, match="--k is 5, but there are only 1 photos"):
+        write_folds(file)
+    with pytest.raises(UserError, match="--save_name 'a/b' must be a plain file name"):
+        write_folds(file, save_name="a/b")
+    file.write_text("file_name,label,is_test\na.jpg,x,0\nb.jpg,,0\n")
+    with pytest.raises(UserError, match=r"i\.csv line 3: label is ''; it must not be empty"):
+        write_folds(file)
+    file.write_text("file_name,label,is_test\na.jpg,x,0\nb.jpg,x,0\nc.jpg,x,maybe\n")
+    with pytest.raises(UserError, match=r"i\.csv line 4: is_test is 'maybe'; write 0 or 1"):
+        write_folds(file)
+    file.write_text("name,label\na.jpg,x\n")
+    with pytest.raises(UserError, match="one of the columns 'image_path'"):
+        write_folds(file)
+    with pytest.raises(UserError, match=r"nothing\.csv does not exist"):
+        write_folds(tmp_path / "nothing.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["i.csv"]
+    with pytest.raises(SystemExit):
+        parse_arguments(["--dataset_info", "x.csv", "--random_seed", "-3"])
+    assert "'-3' is not a whole number of 0 or above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["get_kfold_split.py", "get_train_test_split.py"])
+def test_both_commands_split_by_classes(script: str, project: Path, tmp_path: Path) -> None:
+    file = table_of(tmp_path, {"few": 2, "some": 3, "more": 50, "many": 51})
+    command = [sys.executable, f"dataset/{script}", "--dataset_info", str(file)]
+    done = subprocess.run(
+        [*command, "--split_type", "minmax"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "dataset_train.csv: 53 photos of 2 classes" in done.stdout
+    assert "dataset_test.csv: 53 photos of 2 classes" in done.stdout
+    assert "next: train with" in done.stdout
+    assert not (tmp_path / "folds.csv").exists()
+
+
+def test_folds_from_the_command_line(project: Path, tmp_path: Path) -> None:
+    file = table_of(tmp_path, {"a": 4, "b": 2, "c": 2}, test={"a": 1})
+    command = [sys.executable, str(project / "dataset/get_kfold_split.py")]
+    command += ["--dataset_info", file.name, "--k", "2", "--save_name", "halves", "--whole_classes"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "halves.csv: 9 photos; fold -2: 1, fold 0: 4, fold 1: 4" in done.stdout
+    assert "halves_train_only.csv: 9 photos, fold -1" in done.stdout
+    assert "halves_test_only.csv: 9 photos, fold -2" in done.stdout
+    folds = pd.read_csv(tmp_path / "halves.csv").query("fold >= 0")
+    assert folds.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
+    failed = subprocess.run(
+        [*command, "--k", "9"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: --k is 9")

@@ -1,0 +1,304 @@
+"""The command: archives as they are offered, nested ones, downloads, and the training on it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from dataset import downloading
+from dataset.prepare_dataset import main, prepare
+from dataset.sources import NAMES
+from dataset.sources.layout import DataSet, Download
+from dataset.sources.registry import DATA_SETS
+from tests.conftest import PROJECT, draw_product, write_csv
+from tests.dataset import layouts
+from visual_search.dataset_info import MOST_BROKEN_AT_THE_START
+from visual_search.errors import UserError, exit_with_sentence
+
+
+def archived(archive: Path, folder: Path, *names: str) -> None:
+    """Some files and folders of a folder as a zip or tar file; they are moved into it."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        assert (folder / name).exists()
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as handle:
+            for name in names:
+                for path in sorted([folder / name, *(folder / name).rglob("*")]):
+                    handle.write(path, path.relative_to(folder))
+    else:
+        mode = "w:gz" if archive.suffix in (".gz", ".tgz") else "w"
+        with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
+            for name in names:
+                tar.add(folder / name, name)
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def offered_sop(built: Path, to: Path) -> None:
+    archived(to / "Stanford_Online_Products.zip", built, "Stanford_Online_Products")
+
+
+def offered_cars(built: Path, to: Path) -> None:
+    shutil.move(built / "cars196" / "cars_annos.mat", to)
+    archived(to / "car_ims.tgz", built / "cars196", "car_ims")
+
+
+def offered_cub(built: Path, to: Path) -> None:
+    archived(to / "CUB_200_2011.tgz", built, "CUB_200_2011", "attributes.txt")
+
+
+def offered_inshop(built: Path, to: Path) -> None:
+    """img.zip lies within the folder that one downloads, beside the lists."""
+    archived(to / "In-shop" / "Img" / "img.zip", built / "Img", "img")
+    for name in ("Anno", "Eval"):
+        shutil.move(built / name, to / "In-shop")
+
+
+def offered_aliproducts(built: Path, to: Path) -> None:
+    """Ten parts, each with photos of both folders: here two."""
+    for number, label in enumerate(("00001", "50029")):
+        names = [f"train/{label}", f"val/{label}"]
+        archived(to / f"train_val.part{number}.tar.gz", built, *names)
+    for name in ("train.json", "val.json", "product_tree.json"):
+        shutil.move(built / name, to)
+
+
+def offered_rp2k(built: Path, to: Path) -> None:
+    archived(to / "rp2k_dataset.zip", built, "all")
+
+
+def offered_products10k(built: Path, to: Path) -> None:
+    for part, table in (("train", "train.csv"), ("test", "test_kaggletest.csv")):
+        archived(to / f"{part}.zip", built, part)
+        shutil.move(built / table, to)
+
+
+def offered_met(built: Path, to: Path) -> None:
+    for name in ("MET", "test_met", "test_other", "test_noart"):
+        archived(to / f"{name}.tar.gz", built, name)
+    archived(
+        to / "ground_truth.tar.gz", built / "ground_truth", *everything(built / "ground_truth")
+    )
+
+
+def offered_hnm(built: Path, to: Path) -> None:
+    name = "h-and-m-personalized-fashion-recommendations.zip"
+    archived(to / name, built, *everything(built))
+
+
+def offered_finefood(built: Path, to: Path) -> None:
+    for name in ("Train", "Val"):
+        archived(to / f"{name}.tar", built, name)
+    shutil.move(built / "label", to)
+
+
+def offered_shopee(built: Path, to: Path) -> None:
+    archived(to / "shopee-product-matching.zip", built, *everything(built))
+
+
+def offered_inaturalist_2021(built: Path, to: Path) -> None:
+    for part in ("train", "val"):
+        archived(to / f"{part}.tar.gz", built, part)
+        archived(to / f"{part}.json.tar.gz", built, f"{part}.json")
+
+
+OFFERED: dict[str, Callable[[Path, Path], None]] = {
+    name: globals()[f"offered_{name}"] for name in NAMES
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_archives_as_they_are_offered(name: str, tmp_path: Path) -> None:
+    """A folder of archives gives the same rows as the unpacked data set, and stays as it is."""
+    built, offer, expected = (tmp_path / part for part in ("built", "offer", "expected"))
+    for folder in (built, offer):
+        folder.mkdir()
+    layouts.BUILDERS[name](built)
+    prepare(name, expected, [built])
+    OFFERED[name](built, offer)
+    shutil.rmtree(built)
+    before = sorted(offer.rglob("*"))
+    prepare(name, tmp_path / "out", [offer])
+    assert sorted(offer.rglob("*")) == before
+    tables = [
+        pd.read_csv(folder / "dataset_info.csv", dtype=str, keep_default_na=False)
+        for folder in (expected, tmp_path / "out")
+    ]
+    for table in tables:
+        # Up to the folder that it lies in now.
+        table["file_name"] = table["file_name"].str.split("/").str[-3:].str.join("/")
+    columns = [column for column in tables[0] if column != "file_name"]
+    assert tables[0][columns].equals(tables[1][columns])
+    for one, other in zip(tables[0]["file_name"], tables[1]["file_name"], strict=True):
+        assert Path(one).name == Path(other).name
+    for file in pd.read_csv(tmp_path / "out" / "dataset_info.csv")["file_name"]:
+        assert (tmp_path / "out" / file).is_file()
+    # A second time nothing is unpacked.
+    record = (tmp_path / "out" / ".unpacked.json").read_bytes()
+    prepare(name, tmp_path / "out", [offer])
+    assert (tmp_path / "out" / ".unpacked.json").read_bytes() == record
+
+
+def test_an_archive_within_an_archive(tmp_path: Path) -> None:
+    layouts.inshop(tmp_path)
+    archived(tmp_path / "Img" / "img.zip", tmp_path / "Img", "img")
+    archived(tmp_path / "deepfashion.zip", tmp_path, "Img", "Eval", "Anno")
+    done = prepare("inshop", tmp_path / "out", [tmp_path / "deepfashion.zip"])
+    assert sum(done.rows.values()) == 12
+
+
+def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> None:
+    """All twelve in one run whose single step has every photo that trains."""
+    tables, photos = [], 0
+    for name in NAMES:
+        folder = tmp_path / name
+        folder.mkdir()
+        layouts.BUILDERS[name](folder)
+        done = prepare(name, tmp_path / "tables" / name, [folder])
+        photos += done.rows["train"]
+        tables.append({"file": str(done.table)})
+    config = {
+        "dataset": {
+            "product10k": {"use": False},
+            "tables": tables,
+            "dev_set": {"eval_root": str(dev_folder)},
+            "input_size": 32,
+            "batch_size": photos,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        "train": {"epochs": 1},
+    }
+    (tmp_path / "phase.yml").write_text(yaml.safe_dump(config))
+    command = ["--config", str(tmp_path / "phase.yml"), "--runs", str(tmp_path / "runs")]
+    done_training = subprocess.run(
+        [sys.executable, "-m", "visual_search.main_arcface", *command, "--name", "all"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done_training.returncode == 0, done_training.stderr
+    run = tmp_path / "runs" / "all"
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if line["kind"] == "epoch"] == [1]
+    classes = json.loads((run / "classes.json").read_text())
+    assert {name.partition("/")[0] for name in classes} == set(NAMES)
+    held_out = {"cars/99", "cub/101", "sop/4", "inshop/id_00000003"}
+    assert not held_out & set(classes)
+
+
+def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    layouts.products10k(source)
+    (source / "train" / "3.jpg").write_bytes(b"")
+    cut = (source / "train" / "4.jpg").read_bytes()
+    (source / "train" / "4.jpg").write_bytes(cut[:-60])
+    (source / "test" / "101.jpg").write_text("<html>")
+    quick = prepare("products10k", tmp_path / "quick", [source])
+    assert (quick.rows["train"], quick.rows["test"], len(quick.broken)) == (8, 2, 2)
+    thorough = prepare("products10k", tmp_path / "thorough", [source], verify=True)
+    assert (thorough.rows["train"], thorough.rows["test"], len(thorough.broken)) == (7, 2, 3)
+    side = pd.read_csv(tmp_path / "thorough" / "broken_photos.csv")
+    assert [Path(name).name for name in side["file_name"]] == ["3.jpg", "4.jpg", "101.jpg"]
+    # Mended, the list goes.
+    for name in ("train/3.jpg", "train/4.jpg", "test/101.jpg"):
+        draw_product(1, 1).save(source / name)
+    prepare("products10k", tmp_path / "quick", [source])
+    assert not (tmp_path / "quick" / "broken_photos.csv").exists()
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    layouts.inshop(source)
+    (source / "Img" / "img" / "WOMEN" / "Dresses" / "id_00000001" / "01_1_front.jpg").unlink()
+    command = ["--dataset", "inshop", "--save_path", str(tmp_path / "out"), "--source", str(source)]
+    done = subprocess.run(
+        [sys.executable, "dataset/prepare_dataset.py", *command],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "11 photos (5 train, 2 query, 4 gallery), 4 labels" in done.stdout
+    assert "1 photos are left out" in done.stdout
+    assert "check_table.py" in done.stdout
+
+    for arguments, words in (
+        (["hnm", str(tmp_path / "out")], "from https://www.kaggle.com/competitions/h-and-m"),
+        (["hnm", str(tmp_path / "out"), "--source", "nowhere"], "nowhere does not exist"),
+        (["hnm", str(source / "out"), "--source", str(source)], "must stay as it is"),
+        (["hnm", str(tmp_path / "out"), "--source", str(source)], "articles.csv was not found"),
+        (["sop", str(tmp_path / "out"), "--part", "val"], "sop has none"),
+    ):
+        name, out, *rest = arguments
+        command = ["prepare_dataset.py", "--dataset", name, "--save_path", out, *rest]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            exit_with_sentence(main)
+        assert caught.value.code == 2
+        assert words in capsys.readouterr().err
+
+
+def test_without_a_source_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    layouts.cub(built)
+    offered_cub(built, tmp_path)
+    asked: list[Download] = []
+
+    def fetched(wanted: Download, folder: Path, page: str) -> Path:
+        asked.append(wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(tmp_path / wanted.name, folder))
+
+    monkeypatch.setattr(downloading, "download", fetched)
+    done = prepare("cub", tmp_path / "out")
+    assert sum(done.rows.values()) == 8
+    assert [wanted.url for wanted in asked] == [
+        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+    ]
+
+
+def test_downloads_are_archives_that_the_reader_knows() -> None:
+    def known(data_set: DataSet, wanted: Download) -> bool:
+        return any(Path(wanted.name).match(pattern) for pattern in data_set.archives)
+
+    for data_set in DATA_SETS.values():
+        assert all(known(data_set, wanted) for wanted in data_set.downloads)
+        for wanted in data_set.downloads:
+            assert len(wanted.md5) in (0, 32)
+            assert len(wanted.sha256) in (0, 64)
+
+
+def test_photos_that_are_all_missing_stop_the_work_early(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "train").mkdir(parents=True)
+    rows = [(f"{n}.jpg", n, 0) for n in range(5 * MOST_BROKEN_AT_THE_START)]
+    write_csv(source / "train.csv", ["name", "class", "group"], rows)
+    with pytest.raises(UserError, match="none of the first 1000 photos can be read"):
+        prepare("products10k", tmp_path / "out", [source])
+    assert not (tmp_path / "out" / "dataset_info.csv").exists()

@@ -1,0 +1,380 @@
+"""Each public data set in its true layout: rows, split rule, labels, boxes and protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset.prepare_dataset import prepare
+from dataset.sources import NAMES
+from dataset.sources.registry import DATA_SETS
+from tests.dataset import layouts
+from visual_search.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "download"
+    folder.mkdir()
+    return folder
+
+
+def table_of(name: str, source: Path, **options: object) -> pd.DataFrame:
+    prepare(name, source.parent / "out", [source], **options)  # type: ignore[arg-type]
+    table = pd.read_csv(
+        source.parent / "out" / "dataset_info.csv", dtype=str, keep_default_na=False
+    )
+    for file in table["file_name"]:
+        assert (source.parent / "out" / file).is_file()
+    assert set(table["width"]) == set(table["height"]) == {str(layouts.SIDE)}
+    return table
+
+
+def counts(table: pd.DataFrame, *columns: str) -> dict[tuple[str, ...], int]:
+    return dict(Counter(table[list(columns)].itertuples(index=False, name=None)))
+
+
+def test_every_name_has_a_reader_and_a_fixture() -> None:
+    assert tuple(DATA_SETS) == tuple(layouts.BUILDERS) == NAMES
+    for data_set in DATA_SETS.values():
+        assert data_set.page.startswith("http")
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source: Path) -> None:
+    layouts.BUILDERS[name](source)
+    before = state(source)
+    table = table_of(name, source)
+    assert state(source) == before
+    assert table["label"].str.startswith(f"{name}/").all()
+    assert not table["file_name"].duplicated().any()
+    expected = ["file_name", "label", *DATA_SETS[name].columns, "width", "height", "is_test"]
+    assert sorted(table.columns) == sorted(expected)
+    # No photo is copied.
+    assert not list((source.parent / "out").rglob("*.jpg"))
+
+
+def test_sop(source: Path) -> None:
+    layouts.sop(source)
+    table = table_of("sop", source)
+    assert counts(table, "label", "is_test") == {
+        **{(f"sop/{label}", "0"): 2 for label in (1, 2, 3)},
+        **{(f"sop/{label}", "1"): 2 for label in (4, 5)},
+    }
+    assert table["file_name"][0] == (
+        "../download/Stanford_Online_Products/bicycle_final/111085122871_0.JPG"
+    )
+
+
+@pytest.mark.parametrize("build", [layouts.cars, layouts.cars_devkit, layouts.cars_csv])
+def test_cars_splits_by_class_whatever_half_a_photo_is_from(
+    build: Callable[[Path], None], source: Path
+) -> None:
+    build(source)
+    table = table_of("cars", source)
+    assert counts(table, "label", "is_test") == {
+        **{(f"cars/{label}", "0"): 2 for label in (1, 97, 98)},
+        **{(f"cars/{label}", "1"): 2 for label in (99, 196)},
+    }
+    assert set(table["bbox"]) == {"5,7,40,50"}
+    assert table["title"][0] == "Maker Model/1 Sedan 2012"
+
+
+def test_cars_needs_the_classes_of_the_test_half(source: Path) -> None:
+    layouts.cars_devkit(source)
+    labelled = source / "cars_test_annos_withlabels.mat"
+    labelled.rename(source / "cars_test_annos.mat")
+    assert len(table_of("cars", source)) == 10  # the name alone says nothing
+    record = {"bbox_x1": 1, "bbox_x2": 2, "bbox_y1": 1, "bbox_y2": 2, "fname": "1.jpg"}
+    layouts.save_struct(source / "cars_test_annos.mat", [record])
+    with pytest.raises(UserError, match="cars_test_annos_withlabels"):
+        table_of("cars", source)
+
+
+def test_cub_splits_by_class_and_its_boxes_are_no_corners(source: Path) -> None:
+    layouts.cub(source)
+    table = table_of("cub", source)
+    assert counts(table, "label", "is_test") == {
+        **{(f"cub/{label}", "0"): 2 for label in (1, 100)},
+        **{(f"cub/{label}", "1"): 2 for label in (101, 200)},
+    }
+    assert set(table["bbox"]) == {"6,8,30,40"}
+    assert set(table["title"]) == {"Black footed Albatross"}
+
+
+def test_inshop_keeps_queries_and_gallery_apart(source: Path) -> None:
+    layouts.inshop(source)
+    table = table_of("inshop", source)
+    assert counts(table, "label", "evaluation_status", "is_test") == {
+        ("inshop/id_00000001", "train", "0"): 3,
+        ("inshop/id_00000002", "train", "0"): 3,
+        **{
+            (f"inshop/id_0000000{item}", status, "1"): number
+            for item in (3, 4)
+            for status, number in (("query", 1), ("gallery", 2))
+        },
+    }
+    assert set(table["bbox"]) == {"10,12,30,40"}
+
+
+def test_inshop_with_the_large_photos_only_has_no_boxes(source: Path) -> None:
+    layouts.inshop(source)
+    (source / "Img" / "img").rename(source / "Img" / "img_highres")
+    table = table_of("inshop", source)
+    assert set(table["bbox"]) == {""}
+    assert table["file_name"].str.contains("Img/img_highres/WOMEN").all()
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_aliproducts(lists: bool, source: Path) -> None:
+    layouts.aliproducts(source)
+    if not lists:
+        for name in ("train", "val"):
+            (source / f"{name}.json").unlink()
+    else:
+        layouts.photo(source / "train" / "00001" / "not_listed.jpg", 1, 9)
+    assert counts(table_of("aliproducts", source), "label", "is_test") == {
+        (f"aliproducts/{label}", test): number
+        for label in ("00001", "50029")
+        for test, number in (("0", 3), ("1", 1))
+    }
+
+
+def test_rp2k(source: Path) -> None:
+    layouts.rp2k(source)
+    assert counts(table_of("rp2k", source), "label", "is_test") == {
+        (f"rp2k/{label}", test): number
+        for label in ("12大三元", "乌苏啤酒 500ml")
+        for test, number in (("0", 3), ("1", 1))
+    }
+
+
+def test_products10k_reads_columns_by_name(source: Path) -> None:
+    layouts.products10k(source)
+    table = table_of("products10k", source)
+    assert counts(table, "label", "is_test") == {
+        (f"products10k/{label}", test): number
+        for label in range(3)
+        for test, number in (("0", 3), ("1", 1))
+    }
+    assert table["file_name"].iloc[-1] == "../download/test/102.jpg"
+
+
+def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
+    layouts.met(source)
+    table = table_of("met", source)
+    assert counts(table, "evaluation_status", "is_test") == {("train", "0"): 6, ("query", "1"): 5}
+    exhibits = table[table["evaluation_status"] == "train"]
+    queries = table[table["evaluation_status"] == "query"]
+    assert set(exhibits["label"]) == {"met/7", "met/449", "met/80001"}
+    assert queries["label"].isin(exhibits["label"]).tolist() == [True, False, True, False, False]
+    assert not queries["label"].duplicated().any()
+    for part, number in (("val", 2), ("test", 3)):
+        one = table_of("met", source, part=part)
+        assert (one["evaluation_status"] == "query").sum() == number
+    with pytest.raises(UserError, match="val and test"):
+        table_of("met", source, part="train")
+
+
+def test_met_without_the_distractors_photos(source: Path) -> None:
+    layouts.met(source)
+    shutil.rmtree(source / "test_noart")
+    table = table_of("met", source)
+    assert (table["evaluation_status"] == "query").sum() == 3
+    # `MET/MET/7/0.jpg` is what some mirrors unpack to.
+    (source / "MET").rename(source / "inner")
+    (source / "MET").mkdir()
+    (source / "inner").rename(source / "MET" / "MET")
+    assert "../download/MET/MET/7/0.jpg" in set(table_of("met", source)["file_name"])
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_hnm_has_products_of_several_articles(zeros: bool, source: Path) -> None:
+    layouts.hnm(source)
+    if not zeros:  # as a spreadsheet saves it
+        text = (source / "articles.csv").read_text()
+        (source / "articles.csv").write_text(text.replace("\n01", "\n1").replace(",01", ",1"))
+    table = table_of("hnm", source)
+    assert counts(table, "label", "is_test") == {("hnm/0108775", "0"): 3, ("hnm/0110065", "0"): 2}
+    assert set(table["title"]) == {"Strap top", "OP T-shirt (Idro)"}
+    broken = pd.read_csv(source.parent / "out" / "broken_photos.csv")
+    assert broken["file_name"].tolist() == ["../download/images/011/0110065051.jpg"]
+    assert "does not exist" in broken["reason"][0]
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_finefood(lists: bool, source: Path) -> None:
+    layouts.finefood(source)
+    if not lists:
+        shutil.rmtree(source / "label")
+    assert counts(table_of("finefood", source), "label", "is_test") == {
+        (f"finefood/{label}", test): number
+        for label in (0, 1, 999)
+        for test, number in (("0", 3), ("1", 1))
+    }
+
+
+def test_shopee_keeps_titles(source: Path) -> None:
+    layouts.shopee(source)
+    table = table_of("shopee", source)
+    assert counts(table, "label", "title", "is_test") == {
+        (f"shopee/{group}", f'Paper Bag Victoria Secret, "{group}"', "0"): 3
+        for group in (249114794, 2937985045)
+    }
+
+
+def test_inaturalist(source: Path) -> None:
+    layouts.inaturalist_2021(source)
+    assert counts(table_of("inaturalist_2021", source), "label", "title", "is_test") == {
+        (f"inaturalist_2021/{label}", title, test): number
+        for label, title in ((2912, "Western Honey Bee"), (9985, "Rosa canina"))
+        for test, number in (("0", 3), ("1", 1))
+    }
+
+
+Damage = Callable[[Path], object]
+
+
+def edited(path: Path, old: str, new: str, count: int = 1) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, count), encoding="utf-8")
+
+
+def truncated(path: Path, share: float = 0.6) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+ROOT_SOP, ROOT_CUB = "Stanford_Online_Products", "CUB_200_2011"
+CASES: list[tuple[str, Damage, str]] = [
+    ("sop", lambda f: (f / ROOT_SOP / "Ebay_test.txt").unlink(), "Ebay_test.txt was not found"),
+    ("sop", lambda f: edited(f / ROOT_SOP / "Ebay_train.txt", "id path", "id file"), "line 1"),
+    (
+        "sop",
+        lambda f: edited(f / ROOT_SOP / "Ebay_train.txt", "\n2 1 1 ", "\n2 1 "),
+        "line 3 has 3",
+    ),
+    (
+        "sop",
+        lambda f: shutil.rmtree(f / ROOT_SOP / "bicycle_final"),
+        "bicycle_final/ was not found",
+    ),
+    ("cars", lambda f: truncated(f / "cars196" / "cars_annos.mat"), "not a readable .mat"),
+    ("cars", lambda f: (f / "cars196" / "cars_annos.mat").unlink(), "cars_train_annos.mat was not"),
+    (
+        "cub",
+        lambda f: edited(f / ROOT_CUB / "bounding_boxes.txt", "30.0", "wide"),
+        "line 1: the box",
+    ),
+    (
+        "cub",
+        lambda f: edited(f / ROOT_CUB / "image_class_labels.txt", "2 1\n", ""),
+        "line 2: photo 2",
+    ),
+    ("cub", lambda f: edited(f / ROOT_CUB / "image_class_labels.txt", "2 1\n", "2 x\n"), "line 2"),
+    ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", "12", "13"), "announces 13"),
+    ("inshop", lambda f: truncated(f / "Anno/list_bbox_inshop.txt"), "list_bbox_inshop.txt"),
+    ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", " query", " probe"), "'probe'"),
+    ("inshop", lambda f: edited(f / "Anno/list_bbox_inshop.txt", "040", "x"), "line 3: the box"),
+    ("aliproducts", lambda f: truncated(f / "train.json"), "train.json is damaged near character"),
+    ("aliproducts", lambda f: edited(f / "val.json", "class_id", "class"), "lacks class_id"),
+    ("rp2k", lambda f: shutil.rmtree(f / "all" / "test"), "all/test/ was not found"),
+    ("products10k", lambda f: edited(f / "train.csv", "class", "label"), "no column 'class'"),
+    ("products10k", lambda f: edited(f / "train.csv", "4.jpg,1", "4.jpg"), "line 6 has 2 cells"),
+    (
+        "products10k",
+        lambda f: edited(f / "train.csv", "4.jpg,1", "4.jpg,"),
+        "line 6: class is empty",
+    ),
+    ("met", lambda f: edited(f / "ground_truth/MET_database.json", '"path"', '"file"'), "entry 1"),
+    ("met", lambda f: truncated(f / "ground_truth/testset.json"), "testset.json is damaged"),
+    ("hnm", lambda f: (f / "articles.csv").unlink(), "articles.csv was not found"),
+    (
+        "finefood",
+        lambda f: edited(f / "label/val_finetune.txt", "a.jpg 1\n", "a.jpg\n"),
+        "line 2 has",
+    ),
+    ("shopee", lambda f: (f / "train.csv").write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
+    (
+        "inaturalist_2021",
+        lambda f: edited(f / "val.json", '"image_id": 1000', '"image_id": 7'),
+        "1000",
+    ),
+    ("inaturalist_2021", lambda f: truncated(f / "train.json", 0.9), "it is cut off"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "words"), CASES, ids=lambda value: str(value)[:40])
+def test_damaged_and_missing_lists_are_one_sentence(
+    name: str, damage: Damage, words: str, source: Path
+) -> None:
+    layouts.BUILDERS[name](source)
+    damage(source)
+    with pytest.raises(UserError) as caught:
+        table_of(name, source)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (source.parent / "out" / "dataset_info.csv").exists()
+
+
+def test_a_box_without_area_costs_its_photo_only(source: Path) -> None:
+    layouts.inshop(source)
+    edited(source / "Anno/list_bbox_inshop.txt", "040", "010")
+    done = prepare("inshop", source.parent / "out", [source])
+    assert sum(done.rows.values()) == 11
+    assert "no part of its box (10, 12, 0, 40)" in done.broken.reasons[0][1]
+
+
+def test_each_archive_was_unpacked_into_a_folder_of_its_own(source: Path) -> None:
+    layouts.aliproducts(source)
+    for label in ("00001", "50029"):
+        for part in ("train", "val"):
+            (source / f"unpacked{label}" / part).mkdir(parents=True)
+            (source / part / label).rename(source / f"unpacked{label}" / part / label)
+    for part in ("train", "val"):
+        (source / part).rmdir()
+    with_lists = table_of("aliproducts", source)
+    assert len(with_lists) == 8
+    for part in ("train", "val"):
+        (source / f"{part}.json").unlink()
+    assert set(table_of("aliproducts", source)["file_name"]) == set(with_lists["file_name"])
+
+
+def test_an_archive_of_an_unknown_name_is_pointed_out(source: Path) -> None:
+    (source / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"if it is in .*archive\.zip, name that with --source"):
+        table_of("shopee", source)
+
+
+def test_lists_on_another_place_than_the_photos(source: Path, tmp_path: Path) -> None:
+    """MET.tar.gz was unpacked onto one disk, the lists onto another."""
+    layouts.met(source)
+    elsewhere = tmp_path / "lists"
+    elsewhere.mkdir()
+    (source / "ground_truth").rename(elsewhere / "ground_truth")
+    done = prepare("met", tmp_path / "out", [source, elsewhere])
+    assert sum(done.rows.values()) == 11
+    assert os.path.isfile(tmp_path / "out" / "dataset_info.csv")
+
+
+def test_categories_are_found_whatever_the_order_of_the_ids(source: Path) -> None:
+    layouts.inaturalist_2021(source)
+    content = json.loads((source / "train.json").read_text())
+    content["images"].reverse()
+    content["annotations"].sort(key=lambda item: item["id"] * 7 % 11)
+    (source / "train.json").write_text(json.dumps(content))
+    table = table_of("inaturalist_2021", source)
+    for name, label in zip(table["file_name"], table["label"], strict=True):
+        assert f"/0{label.rpartition('/')[2]}_" in name

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset.splits import (
+    class_folds,
+    frequency_test_classes,
+    minmax_test_classes,
+    places_within,
+    stratified_folds,
+)
+from visual_search.errors import UserError
+
+SEEDS = st.integers(0, 2**32 - 1)
+CLASSES = st.lists(st.integers(0, 9), min_size=8, max_size=120).map(
+    lambda numbers: np.unique(numbers, return_inverse=True)[1]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(classes=CLASSES, k=st.integers(2, 8), seed=SEEDS)
+def test_every_fold_has_its_share_of_every_class(classes: np.ndarray, k: int, seed: int) -> None:
+    folds = stratified_folds(classes, k, seed)
+    assert set(folds.tolist()) == set(range(k))
+    spread = [np.bincount(folds[classes == c], minlength=k) for c in np.unique(classes)]
+    for counts in (*spread, np.bincount(folds, minlength=k)):
+        assert counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(folds, stratified_folds(classes, k, seed))
+
+
+def test_a_class_is_as_evenly_spread_as_by_scikit_learn() -> None:
+    selection = pytest.importorskip("sklearn.model_selection")
+    classes = np.repeat(np.arange(30), np.arange(5, 35))
+    theirs = np.empty(len(classes), dtype=int)
+    splitter = selection.StratifiedKFold(5, shuffle=True, random_state=1)
+    for fold, (_, rows) in enumerate(splitter.split(classes, classes)):
+        theirs[rows] = fold
+    ours = stratified_folds(classes, 5, 1)
+    for c in range(30):
+        photos = [
+            sorted(Counter(folds[classes == c].tolist()).values()) for folds in (ours, theirs)
+        ]
+        assert photos[0] == photos[1]
+
+
+def test_which_photos_of_a_class_meet_in_a_fold_depends_on_the_seed() -> None:
+    classes = np.zeros(40, dtype=int)
+    partners: Counter[int] = Counter()
+    for seed in range(300):
+        folds = stratified_folds(classes, 4, seed)
+        partners.update(np.flatnonzero(folds == folds[0]).tolist())
+    # Photo 0 shares its fold with each other one in 9 of 39 draws: 69 of 300.
+    assert all(30 < partners[photo] < 115 for photo in range(1, 40))
+
+
+@settings(max_examples=100, deadline=None)
+@given(classes=CLASSES, k=st.integers(2, 4), seed=SEEDS)
+def test_whole_classes_stay_together(classes: np.ndarray, k: int, seed: int) -> None:
+    if len(np.unique(classes)) < k:
+        with pytest.raises(UserError, match="classes to spread"):
+            class_folds(classes, k, seed)
+        return
+    folds = class_folds(classes, k, seed)
+    home = {c: set(folds[classes == c].tolist()) for c in np.unique(classes)}
+    assert all(len(found) == 1 for found in home.values())
+    classes_of_fold = Counter(found.pop() for found in home.values())
+    assert max(classes_of_fold.values()) - min(classes_of_fold[f] for f in range(k)) <= 1
+    # There and back: no fold is ahead of another by more than the largest class.
+    photos = np.bincount(folds, minlength=k)
+    assert photos.max() - photos.min() <= np.bincount(classes).max()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=90).map(np.array),
+    ratio=st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.99]),
+    min_classes=st.integers(1, 20),
+    seed=SEEDS,
+)
+def test_a_share_of_every_large_frequency_bin_tests(
+    sizes: np.ndarray, ratio: float, min_classes: int, seed: int
+) -> None:
+    expected = {}
+    for size, number in Counter(sizes.tolist()).items():
+        share = min(math.ceil(round(ratio * number, 6)), number - 1)
+        expected[size] = 0 if number < min_classes else share
+    if not any(expected.values()):
+        with pytest.raises(UserError, match="lower --min_freq"):
+            frequency_test_classes(sizes, ratio, min_classes, seed)
+        return
+    tests = frequency_test_classes(sizes, ratio, min_classes, seed)
+    found = Counter(sizes[tests].tolist())
+    assert {size: found[size] for size in expected} == expected
+    again = frequency_test_classes(sizes, ratio, min_classes, seed)
+    np.testing.assert_array_equal(tests, again)
+
+
+def test_shares_are_rounded_up_but_not_for_the_last_bit() -> None:
+    assert math.ceil(0.07 * 100) == 8  # the trap
+    assert frequency_test_classes(np.full(100, 4), 0.07, 10, 0).sum() == 7
+    assert frequency_test_classes(np.full(70, 4), 0.1, 10, 0).sum() == 7
+    assert frequency_test_classes(np.full(71, 4), 0.1, 10, 0).sum() == 8
+
+
+def test_every_class_of_a_bin_gets_its_turn() -> None:
+    draws = [frequency_test_classes(np.full(20, 4), 0.1, 10, seed) for seed in range(400)]
+    drawn = np.sum(draws, axis=0)
+    # Each of 20 classes tests in a tenth of 400 draws.
+    assert drawn.sum() == 800
+    assert drawn.min() >= 15
+    assert drawn.max() <= 70
+
+
+def test_minmax_takes_both_ends_into_the_training() -> None:
+    tests = minmax_test_classes(np.array([2, 3, 20, 50, 51, 1]), 3, 50)
+    assert tests.tolist() == [True, False, False, False, True, True]
+    with pytest.raises(UserError, match="no class has 30 to 40 photos, so that none is left to tr"):
+        minmax_test_classes(np.array([2, 3, 50]), 30, 40)
+    with pytest.raises(
+        UserError, match="every class has 2 to 50 photos, so that none is left to t"
+    ):
+        minmax_test_classes(np.array([2, 3, 50]), 2, 50)
+    with pytest.raises(UserError, match="--min_n_samples 5 is above --max_n_samples 4"):
+        minmax_test_classes(np.array([2, 3, 50]), 5, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(classes=CLASSES, seed=SEEDS)
+def test_places_within_a_group_are_a_shuffle_of_it(classes: np.ndarray, seed: int) -> None:
+    found = defaultdict(list)
+    for group, place in zip(classes.tolist(), places_within(classes, seed).tolist(), strict=True):
+        found[group].append(place)
+    assert all(sorted(places) == list(range(len(places))) for places in found.values())
+
+
+def test_impossible_folds_are_refused() -> None:
+    with pytest.raises(UserError, match="--k is 1; there must be at least 2"):
+        stratified_folds(np.zeros(9, dtype=int), 1, 0)
+    with pytest.raises(UserError, match="--k is 5, but there are only 3 photos"):
+        stratified_folds(np.zeros(3, dtype=int), 5, 0)
+    with pytest.raises(UserError, match="only 2 classes"):
+        class_folds(np.array([0, 0, 1, 1, 1]), 3, 0)
+    for ratio in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="--test_ratio"):
+            frequency_test_classes(np.full(20, 4), ratio, 10, 0)
+
+
+def test_a_million_photos_of_100_000_classes() -> None:
+    """Seconds; a mask over the photos for each class would take hours."""
+    classes = np.random.default_rng(0).integers(0, 100_000, 1_000_000)
+    folds = stratified_folds(classes, 5, 0)
+    table = np.zeros((100_000, 5), dtype=int)
+    np.add.at(table, (classes, folds), 1)
+    assert (table.max(axis=1) - table.min(axis=1)).max() <= 1

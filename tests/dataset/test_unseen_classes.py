@@ -1,0 +1,148 @@
+"""From a folder to a score on classes that training never saw, as a user does it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dataset import filter_dataset_info, find_leaks, generate_dataset_info, get_kfold_split
+from tests.conftest import draw_product, write_csv
+from tests.visual_search.test_dev_tables import naive_scores
+from visual_search import main_arcface, main_evaluate
+from visual_search.checkpoint import load_checkpoint, plain_state
+from visual_search.errors import UserError
+from visual_search.images import ImageItem, load_pixels
+from visual_search.model import rebuild_embedder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six classes of four photos, three of two, and one of one; one photo is there twice."""
+    folder = tmp_path / "photos"
+    for product in range(10):
+        (folder / f"kind{product % 2}" / f"p{product}").mkdir(parents=True)
+        for photo in range(4 if product < 6 else 2 if product < 9 else 1):
+            image = draw_product(product, photo)
+            image.save(folder / f"kind{product % 2}" / f"p{product}" / f"{photo}.png")
+    draw_product(6, 0).save(folder / "kind0" / "p6" / "copy.png")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    assert callable(main)
+    main()
+
+
+def train(monkeypatch: pytest.MonkeyPatch, runs: Path, *options: str) -> None:
+    run(
+        monkeypatch,
+        main_arcface.main,
+        *("--name", "unseen", "--runs", str(runs), "--overwrite", "true"),
+        *("--dataset.product10k.use", "false", "--dataset.input_size", "32"),
+        *("--dataset.batch_size", "8", "--dataset.augmentations", "flip"),
+        *("--dataset.num_workers", "0", "--backbone.name", "timm/test_efficientnet"),
+        *("--backbone.weights", "none", "--train.epochs", "1", "--optim.head_lr", "0.01"),
+        *options,
+    )
+
+
+def test_from_a_folder_to_a_score_on_classes_that_never_trained(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tables = tmp_path / "tables"
+    run(
+        monkeypatch,
+        generate_dataset_info.main,
+        *("--dataset_path", str(photos), "--save_path", str(tables), "--hashes"),
+    )
+    info = tables / "dataset_info.csv"
+    run(
+        monkeypatch,
+        filter_dataset_info.main,
+        *("--dataset_info", str(info), "--dedup", "--threshold", "0"),
+    )
+    filtered = tables / "dataset_info_filtered.csv"
+    run(
+        monkeypatch,
+        get_kfold_split.main,
+        *("--dataset_info", str(filtered), "--split_type", "minmax"),
+    )
+    train_table, table = tables / "dataset_train.csv", tables / "dataset_test.csv"
+    run(monkeypatch, find_leaks.main, "--train", str(train_table), "--test", str(table))
+    train(
+        monkeypatch,
+        tmp_path / "runs",
+        *("--dataset.tables", json.dumps([{"file": str(train_table)}])),
+        *("--dataset.dev_set.table", str(table)),
+    )
+    said = capsys.readouterr().out
+    assert "24 photos of 6 classes" in said
+    assert "nobody has looked yet" not in said
+    assert (
+        "validation: 6 queries, 7 gallery photos of a table, 3 of 3 classes not in training, "
+        "each against all others" in said
+    )
+    best = load_checkpoint(tmp_path / "runs" / "unseen")
+    model = rebuild_embedder(best.architecture).eval()
+    model.load_state_dict(plain_state(best))
+    rows = pd.read_csv(table)
+    items = [ImageItem(tables / name) for name in rows["file_name"]]
+    pixels = np.stack([load_pixels(item, 32)[0] for item in items])
+    with torch.inference_mode():
+        vectors = model(torch.from_numpy(pixels)).numpy()
+    expected = naive_scores(vectors @ vectors.T, rows["label"].tolist())
+    assert len(expected) == 6
+    assert best.facts["mAP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+
+    options = ["--run", str(tmp_path / "runs" / "unseen"), "--table", str(table)]
+    options += ["--cache", str(tmp_path / "cache")]
+    for kept in ("embedded", "read from the cache"):
+        run(monkeypatch, main_evaluate.main, *options)
+        said = capsys.readouterr().out
+        assert f"7 gallery photos {kept}" in said
+        assert "6 of them are queries, each against all others" in said
+        assert f"mAP {best.facts['mAP']:.4f}" in said
+    with pytest.raises(UserError, match="--tune-rerank needs queries apart from the gallery"):
+        run(monkeypatch, main_evaluate.main, *options, "--tune-rerank")
+
+
+def test_a_fold_of_photos_and_a_fold_of_classes(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = sorted(photos.rglob("?.png"))
+    rows = [[path.relative_to(tmp_path), path.parent.name] for path in names]
+    info = write_csv(tmp_path / "dataset_info.csv", ["file_name", "label"], rows)
+    folds = tmp_path / "folds.csv"
+    for options, all_unseen in ((("--k", "3", "--whole_classes"), True), (("--k", "2"), False)):
+        run(monkeypatch, get_kfold_split.main, "--dataset_info", str(info), *options)
+        table = pd.read_csv(folds)
+        sizes = table[table["fold"] == 1]["label"].value_counts()
+        queries = sizes[sizes > 1]
+        unseen = set(queries.index) - set(table["label"][table["fold"] != 1])
+        assert unseen == (set(queries.index) if all_unseen else set())
+        capsys.readouterr()
+        train(
+            monkeypatch,
+            tmp_path / "runs",
+            *("--dataset.tables", json.dumps([{"file": str(folds), "fold": 1}])),
+            *("--dataset.dev_set.table", str(folds), "--dataset.dev_set.fold", "1"),
+        )
+        said = capsys.readouterr().out
+        assert f"{len(table) - sizes.sum()} photos of" in said
+        assert (
+            f"validation: {queries.sum()} queries, {sizes.sum()} gallery photos of a table, "
+            f"{len(unseen)} of {len(queries)} classes not in training" in said
+        )

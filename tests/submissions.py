@@ -1,0 +1,82 @@
+"""Small submissions in git repositories of their own, for the tests of rehearsal and preflight."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.conftest import PROJECT
+
+# A ranker that needs numpy alone; `{body}` stands where it would rank.
+RANKER = """
+import csv
+import os
+import numpy as np
+{top}
+
+class My_Ranker:
+    def __init__(self, dataset_path, gallery_csv_path, queries_csv_path):
+        self.max_predictions = 1000
+        self.folder = dataset_path
+        self.gallery = list(csv.DictReader(open(gallery_csv_path)))
+        self.queries = list(csv.DictReader(open(queries_csv_path)))
+
+    def raise_aicrowd_error(self, msg):
+        raise NameError(msg)
+
+    def answer(self):
+        return np.tile(np.arange(1000), (len(self.queries), 1))
+
+    def predict_product_ranks(self):
+        {body}
+"""
+
+# The line of user_config.py on which the body begins.
+BODY_LINE = RANKER.replace("{top}", "").partition("{body}")[0].count("\n") + 1
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def ranker(body: str = "return self.answer()", top: str = "") -> str:
+    indented = body.strip().replace("\n", "\n        ")
+    return RANKER.replace("{body}", indented).replace("{top}", top)
+
+
+def make_submission(folder: Path, code: str | None = None) -> Path:
+    """A committed submission whose ranker is `code`."""
+    (folder / "my_submission").mkdir(parents=True)
+    shutil.copy(PROJECT / "my_submission" / "aicrowd_wrapper.py", folder / "my_submission")
+    (folder / "my_submission" / "__init__.py").touch()
+    (folder / "my_submission" / "user_config.py").write_text(code or ranker())
+    (folder / "requirements.txt").write_text("numpy\n")
+    (folder / "apt.txt").touch()
+    shutil.copy(PROJECT / ".gitattributes", folder)
+    (folder / "aicrowd.json").write_text(
+        json.dumps(
+            {
+                "challenge_id": "visual-product-recognition-challenge-2023",
+                "grader_id": "visual-product-recognition-challenge-2023",
+                "authors": ["somebody"],
+                "gpu": False,
+                "description": "a test",
+            }
+        )
+    )
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--no-verify", "--allow-empty", "-m", "A submission")

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import PROJECT, draw_product
+from visual_search.dataset_info import (
+    CHUNK,
+    MOST_BROKEN_AT_THE_START,
+    BrokenPhotos,
+    InfoRow,
+    decoded_size,
+    read_each,
+    stored_size,
+    with_sizes,
+    write_dataset_info,
+)
+from visual_search.errors import UserError
+from visual_search.images import UnreadableImage
+
+
+def test_sizes_are_the_stored_ones_whatever_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees to show"
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert stored_size(tmp_path / "turned.jpg") == decoded_size(tmp_path / "turned.jpg") == (40, 20)
+
+
+def test_a_cut_photo_is_found_by_decoding_only(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    draw_product(1, 1, 200).save(buffer, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    assert stored_size(tmp_path / "cut.jpg") == (200, 200)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decoded_size(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"", "0 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"hello", "not an image"),
+    ],
+)
+def test_the_reason_is_said(tmp_path: Path, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=words):
+        stored_size(tmp_path / "a.jpg")
+
+
+def test_answers_come_in_order_and_no_more_is_read_ahead_than_a_few_chunks() -> None:
+    asked = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal asked
+        for asked in count():
+            yield Path(str(asked))
+
+    def slow_first(path: Path) -> int:
+        time.sleep(0.05 if path.name == "0" else 0)
+        if int(path.name) % 7 == 6:
+            raise UnreadableImage("seven")
+        return int(path.name)
+
+    answers = list(islice(read_each(endless(), slow_first, 2), 500))
+    assert [a for a in answers if isinstance(a, int)] == [i for i in range(500) if i % 7 != 6]
+    assert sum(isinstance(answer, UnreadableImage) for answer in answers) == 71
+    assert asked < 500 + 8 * CHUNK
+    assert threading.active_count() < 10
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    def wrong(path: Path) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(read_each([Path("a")], wrong))
+
+
+def test_rows_to_table(tmp_path: Path) -> None:
+    for name in "abc":
+        Image.new("RGB", (30, 20)).save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").write_bytes(b"")
+    rows = [
+        InfoRow("a.png", "x/1", 'a "red"\n shoe, new', (25, 5, 100, 10)),
+        InfoRow("d.png", "x/1"),
+        InfoRow("b.png", "x/2", evaluation_status="query", is_test=True),
+        InfoRow("c.png", "x/2", bbox=(30, 0, 5, 5)),
+        InfoRow("e.png", "x/2"),
+    ]
+    broken = BrokenPhotos()
+    table, side = tmp_path / "out" / "dataset_info.csv", tmp_path / "out" / "broken.csv"
+    written = write_dataset_info(
+        table, with_sizes(rows, tmp_path, broken), ["title", "bbox", "evaluation_status"]
+    )
+    assert written == 2
+    with table.open(newline="") as handle:
+        assert list(csv.reader(handle)) == [
+            [
+                "file_name",
+                "label",
+                "title",
+                "bbox",
+                "width",
+                "height",
+                "evaluation_status",
+                "is_test",
+            ],
+            ["a.png", "x/1", 'a "red" shoe, new', "25,5,5,10", "30", "20", "", "0"],
+            ["b.png", "x/2", "", "", "30", "20", "query", "1"],
+        ]
+    broken.write(side)
+    with side.open(newline="") as handle:
+        listed = list(csv.reader(handle))
+    assert [line[0] for line in listed] == ["file_name", "d.png", "c.png", "e.png"]
+    assert "lies in its 30 x 20 pixels" in listed[2][1]
+    BrokenPhotos().write(side)
+    assert not side.exists()
+
+
+def test_a_failed_table_leaves_the_old_one(tmp_path: Path) -> None:
+    table = tmp_path / "dataset_info.csv"
+    write_dataset_info(table, [InfoRow("a", "b")])
+    before = table.read_bytes()
+
+    def failing() -> Iterator[InfoRow]:
+        yield InfoRow("c", "d")
+        raise UserError("no more")
+
+    with pytest.raises(UserError, match="no more"):
+        write_dataset_info(table, failing())
+    with pytest.raises(UserError, match="no photo"):
+        write_dataset_info(table, [])
+    assert table.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
+    rows = (InfoRow(f"{number}.jpg", "a") for number in range(10 * MOST_BROKEN_AT_THE_START))
+    with pytest.raises(UserError, match="first 1000 photos can be read"):
+        list(with_sizes(rows, tmp_path, BrokenPhotos()))
+
+
+def test_memory_is_flat(tmp_path: Path) -> None:
+    """A hundred thousand more rows cost less than a tenth of what their text would."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from visual_search.dataset_info import *\n"
+        "folder, rows = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "names = (InfoRow('a.png', f'label{i:060d}') for i in range(rows))\n"
+        "sized = with_sizes(names, folder, BrokenPhotos(), read=lambda path: (8, 8))\n"
+        "write_dataset_info(folder / 'dataset_info.csv', sized)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path), str(rows)],
+                cwd=PROJECT,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for rows in (20_000, 120_000)
+    ]
+    assert peaks[1] - peaks[0] < 100_000 * 80 * 0.1 + 2e6

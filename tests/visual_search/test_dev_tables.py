@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.conftest import draw_product, write_csv
+from tests.visual_search.test_report import Page
+from visual_search.dev_tables import read_dev_table
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet, evaluate_on_dev_set
+from visual_search.images import ImageItem, load_pixels
+from visual_search.metrics import average_precision, without_own
+from visual_search.report import write_report
+from visual_search.training_tables import read_training_table
+
+CPU = torch.device("cpu")
+
+
+def centred_pixels(pixels: Tensor) -> Tensor:
+    flat = pixels.float().flatten(1)
+    return torch.nn.functional.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photos a0.png … f2.png: six products, three photos each."""
+    for product in range(6):
+        for photo in range(3):
+            draw_product(product, photo, 40).save(tmp_path / f"{'abcdef'[product]}{photo}.png")
+    return tmp_path
+
+
+def table(folder: Path, columns: str, text: str) -> Path:
+    """Rows as words `name label …`."""
+    rows = [line.split() for line in text.strip().splitlines()]
+    rows = [[f"{row[0]}.png", *("" if cell == "-" else cell for cell in row[1:])] for row in rows]
+    return write_csv(folder / "table.csv", ["file_name", "label", *columns.split(",")], rows)
+
+
+def names(items: list[ImageItem]) -> str:
+    return " ".join(item.path.stem for item in items)
+
+
+def naive_scores(
+    similarity: np.ndarray, labels: list[str], queries: Iterable[int] | None = None
+) -> dict[int, float]:
+    """Leave-one-out average precision by the definition: loops, nothing shared with the code.
+
+    Queries without another photo of their class are left out.
+    """
+    answers = {}
+    for query in range(len(labels)) if queries is None else queries:
+        label = labels[query]
+        others = [row for row in range(len(labels)) if row != query]
+        wanted = sum(labels[row] == label for row in others)
+        if not wanted:
+            continue
+        others.sort(key=lambda row: (-similarity[query, row], row))
+        hits, total = 0, 0.0
+        for place, row in enumerate(others[:1000], 1):
+            if labels[row] == label:
+                hits += 1
+                total += hits / place
+        answers[query] = total / wanted
+    return answers
+
+
+def test_held_out_rows_are_ranked_against_all_others(folder: Path) -> None:
+    file = table(
+        folder,
+        "bbox,is_test",
+        """
+        a0 x - 0
+        b0 y - 1
+        b1 y 2,3,20,30 1
+        c0 z - 1
+        b2 y - 1
+        d0 w - 1
+        d1 w - 1
+        """,
+    )
+    dev_set = read_dev_table(file)
+    assert names(dev_set.gallery) == "b0 b1 c0 b2 d0 d1"
+    # c0 is alone in its class: it is in the way of the others, but has nothing to find.
+    assert names(dev_set.queries) == "b0 b1 b2 d0 d1"
+    assert dev_set.own is not None
+    assert dev_set.own.tolist() == [0, 1, 3, 4, 5]
+    assert dev_set.gallery_products.tolist() == list("yyzyww")
+    assert dev_set.query_products.tolist() == list("yyyww")
+    assert dev_set.gallery[1].box == dev_set.queries[1].box == (2, 3, 20, 30)
+    assert dev_set.gallery[0].box is None
+    # What trains is the rest, and no class of it is judged.
+    assert read_training_table(file).class_names == ("x",)
+
+
+def test_the_score_equals_the_loop(folder: Path) -> None:
+    rows = [f"{'abcdef'[p]}{i} {'xyzxyw'[p]} 1" for p in range(6) for i in range(3)]
+    dev_set = read_dev_table(table(folder, "is_test", "\n".join(rows[:16])))
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    pixels = torch.stack([torch.from_numpy(load_pixels(i, 16)[0]) for i in dev_set.gallery])
+    rows_of = centred_pixels(pixels).numpy()
+    expected = naive_scores(rows_of @ rows_of.T, dev_set.gallery_products.tolist())
+    assert len(expected) == 15
+    np.testing.assert_allclose(answer.average_precisions, list(expected.values()), rtol=1e-12)
+    ranks = answer.ranking.ranks
+    assert ranks.shape == (15, 1000)
+    for row, own in zip(ranks, expected, strict=True):
+        assert sorted(row.tolist()[:15]) == [other for other in range(16) if other != own]
+    assert (ranks[:, 15:] >= 16).all()
+
+
+def constant(pixels: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(torch.ones(len(pixels), 3), dim=1)
+
+
+def test_among_equal_photos_it_is_the_query_itself_that_goes(folder: Path) -> None:
+    """All similarities tie, so the query is at its own place in the ranking, never first but once.
+
+    A score that drops the first column would take another photo away and keep the query.
+    """
+    rows = [f"{'abcdef'[p]}{i} {'xyz'[p]} 1" for p in range(3) for i in range(2)]
+    dev_set = read_dev_table(table(folder, "is_test", "\n".join(rows)))
+    answer = evaluate_on_dev_set(constant, dev_set, 16, device=CPU, progress=False)
+    for query, row in enumerate(answer.ranking.ranks[:, :5].tolist()):
+        assert row == [other for other in range(6) if other != query]
+    # The partner's place, once the query is out: 1, 1, 3, 3, 5, 5.
+    assert answer.average_precisions.tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 0.2, 0.2])
+
+
+def test_more_photos_than_columns_and_a_query_that_is_not_among_them() -> None:
+    labels = ["p"] * 1102
+    labels[5] = "q"
+    ranks = np.stack([np.arange(1001)] * 2)
+    own = np.array([1100, 3])
+    kept = without_own(ranks, own)
+    assert kept[0].tolist() == list(range(1000))
+    assert kept[1].tolist() == [row for row in range(1001) if row != 3]
+    scores = average_precision(kept, np.array(labels), np.array(["p", "p"]), own)
+    expected = naive_scores(np.zeros((1102, 1102)), labels, own.tolist())
+    assert scores.tolist() == pytest.approx([expected[1100], expected[3]])
+
+
+def test_one_photo_leaves_an_empty_ranking() -> None:
+    assert without_own(np.array([[0]]), np.array([0])).shape == (1, 0)
+    with pytest.raises(ValueError, match="ranked for itself"):
+        average_precision(np.array([[0, 1]]), np.array(["a", "a"]), np.array(["a"]), np.array([1]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from("abcde"), min_size=2, max_size=40),
+    kinds=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_classes_and_any_ties_score_as_the_loop_says(
+    labels: list[str], kinds: int, seed: int
+) -> None:
+    """Few kinds of embedding: most similarities tie."""
+    rng = np.random.default_rng(seed)
+    vectors = torch.eye(4)[torch.from_numpy(rng.integers(0, kinds, len(labels)))]
+    expected = naive_scores((vectors @ vectors.T).numpy(), labels)
+    if not expected:
+        return
+    own = np.array(list(expected))
+    items = [ImageItem(Path(f"{row}.png")) for row in range(len(labels))]
+    products = np.array(labels)
+    dev_set = DevSet(items, [items[row] for row in own], products, products[own], own)
+    served = iter(vectors.split(32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "visual_search.embed.load_pixels", lambda item, size: (np.zeros((3, 1, 1), "u1"), None)
+        )
+        answer = evaluate_on_dev_set(
+            lambda pixels: next(served), dev_set, 1, device=CPU, progress=False
+        )
+    assert answer.average_precisions.tolist() == list(expected.values())
+
+
+FOLDS = """
+a0 x -1
+a1 x -1
+b0 y -2
+b1 y -2
+c0 z 0
+c1 z 0
+d0 w 1
+d1 w 1
+"""
+
+
+def test_a_fold_is_held_out_with_what_always_tests(folder: Path) -> None:
+    file = table(folder, "fold", FOLDS)
+    assert names(read_dev_table(file).gallery) == "b0 b1"
+    assert names(read_dev_table(file, fold=1).gallery) == "b0 b1 d0 d1"
+    trained = read_training_table(file, fold=1)
+    assert {path.stem for path in trained.paths} == {"a0", "a1", "c0", "c1"}
+    with pytest.raises(UserError, match="has no fold 7 to hold out; its folds: 0, 1"):
+        read_dev_table(file, fold=7)
+
+
+PROTOCOL = """
+a0 x train 0
+a1 x train 0
+b0 y query -2
+b1 y gallery -2
+c0 z gallery -2
+d0 w query -2
+e0 v train 1
+e1 v train 1
+f0 u test -2
+f1 u test -2
+"""
+
+
+def test_queries_and_gallery_of_a_protocol_are_not_pooled(folder: Path) -> None:
+    file = table(folder, "evaluation_status,fold", PROTOCOL)
+    dev_set = read_dev_table(file)
+    assert dev_set.own is None
+    # d0 has nothing to find.
+    assert names(dev_set.queries) == "b0"
+    assert names(dev_set.gallery) == "b1 c0"
+    assert dev_set.query_products.tolist() == ["y"]
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    assert answer.average_precisions.shape == (1,)
+    # A fold is leave-one-out, and the protocol's photos are no part of it.
+    assert names(read_dev_table(file, fold=1).gallery) == "e0 e1 f0 f1"
+
+
+def test_queries_without_a_gallery_are_ranked_against_all_other_rows(folder: Path) -> None:
+    rows = "a0 x train 0\nb0 y train 0\nb1 y query 1\nc0 z query 1\na1 x query 1"
+    dev_set = read_dev_table(table(folder, "evaluation_status,is_test", rows))
+    assert names(dev_set.gallery) == "a0 b0"
+    assert names(dev_set.queries) == "b1 a1"
+    assert dev_set.own is None
+
+
+def test_bad_tables_are_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"table.csv has no held-out row .* or name a fold"):
+        read_dev_table(table(folder, "is_test", "a0 x 0\na1 x 0"))
+    with pytest.raises(UserError, match=r"no two held-out photos of .* are of the same class"):
+        read_dev_table(table(folder, "is_test", "a0 x 0\na1 x 1\nb0 y 1"))
+    with pytest.raises(UserError, match=r"no query of .* has a photo of its class"):
+        read_dev_table(table(folder, "evaluation_status", "a0 x query\na1 y gallery"))
+    with pytest.raises(UserError, match=r"line 4 holds out the photo .*a0.png .* of line 2 again"):
+        read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\na0 x 1"))
+    with pytest.raises(UserError, match=r"line 3: bbox is '1,2,3'; write four numbers"):
+        read_dev_table(table(folder, "is_test,bbox", "a0 x 1 -\na1 x 1 1,2,3"))
+    with pytest.raises(UserError, match="none of the photos of"):
+        read_dev_table(table(folder, "is_test", "nix x 1\nnul x 1"))
+    with pytest.raises(UserError, match=r"line 2: evaluation_status is 'probe'"):
+        read_dev_table(table(folder, "evaluation_status", "a0 x probe\na1 x test"))
+    # One photo with two boxes is two queries.
+    boxes = "a0 x 1 0,0,20,20\na0 x 1 20,20,20,20"
+    assert len(read_dev_table(table(folder, "is_test,bbox", boxes)).queries) == 2
+
+
+def test_paths_are_relative_to_the_root(folder: Path, tmp_path: Path) -> None:
+    file = write_csv(
+        tmp_path / "elsewhere" / "t.csv",
+        ["image_path", "label", "is_test"],
+        [["a0.png", "x", 1], ["a1.png", "x", 1]],
+    )
+    assert [item.path for item in read_dev_table(file, folder).gallery] == [
+        folder / "a0.png",
+        folder / "a1.png",
+    ]
+
+
+def test_the_report_shows_another_photo_as_the_right_one(folder: Path) -> None:
+    dev_set = read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\nb0 y 1\nb1 y 1"))
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    write_report(folder / "report.html", "t", {}, dev_set, answer)
+    rows = Page((folder / "report.html").read_text()).rows
+    partners = {"a0": "a1", "a1": "a0", "b0": "b1", "b1": "b0"}
+    assert {row[0][1][:2] for row in rows} == partners.keys()
+    for (_, query), *results, (classes, expected) in rows:
+        assert len(results) == 3
+        assert not any(title.startswith(query[:2]) for _, title in results)
+        assert "expected" in classes
+        assert f" {partners[query[:2]]}.png" in expected

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from my_submission.user_config import My_Ranker
+from visual_search import main_evaluate, rerank_tuning
+from visual_search.checkpoint import load_checkpoint
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet, read_dev_set
+from visual_search.export import export_torchscript, exported_steps
+from visual_search.images import ImageItem
+from visual_search.model import build_embedder
+from visual_search.rerank import describe_steps, parse_steps, rank
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {"run": None}, tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> None:
+    given = ["--run", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache")]
+    given += ["--data-folder", str(tmp_path / "development_test_data"), *arguments]
+    monkeypatch.setattr(sys, "argv", ["main_evaluate", *given])
+    main_evaluate.main()
+
+
+def test_an_export_ranks_plainly_until_it_is_told_otherwise(export: Path) -> None:
+    assert json.loads((export / "model.json").read_text())["rerank"] == []
+    assert exported_steps(export) == ()
+
+
+def test_a_second_call_reads_the_embeddings(
+    export: Path,
+    dev_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(monkeypatch, tmp_path)
+    first = capsys.readouterr().out
+    assert "10 gallery photos embedded" in first
+    run(monkeypatch, tmp_path)
+    second = capsys.readouterr().out
+    assert "10 gallery photos read from the cache" in second
+    assert "10 query photos read from the cache" in second
+    assert second.splitlines()[-2:] == first.splitlines()[-2:]
+    run(monkeypatch, tmp_path, "--input_size", "48")
+    assert "10 gallery photos embedded" in capsys.readouterr().out
+
+
+def write_steps(export: Path, steps: Sequence[object]) -> None:
+    values = json.loads((export / "model.json").read_text())
+    values["rerank"] = steps
+    (export / "model.json").write_text(json.dumps(values))
+
+
+def test_the_ranker_applies_what_model_json_names(
+    export: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(export))
+    embedded = main_evaluate.embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
+    tables = (str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv"))
+    seen = []
+    reranked = [{"name": "center", "scope": "sides"}, {"name": "k_reciprocal", "k1": 4, "k2": 2}]
+    for steps in ([], reranked):
+        write_steps(export, steps)
+        ranks = My_Ranker(*tables).predict_product_ranks()
+        expected = rank(embedded.queries, embedded.gallery, parse_steps(steps, "test"), 1000)
+        np.testing.assert_array_equal(ranks[:, :10], expected.numpy())
+        seen.append(ranks)
+    assert (seen[0] != seen[1]).any()
+    write_steps(export, [{"name": "no such step"}])
+    with pytest.raises(NameError, match=r"model\.json: rerank\[0\]\.name is 'no such step'"):
+        My_Ranker(*tables)
+
+
+def shifted_dev_set(export: Path, shift: float, noise: float) -> main_evaluate.EmbeddedDevSet:
+    """Thirty products; all queries are moved the same way, which centring by sides mends."""
+    rng = np.random.default_rng(0)
+    centers, products = rng.normal(size=(30, 16)), np.repeat(np.arange(30), 3)
+    sides = [centers[products] + noise * rng.normal(size=(90, 16)) + s for s in (0.0, shift)]
+    gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
+    items = [ImageItem(Path("a.jpg"))] * 90
+    dev_set = DevSet(items, items, products.astype(str), products.astype(str))
+    return main_evaluate.EmbeddedDevSet(dev_set, gallery, queries, export / "model.json")
+
+
+def test_tuning_writes_what_beats_plain_on_the_other_half(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:3] for x in rerank_tuning.SLOTS[:2]))
+    before = json.loads((export / "model.json").read_text())
+    main_evaluate.tune(shifted_dev_set(export, 3.0, 0.4), 2, 0, Path("data/dev"))
+    printed = capsys.readouterr().out
+    assert "| plain cosine |" in printed
+    assert "| chosen |" in printed
+    after = json.loads((export / "model.json").read_text())
+    assert {"name": "center", "scope": "sides"} in after["rerank"]
+    assert parse_steps(after.pop("rerank"), "test") == exported_steps(export)
+    tuning = after.pop("rerank_tuning")
+    assert tuning["data"] == "dev"
+    assert tuning["reranked_mAP"] > 1.1 * tuning["plain_mAP"]
+    before.pop("rerank")
+    assert after == before
+    # What is exported from there keeps the steps.
+    checkpoint = load_checkpoint(export)
+    assert checkpoint.facts["rerank"] == describe_steps(exported_steps(export))
+
+
+def test_tuning_leaves_a_model_that_nothing_betters(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
+    before = (export / "model.json").read_bytes()
+    main_evaluate.tune(shifted_dev_set(export, 0.0, 0.0), 1, 0, Path("data/dev"))
+    assert "stays as it was" in capsys.readouterr().out
+    assert (export / "model.json").read_bytes() == before
+
+
+def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--splits must be 1"):
+        run(monkeypatch, tmp_path, "--splits", "0")
+    with pytest.raises(UserError, match="does not exist"):
+        run(monkeypatch, tmp_path)

@@ -1,0 +1,281 @@
+"""Each fault of a submission is found, and a good one passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.submissions import commit, git, make_submission, ranker
+from visual_search.errors import UserError
+from visual_search.preflight import (
+    Finding,
+    check_aicrowd_json,
+    check_changes,
+    check_large_files,
+    check_names_and_syntax,
+    check_remote,
+    check_set_up,
+    check_size,
+    check_tag,
+    check_weights,
+)
+from visual_search.submission_tree import SubmissionTree
+
+
+def problems(found: Iterable[Finding]) -> list[str]:
+    return [finding.text for finding in found if finding.state == "problem"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_submission(tmp_path / "project")
+
+
+def set_json(project: Path, **values: object) -> None:
+    path = project / "aicrowd.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_changes_are_named_by_kind(project: Path) -> None:
+    assert problems(check_changes(SubmissionTree(project))) == []
+    (project / "new.py").touch()
+    (project / "apt.txt").unlink()
+    (project / "requirements.txt").write_text("numpy>=1\n")
+    (text,) = problems(check_changes(SubmissionTree(project)))
+    for part in ("new.py (new)", "apt.txt (deleted)", "requirements.txt (changed)"):
+        assert part in text
+
+
+@pytest.fixture
+def without_lfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git as it is before `git lfs install`, also where the system has activated git-LFS."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+@pytest.mark.usefixtures("without_lfs")
+def test_large_files_belong_into_lfs(project: Path) -> None:
+    (project / "table.bin").write_bytes(bytes(5_000_001))
+    (project / "small.bin").write_bytes(bytes(4_999_999))
+    for working_tree in (True, False):
+        (text,) = problems(_large(project, working_tree))
+        assert "table.bin (5.0 MB) is not in git-LFS" in text
+        assert 'git lfs track "table.bin"' in text
+        commit(project)
+    git(project, "rm", "--quiet", "table.bin")
+    # Committed while the filter was not active: a plain blob where a pointer should be.
+    (project / "my_submission" / "weights").mkdir()
+    (project / "my_submission" / "weights" / "model.pt").write_bytes(bytes(5_000_001))
+    commit(project)
+    text = "; ".join(problems(_large(project)))
+    assert "model.pt (5.0 MB) was committed past git-LFS" in text
+
+
+def _large(project: Path, working_tree: bool = False) -> list[Finding]:
+    tree = SubmissionTree(project, working_tree)
+    return list(check_large_files(tree, tree.files()))
+
+
+@pytest.mark.usefixtures("without_lfs")
+def test_a_pointer_needs_its_file_and_lfs_its_hook(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("git-lfs") is None:
+        pytest.skip("git-lfs is not installed (apt install git-lfs)")
+    weights = project / "my_submission" / "weights" / "model.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    git(project, "lfs", "install", "--local")
+    commit(project)
+    assert problems(_large(project)) == []
+    (project / ".git" / "hooks" / "pre-push").unlink()
+    assert "pre-push hook" in problems(_large(project))[0]
+    git(project, "lfs", "uninstall", "--local")
+    assert "git-lfs is not active" in problems(_large(project))[0]
+    shutil.rmtree(project / ".git" / "lfs" / "objects")
+    assert "model.pt is a git-LFS pointer without its file" in problems(_large(project))[0]
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "git-lfs" else f"/bin/{name}")
+    assert any("git-lfs is not installed" in text for text in problems(_large(project)))
+
+
+def test_weights_are_missing_ignored_or_not_committed(project: Path) -> None:
+    def found() -> list[str]:
+        tree = SubmissionTree(project)
+        return problems(check_weights(tree, tree.files()))
+
+    assert [text.split(":")[0] for text in found()] == [
+        "my_submission/weights/model.pt is missing",
+        "my_submission/weights/model.json is missing",
+    ]
+    folder = project / "my_submission" / "weights"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"x")
+    (folder / "model.json").write_text("{}")
+    assert all("is not committed" in text for text in found())
+    (project / ".gitignore").write_text("*.pt\n")
+    commit(project)
+    (text,) = found()
+    assert "model.pt is ignored by git" in text
+    (project / ".gitignore").unlink()
+    commit(project)
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"authors": ["your-aicrowd-username"]}, "authors must list"),
+        ({"authors": []}, "authors must list"),
+        ({"authors": "me"}, 'authors is "me", it must be a list'),
+        ({"gpu": "true"}, 'gpu is "true", it must be a bool'),
+        ({"grader_id": None}, "grader_id is null"),
+        ({"challenge_id": "another"}, "challenge_id is 'another'"),
+    ],
+)
+def test_fields_of_aicrowd_json(project: Path, values: dict, expected: str) -> None:
+    set_json(project, **values)
+    (text,) = problems(check_aicrowd_json(SubmissionTree(project), []))
+    assert expected in text
+
+
+def test_an_aicrowd_json_that_is_none(project: Path) -> None:
+    tree = SubmissionTree(project)
+    assert problems(check_aicrowd_json(tree, [])) == []
+    for content in ("{", "[]"):
+        (project / "aicrowd.json").write_text(content)
+        assert len(problems(check_aicrowd_json(tree, []))) == 1
+    (project / "aicrowd.json").unlink()
+    assert "does not exist" in problems(check_aicrowd_json(tree, []))[0]
+
+
+def test_the_gpu_flag_against_the_model(project: Path) -> None:
+    weights = project / "my_submission" / "weights" / "model.pt"
+    weights.parent.mkdir()
+    oid = "0" * 64
+    weights.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 3400000000\n"
+    )
+    tree = SubmissionTree(project, working_tree=True)
+    (text,) = problems(check_aicrowd_json(tree, tree.files()))
+    assert 'gpu is false and the model has 3400 MB: set "gpu": true' in text
+    set_json(project, gpu=True)
+    assert problems(check_aicrowd_json(tree, tree.files())) == []
+    weights.write_bytes(bytes(1000))
+    set_json(project, gpu=False)
+    assert problems(check_aicrowd_json(tree, tree.files())) == []
+
+
+def test_requirements_and_packages(project: Path) -> None:
+    tree = SubmissionTree(project)
+    assert problems(check_set_up(tree)) == []
+    for content, expected in (
+        ("numpy>=900\n", "numpy>=900 (here is "),
+        ("no-such-package-at-all\n", "asks for no-such-package-at-all"),
+        ("numpy\n-e .\n", "requirements.txt line 2: '-e .' is a folder of this machine"),
+        ("numpy numpy\n", "line 1: 'numpy numpy' is not a requirement"),
+    ):
+        (project / "requirements.txt").write_text(content)
+        assert expected in problems(check_set_up(tree))[0]
+    (project / "requirements.txt").write_text("numpy  # arrays\n\n# nothing\n--quiet\n")
+    (project / "apt.txt").write_text("libgl1\nlib GL\n")
+    assert "'lib GL' is not the name" in problems(check_set_up(tree))[0]
+    (project / "apt.txt").write_bytes(b"libgl1\r\n")
+    assert "Windows line ends" in problems(check_set_up(tree))[0]
+
+
+def test_names_and_syntax(project: Path) -> None:
+    def found(python: tuple[int, int]) -> list[str]:
+        tree = SubmissionTree(project, working_tree=True)
+        return problems(check_names_and_syntax(tree, tree.files(), python))
+
+    assert found((3, 11)) == []
+    (project / "my_submission" / "modern.py").write_text(
+        "try:\n    pass\nexcept* ValueError: pass\n"
+    )
+    assert found((3, 11)) == []
+    assert "modern.py line 3: no Python 3.10" in found((3, 10))[0]
+    (project / "README.md").touch()
+    (project / "ReadMe.md").touch()
+    assert found((3, 11)) == ["README.md and ReadMe.md differ in case alone: rename one"]
+
+
+def test_tags(project: Path, tmp_path: Path) -> None:
+    tree = SubmissionTree(project)
+    assert problems(check_tag(tree, "v1")) == []
+    for name in ("v 1", "v1..2", "v1.lock", "v~1"):
+        assert "cannot be a tag" in problems(check_tag(tree, name))[0]
+    git(project, "tag", "submission-v1")
+    assert "submission-v1 exists already:" in problems(check_tag(tree, "v1"))[0]
+    assert "submission-v1 exists already:" in problems(check_tag(tree, "submission-v1"))[0]
+    bare = tmp_path / "bare.git"
+    git(tmp_path, "init", "--quiet", "--bare", str(bare))
+    git(project, "remote", "add", "aicrowd", str(bare))
+    git(project, "push", "--quiet", "--no-verify", "aicrowd", "submission-v1")
+    git(project, "tag", "--delete", "submission-v1")
+    assert "exists already on the remote" in problems(check_tag(tree, "v1"))[0]
+
+
+def test_the_remote(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AICROWD_GITLAB_HOST", "gitlab.localhost")
+    tree = SubmissionTree(project)
+    found = problems(check_remote(tree))
+    assert [part in text for part, text in zip(("remote", "-id", "-slug"), found, strict=True)]
+    git(project, "config", "aicrowd-cli.challenge-id", "1")
+    git(project, "config", "aicrowd-cli.challenge-slug", "x")
+    bare = tmp_path / "gitlab.localhost" / "kit.git"
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+    git(project, "remote", "add", "aicrowd", str(bare))
+    assert "the branch main has no upstream" in problems(check_remote(tree))[0]
+    git(project, "push", "--quiet", "--no-verify", "--set-upstream", "aicrowd", "main")
+    assert problems(check_remote(tree)) == []
+    git(tmp_path, "clone", "--quiet", str(bare), "other")
+    (tmp_path / "other" / "elsewhere.py").touch()
+    commit(tmp_path / "other")
+    git(tmp_path / "other", "push", "--quiet", "--no-verify")
+    commit(project)
+    assert "has commits that are not here" in problems(check_remote(tree))[0]
+    git(project, "remote", "set-url", "aicrowd", "https://gitlab.localhost:1/kit.git")
+    assert [f.state for f in check_remote(tree) if "could not be asked" in f.text] == ["note"]
+
+
+def test_the_size_of_the_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = SubmissionTree(project)
+    assert problems(check_size(tree, tree.files())) == []
+    monkeypatch.setattr("visual_search.preflight.LARGE_REPOSITORY", 1000)
+    assert "clean history" in problems(check_size(tree, tree.files()))[0]
+
+
+def test_an_empty_repository_is_a_sentence(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    with pytest.raises(UserError, match="nothing is committed"):
+        SubmissionTree(tmp_path)
+
+
+def test_the_trial_run_names_the_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from my_submission.preflight import main
+
+    body = "open('left_here.txt', 'w')\nreturn self.answer()"
+    project = make_submission(tmp_path / "project", ranker(body))
+    monkeypatch.setattr("sys.argv", ["preflight", "--project", str(project)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    said = capsys.readouterr().out
+    assert "note     the submission writes left_here.txt at my_submission/user_config.py" in said
+    assert "ok       a trial run of the last commit with the packages of requirements.txt" in said
+    assert "problems: the submission would fail" in said
+    (project / "my_submission" / "user_config.py").write_text(
+        ranker("return self.gallery[0]['product_id']")
+    )
+    commit(project)
+    with pytest.raises(SystemExit):
+        main()
+    assert "problem  a trial run of the last commit failed: the submission reads the column" in (
+        capsys.readouterr().out
+    )

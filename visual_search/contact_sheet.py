@@ -1,0 +1,86 @@
+"""Photos side by side in rows, each row one case to look at, as JPEG pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from visual_search.cores import available_cores
+from visual_search.files import written_atomically
+from visual_search.images import ImageItem, UnreadableImage, read_photo
+
+CELL, CAPTION, GAP = 150, 26, 4
+"""Pixels: side of a photo, height of the two lines below it, space between."""
+MOST_IN_A_ROW = 8
+ROWS_ON_A_PAGE = 24
+LETTERS_IN_A_LINE = 24
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One photo of a row."""
+
+    path: Path
+    caption: str
+    colour: str
+    """Of the frame: green, red, … by any name that PIL knows."""
+
+
+def write_contact_sheets(path: Path, rows: Sequence[Sequence[Cell]], most_pages: int = 5) -> int:
+    """Write the rows as `path`, and as `path`'s name with _2, _3, … where one page is too small.
+
+    Pages of an earlier run that are not written now are removed.
+
+    Args:
+        path: ends in .jpg.
+        rows: at most :data:`MOST_IN_A_ROW` photos of each are shown.
+        most_pages: later rows are left out.
+
+    Returns:
+        How many rows are shown.
+    """
+    shown = rows[: most_pages * ROWS_ON_A_PAGE]
+    for old in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        if old == path or old.stem.removeprefix(f"{path.stem}_").isdigit():
+            old.unlink()
+    for number, start in enumerate(range(0, len(shown), ROWS_ON_A_PAGE), 1):
+        page = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
+        with written_atomically(page) as temporary:
+            _sheet(shown[start : start + ROWS_ON_A_PAGE]).save(temporary, "JPEG", quality=85)
+    return len(shown)
+
+
+def _sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
+    columns = min(max(map(len, rows)), MOST_IN_A_ROW)
+    width, height = CELL + GAP, CELL + CAPTION + GAP
+    sheet = Image.new("RGB", (columns * width + GAP, len(rows) * height + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        thumbnails = [list(pool.map(_thumbnail, row[:MOST_IN_A_ROW])) for row in rows]
+    for y, (row, pictures) in enumerate(zip(rows, thumbnails, strict=True)):
+        for x, (cell, picture) in enumerate(zip(row, pictures, strict=False)):
+            left, top = GAP + x * width, GAP + y * height
+            frame = (left, top, left + CELL - 1, top + CELL - 1)
+            pen.rectangle(frame, fill="gainsboro", outline=cell.colour, width=3)
+            sheet.paste(
+                picture,
+                (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2),
+            )
+            text = cell.caption.encode("latin-1", "replace").decode("latin-1")
+            lines = [line[-LETTERS_IN_A_LINE:] for line in text.split("\n")[:2]]
+            pen.multiline_text((left, top + CELL), "\n".join(lines), fill="black", spacing=1)
+    return sheet
+
+
+def _thumbnail(cell: Cell) -> Image.Image:
+    inner = CELL - 6
+    try:
+        picture = read_photo(ImageItem(cell.path), inner).image
+    except UnreadableImage:
+        return Image.new("RGB", (inner, inner), "black")
+    picture.thumbnail((inner, inner))
+    return picture

@@ -1,0 +1,239 @@
+"""Writing `dataset_info.csv`, the common table of training photos, at any number of rows.
+
+Rows are streamed from the reader of a data set through the reading of the photos' sizes to the
+file, so that memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+
+from visual_search.errors import UserError
+from visual_search.files import written_atomically
+from visual_search.images import Box, UnreadableImage, clip_box, decode_image
+
+DATASET_INFO = "dataset_info.csv"
+BROKEN_PHOTOS = "broken_photos.csv"
+COLUMNS = (
+    "file_name",
+    "label",
+    "title",
+    "bbox",
+    "width",
+    "height",
+    "evaluation_status",
+    "is_test",
+    "hash",
+)
+OPTIONAL_COLUMNS = ("title", "bbox", "evaluation_status", "hash")
+
+# Photos a thread looks at before it hands its answers over: a future each would cost more than
+# the reading of a header.
+CHUNK = 128
+MOST_BROKEN_AT_THE_START = 1000
+
+Facts = TypeVar("Facts")
+
+
+class InfoRow(NamedTuple):
+    """One photo of `dataset_info.csv`."""
+
+    file_name: str
+    """Relative to the folder of the table."""
+    label: str
+    title: str = ""
+    bbox: Box | None = None
+    """`x, y, w, h` in pixels of the stored photo; None is the whole photo."""
+    width: int = 0
+    height: int = 0
+    """Pixels of the stored photo, EXIF orientation ignored; 0 is not known yet."""
+    evaluation_status: str = ""
+    """`train`, `query`, `gallery`, `test`, or empty."""
+    is_test: bool = False
+    hash: str = ""
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a photo, from its header alone, EXIF orientation ignored.
+
+    Raises:
+        UnreadableImage: with the reason, when not even the header can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # decoders raise anything; decode_image says it in words
+        return decoded_size(path)
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a photo whose pixels could all be decoded.
+
+    Raises:
+        UnreadableImage: with the reason, also for a photo that is cut off.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImage("the file does not exist") from None
+    except OSError as error:
+        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from None
+    return decode_image(data).size
+
+
+def read_each(
+    paths: Iterable[Path], read: Callable[[Path], Facts], workers: int = 0
+) -> Iterator[Facts | UnreadableImage]:
+    """What `read` says of each photo, in the order of `paths`, read by several threads ahead.
+
+    Args:
+        paths: may be endless; only some chunks of them are held.
+        read: called in a thread; an :class:`UnreadableImage` it raises becomes the answer.
+        workers: threads; 0 is four a core, as most of a header's time is waiting for the disk.
+    """
+
+    def read_chunk(chunk: list[Path]) -> list[Facts | UnreadableImage]:
+        answers: list[Facts | UnreadableImage] = []
+        for path in chunk:
+            try:
+                answers.append(read(path))
+            except UnreadableImage as error:
+                answers.append(error)
+        return answers
+
+    workers = workers or 4 * (os.cpu_count() or 1)
+    waiting: deque[Future[list[Facts | UnreadableImage]]] = deque()
+    remaining = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while chunk := list(islice(remaining, CHUNK)):
+                waiting.append(pool.submit(read_chunk, chunk))
+                if len(waiting) > 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class BrokenPhotos:
+    """The photos that a table leaves out, and why."""
+
+    def __init__(self) -> None:
+        self.reasons: list[tuple[str, str]] = []
+        """`file_name` and reason."""
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, file_name: str, reason: str) -> None:
+        """Take note of one."""
+        self.reasons.append((file_name, reason))
+
+    def write(self, file: Path) -> None:
+        """List them in a csv file, `file_name,reason`; one of an earlier run goes if none are."""
+        if not self.reasons:
+            file.unlink(missing_ok=True)
+            return
+        with (
+            written_atomically(file) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as handle,
+        ):
+            writer = csv.writer(handle, lineterminator="\n")
+            writer.writerows([("file_name", "reason"), *self.reasons])
+
+
+def with_sizes(
+    rows: Iterable[InfoRow],
+    folder: Path,
+    broken: BrokenPhotos,
+    *,
+    read: Callable[[Path], tuple[int, int]] = stored_size,
+    workers: int = 0,
+) -> Iterator[InfoRow]:
+    """The rows with the sizes of their photos, in their order, without those of broken photos.
+
+    A box that reaches outside its photo is cut to it; a row whose box lies outside altogether,
+    or has no area, counts as broken.
+
+    Args:
+        rows: may be millions; only some chunks of them are held.
+        folder: what their paths are relative to.
+        broken: is told which photos are left out.
+        read: :func:`stored_size` trusts the header, :func:`decoded_size` reads every pixel.
+        workers: threads, see :func:`read_each`.
+
+    Raises:
+        UserError: when none of the first thousand photos can be read.
+    """
+    ahead: deque[InfoRow] = deque()
+
+    def paths() -> Iterator[Path]:
+        for row in rows:
+            ahead.append(row)
+            yield folder / row.file_name
+
+    for seen, answer in enumerate(read_each(paths(), read, workers), 1):
+        row = ahead.popleft()
+        if isinstance(answer, UnreadableImage):
+            broken.add(row.file_name, str(answer))
+        else:
+            width, height = answer
+            box = row.bbox and clip_box(row.bbox, width, height)
+            if row.bbox and not box:
+                reason = f"no part of its box {row.bbox} lies in its {width} x {height} pixels"
+                broken.add(row.file_name, reason)
+            else:
+                yield row._replace(width=width, height=height, bbox=box)
+        if seen == len(broken) == MOST_BROKEN_AT_THE_START:
+            raise UserError(
+                f"none of the first {seen} photos can be read, for example "
+                f"{folder / broken.reasons[0][0]}: {broken.reasons[0][1]}"
+            )
+
+
+def write_dataset_info(file: Path, rows: Iterable[InfoRow], optional: Collection[str] = ()) -> int:
+    """Write a table row by row, under a temporary name until it is whole.
+
+    Args:
+        file: the csv file; its folder is made.
+        rows: with paths relative to that folder.
+        optional: which of `OPTIONAL_COLUMNS` the table has.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        UserError: when there is no row at all.
+    """
+    columns = [name for name in COLUMNS if name not in OPTIONAL_COLUMNS or name in optional]
+    count = 0
+    with (
+        written_atomically(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            count += 1
+            values = {
+                **row._asdict(),
+                # A line break within a cell would make every line number after it wrong.
+                "title": " ".join(row.title.split()),
+                "bbox": ",".join(map(str, row.bbox)) if row.bbox else "",
+                "is_test": int(row.is_test),
+            }
+            writer.writerow([values[name] for name in columns])
+        if not count:
+            raise UserError(f"there is no photo to write into {file}")
+    return count

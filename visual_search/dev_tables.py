@@ -1,0 +1,126 @@
+"""A development set from a table: query against gallery, or each photo against all others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from visual_search.common_table import (
+    boxes,
+    photo_names,
+    read_common_table,
+    statuses,
+    training_rows,
+)
+from visual_search.datasets import check_some_exist
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet
+from visual_search.images import Box, ImageItem
+from visual_search.tables import line_of_row
+
+
+def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> DevSet:
+    """The rows of a `dataset_info.csv` or `folds.csv` that do not train, as a development set.
+
+    Where `evaluation_status` names queries, and no fold is asked for, they are ranked against the
+    gallery that it names, as their data set's protocol wants it; where it names none (the Met
+    data set), against all other rows. Otherwise the held-out rows (`is_test` 1, status test, fold
+    -2, and those of `fold`) are ranked leave-one-out: each photo is a query against all others.
+    Either way, a photo that has none of its class to find is no query.
+
+    Args:
+        file: the table; see :func:`visual_search.training_tables.read_training_table`.
+        root: folder that its paths are relative to; None is the file's own.
+        fold: the fold that is held out of the training; -1 takes the rows that always test.
+
+    Returns:
+        The photos; a product is the row's label.
+
+    Raises:
+        UserError: naming file and line for bad input; for a table without a held-out row, without
+            two held-out photos of a class (or a query with a photo in the gallery), when no photo
+            of it exists, and for a held-out photo that is listed twice.
+    """
+    table = read_common_table(file)
+    trains, status = training_rows(table, file, fold), statuses(table, file)
+    of_protocol = np.isin(status, ("query", "gallery"))
+    by_protocol = fold < 0 and of_protocol.any()
+    if not by_protocol:
+        held_out = ~trains & ~of_protocol
+    elif (status == "gallery").any():
+        held_out = of_protocol
+    else:
+        held_out = np.ones(len(table), dtype=bool)
+    if not held_out.any():
+        raise UserError(
+            f"{file} has no held-out row to evaluate on: no is_test 1, evaluation_status test or "
+            "fold -2" + (f", and none of fold {fold}" if fold >= 0 else "; or name a fold")
+        )
+    folder = file.parent if root is None else root
+    given = boxes(table, file)
+    items = _items(photo_names(table)[held_out], folder, None if given is None else given[held_out])
+    check_some_exist([item.path for item in items[:1000]], file, folder)
+    labels = table["label"][held_out].to_numpy(dtype=str)
+    if by_protocol:
+        return _query_to_gallery(items, labels, status[held_out] == "query", file)
+    _refuse_repeats(items, np.flatnonzero(held_out), file)
+    return _leave_one_out(items, labels, file)
+
+
+def _items(names: pd.Series, folder: Path, given: np.ndarray | None) -> list[ImageItem]:
+    paths = [folder / name for name in names]
+    if given is None:
+        return [ImageItem(path) for path in paths]
+    return [
+        ImageItem(path, _as_box(box) if box[2] else None)
+        for path, box in zip(paths, given.tolist(), strict=True)
+    ]
+
+
+def _as_box(values: list[int]) -> Box:
+    x, y, w, h = values
+    return x, y, w, h
+
+
+def _query_to_gallery(
+    items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path
+) -> DevSet:
+    gallery = np.flatnonzero(~is_query)
+    queries = np.flatnonzero(is_query & np.isin(labels, labels[gallery]))
+    if not len(queries):
+        raise UserError(
+            f"no query of {file} has a photo of its class in the gallery: {is_query.sum()} rows "
+            f"have evaluation_status query, and {len(gallery)} are the gallery"
+        )
+    return DevSet(
+        [items[row] for row in gallery],
+        [items[row] for row in queries],
+        labels[gallery],
+        labels[queries],
+    )
+
+
+def _refuse_repeats(items: list[ImageItem], rows: np.ndarray, file: Path) -> None:
+    """A photo that is there twice would find its own copy, which proves nothing."""
+    seen: dict[ImageItem, int] = {}
+    for item, row in zip(items, rows.tolist(), strict=True):
+        first = seen.setdefault(item, row)
+        if first != row:
+            raise UserError(
+                f"{file} line {line_of_row(file, row)} holds out the photo {item.path} (with the "
+                f"same box) of line {line_of_row(file, first)} again: it would find itself; remove "
+                "one of the two lines"
+            )
+
+
+def _leave_one_out(items: list[ImageItem], labels: np.ndarray, file: Path) -> DevSet:
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    own = np.flatnonzero(sizes[classes] > 1)
+    if not len(own):
+        raise UserError(
+            f"no two held-out photos of {file} are of the same class ({len(items)} photos of as "
+            "many classes): there is nothing to find"
+        )
+    return DevSet(items, [items[row] for row in own], labels, labels[own], own)

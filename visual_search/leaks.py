@@ -1,0 +1,144 @@
+"""Photos that training and evaluation share: near-duplicates by hash, confirmed by embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from visual_search.common_table import read_common_table, training_rows
+from visual_search.errors import UserError
+from visual_search.near_duplicates import pairs_between
+from visual_search.photo_hashes import hashes_of_table
+from visual_search.tables import read_table
+
+# The column of the paths says which kind of table it is; Product10K's lists have `name`.
+PATH_COLUMNS = ("file_name", "image_path", "img_path", "name")
+# More would not be looked at by anybody, and mean that the threshold does not tell photos apart.
+MOST_PAIRS = 5_000_000
+
+Cosines = Callable[[Sequence[Path], Sequence[Path]], np.ndarray]
+"""Of each pair of photos, the cosine of their embeddings, -1..1."""
+
+
+@dataclass(frozen=True)
+class ListedPhotos:
+    """The photos of one or several tables, each once."""
+
+    paths: list[Path]
+    hashes: np.ndarray
+    """`(n,)`, uint64."""
+    unreadable: int
+    """Photos that were listed but have no hash."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A photo of the evaluation that is also a photo of the training, or nearly."""
+
+    test_photo: str
+    train_photo: str
+    distance: int
+    """Bits, 0..64, between the hashes."""
+    cosine: float | None
+    """Of the embeddings; None where they were not compared."""
+    confirmed: bool | None
+    """Whether the cosine reaches the threshold; None as above."""
+
+
+def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> ListedPhotos:
+    """The photos of a table and their hashes, from its column `hash` or from the photos.
+
+    Args:
+        file: `dataset_info.csv` or `folds.csv`, Amazon pairs, the challenge's `gallery.csv` or
+            `queries.csv`, or a list of Product10K.
+        root: folder that its paths are relative to; None is the file's own, and for a list of
+            Product10K the folder `train` or `test` in it.
+        trains: of a table with both, take the rows that train; False takes those that do not.
+        fold: of a folds.csv, the fold that does not train; -1 is none.
+
+    Raises:
+        UserError: naming file, column and line of what is wrong; also when not one photo of it
+            can be read.
+    """
+    table = read_table(file, [])
+    column = next((name for name in PATH_COLUMNS if name in table.columns), None)
+    if column is None or (column == "name" and "class" not in table.columns):
+        raise UserError(
+            f"{file} has none of the columns {', '.join(map(repr, PATH_COLUMNS))} (the last with "
+            f"'class') that name photos; it has {', '.join(map(repr, table.columns))}"
+        )
+    folder = file.parent if root is None else root
+    if column in ("file_name", "image_path"):
+        table = read_common_table(file)
+        train_rows = training_rows(table, file, fold if "fold" in table.columns else -1)
+        if not train_rows.all():
+            table = table[train_rows if trains else ~train_rows]
+    elif column == "name" and root is None:
+        folder = file.parent / ("train" if file.name.startswith("train") else "test")
+    table = table.drop_duplicates(column)
+    paths = [folder / name for name in table[column]]
+    found = hashes_of_table(table, file, paths, f"hashes of {file.name}")
+    readable = [i for i in range(len(paths)) if i not in found.unreadable]
+    if not readable:
+        raise UserError(
+            f"not one photo of {file} can be read"
+            + (f", for example {paths[0]}: {found.unreadable[0]}" if paths else ": it lists none")
+        )
+    return ListedPhotos([paths[i] for i in readable], found.values[readable], len(found.unreadable))
+
+
+def find_leaks(
+    train: ListedPhotos,
+    test: ListedPhotos,
+    radius: int,
+    cosines: Cosines | None = None,
+    threshold: float = 0.9,
+    *,
+    progress: bool = True,
+) -> list[Leak]:
+    """Every pair of a test and a train photo within `radius` bits, nearest pairs first.
+
+    Args:
+        train: the photos that train.
+        test: the photos that are judged on.
+        radius: Hamming distance, 0..64.
+        cosines: compares the embeddings of such pairs; None leaves it at the hashes.
+        threshold: cosine from which on a pair is confirmed.
+        progress: whether there is a progress bar.
+
+    Raises:
+        UserError: when there are more pairs than anybody can look at.
+    """
+    pairs = pairs_between(test.hashes, train.hashes, radius, progress=progress)
+    if len(pairs) > MOST_PAIRS:
+        raise UserError(f"{len(pairs)} pairs lie within {radius} bits: lower --threshold")
+    sides = (
+        [test.paths[i] for i in pairs.left.tolist()],
+        [train.paths[i] for i in pairs.right.tolist()],
+    )
+    found = np.full(len(pairs), np.nan)
+    if cosines is not None and len(pairs):
+        found = cosines(*sides)
+    order = np.lexsort((pairs.right, pairs.left, -np.nan_to_num(found), pairs.distance))
+    return [
+        Leak(
+            str(sides[0][i]),
+            str(sides[1][i]),
+            int(pairs.distance[i]),
+            None if cosines is None else round(float(found[i]), 4),
+            None if cosines is None else bool(found[i] >= threshold),
+        )
+        for i in order.tolist()
+    ]
+
+
+def leak_table(leaks: Sequence[Leak]) -> pd.DataFrame:
+    """The leaks as a table, a column for each field."""
+    columns = list(Leak.__dataclass_fields__)
+    return pd.DataFrame(
+        [[getattr(leak, name) for name in columns] for leak in leaks], columns=columns
+    )

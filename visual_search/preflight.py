@@ -1,0 +1,365 @@
+"""What makes submissions fail, checked before one is pushed: the repository and its files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visual_search.errors import UserError
+from visual_search.requirement_closure import closure, read_requirements
+from visual_search.submission_tree import SubmissionTree, TreeFile
+
+# The challenge's rule: whatever is larger travels by git-LFS.
+LARGE_FILE = 5_000_000
+# Plain git beyond this makes every push and every build of the evaluator slow.
+LARGE_REPOSITORY = 1_000_000_000
+
+# Exported weights from which a CPU is too slow for the hidden test, in bytes: 4 cores embed
+# 40,000 photos in ten minutes at 15 ms of one core each, about 0.5 GFLOP of fp32.
+HEAVY_WEIGHTS = 100_000_000
+
+WEIGHTS = ("my_submission/weights/model.pt", "my_submission/weights/model.json")
+CHALLENGE = "visual-product-recognition-challenge-2023"
+PLACEHOLDER_AUTHOR = "your-aicrowd-username"
+# What the client (aicrowd-cli 0.1.18, submission/helpers.py) insists on.
+CLIENT_FIELDS = {
+    "challenge_id": str,
+    "grader_id": str,
+    "authors": list,
+    "gpu": bool,
+    "description": str,
+}
+# How long the remote may take to answer.
+REMOTE_SECONDS = 15.0
+
+# The client splits the remote's address at this host, and fails after the push without it.
+CLIENT_HOST = "gitlab.aicrowd.com"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the preflight."""
+
+    state: str
+    """`ok`, `note` or `problem`: only the last would make a submission fail."""
+    text: str
+
+
+def ok(text: str) -> Finding:
+    """All is well."""
+    return Finding("ok", text)
+
+
+def note(text: str) -> Finding:
+    """Worth knowing."""
+    return Finding("note", text)
+
+
+def problem(text: str) -> Finding:
+    """A submission would fail; the text says what to do."""
+    return Finding("problem", text)
+
+
+def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
+    """Whether what is on disk is what was committed."""
+    changes = tree.changes()
+    if changes:
+        shown = ", ".join(f"{change.name} ({change.kind})" for change in changes[:5])
+        more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+        yield problem(
+            f"not committed: {shown}{more}; commit or remove them: `aicrowd submission create` "
+            "would commit and submit them unrehearsed, and a push would leave them out"
+        )
+    else:
+        yield ok("everything is committed")
+
+
+def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+    """Large files outside git-LFS, pointers without their file, git-LFS itself."""
+    to_lfs = set(tree.given_to_lfs([file.name for file in files]))
+    large = [file for file in files if file.pointer is None and file.size > LARGE_FILE]
+    for file in large:
+        what = f"{file.name} ({file.size / 1e6:.1f} MB) "
+        if file.name not in to_lfs:
+            yield problem(
+                f'{what}is not in git-LFS: `git lfs track "{file.name}"`, then add it again'
+            )
+        elif not tree.working_tree:
+            yield problem(
+                f"{what}was committed past git-LFS: `git lfs install`, then "
+                f"`git add --renormalize {file.name}` and commit"
+            )
+    missing = [f for f in files if f.pointer is not None and not tree.has_object(f.pointer)]
+    for file in missing:
+        yield problem(
+            f"{file.name} is a git-LFS pointer without its file: `git lfs pull`, or add it again"
+        )
+    if not large and not missing:
+        pointers = sum(file.pointer is not None for file in files)
+        yield ok(f"no large file outside git-LFS; {pointers} in it, all here")
+    yield from _check_lfs(tree, bool(to_lfs))
+
+
+def _check_lfs(tree: SubmissionTree, needed: bool) -> Iterator[Finding]:
+    def wanting(text: str) -> Finding:
+        return problem(text) if needed else note(f"{text} (before the first large file)")
+
+    if shutil.which("git-lfs") is None:
+        yield wanting("git-lfs is not installed: `apt install git-lfs`, then `git lfs install`")
+        return
+    clean = tree.ask("config", "filter.lfs.clean") or tree.ask("config", "filter.lfs.process")
+    if not clean or "git-lfs" not in clean:
+        yield wanting("git-lfs is not active here: `git lfs install`, then add large files again")
+        return
+    hook = tree.root / tree.git("rev-parse", "--git-path", "hooks/pre-push").strip()
+    if not hook.is_file() or "git lfs" not in hook.read_text("utf-8", "replace"):
+        yield wanting("no pre-push hook of git-lfs: a push sends pointers only; `git lfs install`")
+        return
+    yield ok("git-lfs is installed and active")
+
+
+def check_weights(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+    """Whether the ranker's weights would be pushed."""
+    names = {file.name for file in files}
+    for name in WEIGHTS:
+        if name in names:
+            continue
+        if not (tree.root / name).is_file():
+            yield problem(
+                f"{name} is missing: `python my_submission/to_torchscript.py runs/<name>` writes it"
+            )
+        elif tree.ask("check-ignore", "--quiet", name) is not None:
+            yield problem(f"{name} is ignored by git: take it out of .gitignore and commit it")
+        else:
+            yield problem(f"{name} is not committed: `git add my_submission/weights` and commit")
+    if names.issuperset(WEIGHTS):
+        yield ok("the weights are committed")
+
+
+def check_aicrowd_json(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+    """The fields that the client and the evaluator read, and the GPU against the model."""
+    path = tree.root / "aicrowd.json"
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        yield problem("aicrowd.json does not exist: the client refuses a submission without it")
+        return
+    except ValueError as error:
+        yield problem(f"aicrowd.json is not valid JSON ({error}): mend it")
+        return
+    if not isinstance(values, dict):
+        yield problem("aicrowd.json is not an object of names and values")
+        return
+    found = [*_wrong_fields(values)]
+    yield from found
+    if not found:
+        yield ok("aicrowd.json has every field that the client asks for")
+    yield from _check_gpu(values, files)
+
+
+def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
+    for name, kind in CLIENT_FIELDS.items():
+        if name not in values:
+            yield problem(f"aicrowd.json has no {name}: add it ({kind.__name__})")
+        elif not isinstance(values[name], kind):
+            yield problem(
+                f"aicrowd.json: {name} is {json.dumps(values[name])}, it must be a {kind.__name__}"
+            )
+    authors = values.get("authors")
+    if isinstance(authors, list) and (
+        not authors
+        or not all(isinstance(name, str) and name.strip() for name in authors)
+        or PLACEHOLDER_AUTHOR in authors
+    ):
+        yield problem("aicrowd.json: authors must list your AIcrowd user name")
+    for name in ("challenge_id", "grader_id"):
+        if isinstance(values.get(name), str) and values[name] != CHALLENGE:
+            yield problem(f"aicrowd.json: {name} is {values[name]!r}, the challenge is {CHALLENGE}")
+
+
+def _check_gpu(values: dict[str, Any], files: list[TreeFile]) -> Iterator[Finding]:
+    size = sum(f.pointer.size if f.pointer else f.size for f in files if f.name == WEIGHTS[0])
+    if not size or not isinstance(values.get("gpu"), bool):
+        return
+    if size > HEAVY_WEIGHTS and not values["gpu"]:
+        yield problem(
+            f'aicrowd.json: gpu is false and the model has {size / 1e6:.0f} MB: set "gpu": true, '
+            "a CPU would not finish in ten minutes"
+        )
+    else:
+        yield ok(f"gpu is {json.dumps(values['gpu'])} for a model of {size / 1e6:.0f} MB")
+
+
+def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
+    """requirements.txt and apt.txt, as far as this machine can judge them."""
+    if (tree.root / "Dockerfile").is_file():
+        yield note("a Dockerfile sets up the evaluator: requirements.txt and apt.txt may be unread")
+    try:
+        missing = closure(read_requirements(tree.root / "requirements.txt"))[1]
+    except UserError as error:
+        yield problem(str(error).replace(f"{tree.root}/", ""))
+    else:
+        if missing:
+            yield problem(
+                f"requirements.txt asks for {', '.join(missing)}, which is not what is installed "
+                "here: install it, or what runs there was never tried"
+            )
+        else:
+            yield ok("requirements.txt is satisfied by what is installed here")
+    yield from _check_apt(tree.root / "apt.txt")
+
+
+def _check_apt(path: Path) -> Iterator[Finding]:
+    if not path.is_file():
+        return
+    text = path.read_bytes().decode("utf-8", "replace")
+    if "\r" in text:
+        yield problem("apt.txt has Windows line ends, which become part of the names: save with LF")
+        return
+    names = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
+    for name in names:
+        # Debian policy, section 5.6.1, with an architecture or a version behind it.
+        if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=\S+)?", name):
+            yield problem(f"apt.txt: {name!r} is not the name of a Debian package, one a line")
+    yield ok(f"apt.txt lists {len(names)} packages" if names else "apt.txt lists no package")
+
+
+def check_names_and_syntax(
+    tree: SubmissionTree, files: list[TreeFile], python: tuple[int, int]
+) -> Iterator[Finding]:
+    """File names that differ in case alone, and Python that an older Python cannot read."""
+    by_folded = defaultdict(list)
+    for file in files:
+        by_folded[file.name.casefold()].append(file.name)
+    clashes = [names for names in by_folded.values() if len(names) > 1]
+    for names in clashes:
+        yield problem(f"{' and '.join(names)} differ in case alone: rename one")
+    broken = 0
+    for file in files:
+        if not file.name.endswith(".py") or not (tree.root / file.name).is_file():
+            continue
+        try:
+            ast.parse((tree.root / file.name).read_bytes(), feature_version=python)
+        except (SyntaxError, ValueError) as error:
+            broken += 1
+            line = getattr(error, "lineno", None)
+            yield problem(
+                f"{file.name}{f' line {line}' if line else ''}: no Python "
+                f"{python[0]}.{python[1]} ({getattr(error, 'msg', error)})"
+            )
+    if not clashes and not broken:
+        yield ok(f"file names and syntax are fit for Python {python[0]}.{python[1]}")
+
+
+def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
+    """The remote that the client pushes to, and what it reads from git's configuration."""
+    host = os.getenv("AICROWD_GITLAB_HOST", CLIENT_HOST)
+    remotes = (tree.ask("remote") or "").split()
+    if "aicrowd" not in remotes:
+        yield problem(
+            f"there is no git remote named aicrowd: `git remote add aicrowd "
+            f"git@{host}:<user>/<repository>.git`"
+        )
+    else:
+        address = tree.ask("remote", "get-url", "aicrowd") or ""
+        if host not in address:
+            yield problem(
+                f"the remote aicrowd is {address}: the client fails on an address without {host}"
+            )
+        else:
+            yield ok(f"remote aicrowd is {address}")
+        yield _check_push(tree)
+    for key in ("challenge-id", "challenge-slug"):
+        if tree.ask("config", f"aicrowd-cli.{key}") is None:
+            example = CHALLENGE if key == "challenge-slug" else "<number>"
+            yield problem(
+                f"git's configuration has no aicrowd-cli.{key}, without which the client does not "
+                f"know the challenge: `git config aicrowd-cli.{key} {example}`, or copy what "
+                "`aicrowd challenge init` writes into a folder of its own"
+            )
+    if shutil.which("aicrowd") is None:
+        yield note("the client is not on the PATH: pip install -e '.[submit]'")
+
+
+def _check_push(tree: SubmissionTree) -> Finding:
+    """Whether a bare `git push aicrowd` works: the client runs it after it made the tag."""
+    try:
+        said = tree.refusal(
+            *("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd"),
+            timeout=REMOTE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return note("the remote aicrowd did not answer in time")
+    if said is None:
+        return ok("`git push aicrowd` would go through")
+    if "has no upstream branch" in said:
+        branch = tree.ask("symbolic-ref", "--short", "HEAD")
+        return problem(
+            f"the branch {branch} has no upstream, and the client fails on it after it made the "
+            f"tag: `git push --set-upstream aicrowd {branch}`, or "
+            "`git config push.autoSetupRemote true`"
+        )
+    if "not currently on a branch" in said:
+        return problem("no branch is checked out, and the client pushes one: `git switch <branch>`")
+    if "[rejected]" in said:
+        return problem(
+            "the remote has commits that are not here: `git pull --rebase aicrowd` first"
+        )
+    return note(f"the remote aicrowd could not be asked ({said.splitlines()[-1]})")
+
+
+def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
+    """Whether the tag that `aicrowd submission create -t TAG` makes can be made and pushed."""
+    name = tag if tag.startswith("submission-") else f"submission-{tag}"
+    if tree.ask("check-ref-format", f"refs/tags/{name}") is None:
+        yield problem(f"{tag!r} cannot be a tag: take letters, digits, dots and dashes, such as v1")
+        return
+    if tree.ask("rev-parse", "--verify", "--quiet", f"refs/tags/{name}") is not None:
+        yield problem(f"the tag {name} exists already: take another than {tag!r}")
+        return
+    listed = tree.ask("ls-remote", "--tags", "aicrowd", f"refs/tags/{name}", timeout=REMOTE_SECONDS)
+    if listed:
+        yield problem(f"the tag {name} exists already on the remote: take another than {tag!r}")
+    elif listed is None:
+        yield note(f"the tag {name} is free here; the remote could not be asked")
+    else:
+        yield ok(f"the tag {name} is free")
+
+
+def check_size(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+    """How much a push carries."""
+    counted = tree.git("count-objects", "-v")
+    kilobytes = sum(int(n) for n in re.findall(r"^size(?:-pack)?: (\d+)$", counted, re.MULTILINE))
+    large = sum(file.pointer.size for file in files if file.pointer)
+    text = f"the repository has {kilobytes / 1e3:.1f} MB in git, {large / 1e6:.1f} MB in git-LFS"
+    if kilobytes * 1e3 > LARGE_REPOSITORY:
+        yield problem(f"{text}: large files were committed once; start from a clean history")
+    else:
+        yield ok(text)
+
+
+def make_environment(requirements: Path, folder: Path, python: str) -> str:
+    """A virtual environment with `requirements` alone; returns its Python.
+
+    Raises:
+        UserError: when it cannot be made, with pip's last line.
+    """
+    interpreter = folder / "bin" / "python"
+    for command in (
+        [python, "-m", "venv", str(folder)],
+        [str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(requirements)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+            raise UserError(f"the clean environment could not be made: {said[-1]}")
+    return str(interpreter)
