@@ -193,6 +193,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "cores",
             "dataset_info",
             "deduplication",
+            "allocator",
             "capacity",
             "errors",
             "evaluator_child",

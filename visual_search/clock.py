@@ -120,6 +120,12 @@ class Pacer:
         safety = 0.0 if math.isinf(limit) else SAFETY_SHARE * limit + SAFETY_SECONDS
         return safety + self._ranking + (self._reranking if self.reranks else 0.0)
 
+    def may_rerank(self) -> bool:
+        """Whether there still is time for re-ranking, now that all photos are embedded."""
+        if self.reranks and self.left() < 0:
+            self.reranks = False
+        return self.reranks
+
     def left(self) -> float:
         """Seconds left for embedding."""
         return self.clock.left() - self.reserve()

@@ -124,7 +124,7 @@ def rank_gallery(
     embedded = time.perf_counter()
     rows = sides[0].matrix
     asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
-    found, reranking = _nearest_rows(asked, rows, steps if pacer.reranks else (), own)
+    found, reranking = _nearest_rows(asked, rows, steps if pacer.may_rerank() else (), own)
     ranked = time.perf_counter()
     problems = tuple(problem for side in sides for problem in side.problems)
     log = embedding_log(prepared, input_size, settings, pacer, sides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from my_submission import mcs_baseline_ranker
 from my_submission.mcs_baseline_ranker import MCS_BaseLine_Ranker
 from tests.conftest import draw_product, write_csv
+from visual_search.checkpoint import describe_model
+from visual_search.files import write_json
 from visual_search.model import Architecture
 
 SIDE = 64
@@ -55,11 +58,13 @@ def run(
     model: Slow,
     limit: float,
     embedding: str = '{"workers": 2, "batch_size": 4}',
+    rerank: Sequence[dict[str, Any]] = (),
 ) -> tuple[np.ndarray, float, dict[str, Any]]:
     """The array, the seconds it took, and the log."""
     architecture = Architecture("slow", "none", 12, SIDE, (0.5,) * 3, (0.5,) * 3)
     monkeypatch.setattr(mcs_baseline_ranker, "load_exported", lambda *_: (model, architecture))
-    monkeypatch.setattr(mcs_baseline_ranker, "compiled_export", lambda *_: None)
+    write_json(log.parent / "model.json", describe_model(architecture, {"rerank": rerank}))
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(log.parent))
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(log))
     monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", embedding)
     names = str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv")
@@ -129,6 +134,21 @@ def test_what_nothing_saves_is_ranked_by_index_and_told(
     assert sum(log["clock"]["photos_by_size"].values()) + left_out == 2 * PHOTOS
     assert f"no time for {left_out} photos" in capsys.readouterr().out
     assert ranks[-1].tolist() == list(range(1000))
+
+
+def test_reranking_is_given_up_before_photos_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [{"name": "dba"}] * 8  # 0.4 s and more are kept for them
+    model = Slow(0.0005)
+    _, _, log = run(folder, tmp_path / "log.json", monkeypatch, model, 600, rerank=steps)
+    assert not log["clock"]["reranking_skipped"]
+    assert log["seconds"]["reranking"] > 0
+    # All of 300 photos at 28 px take 300 x 0.04 x 0.19 / 2 = 1.2 s.
+    model = Slow(0.04)
+    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 2.4, rerank=steps)
+    assert seconds < 2.4
+    assert log["clock"]["reranking_skipped"]
 
 
 @pytest.mark.parametrize("hangs_after", [0, 2, 30])

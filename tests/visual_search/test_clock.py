@@ -127,3 +127,14 @@ def test_not_even_one_batch(limit: float) -> None:
     assert pacer.next(10, 2) is None
     pacer.leave_out(100, 90)
     assert pacer.report()["photos_without_embedding"] == 100
+
+
+def test_reranking_is_left_out_when_its_time_is_gone() -> None:
+    hand = Hand()
+    pacer = Pacer(Clock(100, hand), 10, 224, ranking=5, reranking=20)
+    hand.time += 70
+    assert pacer.may_rerank()
+    hand.time += 10  # 20 s are left for 25 and the safety
+    assert not pacer.may_rerank()
+    assert pacer.report()["reranking_skipped"]
+    assert pacer.reserve() < 10
