@@ -174,7 +174,7 @@ def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]
     """Photos a second, downloaded and decoded, and what each half reaches alone."""
     photos = make_photos(folder / "photos", 64)
     count = options.photos
-    with photo_server(photos) as address:
+    with photo_server(folder / "photos") as address:
         urls = folder / "urls.txt"
         urls.write_text("\n".join(f"{address}/{number}.jpg" for number in range(count)))
         ours, theirs = [], []

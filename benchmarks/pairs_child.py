@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,7 +90,12 @@ def decode(folder: str, threads: str, count: str) -> dict[str, float]:
     return {"rate": done / (time.perf_counter() - start)}
 
 
-WORK = {"extract": extract, "download": download, "fetch": fetch, "decode": decode}
+WORK: dict[str, Callable[..., dict[str, float]]] = {
+    "extract": extract,
+    "download": download,
+    "fetch": fetch,
+    "decode": decode,
+}
 
 
 if __name__ == "__main__":
