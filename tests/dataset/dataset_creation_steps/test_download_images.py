@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -124,6 +126,19 @@ def test_a_network_that_is_down_leaves_nothing_done(server: PhotoServer, tmp_pat
     with pytest.raises(UserError, match="is the network down"):
         call(chosen, root)
     assert not list(root.glob(".progress/*.photos"))
+
+
+def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_path: Path) -> None:
+    """Not only once the rest of the query has run its course."""
+    root = tmp_path / "images_mean_50k"
+    rows = [("A", server.url(f"down/{n}.jpg"), 0.7) for n in range(5)]
+    rows += [("B", server.url(f"slow/0x0.jpg?{n:03d}"), 0.7) for n in range(2000)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    server.slow = 1.0
+    start = time.monotonic()
+    with pytest.raises(UserError, match="is the network down"):
+        download_images([chosen], root, replace(LIMITS, connections=8), piece_photos=5)
+    assert time.monotonic() - start < 60  # eight a second would take 250 s
 
 
 def test_of_copies_the_first_row_keeps_its_file(tmp_path: Path) -> None:
