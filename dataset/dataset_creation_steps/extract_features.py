@@ -146,6 +146,7 @@ def extract(
         remove_leftovers,
         row_count,
         snapshot_file,
+        value_count,
         with_rows,
         write_snapshot,
     )
@@ -169,7 +170,9 @@ def extract(
     columns = ["asin", "role", "url", "vector", "reason"]
     with _bar(parquet, count - len(missing), count) as bar:
         frames = _photos(parquet, products, retried, missing, distributed)
-        for number, rows in _embedded(frames, run, download, size_hint, gpus):
+        photos = value_count(parquet, COLUMNS[1:]) * len(missing) // max(count, 1)
+        model = (str(run.resolve()), photos)
+        for number, rows in _embedded(frames, model, download, size_hint, gpus):
             path = snapshot_file(parquet, number)
             if number in retried:
                 old = read_snapshot(path)
@@ -206,7 +209,11 @@ def _photos(
 
 
 def _embedded(
-    frames: Iterator[Any], run: Path, download: DownloadLimits, size_hint: int, gpus: float
+    frames: Iterator[Any],
+    model: tuple[str, int],
+    download: DownloadLimits,
+    size_hint: int,
+    gpus: float,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Embedded photos, a piece at a time."""
     from daft import col
@@ -215,7 +222,7 @@ def _embedded(
     from dataset.dataset_creation_steps.piece_source import whole_pieces
 
     fetch: Any = FetchStage(download, size_hint).fetch
-    embed = embed_stage(gpus)(str(run.resolve())).embed
+    embed = embed_stage(gpus)(*model).embed
     for frame in frames:
         frame = frame.with_column("got", fetch(col("url")))
         frame = frame.with_column("made", embed(col("got")["data"]))

@@ -31,8 +31,6 @@ FETCH_BATCHES = 4
 """Fetched at a time, so that one slow photo does not hold up all others."""
 
 EMBED_BATCH = 64
-PHOTOS_AHEAD = 100_000
-"""Order of what is to be embedded: how long it pays to measure the best way to do it."""
 
 NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
@@ -98,11 +96,17 @@ class FetchStage:
 class EmbedStage:
     """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, photos: int) -> None:
+        """
+        Args:
+            run: of the model; see :func:`load_embedder`.
+            photos: about how many are to be embedded: how long it pays to look for the fastest way.
+        """
         from visual_search.embed import default_device
 
         # The engine calls from several threads; the model has all cores for one batch at a time.
         self.lock = threading.Lock()
+        self.photos = photos
         self.device = default_device()
         self.model, self.input_size = load_embedder(Path(run))
         self.model.to(self.device)
@@ -144,7 +148,7 @@ class EmbedStage:
                     self.model,
                     items,
                     self.input_size,
-                    PHOTOS_AHEAD,
+                    self.photos,
                     device=self.device,
                     settings=settings,
                 )

@@ -18,6 +18,7 @@ from dataset.dataset_creation_steps.snapshots import (
     read_rows,
     read_snapshot,
     row_count,
+    value_count,
     with_rows,
     write_snapshot,
 )
@@ -85,6 +86,14 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"b": [1]}), path)
     with pytest.raises(UserError, match="has no column 'a'; it has b"):
         row_count(path, ["a"])
+
+
+def test_values_of_list_columns_are_counted_from_the_footer(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": [["x", "y"], ["z"]], "b": [["u"], ["v", "w"]], "asin": ["p", "q"]})
+    pq.write_table(table, path, row_group_size=1)
+    assert value_count(path, ["a", "b"]) == 6
+    assert value_count(path, ["b"]) == 3
 
 
 def test_fingerprints_know_where_a_part_ends() -> None:
