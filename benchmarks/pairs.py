@@ -174,7 +174,7 @@ def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]
     """Photos a second, downloaded and decoded, and what each half reaches alone."""
     photos = make_photos(folder / "photos", 64)
     count = options.photos
-    with photo_server(photos) as address:
+    with photo_server(folder / "photos") as address:
         urls = folder / "urls.txt"
         urls.write_text("\n".join(f"{address}/{number}.jpg" for number in range(count)))
         ours, theirs = [], []
@@ -210,7 +210,7 @@ def _img2dataset(urls: Path, output: Path, processes: int) -> float:
         "if __name__ == '__main__':\n"
         f"    download(url_list={str(urls)!r}, output_folder={str(output)!r}, "
         f"processes_count={processes}, thread_count=32, image_size={SIDE}, "
-        "resize_mode='no_border', output_format='dummy', number_sample_per_shard=500, "
+        "resize_mode='border', output_format='dummy', number_sample_per_shard=500, "
         "enable_wandb=False, retries=0)\n"
     )
     script = output.with_suffix(".py")

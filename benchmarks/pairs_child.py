@@ -90,7 +90,7 @@ def decode(folder: str, threads: str, count: str) -> dict[str, float]:
     return {"rate": done / (time.perf_counter() - start)}
 
 
-WORK: dict[str, Callable[..., Any]] = {
+WORK: dict[str, Callable[..., dict[str, float]]] = {
     "extract": extract,
     "download": download,
     "fetch": fetch,

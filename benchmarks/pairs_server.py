@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def photo_server(photos: Sequence[Path]) -> Iterator[str]:
-    """Yields an address; `<address>/<any number>.jpg` is one of the photos."""
+def photo_server(photos: Path) -> Iterator[str]:
+    """Serve a folder of photos.
+
+    Yields:
+        An address; `<address>/<any number>.jpg` is one of the photos, in the order of their names.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(list(photos), theirs), daemon=True)
+    process = context.Process(target=_serve, args=(photos, theirs), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}"
@@ -23,14 +27,16 @@ def photo_server(photos: Sequence[Path]) -> Iterator[str]:
         process.join()
 
 
-def _serve(paths: list[Path], pipe: Any) -> None:
+def _serve(folder: Path, pipe: Any) -> None:
     import asyncio
 
     from aiohttp import web
 
-    photos = [path.read_bytes() for path in paths]
+    photos: list[bytes] = []
 
     async def answer(request: web.Request) -> web.Response:
+        if not photos:  # read with the first request: the folder may be filled by then
+            photos.extend(path.read_bytes() for path in sorted(folder.iterdir()))
         number = int(request.match_info["number"])
         return web.Response(body=photos[number % len(photos)], content_type="image/jpeg")
 

@@ -32,7 +32,6 @@ EXTRA_OF_PACKAGE = {
     "ray": "cluster",
     "safetensors": "train",
     "scipy": "data",
-    "threadpoolctl": "data",
     "yaml": "train",
 }
 

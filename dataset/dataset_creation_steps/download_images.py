@@ -137,8 +137,8 @@ def download_images(
         f"downloading to {root.name}", "thousand", total=pieces, initial=pieces - len(missing)
     )
     with bar:
-        frame = _photos(root, retried, missing, distributed)
-        for number, rows in _stored(frame, root, download, size_hint) if missing else ():
+        frames = _photos(root, retried, missing, distributed)
+        for number, rows in _stored(frames, root, download, size_hint):
             path = progress_file(root, number)
             if number in retried:
                 old = read_snapshot(path)
@@ -185,34 +185,38 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _photos(root: Path, retried: frozenset[int], pieces: Sequence[int], distributed: bool) -> Any:
-    """The addresses of all photos of some pieces, as a frame of the engine's."""
+def _photos(
+    root: Path, retried: frozenset[int], pieces: Sequence[int], distributed: bool
+) -> Iterator[Any]:
+    """The addresses of all photos of some pieces, as frames of the engine's."""
     import pyarrow as pa
 
     from dataset.dataset_creation_steps.image_plan import read_piece
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, waves
 
     text = pa.string()
     columns = (("asin", text), ("role", text), ("url", text), ("number", pa.int64()))
     read = functools.partial(read_piece, str(root.resolve()), retried)
-    tasks = len(pieces) if distributed else 1
-    return Pieces(PieceReader(columns, read), pieces, tasks).read()
+    for some, tasks in waves(pieces, distributed) if pieces else ():
+        yield Pieces(PieceReader(columns, read), some, tasks).read()
 
 
 def _stored(
-    frame: Any, root: Path, download: DownloadLimits, size_hint: int
+    frames: Iterator[Any], root: Path, download: DownloadLimits, size_hint: int
 ) -> Iterator[tuple[int, pa.Table]]:
     """What came of each photo, a piece at a time."""
     from daft import col
 
+    from dataset.dataset_creation_steps.image_stages import stoppable
     from dataset.dataset_creation_steps.image_store import StoreStage
     from dataset.dataset_creation_steps.piece_source import whole_pieces
 
     store: Any = StoreStage(str(root.resolve()), download, size_hint).store
-    frame = frame.with_column("got", store(col("url"), col("number")))
     names = ("file", "sha256", "bytes", "reason")
-    frame = frame.with_columns({name: col("got")[name] for name in names}).exclude("got")
-    return whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
+    for frame in frames:
+        frame = frame.with_column("got", store(col("url"), col("number")))
+        frame = frame.with_columns({name: col("got")[name] for name in names}).exclude("got")
+        yield from whole_pieces(stoppable(frame.to_arrow_iter(results_buffer_size=None)))
 
 
 def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:

@@ -9,6 +9,8 @@ from pathlib import Path
 from visual_search.errors import UserError
 
 RUNNERS = ("native", "ray")
+_started: list[str] = []
+"""The runner of this process; Daft takes one only."""
 
 
 def add_runner_options(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +32,16 @@ def start_engine(runner: str, ray_address: str = "auto") -> None:
     """Let Daft run the queries of this process on `runner`; a second call changes nothing.
 
     Raises:
-        UserError: when there is no such runner or no cluster.
+        UserError: when there is no such runner, another one runs already, or there is no cluster.
     """
     if runner not in RUNNERS:
         raise UserError(f"--runner is {runner!r}; it can be {', '.join(RUNNERS)}")
+    if _started:
+        if _started != [runner]:
+            raise UserError(
+                f"this process runs on {_started[0]} already; start another for {runner}"
+            )
+        return
     # No report of its use to Daft's makers, no bars of its own between ours.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
@@ -45,9 +53,10 @@ def start_engine(runner: str, ray_address: str = "auto") -> None:
 
     if runner == "native":
         daft.set_runner_native()
-        return
-    _join_ray(ray_address)
-    daft.set_runner_ray(noop_if_initialized=True)
+    else:
+        _join_ray(ray_address)
+        daft.set_runner_ray(noop_if_initialized=True)
+    _started.append(runner)
 
 
 def _join_ray(address: str) -> None:

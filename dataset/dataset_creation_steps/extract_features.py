@@ -146,6 +146,7 @@ def extract(
         remove_leftovers,
         row_count,
         snapshot_file,
+        value_count,
         with_rows,
         write_snapshot,
     )
@@ -168,8 +169,10 @@ def extract(
     missing = [n for n in range(count) if overwrite or n in retried or n not in set(done)]
     columns = ["asin", "role", "url", "vector", "reason"]
     with _bar(parquet, count - len(missing), count) as bar:
-        frame = _photos(parquet, products, retried, missing, distributed)
-        for number, rows in _embedded(frame, run, download, size_hint, gpus) if missing else ():
+        frames = _photos(parquet, products, retried, missing, distributed)
+        photos = value_count(parquet, COLUMNS[1:]) * len(missing) // max(count, 1)
+        model = (str(run.resolve()), photos)
+        for number, rows in _embedded(frames, model, download, size_hint, gpus):
             path = snapshot_file(parquet, number)
             if number in retried:
                 old = read_snapshot(path)
@@ -194,37 +197,39 @@ def _photos(
     retried: frozenset[int],
     numbers: Sequence[int],
     distributed: bool,
-) -> Any:
-    """The addresses of all photos of some pieces, as a frame of the engine's."""
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces
+) -> Iterator[Any]:
+    """The addresses of all photos of some pieces, as frames of the engine's."""
+    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, waves
     from dataset.dataset_creation_steps.snapshots import PHOTOS
 
     columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
     read = functools.partial(read_photos, str(parquet.resolve()), products, retried)
-    tasks = len(numbers) if distributed else 1
-    return Pieces(PieceReader(columns, read), numbers, tasks).read()
+    for some, tasks in waves(numbers, distributed) if numbers else ():
+        yield Pieces(PieceReader(columns, read), some, tasks).read()
 
 
 def _embedded(
-    frame: Any, run: Path, download: DownloadLimits, size_hint: int, gpus: float
+    frames: Iterator[Any],
+    model: tuple[str, int],
+    download: DownloadLimits,
+    size_hint: int,
+    gpus: float,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Embedded photos, a piece at a time."""
     from daft import col
 
-    from dataset.dataset_creation_steps.image_stages import FetchStage, embed_stage
+    from dataset.dataset_creation_steps.image_stages import FetchStage, embed_stage, stoppable
     from dataset.dataset_creation_steps.piece_source import whole_pieces
 
     fetch: Any = FetchStage(download, size_hint).fetch
-    embed = embed_stage(gpus)(str(run.resolve())).embed
-    frame = frame.with_column("got", fetch(col("url")))
-    frame = frame.with_column("made", embed(col("got")["data"]))
-    frame = frame.with_columns(
-        {
-            "vector": col("made")["vector"],
-            "reason": col("got")["reason"].fill_null(col("made")["reason"]),
-        }
-    ).exclude("got", "made")
-    return whole_pieces(frame.to_arrow_iter(results_buffer_size=None))
+    embed = embed_stage(gpus)(*model).embed
+    for frame in frames:
+        frame = frame.with_column("got", fetch(col("url")))
+        frame = frame.with_column("made", embed(col("got")["data"]))
+        reason = col("got")["reason"].fill_null(col("made")["reason"])
+        frame = frame.with_columns({"vector": col("made")["vector"], "reason": reason})
+        batches = frame.exclude("got", "made").to_arrow_iter(results_buffer_size=None)
+        yield from whole_pieces(stoppable(batches))
 
 
 def _summed(parquet: Path, count: int) -> tuple[int, Counter[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from visual_search.downloads import Download, Downloader, DownloadLimits
 from visual_search.photo_checks import photo_problem
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from visual_search.model import Embedder
     from visual_search.probing import Prepared
 
@@ -29,10 +31,29 @@ FETCH_BATCHES = 4
 """Fetched at a time, so that one slow photo does not hold up all others."""
 
 EMBED_BATCH = 64
-PHOTOS_AHEAD = 100_000
-"""Order of what is to be embedded: how long it pays to measure the best way to do it."""
 
 NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
+
+
+_stopped = threading.Event()
+"""Set where nobody waits for the rest of a query; see :func:`stoppable`."""
+
+
+def stoppable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The results of a query, whose stages stop working as soon as nobody takes them any more.
+
+    The engine lets a query run to its end before it lets go of it, be it hours.
+    """
+    _stopped.clear()
+    finished = False
+    try:
+        # Not `yield from`: that would close the query before its stages are told.
+        for batch in batches:  # noqa: UP028
+            yield batch
+        finished = True
+    finally:
+        if not finished:
+            _stopped.set()
 
 
 async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Download:
@@ -40,6 +61,8 @@ async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Downl
 
     The bytes are looked at: what does not begin as an image of at least some pixels is refused.
     """
+    if _stopped.is_set():
+        return Download(url, None, "stopped")
     sized = sized_image(url, size_hint)
     found = await downloader.fetch(sized)
     if sized != url and found.reason in NOT_THERE:
@@ -73,11 +96,17 @@ class FetchStage:
 class EmbedStage:
     """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, photos: int) -> None:
+        """
+        Args:
+            run: of the model; see :func:`load_embedder`.
+            photos: about how many are to be embedded: how long it pays to look for the fastest way.
+        """
         from visual_search.embed import default_device
 
         # The engine calls from several threads; the model has all cores for one batch at a time.
         self.lock = threading.Lock()
+        self.photos = photos
         self.device = default_device()
         self.model, self.input_size = load_embedder(Path(run))
         self.model.to(self.device)
@@ -94,7 +123,7 @@ class EmbedStage:
         photos = data.to_pylist()
         there = [number for number, photo in enumerate(photos) if photo is not None]
         answers: list[dict[str, Any]] = [{"vector": None, "reason": None} for _ in photos]
-        if not there:
+        if not there or _stopped.is_set():
             return answers
         vectors, reasons = self._embedded([photos[number] for number in there])
         for number, vector, reason in zip(there, vectors, reasons, strict=True):
@@ -119,7 +148,7 @@ class EmbedStage:
                     self.model,
                     items,
                     self.input_size,
-                    PHOTOS_AHEAD,
+                    self.photos,
                     device=self.device,
                     settings=settings,
                 )

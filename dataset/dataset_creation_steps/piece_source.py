@@ -14,6 +14,8 @@ from daft.schema import Schema
 PIECE_COLUMNS = [("piece", pa.int64()), ("rows", pa.int64()), ("place", pa.int64())]
 """Which piece a row belongs to, how many rows that has, and where in it the row stands."""
 
+WAVE_PIECES = 8
+
 
 @dataclass(frozen=True)
 class PieceReader:
@@ -38,8 +40,7 @@ class Pieces(DataSource):
         Args:
             reader: of a piece.
             numbers: of the pieces.
-            tasks: into how many tasks they go. One task gives its pieces one after the other, so
-                few are begun at a time; on a cluster each piece is a task.
+            tasks: into how many tasks they go, each with its pieces one after the other.
         """
         self.reader, self.numbers, self.tasks = reader, list(numbers), tasks
 
@@ -78,6 +79,20 @@ def _numbered(reader: PieceReader, number: int) -> Iterator[pa.RecordBatch]:
     own = [pa.array([number] * rows), pa.array([rows] * rows), pa.array(range(rows))]
     columns = [*own, *(table[name] for name, _ in reader.columns)]
     return iter(pa.Table.from_arrays(columns, schema=reader.schema).to_batches(max_chunksize=256))
+
+
+def waves(numbers: Sequence[int], distributed: bool) -> Iterator[tuple[list[int], int]]:
+    """Pieces that go into one query, and the tasks to read them in.
+
+    On one machine the engine reads a whole source before it works on it, so it gets few pieces at
+    a time, in one task that reads them in their order. On a cluster each piece is a task, and the
+    workers take as many as they have hands.
+    """
+    if distributed:
+        yield list(numbers), len(numbers)
+        return
+    for start in range(0, len(numbers), WAVE_PIECES):
+        yield list(numbers[start : start + WAVE_PIECES]), 1
 
 
 def whole_pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:

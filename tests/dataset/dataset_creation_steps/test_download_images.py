@@ -1,0 +1,167 @@
+"""Step 4 in this process: what is kept, what is done again, and what is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset.dataset_creation_steps.download_images import (
+    Kept,
+    download_images,
+    failures_file,
+    table_file,
+)
+from dataset.dataset_creation_steps.engine import start_engine
+from dataset.dataset_creation_steps.image_store import FOLDER_IMAGES, folder_of, keep_one_copy
+from tests.dataset.dataset_creation_steps.conftest import jpeg
+from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from visual_search.downloads import DownloadLimits
+from visual_search.errors import UserError
+
+LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
+
+
+@pytest.fixture
+def server() -> Iterator[PhotoServer]:
+    start_engine("native")
+    photos = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(6) for i in range(4)}
+    photos["copy.jpg"] = photos["0x0.jpg"]
+    with running(PhotoServer(photos)) as found:
+        yield found
+
+
+def selection(path: Path, rows: list[tuple[str, str, float]]) -> Path:
+    table = pd.DataFrame(rows, columns=["asin", "url", "mean_cosine"])
+    table.insert(1, "role", "user")
+    table.to_parquet(path)
+    return path
+
+
+def call(path: Path, root: Path, **more: bool) -> Kept:
+    return download_images([path], root, LIMITS, piece_photos=5, **more)
+
+
+def kept_names(server: PhotoServer, root: Path) -> dict[str, str]:
+    """Label by the photo's name on the server."""
+    table = pd.read_parquet(table_file(root))
+    names = {data: name for name, data in reversed(server.photos.items())}
+    return {
+        names[(root / path).read_bytes()]: label
+        for path, label in zip(table["image_path"], table["label"], strict=True)
+    }
+
+
+def test_each_content_is_kept_once_where_it_fits_best(server: PhotoServer, tmp_path: Path) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [(f"B{p}", server.url(f"images/I/{p}x{i}.jpg"), 0.7) for p in range(6) for i in range(4)]
+    rows += [("B3", server.url("images/I/copy.jpg"), 0.9), ("B1", server.url("404/1x1.jpg"), 0.8)]
+    kept = call(selection(tmp_path / "s.parquet", rows), root)
+    assert (kept.photos, kept.duplicates, dict(kept.failures)) == (24, 1, {"HTTP 404": 1})
+    found = kept_names(server, root)
+    assert found == {f"{p}x{i}.jpg": f"B{p}" for p in range(6) for i in range(4)} | {
+        "0x0.jpg": "B3"
+    }
+    assert sum(1 for _ in root.glob("000/*.jpg")) == 24
+    assert pd.read_csv(failures_file(root))["url"].tolist() == [server.url("404/1x1.jpg")]
+
+
+def test_more_photos_are_put_behind_and_fewer_shrink_the_table(
+    server: PhotoServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [(f"B{p}", server.url(f"images/I/{p}x{i}.jpg"), 0.7) for p in range(6) for i in range(4)]
+    few = selection(tmp_path / "few.parquet", rows[12:])
+    call(few, root)
+    before = server.requests.total()
+    everything = call(selection(tmp_path / "all.parquet", rows), root)
+    assert everything.photos == 24
+    assert server.requests.total() == before + 12
+    call(few, root)
+    assert server.requests.total() == before + 12
+    assert len(pd.read_parquet(table_file(root))) == 12
+    assert sum(1 for _ in root.glob("000/*.jpg")) == 24
+
+
+def test_a_photo_that_was_lost_or_damaged_is_fetched_again(
+    server: PhotoServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [("B0", server.url(f"images/I/{p}x0.jpg"), 0.7) for p in range(6)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    call(chosen, root)
+    whole = kept_names(server, root)
+    first, *_, last = sorted(root.glob("000/*.jpg"))
+    first.unlink()
+    last.write_bytes(last.read_bytes()[:100])
+    call(chosen, root)
+    assert kept_names(server, root) == whole
+
+
+def test_failures_that_may_pass_are_tried_again_on_request(
+    server: PhotoServer, tmp_path: Path
+) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [("B0", server.url(f"images/I/0x{i}.jpg"), 0.7) for i in range(3)]
+    rows += [("B0", server.url("503/1x1.jpg"), 0.7), ("B0", server.url("404/1x2.jpg"), 0.7)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    assert call(chosen, root).failures["HTTP 503 (attempt 2 of 2)"] == 1
+    before = server.requests.total()
+    assert call(chosen, root).photos == 3
+    assert server.requests.total() == before
+    again = call(chosen, root, retry_failed=True)
+    assert (again.photos, dict(again.failures)) == (4, {"HTTP 404": 1})
+    assert server.requests.total() == before + 1  # the one photo, not its whole piece
+
+
+def test_a_network_that_is_down_leaves_nothing_done(server: PhotoServer, tmp_path: Path) -> None:
+    root = tmp_path / "images_mean_50k"
+    nobody = "http://127.0.0.1:1"
+    rows = [("B0", f"{nobody}/images/I/0x{i}.jpg", 0.7) for i in range(3)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    with pytest.raises(UserError, match="is the network down"):
+        call(chosen, root)
+    assert not list(root.glob(".progress/*.photos"))
+
+
+def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_path: Path) -> None:
+    """Not only once the rest of the query has run its course."""
+    root = tmp_path / "images_mean_50k"
+    rows = [("A", server.url(f"down/{n}.jpg"), 0.7) for n in range(5)]
+    rows += [("B", server.url(f"slow/0x0.jpg?{n:03d}"), 0.7) for n in range(2000)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    server.slow = 1.0
+    start = time.monotonic()
+    with pytest.raises(UserError, match="is the network down"):
+        download_images([chosen], root, replace(LIMITS, connections=8), piece_photos=5)
+    assert time.monotonic() - start < 60  # eight a second would take 250 s
+
+
+def test_of_copies_the_first_row_keeps_its_file(tmp_path: Path) -> None:
+    for file in ("000/a.jpg", "001/a.jpg", "001/b.jpg"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(file[-5:].encode())
+    rows = [
+        ("000/a.jpg", "A", 5),
+        ("000/b.jpg", "B", 5),
+        ("001/a.jpg", "A", 5),
+        ("001/b.jpg", "B", 5),
+    ]
+    # b's first file is gone; its copy takes the place.
+    assert keep_one_copy(tmp_path, rows) == {"A": "000/a.jpg", "B": "000/b.jpg"}
+    assert sorted(path.name for path in tmp_path.glob("*/*.jpg")) == ["a.jpg", "b.jpg"]
+    assert keep_one_copy(tmp_path, [("000/c.jpg", "C", 5)]) == {}
+
+
+def test_folders_hold_fifty_thousand() -> None:
+    assert FOLDER_IMAGES == 50_000
+    assert [folder_of(row) for row in (0, 49_999, 50_000, 1_234_567)] == [
+        "000",
+        "000",
+        "001",
+        "024",
+    ]

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dataset.dataset_creation_steps.engine import start_engine
+from visual_search.errors import UserError
+
+
+def test_one_runner_a_process() -> None:
+    start_engine("native")
+    start_engine("native")
+    with pytest.raises(UserError, match="runs on native already"):
+        start_engine("ray")
+    with pytest.raises(UserError, match="it can be native, ray"):
+        start_engine("spark")
+
+
+def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> None:
+    pytest.importorskip("ray")
+    code = (
+        "from visual_search.errors import exit_with_sentence\n"
+        "from dataset.dataset_creation_steps.engine import start_engine\n"
+        "exit_with_sentence(lambda: start_engine('ray', 'auto'))\n"
+    )
+    alone = environment | {"RAY_TMPDIR": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=alone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "ray start --head" in done.stderr

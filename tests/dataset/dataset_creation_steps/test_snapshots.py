@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.dataset_creation_steps.piece_source import PIECE_COLUMNS, whole_pieces
+from dataset.dataset_creation_steps.snapshots import (
+    check_source,
+    fingerprint,
+    may_pass_rows,
+    read_rows,
+    read_snapshot,
+    row_count,
+    value_count,
+    with_rows,
+    write_snapshot,
+)
+from visual_search.errors import UserError
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 10_000))
+def test_pieces_are_whole_whatever_the_order(sizes: list[int], seed: int) -> None:
+    rows = [(n, size, place) for n, size in enumerate(sizes) for place in range(size)]
+    chance = random.Random(seed)
+    chance.shuffle(rows)
+    batches = []
+    while rows:
+        size = chance.randint(1, 5)
+        share, rows = rows[:size], rows[size:]
+        columns = [pa.array(list(column)) for column in zip(*share, strict=True)]
+        batches.append(pa.record_batch(columns, schema=pa.schema(PIECE_COLUMNS)))
+    found = dict(whole_pieces(iter(batches)))
+    assert {n: table["place"].to_pylist() for n, table in found.items()} == {
+        n: list(range(size)) for n, size in enumerate(sizes)
+    }
+
+
+def test_a_snapshot_of_another_source_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet_00000.embeddings"
+    table = pa.table({"reason": ["gone", None]})
+    write_snapshot(path, table, "one")
+    assert read_snapshot(path).to_pylist() == table.to_pylist()
+    check_source(path, "one", "")
+    with pytest.raises(UserError, match="made from another input or another model: do this"):
+        check_source(path, "two", "do this")
+
+
+def test_rows_are_replaced_in_their_places() -> None:
+    table = pa.table(
+        {"n": [0, 1, 2, 3], "reason": [None, "HTTP 503 (attempt 4 of 4)", "HTTP 404", None]}
+    )
+    places = may_pass_rows(table)
+    assert places.tolist() == [1]
+    new = pa.table({"reason": pa.array([None], pa.string()), "n": [9]})
+    assert with_rows(table, places, new)["n"].to_pylist() == [0, 9, 2, 3]
+    assert with_rows(table, np.array([], dtype=np.int64), new.slice(0, 0)).equals(table)
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_any_rows_of_a_parquet_file(start: int, length: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.parquet"
+        pq.write_table(pa.table({"n": list(range(25)), "m": ["x"] * 25}), path, row_group_size=7)
+        batches = read_rows(path, start, start + length, ["n"])
+        assert [row["n"] for b in batches for row in b.to_pylist()] == list(range(25))[
+            start : start + length
+        ]
+
+
+def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    with pytest.raises(UserError, match="does not exist"):
+        row_count(path, ["a"])
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        row_count(path, ["a"])
+    pq.write_table(pa.table({"b": [1]}), path)
+    with pytest.raises(UserError, match="has no column 'a'; it has b"):
+        row_count(path, ["a"])
+
+
+def test_values_of_list_columns_are_counted_from_the_footer(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": [["x", "y"], ["z"]], "b": [["u"], ["v", "w"]], "asin": ["p", "q"]})
+    pq.write_table(table, path, row_group_size=1)
+    assert value_count(path, ["a", "b"]) == 6
+    assert value_count(path, ["b"]) == 3
+
+
+def test_fingerprints_know_where_a_part_ends() -> None:
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint("ab", "c") == fingerprint(b"ab", "c")
