@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import ipaddress
 import socket
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from dataset.sources.layout import Download
 from visual_search.errors import UserError
 from visual_search.files import write_text
 from visual_search.progress import progress_bar
+from visual_search.public_addresses import is_public, url_problem
 
 TIMEOUT = 60  # seconds without a byte
 ATTEMPTS = 5  # in a row without a new byte
@@ -188,15 +188,16 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _refuse_private(url: str, private: bool) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise UserError(f"{url} is no http address")
+    problem = url_problem(url)
+    if problem:
+        raise UserError(problem)
     if private:
         return
+    parts = urllib.parse.urlsplit(url)
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port or parts.scheme)
     except OSError as error:
         raise urllib.error.URLError(f"{parts.hostname} is unknown ({error.strerror})") from error
     for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+        if not is_public(str(address[0])):
             raise UserError(f"{url} leads into a private network ({address[0]})")

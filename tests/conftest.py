@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,3 +91,20 @@ def product10k_folder(tmp_path: Path) -> Path:
                 rows.append([name, product, 0])
         write_csv(folder / table, ["name", "class", "group"], rows)
     return folder
+
+
+@pytest.fixture
+def small_phase(product10k_folder: Path, dev_folder: Path) -> dict[str, Any]:
+    """A phase that trains within seconds; what a test is about, it adds."""
+    return {
+        "dataset": {
+            "product10k": {"train_valid_root": str(product10k_folder)},
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 32,
+            "batch_size": 6,
+            "augmentations": "flip",
+            "num_workers": 0,
+        },
+        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+    }

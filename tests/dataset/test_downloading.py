@@ -209,10 +209,10 @@ def test_private_networks_are_not_asked(address: str, behaviour: Behaviour, tmp_
     with pytest.raises(UserError, match="private network"):
         download(Download(address), tmp_path, PAGE)
     assert not behaviour.requests
-    with pytest.raises(UserError, match="no http address"):
+    with pytest.raises(UserError, match="not an http"):
         get("file:///etc/passwd", tmp_path)
     behaviour.redirect = "ftp://127.0.0.1/x"
-    with pytest.raises(UserError, match="no http address"):
+    with pytest.raises(UserError, match="not an http"):
         get(address, tmp_path)
     behaviour.redirect = address.replace("train.tar.gz", "moved")
     assert get(address, tmp_path).read_bytes() == CONTENT

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,7 @@ def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
 def test_training_warns_until_somebody_looked(
     product10k_folder: Path,
     dev_folder: Path,
+    small_phase: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -157,19 +159,7 @@ def test_training_warns_until_somebody_looked(
     if looked:
         for name in ("gallery.csv", "queries.csv"):
             record(product10k_folder / "train.csv", dev_folder / name, {})
-    values = {
-        "dataset": {
-            "product10k": {"train_valid_root": str(product10k_folder)},
-            "dev_set": {"eval_root": str(dev_folder)},
-            "num_of_classes": 6,
-            "input_size": 32,
-            "batch_size": 6,
-            "augmentations": "flip",
-            "num_workers": 0,
-        },
-        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
-        "train": {"epochs": 1},
-    }
+    values = {**small_phase, "train": {"epochs": 1}}
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
     arguments = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]
     monkeypatch.setattr(sys, "argv", ["main_arcface", *map(str, arguments)])

@@ -316,7 +316,7 @@ CASES: list[tuple[str, Damage, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "damage", "words"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "damage", "words"), CASES, ids=[f"{c[0]}: {c[2]}" for c in CASES])
 def test_damaged_and_missing_lists_are_one_sentence(
     name: str, damage: Damage, words: str, source: Path
 ) -> None:

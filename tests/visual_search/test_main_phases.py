@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,18 +27,9 @@ def phases(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def chain(tmp_path: Path, product10k_folder: Path, dev_folder: Path) -> Path:
+def chain(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
     first = {
-        "dataset": {
-            "product10k": {"train_valid_root": str(product10k_folder)},
-            "dev_set": {"eval_root": str(dev_folder)},
-            "num_of_classes": 6,
-            "input_size": 32,
-            "batch_size": 6,
-            "augmentations": "flip",
-            "num_workers": 0,
-        },
-        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
+        **small_phase,
         "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 4},
         "train": {"epochs": 2},
     }

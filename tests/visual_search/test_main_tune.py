@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,20 +27,8 @@ def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def command(tmp_path: Path, product10k_folder: Path, dev_folder: Path) -> tuple[str, ...]:
-    values = {
-        "dataset": {
-            "product10k": {"train_valid_root": str(product10k_folder)},
-            "dev_set": {"eval_root": str(dev_folder)},
-            "num_of_classes": 6,
-            "input_size": 32,
-            "batch_size": 6,
-            "augmentations": "flip",
-            "num_workers": 0,
-        },
-        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
-        "train": {"epochs": 2},
-    }
+def command(tmp_path: Path, small_phase: dict[str, Any]) -> tuple[str, ...]:
+    values = {**small_phase, "train": {"epochs": 2}}
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
     (tmp_path / "space.yml").write_text(
         "optim.head_lr: {low: 1e-4, high: 1e-2, log: true}\n"
