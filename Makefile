@@ -20,10 +20,10 @@ preflight: $(VENV)/.installed
 	$(RUN) -m my_submission.preflight
 
 test: lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
