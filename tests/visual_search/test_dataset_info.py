@@ -63,7 +63,7 @@ def test_the_reason_is_said(tmp_path: Path, content: bytes | None, words: str) -
 
 
 def test_answers_come_in_order_and_no_more_is_read_ahead_than_a_few_chunks() -> None:
-    asked = 0
+    asked, threads = 0, threading.active_count()
 
     def endless() -> Iterator[Path]:
         nonlocal asked
@@ -80,7 +80,7 @@ def test_answers_come_in_order_and_no_more_is_read_ahead_than_a_few_chunks() -> 
     assert [a for a in answers if isinstance(a, int)] == [i for i in range(500) if i % 7 != 6]
     assert sum(isinstance(answer, UnreadableImage) for answer in answers) == 71
     assert asked < 500 + 8 * CHUNK
-    assert threading.active_count() < 10
+    assert threading.active_count() <= threads + 2
 
 
 def test_other_errors_are_not_swallowed() -> None:
