@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 .PHONY: help demo preflight test test-all lint clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (about eleven minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (about nine minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
