@@ -17,7 +17,8 @@ from visual_search.moving import MovingParts
 from visual_search.phase import Phase
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`, passed_over `(N,)`."""
+"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels, indexes and passed_over,
+`(N,)` each."""
 
 
 class Stepper:
