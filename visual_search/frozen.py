@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class FrozenFeatures(Dataset):
         return self.matrix[shown], self.labels[shown], wanted, self._passed_over[wanted]
 
 
-def as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_it_is(batch: Any) -> Any:
     """What a loader does with a batch that comes whole."""
     return batch
 

@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
 from visual_search.class_choice import choose_classes
-from visual_search.config import DatasetConfig, DevSetConfig, MarginConfig, PhaseConfig
+from visual_search.config import (
+    DatasetConfig,
+    DevSetConfig,
+    MarginConfig,
+    PhaseConfig,
+    Product10KConfig,
+    TableConfig,
+)
 from visual_search.datasets import (
     LabelledImages,
     Source,
@@ -273,7 +280,10 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
         raise UserError(
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
-    limits = [*([place] if place.use else []), *dataset.tables]
+    limits: list[Product10KConfig | TableConfig] = [
+        *([place] if place.use else []),
+        *dataset.tables,
+    ]
     return choose_classes(
         combined(sources),
         [part.more_than for part in limits],
