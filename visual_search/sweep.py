@@ -193,19 +193,20 @@ def _plot(means: Means, path: Path, title: str) -> Path:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for dimension, line in means.items():
-        numbers = list(line)
         axes.errorbar(
-            numbers,
-            [line[number][0] for number in numbers],
-            yerr=[line[number][1] for number in numbers],
+            list(line),
+            [mean for mean, _, _ in line.values()],
+            yerr=[spread for _, spread, _ in line.values()],
             marker="o",
             markersize=4,
             linewidth=1.2,
             capsize=2,
             label=f"{dimension} dimensions",
         )
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xscale("log")
+    numbers = sorted({number for line in means.values() for number in line})
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.minorticks_off()
     axes.set(xlabel="training classes", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
