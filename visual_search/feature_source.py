@@ -21,6 +21,10 @@ from visual_search.feature_store import (
 from visual_search.images import ImageItem
 from visual_search.model import Architecture, Embedder
 
+# Settings that change no number here: another runtime is never taken, and a photo's place among
+# the threads does not matter.
+_WITHOUT_EFFECT = ("backend", "min_cosine", "workers")
+
 
 class Backbone(Embedder):
     """An embedder whose answer is the features in front of its neck, at their own length."""
@@ -64,10 +68,13 @@ class FeatureSource:
         part: nn.Module = model
         if isinstance(model, Backbone):  # the neck has no part in its features
             part, architecture = model.backbone, replace(architecture, neck="none", dimension=0)
+        embedding = asdict(self.settings)
+        for name in _WITHOUT_EFFECT:
+            del embedding[name]
         facts = {
             "architecture": asdict(architecture),
             "device": device.type,
-            "embedding": asdict(self.settings),
+            "embedding": embedding,
             "kind": type(model).__name__,
         }
         self.folder = model_folder(cache, weights_fingerprint(part.state_dict()), facts)
