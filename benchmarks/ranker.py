@@ -85,7 +85,7 @@ def measure(
     torch.manual_seed(0)
     mean, std = (HALF, HALF) if "lite" in case.model else (CLIP_MEAN, CLIP_STD)
     embedder, architecture = build_embedder(case.model, case.weights, case.size, mean, std)
-    photos = [*dev_set.gallery, *dev_set.queries]
+    photos = [*dev_set.gallery, *dev_set.queries] * options.copies
     n_gallery = len(dev_set.gallery)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     scores: dict[str, float] = {}
@@ -120,9 +120,9 @@ def summary(runs: Sequence[dict[str, Any]], photos: int, mean_ap: float) -> Resu
 
 
 def score(vectors: np.ndarray, dev_set: DevSet) -> float:
-    """mAP of embeddings, gallery first."""
+    """mAP of embeddings, gallery first, then the queries, then copies of both."""
     n_gallery = len(dev_set.gallery)
-    rows = torch.from_numpy(vectors)
+    rows = torch.from_numpy(vectors[: n_gallery + len(dev_set.queries)])
     _, indexes = top_k(rows[n_gallery:], rows[:n_gallery], 1000)
     ranks = fill_to_width(indexes.numpy(), n_gallery)
     return float(average_precision(ranks, dev_set.gallery_products, dev_set.query_products).mean())
@@ -210,6 +210,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the model")
     parser.add_argument("--data", type=Path, help="a development set; default: the real half")
     parser.add_argument("--photos", type=int, default=0, help="take so many; 0: all")
+    parser.add_argument(
+        "--copies", type=int, default=1, help="read all so often: a GPU is done with few too soon"
+    )
     parser.add_argument("--models", nargs="*", help="of the cases, those whose name holds one")
     parser.add_argument(
         "--ways", nargs="*", default=["seed", *PACKAGES], help="whom to compare with"
@@ -232,7 +235,8 @@ def main() -> None:
     notes = [
         f"{processor()}, {options.threads} used; torch {torch.__version__}; "
         f"{len(dev_set.gallery)} gallery and {len(dev_set.queries)} query photos of "
-        f"{folder.name}; the others in fp32, contiguous, batches of {cases[0].batch}"
+        f"{folder.name}, {options.copies} times; the others in fp32, contiguous, batches of "
+        f"{cases[0].batch}"
     ]
     if options.device == "cuda":
         notes.append(torch.cuda.get_device_name())

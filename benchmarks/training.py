@@ -107,7 +107,10 @@ class Trainer:
     def __init__(self, case: Case, device: torch.device, *, half: bool, compiled: bool) -> None:
         self.case, self.device, self.half = case, device, half
         torch.manual_seed(0)
-        embedder, architecture = build_embedder(case.model, "none", case.size, CLIP_MEAN, CLIP_STD)
+        with device:  # there random weights are drawn at once
+            embedder, architecture = build_embedder(
+                case.model, "none", case.size, CLIP_MEAN, CLIP_STD
+            )
         counts = torch.ones(case.classes, dtype=torch.int64)
         head = MarginHead(architecture.dimension, counts, centers=3)
         learner = Learner(embedder, Objective(head, None, None), dropout=0.2)
