@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visual_search.allocator import keep_freed_memory
+from visual_search.device_lane import lane_of
 from visual_search.embed_settings import EmbedSettings
 from visual_search.inference import (
     MEMORY_FORMATS,
@@ -80,8 +81,8 @@ def prepare(
     """Choose how to run a model, measuring what the settings leave open.
 
     On a CPU each core runs the model on a batch of its own: no thread waits for another, and
-    reading photos needs no cores set apart. On a GPU the same threads read photos while one
-    after the other has the model.
+    reading photos needs no cores set apart. On a GPU the same threads read photos, and one after
+    the other is given the device.
 
     Args:
         model: in evaluation mode, on `device`.
@@ -99,7 +100,7 @@ def prepare(
     if not on_gpu:
         keep_freed_memory()
     streams = settings.workers or (cores + 2 if on_gpu else cores)
-    threads = 0 if on_gpu else max(cores // streams, 1)
+    threads = max(cores // streams, 1)
     probe = _Probe(model, pixels.to(device), streams, threads, device)
     probe.deadline = started + min(seconds, 1e9)
     variants = _variants(settings, on_gpu)
@@ -167,7 +168,9 @@ class _Probe:
 
     def answer(self, variant: Variant) -> Answer:
         if variant not in self._answers:
-            self._answers[variant] = converted(self._model, *variant, self._pixels[:2])
+            convert = partial(converted, self._model, *variant, self._pixels[:2])
+            on_gpu = self._device.type == "cuda"
+            self._answers[variant] = lane_of(self._device).run(convert) if on_gpu else convert()
         return self._answers[variant]
 
     def _wait(self) -> float:
@@ -190,10 +193,11 @@ class _Probe:
         cosines: list[float] = []
 
         def compare() -> None:
-            cosines.append(float((answer(pixels) * self._model(pixels)).sum(dim=1).min()))
+            for one in pixels.split(1):  # more could be more than the memory holds
+                cosines.append(float((answer(one) * self._model(one)).sum()))
 
         side_by_side(compare, 1, self._threads, self._device, self._wait())
-        return cosines[0] >= MIN_COSINE
+        return min(cosines) >= MIN_COSINE
 
     def best_variant(self, variants: list[Variant], batch: int, photos: int) -> Variant:
         """The fastest, as far as the time goes."""
@@ -271,9 +275,13 @@ def side_by_side(
 ) -> float:
     """Seconds that `streams` threads take for one call each, at the same time.
 
+    On a GPU it is one call, in a thread of the device's own.
+
     Raises:
         TimeoutError: when they are not done after `wait` seconds; they are left to themselves.
     """
+    if device.type == "cuda":
+        return lane_of(device).run(partial(_seconds_on, device, call), wait)
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -281,8 +289,6 @@ def side_by_side(
             use_threads(threads)
             with torch.inference_mode():
                 call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
         except BaseException as error:
             failures.append(error)
 
@@ -298,6 +304,14 @@ def side_by_side(
         raise TimeoutError
     if failures:
         raise failures[0]
+    return time.perf_counter() - started
+
+
+def _seconds_on(device: torch.device, call: Callable[[], object]) -> float:
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
