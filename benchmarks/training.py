@@ -253,10 +253,12 @@ def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Ro
 
     (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
     model = case.batch / seconds
+    print(f"{case}: model alone {model:.1f} images/s", flush=True)
     batches = WARM_BATCHES + options.batches
     decode = rate_over(
         iter(loader_of(case, photos, batches, options.workers)), lambda batch: None, trainer.wait
     )
+    print(f"{case}: decode alone {decode:.1f} images/s", flush=True)
     whole = rate_over(
         iter(loader_of(case, photos, batches, options.workers)),
         lambda batch: trainer.step(*trainer.moved(batch[0], batch[1])),
