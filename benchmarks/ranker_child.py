@@ -151,15 +151,13 @@ def our_way(job: Job) -> Embedded:
     prepared = prepare_for(model, job.photos, job.size, len(job.photos), device=job.device)
     answer = embed_images(prepared, job.photos, job.size, device=job.device, progress=False)
     embedded = time.perf_counter()
-    from visual_search.device_lane import LANE_THREADS
     from visual_search.search import top_k
 
     top_k(answer.matrix[job.n_gallery :], answer.matrix[: job.n_gallery], 1000)
     return answer.matrix.numpy(), {
         "embedding": embedded - started,
         "ranking": time.perf_counter() - embedded,
-        "model": answer.model_seconds
-        / (LANE_THREADS if job.device.type == "cuda" else prepared.streams),
+        "model": answer.model_seconds / (1 if job.device.type == "cuda" else prepared.streams),
         "probe": prepared.seconds,
         "settings": f"{prepared.precision}, {prepared.memory_format}, batch "
         f"{prepared.batch_size}, {prepared.streams} streams, decoder {prepared.decoder}",

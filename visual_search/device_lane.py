@@ -1,7 +1,8 @@
-"""The threads from which a CUDA device is used: few, and always the same.
+"""The thread from which a CUDA device is used: always the same.
 
-cuDNN and cuBLAS set up a handle and a workspace for every thread that calls them, which takes a
-fifth of a second each. What is measured in a new thread is mostly that, and what is embedded in
+cuDNN and cuBLAS set up handles, workspaces and plans for every thread that calls them, and cuDNN
+compiles some kernels, such as half-precision depthwise convolutions, for each plan: seconds for
+every shape of a batch. What is measured in a new thread is mostly that, and what is embedded in
 one thread for each core pays it once for each core.
 """
 
@@ -15,19 +16,15 @@ from typing import Any, TypeVar
 
 import torch
 
-# While one waits for its answer, the kernels of the other are queued behind it.
-LANE_THREADS = 2
-
 Answer = TypeVar("Answer")
 
 
 class DeviceLane:
-    """Runs calls in threads of its own, in inference mode, first come, first served."""
+    """Runs calls in a thread of its own, in inference mode, first come, first served."""
 
-    def __init__(self, threads: int = LANE_THREADS) -> None:
+    def __init__(self) -> None:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._start()
+        self._start()
 
     def _start(self) -> None:
         # A daemon: a call that hangs in a driver must not keep the process from its end.
@@ -49,7 +46,8 @@ class DeviceLane:
         """What `call` returns or raises.
 
         Args:
-            call: has the device for as long as it runs.
+            call: starts work on the device; whoever asked waits for the work itself, so that the
+                next call's is queued behind it.
             wait: seconds.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -233,9 +233,7 @@ class _Job:
         crops, flip = step.views and self.settings.crops, step.views and self.settings.flip
         pixels, found = self._load(items, larger_side(step.size) if crops else step.size)
         loaded = time.perf_counter()
-        answer = partial(self._timed_vectors, pixels, step.size, flip)
-        on_gpu = self.prepared.device.type == "cuda"
-        vectors, broken, seconds = lane_of(self.prepared.device).run(answer) if on_gpu else answer()
+        vectors, broken, seconds = self._vectors(pixels, step.size, flip)
         done = time.perf_counter()
         problems = {start + k: problem for k, problem in enumerate(found) if problem is not None}
         for k in broken:
@@ -283,37 +281,56 @@ class _Job:
             problems.append(problem)
         return batch.permute(0, 3, 1, 2), problems
 
-    def _timed_vectors(
-        self, pixels: Tensor, size: int, flip: bool
-    ) -> tuple[Tensor, list[int], float]:
-        begun = time.perf_counter()
-        on_device = pixels.to(self.prepared.device, non_blocking=True)
-        vectors, broken = self._vectors(on_device, size, flip)
-        return vectors, broken, time.perf_counter() - begun
-
-    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int]]:
-        """Embeddings on the CPU, and which rows of them no precision could give."""
-        prepared = self.prepared
+    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int], float]:
+        """Embeddings on the CPU, which rows of them no precision could give, and seconds."""
+        prepared, count = self.prepared, len(pixels)
+        if prepared.device.type == "cuda" and count < self.batch:
+            # A batch of another shape would have to wait for plans and kernels of its own.
+            pixels = torch.cat([pixels, pixels.new_zeros(self.batch - count, *pixels.shape[1:])])
         answer = prepared.answer if prepared.only_size in (0, size) else prepared.exact
-        try:
-            vectors = mean_embedding(answer, views_of(pixels, size, flip)).cpu()
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-            halves = [self._vectors(half, size, flip) for half in pixels.chunk(2)]
-            first = len(halves[0][0])
-            broken = halves[0][1] + [first + k for k in halves[1][1]]
-            return torch.cat([vectors for vectors, _ in halves]), broken
+        vectors, seconds = self._answered(answer, pixels, size, flip)
+        vectors = vectors[:count]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()
         if not len(wrong):
-            return vectors, []
-        again = views_of(pixels[wrong.to(pixels.device)], size, flip)
-        vectors[wrong] = mean_embedding(prepared.exact, again).cpu()
+            return vectors, [], seconds
+        again, more = self._answered(prepared.exact, pixels[wrong.to(pixels.device)], size, flip)
+        vectors[wrong] = again
         vectors, broken = replace_non_finite(vectors)
         with self.lock:
             self.recomputed += len(wrong)
             self.zeroed += len(broken)
-        return vectors, broken
+        return vectors, broken, seconds + more
+
+    def _answered(
+        self, answer: Answer, pixels: Tensor, size: int, flip: bool
+    ) -> tuple[Tensor, float]:
+        """What a model answers, on the CPU, and the seconds it took."""
+        forward = partial(self._forward, answer, pixels, size, flip)
+        if self.prepared.device.type == "cuda":
+            vectors, begun, ended = lane_of(self.prepared.device).run(partial(_marked, forward))
+            vectors = vectors.cpu()
+            return vectors, begun.elapsed_time(ended) / 1000
+        started = time.perf_counter()
+        return forward(), time.perf_counter() - started
+
+    def _forward(self, answer: Answer, pixels: Tensor, size: int, flip: bool) -> Tensor:
+        """The same on the device, in halves where its memory is short."""
+        try:
+            on_device = pixels.to(self.prepared.device, non_blocking=True)
+            return mean_embedding(answer, views_of(on_device, size, flip))
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            return torch.cat([self._forward(answer, h, size, flip) for h in pixels.chunk(2)])
+
+
+def _marked(forward: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.Event, torch.cuda.Event]:
+    """Start `forward` on a GPU, between two marks of time."""
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    vectors = forward()
+    ended.record()
+    return vectors, begun, ended
 
 
 def replace_non_finite(vectors: Tensor) -> tuple[Tensor, list[int]]:

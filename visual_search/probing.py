@@ -97,8 +97,7 @@ def prepare(
     started = time.perf_counter()
     settings = settings or EmbedSettings()
     on_gpu = device.type == "cuda"
-    if not on_gpu:
-        keep_freed_memory()
+    keep_freed_memory()
     streams = settings.workers or (cores + 2 if on_gpu else cores)
     threads = max(cores // streams, 1)
     probe = _Probe(model, pixels.to(device), streams, threads, device)
@@ -106,7 +105,7 @@ def prepare(
     variants = _variants(settings, on_gpu)
     batch = settings.batch_size or (GPU_BATCHES if on_gpu else CPU_BATCHES)[0]
     try:
-        variants = probe.faithful(variants)
+        variants = probe.faithful(variants, batch)
         best = variants[0]
         measured = len(variants) > 1 or not settings.batch_size
         if measured and photos >= FEW_PHOTOS and photos > streams * batch:
@@ -168,7 +167,7 @@ class _Probe:
 
     def answer(self, variant: Variant) -> Answer:
         if variant not in self._answers:
-            convert = partial(converted, self._model, *variant, self._pixels[:2])
+            convert = partial(converted, self._model, *variant, self._pixels[:1])
             on_gpu = self._device.type == "cuda"
             self._answers[variant] = lane_of(self._device).run(convert) if on_gpu else convert()
         return self._answers[variant]
@@ -179,22 +178,32 @@ class _Probe:
     def _late(self) -> bool:
         return time.perf_counter() > self.deadline
 
-    def faithful(self, variants: list[Variant]) -> list[Variant]:
+    def faithful(self, variants: list[Variant], batch: int) -> list[Variant]:
         """The variants whose precision answers as fp32 does, if there is a choice."""
         precisions = list(dict.fromkeys(precision for precision, _ in variants))
         if len(precisions) == 1:
             return variants
-        kept = [name for name in precisions if name == "fp32" or self._is_faithful(name, variants)]
+        kept = [
+            name
+            for name in precisions
+            if name == "fp32" or self._is_faithful(name, variants, batch)
+        ]
         return [variant for variant in variants if variant[0] in kept]
 
-    def _is_faithful(self, precision: str, variants: list[Variant]) -> bool:
+    def _is_faithful(self, precision: str, variants: list[Variant], batch: int) -> bool:
         answer = self.answer(next(variant for variant in variants if variant[0] == precision))
-        pixels = self._pixels[:4]
         cosines: list[float] = []
 
         def compare() -> None:
-            for one in pixels.split(1):  # more could be more than the memory holds
-                cosines.append(float((answer(one) * self._model(one)).sum()))
+            # A batch as it will come, for which plans have to be made anyway; fp32 one by one,
+            # since more could be more than the memory holds.
+            singles = self._pixels[:4].split(1)
+            try:
+                answers = answer(self._batch(batch))
+            except torch.OutOfMemoryError:
+                answers = torch.cat([answer(one) for one in singles])
+            for mine, one in zip(answers, singles, strict=False):
+                cosines.append(float((mine * self._model(one)[0]).sum()))
 
         side_by_side(compare, 1, self._threads, self._device, self._wait())
         return min(cosines) >= MIN_COSINE
@@ -242,19 +251,22 @@ class _Probe:
         self._answers[variant] = compiled(self._streams, self._threads)
         spent = time.perf_counter() - started
         self.deadline = float("inf") if forced else self.deadline + spent
-        if not self._is_faithful(variant[0], [variant]):
+        if not self._is_faithful(variant[0], [variant], batch):
             return None
         other = self._better_of_two(variant, batch)
         pays = rate is None or photos / other + spent < photos / rate
         return self._answers[variant] if forced or pays else None
 
+    def _batch(self, count: int) -> Tensor:
+        """So many photos, repeated where there are not enough."""
+        repeats = -(-count // len(self._pixels))
+        return self._pixels.repeat(repeats, 1, 1, 1)[:count]
+
     def rate(self, variant: Variant, batch: int) -> float:
         """Photos a second of all streams together."""
-        repeats = -(-batch // len(self._pixels))
-        pixels = self._pixels.repeat(repeats, 1, 1, 1)[:batch]
         answer = self.answer(variant)
         streams = 1 if self._device.type == "cuda" else self._streams
-        call = partial(answer, pixels)
+        call = partial(answer, self._batch(batch))
         seconds = side_by_side(call, streams, self._threads, self._device, self._wait())
         rate = streams * batch / seconds
         name = _name(variant, batch)
