@@ -107,9 +107,7 @@ def _found(
 def _result(dev_set: DevSet, query: int, row: int, rank: str) -> Cell:
     label, item = str(dev_set.gallery_products[row]), dev_set.gallery[row]
     right = label == str(dev_set.query_products[query])
-    return Cell(
-        item.path, f"{rank}. {item.path.name}\n{label}", RIGHT if right else WRONG, item.box
-    )
+    return Cell(item.path, f"{rank}\n{label}", RIGHT if right else WRONG, item.box)
 
 
 def _right_rows(dev_set: DevSet, query: int) -> list[int]:
