@@ -74,7 +74,8 @@ def predictor_rows(found: Study) -> list[list[str]]:
     """A row for each way to predict the board, heading first."""
 
     def row(one: Predictor) -> list[str]:
-        return [one.name, f"{one.error:.4f}", f"{one.rank_correlation:+.2f}"]
+        rank = one.rank_correlation
+        return [one.name, f"{one.error:.4f}", "" if np.isnan(rank) else f"{rank:+.2f}"]
 
     head = ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"]
     return [head, *map(row, found.rules), *map(row, found.tasks)]

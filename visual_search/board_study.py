@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -182,8 +182,11 @@ def study(submissions: Submissions) -> Study:
     matrix = np.stack([submissions.local[name] for name in complete], axis=1)
     tasks = [_judged(name, fit_line, matrix[:, [k]], board) for k, name in enumerate(complete)]
     rules = [
-        _judged("nothing, the mean of the board", fit_nothing, matrix, board),
-        _judged("the best task, chosen without the one to predict", fit_best_task, matrix, board),
+        replace(
+            _judged("nothing: the board's own mean", fit_nothing, matrix, board),
+            rank_correlation=math.nan,  # what is left out pulls its own prediction the other way
+        ),
+        _judged("the task that fits the others best", fit_best_task, matrix, board),
         _judged("the plain mean of the tasks", fit_plain_mean, matrix, board),
         _judged("the weighted mix", fit_mix, matrix, board),
     ]
