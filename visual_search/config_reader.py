@@ -12,13 +12,14 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
 import yaml
 
 from visual_search.config import BackboneConfig, PhaseConfig
 from visual_search.errors import UserError
+from visual_search.task_config import TaskConfig
 
 
 def parse_phase(
@@ -62,14 +63,42 @@ def read_backbone(path: Path) -> BackboneConfig:
     Raises:
         UserError: naming file and key.
     """
-    _checked_keys(path, BackboneConfig)
+    return _read_part(path, BackboneConfig)
+
+
+def read_task(path: Path) -> TaskConfig:
+    """A retrieval task from its file, such as `config/evaluation/sop.yml`.
+
+    Raises:
+        UserError: naming file and key, also for a regular expression that is none, and for GAP
+            without distractors.
+    """
+    task = _read_part(path, TaskConfig)
+    for key in ("select", "query_domain"):
+        try:
+            pattern = re.compile(getattr(task, key))
+        except re.error as error:
+            raise UserError(f"{path}: {key} is not a regular expression: {error}") from error
+        if key == "query_domain" and task.query_domain and not pattern.groups:
+            raise UserError(f"{path}: query_domain needs a group: the domain stands in ( )")
+    if task.metric == "GAP" and not task.distractors:
+        raise UserError(f"{path}: metric GAP needs distractors: true")
+    return task
+
+
+Part = TypeVar("Part")
+
+
+def _read_part(path: Path, kind: type[Part]) -> Part:
+    """One dataclass from a file of its own."""
+    _checked_keys(path, kind)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=BackboneConfig, sub_configs=True)
+    parser.add_argument("--part", type=kind, sub_configs=True)
     try:
-        parsed = parser.parse_args([f"--backbone={path}"])
+        parsed = parser.parse_args([f"--part={path}"])
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(f"{path}: {_last_cause(str(error))}") from error
-    return parser.instantiate(parsed).backbone
+    return parser.instantiate(parsed).part
 
 
 def _described(name: str) -> str:
