@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,20 @@ _EMPTY = torch.iinfo(torch.int64).min
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
-Matrix = Tensor | np.ndarray
+
+class Rows(Protocol):
+    """Rows that are made when they are read, such as :class:`visual_search.codes.Codes`."""
+
+    shape: tuple[int, int]
+    ndim: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """`(n, dimension)`, floating point."""
+        ...
+
+
+Matrix = Tensor | np.ndarray | Rows
 """Rows of numbers. An array may be a memory map of float16 or float32, read block by block."""
 
 
