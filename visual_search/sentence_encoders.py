@@ -142,6 +142,7 @@ class LsaEncoder(SentenceEncoder):
 
     def save(self, path: Path) -> None:
         """Write n-grams, weights and components: numbers and text, nothing that is executed."""
+        assert self.components is not None
         grams = self.vectorizer.get_feature_names_out().tolist()
         with written_atomically(path) as temporary, temporary.open("wb") as handle:
             np.savez_compressed(

@@ -40,7 +40,7 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     colours = colormaps["tab20"].resampled(20)(np.arange(clusters.count) % 20)
     # Twenty colours, the ten strong ones first.
     colours = colours[np.argsort(np.arange(clusters.count) % 2, kind="stable")]
-    axes.scatter(*places.T, c=colours[labels], s=12, linewidths=0)
+    axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
     for number in range(min(clusters.count, LABELLED)):
         inside = places[labels == number]
         if len(inside):

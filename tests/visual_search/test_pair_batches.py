@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ GROUPS = RNG.integers(0, 90, PHOTOS)
 CLUSTERS = RNG.choice(4, PHOTOS, p=[1 / 15, 2 / 15, 4 / 15, 8 / 15])
 
 
-def epoch(kind: str, batch: int = 24, number: int = 0, **more: float) -> np.ndarray:
+def epoch(kind: str, batch: int = 24, number: int = 0, **more: Any) -> np.ndarray:
     sampler = build_pair_batches(kind, CLUSTERS, GROUPS, batch, seed=7, **more)
     sampler.set_epoch(number)
     return np.array(list(sampler))

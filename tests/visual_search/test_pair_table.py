@@ -84,7 +84,8 @@ def test_what_is_no_table_is_said(tmp_path: Path) -> None:
     pq.write_table(whole, path)
     with pytest.raises(UserError, match="no row of the split 'val'"):
         read_pairs(path, "val")
-    for change in ({"queries": []}, {"texts": ["а", "б", "в"]}):
+    changes: list[dict[str, list[str]]] = [{"queries": []}, {"texts": ["а", "б", "в"]}]
+    for change in changes:
         bad = rows()
         bad[3] |= change
         write_pairs(path, pa.Table.from_pylist(bad, schema=SCHEMA))

@@ -73,7 +73,7 @@ def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
     assert (summary["queries"], summary["kept queries"], summary["photos"]) == (13, 8, 6)
     assert summary["languages"] == {"ru": 7, "en": 1}
     assert json.loads(Path(f"{pairs_file(path)}.summary.json").read_text()) == summary
-    assert [str(p) for p in read_pairs(pairs_file(path)).paths][0].endswith(FILES[0])
+    assert str(read_pairs(pairs_file(path)).paths[0]).endswith(FILES[0])
 
 
 def test_what_stands_at_too_many_photos_is_dropped(tmp_path: Path) -> None:
