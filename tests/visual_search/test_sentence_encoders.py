@@ -70,6 +70,30 @@ def test_lsa_is_kept_as_numbers(tmp_path: Path) -> None:
         after.load(tmp_path / "encoder.npz")
 
 
+def test_a_model_of_a_folder(tmp_path: Path) -> None:
+    """A Bert of two layers with letters for words, as sentence-transformers keeps its models."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = "абвгдежзийклмнопрстуфхцчшщъыьэюя"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    bert = BertModel(BertConfig(vocab_size=len(words), num_attention_heads=2, **sizes))
+    bert.save_pretrained(tmp_path / "bert")
+    SentenceTransformer(str(tmp_path / "bert")).save(str(tmp_path / "model"))
+    encoder = sentence_encoder(f"sentence-transformers/{tmp_path / 'model'}")
+    found = encoder.encode(["стол", "кресло", "стол"])
+    assert found.shape == (3, encoder.dimension) == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found[0], found[2])
+    with pytest.raises(UserError, match="could not be loaded"):
+        sentence_encoder(f"sentence-transformers/{tmp_path / 'other'}")
+
+
 def test_what_cannot_be_had_is_said() -> None:
     with pytest.raises(UserError, match="no sentence encoder is called 'bert'"):
         sentence_encoder("bert")
