@@ -5,6 +5,7 @@ python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.js
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
@@ -86,7 +87,9 @@ def clean_queries(
     if not metadata.is_file():
         raise UserError(f"{metadata} does not exist; make it with download_images.py")
     work = output.with_name(f".{output.name}.parts")
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
+    for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     work.mkdir(parents=True)
     tally: Counter[str] = Counter()
     try:
