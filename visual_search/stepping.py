@@ -17,7 +17,7 @@ from visual_search.moving import MovingParts
 from visual_search.phase import Phase
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Pixels `(N, 3, H, W)` uint8, labels `(N,)`, indexes `(N,)`, passed_over `(N,)`."""
+"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`, passed_over `(N,)`."""
 
 
 class Stepper:
@@ -78,7 +78,7 @@ class Stepper:
         pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
         mixed = self.phase.mixer(pixels, labels)
         pixels = mixed.pixels
-        if self.phase.config.train.channels_last:
+        if self.phase.config.train.channels_last and pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
 

@@ -29,7 +29,7 @@ from visual_search.config import PhaseConfig
 from visual_search.files import write_json
 from visual_search.freezing import hold_frozen
 from visual_search.moving import MovingParts
-from visual_search.phase import Phase, build_phase, imprint
+from visual_search.phase import Phase, build_phase, imprint, start_projection
 from visual_search.progress import progress_bar
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
@@ -97,6 +97,9 @@ def train_phase(
         if not continues:
             run.start(resolved)
             write_json(run.path / "classes.json", list(phase.images.images.class_names))
+    if phase.frozen is not None:
+        with accelerator.main_process_first():  # the others read what the first one kept
+            phase.fill_features(accelerator.device, chief)
     return Trainer(accelerator, phase, run, batches, on_validation).train()
 
 
@@ -130,6 +133,8 @@ class Trainer:
         self.fingerprint = fingerprint(Path(source)) if source else None
         self.watch = BrokenPhotos(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
+        if state is None:
+            start_projection(phase)
         wants = self.config.margin.imprint and phase.learner.head is not None
         if wants and not phase.head_continued and state is None:
             imprint(phase, accelerator.device, self.chief)
@@ -278,7 +283,7 @@ class Trainer:
         learner = self.phase.learner
         common = {
             "position": [self.epoch, self.batch, self.step, self.validated, self.stale],
-            "learner": without(learner.state_dict(), self._own_names()),
+            "learner": without(learner.state_dict(), [*self._own_names(), *self._still_names()]),
             "moving": self.moving.state_dict(),
             "validator": self.validator.state_dict(),
             "watch": self.watch.state_dict(),
@@ -300,12 +305,19 @@ class Trainer:
             return []
         return [f"head.{name}" for name in head.state_dict()]
 
+    def _still_names(self) -> list[str]:
+        """Tensors of the learner that never change: those of a backbone that is not even run."""
+        if self.phase.frozen is None:
+            return []
+        names = self.phase.learner.embedder.backbone.state_dict()
+        return [f"embedder.backbone.{name}" for name in names]
+
     def _continue(self, place: Path) -> None:
         """Take up what :meth:`_save` wrote."""
         common, own = load_state(place, self.processes)
         learner = self.phase.learner
         self.epoch, self.batch, self.step, self.validated, self.stale = common["position"]
-        learner.load_state_dict({**common["learner"], **own["learner"]})
+        learner.load_state_dict({**learner.state_dict(), **common["learner"], **own["learner"]})
         self.moving.load_state_dict(common["moving"])
         if self.moving.rows is not None:
             self.moving.rows.load_state_dict(own["rows"])

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.checkpoint import load_checkpoint, plain_state, save_checkpoint
-from visual_search.datasets import LabelledImages
 from visual_search.embed import embed_images
 from visual_search.evaluate import Evaluation, evaluate_on_dev_set
 from visual_search.imprinting import Head
@@ -134,7 +133,7 @@ class Validator:
             label="whitening",
         )
         labels = torch.from_numpy(images.labels)
-        fitted = fit_whitening(embedded.matrix, labels, shrinkage, photo_weights(images))
+        fitted = fit_whitening(embedded.matrix, labels, shrinkage, images.weights())
         before, embedder.neck = embedder.neck, fitted.to(self.device)
         evaluation = self._evaluate()
         score = evaluation.mean_average_precision
@@ -151,8 +150,12 @@ class Validator:
         return evaluation
 
     def _evaluate(self) -> Evaluation:
-        embedder = self.phase.learner.embedder
+        embedder, frozen = self.phase.learner.embedder, self.phase.frozen
         training = embedder.training
+        if frozen is not None:
+            found = frozen.evaluate(embedder.neck.eval(), self.phase.dev_set, self.device)
+            embedder.train(training)
+            return found
         evaluation = evaluate_on_dev_set(
             embedder.eval(),
             self.phase.dev_set,
@@ -182,13 +185,6 @@ class Validator:
             phase.dev_set,
             evaluation,
         )
-
-
-def photo_weights(images: LabelledImages) -> Tensor | None:
-    """How often each photo is drawn in an epoch, `(n,)`; None where there is one source."""
-    if images.sources is None:
-        return None
-    return torch.tensor(images.source_weights)[torch.from_numpy(images.sources)]
 
 
 def losses_of(phase: Phase) -> str:
