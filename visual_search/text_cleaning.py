@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visual_search.text_languages import lemma, stop_words
@@ -41,6 +42,8 @@ _HASHTAG = re.compile(r"(?<!\w)[#@]\w+")
 # 5½ is five and a half, not 51/2; and the acute accent only shows where the stress lies.
 _FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
 _STRESS = re.compile(r"(?<=[\u0400-\u052f])[\u0300\u0301]")
+# Soft hyphens, joiners, marks of direction, byte order marks.
+_UNSEEN = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _INCHES = re.compile(r"(?<=\d)\s*(?:″|''|”|“|\")")
 _UNIT = (
     r"мм|см|дм|м|км|мкм|г|гр|кг|мг|мл|л|вт|квт|в|а|ач|мач|гц|мгц|ггц|кб|мб|гб|тб|шт|лет|мес|"
@@ -70,11 +73,15 @@ def clean(text: str, language: str = "ru", rules: CleaningRules | None = None) -
         language: ISO 639-1, for stop words and lemmas; one that is unknown has neither.
         rules: how far to go; all of it when None.
     """
-    rules = rules or CleaningRules()
+    return clean_words(words_of(text), language, rules or CleaningRules())
+
+
+def clean_words(words: Sequence[str], language: str, rules: CleaningRules) -> str:
+    """What :func:`clean` makes of the words of a text."""
     dropped = stop_words(language) if rules.stop_words else frozenset()
     kept: list[str] = []
     number = False
-    for word in words_of(text):
+    for word in words:
         if number and word in _UNITS:  # "200 см" is no form of "смотреть"
             kept.append(word)
         elif word not in dropped:
@@ -94,8 +101,7 @@ def normalized(text: str) -> str:
     text = _INCHES.sub('"', text)
     # Composes й and ё out of letter and mark, and makes ² and full-width letters plain ones.
     text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    text = _STRESS.sub("", text).replace("⁄", "/")
+    text = _STRESS.sub("", _UNSEEN.sub("", text)).replace("⁄", "/")
     for pattern in (_TAG, _LINK, _HASHTAG):
         text = pattern.sub(" ", text)
     text = _TIMES.sub("x", text)
