@@ -66,7 +66,9 @@ def choose_classes(
 
 
 def _selected(images: LabelledImages, rows: np.ndarray, kept: np.ndarray) -> LabelledImages:
-    from visual_search.datasets import PathList  # with torch, which a tool for tables can do without
+    from visual_search.datasets import (
+        PathList,
+    )  # with torch, which a tool for tables can do without
 
     number = np.cumsum(kept) - 1
     names = images.class_names

@@ -44,7 +44,6 @@ class PairDataConfig:
         batch_size: photos a step and process, the negatives of each other.
         cached_views: above 0, embed each training photo in so many augmented views before the
             first step, and train on these features; for a frozen visual tower.
-        cache: folder in which such features are kept.
         sampler: which photos meet in a batch.
         augmentations: of the training photos.
         random_erasing: share of the training photos with an erased rectangle, 0..1.
@@ -63,7 +62,6 @@ class PairDataConfig:
     input_size_valid: int = 0
     batch_size: int = 256
     cached_views: int = 0
-    cache: str = "runs/cache"
     sampler: PairSamplerConfig = field(default_factory=PairSamplerConfig)
     augmentations: Literal[
         "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"

@@ -36,8 +36,10 @@ def infonce(similarities: Tensor, right: Tensor, smoothing: float = 0.0) -> Tens
     Returns:
         A scalar.
     """
-    return (_row_entropy(similarities, right, smoothing)
-            + _row_entropy(similarities.T, right.T, smoothing)) / 2
+    return (
+        _row_entropy(similarities, right, smoothing)
+        + _row_entropy(similarities.T, right.T, smoothing)
+    ) / 2
 
 
 def _row_entropy(similarities: Tensor, right: Tensor, smoothing: float) -> Tensor:
@@ -89,9 +91,7 @@ class ContrastiveLoss(nn.Module):
         if name not in LOSSES:
             raise UserError(f"loss.name is {name!r}; it can be {', '.join(LOSSES)}")
         if not temperature >= 1 / LARGEST_SCALE:
-            raise UserError(
-                f"loss.temperature is {temperature}; write {1 / LARGEST_SCALE} or more"
-            )
+            raise UserError(f"loss.temperature is {temperature}; write {1 / LARGEST_SCALE} or more")
         self.name, self.label_smoothing = name, label_smoothing
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
         learns_bias = learn_temperature and name == "siglip"

@@ -60,6 +60,14 @@ class Standardised(nn.Module):
         return self.dropout(features)
 
 
+class UnitLength(nn.Module):
+    """Vectors to the same of length 1."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`(n, d)` to `(n, d)`, float32."""
+        return F.normalize(vectors.float(), dim=1)
+
+
 class PhotoProjection(nn.Module):
     """From the visual tower's unit vectors into the shared space."""
 
@@ -76,7 +84,7 @@ class PhotoProjection(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """`(n, width)`, unit vectors, to `(n, dimension)`."""
-        projected = self.projection(self.standardised(vectors))
+        projected: Tensor = self.projection(self.standardised(vectors))
         if self.names is None or self.name_projection is None:
             return projected
         return projected + self.name_projection(self.names(vectors))
@@ -118,6 +126,28 @@ class DualEncoder(nn.Module):
         assert isinstance(towers, TextTowers)
         return towers
 
+    @property
+    def photo_projection(self) -> PhotoProjection:
+        """Behind the visual tower."""
+        projection = self.neck["photo"]
+        assert isinstance(projection, PhotoProjection)
+        return projection
+
+    def text_projections(self) -> list[nn.Module]:
+        """Behind the text towers: one, or one a cluster."""
+        projection = self.neck["text"]
+        if isinstance(projection, ClusterProjections):
+            return list(projection.projections)
+        return [projection]
+
+    def photo_embedder(self) -> Embedder:
+        """The photo side as an image embedder of its own; it shares the weights."""
+        visual = self.visual
+        neck = nn.Sequential(UnitLength(), self.photo_projection)
+        mean, std = (part.flatten().tolist() for part in (visual.mean / 255, visual.std / 255))
+        embedder = Embedder(visual.backbone, neck, mean, std).to(visual.mean.device)
+        return embedder.train(self.training)
+
     def features(self, photos: Tensor) -> Tensor:
         """Photos in the shared space, before normalisation, `(n, dimension)`.
 
@@ -125,7 +155,7 @@ class DualEncoder(nn.Module):
             photos: pixels `(n, 3, H, W)`, 0..255, or unit vectors of the visual tower `(n, width)`.
         """
         vectors = self.visual(photos) if photos.ndim == 4 else photos
-        return self.neck["photo"](vectors)
+        return self.photo_projection(vectors)
 
     def forward(self, photos: Tensor) -> Tensor:
         """Photos as unit vectors, `(n, dimension)`; see :meth:`features`."""

@@ -106,8 +106,7 @@ class HuggingFaceText(nn.Module):
             from transformers import AutoConfig, AutoModel, AutoTokenizer
         except ImportError as error:
             raise UserError(
-                f"the text tower hf/{name} needs the package transformers: "
-                "pip install -e '.[text]'"
+                f"the text tower hf/{name} needs the package transformers: pip install -e '.[text]'"
             ) from error
         place = str(files or name)
         if not Path(place).is_dir():

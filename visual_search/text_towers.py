@@ -57,7 +57,9 @@ class FrozenText(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `(n, dimension)`, float32; those of known texts come from memory."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        made = dict(zip(new, torch.from_numpy(self.encoder.encode(new)), strict=True)) if new else {}
+        made = (
+            dict(zip(new, torch.from_numpy(self.encoder.encode(new)), strict=True)) if new else {}
+        )
         vectors = torch.stack([made[t] if t in made else self._known[t] for t in texts])
         if len(self._known) + len(made) > MOST_REMEMBERED:
             self._known.clear()
@@ -84,6 +86,10 @@ class TextTowers(nn.Module):
 
     def _each(self) -> list[Any]:
         return list(self.parts)
+
+    def part(self, name: str) -> Any:
+        """The tower of that name."""
+        return self.parts[self.names.index(name)]
 
     def fit(self, texts: Sequence[str]) -> None:
         """Let the towers that need it look at the training texts once."""
