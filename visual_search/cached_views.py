@@ -1,47 +1,52 @@
-"""Training photos as features that were computed once, in several augmented views.
+"""Training photos as features that were computed once, each whole and in random crops.
 
 Where the visual tower is frozen, an epoch over features takes a second instead of minutes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from visual_search.datasets import TrainingImages
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
 from visual_search.errors import UserError
-from visual_search.feature_store import weights_fingerprint
+from visual_search.feature_store import (
+    Features,
+    model_folder,
+    stored_features,
+    weights_fingerprint,
+)
+from visual_search.images import Box, ImageItem
 from visual_search.model import Embedder
-from visual_search.progress import progress_bar
 
 # What is said of a photo of which there is nothing to see.
 NOTHING_SEEN = "a grey image is used"
-# Photos that a frozen tower sees at once.
-BATCH = 32
+SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3
+"""Share of the photo's area in a crop at the least, and its width to height at the most."""
 
 
 class CachedViews(TrainingImages):
     """As :class:`TrainingImages`, with a view's features in place of pixels.
 
-    Which view is shown depends on (seed, epoch, index) alone. View 0 is the plain photo.
+    Which view is shown depends on (seed, epoch, index) alone. View 0 is the whole photo.
     """
 
-    def __init__(self, photos: TrainingImages, views: int, augmentation: str) -> None:
+    def __init__(self, photos: TrainingImages, views: int) -> None:
         """
         Args:
-            photos: with their augmentation; nothing can be read before :meth:`fill`.
+            photos: what is shown; nothing can be read before :meth:`fill`.
             views: of each photo, 1 or more.
-            augmentation: its name, a part of the cache's key.
         """
         super().__init__(photos.images, photos.augment, photos.size, photos.seed)
-        self.photos, self.views, self.augmentation = photos, views, augmentation
+        self.views = views
         self.features = torch.zeros(0, views, 0)
         """`(n, views, width)`, float32."""
         self.broken = np.zeros(len(photos), dtype=bool)
@@ -64,69 +69,84 @@ class CachedViews(TrainingImages):
         folder: Path,
         *,
         device: torch.device,
-        workers: int = 0,
         progress: bool = True,
     ) -> None:
-        """Embed each photo plainly and in the augmented views, or read them from the cache.
+        """Embed each photo and its crops, or read from the store what was embedded before.
 
         Args:
             visual: the frozen tower, in evaluation mode, on `device`.
-            input_size: side in pixels at which the plain view is seen.
-            folder: of the cache.
+            input_size: side in pixels at which it sees them.
+            folder: of all stores.
             device: where the tower is.
-            workers: processes that read photos.
             progress: whether there are progress bars.
         """
-        items = [self.images.item(i) for i in range(len(self))]
-        settings = {
-            "views": self.views,
-            "augmentation": self.augmentation,
-            "sizes": [self.size, input_size],
-            "seed": self.seed,
-            "device": device.type,
-        }
-
-        def make() -> Embeddings:
-            plain = embed_images(
-                visual,
-                items,
-                input_size,
-                device=device,
-                settings=EmbedSettings().unmeasured(device.type == "cuda"),
-                label="plain views",
-                progress=progress,
-            )
-            stack = [plain.matrix]
-            for view in range(1, self.views):
-                label = f"view {view + 1}/{self.views}"
-                stack.append(_view(self.photos, visual, view, device, workers, label, progress))
-            return Embeddings(torch.stack(stack, dim=1).flatten(0, 1), plain.problems)
-
-        key = embeddings_fingerprint(weights_fingerprint(visual.state_dict()), items, settings)
-        found, _ = cached_embeddings(folder, key, make)
+        wholes = [self.images.item(i) for i in range(len(self))]
+        items = [
+            ImageItem(item.path, random_crop(item, view, self.seed)) if view else item
+            for item in wholes
+            for view in range(self.views)
+        ]
+        found = kept_features(visual, items, input_size, folder, device, progress)
         self.features = found.matrix.unflatten(0, (-1, self.views))
-        unread = {p.path for p in found.problems if p.reason.endswith(NOTHING_SEEN)}
-        self.broken = np.array([str(item.path) in unread for item in items])
+        unread = np.array([reason.endswith(NOTHING_SEEN) for reason in found.reasons])
+        self.broken = unread.reshape(-1, self.views).any(axis=1)
 
 
-@torch.no_grad()
-def _view(
-    photos: TrainingImages,
+def kept_features(
     visual: Embedder,
-    number: int,
+    items: Sequence[ImageItem],
+    input_size: int,
+    folder: Path,
     device: torch.device,
-    workers: int,
-    label: str,
-    progress: bool,
-) -> Tensor:
-    """One augmented view of every photo, `(n, width)`."""
-    epoch = int(photos.epoch)
-    photos.set_epoch(number)
-    loader = DataLoader(photos, batch_size=BATCH, num_workers=workers)
-    rows = []
-    with progress_bar(label, "img", total=len(photos), shown=progress) as bar:
-        for pixels, *_ in loader:
-            rows.append(visual(pixels.to(device)).cpu())
-            bar.update(len(pixels))
-    photos.set_epoch(epoch)
-    return torch.cat(rows)
+    progress: bool = True,
+) -> Features:
+    """Photos as a frozen tower sees them, from the store where they were seen before.
+
+    Args:
+        visual: the tower, in evaluation mode, on `device`.
+        items: the photos.
+        input_size: side in pixels.
+        folder: of all stores.
+        device: where the tower is.
+        progress: whether there are progress bars.
+    """
+    settings = {"size": input_size, "device": device.type}
+    place = model_folder(folder, weights_fingerprint(visual.state_dict()), settings)
+
+    def make(some: Sequence[ImageItem], part: str) -> Embeddings:
+        return embed_images(
+            visual,
+            some,
+            input_size,
+            device=device,
+            settings=EmbedSettings().unmeasured(device.type == "cuda"),
+            label=f"photos{part}",
+            progress=progress,
+        )
+
+    return stored_features(place, items, make)
+
+
+def random_crop(item: ImageItem, view: int, seed: int) -> Box | None:
+    """A random part of a photo; the whole one where its size cannot be told.
+
+    As torchvision's RandomResizedCrop draws it, of the photo's own box where it has one.
+
+    Args:
+        item: the photo.
+        view: its number; each has another crop.
+        seed: of the draw, with the photo's name and the view.
+    """
+    try:
+        with Image.open(item.path) as photo:
+            left, top, width, height = item.box or (0, 0, *photo.size)
+    except (OSError, ValueError, SyntaxError):
+        return item.box
+    draw = np.random.default_rng([seed, view, *item.path.name.encode()])
+    area = width * height * draw.uniform(SMALLEST_CROP, 1.0)
+    shape = math.exp(draw.uniform(-math.log(WIDEST_CROP), math.log(WIDEST_CROP)))
+    w = min(max(round(math.sqrt(area * shape)), 1), width)
+    h = min(max(round(math.sqrt(area / shape)), 1), height)
+    x = left + int(draw.integers(width - w + 1))
+    y = top + int(draw.integers(height - h + 1))
+    return x, y, w, h

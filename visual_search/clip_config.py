@@ -42,8 +42,9 @@ class PairDataConfig:
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and afterwards; 0 is as in training.
         batch_size: photos a step and process, the negatives of each other.
-        cached_views: above 0, embed each training photo in so many augmented views before the
-            first step, and train on these features; for a frozen visual tower.
+        cached_views: above 0, embed each training photo whole and in so many random crops less
+            one before the first step, and train on these features, kept in train.feature_cache;
+            for a frozen visual tower, and without augmentations.
         sampler: which photos meet in a batch.
         augmentations: of the training photos.
         random_erasing: share of the training photos with an erased rectangle, 0..1.

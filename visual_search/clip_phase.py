@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from visual_search.cached_views import CachedViews
+from visual_search.cached_views import CachedViews, kept_features
 from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.clip_config import ClipConfig
 from visual_search.clip_learner import ClipLearner
@@ -22,7 +22,6 @@ from visual_search.dual_encoder import (
     TextArchitecture,
     build_dual_encoder,
 )
-from visual_search.embed import embed_images
 from visual_search.errors import UserError
 from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
 from visual_search.images import ImageItem
@@ -108,7 +107,7 @@ class ClipPhase:
 
     def fill_features(self, device: torch.device, chief: bool) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
-        config, dataset = self.config, self.config.dataset
+        config = self.config
         visual = self.learner.to(device).embedder.visual.eval()
         if isinstance(self.images, CachedViews):
             self.images.fill(
@@ -116,7 +115,6 @@ class ClipPhase:
                 self.architecture.input_size,
                 Path(config.train.feature_cache),
                 device=device,
-                workers=dataset.num_workers,
                 progress=chief,
             )
         if config.backbone.trainable_blocks == 0:
@@ -143,17 +141,10 @@ class ClipPhase:
     def _plain_vectors(self, items: list[ImageItem], device: torch.device, chief: bool) -> Tensor:
         embedder = self.learner.embedder
         was_training = embedder.training
-        embedded = embed_images(
-            embedder.visual.eval(),
-            items,
-            self.architecture.input_size,
-            device=device,
-            settings=self.config.embedding.unmeasured(device.type == "cuda"),
-            label="photos",
-            progress=chief,
-        )
+        folder, size = Path(self.config.train.feature_cache), self.architecture.input_size
+        found = kept_features(embedder.visual.eval(), items, size, folder, device, chief)
         embedder.train(was_training)
-        return embedded.matrix
+        return found.matrix
 
     def leak_warning(self) -> str:
         """Nothing: a table of pairs says itself which photos train."""
@@ -208,7 +199,7 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
     labelled = LabelledImages(table.paths, texts.groups)
     photos = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
     if dataset.cached_views:
-        photos = CachedViews(photos, dataset.cached_views, dataset.augmentations)
+        photos = CachedViews(photos, dataset.cached_views)
     loss = config.loss
     contrastive = ContrastiveLoss(
         loss.name, loss.temperature, loss.learn_temperature, loss.label_smoothing
@@ -266,6 +257,11 @@ def _check(config: ClipConfig) -> None:
         raise UserError(
             "dataset.cached_views are of a frozen visual tower: set backbone.trainable_blocks "
             "to 0, or dataset.cached_views to 0"
+        )
+    if dataset.cached_views and (dataset.augmentations != "none" or dataset.random_erasing):
+        raise UserError(
+            "dataset.cached_views are crops without other augmentations: set "
+            "dataset.augmentations to none and dataset.random_erasing to 0"
         )
     if config.optim.layer_decay != 1.0:
         raise UserError("optim.layer_decay is for one tower: set it to 1 here")

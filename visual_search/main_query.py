@@ -1,4 +1,4 @@
-"""Ask a gallery in words: `python -m visual_search.main_query --run … --gallery … "красный стул"`."""
+"""Ask a gallery in words: `python -m visual_search.main_query --run … --gallery … "red chair"`."""
 
 from __future__ import annotations
 

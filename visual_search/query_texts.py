@@ -19,7 +19,7 @@ class ChosenTexts:
 
     texts: list[str]
     owners: Tensor | None
-    """`(len(texts),)`, int64: the row of the batch that each is of; None where they are the rows."""
+    """`(len(texts),)`, int64: the row of the batch that each is of; None where each has one."""
     ids: Tensor
     """`(n,)`, int64: equal where rows have the same texts."""
 

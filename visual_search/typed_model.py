@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from visual_search.checkpoint import Checkpoint, load_checkpoint
 from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.embed_settings import EmbedSettings
@@ -54,6 +56,22 @@ def load_typed_model(source: Path) -> TypedModel:
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
     name = str(found.facts.get("run", source.name))
     return TypedModel(encoder.eval(), found.architecture.input_size, settings, name)
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """The settings that a run was trained with, nested as in its YAML.
+
+    Raises:
+        UserError: when the folder holds none, or none of image–text training.
+    """
+    path = run / "config.yml"
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict) or "pairs" not in values.get("dataset", {}):
+        raise UserError(f"{run} knows no texts: name a run of visual_search.main_clip")
+    return values
 
 
 def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Checkpoint:
