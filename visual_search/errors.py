@@ -31,7 +31,7 @@ EXTRA_OF_PACKAGE = {
     "pytorch_metric_learning": "bench",
     "ray": "cluster",
     "safetensors": "train",
-    "scipy": "data",
+    "scipy": "train",
     "yaml": "train",
 }
 
