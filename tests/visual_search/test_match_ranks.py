@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search import match_ranks
-from visual_search.match_ranks import Hits, coarse_type, count_hits, hits_of_ranks
+from visual_search import coarse_products, match_ranks
+from visual_search.coarse_products import Sides, coarse_type
+from visual_search.hits import Hits, hits_of_ranks
+from visual_search.match_ranks import count_hits
 from visual_search.search import top_k
 
 
@@ -41,7 +43,7 @@ def pairs(hits: Hits) -> list[tuple[int, int]]:
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
-    monkeypatch.setattr(match_ranks, "coarse_type", lambda dimension: kind)
+    monkeypatch.setattr(coarse_products, "coarse_type", lambda dimension: kind)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
@@ -162,7 +164,7 @@ def test_the_error_bound_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery = torch.randn(300, 100, generator=generator).abs() * torch.rand(300, 1) * 9
     gallery[0] = gallery[1] = 1 + 2.0**-9 + 2.0**-10  # the same rounding in every place
     codes = np.zeros(300, np.int64)
-    sides = match_ranks._Sides(gallery, gallery, codes, codes, None)
+    sides = Sides(gallery, gallery, codes, codes, None)
     coarse = (sides.coarse_queries @ sides.coarse_gallery.T).float()
     exact = gallery.double() @ gallery.double().T
     bound = torch.from_numpy(sides.error)[:, None] + sides.rounded * coarse.abs()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from visual_search.match_ranks import count_hits, hits_of_ranks
+from visual_search.hits import hits_of_ranks
+from visual_search.match_ranks import count_hits
 from visual_search.metrics import average_precision
 from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
 
