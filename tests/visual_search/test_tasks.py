@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.comparison import compare, most_changed, verdict
 from visual_search.config_reader import read_task
+from visual_search.embed_settings import EmbedSettings
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
@@ -34,7 +36,11 @@ def export(folder: Path, seed: int) -> Path:
     embedder, architecture = build_embedder(
         "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
     )
-    export_torchscript(embedder, architecture, {"run": None, "step": 7}, folder)
+    # Nothing is left to measure, which would take longer than the embedding.
+    settings = EmbedSettings(batch_size=4, workers=1).unmeasured(on_gpu=False)
+    settings = dataclasses.replace(settings, backend="torch")
+    facts = {"run": None, "step": 7, "embedding": dataclasses.asdict(settings)}
+    export_torchscript(embedder, architecture, facts, folder)
     return folder
 
 
