@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.harness import Row, arguments, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, call, interpreter
+from visual_search.coarse_products import coarse_type
 from visual_search.errors import exit_with_sentence
-from visual_search.match_ranks import coarse_type
 
 DIMENSION = 512
 # Stanford Online Products' test photos and classes; a smaller case has as many photos a class.
@@ -53,15 +53,9 @@ def agreement(ours: dict[str, float], theirs: dict[str, float]) -> str:
     return f"{', '.join(shared)} differ by {apart:.1e} at the most"
 
 
-def rows_of(photos: int, options: Namespace) -> tuple[list[Row], list[str]]:
+def rows_of(photos: int, peers: dict[str, str], options: Namespace) -> tuple[list[Row], list[str]]:
     """Time and memory against each peer, agreement, and the roofline."""
     case = f"{photos:,} x {photos:,} x {DIMENSION}, leave-one-out"
-    peers = {
-        "pml": f"pytorch-metric-learning {version('pytorch-metric-learning')}, k = 1000",
-        "oml": PACKAGES["oml"][0].replace("==", " "),
-        "pml_short": f"pytorch-metric-learning {version('pytorch-metric-learning')}, "
-        "k = max_bin_count (no mAP@1000, R@10, R@100)",
-    }
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.npz"
         vectors, labels = embeddings(photos)
@@ -94,18 +88,35 @@ def rows_of(photos: int, options: Namespace) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
+def peers_of() -> dict[str, dict[str, str]]:
+    """The libraries, and the ways each is run."""
+    name = f"pytorch-metric-learning {version('pytorch-metric-learning')}"
+    return {
+        "pytorch-metric-learning": {
+            "pml": f"{name}, k = 1000",
+            "pml_short": f"{name}, k = max_bin_count: no mAP@1000, R@10, R@100",
+        },
+        "oml": {"oml": PACKAGES["oml"][0].replace("==", " ")},
+    }
+
+
 def main() -> None:
-    """Measure, print, record."""
+    """Measure, print, record; a section for each library, each beside a run of ours."""
     parser = arguments("Time and memory of retrieval metrics against other libraries.")
+    peers = peers_of()
     parser.add_argument("--photos", type=int, default=PHOTOS, help="of the leave-one-out task")
+    parser.add_argument(
+        "--against", nargs="+", choices=list(peers), default=list(peers), help="libraries"
+    )
     options = parser.parse_args()
     photos = 3000 if options.quick else options.photos
-    rows, notes = rows_of(photos, options)
     head = (
         f"{processor()}; {options.threads} threads, torch {torch.__version__}; each in a process "
-        "of its own, ours the median of 3, the others once"
+        "of its own on the same file, ours the median of 3, the others once"
     )
-    report("evaluate", rows, [head, *notes], options)
+    for library in options.against:
+        rows, notes = rows_of(photos, peers[library], options)
+        report(f"evaluate-{library}", rows, [head, *notes], options)
 
 
 if __name__ == "__main__":

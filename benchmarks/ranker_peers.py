@@ -26,8 +26,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     # Its CLIP package reads pkg_resources, which later setuptools do not bring.
     "clip-retrieval": ("clip-retrieval==2.45.0", "setuptools<80"),
-    # Its data sets read omegaconf, which only one of its extras brings.
-    "oml": ("open-metric-learning==4.0.0", "omegaconf"),
+    # Its modules import omegaconf, which only its pipelines extra names.
+    "oml": ("open-metric-learning==4.0.0", "omegaconf>=2.3"),
     "img2dataset": ("img2dataset==1.47.0", "setuptools<80"),
 }
 TIMEOUT = 3600.0  # seconds, of one run

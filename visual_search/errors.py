@@ -38,7 +38,7 @@ EXTRA_OF_PACKAGE = {
     "pytorch_metric_learning": "bench",
     "ray": "cluster",
     "safetensors": "train",
-    "scipy": "data",
+    "scipy": "train",
     "sentence_transformers": "sentence-transformers",
     "simplemma": "text",
     "sklearn": "text",

@@ -15,15 +15,14 @@ photos exceed is guessed from a sample, and the guess is checked by the count.
 from __future__ import annotations
 
 import threading
-import time
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.coarse_products import Sides
+from visual_search.hits import Hits, right_photos, shared_codes
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.search import on_threads
 
@@ -31,50 +30,11 @@ TILE = 1024
 """Rows of a tile of similarities: 2 MB in bfloat16."""
 # Similarities to right photos held at once; 2^23 are some 250 MB with all that belongs to them.
 WANTED_AT_ONCE = 1 << 23
-# Pairs of vectors measured at once: 2^7 of 512 numbers are 256 KB for each side, which stay in the
-# cache of their core; 2^13 take three times as long.
-PAIRS_AT_ONCE = 1 << 7
-GPU_PAIRS_AT_ONCE = 1 << 16
 # The guess is the 40th best of a sample that should hold so many of the best `depth`, and three
 # deviations more: of a thousand guesses one or two are too high, and are made good.
 SAMPLED_BEST, SAMPLED_RANK = 40, 40 + 3 * 6
 
-_ROUNDED = 1.02 * 2.0**-9  # relative error of a number rounded to bfloat16
 _NEVER = np.float32(np.inf)
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Where the right photos stand in the rankings of queries."""
-
-    query: np.ndarray
-    """`(hits,)`, int64, rising."""
-    rank: np.ndarray
-    """`(hits,)`, int64, from 1, rising within a query; at most `depth`."""
-    wanted: np.ndarray
-    """`(n_queries,)`, int64: right photos in the gallery, at whatever rank; a query that is a
-    photo of the gallery itself does not count."""
-    depth: int
-    """The last rank that was looked at."""
-
-
-def hits_of_ranks(
-    ranks: np.ndarray, gallery: np.ndarray, queries: np.ndarray, own: np.ndarray | None = None
-) -> Hits:
-    """The hits of ready rankings.
-
-    Args:
-        ranks: `(n_queries, columns)`, gallery row indexes, best first, without the query itself;
-            an index at or above the number of gallery photos names none.
-        gallery: `(n_gallery,)`, the label of each photo.
-        queries: `(n_queries,)`, the label of each query.
-        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each.
-    """
-    gallery_codes, query_codes = shared_codes(gallery, queries)
-    # One more gallery photo of no product stands for every index that names none.
-    padded = np.append(gallery_codes, -1)
-    query, place = np.nonzero(padded[np.minimum(ranks, len(gallery))] == query_codes[:, None])
-    return Hits(query, place + 1, _wanted(gallery_codes, query_codes, own), ranks.shape[1])
 
 
 def count_hits(
@@ -104,9 +64,9 @@ def count_hits(
     if not (torch.isfinite(gallery).all() and torch.isfinite(queries).all()):
         raise ValueError("an embedding has a number that is infinite or not a number")
     gallery_codes, query_codes = shared_codes(gallery_labels, query_labels)
-    wanted = _wanted(gallery_codes, query_codes, own)
+    wanted = right_photos(gallery_codes, query_codes, own)
     depth = max(depth, int(wanted.max(initial=0)))
-    sides = _Sides(gallery, queries, gallery_codes, query_codes, own)
+    sides = Sides(gallery, queries, gallery_codes, query_codes, own)
     # Queries whose right photos are held at once.
     parts = np.split(
         np.arange(len(wanted)),
@@ -119,117 +79,10 @@ def count_hits(
     return Hits(query[order], rank[order], wanted, depth)
 
 
-def shared_codes(gallery: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of both sides as numbers from 0."""
-    labels = np.concatenate([np.asarray(gallery), np.asarray(queries)])
-    codes = np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    return codes[: len(gallery)], codes[len(gallery) :]
-
-
-def _wanted(gallery: np.ndarray, queries: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    photos = np.bincount(gallery, minlength=queries.max(initial=0) + 1)
-    return photos[queries] - (own is not None)
-
-
-class _Sides:
-    """Both sides as they are multiplied, and how wrong a coarse product can be."""
-
-    def __init__(
-        self,
-        gallery: Tensor,
-        queries: Tensor,
-        gallery_codes: np.ndarray,
-        query_codes: np.ndarray,
-        own: np.ndarray | None,
-    ) -> None:
-        self.gallery, self.queries, self.own = gallery.float(), queries.float(), own
-        self.gallery_codes, self.query_codes = gallery_codes, query_codes
-        dimension = gallery.shape[1]
-        on_cpu = gallery.device.type == "cpu"
-        self.coarse = coarse_type(dimension) if on_cpu else torch.float32
-        self.coarse_gallery = self.gallery.to(self.coarse)
-        self.coarse_queries = self.queries.to(self.coarse)
-        lengths, losses = _lengths(self.gallery, self.coarse_gallery)
-        longest, largest_loss = lengths.max(initial=0), losses.max(initial=0)
-        of_query, loss = _lengths(self.queries, self.coarse_queries)
-        summing = 4 * dimension * 2.0**-24  # both sums, in whatever order
-        bound = loss * longest + (of_query + loss) * (largest_loss + summing * longest)
-        self.error = (1.01 * bound + 1e-30).astype(np.float32)
-        """`(n_queries,)`: a coarse product is at most so far from the float32 one, before it is
-        rounded itself."""
-        self.rounded = _ROUNDED if self.coarse == torch.bfloat16 else 0.0
-        rows = np.argsort(gallery_codes, kind="stable")
-        self.rows_by_class = rows
-        classes = max(gallery_codes.max(initial=-1), query_codes.max(initial=-1)) + 1
-        photos = np.bincount(gallery_codes, minlength=classes)
-        self.class_starts = np.append(0, np.cumsum(photos))
-
-    def right_rows(self, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `part` and gallery rows of the right photos of its queries."""
-        codes = self.query_codes[part]
-        starts, ends = self.class_starts[codes], self.class_starts[codes + 1]
-        counts = ends - starts
-        place = np.repeat(np.arange(len(part)), counts)
-        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = self.rows_by_class[np.repeat(starts, counts) + within]
-        if self.own is not None:
-            others = rows != self.own[part][place]
-            place, rows = place[others], rows[others]
-        return place, rows
-
-    def similarities(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """float32 products of pairs; equal pairs of vectors give equal bits."""
-        found = np.empty(len(rows), np.float32)
-        if self.gallery.is_cuda:
-            for start in range(0, len(rows), GPU_PAIRS_AT_ONCE):
-                here = slice(start, start + GPU_PAIRS_AT_ONCE)
-                one, other = (
-                    matrix[torch.from_numpy(picked[here]).to(matrix.device)]
-                    for matrix, picked in ((self.queries, queries), (self.gallery, rows))
-                )
-                found[here] = (one * other).sum(dim=1).cpu().numpy()
-            return found
-        matrices = self.queries.numpy(), self.gallery.numpy()
-        room = np.empty((2, PAIRS_AT_ONCE, self.gallery.shape[1]), np.float32)
-        for start in range(0, len(rows), PAIRS_AT_ONCE):
-            here = slice(start, start + PAIRS_AT_ONCE)
-            one, other = (
-                np.take(matrix, picked[here], axis=0, out=out[: len(picked[here])], mode="clip")
-                for matrix, picked, out in zip(matrices, (queries, rows), room, strict=True)
-            )
-            found[here] = np.einsum("ij,ij->i", one, other)
-        return found
-
-
-def _lengths(exact: Tensor, coarse: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the rows, and of what rounding took from them."""
-    loss = [
-        (one - other.float()).norm(dim=1)
-        for one, other in zip(exact.split(TILE), coarse.split(TILE), strict=True)
-    ]
-    return exact.norm(dim=1).cpu().numpy(), torch.cat(loss).cpu().numpy()
-
-
-@cache
-def coarse_type(dimension: int) -> torch.dtype:
-    """bfloat16 where this CPU multiplies it half as fast again as float32, or faster."""
-    one = torch.randn(512, max(dimension, 1))
-    seconds = {}
-    for kind in (torch.float32, torch.bfloat16):
-        sample, taken = one.to(kind), []
-        for _ in range(4):
-            started = time.perf_counter()
-            sample @ sample.T
-            taken.append(time.perf_counter() - started)
-        seconds[kind] = min(taken)
-    faster = 1.5 * seconds[torch.bfloat16] < seconds[torch.float32]
-    return torch.bfloat16 if faster else torch.float32
-
-
 class _Wanted:
     """The right photos of some queries, best first, as far as they are looked for."""
 
-    def __init__(self, sides: _Sides, part: np.ndarray, cuts: np.ndarray | None) -> None:
+    def __init__(self, sides: Sides, part: np.ndarray, cuts: np.ndarray | None) -> None:
         """
         Args:
             sides: both sides.
@@ -263,7 +116,9 @@ class _Wanted:
         self.above_cut = np.zeros(len(part), np.int64)
         self.lock = threading.Lock()
 
-    def add(self, first: int, last: int, place: np.ndarray, row: np.ndarray, value: np.ndarray):  # type: ignore[no-untyped-def]
+    def add(
+        self, first: int, last: int, place: np.ndarray, row: np.ndarray, value: np.ndarray
+    ) -> None:
         """Count gallery photos of other classes with their coarse similarities.
 
         Args:
@@ -278,14 +133,9 @@ class _Wanted:
         place, row, value = place[others], row[others], value[others]
         error = sides.error[self.part[place]] + np.float32(sides.rounded) * np.abs(value)
         before = self._beating(place, value + error)
-        slot = self.starts[place] + before
-        is_last = before == self.sizes[place]
-        following = (
-            np.where(is_last, -np.inf, self.scores[np.minimum(slot, len(self.scores) - 1)])
-            if len(self.scores)
-            else np.full(len(slot), -np.inf)
-        )
-        unsure = np.flatnonzero(following >= value - error)
+        # The next right photo; behind the last one of a query there is none.
+        following = np.append(self.scores, 0)[self.starts[place] + before]
+        unsure = np.flatnonzero((before < self.sizes[place]) & (following >= value - error))
         if len(unsure):
             exact = sides.similarities(self.part[place[unsure]], row[unsure])
             before[unsure] = self._beating(place[unsure], exact, row[unsure])
@@ -337,13 +187,12 @@ def _comparable(values: np.ndarray, kind: torch.dtype) -> Tensor:
 
 
 def _hits_of(
-    sides: _Sides, part: np.ndarray, depth: int, guess: bool
+    sides: Sides, part: np.ndarray, depth: int, guess: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Query and rank of the hits of some queries, in any order."""
     cuts = _guessed_cuts(sides, part, depth) if guess else None
     wanted = _Wanted(sides, part, cuts)
-    symmetric = sides.own is not None and len(part) == len(sides.queries) > len(sides.gallery) / 2
-    if symmetric:
+    if sides.symmetric and len(part) == len(sides.queries):
         _count_symmetric(sides, wanted)
     else:
         _count_all(sides, wanted)
@@ -357,12 +206,12 @@ def _hits_of(
     return query, rank
 
 
-def _guessed_cuts(sides: _Sides, part: np.ndarray, depth: int) -> np.ndarray | None:
+def _guessed_cuts(sides: Sides, part: np.ndarray, depth: int) -> np.ndarray | None:
     """A similarity that more than `depth` gallery rows most likely exceed, for each query."""
     stride = depth // SAMPLED_BEST
     if stride < 2 or len(sides.gallery) < 4 * depth:
         return None
-    sample = sides.coarse_gallery[::stride]
+    sample = sides.coarse_gallery[::stride].contiguous()
     rows = torch.from_numpy(part).to(sample.device)
 
     def of(places: Tensor) -> Tensor:
@@ -380,7 +229,7 @@ def _kth_largest(values: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.partition(values.numpy(), cut, axis=1)[:, cut].copy())
 
 
-def _count_all(sides: _Sides, wanted: _Wanted) -> None:
+def _count_all(sides: Sides, wanted: _Wanted) -> None:
     """Compare every query of `wanted` with every gallery row."""
     bounds = list(pairwise([*range(0, len(wanted.part), TILE), len(wanted.part)]))
     columns = [*range(0, len(sides.gallery), TILE), len(sides.gallery)]
@@ -397,7 +246,7 @@ def _count_all(sides: _Sides, wanted: _Wanted) -> None:
     on_threads(count, tiles, _threads(sides))
 
 
-def _count_symmetric(sides: _Sides, wanted: _Wanted) -> None:
+def _count_symmetric(sides: Sides, wanted: _Wanted) -> None:
     """The same where the queries are most of the gallery: each product counts for both photos."""
     assert sides.own is not None
     place_of_row = np.full(len(sides.gallery), -1)
@@ -425,7 +274,7 @@ def _count_symmetric(sides: _Sides, wanted: _Wanted) -> None:
     on_threads(count, tiles, _threads(sides))
 
 
-def _threads(sides: _Sides) -> int:
+def _threads(sides: Sides) -> int:
     return torch.get_num_threads() if sides.gallery.device.type == "cpu" else 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visual_search.match_ranks import Hits
+from visual_search.hits import Hits
 from visual_search.metrics import MAX_PREDICTIONS, precision_sums
 
 RECALLS = (1, 5, 10, 100)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.evaluate import nearest_rows
-from visual_search.match_ranks import Hits, count_hits, hits_of_ranks
+from visual_search.hits import Hits, hits_of_ranks
+from visual_search.match_ranks import count_hits
 from visual_search.rerank import Step, move
 from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
 from visual_search.search import top_k
