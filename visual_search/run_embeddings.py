@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.checkpoint import load_checkpoint, save_checkpoint
@@ -17,6 +16,7 @@ from visual_search.embed import default_device
 from visual_search.errors import UserError
 from visual_search.evaluate import trimmed
 from visual_search.feature_source import Backbone, FeatureSource
+from visual_search.frozen import embedded
 from visual_search.images import ImageItem
 from visual_search.model import Embedder, rebuild_embedder
 from visual_search.necks import create_neck
@@ -52,11 +52,13 @@ class RunEmbeddings:
 
     def sides(self) -> Sides:
         """Unit vectors of the run's own width."""
-        return self._sides(self.embedder)
+        if self.config.embedding.views > 1:  # their mean is behind the neck
+            return self._sides(self.embedder, nn.Identity())
+        return self._sides(Backbone(self.embedder), self.embedder.neck)
 
     def backbone_sides(self) -> Sides:
         """Unit vectors of the features in front of the neck."""
-        return self._sides(Backbone(self.embedder))
+        return self._sides(Backbone(self.embedder), nn.Identity())
 
     def write_smaller(self, dimension: int, of_backbone: bool, output: Path | None) -> Path:
         """Write a checkpoint of fewer dimensions.
@@ -110,14 +112,14 @@ class RunEmbeddings:
         start_neck(neck, "pca", Sample(features, labels, self.images.weights()), 0.0)
         return neck.eval()
 
-    def _sides(self, model: Embedder) -> Sides:
-        training = self._features(model, TRAINING)
-        gallery = self._features(model, GALLERY)
-        if self.dev_set.own is None:
-            queries = self._features(model, QUERIES)
-        else:
-            queries = gallery[torch.from_numpy(self.dev_set.own)]
-        return Sides(*(F.normalize(side, dim=1) for side in (training, gallery, queries)))
+    def _sides(self, model: Embedder, neck: nn.Module) -> Sides:
+        def of(side: str) -> Tensor:
+            device = default_device()
+            return embedded(neck.to(device), self._features(model, side), device)
+
+        training, gallery, own = of(TRAINING), of(GALLERY), self.dev_set.own
+        queries = of(QUERIES) if own is None else gallery[torch.from_numpy(own)]
+        return Sides(training, gallery, queries)
 
     def _features(self, model: Embedder, side: str) -> Tensor:
         source = FeatureSource(

@@ -205,7 +205,7 @@ def _plot(means: Means, path: Path, title: str) -> Path:
         )
     axes.set_xscale("log")
     numbers = sorted({number for line in means.values() for number in line})
-    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.set_xticks(numbers, [str(number) for number in numbers], fontsize=8)
     axes.minorticks_off()
     axes.set(xlabel="training classes", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
