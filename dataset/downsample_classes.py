@@ -83,6 +83,7 @@ def downsample(
     import numpy as np
     import pandas as pd
 
+    from visual_search.class_choice import drawn_classes
     from visual_search.common_table import read_common_table, training_rows
     from visual_search.files import written_atomically
 
@@ -106,7 +107,7 @@ def downsample(
         _frequent(numbers, threshold, file)
         for numbers, threshold, file in zip(classes, thresholds, files, strict=True)
     ]
-    drawn = _draw(np.concatenate(kept), max_classes, random_seed)
+    drawn = drawn_classes(np.concatenate(kept), max_classes, random_seed)
     kept = np.split(drawn, np.cumsum([len(part) for part in kept])[:-1])
     written = {}
     for file, table, rows, numbers, chosen in zip(
@@ -134,21 +135,9 @@ def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
     return sizes > threshold
 
 
-def _draw(kept: np.ndarray, max_classes: int, seed: int) -> np.ndarray:
-    """Of the classes that are True, `max_classes` at most, `(classes,)`, bool."""
-    import numpy as np
-
-    chosen = np.flatnonzero(kept)
-    if not max_classes or len(chosen) <= max_classes:
-        return kept
-    drawn = np.zeros_like(kept)
-    drawn[np.random.default_rng(seed).permutation(chosen)[:max_classes]] = True
-    return drawn
-
-
 def _photos(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
     """Which photos stay, `(photos,)`, bool: of the classes kept, `max_per_class` each."""
-    from dataset.splits import places_within
+    from visual_search.class_choice import places_within
 
     stays = kept[classes]
     return stays & (places_within(classes, seed) < max_per_class) if max_per_class else stays

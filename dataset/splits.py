@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from visual_search.class_choice import places_within
 from visual_search.errors import UserError
 
 
@@ -116,22 +117,6 @@ def frequency_test_classes(
             "on; lower --min_freq, or choose --split_type minmax"
         )
     return places_within(bins, seed) < wanted[bins]
-
-
-def places_within(groups: np.ndarray, seed: int) -> np.ndarray:
-    """The place of each element in its shuffled group, `(n,)`, int64, 0..size of the group - 1.
-
-    Args:
-        groups: `(n,)`, integers from 0 on.
-        seed: of the shuffling.
-    """
-    order = np.random.default_rng(seed).permutation(len(groups))
-    order = order[np.argsort(groups[order], kind="stable")]
-    sizes = np.bincount(groups)
-    first = np.cumsum(sizes) - sizes
-    places = np.empty(len(groups), dtype=np.int64)
-    places[order] = np.arange(len(groups)) - first[groups[order]]
-    return places
 
 
 def _check_k(k: int, number: int, what: str) -> None:

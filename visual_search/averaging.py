@@ -16,7 +16,9 @@ from visual_search.files import written_atomically
 
 
 class ExponentialAverage:
-    """A moving average of a module's parameters, kept in float32; buffers are copied.
+    """A moving average of a module's trained parameters, kept in float32; buffers are copied.
+
+    What needs no gradient when the average is made is taken to stay as it is.
 
     Each update moves the average by `1 - d` of the way to the weights, where `d` is
     `min(decay, (1 + t) / (10 + t))` at update t = 0, 1, …: as in TensorFlow's
@@ -35,6 +37,7 @@ class ExponentialAverage:
         self.averages = {
             name: parameter.detach().float().clone()
             for name, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
 
     @torch.no_grad()
@@ -42,7 +45,11 @@ class ExponentialAverage:
         """Take in the weights after an optimiser step."""
         rate = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        names, parameters = zip(*module.named_parameters(), strict=True)
+        found = dict(module.named_parameters())
+        names = list(self.averages)
+        if not names:
+            return
+        parameters = [found[name] for name in names]
         device = parameters[0].device
         averages = [self.averages[name] for name in names]
         if averages[0].device != device:
@@ -56,7 +63,8 @@ class ExponentialAverage:
 
         The module's buffers stay as they are: they are the current ones either way.
         """
-        kept = {name: p.detach().clone() for name, p in module.named_parameters()}
+        found = dict(module.named_parameters())
+        kept = {name: found[name].detach().clone() for name in self.averages}
         try:
             _fill(module, self.averages)
             yield
@@ -76,8 +84,9 @@ class ExponentialAverage:
 
 @torch.no_grad()
 def _fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for name, parameter in module.named_parameters():
-        parameter.copy_(values[name])
+    found = dict(module.named_parameters())
+    for name, value in values.items():
+        found[name].copy_(value)
 
 
 class WeightSoup:

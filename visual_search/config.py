@@ -20,6 +20,8 @@ class Product10KConfig:
         val_prefix: folder of the test photos.
         val_list: csv of the test photos, with the same columns.
         weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
+        more_than: a class needs more photos than this; 0 takes all.
+        at_most: photos of a class, drawn at random; 0 takes all.
     """
 
     use: bool = True
@@ -29,6 +31,8 @@ class Product10KConfig:
     val_prefix: str = "test"
     val_list: str = "test_kaggletest.csv"
     weight: float = 1.0
+    more_than: int = 0
+    at_most: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,16 @@ class TableConfig:
         root: folder its paths are relative to; empty is the csv's own.
         fold: of a folds.csv, the fold that is held out; -1 holds none out.
         weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
+        more_than: a class needs more photos than this; 0 takes all.
+        at_most: photos of a class, drawn at random; 0 takes all.
     """
 
     file: str
     root: str = ""
     fold: int = -1
     weight: float = 1.0
+    more_than: int = 0
+    at_most: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ class DatasetConfig:
         train_on_test: train on Product10K's test photos too; the run's report says so.
         seed: of every random draw of the run.
         num_of_classes: of Product10K: at least its highest class plus one.
+        max_classes: train on so many classes of all data sets together, drawn at random; 0 on all.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and in the submission; 0 is as in training.
             Convolutional networks gain from a somewhat larger one (Touvron et al. 2019).
@@ -131,6 +140,7 @@ class DatasetConfig:
     train_on_test: bool = False
     seed: int = 42
     num_of_classes: int = 9700
+    max_classes: int = 0
     input_size: int = 224
     input_size_valid: int = 0
     batch_size: int = 48
@@ -185,14 +195,21 @@ class NeckConfig:
     """Between backbone and embedding.
 
     Args:
-        kind: none, or a projection, with dropout before and batch norm behind it or without.
+        kind: none, or a projection, with dropout before and batch norm behind it or without;
+            norm-linear brings the backbone's features to length 1 first.
         dimension: width of the embedding; 0 keeps the backbone's.
         dropout: of the backbone's features, for dropout-linear-bn, 0..1.
+        initial: where the projection starts: random, or the principal components (pca) or linear
+            discriminants (lda) of the training photos' features; the latter two for linear and
+            norm-linear, and with train.cache_features.
+        shrinkage: of lda, above 0: the more, the closer to pca.
     """
 
-    kind: Literal["none", "linear", "linear-bn", "dropout-linear-bn"] = "none"
+    kind: Literal["none", "linear", "norm-linear", "linear-bn", "dropout-linear-bn"] = "none"
     dimension: int = 0
     dropout: float = 0.2
+    initial: Literal["random", "pca", "lda"] = "random"
+    shrinkage: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -222,6 +239,8 @@ class MarginConfig:
             its own that moves these rows alone: SGD where optim.name is sgd, else AdamW.
         dropout: of the embedding in front of the head, 0..1.
         imprint: start the centres at the mean embeddings of their classes, not at random.
+        nested: widths of prefixes of the embedding that the head is trained on too, so that an
+            embedding may be cut there (Matryoshka); all weigh alike.
         elastic_std: standard deviation of elasticface's margin.
         adaface_h: of adaface, how strongly the embedding's length moves the margin.
         curricular_momentum: of curricularface's running mean.
@@ -259,6 +278,7 @@ class MarginConfig:
     sampled_share: float = 1.0
     dropout: float = 0.2
     imprint: bool = False
+    nested: tuple[int, ...] = ()
     elastic_std: float = 0.0125
     adaface_h: float = 0.333
     curricular_momentum: float = 0.01
@@ -347,6 +367,9 @@ class TrainConfig:
     Args:
         epochs: passes over the training photos.
         head_epochs: of them, at the start, with the backbone frozen (linear probe, then tune).
+        cache_features: embed each training photo once with the frozen backbone
+            (backbone.trainable_blocks 0), unaugmented, and train neck and head on that.
+        feature_cache: folder in which these features are kept for the next run.
         accumulate: batches an optimiser step.
         precision: no is fp32; bf16 and fp16 are mixed.
         channels_last: memory order of the convolutions.
@@ -368,6 +391,8 @@ class TrainConfig:
 
     epochs: int = 3
     head_epochs: int = 0
+    cache_features: bool = False
+    feature_cache: str = "runs/features"
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = True

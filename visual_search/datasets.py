@@ -90,6 +90,12 @@ class LabelledImages:
         """Photos of each class, `(classes,)`, int64."""
         return np.bincount(self.labels, minlength=classes)
 
+    def weights(self) -> Tensor | None:
+        """How often each photo is drawn in an epoch, `(n,)`; None where there is one source."""
+        if self.sources is None:
+            return None
+        return torch.tensor(self.source_weights)[torch.from_numpy(self.sources)]
+
     def item(self, index: int) -> ImageItem:
         """Photo `index` with its box."""
         return ImageItem(self.paths[index], self._box(index))
@@ -241,7 +247,7 @@ class TrainingImages(Dataset):
         the one shown.
         """
         wanted = index % len(self)
-        for passed_over, chosen in enumerate(self._stand_ins(wanted)):
+        for passed_over, chosen in enumerate(self.stand_ins(wanted)):
             try:
                 photo = read_photo(self.images.item(chosen), self.size)
             except UnreadableImage:
@@ -254,10 +260,10 @@ class TrainingImages(Dataset):
 
     def unreadable(self, index: int, passed_over: int) -> list[Path]:
         """The photos that were passed over when `index` was asked for."""
-        passed = itertools.islice(self._stand_ins(index % len(self)), passed_over)
+        passed = itertools.islice(self.stand_ins(index % len(self)), passed_over)
         return [self.images.paths[chosen] for chosen in passed]
 
-    def _stand_ins(self, wanted: int) -> Iterator[int]:
+    def stand_ins(self, wanted: int) -> Iterator[int]:
         """`wanted`, then the others of its class from there on, then all of other classes."""
         label = int(self.images.labels[wanted])
         start = int(self._class_ends[label - 1]) if label else 0

@@ -45,17 +45,27 @@ def embeddings_fingerprint(
         items: the photos; of each, path, box, trimming, file size and time of change count.
         settings: what else matters: architecture, input size, device; JSON values.
     """
-    code = [(Path(__file__).parent / name).read_bytes() for name in _PIXEL_CODE]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(text).digest() for text in code))
+    digest = hashlib.sha256(code_digest())
     digest.update(json.dumps([weights, settings], sort_keys=True).encode())
     for item in items:
-        try:
-            status = item.path.stat()
-            state = [status.st_size, status.st_mtime_ns]
-        except OSError:
-            state = []
-        digest.update(json.dumps([str(item.path.absolute()), item.box, item.trim, state]).encode())
+        digest.update(item_state(item))
     return digest.hexdigest()
+
+
+def code_digest() -> bytes:
+    """Digests of the code that makes a file's pixels and the model's answer to them."""
+    code = [(Path(__file__).parent / name).read_bytes() for name in _PIXEL_CODE]
+    return b"".join(hashlib.sha256(text).digest() for text in code)
+
+
+def item_state(item: ImageItem) -> bytes:
+    """What the pixels of one photo depend on: path, box, trimming, file size, time of change."""
+    try:
+        status = item.path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+    except OSError:
+        state = []
+    return json.dumps([str(item.path.absolute()), item.box, item.trim, state]).encode()
 
 
 def cached_embeddings(

@@ -286,6 +286,33 @@ def evaluate_on_dev_set(
         progress=progress,
         own=dev_set.own,
     )
+    return _scored(ranking, dev_set)
+
+
+def evaluate_embeddings(
+    dev_set: DevSet,
+    gallery: Tensor,
+    queries: Tensor,
+    problems: tuple[ImageProblem, ...] = (),
+    search: Search | None = None,
+) -> Evaluation:
+    """Rank and score a development set whose embeddings are at hand.
+
+    Args:
+        dev_set: its photos are not read.
+        gallery: `(n_gallery, dimension)`, float32, unit vectors or zeros.
+        queries: `(n_queries, dimension)`, the same.
+        problems: that its photos had.
+        search: finds the nearest; exact where None.
+    """
+    started = time.perf_counter()
+    ranks = nearest_rows(queries, gallery, (), dev_set.own, search)
+    seconds = time.perf_counter() - started
+    ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
+    return _scored(ranking, dev_set)
+
+
+def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
     scores = average_precision(
         ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
     )

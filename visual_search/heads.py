@@ -123,23 +123,44 @@ class MarginHead(nn.Module):
             embeddings: `(N, dimension)`, not normalised, of any floating type.
             labels: `(N,)`, int64, 0..classes-1.
         """
+        return self._losses(embeddings, self.weight, labels, observes=True)
+
+    def prefix_losses(self, embeddings: Tensor, labels: Tensor, width: int) -> Tensor:
+        """The loss of each row, `(N,)`, by the first `width` dimensions of both sides alone.
+
+        Kusupati et al., "Matryoshka Representation Learning" (NeurIPS 2022), equation 1, with one
+        class matrix for all widths (its section 3, MRL-E). What the margin has learnt of the
+        data is that of whole embeddings.
+
+        Args:
+            embeddings: `(N, dimension)`, as :meth:`forward`.
+            labels: `(N,)`, int64.
+            width: 1..dimension.
+        """
+        centers = self.weight[:, :width].contiguous()
+        return self._losses(embeddings[:, :width], centers, labels, observes=False)
+
+    def _losses(self, embeddings: Tensor, weight: Tensor, labels: Tensor, observes: bool) -> Tensor:
         similar = similarities(
             embeddings,
-            self.weight,
+            weight,
             self.centers,
             normalize=self.rule.normalize,
-            reserve=torch.is_grad_enabled() and self.weight.requires_grad,
+            reserve=torch.is_grad_enabled() and weight.requires_grad,
         )
-        target = self._target(embeddings, labels, similar)
+        target = self._target(embeddings, labels, similar, observes)
         logits = MarginLogits(similar, labels, target, self.rule.scale)
-        losses = margin_softmax(embeddings, self.weight, logits, self.label_smoothing)
+        losses = margin_softmax(embeddings, weight, logits, self.label_smoothing)
         return focal(losses, self.focal_gamma)
 
     @torch.no_grad()
-    def _target(self, embeddings: Tensor, labels: Tensor, similar: Similarities) -> Target:
+    def _target(
+        self, embeddings: Tensor, labels: Tensor, similar: Similarities, observes: bool
+    ) -> Target:
         to_target = similar.values.gather(1, labels[:, None]).squeeze(1)
         lengths = embeddings.detach().to(to_target.dtype).norm(dim=1)
-        self._observe(to_target, lengths, similar.values, labels)
+        if observes:
+            self._observe(to_target, lengths, similar.values, labels)
         margins = self.rule.margins[labels]
         value, slope = self.rule.grade(to_target, margins, lengths, self.rule.draw(to_target))
         return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())

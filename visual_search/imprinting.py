@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,11 +55,22 @@ def imprint_centers(
         progress=progress,
     )
     embedder.train(was_training)
+    set_centers(head, embedded.matrix, images.labels)
+
+
+def set_centers(head: Head, embeddings: Tensor, labels: np.ndarray) -> None:
+    """Set each class's centres to the mean of its embeddings, plus a little noise.
+
+    Args:
+        head: as :func:`imprint_centers`.
+        embeddings: `(n, dimension)`, unit vectors, on the CPU.
+        labels: `(n,)`, int64.
+    """
     start, stop = own_classes(head)
-    own = torch.from_numpy((images.labels >= start) & (images.labels < stop))
-    labels = torch.from_numpy(images.labels)[own] - start
+    own = torch.from_numpy((labels >= start) & (labels < stop))
+    own_labels = torch.from_numpy(labels)[own] - start
     dimension = head.weight.shape[1]
-    sums = torch.zeros(stop - start, dimension).index_add_(0, labels, embedded.matrix[own])
+    sums = torch.zeros(stop - start, dimension).index_add_(0, own_labels, embeddings[own])
     directions = F.normalize(sums, dim=1)[:, None, :].expand(-1, head.centers, -1)
     noise = F.normalize(torch.randn(stop - start, head.centers, dimension), dim=2) * SPREAD
     weight = head.weight.data.view(stop - start, head.centers, dimension)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.distillation import EmbeddingDistillation
+from visual_search.heads import MarginHead
 from visual_search.imprinting import Head
 from visual_search.model import Embedder
 
@@ -26,6 +27,8 @@ class Objective:
     head_weight: float = 1.0
     pairs_weight: float = 1.0
     distillation_weight: float = 1.0
+    nested: tuple[int, ...] = ()
+    """Widths of prefixes of the embedding that the head is trained on as well."""
 
 
 class Learner(nn.Module):
@@ -37,6 +40,7 @@ class Learner(nn.Module):
         objective: Objective,
         dropout: float = 0.0,
         teacher: Callable[[Tensor], Tensor] | None = None,
+        from_features: bool = False,
     ) -> None:
         """
         Args:
@@ -45,6 +49,7 @@ class Learner(nn.Module):
             dropout: of the embedding in front of the head, 0..1.
             teacher: uint8 pixels `(N, 3, H, W)` to unit vectors, without gradient; needed where
                 the objective distils.
+            from_features: what comes in is the backbone's features `(N, width)`, not pixels.
         """
         super().__init__()
         self.embedder, self.dropout = embedder, dropout
@@ -53,7 +58,9 @@ class Learner(nn.Module):
         self.objective = objective
         # In a tuple, since a teacher must not become a part that is trained and saved.
         self._teacher = (teacher,)
-        self._features: Callable[[Tensor], Tensor] = embedder.features
+        self._features: Callable[[Tensor], Tensor] = (
+            embedder.neck if from_features else embedder.features
+        )
 
     def compile_features(self) -> None:
         """Run the embedder through torch.compile in training; validation stays eager."""
@@ -81,9 +88,9 @@ class Learner(nn.Module):
         total = features.new_zeros((), dtype=torch.float32)
         if self.head is not None:
             dropped = F.dropout(features, self.dropout, self.training)
-            rows = self.head(dropped, labels)
+            rows = self._head_losses(dropped, labels)
             if other_labels is not None and share is not None:
-                rows = share * rows + (1 - share) * self.head(dropped, other_labels)
+                rows = share * rows + (1 - share) * self._head_losses(dropped, other_labels)
             parts["head"] = rows.mean()
             total = total + self.objective.head_weight * parts["head"]
         if self.pairs is not None:
@@ -97,3 +104,14 @@ class Learner(nn.Module):
             parts["distillation"] = self.objective.distillation(ours, taught)
             total = total + self.objective.distillation_weight * parts["distillation"]
         return total, {name: part.detach() for name, part in parts.items()}
+
+    def _head_losses(self, features: Tensor, labels: Tensor) -> Tensor:
+        """`(N,)`: the head's, the mean over the whole width and the nested ones."""
+        assert self.head is not None
+        rows = self.head(features, labels)
+        nested = self.objective.nested
+        if nested:
+            assert isinstance(self.head, MarginHead)
+            for width in nested:
+                rows = rows + self.head.prefix_losses(features, labels, width)
+        return rows / (1 + len(nested))

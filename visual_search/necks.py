@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from visual_search.errors import UserError
 from visual_search.whitening import Whitening
+
+
+class UnitLength(nn.Module):
+    """Rows of length 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, width)`, of the same type."""
+        return F.normalize(features, dim=1)
 
 
 def _none(width: int, dimension: int, dropout: float) -> nn.Module:
@@ -17,6 +26,11 @@ def _none(width: int, dimension: int, dropout: float) -> nn.Module:
 
 def _linear(width: int, dimension: int, dropout: float) -> nn.Module:
     return nn.Linear(width, dimension or width)
+
+
+def _norm_linear(width: int, dimension: int, dropout: float) -> nn.Module:
+    # What frozen features mean lies in their direction; their length would scale the bias.
+    return nn.Sequential(UnitLength(), nn.Linear(width, dimension or width))
 
 
 def _linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
@@ -66,6 +80,7 @@ def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2)
 NECKS: dict[str, Callable[[int, int, float], nn.Module]] = {
     "none": _none,
     "linear": _linear,
+    "norm-linear": _norm_linear,
     "linear-bn": _linear_bn,
     "dropout-linear-bn": _dropout_linear_bn,
     "whitening": _whitening,  # fitted behind a training, never part of one

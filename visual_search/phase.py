@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,15 @@ from torch.utils.data import DataLoader
 
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.config import DatasetConfig, DevSetConfig, MarginConfig, PhaseConfig
+from visual_search.class_choice import choose_classes
+from visual_search.config import (
+    DatasetConfig,
+    DevSetConfig,
+    MarginConfig,
+    PhaseConfig,
+    Product10KConfig,
+    TableConfig,
+)
 from visual_search.datasets import (
     LabelledImages,
     Source,
@@ -27,14 +36,16 @@ from visual_search.distillation import EmbeddingDistillation
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
+from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead
-from visual_search.imprinting import Head, imprint_centers, take_centers
+from visual_search.imprinting import Head, imprint_centers, set_centers, take_centers
 from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
 from visual_search.mixing import Mixer
 from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.patches import resized_state
+from visual_search.projections import Sample, start_neck
 from visual_search.sampled_classes import SampledMarginHead
 from visual_search.samplers import TrainingBatches, build_batches
 from visual_search.training_tables import read_training_table
@@ -48,7 +59,13 @@ NOT_OF_THE_HEAD = {
     "sampled_share",
     "dropout",
     "imprint",
+    "nested",
 }
+
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
+passed_over `(N,)`."""
 
 
 @dataclass
@@ -63,6 +80,8 @@ class Phase:
     mixer: Mixer
     head_continued: bool
     """Whether the class centres come from the phase before."""
+    frozen: FrozenPhase | None = None
+    """Features in place of photos, where the backbone is frozen and they are kept."""
 
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them.
@@ -80,6 +99,11 @@ class Phase:
             images_per_class=dataset.sampler.images_per_class,
             size_power=dataset.sampler.size_power,
         )
+        if self.frozen is not None:  # in memory: nothing for worker processes to do
+            rows: DataLoader = DataLoader(
+                self.frozen.training, batch_sampler=batches, collate_fn=as_it_is
+            )
+            return batches, rows
         loader = DataLoader(
             self.images,
             batch_sampler=batches,
@@ -90,6 +114,33 @@ class Phase:
             pin_memory=torch.cuda.is_available(),
         )
         return batches, loader
+
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+        """What the learner takes, of a batch as the loader gives it."""
+        pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
+        mixed = self.mixer(pixels, labels)
+        pixels = mixed.pixels
+        if self.config.train.channels_last and pixels.ndim == 4:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
+
+    @property
+    def idle_part(self) -> str:
+        """Prefix of the learner's tensors that are not even run in training, or nothing."""
+        return "" if self.frozen is None else "embedder.backbone."
+
+    def start_weights(self, device: torch.device, chief: bool) -> None:
+        """Start neck and head of a new run where the settings say."""
+        start_projection(self)
+        if self.config.margin.imprint and self.learner.head and not self.head_continued:
+            imprint(self, device, chief)
+
+    def fill_features(self, device: torch.device, chief: bool) -> None:
+        """Embed what a phase on cached features looks at; with :attr:`frozen` only."""
+        if self.frozen is None:
+            return
+        embedder = self.learner.to(device).embedder
+        self.frozen.fill(self.config, embedder, self.architecture, self.dev_set, device, chief)
 
     def leak_warning(self) -> str:
         """A sentence where nobody looked whether training and development set share photos."""
@@ -104,6 +155,7 @@ class Phase:
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
             f"validation: {self._validation()}"
             + ("; trains on Product10K's test photos too" if dataset.train_on_test else "")
+            + ("" if self.frozen is None else "; backbone frozen, features kept")
         )
 
     def _validation(self) -> str:
@@ -128,8 +180,8 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     """
     _check(config)
     dataset = config.dataset
-    images = _training_images(dataset)
-    dev_set = _dev_set(dataset.dev_set)
+    images = training_images(dataset)
+    dev_set = dev_set_of(dataset.dev_set)
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
@@ -144,14 +196,17 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     augment = build_augmentation(
         dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
     )
+    training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
+    cached = config.train.cache_features
     return Phase(
         config,
-        TrainingImages(images, augment, dataset.input_size, dataset.seed),
+        training,
         dev_set,
-        Learner(embedder, objective, config.margin.dropout, _teacher(config)),
+        Learner(embedder, objective, config.margin.dropout, _teacher(config), cached),
         architecture,
         Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
         continued,
+        FrozenPhase(FrozenFeatures(training)) if cached else None,
     )
 
 
@@ -159,13 +214,32 @@ def imprint(phase: Phase, device: torch.device, chief: bool) -> None:
     """Start the head at the classes' mean embeddings; every process computes the same."""
     learner, size = phase.learner.to(device), phase.config.dataset.input_size
     assert learner.head is not None
+    if phase.frozen is not None:
+        was_training, neck = learner.training, learner.embedder.neck.eval()
+        embeddings = embedded(neck, phase.frozen.training.shown(), device)
+        set_centers(learner.head, embeddings, phase.images.images.labels)
+        neck.train(was_training)
+        return
     imprint_centers(
         learner.head, learner.embedder, phase.images.images, size, device=device, progress=chief
     )
 
 
+def start_projection(phase: Phase) -> None:
+    """Start the neck at what `neck.initial` names, fitted to the training photos' features."""
+    neck = phase.config.neck
+    if neck.initial == "random" or phase.frozen is None:
+        return
+    images = phase.images.images
+    sample = Sample(
+        phase.frozen.training.shown(), torch.from_numpy(images.labels), images.weights()
+    )
+    start_neck(phase.learner.embedder.neck, neck.initial, sample, neck.shrinkage)
+
+
 def _check(config: PhaseConfig) -> None:
     margin, pairs, dataset = config.margin, config.pairs, config.dataset
+    check_cacheable(config)
     if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
         raise UserError(
             "margin.weight is 0, pairs.name none and distillation.run empty: nothing is left to "
@@ -184,6 +258,21 @@ def _check(config: PhaseConfig) -> None:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
 
 
+def _check_nested(margin: MarginConfig, dimension: int) -> None:
+    if not margin.nested:
+        return
+    if list(margin.nested) != sorted({w for w in margin.nested if 0 < w < dimension}):
+        raise UserError(
+            f"margin.nested is {list(margin.nested)}; write rising widths from 1 to "
+            f"{dimension - 1}, below the embedding's {dimension}"
+        )
+    if margin.weight == 0 or margin.sampled_share != 1.0:
+        raise UserError(
+            "margin.nested trains a head over all classes: set margin.weight above 0 and "
+            "margin.sampled_share to 1, or margin.nested to []"
+        )
+
+
 def training_files(dataset: DatasetConfig) -> list[Path]:
     """The tables that a phase trains on."""
     place = dataset.product10k
@@ -199,7 +288,8 @@ def dev_files(dev: DevSetConfig) -> list[Path]:
     return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
 
 
-def _training_images(dataset: DatasetConfig) -> LabelledImages:
+def training_images(dataset: DatasetConfig) -> LabelledImages:
+    """The training photos of all data sets, those of the classes that were chosen."""
     place, sources = dataset.product10k, []
     if place.use:
         # Both lists number the same classes.
@@ -217,10 +307,21 @@ def _training_images(dataset: DatasetConfig) -> LabelledImages:
         raise UserError(
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
-    return combined(sources)
+    limits: list[Product10KConfig | TableConfig] = [
+        *([place] if place.use else []),
+        *dataset.tables,
+    ]
+    return choose_classes(
+        combined(sources),
+        [part.more_than for part in limits],
+        [part.at_most for part in limits],
+        dataset.max_classes,
+        dataset.seed,
+    )
 
 
-def _dev_set(dev: DevSetConfig) -> DevSet:
+def dev_set_of(dev: DevSetConfig) -> DevSet:
+    """The development set that validation ranks."""
     if not dev.table:
         return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
     return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
@@ -265,6 +366,7 @@ def _freeze(config: PhaseConfig, backbone: nn.Module) -> None:
 
 def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:
     margin, teacher = config.margin, config.distillation
+    _check_nested(margin, dimension)
     return Objective(
         _head(margin, dimension, counts, config.dataset.seed) if margin.weight else None,
         _pair_loss(config, dimension, counts),
@@ -272,6 +374,7 @@ def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective
         margin.weight,
         config.pairs.weight,
         teacher.weight,
+        margin.nested,
     )
 
 

@@ -17,6 +17,7 @@ from visual_search.files import write_text, written_atomically
 FREE_TO_CHANGE = {
     "dataset.num_workers",
     "dataset.max_broken_share",
+    "train.feature_cache",
     "train.log_steps",
     "train.save_minutes",
     "train.save_steps",

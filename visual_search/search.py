@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +32,23 @@ SAMPLED_BEST = 20
 _INDEX_MASK = (1 << 32) - 1
 _EMPTY = torch.iinfo(torch.int64).min
 
-Matrix = Tensor | np.ndarray
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
+
+
+class Rows(Protocol):
+    """Rows that are made when they are read, such as :class:`visual_search.codes.Codes`."""
+
+    shape: tuple[int, int]
+    ndim: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """`(n, dimension)`, floating point."""
+        ...
+
+
+Matrix = Tensor | np.ndarray | Rows
 """Rows of numbers. An array may be a memory map of float16 or float32, read block by block."""
 
 
@@ -76,13 +93,13 @@ def top_k(
     rounds = -(-len(queries) // (at_once * threads))
     part = max(-(-len(queries) // max(rounds * threads, 1)), 1)
     search = partial(_search, gallery=gallery, k=k, step=step, tile=tile)
-    keys = torch.cat(_on_threads(search, queries.split(part), threads))
+    keys = torch.cat(on_threads(search, queries.split(part), threads))
     return _unpack(keys)
 
 
-def _on_threads(
-    function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int
-) -> list[Tensor]:
+def on_threads(
+    function: Callable[[Part], Answer], parts: Sequence[Part], threads: int
+) -> list[Answer]:
     """`function` of each part; each thread works alone instead of all on every operation.
 
     Operations on tiles are so short that waiting for each other would take as long as they do.

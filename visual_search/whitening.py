@@ -50,10 +50,16 @@ def fit_whitening(
         UserError: when no class has two photos, or the shrinkage is not above 0.
     """
     if shrinkage <= 0:
-        raise UserError(f"train.whitening is {shrinkage}; write a number above 0, such as 2")
+        raise UserError(
+            f"the shrinkage is {shrinkage} (train.whitening, neck.shrinkage); write a number "
+            "above 0, such as 2"
+        )
     paired = torch.bincount(labels)[labels] > 1
     if not paired.any():
-        raise UserError("train.whitening needs classes of two photos or more; set it to 0")
+        raise UserError(
+            "no training class has two photos, so nothing is known of what varies within one: set "
+            "train.whitening to 0, neck.initial to pca"
+        )
     everything = embeddings.double()
     counted = torch.ones(len(labels)) if weights is None else weights
     counted = counted.double()[:, None]

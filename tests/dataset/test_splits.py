@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from dataset.splits import (
     class_folds,
     frequency_test_classes,
     minmax_test_classes,
-    places_within,
     stratified_folds,
 )
 from visual_search.errors import UserError
@@ -128,15 +127,6 @@ def test_minmax_takes_both_ends_into_the_training() -> None:
         minmax_test_classes(np.array([2, 3, 50]), 2, 50)
     with pytest.raises(UserError, match="--min_n_samples 5 is above --max_n_samples 4"):
         minmax_test_classes(np.array([2, 3, 50]), 5, 4)
-
-
-@settings(max_examples=100, deadline=None)
-@given(classes=CLASSES, seed=SEEDS)
-def test_places_within_a_group_are_a_shuffle_of_it(classes: np.ndarray, seed: int) -> None:
-    found = defaultdict(list)
-    for group, place in zip(classes.tolist(), places_within(classes, seed).tolist(), strict=True):
-        found[group].append(place)
-    assert all(sorted(places) == list(range(len(places))) for places in found.values())
 
 
 def test_impossible_folds_are_refused() -> None:

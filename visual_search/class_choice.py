@@ -1,0 +1,113 @@
+"""Which classes, and how many photos of each, several large data sets train on together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from visual_search.errors import UserError
+
+if TYPE_CHECKING:
+    from visual_search.datasets import LabelledImages
+
+
+def choose_classes(
+    images: LabelledImages,
+    more_than: Sequence[int],
+    at_most: Sequence[int],
+    max_classes: int,
+    seed: int,
+) -> LabelledImages:
+    """A smaller training set, as the universal-embedding recipes draw it.
+
+    Args:
+        images: of one source, or of several (:func:`visual_search.datasets.combined`).
+        more_than: of each source, the number of photos that a class needs more than.
+        at_most: of each source, photos of a class, drawn at random; 0 is all.
+        max_classes: of all sources together, drawn at random, all alike; 0 is all.
+        seed: of the draws.
+
+    Returns:
+        The photos that stay, in their order; their classes are numbered anew, in their order. The
+        same list where nothing was asked for.
+
+    Raises:
+        UserError: when a source has no class with enough photos, or a number is below 0.
+    """
+    for numbers in (more_than, at_most, (max_classes,)):
+        if min(numbers) < 0:
+            raise UserError(
+                "dataset.….more_than, dataset.….at_most and dataset.max_classes must be 0 or more"
+            )
+    if not any((*more_than, *at_most, max_classes)):
+        return images
+    sources = np.zeros(len(images), np.int64) if images.sources is None else images.sources
+    sizes = images.counts(images.classes)
+    # Classes without a photo are of no source; they go.
+    source_of_class = np.full(images.classes, -1)
+    source_of_class[images.labels] = sources
+    enough = (source_of_class >= 0) & (sizes > np.asarray(more_than)[source_of_class])
+    for source in range(len(more_than)):
+        of_source = source_of_class == source
+        if not enough[of_source].any():
+            photo = images.paths[int(np.flatnonzero(sources == source)[0])]
+            raise UserError(
+                f"no class of the data set of {photo} has more than {more_than[source]} photos "
+                f"(more_than); its largest has {sizes[of_source].max()}"
+            )
+    kept = drawn_classes(enough, max_classes, seed)
+    limits = np.asarray(at_most)[sources]
+    places = places_within(images.labels, seed)
+    rows = np.flatnonzero(kept[images.labels] & ((limits == 0) | (places < limits)))
+    return _selected(images, rows, kept)
+
+
+def _selected(images: LabelledImages, rows: np.ndarray, kept: np.ndarray) -> LabelledImages:
+    # Not at the top: it brings torch, which the tools for tables can do without.
+    from visual_search.datasets import PathList
+
+    number = np.cumsum(kept) - 1
+    names = images.class_names
+    return replace(
+        images,
+        paths=PathList(images.paths[row] for row in rows.tolist()),
+        labels=number[images.labels[rows]],
+        boxes=None if images.boxes is None else images.boxes[rows],
+        class_names=tuple(names[label] for label in np.flatnonzero(kept)) if names else (),
+        sources=None if images.sources is None else images.sources[rows],
+    )
+
+
+def drawn_classes(kept: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Of the classes that are True, `most` at most, drawn at random, `(classes,)`, bool.
+
+    Args:
+        kept: `(classes,)`, bool.
+        most: 0 keeps all.
+        seed: of the draw. With one seed, a smaller draw is a part of any larger one.
+    """
+    chosen = np.flatnonzero(kept)
+    if not most or len(chosen) <= most:
+        return kept
+    drawn = np.zeros_like(kept)
+    drawn[np.random.default_rng(seed).permutation(chosen)[:most]] = True
+    return drawn
+
+
+def places_within(groups: np.ndarray, seed: int) -> np.ndarray:
+    """The place of each element in its shuffled group, `(n,)`, int64, 0..size of the group - 1.
+
+    Args:
+        groups: `(n,)`, integers from 0 on.
+        seed: of the shuffling.
+    """
+    order = np.random.default_rng(seed).permutation(len(groups))
+    order = order[np.argsort(groups[order], kind="stable")]
+    sizes = np.bincount(groups)
+    first = np.cumsum(sizes) - sizes
+    places = np.empty(len(groups), dtype=np.int64)
+    places[order] = np.arange(len(groups)) - first[groups[order]]
+    return places

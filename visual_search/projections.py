@@ -1,0 +1,139 @@
+"""Linear projections of frozen features to few dimensions: fitted, and a start for training.
+
+From random weights a projection has to learn from few classes what pretraining knew of all;
+from principal components or discriminants it begins where they are and moves little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from visual_search.errors import UserError
+from visual_search.whitening import fit_whitening
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`y = weight x + bias`; the dimensions come in the order of the variance they hold."""
+
+    weight: Tensor
+    """`(dimension, width)`, float32."""
+    bias: Tensor
+    """`(dimension,)`, float32."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Features that a projection is fitted to."""
+
+    features: Tensor
+    """`(n, width)`, as the layer to be set receives them."""
+    labels: Tensor
+    """`(n,)`, int64."""
+    weights: Tensor | None = None
+    """`(n,)`, above 0, how much each counts; None is all alike."""
+
+
+def pca(sample: Sample, dimension: int, shrinkage: float = 0.0) -> Projection:
+    """Principal components: the directions of largest variance round the mean.
+
+    Args:
+        sample: the labels do not matter.
+        dimension: 1..width; those that n photos cannot show hold no variance.
+        shrinkage: has no part in it.
+
+    Raises:
+        UserError: for more dimensions than there are features.
+    """
+    _check(sample, dimension)
+    mean, directions = _components(sample.features.double(), sample.weights, dimension)
+    return _unit_length(sample, directions.T, -(mean @ directions))
+
+
+def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
+    """Linear discriminants: principal components of features whitened within their classes.
+
+    First the whitening of :func:`visual_search.whitening.fit_whitening`, which makes directions
+    in which photos of one class differ count less, then the principal components of its results:
+    Fukunaga, "Introduction to Statistical Pattern Recognition" (1990), section 10.2, with the
+    total scatter, which has the same directions.
+
+    Args:
+        sample: some of its classes have two photos or more; for unit vectors.
+        dimension: 1..width; those that n photos cannot show hold no variance.
+        shrinkage: of the scatter within classes towards a sphere, above 0; the more, the closer
+            to plain principal components.
+
+    Raises:
+        UserError: as :func:`pca`; when no class has two photos; for a shrinkage that is not
+            above 0.
+    """
+    _check(sample, dimension)
+    fitted = fit_whitening(sample.features, sample.labels, shrinkage, sample.weights)
+    mean, projection = fitted.mean.double(), fitted.projection.double()
+    whitened = (sample.features.double() - mean) @ projection
+    centre, directions = _components(whitened, sample.weights, dimension)
+    weight = (projection @ directions).T
+    return _unit_length(sample, weight, -(weight @ mean) - centre @ directions)
+
+
+def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> None:
+    """Set the linear layer of a neck to a fitted projection.
+
+    Args:
+        neck: changed in place; `linear` or `norm-linear`.
+        kind: a key of :data:`PROJECTIONS`.
+        sample: with the backbone's features, as they come.
+        shrinkage: of lda.
+
+    Raises:
+        UserError: for another neck, and where the projection cannot be fitted.
+    """
+    linear = neck[-1] if isinstance(neck, nn.Sequential) else neck
+    if not isinstance(linear, nn.Linear) or linear.bias is None:
+        raise UserError(
+            f"neck.initial {kind} sets a linear layer with a bias: set neck.kind to norm-linear"
+        )
+    with torch.no_grad():
+        given = neck[:-1](sample.features) if isinstance(neck, nn.Sequential) else sample.features
+        received = replace(sample, features=given)
+        made = PROJECTIONS[kind](received, linear.out_features, shrinkage)
+        linear.weight.copy_(made.weight)
+        linear.bias.copy_(made.bias)
+
+
+def _check(sample: Sample, dimension: int) -> None:
+    width = sample.features.shape[1]
+    if not 1 <= dimension <= width:
+        raise UserError(
+            f"{width} features have no projection to {dimension} dimensions: write 1..{width} "
+            "(neck.dimension)"
+        )
+
+
+def _components(vectors: Tensor, weights: Tensor | None, dimension: int) -> tuple[Tensor, Tensor]:
+    """The mean `(width,)` and the directions `(width, dimension)`, most variance first."""
+    counted = torch.ones(len(vectors)) if weights is None else weights
+    shares = (counted.double() / counted.double().sum())[:, None]
+    mean = (shares * vectors).sum(dim=0)
+    centred = vectors - mean
+    _, directions = torch.linalg.eigh((shares * centred).T @ centred)
+    directions = directions.flip(1)[:, :dimension]
+    # Eigenvectors have no sign of their own: the largest entry is made positive.
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return mean, directions * largest.sign()
+
+
+def _unit_length(sample: Sample, weight: Tensor, bias: Tensor) -> Projection:
+    """Scaled so that the outputs have a mean square length of 1, as a fresh layer's about have."""
+    outputs = sample.features.double() @ weight.T + bias
+    scale = outputs.square().sum(dim=1).mean().clamp(min=1e-24).rsqrt()
+    return Projection((weight * scale).float(), (bias * scale).float())
+
+
+PROJECTIONS: dict[str, Callable[[Sample, int, float], Projection]] = {"pca": pca, "lda": lda}
+"""Projections by name; each takes a sample, the dimension and the shrinkage."""
