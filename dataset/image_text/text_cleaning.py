@@ -223,18 +223,22 @@ def _informative_rows(
     batch: pa.RecordBatch, limit: float, first: _FirstPass
 ) -> Iterator[dict[str, Any]]:
     """The rows of a batch with those queries that stand at no more than `limit` photos."""
+    import numpy as np
+
     from dataset.image_text.query_lines import keys
     from visual_search.query_rules import COMMON
 
-    for row in batch.to_pylist():
-        common = first.texts.of(keys(row["texts"])) > limit
-        for number in common.nonzero()[0].tolist():
+    rows = batch.to_pylist()
+    common = first.texts.of(keys([text for row in rows for text in row["texts"]])) > limit
+    ends = np.cumsum([len(row["texts"]) for row in rows])
+    names = {"queries": "queries", "texts": "texts", "language": "langs"}
+    for row, dropped in zip(rows, np.split(common, ends[:-1]), strict=True):
+        for number in np.flatnonzero(dropped).tolist():
             first.counts.drop(COMMON, row["queries"][number])
-        left = (~common).nonzero()[0].tolist()
+        left = np.flatnonzero(~dropped).tolist()
         if left:
-            columns = {"queries": "queries", "texts": "texts", "language": "langs"}
             yield {"image": row["image"], "file": row["file"], "category": ""} | {
-                name: [row[source][number] for number in left] for name, source in columns.items()
+                name: [row[source][number] for number in left] for name, source in names.items()
             }
 
 
