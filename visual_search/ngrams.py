@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterable
 
 
-def ngrams(text: str, n: int) -> list[str]:
-    """All runs of n words; a text of fewer words is one itself, an empty text has none.
+def ngrams(text: str, n: int, shorter: bool = False) -> list[str]:
+    """All runs of n words.
 
     Args:
         text: words separated by single spaces.
         n: words of a run, at least 1.
+        shorter: whether a text of fewer words is one itself, unless it is empty.
     """
     words = text.split()
-    if len(words) <= n:
-        return [" ".join(words)] if words else []
+    if shorter and 0 < len(words) < n:
+        return [" ".join(words)]
     return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
@@ -26,19 +27,20 @@ class TopNgrams:
     them. So a count is too small by :attr:`error` at the most, and never too large.
     """
 
-    def __init__(self, n: int, capacity: int = 1_000_000) -> None:
+    def __init__(self, n: int, capacity: int = 1_000_000, *, shorter: bool = False) -> None:
         """
         Args:
             n: words of a run.
             capacity: n-grams in memory; about 150 bytes each.
+            shorter: whether a text of fewer words is one itself.
         """
-        self.n, self.capacity = n, capacity
+        self.n, self.capacity, self.shorter = n, capacity, shorter
         self.error = 0
         self._counts: Counter[str] = Counter()
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the n-grams of some texts."""
-        self._counts.update(gram for text in texts for gram in ngrams(text, self.n))
+        self._counts.update(gram for text in texts for gram in ngrams(text, self.n, self.shorter))
         while len(self._counts) > self.capacity:
             self._forget()
 

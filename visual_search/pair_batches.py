@@ -7,6 +7,7 @@ anything else to put there. Cut and repeated as in :mod:`visual_search.samplers`
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
@@ -92,7 +93,9 @@ def fill_batches(
 ) -> np.ndarray:
     """Rearrange rows so that no batch has two of a group, as far as there are others.
 
-    A row that meets its group waits for the next batch; so the order changes little.
+    A row that meets its group waits for the next batch; what is left at the end changes places
+    with rows of earlier batches. So the order changes little. A group of more rows than there are
+    batches is spread over all of them.
 
     Args:
         rows: in the order in which they are wanted, int64.
@@ -103,41 +106,106 @@ def fill_batches(
     Returns:
         All rows of `starts` and `rows`.
     """
-    group_of = groups.tolist()
+    everything = np.concatenate([rows, *starts]).astype(np.int64)
+    sizes = np.bincount(groups[everything])
+    batches = -(-len(everything) // batch)
+    places = _Places(groups.tolist(), np.maximum(-(-sizes // max(batches, 1)), 1).tolist())
     waiting: dict[int, deque[int]] = {}
     coming = iter(rows.tolist())
-    filled: list[int] = []
-    total = len(rows) + sum(map(len, starts))
-    while len(filled) < total:
-        number = len(filled) // batch
-        here: list[int] = starts[number].tolist() if number < len(starts) else []
-        met = {group_of[row] for row in here}
-        for group in list(waiting):
-            if len(here) == batch:
-                break
-            if group not in met:
-                _take(waiting, group, here, met)
+    for number in range(batches):
+        here = places.begin(starts[number].tolist() if number < len(starts) else [])
+        # Twice as many as there is room for: some may be there already.
+        for group in list(itertools.islice(waiting, 2 * batch)):
+            while len(here) < batch and group in waiting and places.has_room(group):
+                _take(waiting, group, places)
         while len(here) < batch and (row := next(coming, None)) is not None:
-            group = group_of[row]
-            if group in met:
-                waiting.setdefault(group, deque()).append(row)
+            group = places.group_of[row]
+            if places.has_room(group):
+                places.put(row)
             else:
-                here.append(row)
-                met.add(group)
+                waiting.setdefault(group, deque()).append(row)
         # Nothing else is left: they have to meet.
         while len(here) < batch and waiting:
-            _take(waiting, next(iter(waiting)), here, met)
-        filled += here
-    return np.array(filled, dtype=np.int64)
+            _take(waiting, next(iter(waiting)), places)
+    places.part([len(start) for start in starts])
+    return np.array(list(itertools.chain.from_iterable(places.batches)), dtype=np.int64)
 
 
-def _take(waiting: dict[int, deque[int]], group: int, here: list[int], met: set[int]) -> None:
-    """Move the row of `group` that has waited longest into the batch; the group goes to the end."""
+def _take(waiting: dict[int, deque[int]], group: int, places: _Places) -> None:
+    """Put the row of `group` that has waited longest; the group goes to the end."""
     rows = waiting.pop(group)
-    here.append(rows.popleft())
-    met.add(group)
+    places.put(rows.popleft())
     if rows:
         waiting[group] = rows
+
+
+class _Places:
+    """Batches, and how often each group stands in them."""
+
+    def __init__(self, group_of: list[int], limits: list[int]) -> None:
+        """
+        Args:
+            group_of: group of every row.
+            limits: how often each group may stand in a batch.
+        """
+        self.group_of, self.limits = group_of, limits
+        self.batches: list[list[int]] = []
+        self.counts: list[dict[int, int]] = []
+
+    def begin(self, rows: list[int]) -> list[int]:
+        """A new batch, which has these rows already."""
+        self.batches.append([])
+        self.counts.append({})
+        for row in rows:
+            self.put(row)
+        return self.batches[-1]
+
+    def put(self, row: int) -> None:
+        """Put a row into the newest batch."""
+        group = self.group_of[row]
+        self.batches[-1].append(row)
+        self.counts[-1][group] = self.counts[-1].get(group, 0) + 1
+
+    def has_room(self, group: int, number: int = -1) -> bool:
+        """Whether a batch may have one more of `group`."""
+        return self.counts[number].get(group, 0) < self.limits[group]
+
+    def part(self, fixed: list[int]) -> None:
+        """Let rows of groups that stand too often in a batch change places with other rows.
+
+        Args:
+            fixed: rows at the beginning of the first, second, … batch that stay.
+        """
+        hopeless: set[int] = set()
+        for number in range(len(self.batches) - 1, -1, -1):
+            counts = self.counts[number]
+            crowded = {group for group, times in counts.items() if times > self.limits[group]}
+            for place in range(len(self.batches[number]) - 1 if crowded else -1, -1, -1):
+                group = self.group_of[self.batches[number][place]]
+                if group not in crowded - hopeless or counts[group] <= self.limits[group]:
+                    continue
+                if not self._exchange(number, place, fixed):
+                    hopeless.add(group)
+
+    def _exchange(self, number: int, place: int, fixed: list[int]) -> bool:
+        """Change places with a row of a batch that has room for the group, if there is one."""
+        group = self.group_of[self.batches[number][place]]
+        for other in range(len(self.batches) - 1, -1, -1):
+            if other == number or not self.has_room(group, other):
+                continue
+            for row in range(fixed[other] if other < len(fixed) else 0, len(self.batches[other])):
+                if self.has_room(self.group_of[self.batches[other][row]], number):
+                    self._swap((number, place), (other, row))
+                    return True
+        return False
+
+    def _swap(self, one: tuple[int, int], two: tuple[int, int]) -> None:
+        first, second = self.batches[one[0]][one[1]], self.batches[two[0]][two[1]]
+        self.batches[one[0]][one[1]], self.batches[two[0]][two[1]] = second, first
+        for number, gone, came in ((one[0], first, second), (two[0], second, first)):
+            counts = self.counts[number]
+            counts[self.group_of[gone]] -= 1
+            counts[self.group_of[came]] = counts.get(self.group_of[came], 0) + 1
 
 
 def build_pair_batches(

@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from visual_search.text_cleaning import UNITS
+
 EMPTY = "nothing is left after cleaning"
 LONG = "too many words"
-NO_LETTERS = "numbers only"
+NUMBERS = "numbers, sizes and units only"
 SHORT = "a single letter"
 MASHED = "one letter over and over"
 ASKING = "only words of asking"
@@ -19,7 +21,7 @@ REPEATED = "the same query of the same photo"
 COMMON = "stands at too many photos"
 
 _MASHED = re.compile(r"^(\w{1,2})\1{3,}$|(\w)\2{4,}")
-_WORD = re.compile(r"[^\W\d_]")
+_NUMBER = re.compile(r"\d+(?:[./x-]\d+)*[%\"]?$")
 
 ASKING_WORDS = (
     "фото фотография фотка картинка изображение рисунок png jpg купить заказать продать цена "
@@ -61,10 +63,9 @@ def why_uninformative(text: str, rules: QueryRules) -> str | None:
         return EMPTY
     if len(words) > rules.max_words:
         return LONG
-    letters = len(_WORD.findall(text))
-    if not letters:
-        return NO_LETTERS
-    if letters == 1 and len(text) == 1:
+    if all(_NUMBER.match(word) or word in UNITS for word in words) and _NUMBER.match(words[0]):
+        return NUMBERS
+    if len(text) == 1:
         return SHORT
     if all(_MASHED.search(word) for word in words):
         return MASHED

@@ -89,7 +89,8 @@ class SentenceTransformerEncoder(SentenceEncoder):
                 f"({str(error).splitlines()[0]}): name a folder that has it, or take `use` or "
                 "`lsa`, which need no network"
             ) from error
-        self.dimension = int(self.model.get_sentence_embedding_dimension())
+        # Asked of the model itself: the method that tells has had several names.
+        self.dimension = int(self._encode(["."]).shape[1])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return np.asarray(self.model.encode(texts, batch_size=64, show_progress_bar=False))
@@ -142,6 +143,7 @@ class LsaEncoder(SentenceEncoder):
 
     def save(self, path: Path) -> None:
         """Write n-grams, weights and components: numbers and text, nothing that is executed."""
+        assert self.components is not None
         grams = self.vectorizer.get_feature_names_out().tolist()
         with written_atomically(path) as temporary, temporary.open("wb") as handle:
             np.savez_compressed(

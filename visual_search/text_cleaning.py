@@ -49,7 +49,8 @@ _UNIT = (
     r"мм|см|дм|м|км|мкм|г|гр|кг|мг|мл|л|вт|квт|в|а|ач|мач|гц|мгц|ггц|кб|мб|гб|тб|шт|лет|мес|"
     r"mm|cm|m|km|g|kg|mg|ml|l|oz|lb|ft|w|kw|v|mah|hz|mhz|ghz|kb|mb|gb|tb|pcs|px"
 )
-_UNITS = frozenset(_UNIT.split("|"))
+UNITS = frozenset(_UNIT.split("|"))
+"""Of sizes, weights, power …: no words where they follow a number."""
 _TIMES = re.compile(rf"(?<=\d)\s*(?:{_UNIT})?\s*[xх×*]\s*(?=\d)")
 _DECIMAL = re.compile(r"(?<![\d.,])(\d+),(\d+)(?![\d.,]*\d)")
 _NUMBER_UNIT = re.compile(rf"(?<![^\W\d_])(\d+)\s*({_UNIT})(?!\w)")
@@ -82,7 +83,7 @@ def clean_words(words: Sequence[str], language: str, rules: CleaningRules) -> st
     kept: list[str] = []
     number = False
     for word in words:
-        if number and word in _UNITS:  # "200 см" is no form of "смотреть"
+        if number and word in UNITS:  # "200 см" is no form of "смотреть"
             kept.append(word)
         elif word not in dropped:
             kept.append(lemma(word, language, rules.min_lemma_score) if rules.lemmas else word)

@@ -85,7 +85,7 @@ class StoreStage:
     """Addresses to files on disk."""
 
     def __init__(
-        self, root: str, limits: DownloadLimits, size_hint: int, by_content: bool = False
+        self, root: str, limits: DownloadLimits, size_hint: int | None, by_content: bool = False
     ) -> None:
         self.root, self.size_hint, self.by_content = Path(root), size_hint, by_content
         self.downloader = Downloader(limits)

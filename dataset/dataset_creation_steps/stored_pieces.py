@@ -68,7 +68,7 @@ def download_pieces(
     undone: Collection[int],
     download: DownloadLimits,
     *,
-    size_hint: int,
+    size_hint: int | None,
     distributed: bool,
     retry_failed: bool,
 ) -> None:
@@ -79,7 +79,8 @@ def download_pieces(
         pieces: of the plan.
         undone: those to do.
         download: limits.
-        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded, None takes
+            addresses as they are.
         distributed: whether each piece may be fetched by another machine.
         retry_failed: of the pieces that are done, try photos again that failed for a reason that
             may have passed.
@@ -134,7 +135,7 @@ def read_piece(root: str, names: tuple[str, ...], retried: frozenset[int], piece
 
 
 def _stored(
-    frames: Iterator[Any], store: StorePlan, download: DownloadLimits, size_hint: int
+    frames: Iterator[Any], store: StorePlan, download: DownloadLimits, size_hint: int | None
 ) -> Iterator[tuple[int, pa.Table]]:
     """What came of each photo, a piece at a time."""
     from daft import col

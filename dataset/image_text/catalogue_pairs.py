@@ -139,17 +139,29 @@ def _grocery_photos(folder: Path) -> Iterator[NamedPhoto]:
     classes = {}
     for _, row in read_table(folder / "classes.csv", columns).iterrows():
         name, number, coarse, description = (row[column] for column in columns)
-        text = (folder / description.lstrip("/")).read_text(encoding="utf-8")
-        classes[int(number)] = (_words(name), " ".join(text.split()), _words(coarse))
+        text = _read(folder / description.lstrip("/"))
+        classes[number] = (_words(name), " ".join(text.split()), _words(coarse))
     for table, split in (("train.txt", TRAIN), ("val.txt", TEST)):
-        try:
-            lines = (folder / table).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            raise UserError(f"{folder / table} does not exist") from None
-        for line in filter(None, lines):
-            path, number = (part.strip() for part in line.split(",")[:2])
-            name, description, coarse = classes[int(number)]
-            yield NamedPhoto(folder / path, (name, description), number, coarse, split)
+        lines = _read(folder / table).splitlines()
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            path, _, rest = (part.strip() for part in line.partition(","))
+            known = rest.partition(",")[0].strip()
+            if known not in classes:
+                raise UserError(
+                    f"{folder / table} line {number}: {line!r} is not `path, class id, coarse "
+                    "class id` with a class of classes.csv"
+                )
+            name, description, coarse = classes[known]
+            yield NamedPhoto(folder / path, (name, description), known, coarse, split)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
 
 
 def _words(name: str) -> str:

@@ -21,13 +21,16 @@ def map_places(vectors: np.ndarray, seed: int) -> np.ndarray:
     """Places in the plane where near vectors stay near, `(n, 2)`: t-SNE (van der Maaten 2008)."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     few = min(50, *vectors.shape)
     reduced = PCA(few, random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    return np.asarray(
-        TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    )
+    # A thousand steps of a millisecond each: threads that wait for one another take far longer
+    # where somebody else has a core.
+    with threadpool_limits(1):
+        found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.asarray(found)
 
 
 def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
@@ -40,7 +43,7 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     colours = colormaps["tab20"].resampled(20)(np.arange(clusters.count) % 20)
     # Twenty colours, the ten strong ones first.
     colours = colours[np.argsort(np.arange(clusters.count) % 2, kind="stable")]
-    axes.scatter(*places.T, c=colours[labels], s=12, linewidths=0)
+    axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
     for number in range(min(clusters.count, LABELLED)):
         inside = places[labels == number]
         if len(inside):

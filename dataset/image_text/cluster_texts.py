@@ -83,7 +83,7 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
     from visual_search.text_clusters import fit_clusters
 
     file = open_pairs(pairs)
-    top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams))
+    top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams), shorter=True)
     for batch in file.iter_batches(10_000, columns=["texts", "split"]):
         rows = zip(batch["texts"].to_pylist(), batch["split"].to_pylist(), strict=True)
         top.add(text for texts, split in rows if split == TRAIN for text in texts)

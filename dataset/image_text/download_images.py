@@ -144,7 +144,7 @@ def download_images(
         pieces,
         [piece for piece in range(pieces) if not _is_whole(store, piece)],
         download,
-        size_hint=0,
+        size_hint=None,
         distributed=distributed,
         retry_failed=retry_failed,
     )

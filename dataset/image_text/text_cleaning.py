@@ -5,13 +5,14 @@ python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.js
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,8 @@ if __package__ in (None, ""):
     # Run as a file: make the package importable from the repository root.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dataset.image_text.cleaning_config import CleaningConfig
 from visual_search.errors import UserError, exit_with_sentence
-from visual_search.query_rules import QueryRules
-from visual_search.text_cleaning import CleaningRules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,17 +34,6 @@ ENDING = ".metadata.json"
 BLOCK_PHOTOS = 2000
 GROUP_PHOTOS = 10_000
 """Rows of a row group."""
-
-
-@dataclass(frozen=True)
-class CleaningConfig:
-    """The whole job; `config/image_text/cleaning.yml` says what each key is."""
-
-    languages: list[str] = field(default_factory=lambda: ["ru", "en"])
-    words: CleaningRules = field(default_factory=CleaningRules)
-    drop: QueryRules = field(default_factory=QueryRules)
-    test_share: float = 0.02
-    workers: int = 0
 
 
 def pairs_file(metadata: Path) -> Path:
@@ -86,7 +75,9 @@ def clean_queries(
     if not metadata.is_file():
         raise UserError(f"{metadata} does not exist; make it with download_images.py")
     work = output.with_name(f".{output.name}.parts")
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
+    for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     work.mkdir(parents=True)
     tally: Counter[str] = Counter()
     try:

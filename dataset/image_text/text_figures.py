@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from dataset.image_text.text_statistics import ORDERS, TOP, Statistics, quantiles, shares
 from visual_search.figure_page import Section, write_page
@@ -76,6 +77,7 @@ def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
         box.set_axis_off()
         bars.bar(list(lengths[key]), list(lengths[key].values()), width=1.0, color=BLUE)
         bars.set(xlabel=title)
+        bars.xaxis.set_major_locator(MaxNLocator(integer=True))
         bars.grid(alpha=0.3, axis="y")
     return figure
 
@@ -83,7 +85,7 @@ def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
 def _ngram_section(order: int, found: Statistics) -> Section:
     top = found.ngrams[order]
     title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
-    note = "Cleaned words; texts of fewer words count as a whole."
+    note = "Cleaned words."
     if top.error:
         note += f" Counts are too low by at most {top.error:,}."
     return Section(title, note, figure=_bars(top.most_common(TOP), "times"))
@@ -116,6 +118,8 @@ def growth_figure(growth: list[tuple[int, int]], law: dict[str, float]) -> Figur
         fitted = [factor * words**exponent for words in seen]
         axes.loglog(seen, fitted, "--", color=RED, linewidth=1, label=label)
         axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="words seen", ylabel="different words")
     axes.grid(alpha=0.3, which="both")
     return figure

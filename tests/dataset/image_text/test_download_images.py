@@ -53,6 +53,8 @@ def write_files(folder: Path, server: PhotoServer) -> dict[str, tuple[bytes, lis
     images: list[Any] = [
         {"image": n, "url": server.url(f"images/I/{n}.jpg")} for n in range(PHOTOS)
     ]
+    # An address of Amazon's form, which is left as it is.
+    images[6]["url"] = server.url("images/I/6._SY88.jpg")
     names = {str(n): f"{n}.jpg" for n in range(PHOTOS)}
     for fault in FAULTS:
         images.append({"image": fault, "url": server.url(f"{fault}/3.jpg")})
@@ -126,6 +128,9 @@ def test_what_is_there_is_kept_with_its_queries(server: PhotoServer, tmp_path: P
     assert failures["reason"]["html"].startswith("the server sent text/html")
     assert failures["reason"]["truncated"] == "the answer was cut short (attempt 3 of 3)"
     assert failures["reason"]["slow"] == "no complete answer in time (attempt 3 of 3)"
+
+    assert server.requests["/images/I/6._SY88.jpg"] == 1
+    assert server.requests["/images/I/6.jpg"] == 0
 
     before = server.requests.total()
     call(tmp_path)
