@@ -66,9 +66,8 @@ def choose_classes(
 
 
 def _selected(images: LabelledImages, rows: np.ndarray, kept: np.ndarray) -> LabelledImages:
-    from visual_search.datasets import (
-        PathList,
-    )  # with torch, which a tool for tables can do without
+    # Not at the top: it brings torch, which the tools for tables can do without.
+    from visual_search.datasets import PathList
 
     number = np.cumsum(kept) - 1
     names = images.class_names

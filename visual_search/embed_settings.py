@@ -21,6 +21,8 @@ class EmbedSettings:
         workers: threads that read photos, on a CPU each also runs the model; 0: one a core.
         decoder: who reads JPEGs: cpu, or nvjpeg on a CUDA device.
         backend: torch, or openvino where the export has a file for it (CPU only).
+        min_cosine: smallest cosine between the embeddings of openvino and of the model in fp32
+            at which openvino may be taken; an int8 network needs a lower one.
         flip: each photo is also seen mirrored; its embedding is the mean.
         crops: each photo is seen in five crops of a larger square; its embedding is the mean.
         trim_borders: cut white borders of gallery photos away.
@@ -32,6 +34,7 @@ class EmbedSettings:
     workers: int = 0
     decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
     backend: Literal["auto", "torch", "openvino"] = "auto"
+    min_cosine: float = 0.9999
     flip: bool = False
     crops: bool = False
     trim_borders: bool = False
@@ -81,6 +84,6 @@ class EmbedSettings:
                 raise UserError(f"{source}: {key} is {value!r}; it can be {', '.join(choices)}")
             if not choices and type(value) is not types[key]:
                 raise UserError(f"{source}: {key} is {value!r}, not {types[key].__name__}")
-            if type(value) is int and value < 0:
+            if isinstance(value, int | float) and value < 0:
                 raise UserError(f"{source}: {key} is {value}, it must not be below 0")
         return cls(**values)

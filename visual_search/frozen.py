@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,11 @@ from torch.utils.data import Dataset
 
 from visual_search.config import PhaseConfig
 from visual_search.datasets import TrainingImages
-from visual_search.embed import Embeddings, embed_images
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, Evaluation, evaluate_embeddings, trimmed
-from visual_search.feature_store import (
-    Features,
-    model_folder,
-    stored_features,
-    weights_fingerprint,
-)
-from visual_search.images import ImageItem, ImageProblem
+from visual_search.feature_source import Backbone, FeatureSource
+from visual_search.feature_store import Features
+from visual_search.images import ImageProblem
 from visual_search.model import Architecture, Embedder
 
 # What load_pixels says of a photo of which there is nothing to see.
@@ -78,23 +74,9 @@ class FrozenFeatures(Dataset):
         return self.matrix[shown], self.labels[shown], wanted, self._passed_over[wanted]
 
 
-def as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def as_it_is(batch: Any) -> Any:
     """What a loader does with a batch that comes whole."""
     return batch
-
-
-class Backbone(Embedder):
-    """An embedder whose answer is the features in front of its neck, at their own length."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        nn.Module.__init__(self)
-        self.backbone, self.neck = embedder.backbone, nn.Identity()
-        self.register_buffer("mean", embedder.mean)
-        self.register_buffer("std", embedder.std)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Features `(N, width)`, float32, of pixels `(N, 3, H, W)`, 0..255."""
-        return self.features(pixels).float()
 
 
 @dataclass
@@ -125,7 +107,14 @@ class FrozenPhase:
             device: where the backbone runs.
             progress: whether there are progress bars and lines.
         """
-        source = _Source(config, embedder, architecture, device, progress)
+        source = FeatureSource(
+            Backbone(embedder),
+            architecture,
+            config.embedding,
+            Path(config.train.feature_cache),
+            device,
+            progress,
+        )
         images = self.training.images.images
         items = [images.item(row) for row in range(len(images))]
         self.training.fill(source.features(items, "training photos"))
@@ -163,46 +152,6 @@ def embedded(neck: nn.Module, features: Tensor, device: torch.device) -> Tensor:
         F.normalize(neck(part.to(device)).float(), dim=1).cpu() for part in features.split(8192)
     ]
     return torch.cat(parts)
-
-
-class _Source:
-    """Embeds photos with a backbone, through the store."""
-
-    def __init__(
-        self,
-        config: PhaseConfig,
-        embedder: Embedder,
-        architecture: Architecture,
-        device: torch.device,
-        progress: bool,
-    ) -> None:
-        self.size, self.device, self.progress = architecture.input_size, device, progress
-        self.settings = config.embedding.unmeasured(device.type == "cuda")
-        self.backbone = Backbone(embedder).eval()
-        # The neck has no part in the features.
-        plain = asdict(replace(architecture, neck="none", dimension=0))
-        self.folder = model_folder(
-            Path(config.train.feature_cache),
-            weights_fingerprint(embedder.backbone.state_dict()),
-            {"architecture": plain, "device": device.type, "embedding": asdict(self.settings)},
-        )
-
-    def features(self, items: Sequence[ImageItem], label: str) -> Features:
-        def make(photos: Sequence[ImageItem], part: str) -> Embeddings:
-            return embed_images(
-                self.backbone,
-                photos,
-                self.size,
-                device=self.device,
-                settings=self.settings,
-                label=label + part,
-                progress=self.progress,
-            )
-
-        found = stored_features(self.folder, items, make)
-        if self.progress:
-            print(f"{len(items)} {label}: {found.made} embedded now, the others before", flush=True)
-        return found
 
 
 def check_cacheable(config: PhaseConfig) -> None:

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
 from visual_search.class_choice import choose_classes
-from visual_search.config import DatasetConfig, DevSetConfig, MarginConfig, PhaseConfig
+from visual_search.config import (
+    DatasetConfig,
+    DevSetConfig,
+    MarginConfig,
+    PhaseConfig,
+    Product10KConfig,
+    TableConfig,
+)
 from visual_search.datasets import (
     LabelledImages,
     Source,
@@ -173,8 +180,8 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     """
     _check(config)
     dataset = config.dataset
-    images = _training_images(dataset)
-    dev_set = _dev_set(dataset.dev_set)
+    images = training_images(dataset)
+    dev_set = dev_set_of(dataset.dev_set)
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
@@ -281,7 +288,8 @@ def dev_files(dev: DevSetConfig) -> list[Path]:
     return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
 
 
-def _training_images(dataset: DatasetConfig) -> LabelledImages:
+def training_images(dataset: DatasetConfig) -> LabelledImages:
+    """The training photos of all data sets, those of the classes that were chosen."""
     place, sources = dataset.product10k, []
     if place.use:
         # Both lists number the same classes.
@@ -299,7 +307,10 @@ def _training_images(dataset: DatasetConfig) -> LabelledImages:
         raise UserError(
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
-    limits = [*([place] if place.use else []), *dataset.tables]
+    limits: list[Product10KConfig | TableConfig] = [
+        *([place] if place.use else []),
+        *dataset.tables,
+    ]
     return choose_classes(
         combined(sources),
         [part.more_than for part in limits],
@@ -309,7 +320,8 @@ def _training_images(dataset: DatasetConfig) -> LabelledImages:
     )
 
 
-def _dev_set(dev: DevSetConfig) -> DevSet:
+def dev_set_of(dev: DevSetConfig) -> DevSet:
+    """The development set that validation ranks."""
     if not dev.table:
         return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
     return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)

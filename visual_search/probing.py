@@ -121,6 +121,7 @@ def prepare(
     other = None
     if compiled is not None and not on_gpu and settings.backend != "torch":
         forced = settings.backend == "openvino"
+        probe.least_cosine["openvino"] = settings.min_cosine
         other = probe.better_compiled(compiled, best, batch, photos, forced)
     return Prepared(
         answer=other or answer,
@@ -164,6 +165,8 @@ class _Probe:
         self.deadline = float("inf")
         self.fastest: Variant | None = None
         self.rates: dict[str, float] = {}
+        self.least_cosine: dict[str, float] = {}
+        """By precision, where it is another than :data:`MIN_COSINE`."""
 
     def answer(self, variant: Variant) -> Answer:
         if variant not in self._answers:
@@ -193,7 +196,7 @@ class _Probe:
             cosines.append(float((answer(pixels) * self._model(pixels)).sum(dim=1).min()))
 
         side_by_side(compare, 1, self._threads, self._device, self._wait())
-        return cosines[0] >= MIN_COSINE
+        return cosines[0] >= self.least_cosine.get(precision, MIN_COSINE)
 
     def best_variant(self, variants: list[Variant], batch: int, photos: int) -> Variant:
         """The fastest, as far as the time goes."""

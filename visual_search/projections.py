@@ -43,11 +43,11 @@ def pca(sample: Sample, dimension: int, shrinkage: float = 0.0) -> Projection:
 
     Args:
         sample: the labels do not matter.
-        dimension: 1..min(n - 1, width).
+        dimension: 1..width; those that n photos cannot show hold no variance.
         shrinkage: has no part in it.
 
     Raises:
-        UserError: for more dimensions than there are photos or features.
+        UserError: for more dimensions than there are features.
     """
     _check(sample, dimension)
     mean, directions = _components(sample.features.double(), sample.weights, dimension)
@@ -64,7 +64,7 @@ def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
 
     Args:
         sample: some of its classes have two photos or more; for unit vectors.
-        dimension: 1..min(n - 1, width).
+        dimension: 1..width; those that n photos cannot show hold no variance.
         shrinkage: of the scatter within classes towards a sphere, above 0; the more, the closer
             to plain principal components.
 
@@ -107,11 +107,11 @@ def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> 
 
 
 def _check(sample: Sample, dimension: int) -> None:
-    n, width = sample.features.shape
-    if not 1 <= dimension <= min(n - 1, width):
+    width = sample.features.shape[1]
+    if not 1 <= dimension <= width:
         raise UserError(
-            f"{n} photos with {width} features have no projection to {dimension} dimensions; "
-            f"write at most {min(n - 1, width)} (neck.dimension)"
+            f"{width} features have no projection to {dimension} dimensions: write 1..{width} "
+            "(neck.dimension)"
         )
 
 

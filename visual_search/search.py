@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,7 +32,20 @@ SAMPLED_BEST = 20
 _INDEX_MASK = (1 << 32) - 1
 _EMPTY = torch.iinfo(torch.int64).min
 
-Matrix = Tensor | np.ndarray
+
+class Rows(Protocol):
+    """Rows that are made when they are read, such as :class:`visual_search.codes.Codes`."""
+
+    shape: tuple[int, int]
+    ndim: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """`(n, dimension)`, floating point."""
+        ...
+
+
+Matrix = Tensor | np.ndarray | Rows
 """Rows of numbers. An array may be a memory map of float16 or float32, read block by block."""
 
 

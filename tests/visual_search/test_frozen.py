@@ -1,0 +1,168 @@
+"""Training on cached features, against the same training on photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file
+
+from visual_search import frozen
+from visual_search.config import PhaseConfig
+from visual_search.config_reader import parse_phase
+from visual_search.datasets import LabelledImages, TrainingImages
+from visual_search.errors import UserError
+from visual_search.feature_source import Backbone
+from visual_search.feature_store import Features
+from visual_search.frozen import FrozenFeatures
+from visual_search.model import build_embedder
+from visual_search.run_folder import RunFolder
+from visual_search.train import train_phase
+
+
+@pytest.fixture
+def universal(small_phase: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The recipe, small: what is trained are a neck of 8 dimensions and a head."""
+    small_phase["dataset"] |= {"augmentations": "none"}
+    small_phase["backbone"] |= {"trainable_blocks": 0}
+    return {
+        **small_phase,
+        "neck": {"kind": "norm-linear", "dimension": 8, "initial": "lda"},
+        "margin": {"centers": 1, "dropout": 0.0, "imprint": True, "nested": [2, 4]},
+        "optim": {"head_lr": 0.01, "warmup_steps": 0},
+        "train": {
+            "epochs": 3,
+            "cache_features": True,
+            "feature_cache": str(tmp_path / "features"),
+            "ema_decay": 0.5,
+        },
+    }
+
+
+def parsed(values: dict[str, Any], tmp_path: Path) -> tuple[PhaseConfig, str]:
+    path = tmp_path / "phase.yml"
+    path.write_text(yaml.safe_dump(values))
+    return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])[1:]
+
+
+def train(values: dict[str, Any], tmp_path: Path, name: str, **extra: Any) -> Path:
+    run = RunFolder(tmp_path / "runs", name)
+    train_phase(*_ordered(values, tmp_path, run), **extra)
+    return run.path
+
+
+def _ordered(values: dict[str, Any], tmp_path: Path, run: RunFolder) -> tuple[Any, Any, Any]:
+    config, text = parsed(values, tmp_path)
+    return config, run, text
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def test_it_trains_as_the_frozen_backbone_on_photos_does(
+    universal: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = universal | {
+        "neck": {"kind": "norm-linear", "dimension": 8},
+        "margin": universal["margin"] | {"imprint": False},
+        "train": universal["train"] | {"log_steps": 1},
+    }
+    cached = train(plain, tmp_path, "cached")
+    on_photos = train(
+        plain | {"train": plain["train"] | {"cache_features": False}}, tmp_path, "photos"
+    )
+    assert len(losses(cached)) == 12
+    assert losses(cached) == pytest.approx(losses(on_photos), rel=2e-3)
+    states = [load_file(run / "last" / "model.safetensors") for run in (cached, on_photos)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=2e-3, rtol=2e-2)
+    results = [json.loads((run / "result.json").read_text()) for run in (cached, on_photos)]
+    assert results[0]["mAP"] == pytest.approx(results[1]["mAP"], abs=0.1)
+
+
+def test_a_killed_run_goes_on_with_the_same_weights_and_embeds_nothing_again(
+    universal: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = train(universal, tmp_path, "whole")
+
+    def kill(step: int, score: float) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(universal, tmp_path, "killed", on_validation=kill)
+    state = next((tmp_path / "runs" / "killed" / "state").rglob("*.pt"), None)
+    assert state is None or state.stat().st_size < 2e6  # the backbone is not in it
+    capsys.readouterr()
+    resumed = train(universal, tmp_path, "killed")
+    told = capsys.readouterr().out
+    assert "continues in epoch 2" in told
+    assert "24 training photos: 24 at hand, 0 embedded" in told
+    for part in ("best/model", "last/model", "last/head"):
+        ours, theirs = (load_file(run / f"{part}.safetensors") for run in (whole, resumed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_backbone_answers_what_the_neck_is_given() -> None:
+    torch.manual_seed(0)
+    embedder, _ = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.25,) * 3, "norm-linear", 8
+    )
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        features = Backbone(embedder).eval()(pixels)
+        expected = embedder.eval()(pixels)
+        torch.testing.assert_close(F.normalize(embedder.neck(features), dim=1), expected)
+
+
+def test_unreadable_photos_have_stand_ins_of_their_class() -> None:
+    labels = torch.tensor([0, 1, 0, 1, 0]).numpy()
+    images = LabelledImages([Path(f"{row}.jpg") for row in range(5)], labels)
+    training = TrainingImages(images, lambda image: torch.zeros(0), 8, 0)
+    rows = FrozenFeatures(training)
+    reasons = ("", "cut, its readable part is used", "empty; a grey image is used", "", "")
+    rows.fill(Features(torch.arange(5.0)[:, None], reasons, 0))
+    features, given, wanted, passed_over = rows.__getitems__([2, 1, 7, 0])  # 7 is 2 once more
+    assert features.flatten().tolist() == [4.0, 1.0, 4.0, 0.0]
+    assert given.tolist() == [0, 1, 0, 0]
+    assert wanted.tolist() == [2, 1, 2, 0]
+    assert passed_over.tolist() == [1, 0, 1, 0]
+    assert training.unreadable(2, 1) == [Path("2.jpg")]
+    assert rows.shown().flatten().tolist() == [0.0, 1.0, 4.0, 3.0, 4.0]
+    with pytest.raises(UserError, match="none of the training photos"):
+        rows.fill(Features(torch.zeros(5, 1), (f"x{frozen._NOTHING}",) * 5, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"backbone": {"trainable_blocks": -1}}, "backbone.trainable_blocks must be 0"),
+        ({"dataset": {"augmentations": "flip"}}, "dataset.augmentations must be none"),
+        ({"neck": {"kind": "none", "initial": "random"}}, "neck.kind must not be none"),
+        ({"train": {"cache_features": False}}, "neck.initial lda needs train.cache_features"),
+        ({"pretrain_model": "runs/x"}, "set neck.initial to random"),
+        ({"margin": {"nested": [4, 2]}}, "write rising widths from 1 to 7"),
+        ({"margin": {"nested": [8]}}, "write rising widths from 1 to 7"),
+        ({"margin": {"sampled_share": 0.5}}, "margin.sampled_share to 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    universal: dict[str, Any], tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    for key, value in change.items():
+        universal[key] = universal[key] | value if isinstance(value, dict) else value
+    with pytest.raises(UserError) as refusal:
+        train(universal, tmp_path, "refused")
+    assert words in str(refusal.value)
+    assert not (tmp_path / "runs" / "refused").exists()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.linalg import eigh
+from torch import Tensor
+
+from visual_search.errors import UserError
+from visual_search.necks import create_neck
+from visual_search.projections import PROJECTIONS, Sample, lda, pca, start_neck
+
+
+def sample(seed: int = 0, n: int = 200, width: int = 12, classes: int = 20) -> Sample:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, width, generator=generator)
+    noise = torch.randn(n, width, generator=generator) * torch.linspace(0.1, 2.0, width)
+    return Sample(F.normalize(centres[labels] + noise + 0.5, dim=1), labels)
+
+
+def same_up_to_sign(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Columns are the same up to a sign each, and one length of all."""
+    ours, theirs = ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+    signs = np.sign((ours * theirs).sum(axis=0))
+    np.testing.assert_allclose(ours, theirs * signs, atol=1e-5)
+
+
+def outputs(given: Sample, kind: str, dimension: int, shrinkage: float = 1.0) -> np.ndarray:
+    made = PROJECTIONS[kind](given, dimension, shrinkage)
+    return (given.features @ made.weight.T + made.bias).numpy()
+
+
+def test_principal_components_are_those_of_the_singular_vectors() -> None:
+    given = sample()
+    centred = given.features.double().numpy()
+    centred = centred - centred.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    same_up_to_sign(outputs(given, "pca", 4), centred @ directions[:4].T)
+
+
+def test_discriminants_solve_the_generalised_eigenproblem() -> None:
+    given, shrinkage = sample(), 0.7
+    x, labels = given.features.double().numpy(), given.labels.numpy()
+    means = np.stack([x[labels == label].mean(axis=0) for label in range(20)])
+    within = (x - means[labels]).T @ (x - means[labels]) / len(x)
+    within += shrinkage * np.trace(within) / len(within) * np.eye(len(within))
+    total = np.cov(x.T, bias=True)
+    _, vectors = eigh(total, within)  # scaled so that v' within v = 1
+    directions = vectors[:, ::-1][:, :5]
+    same_up_to_sign(outputs(given, "lda", 5, shrinkage), (x - x.mean(axis=0)) @ directions)
+
+
+@pytest.mark.parametrize("kind", ["pca", "lda"])
+def test_a_weight_of_two_is_a_photo_twice(kind: str) -> None:
+    given = sample(n=60)
+    twice = torch.arange(60) < 20
+    repeated = Sample(
+        torch.cat([given.features, given.features[twice]]),
+        torch.cat([given.labels, given.labels[twice]]),
+    )
+    weighted = Sample(given.features, given.labels, 1.0 + twice.float())
+    one, other = (PROJECTIONS[kind](part, 3, 1.0) for part in (repeated, weighted))
+    cosine = F.cosine_similarity(one.weight, other.weight, dim=1)
+    torch.testing.assert_close(cosine, torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_outputs_have_a_mean_square_length_of_1() -> None:
+    lengths = np.square(outputs(sample(), "lda", 4)).sum(axis=1)
+    assert lengths.mean() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "norm-linear"])
+def test_a_neck_starts_there(kind: str) -> None:
+    given = sample()
+    features: Tensor = given.features * torch.linspace(1.0, 9.0, 200)[:, None]
+    neck = create_neck(kind, 12, 4)
+    start_neck(neck, "pca", Sample(features, given.labels), 1.0)
+    received = given.features if kind == "norm-linear" else features
+    expected = pca(Sample(received, given.labels), 4)
+    with torch.no_grad():
+        torch.testing.assert_close(neck(features), received @ expected.weight.T + expected.bias)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match=r"set neck\.kind to norm-linear"):
+        start_neck(create_neck("linear-bn", 12, 4), "pca", sample(), 1.0)
+    with pytest.raises(UserError, match=r"write 1\.\.12"):
+        pca(sample(), 13)
+    alone = Sample(sample().features, torch.arange(200))
+    with pytest.raises(UserError, match="no training class has two photos"):
+        lda(alone, 4)
+    with pytest.raises(UserError, match="the shrinkage is 0"):
+        lda(sample(), 4, 0.0)

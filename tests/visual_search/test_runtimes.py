@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from visual_search import main_export
+from visual_search.embed_settings import EmbedSettings
+from visual_search.errors import UserError
+from visual_search.export import compiled_export, embedding_settings
+from visual_search.main_arcface import main as main_arcface
+from visual_search.model import Embedder, build_embedder
+from visual_search.onnx_model import export_onnx, load_onnx
+from visual_search.runtimes import FORMATS, Measured, best_openvino, markdown
+
+SIZE = 32
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    torch.manual_seed(0)
+    return build_embedder(
+        "timm/test_efficientnet", "none", SIZE, (0.5,) * 3, (0.25,) * 3, "norm-linear", 8
+    )[0].eval()
+
+
+def photos(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+
+
+def row(name: str, cosine: float, rate: float) -> Measured:
+    return Measured(name, 1.0, cosine, cosine, rate)
+
+
+def test_the_command_offers_what_there_is() -> None:
+    assert tuple(FORMATS) == main_export.FORMATS
+
+
+def test_the_ranker_gets_the_fastest_that_is_true_to_the_model() -> None:
+    measured = [
+        row("torch-fp32", 1.0, 10),
+        row("openvino-fp32", 1.0, 20),
+        row("openvino-fp16", 0.9999, 22),
+        row("openvino-int8", 0.99, 40),
+        row("onnx-int8", 1.0, 99),
+    ]
+    assert best_openvino(measured, 0.9999) == "openvino-fp16"
+    assert best_openvino(measured, 0.98) == "openvino-int8"
+    assert best_openvino(measured[:1], 0.5) is None
+    assert "| openvino-fp32 | 1.0 | 1.00000 | 1.00000 | 20 | 2.00 x |" in markdown(measured)
+
+
+@pytest.mark.parametrize(
+    ("precision", "least"), [("fp32", 0.9999), ("fp16", 0.999), ("int8", 0.95)]
+)
+def test_an_onnx_file_answers_as_the_embedder(
+    embedder: Embedder, tmp_path: Path, precision: str, least: float
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime", *(["nncf"] * (precision == "int8"))):
+        pytest.importorskip(package, reason="needs the extra [export]")
+    path = export_onnx(embedder, SIZE, tmp_path / "m.onnx", precision, photos(16))
+    answer = load_onnx(path, streams=1, threads=1)
+    for count in (1, 5):
+        with torch.inference_mode():
+            wanted = embedder(photos(count))
+        got = answer(photos(count))
+        assert got.dtype == torch.float32
+        assert float(torch.nn.functional.cosine_similarity(got, wanted).min()) >= least
+    path.write_bytes(b"no network")
+    with pytest.raises(UserError, match=r"m\.onnx cannot be used"):
+        load_onnx(path, 1, 1)
+
+
+def test_the_command_leaves_the_ranker_a_network(
+    small_phase: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="needs the extra [fast]")
+    path = tmp_path / "phase.yml"
+    path.write_text(yaml.safe_dump(small_phase | {"train": {"epochs": 1}}))
+    run, output = tmp_path / "runs" / "a", tmp_path / "export"
+    call = ["main_arcface", "--config", str(path), "--name", "a", "--runs", str(run.parent)]
+    monkeypatch.setattr(sys, "argv", call)
+    main_arcface()
+    call = ["main_export", "--run", str(run), "--output", str(output), "--photos", "12"]
+    call += ["--min_cosine", "0.9", "--formats", "openvino-fp32", "openvino-fp16"]
+    monkeypatch.setattr(sys, "argv", call)
+    main_export.main()
+    told = json.loads((output / "formats.json").read_text())
+    names = [entry["name"] for entry in told["formats"]]
+    assert names[0] == "torch-fp32"
+    assert names[-2:] == ["openvino-fp32", "openvino-fp16"]
+    assert told["ranker"] in names[-2:]
+    assert all(entry["smallest_cosine"] > 0.9 for entry in told["formats"])
+    fp32, fp16 = (entry["megabytes"] for entry in told["formats"][-2:])
+    assert fp16 < 0.75 * fp32
+    assert embedding_settings(output).min_cosine == 0.9
+    found = compiled_export(output, EmbedSettings(backend="openvino"), SIZE)
+    assert found is not None
+    assert found(1, 1)(photos(2)).shape[0] == 2
+
+
+def test_an_unfaithful_network_is_used_only_where_that_is_allowed(embedder: Embedder) -> None:
+    from visual_search.probing import prepare
+
+    def turned(pixels: torch.Tensor) -> torch.Tensor:
+        wrong = embedder(pixels) + 0.2 * torch.eye(8)[0]
+        return torch.nn.functional.normalize(wrong, dim=1)
+
+    answers = {}
+    for least in (0.9999, 0.5):
+        settings = EmbedSettings(
+            precision="fp32", backend="openvino", min_cosine=least, batch_size=2, workers=1
+        )
+        prepared = prepare(
+            embedder,
+            photos(4),
+            4,
+            device=CPU,
+            cores=1,
+            settings=settings,
+            compiled=lambda streams, threads: turned,
+        )
+        answers[least] = prepared.answer
+    assert answers[0.5] is turned
+    assert answers[0.9999] is not turned

@@ -1,0 +1,258 @@
+"""The universal recipe's configs and commands, small."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from tests.conftest import PROJECT, draw_product, write_csv
+from visual_search import main_compress, main_soup, main_sweep
+from visual_search.checkpoint import load_checkpoint
+from visual_search.compression import Sides, points_of
+from visual_search.config_reader import parse_phase
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet
+from visual_search.images import ImageItem
+from visual_search.main_arcface import main as main_arcface
+from visual_search.model import rebuild_embedder
+from visual_search.phase_chain import read_chain
+from visual_search.run_embeddings import RunEmbeddings
+
+CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
+PHASES = [path for path in CONFIGS if not path.stem.endswith("_phases")]
+Call = Callable[..., None]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs an entry point with arguments, in this process."""
+
+    def run(main: Callable[[], None], *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        main()
+
+    return run
+
+
+@pytest.fixture
+def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
+    """config/universal/lite0.yml on drawn products, with a tiny backbone."""
+    values = yaml.safe_load((PROJECT / "config/universal/lite0.yml").read_text())
+    values["dataset"] = small_phase["dataset"] | {"augmentations": "none"}
+    values["backbone"] |= small_phase["backbone"]
+    values["neck"]["dimension"], values["margin"]["nested"] = 8, [2, 4]
+    values["train"] |= {"epochs": 2, "feature_cache": str(tmp_path / "features")}
+    path = tmp_path / "recipe.yml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_read(path: Path) -> None:
+    if path.stem.endswith("_phases"):
+        for step in read_chain(path).steps:
+            parse_phase(jsonargparse.ArgumentParser(), step.arguments(None))
+    else:
+        parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])
+
+
+def _tables(tmp_path: Path) -> list[dict[str, Any]]:
+    """Two tables of four classes each, with a photo more than the limit that is set for them."""
+    tables = []
+    for number in range(2):
+        rows = []
+        for product in range(4):
+            for photo in range(4):
+                name = f"{number}_{product}_{photo}.png"
+                draw_product(50 + 10 * number + product, photo).save(tmp_path / name)
+                rows.append([name, product])
+        file = write_csv(tmp_path / f"table{number}.csv", ["file_name", "label"], rows)
+        tables.append({"file": str(file), "more_than": 3, "at_most": 3})
+    return tables
+
+
+@pytest.mark.parametrize("kind", ["b32", "l14", "h14"])
+def test_the_clip_chain_trains_a_step_of_every_phase(
+    kind: str, dev_folder: Path, product10k_folder: Path, tmp_path: Path, call: Call
+) -> None:
+    """Weights cannot be had here: a small vision transformer at random stands in for CLIP's."""
+    chain = read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml")
+    before: Path | None = None
+    for step in chain.steps:
+        values = yaml.safe_load(step.config.read_text())
+        values["dataset"] |= {
+            "product10k": {
+                "train_valid_root": str(product10k_folder),
+                **values["dataset"]["product10k"],
+                "more_than": 3,
+            },
+            "tables": _tables(tmp_path),
+            "dev_set": {"eval_root": str(dev_folder)},
+            "num_of_classes": 6,
+            "input_size": 96 if step.name.endswith("overlap") else 64,
+            "batch_size": 12,
+            "num_workers": 0,
+        }
+        values["backbone"] |= {"name": "timm/test_vit", "weights": "none"}
+        if values["backbone"].get("patch_overlap"):
+            values["backbone"]["patch_overlap"] = 8
+        values["neck"]["dimension"], values["margin"]["nested"] = 8, [2, 4]
+        # One process has one precision for good; other tests of it train in fp32.
+        values["train"] |= {"epochs": 1, "accumulate": 1, "precision": "no"}
+        values["train"]["feature_cache"] = str(tmp_path / "features")
+        values["pretrain_model"] = None if before is None else str(before)
+        path = tmp_path / f"{step.name}.yml"
+        path.write_text(yaml.safe_dump(values))
+        runs = tmp_path / "runs"
+        call(main_arcface, "--config", path, "--name", step.name, "--runs", runs)
+        before = runs / step.name
+        assert len(json.loads((before / "classes.json").read_text())) == 14
+        assert load_checkpoint(before).architecture.dimension == 8
+
+
+def test_a_sweep_is_one_command_that_continues(
+    recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--config", recipe, "--name", "sweep", "--runs", tmp_path / "runs")
+    call(main_sweep.main, *common, "--classes", 3, 0, "--dimensions", 4)
+    folder = tmp_path / "runs" / "sweep"
+    capsys.readouterr()
+    call(main_sweep.main, *common, "--classes", 3, 0, "--dimensions", 4, 8)
+    assert "4 runs, 2 of them finished before" in capsys.readouterr().out
+    cells = json.loads((folder / "sweep.json").read_text())["cells"]
+    assert {(cell["classes"], cell["dimension"]) for cell in cells} == {
+        (3, 4), (6, 4), (3, 8), (6, 8)
+    }  # fmt: skip
+    for cell in cells:
+        assert cell["mAP"] == json.loads((folder / cell["run"] / "result.json").read_text())["mAP"]
+        assert load_checkpoint(folder / cell["run"]).architecture.dimension == cell["dimension"]
+    table = (folder / "sweep.md").read_text().splitlines()
+    assert table[0] == "| classes | 4-d | 8-d |"
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["3", "6"]
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="was trained with other settings"):
+        call(main_sweep.main, *common, "--classes", 3, "--dimensions", 4, "--optim.head_lr", 0.5)
+
+
+def test_compressing_writes_the_curve_and_smaller_models(
+    recipe: Path, tmp_path: Path, call: Call
+) -> None:
+    run = tmp_path / "runs" / "u"
+    call(main_arcface, "--config", recipe, "--name", "u", "--runs", run.parent)
+    call(main_compress.main, "--run", run, "--dimensions", 2, 4, 16, "--of-backbone")
+    points = json.loads((run / "compression" / "compression.json").read_text())["points"]
+    whole = next(p for p in points if (p["dimension"], p["coding"]) == (8, "float32"))
+    result = json.loads((run / "result.json").read_text())["mAP"]
+    assert whole["mAP"] == pytest.approx(result, abs=1e-6)
+    assert {p["dimension"] for p in points if p["series"].startswith("u,")} == {2, 4, 8}
+    assert (run / "compression" / "compression.png").read_bytes().startswith(b"\x89PNG")
+
+    call(main_compress.main, "--run", run, "--write", 4)
+    call(main_compress.main, "--run", run, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        wide, cut = (_model(path)(pixels) for path in (run, run.with_name("u_4")))
+        torch.testing.assert_close(cut, F.normalize(wide[:, :4], dim=1))
+        projected = _model(run.with_name("u_pca"))(pixels)
+    assert projected.shape == (5, 4)
+    with pytest.raises(UserError, match="exists already"):
+        call(main_compress.main, "--run", run, "--write", 4)
+    with pytest.raises(UserError, match=r"below the run's 8 dimensions"):
+        RunEmbeddings(run).write_smaller(8, False, tmp_path / "x")
+
+
+def _model(run: Path) -> torch.nn.Module:
+    found = load_checkpoint(run)
+    model = rebuild_embedder(found.architecture)
+    model.load_state_dict(dict(found.state))
+    return model.eval()
+
+
+def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
+    generator = torch.Generator().manual_seed(0)
+    products = np.arange(60) % 12
+    centres = torch.randn(12, 16, generator=generator)
+    rows = centres[products] + 0.8 * torch.randn(60, 16, generator=generator)
+    rows = F.normalize(rows, dim=1)
+    items = [ImageItem(Path(str(row))) for row in range(60)]
+    dev_set = DevSet(items, items[:20], products, products[:20], np.arange(20))
+    sides = Sides(rows, rows, rows[:20])
+    points = list(points_of("a", sides, [8, 16, 32], True, dev_set))
+    sizes = {(p.dimension, p.coding): (p.bytes_searched, p.bytes_stored) for p in points}
+    assert {dimension for dimension, _ in sizes} == {8, 16}
+    assert sizes[8, "float32"] == (32, 32)
+    assert sizes[16, "int8"] == (16, 16)
+    assert sizes[16, "binary"] == (2, 2)
+    assert sizes[16, "binary, rescored by int8"] == (2, 18)
+    exact = next(p for p in points if (p.dimension, p.coding) == (8, "float32"))
+    short = F.normalize(rows[:, :8], dim=1)
+    expected = []
+    for query in range(20):
+        order = [row for row in (-(short @ short[query])).argsort().tolist() if row != query]
+        right = [products[row] == products[query] for row in order]
+        hits = [sum(right[: k + 1]) / (k + 1) for k, hit in enumerate(right) if hit]
+        expected.append(sum(hits) / len(hits))
+    np.testing.assert_allclose(exact.average_precisions, expected, atol=1e-9)
+
+
+def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path, call: Call) -> None:
+    runs = tmp_path / "runs"
+    for seed in (1, 2):
+        call(
+            main_arcface, "--config", recipe, "--name", f"s{seed}", "--runs", runs,
+            "--dataset.seed", seed, "--optim.head_lr", 0.05,
+        )  # fmt: skip
+    both = [runs / "s1", runs / "s2"]
+    for kind in ("uniform", "greedy"):
+        call(main_soup.main, "--runs", *both, "--name", kind, "--folder", runs, "--kind", kind)
+    states = [load_checkpoint(run).state for run in both]
+    uniform = load_checkpoint(runs / "uniform")
+    for name, value in uniform.state.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
+    result = json.loads((runs / "greedy" / "result.json").read_text())
+    assert result["mAP"] >= max(result["scores"].values())
+    assert result["scores"][str(both[0])] == pytest.approx(
+        json.loads((both[0] / "result.json").read_text())["mAP"], abs=1e-6
+    )
+    assert RunEmbeddings(runs / "uniform").architecture == uniform.architecture
+    with pytest.raises(UserError, match="exists already"):
+        call(main_soup.main, "--runs", *both, "--name", "greedy", "--folder", runs)
+    with pytest.raises(UserError, match="two runs or more"):
+        call(main_soup.main, "--runs", both[0], "--name", "one", "--folder", runs)
+    call(
+        main_arcface, "--config", recipe, "--name", "narrow", "--runs", runs,
+        "--neck.dimension", 6,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="has dimension 6"):
+        call(main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs)
+
+
+def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path, call: Call) -> None:
+    """The distillation config's loss falls: a narrower student comes to see alike what is alike."""
+    runs = tmp_path / "runs"
+    call(main_arcface, "--config", recipe, "--name", "teacher", "--runs", runs)
+    values = yaml.safe_load(recipe.read_text())
+    distil = yaml.safe_load((PROJECT / "config/universal/lite0_distil.yml").read_text())
+    values["distillation"] = distil["distillation"] | {"run": str(runs / "teacher")}
+    values["backbone"] |= {"trainable_blocks": -1}
+    values["neck"] = {"kind": "norm-linear", "dimension": 6}
+    values["margin"] = {"weight": 0.0}
+    values["optim"] = {"head_lr": 0.01, "backbone_lr_ratio": 0.1, "warmup_steps": 0}
+    values["train"] = {"epochs": 8, "log_steps": 1, "validate_every": 8}
+    path = tmp_path / "student.yml"
+    path.write_text(yaml.safe_dump(values))
+    call(main_arcface, "--config", path, "--name", "student", "--runs", runs)
+    lines = (runs / "student" / "metrics.jsonl").read_text().splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "step"]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])

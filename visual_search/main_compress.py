@@ -1,0 +1,94 @@
+"""mAP against bytes a photo: `python -m visual_search.main_compress --run runs/X`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from visual_search.errors import UserError, exit_with_sentence
+
+
+def main() -> None:
+    """Embed what the run trained on and is judged on; cut, project and encode; draw the curve."""
+    options = build_parser().parse_args()
+
+    from visual_search.compression import check_dimensions, points_of, write_points
+    from visual_search.run_embeddings import RunEmbeddings
+
+    check_dimensions(options.dimensions)
+    if options.candidates < 1:
+        raise UserError("--candidates must be 1 or more")
+    dimensions = sorted(set(options.dimensions))
+    run = RunEmbeddings(options.run)
+    if options.write:
+        written = run.write_smaller(options.write, options.of_backbone, options.output)
+        print(f"wrote {written}")
+        print(f"next: python my_submission/to_torchscript.py {written}")
+        return
+    sides = run.sides()
+    nested = run.nested()
+    way = "prefixes" if nested else "PCA"
+    series = [(f"{options.run.name}, {way}", sides, nested)]
+    if options.of_backbone:
+        series.append(("its backbone alone, PCA", run.backbone_sides(), False))
+    points = []
+    for name, embeddings, cut in series:
+        widths = [*(d for d in dimensions if d < embeddings.dimension), embeddings.dimension]
+        for point in points_of(name, embeddings, widths, cut, run.dev_set, options.candidates):
+            points.append(point)
+            print(
+                f"{name}: {point.dimension} dimensions, {point.coding}, "
+                f"{point.bytes_searched:.0f} bytes: mAP {point.score:.4f}",
+                flush=True,
+            )
+    folder = options.output or options.run / "compression"
+    picture = write_points(points, folder, f"{options.run.name} on its development set")
+    print(f"curve {picture}, table {folder / 'compression.md'}")
+    print(f"next: the same command with --write {dimensions[0]} keeps a model of that width")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_compress",
+        description="Measure a run's embeddings with fewer dimensions and fewer bits, on the "
+        "development set of its own config; or write a model of fewer dimensions.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run folder, with its config.yml")
+    parser.add_argument(
+        "--dimensions",
+        type=int,
+        nargs="+",
+        default=[8, 16, 32, 64, 128, 256, 512],
+        help="widths to measure, beside the full one (default: 8 16 … 512)",
+    )
+    parser.add_argument(
+        "--of-backbone",
+        action="store_true",
+        help="also the features in front of the run's neck; with --write, these instead",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=50,
+        help="of each query, that binary codes find and int8 codes order anew (%(default)s)",
+    )
+    parser.add_argument(
+        "--write",
+        type=int,
+        default=0,
+        metavar="DIMENSION",
+        help="write a model of this width instead of the curve: a prefix of a nested embedding, "
+        "or, with --of-backbone, principal components of the backbone's features",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder (default: compression/ in the run; for --write the run's name with the "
+        "width added)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)
