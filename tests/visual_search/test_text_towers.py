@@ -40,7 +40,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Pa
     part = towers.part("open_clip/ViT-S-32-alt")
     towers.train_last(2, embeddings=False)
     blocks = {name.split(".")[3] for name in trained(part) if "resblocks" in name}
-    assert blocks == {"10", "11"}
+    assert blocks == {"8", "9"}
     assert not any("embedding" in name for name in trained(part))
     assert any("text_projection" in name for name in trained(part))
     towers.train_last(0, embeddings=True)
@@ -48,7 +48,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Pa
         "token_embedding",
         "positional_embedding",
     }
-    with pytest.raises(UserError, match="this tower has 12 blocks"):
+    with pytest.raises(UserError, match="this tower has 10 blocks"):
         towers.train_last(13, embeddings=True)
 
 
