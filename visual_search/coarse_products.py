@@ -12,7 +12,6 @@ from torch import Tensor
 # Pairs of vectors measured at once: 2^7 of 512 numbers are 256 KB for each side, which stay in the
 # cache of their core; 2^13 take three times as long.
 PAIRS_AT_ONCE = 1 << 7
-GPU_PAIRS_AT_ONCE = 1 << 16
 ROWS_AT_ONCE = 4096
 
 _ROUNDED = 1.02 * 2.0**-9  # relative error of a number rounded to bfloat16
@@ -34,12 +33,11 @@ class Sides:
         self.symmetric = (
             own is not None
             and len(own) > len(gallery) / 2
-            and torch.equal(self.queries, self.gallery[torch.from_numpy(own).to(gallery.device)])
+            and torch.equal(self.queries, self.gallery[torch.from_numpy(own)])
         )
         """Whether the queries are photos of the gallery, as they are there, and most of them."""
         dimension = gallery.shape[1]
-        on_cpu = gallery.device.type == "cpu"
-        self.coarse = coarse_type(dimension) if on_cpu else torch.float32
+        self.coarse = coarse_type(dimension)
         self.coarse_gallery = self.gallery.to(self.coarse)
         self.coarse_queries = self.queries.to(self.coarse)
         lengths, losses = _lengths(self.gallery, self.coarse_gallery)
@@ -73,15 +71,6 @@ class Sides:
     def similarities(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """float32 products of pairs; equal pairs of vectors give equal bits."""
         found = np.empty(len(rows), np.float32)
-        if self.gallery.is_cuda:
-            for start in range(0, len(rows), GPU_PAIRS_AT_ONCE):
-                here = slice(start, start + GPU_PAIRS_AT_ONCE)
-                one, other = (
-                    matrix[torch.from_numpy(picked[here]).to(matrix.device)]
-                    for matrix, picked in ((self.queries, queries), (self.gallery, rows))
-                )
-                found[here] = (one * other).sum(dim=1).cpu().numpy()
-            return found
         matrices = self.queries.numpy(), self.gallery.numpy()
         room = np.empty((2, PAIRS_AT_ONCE, self.gallery.shape[1]), np.float32)
         for start in range(0, len(rows), PAIRS_AT_ONCE):
@@ -100,7 +89,7 @@ def _lengths(exact: Tensor, coarse: Tensor) -> tuple[np.ndarray, np.ndarray]:
         (one - other.float()).norm(dim=1)
         for one, other in zip(exact.split(ROWS_AT_ONCE), coarse.split(ROWS_AT_ONCE), strict=True)
     ]
-    return exact.norm(dim=1).cpu().numpy(), torch.cat(loss).cpu().numpy()
+    return exact.norm(dim=1).numpy(), torch.cat(loss).numpy()
 
 
 @cache

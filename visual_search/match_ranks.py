@@ -48,7 +48,7 @@ def count_hits(
     """The hits of an exact search by inner product; equal similarities rank by gallery row.
 
     Args:
-        gallery: `(n_gallery, dimension)`, float32.
+        gallery: `(n_gallery, dimension)`, float32, on the CPU.
         gallery_labels: `(n_gallery,)`.
         queries: `(n_queries, dimension)`, float32; with `own`, what `gallery[own]` is.
         query_labels: `(n_queries,)`.
@@ -212,19 +212,16 @@ def _guessed_cuts(sides: Sides, part: np.ndarray, depth: int) -> np.ndarray | No
     if stride < 2 or len(sides.gallery) < 4 * depth:
         return None
     sample = sides.coarse_gallery[::stride].contiguous()
-    rows = torch.from_numpy(part).to(sample.device)
+    rows = torch.from_numpy(part)
 
     def of(places: Tensor) -> Tensor:
         products = (sides.coarse_queries[places] @ sample.T).float()
         return _kth_largest(products, SAMPLED_RANK)
 
-    threads = torch.get_num_threads() if sample.device.type == "cpu" else 1
-    return torch.cat(on_threads(of, rows.split(TILE), threads)).cpu().numpy()
+    return torch.cat(on_threads(of, rows.split(TILE), torch.get_num_threads())).numpy()
 
 
 def _kth_largest(values: Tensor, k: int) -> Tensor:
-    if values.is_cuda:
-        return values.topk(k, dim=1).values[:, -1]
     cut = values.shape[1] - k
     return torch.from_numpy(np.partition(values.numpy(), cut, axis=1)[:, cut].copy())
 
@@ -234,7 +231,7 @@ def _count_all(sides: Sides, wanted: _Wanted) -> None:
     bounds = list(pairwise([*range(0, len(wanted.part), TILE), len(wanted.part)]))
     columns = [*range(0, len(sides.gallery), TILE), len(sides.gallery)]
     tiles = [(*rows, *cols) for rows in bounds for cols in pairwise(columns)]
-    rows_of_part = torch.from_numpy(wanted.part).to(sides.gallery.device)
+    rows_of_part = torch.from_numpy(wanted.part)
 
     def count(tile: tuple[int, int, int, int]) -> None:
         first, last, left, right = tile
@@ -243,7 +240,7 @@ def _count_all(sides: Sides, wanted: _Wanted) -> None:
         row, column, value = _passing(products, wanted.thresholds[first:last, None])
         wanted.add(first, last, row + first, column + left, value)
 
-    on_threads(count, tiles, _threads(sides))
+    on_threads(count, tiles, torch.get_num_threads())
 
 
 def _count_symmetric(sides: Sides, wanted: _Wanted) -> None:
@@ -271,19 +268,11 @@ def _count_symmetric(sides: Sides, wanted: _Wanted) -> None:
             row, column, value = _passing(products, thresholds[None, left:right])
             add(column + left, row + top, value)
 
-    on_threads(count, tiles, _threads(sides))
-
-
-def _threads(sides: Sides) -> int:
-    return torch.get_num_threads() if sides.gallery.device.type == "cpu" else 1
+    on_threads(count, tiles, torch.get_num_threads())
 
 
 def _passing(products: Tensor, thresholds: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, column and value (float32) of the products at or above their thresholds."""
-    if products.is_cuda:
-        row, column = (products >= thresholds.to(products.device)).nonzero(as_tuple=True)
-        value = products[row, column].float()
-        return row.cpu().numpy(), column.cpu().numpy(), value.cpu().numpy()
     numbers = products.view(torch.int16) if products.dtype == torch.bfloat16 else products
     places = _flat_true(numbers.numpy() >= thresholds.numpy())
     value = products.view(-1)[torch.from_numpy(places)].float().numpy()
