@@ -49,7 +49,7 @@ class CachedViews(TrainingImages):
         self.views = views
         self.features = torch.zeros(0, views, 0)
         """`(n, views, width)`, float32."""
-        self.broken = np.zeros(len(photos), dtype=bool)
+        self.broken: np.ndarray = np.zeros(len(photos), dtype=bool)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
         """Features `(width,)`; label; photo; how many unreadable photos came first."""
@@ -89,7 +89,7 @@ class CachedViews(TrainingImages):
         found = kept_features(visual, items, input_size, folder, device, progress)
         self.features = found.matrix.unflatten(0, (-1, self.views))
         unread = np.array([reason.endswith(NOTHING_SEEN) for reason in found.reasons])
-        self.broken = unread.reshape(-1, self.views).any(axis=1)
+        self.broken = np.asarray(unread.reshape(-1, self.views).any(axis=1))
 
 
 def kept_features(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from visual_search.cached_views import CachedViews, kept_features
@@ -234,15 +234,19 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
     named = torch.from_numpy(tower.encoder.encode(imagenet_names())).to(vectors.device)
     photo.names.fit(imagenet_classifier(weights).to(vectors.device), named, vectors)
     start = sum(text.widths[: text.names.index("use")])
+    to_names, beside = photo.name_projection, photo.projection
+    assert isinstance(to_names, nn.Linear)
+    assert isinstance(beside, nn.Linear)
     with torch.no_grad():
-        shared = torch.empty(photo.name_projection.weight.shape)
-        torch.nn.init.orthogonal_(shared, 3**-0.5)
-        photo.name_projection.weight.copy_(NAMES_SHARE * shared)
-        photo.projection.weight.zero_()
-        photo.projection.bias.zero_()
+        shared = torch.empty(to_names.weight.shape)
+        nn.init.orthogonal_(shared, 3**-0.5)
+        to_names.weight.copy_(NAMES_SHARE * shared)
+        nn.init.zeros_(beside.weight)
+        nn.init.zeros_(beside.bias)
         for projection in encoder.text_projections():
-            projection.weight.zero_()
-            projection.bias.zero_()
+            assert isinstance(projection, nn.Linear)
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
             projection.weight[:, start : start + shared.shape[1]].copy_(shared)
 
 

@@ -62,9 +62,9 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
         for groups in groups_of
     ]
     texts_of: list[list[int]] = [[] for _ in range(len(table))]
-    for text, photos in enumerate(photos_of):
+    for number, photos in enumerate(photos_of):
         for photo in photos.tolist():
-            texts_of[photo].append(text)
+            texts_of[photo].append(number)
     return Relevance(list(numbers), photos_of, [np.array(t, dtype=np.int64) for t in texts_of])
 
 

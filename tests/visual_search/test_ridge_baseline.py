@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from visual_search.ridge_baseline import RidgeData, mean_recall, ridge_baseline, ridge_predictions
+from visual_search.ridge_baseline import (
+    RidgeData,
+    in_their_span,
+    mean_recall,
+    ridge_baseline,
+    ridge_predictions,
+)
 from visual_search.text_retrieval import Relevance
 
 
@@ -46,3 +52,13 @@ def test_the_useful_features_are_chosen_and_generalise() -> None:
     assert ridge.features == "useful"
     assert mean_recall(ridge.scores) > 0.9
     assert 0 < ridge.validation <= 1
+
+
+def test_the_span_keeps_inner_products() -> None:
+    rng = np.random.default_rng(0)
+    for width in (50, 5):
+        one, two = rng.normal(size=(7, width)), rng.normal(size=(4, width))
+        less, other = in_their_span(one, two)
+        assert less.shape[1] == min(11, width)
+        np.testing.assert_allclose(less @ other.T, one @ two.T, atol=1e-8)
+        np.testing.assert_allclose(less @ less.T, one @ one.T, atol=1e-8)

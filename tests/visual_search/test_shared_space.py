@@ -39,7 +39,8 @@ def test_projections_are_mixed_by_the_classifier() -> None:
 
 def test_both_losses_reach_the_classifier() -> None:
     mixed = ClusterProjections("linear", 5, 3, clusters=2)
-    torch.nn.init.normal_(mixed.projections[1].weight)
+    for parameter in mixed.projections[1].parameters():
+        torch.nn.init.normal_(parameter)
     mixed(torch.randn(6, 5)).square().sum().backward()
     assert mixed.classifier.weight.grad is not None
     assert mixed.classifier.weight.grad.abs().sum() > 0
