@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo preflight test test-all lint clean
+.PHONY: help demo demo-text preflight test test-all lint clean
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (about nine minutes)"
+	@echo "make demo-text typed queries on the same catalogue (about four minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
@@ -15,6 +16,9 @@ help:
 
 demo: $(VENV)/.installed
 	$(RUN) -m visual_search.main_demo
+
+demo-text: $(VENV)/.installed
+	$(RUN) -m visual_search.main_demo_text
 
 preflight: $(VENV)/.installed
 	$(RUN) -m my_submission.preflight
@@ -41,5 +45,5 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) && \
 	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,cluster,demo,trackers,tune,bench,fast,export,submit,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,text,cluster,demo,trackers,tune,bench,fast,export,submit,test]'
 	@touch $@

@@ -88,11 +88,11 @@ def read_with_pandas(path: Path) -> int:
 
 def read_with_ours(path: Path) -> int:
     """Rows with photos, by the source that the engine reads."""
-    from dataset.dataset_creation_steps.amazon_records import review
+    from dataset.dataset_creation_steps.amazon_records import Fields, review
     from dataset.dataset_creation_steps.json_lines import read_objects
 
     tally: Counter[str] = Counter()
-    blocks = read_objects(path, tally)
+    blocks = read_objects(path, tally, Fields)
     return sum(review(fields, tally) is not None for block in blocks for fields in block)
 
 

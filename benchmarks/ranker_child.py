@@ -157,7 +157,7 @@ def our_way(job: Job) -> Embedded:
     return answer.matrix.numpy(), {
         "embedding": embedded - started,
         "ranking": time.perf_counter() - embedded,
-        "model": answer.model_seconds / prepared.streams,
+        "model": answer.model_seconds / (1 if job.device.type == "cuda" else prepared.streams),
         "probe": prepared.seconds,
         "settings": f"{prepared.precision}, {prepared.memory_format}, batch "
         f"{prepared.batch_size}, {prepared.streams} streams, decoder {prepared.decoder}",
@@ -170,16 +170,17 @@ def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
     from concurrent.futures import ThreadPoolExecutor
 
     from visual_search.images import load_pixels
-    from visual_search.probing import side_by_side
+    from visual_search.probing import side_by_side, use_threads
 
-    photos = job.photos[:: max(len(job.photos) // 240, 1)]
+    on_gpu = job.device.type == "cuda"
+    photos = job.photos[:: max(len(job.photos) // (2400 if on_gpu else 240), 1)]
     started = time.perf_counter()
-    with ThreadPoolExecutor(job.cores) as pool:
+    with ThreadPoolExecutor(job.cores, initializer=use_threads, initargs=(1,)) as pool:
         pixels = list(pool.map(lambda item: load_pixels(item, job.size)[0], photos))
     decode = len(photos) / (time.perf_counter() - started)
     batch = torch.from_numpy(np.stack((pixels * prepared.batch_size)[: prepared.batch_size]))
     batch = batch.to(job.device)
-    streams = 1 if job.device.type == "cuda" else prepared.streams
+    streams = 1 if on_gpu else prepared.streams
     rounds = max(len(photos) // (prepared.batch_size * streams), 1)
 
     def pass_on() -> None:

@@ -26,7 +26,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     # Its CLIP package reads pkg_resources, which later setuptools do not bring.
     "clip-retrieval": ("clip-retrieval==2.45.0", "setuptools<80"),
-    "oml": ("open-metric-learning==4.0.0",),
+    # Its modules import omegaconf, which only its pipelines extra names.
+    "oml": ("open-metric-learning==4.0.0", "omegaconf>=2.3"),
     "img2dataset": ("img2dataset==1.47.0", "setuptools<80"),
 }
 TIMEOUT = 3600.0  # seconds, of one run
@@ -56,7 +57,7 @@ def interpreter(peer: str) -> Path:
     if not tool.is_dir():
         # Debian's Python comes without `venv`.
         _pip(Path(sys.executable), "--target", str(tool), "virtualenv")
-    _call([sys.executable, "-m", "virtualenv", "--quiet", str(folder)], {"PYTHONPATH": str(tool)})
+    call([sys.executable, "-m", "virtualenv", "--quiet", str(folder)], {"PYTHONPATH": str(tool)})
     library = next((folder / "lib").glob("python*/site-packages"))
     # Behind its own packages stand ours: torch is neither fetched nor built again.
     (library / "zz_parent.pth").write_text("\n".join(site.getsitepackages()), "utf-8")
@@ -66,10 +67,15 @@ def interpreter(peer: str) -> Path:
 
 
 def _pip(python: Path, *arguments: str) -> None:
-    _call([str(python), "-m", "pip", "install", "--quiet", *arguments], {})
+    call([str(python), "-m", "pip", "install", "--quiet", *arguments], {})
 
 
-def _call(command: Sequence[str], environment: dict[str, str]) -> str:
+def call(command: Sequence[str], environment: dict[str, str]) -> str:
+    """Run a command in the project; what it printed.
+
+    Raises:
+        UserError: when it fails, with the end of what it said.
+    """
     done = subprocess.run(
         command,
         cwd=PROJECT,
@@ -117,7 +123,7 @@ def run_way(way: str, job: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Embed the photos of a job in one way: embeddings, and seconds of the stages."""
     python = interpreter(way) if way in PACKAGES else Path(sys.executable)
     shutil.rmtree(job.parent / "clip_retrieval_output", ignore_errors=True)
-    _call(
+    call(
         [str(python), "-m", "benchmarks.ranker_child", way, str(job)], {"PYTHONPATH": str(PROJECT)}
     )
     seconds = json.loads(job.with_suffix(f".{way}.json").read_text("utf-8"))

@@ -107,7 +107,10 @@ class Trainer:
     def __init__(self, case: Case, device: torch.device, *, half: bool, compiled: bool) -> None:
         self.case, self.device, self.half = case, device, half
         torch.manual_seed(0)
-        embedder, architecture = build_embedder(case.model, "none", case.size, CLIP_MEAN, CLIP_STD)
+        with device:  # there random weights are drawn at once
+            embedder, architecture = build_embedder(
+                case.model, "none", case.size, CLIP_MEAN, CLIP_STD
+            )
         counts = torch.ones(case.classes, dtype=torch.int64)
         head = MarginHead(architecture.dimension, counts, centers=3)
         learner = Learner(embedder, Objective(head, None, None), dropout=0.2)
@@ -250,10 +253,12 @@ def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Ro
 
     (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
     model = case.batch / seconds
+    print(f"{case}: model alone {model:.1f} images/s", flush=True)
     batches = WARM_BATCHES + options.batches
     decode = rate_over(
         iter(loader_of(case, photos, batches, options.workers)), lambda batch: None, trainer.wait
     )
+    print(f"{case}: decode alone {decode:.1f} images/s", flush=True)
     whole = rate_over(
         iter(loader_of(case, photos, batches, options.workers)),
         lambda batch: trainer.step(*trainer.moved(batch[0], batch[1])),

@@ -30,6 +30,9 @@ DEFAULT_DATA = "../shared/data"
 TRAINING_COLUMNS = ("file_name", "label", "bbox", "width", "height", "is_test")
 GROCERY_TABLE = "train_grocery_store.csv"
 PRODUCTS_TABLE = "train_products.csv"
+TASK_COLUMNS = (*TRAINING_COLUMNS, "evaluation_status")
+GROCERY_TASK = "grocery_store.csv"
+HALF = "half_"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,8 +40,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prepare_real_photos.py",
         description=f"Write {GROCERY_TABLE}, {PRODUCTS_TABLE} (dataset_info.csv tables), and the "
-        "other products' gallery.csv and queries.csv. No photo is copied: paths are relative to "
-        "the output folder.",
+        "other products' gallery.csv and queries.csv. And, to judge models that train on neither, "
+        f"all products as {HALF}gallery.csv and {HALF}queries.csv, and {GROCERY_TASK}. No photo "
+        "is copied: paths are relative to the output folder.",
     )
     parser.add_argument(
         "--data",
@@ -65,7 +69,7 @@ def halves(products: Iterable[int], seed: int) -> tuple[set[int], set[int]]:
 
 
 def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict[str, int]:
-    """Write the four tables.
+    """Write the tables.
 
     Args:
         data: folder of `grocery_store/` and `vpr_development_half/`.
@@ -92,9 +96,11 @@ def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict
         PRODUCTS_TABLE: _table(data, prefix, _product_rows([gallery, queries], train)),
     }
     for name, side in sides.items():
-        rows = side[side["product"].isin(held_out)].drop(columns="product")
         folder = prefix / "vpr_development_half"
-        tables[name] = rows.assign(img_path=[str(folder / path) for path in rows["img_path"]])
+        side = side.assign(img_path=[str(folder / path) for path in side["img_path"]])
+        tables[f"{HALF}{name}"] = side.drop(columns="product")
+        tables[name] = side[side["product"].isin(held_out)].drop(columns="product")
+    tables[GROCERY_TASK] = _retrieval_table(tables[GROCERY_TABLE])
     for name, table in tables.items():
         with written_atomically(output / name) as temporary:
             table.to_csv(temporary, index=False)
@@ -172,6 +178,14 @@ def _table(data: Path, prefix: Path, rows: Iterable[tuple[str, str, str]]) -> pd
             raise UserError(f"the photo {data / name} cannot be read: {error}") from None
         records.append((str(prefix / name), label, box, width, height, 0))
     return pd.DataFrame(records, columns=list(TRAINING_COLUMNS))
+
+
+def _retrieval_table(groceries: pd.DataFrame) -> pd.DataFrame:
+    """The groceries as a retrieval task: phone photos ask for the catalogue's, and none trains."""
+    phone = groceries["file_name"].str.contains("/grocery_store/(?:train|val)/")
+    status = phone.map({True: "query", False: "gallery"})
+    table = groceries.assign(is_test=1, evaluation_status=status)
+    return table[list(TASK_COLUMNS)]
 
 
 def main() -> None:

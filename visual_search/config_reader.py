@@ -12,19 +12,36 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
 import yaml
 
 from visual_search.config import BackboneConfig, PhaseConfig
 from visual_search.errors import UserError
+from visual_search.task_config import TaskConfig
+
+Config = typing.TypeVar("Config")
 
 
 def parse_phase(
     parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[jsonargparse.Namespace, PhaseConfig, str]:
-    """Add the phase's options to `parser` and parse.
+    """A phase of photos with classes: :func:`parse_config` of a :class:`PhaseConfig`."""
+    return parse_config(parser, PhaseConfig, arguments)
+
+
+def parse_config(
+    parser: jsonargparse.ArgumentParser,
+    kind: type[Config],
+    arguments: Sequence[str] | None = None,
+) -> tuple[jsonargparse.Namespace, Config, str]:
+    """Add the options of a phase to `parser` and parse.
+
+    Args:
+        parser: with the entry point's own options.
+        kind: the phase's dataclass.
+        arguments: of the command line.
 
     Returns:
         The other arguments of `parser`; the phase; and its YAML, complete with defaults.
@@ -34,25 +51,26 @@ def parse_phase(
     """
     parser.exit_on_error = False
     parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
-    for part in dataclasses.fields(PhaseConfig):
-        kind: Any = typing.get_type_hints(PhaseConfig)[part.name]
-        if dataclasses.is_dataclass(kind):
-            default = typing.cast(Any, kind)()
-            parser.add_argument(f"--{part.name}", type=kind, default=default, sub_configs=True)
+    whole: Any = kind
+    for part in dataclasses.fields(whole):
+        hint: Any = typing.get_type_hints(kind)[part.name]
+        if dataclasses.is_dataclass(hint):
+            default = typing.cast(Any, hint)()
+            parser.add_argument(f"--{part.name}", type=hint, default=default, sub_configs=True)
         else:
             parser.add_argument(
-                f"--{part.name}", type=kind, default=part.default, help=_described(part.name)
+                f"--{part.name}", type=hint, default=part.default, help=_described(part.name, kind)
             )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     origins: dict[str, Path] = {}
     for path in _config_files(arguments):
-        origins.update(_checked_keys(path, PhaseConfig))
+        origins.update(_checked_keys(path, kind))
     try:
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(_with_origin(str(error), origins)) from error
     made = parser.instantiate(parsed)
-    phase = PhaseConfig(**{part.name: made[part.name] for part in dataclasses.fields(PhaseConfig)})
+    phase = whole(**{part.name: made[part.name] for part in dataclasses.fields(whole)})
     return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
 
 
@@ -62,18 +80,46 @@ def read_backbone(path: Path) -> BackboneConfig:
     Raises:
         UserError: naming file and key.
     """
-    _checked_keys(path, BackboneConfig)
+    return _read_part(path, BackboneConfig)
+
+
+def read_task(path: Path) -> TaskConfig:
+    """A retrieval task from its file, such as `config/evaluation/sop.yml`.
+
+    Raises:
+        UserError: naming file and key, also for a regular expression that is none, and for GAP
+            without distractors.
+    """
+    task = _read_part(path, TaskConfig)
+    for key in ("select", "query_domain"):
+        try:
+            pattern = re.compile(getattr(task, key))
+        except re.error as error:
+            raise UserError(f"{path}: {key} is not a regular expression: {error}") from error
+        if key == "query_domain" and task.query_domain and not pattern.groups:
+            raise UserError(f"{path}: query_domain needs a group: the domain stands in ( )")
+    if task.metric == "GAP" and not task.distractors:
+        raise UserError(f"{path}: metric GAP needs distractors: true")
+    return task
+
+
+Part = TypeVar("Part")
+
+
+def _read_part(path: Path, kind: type[Part]) -> Part:
+    """One dataclass from a file of its own."""
+    _checked_keys(path, kind)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--backbone", type=BackboneConfig, sub_configs=True)
+    parser.add_argument("--part", type=kind, sub_configs=True)
     try:
-        parsed = parser.parse_args([f"--backbone={path}"])
+        parsed = parser.parse_args([f"--part={path}"])
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(f"{path}: {_last_cause(str(error))}") from error
-    return parser.instantiate(parsed).backbone
+    return parser.instantiate(parsed).part
 
 
-def _described(name: str) -> str:
-    match = re.search(rf"^\s*{name}: (.+)$", PhaseConfig.__doc__ or "", re.MULTILINE)
+def _described(name: str, kind: type) -> str:
+    match = re.search(rf"^\s*{name}: (.+)$", kind.__doc__ or "", re.MULTILINE)
     return match.group(1) if match else name
 
 

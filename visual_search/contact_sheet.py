@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from visual_search.cores import available_cores
 from visual_search.files import written_atomically
-from visual_search.images import ImageItem, UnreadableImage, read_photo
+from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
 
 CELL, CAPTION, GAP = 150, 26, 4
 """Pixels: side of a photo, height of the two lines below it, space between."""
@@ -28,6 +28,8 @@ class Cell:
     caption: str
     colour: str
     """Of the frame: green, red, … by any name that PIL knows."""
+    box: Box | None = None
+    """What of the photo is shown; None is all of it."""
 
 
 def write_contact_sheets(path: Path, rows: Sequence[Sequence[Cell]], most_pages: int = 5) -> int:
@@ -79,7 +81,7 @@ def _sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
 def _thumbnail(cell: Cell) -> Image.Image:
     inner = CELL - 6
     try:
-        picture = read_photo(ImageItem(cell.path), inner).image
+        picture = read_photo(ImageItem(cell.path, cell.box), inner).image
     except UnreadableImage:
         return Image.new("RGB", (inner, inner), "black")
     picture.thumbnail((inner, inner))

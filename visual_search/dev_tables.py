@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,32 @@ from visual_search.images import Box, ImageItem
 from visual_search.tables import line_of_row
 
 
-def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> DevSet:
+def read_dev_table(
+    file: Path,
+    root: Path | None = None,
+    *,
+    fold: int = -1,
+    all_rows: bool = False,
+    leave_one_out: bool = False,
+    select: str = "",
+    unmatched: bool = False,
+) -> DevSet:
     """The rows of a `dataset_info.csv` or `folds.csv` that do not train, as a development set.
 
     Where `evaluation_status` names queries, and no fold is asked for, they are ranked against the
     gallery that it names, as their data set's protocol wants it; where it names none (the Met
     data set), against all other rows. Otherwise the held-out rows (`is_test` 1, status test, fold
     -2, and those of `fold`) are ranked leave-one-out: each photo is a query against all others.
-    Either way, a photo that has none of its class to find is no query.
+    Either way, a photo that has none of its class to find is no query, unless `unmatched`.
 
     Args:
         file: the table; see :func:`visual_search.training_tables.read_training_table`.
         root: folder that its paths are relative to; None is the file's own.
         fold: the fold that is held out of the training; -1 takes the rows that always test.
+        all_rows: take those that train as well: of a data set that nothing trains on.
+        leave_one_out: whatever `evaluation_status` says of queries and gallery.
+        select: regular expression; only rows in whose path it is found take part.
+        unmatched: queries with nothing to find (distractors) stay queries.
 
     Returns:
         The photos; a product is the row's label.
@@ -45,14 +59,16 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     """
     table = read_common_table(file)
     trains, status = training_rows(table, file, fold), statuses(table, file)
-    of_protocol = np.isin(status, ("query", "gallery"))
-    by_protocol = fold < 0 and of_protocol.any()
+    selected = _selected(photo_names(table), select, file)
+    of_protocol = np.isin(status, ("query", "gallery")) & (not leave_one_out)
+    by_protocol = fold < 0 and (of_protocol & selected).any()
     if not by_protocol:
-        held_out = ~trains & ~of_protocol
+        held_out = (~trains | all_rows) & ~of_protocol
     elif (status == "gallery").any():
         held_out = of_protocol
     else:
         held_out = np.ones(len(table), dtype=bool)
+    held_out &= selected
     if not held_out.any():
         raise UserError(
             f"{file} has no held-out row to evaluate on: no is_test 1, evaluation_status test or "
@@ -64,9 +80,16 @@ def read_dev_table(file: Path, root: Path | None = None, *, fold: int = -1) -> D
     check_some_exist([item.path for item in items[:1000]], file, folder)
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
-        return _query_to_gallery(items, labels, status[held_out] == "query", file)
+        return _query_to_gallery(items, labels, status[held_out] == "query", file, unmatched)
     _refuse_repeats(items, np.flatnonzero(held_out), file)
-    return _leave_one_out(items, labels, file)
+    return _leave_one_out(items, labels, file, unmatched)
+
+
+def _selected(names: pd.Series, select: str, file: Path) -> np.ndarray:
+    found = np.array([re.search(select, name) is not None for name in names], dtype=bool)
+    if not found.any():
+        raise UserError(f"select {select!r} is found in none of the {len(names)} paths of {file}")
+    return found
 
 
 def _items(names: pd.Series, folder: Path, given: np.ndarray | None) -> list[ImageItem]:
@@ -85,11 +108,12 @@ def _as_box(values: list[int]) -> Box:
 
 
 def _query_to_gallery(
-    items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path
+    items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path, unmatched: bool
 ) -> DevSet:
     gallery = np.flatnonzero(~is_query)
-    queries = np.flatnonzero(is_query & np.isin(labels, labels[gallery]))
-    if not len(queries):
+    matched = is_query & np.isin(labels, labels[gallery])
+    queries = np.flatnonzero(is_query if unmatched else matched)
+    if not matched.any():
         raise UserError(
             f"no query of {file} has a photo of its class in the gallery: {is_query.sum()} rows "
             f"have evaluation_status query, and {len(gallery)} are the gallery"
@@ -115,10 +139,13 @@ def _refuse_repeats(items: list[ImageItem], rows: np.ndarray, file: Path) -> Non
             )
 
 
-def _leave_one_out(items: list[ImageItem], labels: np.ndarray, file: Path) -> DevSet:
+def _leave_one_out(
+    items: list[ImageItem], labels: np.ndarray, file: Path, unmatched: bool
+) -> DevSet:
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    own = np.flatnonzero(sizes[classes] > 1)
-    if not len(own):
+    matched = sizes[classes] > 1
+    own = np.arange(len(items)) if unmatched else np.flatnonzero(matched)
+    if not matched.any():
         raise UserError(
             f"no two held-out photos of {file} are of the same class ({len(items)} photos of as "
             "many classes): there is nothing to find"

@@ -1,15 +1,16 @@
 """A list of photos to a matrix of embeddings.
 
 Several threads, each reading a batch of photos and running the model on it: on a CPU every core
-is busy with one or the other and none waits; on a GPU the others read while one has the model.
+is busy with one or the other and none waits; on a GPU they read while it works for one of them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from visual_search.clock import Clock, Pacer, Step
 from visual_search.cores import available_cores
+from visual_search.device_lane import lane_of
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer
@@ -28,8 +30,6 @@ from visual_search.views import larger_side, mean_embedding, views_of
 
 # Photos that the probe sees.
 PROBE_PHOTOS = 8
-# Batches on a GPU at once: the second is there when the first is done.
-GPU_QUEUE = 2
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,6 @@ class _Job:
         # Few photos are spread over all threads.
         self.batch = min(prepared.batch_size, -(-len(items) // prepared.streams))
         self.lock = threading.Lock()
-        self.device_queue = threading.Semaphore(GPU_QUEUE)
         self.position = 0
         self.finished = 0
         self.matrix: Tensor | None = None
@@ -234,13 +233,7 @@ class _Job:
         crops, flip = step.views and self.settings.crops, step.views and self.settings.flip
         pixels, found = self._load(items, larger_side(step.size) if crops else step.size)
         loaded = time.perf_counter()
-        if self.prepared.device.type == "cuda":
-            with self.device_queue:
-                waited = time.perf_counter()
-                vectors, broken = self._vectors(pixels, step.size, flip)
-        else:
-            waited = loaded
-            vectors, broken = self._vectors(pixels, step.size, flip)
+        vectors, broken, seconds = self._vectors(pixels, step.size, flip)
         done = time.perf_counter()
         problems = {start + k: problem for k, problem in enumerate(found) if problem is not None}
         for k in broken:
@@ -249,7 +242,7 @@ class _Job:
         self.pacer.record(step, stop - start, loaded - begun, done - loaded)
         with self.lock:
             self.decode_seconds += loaded - begun
-            self.model_seconds += done - waited
+            self.model_seconds += seconds
         self._keep(start, stop, step, vectors, problems)
 
     def _keep(
@@ -278,38 +271,66 @@ class _Job:
         device = self.prepared.device
         if self.prepared.decoder == "nvjpeg":
             return load_batch_on_gpu(items, size, device)
-        # Pixels are written where the model reads them, channels last.
-        batch = np.empty((len(items), size, size, 3), dtype=np.uint8)
+        # Pixels are written as the model reads them, channels last, and where a GPU fetches them.
+        on_gpu = device.type == "cuda"
+        batch = torch.empty((len(items), size, size, 3), dtype=torch.uint8, pin_memory=on_gpu)
         problems: list[ImageProblem | None] = []
-        for row, item in zip(batch, items, strict=True):
+        for row, item in zip(batch.numpy(), items, strict=True):
             pixels, problem = load_pixels(item, size)
             row[:] = pixels.transpose(1, 2, 0)
             problems.append(problem)
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).to(device), problems
+        return batch.permute(0, 3, 1, 2), problems
 
-    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int]]:
-        """Embeddings on the CPU, and which rows of them no precision could give."""
-        prepared = self.prepared
+    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int], float]:
+        """Embeddings on the CPU, which rows of them no precision could give, and seconds."""
+        prepared, count = self.prepared, len(pixels)
+        if prepared.device.type == "cuda" and count < self.batch:
+            # A batch of another shape would have to wait for plans and kernels of its own.
+            pixels = torch.cat([pixels, pixels.new_zeros(self.batch - count, *pixels.shape[1:])])
         answer = prepared.answer if prepared.only_size in (0, size) else prepared.exact
-        try:
-            vectors = mean_embedding(answer, views_of(pixels, size, flip)).cpu()
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-            halves = [self._vectors(half, size, flip) for half in pixels.chunk(2)]
-            first = len(halves[0][0])
-            broken = halves[0][1] + [first + k for k in halves[1][1]]
-            return torch.cat([vectors for vectors, _ in halves]), broken
+        vectors, seconds = self._answered(answer, pixels, size, flip)
+        vectors = vectors[:count]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()
         if not len(wrong):
-            return vectors, []
-        again = views_of(pixels[wrong.to(pixels.device)], size, flip)
-        vectors[wrong] = mean_embedding(prepared.exact, again).cpu()
+            return vectors, [], seconds
+        again, more = self._answered(prepared.exact, pixels[wrong.to(pixels.device)], size, flip)
+        vectors[wrong] = again
         vectors, broken = replace_non_finite(vectors)
         with self.lock:
             self.recomputed += len(wrong)
             self.zeroed += len(broken)
-        return vectors, broken
+        return vectors, broken, seconds + more
+
+    def _answered(
+        self, answer: Answer, pixels: Tensor, size: int, flip: bool
+    ) -> tuple[Tensor, float]:
+        """What a model answers, on the CPU, and the seconds it took."""
+        forward = partial(self._forward, answer, pixels, size, flip)
+        if self.prepared.device.type == "cuda":
+            vectors, begun, ended = lane_of(self.prepared.device).run(partial(_marked, forward))
+            vectors = vectors.cpu()
+            return vectors, begun.elapsed_time(ended) / 1000
+        started = time.perf_counter()
+        return forward(), time.perf_counter() - started
+
+    def _forward(self, answer: Answer, pixels: Tensor, size: int, flip: bool) -> Tensor:
+        """The same on the device, in halves where its memory is short."""
+        try:
+            on_device = pixels.to(self.prepared.device, non_blocking=True)
+            return mean_embedding(answer, views_of(on_device, size, flip))
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            return torch.cat([self._forward(answer, h, size, flip) for h in pixels.chunk(2)])
+
+
+def _marked(forward: Callable[[], Tensor]) -> tuple[Tensor, torch.cuda.Event, torch.cuda.Event]:
+    """Start `forward` on a GPU, between two marks of time."""
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begun.record()
+    vectors = forward()
+    ended.record()
+    return vectors, begun, ended
 
 
 def replace_non_finite(vectors: Tensor) -> tuple[Tensor, list[int]]:

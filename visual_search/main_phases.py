@@ -30,10 +30,11 @@ def main() -> None:
 
     from visual_search.phase_chain import read_chain, run_chain
 
+    chain = read_chain(arguments.config)
     table = run_chain(
-        read_chain(arguments.config),
+        chain,
         arguments.runs,
-        resolved,
+        resolved if chain.command == "main_arcface" else resolved_pairs,
         only=arguments.only,
         retrain=arguments.retrain,
         force=arguments.force,
@@ -49,6 +50,16 @@ def resolved(arguments: Sequence[str]) -> str:
     from visual_search.config_reader import parse_phase
 
     return parse_phase(jsonargparse.ArgumentParser(), arguments)[2]
+
+
+def resolved_pairs(arguments: Sequence[str]) -> str:
+    """The same of a phase of photos with queries."""
+    import jsonargparse
+
+    from visual_search.clip_config import ClipConfig
+    from visual_search.config_reader import parse_config
+
+    return parse_config(jsonargparse.ArgumentParser(), ClipConfig, arguments)[2]
 
 
 if __name__ == "__main__":

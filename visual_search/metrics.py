@@ -66,13 +66,28 @@ def average_precision(
 
     in_gallery = np.minimum(ranks[:, :MAX_PREDICTIONS], len(gallery_products))
     query, position = np.nonzero(gallery_codes[in_gallery] == query_codes[:, None])
-    hits_of_query = np.bincount(query, minlength=len(query_codes))
+    total = precision_sums(query, position + 1, len(query_codes))
+    wanted = photos_of_product[query_codes] - (own is not None)
+    return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
+
+
+def precision_sums(query: np.ndarray, rank: np.ndarray, n_queries: int) -> np.ndarray:
+    """Of each query, the sum of the precision at its hits: the numerator of average precision.
+
+    Args:
+        query: `(hits,)`, the query of each, rising.
+        rank: `(hits,)`, from 1, rising within a query; hits that do not count are left out at
+            the end of a query only.
+        n_queries: how many there are.
+
+    Returns:
+        `(n_queries,)`, float64, with the terms added in rank order.
+    """
+    hits_of_query = np.bincount(query, minlength=n_queries)
     first_hit = np.cumsum(hits_of_query) - hits_of_query
     hits_so_far = np.arange(len(query)) - first_hit[query] + 1
     # bincount adds its weights one after the other, in rank order.
-    total = np.bincount(query, weights=hits_so_far / (position + 1), minlength=len(query_codes))
-    wanted = photos_of_product[query_codes] - (own is not None)
-    return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
+    return np.bincount(query, weights=hits_so_far / rank, minlength=n_queries)
 
 
 def mean_average_precision(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visual_search.backbones import checkpoint_gradients, create_backbone
 from visual_search.errors import UserError
 from visual_search.necks import NECKS, create_neck
+from visual_search.undrawn import Undrawn
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,18 @@ def build_embedder(
 
 
 def rebuild_embedder(architecture: Architecture) -> Embedder:
-    """An embedder of a known architecture with random weights, to load others into."""
-    embedder, _ = build_embedder(
-        architecture.backbone,
-        "none",
-        architecture.input_size,
-        architecture.mean,
-        architecture.std,
-        architecture.neck,
-        architecture.dimension,
-        pooling=architecture.pooling,
-        patch_overlap=architecture.patch_overlap,
-        head_conv=architecture.head_conv,
-    )
+    """An embedder of a known architecture whose weights are all still to be loaded."""
+    with Undrawn():
+        embedder, _ = build_embedder(
+            architecture.backbone,
+            "none",
+            architecture.input_size,
+            architecture.mean,
+            architecture.std,
+            architecture.neck,
+            architecture.dimension,
+            pooling=architecture.pooling,
+            patch_overlap=architecture.patch_overlap,
+            head_conv=architecture.head_conv,
+        )
     return embedder

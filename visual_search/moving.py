@@ -8,6 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from visual_search.averaging import ExponentialAverage
+from visual_search.clip_config import ClipConfig
+from visual_search.clip_learner import ClipLearner
 from visual_search.config import PhaseConfig
 from visual_search.freezing import layer_depths
 from visual_search.learner import Learner
@@ -20,7 +22,11 @@ class MovingParts:
     """Built once for a run; what each holds is part of the state that a run continues from."""
 
     def __init__(
-        self, accelerator: Accelerator, config: PhaseConfig, learner: Learner, total_steps: int
+        self,
+        accelerator: Accelerator,
+        config: PhaseConfig | ClipConfig,
+        learner: Learner | ClipLearner,
+        total_steps: int,
     ) -> None:
         """
         Args:
@@ -71,16 +77,16 @@ class MovingParts:
         decay = config.train.ema_decay
         self.average = ExponentialAverage(learner.embedder, decay) if decay else None
 
-    def before_step(self, step: int, learner: Learner) -> None:
+    def before_step(self, step: int, learner: Learner | ClipLearner) -> None:
         """Set the rates, and how far the margin has grown, for optimiser step `step` (0-based)."""
         self.schedule.apply(step)
         if self.rows is not None:
             self.rows.lr = self.config.optim.head_lr * self.schedule.factor(step)
-        if learner.head is not None:
+        if learner.head is not None and isinstance(self.config, PhaseConfig):
             grown = max(self.config.margin.grow_share * self.total, 1.0)
             learner.head.set_progress(min(step / grown, 1.0))
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, learner: Learner | ClipLearner) -> None:
         """Let the average follow the weights."""
         if self.average is not None:
             self.average.update(learner.embedder)

@@ -149,16 +149,21 @@ def build_row_optimizer(
     return RowAdamW(table, lr, betas=betas, weight_decay=weight_decay)
 
 
+def _fused() -> bool | None:
+    """One kernel over all parameters on a GPU: each is read once a step; torch's choice else."""
+    return True if torch.cuda.is_available() else None
+
+
 def _sgd(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=_fused())
 
 
 def _adam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, betas=betas)
+    return torch.optim.Adam(groups, betas=betas, fused=_fused())
 
 
 def _adamw(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=betas)
+    return torch.optim.AdamW(groups, betas=betas, fused=_fused())
 
 
 def _radam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:

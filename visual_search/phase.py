@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ NOT_OF_THE_HEAD = {
 }
 
 
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
+passed_over `(N,)`."""
+
+
 @dataclass
 class Phase:
     """What a phase trains, on what, and what it is measured by."""
@@ -109,9 +115,30 @@ class Phase:
         )
         return batches, loader
 
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+        """What the learner takes, of a batch as the loader gives it."""
+        pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
+        mixed = self.mixer(pixels, labels)
+        pixels = mixed.pixels
+        if self.config.train.channels_last and pixels.ndim == 4:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
+
+    @property
+    def idle_part(self) -> str:
+        """Prefix of the learner's tensors that are not even run in training, or nothing."""
+        return "" if self.frozen is None else "embedder.backbone."
+
+    def start_weights(self, device: torch.device, chief: bool) -> None:
+        """Start neck and head of a new run where the settings say."""
+        start_projection(self)
+        if self.config.margin.imprint and self.learner.head and not self.head_continued:
+            imprint(self, device, chief)
+
     def fill_features(self, device: torch.device, chief: bool) -> None:
         """Embed what a phase on cached features looks at; with :attr:`frozen` only."""
-        assert self.frozen is not None
+        if self.frozen is None:
+            return
         embedder = self.learner.to(device).embedder
         self.frozen.fill(self.config, embedder, self.architecture, self.dev_set, device, chief)
 

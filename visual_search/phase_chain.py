@@ -18,6 +18,9 @@ from visual_search.errors import UserError
 from visual_search.files import write_json, write_text
 from visual_search.run_folder import RunFolder, changed_keys
 
+COMMANDS = ("main_arcface", "main_clip")
+"""Entry points that train a phase: of photos with classes, of photos with queries."""
+
 Resolve = Callable[[Sequence[str]], str]
 """From a phase's command-line arguments to its complete config as YAML."""
 
@@ -37,7 +40,7 @@ class Step:
     overrides: Mapping[str, Any]
 
     def arguments(self, before: Path | None) -> list[str]:
-        """The phase's settings as `main_arcface` takes them; `before` is the earlier run."""
+        """The phase's settings as its entry point takes them; `before` is the earlier run."""
         overrides = dict(self.overrides)
         if before is not None:
             overrides.setdefault("pretrain_model", before.as_posix())
@@ -50,6 +53,8 @@ class Chain:
 
     name: str
     steps: tuple[Step, ...]
+    command: str = COMMANDS[0]
+    """The entry point that trains each phase."""
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
@@ -63,8 +68,9 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
 def read_chain(path: Path) -> Chain:
     """A chain from its YAML file.
 
-    `name` (else the file's own) is the chain's; `phases` is a list of `name`, `config`, a path
-    relative to the file, and `overrides`, keys and values as in a phase's own YAML.
+    `name` (else the file's own) is the chain's; `command` trains its phases, main_arcface or
+    main_clip; `phases` is a list of `name`, `config`, a path relative to the file, and
+    `overrides`, keys and values as in a phase's own YAML.
 
     Raises:
         UserError: naming the file and what is wrong in it.
@@ -78,14 +84,17 @@ def read_chain(path: Path) -> Chain:
     entries = values.get("phases") if isinstance(values, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} needs 'phases': a list of tables with 'name' and 'config'")
-    _check_keys(str(path), values, ("phases",), ("name",))
+    _check_keys(str(path), values, ("phases",), ("name", "command"))
+    command = str(values.get("command", COMMANDS[0]))
+    if command not in COMMANDS:
+        raise UserError(f"{path}: command {command!r}; it can be {', '.join(COMMANDS)}")
     name = str(values.get("name", path.stem))
     steps = tuple(_step(path, number, entry) for number, entry in enumerate(entries, 1))
     names = [name, *(step.name for step in steps)]
     for taken in names:
         if names.count(taken) > 1:
             raise UserError(f"{path}: the name {taken!r} is there twice; each names a run folder")
-    return Chain(name, steps)
+    return Chain(name, steps, command)
 
 
 def _step(path: Path, number: int, entry: Any) -> Step:
@@ -176,7 +185,7 @@ def run_chain(
         else:
             print(f"== {step.name}: {_intention(state, changes)}", flush=True)
             anew = state == "changed" or (force and state != "new")
-            _train(step.arguments(before), run, anew, launch)
+            _train(chain.command, step.arguments(before), run, anew, launch)
             outcomes[step.name] = "trained"
         _write_table(chain, runs, outcomes)
     return _write_table(chain, runs, outcomes)
@@ -229,11 +238,11 @@ def _intention(state: str, changes: Sequence[str]) -> str:
     }[state]
 
 
-def _train(arguments: Sequence[str], run: RunFolder, anew: bool, launch: str) -> None:
+def _train(command: str, arguments: Sequence[str], run: RunFolder, anew: bool, launch: str) -> None:
     start = shlex.split(launch) if launch else [sys.executable]
     place = ["--name", run.name, "--runs", str(run.path.parent)]
     overwrite = ["--overwrite", "true"] if anew else []
-    rest = ["-m", "visual_search.main_arcface", *arguments, *place, *overwrite]
+    rest = ["-m", f"visual_search.{command}", *arguments, *place, *overwrite]
     print(f"$ {shlex.join([*(start if launch else ['python']), *rest])}", flush=True)
     try:
         status = subprocess.run([*start, *rest], check=False).returncode

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visual_search.allocator import keep_freed_memory
+from visual_search.device_lane import lane_of
 from visual_search.embed_settings import EmbedSettings
 from visual_search.inference import (
     MEMORY_FORMATS,
@@ -80,8 +81,8 @@ def prepare(
     """Choose how to run a model, measuring what the settings leave open.
 
     On a CPU each core runs the model on a batch of its own: no thread waits for another, and
-    reading photos needs no cores set apart. On a GPU the same threads read photos while one
-    after the other has the model.
+    reading photos needs no cores set apart. On a GPU the same threads read photos, and one after
+    the other is given the device.
 
     Args:
         model: in evaluation mode, on `device`.
@@ -96,16 +97,15 @@ def prepare(
     started = time.perf_counter()
     settings = settings or EmbedSettings()
     on_gpu = device.type == "cuda"
-    if not on_gpu:
-        keep_freed_memory()
+    keep_freed_memory()
     streams = settings.workers or (cores + 2 if on_gpu else cores)
-    threads = 0 if on_gpu else max(cores // streams, 1)
+    threads = max(cores // streams, 1)
     probe = _Probe(model, pixels.to(device), streams, threads, device)
     probe.deadline = started + min(seconds, 1e9)
     variants = _variants(settings, on_gpu)
     batch = settings.batch_size or (GPU_BATCHES if on_gpu else CPU_BATCHES)[0]
     try:
-        variants = probe.faithful(variants)
+        variants = probe.faithful(variants, batch)
         best = variants[0]
         measured = len(variants) > 1 or not settings.batch_size
         if measured and photos >= FEW_PHOTOS and photos > streams * batch:
@@ -170,7 +170,9 @@ class _Probe:
 
     def answer(self, variant: Variant) -> Answer:
         if variant not in self._answers:
-            self._answers[variant] = converted(self._model, *variant, self._pixels[:2])
+            convert = partial(converted, self._model, *variant, self._pixels[:1])
+            on_gpu = self._device.type == "cuda"
+            self._answers[variant] = lane_of(self._device).run(convert) if on_gpu else convert()
         return self._answers[variant]
 
     def _wait(self) -> float:
@@ -179,24 +181,35 @@ class _Probe:
     def _late(self) -> bool:
         return time.perf_counter() > self.deadline
 
-    def faithful(self, variants: list[Variant]) -> list[Variant]:
+    def faithful(self, variants: list[Variant], batch: int) -> list[Variant]:
         """The variants whose precision answers as fp32 does, if there is a choice."""
         precisions = list(dict.fromkeys(precision for precision, _ in variants))
         if len(precisions) == 1:
             return variants
-        kept = [name for name in precisions if name == "fp32" or self._is_faithful(name, variants)]
+        kept = [
+            name
+            for name in precisions
+            if name == "fp32" or self._is_faithful(name, variants, batch)
+        ]
         return [variant for variant in variants if variant[0] in kept]
 
-    def _is_faithful(self, precision: str, variants: list[Variant]) -> bool:
+    def _is_faithful(self, precision: str, variants: list[Variant], batch: int) -> bool:
         answer = self.answer(next(variant for variant in variants if variant[0] == precision))
-        pixels = self._pixels[:4]
         cosines: list[float] = []
 
         def compare() -> None:
-            cosines.append(float((answer(pixels) * self._model(pixels)).sum(dim=1).min()))
+            # A batch as it will come, for which plans have to be made anyway; fp32 one by one,
+            # since more could be more than the memory holds.
+            singles = self._pixels[:4].split(1)
+            try:
+                answers = answer(self._batch(batch))
+            except torch.OutOfMemoryError:
+                answers = torch.cat([answer(one) for one in singles])
+            for mine, one in zip(answers, singles, strict=False):
+                cosines.append(float((mine * self._model(one)[0]).sum()))
 
         side_by_side(compare, 1, self._threads, self._device, self._wait())
-        return cosines[0] >= self.least_cosine.get(precision, MIN_COSINE)
+        return min(cosines) >= self.least_cosine.get(precision, MIN_COSINE)
 
     def best_variant(self, variants: list[Variant], batch: int, photos: int) -> Variant:
         """The fastest, as far as the time goes."""
@@ -241,19 +254,22 @@ class _Probe:
         self._answers[variant] = compiled(self._streams, self._threads)
         spent = time.perf_counter() - started
         self.deadline = float("inf") if forced else self.deadline + spent
-        if not self._is_faithful(variant[0], [variant]):
+        if not self._is_faithful(variant[0], [variant], batch):
             return None
         other = self._better_of_two(variant, batch)
         pays = rate is None or photos / other + spent < photos / rate
         return self._answers[variant] if forced or pays else None
 
+    def _batch(self, count: int) -> Tensor:
+        """So many photos, repeated where there are not enough."""
+        repeats = -(-count // len(self._pixels))
+        return self._pixels.repeat(repeats, 1, 1, 1)[:count]
+
     def rate(self, variant: Variant, batch: int) -> float:
         """Photos a second of all streams together."""
-        repeats = -(-batch // len(self._pixels))
-        pixels = self._pixels.repeat(repeats, 1, 1, 1)[:batch]
         answer = self.answer(variant)
         streams = 1 if self._device.type == "cuda" else self._streams
-        call = partial(answer, pixels)
+        call = partial(answer, self._batch(batch))
         seconds = side_by_side(call, streams, self._threads, self._device, self._wait())
         rate = streams * batch / seconds
         name = _name(variant, batch)
@@ -274,9 +290,13 @@ def side_by_side(
 ) -> float:
     """Seconds that `streams` threads take for one call each, at the same time.
 
+    On a GPU it is one call, in a thread of the device's own.
+
     Raises:
         TimeoutError: when they are not done after `wait` seconds; they are left to themselves.
     """
+    if device.type == "cuda":
+        return lane_of(device).run(partial(_seconds_on, device, call), wait)
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -284,8 +304,6 @@ def side_by_side(
             use_threads(threads)
             with torch.inference_mode():
                 call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
         except BaseException as error:
             failures.append(error)
 
@@ -301,6 +319,14 @@ def side_by_side(
         raise TimeoutError
     if failures:
         raise failures[0]
+    return time.perf_counter() - started
+
+
+def _seconds_on(device: torch.device, call: Callable[[], object]) -> float:
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 

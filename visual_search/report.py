@@ -128,11 +128,11 @@ def _thumbnails(dev_set: DevSet, rows: list[Row]) -> dict[str, str]:
     names = sorted({row.picture for row in rows} | {result.picture for result in results})
     sides = {"q": dev_set.queries, "g": dev_set.gallery}
     with ThreadPoolExecutor(available_cores()) as pool:
-        encoded = pool.map(lambda name: _data_uri(sides[name[0]][int(name[1:])]), names)
+        encoded = pool.map(lambda name: data_uri(sides[name[0]][int(name[1:])]), names)
         return dict(zip(names, encoded, strict=True))
 
 
-def _data_uri(item: ImageItem) -> str:
+def data_uri(item: ImageItem) -> str:
     try:
         photo = read_photo(item, THUMBNAIL_PIXELS)
         left, top, right, bottom = photo.region

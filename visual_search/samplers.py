@@ -21,8 +21,23 @@ from visual_search.errors import UserError
 class Order(ABC):
     """How the photos of an epoch are drawn."""
 
+    photos: int
+    """There are in all; an epoch may show one several times, or not at all."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Photos in an epoch."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos, `(len(self),)`, int64, 0..n-1, for batches of `batch` photos."""
+
+
+class LabelledOrder(Order):
+    """Photos of classes, from one or several sources."""
+
     def __init__(self, images: LabelledImages) -> None:
-        self.images = images
+        self.images, self.photos = images, len(images)
         self.sources = (
             np.zeros(len(images), dtype=np.int64) if images.sources is None else images.sources
         )
@@ -31,15 +46,10 @@ class Order(ABC):
         """Photos drawn from each source in an epoch, `(sources,)`: its weight times its size."""
 
     def __len__(self) -> int:
-        """Photos in an epoch."""
         return int(self.draws.sum())
 
-    @abstractmethod
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos, `(len(self),)`, int64, 0..n-1, for batches of `batch` photos."""
 
-
-class Shuffle(Order):
+class Shuffle(LabelledOrder):
     """Every photo of a source as often as the others, in random order.
 
     A weight of 2 shows each twice, 0.5 another random half in each epoch.
@@ -47,10 +57,10 @@ class Shuffle(Order):
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """An epoch's photos; the batches' size does not matter."""
-        return rng.permutation(_spread(self.sources, self.draws, rng))
+        return rng.permutation(spread(self.sources, self.draws, rng))
 
 
-class SizeBalanced(Order):
+class SizeBalanced(LabelledOrder):
     """A class of n photos is drawn in proportion to n ** power; within it, photos take turns.
 
     Each source keeps the share of the epoch that its weight and size give it; the balance is
@@ -70,14 +80,11 @@ class SizeBalanced(Order):
         for source, total in enumerate(self.draws):
             classes = rng.permutation(np.unique(labels[self.sources == source]))
             shares = counts[classes].astype(np.float64) ** self.power
-            ends = np.cumsum(shares / shares.sum()) * total
-            ends[-1] = total  # whatever the rounding of the sum
-            # Systematic sampling: one random offset, then every whole number falls into a class.
-            draws[classes] += np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
-        return rng.permutation(_spread(labels, draws, rng))
+            draws[classes] += systematic_draws(shares, int(total), rng)
+        return rng.permutation(spread(labels, draws, rng))
 
 
-class ClassGroups(Order):
+class ClassGroups(LabelledOrder):
     """Groups of a few photos of one class, as pair losses need them (M per class).
 
     The classes of a source take turns in random order, whatever their sizes, and do not meet
@@ -134,7 +141,17 @@ class _Turns:
         return waiting.pop()
 
 
-def _spread(groups: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def systematic_draws(shares: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each class is drawn, int64: `total` times its share in all, give or take 1.
+
+    Systematic sampling: one random offset, then every whole number falls into a class.
+    """
+    ends = np.cumsum(shares / shares.sum()) * total
+    ends[-1] = total  # whatever the rounding of the sum
+    return np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
+
+
+def spread(groups: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Indexes of `groups`, so that group g comes `draws[g]` times in all.
 
     Its members come equally often, give or take one: which ones more often is drawn at random.
@@ -201,7 +218,7 @@ class TrainingBatches(Sampler[list[int]]):
         together = self.batch_size * self.world_size
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.order.draw(rng, together)[: len(self) * together]
-        indexes = _number_repeats(drawn, len(self.order.images))
+        indexes = _number_repeats(drawn, self.order.photos)
         mine = indexes.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
         for batch in mine[self.start_batch :]:
             yield batch.tolist()

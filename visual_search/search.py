@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ SAMPLED_BEST = 20
 
 _INDEX_MASK = (1 << 32) - 1
 _EMPTY = torch.iinfo(torch.int64).min
+
+Part = TypeVar("Part")
+Answer = TypeVar("Answer")
 
 
 class Rows(Protocol):
@@ -90,13 +93,13 @@ def top_k(
     rounds = -(-len(queries) // (at_once * threads))
     part = max(-(-len(queries) // max(rounds * threads, 1)), 1)
     search = partial(_search, gallery=gallery, k=k, step=step, tile=tile)
-    keys = torch.cat(_on_threads(search, queries.split(part), threads))
+    keys = torch.cat(on_threads(search, queries.split(part), threads))
     return _unpack(keys)
 
 
-def _on_threads(
-    function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], threads: int
-) -> list[Tensor]:
+def on_threads(
+    function: Callable[[Part], Answer], parts: Sequence[Part], threads: int
+) -> list[Answer]:
     """`function` of each part; each thread works alone instead of all on every operation.
 
     Operations on tiles are so short that waiting for each other would take as long as they do.

@@ -12,13 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from visual_search.clip_phase import ClipPhase
 from visual_search.errors import UserError
 from visual_search.moving import MovingParts
-from visual_search.phase import Phase
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels, indexes and passed_over,
-`(N,)` each."""
+from visual_search.phase import Batch, Phase
 
 
 class Stepper:
@@ -27,7 +24,7 @@ class Stepper:
     def __init__(
         self,
         accelerator: Accelerator,
-        phase: Phase,
+        phase: Phase | ClipPhase,
         learner: Any,
         moving: MovingParts,
     ) -> None:
@@ -48,7 +45,7 @@ class Stepper:
             # Gradients travel between the processes once a step, with the last batch.
             closes = number == len(batches)
             with nullcontext() if closes else self.accelerator.no_sync(self.learner):
-                loss, _ = self.learner(*self._inputs(batch))
+                loss, _ = self.learner(*self.phase.inputs(batch, self.accelerator.device))
                 self.accelerator.backward(loss / len(batches))
             losses.append(loss.detach())
         self._unscale_rows()
@@ -73,15 +70,6 @@ class Stepper:
                 f"the loss became {value}; lower optim.head_lr, or use train.precision no or bf16"
             )
         return value
-
-    def _inputs(self, batch: Batch) -> tuple[Any, ...]:
-        device = self.accelerator.device
-        pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
-        mixed = self.phase.mixer(pixels, labels)
-        pixels = mixed.pixels
-        if self.phase.config.train.channels_last and pixels.ndim == 4:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
 
     def _unscale_rows(self) -> None:
         scaler = self.accelerator.scaler

@@ -25,16 +25,20 @@ from torch.utils.data import DataLoader
 from visual_search.averaging import WeightSoup
 from visual_search.broken_photos import BrokenPhotos
 from visual_search.checkpoint import fingerprint
+from visual_search.clip_config import ClipConfig
+from visual_search.clip_phase import ClipPhase, build_clip_phase
 from visual_search.config import PhaseConfig
 from visual_search.files import write_json
 from visual_search.freezing import hold_frozen
+from visual_search.keeper import Keeper
 from visual_search.moving import MovingParts
-from visual_search.phase import Phase, build_phase, imprint, start_projection
+from visual_search.pair_validation import PairValidator
+from visual_search.phase import Batch, Phase, build_phase
 from visual_search.progress import progress_bar
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
 from visual_search.samplers import TrainingBatches
-from visual_search.stepping import Batch, Stepper
+from visual_search.stepping import Stepper
 from visual_search.trackers import Trackers
 from visual_search.training_state import (
     Processes,
@@ -54,7 +58,7 @@ OnValidation = Callable[[int, float], None]
 
 
 def train_phase(
-    config: PhaseConfig,
+    config: PhaseConfig | ClipConfig,
     run: RunFolder,
     resolved: str,
     overwrite: bool = False,
@@ -63,7 +67,7 @@ def train_phase(
     """Train a phase into a run folder, or continue there where a killed run was.
 
     Args:
-        config: the phase.
+        config: the phase, of photos with classes or of photos with texts.
         run: where it goes; nothing is touched there before data and weights are found good.
         resolved: the complete config as YAML, kept with the run.
         overwrite: replace a run of that name.
@@ -87,7 +91,11 @@ def train_phase(
     set_seed(config.dataset.seed)
     chief = accelerator.is_main_process
     continues = run.check(resolved, overwrite)
-    phase = build_phase(config, chief)
+    phase: Phase | ClipPhase
+    if isinstance(config, ClipConfig):
+        phase = build_clip_phase(config, chief)
+    else:
+        phase = build_phase(config, chief)
     batches = phase.batches(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked before one writes
     if chief:
@@ -97,9 +105,8 @@ def train_phase(
         if not continues:
             run.start(resolved)
             write_json(run.path / "classes.json", list(phase.images.images.class_names))
-    if phase.frozen is not None:
-        with accelerator.main_process_first():  # the others read what the first one kept
-            phase.fill_features(accelerator.device, chief)
+    with accelerator.main_process_first():  # the others read what the first one kept
+        phase.fill_features(accelerator.device, chief)
     return Trainer(accelerator, phase, run, batches, on_validation).train()
 
 
@@ -109,7 +116,7 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        phase: Phase,
+        phase: Phase | ClipPhase,
         run: RunFolder,
         batches: tuple[TrainingBatches, DataLoader],
         on_validation: OnValidation | None = None,
@@ -134,10 +141,7 @@ class Trainer:
         self.watch = BrokenPhotos(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
         if state is None:
-            start_projection(phase)
-        wants = self.config.margin.imprint and phase.learner.head is not None
-        if wants and not phase.head_continued and state is None:
-            imprint(phase, accelerator.device, self.chief)
+            phase.start_weights(accelerator.device, self.chief)
         self._build()
         if state is not None:
             self._continue(state)
@@ -158,7 +162,11 @@ class Trainer:
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
         soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
         device = self.accelerator.device
-        self.validator = Validator(self.phase, self.run, device, self.moving.average, soup)
+        self.validator: Keeper[Any]
+        if isinstance(self.phase, ClipPhase):
+            self.validator = PairValidator(self.phase, self.run, device, self.moving.average, soup)
+        else:
+            self.validator = Validator(self.phase, self.run, device, self.moving.average, soup)
 
     def _set_backbone_frozen(self, frozen: bool) -> None:
         """Linear probe or fine-tuning; the processes' wrapper has to know which weights move."""
@@ -307,10 +315,9 @@ class Trainer:
 
     def _still_names(self) -> list[str]:
         """Tensors of the learner that never change: those of a backbone that is not even run."""
-        if self.phase.frozen is None:
-            return []
-        names = self.phase.learner.embedder.backbone.state_dict()
-        return [f"embedder.backbone.{name}" for name in names]
+        idle = self.phase.idle_part
+        names = self.phase.learner.state_dict()
+        return [name for name in names if idle and name.startswith(idle)]
 
     def _continue(self, place: Path) -> None:
         """Take up what :meth:`_save` wrote."""

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from dataset.dataset_creation_steps.image_urls import stored_image
-from dataset.dataset_creation_steps.json_lines import Fields
 
 # A product's page that was saved as its title: its script begins with `aPageStart.getTime()`.
 JUNK = "getTime"
@@ -18,6 +19,17 @@ NO_PHOTO = "rows without photos"
 STRING_FIELDS = "image fields that are a string"
 WRONG_FIELDS = "image fields of a wrong type"
 WRONG_URLS = "image entries that are no http(s) address"
+
+
+class Fields(msgspec.Struct, gc=False):
+    """The fields that a step looks at; all others are checked for their form and skipped."""
+
+    asin: Any = None
+    title: Any = None
+    image: Any = None
+    imageURL: Any = None
+    imageURLHighRes: Any = None
+
 
 Row = tuple[str, str, list[str]]
 """asin, title and addresses of photos."""

@@ -18,7 +18,7 @@ from daft.io.source import DataSource, DataSourceTask
 from daft.recordbatch import RecordBatch
 from daft.schema import Schema
 
-from dataset.dataset_creation_steps.amazon_records import READERS, Row
+from dataset.dataset_creation_steps.amazon_records import READERS, Fields, Row
 from dataset.dataset_creation_steps.json_lines import is_gzip, read_objects
 
 ROWS = pa.schema(
@@ -73,7 +73,7 @@ class _Part(DataSourceTask):
         tally: Counter[str] = Counter()
         reader = READERS[self.kind]
         rows: list[Row] = []
-        for block in read_objects(self.path, tally, self.start, self.end):
+        for block in read_objects(self.path, tally, Fields, self.start, self.end):
             rows += [row for fields in block if (row := reader(fields, tally)) is not None]
             if len(rows) >= BATCH_ROWS:
                 yield _batch(rows)

@@ -6,13 +6,12 @@ python dataset/dataset_creation_steps/download_images.py X_mean_05.parquet Y_mea
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):
     # Run as a file: make the package importable from the repository root.
@@ -25,7 +24,6 @@ from visual_search.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from visual_search.downloads import DownloadLimits
 
@@ -106,54 +104,31 @@ def download_images(
     Raises:
         UserError: when a table is missing or nothing could be had.
     """
-    from dataset.dataset_creation_steps.image_plan import (
-        extend_plan,
-        progress_file,
-        read_selections,
-    )
+    from dataset.dataset_creation_steps.image_plan import extend_plan, read_selections
     from dataset.dataset_creation_steps.image_store import remove_leftovers
-    from dataset.dataset_creation_steps.snapshots import (
-        may_pass_rows,
-        read_snapshot,
-        refuse_total_failure,
-        with_rows,
-        write_snapshot,
-    )
-    from visual_search.progress import progress_bar
+    from dataset.dataset_creation_steps.stored_pieces import StorePlan, download_pieces
 
     wanted = read_selections(selections)
     root.mkdir(parents=True, exist_ok=True)
     plan = extend_plan(root, wanted, piece_photos)
     pieces = int(plan["piece"].max()) + 1 if len(plan) else 0
     remove_leftovers(root)
-    missing = _missing(root, pieces)
-    retried = frozenset(
-        piece
-        for piece in (set(range(pieces)) - set(missing) if retry_failed else ())
-        if len(may_pass_rows(read_snapshot(progress_file(root, piece))))
+    download_pieces(
+        StorePlan(root, ("asin", "role")),
+        pieces,
+        _missing(root, pieces),
+        download,
+        size_hint=size_hint,
+        distributed=distributed,
+        retry_failed=retry_failed,
     )
-    missing = sorted([*missing, *retried])
-    bar = progress_bar(
-        f"downloading to {root.name}", "thousand", total=pieces, initial=pieces - len(missing)
-    )
-    with bar:
-        frames = _photos(root, retried, missing, distributed)
-        for number, rows in _stored(frames, root, download, size_hint):
-            path = progress_file(root, number)
-            if number in retried:
-                old = read_snapshot(path)
-                rows = with_rows(old, may_pass_rows(old), rows)
-            else:
-                refuse_total_failure(rows, f"piece {number}")
-            write_snapshot(path, rows.select(COLUMNS), source="plan")
-            bar.update()
     return _finish(root, pieces, wanted)
 
 
 def _missing(root: Path, pieces: int) -> list[int]:
     """The pieces that are not done, or of which a photo has gone since."""
-    from dataset.dataset_creation_steps.image_plan import progress_file
     from dataset.dataset_creation_steps.image_store import is_stored
+    from dataset.dataset_creation_steps.stored_pieces import progress_file
 
     done = [piece for piece in range(pieces) if progress_file(root, piece).is_file()]
     table = _progress(root, done)
@@ -173,8 +148,8 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
     """What came of the photos of some pieces, in the order of the plan."""
     import pandas as pd
 
-    from dataset.dataset_creation_steps.image_plan import progress_file
     from dataset.dataset_creation_steps.snapshots import read_snapshot
+    from dataset.dataset_creation_steps.stored_pieces import progress_file
 
     tables = [
         read_snapshot(progress_file(root, piece)).to_pandas().assign(piece=piece)
@@ -183,40 +158,6 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=[*COLUMNS, "piece"])
     return pd.concat(tables, ignore_index=True)
-
-
-def _photos(
-    root: Path, retried: frozenset[int], pieces: Sequence[int], distributed: bool
-) -> Iterator[Any]:
-    """The addresses of all photos of some pieces, as frames of the engine's."""
-    import pyarrow as pa
-
-    from dataset.dataset_creation_steps.image_plan import read_piece
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, waves
-
-    text = pa.string()
-    columns = (("asin", text), ("role", text), ("url", text), ("number", pa.int64()))
-    read = functools.partial(read_piece, str(root.resolve()), retried)
-    for some, tasks in waves(pieces, distributed) if pieces else ():
-        yield Pieces(PieceReader(columns, read), some, tasks).read()
-
-
-def _stored(
-    frames: Iterator[Any], root: Path, download: DownloadLimits, size_hint: int
-) -> Iterator[tuple[int, pa.Table]]:
-    """What came of each photo, a piece at a time."""
-    from daft import col
-
-    from dataset.dataset_creation_steps.image_stages import stoppable
-    from dataset.dataset_creation_steps.image_store import StoreStage
-    from dataset.dataset_creation_steps.piece_source import whole_pieces
-
-    store: Any = StoreStage(str(root.resolve()), download, size_hint).store
-    names = ("file", "sha256", "bytes", "reason")
-    for frame in frames:
-        frame = frame.with_column("got", store(col("url"), col("number")))
-        frame = frame.with_columns({name: col("got")[name] for name in names}).exclude("got")
-        yield from whole_pieces(stoppable(frame.to_arrow_iter(results_buffer_size=None)))
 
 
 def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:

@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from visual_search.downloads import DownloadLimits
 
 
-def add_download_options(parser: argparse.ArgumentParser) -> None:
-    """Limits, and what addresses are allowed."""
+def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
+    """Limits, and what addresses are allowed; `size_hint` where addresses may be Amazon's."""
     group = parser.add_argument_group("downloading")
-    group.add_argument(
-        "--size-hint",
-        type=int,
-        default=500,
-        metavar="PX",
-        help="ask Amazon for photos of this longest side (_SL500_); 0: as uploaded (%(default)s)",
-    )
+    if size_hint:
+        group.add_argument(
+            "--size-hint",
+            type=int,
+            default=500,
+            metavar="PX",
+            help="ask Amazon for photos of this longest side (_SL500_); 0: as uploaded "
+            "(%(default)s)",
+        )
     group.add_argument(
         "--rate",
         type=float,

@@ -13,7 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.snapshots import may_pass_rows, read_snapshot, row_count
+from dataset.dataset_creation_steps.snapshots import row_count
+from dataset.dataset_creation_steps.stored_pieces import plan_file
 from visual_search.files import written_atomically
 
 COLUMNS = ["asin", "role", "url", "mean_cosine"]
@@ -30,16 +31,6 @@ def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
     table = pd.concat([pq.read_table(path, columns=COLUMNS).to_pandas() for path in paths])
     table = table.sort_values(["asin", "role", "url"], kind="stable")
     return table.drop_duplicates(["asin", "url"]).reset_index(drop=True)
-
-
-def plan_file(root: Path) -> Path:
-    """Of a store."""
-    return root / ".progress" / "plan.parquet"
-
-
-def progress_file(root: Path, piece: int) -> Path:
-    """What came of a piece of the plan."""
-    return root / ".progress" / f"{piece:05d}.photos"
 
 
 def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataFrame:
@@ -65,14 +56,3 @@ def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataF
             for _, rows in plan.groupby("piece"):
                 writer.write_table(table.slice(int(rows.index[0]), len(rows)))
     return plan
-
-
-def read_piece(root: str, retried: frozenset[int], piece: int) -> pa.Table:
-    """The rows of a piece, or those to try again: asin, role, url and the photo's number."""
-    file = pq.ParquetFile(plan_file(Path(root)))
-    start = sum(file.metadata.row_group(number).num_rows for number in range(piece))
-    table = file.read_row_group(piece, columns=["asin", "role", "url"])
-    table = table.append_column("number", pa.array(range(start, start + table.num_rows)))
-    if piece not in retried:
-        return table
-    return table.take(pa.array(may_pass_rows(read_snapshot(progress_file(Path(root), piece)))))

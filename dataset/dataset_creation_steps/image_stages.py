@@ -56,14 +56,15 @@ def stoppable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             _stopped.set()
 
 
-async def fetch_photo(downloader: Downloader, url: str, size_hint: int) -> Download:
+async def fetch_photo(downloader: Downloader, url: str, size_hint: int | None) -> Download:
     """Download a photo in the wanted size; where the server has no such size, as it is.
 
+    Without a hint the address is taken as it stands.
     The bytes are looked at: what does not begin as an image of at least some pixels is refused.
     """
     if _stopped.is_set():
         return Download(url, None, "stopped")
-    sized = sized_image(url, size_hint)
+    sized = url if size_hint is None else sized_image(url, size_hint)
     found = await downloader.fetch(sized)
     if sized != url and found.reason in NOT_THERE:
         found = await downloader.fetch(url)

@@ -25,6 +25,9 @@ FOLDER_IMAGES = 50_000
 NAME_DIGITS = 32
 """Of the SHA-256: enough that no two photos meet."""
 
+CONTENT_DIGITS = 2
+"""Of the SHA-256, for folders by content: 20,000 photos each of five million."""
+
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp"}
 
 
@@ -44,12 +47,13 @@ def folder_of(row: int) -> str:
     return f"{row // FOLDER_IMAGES:03d}"
 
 
-def store_photo(root: Path, row: int, data: bytes) -> Stored:
+def store_photo(root: Path, row: int | None, data: bytes) -> Stored:
     """Write a photo that decodes, unless it is there.
 
     Args:
         root: folder of the folders.
-        row: its place in the plan, which decides the folder.
+        row: its place in the plan, which decides the folder; None: the content decides, one of
+            256 folders, so that a content has one file wherever it comes from.
         data: the whole file.
     """
     problem = photo_problem(data, whole=True)
@@ -60,7 +64,8 @@ def store_photo(root: Path, row: int, data: bytes) -> Stored:
     if extension is None:
         return Stored(None, None, 0, f"a format that is not kept ({image.format})")
     digest = hashlib.sha256(data).hexdigest()
-    file = f"{folder_of(row)}/{digest[:NAME_DIGITS]}.{extension}"
+    folder = digest[:CONTENT_DIGITS] if row is None else folder_of(row)
+    file = f"{folder}/{digest[:NAME_DIGITS]}.{extension}"
     if not is_stored(root, file, len(data)):
         with written_atomically(root / file) as temporary:
             temporary.write_bytes(data)
@@ -79,8 +84,10 @@ def is_stored(root: Path, file: str, size: int) -> bool:
 class StoreStage:
     """Addresses to files on disk."""
 
-    def __init__(self, root: str, limits: DownloadLimits, size_hint: int) -> None:
-        self.root, self.size_hint = Path(root), size_hint
+    def __init__(
+        self, root: str, limits: DownloadLimits, size_hint: int | None, by_content: bool = False
+    ) -> None:
+        self.root, self.size_hint, self.by_content = Path(root), size_hint, by_content
         self.downloader = Downloader(limits)
         # One writer: two equal photos never write the same file at once.
         self.writer = ThreadPoolExecutor(1)
@@ -107,8 +114,9 @@ class StoreStage:
         download = await fetch_photo(self.downloader, url, self.size_hint)
         if download.data is None:
             return Stored(None, None, 0, download.reason)
+        place = None if self.by_content else row
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.writer, store_photo, self.root, row, download.data)
+        return await loop.run_in_executor(self.writer, store_photo, self.root, place, download.data)
 
 
 def keep_one_copy(root: Path, photos: Iterable[tuple[str, str, int]]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -25,44 +25,38 @@ LINES, BROKEN, CUT = "lines", "broken lines", "gzip cut short or damaged"
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
-class Fields(msgspec.Struct, gc=False):
-    """The fields that a step looks at; all others are checked for their form and skipped."""
-
-    asin: Any = None
-    title: Any = None
-    image: Any = None
-    imageURL: Any = None
-    imageURLHighRes: Any = None
+Found = TypeVar("Found", bound=msgspec.Struct)
 
 
 def read_objects(
-    path: Path, tally: Counter[str], start: int = 0, end: int = -1
-) -> Iterator[list[Fields]]:
+    path: Path, tally: Counter[str], fields: type[Found], start: int = 0, end: int = -1
+) -> Iterator[list[Found]]:
     """The objects of a file, some thousand at a time, or of those lines that begin within a range.
 
     Args:
         path: plain or gzipped; which one is seen from its first bytes.
         tally: counts lines, broken lines and a damaged end.
+        fields: what is looked at; all other fields are checked for their form and skipped.
         start: of the range, bytes; a gzipped file can only be read whole.
         end: of the range; -1 is the end of the file.
 
     Raises:
         UserError: when the file cannot be opened.
     """
-    decode = msgspec.json.Decoder(Fields).decode
+    decode = msgspec.json.Decoder(fields).decode
     for block in _lines(path, tally, start, end):
         tally[LINES] += len(block)
         try:
             yield [decode(line) for line in block]
         except UNREADABLE:
-            yield list(_readable(block, tally))
+            yield list(_readable(block, tally, fields))
 
 
-def _readable(block: list[bytes], tally: Counter[str]) -> Iterator[Fields]:
+def _readable(block: list[bytes], tally: Counter[str], fields: type[Found]) -> Iterator[Found]:
     """Line by line, as one of them is broken."""
     for line in block:
         try:
-            yield msgspec.json.decode(line, type=Fields)
+            yield msgspec.json.decode(line, type=fields)
         except UNREADABLE:
             if line.strip():
                 tally[BROKEN] += 1

@@ -14,4 +14,6 @@ NAMES = (
     "finefood",
     "shopee",
     "inaturalist_2021",
+    "food101",
+    "glr",
 )

@@ -7,6 +7,8 @@ from dataset.sources import (
     cars,
     cub,
     finefood,
+    food101,
+    glr,
     hnm,
     inaturalist_2021,
     inshop,
@@ -33,5 +35,7 @@ DATA_SETS: dict[str, DataSet] = {
         finefood,
         shopee,
         inaturalist_2021,
+        food101,
+        glr,
     )
 }

@@ -286,6 +286,34 @@ def inaturalist_2021(folder: Path) -> None:
         (folder / f"{part}.json").write_text(json.dumps(content))
 
 
+def food101(folder: Path) -> None:
+    """Lists name photos without their suffix."""
+    for part, numbers in (("train", (1, 2)), ("test", (3,))):
+        names = [
+            f"{dish}/{n}0{k}" for k, dish in enumerate(("apple_pie", "waffles")) for n in numbers
+        ]
+        lines(folder / "food-101" / "meta" / f"{part}.txt", names)
+        for number, name in enumerate(names):
+            photo(folder / "food-101" / "images" / f"{name}.jpg", number, len(part))
+
+
+def glr(folder: Path) -> None:
+    """Two landmarks in the index; a query of each, one of both, one of none."""
+    index = {"0123": 7, "01ff": 7, "a1b2": 9}
+    write_csv(folder / "index_image_to_landmark.csv", ["id", "landmark_id"], index.items())
+    queries = {
+        "b0b0": "0123 01ff",
+        "b0c0": "a1b2",
+        "c0c0": "0123 a1b2",
+        "c0d0": "None",
+    }
+    rows = [[query, images, "Public"] for query, images in queries.items()]
+    write_csv(folder / "retrieval_solution_v2.1.csv", ["id", "images", "Usage"], rows)
+    for part, names in (("index", index), ("test", queries)):
+        for number, name in enumerate(names):
+            photo(folder / part / name[0] / name[1] / name[2] / f"{name}.jpg", number, len(part))
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     builder.__name__: builder
     for builder in (
@@ -301,5 +329,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
         finefood,
         shopee,
         inaturalist_2021,
+        food101,
+        glr,
     )
 }

@@ -118,6 +118,16 @@ def offered_inaturalist_2021(built: Path, to: Path) -> None:
         archived(to / f"{part}.json.tar.gz", built, f"{part}.json")
 
 
+def offered_food101(built: Path, to: Path) -> None:
+    archived(to / "food-101.tar.gz", built, "food-101")
+
+
+def offered_glr(built: Path, to: Path) -> None:
+    archived(to / "landmark-retrieval-2020.zip", built, "index", "test")
+    for name in ("index_image_to_landmark.csv", "retrieval_solution_v2.1.csv"):
+        shutil.move(built / name, to)
+
+
 OFFERED: dict[str, Callable[[Path, Path], None]] = {
     name: globals()[f"offered_{name}"] for name in NAMES
 }
@@ -164,7 +174,7 @@ def test_an_archive_within_an_archive(tmp_path: Path) -> None:
 
 
 def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> None:
-    """All twelve in one run whose single step has every photo that trains."""
+    """All that have any in one run whose single step has every photo that trains."""
     tables, photos = [], 0
     for name in NAMES:
         folder = tmp_path / name
@@ -172,7 +182,8 @@ def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> Non
         layouts.BUILDERS[name](folder)
         done = prepare(name, tmp_path / "tables" / name, [folder])
         photos += done.rows["train"]
-        tables.append({"file": str(done.table)})
+        if name != "glr":  # its index and queries only test
+            tables.append({"file": str(done.table)})
     config = {
         "dataset": {
             "product10k": {"use": False},

@@ -12,6 +12,7 @@ import pytest
 
 from dataset.prepare_real_photos import GROCERY_TABLE, PRODUCTS_TABLE, halves, prepare
 from tests.conftest import draw_product, write_csv
+from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import read_dev_set
 
@@ -44,7 +45,19 @@ def test_the_tables_of_a_small_folder(data: Path, tmp_path: Path) -> None:
         PRODUCTS_TABLE: 8,
         "gallery.csv": 6,
         "queries.csv": 6,
+        "half_gallery.csv": 10,
+        "half_queries.csv": 10,
+        "grocery_store.csv": 9,
     }
+    half = read_dev_set(output, "half_gallery.csv", "half_queries.csv")
+    assert all(item.path.is_file() for item in [*half.gallery, *half.queries])
+    catalogue = read_dev_table(output / "grocery_store.csv")
+    assert (len(catalogue.gallery), len(catalogue.queries)) == (3, 6)
+    assert all("iconic" in item.path.as_posix() for item in catalogue.gallery)
+    phones = read_dev_table(
+        output / "grocery_store.csv", leave_one_out=True, select="/(train|val)/"
+    )
+    assert (len(phones.gallery), len(phones.queries)) == (6, 6)
     grocery, products = (pd.read_csv(output / name) for name in (GROCERY_TABLE, PRODUCTS_TABLE))
     assert Counter(grocery["label"]) == {
         f"grocery_store/{name}": 3 for name in ("Apple", "Leek", "Milk")

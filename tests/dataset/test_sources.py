@@ -187,6 +187,33 @@ def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
         table_of("met", source, part="train")
 
 
+def test_food101(source: Path) -> None:
+    layouts.food101(source)
+    assert counts(table_of("food101", source), "label", "is_test") == {
+        (f"food101/{label}", test): number
+        for label in ("apple_pie", "waffles")
+        for test, number in (("0", 2), ("1", 1))
+    }
+
+
+def test_food101_lists_are_class_and_photo(source: Path) -> None:
+    layouts.food101(source)
+    layouts.lines(source / "food-101" / "meta" / "test.txt", ["apple_pie"])
+    with pytest.raises(UserError, match=r"test\.txt line 1: 'apple_pie' is not"):
+        table_of("food101", source)
+
+
+def test_glr_gives_queries_the_landmark_of_their_photos(source: Path) -> None:
+    layouts.glr(source)
+    table = table_of("glr", source)
+    assert counts(table, "evaluation_status", "is_test") == {("gallery", "1"): 3, ("query", "1"): 4}
+    assert table["label"].tolist() == [
+        *("glr/7", "glr/7", "glr/9"),
+        *("glr/7", "glr/9", "glr/no_match/c0c0", "glr/no_match/c0d0"),
+    ]
+    assert table["file_name"].iloc[0] == "../download/index/0/1/2/0123.jpg"
+
+
 def test_met_without_the_distractors_photos(source: Path) -> None:
     layouts.met(source)
     shutil.rmtree(source / "test_noart")

@@ -12,6 +12,7 @@ from tests.conftest import draw_product
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, load_pixels
+from visual_search.model import build_embedder
 
 CPU = torch.device("cpu")
 
@@ -150,3 +151,26 @@ def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
 def test_no_photo_is_a_fault_of_the_caller() -> None:
     with pytest.raises(ValueError, match="at least one photo"):
         embed_images(mean_colour, [], 8, device=CPU, progress=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
+    for number in range(150):
+        draw_product(number, 0).save(tmp_path / f"{number}.jpg")
+    items = [ImageItem(tmp_path / f"{number}.jpg") for number in range(150)]
+    torch.manual_seed(0)
+    model, _ = build_embedder("timm/test_convnext", "none", 64, (0.5,) * 3, (0.5,) * 3)
+    model.eval()
+    settings = EmbedSettings(precision="fp32")
+    expected = embed_images(model, items, 64, device=CPU, settings=settings, progress=False)
+    cuda = torch.device("cuda")
+    for chosen in (
+        EmbedSettings(decoder="cpu"),
+        EmbedSettings(decoder="nvjpeg"),
+        EmbedSettings(precision="fp32"),
+    ):
+        answer = embed_images(
+            model.to(cuda), items, 64, device=cuda, settings=chosen, progress=False
+        )
+        cosines = (answer.matrix * expected.matrix).sum(dim=1)
+        assert cosines.min() > (0.9999 if chosen.decoder == "cpu" else 0.99)

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from my_submission.user_config import My_Ranker
 from visual_search import main_evaluate, rerank_tuning
 from visual_search.checkpoint import load_checkpoint
+from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.export import export_torchscript, exported_steps
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder
 from visual_search.rerank import describe_steps, parse_steps, rank
+from visual_search.steps_tuning import tune
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ def test_the_ranker_applies_what_model_json_names(
     export: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(export))
-    embedded = main_evaluate.embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
+    embedded = embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
     tables = (str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv"))
     seen = []
     reranked: list[dict[str, object]] = [
@@ -92,7 +94,7 @@ def test_the_ranker_applies_what_model_json_names(
         My_Ranker(*tables)
 
 
-def shifted_dev_set(export: Path, shift: float, noise: float) -> main_evaluate.EmbeddedDevSet:
+def shifted_dev_set(export: Path, shift: float, noise: float) -> EmbeddedDevSet:
     """Thirty products; all queries are moved the same way, which centring by sides mends."""
     rng = np.random.default_rng(0)
     centers, products = rng.normal(size=(30, 16)), np.repeat(np.arange(30), 3)
@@ -100,7 +102,7 @@ def shifted_dev_set(export: Path, shift: float, noise: float) -> main_evaluate.E
     gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
     items = [ImageItem(Path("a.jpg"))] * 90
     dev_set = DevSet(items, items, products.astype(str), products.astype(str))
-    return main_evaluate.EmbeddedDevSet(dev_set, gallery, queries, export / "model.json")
+    return EmbeddedDevSet(dev_set, gallery, queries, export / "model.json")
 
 
 def test_tuning_writes_what_beats_plain_on_the_other_half(
@@ -108,7 +110,7 @@ def test_tuning_writes_what_beats_plain_on_the_other_half(
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:3] for x in rerank_tuning.SLOTS[:2]))
     before = json.loads((export / "model.json").read_text())
-    main_evaluate.tune(shifted_dev_set(export, 3.0, 0.4), 2, 0, Path("data/dev"))
+    tune(shifted_dev_set(export, 3.0, 0.4), 2, 0, Path("data/dev"))
     printed = capsys.readouterr().out
     assert "| plain cosine |" in printed
     assert "| chosen |" in printed
@@ -130,7 +132,7 @@ def test_tuning_leaves_a_model_that_nothing_betters(
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
     before = (export / "model.json").read_bytes()
-    main_evaluate.tune(shifted_dev_set(export, 0.0, 0.0), 1, 0, Path("data/dev"))
+    tune(shifted_dev_set(export, 0.0, 0.0), 1, 0, Path("data/dev"))
     assert "stays as it was" in capsys.readouterr().out
     assert (export / "model.json").read_bytes() == before
 
@@ -140,3 +142,13 @@ def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         run(monkeypatch, tmp_path, "--splits", "0")
     with pytest.raises(UserError, match="does not exist"):
         run(monkeypatch, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main_evaluate"])
+    with pytest.raises(UserError, match="name a model with --run"):
+        main_evaluate.main()
+    with pytest.raises(UserError, match="leave --run out"):
+        run(monkeypatch, tmp_path, "--compare", "a", "b")
+    monkeypatch.setattr(sys, "argv", ["main_evaluate", "--compare", "a", "b"])
+    with pytest.raises(UserError, match="--compare needs tasks"):
+        main_evaluate.main()
+    with pytest.raises(UserError, match="--tune-rerank works on one"):
+        run(monkeypatch, tmp_path, "--tasks", "x.yml", "--tune-rerank")

@@ -25,7 +25,8 @@ def fast_for_four(pixels: Tensor) -> Tensor:
     return vectors(pixels)
 
 
-def test_the_fastest_is_chosen_by_measuring() -> None:
+def test_the_fastest_is_chosen_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "bf16_is_native", lambda: False)
     chosen = prepare(fast_for_four, PIXELS, 2000, device=CPU, cores=2)
     assert (chosen.precision, chosen.memory_format, chosen.batch_size) == ("fp32", "contiguous", 4)
     assert chosen.streams == 2

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.dataset_creation_steps.amazon_records import Fields
 from dataset.dataset_creation_steps.json_lines import BROKEN, CUT, LINES, PIECE_BYTES, read_objects
 from visual_search.errors import UserError
 
 
 def asins(path: Path, start: int = 0, end: int = -1) -> tuple[list[Any], Counter[str]]:
     tally: Counter[str] = Counter()
-    found = [row.asin for block in read_objects(path, tally, start, end) for row in block]
+    found = [row.asin for block in read_objects(path, tally, Fields, start, end) for row in block]
     return found, tally
 
 

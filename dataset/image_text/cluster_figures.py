@@ -1,0 +1,127 @@
+"""What clusters of texts look like: a map of them, and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, image
+from matplotlib.figure import Figure
+
+from visual_search.figure_page import Section, write_page
+from visual_search.files import written_atomically
+from visual_search.text_clusters import ClusterReport, TextClusters
+
+MAP_POINTS = 3000
+LABELLED = 30
+"""Clusters whose names are written on the map, the largest."""
+
+
+def map_places(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Places in the plane where near vectors stay near, `(n, 2)`: t-SNE (van der Maaten 2008)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    few = min(50, *vectors.shape)
+    reduced = PCA(few, random_state=seed).fit_transform(vectors)
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    # A thousand steps of a millisecond each: threads that wait for one another take far longer
+    # where somebody else has a core.
+    with threadpool_limits(1):
+        found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.asarray(found)
+
+
+def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
+    """A point for each n-gram (of a sample, where there are many), coloured by cluster."""
+    rows = np.random.default_rng(seed).permutation(len(clusters.vectors))[:MAP_POINTS]
+    labels = clusters.labels[rows]
+    places = map_places(clusters.vectors[rows], seed)
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab20"].resampled(20)(np.arange(clusters.count) % 20)
+    # Twenty colours, the ten strong ones first.
+    colours = colours[np.argsort(np.arange(clusters.count) % 2, kind="stable")]
+    axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
+    for number in range(min(clusters.count, LABELLED)):
+        inside = places[labels == number]
+        if len(inside):
+            axes.annotate(
+                f"{number}: {clusters.names[number]}",
+                _medoid(inside),
+                fontsize=8,
+                ha="center",
+                va="center",
+                bbox={
+                    "boxstyle": "round,pad=0.2",
+                    "fc": "white",
+                    "ec": colours[number],
+                    "alpha": 0.85,
+                },
+            )
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _medoid(places: np.ndarray) -> tuple[float, float]:
+    """The place nearest to the median: it is one of the cluster's own."""
+    nearest = np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))
+    return float(places[nearest, 0]), float(places[nearest, 1])
+
+
+def write_report(
+    path: Path, name: str, clusters: TextClusters, report: ClusterReport, picture: Path
+) -> None:
+    """The page: sizes and silhouettes, examples, the map, other numbers of clusters."""
+    accuracy = "" if report.accuracy is None else f"{report.accuracy:.3f}"
+    facts = {
+        "n-grams": f"{report.ngrams:,}",
+        "encoder": clusters.encoder.name,
+        "silhouette": f"{report.silhouette:.3f}",
+        "accuracy of the vote on held-out n-grams": accuracy,
+    }
+    rows = [
+        (number, clusters.names[number], *row)
+        for number, row in enumerate(
+            zip(
+                report.sizes,
+                report.weights,
+                [f"{silhouette:+.3f}" for silhouette in report.silhouettes],
+                [" · ".join(examples) for examples in report.examples],
+                strict=True,
+            )
+        )
+    ]
+    sections = [
+        Section("In all", "Silhouettes lie between -1 and 1; 1 is well apart.", facts),
+        Section(
+            "Clusters",
+            "Named by the words that set them apart.",
+            header=("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
+            rows=rows,
+        ),
+        Section("Map", "Near points mean alike.", figure=_shown(picture)),
+        Section("Other numbers of clusters", figure=_scan_figure(report.scan, clusters.count)),
+    ]
+    write_page(path, f"Clusters of the queries of {name}", sections)
+
+
+def _shown(picture: Path) -> Figure:
+    pixels = image.imread(picture)
+    height, width = pixels.shape[:2]
+    figure = Figure(figsize=(width / 110, height / 110))
+    figure.figimage(pixels)
+    return figure
+
+
+def _scan_figure(scan: dict[int, float], chosen: int) -> Figure:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(scan), list(scan.values()), "o-")
+    axes.axvline(chosen, color="crimson", linestyle="--", linewidth=1)
+    axes.set(xlabel="clusters", ylabel="silhouette")
+    axes.grid(alpha=0.3)
+    return figure

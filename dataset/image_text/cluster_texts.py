@@ -1,0 +1,156 @@
+"""Step 4: clusters of queries, for a projection each, and for batches of photos that are alike.
+
+python dataset/image_text/cluster_texts.py fit X.pairs.parquet
+python dataset/image_text/cluster_texts.py assign X.pairs.parquet
+python dataset/image_text/cluster_texts.py predict X.clusters "белый стол" "desk lamp"
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from visual_search.text_clusters import ClusterConfig, ClusterReport, TextClusters
+
+REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
+
+
+def clusters_folder(pairs: Path) -> Path:
+    """`X.clusters` for `X.pairs.parquet`."""
+    return pairs.with_name(f"{pairs.name.removesuffix('.parquet').removesuffix('.pairs')}.clusters")
+
+
+def build_parser() -> jsonargparse.ArgumentParser:
+    """Of the three commands."""
+    import jsonargparse
+
+    from visual_search.cluster_config import ClusterConfig
+
+    fit = jsonargparse.ArgumentParser(
+        description="Cluster the frequent n-grams of the training queries; write the clusters, a "
+        "report and a map.",
+        exit_on_error=False,
+    )
+    fit.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
+    fit.add_argument("--config", action="config", help="config/image_text/clusters.yml")
+    fit.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
+    fit.add_class_arguments(ClusterConfig)
+    assign = jsonargparse.ArgumentParser(
+        description="Add to a table of pairs the cluster of each query and of each photo. Killed, "
+        "the same command goes on where it was.",
+        exit_on_error=False,
+    )
+    assign.add_argument("pairs", type=Path, help="X.pairs.parquet")
+    assign.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
+    assign.add_argument("--output", type=Path | None, help="table (default: the same)")
+    predict = jsonargparse.ArgumentParser(
+        description="Say which cluster queries belong to.", exit_on_error=False
+    )
+    predict.add_argument("clusters", type=Path, help="X.clusters")
+    predict.add_argument("queries", type=str, nargs="+", help="as typed")
+    parser = jsonargparse.ArgumentParser(
+        prog="cluster_texts.py", description="Clusters of queries.", exit_on_error=False
+    )
+    commands = parser.add_subcommands()
+    commands.add_subcommand("fit", fit, help="make clusters")
+    commands.add_subcommand("assign", assign, help="add them to a table of pairs")
+    commands.add_subcommand("predict", predict, help="of new queries")
+    return parser
+
+
+def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters, ClusterReport]:
+    """Cluster the training queries of a table, and write everything that `fit` writes.
+
+    Raises:
+        UserError: when it is no such table, or too small.
+    """
+    from dataset.image_text.cluster_figures import draw_map, write_report
+    from visual_search.files import write_json
+    from visual_search.ngrams import TopNgrams
+    from visual_search.pair_table import TRAIN, open_pairs
+    from visual_search.text_clusters import fit_clusters
+
+    file = open_pairs(pairs)
+    top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams), shorter=True)
+    for batch in file.iter_batches(10_000, columns=["texts", "split"]):
+        rows = zip(batch["texts"].to_pylist(), batch["split"].to_pylist(), strict=True)
+        top.add(text for texts, split in rows if split == TRAIN for text in texts)
+    clusters, report = fit_clusters(top.most_common(config.max_ngrams), config)
+    clusters.save(folder, config)
+    write_json(folder / REPORT, {"names": clusters.names} | asdict(report))
+    draw_map(folder / MAP, clusters, config.seed)
+    write_report(folder / PAGE, pairs.name, clusters, report, folder / MAP)
+    return clusters, report
+
+
+def predict(clusters: TextClusters, queries: Sequence[str]) -> list[int]:
+    """The cluster of queries as typed."""
+    from visual_search.text_cleaning import clean
+    from visual_search.text_languages import language_of
+
+    return clusters.predict([clean(query, language_of(query)) for query in queries]).tolist()
+
+
+def main() -> None:
+    """Run one of the three."""
+    import jsonargparse
+
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args()
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    name = str(arguments.subcommand)
+    values = parser.instantiate(arguments).as_dict()[name]
+    {"fit": _fit, "assign": _assign, "predict": _predict}[name](values)
+
+
+def _fit(values: dict[str, Any]) -> None:
+    from visual_search.cluster_config import ClusterConfig
+
+    pairs, output = values.pop("pairs"), values.pop("output")
+    del values["config"]
+    folder = output or clusters_folder(pairs)
+    clusters, report = fit(pairs, folder, ClusterConfig(**values))
+    columns = zip(clusters.names, report.sizes, report.silhouettes, strict=True)
+    for number, (name, size, silhouette) in enumerate(columns):
+        print(f"{number:3d} {size:6d} n-grams, silhouette {silhouette:+.3f}: {name}")
+    accuracy = "" if report.accuracy is None else f", held-out accuracy {report.accuracy:.3f}"
+    print(
+        f"{folder}: {clusters.count} clusters of {report.ngrams} n-grams, silhouette "
+        f"{report.silhouette:.3f}{accuracy}; {PAGE}, {MAP}"
+    )
+    print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
+
+
+def _assign(values: dict[str, Any]) -> None:
+    from dataset.image_text.cluster_assignment import assign
+
+    pairs = values["pairs"]
+    output = values["output"] or pairs
+    sizes = assign(pairs, values["clusters"] or clusters_folder(pairs), output)
+    print(f"{output}: photos of clusters 0, 1, …: {', '.join(map(str, sizes))}")
+
+
+def _predict(values: dict[str, Any]) -> None:
+    from visual_search.text_clusters import TextClusters
+
+    clusters = TextClusters.load(values["clusters"])
+    for query, number in zip(values["queries"], predict(clusters, values["queries"]), strict=True):
+        print(f"{number}\t{clusters.names[number]}\t{query}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,304 @@
+"""Step 2: from the queries as typed to the table of pairs that training reads.
+
+python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.json
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dataset.image_text.cleaning_config import CleaningConfig
+from visual_search.errors import UserError, exit_with_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from dataset.image_text.cleaned_rows import Cleaned, Photo
+    from dataset.image_text.text_counts import TextCounts
+
+ENDING = ".metadata.json"
+BLOCK_PHOTOS = 2000
+GROUP_PHOTOS = 10_000
+"""Rows of a row group."""
+
+
+def pairs_file(metadata: Path) -> Path:
+    """`X.pairs.parquet` for `X.metadata.json`."""
+    return metadata.with_name(f"{metadata.name.removesuffix(ENDING)}.pairs.parquet")
+
+
+def photos_folder(metadata: Path) -> Path:
+    """`X` for `X.metadata.json`, where `download_images.py` put the photos."""
+    return metadata.with_name(metadata.name.removesuffix(ENDING))
+
+
+def clean_queries(
+    metadata: Path, output: Path, photos: Path, config: CleaningConfig
+) -> dict[str, Any]:
+    """Write the table of pairs.
+
+    Queries are cleaned by several processes into a file beside the output; how often each text
+    stands there is counted meanwhile. A second pass drops those that stand at too many photos.
+
+    Args:
+        metadata: what `download_images.py` wrote.
+        output: the table.
+        photos: folder that a line's `file` is relative to.
+        config: what to do.
+
+    Returns:
+        What was counted; also written to `<output>.summary.json`.
+
+    Raises:
+        UserError: when the file is none of the kind, or no query is left.
+    """
+    from visual_search.files import write_json
+
+    if not 0 <= config.test_share < 1:
+        raise UserError(f"test_share is {config.test_share}; it must be at least 0 and below 1")
+    if not config.languages:
+        raise UserError("languages is empty: name at least one, such as ru")
+    if not metadata.is_file():
+        raise UserError(f"{metadata} does not exist; make it with download_images.py")
+    work = output.with_name(f".{output.name}.parts")
+    shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
+    for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    work.mkdir(parents=True)
+    tally: Counter[str] = Counter()
+    try:
+        first = _first_pass(metadata, work / "cleaned.parquet", config, tally)
+        kept = _second_pass(work / "cleaned.parquet", output, photos, config, first)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = first.counts
+    summary: dict[str, Any] = {
+        "lines": dict(sorted(tally.items())),
+        "queries": counts.read,
+        "dropped": {
+            reason: {"queries": count, "examples": counts.examples[reason]}
+            for reason, count in counts.dropped.most_common()
+        },
+        **kept,
+    }
+    write_json(output.with_name(f"{output.name}.summary.json"), summary)
+    return summary
+
+
+@dataclass
+class _FirstPass:
+    counts: Cleaned
+    texts: TextCounts
+    photos: int
+    repeated: np.ndarray
+    """Keys of files that several images have, sorted."""
+
+
+def _first_pass(
+    metadata: Path, path: Path, config: CleaningConfig, tally: Counter[str]
+) -> _FirstPass:
+    """Clean everything, and count."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dataset.image_text.cleaned_rows import Cleaned
+    from dataset.image_text.query_lines import keys
+    from dataset.image_text.text_counts import TextCounts
+    from visual_search.pair_table import TEXTS
+
+    names = {"image": pa.string(), "file": pa.string()}
+    schema = pa.schema([*names.items(), *((name, TEXTS) for name in ("queries", "texts", "langs"))])
+    counts, texts, files, photos = Cleaned(), TextCounts(), [np.zeros(0, np.uint64)], 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for block in _cleaned(_blocks(metadata, tally), config):
+            counts.add_counts(block)
+            if not block.images:
+                continue
+            photos += len(block.images)
+            texts.add(keys([text for row in block.texts for text in row]))
+            files.append(keys(block.files))
+            columns = [block.images, block.files, block.queries, block.texts, block.languages]
+            writer.write_table(pa.table(columns, schema=schema))
+    found, times = np.unique(np.concatenate(files), return_counts=True)
+    return _FirstPass(counts, texts, photos, found[times > 1])
+
+
+def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Photo]]:
+    """Photos and queries, some thousand at a time."""
+    from dataset.image_text.query_lines import read_queries
+    from visual_search.progress import progress_bar
+
+    with progress_bar(f"cleaning {metadata.name}", "photo") as bar:
+        for rows in read_queries(metadata, tally):
+            if any(line.file is None for _, line in rows):
+                raise UserError(
+                    f'{metadata} has lines without "file": give the file that download_images.py '
+                    "wrote, not the one it read"
+                )
+            photos = [(image, str(line.file), line.queries) for image, line in rows]
+            for start in range(0, len(photos), BLOCK_PHOTOS):
+                yield photos[start : start + BLOCK_PHOTOS]
+            bar.update(len(photos))
+
+
+def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[Cleaned]:
+    """The blocks, cleaned by several processes, in their order."""
+    import multiprocessing
+
+    from dataset.image_text.cleaned_rows import clean_photos, single_thread
+    from visual_search.cores import available_cores
+
+    workers = config.workers or available_cores()
+    rules = (tuple(config.languages), config.words, config.drop)
+    first = next(blocks, [])
+    second = next(blocks, None)
+    yield clean_photos(first, *rules)
+    if second is None:
+        return
+    # Not forked: the engine's threads may hold locks.
+    context = multiprocessing.get_context("spawn")
+    waiting: deque[Future[Cleaned]] = deque()
+    with ProcessPoolExecutor(workers, context, initializer=single_thread) as pool:
+        waiting.append(pool.submit(clean_photos, second, *rules))
+        for block in blocks:
+            waiting.append(pool.submit(clean_photos, block, *rules))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _second_pass(
+    path: Path, output: Path, photos: Path, config: CleaningConfig, first: _FirstPass
+) -> dict[str, Any]:
+    """Drop what stands at too many photos, and write the rest as pairs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from visual_search.files import written_atomically
+    from visual_search.pair_table import SCHEMA, TEST
+
+    prefix = Path(os.path.relpath(photos.resolve(), output.parent.resolve()))
+    limit = max(config.drop.max_photo_share * first.photos, config.drop.min_common_photos - 1)
+    kept: Counter[str] = Counter()
+    languages: Counter[str] = Counter()
+    with (
+        written_atomically(output) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA) as writer,
+    ):
+        for batch in pq.ParquetFile(path).iter_batches(GROUP_PHOTOS):
+            rows = list(_informative_rows(batch, limit, first))
+            _add_groups(rows, first.repeated, config.test_share)
+            for row in rows:
+                row["image_path"] = str(prefix / row.pop("file"))
+                kept["photos"] += 1
+                kept["kept queries"] += len(row["queries"])
+                kept["test photos"] += row["split"] == TEST
+                languages.update(row["language"])
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        if not kept["photos"]:
+            raise UserError(
+                f"no query is left of {first.counts.read}: dropped were "
+                f"{dict(first.counts.dropped)}; look at `languages` and `drop`"
+            )
+    return {**kept, "languages": dict(languages.most_common())}
+
+
+def _informative_rows(
+    batch: pa.RecordBatch, limit: float, first: _FirstPass
+) -> Iterator[dict[str, Any]]:
+    """The rows of a batch with those queries that stand at no more than `limit` photos."""
+    import numpy as np
+
+    from dataset.image_text.query_lines import keys
+    from visual_search.query_rules import COMMON
+
+    rows = batch.to_pylist()
+    common = first.texts.of(keys([text for row in rows for text in row["texts"]])) > limit
+    ends = np.cumsum([len(row["texts"]) for row in rows])
+    names = {"queries": "queries", "texts": "texts", "language": "langs"}
+    for row, dropped in zip(rows, np.split(common, ends[:-1]), strict=True):
+        for number in np.flatnonzero(dropped).tolist():
+            first.counts.drop(COMMON, row["queries"][number])
+        left = np.flatnonzero(~dropped).tolist()
+        if left:
+            yield {"image": row["image"], "file": row["file"], "category": ""} | {
+                name: [row[source][number] for number in left] for name, source in names.items()
+            }
+
+
+def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: float) -> None:
+    """Which photos are right for each other's queries, and who tests.
+
+    Images of the same content are one group, and so are photos with exactly the same texts.
+    A group is on one side: nothing is tested that was seen in training.
+    """
+    from dataset.image_text.query_lines import keys, places
+    from visual_search.pair_table import TEST, TRAIN
+
+    if not rows:
+        return
+    same_file = places(keys([row["file"] for row in rows]), repeated) >= 0
+    sides = [
+        f"photo {row['file']}" if same else "texts " + "\n".join(sorted(row["texts"]))
+        for row, same in zip(rows, same_file, strict=True)
+    ]
+    for row, key in zip(rows, keys(sides).tolist(), strict=True):
+        row["group"] = f"{key:016x}"
+        row["split"] = TEST if key % 100_000 < round(test_share * 100_000) else TRAIN
+
+
+def main() -> None:
+    """Clean and say what is left."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog="text_cleaning.py",
+        description="Clean the queries of metadata.json, drop those that say nothing, and write "
+        "the table of pairs (parquet) that training reads. Rules: config/image_text/cleaning.yml.",
+        exit_on_error=False,
+    )
+    parser.add_argument("metadata", type=Path, help="X.metadata.json of download_images.py")
+    parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
+    parser.add_argument("--output", type=Path | None, help="the table (default: X.pairs.parquet)")
+    parser.add_argument("--photos", type=Path | None, help="folder of the photos (default: X)")
+    parser.add_class_arguments(CleaningConfig)
+    try:
+        arguments = parser.parse_args()
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    values = parser.instantiate(arguments).as_dict()
+    metadata, photos = values.pop("metadata"), values.pop("photos")
+    output = values.pop("output") or pairs_file(metadata)
+    del values["config"]
+    summary = clean_queries(
+        metadata, output, photos or photos_folder(metadata), CleaningConfig(**values)
+    )
+    for reason, found in summary["dropped"].items():
+        examples = ", ".join(repr(query) for query in found["examples"][:3])
+        print(f"{found['queries']:8d} dropped: {reason} ({examples})")
+    print(
+        f"{output}: {summary['photos']} photos ({summary['test photos']} to test with), "
+        f"{summary['kept queries']} of {summary['queries']} queries; languages: "
+        + ", ".join(f"{name} {count}" for name, count in summary["languages"].items())
+    )
+    print(f"next: python dataset/image_text/text_statistics.py {output}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

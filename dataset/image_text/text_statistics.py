@@ -1,0 +1,232 @@
+"""Step 3: what the queries are like, as figures and tables on one page.
+
+python dataset/image_text/text_statistics.py dataset/image_text_photos.pairs.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    # Run as a file: make the package importable from the repository root.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from visual_search.errors import exit_with_sentence
+from visual_search.ngrams import TopNgrams
+
+if TYPE_CHECKING:
+    pass
+
+ORDERS = (1, 2, 3)
+TOP = 25
+BATCH_PHOTOS = 10_000
+LONGEST = {"characters": 300, "words": 40, "queries": 40}
+"""Last bin of each histogram; what is longer counts there."""
+
+
+def _histograms() -> dict[str, Counter[int]]:
+    return {name: Counter() for name in LONGEST}
+
+
+@dataclass
+class Statistics:
+    """What was counted in a table of pairs.
+
+    Attributes:
+        photos: rows.
+        queries: in all.
+        lengths: how many queries (photos, for `queries`) have how many characters, words, queries.
+        ngrams: runs of 1, 2 and 3 cleaned words.
+        languages: queries by language.
+        photos_of_text: different texts by the number of photos they stand at.
+        growth: words seen, and different ones among them, as reading went on.
+    """
+
+    photos: int = 0
+    queries: int = 0
+    lengths: dict[str, Counter[int]] = field(default_factory=_histograms)
+    ngrams: dict[int, TopNgrams] = field(
+        default_factory=lambda: {order: TopNgrams(order) for order in ORDERS}
+    )
+    languages: Counter[str] = field(default_factory=Counter)
+    photos_of_text: Counter[int] = field(default_factory=Counter)
+    growth: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def texts(self) -> int:
+        """Different cleaned texts."""
+        return self.photos_of_text.total()
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as numbers."""
+        factor, exponent = heaps_law(self.growth)
+        alone = self.photos_of_text[1]
+        return {
+            "photos": self.photos,
+            "queries": self.queries,
+            "different texts": self.texts,
+            "texts at one photo only": alone,
+            "texts at several photos": self.texts - alone,
+            "queries whose text stands at several photos": self.queries - alone,
+            "words": self.growth[-1][0],
+            "different words": self.growth[-1][1],
+            "vocabulary growth": {"factor": factor, "exponent": exponent},
+            "languages": dict(self.languages.most_common()),
+            "lengths": {name: quantiles(found) for name, found in self.lengths.items()},
+            "ngrams": {
+                str(order): {"counted too low by at most": found.error}
+                | {"top": found.most_common(TOP)}
+                for order, found in self.ngrams.items()
+            },
+        }
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="text_statistics.py",
+        description="Count lengths, n-grams, languages, duplicates and the growth of the "
+        "vocabulary of a table of pairs; write them as a page with figures (html) and as json.",
+    )
+    parser.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
+    parser.add_argument(
+        "--output", type=Path, help="the page (default: X.statistics.html; and .json beside it)"
+    )
+    return parser.parse_args(arguments)
+
+
+def count(pairs: Path) -> Statistics:
+    """Read a table of pairs once, a few thousand photos at a time.
+
+    In memory stay 8 bytes for each query and each different word, and at most a million n-grams.
+
+    Raises:
+        UserError: when it is no such table.
+    """
+    import numpy as np
+
+    from dataset.image_text.query_lines import KeySet, keys
+
+    found = Statistics()
+    vocabulary, words, different, texts = KeySet(), 0, 0, [np.zeros(0, np.uint64)]
+    for queries, cleaned, languages in _batches(pairs):
+        found.photos += len(queries)
+        found.lengths["queries"].update(_capped("queries", map(len, queries)))
+        raw = [query for row in queries for query in row]
+        flat = [text for row in cleaned for text in row]
+        found.queries += len(raw)
+        found.lengths["characters"].update(_capped("characters", map(len, raw)))
+        found.lengths["words"].update(_capped("words", (len(query.split()) for query in raw)))
+        found.languages.update(language for row in languages for language in row)
+        for top in found.ngrams.values():
+            top.add(flat)
+        said = [word for text in flat for word in text.split()]
+        words += len(said)
+        if said:
+            different += int(vocabulary.add(keys(said)).sum())
+        found.growth.append((words, different))
+        texts.append(keys(flat))
+    _, times = np.unique(np.concatenate(texts), return_counts=True)
+    sizes, of_size = np.unique(times, return_counts=True)
+    found.photos_of_text.update(dict(zip(sizes.tolist(), of_size.tolist(), strict=True)))
+    return found
+
+
+def _capped(name: str, lengths: Iterator[int]) -> Iterator[int]:
+    return (min(length, LONGEST[name]) for length in lengths)
+
+
+def _batches(
+    pairs: Path,
+) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
+    """Queries, cleaned texts and languages of some photos."""
+    from visual_search.pair_table import open_pairs
+    from visual_search.progress import progress_bar
+
+    file = open_pairs(pairs)
+    columns = ["queries", "texts", "language"]
+    with progress_bar("counting", "photo", total=file.metadata.num_rows) as bar:
+        # Small steps at first, so that the growth of the vocabulary shows from its beginning.
+        size = 100
+        for batch in file.iter_batches(BATCH_PHOTOS, columns=columns):
+            start = 0
+            while start < batch.num_rows:
+                rows = batch.slice(start, size)
+                start += size
+                size = min(2 * size, BATCH_PHOTOS)
+                bar.update(rows.num_rows)
+                queries, texts, languages = (rows[name].to_pylist() for name in columns)
+                yield queries, texts, languages
+
+
+def quantiles(lengths: Counter[int]) -> dict[str, float]:
+    """Mean and quantiles of a histogram: the least value that so many do not exceed."""
+    total = lengths.total()
+    found = {"mean": sum(length * times for length, times in lengths.items()) / max(total, 1)}
+    for name, share in (("p5", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95)):
+        below = 0
+        for length in sorted(lengths):
+            below += lengths[length]
+            if below >= share * total:
+                found[name] = float(length)
+                break
+    return found
+
+
+def heaps_law(growth: list[tuple[int, int]]) -> tuple[float, float]:
+    """K and beta of Heaps' law, V = K n ** beta, by least squares of the logarithms.
+
+    Args:
+        growth: words seen n, different ones V.
+
+    Returns:
+        Factor and exponent; 1 says that each word is new, below 0.5 that few come any more.
+    """
+    import numpy as np
+
+    points = np.array([point for point in growth if min(point) > 0], dtype=np.float64)
+    if len(np.unique(points[:, 0] if len(points) else [])) < 2:
+        return float("nan"), float("nan")
+    slope, intercept = np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)
+    return float(np.exp(intercept)), float(slope)
+
+
+def shares(photos_of_text: Counter[int]) -> list[tuple[str, int, int]]:
+    """Photos a text stands at, as ranges; different texts, and queries, that do."""
+    edges = [(1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, 1 << 62)]
+    rows = []
+    for low, high in edges:
+        inside = {n: times for n, times in photos_of_text.items() if low <= n <= high}
+        name = str(low) if low == high else f"{low} to {high}" if high < 1 << 62 else f"{low}…"
+        rows.append((name, sum(inside.values()), sum(n * times for n, times in inside.items())))
+    return rows
+
+
+def main() -> None:
+    """Count and write the page."""
+    arguments = parse_arguments()
+    from dataset.image_text.text_figures import write_statistics
+    from visual_search.files import write_json
+
+    pairs: Path = arguments.pairs
+    stem = pairs.name.removesuffix(".parquet").removesuffix(".pairs")
+    page: Path = arguments.output or pairs.with_name(f"{stem}.statistics.html")
+    found = count(pairs)
+    summary = found.summary()
+    write_statistics(page, pairs.name, found, summary)
+    write_json(page.with_suffix(".json"), summary)
+    print(
+        f"{page}: {found.photos} photos, {found.queries} queries, {found.texts} different texts, "
+        f"{summary['different words']} different words"
+    )
+    print(f"next: python dataset/image_text/cluster_texts.py fit {pairs}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,53 @@
+"""Google Landmarks v2, retrieval: queries against the index (Weyand et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dataset.sources.layout import DataSet, Files
+from dataset.sources.lists import csv_records
+from visual_search.dataset_info import InfoRow
+
+INDEX = "index_image_to_landmark.csv"
+SOLUTION = "retrieval_solution_v2.1.csv"
+
+
+def read(files: Files) -> Iterator[InfoRow]:
+    """The photos of the index, then the queries; both by landmark.
+
+    The solution lists photos of each query. A query is given their landmark; one that nothing is
+    listed for gets a label of its own (a distractor), and so does one with photos of several
+    landmarks or of none: by class its answer cannot be said.
+    """
+    landmark_of: dict[str, str] = {}
+    for record in csv_records(files.file(INDEX), ["id", "landmark_id"]):
+        photo = record.values["id"]
+        landmark_of[photo] = record.values["landmark_id"]
+        path = files.photo(_place("index", photo))
+        yield InfoRow(path, f"glr/{landmark_of[photo]}", evaluation_status="gallery", is_test=True)
+    for record in csv_records(files.file(SOLUTION, "retrieval_solution.csv"), ["id", "images"]):
+        query = record.values["id"]
+        landmarks = {landmark_of.get(photo) for photo in record.values["images"].split()}
+        label = landmarks.pop() if len(landmarks) == 1 else None
+        yield InfoRow(
+            files.photo(_place("test", query)),
+            f"glr/no_match/{query}" if label is None else f"glr/{label}",
+            evaluation_status="query",
+            is_test=True,
+        )
+
+
+def _place(part: str, photo: str) -> str:
+    """Folders are named after the first three letters of an id."""
+    return f"{part}/{photo[0]}/{photo[1]}/{photo[2]}/{photo}.jpg"
+
+
+DATA_SET = DataSet(
+    name="glr",
+    title="Google Landmarks v2, retrieval",
+    page="https://github.com/cvdfoundation/google-landmark",
+    layout=f"index/ and test/, unpacked (index/0/1/2/012….jpg), {INDEX} and {SOLUTION}",
+    read=read,
+    columns=("evaluation_status",),
+    archives={"landmark-retrieval-*.zip": "index"},
+)

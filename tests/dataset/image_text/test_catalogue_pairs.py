@@ -1,0 +1,79 @@
+"""Catalogues with names as tables of pairs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
+from visual_search.errors import UserError
+from visual_search.pair_table import read_pairs
+
+
+def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
+    folder = project / "dataset" / "demo"
+    with (folder / "products.csv").open(newline="", encoding="utf-8") as handle:
+        products = {row["product_id"]: row for row in csv.DictReader(handle)}
+    for language in ("ru", "en"):
+        rows = catalogue_pairs(folder, language).to_pylist()
+        for row in rows:
+            product = products[row["group"]]
+            assert row["queries"] == [product[f"name_{language}"]]
+            assert row["category"] == product["category"]
+            assert row["language"] == [language]
+            assert (row["split"] == "train") == (product["split"] == "train")
+            assert (folder / row["image_path"]).is_file()
+    trained = {row["group"] for row in rows if row["split"] == "train"}
+    assert trained.isdisjoint(row["group"] for row in rows if row["split"] == "test")
+    assert len({row["image_path"] for row in rows}) == len(rows) > 2000
+
+
+def test_the_command_writes_paths_that_can_be_used(
+    project: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "dataset/image_text/catalogue_pairs.py", *more],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    output = tmp_path / "deep" / "pairs.parquet"
+    done = command("--output", str(output))
+    assert done.returncode == 0, done.stderr
+    table = read_pairs(output, "test")
+    assert all(path.is_file() for path in table.paths[:20])
+    done = command("--catalogue", str(tmp_path), "--output", str(output))
+    assert done.returncode == 2
+    assert "neither products.csv nor classes.csv" in done.stderr
+
+
+def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "lady.txt").write_text("Pink Lady is\nsweet. ")
+    (tmp_path / "classes.csv").write_text(
+        "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),"
+        "Iconic Image Path (str),Product Description Path (str)\n"
+        "Pink-Lady,7,Red-Apple,0,/x.jpg,/text/lady.txt\n"
+    )
+    (tmp_path / "train.txt").write_text("train/a.jpg, 7, 0\n\n")
+    (tmp_path / "val.txt").write_text("val/b.jpg, 7, 0\n")
+    first, second = grocery_pairs(tmp_path).to_pylist()
+    assert first["queries"] == ["Pink Lady", "Pink Lady is sweet."]
+    assert first["texts"] == ["pink lady", "pink lady sweet"]
+    assert (first["split"], second["split"]) == ("train", "test")
+    assert (first["group"], first["category"]) == ("7", "Red Apple")
+    assert second["image_path"] == "val/b.jpg"
+    (tmp_path / "val.txt").unlink()
+    with pytest.raises(UserError, match=r"val\.txt does not exist"):
+        grocery_pairs(tmp_path)
+    (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
+    with pytest.raises(UserError, match=r"val\.txt line 1: .* with a class of classes\.csv"):
+        grocery_pairs(tmp_path)

@@ -1,0 +1,157 @@
+"""The three commands on the demo's catalogue, and an assignment that is stopped midway."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dataset.image_text import cluster_assignment
+from dataset.image_text.catalogue_pairs import catalogue_pairs
+from dataset.image_text.cluster_assignment import assign
+from dataset.image_text.cluster_texts import fit, predict
+from visual_search.cluster_config import ClusterConfig
+from visual_search.errors import UserError
+from visual_search.pair_table import SCHEMA, read_pairs, write_pairs
+from visual_search.text_clusters import TextClusters
+
+CONFIG = ClusterConfig(encoder="lsa", clusters=6, scan=[2, 6])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's pairs, and clusters beside them."""
+    folder = tmp_path_factory.mktemp("demo")
+    pairs = folder / "demo.pairs.parquet"
+    project = Path(__file__).resolve().parents[3]
+    write_pairs(pairs, catalogue_pairs(project / "dataset" / "demo"))
+    fit(pairs, folder / "demo.clusters", CONFIG)
+    return pairs
+
+
+def test_fit_writes_clusters_a_report_and_a_map(demo: Path) -> None:
+    folder = demo.with_name("demo.clusters")
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["names"]) == len(report["sizes"]) == 6
+    with Image.open(folder / "map.png") as picture:
+        assert picture.size == (1100, 825)
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert report["names"][0] in page
+    # What tests is not clustered.
+    texts = {text for row in read_pairs(demo, "train").texts for text in row}
+    assert {example for row in report["examples"] for example in row} <= texts | {
+        " ".join(words[k : k + 3])
+        for words in (text.split() for text in texts)
+        for k in range(max(len(words) - 2, 0))
+    }
+
+
+def test_a_query_is_cleaned_before_it_is_compared(demo: Path) -> None:
+    clusters = TextClusters.load(demo.with_name("demo.clusters"))
+    assert predict(clusters, ["СТУЛЬЯ!", "стул"]) == clusters.predict(["стул", "стул"]).tolist()
+
+
+def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
+    demo: Path, tmp_path: Path
+) -> None:
+    source = pq.read_table(demo).slice(0, 50).to_pylist()
+    for row, other in zip(source[:20], source[20:40], strict=True):
+        row["queries"] += other["queries"]
+        row["texts"] += other["texts"]
+        row["language"] += other["language"]
+    pairs, output = tmp_path / "p.parquet", tmp_path / "clustered.parquet"
+    write_pairs(pairs, SCHEMA.empty_table().from_pylist(source, schema=SCHEMA))
+    sizes = assign(pairs, demo.with_name("demo.clusters"), output, piece_photos=7)
+    clusters = TextClusters.load(demo.with_name("demo.clusters"))
+    table = read_pairs(output)
+    assert table.clusters is not None
+    assert table.query_clusters is not None
+    assert np.bincount(table.clusters, minlength=6).tolist() == sizes
+    for row in range(50):
+        vectors = clusters.encoder.encode(table.texts[row])
+        assert table.query_clusters[row] == clusters.predict_vectors(vectors).tolist()
+        mean = vectors.mean(axis=0, keepdims=True)
+        assert table.clusters[row] == clusters.predict_vectors(mean)[0]
+    # Again, onto itself: the same.
+    before = output.read_bytes()
+    assign(output, demo.with_name("demo.clusters"), output)
+    assert read_pairs(output).clusters.tolist() == table.clusters.tolist()  # type: ignore[union-attr]
+    assert len(before) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clustered.parquet", "p.parquet"]
+
+
+def test_a_stopped_assignment_goes_on(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = demo.with_name("demo.clusters"), tmp_path / "out.parquet"
+    done: list[int] = []
+    whole = cluster_assignment._piece
+
+    def piece(pairs: Path, start: int, photos: int, clusters: TextClusters) -> object:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(start)
+        return whole(pairs, start, photos, clusters)
+
+    monkeypatch.setattr(cluster_assignment, "_piece", piece)
+    with pytest.raises(KeyboardInterrupt):
+        assign(demo, folder, output, piece_photos=1000)
+    assert not output.exists()
+    done[:] = [-1]
+    assign(demo, folder, output, piece_photos=1000)
+    assert done == [-1, 2000]
+    assert pq.read_table(output).select(SCHEMA.names) == pq.read_table(demo)
+
+
+@pytest.fixture
+def command(project: Path, environment: dict[str, str]) -> Callable[..., str]:
+    def call(*arguments: object, rc: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "dataset/image_text/cluster_texts.py", *map(str, arguments)],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == rc, done.stdout + done.stderr
+        return done.stdout if rc == 0 else done.stderr
+
+    return call
+
+
+def test_the_commands(command: Callable[..., str], demo: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "demo.pairs.parquet"
+    pairs.write_bytes(demo.read_bytes())
+    yaml = "config/image_text/clusters.yml"
+    said = command("fit", pairs, "--config", yaml, "--clusters", 5, "--encoder", "lsa")
+    assert "5 clusters of" in said
+    assert f"next: python dataset/image_text/cluster_texts.py assign {pairs}" in said
+    assert "photos of clusters 0, 1, …: " in command("assign", pairs)
+    assert set(pq.read_schema(pairs).names) > {"cluster", "clusters"}
+    lines = command("predict", tmp_path / "demo.clusters", "белый стол", "стул").splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["белый стол", "стул"]
+    assert command("assign", pairs, "--clusters", tmp_path, rc=2).startswith("error: ")
+
+
+def test_the_yaml_says_what_the_defaults_are(project: Path) -> None:
+    import yaml
+
+    written = yaml.safe_load((project / "config/image_text/clusters.yml").read_text())
+    assert ClusterConfig(**written) == ClusterConfig()
+
+
+def test_too_small_a_table_is_said(demo: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "p.parquet"
+    write_pairs(pairs, pq.read_table(demo).slice(0, 3))
+    with pytest.raises(UserError, match="n-grams there are"):
+        fit(pairs, tmp_path / "c", CONFIG)

@@ -1,0 +1,279 @@
+"""Photos and queries from a loopback server with every fault, in this process and killed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.dataset_creation_steps.engine import start_engine
+from dataset.image_text.download_images import (
+    Kept,
+    download_images,
+    failures_file,
+    metadata_file,
+)
+from dataset.image_text.photo_index import PhotoIndex
+from dataset.image_text.query_lines import KeySet, image_id, keys, places
+from tests.dataset.dataset_creation_steps.conftest import jpeg
+from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
+from tests.dataset.dataset_creation_steps.test_five_commands import kill_at_random
+from visual_search.downloads import DownloadLimits
+from visual_search.errors import UserError
+
+PHOTOS = 30
+LIMITS = DownloadLimits(
+    allow_private=True, rate=0, attempts=3, backoff=0.01, timeout=1, max_bytes=2_000_000
+)
+
+
+@pytest.fixture
+def server() -> Iterator[PhotoServer]:
+    photos = {f"{n}.jpg": jpeg(n, 0) for n in range(PHOTOS)}
+    photos["copy.jpg"] = photos["0.jpg"]
+    with running(PhotoServer(photos)) as found:
+        found.slow = 2.0
+        yield found
+
+
+def write_files(folder: Path, server: PhotoServer) -> dict[str, tuple[bytes, list[str]]]:
+    """`images.json` (cut gzip), `metadata.json`; of each image that is to be had what it is."""
+    images: list[Any] = [
+        {"image": n, "url": server.url(f"images/I/{n}.jpg")} for n in range(PHOTOS)
+    ]
+    # An address of Amazon's form, which is left as it is.
+    images[6]["url"] = server.url("images/I/6._SY88.jpg")
+    names = {str(n): f"{n}.jpg" for n in range(PHOTOS)}
+    for fault in FAULTS:
+        images.append({"image": fault, "url": server.url(f"{fault}/3.jpg")})
+        if fault in PASSING:
+            names[fault] = "3.jpg"
+    images.append({"image": "huge", "url": server.url("huge/3.jpg")})
+    images.append({"image": "copy", "url": server.url("images/I/copy.jpg")})
+    names["copy"] = "0.jpg"
+    images.append({"image": "alone", "url": server.url("images/I/4.jpg")})  # without a query
+    images += [images[5], {"image": None, "url": "http://x"}, {"image": 7}]
+    lines = [json.dumps(image) for image in images]
+    lines.insert(3, "no json")
+    whole = gzip.compress("\n".join([*lines, ""]).encode())
+    # Cut off within the checksum at the end: all lines are there, and it is noticed.
+    (folder / "images.json").write_bytes(whole[:-4])
+    queries = [
+        {"image": image["image"], "queries": [f"запрос {image['image']}", "ёлка", 5, "", None]}
+        for image in images[:-3]
+        if image["image"] != "alone"
+    ]
+    queries += [{"image": 99, "queries": ["нет фото"]}, {"image": 1, "queries": []}]
+    (folder / "metadata.json").write_text(
+        "".join(json.dumps(query, ensure_ascii=False) + "\n" for query in queries)
+    )
+    return {
+        image: (server.photos[name], [f"запрос {image}", "ёлка"]) for image, name in names.items()
+    }
+
+
+def check(root: Path, truth: dict[str, tuple[bytes, list[str]]]) -> None:
+    lines = [json.loads(line) for line in metadata_file(root).read_text().splitlines()]
+    found = {str(line["image"]): (line["file"], line["queries"]) for line in lines}
+    assert len(found) == len(lines)
+    assert {
+        image: ((root / file).read_bytes(), queries) for image, (file, queries) in found.items()
+    } == truth
+    for file, _ in found.values():
+        digest = hashlib.sha256((root / file).read_bytes()).hexdigest()
+        assert file == f"{digest[:2]}/{digest[:32]}.jpg"
+    kept = {path.relative_to(root).as_posix() for path in root.glob("??/*.jpg")}
+    assert kept == {file for file, _ in found.values()}
+
+
+def call(folder: Path, **more: bool) -> Kept:
+    return download_images(
+        folder / "images.json",
+        folder / "metadata.json",
+        folder / "photos",
+        LIMITS,
+        piece_photos=8,
+        **more,
+    )
+
+
+def test_what_is_there_is_kept_with_its_queries(server: PhotoServer, tmp_path: Path) -> None:
+    start_engine("native")
+    truth = write_files(tmp_path, server)
+    kept = call(tmp_path)
+    check(tmp_path / "photos", truth)
+    assert kept.tally["broken lines"] == 1
+    assert kept.tally["gzip cut short or damaged"] == 1
+    assert kept.tally["lines without an image"] == 1
+    assert kept.tally["lines without an address"] == 1
+    assert kept.tally["lines without a query"] == 1
+    assert (kept.photos, kept.contents) == (len(truth) + 1, PHOTOS)
+    assert (kept.lines, kept.queries, kept.several) == (len(truth), 2 * len(truth), 0)
+    failures = pd.read_csv(failures_file(tmp_path / "photos"), dtype=str).set_index("image")
+    assert set(failures.index) == {*FAULTS, "huge"} - set(PASSING)
+    assert failures["reason"]["private"] == "refused: not a public address"
+    assert failures["reason"]["404"] == "HTTP 404"
+    assert failures["reason"]["html"].startswith("the server sent text/html")
+    assert failures["reason"]["truncated"] == "the answer was cut short (attempt 3 of 3)"
+    assert failures["reason"]["slow"] == "no complete answer in time (attempt 3 of 3)"
+
+    assert server.requests["/images/I/6._SY88.jpg"] == 1
+    assert server.requests["/images/I/6.jpg"] == 0
+
+    before = server.requests.total()
+    call(tmp_path)
+    assert server.requests.total() == before
+    lost = tmp_path / "photos" / "??"
+    next(lost.parent.glob("??/*.jpg")).unlink()
+    call(tmp_path)
+    check(tmp_path / "photos", truth)
+    assert before < server.requests.total() <= before + 8 * LIMITS.attempts
+
+
+def test_more_images_are_put_behind_and_dropped_ones_leave_the_table(
+    server: PhotoServer, tmp_path: Path
+) -> None:
+    start_engine("native")
+
+    def write(numbers: range, directory: str) -> None:
+        rows = [{"image": n, "url": server.url(f"{directory}/{n}.jpg")} for n in numbers]
+        (tmp_path / "images.json").write_text("\n".join(map(json.dumps, rows)))
+        queries = [{"image": n, "queries": ["стол"]} for n in range(PHOTOS)]
+        (tmp_path / "metadata.json").write_text("\n".join(map(json.dumps, queries)))
+
+    write(range(10, 15), "images/I")
+    assert call(tmp_path).lines == 5
+    write(range(8, 16), "images/I")
+    assert call(tmp_path).lines == 8
+    assert server.requests.total() == 8
+    write(range(9, 11), "images/I")
+    assert call(tmp_path).lines == 2
+    # The same image at another address: the photo is fetched from there, the old one is not used.
+    write(range(9, 11), "404")
+    with pytest.raises(UserError, match=r"no photo could be had; .*failures\.csv"):
+        call(tmp_path)
+
+
+def test_files_that_do_not_belong_together_are_refused(server: PhotoServer, tmp_path: Path) -> None:
+    start_engine("native")
+    (tmp_path / "images.json").write_text(
+        json.dumps({"image": 1, "url": server.url("images/I/1.jpg")})
+    )
+    (tmp_path / "metadata.json").write_text(json.dumps({"image": 2, "queries": ["стол"]}))
+    with pytest.raises(UserError, match="do both files belong together"):
+        call(tmp_path)
+    (tmp_path / "images.json").write_text(json.dumps({"picture": 1}))
+    with pytest.raises(UserError, match=r"images\.json has no line such as"):
+        call(tmp_path)
+    (tmp_path / "photos.metadata.json").write_text("")
+    with pytest.raises(UserError, match="would be overwritten"):
+        download_images(
+            tmp_path / "images.json",
+            tmp_path / "photos.metadata.json",
+            tmp_path / "photos",
+            LIMITS,
+        )
+
+
+def job(folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "dataset/image_text/download_images.py"),
+        *(str(folder / "images.json"), str(folder / "metadata.json")),
+        *("--output", str(folder / "photos"), "--piece-photos", "8", "--allow-private"),
+        *("--rate", "0", "--attempts", "3", "--timeout", "1", "--max-mb", "2", *more),
+    ]
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_the_result_is_the_same(
+    project: Path, environment: dict[str, str], server: PhotoServer, tmp_path: Path, kills: int
+) -> None:
+    truth = write_files(tmp_path, server)
+    server.delay = 0.05
+    arguments = job(tmp_path, "--connections", "4")
+    assert kill_at_random(arguments, tmp_path, project, environment, kills) >= 1
+    done = subprocess.run(
+        arguments, cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "next: python dataset/image_text/text_cleaning.py" in done.stdout
+    check(tmp_path / "photos", truth)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_same_on_a_ray_cluster_of_two_workers(
+    project: Path, environment: dict[str, str], server: PhotoServer, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    truth = write_files(tmp_path, server)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        done = subprocess.run(
+            job(tmp_path, "--runner", "ray", "--ray-address", cluster.address),
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "photos", truth)
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=12))
+def test_a_set_of_keys_is_a_set(blocks: list[list[int]]) -> None:
+    found, seen = KeySet(), set[int]()
+    found.RECENT = 3
+    for block in blocks:
+        numbers = np.array(block, dtype=np.uint64)
+        expected = []
+        for number in block:
+            expected.append(number not in seen)
+            seen.add(number)
+        assert found.add(numbers).tolist() == expected
+    assert found.sorted().tolist() == sorted(seen)
+
+
+def test_different_texts_have_different_keys_and_places_are_found() -> None:
+    assert len(np.unique(keys([f"ёлка {n}" for n in range(50_000)]))) == 50_000
+    assert keys(["1", "ёлка", "1"]).tolist()[0::2] == keys(["1"]).tolist() * 2
+    known = np.sort(keys(["a", "b", "c"]))
+    assert (places(keys(["b", "x"]), known) >= 0).tolist() == [True, False]
+    assert places(keys(["b"]), known[:0]).tolist() == [-1]
+
+
+def test_ids_are_numbers_or_texts() -> None:
+    assert [image_id(value) for value in (7, "7", "a", "", True, 1.5, None, [1])] == [
+        *("7", "7", "a"),
+        *[None] * 5,
+    ]
+
+
+def test_of_two_photos_of_an_image_the_first_counts() -> None:
+    index = PhotoIndex()
+    digests = [hashlib.sha256(bytes([n])).hexdigest()[:32] for n in range(3)]
+    files = [f"{d[:2]}/{d}.{kind}" for d, kind in zip(digests, ("jpg", "webp", "png"), strict=True)]
+    index.add(["1", "2"], files[:2])
+    index.add(["1"], files[2:])
+    assert index.finish() == 1
+    assert index.files(["2", "3", "1"]) == [files[1], None, files[0]]
+    assert (len(index), index.contents()) == (2, 2)

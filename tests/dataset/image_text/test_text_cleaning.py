@@ -1,0 +1,174 @@
+"""From metadata.json to the table of pairs, worked out by hand and by several processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dataset.image_text import text_cleaning
+from dataset.image_text.cleaning_config import CleaningConfig
+from dataset.image_text.text_cleaning import clean_queries, pairs_file
+from visual_search.errors import UserError
+from visual_search.pair_table import read_pairs
+from visual_search.query_rules import QueryRules
+
+FILES = [f"ab/{n:032x}.jpg" for n in range(10)]
+
+
+def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    path = folder / "photos.metadata.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def run(path: Path, config: CleaningConfig | None = None) -> tuple[dict[str, Any], list[Any]]:
+    output = pairs_file(path)
+    config = config or CleaningConfig(test_share=0.0)
+    summary = clean_queries(path, output, path.parent / "photos", config)
+    return summary, pq.read_table(output).to_pylist()
+
+
+def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        [
+            {
+                "image": 1,
+                "queries": ["Красные кресла!", "кресло красное", "фото"],
+                "file": FILES[0],
+            },
+            {"image": 2, "queries": ["12345", "http://x.ru", "для"], "file": FILES[1]},
+            {"image": 3, "queries": ["desk lamps", "ааааааа"], "file": FILES[2]},
+            {"image": 4, "queries": ["Кресло  красное", "красное кресло"], "file": FILES[3]},
+            {"image": 5, "queries": ["шкаф"], "file": FILES[0]},
+            {"image": 6, "queries": ["Лампа настольная"], "file": FILES[4]},
+            {"image": 7, "queries": ["лампы настольные"], "file": FILES[5]},
+        ],
+    )
+    summary, rows = run(path)
+    assert [row["image"] for row in rows] == ["1", "3", "4", "5", "6", "7"]
+    first = rows[0]
+    assert first["queries"] == ["Красные кресла!", "кресло красное"]
+    assert first["texts"] == ["красный кресло", "кресло красный"]
+    assert first["language"] == ["ru", "ru"]
+    assert first["image_path"] == f"photos/{FILES[0]}"
+    assert rows[1]["texts"] == ["desk lamp"]
+    assert rows[1]["language"] == ["en"]
+    groups = {row["image"]: row["group"] for row in rows}
+    assert groups["1"] == groups["5"]  # the same photo
+    assert groups["6"] == groups["7"]  # the same text
+    assert len(set(groups.values())) == 4
+    assert {reason: found["queries"] for reason, found in summary["dropped"].items()} == {
+        "nothing is left after cleaning": 2,
+        "only words of asking": 1,
+        "numbers, sizes and units only": 1,
+        "one letter over and over": 1,
+    }
+    assert (summary["queries"], summary["kept queries"], summary["photos"]) == (13, 8, 6)
+    assert summary["languages"] == {"ru": 7, "en": 1}
+    assert json.loads(Path(f"{pairs_file(path)}.summary.json").read_text()) == summary
+    assert str(read_pairs(pairs_file(path)).paths[0]).endswith(FILES[0])
+
+
+def test_what_stands_at_too_many_photos_is_dropped(tmp_path: Path) -> None:
+    lines = [
+        {"image": n, "queries": ["картина"] * (n < 30) + [f"стол {n}а"], "file": f"ab/{n:032x}.jpg"}
+        for n in range(100)
+    ]
+    path = write(tmp_path, [*lines, {"image": 100, "queries": ["картина"], "file": FILES[0]}])
+    config = CleaningConfig(
+        test_share=0.0, drop=QueryRules(max_photo_share=0.3, min_common_photos=10)
+    )
+    summary, rows = run(path, config)
+    assert summary["dropped"]["stands at too many photos"] == {
+        "queries": 31,
+        "examples": ["картина"],
+    }
+    assert len(rows) == 100
+    drop = replace(config.drop, max_photo_share=0.31)
+    assert run(path, replace(config, drop=drop))[0]["dropped"] == {}
+    drop = replace(config.drop, min_common_photos=32)
+    assert run(path, replace(config, drop=drop))[0]["dropped"] == {}
+
+
+def test_several_processes_give_what_one_gives_and_groups_are_on_one_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        {"image": n, "queries": [f"Столы {n % 40}а"], "file": f"ab/{n % 90:032x}.jpg"}
+        for n in range(200)
+    ]
+    path = write(tmp_path, lines)
+    config = CleaningConfig(test_share=0.3, workers=2)
+    alone, expected = run(path, config)  # one block: no other process
+    monkeypatch.setattr(text_cleaning, "BLOCK_PHOTOS", 30)
+    together, found = run(path, config)
+    assert (together, found) == (alone, expected)
+    sides: dict[str, set[str]] = {}
+    for row in found:
+        sides.setdefault(row["group"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in sides.values())
+    assert 0.1 < alone["test photos"] / 200 < 0.5
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='lines without "file"'):
+        run(write(tmp_path, [{"image": 1, "queries": ["стол"]}]))
+    with pytest.raises(UserError, match="no query is left of 1"):
+        run(write(tmp_path, [{"image": 1, "queries": ["фото"], "file": FILES[0]}]))
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path / "other.json")
+    with pytest.raises(UserError, match="test_share is 1"):
+        run(tmp_path / "other.json", CleaningConfig(test_share=1.0))
+
+
+def test_the_command_reads_its_rules_from_yaml(
+    project: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path, [{"image": 1, "queries": ["стол", "обои"], "file": FILES[0]}])
+    own = tmp_path / "own.yml"
+    own.write_text("drop: {asking_words: обои}\ntest_share: 0\n")
+
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        script = "dataset/image_text/text_cleaning.py"
+        config = ["--config", "config/image_text/cleaning.yml", "--config", str(own)]
+        return subprocess.run(
+            [sys.executable, script, str(path), *config, *more],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert "1 dropped: only words of asking ('обои')" in done.stdout
+    assert "1 photos (0 to test with), 1 of 2 queries; languages: ru 1" in done.stdout
+    assert f"next: python dataset/image_text/text_statistics.py {pairs_file(path)}" in done.stdout
+    wrong = command("--drop.max_wrods", "3")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
+    assert "max_wrods" in wrong.stderr
+
+
+def test_the_yaml_says_what_the_defaults_are(project: Path) -> None:
+    import yaml
+
+    written = yaml.safe_load((project / "config/image_text/cleaning.yml").read_text())
+    default = CleaningConfig()
+    assert written["drop"] == vars(default.drop)
+    assert written["words"] == vars(default.words)
+    assert {key: written[key] for key in ("languages", "test_share", "workers")} == {
+        "languages": default.languages,
+        "test_share": default.test_share,
+        "workers": default.workers,
+    }

@@ -1,0 +1,118 @@
+"""The counts of a table of pairs, against plain counting."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dataset.image_text.text_statistics import Statistics, count, heaps_law, quantiles, shares
+from visual_search.pair_table import SCHEMA, write_pairs
+
+WORDS = ["стол", "стул", "кресло", "белый", "новый", "большой", "шкаф", "лампа"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(3000):
+        texts = [
+            " ".join(rng.choice(WORDS, rng.integers(1, 5))) + (f" {n % 700}а" if n % 3 else "")
+            for _ in range(rng.integers(1, 4))
+        ]
+        rows.append(
+            {
+                "image_path": f"{n}.jpg",
+                "image": str(n),
+                "queries": [f"{text}!" for text in texts],
+                "texts": texts,
+                "language": ["ru" if n % 5 else "en"] * len(texts),
+                "group": str(n),
+                "category": "",
+                "split": "train",
+            }
+        )
+    path = tmp_path / "small.pairs.parquet"
+    write_pairs(path, pa.Table.from_pylist(rows, schema=SCHEMA))
+    return path
+
+
+def check(found: Statistics, pairs: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(pairs).to_pylist()
+    queries = [query for row in rows for query in row["queries"]]
+    texts = [text for row in rows for text in row["texts"]]
+    words = [word for text in texts for word in text.split()]
+    assert (found.photos, found.queries, found.texts) == (3000, len(queries), len(set(texts)))
+    assert found.lengths["characters"] == Counter(map(len, queries))
+    assert found.lengths["words"] == Counter(len(query.split()) for query in queries)
+    assert found.lengths["queries"] == Counter(len(row["queries"]) for row in rows)
+    assert dict(found.ngrams[1].most_common()) == Counter(words)
+    triples = Counter(
+        " ".join(text.split()[k : k + 3]) for text in texts for k in range(len(text.split()) - 2)
+    )
+    assert dict(found.ngrams[3].most_common()) == triples
+    assert found.photos_of_text == Counter(Counter(texts).values())
+    assert found.growth[-1] == (len(words), len(set(words)))
+    some = found.growth[2][0]
+    assert found.growth[2] == (some, len(set(words[:some])))
+    assert found.languages == Counter(lang for row in rows for lang in row["language"])
+
+
+def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
+    check(count(pairs), pairs)
+
+
+def test_the_page_has_every_figure(pairs: Path, project: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "dataset/image_text/text_statistics.py", str(pairs)],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = pairs.with_name("small.statistics.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page.split("</head>")[1]
+    for part in ("Lengths", "Languages", "Duplicates", "Growth of the vocabulary"):
+        assert f"<h2>{part}</h2>" in page
+    summary = json.loads(pairs.with_name("small.statistics.json").read_text())
+    assert summary["photos"] == 3000
+    assert summary["ngrams"]["1"]["counted too low by at most"] == 0
+    alone, several = summary["texts at one photo only"], summary["texts at several photos"]
+    assert alone + several == summary["different texts"]
+
+
+def test_quantiles_are_those_of_numpy() -> None:
+    values = np.random.default_rng(1).integers(0, 30, 999)
+    found = quantiles(Counter(values.tolist()))
+    assert found["mean"] == pytest.approx(values.mean())
+    shares = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+    for name, share in shares.items():
+        assert found[name] == np.quantile(values, share, method="inverted_cdf")
+
+
+def test_heaps_law_is_found_again() -> None:
+    growth = [(n, round(7 * n**0.6)) for n in (1000, 10_000, 100_000, 1_000_000)]
+    factor, exponent = heaps_law(growth)
+    assert factor == pytest.approx(7, rel=0.01)
+    assert exponent == pytest.approx(0.6, abs=0.002)
+    assert np.isnan(heaps_law([(5, 5)])).all()
+
+
+def test_shares_of_duplicates() -> None:
+    rows = {name: (texts, queries) for name, texts, queries in shares(Counter({1: 4, 2: 3, 7: 1}))}
+    assert rows["1"] == (4, 4)
+    assert rows["2"] == (3, 6)
+    assert rows["6 to 10"] == (1, 7)
+    assert rows["1001…"] == (0, 0)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tests.conftest import write_csv
+from visual_search import main_cv_lb
+from visual_search.board_study import (
+    Submissions,
+    fit_best_task,
+    fit_line,
+    fit_mix,
+    left_out,
+    mix_weights,
+    pearson,
+    spearman,
+    study,
+)
+from visual_search.errors import UserError
+from visual_search.submissions import read_submissions
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(5, 40), steps=st.integers(3, 50))
+def test_coefficients_equal_scipys_with_ties(seed: int, count: int, steps: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, steps, count) / steps, rng.normal(size=count)
+    if np.ptp(x) == 0:
+        assert np.isnan(pearson(x, y).value)
+        return
+    ours, theirs = pearson(x, y), stats.pearsonr(x, y)
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.value, ours.low, ours.high) == pytest.approx(
+        (theirs.statistic, interval.low, interval.high)
+    )
+    assert spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
+
+
+def test_spearmans_interval_covers_what_it_promises() -> None:
+    rng = np.random.default_rng(0)
+    r = 0.7
+    rho = 6 / np.pi * np.arcsin(r / 2)  # of a bivariate normal distribution
+    covered = 0
+    for _ in range(2000):
+        x, noise = rng.normal(size=(2, 20))
+        interval = spearman(x, r * x + np.sqrt(1 - r * r) * noise)
+        covered += interval.low <= rho <= interval.high
+    assert 0.93 <= covered / 2000 <= 0.97
+
+
+def submissions(count: int = 16, tasks: int = 4, seed: int = 0) -> Submissions:
+    """The board is a mix of the first two tasks; the others are noise."""
+    rng = np.random.default_rng(seed)
+    local = rng.normal(0.5, 0.1, (tasks, count))
+    board = 0.2 + 0.6 * local[0] + 0.4 * local[1] + rng.normal(0, 0.01, count)
+    names = [f"v{n}" for n in range(count)]
+    return Submissions(names, board, {f"task{k}": row for k, row in enumerate(local)})
+
+
+def test_the_mix_finds_the_tasks_the_board_is_made_of() -> None:
+    given_ = submissions()
+    found = study(given_)
+    assert found.weights["task0"] == pytest.approx(0.6, abs=0.1)
+    assert found.weights["task1"] == pytest.approx(0.4, abs=0.1)
+    assert max(found.weights["task2"], found.weights["task3"]) < 0.1
+    errors = {rule.name: rule.error for rule in found.rules}
+    assert errors["the weighted mix"] == min(errors.values())
+    assert found.conclusion.startswith("the weighted mix predicts the board best")
+    assert found.tasks[0].name == "task0"
+
+
+def test_leaving_out_leaves_out() -> None:
+    given_ = submissions(9)
+    matrix = np.stack(list(given_.local.values()), axis=1)
+    for fit in (fit_best_task, fit_mix):
+        moved = given_.board.copy()
+        moved[3] += 100  # what is predicted for it must not know of it
+        before, after = left_out(fit, matrix, given_.board), left_out(fit, matrix, moved)
+        assert after[3] == pytest.approx(before[3])
+        assert abs(after[0] - before[0]) > 1e-3
+    slope, constant = np.polyfit(matrix[:, 0], given_.board, 1)
+    predicted = fit_line(matrix[:, [0]], given_.board)(matrix[:, [0]])
+    np.testing.assert_allclose(predicted, slope * matrix[:, 0] + constant)
+
+
+def test_noise_predicts_nothing() -> None:
+    """The best of eight tasks of noise seems to predict; chosen honestly, it does not."""
+    seems, honest, mixed = [], [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        noise = {f"task{k}": rng.normal(size=12) for k in range(8)}
+        found = study(Submissions([f"v{n}" for n in range(12)], rng.normal(size=12), noise))
+        nothing, best, _, mix = (rule.error for rule in found.rules)
+        seems.append(found.tasks[0].error / nothing)
+        honest.append(best / nothing)
+        mixed.append(mix / nothing)
+    assert np.mean(seems) < 0.92
+    assert np.mean(honest) > 1
+    assert np.mean(mixed) > 1
+
+
+def test_weights_are_never_negative() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(10, 3))
+    weights, _ = mix_weights(x, -x[:, 0])
+    assert (weights >= 0).all()
+
+
+def test_faults_are_told(tmp_path: Path) -> None:
+    few = submissions(4)
+    with pytest.raises(UserError, match="4 submissions say nothing"):
+        study(few)
+    good = submissions(6)
+    with pytest.raises(UserError, match="the same board score"):
+        study(Submissions(good.names, np.ones(6), good.local))
+    holes = {name: np.where(np.arange(6) == 0, np.nan, row) for name, row in good.local.items()}
+    with pytest.raises(UserError, match="no task is known of all"):
+        study(Submissions(good.names, good.board, holes))
+    table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", 0.5, "x"]])
+    with pytest.raises(UserError, match=r"s\.csv line 2: cv is 'x', not a number"):
+        read_submissions(table, tmp_path)
+    table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", "", 1]])
+    with pytest.raises(UserError, match=r"line 2: board is empty"):
+        read_submissions(table, tmp_path)
+    table = write_csv(tmp_path / "s.csv", ["submission", "board", "run"], [["a", 1, "runs/a"]])
+    with pytest.raises(UserError, match="evaluate it: python -m visual_search"):
+        read_submissions(table, tmp_path)
+    table = write_csv(tmp_path / "s.csv", ["submission", "board"], [["a", 1]])
+    with pytest.raises(UserError, match="no local score"):
+        read_submissions(table, tmp_path)
+
+
+def test_the_command_reads_evaluations_and_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(8):
+        score = float(rng.random())
+        tasks = {"shop": {"score": score, "mean_over_queries": {"R@1": 1 - score}}}
+        file = tmp_path / "evaluation" / f"m{number}" / "results.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"tasks": tasks}))
+        cv = "" if number == 3 else round(score / 2, 3)
+        rows.append([f"try {number}", round(0.1 + score, 6), f"runs/m{number}", cv])
+    table = write_csv(tmp_path / "submissions.csv", ["submission", "board", "run", "cv"], rows)
+    out = tmp_path / "out"
+    arguments = ["--submissions", str(table), "--results", str(tmp_path / "evaluation")]
+    arguments += ["--output", str(out)]
+    monkeypatch.setattr(sys, "argv", ["main_cv_lb", *arguments])
+    main_cv_lb.main()
+    said = capsys.readouterr().out
+    assert "| shop | 8 | +1.00" in said
+    assert "| cv | 7 | +1.00" in said
+    values = json.loads((out / "study.json").read_text())
+    assert values["correlations"]["shop"]["pearson"]["value"] == pytest.approx(1)
+    assert values["weights_of_the_mix"].keys() == {"shop"}
+    for name in ("study.html", "study.md", "plots/shop.png", "plots/cv.png"):
+        assert (out / name).stat().st_size > 100
+    monkeypatch.setattr(sys, "argv", ["main_cv_lb", *arguments, "--metric", "R@1"])
+    main_cv_lb.main()
+    assert "| shop | 8 | -1.00" in capsys.readouterr().out

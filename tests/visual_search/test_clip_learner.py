@@ -1,0 +1,106 @@
+"""The learner's loss against its parts, and batches in chunks against whole ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from visual_search.clip_learner import ClipLearner
+from visual_search.contrastive import ContrastiveLoss, infonce
+from visual_search.dual_encoder import TextArchitecture, build_dual_encoder
+from visual_search.model import build_embedder
+
+TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
+
+
+def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
+    torch.manual_seed(0)
+    visual, built = build_embedder("timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
+    architecture = TextArchitecture(("hashed",), 77, "mean", 200, 8, "linear", 6, clusters, False)
+    encoder = build_dual_encoder(visual, built.dimension, architecture, feature_dropout=0.3)
+    encoder.text.fit(TEXTS)
+    return ClipLearner(encoder, ContrastiveLoss("infonce", 0.1), 0.5, chunk)
+
+
+def batch(encoder: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "photos": torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "tokens": encoder.text.tokenize(TEXTS),
+        "owners": None,
+        "groups": torch.arange(6),
+        "text_ids": torch.arange(6),
+        "clusters": torch.tensor([0, 0, 1, 1, 2, 2]),
+    }
+
+
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_chunks_change_neither_loss_nor_gradient_nor_statistics(chunk: int) -> None:
+    results = []
+    for size in (0, chunk):
+        made = learner(chunk=size).train()
+        # Batch norms see a chunk at a time: held, so that both see the same.
+        for module in made.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        made.embedder.photo_projection.standardised.dropout.p = 0.0
+        loss, _ = made(**batch(made.embedder))
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in made.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        other = results[1][1][name]
+        assert (gradient is None) == (other is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-3)
+
+
+def test_chunks_draw_the_same_dropout_twice_and_count_a_photo_once() -> None:
+    made = learner(chunk=2).train()
+    norm = next(m for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    loss, _ = made(**batch(made.embedder))
+    after_forward = norm.running_mean.clone() if norm.running_mean is not None else None
+    count = int(norm.num_batches_tracked or 0)
+    loss.backward()
+    assert count == 3
+    assert int(norm.num_batches_tracked or 0) == 3
+    assert after_forward is not None
+    assert norm.running_mean is not None
+    assert torch.equal(norm.running_mean, after_forward)
+
+
+def test_the_cluster_classifier_has_its_share() -> None:
+    made = learner(clusters=3).eval()
+    torch.nn.init.normal_(made.embedder.neck["text"].classifier.weight)  # type: ignore[union-attr, arg-type]
+    values = batch(made.embedder)
+    loss, parts = made(**values)
+    photos = made.embedder(values["photos"])
+    texts, logits = made.embedder.text_vectors(values["tokens"])
+    contrastive = infonce(10.0 * photos @ texts.T, torch.eye(6, dtype=torch.bool))
+    assert logits is not None
+    entropy = F.cross_entropy(logits, values["clusters"])
+    torch.testing.assert_close(loss, (2 * contrastive + 0.5 * entropy) / 2.5)
+    torch.testing.assert_close(parts["cluster"], entropy.detach())
+
+
+def test_several_queries_are_averaged() -> None:
+    encoder = learner().eval().embedder
+    tokens = encoder.text.tokenize([*TEXTS, "ещё одно"])
+    owners = torch.tensor([0, 0, 1, 2, 3, 4, 5])
+    one_by_one, _ = encoder.text_vectors(tokens)
+    averaged, _ = encoder.text_vectors(tokens, owners, 6)
+    torch.testing.assert_close(averaged[1:], one_by_one[2:])
+    expected = F.normalize(one_by_one[0] + one_by_one[1], dim=0)
+    torch.testing.assert_close(averaged[0], expected)
+
+
+def test_the_photo_side_alone_gives_the_same() -> None:
+    encoder = learner().eval().embedder
+    pixels = batch(encoder)["photos"]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.photo_embedder()(pixels), encoder(pixels))
+        vectors = encoder.visual(pixels)
+        torch.testing.assert_close(encoder(vectors), encoder(pixels))

@@ -1,0 +1,213 @@
+"""Image–text training as a user types it, small: drawn products, names made of two words."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import PROJECT
+from tests.visual_search.drawn_pairs import (
+    COLOURS,
+    FORMS,
+    HELD_OUT,
+    small_clip,
+    write_drawn_pairs,
+)
+from visual_search.typed_model import load_typed_model
+
+
+def module(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, f"visual_search.{name}", *arguments],
+        cwd=PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def written(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values, allow_unicode=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained run, its table, and a run on shuffled texts."""
+    folder = tmp_path_factory.mktemp("typed")
+    values = small_clip(write_drawn_pairs(folder / "data"))
+    config = written(folder / "clip.yml", values)
+    common = ("--config", str(config), "--runs", str(folder / "runs"))
+    module("main_clip", *common, "--name", "right")
+    module("main_clip", *common, "--name", "shuffled", "--dataset.shuffle_texts", "true")
+    return folder
+
+
+def retrieval(run: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "retrieval"][-1]
+
+
+def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> None:
+    right = retrieval(trained / "runs" / "right")
+    shuffled = retrieval(trained / "runs" / "shuffled")
+    # Nine products with two names each: chance is a ninth.
+    assert right["text_to_photo"]["R@1"] >= 0.6
+    assert right["photo_to_text"]["mAP"] >= 0.6
+    assert shuffled["text_to_photo"]["R@1"] <= 0.35
+    assert shuffled["photo_to_text"]["mAP"] <= 0.4
+
+
+def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
+    run = trained / "runs" / "right"
+    expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
+    assert sorted(p.name for p in run.iterdir()) == [*expected, "report.html", "result.json"]
+    page = (run / "report.html").read_text()
+    assert "красный квадрат" in page
+    assert "text → photo" in page
+
+
+def test_queries_from_the_command_line(trained: Path) -> None:
+    run, gallery = trained / "runs" / "right", trained / "data" / "pairs.parquet"
+    output = trained / "found"
+    told = module(
+        "main_query", "--run", str(run), "--gallery", str(gallery), "--top", "3", "--output",
+        str(output), "--cache", str(trained / "cache"), "красный квадрат", "полоса зеленый",
+    )  # fmt: skip
+    assert "красный квадрат" in told
+    rows = json.loads((output / "results.json").read_text())
+    assert [len(row["photos"]) for row in rows] == [3, 3]
+    assert rows[0]["photos"][0]["path"].split("/")[-1].startswith("0_")
+    assert rows[1]["photos"][0]["path"].split("/")[-1].startswith("1_")
+    assert (output / "results.jpg").stat().st_size > 1000
+    names = written(trained / "names.txt", {})
+    names.write_text("красный\nсиний\nжёлтый\n")
+    photo = trained / "data" / "photos" / "2_0_1.png"
+    told = module(
+        "main_query", "--run", str(run), "--photos", str(photo), "--names", str(names), "--top", "1"
+    )
+    assert ": синий" in told
+
+
+def test_zero_shot_from_the_command_line(trained: Path) -> None:
+    folder = trained / "forms"
+    (folder / "img").mkdir(parents=True)
+    labels = {}
+    for path in sorted((trained / "data" / "photos").glob("*.png")):
+        colour, form, _ = (int(part) for part in path.stem.split("_"))
+        if (list(COLOURS)[colour], FORMS[form]) in HELD_OUT:
+            (folder / "img" / path.name).write_bytes(path.read_bytes())
+            labels[path.stem] = colour
+    classes = list(COLOURS)
+    (folder / "classes.json").write_text(json.dumps(classes))
+    (folder / "labels.json").write_text(json.dumps(labels))
+    run = trained / "runs" / "right"
+    told = module("main_zero_shot", "--run", str(run), "--data", str(folder))
+    result = json.loads((run / "zero_shot" / "result.json").read_text())
+    accuracy = result["data"]["forms"]["accuracy"]
+    assert accuracy >= 0.7
+    assert result["score"] == pytest.approx(100 * accuracy)
+    predictions = json.loads((run / "zero_shot" / "predictions.json").read_text())["forms"]
+    right = sum(predictions[name] == label for name, label in labels.items())
+    assert right / len(labels) == pytest.approx(accuracy)
+    assert (run / "zero_shot" / "confusion_forms.png").is_file()
+    assert f"accuracy {accuracy:.3f}" in told
+    import shutil
+
+    shutil.rmtree(run / "zero_shot")
+
+
+def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
+    run = trained / "runs" / "right"
+    told = module(
+        "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(trained / "runs"),
+        "--name", "next", "--pretrain_model", str(run), "--optim.head_lr", "1e-9",
+        "--train.epochs", "1", "--dataset.queries_per_photo", "mean", "--loss.chunk", "5",
+    )  # fmt: skip
+    before, after = retrieval(run), retrieval(trained / "runs" / "next")
+    assert after["text_to_photo"]["mAP"] == pytest.approx(before["text_to_photo"]["mAP"], abs=0.05)
+    assert "done: mAP" in told
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "infonce": {},
+    "siglip": {"loss": {"name": "siglip", "temperature": 0.2}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_path: Path) -> None:
+    values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
+    values["backbone"] = {"name": "timm/test_vit", "weights": "none"}
+    values["dataset"] |= {"queries_per_photo": "mean" if variant == "siglip" else "draw"}
+    values["train"] = {"epochs": 3, "validate_every": 3, "log_steps": 1}
+    values |= VARIANTS[variant]
+    config = written(tmp_path / "clip.yml", values)
+    port = str(29640 + list(VARIANTS).index(variant))
+    accelerate = ("accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu",
+                  "--main_process_port", port, "-m")  # fmt: skip
+    losses = []
+    for name, launcher, batch in (("one", (), "12"), ("two", accelerate, "6")):
+        module(
+            "main_clip", "--config", str(config), "--runs", str(tmp_path / "runs"), "--name", name,
+            "--dataset.batch_size", batch, launcher=launcher,
+        )  # fmt: skip
+        text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        losses.append([line["loss"] for line in lines if line["kind"] == "step"])
+    assert len(losses[0]) == 15
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        one, two = (
+            load_typed_model(tmp_path / "runs" / name / "last").encoder(pixels)
+            for name in ("one", "two")
+        )
+    assert one.allclose(two, atol=2e-3)
+
+
+def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
+    values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
+    values["text"]["dropout"] = 0.2
+    values["projection"] |= {"feature_noise": 0.1, "feature_dropout": 0.1}
+    values["train"] = {"epochs": 4, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9}
+    config = written(tmp_path / "clip.yml", values)
+    common = ["--config", str(config), "--runs", str(tmp_path / "runs")]
+    module("main_clip", *common, "--name", "calm")
+    rng, state = random.Random(0), tmp_path / "runs" / "killed" / "state"
+    for _ in range(2):
+        before = {path.name for path in state.glob("step-*")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "visual_search.main_clip", *common, "--name", "killed"],
+            cwd=PROJECT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not {p.name for p in state.glob("step-*")} - before:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        process.wait()
+    module("main_clip", *common, "--name", "killed")
+    calm, killed = (
+        load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
+        for name in ("calm", "killed")
+    )
+    assert calm.keys() == killed.keys()
+    assert all(torch.equal(calm[name], killed[name]) for name in calm)

@@ -1,0 +1,157 @@
+"""Batches of photos with queries: who meets whom, in one process and in several."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visual_search.errors import UserError
+from visual_search.pair_batches import KINDS, build_pair_batches, fill_batches
+
+PHOTOS = 240
+RNG = np.random.default_rng(0)
+GROUPS = RNG.integers(0, 90, PHOTOS)
+# Sizes of about 1 : 2 : 4 : 8.
+CLUSTERS = RNG.choice(4, PHOTOS, p=[1 / 15, 2 / 15, 4 / 15, 8 / 15])
+
+
+def epoch(kind: str, batch: int = 24, number: int = 0, **more: Any) -> np.ndarray:
+    sampler = build_pair_batches(kind, CLUSTERS, GROUPS, batch, seed=7, **more)
+    sampler.set_epoch(number)
+    return np.array(list(sampler))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_together_processes_see_what_one_sees(kind: str) -> None:
+    alone = epoch(kind, 24)
+    parts = []
+    for rank in range(2):
+        sampler = build_pair_batches(kind, CLUSTERS, GROUPS, 12, seed=7, rank=rank, world_size=2)
+        parts.append(np.array(list(sampler)))
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_depends_on_its_number_alone_and_goes_on_anywhere(kind: str) -> None:
+    np.testing.assert_array_equal(epoch(kind, number=3), epoch(kind, number=3))
+    assert (epoch(kind, number=3) != epoch(kind, number=4)).any()
+    sampler = build_pair_batches(kind, CLUSTERS, GROUPS, 24, seed=7)
+    sampler.set_epoch(3, start_batch=4)
+    np.testing.assert_array_equal(np.array(list(sampler)), epoch(kind, number=3)[4:])
+
+
+@pytest.mark.parametrize("kind", ["shuffle", "hard-negatives"])
+def test_every_photo_comes_once(kind: str) -> None:
+    assert sorted(epoch(kind).ravel().tolist()) == list(range(PHOTOS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_group_meets_itself(kind: str) -> None:
+    for batch in epoch(kind) % PHOTOS:
+        assert len(set(GROUPS[batch].tolist())) == len(batch)
+
+
+def test_of_hard_negatives_a_share_is_of_one_cluster() -> None:
+    for share, least in ((0.5, 12), (0.25, 6), (0.0, 1)):
+        batches = epoch("hard-negatives", hard_share=share)
+        most = [np.bincount(CLUSTERS[batch]).max() for batch in batches]
+        assert min(most) >= least
+    # All of a batch, where a cluster is large enough for whole batches.
+    pure = epoch("hard-negatives", hard_share=1.0)
+    whole = sum(len(np.unique(CLUSTERS[batch])) == 1 for batch in pure)
+    assert whole >= sum(count // 24 for count in np.bincount(CLUSTERS).tolist()) - 1
+    # And the cluster is another one from batch to batch.
+    first = [np.bincount(CLUSTERS[batch], minlength=4).argmax() for batch in pure]
+    assert len(set(first)) >= 3
+
+
+def test_hard_photos_are_drawn_by_chance_and_not_by_place() -> None:
+    """Over many epochs each process gets as many of the cluster's photos as the others."""
+    halves = np.zeros(2)
+    for number in range(20):
+        for batch in epoch("hard-negatives", number=number):
+            inside = CLUSTERS[batch] == np.bincount(CLUSTERS[batch]).argmax()
+            halves += inside.reshape(2, 12).sum(axis=1)
+    assert 0.45 < halves[0] / halves.sum() < 0.55
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1.0, None), (0.0, [0.25] * 4), (0.5, None)])
+def test_clusters_are_balanced(power: float, expected: list[float] | None) -> None:
+    sizes = np.bincount(CLUSTERS)
+    shares = sizes**power / (sizes**power).sum() if expected is None else np.array(expected)
+    drawn = epoch("cluster-balanced", 24, cluster_power=power) % PHOTOS
+    found = np.bincount(CLUSTERS[drawn.ravel()]) / PHOTOS
+    np.testing.assert_allclose(found, shares, atol=1.5 / PHOTOS)
+    # Within a cluster all come equally often, give or take one.
+    times = np.bincount(drawn.ravel(), minlength=PHOTOS)
+    for cluster in range(4):
+        inside = times[cluster == CLUSTERS]
+        assert inside.max() - inside.min() <= 1
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=40),
+    st.integers(1, 8),
+    st.integers(0, 2**32 - 1),
+)
+def test_rows_are_only_rearranged_and_meet_only_where_they_must(
+    groups: list[int], batch: int, seed: int
+) -> None:
+    rows = np.random.default_rng(seed).permutation(len(groups))
+    found = fill_batches(rows, np.array(groups), batch)
+    assert sorted(found.tolist()) == list(range(len(groups)))
+    batches = [
+        Counter(groups[row] for row in found[start : start + batch])
+        for start in range(0, len(found), batch)
+    ]
+    limits = {group: -(-count // len(batches)) for group, count in Counter(groups).items()}
+    # A group stands too often only where no other batch could take a row and give one for it.
+    for here in batches:
+        for group in (group for group, count in here.items() if count > limits[group]):
+            for other in batches:
+                givable = [g for g in other if here[g] < limits[g]]
+                assert other is here or other[group] >= limits[group] or not givable
+
+
+def test_a_group_of_more_rows_than_batches_is_spread_over_them() -> None:
+    groups = np.array([0] * 50 + list(range(1, 51)))
+    rows = np.random.default_rng(2).permutation(100)
+    found = groups[fill_batches(rows, groups, 10)].reshape(10, 10)
+    assert (found == 0).sum(axis=1).tolist() == [5] * 10
+
+
+def test_groups_of_their_own_leave_the_order_as_it_is() -> None:
+    rows = np.random.default_rng(1).permutation(50)
+    np.testing.assert_array_equal(fill_batches(rows, np.arange(50), 8), rows)
+
+
+def test_begun_batches_are_filled_up() -> None:
+    starts = [np.array([0, 1]), np.array([2])]
+    found = fill_batches(np.array([3, 4, 5, 6]), np.array([0, 1, 2, 0, 3, 2, 4]), 3, starts)
+    batches = [found[:3].tolist(), found[3:6].tolist(), found[6:].tolist()]
+    assert batches[0] == [0, 1, 4]  # 3 is of the group of 0
+    assert batches[1] == [2, 3, 6]  # 3 has waited; 5 is of the group of 2
+    assert batches[2] == [5]
+
+
+def test_a_photo_that_comes_again_has_another_number() -> None:
+    drawn = epoch("cluster-balanced", cluster_power=0.0).ravel()
+    assert len(set(drawn.tolist())) == len(drawn)
+    times = Counter((drawn % PHOTOS).tolist())
+    assert max(times.values()) == drawn.max() // PHOTOS + 1
+
+
+def test_settings_that_cannot_be_are_said() -> None:
+    with pytest.raises(UserError, match="take shuffle, cluster-balanced, hard-negatives"):
+        build_pair_batches("random", CLUSTERS, GROUPS, 8, 0)
+    with pytest.raises(UserError, match=r"cluster_texts\.py assign"):
+        build_pair_batches("hard-negatives", None, GROUPS, 8, 0)
+    with pytest.raises(UserError, match=r"hard_share is 1\.5"):
+        build_pair_batches("hard-negatives", CLUSTERS, GROUPS, 8, 0, hard_share=1.5)
+    with pytest.raises(UserError, match=r"lower dataset\.batch_size"):
+        build_pair_batches("shuffle", None, GROUPS, 500, 0)

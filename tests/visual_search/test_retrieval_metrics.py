@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import average_precision_score
+
+from visual_search.hits import hits_of_ranks
+from visual_search.match_ranks import count_hits
+from visual_search.metrics import average_precision
+from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
+
+
+def test_hand_worked_case() -> None:
+    labels = np.array(["a", "b", "a", "c", "a", "b"])
+    # The first query finds a at ranks 1, 3 and 5; the second its only c at rank 6; the third is
+    # of no class that the gallery has.
+    ranks = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5, 3], [0, 1, 2, 3, 4, 5]])
+    scores = per_query(hits_of_ranks(ranks, labels, np.array(["a", "c", "z"])))
+    nan = np.nan
+    expected = {
+        "mAP@1000": [(1 + 2 / 3 + 3 / 5) / 3, 1 / 6, nan],
+        "mP@5": [2 / 3, 0.0, nan],  # of the first min(3, 5), and of the first 1
+        "R@1": [1, 0, nan],
+        "R@5": [1, 0, nan],
+        "R@10": [1, 1, nan],
+        "R@100": [1, 1, nan],
+        "MAP@R": [(1 + 2 / 3) / 3, 0.0, nan],
+        "R-precision": [2 / 3, 0.0, nan],
+    }
+    assert scores.keys() == expected.keys() == METRICS.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, err_msg=name)
+
+
+def test_more_right_photos_than_columns() -> None:
+    labels = np.zeros(1500, int)
+    scores = per_query(hits_of_ranks(np.arange(1500)[None], labels, np.array([0])))
+    assert scores["mAP@1000"] == pytest.approx([1000 / 1500])
+    assert scores["MAP@R"] == scores["R-precision"] == scores["mP@5"] == [1.0]
+
+
+case = given(
+    seed=st.integers(0, 2**32 - 1),
+    photos=st.integers(2, 50),
+    asked=st.integers(1, 10),
+    classes=st.integers(1, 12),
+)
+
+
+def integer_vectors(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Exact sums; and all of one length, so that distance and inner product rank alike."""
+    signs = rng.choice([-1.0, 1.0], (count, 8))
+    return torch.from_numpy(signs.astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@case
+def test_equals_pytorch_metric_learning(seed: int, photos: int, asked: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    gallery, queries = (
+        torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, 8))).float())
+        for n in (photos, asked)
+    )
+    labels, query_labels = rng.integers(0, classes, photos), rng.integers(0, classes + 2, asked)
+    names = {
+        "precision_at_1": "R@1",
+        "r_precision": "R-precision",
+        "mean_average_precision_at_r": "MAP@R",
+        "mean_average_precision": "mAP@1000",
+    }
+    calculator = AccuracyCalculator(include=tuple(names), device=torch.device("cpu"))
+    for own in (None, np.arange(photos)):
+        asking, given_labels = (queries, query_labels) if own is None else (gallery, labels)
+        theirs = calculator.get_accuracy(
+            asking,
+            torch.from_numpy(given_labels),
+            gallery,
+            torch.from_numpy(labels),
+            own is not None,
+        )
+        ours = per_query(count_hits(gallery, labels, asking, given_labels, own))
+        for name, value in theirs.items():
+            scored = ours[names[name]][~np.isnan(ours[names[name]])]
+            if len(scored):
+                assert scored.mean() == pytest.approx(value, abs=1e-9), name
+            else:
+                assert np.isnan(value)
+
+
+@settings(max_examples=25, deadline=None)
+@case
+def test_equals_torchmetrics(seed: int, photos: int, asked: int, classes: int) -> None:
+    functional = pytest.importorskip("torchmetrics.functional.retrieval")
+    rng = np.random.default_rng(seed)
+    labels, query_labels = rng.integers(0, classes, photos), rng.integers(0, classes, asked)
+    ranks = np.stack([rng.permutation(photos) for _ in range(asked)])
+    ours = per_query(hits_of_ranks(ranks, labels, query_labels))
+    for query, row in enumerate(ranks):
+        scores = torch.empty(photos)
+        scores[torch.from_numpy(row)] = torch.arange(photos, 0, -1).float()
+        right = torch.from_numpy(labels == query_labels[query])
+        if not right.any():
+            assert all(np.isnan(values[query]) for values in ours.values())
+            continue
+        width = min(int(right.sum()), 5)
+        expected = {
+            "mAP@1000": functional.retrieval_average_precision(scores, right),
+            "mP@5": functional.retrieval_precision(scores, right, top_k=width),
+            "R-precision": functional.retrieval_r_precision(scores, right),
+            **{
+                f"R@{k}": functional.retrieval_hit_rate(scores, right, top_k=min(k, photos))
+                for k in (1, 5, 10, 100)
+            },
+        }
+        for name, value in expected.items():
+            assert ours[name][query] == pytest.approx(float(value), abs=1e-6), name
+
+
+@settings(max_examples=60, deadline=None)
+@case
+def test_the_challenges_map_to_the_last_bit_with_ties(
+    seed: int, photos: int, asked: int, classes: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    gallery, queries = integer_vectors(rng, photos), integer_vectors(rng, asked)
+    labels, query_labels = rng.integers(0, classes, photos), rng.integers(0, classes + 2, asked)
+    order = np.argsort(-(queries @ gallery.T).numpy(), axis=1, kind="stable")
+    theirs = average_precision(order, labels, query_labels)
+    ours = per_query(count_hits(gallery, labels, queries, query_labels))["mAP@1000"]
+    scored = ~np.isnan(ours)
+    assert ours[scored].tolist() == theirs[scored].tolist()
+    assert not theirs[~scored].any()
+
+
+def naive_gap(confidence: np.ndarray, right: np.ndarray, has_match: np.ndarray) -> float:
+    order = np.argsort(-confidence)
+    hits, total = 0, 0.0
+    for place, query in enumerate(order, 1):
+        if right[query]:
+            hits += 1
+            total += hits / place
+    return total / has_match.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), queries=st.integers(1, 40), steps=st.integers(1, 30))
+def test_gap_equals_scikit_learn_with_ties_and_the_loop_without(
+    seed: int, queries: int, steps: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    has_match = rng.random(queries) < 0.7
+    right = has_match & (rng.random(queries) < 0.6)
+    tied, untied = rng.integers(0, steps, queries) / steps, rng.permutation(queries) / queries
+    if not has_match.any():
+        assert np.isnan(global_average_precision(tied, right, has_match))
+        return
+    # scikit-learn divides by the right answers, GAP by the queries that have one.
+    reference = average_precision_score(right, tied) if right.any() else 0.0
+    expected = reference * right.sum() / has_match.sum()
+    assert global_average_precision(tied, right, has_match) == pytest.approx(expected)
+    expected = naive_gap(untied, right, has_match)
+    assert global_average_precision(untied, right, has_match) == pytest.approx(expected)
+
+
+def test_a_confident_distractor_costs_gap() -> None:
+    right, has_match = np.array([False, True, True]), np.array([False, True, True])
+    first = global_average_precision(np.array([0.9, 0.8, 0.7]), right, has_match)
+    last = global_average_precision(np.array([0.1, 0.8, 0.7]), right, has_match)
+    assert first == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert last == 1.0

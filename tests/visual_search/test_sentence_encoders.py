@@ -1,0 +1,103 @@
+"""Texts to vectors: what all encoders keep to, and what each is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visual_search.errors import UserError
+from visual_search.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+
+TEXTS = ["письменный стол", "столик", "кресло", "мягкое кресло", "лампа", "настольная лампа"]
+
+
+def fitted() -> LsaEncoder:
+    encoder = LsaEncoder(dimension=4)
+    encoder.fit(TEXTS)
+    return encoder
+
+
+@pytest.fixture(scope="module", params=["use", "lsa"])
+def encoder(request: pytest.FixtureRequest) -> SentenceEncoder:
+    return fitted() if request.param == "lsa" else sentence_encoder("use")
+
+
+def test_rows_are_of_length_one_and_in_the_order_of_the_texts(encoder: SentenceEncoder) -> None:
+    found = encoder.encode([*TEXTS, TEXTS[2]])
+    assert found.shape == (7, encoder.dimension)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found[2], found[6])
+    alone = np.stack([encoder.encode([text])[0] for text in TEXTS])
+    np.testing.assert_allclose(found[:6], alone, atol=1e-5)
+    assert encoder.encode([]).shape == (0, encoder.dimension)
+    assert np.isfinite(encoder.encode(["", "?"])).all()
+
+
+def test_use_knows_that_two_languages_say_the_same() -> None:
+    use = sentence_encoder("use")
+    russian = use.encode(["настольная лампа", "деревянный стол", "детская кровать"])
+    english = use.encode(["desk lamp", "wooden table", "children's bed"])
+    assert (russian @ english.T).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_lsa_is_tf_idf_times_the_leading_singular_vectors() -> None:
+    """Against a dense singular value decomposition."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    dense = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    weights = dense.fit_transform(TEXTS).toarray()
+    left, singular, _ = np.linalg.svd(weights, full_matrices=False)
+    expected = (left * singular)[:, :4]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = fitted().encode(TEXTS)
+    # Singular vectors have no sign of their own.
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+
+
+def test_lsa_is_kept_as_numbers(tmp_path: Path) -> None:
+    before = fitted()
+    before.save(tmp_path / "encoder.npz")
+    after = LsaEncoder()
+    after.load(tmp_path / "encoder.npz")
+    np.testing.assert_array_equal(after.encode(TEXTS), before.encode(TEXTS))
+    with np.load(tmp_path / "encoder.npz", allow_pickle=False) as arrays:
+        assert all(array.dtype != object for array in arrays.values())
+    (tmp_path / "encoder.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"encoder\.npz is no readable encoder"):
+        after.load(tmp_path / "encoder.npz")
+
+
+def test_a_model_of_a_folder(tmp_path: Path) -> None:
+    """A Bert of two layers with letters for words, as sentence-transformers keeps its models."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    letters = "абвгдежзийклмнопрстуфхцчшщъыьэюя"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    bert = BertModel(BertConfig(vocab_size=len(words), num_attention_heads=2, **sizes))
+    bert.save_pretrained(tmp_path / "bert")
+    SentenceTransformer(str(tmp_path / "bert")).save(str(tmp_path / "model"))
+    encoder = sentence_encoder(f"sentence-transformers/{tmp_path / 'model'}")
+    found = encoder.encode(["стол", "кресло", "стол"])
+    assert found.shape == (3, encoder.dimension) == (3, 32)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(found[0], found[2])
+    with pytest.raises(UserError, match="could not be loaded"):
+        sentence_encoder(f"sentence-transformers/{tmp_path / 'other'}")
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    with pytest.raises(UserError, match="no sentence encoder is called 'bert'"):
+        sentence_encoder("bert")
+    with pytest.raises(UserError, match="fitted"):
+        sentence_encoder("lsa").encode(["стол"])
+    with pytest.raises(UserError, match="at least two different texts"):
+        LsaEncoder().fit(["стол", "стол", ""])

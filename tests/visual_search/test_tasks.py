@@ -1,0 +1,293 @@
+"""Tasks from their files to tables, reports and verdicts, as the command runs them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.conftest import PROJECT, draw_product, write_csv
+from visual_search import main_evaluate
+from visual_search.comparison import compare, most_changed, verdict
+from visual_search.config_reader import read_task
+from visual_search.embed_settings import EmbedSettings
+from visual_search.embedded_dev_set import EmbeddedDevSet
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet
+from visual_search.export import export_torchscript
+from visual_search.images import ImageItem
+from visual_search.model import build_embedder
+from visual_search.rerank import parse_steps
+from visual_search.task_config import TaskConfig
+from visual_search.task_run import name_of_run
+from visual_search.task_scores import over_tasks, score_task
+from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
+
+
+def export(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    # Nothing is left to measure, which would take longer than the embedding.
+    settings = EmbedSettings(batch_size=4, workers=1).unmeasured(on_gpu=False)
+    settings = dataclasses.replace(settings, backend="torch")
+    facts = {"run": None, "step": 7, "embedding": dataclasses.asdict(settings)}
+    export_torchscript(embedder, architecture, facts, folder)
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Two kinds with two classes of three photos; a query of each class, and a distractor."""
+    rows = []
+    for label in range(4):
+        for photo in range(3):
+            name = f"{'chair' if label < 2 else 'lamp'}_final/{label}_{photo}.png"
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            draw_product(label, photo).save(tmp_path / name)
+            rows.append([name, label, "query" if photo == 0 else "gallery", 1])
+    draw_product(9, 9).save(tmp_path / "lamp_final" / "nothing.png")
+    rows.append(["lamp_final/nothing.png", "none", "query", 1])
+    header = ["file_name", "label", "evaluation_status", "is_test"]
+    return write_csv(tmp_path / "dataset_info.csv", header, rows)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def task_files(tmp_path: Path, table: Path, dev_folder: Path) -> list[Path]:
+    shop = f"title: A shop\ndev_set: {{eval_root: {dev_folder}}}\n"
+    kinds = f"domain: furniture\nquery_domain: ([a-z]+)_final/\ndev_set: {{table: {table}}}\n"
+    kinds += "distractors: true\nmetric: GAP\n"
+    alone = f"dev_set: {{table: {table}}}\nprotocol: leave-one-out\nmetric: R@1\n"
+    alone += "select: chair_final/\n"
+    away = "dev_set: {table: nowhere/dataset_info.csv}\nprepare: fetch it\n"
+    return [
+        written(tmp_path / f"{name}.yml", text)
+        for name, text in {"shop": shop, "kinds": kinds, "alone": alone, "away": away}.items()
+    ]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["main_evaluate", *map(str, arguments)])
+    main_evaluate.main()
+
+
+def test_tasks_from_the_command_line(
+    tmp_path: Path,
+    task_files: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights, out = export(tmp_path / "weights", 0), tmp_path / "out"
+    options = ["--run", weights, "--cache", tmp_path / "cache", "--output", out]
+    options += ["--tasks", *task_files]
+    run(monkeypatch, *options, "--trackers", "tensorboard")
+    said = capsys.readouterr().out
+    assert "skipped away: nowhere/dataset_info.csv is not there; prepare it: fetch it" in said
+    values = json.loads((out / "results.json").read_text())
+    assert values["skipped"].keys() == {"away"}
+    tasks = values["tasks"]
+    assert tasks["shop"]["queries"] == tasks["shop"]["gallery"] == 10
+    assert (tasks["kinds"]["queries"], tasks["kinds"]["distractor_queries"]) == (4, 1)
+    assert tasks["kinds"]["domains"].keys() == {"chair", "lamp"}
+    assert tasks["kinds"]["score"] == tasks["kinds"]["mean_over_queries"]["GAP"]
+    assert tasks["alone"]["leave_one_out"]
+    assert tasks["alone"]["queries"] == tasks["alone"]["gallery"] == 6
+    scores = [tasks[name]["score"] for name in ("shop", "kinds", "alone")]
+    assert values["means"]["competition"]["score"] == pytest.approx(np.mean(scores))
+
+    run(monkeypatch, "--run", weights, "--cache", tmp_path / "cache", "--data-folder",
+        tmp_path / "development_test_data")  # fmt: skip
+    plain = tasks["shop"]["mean_over_queries"]["mAP@1000"]
+    assert f"mAP {plain:.4f}  plain cosine" in capsys.readouterr().out
+
+    with (out / "scores" / "kinds.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["R@1"] == "" for row in rows] == [False] * 4 + [True]
+    table = (out / "results.md").read_text()
+    assert "| A shop | 10 | 10 | **" in table
+    html = (out / "report.html").read_text()
+    assert html.count("data:image/jpeg") == 6
+    assert "away was not run" in html
+    assert list((out / "tensorboard").iterdir())
+
+    run(monkeypatch, *options)
+    said = capsys.readouterr().out
+    assert "embedded" not in said
+    assert json.loads((out / "results.json").read_text())["tasks"] == tasks
+    with pytest.raises(UserError, match="no task can be run"):
+        run(monkeypatch, "--run", weights, "--tasks", task_files[-1])
+
+
+def test_two_runs_are_compared(
+    tmp_path: Path,
+    task_files: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    a, b, out = export(tmp_path / "a", 0), export(tmp_path / "b", 1), tmp_path / "out"
+    options = ["--cache", tmp_path / "cache", "--output", out, "--tasks", *task_files]
+    run(monkeypatch, "--compare", a, b, *options)
+    values = json.loads((out / "comparison.json").read_text())
+    assert values["tasks"].keys() == {"shop", "kinds", "alone"}
+    assert values["tasks"]["kinds"]["metric"] == "mAP@1000"  # GAP is no mean over queries
+    assert values["verdict"] == "undecided on 3 of 3"  # too few products differ
+    assert values["verdict"] in capsys.readouterr().out
+    one = values["tasks"]["shop"]
+    assert one["B"] - one["A"] == pytest.approx(one["over_products"]["mean"])
+    assert one["over_products"]["clusters"] == 5
+    assert (out / "comparison.html").is_file()
+    assert (out / "shop_changed.jpg").is_file()
+    run(monkeypatch, "--compare", a, a, *options)
+    same = json.loads((out / "comparison.json").read_text())["tasks"]["shop"]["over_queries"]
+    assert (same["low"], same["mean"], same["high"]) == (0, 0, 0)
+    with pytest.raises(UserError, match="--metric 'mAP' is unknown"):
+        run(monkeypatch, "--compare", a, b, "--metric", "mAP", *options)
+
+
+def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False) -> EmbeddedDevSet:
+    """Sixty products with three photos on each side."""
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(0).normal(size=(60, 16))
+    products = np.repeat(np.arange(60), 3)
+    sides = [centers[products] + noise * rng.normal(size=(180, 16)) for _ in range(2)]
+    gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
+    items = [ImageItem(Path(f"{number}.jpg")) for number in range(180)]
+    labels = products.astype(str)
+    asked = np.where(products < 10, "unknown", labels) if distractors else labels
+    rows = np.arange(180) if own else None
+    dev_set = DevSet(items, items, labels, asked, rows)
+    return EmbeddedDevSet(dev_set, gallery, gallery if own else queries, Path("model.json"))
+
+
+def task_of(model: EmbeddedDevSet, **config: object) -> Task:
+    domains = np.full(len(model.dev_set.queries), "products", dtype=object)
+    return Task("drawn", TaskConfig(**config), model.dev_set, domains)  # type: ignore[arg-type]
+
+
+def test_the_better_model_is_named() -> None:
+    good, bad = drawn(0.6, 1), drawn(1.2, 2)
+    one, other = (score_task(task_of(model), model) for model in (bad, good))
+    found = compare(one, other)
+    assert found.verdict == "B is better"
+    assert found.over_products.clusters == 60
+    assert found.over_queries.clusters == 180
+    assert compare(other, one).verdict == "A is better"
+    assert verdict([found, compare(other, one), compare(one, one)]) == (
+        "B is better on 1 of 3 tasks, A is better on 1 of 3 tasks, undecided on 1"
+    )
+    changed = most_changed(found, 10)
+    gains = found.differences[changed]
+    assert (gains[:5] > 0).all()
+    assert gains[0] == found.differences.max()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_reranked_tasks_rank_what_the_steps_make(own: bool) -> None:
+    model = drawn(1.0, 3, own)
+    plain = score_task(task_of(model), model)
+    for steps in (
+        [{"name": "center"}],
+        [{"name": "dba", "neighbours": 3}],
+        [{"name": "k_reciprocal"}],
+    ):
+        parsed = parse_steps(steps, "test")
+        scores = score_task(task_of(model), model, parsed)
+        assert scores.reranked
+        expected = model.score(parsed)
+        np.testing.assert_allclose(scores.values["mAP@1000"], expected, atol=1e-9)
+        assert (scores.values["mAP@1000"] != plain.values["mAP@1000"]).any()
+
+
+def test_distractors_count_in_gap_and_nowhere_else() -> None:
+    model = drawn(0.6, 4, distractors=True)
+    scores = score_task(task_of(model, distractors=True, metric="GAP"), model)
+    assert scores.scored.sum() == 150
+    cosines = (model.queries @ model.gallery.T).numpy()
+    first, best = cosines.argmax(axis=1), cosines.max(axis=1)
+    right = model.dev_set.gallery_products[first] == model.dev_set.query_products
+    hits, total = 0, 0.0
+    for place, query in enumerate(np.argsort(-best), 1):
+        if right[query]:
+            hits += 1
+            total += hits / place
+    assert scores.gap == scores.headline == pytest.approx(total / 150)
+    assert scores.means()["R@1"] == pytest.approx(right.sum() / 150)
+
+
+def test_means_over_tasks_domains_queries_and_classes() -> None:
+    one, other = drawn(1.0, 5), drawn(0.5, 6)
+    scores = [score_task(task_of(model), model) for model in (one, other)]
+    scores[1].task.domains[:90] = "food"
+    means = over_tasks(scores)
+    aps = [values.values["mAP@1000"] for values in scores]
+    assert means["tasks"]["mAP@1000"] == pytest.approx(np.mean([ap.mean() for ap in aps]))
+    assert means["queries"]["mAP@1000"] == pytest.approx(np.concatenate(aps).mean())
+    products = np.concatenate([aps[0], aps[1][90:]]).mean()
+    assert means["domains"]["mAP@1000"] == pytest.approx((aps[1][:90].mean() + products) / 2)
+    names, sizes, of_class = scores[0].classes()
+    assert sizes.tolist() == [3] * 60
+    ap_of = {str(k): aps[0][3 * k : 3 * k + 3].mean() for k in range(60)}
+    np.testing.assert_allclose(of_class["mAP@1000"], [ap_of[name] for name in names])
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "config" / "evaluation").glob("*.yml")))
+def test_every_task_of_the_kit_is_read_and_says_what_to_prepare(file: Path) -> None:
+    task = read_task(file)
+    assert task.title
+    if file.stem != "demo":
+        assert task.prepare
+        reason = what_is_missing(task)
+        assert reason is None or task.prepare in reason
+
+
+def test_the_demos_task_is_there() -> None:
+    file = PROJECT / "config" / "evaluation" / "demo.yml"
+    folder = PROJECT / read_task(file).dev_set.eval_root
+    assert (folder / "gallery.csv").is_file()
+
+
+def test_faulty_tasks_are_refused(tmp_path: Path, table: Path) -> None:
+    def fault(text: str) -> Path:
+        return written(tmp_path / "task.yml", text)
+
+    with pytest.raises(UserError, match=r"task\.yml: unknown key 'tilte'; did you mean 'title'"):
+        read_task(fault("tilte: x"))
+    with pytest.raises(UserError, match="select is not a regular expression"):
+        read_task(fault("select: '('"))
+    with pytest.raises(UserError, match="query_domain needs a group"):
+        read_task(fault("query_domain: chair"))
+    with pytest.raises(UserError, match="GAP needs distractors"):
+        read_task(fault("metric: GAP"))
+    with pytest.raises(UserError, match=r"task\.yml.*metric"):
+        read_task(fault("metric: mAP"))
+    with pytest.raises(UserError, match="another task is called task"):
+        read_tasks([fault("title: x"), tmp_path / "task.yml"])
+    with pytest.raises(UserError, match="found in none of the 13 paths"):
+        load_task("x", read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa")))
+
+
+def test_all_rows_of_a_table_that_nothing_trains_on(tmp_path: Path, table: Path) -> None:
+    rows = [[f"chair_final/0_{k}.png", "a"] for k in range(3)]
+    write_csv(tmp_path / "folders.csv", ["file_name", "label"], rows)
+    text = f"dev_set: {{table: {tmp_path / 'folders.csv'}}}\nrows: all\n"
+    task = load_task("x", read_task(written(tmp_path / "task.yml", text)))
+    assert len(task.dev_set.queries) == 3
+
+
+def test_runs_have_names_of_their_own() -> None:
+    assert name_of_run(Path("runs/a")) == "a"
+    assert name_of_run(Path("runs/a/best")) == "a_best"
+    assert name_of_run(Path("my_submission/weights")) == "my_submission_weights"

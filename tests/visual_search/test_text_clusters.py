@@ -1,0 +1,103 @@
+"""Clusters of texts, against scipy's tree and a naive vote."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+from visual_search.cluster_config import ClusterConfig
+from visual_search.errors import UserError
+from visual_search.text_clusters import TextClusters, fit_clusters
+
+THINGS = {
+    "мебель": ["стол", "стул", "кресло", "диван", "шкаф", "кровать", "табурет", "комод"],
+    "одежда": ["платье", "юбка", "рубашка", "брюки", "куртка", "пальто", "свитер", "футболка"],
+    "еда": ["яблоко", "хлеб", "сыр", "молоко", "суп", "колбаса", "торт", "картофель"],
+}
+GRAMS = [
+    (f"{colour} {thing}", 10 - place)
+    for place, colour in enumerate(["белый", "новый", "большой"])
+    for things in THINGS.values()
+    for thing in things
+]
+CONFIG = ClusterConfig(clusters=3, scan=[2, 3, 5])
+
+
+@pytest.fixture(scope="module")
+def fitted() -> TextClusters:
+    return fit_clusters(GRAMS, CONFIG)[0]
+
+
+def test_clusters_are_those_of_the_ward_tree(fitted: TextClusters) -> None:
+    tree = linkage(fitted.vectors.astype(np.float64), "ward")
+    expected = fcluster(tree, 3, "maxclust")
+    assert adjusted_rand_score(expected, fitted.labels) == 1.0
+    sizes = np.bincount(fitted.labels)
+    assert (np.diff(sizes) <= 0).all()
+
+
+def test_the_report_is_about_these_clusters() -> None:
+    clusters, report = fit_clusters(GRAMS, CONFIG)
+    assert report.ngrams == len(GRAMS)
+    assert report.sizes == np.bincount(clusters.labels).tolist()
+    assert sum(report.weights) == sum(count for _, count in GRAMS)
+    expected = silhouette_score(clusters.vectors, clusters.labels)
+    assert report.silhouette == pytest.approx(expected, abs=1e-6)
+    assert report.scan[3] == pytest.approx(expected, abs=1e-6)
+    assert set(report.scan) == {2, 3, 5}
+    assert report.accuracy is not None
+    assert report.accuracy > 0.5
+    for name, examples in zip(clusters.names, report.examples, strict=True):
+        words = {word for text in examples for word in text.split()}
+        assert set(name.split(", ")) & words
+
+
+def test_a_new_text_goes_where_most_of_its_neighbours_are(fitted: TextClusters) -> None:
+    texts = ["ночная сорочка", "dining table", "cheese", "старый диван", "белый хлеб"]
+    vectors = fitted.encoder.encode(texts)
+    found = fitted.predict(texts)
+    for row, vector in enumerate(vectors):
+        nearest = np.argsort(-(fitted.vectors @ vector))[: CONFIG.neighbours]
+        votes = np.bincount(fitted.labels[nearest], minlength=3)
+        assert votes[found[row]] == votes.max()
+    np.testing.assert_array_equal(fitted.predict_vectors(7 * vectors), found)
+    assert fitted.predict([]).shape == (0,)
+
+
+@pytest.mark.parametrize("encoder", ["use", "lsa"])
+def test_kept_and_read_again_it_says_the_same(tmp_path: Path, encoder: str) -> None:
+    config = replace(CONFIG, encoder=encoder)
+    clusters, _ = fit_clusters(GRAMS, config)
+    clusters.save(tmp_path, config)
+    again = TextClusters.load(tmp_path)
+    texts = ["белый стол", "сыр", "юбка", "desk"]
+    np.testing.assert_array_equal(again.predict(texts), clusters.predict(texts))
+    assert (again.names, again.count) == (clusters.names, 3)
+    for file in tmp_path.glob("*.npz"):
+        with np.load(file, allow_pickle=False) as arrays:
+            assert all(array.dtype != object for array in arrays.values())
+
+
+def test_near_neighbours_alone_give_about_the_same_clusters(fitted: TextClusters) -> None:
+    near, _ = fit_clusters(GRAMS, replace(CONFIG, connectivity=10))
+    assert adjusted_rand_score(near.labels, fitted.labels) > 0.5
+
+
+def test_only_the_most_frequent_are_clustered() -> None:
+    clusters, report = fit_clusters(GRAMS, replace(CONFIG, max_ngrams=24, encoder="lsa"))
+    assert report.ngrams == len(clusters.vectors) == 24
+
+
+def test_too_few_texts_and_missing_folders_are_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="less than the 3 different n-grams"):
+        fit_clusters(GRAMS[:3], CONFIG)
+    with pytest.raises(UserError, match="has no readable clusters"):
+        TextClusters.load(tmp_path)
+    (tmp_path / "clusters.json").write_text("{}")
+    with pytest.raises(UserError, match="has no readable clusters"):
+        TextClusters.load(tmp_path)

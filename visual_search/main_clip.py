@@ -1,0 +1,41 @@
+"""Train photos and queries into one space: `python -m visual_search.main_clip --config FILE …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visual_search.errors import exit_with_sentence
+
+
+def main() -> None:
+    """Parse the arguments, train, and say where the result is."""
+    from visual_search.launching import start_missing_processes
+
+    start_missing_processes("visual_search.main_clip")
+
+    import jsonargparse
+
+    from visual_search.clip_config import ClipConfig
+    from visual_search.config_reader import parse_config
+    from visual_search.run_folder import RunFolder
+
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m visual_search.main_clip",
+        description="Train one phase on photos and the queries they were chosen for, or continue "
+        "it where it was killed.",
+    )
+    parser.add_argument("--name", type=str, required=True, help="the run is kept in runs/<name>")
+    parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace a run of that name")
+    arguments, config, resolved = parse_config(parser, ClipConfig)
+    run = RunFolder(Path(arguments.runs), arguments.name)
+
+    from visual_search.train import train_phase
+
+    score = train_phase(config, run, resolved, arguments.overwrite)
+    print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
+    print(f"next: python -m visual_search.main_query --run {run.path} --gallery FOLDER 'a query'")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,115 @@
+"""Ask a gallery in words: `python -m visual_search.main_query --run … --gallery … "red chair"`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from visual_search.errors import UserError, exit_with_sentence
+
+
+def main() -> None:
+    """Parse the arguments, search, and print what was found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_query",
+        description="Rank the photos of a gallery for typed queries, or name photos.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
+    parser.add_argument(
+        "--gallery", type=Path, help="a folder of photos, a gallery.csv or a pairs.parquet"
+    )
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="as typed; several are allowed")
+    parser.add_argument("--queries_file", type=Path, help="more queries, one a line")
+    parser.add_argument("--photos", type=Path, nargs="+", help="name these photos instead")
+    parser.add_argument("--names", type=Path, help="with --photos: the candidates, one a line")
+    parser.add_argument("--top", type=int, default=10, help="answers each (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, help="folder for results.json and a picture of the answers"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/features"),
+        help="folder where the gallery's embeddings are kept (%(default)s)",
+    )
+    arguments = parser.parse_args()
+    if arguments.top < 1:
+        raise UserError(f"--top is {arguments.top}; write 1 or more")
+    if arguments.photos:
+        _name_photos(arguments)
+    else:
+        _find_photos(arguments)
+
+
+def _find_photos(arguments: argparse.Namespace) -> None:
+    queries = [*arguments.queries, *(_lines(arguments.queries_file))]
+    if not queries:
+        raise UserError("there is no query: type one in quotes, or name --queries_file")
+    if arguments.gallery is None:
+        raise UserError("--gallery is missing: a folder of photos, gallery.csv or pairs.parquet")
+
+    from visual_search.typed_model import load_typed_model
+    from visual_search.typed_queries import TypedSearch, gallery_photos, sheet_rows
+
+    photos = gallery_photos(arguments.gallery)
+    search = TypedSearch(load_typed_model(arguments.run), photos, arguments.cache)
+    if search.problems:
+        first = search.problems[0]
+        print(f"{len(search.problems)} damaged photos, for example {first.path}: {first.reason}")
+    found = search.photos_for(queries, arguments.top)
+    for query, hits in zip(queries, found, strict=True):
+        print(f"\n{query}")
+        for hit in hits:
+            print(f"  {hit.score:6.3f}  {hit.label}")
+    if arguments.output:
+        from visual_search.contact_sheet import write_contact_sheets
+        from visual_search.files import write_json
+
+        rows = [
+            {"query": query, "photos": [{"path": h.label, "score": h.score} for h in hits]}
+            for query, hits in zip(queries, found, strict=True)
+        ]
+        write_json(arguments.output / "results.json", rows)
+        write_contact_sheets(arguments.output / "results.jpg", sheet_rows(found, queries))
+        print(f"\nwritten: {arguments.output / 'results.json'}, {arguments.output / 'results.jpg'}")
+
+
+def _name_photos(arguments: argparse.Namespace) -> None:
+    if arguments.names is None:
+        raise UserError("--photos needs --names: a file with the candidate names, one a line")
+    names = _lines(arguments.names)
+    if not names:
+        raise UserError(f"{arguments.names} holds no name")
+    missing = [path for path in arguments.photos if not path.is_file()]
+    if missing:
+        raise UserError(f"the photo {missing[0]} does not exist")
+
+    from visual_search.images import ImageItem
+    from visual_search.typed_model import load_typed_model
+    from visual_search.typed_queries import name_photos
+
+    items = [ImageItem(path) for path in arguments.photos]
+    found = name_photos(load_typed_model(arguments.run), items, names, arguments.top)
+    for path, hits in zip(arguments.photos, found, strict=True):
+        print(f"{path}: " + ", ".join(f"{hit.label} {hit.score:.3f}" for hit in hits))
+    if arguments.output:
+        from visual_search.files import write_json
+
+        rows = [
+            {"photo": str(path), "names": [{"name": h.label, "score": h.score} for h in hits]}
+            for path, hits in zip(arguments.photos, found, strict=True)
+        ]
+        write_json(arguments.output / "results.json", rows)
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

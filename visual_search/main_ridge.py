@@ -1,0 +1,50 @@
+"""Compare runs with a ridge on the same features: `python -m visual_search.main_ridge --runs …`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from visual_search.errors import exit_with_sentence
+
+
+def main() -> None:
+    """Parse the arguments, fit, compare, and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_ridge",
+        description="Score runs of visual_search.main_clip beside a ridge regression between the "
+        "same frozen features, with paired 95 % intervals. Direction, text features and strength "
+        "of the ridge are chosen on a fifth of the training products.",
+    )
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
+    parser.add_argument("--pairs", type=Path, help="table of pairs (the first run's own)")
+    parser.add_argument("--output", type=Path, required=True, help="json file of all figures")
+    arguments = parser.parse_args()
+
+    from visual_search.files import write_json
+    from visual_search.ridge_comparison import compare_runs
+    from visual_search.typed_model import run_settings
+
+    settings = run_settings(arguments.runs[0])["dataset"]
+    root = Path(settings["root"]) if settings["root"] and not arguments.pairs else None
+    pairs = arguments.pairs or Path(settings["pairs"])
+    found = compare_runs(arguments.runs, pairs, root, column=settings["text_column"])
+    write_json(arguments.output, found)
+    ridge = found["ridge"]
+    print(
+        f"ridge: {ridge['direction']}, text features {ridge['text_features']}, alpha "
+        f"{ridge['alpha']:g}"
+    )
+    for direction, scores in ridge["scores"].items():
+        for name, value in scores.items():
+            words = f"{direction} {name}".ljust(22) + f"ridge {value:.3f}"
+            for run, values in found["runs"].items():
+                gain = values["gain"][direction][name]
+                words += f"   {run} {values['scores'][direction][name]:.3f}"
+                words += f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            print(words)
+    print(f"figures: {arguments.output}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,74 @@
+"""Classify photos by names alone: `python -m visual_search.main_zero_shot --run … --data DIR…`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from visual_search.errors import UserError, exit_with_sentence
+
+
+def main() -> None:
+    """Parse the arguments, classify each data set, and say how right it was."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_zero_shot",
+        description="Give each photo the nearest of a list of names. A data set is a folder with "
+        "classes.json (a list of names), img/ and, to be scored, labels.json (photo to class).",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders")
+    parser.add_argument(
+        "--language", default="auto", help="of the names: ru, en, or auto (%(default)s)"
+    )
+    parser.add_argument("--templates", type=Path, help="file of prompts, one a line, {} for a name")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the answers (the run's own folder zero_shot)"
+    )
+    arguments = parser.parse_args()
+
+    from visual_search.files import write_json
+    from visual_search.typed_model import load_typed_model
+    from visual_search.zero_shot import (
+        classify,
+        draw_confusion,
+        mean_accuracy,
+        predictions_of,
+        read_zero_shot_set,
+    )
+
+    sets = [read_zero_shot_set(folder) for folder in arguments.data]
+    names = [data.name for data in sets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
+    model = load_typed_model(arguments.run)
+    output = arguments.output or arguments.run / "zero_shot"
+    answers = [
+        classify(model, data, language=arguments.language, templates=arguments.templates)
+        for data in sets
+    ]
+    rows: dict[str, Any] = {}
+    for answer in answers:
+        data = answer.data
+        rows[data.name] = {
+            "photos": len(data.photos),
+            "damaged": answer.damaged,
+            "classes": len(data.classes),
+            "chance": 1 / len(data.classes),
+            "accuracy": answer.accuracy,
+        }
+        words = "no labels.json, not scored"
+        if answer.accuracy is not None:
+            words = f"accuracy {answer.accuracy:.3f} (chance {1 / len(data.classes):.3f})"
+            draw_confusion(output / f"confusion_{data.name}.png", answer)
+        print(f"{data.name}: {len(data.photos)} photos, {len(data.classes)} classes: {words}")
+    score = mean_accuracy(answers)
+    write_json(output / "predictions.json", predictions_of(answers))
+    write_json(output / "result.json", {"score": score, "data": rows})
+    if score is not None:
+        print(f"score {score:.2f} (mean accuracy × 100)")
+    print(f"answers: {output}")
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)

@@ -1,0 +1,256 @@
+"""Which photos with queries meet in a batch, for losses whose negatives are the rest of the batch.
+
+Two photos of one group (the same product, the same content) are right for each other's queries:
+in one batch each would count as a wrong answer for the other. So they do not meet while there is
+anything else to put there. Cut and repeated as in :mod:`visual_search.samplers`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from visual_search.errors import UserError
+from visual_search.samplers import Order, TrainingBatches, spread, systematic_draws
+
+KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
+
+
+class ShuffledPairs(Order):
+    """Every photo once, in random order."""
+
+    def __init__(self, groups: np.ndarray) -> None:
+        self.groups, self.photos = groups, len(groups)
+
+    def __len__(self) -> int:
+        return self.photos
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos; no group twice in a batch where that can be had."""
+        return fill_batches(rng.permutation(self.photos), self.groups, batch)
+
+
+class ClusterBalanced(ShuffledPairs):
+    """A cluster of n photos is drawn in proportion to n ** power; within it, photos take turns.
+
+    Clusters of texts are of very different sizes. Power 1 is as they come, 0 shows all alike.
+    """
+
+    def __init__(self, groups: np.ndarray, clusters: np.ndarray, power: float = 0.5) -> None:
+        super().__init__(groups)
+        self.clusters, self.power = clusters, power
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos; each cluster comes its expected number of times, give or take 1."""
+        counts = np.bincount(self.clusters)
+        there = rng.permutation(np.flatnonzero(counts))
+        draws = np.zeros(len(counts), dtype=np.int64)
+        shares = counts[there].astype(np.float64) ** self.power
+        draws[there] = systematic_draws(shares, self.photos, rng)
+        drawn = rng.permutation(spread(self.clusters, draws, rng))
+        return fill_batches(drawn, self.groups, batch)
+
+
+class HardNegatives(ShuffledPairs):
+    """A share of each batch is of one cluster: photos whose queries are alike and yet differ.
+
+    Every photo comes once an epoch. Whose turn it is to stand among its like changes with each
+    epoch, in proportion to the sizes of the clusters.
+    """
+
+    def __init__(self, groups: np.ndarray, clusters: np.ndarray, hard_share: float = 0.5) -> None:
+        super().__init__(groups)
+        self.clusters, self.hard_share = clusters, hard_share
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """An epoch's photos: in each batch a run of one cluster, mixed among others."""
+        run = max(1, round(self.hard_share * batch))
+        mixed = rng.permutation(self.photos)
+        runs: list[np.ndarray] = []
+        rest: list[np.ndarray] = []
+        by_cluster = mixed[np.argsort(self.clusters[mixed], kind="stable")]
+        for rows in np.split(by_cluster, np.cumsum(np.bincount(self.clusters))[:-1]):
+            spaced = fill_batches(rows, self.groups, run)
+            whole = len(spaced) // run * run
+            runs += list(spaced[:whole].reshape(-1, run))
+            rest.append(spaced[whole:])
+        order = rng.permutation(len(runs)).tolist()
+        batches = self.photos // batch
+        starts = [runs[number] for number in order[:batches]]
+        pool = np.concatenate([*rest, *(runs[number] for number in order[batches:])])
+        drawn = fill_batches(rng.permutation(pool), self.groups, batch, starts)
+        # Which process gets the run and which the others is chance, too.
+        whole = batches * batch
+        drawn[:whole] = rng.permuted(drawn[:whole].reshape(batches, batch), axis=1).reshape(-1)
+        return drawn
+
+
+def fill_batches(
+    rows: np.ndarray, groups: np.ndarray, batch: int, starts: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """Rearrange rows so that no batch has two of a group, as far as there are others.
+
+    A row that meets its group waits for the next batch; what is left at the end changes places
+    with rows of earlier batches. So the order changes little. A group of more rows than there are
+    batches is spread over all of them.
+
+    Args:
+        rows: in the order in which they are wanted, int64.
+        groups: of every row that there is, `(n,)`.
+        batch: rows of a batch.
+        starts: what the first, second, … batch begins with, of at most `batch` rows each.
+
+    Returns:
+        All rows of `starts` and `rows`.
+    """
+    everything = np.concatenate([rows, *starts]).astype(np.int64)
+    sizes = np.bincount(groups[everything])
+    batches = -(-len(everything) // batch)
+    places = _Places(groups.tolist(), np.maximum(-(-sizes // max(batches, 1)), 1).tolist())
+    waiting: dict[int, deque[int]] = {}
+    coming = iter(rows.tolist())
+    for number in range(batches):
+        here = places.begin(starts[number].tolist() if number < len(starts) else [])
+        # Twice as many as there is room for: some may be there already.
+        for group in list(itertools.islice(waiting, 2 * batch)):
+            while len(here) < batch and group in waiting and places.has_room(group):
+                _take(waiting, group, places)
+        while len(here) < batch and (row := next(coming, None)) is not None:
+            group = places.group_of[row]
+            if places.has_room(group):
+                places.put(row)
+            else:
+                waiting.setdefault(group, deque()).append(row)
+        # Nothing else is left: they have to meet.
+        while len(here) < batch and waiting:
+            _take(waiting, next(iter(waiting)), places)
+    places.part([len(start) for start in starts])
+    return np.array(list(itertools.chain.from_iterable(places.batches)), dtype=np.int64)
+
+
+def _take(waiting: dict[int, deque[int]], group: int, places: _Places) -> None:
+    """Put the row of `group` that has waited longest; the group goes to the end."""
+    rows = waiting.pop(group)
+    places.put(rows.popleft())
+    if rows:
+        waiting[group] = rows
+
+
+class _Places:
+    """Batches, and how often each group stands in them."""
+
+    def __init__(self, group_of: list[int], limits: list[int]) -> None:
+        """
+        Args:
+            group_of: group of every row.
+            limits: how often each group may stand in a batch.
+        """
+        self.group_of, self.limits = group_of, limits
+        self.batches: list[list[int]] = []
+        self.counts: list[dict[int, int]] = []
+
+    def begin(self, rows: list[int]) -> list[int]:
+        """A new batch, which has these rows already."""
+        self.batches.append([])
+        self.counts.append({})
+        for row in rows:
+            self.put(row)
+        return self.batches[-1]
+
+    def put(self, row: int) -> None:
+        """Put a row into the newest batch."""
+        group = self.group_of[row]
+        self.batches[-1].append(row)
+        self.counts[-1][group] = self.counts[-1].get(group, 0) + 1
+
+    def has_room(self, group: int, number: int = -1) -> bool:
+        """Whether a batch may have one more of `group`."""
+        return self.counts[number].get(group, 0) < self.limits[group]
+
+    def part(self, fixed: list[int]) -> None:
+        """Let rows of groups that stand too often in a batch change places with other rows.
+
+        Args:
+            fixed: rows at the beginning of the first, second, … batch that stay.
+        """
+        hopeless: set[int] = set()
+        for number in range(len(self.batches) - 1, -1, -1):
+            counts = self.counts[number]
+            crowded = {group for group, times in counts.items() if times > self.limits[group]}
+            for place in range(len(self.batches[number]) - 1 if crowded else -1, -1, -1):
+                group = self.group_of[self.batches[number][place]]
+                if group not in crowded - hopeless or counts[group] <= self.limits[group]:
+                    continue
+                if not self._exchange(number, place, fixed):
+                    hopeless.add(group)
+
+    def _exchange(self, number: int, place: int, fixed: list[int]) -> bool:
+        """Change places with a row of a batch that has room for the group, if there is one."""
+        group = self.group_of[self.batches[number][place]]
+        for other in range(len(self.batches) - 1, -1, -1):
+            if other == number or not self.has_room(group, other):
+                continue
+            for row in range(fixed[other] if other < len(fixed) else 0, len(self.batches[other])):
+                if self.has_room(self.group_of[self.batches[other][row]], number):
+                    self._swap((number, place), (other, row))
+                    return True
+        return False
+
+    def _swap(self, one: tuple[int, int], two: tuple[int, int]) -> None:
+        first, second = self.batches[one[0]][one[1]], self.batches[two[0]][two[1]]
+        self.batches[one[0]][one[1]], self.batches[two[0]][two[1]] = second, first
+        for number, gone, came in ((one[0], first, second), (two[0], second, first)):
+            counts = self.counts[number]
+            counts[self.group_of[gone]] -= 1
+            counts[self.group_of[came]] = counts.get(self.group_of[came], 0) + 1
+
+
+def build_pair_batches(
+    kind: str,
+    clusters: np.ndarray | None,
+    groups: np.ndarray,
+    batch_size: int,
+    seed: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    hard_share: float = 0.5,
+    cluster_power: float = 0.5,
+) -> TrainingBatches:
+    """The batches of one process.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        clusters: of each photo, `(n,)`, int64, 0..c-1; None where there are none.
+        groups: of each photo, `(n,)`, int64: photos of one group are no negatives of each other.
+        batch_size: photos of a batch of this process.
+        seed: of all epochs.
+        rank: number of this process, 0..world_size-1.
+        world_size: processes that train together; negatives are those of all of them, so a batch
+            here is what all see together.
+        hard_share: for hard-negatives, how much of a batch is of one cluster, 0..1.
+        cluster_power: for cluster-balanced, see :class:`ClusterBalanced`.
+
+    Raises:
+        UserError: for an unknown kind, a share outside 0..1, missing clusters, and when an epoch
+            fills no batch.
+    """
+    if kind not in KINDS:
+        raise UserError(f"no sampler is called {kind!r}; take {', '.join(KINDS)}")
+    if not 0 <= hard_share <= 1:
+        raise UserError(f"hard_share is {hard_share}; it must lie within 0 and 1")
+    if kind == "shuffle":
+        order = ShuffledPairs(groups)
+    elif clusters is None:
+        raise UserError(
+            f"the sampler {kind!r} needs clusters, and the table of pairs has none: run "
+            "`python dataset/image_text/cluster_texts.py assign`"
+        )
+    elif kind == "cluster-balanced":
+        order = ClusterBalanced(groups, clusters, cluster_power)
+    else:
+        order = HardNegatives(groups, clusters, hard_share)
+    return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)

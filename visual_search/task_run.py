@@ -1,0 +1,113 @@
+"""Running retrieval tasks: embed, score, draw, write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visual_search.checkpoint import fingerprint, load_checkpoint
+from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
+from visual_search.errors import UserError
+from visual_search.export import exported_steps
+from visual_search.rerank import Step, words
+from visual_search.task_output import write_scores
+from visual_search.task_pictures import worst_queries, write_classes, write_queries
+from visual_search.task_scores import TaskScores, over_tasks, score_task
+from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
+
+DEFAULT_OUTPUT = Path("runs/evaluation")
+
+
+def evaluate_tasks(
+    run: Path,
+    files: Sequence[Path],
+    output: Path | None = None,
+    *,
+    input_size: int = 0,
+    cache: Path,
+    rerank: bool = False,
+    trackers: Sequence[str] = (),
+) -> dict[str, TaskScores]:
+    """Score a model on every task whose data is there, and write tables, report and pictures.
+
+    Args:
+        run: a run folder, a checkpoint, or an export's folder.
+        files: of the tasks.
+        output: folder of what is written; None: below `runs/evaluation`, named after the run.
+        input_size: pixels; 0 takes the model's own.
+        cache: where embeddings are kept.
+        rerank: apply the steps of the model's `model.json`.
+        trackers: see :class:`visual_search.trackers.Trackers`.
+
+    Returns:
+        The scores of each task that was run.
+
+    Raises:
+        UserError: for a missing or damaged model, a faulty task, and when no task has its data.
+    """
+    checkpoint = load_checkpoint(run)
+    folder = output or DEFAULT_OUTPUT / name_of_run(run)
+    steps = steps_of_run(run) if rerank else ()
+    tasks, skipped = ready_tasks(files)
+    scores: dict[str, TaskScores] = {}
+    for task in tasks:
+        print(f"\n{task.title}", flush=True)
+        model = embed_dev_set(run, task.dev_set, input_size, cache)
+        scores[task.name] = one = score_task(task, model, steps)
+        print(", ".join(f"{name} {value:.4f}" for name, value in one.all_means().items()))
+        _draw(folder, one, model, steps)
+    facts: dict[str, Any] = {
+        "run": str(run),
+        "backbone": checkpoint.architecture.backbone,
+        "dimension": checkpoint.architecture.dimension,
+        "input_size": input_size or checkpoint.architecture.input_size,
+        "weights": fingerprint(run),
+        "ranking": words(steps),
+    }
+    step = int(checkpoint.facts.get("step") or 0)
+    table = write_scores(folder, list(scores.values()), skipped, facts, trackers, step)
+    print(f"\n{table}")
+    print(f"\ncompetition mean {over_tasks(list(scores.values()))['competition']['score']:.4f}")
+    print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
+    return scores
+
+
+def ready_tasks(files: Sequence[Path]) -> tuple[list[Task], Mapping[str, str]]:
+    """The tasks whose data is there, loaded, and why each other one is skipped.
+
+    Raises:
+        UserError: for a faulty task, and when there is none to run.
+    """
+    tasks, skipped = [], {}
+    for name, config in read_tasks(files).items():
+        reason = what_is_missing(config)
+        if reason is None:
+            tasks.append(load_task(name, config))
+        else:
+            skipped[name] = reason
+            print(f"skipped {name}: {reason}", flush=True)
+    if not tasks:
+        raise UserError("no task can be run; the lines above say what to prepare")
+    return tasks, skipped
+
+
+def name_of_run(run: Path) -> str:
+    """A folder's name for what belongs to a run: `runs/a/best` and `runs/b/best` differ."""
+    parts = [part for part in run.parts if part not in ("runs", "..", ".", "/")]
+    return re.sub(r"[^\w.-]", "_", "_".join(parts[-2:] or ["run"]))
+
+
+def steps_of_run(run: Path) -> tuple[Step, ...]:
+    """The re-ranking steps that the model's `model.json` names."""
+    return exported_steps(load_checkpoint(run).path.parent)
+
+
+def _draw(folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]) -> None:
+    name, values = scores.task.name, scores.values["mAP@1000"]
+    labels = scores.task.dev_set.query_products
+    queries = worst_queries(scores, model, steps)
+    captions = [f"{labels[query]}\nAP {values[query]:.3f}" for query in queries]
+    write_queries(folder / f"{name}_queries.jpg", queries, captions, [model], steps)
+    write_classes(folder / f"{name}_classes.jpg", scores, model, steps)

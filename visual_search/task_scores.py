@@ -1,0 +1,152 @@
+"""Scores of a model on retrieval tasks: of each query, class, domain and task, and their means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visual_search.embedded_dev_set import EmbeddedDevSet
+from visual_search.evaluate import nearest_rows
+from visual_search.hits import Hits, hits_of_ranks
+from visual_search.match_ranks import count_hits
+from visual_search.rerank import Step, move
+from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
+from visual_search.search import top_k
+from visual_search.tasks import Task
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What a model reached on one task."""
+
+    task: Task
+    values: Mapping[str, np.ndarray]
+    """Of each metric, `(n_queries,)`, 0..1; NaN for a query with nothing to find."""
+    gap: float | None
+    """GAP, 0..1, where the task has distractors and answers have a confidence."""
+    reranked: bool
+
+    @property
+    def scored(self) -> np.ndarray:
+        """`(n_queries,)`, bool: which queries have something to find."""
+        return ~np.isnan(self.values["mAP@1000"])
+
+    def means(self, chosen: np.ndarray | None = None) -> dict[str, float]:
+        """Mean of each metric over the queries that have something to find.
+
+        Args:
+            chosen: `(n_queries,)`, bool: only these.
+        """
+        kept = self.scored if chosen is None else self.scored & chosen
+        return {name: float(values[kept].mean()) for name, values in self.values.items()}
+
+    def all_means(self) -> dict[str, float]:
+        """:meth:`means`, and GAP where there is one."""
+        return self.means() | ({} if self.gap is None else {"GAP": self.gap})
+
+    @property
+    def headline(self) -> float:
+        """The metric that the task's competition uses; mAP@1000 where re-ranking left no GAP."""
+        means = self.all_means()
+        return means.get(self.task.config.metric, means["mAP@1000"])
+
+    def domains(self) -> dict[str, dict[str, float]]:
+        """Means of each domain that has a query to score."""
+        names = sorted(set(self.task.domains[self.scored]))
+        return {name: self.means(self.task.domains == name) for name in names}
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Names of the classes asked for, queries of each, and means of each metric."""
+        kept = self.scored
+        labels = np.asarray(self.task.dev_set.query_products)[kept]
+        names, codes = np.unique(labels, return_inverse=True)
+        sizes = np.bincount(codes)
+        means = {
+            name: np.bincount(codes, weights=values[kept]) / sizes
+            for name, values in self.values.items()
+        }
+        return names, sizes, means
+
+    def class_means(self) -> dict[str, float]:
+        """Mean over the classes of each class's mean: rare classes count as much as common."""
+        return {name: float(values.mean()) for name, values in self.classes()[2].items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """What results.json has of the task."""
+        dev_set = self.task.dev_set
+        return {
+            "title": self.task.title,
+            "metric": self.task.config.metric,
+            "score": self.headline,
+            "queries": int(self.scored.sum()),
+            "distractor_queries": int((~self.scored).sum()),
+            "gallery": len(dev_set.gallery),
+            "leave_one_out": dev_set.own is not None,
+            "reranked": self.reranked,
+            "mean_over_queries": self.all_means(),
+            "mean_over_classes": self.class_means(),
+            "domains": self.domains(),
+        }
+
+
+def score_task(task: Task, model: EmbeddedDevSet, steps: Sequence[Step] = ()) -> TaskScores:
+    """Every metric of a task.
+
+    Args:
+        task: its photos are those of `model`.
+        model: their embeddings.
+        steps: of re-ranking; none is plain cosine ranking.
+    """
+    dev_set = task.dev_set
+    queries, gallery, last = move(model.queries, model.gallery, steps)
+    labels = dev_set.gallery_products, dev_set.query_products
+    if last:
+        ranks = nearest_rows(model.queries, model.gallery, steps, dev_set.own)
+        hits, gap = hits_of_ranks(ranks, *labels, dev_set.own), None
+    else:
+        hits = count_hits(gallery, labels[0], queries, labels[1], dev_set.own)
+        gap = _gap(task, queries, gallery, hits) if task.config.distractors else None
+    return TaskScores(task, per_query(hits), gap, bool(steps))
+
+
+def _gap(task: Task, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
+    """GAP of the nearest photo, with its cosine as confidence."""
+    own = task.dev_set.own
+    similarities, _ = nearest = top_k(queries, gallery, 1 if own is None else 2)
+    confidence = similarities[:, 0].numpy()
+    if own is not None and similarities.shape[1] > 1:
+        is_own = nearest[1][:, 0] == torch.from_numpy(own)
+        confidence = torch.where(is_own, similarities[:, 1], similarities[:, 0]).numpy()
+    right = np.zeros(len(queries), dtype=bool)
+    right[hits.query[hits.rank == 1]] = True
+    return global_average_precision(confidence, right, hits.wanted > 0)
+
+
+def over_tasks(scores: Sequence[TaskScores]) -> dict[str, dict[str, float]]:
+    """The means that competitions use, over several tasks.
+
+    Returns:
+        `tasks`: each task counts alike; `queries`: each query does (the universal embedding
+        challenge); `domains`: each domain does, a domain being the mean of its queries. And
+        `competition`: `score`, the mean of the tasks' own metrics.
+    """
+    pooled = {
+        name: np.concatenate([one.values[name][one.scored] for one in scores]) for name in METRICS
+    }
+    domains = np.concatenate([one.task.domains[one.scored] for one in scores])
+    of_domain = [
+        {name: values[domains == domain].mean() for name, values in pooled.items()}
+        for domain in sorted(set(domains))
+    ]
+    of_task = [one.means() for one in scores]
+    return {
+        "tasks": {name: float(np.mean([m[name] for m in of_task])) for name in METRICS},
+        "queries": {name: float(values.mean()) for name, values in pooled.items()},
+        "domains": {name: float(np.mean([m[name] for m in of_domain])) for name in METRICS},
+        "competition": {"score": float(np.mean([one.headline for one in scores]))},
+    }

@@ -1,0 +1,279 @@
+"""Groups of texts that mean alike: the frequent n-grams are clustered, any text joins its nearest.
+
+    clusters, report = fit_clusters(grams, ClusterConfig())
+    clusters.save(folder)
+    TextClusters.load(folder).predict(["белый стол"])      # (1,), int64
+
+The n-grams are embedded by a sentence encoder and grouped by agglomerative clustering; a k-nearest-
+neighbours classifier on them carries the groups over to texts that were not there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visual_search.cluster_config import ClusterConfig
+from visual_search.errors import UserError
+from visual_search.files import write_json, written_atomically
+from visual_search.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+
+MODEL, FACTS, ENCODER = "clusters.npz", "clusters.json", "encoder.npz"
+SILHOUETTE_SAMPLE = 5000
+NAME_WORDS = 3
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """How good the clusters are.
+
+    Attributes:
+        ngrams: that were clustered.
+        accuracy: of the vote of the nearest on held-out n-grams, 0..1; None where there were none.
+        silhouette: mean over a sample (Rousseeuw 1987), -1..1, Euclidean distance.
+        sizes: n-grams of each cluster.
+        weights: how often the n-grams of each cluster stand in the texts.
+        silhouettes: of each cluster, mean.
+        examples: the most frequent n-grams of each cluster.
+        scan: silhouette by the number of clusters.
+    """
+
+    ngrams: int
+    accuracy: float | None
+    silhouette: float
+    sizes: list[int]
+    weights: list[int]
+    silhouettes: list[float]
+    examples: list[list[str]]
+    scan: dict[int, float]
+
+
+class TextClusters:
+    """Embedded n-grams with their clusters, and the encoder they were embedded by."""
+
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        vectors: np.ndarray,
+        labels: np.ndarray,
+        names: Sequence[str],
+        neighbours: int,
+    ) -> None:
+        """
+        Args:
+            encoder: of texts.
+            vectors: of the n-grams, `(m, dimension)`, float32, of length 1.
+            labels: cluster of each n-gram, `(m,)`, int64, 0..count-1.
+            names: of the clusters.
+            neighbours: that vote on a text's cluster.
+        """
+        from sklearn.neighbors import KNeighborsClassifier
+
+        self.encoder, self.vectors, self.labels = encoder, vectors, labels
+        self.names, self.neighbours = list(names), neighbours
+        self._votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
+        self._votes.fit(vectors, labels)
+
+    @property
+    def count(self) -> int:
+        """How many clusters there are."""
+        return len(self.names)
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray:
+        """The cluster of each text, `(n,)`, int64.
+
+        Args:
+            texts: cleaned, as those that were clustered.
+        """
+        return self.predict_vectors(self.encoder.encode(texts))
+
+    def predict_vectors(self, vectors: np.ndarray) -> np.ndarray:
+        """The cluster of each vector of the encoder's, `(n,)`, int64; of any length."""
+        if not len(vectors):
+            return np.zeros(0, dtype=np.int64)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        found = self._votes.predict(vectors / np.where(norms > 0, norms, 1.0))
+        return np.asarray(found, dtype=np.int64)
+
+    def save(self, folder: Path, config: ClusterConfig) -> None:
+        """Write numbers and text, nothing that is executed when it is read."""
+        with written_atomically(folder / MODEL) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, vectors=self.vectors, labels=self.labels)
+        if isinstance(self.encoder, LsaEncoder):
+            self.encoder.save(folder / ENCODER)
+        facts = {"names": self.names, "neighbours": self.neighbours, "encoder": self.encoder.name}
+        write_json(folder / FACTS, facts | {"config": asdict(config)})
+
+    @classmethod
+    def load(cls, folder: Path) -> TextClusters:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: when it is not there or damaged.
+        """
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            with np.load(folder / MODEL, allow_pickle=False) as arrays:
+                vectors, labels = arrays["vectors"], arrays["labels"]
+            name, names, neighbours = facts["encoder"], facts["names"], int(facts["neighbours"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder} has no readable clusters ({error}); make them with "
+                "`python dataset/image_text/cluster_texts.py fit`"
+            ) from error
+        encoder = sentence_encoder(name)
+        if isinstance(encoder, LsaEncoder):
+            encoder.load(folder / ENCODER)
+        return cls(encoder, vectors, labels, names, neighbours)
+
+
+def fit_clusters(
+    grams: Sequence[tuple[str, int]], config: ClusterConfig
+) -> tuple[TextClusters, ClusterReport]:
+    """Cluster n-grams.
+
+    Args:
+        grams: n-grams and how often each stands in the texts, the most frequent first.
+        config: how.
+
+    Returns:
+        The clusters, the largest first; and how good they are.
+
+    Raises:
+        UserError: when there are fewer n-grams than clusters.
+    """
+    grams = grams[: config.max_ngrams]
+    if not 2 <= config.clusters < len(grams):
+        raise UserError(
+            f"clusters is {config.clusters}; it must be at least 2 and less than the "
+            f"{len(grams)} different n-grams there are"
+        )
+    texts = [gram for gram, _ in grams]
+    counts = np.array([count for _, count in grams], dtype=np.int64)
+    encoder = sentence_encoder(config.encoder)
+    if isinstance(encoder, LsaEncoder):
+        encoder.fit(texts)
+    vectors = encoder.encode(texts)
+    labels, scan = _agglomerate(vectors, config)
+    names = _names(texts, counts, labels)
+    clusters = TextClusters(encoder, vectors, labels, names, config.neighbours)
+    return clusters, _report(texts, counts, vectors, labels, scan, config)
+
+
+def _agglomerate(vectors: np.ndarray, config: ClusterConfig) -> tuple[np.ndarray, dict[int, float]]:
+    """The cluster of each vector, the largest cluster being 0; silhouette by number of clusters."""
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.neighbors import kneighbors_graph
+
+    near = None
+    if config.connectivity:
+        near = kneighbors_graph(vectors, min(config.connectivity, len(vectors) - 1))
+        near = near + near.T
+    # The tree is the same for any number of clusters: it is made once and kept in the folder.
+    with tempfile.TemporaryDirectory() as folder:
+
+        def cut(clusters: int) -> np.ndarray:
+            found = AgglomerativeClustering(
+                clusters,
+                linkage=config.linkage,
+                connectivity=near,
+                compute_full_tree=True,
+                memory=folder,
+            ).fit_predict(vectors)
+            return _largest_first(found)
+
+        labels = cut(config.clusters)
+        numbers = sorted({number for number in config.scan if 2 <= number < len(vectors)})
+        scan = {
+            number: float(np.mean(_silhouettes(vectors, cut(number), config.seed)[1]))
+            for number in numbers
+        }
+    return labels, scan
+
+
+def _largest_first(labels: np.ndarray) -> np.ndarray:
+    order = np.argsort(-np.bincount(labels), kind="stable")
+    return np.argsort(order)[labels]
+
+
+def _silhouettes(
+    vectors: np.ndarray, labels: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and silhouettes of a sample of the vectors."""
+    from sklearn.metrics import silhouette_samples
+
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(vectors))[:SILHOUETTE_SAMPLE]
+    some = labels[rows]
+    if not 2 <= len(np.unique(some)) < len(some):
+        return some, np.zeros(len(some))
+    return some, silhouette_samples(vectors[rows], some)
+
+
+def _names(texts: Sequence[str], counts: np.ndarray, labels: np.ndarray) -> list[str]:
+    """For each cluster the words that set it apart: frequent there, and rarer elsewhere."""
+    inside = [Counter[str]() for _ in range(int(labels.max()) + 1)]
+    for text, count, label in zip(texts, counts.tolist(), labels.tolist(), strict=True):
+        for word in set(text.split()):
+            inside[label][word] += count
+    everywhere: Counter[str] = sum(inside, Counter())
+    return [_telling(words, everywhere) for words in inside]
+
+
+def _telling(words: Mapping[str, int], everywhere: Mapping[str, int]) -> str:
+    """The words with the largest part in the divergence of a cluster from all texts."""
+    here, total = sum(words.values()), sum(everywhere.values())
+
+    def part(word: str) -> float:
+        share = words[word] / here
+        return share * math.log(share / (everywhere[word] / total))
+
+    return ", ".join(sorted(words, key=lambda word: (-part(word), word))[:NAME_WORDS])
+
+
+def _report(
+    texts: Sequence[str],
+    counts: np.ndarray,
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    scan: dict[int, float],
+    config: ClusterConfig,
+) -> ClusterReport:
+    sampled, silhouettes = _silhouettes(vectors, labels, config.seed)
+    clusters = range(config.clusters)
+    return ClusterReport(
+        ngrams=len(texts),
+        accuracy=_held_out_accuracy(vectors, labels, config),
+        silhouette=float(silhouettes.mean()),
+        sizes=np.bincount(labels).tolist(),
+        weights=np.bincount(labels, weights=counts).astype(np.int64).tolist(),
+        silhouettes=[
+            float(silhouettes[sampled == k].mean()) if (sampled == k).any() else 0.0
+            for k in clusters
+        ],
+        examples=[[texts[row] for row in np.flatnonzero(labels == k)[:10]] for k in clusters],
+        scan=scan,
+    )
+
+
+def _held_out_accuracy(
+    vectors: np.ndarray, labels: np.ndarray, config: ClusterConfig
+) -> float | None:
+    from sklearn.model_selection import train_test_split
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if round(config.hold_out * len(vectors)) < 1:
+        return None
+    known, asked, right, expected = train_test_split(
+        vectors, labels, test_size=config.hold_out, random_state=config.seed
+    )
+    votes: Any = KNeighborsClassifier(min(config.neighbours, len(known)), algorithm="brute")
+    return float(votes.fit(known, right).score(asked, expected))

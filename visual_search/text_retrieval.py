@@ -1,0 +1,195 @@
+"""Text → photo and photo → text retrieval: R@1, R@5, R@10 and mAP.
+
+    table = read_pairs(Path("pairs.parquet"), "test")
+    relevance = relevance_of(table)
+    both = evaluate_retrieval(photo_vectors, text_vectors, relevance)
+    both.text_to_photo.recall(1), both.photo_to_text.mean_average_precision
+
+The queries of one direction are the distinct texts of the table, of the other its photos. A photo
+is right for a text when one of its product's photos carries the text, so a name that two products
+share is right for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from visual_search.metrics import MAX_PREDICTIONS
+from visual_search.pair_table import PairTable
+from visual_search.search import top_k
+
+RECALLS = (1, 5, 10)
+"""Ranks of the recalls that are reported."""
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Which texts and photos belong together."""
+
+    texts: list[str]
+    """Distinct, in the order of their first photo."""
+    photos_of: list[np.ndarray]
+    """Of each text, the rows of the right photos, ascending, int64."""
+    texts_of: list[np.ndarray]
+    """Of each photo, the rows of the right texts, ascending, int64."""
+
+
+def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
+    """The right answers in a table of pairs.
+
+    Args:
+        table: photos with their texts and groups (products).
+        column: queries, as typed, or texts, cleaned.
+    """
+    rows: Sequence[list[str]] = table.texts if column == "texts" else table.queries
+    numbers: dict[str, int] = {}
+    groups_of: list[set[int]] = []
+    photos_of_group: dict[int, list[int]] = {}
+    for photo, (texts, group) in enumerate(zip(rows, table.groups.tolist(), strict=True)):
+        photos_of_group.setdefault(group, []).append(photo)
+        for text in texts:
+            # Letters' case is no difference between two queries.
+            number = numbers.setdefault(text.strip().lower(), len(numbers))
+            if number == len(groups_of):
+                groups_of.append(set())
+            groups_of[number].add(group)
+    photos_of = [
+        np.array(sorted(p for group in groups for p in photos_of_group[group]), dtype=np.int64)
+        for groups in groups_of
+    ]
+    texts_of: list[list[int]] = [[] for _ in range(len(table))]
+    for number, photos in enumerate(photos_of):
+        for photo in photos.tolist():
+            texts_of[photo].append(number)
+    return Relevance(list(numbers), photos_of, [np.array(t, dtype=np.int64) for t in texts_of])
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """How one direction went, query by query."""
+
+    first_right: np.ndarray
+    """`(n,)`, int64: 0-based rank of the first right answer; the ranking's width where none was."""
+    average_precisions: np.ndarray
+    """`(n,)`, 0..1, over the first 1,000 answers."""
+
+    def recall(self, k: int) -> float:
+        """Share of the queries with a right answer among the first `k` (R@k), 0..1."""
+        return float(self.hits(k).mean())
+
+    def hits(self, k: int) -> np.ndarray:
+        """`(n,)`, 1.0 where a right answer is among the first `k`."""
+        return (self.first_right < k).astype(np.float64)
+
+    @property
+    def mean_average_precision(self) -> float:
+        """mAP, 0..1."""
+        return float(self.average_precisions.mean())
+
+    def as_dict(self) -> dict[str, float]:
+        """R@1, R@5, R@10 and mAP."""
+        recalls = {f"R@{k}": self.recall(k) for k in RECALLS}
+        return {**recalls, "mAP": self.mean_average_precision}
+
+
+def score_rankings(ranks: np.ndarray, right: Sequence[np.ndarray]) -> RetrievalScores:
+    """Score a ranking in which a query may have any set of right answers.
+
+    `AP = sum over the right answers found of (right ones so far / rank)`, divided by the number
+    of right answers that there are.
+
+    Args:
+        ranks: `(n, columns)`, int64, best first.
+        right: of each query, the right answers.
+    """
+    width = ranks.shape[1]
+    first = np.full(len(ranks), width, dtype=np.int64)
+    precisions = np.zeros(len(ranks))
+    for query, (row, answers) in enumerate(zip(ranks, right, strict=True)):
+        found = np.flatnonzero(np.isin(row, answers))
+        if len(found):
+            first[query] = found[0]
+            precisions[query] = (np.arange(1, len(found) + 1) / (found + 1)).sum() / len(answers)
+    return RetrievalScores(first, precisions)
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """Scores of both directions, and the rankings they are of."""
+
+    text_to_photo: RetrievalScores
+    photo_to_text: RetrievalScores
+    photo_ranks: np.ndarray
+    """`(texts, columns)`, int64: photos, best first."""
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean of both directions' mAP: what training keeps the best model by."""
+        both = (self.text_to_photo, self.photo_to_text)
+        return sum(scores.mean_average_precision for scores in both) / 2
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """The scores of both directions by name."""
+        return {name: scores.as_dict() for name, scores in self.directions().items()}
+
+    def directions(self) -> Mapping[str, RetrievalScores]:
+        """`text_to_photo` and `photo_to_text`."""
+        return {"text_to_photo": self.text_to_photo, "photo_to_text": self.photo_to_text}
+
+
+def evaluate_retrieval(photos: Tensor, texts: Tensor, relevance: Relevance) -> BothWays:
+    """Rank photos for each text and texts for each photo, by inner product, and score both.
+
+    Args:
+        photos: `(n_photos, d)`, float, unit vectors.
+        texts: `(n_texts, d)`, the same, in the order of `relevance.texts`.
+        relevance: the right answers.
+    """
+    photo_ranks = top_k(texts, photos, MAX_PREDICTIONS)[1].cpu().numpy()
+    text_ranks = top_k(photos, texts, MAX_PREDICTIONS)[1].cpu().numpy()
+    return BothWays(
+        score_rankings(photo_ranks, relevance.photos_of),
+        score_rankings(text_ranks, relevance.texts_of),
+        photo_ranks,
+    )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much one system is better than another on the same queries."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the interval that holds the true mean in 95 of 100 cases."""
+
+
+def paired_gain(
+    ours: np.ndarray, theirs: np.ndarray, clusters: np.ndarray | None = None, seed: int = 42
+) -> Gain:
+    """The mean difference with its paired 95 % bootstrap interval (Efron 1979, percentiles).
+
+    Args:
+        ours: `(n,)`, a score of each query.
+        theirs: `(n,)`, of the same queries.
+        clusters: `(n,)`, int64: queries that are not independent, such as photos of one product,
+            are drawn together; None where all are.
+        seed: of the 10,000 draws.
+    """
+    difference = np.asarray(ours, dtype=np.float64) - theirs
+    if clusters is None:
+        clusters = np.arange(len(difference))
+    _, codes = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(codes, weights=difference)
+    sizes = np.bincount(codes).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(10_000)
+    for start in range(0, len(means), 500):
+        drawn = rng.integers(len(sums), size=(min(500, len(means) - start), len(sums)))
+        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Gain(float(difference.mean()), float(low), float(high))

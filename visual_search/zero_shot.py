@@ -1,0 +1,200 @@
+"""Photos to class names that were never trained on, in the challenge's format.
+
+A data set is a folder with `classes.json`, a list of names, and `img/`; where `labels.json` says
+which class each photo is of (`{"<photo>": <index>}`), the answers are scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from visual_search.embed import default_device, embed_images
+from visual_search.errors import UserError
+from visual_search.files import written_atomically
+from visual_search.images import ImageItem
+from visual_search.prompts import embed_names, language_of_names, templates_for
+from visual_search.typed_model import TypedModel
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MOST_CLASSES_DRAWN = 40
+
+
+@dataclass(frozen=True)
+class ZeroShotSet:
+    """A data set in the challenge's layout."""
+
+    name: str
+    classes: list[str]
+    photos: list[Path]
+    labels: np.ndarray | None
+    """`(n,)`, int64; None where nobody says."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the photos: their file names without the suffix."""
+        return [path.stem for path in self.photos]
+
+
+@dataclass(frozen=True)
+class ZeroShotAnswer:
+    """What a model says of a data set."""
+
+    data: ZeroShotSet
+    predictions: np.ndarray
+    """`(n,)`, int64: the class of each photo."""
+    damaged: int
+    """Photos that could not be read; each has an answer."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the photos with the right class, 0..1; None without labels."""
+        if self.data.labels is None:
+            return None
+        return float((self.predictions == self.data.labels).mean())
+
+    def as_dict(self) -> dict[str, int]:
+        """Class by photo, as the challenge wants it."""
+        return dict(zip(self.data.ids, self.predictions.tolist(), strict=True))
+
+
+def read_zero_shot_set(folder: Path) -> ZeroShotSet:
+    """A folder with `classes.json`, `img/` and perhaps `labels.json`.
+
+    Raises:
+        UserError: naming the file and what is wrong in it.
+    """
+    classes = _json(folder / "classes.json")
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{folder / 'classes.json'} must be a list of names, one or more")
+    place = folder / "img"
+    if not place.is_dir():
+        raise UserError(f"{folder} has no folder img/ with the photos")
+    photos = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not photos:
+        raise UserError(f"{place} holds no photo")
+    stems: dict[str, Path] = {}
+    for path in photos:
+        if path.stem in stems:
+            raise UserError(f"{place}: {stems[path.stem].name} and {path.name} have the same id")
+        stems[path.stem] = path
+    labels_file = folder / "labels.json"
+    labels = _labels(labels_file, photos, len(classes)) if labels_file.is_file() else None
+    return ZeroShotSet(folder.resolve().name, classes, photos, labels)
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _labels(path: Path, photos: Sequence[Path], classes: int) -> np.ndarray:
+    values = _json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be an object: photo to class index")
+    rows = []
+    for photo in photos:
+        label = values.get(photo.stem, values.get(photo.name))
+        if type(label) is not int or not 0 <= label < classes:
+            raise UserError(
+                f"{path}: the photo {photo.name} has class {label!r}, not a number from 0 to "
+                f"{classes - 1}"
+            )
+        rows.append(label)
+    return np.array(rows, dtype=np.int64)
+
+
+def classify(
+    model: TypedModel,
+    data: ZeroShotSet,
+    *,
+    language: str = "auto",
+    templates: Path | None = None,
+    progress: bool = True,
+) -> ZeroShotAnswer:
+    """Give each photo the class whose name is nearest.
+
+    Args:
+        model: photos and texts to one space.
+        data: photos and names.
+        language: of the names, for the templates; auto tells by their letters.
+        templates: a file of templates in place of the language's own.
+        progress: whether there is a progress bar.
+    """
+    if language == "auto":
+        language = language_of_names(data.classes)
+    device = default_device()
+    model.encoder.to(device)
+    names = embed_names(model.encoder, data.classes, templates_for(language, templates))
+    embedded = embed_images(
+        model.photos,
+        [ImageItem(path) for path in data.photos],
+        model.input_size,
+        device=device,
+        settings=model.settings,
+        label=data.name,
+        progress=progress,
+    )
+    predictions = (embedded.matrix @ names.T).argmax(dim=1).numpy()
+    return ZeroShotAnswer(data, predictions, len(embedded.problems))
+
+
+def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
+    """The challenge's score: the mean of the data sets' accuracies, 0..100; None without labels."""
+    known = [answer.accuracy for answer in answers if answer.accuracy is not None]
+    return 100 * sum(known) / len(known) if known else None
+
+
+def confusion(answer: ZeroShotAnswer) -> np.ndarray:
+    """How often photos of a class (row) were given a class (column), `(c, c)`, int64."""
+    assert answer.data.labels is not None
+    count = len(answer.data.classes)
+    flat = answer.data.labels * count + answer.predictions
+    return np.bincount(flat, minlength=count * count).reshape(count, count)
+
+
+def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
+    """A picture of the confusions: shares of each row; the classes that err most, where many.
+
+    Args:
+        path: a .png file.
+        answer: with labels.
+    """
+    from matplotlib.figure import Figure
+
+    counts = confusion(answer)
+    errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * counts.diagonal()
+    shown = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES_DRAWN])
+    rows = counts[np.ix_(shown, shown)]
+    shares = rows / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
+    side = 2.6 + 0.32 * len(shown)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    names = [answer.data.classes[index][:24] for index in shown]
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="said", ylabel="is")
+    part = "" if len(shown) == len(counts) else f", the {len(shown)} classes that err most"
+    axes.set_title(f"{answer.data.name}: accuracy {answer.accuracy:.3f}{part}")
+    if len(shown) <= 15:
+        for (row, column), count in np.ndenumerate(rows):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def predictions_of(answers: Sequence[ZeroShotAnswer]) -> Mapping[str, Mapping[str, int]]:
+    """`{data set: {photo: class index}}`, the challenge's format."""
+    return {answer.data.name: answer.as_dict() for answer in answers}
