@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.9999,
         help="to the model's embeddings, of what the ranker may take (%(default)s); int8 needs "
-        "about 0.98, and costs some mAP",
+        "a lower one (0.9 for the demo's recipe), and costs mAP",
     )
     return parser
 

@@ -27,6 +27,8 @@ from visual_search.probing import bf16_is_native, side_by_side
 
 CPU = torch.device("cpu")
 BATCH, ROUNDS = 4, 5
+EXACT = " in fp32"
+"""Behind the name of a format whose runtime would rather compute in bf16."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Format:
     """Embedder, pixels, folder of all formats, calibration photos; returns the file."""
     load: Callable[[Path, int, int], Answer]
     """File, streams and CPU threads of each, to what answers."""
+    load_exact: Callable[[Path, int, int], Answer] | None = None
+    """The same in fp32 throughout, where the runtime may compute in less."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ def _openvino(precision: str) -> Format:
     def write(embedder: Embedder, size: int, folder: Path, photos: Tensor) -> Path:
         return export_openvino(embedder, size, folder / f"openvino_{precision}", precision, photos)
 
-    return Format(
-        write, lambda path, streams, threads: load_openvino(path.parent, streams, threads)
-    )
+    def load(path: Path, streams: int, threads: int, exact: bool = False) -> Answer:
+        return load_openvino(path.parent, streams, threads, exact)
+
+    return Format(write, load, partial(load, exact=True) if bf16_is_native() else None)
 
 
 def measure(
@@ -128,7 +133,8 @@ def best_openvino(measured: Sequence[Measured], min_cosine: float) -> str | None
         for row in measured
         if row.name.startswith("openvino-") and row.smallest_cosine >= min_cosine
     ]
-    return max(fit, key=lambda row: row.photos_a_second).name if fit else None
+    best = max(fit, key=lambda row: row.photos_a_second, default=None)
+    return None if best is None else best.name.removesuffix(EXACT)
 
 
 def place_for_ranker(written: Mapping[str, Path], name: str | None, folder: Path) -> None:
@@ -172,6 +178,11 @@ def write_formats(
         answer = FORMATS[name].load(path, available_cores(), 1)
         written[name] = path
         measured.append(measure(name, answer, embedder, held_out, files_of(path)))
+        exact = FORMATS[name].load_exact
+        if exact is not None:
+            answer = exact(path, available_cores(), 1)
+            row = measure(f"{name}{EXACT}", answer, embedder, held_out, files_of(path))
+            measured.append(row)
         print(f"{name}: {path}, {time.perf_counter() - started:.0f} s", flush=True)
     return written, measured
 

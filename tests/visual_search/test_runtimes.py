@@ -50,9 +50,11 @@ def test_the_ranker_gets_the_fastest_that_is_true_to_the_model() -> None:
         row("openvino-fp16", 0.9999, 22),
         row("openvino-int8", 0.99, 40),
         row("onnx-int8", 1.0, 99),
+        row("openvino-fp16 in fp32", 0.5, 99),
     ]
     assert best_openvino(measured, 0.9999) == "openvino-fp16"
     assert best_openvino(measured, 0.98) == "openvino-int8"
+    assert best_openvino(measured, 0.5) == "openvino-fp16"
     assert best_openvino(measured[:1], 0.5) is None
     assert "| openvino-fp32 | 1.0 | 1.00000 | 1.00000 | 20 | 2.00 x |" in markdown(measured)
 
@@ -95,15 +97,35 @@ def test_the_command_leaves_the_ranker_a_network(
     told = json.loads((output / "formats.json").read_text())
     names = [entry["name"] for entry in told["formats"]]
     assert names[0] == "torch-fp32"
-    assert names[-2:] == ["openvino-fp32", "openvino-fp16"]
-    assert told["ranker"] in names[-2:]
+    plain = [name for name in names if name.startswith("openvino") and " in " not in name]
+    assert plain == ["openvino-fp32", "openvino-fp16"]
+    assert told["ranker"] in plain
     assert all(entry["smallest_cosine"] > 0.9 for entry in told["formats"])
-    fp32, fp16 = (entry["megabytes"] for entry in told["formats"][-2:])
-    assert fp16 < 0.75 * fp32
+    size = {entry["name"]: entry["megabytes"] for entry in told["formats"]}
+    assert size["openvino-fp16"] < 0.75 * size["openvino-fp32"]
     assert embedding_settings(output).min_cosine == 0.9
     found = compiled_export(output, EmbedSettings(backend="openvino"), SIZE)
     assert found is not None
-    assert found(1, 1)(photos(2)).shape[0] == 2
+    assert found(1, 1, False)(photos(2)).shape[0] == 2
+
+
+def test_a_network_that_is_too_coarse_is_taken_in_fp32(embedder: Embedder) -> None:
+    from visual_search.probing import prepare
+
+    def exact_answer(pixels: torch.Tensor) -> torch.Tensor:
+        return embedder(pixels)
+
+    settings = EmbedSettings(precision="fp32", backend="openvino", batch_size=2, workers=1)
+    prepared = prepare(
+        embedder,
+        photos(4),
+        4,
+        device=CPU,
+        cores=1,
+        settings=settings,
+        compiled=lambda streams, threads, exact: exact_answer if exact else embedder.features,
+    )
+    assert prepared.answer is exact_answer
 
 
 def test_an_unfaithful_network_is_used_only_where_that_is_allowed(embedder: Embedder) -> None:
@@ -125,7 +147,7 @@ def test_an_unfaithful_network_is_used_only_where_that_is_allowed(embedder: Embe
             device=CPU,
             cores=1,
             settings=settings,
-            compiled=lambda streams, threads: turned,
+            compiled=lambda streams, threads, exact: turned,
         )
         answers[least] = prepared.answer
     assert answers[0.5] is turned
