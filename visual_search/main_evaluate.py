@@ -23,8 +23,10 @@ def main() -> None:
     if options.compare:
         from visual_search.comparison_run import compare_runs
 
+        one, other = options.compare
         compare_runs(
-            *options.compare,
+            one,
+            other,
             options.tasks,
             options.output,
             input_size=options.input_size,
