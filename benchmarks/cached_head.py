@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,7 @@ from visual_search.mixing import Mixer
 from visual_search.model import Embedder
 from visual_search.moving import MovingParts
 from visual_search.necks import create_neck
+from visual_search.phase import Phase
 from visual_search.samplers import build_batches
 from visual_search.stepping import Stepper
 
@@ -147,7 +147,8 @@ class Ours:
         accelerator = Accelerator(cpu=True)
         self.moving = MovingParts(accelerator, config, learner, len(self.loader))
         self.learner = learner
-        phase: Any = SimpleNamespace(config=config, mixer=Mixer("none"))
+        unused: Any = None  # nothing is validated here
+        phase = Phase(config, training, unused, learner, unused, Mixer("none"), False)
         self.stepper = Stepper(accelerator, phase, accelerator.prepare_model(learner), self.moving)
 
     def epoch(self) -> float:
