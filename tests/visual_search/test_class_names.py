@@ -31,7 +31,7 @@ def test_the_classifier_is_found(tmp_path: Path) -> None:
     torch.save({"conv": torch.zeros(3, 3)}, weights)
     with pytest.raises(UserError, match="no layer of 1000 classes"):
         imagenet_classifier(str(weights))
-    with pytest.raises(UserError, match="needs backbone.weights with a classifier"):
+    with pytest.raises(UserError, match=r"needs backbone.weights with a classifier"):
         imagenet_classifier("hub")
     names = imagenet_names()
     assert len(names) == 1000
