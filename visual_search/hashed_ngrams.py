@@ -54,7 +54,15 @@ class HashedNgrams(nn.Module):
         super().__init__()
         self.buckets, self.dimension = buckets, dimension
         self.table = nn.Embedding(buckets + 1, dimension, padding_idx=0)
+        # Beside another tower it starts as if it were not there.
+        nn.init.zeros_(self.table.weight)
         self.register_buffer("idf", torch.zeros(buckets + 1))
+
+    def start_alone(self) -> None:
+        """Random vectors, for a tower without another beside it: from nothing nothing is learnt."""
+        nn.init.normal_(self.table.weight)
+        with torch.no_grad():
+            self.table.weight[0].zero_()
 
     def fit(self, texts: Sequence[str]) -> None:
         """Weigh the features by the training texts: ln((1 + n) / (1 + df)) + 1."""
