@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SHORTEST, LONGEST = 3, 5
@@ -85,7 +86,10 @@ class HashedNgrams(nn.Module):
         """`(n, dimension)`; zeros for a text of unknown features alone."""
         weights = self.idf[tokens]
         weights = weights / weights.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return (weights[:, :, None] * self.table(tokens)).sum(dim=1)
+        # Without a tensor of all features' vectors: a description has a thousand.
+        return F.embedding_bag(
+            tokens, self.table.weight, mode="sum", per_sample_weights=weights.to(self.table.weight)
+        )
 
     def bags(self, texts: Sequence[str]) -> np.ndarray:
         """The tf-idf vectors that the table is multiplied by, `(n, buckets + 1)`, float32."""
