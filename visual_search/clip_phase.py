@@ -245,7 +245,6 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
         nn.init.zeros_(beside.bias)
         for projection in encoder.text_projections():
             assert isinstance(projection, nn.Linear)
-            nn.init.zeros_(projection.weight)
             nn.init.zeros_(projection.bias)
             projection.weight[:, start : start + shared.shape[1]].copy_(shared)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SHORTEST, LONGEST = 3, 5
@@ -54,7 +55,15 @@ class HashedNgrams(nn.Module):
         super().__init__()
         self.buckets, self.dimension = buckets, dimension
         self.table = nn.Embedding(buckets + 1, dimension, padding_idx=0)
+        # Beside another tower it starts as if it were not there.
+        nn.init.zeros_(self.table.weight)
         self.register_buffer("idf", torch.zeros(buckets + 1))
+
+    def start_alone(self) -> None:
+        """Random vectors, for a tower without another beside it: from nothing nothing is learnt."""
+        nn.init.normal_(self.table.weight)
+        with torch.no_grad():
+            self.table.weight[0].zero_()
 
     def fit(self, texts: Sequence[str]) -> None:
         """Weigh the features by the training texts: ln((1 + n) / (1 + df)) + 1."""
@@ -77,7 +86,10 @@ class HashedNgrams(nn.Module):
         """`(n, dimension)`; zeros for a text of unknown features alone."""
         weights = self.idf[tokens]
         weights = weights / weights.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return (weights[:, :, None] * self.table(tokens)).sum(dim=1)
+        # Without a tensor of all features' vectors: a description has a thousand.
+        return F.embedding_bag(
+            tokens, self.table.weight, mode="sum", per_sample_weights=weights.to(self.table.weight)
+        )
 
     def bags(self, texts: Sequence[str]) -> np.ndarray:
         """The tf-idf vectors that the table is multiplied by, `(n, buckets + 1)`, float32."""

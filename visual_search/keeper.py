@@ -54,6 +54,9 @@ class Keeper(ABC, Generic[Found]):
         self.best_evaluation: Found | None = None
         """Of the best model, unless it was found before the run was killed and continued."""
 
+    def look_before(self) -> None:  # noqa: B027 (most kinds have nothing to say before)
+        """Score a model that starts anew before its first step, where that says something."""
+
     def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
         """Score, save `last/`, and `best/` if it is; returns the mAP, 0..1.
 

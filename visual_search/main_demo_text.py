@@ -18,18 +18,18 @@ CHAIN = "config/demo_text/phases.yml"
 OUTPUT = Path("runs/demo_text")
 SUMMARY = OUTPUT / "summary.json"
 CATEGORIES = {
-    "Bathroom": "ванная комната",
-    "Bedroom": "спальня",
-    "Characters": "фигурки людей",
-    "Exterior": "сад и улица",
-    "Kitchen": "кухня",
+    "Bathroom": "сантехника и вещи для ванной",
+    "Bedroom": "мебель и вещи для спальни и детской",
+    "Characters": "фигура человека",
+    "Exterior": "вещи для сада, двора и улицы",
+    "Kitchen": "посуда и кухонная техника",
     "Lights": "лампы и светильники",
-    "Living room": "гостиная",
-    "Miscellaneous": "разное",
-    "Office": "офис",
-    "Vehicles": "транспорт",
+    "Living room": "мебель для гостиной: диваны, кресла, столы, шкафы",
+    "Miscellaneous": "разные вещи для дома",
+    "Office": "офисная мебель и техника",
+    "Vehicles": "машины, мотоциклы и велосипеды",
 }
-"""The catalogue's categories, and what a Russian shop would call them."""
+"""The catalogue's categories, as a Russian shop would head them."""
 EXAMPLES = ("красный диван", "настольная лампа", "детская кроватка", "велосипед")
 
 

@@ -24,7 +24,12 @@ class PairValidator(Keeper[BothWays]):
 
     phase: ClipPhase
 
-    def _evaluate(self) -> BothWays:
+    def look_before(self) -> None:
+        """What the start is worth, before anything is learnt."""
+        found = self._evaluate(kind="start")
+        print(f"before training: mAP {found.mean_average_precision:.4f}", flush=True)
+
+    def _evaluate(self, kind: str = "retrieval") -> BothWays:
         phase, encoder = self.phase, self.phase.learner.embedder
         was_training = encoder.training
         encoder.eval()
@@ -32,7 +37,7 @@ class PairValidator(Keeper[BothWays]):
         texts = encoder.embed_texts(phase.relevance.texts)
         encoder.train(was_training)
         found = evaluate_retrieval(photos, texts, phase.relevance)
-        self.run.log(kind="retrieval", **found.as_dict())
+        self.run.log(kind=kind, **found.as_dict())
         return found
 
     @torch.no_grad()

@@ -175,6 +175,9 @@ def create_text_towers(
                 "files": saved if saved and saved.is_dir() else None,
             },
         )
+    for part in made.values():
+        if isinstance(part, HashedNgrams) and len(made) == 1:
+            part.start_alone()
     return TextTowers(made)
 
 

@@ -188,6 +188,8 @@ class Trainer:
         if self.chief:
             resolved = yaml.safe_load((self.run.path / "config.yml").read_text("utf-8"))
             self.trackers = Trackers(train.trackers, self.run.path, self.run.name, resolved)
+            if self.step == 0:
+                self.validator.look_before()
         while self.epoch <= train.epochs:
             self._train_epoch()
             last = self.epoch == train.epochs

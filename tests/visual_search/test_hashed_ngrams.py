@@ -35,6 +35,7 @@ def test_numbers_stay_what_they_are() -> None:
 def test_vectors_are_weighted_means() -> None:
     torch.manual_seed(0)
     towers = HashedNgrams(300, 7)
+    towers.start_alone()
     training = ["стул", "стол", "красный стул"]
     towers.fit(training)
     texts = ["стул", "стол красный", "неведомое", ""]
@@ -52,6 +53,7 @@ def test_vectors_are_weighted_means() -> None:
 
 def test_bags_times_the_table_are_the_vectors() -> None:
     towers = HashedNgrams(5000, 6)
+    towers.start_alone()
     texts = ["настольная лампа", "лампа", "стол"]
     towers.fit(texts)
     bags = towers.bags(texts)
