@@ -54,7 +54,7 @@ class Keeper(ABC, Generic[Found]):
         self.best_evaluation: Found | None = None
         """Of the best model, unless it was found before the run was killed and continued."""
 
-    def look_before(self) -> None:  # noqa: B027 (most kinds have nothing to say before)
+    def look_before(self) -> None:
         """Score a model that starts anew before its first step, where that says something."""
 
     def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
