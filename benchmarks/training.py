@@ -10,6 +10,7 @@ processes. Weights are random, which costs the same.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -253,12 +254,12 @@ def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Ro
 
     (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
     model = case.batch / seconds
-    print(f"{case}: model alone {model:.1f} images/s", flush=True)
+    print(f"{case}: model alone {model:.1f} images/s", file=sys.stderr)
     batches = WARM_BATCHES + options.batches
     decode = rate_over(
         iter(loader_of(case, photos, batches, options.workers)), lambda batch: None, trainer.wait
     )
-    print(f"{case}: decode alone {decode:.1f} images/s", flush=True)
+    print(f"{case}: decode alone {decode:.1f} images/s", file=sys.stderr)
     whole = rate_over(
         iter(loader_of(case, photos, batches, options.workers)),
         lambda batch: trainer.step(*trainer.moved(batch[0], batch[1])),
