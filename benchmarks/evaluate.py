@@ -23,7 +23,7 @@ DIMENSION = 512
 PHOTOS, CLASSES = 60_502, 11_316
 # Of an embedding's length, what is a photo's own: so much that R@1 is 0.8, as a trained model's.
 NOISE = 2.2
-# OML's loops over queries make it wait for the largest case.
+# OML works through one query after the other: a third of the largest case takes it minutes enough.
 MOST_PHOTOS = {"pytorch-metric-learning": PHOTOS, "oml": 20_000}
 LIMIT_GB = 4.0
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser = arguments("Time and memory of retrieval metrics against other libraries.")
     peers = peers_of()
     parser.add_argument(
-        "--photos", type=int, default=0, help="of the leave-one-out task; 0: as many as recorded"
+        "--photos", type=int, default=0, help="of the leave-one-out task; 0: as recorded"
     )
     parser.add_argument(
         "--against", nargs="+", choices=list(peers), default=list(peers), help="libraries"
@@ -115,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     head = (
         f"{processor()}; {options.threads} threads, torch {torch.__version__}; each in a process "
-        "of its own on the same file, ours the median of 3, the others once"
+        f"of its own on the same file; ours the median of {min(options.repeats, 3)}, theirs once"
     )
     for library in options.against:
         photos = 3000 if options.quick else options.photos or MOST_PHOTOS[library]
