@@ -14,7 +14,7 @@ def main() -> None:
         prog="python -m visual_search.main_ridge",
         description="Score runs of visual_search.main_clip beside a ridge regression between the "
         "same frozen features, with paired 95 % intervals. Direction, text features and strength "
-        "of the ridge are chosen on a fifth of the training products.",
+        "of the ridge are chosen on a held-out fifth of the training data.",
     )
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
     parser.add_argument("--pairs", type=Path, help="table of pairs (the first run's own)")

@@ -146,9 +146,7 @@ def _ridges(
         kept_features(visual, photo_items(part), model.input_size, cache, device).matrix
         for part in (train, test)
     ]
-    groups = np.unique(train.groups)
-    drawn = np.random.default_rng(seed).permutation(groups)
-    held = np.isin(train.groups, drawn[: max(round(HELD_OUT_SHARE * len(groups)), 1)])
+    held = held_out(train, test, column, seed)
     parts = [(train, ~held), (train, held), (train, held | ~held), (test, np.ones(len(test), bool))]
 
     def data(features: list[np.ndarray]) -> list[RidgeData]:
@@ -173,6 +171,26 @@ def _ridges(
         ]
         found["ridge_with_class_names"] = ridge_baseline(*data(both))
     return found
+
+
+def held_out(train: PairTable, test: PairTable, column: str, seed: int) -> np.ndarray:
+    """A fifth of the training rows that stand to the others as the test's do to all of them.
+
+    Where most texts of the test are new, these are whole products; where the test shows other
+    photos of the same products, single photos.
+
+    Returns:
+        `(n,)`, bool.
+    """
+    known = set(relevance_of(train, column).texts)
+    asked = relevance_of(test, column).texts
+    new = sum(text not in known for text in asked) * 2 > len(asked)
+    _, unit = np.unique(train.groups, return_inverse=True)
+    if not new:
+        unit = np.arange(len(train))
+    count = int(unit.max()) + 1
+    drawn = np.random.default_rng(seed).permutation(count)
+    return np.isin(unit, drawn[: max(round(HELD_OUT_SHARE * count), 1)])
 
 
 def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndarray]:
