@@ -93,5 +93,5 @@ def small_clip(pairs: Path) -> dict[str, Any]:
         "projection": {"dimension": 32},
         "loss": {"temperature": 0.1},
         "optim": {"head_lr": 0.01, "backbone_lr_ratio": 0.5, "warmup_steps": 4},
-        "train": {"epochs": 30, "validate_every": 30, "log_steps": 1},
+        "train": {"epochs": 20, "validate_every": 20, "log_steps": 1},
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -41,6 +45,17 @@ def module(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
     return done.stdout
 
 
+def inside(name: str, *arguments: str) -> str:
+    """The same in this process, which has loaded what it needs."""
+    entry = importlib.import_module(f"visual_search.{name}")
+    told = io.StringIO()
+    torch.set_num_threads(1)  # the networks are too small for more
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
+        patch.setattr(sys, "argv", [name, *arguments])
+        entry.main()
+    return told.getvalue()
+
+
 def written(path: Path, values: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(values, allow_unicode=True))
     return path
@@ -54,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = written(folder / "clip.yml", values)
     common = ("--config", str(config), "--runs", str(folder / "runs"))
     module("main_clip", *common, "--name", "right")
-    module("main_clip", *common, "--name", "shuffled", "--dataset.shuffle_texts", "true")
+    inside("main_clip", *common, "--name", "shuffled", "--dataset.shuffle_texts", "true")
     return folder
 
 
@@ -85,7 +100,7 @@ def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
 def test_queries_from_the_command_line(trained: Path) -> None:
     run, gallery = trained / "runs" / "right", trained / "data" / "pairs.parquet"
     output = trained / "found"
-    told = module(
+    told = inside(
         "main_query", "--run", str(run), "--gallery", str(gallery), "--top", "3", "--output",
         str(output), "--cache", str(trained / "cache"), "красный квадрат", "полоса зеленый",
     )  # fmt: skip
@@ -98,7 +113,7 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     names = written(trained / "names.txt", {})
     names.write_text("красный\nсиний\nжёлтый\n")
     photo = trained / "data" / "photos" / "2_0_1.png"
-    told = module(
+    told = inside(
         "main_query", "--run", str(run), "--photos", str(photo), "--names", str(names), "--top", "1"
     )
     assert ": синий" in told
@@ -117,7 +132,7 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(classes))
     (folder / "labels.json").write_text(json.dumps(labels))
     run = trained / "runs" / "right"
-    told = module("main_zero_shot", "--run", str(run), "--data", str(folder))
+    told = inside("main_zero_shot", "--run", str(run), "--data", str(folder))
     result = json.loads((run / "zero_shot" / "result.json").read_text())
     accuracy = result["data"]["forms"]["accuracy"]
     assert accuracy >= 0.7
@@ -127,14 +142,12 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
     assert right / len(labels) == pytest.approx(accuracy)
     assert (run / "zero_shot" / "confusion_forms.png").is_file()
     assert f"accuracy {accuracy:.3f}" in told
-    import shutil
-
     shutil.rmtree(run / "zero_shot")
 
 
 def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
     run = trained / "runs" / "right"
-    told = module(
+    told = inside(
         "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(trained / "runs"),
         "--name", "next", "--pretrain_model", str(run), "--optim.head_lr", "1e-9",
         "--train.epochs", "1", "--dataset.queries_per_photo", "mean", "--loss.chunk", "5",
@@ -150,7 +163,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["infonce", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_path: Path) -> None:
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
     values["backbone"] = {"name": "timm/test_vit", "weights": "none"}
@@ -181,6 +194,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
     assert one.allclose(two, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
     values["text"]["dropout"] = 0.2
