@@ -81,7 +81,14 @@ def _tables(tmp_path: Path) -> list[dict[str, Any]]:
     return tables
 
 
-@pytest.mark.parametrize("kind", ["b32", "l14", "h14"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "b32",
+        pytest.param("l14", marks=pytest.mark.slow),
+        pytest.param("h14", marks=pytest.mark.slow),
+    ],
+)
 def test_the_clip_chain_trains_a_step_of_every_phase(
     kind: str, dev_folder: Path, product10k_folder: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -238,6 +245,7 @@ def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path, call: Call) -> No
         call(main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs)
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path, call: Call) -> None:
     """The distillation config's loss falls: a narrower student comes to see alike what is alike."""
     runs = tmp_path / "runs"
