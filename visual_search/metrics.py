@@ -6,6 +6,8 @@ import numpy as np
 
 MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery photos of each query."""
+# Ranks looked at together.
+HIT_ELEMENTS = 1 << 16
 
 
 def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -64,11 +66,29 @@ def average_precision(
     query_codes = codes[len(gallery_products) :]
     photos_of_product = np.bincount(gallery_codes[:-1], minlength=codes.max(initial=0) + 1)
 
-    in_gallery = np.minimum(ranks[:, :MAX_PREDICTIONS], len(gallery_products))
-    query, position = np.nonzero(gallery_codes[in_gallery] == query_codes[:, None])
+    query, position = _hits(
+        ranks[:, :MAX_PREDICTIONS], gallery_codes.astype(np.int32), query_codes.astype(np.int32)
+    )
     total = precision_sums(query, position + 1, len(query_codes))
     wanted = photos_of_product[query_codes] - (own is not None)
     return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
+
+
+def _hits(
+    ranks: np.ndarray, gallery_codes: np.ndarray, query_codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Query and column of each right photo, in the order of the rows.
+
+    Some rows at a time: what is between the steps stays in the cache.
+    """
+    columns, found = max(ranks.shape[1], 1), [np.zeros(0, dtype=np.int64)]
+    step = max(HIT_ELEMENTS // columns, 1)
+    for start in range(0, len(ranks), step):
+        block = np.minimum(ranks[start : start + step], len(gallery_codes) - 1)
+        same = gallery_codes.take(block) == query_codes[start : start + step, None]
+        found.append(np.flatnonzero(same) + start * columns)
+    query, position = np.divmod(np.concatenate(found), columns)
+    return query, position
 
 
 def precision_sums(query: np.ndarray, rank: np.ndarray, n_queries: int) -> np.ndarray:
