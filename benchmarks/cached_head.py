@@ -32,14 +32,8 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.config import (
-    DatasetConfig,
-    MarginConfig,
-    NeckConfig,
-    OptimConfig,
-    PhaseConfig,
-    TrainConfig,
-)
+from visual_search.config import MarginConfig, NeckConfig, OptimConfig, PhaseConfig, TrainConfig
+from visual_search.dataset_config import DatasetConfig
 from visual_search.datasets import LabelledImages, TrainingImages
 from visual_search.errors import exit_with_sentence
 from visual_search.feature_store import Features

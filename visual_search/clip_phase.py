@@ -15,6 +15,7 @@ from visual_search.cached_views import CachedViews, kept_features
 from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.clip_config import ClipConfig
 from visual_search.clip_learner import ClipLearner
+from visual_search.config import NeckConfig
 from visual_search.contrastive import ContrastiveLoss
 from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.dual_encoder import (
@@ -23,12 +24,13 @@ from visual_search.dual_encoder import (
     build_dual_encoder,
 )
 from visual_search.errors import UserError
-from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
 from visual_search.images import ImageItem
-from visual_search.model import Architecture, build_embedder
+from visual_search.model import Architecture
 from visual_search.pair_batches import build_pair_batches
 from visual_search.pair_table import TEST, TRAIN, PairTable, read_pairs
 from visual_search.phase import Batch
+from visual_search.photo_loader import photo_loader
+from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.query_texts import QueryTexts
 from visual_search.samplers import TrainingBatches
 from visual_search.text_retrieval import Relevance, relevance_of
@@ -71,16 +73,7 @@ class ClipPhase:
             cluster_power=dataset.sampler.cluster_power,
         )
         workers = 0 if dataset.cached_views else dataset.num_workers
-        loader = DataLoader(
-            self.images,
-            batch_sampler=batches,
-            # Its own: else the draws of dropout would depend on how many workers there are.
-            generator=torch.Generator().manual_seed(dataset.seed),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return batches, loader
+        return batches, photo_loader(self.images, batches, dataset.seed, workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
@@ -190,7 +183,8 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
         dataset.shuffle_texts,
     )
     encoder, architecture, text_architecture = _encoder(config)
-    _freeze(config, encoder)
+    freeze_tower(encoder.visual.backbone, config.backbone, dataset.input_size)
+    encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)
     if config.train.channels_last:
         encoder.visual.to(memory_format=torch.channels_last)
     augment = build_augmentation(
@@ -300,18 +294,10 @@ def _check_clusters(config: ClipConfig, table: PairTable) -> None:
 
 
 def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchitecture]:
-    backbone, text, projection = config.backbone, config.text, config.projection
-    visual, architecture = build_embedder(
-        backbone.name,
-        "none" if config.pretrain_model else backbone.weights,
-        config.dataset.input_size_valid or config.dataset.input_size,
-        backbone.mean,
-        backbone.std,
-        drop_path=backbone.drop_path,
-        pooling=backbone.pooling,
-        patch_overlap=backbone.patch_overlap,
-        gradient_checkpointing=backbone.gradient_checkpointing,
-        head_conv=backbone.head_conv,
+    text, projection = config.text, config.projection
+    size = config.dataset.input_size_valid or config.dataset.input_size
+    visual, architecture = build_tower(
+        config.backbone, size, NeckConfig(), continued=bool(config.pretrain_model)
     )
     text_architecture = TextArchitecture(
         tuple(text.towers),
@@ -340,13 +326,3 @@ def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchite
         found = check_same(Path(config.pretrain_model), architecture, text_architecture)
         encoder.load_state_dict(dict(found.state))
     return encoder, architecture, text_architecture
-
-
-def _freeze(config: ClipConfig, encoder: DualEncoder) -> None:
-    network, backbone = encoder.visual.backbone, config.backbone
-    if backbone.trainable_blocks >= 0:
-        train_last_blocks(network, backbone.trainable_blocks)
-    freeze_stages(network, backbone.frozen_stages)
-    if any(parameter.requires_grad for parameter in network.parameters()):
-        freeze_unused(network, config.dataset.input_size)
-    encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)

@@ -71,7 +71,7 @@ def _photos(config: PhaseConfig, size: int, count: int) -> Tensor:
     import torch
 
     from visual_search.images import load_pixels
-    from visual_search.phase import training_images
+    from visual_search.phase_data import training_images
 
     images = training_images(config.dataset)
     # In mixed order, so that both halves show all classes.

@@ -24,7 +24,7 @@ def main() -> None:
 
     from visual_search.embed import default_device
     from visual_search.evaluate import evaluate_on_dev_set
-    from visual_search.phase import dev_files, dev_set_of
+    from visual_search.phase_data import dev_files, dev_set_of
     from visual_search.run_embeddings import read_config
     from visual_search.soup import SOUPS, load_ingredients, write_soup
 

@@ -14,28 +14,11 @@ from torch.utils.data import DataLoader
 
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.class_choice import choose_classes
-from visual_search.config import (
-    DatasetConfig,
-    DevSetConfig,
-    MarginConfig,
-    PhaseConfig,
-    Product10KConfig,
-    TableConfig,
-)
-from visual_search.datasets import (
-    LabelledImages,
-    Source,
-    TrainingImages,
-    combined,
-    joined,
-    read_product10k,
-)
-from visual_search.dev_tables import read_dev_table
+from visual_search.config import MarginConfig, PhaseConfig
+from visual_search.datasets import TrainingImages
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, read_dev_set
-from visual_search.freezing import freeze_stages, freeze_unused, train_last_blocks
+from visual_search.evaluate import DevSet
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead
 from visual_search.imprinting import Head, imprint_centers, set_centers, take_centers
@@ -43,12 +26,14 @@ from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
 from visual_search.mixing import Mixer
-from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
+from visual_search.model import Architecture, Embedder, rebuild_embedder
 from visual_search.patches import resized_state
+from visual_search.phase_data import dev_files, dev_set_of, training_files, training_images
+from visual_search.photo_loader import photo_loader
+from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projections import Sample, start_neck
 from visual_search.sampled_classes import SampledMarginHead
 from visual_search.samplers import TrainingBatches, build_batches
-from visual_search.training_tables import read_training_table
 from visual_search.transforms import build_augmentation
 from visual_search.xbm import XbmLoss
 
@@ -104,16 +89,7 @@ class Phase:
                 self.frozen.training, batch_sampler=batches, collate_fn=as_it_is
             )
             return batches, rows
-        loader = DataLoader(
-            self.images,
-            batch_sampler=batches,
-            # Its own: else the draws of dropout would depend on how many workers there are.
-            generator=torch.Generator().manual_seed(dataset.seed),
-            num_workers=dataset.num_workers,
-            persistent_workers=dataset.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return batches, loader
+        return batches, photo_loader(self.images, batches, dataset.seed, dataset.num_workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
@@ -185,7 +161,7 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
-    _freeze(config, embedder.backbone)
+    freeze_tower(embedder.backbone, config.backbone, dataset.input_size)
     counts = torch.from_numpy(images.counts(images.classes))
     objective = _objective(config, architecture.dimension, counts)
     continued = bool(config.pretrain_model) and _continue_head(
@@ -273,76 +249,10 @@ def _check_nested(margin: MarginConfig, dimension: int) -> None:
         )
 
 
-def training_files(dataset: DatasetConfig) -> list[Path]:
-    """The tables that a phase trains on."""
-    place = dataset.product10k
-    lists = [place.train_list, *([place.val_list] if dataset.train_on_test else [])]
-    files = [Path(place.train_valid_root, name) for name in lists] if place.use else []
-    return files + [Path(entry.file) for entry in dataset.tables]
-
-
-def dev_files(dev: DevSetConfig) -> list[Path]:
-    """The tables that a phase is judged on."""
-    if dev.table:
-        return [Path(dev.table)]
-    return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
-
-
-def training_images(dataset: DatasetConfig) -> LabelledImages:
-    """The training photos of all data sets, those of the classes that were chosen."""
-    place, sources = dataset.product10k, []
-    if place.use:
-        # Both lists number the same classes.
-        lists = [(place.train_list, place.train_prefix)]
-        if dataset.train_on_test:
-            lists.append((place.val_list, place.val_prefix))
-        root, classes = Path(place.train_valid_root), dataset.num_of_classes
-        parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
-        sources.append(Source(joined(parts), place.weight))
-    for entry in dataset.tables:
-        folder = Path(entry.root) if entry.root else None
-        images = read_training_table(Path(entry.file), folder, fold=entry.fold)
-        sources.append(Source(images, entry.weight))
-    if not sources:
-        raise UserError(
-            "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
-        )
-    limits: list[Product10KConfig | TableConfig] = [
-        *([place] if place.use else []),
-        *dataset.tables,
-    ]
-    return choose_classes(
-        combined(sources),
-        [part.more_than for part in limits],
-        [part.at_most for part in limits],
-        dataset.max_classes,
-        dataset.seed,
-    )
-
-
-def dev_set_of(dev: DevSetConfig) -> DevSet:
-    """The development set that validation ranks."""
-    if not dev.table:
-        return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
-    return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
-
-
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
-    backbone, neck = config.backbone, config.neck
-    embedder, architecture = build_embedder(
-        backbone.name,
-        "none" if config.pretrain_model else backbone.weights,
-        config.dataset.input_size_valid or config.dataset.input_size,
-        backbone.mean,
-        backbone.std,
-        neck.kind,
-        neck.dimension,
-        backbone.drop_path,
-        pooling=backbone.pooling,
-        patch_overlap=backbone.patch_overlap,
-        gradient_checkpointing=backbone.gradient_checkpointing,
-        neck_dropout=neck.dropout,
-        head_conv=backbone.head_conv,
+    size = config.dataset.input_size_valid or config.dataset.input_size
+    embedder, architecture = build_tower(
+        config.backbone, size, config.neck, continued=bool(config.pretrain_model)
     )
     if config.pretrain_model:
         earlier = load_checkpoint(Path(config.pretrain_model))
@@ -354,14 +264,6 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
                 )
         embedder.load_state_dict(resized_state(plain_state(earlier), embedder))
     return embedder, architecture
-
-
-def _freeze(config: PhaseConfig, backbone: nn.Module) -> None:
-    if config.backbone.trainable_blocks >= 0:
-        train_last_blocks(backbone, config.backbone.trainable_blocks)
-    freeze_stages(backbone, config.backbone.frozen_stages)
-    if any(parameter.requires_grad for parameter in backbone.parameters()):
-        freeze_unused(backbone, config.dataset.input_size)
 
 
 def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:

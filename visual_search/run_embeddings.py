@@ -20,7 +20,7 @@ from visual_search.frozen import embedded
 from visual_search.images import ImageItem
 from visual_search.model import Embedder, rebuild_embedder
 from visual_search.necks import create_neck
-from visual_search.phase import dev_set_of, training_images
+from visual_search.phase_data import dev_set_of, training_images
 from visual_search.projections import Sample, start_neck
 
 TRAINING, GALLERY, QUERIES = "training photos", "gallery photos", "query photos"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from visual_search.config import DevSetConfig
+from visual_search.dataset_config import DevSetConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visual_search.config import DevSetConfig
 from visual_search.config_reader import read_task
+from visual_search.dataset_config import DevSetConfig
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set

@@ -1,0 +1,67 @@
+"""The photos of a phase: the tables that it trains on, and the one that judges it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visual_search.class_choice import choose_classes
+from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
+from visual_search.datasets import LabelledImages, Source, combined, joined, read_product10k
+from visual_search.dev_tables import read_dev_table
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet, read_dev_set
+from visual_search.training_tables import read_training_table
+
+
+def training_files(dataset: DatasetConfig) -> list[Path]:
+    """The tables that a phase trains on."""
+    place = dataset.product10k
+    lists = [place.train_list, *([place.val_list] if dataset.train_on_test else [])]
+    files = [Path(place.train_valid_root, name) for name in lists] if place.use else []
+    return files + [Path(entry.file) for entry in dataset.tables]
+
+
+def dev_files(dev: DevSetConfig) -> list[Path]:
+    """The tables that a phase is judged on."""
+    if dev.table:
+        return [Path(dev.table)]
+    return [Path(dev.eval_root, name) for name in (dev.gallery, dev.queries)]
+
+
+def training_images(dataset: DatasetConfig) -> LabelledImages:
+    """The training photos of all data sets, those of the classes that were chosen."""
+    place, sources = dataset.product10k, []
+    if place.use:
+        # Both lists number the same classes.
+        lists = [(place.train_list, place.train_prefix)]
+        if dataset.train_on_test:
+            lists.append((place.val_list, place.val_prefix))
+        root, classes = Path(place.train_valid_root), dataset.num_of_classes
+        parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
+        sources.append(Source(joined(parts), place.weight))
+    for entry in dataset.tables:
+        folder = Path(entry.root) if entry.root else None
+        images = read_training_table(Path(entry.file), folder, fold=entry.fold)
+        sources.append(Source(images, entry.weight))
+    if not sources:
+        raise UserError(
+            "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
+        )
+    limits: list[Product10KConfig | TableConfig] = [
+        *([place] if place.use else []),
+        *dataset.tables,
+    ]
+    return choose_classes(
+        combined(sources),
+        [part.more_than for part in limits],
+        [part.at_most for part in limits],
+        dataset.max_classes,
+        dataset.seed,
+    )
+
+
+def dev_set_of(dev: DevSetConfig) -> DevSet:
+    """The development set that validation ranks."""
+    if not dev.table:
+        return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
+    return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
