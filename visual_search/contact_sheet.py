@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from visual_search.cores import available_cores
 from visual_search.files import written_atomically
@@ -60,7 +61,7 @@ def _sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
     columns = min(max(map(len, rows)), MOST_IN_A_ROW)
     width, height = CELL + GAP, CELL + CAPTION + GAP
     sheet = Image.new("RGB", (columns * width + GAP, len(rows) * height + GAP), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), caption_font()
     with ThreadPoolExecutor(available_cores()) as pool:
         thumbnails = [list(pool.map(_thumbnail, row[:MOST_IN_A_ROW])) for row in rows]
     for y, (row, pictures) in enumerate(zip(rows, thumbnails, strict=True)):
@@ -72,10 +73,18 @@ def _sheet(rows: Sequence[Sequence[Cell]]) -> Image.Image:
                 picture,
                 (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2),
             )
-            text = cell.caption.encode("latin-1", "replace").decode("latin-1")
-            lines = [line[-LETTERS_IN_A_LINE:] for line in text.split("\n")[:2]]
-            pen.multiline_text((left, top + CELL), "\n".join(lines), fill="black", spacing=1)
+            lines = [line[-LETTERS_IN_A_LINE:] for line in cell.caption.split("\n")[:2]]
+            text = "\n".join(lines)
+            pen.multiline_text((left, top + CELL), text, fill="black", font=font, spacing=1)
     return sheet
+
+
+@cache
+def caption_font() -> ImageFont.FreeTypeFont:
+    """A font with the letters of most languages: PIL's own has Latin ones alone."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 10)
 
 
 def _thumbnail(cell: Cell) -> Image.Image:
