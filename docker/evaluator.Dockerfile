@@ -1,11 +1,11 @@
 # What the evaluator has: requirements.txt and apt.txt alone, no network, 4 cores, 16 GB.
 # docker build --file docker/evaluator.Dockerfile --tag visual-search-evaluator .
-# docker run --network none --cpus 4 --memory 16g --volume "$PWD/runs:/work/runs" \
+# docker run --network none --cpus 4 --memory 16g --volume "$PWD/runs:/visual-search/runs" \
 #   --volume "$PWD/dataset/development_test_data:/data:ro" visual-search-evaluator
 FROM python:3.12-slim-bookworm
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-WORKDIR /work
+WORKDIR /visual-search
 COPY apt.txt ./
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -7,6 +7,7 @@ the gallery takes a quarter or a thirty-second of its memory.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from visual_search.errors import UserError
 from visual_search.search import stable_top_k, top_k
 
 
-class Codes:
+class Codes(ABC):
     """Encoded rows; a slice or a list of rows comes back decoded, at length 1, float32."""
 
     bytes_per_row: float
@@ -37,8 +38,9 @@ class Codes:
         lengths = np.linalg.norm(decoded, axis=1, keepdims=True)
         return np.divide(decoded, lengths, out=np.zeros_like(decoded), where=lengths > 0)
 
+    @abstractmethod
     def _decode(self, stored: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Rows as they are stored, to `(n, dimension)`, float32, of any length."""
 
 
 class Float16Codes(Codes):

@@ -44,6 +44,19 @@ def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = T
     )
 
 
+def add_piece_options(parser: argparse.ArgumentParser, photos: int) -> None:
+    """How photos that are kept come in pieces; `photos` of one, where nothing is said."""
+    parser.add_argument(
+        "--piece-photos",
+        type=int,
+        default=photos,
+        help="photos between two records of what is done (%(default)s)",
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
+    )
+
+
 def limits(arguments: argparse.Namespace) -> DownloadLimits:
     """The limits that the options ask for."""
     from visual_search.downloads import DownloadLimits

@@ -17,7 +17,11 @@ if __package__ in (None, ""):
     # Run as a file: make the package importable from the repository root.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dataset.dataset_creation_steps.download_options import add_download_options, limits
+from dataset.dataset_creation_steps.download_options import (
+    add_download_options,
+    add_piece_options,
+    limits,
+)
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.errors import UserError, exit_with_sentence
 
@@ -75,15 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=DEFAULT_OUTPUT,
         help="folder of the photos; the tables stand beside it (%(default)s)",
     )
-    parser.add_argument(
-        "--piece-photos",
-        type=int,
-        default=PIECE_PHOTOS,
-        help="photos between two records of what is done (%(default)s)",
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
-    )
+    add_piece_options(parser, PIECE_PHOTOS)
     add_download_options(parser, size_hint=False)
     add_runner_options(parser)
     return parser.parse_args(arguments)
