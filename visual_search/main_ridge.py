@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from visual_search.errors import exit_with_sentence
 
@@ -22,20 +24,27 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from visual_search.files import write_json
-    from visual_search.ridge_comparison import compare_runs
+    from visual_search.ridge_comparison import comparison, judge
     from visual_search.typed_model import run_settings
 
     settings = run_settings(arguments.runs[0])["dataset"]
     root = Path(settings["root"]) if settings["root"] and not arguments.pairs else None
     pairs = arguments.pairs or Path(settings["pairs"])
-    found = compare_runs(arguments.runs, pairs, root, column=settings["text_column"])
+    runs = {run.name: run for run in arguments.runs}
+    found = comparison([judge(runs, pairs, root, column=settings["text_column"])])
     write_json(arguments.output, found)
-    ridge = found["ridge"]
-    print(
-        f"ridge: {ridge['direction']}, text features {ridge['text_features']}, alpha "
-        f"{ridge['alpha']:g}"
-    )
-    for direction, scores in ridge["scores"].items():
+    print_comparison(found)
+    print(f"figures: {arguments.output}")
+
+
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """What the ridge chose, and a line for each measure."""
+    for choice in found["ridge"]["choices"]:
+        print(
+            f"ridge: {choice['direction']}, text features {choice['text_features']}, alpha "
+            f"{choice['alpha']:g}"
+        )
+    for direction, scores in found["ridge"]["scores"].items():
         for name, value in scores.items():
             words = f"{direction} {name}".ljust(22) + f"ridge {value:.3f}"
             for run, values in found["runs"].items():
@@ -43,7 +52,6 @@ def main() -> None:
                 words += f"   {run} {values['scores'][direction][name]:.3f}"
                 words += f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
             print(words)
-    print(f"figures: {arguments.output}")
 
 
 if __name__ == "__main__":

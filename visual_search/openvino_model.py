@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from visual_search.errors import UserError
 from visual_search.inference import MIN_COSINE, Answer
 from visual_search.model import Embedder
 from visual_search.quantization import quantized
+from visual_search.signal_stack import signal_stack_kept
 
 OPENVINO_FILE = "model.xml"
 OPENVINO_FILES = (OPENVINO_FILE, "model.bin")
@@ -88,8 +91,6 @@ def load_openvino(folder: Path, streams: int, threads: int, exact: bool = False)
         UserError: when the files are damaged.
         ModuleNotFoundError: without OpenVINO.
     """
-    import openvino
-
     options: dict[str, int | str] = {
         "INFERENCE_NUM_THREADS": streams * threads,
         "NUM_STREAMS": streams,
@@ -97,7 +98,8 @@ def load_openvino(folder: Path, streams: int, threads: int, exact: bool = False)
     if exact:
         options["INFERENCE_PRECISION_HINT"] = "f32"
     try:
-        compiled = openvino.Core().compile_model(folder / OPENVINO_FILE, "CPU", options)
+        with signal_stack_kept():
+            compiled = _core().compile_model(folder / OPENVINO_FILE, "CPU", options)
     except RuntimeError as error:
         raise UserError(f"{folder / OPENVINO_FILE} cannot be used: {error}") from error
     own = threading.local()
@@ -110,3 +112,11 @@ def load_openvino(folder: Path, streams: int, threads: int, exact: bool = False)
         return torch.from_numpy(own.request.get_output_tensor(0).data.copy())
 
     return answer
+
+
+@functools.cache
+def _core() -> Any:
+    """One for the process: each has a CPU plugin of its own, which takes time to make."""
+    import openvino
+
+    return openvino.Core()

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from visual_search.signal_stack import signal_stack_kept
+
 
 def quantized(
     network: Any, photos: Sequence[np.ndarray], feed: Callable[[np.ndarray], Any] | None = None
@@ -26,4 +28,5 @@ def quantized(
 
     nncf.set_log_level(logging.ERROR)
     data = nncf.Dataset(list(photos), feed)
-    return nncf.quantize(network, data, subset_size=len(photos))
+    with signal_stack_kept():
+        return nncf.quantize(network, data, subset_size=len(photos))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from visual_search.text_retrieval import (
     RECALLS,
     BothWays,
     Relevance,
+    RetrievalScores,
     evaluate_retrieval,
     paired_gain,
     relevance_of,
@@ -28,96 +29,158 @@ from visual_search.text_towers import FrozenText, TextTowers
 from visual_search.typed_model import TypedModel, load_typed_model, photo_items
 from visual_search.typed_queries import embedded_photos
 
+Directions = Mapping[str, RetrievalScores]
+"""Scores of `text_to_photo` and `photo_to_text`."""
 
-def compare_runs(
-    runs: Sequence[Path],
+
+@dataclass(frozen=True)
+class Judged:
+    """Ridges and runs on the test photos of one table of pairs."""
+
+    relevance: Relevance
+    groups: np.ndarray
+    """`(photos,)`, int64: their products."""
+    ridges: Mapping[str, Ridge]
+    runs: Mapping[str, BothWays]
+    """By the run's name, or what it is called in a comparison."""
+
+
+def judge(
+    runs: Mapping[str, Path],
     pairs: Path,
     root: Path | None = None,
     *,
     column: str = "queries",
     cache: Path = Path("runs/features"),
     seed: int = 42,
-) -> dict[str, Any]:
-    """Fit the ridge, score the runs, and say by how much they differ, query by query.
+) -> Judged:
+    """Fit the ridge to a table's training photos; score it and the runs on its test photos.
 
     Args:
-        runs: of :mod:`visual_search.main_clip`; the first one's frozen towers give the features
-            that the ridge maps.
+        runs: of :mod:`visual_search.main_clip`, by name; the first one's frozen towers give the
+            features that the ridge maps.
         pairs: table of pairs: the ridge learns from its rows of train, all are judged on test.
         root: folder of its photos; None is the table's own.
         column: queries or texts.
         cache: folder of kept features.
-        seed: of the choice of held-out products and of the bootstrap.
+        seed: of the choice of held-out products.
+    """
+    train, test = read_pairs(pairs, TRAIN, root), read_pairs(pairs, TEST, root)
+    relevance = relevance_of(test, column)
+    models = {name: load_typed_model(run) for name, run in runs.items()}
+    ridges = _ridges(next(iter(models.values())), train, test, column, cache, seed)
+    scores = {name: _scored(model, test, relevance) for name, model in models.items()}
+    return Judged(relevance, test.groups, ridges, scores)
+
+
+def comparison(parts: Sequence[Judged], seed: int = 42) -> dict[str, Any]:
+    """Say by how much runs differ from the ridge, query by query, over one table or several.
+
+    Args:
+        parts: with ridges and runs of the same names; the queries of all count alike. No product
+            is in two of them.
+        seed: of the bootstrap.
 
     Returns:
         `ridge`, `ridge_with_class_names` where the first run has such, `runs` and `chance`; JSON
         values.
     """
-    train, test = read_pairs(pairs, TRAIN, root), read_pairs(pairs, TEST, root)
-    relevance = relevance_of(test, column)
-    models = {run.name: load_typed_model(run) for run in runs}
-    ridges = _ridges(next(iter(models.values())), train, test, column, cache, seed)
-    ridge = ridges["ridge"]
-    found: dict[str, Any] = {name: _described(fitted) for name, fitted in ridges.items()}
-    found["chance"] = chance_of(relevance)
+    clusters = _clusters(parts)
+    ridges = {
+        name: pooled([part.ridges[name].scores.directions() for part in parts])
+        for name in parts[0].ridges
+    }
+    found: dict[str, Any] = {
+        name: {
+            "choices": [_choice(part.ridges[name]) for part in parts],
+            "scores": {direction: s.as_dict() for direction, s in scores.items()},
+        }
+        for name, scores in ridges.items()
+    }
+    found["queries"] = {name: len(s.first_right) for name, s in ridges["ridge"].items()}
+    found["chance"] = chance_of([part.relevance for part in parts])
     found["runs"] = {}
-    scores = {name: _scored(model, test, relevance) for name, model in models.items()}
     before = None
-    for name, both in scores.items():
-        found["runs"][name] = {
-            "scores": both.as_dict(),
-            "gain": gains(both, ridge.scores, test.groups, seed),
+    for name in parts[0].runs:
+        scores = pooled([part.runs[name].directions() for part in parts])
+        found["runs"][name] = values = {
+            "scores": {direction: s.as_dict() for direction, s in scores.items()},
+            "gain": gains(scores, ridges["ridge"], clusters, seed),
         }
         for other, fitted in ridges.items():
             if other != "ridge":
-                gain = gains(both, fitted.scores, test.groups, seed)
-                found["runs"][name][f"gain_over_{other}"] = gain
+                values[f"gain_over_{other}"] = gains(scores, fitted, clusters, seed)
         if before is not None:
-            found["runs"][name]["gain_over_run_before"] = gains(both, before, test.groups, seed)
-        before = both
+            values["gain_over_run_before"] = gains(scores, before, clusters, seed)
+        before = scores
     return found
 
 
-def gains(ours: BothWays, theirs: BothWays, groups: np.ndarray, seed: int = 42) -> dict[str, Any]:
+def pooled(parts: Sequence[Directions]) -> Directions:
+    """The queries of several tables as of one."""
+    return {
+        name: RetrievalScores(
+            np.concatenate([part[name].first_right for part in parts]),
+            np.concatenate([part[name].average_precisions for part in parts]),
+        )
+        for name in parts[0]
+    }
+
+
+def _clusters(parts: Sequence[Judged]) -> dict[str, np.ndarray]:
+    """Queries that are not independent: photos of one product; one text, asked in several parts."""
+    numbers: dict[str, int] = {}
+    texts = [numbers.setdefault(t, len(numbers)) for part in parts for t in part.relevance.texts]
+    groups, first = [], 0
+    for part in parts:
+        groups.append(part.groups + first)
+        first = int(groups[-1].max()) + 1
+    return {"text_to_photo": np.array(texts), "photo_to_text": np.concatenate(groups)}
+
+
+def gains(
+    ours: Directions, theirs: Directions, clusters: Mapping[str, np.ndarray], seed: int = 42
+) -> dict[str, Any]:
     """Paired 95 % intervals of each recall and of mAP, in both directions.
 
     Args:
         ours: scores of one system.
         theirs: of another, on the same photos and texts.
-        groups: of the photos, their products: photos of one are drawn together.
+        clusters: of each direction's queries: those of one cluster are drawn together.
         seed: of the bootstrap.
     """
     made: dict[str, Any] = {}
-    for name, mine in ours.directions().items():
-        other = theirs.directions()[name]
-        clusters = groups if name == "photo_to_text" else None
+    for name, mine in ours.items():
+        other, units = theirs[name], clusters[name]
         made[name] = {
-            f"R@{k}": asdict(paired_gain(mine.hits(k), other.hits(k), clusters, seed))
-            for k in RECALLS
+            f"R@{k}": asdict(paired_gain(mine.hits(k), other.hits(k), units, seed)) for k in RECALLS
         }
         made[name]["mAP"] = asdict(
-            paired_gain(mine.average_precisions, other.average_precisions, clusters, seed)
+            paired_gain(mine.average_precisions, other.average_precisions, units, seed)
         )
     return made
 
 
-def chance_of(relevance: Relevance) -> dict[str, dict[str, float]]:
-    """R@k of answers drawn at random without repeats."""
-    photos, texts = len(relevance.texts_of), len(relevance.texts)
+def chance_of(parts: Sequence[Relevance]) -> dict[str, dict[str, float]]:
+    """R@k of answers drawn at random without repeats, over the queries of all parts."""
+
+    def mean(recalls: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        return {key: float(np.concatenate([r[key] for r in recalls]).mean()) for key in recalls[0]}
+
     return {
-        "text_to_photo": _random_recall([len(rows) for rows in relevance.photos_of], photos),
-        "photo_to_text": _random_recall([len(rows) for rows in relevance.texts_of], texts),
+        "text_to_photo": mean([_random_recall(p.photos_of, len(p.texts_of)) for p in parts]),
+        "photo_to_text": mean([_random_recall(p.texts_of, len(p.texts)) for p in parts]),
     }
 
 
-def _random_recall(right: Sequence[int], answers: int) -> dict[str, float]:
-    counts = np.array(right, dtype=np.float64)
+def _random_recall(right: Sequence[np.ndarray], answers: int) -> dict[str, np.ndarray]:
+    counts = np.array([len(rows) for rows in right], dtype=np.float64)
     recalls = {}
     for k in RECALLS:
         missed = np.ones(len(counts))
         for drawn in range(min(k, answers)):
             missed *= np.maximum(answers - counts - drawn, 0) / (answers - drawn)
-        recalls[f"R@{k}"] = float(1 - missed.mean())
+        recalls[f"R@{k}"] = 1 - missed
     return recalls
 
 
@@ -126,13 +189,12 @@ def _scored(model: TypedModel, table: PairTable, relevance: Relevance) -> BothWa
     return evaluate_retrieval(photos, model.encoder.embed_texts(relevance.texts), relevance)
 
 
-def _described(ridge: Ridge) -> dict[str, Any]:
+def _choice(ridge: Ridge) -> dict[str, Any]:
     return {
         "text_features": ridge.features,
         "direction": ridge.direction,
         "alpha": ridge.alpha,
         "validation": ridge.validation,
-        "scores": ridge.scores.as_dict(),
     }
 
 
