@@ -188,6 +188,14 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+HEADING = """# Measured
+
+Ratios above 1: ours is better. A *limit* is the most that we allow ourselves; *to reach* and
+*the aim* are the least. Every section is written by `python -m benchmarks.<its name>` on the
+machine it names.
+"""
+
+
 def record(name: str, rows: Sequence[Row], notes: Sequence[str], folder: Path = FOLDER) -> None:
     """Rewrite the section of one benchmark in RESULTS.md, and its `results/<name>.json`.
 
@@ -199,7 +207,7 @@ def record(name: str, rows: Sequence[Row], notes: Sequence[str], folder: Path = 
     """
     write_json(folder / "results" / f"{name}.json", [asdict(row) for row in rows])
     path = folder / "RESULTS.md"
-    before = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
+    before = path.read_text(encoding="utf-8") if path.exists() else HEADING
     lines = [f"- {note}" for note in notes]
     section = "\n".join([f"## {name}", "", text_table(rows), "", *lines])
     write_text(path, with_section(before, name, section))

@@ -1,4 +1,6 @@
-"""The whole way from files to ranks beside the seed's, clip-retrieval's and OML's.
+"""The whole way from files to ranks beside a plain one, clip-retrieval's and OML's.
+
+The plain one reads by PIL in a DataLoader with a worker a core, computes in fp32, and sorts all.
 
     python -m benchmarks.ranker
     python -m benchmarks.ranker --device cuda
@@ -67,6 +69,11 @@ CASES = {
     ],
 }
 QUICK = [Case("timm/test_efficientnet", "none", 64, 8)]
+OTHERS = {
+    "seed": "PIL, DataLoader, fp32, full sort",
+    **{way: PACKAGES[way][0].replace("==", " ") for way in ("clip-retrieval", "oml")},
+}
+"""Whom we compare with, by their way's name."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +148,10 @@ def score(vectors: np.ndarray, dev_set: DevSet) -> float:
 def rows_of(case: Case, results: dict[str, Result], on_gpu: bool) -> list[Row]:
     """Our figures beside each of the others'."""
     ours, rows = results["ours"], []
-    names = {"seed": "the seed's way", **{name: wanted[0] for name, wanted in PACKAGES.items()}}
     for way, other in results.items():
         if way == "ours":
             continue
-        name = names[way].replace("==", " ")
+        name = OTHERS[way]
         pairs = [
             ("files to embeddings", ours.rate, other.rate, "photos/s"),
             ("mAP", ours.mean_average_precision, other.mean_average_precision, "mAP"),
@@ -223,7 +229,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=0, help="take so many; 0: all")
     parser.add_argument("--models", nargs="*", help="of the cases, those whose name holds one")
     parser.add_argument(
-        "--ways", nargs="*", default=["seed", *PACKAGES], help="whom to compare with"
+        "--ways", nargs="*", choices=list(OTHERS), default=list(OTHERS), help="whom to compare with"
     )
     parser.set_defaults(repeats=3)
     options = parser.parse_args()

@@ -102,7 +102,7 @@ class Squares:
 
 
 class PilPhotos(torch.utils.data.Dataset[Tensor]):
-    """The seed's reader."""
+    """By PIL, as most submissions read."""
 
     def __init__(self, job: Job) -> None:
         self.photos, self.square = job.photos, Squares(job.size, {})

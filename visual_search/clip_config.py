@@ -109,7 +109,7 @@ class ProjectionConfig:
     """From both towers into the space they share.
 
     Args:
-        kind: linear, or residual: the seed's block (linear, quick-GELU, linear, dropout,
+        kind: linear, or residual: a block (linear, quick-GELU, linear, dropout,
             residual, LayerNorm).
         dimension: of the shared space.
         dropout: inside residual, 0..1.
@@ -143,7 +143,7 @@ class ContrastiveConfig:
         learn_temperature: train it.
         label_smoothing: of infonce, share of the target given to all alike, 0..1.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
-            sum of the weights of its three parts, as the seed did.
+            sum of the weights of its three parts.
         chunk: photos whose activations are held at once; a batch of any size then needs the
             memory of a chunk and a second forward pass. 0 holds the whole batch.
     """

@@ -71,7 +71,7 @@ def compare(a: TaskScores, b: TaskScores, metric: str = "") -> TaskComparison:
         raise UserError(f"--metric {metric!r} is unknown; write one of {', '.join(METRICS)}")
     kept = a.scored
     differences = (b.values[metric] - a.values[metric])[kept]
-    products = np.asarray(a.task.dev_set.query_products)[kept]
+    products = a.task.query_labels[kept]
     return TaskComparison(
         a, b, metric, mean_interval(differences), mean_interval(differences, products)
     )

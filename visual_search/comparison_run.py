@@ -12,13 +12,11 @@ from visual_search.comparison import (
     most_changed,
     verdict,
 )
-from visual_search.embedded_dev_set import embed_dev_set
 from visual_search.files import write_json, write_text
+from visual_search.task_kinds import RankedTask, draw_changed, embed, score
 from visual_search.task_output import markdown, picture, write_page
-from visual_search.task_pictures import QUERIES_SHOWN, write_queries
+from visual_search.task_pictures import QUERIES_SHOWN
 from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run
-from visual_search.task_scores import score_task
-from visual_search.tasks import Task
 
 CHANCE = (
     "An interval is wrong one time in twenty: of twenty tasks on which two models are equal, one "
@@ -55,19 +53,17 @@ def compare_runs(
     """
     folder = output or DEFAULT_OUTPUT / f"{name_of_run(a)}_vs_{name_of_run(b)}"
     steps = [steps_of_run(run) if rerank else () for run in (a, b)]
-    tasks, skipped = ready_tasks(files)
+    tasks, skipped = ready_tasks(files, (a, b))
 
-    def of_task(task: Task) -> TaskComparison:
+    def of_task(task: RankedTask) -> TaskComparison:
         print(f"\n{task.title}", flush=True)
-        models = [embed_dev_set(run, task.dev_set, input_size, cache) for run in (a, b)]
-        one, other = (
-            score_task(task, model, own) for model, own in zip(models, steps, strict=True)
-        )
+        models = [embed(run, task, input_size, cache) for run in (a, b)]
+        one, other = (score(task, model, own) for model, own in zip(models, steps, strict=True))
         comparison = compare(one, other, metric)
         changed = most_changed(comparison, QUERIES_SHOWN)
         values = [scores.values["mAP@1000"] for scores in (one, other)]
         captions = [f"AP {values[0][q]:.3f} -> {values[1][q]:.3f}" for q in changed]
-        write_queries(folder / f"{task.name}_changed.jpg", changed, captions, models)
+        draw_changed(folder / f"{task.name}_changed.jpg", changed, captions, models)
         return comparison
 
     comparisons = [of_task(task) for task in tasks]

@@ -100,6 +100,10 @@ def read_task(path: Path) -> TaskConfig:
             raise UserError(f"{path}: query_domain needs a group: the domain stands in ( )")
     if task.metric == "GAP" and not task.distractors:
         raise UserError(f"{path}: metric GAP needs distractors: true")
+    if task.texts.pairs:
+        for key in ("distractors", "select", "query_domain"):
+            if getattr(task, key):
+                raise UserError(f"{path}: {key} is of photos' tables; leave it out beside texts")
     return task
 
 

@@ -27,6 +27,7 @@ from visual_search.model import Architecture, Embedder, rebuild_embedder
 from visual_search.openvino_model import OPENVINO_FILE, OPENVINO_FILES, load_openvino
 from visual_search.probing import Compiled
 from visual_search.rerank import Step, parse_steps
+from visual_search.typed_model import knows_texts, load_typed_model
 
 MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"
@@ -115,8 +116,12 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Callable[[Tensor
         UserError: when it cannot be built, and the checkpoint is no export that runs by itself.
     """
     try:
-        model: nn.Module = rebuild_embedder(checkpoint.architecture)
-        model.load_state_dict(dict(checkpoint.state))
+        model: nn.Module
+        if knows_texts(checkpoint) and checkpoint.path.suffix != ".pt":
+            model = load_typed_model(checkpoint.path.parent).photos
+        else:
+            model = rebuild_embedder(checkpoint.architecture)
+            model.load_state_dict(dict(checkpoint.state))
     except (UserError, RuntimeError):
         if checkpoint.path.suffix != ".pt":
             raise

@@ -9,6 +9,25 @@ from visual_search.dataset_config import DevSetConfig
 
 
 @dataclass(frozen=True)
+class TextTaskConfig:
+    """Texts and photos that are right for each other.
+
+    Args:
+        pairs: table of pairs (parquet); with it the task is between texts and photos.
+        root: folder its paths are relative to; empty is the table's own.
+        split: which of its rows take part; empty takes all.
+        text_column: queries, as typed, or texts, cleaned.
+        direction: what asks for what.
+    """
+
+    pairs: str = ""
+    root: str = ""
+    split: str = "test"
+    text_column: Literal["queries", "texts"] = "queries"
+    direction: Literal["text-to-photo", "photo-to-text"] = "text-to-photo"
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """A retrieval task: whose photos are asked for, among which, and how that is scored.
 
@@ -18,6 +37,7 @@ class TaskConfig:
         query_domain: regular expression over the path of a query; what its group matches is the
             query's domain, such as ([a-z]+)_final/ for the categories of Stanford Online Products.
         dev_set: the photos, in the challenge's layout or as a table.
+        texts: instead, texts and photos, for runs of visual_search.main_clip.
         rows: of a table: held-out ones, or all, for a data set that nothing here trains on.
         protocol: of a table: auto ranks queries against the gallery where evaluation_status says
             so, else each photo against all others; leave-one-out does the latter in any case.
@@ -31,6 +51,7 @@ class TaskConfig:
     domain: str = "products"
     query_domain: str = ""
     dev_set: DevSetConfig = field(default_factory=DevSetConfig)
+    texts: TextTaskConfig = field(default_factory=TextTaskConfig)
     rows: Literal["held-out", "all"] = "held-out"
     protocol: Literal["auto", "leave-one-out"] = "auto"
     select: str = ""

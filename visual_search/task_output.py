@@ -70,7 +70,7 @@ def score_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
     for one in scores:
         means, metric = one.all_means(), one.task.config.metric
         cells = [_cell(means.get(name), name == metric) for name in shown]
-        queries, gallery = int(one.scored.sum()), len(one.task.dev_set.gallery)
+        queries, gallery = int(one.scored.sum()), one.task.gallery_size
         rows.append([one.task.title, f"{queries:,}", f"{gallery:,}", *cells])
     if len(scores) > 1:
         means_over = over_tasks(scores)
@@ -106,7 +106,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def _write_queries(file: Path, scores: TaskScores) -> None:
     """What each query reached."""
-    dev_set = scores.task.dev_set
+    task = scores.task
     columns = list(scores.values.values())
     with (
         written_atomically(file) as temporary,
@@ -114,10 +114,10 @@ def _write_queries(file: Path, scores: TaskScores) -> None:
     ):
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["query", "label", "domain", *scores.values])
-        for query, item in enumerate(dev_set.queries):
+        for query, name in enumerate(task.query_names):
             numbers = ["" if np.isnan(x[query]) else f"{x[query]:.6f}" for x in columns]
-            label, domain = dev_set.query_products[query], scores.task.domains[query]
-            writer.writerow([item.path, label, domain, *numbers])
+            label, domain = task.query_labels[query], task.domains[query]
+            writer.writerow([name, label, domain, *numbers])
 
 
 def _write_report(

@@ -18,7 +18,7 @@ QUERIES_SHOWN, CLASSES_SHOWN, QUERIES_OF_A_CLASS = 20, 12, 4
 QUERY, RIGHT, WRONG, EXPECTED = "royalblue", "green", "firebrick", "orange"
 
 
-def worst_queries(scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]) -> list[int]:
+def worst_queries(scores: TaskScores) -> list[int]:
     """Some of the queries with the lowest score, the worst first."""
     values = np.where(scores.scored, scores.values["mAP@1000"], np.inf)
     order = np.argsort(values, kind="stable")[:QUERIES_SHOWN]
@@ -69,7 +69,7 @@ def write_classes(
 ) -> None:
     """A row for each of the worst classes: some of its queries, each with its first result."""
     names, sizes, means = scores.classes()
-    labels = np.asarray(scores.task.dev_set.query_products)
+    labels = scores.task.query_labels
     worst = np.argsort(means["mAP@1000"], kind="stable")[:CLASSES_SHOWN]
     picked = {
         int(k): np.flatnonzero((labels == names[k]) & scores.scored)[:QUERIES_OF_A_CLASS]

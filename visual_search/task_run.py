@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.checkpoint import fingerprint, load_checkpoint
-from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
 from visual_search.rerank import Step, words
+from visual_search.task_kinds import RankedTask, draw_worst, embed, load, score
 from visual_search.task_output import write_scores
-from visual_search.task_pictures import worst_queries, write_classes, write_queries
-from visual_search.task_scores import TaskScores, over_tasks, score_task
-from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
+from visual_search.task_scores import TaskScores, over_tasks
+from visual_search.tasks import read_tasks, what_is_missing
+from visual_search.typed_model import knows_texts
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
 
@@ -50,14 +50,14 @@ def evaluate_tasks(
     checkpoint = load_checkpoint(run)
     folder = output or DEFAULT_OUTPUT / name_of_run(run)
     steps = steps_of_run(run) if rerank else ()
-    tasks, skipped = ready_tasks(files)
+    tasks, skipped = ready_tasks(files, [run])
     scores: dict[str, TaskScores] = {}
     for task in tasks:
         print(f"\n{task.title}", flush=True)
-        model = embed_dev_set(run, task.dev_set, input_size, cache)
-        scores[task.name] = one = score_task(task, model, steps)
+        model = embed(run, task, input_size, cache)
+        scores[task.name] = one = score(task, model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.all_means().items()))
-        _draw(folder, one, model, steps)
+        draw_worst(folder, one, model, steps)
     facts: dict[str, Any] = {
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
@@ -74,17 +74,26 @@ def evaluate_tasks(
     return scores
 
 
-def ready_tasks(files: Sequence[Path]) -> tuple[list[Task], Mapping[str, str]]:
-    """The tasks whose data is there, loaded, and why each other one is skipped.
+def ready_tasks(
+    files: Sequence[Path], runs: Sequence[Path]
+) -> tuple[list[RankedTask], Mapping[str, str]]:
+    """The tasks that can be run, loaded, and why each other one is skipped.
+
+    Args:
+        files: of the tasks.
+        runs: what is to be scored: texts are asked of those that were trained with texts.
 
     Raises:
         UserError: for a faulty task, and when there is none to run.
     """
     tasks, skipped = [], {}
+    mute = [run for run in runs if not knows_texts(load_checkpoint(run))]
     for name, config in read_tasks(files).items():
         reason = what_is_missing(config)
+        if reason is None and config.texts.pairs and mute:
+            reason = f"{mute[0]} knows no texts: it takes a run of visual_search.main_clip"
         if reason is None:
-            tasks.append(load_task(name, config))
+            tasks.append(load(name, config))
         else:
             skipped[name] = reason
             print(f"skipped {name}: {reason}", flush=True)
@@ -102,12 +111,3 @@ def name_of_run(run: Path) -> str:
 def steps_of_run(run: Path) -> tuple[Step, ...]:
     """The re-ranking steps that the model's `model.json` names."""
     return exported_steps(load_checkpoint(run).path.parent)
-
-
-def _draw(folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]) -> None:
-    name, values = scores.task.name, scores.values["mAP@1000"]
-    labels = scores.task.dev_set.query_products
-    queries = worst_queries(scores, model, steps)
-    captions = [f"{labels[query]}\nAP {values[query]:.3f}" for query in queries]
-    write_queries(folder / f"{name}_queries.jpg", queries, captions, [model], steps)
-    write_classes(folder / f"{name}_classes.jpg", scores, model, steps)

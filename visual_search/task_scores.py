@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,51 @@ from visual_search.match_ranks import count_hits
 from visual_search.rerank import Step, move
 from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
 from visual_search.search import top_k
+from visual_search.task_config import TaskConfig
 from visual_search.tasks import Task
+
+
+class AnyTask(Protocol):
+    """What scores say of their task, whatever asks for whatever."""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+
+    @property
+    def config(self) -> TaskConfig:
+        """Its settings."""
+
+    @property
+    def title(self) -> str:
+        """In tables and reports."""
+
+    @property
+    def domains(self) -> np.ndarray:
+        """`(n_queries,)`, text."""
+
+    @property
+    def query_names(self) -> list[str]:
+        """Path or text of each query."""
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """`(n_queries,)`: queries of one label are of one class."""
+
+    @property
+    def gallery_size(self) -> int:
+        """How many answers are ranked."""
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether the queries are of the gallery."""
 
 
 @dataclass(frozen=True)
 class TaskScores:
     """What a model reached on one task."""
 
-    task: Task
+    task: AnyTask
     values: Mapping[str, np.ndarray]
     """Of each metric, `(n_queries,)`, 0..1; NaN for a query with nothing to find."""
     gap: float | None
@@ -63,7 +100,7 @@ class TaskScores:
     def classes(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Names of the classes asked for, queries of each, and means of each metric."""
         kept = self.scored
-        labels = np.asarray(self.task.dev_set.query_products)[kept]
+        labels = self.task.query_labels[kept]
         names, codes = np.unique(labels, return_inverse=True)
         sizes = np.bincount(codes)
         means = {
@@ -78,15 +115,14 @@ class TaskScores:
 
     def as_json(self) -> dict[str, Any]:
         """What results.json has of the task."""
-        dev_set = self.task.dev_set
         return {
             "title": self.task.title,
             "metric": self.task.config.metric,
             "score": self.headline,
             "queries": int(self.scored.sum()),
             "distractor_queries": int((~self.scored).sum()),
-            "gallery": len(dev_set.gallery),
-            "leave_one_out": dev_set.own is not None,
+            "gallery": self.task.gallery_size,
+            "leave_one_out": self.task.leave_one_out,
             "reranked": self.reranked,
             "mean_over_queries": self.all_means(),
             "mean_over_classes": self.class_means(),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from visual_search.config_reader import read_task
-from visual_search.dataset_config import DevSetConfig
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
@@ -33,6 +32,26 @@ class Task:
         """In tables and reports."""
         return self.config.title or self.name
 
+    @property
+    def query_names(self) -> list[str]:
+        """Paths of the queries."""
+        return [str(item.path) for item in self.dev_set.queries]
+
+    @property
+    def query_labels(self) -> np.ndarray:
+        """`(n_queries,)`, the class of each."""
+        return np.asarray(self.dev_set.query_products)
+
+    @property
+    def gallery_size(self) -> int:
+        """How many photos are ranked."""
+        return len(self.dev_set.gallery)
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether each photo asks for all others."""
+        return self.dev_set.own is not None
+
 
 def read_tasks(files: Sequence[Path]) -> dict[str, TaskConfig]:
     """The tasks of some files, by name.
@@ -50,7 +69,7 @@ def read_tasks(files: Sequence[Path]) -> dict[str, TaskConfig]:
 
 def what_is_missing(task: TaskConfig) -> str | None:
     """Why a task cannot be run yet, and what to do about it; None where its tables are there."""
-    absent = [path for path in _tables(task.dev_set) if not path.is_file()]
+    absent = [path for path in _tables(task) if not path.is_file()]
     if not absent:
         return None
     advice = f"; prepare it: {task.prepare}" if task.prepare else ""
@@ -80,7 +99,10 @@ def load_task(name: str, task: TaskConfig) -> Task:
     return Task(name, task, dev_set, _domains(task, dev_set))
 
 
-def _tables(given: DevSetConfig) -> list[Path]:
+def _tables(task: TaskConfig) -> list[Path]:
+    if task.texts.pairs:
+        return [Path(task.texts.pairs)]
+    given = task.dev_set
     if given.table:
         return [Path(given.table)]
     return [Path(given.eval_root) / name for name in (given.gallery, given.queries)]

@@ -37,11 +37,12 @@ class TypedModel:
         return self.encoder.photo_embedder()
 
 
-def load_typed_model(source: Path) -> TypedModel:
+def load_typed_model(source: Path, input_size: int = 0) -> TypedModel:
     """A run's best image–text model, on the CPU.
 
     Args:
         source: run folder or checkpoint folder.
+        input_size: pixels at which photos are to be seen; 0 takes the model's own.
 
     Raises:
         UserError: when there is none, it is damaged, or was trained without texts.
@@ -55,7 +56,7 @@ def load_typed_model(source: Path) -> TypedModel:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
     name = str(found.facts.get("run", source.name))
-    return TypedModel(encoder.eval(), found.architecture.input_size, settings, name)
+    return TypedModel(encoder.eval(), input_size or found.architecture.input_size, settings, name)
 
 
 def run_settings(run: Path) -> dict[str, Any]:
@@ -96,6 +97,11 @@ def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Ch
                 f"pretrain_model {found.path} has {part} {theirs!r}, this phase {ours!r}"
             )
     return found
+
+
+def knows_texts(found: Checkpoint) -> bool:
+    """Whether it is of image–text training."""
+    return isinstance(found.facts.get("text"), dict)
 
 
 def _text_architecture(found: Checkpoint) -> TextArchitecture:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.ranker import Case, Result, notes_of, roofline, rows_of, shortened, summary
-from benchmarks.ranker_child import Job
+from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of, shortened, summary
+from benchmarks.ranker_child import WAYS, Job
 from benchmarks.ranker_peers import write_job
 from tests.conftest import PROJECT
 from visual_search.evaluate import DevSet, read_dev_set
@@ -18,6 +18,10 @@ from visual_search.images import ImageItem
 def test_the_roofline_of_shared_cores_and_of_two_devices() -> None:
     assert roofline(400, 100, separate=False) == pytest.approx(80)
     assert roofline(400, 100, separate=True) == 100
+
+
+def test_each_of_the_others_can_be_run() -> None:
+    assert OTHERS.keys() | {"ours"} == WAYS.keys()
 
 
 def test_the_median_run_is_shown_whole() -> None:

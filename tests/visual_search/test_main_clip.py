@@ -28,7 +28,10 @@ from tests.visual_search.drawn_pairs import (
     small_clip,
     write_drawn_pairs,
 )
+from visual_search.pair_table import read_pairs
 from visual_search.typed_model import load_typed_model
+
+DIRECTIONS = ("text_to_photo", "photo_to_text")
 
 
 def module(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
@@ -225,3 +228,109 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     )
     assert calm.keys() == killed.keys()
     assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path) -> dict[str, Any]:
+    """Both directions and the photos alone as tasks; the better run, beside the shuffled one."""
+    pairs = trained / "data" / "pairs.parquet"
+    folder = trained / "tasks"
+    folder.mkdir()
+    for direction in ("text-to-photo", "photo-to-text"):
+        texts = {"pairs": str(pairs), "direction": direction}
+        written(folder / f"{direction}.yml", {"texts": texts, "metric": "R@1"})
+    with (folder / "table.csv").open("w") as table:
+        table.write("image_path,label\n")
+        for path in sorted((trained / "data" / "photos").glob("*.png")):
+            table.write(f"{path},{path.stem.rsplit('_', 1)[0]}\n")
+    photos = {"dev_set": {"table": str(folder / "table.csv")}, "rows": "all"}
+    written(folder / "photos.yml", photos)
+    tasks = [str(path) for path in sorted(folder.glob("*.yml"))]
+    return {"tasks": tasks, "folder": folder}
+
+
+def test_tasks_between_texts_and_photos(trained: Path, evaluated: dict[str, Any]) -> None:
+    run, output = trained / "runs" / "right", evaluated["folder"] / "out"
+    cache = ("--cache", str(trained / "cache"))
+    tasks = ("--tasks", *evaluated["tasks"], "--output", str(output))
+    inside("main_evaluate", "--run", str(run), *tasks, *cache)
+    found = json.loads((output / "results.json").read_text())["tasks"]
+    # What training recorded of the model that it kept.
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scored = [line for line in lines if line["kind"] == "retrieval"]
+    best = max(scored, key=lambda line: sum(line[d]["mAP"] for d in DIRECTIONS))
+    for name in DIRECTIONS:
+        means = found[name.replace("_", "-")]["mean_over_queries"]
+        for metric in ("R@1", "R@5", "R@10"):
+            assert means[metric] == pytest.approx(best[name][metric])
+        assert means["mAP@1000"] == pytest.approx(best[name]["mAP"])
+        assert (output / f"{name.replace('_', '-')}_queries.jpg").stat().st_size > 1000
+    assert found["text-to-photo"]["queries"] == 2 * len(HELD_OUT)
+    assert found["text-to-photo"]["gallery"] == found["photo-to-text"]["queries"] == 54
+    assert found["photos"]["queries"] == 144
+    rows = (output / "scores" / "text-to-photo.csv").read_text().splitlines()
+    assert any(row.startswith("красный квадрат,") for row in rows)
+
+
+def test_two_runs_are_compared_on_texts(trained: Path, evaluated: dict[str, Any]) -> None:
+    runs = [str(trained / "runs" / name) for name in ("right", "shuffled")]
+    output = evaluated["folder"] / "compared"
+    cache = ("--cache", str(trained / "cache"))
+    tasks = ("--tasks", *evaluated["tasks"][-1:], "--output", str(output))
+    inside("main_evaluate", "--compare", *runs, *tasks, *cache)
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["verdict"] == "A is better on 1 of 1 tasks"
+    assert (output / "text-to-photo_changed.jpg").stat().st_size > 1000
+
+
+def test_texts_are_not_asked_of_a_model_without_any(
+    evaluated: dict[str, Any], tmp_path: Path
+) -> None:
+    from tests.visual_search.test_tasks import export
+
+    silent = export(tmp_path / "silent", 0)
+    output = tmp_path / "out"
+    call = ("--tasks", *evaluated["tasks"], "--cache", str(tmp_path / "cache"))
+    told = inside("main_evaluate", "--run", str(silent), *call, "--output", str(output))
+    assert "knows no texts: it takes a run of visual_search.main_clip" in told
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["tasks"]) == ["photos"]
+    assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]
+
+
+def test_a_ridge_beside_a_run(trained: Path) -> None:
+    runs = [str(trained / "runs" / name) for name in ("right", "shuffled")]
+    output = trained / "ridge.json"
+    told = inside("main_ridge", "--runs", *runs, "--output", str(output))
+    assert "text_to_photo R@1" in told
+    found = json.loads(output.read_text())
+    gain = found["runs"]["shuffled"]["gain_over_run_before"]["text_to_photo"]["R@1"]
+    scores = [found["runs"][name]["scores"]["text_to_photo"]["R@1"] for name in found["runs"]]
+    assert gain["mean"] == pytest.approx(scores[1] - scores[0])
+    assert gain["high"] < 0
+
+
+def test_folds_ask_for_each_product_once(trained: Path) -> None:
+    folder = trained / "folded"
+    folder.mkdir()
+    values = yaml.safe_load((trained / "clip.yml").read_text())
+    written(folder / "clip.yml", values | {"train": values["train"] | {"epochs": 1}})
+    steps = [{"name": "one", "config": "clip.yml"}]
+    chain = written(
+        folder / "chain.yml", {"name": "small", "command": "main_clip", "phases": steps}
+    )
+    call = ("--config", str(chain), "--runs", str(folder / "runs"), "--folds", "2")
+    pairs = trained / "data" / "pairs.parquet"
+    told = inside("main_text_folds", *call, "--pairs", str(pairs))
+    assert "text_to_photo R@10" in told
+    found = json.loads((folder / "runs" / "small_folds" / "ridge.json").read_text())
+    assert found["queries"] == {"text_to_photo": 48, "photo_to_text": 144}
+    assert list(found["runs"]) == ["one"]
+    assert len(found["ridge"]["choices"]) == 2
+    tables = [read_pairs(folder / "runs" / "small_folds" / f"fold_{k}.parquet") for k in (1, 2)]
+    tests = [
+        {g for g, s in zip(t.groups.tolist(), t.splits, strict=True) if s == "test"} for t in tables
+    ]
+    assert not tests[0] & tests[1]
+    assert len(tests[0] | tests[1]) == 24
+    assert all(path.is_file() for path in tables[0].paths)
