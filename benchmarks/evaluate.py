@@ -23,8 +23,6 @@ DIMENSION = 512
 PHOTOS, CLASSES = 60_502, 11_316
 # Of an embedding's length, what is a photo's own: so much that R@1 is 0.8, as a trained model's.
 NOISE = 2.2
-# OML works through one query after the other: a third of the largest case takes it minutes enough.
-MOST_PHOTOS = {"pytorch-metric-learning": PHOTOS, "oml": 20_000}
 LIMIT_GB = 4.0
 
 
@@ -118,7 +116,7 @@ def main() -> None:
         f"of its own on the same file; ours the median of {min(options.repeats, 3)}, theirs once"
     )
     for library in options.against:
-        photos = 3000 if options.quick else options.photos or MOST_PHOTOS[library]
+        photos = 3000 if options.quick else options.photos or PHOTOS
         rows, notes = rows_of(photos, peers[library], options)
         report(f"evaluate-{library}", rows, [head, *notes], options)
 
