@@ -328,6 +328,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "probing",
             "prompts",
             "ranking_log",
+            "ridge_comparison",
             "text_folds",
             "runtimes",
             "soup",
