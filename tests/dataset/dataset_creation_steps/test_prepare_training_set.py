@@ -10,7 +10,7 @@ from dataset.dataset_creation_steps.packing import pack
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, prepare_training_set
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.errors import UserError
-from visual_search.leak_record import unchecked
+from visual_search.leak_record import Side, unchecked
 
 
 def noise(seed: int) -> Image.Image:
@@ -64,7 +64,10 @@ def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: 
     assert paths(made[0].path) == ["03", "04", "05", "06", "08", "09", "11"]
     leaks = pd.read_csv(tmp_path / LEAKS)
     assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
-    assert unchecked([made[0].path], [judged / "gallery.csv"]) == []
+    # As a phase names them: the photos lie in a folder beside the table.
+    side = Side(made[0].path, store.with_suffix(""))
+    assert unchecked([side], [Side(judged / "gallery.csv", judged)]) == []
+    assert unchecked([Side(made[0].path)], [Side(judged / "gallery.csv")])
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
