@@ -20,9 +20,9 @@ from dataset.dataset_creation_steps.image_stages import stoppable
 from dataset.dataset_creation_steps.image_store import StoreStage
 from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, waves, whole_pieces
 from dataset.dataset_creation_steps.snapshots import (
+    NetworkWatch,
     may_pass_rows,
     read_snapshot,
-    refuse_total_failure,
     with_rows,
     write_snapshot,
 )
@@ -86,7 +86,7 @@ def download_pieces(
             may have passed.
 
     Raises:
-        UserError: when not one photo of a piece can be had.
+        UserError: when the network seems to be down; see :class:`NetworkWatch`.
     """
     root = store.root
     retried = frozenset(
@@ -99,6 +99,7 @@ def download_pieces(
         f"downloading to {root.name}", "piece", total=pieces, initial=pieces - len(missing)
     )
     columns = [*store.keys, "url", *RESULTS]
+    watch = NetworkWatch(worked=len(undone) < pieces)
     with bar:
         frames = _photos(store, retried, missing, distributed)
         for number, rows in _stored(frames, store, download, size_hint):
@@ -107,7 +108,7 @@ def download_pieces(
                 old = read_snapshot(path)
                 rows = with_rows(old, may_pass_rows(old), rows)
             else:
-                refuse_total_failure(rows, f"piece {number}")
+                watch.look(rows, f"piece {number}")
             write_snapshot(path, rows.select(columns), source="plan")
             bar.update()
 

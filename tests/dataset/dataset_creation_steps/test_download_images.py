@@ -128,6 +128,14 @@ def test_a_network_that_is_down_leaves_nothing_done(server: PhotoServer, tmp_pat
     assert not list(root.glob(".progress/*.photos"))
 
 
+def test_a_small_last_piece_that_fails_does_not_block(server: PhotoServer, tmp_path: Path) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [("B0", server.url(f"images/I/{p}x0.jpg"), 0.7) for p in range(5)]
+    rows += [("B9", server.url("down/1x1.jpg"), 0.7)]
+    kept = call(selection(tmp_path / "s.parquet", rows), root)
+    assert (kept.photos, dict(kept.failures)) == (5, {"HTTP 503 (attempt 2 of 2)": 1})
+
+
 def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_path: Path) -> None:
     """Not only once the rest of the query has run its course."""
     root = tmp_path / "images_mean_50k"

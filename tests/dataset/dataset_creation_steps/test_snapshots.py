@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 
 from dataset.dataset_creation_steps.piece_source import PIECE_COLUMNS, whole_pieces
 from dataset.dataset_creation_steps.snapshots import (
+    FAILED_IN_A_ROW,
+    NetworkWatch,
     check_source,
     fingerprint,
+    keep_of_source,
     may_pass_rows,
     read_rows,
     read_snapshot,
     row_count,
+    snapshot_file,
+    snapshot_files,
     value_count,
     with_rows,
     write_snapshot,
@@ -50,6 +55,41 @@ def test_a_snapshot_of_another_source_is_refused(tmp_path: Path) -> None:
     check_source(path, "one", "")
     with pytest.raises(UserError, match="made from another input or another model: do this"):
         check_source(path, "two", "do this")
+
+
+def test_only_the_snapshots_of_one_source_stay(tmp_path: Path) -> None:
+    parquet = tmp_path / "x[1].parquet"
+    table = pa.table({"reason": ["gone"]})
+    for number, source in enumerate(["new", "old", "new", "new"]):
+        write_snapshot(snapshot_file(parquet, number), table, source)
+    snapshot_file(parquet, 4).write_bytes(b"not arrow")
+    write_snapshot(snapshot_file(tmp_path / "y.parquet", 1), table, "old")
+    (tmp_path / "x[1].parquet_mean.embeddings").touch()
+    assert list(snapshot_files(parquet)) == [0, 1, 2, 3, 4]
+    keep_of_source(parquet, "new", 3)
+    assert snapshot_files(parquet) == {n: snapshot_file(parquet, n) for n in (0, 2)}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def failed(count: int, reason: str = "HTTP 503 (attempt 4 of 4)") -> pa.Table:
+    return pa.table({"reason": [reason] * count})
+
+
+def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
+    gone = failed(3, "HTTP 404")
+    with pytest.raises(UserError, match="is the network down"):
+        NetworkWatch(worked=False).look(failed(1), "it")
+    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} photos of it"):
+        NetworkWatch(worked=True).look(failed(FAILED_IN_A_ROW), "it")
+    watch = NetworkWatch(worked=False)
+    watch.look(failed(0), "it")
+    watch.look(gone, "it")  # a server that says so was reached
+    for _ in range(3):  # never so many in a row
+        watch.look(failed(FAILED_IN_A_ROW - 1), "it")
+        watch.look(gone, "it")
+    watch.look(failed(FAILED_IN_A_ROW - 1), "it")
+    with pytest.raises(UserError, match="not one of the 1 photos of the last"):
+        watch.look(failed(1), "the last")
 
 
 def test_rows_are_replaced_in_their_places() -> None:
