@@ -11,7 +11,7 @@ import pandas as pd
 
 from visual_search.common_table import read_common_table, training_rows
 from visual_search.errors import UserError
-from visual_search.near_duplicates import pairs_between
+from visual_search.near_duplicates import TooManyPairs, pairs_between
 from visual_search.photo_hashes import hashes_of_table
 from visual_search.tables import read_table
 
@@ -122,9 +122,12 @@ def find_leaks(
     Raises:
         UserError: when there are more pairs than anybody can look at.
     """
-    pairs = pairs_between(test.hashes, train.hashes, radius, progress=progress)
-    if len(pairs) > MOST_PAIRS:
-        raise UserError(f"{len(pairs)} pairs lie within {radius} bits: lower --threshold")
+    try:
+        pairs = pairs_between(test.hashes, train.hashes, radius, most=MOST_PAIRS, progress=progress)
+    except TooManyPairs as error:
+        raise UserError(
+            f"more than {MOST_PAIRS} pairs lie within {radius} bits: lower --threshold"
+        ) from error
     sides = (
         [test.paths[i] for i in pairs.left.tolist()],
         [train.paths[i] for i in pairs.right.tolist()],

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from tests.conftest import write_csv
+from visual_search import leaks as leaks_module
+from visual_search.checkpoint import save_checkpoint
 from visual_search.dataset_config import (
     DatasetConfig,
     DevSetConfig,
@@ -21,9 +24,11 @@ from visual_search.dataset_config import (
     TableConfig,
 )
 from visual_search.errors import UserError
+from visual_search.images import ImageItem, load_pixels
 from visual_search.leak_record import Side, fingerprint, record, record_path, unchecked, warning
 from visual_search.leaks import find_leaks, list_photos
 from visual_search.main_arcface import main
+from visual_search.model import build_embedder
 from visual_search.phase_data import dev_sides, training_sides
 
 
@@ -106,6 +111,50 @@ def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
     assert sorted(asked) == [("0.jpg", "3.png"), ("1.jpg", "5.png")]
     confirmed = {Path(leak.test_photo).name: leak.confirmed for leak in leaks}
     assert confirmed == {"0.jpg": True, "1.jpg": False}
+
+
+def test_more_pairs_than_anybody_looks_at_are_refused(
+    shared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks_module, "MOST_PAIRS", 1)
+    train, test = (
+        list_photos(file, None, side) for file, side in zip(shared, (True, False), strict=True)
+    )
+    with pytest.raises(UserError, match="more than 1 pairs lie within 10 bits: lower --threshold"):
+        find_leaks(train, test, 10, progress=False)
+
+
+def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) -> None:
+    """By the command, with a model of random weights; each cosine as it is worked out alone."""
+    train, test = shared
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3
+    )
+    model = train.parent / "model"
+    save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
+    options = ["--threshold", 40, "--embeddings", model, "--cosine"]
+    done = run(project, "--train", train, "--test", test, *options, 0.999)
+    assert done.returncode == 0, done.stderr
+    with (train.parent / "leaks.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) > 20
+    embedder.eval()
+
+    def embedded(path: str) -> np.ndarray:
+        pixels, _ = load_pixels(ImageItem(Path(path)), 64)
+        with torch.inference_mode():
+            (vector,) = embedder(torch.from_numpy(np.stack([pixels]))).numpy()
+        return vector / np.linalg.norm(vector)
+
+    for row in rows:
+        cosine = float(embedded(row["test_photo"]) @ embedded(row["train_photo"]))
+        assert float(row["cosine"]) == pytest.approx(cosine, abs=2e-4)
+        assert abs(cosine - 0.999) < 1e-4 or row["confirmed"] == str(cosine >= 0.999)
+    photos = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
+    assert f"{len(photos)} of 4 evaluation photos are confirmed near-duplicates" in done.stdout
+    (note,) = json.loads(record_path(train).read_text())
+    assert (note["cosine"], note["evaluation_photos"]) == (0.999, len(photos))
 
 
 def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
