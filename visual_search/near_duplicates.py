@@ -220,7 +220,8 @@ def _joined(parts: Iterable[Found], most: int) -> Found:
     Raises:
         TooManyPairs: as soon as they have more than `most` pairs.
     """
-    held, count = [], 0
+    held: list[Found] = []
+    count = 0
     for part in parts:
         count += len(part[0])
         if count > most:
