@@ -25,8 +25,11 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
     for place in places:
         found = [place] if place.is_file() else [place / n for n in LISTS if (place / n).is_file()]
         if not found:
+            lists = " and ".join(LISTS)
             raise UserError(
-                f"--evaluation {place}: neither a csv file nor a folder with {' and '.join(LISTS)}"
+                f"--evaluation {place}: neither a csv file nor a folder with {lists}; put "
+                "the photos that judge there, name them, or name none to look for no leaks "
+                "(--evaluation alone; evaluation: [] in a config)"
             )
         tables += found
     return tables

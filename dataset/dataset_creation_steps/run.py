@@ -107,6 +107,7 @@ def build_pairs(config: PairsConfig) -> None:
     """
     from dataset.dataset_creation_steps.engine import start_engine
     from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables
+    from visual_search.checkpoint import load_checkpoint
 
     if not config.categories:
         raise UserError("categories is empty: name at least one")
@@ -116,7 +117,10 @@ def build_pairs(config: PairsConfig) -> None:
         raise UserError("thresholds is empty: name at least one")
     # All inputs, before the first of them is worked on for hours.
     evaluation_tables(config.evaluation)
+    load_checkpoint(config.run)
     files = {name: category_files(config.folder, name) for name in config.categories}
+    if not config.evaluation:
+        print("evaluation is empty: the photos are not checked for leaks", flush=True)
     start_engine(config.runner, config.ray_address)
     selections = [_one_category(config, *pair) for pair in files.values()]
     _training_set(config, selections)

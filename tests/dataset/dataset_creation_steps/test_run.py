@@ -26,7 +26,12 @@ def amazon(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_each_step_is_told_its_options(amazon: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_is_told_its_options(
+    amazon: Path,
+    model_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     told: dict[str, Any] = {}
 
     def step(answer: Any) -> Any:
@@ -44,7 +49,8 @@ def test_each_step_is_told_its_options(amazon: Path, monkeypatch: pytest.MonkeyP
     kept = download_images.Kept(1, 0, Counter())
     monkeypatch.setattr(download_images, "download_images", step(kept))
     monkeypatch.setattr(prepare_training_set, "prepare_training_set", step([]))
-    build_pairs(PairsConfig(amazon, ["X"], overwrite=True, distance=9))
+    build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
+    assert "evaluation is empty: the photos are not checked for leaks" in capsys.readouterr().out
     assert (told["overwrite"], told["distance"]) == (True, 9)
 
 
@@ -55,11 +61,21 @@ def test_each_step_is_told_its_options(amazon: Path, monkeypatch: pytest.MonkeyP
         ({"thresholds": []}, "thresholds is empty"),
         ({"distance": 65}, r"distance is a number of bits, 0\.\.64"),
         ({"categories": ["Y"]}, r"Y\.json\.gz does not exist: download it"),
-        ({"evaluation": [Path("nowhere")]}, "nowhere: neither a csv file nor a folder"),
+        ({"run": Path("nowhere")}, "nowhere is neither a run folder nor a model file"),
+        (
+            {"evaluation": [Path("nowhere")]},
+            r"nowhere: neither a csv file nor a folder .* evaluation: \[\] in a config",
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(
-    amazon: Path, changes: dict[str, Any], words: str
+    amazon: Path,
+    model_run: Path,
+    changes: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(get_pairs, "get_pairs", lambda *_: pytest.fail("it works already"))
+    given = {"folder": amazon, "categories": ["X"], "run": model_run, **changes}
     with pytest.raises(UserError, match=words):
-        build_pairs(PairsConfig(**{"folder": amazon, "categories": ["X"], **changes}))
+        build_pairs(PairsConfig(**given))
