@@ -9,7 +9,7 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,6 @@ def extract(
         UserError: when file or model is missing, or the snapshots are of another model.
     """
     from dataset.dataset_creation_steps.snapshots import (
-        NetworkWatch,
         check_source,
         file_fingerprint,
         fingerprint,
@@ -152,6 +151,7 @@ def extract(
         snapshot_file,
         snapshot_files,
         value_count,
+        while_the_network_works,
         with_rows,
         write_snapshot,
     )
@@ -175,18 +175,16 @@ def extract(
     )
     missing = [n for n in range(count) if n in retried or n not in done]
     columns = ["asin", "role", "url", "vector", "reason"]
-    watch = NetworkWatch(worked=bool(done))
     with _bar(parquet, count - len(missing), count) as bar:
         frames = _photos(parquet, products, retried, missing, distributed)
         photos = value_count(parquet, COLUMNS[1:]) * len(missing) // max(count, 1)
         model = (str(run.resolve()), photos)
-        for number, rows in _embedded(frames, model, download, size_hint, gpus):
+        embedded_pieces = _embedded(frames, model, download, size_hint, gpus)
+        for number, rows in while_the_network_works(embedded_pieces, bool(done), retried):
             path = snapshot_file(parquet, number)
             if number in retried:
                 old = read_snapshot(path)
                 rows = with_rows(old, may_pass_rows(old), rows)
-            else:
-                watch.look(rows, path.name)
             write_snapshot(path, rows.select(columns), source)
             bar.update()
     embedded, failures = _summed(parquet, count)
@@ -222,7 +220,7 @@ def _embedded(
     download: DownloadLimits,
     size_hint: int,
     gpus: float,
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     """Embedded photos, a piece at a time."""
     from daft import col
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -147,40 +148,44 @@ def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
     return pa.concat_tables([table, rows.select(table.column_names)]).take(pa.array(order))
 
 
-class NetworkWatch:
-    """Tells a network that is down from a few photos whose server is."""
+def while_the_network_works(
+    pieces: Generator[tuple[int, pa.Table], None, None], worked: bool, retried: Collection[int] = ()
+) -> Iterator[tuple[int, pa.Table]]:
+    """The pieces, up to where the network, not the photos, is to blame; those stay undone.
 
-    def __init__(self, worked: bool) -> None:
-        """
-        Args:
-            worked: whether an earlier call has finished pieces over this network.
-        """
-        self._worked, self._failed = worked, 0
+    A piece of a few photos may well fail as a whole, the last one say. It is taken as it is where
+    others came, or it would be tried for ever; until one has come, it waits.
 
-    def look(self, table: pa.Table, what: str) -> None:
-        """Stop where the network, not the photos, is to blame; the piece stays undone.
+    Args:
+        pieces: their numbers and rows, with a `reason`; closed at the end.
+        worked: whether an earlier call has finished pieces over this network.
+        retried: pieces that hold only what has failed before, and may fail again.
 
-        A piece of a few photos may well fail as a whole, the last one say: it is taken as it is
-        where others came, or it would be tried for ever.
-
-        Args:
-            table: a piece, with its `reason` column.
-            what: names it.
-
-        Raises:
-            UserError: when every row failed for a reason that may pass, and so did
-                :data:`FAILED_IN_A_ROW` rows of this and the pieces before it, or nothing ever came.
-        """
-        if not table.num_rows:
-            return
-        if len(may_pass_rows(table)) < table.num_rows:
-            self._worked, self._failed = True, 0
-            return
-        self._failed += table.num_rows
-        if self._worked and self._failed < FAILED_IN_A_ROW:
-            return
+    Raises:
+        UserError: when :data:`FAILED_IN_A_ROW` photos or more, all of one piece or of several that
+            came one after the other, failed for a reason that may pass; or everything did.
+    """
+    waiting: list[tuple[int, pa.Table]] = []
+    failed = 0
+    with closing(pieces):
+        for number, table in pieces:
+            all_failed = len(may_pass_rows(table)) == table.num_rows > 0
+            if all_failed and number not in retried:
+                failed += table.num_rows
+                waiting.append((number, table))
+                if failed >= FAILED_IN_A_ROW:
+                    break
+            else:
+                failed = 0
+                worked |= not all_failed and table.num_rows > 0
+                yield number, table
+            if worked:
+                yield from waiting
+                waiting.clear()
+    if waiting:
+        number, table = waiting[-1]
         raise UserError(
-            f"not one of the {table.num_rows} photos of {what} could be downloaded "
+            f"not one of the {table.num_rows} photos of piece {number} could be downloaded "
             f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
         )
 

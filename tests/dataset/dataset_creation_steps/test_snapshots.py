@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from dataset.dataset_creation_steps.piece_source import PIECE_COLUMNS, whole_pieces
 from dataset.dataset_creation_steps.snapshots import (
     FAILED_IN_A_ROW,
-    NetworkWatch,
     check_source,
     fingerprint,
     keep_of_source,
@@ -24,6 +23,7 @@ from dataset.dataset_creation_steps.snapshots import (
     snapshot_file,
     snapshot_files,
     value_count,
+    while_the_network_works,
     with_rows,
     write_snapshot,
 )
@@ -76,20 +76,27 @@ def failed(count: int, reason: str = "HTTP 503 (attempt 4 of 4)") -> pa.Table:
 
 
 def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
-    gone = failed(3, "HTTP 404")
-    with pytest.raises(UserError, match="is the network down"):
-        NetworkWatch(worked=False).look(failed(1), "it")
-    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} photos of it"):
-        NetworkWatch(worked=True).look(failed(FAILED_IN_A_ROW), "it")
-    watch = NetworkWatch(worked=False)
-    watch.look(failed(0), "it")
-    watch.look(gone, "it")  # a server that says so was reached
-    for _ in range(3):  # never so many in a row
-        watch.look(failed(FAILED_IN_A_ROW - 1), "it")
-        watch.look(gone, "it")
-    watch.look(failed(FAILED_IN_A_ROW - 1), "it")
-    with pytest.raises(UserError, match="not one of the 1 photos of the last"):
-        watch.look(failed(1), "the last")
+    gone, many = failed(3, "HTTP 404"), failed(FAILED_IN_A_ROW)
+
+    def taken(*tables: pa.Table, worked: bool = False, retried: tuple[int, ...] = ()) -> list[int]:
+        pieces = (piece for piece in enumerate(tables))
+        return [number for number, _ in while_the_network_works(pieces, worked, retried)]
+
+    for tables in ((failed(1),), (failed(1), failed(2)), (many, gone)):
+        with pytest.raises(UserError, match="is the network down"):
+            taken(*tables)
+    assert taken(failed(1), worked=True) == [0]
+    assert taken(failed(1), failed(2), gone, failed(1)) == [2, 0, 1, 3]
+    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} photos of piece 1"):
+        taken(gone, many)
+    nearly = failed(FAILED_IN_A_ROW - 1)
+    assert taken(*[nearly, gone] * 3, nearly, worked=True) == list(range(7))
+    with pytest.raises(UserError, match="not one of the 1 photos of piece 2"):
+        taken(gone, nearly, failed(1))
+    # What failed before may fail again, and says nothing of the network.
+    assert taken(many, many, retried=(0, 1)) == [0, 1]
+    with pytest.raises(UserError, match="photos of piece 1 could"):
+        taken(many, failed(2), retried=(0,))
 
 
 def test_rows_are_replaced_in_their_places() -> None:
