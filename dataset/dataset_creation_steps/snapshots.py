@@ -81,7 +81,7 @@ def read_snapshot(path: Path) -> pa.Table:
 
 def snapshot_files(parquet: Path) -> dict[int, Path]:
     """All snapshots of a table that there are, by their numbers."""
-    pattern = re.compile(rf"{re.escape(parquet.name)}_(\d{(5,)}){re.escape(SUFFIX)}")
+    pattern = re.compile(rf"{re.escape(parquet.name)}_(\d{{5,}}){re.escape(SUFFIX)}")
     found = {}
     for path in parquet.parent.glob(f"{glob.escape(parquet.name)}_*{SUFFIX}"):
         if match := pattern.fullmatch(path.name):
