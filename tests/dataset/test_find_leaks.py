@@ -125,7 +125,7 @@ def test_more_pairs_than_anybody_looks_at_are_refused(
 
 
 def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) -> None:
-    """By the command, with a model of random weights; each cosine as it is worked out alone."""
+    """By the command, perhaps in half precision; each cosine as it is worked out alone."""
     train, test = shared
     torch.manual_seed(0)
     embedder, architecture = build_embedder(
@@ -134,7 +134,7 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
     model = train.parent / "model"
     save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
     options = ["--threshold", 40, "--embeddings", model, "--cosine"]
-    done = run(project, "--train", train, "--test", test, *options, 0.999)
+    done = run(project, "--train", train, "--test", test, *options, 0.9)
     assert done.returncode == 0, done.stderr
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -149,12 +149,12 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
 
     for row in rows:
         cosine = float(embedded(row["test_photo"]) @ embedded(row["train_photo"]))
-        assert float(row["cosine"]) == pytest.approx(cosine, abs=2e-4)
-        assert abs(cosine - 0.999) < 1e-4 or row["confirmed"] == str(cosine >= 0.999)
+        assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-2)
+        assert abs(cosine - 0.9) < 1e-2 or row["confirmed"] == str(cosine >= 0.9)
     photos = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
     assert f"{len(photos)} of 4 evaluation photos are confirmed near-duplicates" in done.stdout
     (note,) = json.loads(record_path(train).read_text())
-    assert (note["cosine"], note["evaluation_photos"]) == (0.999, len(photos))
+    assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(photos))
 
 
 def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
@@ -251,12 +251,12 @@ def test_the_command_that_a_warning_prints_ends_it(
 
 @pytest.mark.parametrize(
     ("product10k", "folder"),
-    [({}, "."), ({"train_prefix": "photos", "train_list": "train.csv"}, "photos")],
+    [(Product10KConfig(), "."), (Product10KConfig(train_prefix="photos"), "photos")],
 )
-def test_a_phase_says_which_photos_it_looks_at(product10k: dict[str, str], folder: str) -> None:
+def test_a_phase_says_which_photos_it_looks_at(product10k: Product10KConfig, folder: str) -> None:
     table = TableConfig("tables/folds.csv", root="photos", fold=2)
     dataset = DatasetConfig(
-        Product10KConfig(**product10k),
+        product10k,
         (table,),
         DevSetConfig(table="folds.csv", root="elsewhere", fold=3),
     )

@@ -116,8 +116,8 @@ def test_a_pause_that_is_too_long_holds_the_other_files_up(server: PhotoServer) 
         assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
         assert found[1].data == photo(number)
         (asked,) = server.times[f"/429/{number}.jpg"]
-        first, second, _ = server.times[f"/503/{number}.jpg"]
-        assert first - asked < 0.3
+        # With a rate the first request may still be waiting for its turn, and is held up, too.
+        _, second, _ = server.times[f"/503/{number}.jpg"]
         assert second - asked >= 0.5
 
 
