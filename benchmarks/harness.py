@@ -165,6 +165,18 @@ def peak_resident() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
+def bind_to_cores(count: int) -> None:
+    """Keep this process, its threads and what it will start to so many cores, where that can be.
+
+    Both sides then have the same cores, however many threads either of them starts.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    chosen = sorted(os.sched_getaffinity(0))[:count]
+    for task in os.listdir("/proc/self/task"):  # libraries may have started theirs
+        os.sched_setaffinity(int(task), chosen)
+
+
 def processor() -> str:
     """The CPU's name and what of it may be used."""
     name = platform.processor() or platform.machine()

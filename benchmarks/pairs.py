@@ -33,6 +33,7 @@ from benchmarks.harness import (
     Row,
     alternating_medians,
     arguments,
+    bind_to_cores,
     higher_is_better,
     lower_is_better,
     processor,
@@ -179,9 +180,9 @@ def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]
         urls.write_text("\n".join(f"{address}/{number}.jpg" for number in range(count)))
         ours, theirs = [], []
         for number in range(1 if options.quick else 3):
-            ours.append(child("download", urls, options.threads)["rate"])
+            ours.append(child("download", urls)["rate"])
             theirs.append(_img2dataset(urls, folder / f"img2dataset_{number}", options.threads))
-        alone = child("fetch", urls, options.threads)["rate"]
+        alone = child("fetch", urls)["rate"]
     decode = child("decode", folder / "photos", options.threads, count)["rate"]
     peer = "img2dataset 1.47.0"
     rows = [
@@ -276,8 +277,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.size_mb, options.photos, options.pairs = 60.0, 600, 60_000
+    bind_to_cores(options.threads)  # the children, the server and the peer with it
     rows: list[Row] = []
-    notes = [f"{processor()}; {options.threads} threads"]
+    notes = [f"{processor()}, of both sides and the server together"]
     with TemporaryDirectory() as folder:
         for part in options.parts:
             place = Path(folder) / part

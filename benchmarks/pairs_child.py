@@ -1,4 +1,4 @@
-"""One measurement of `benchmarks.pairs` in a process of its own; prints JSON."""
+"""One measurement of `benchmarks.pairs` in a process of its own, on its cores; prints JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DecodeStage:
             return [load_pixels(item, SIDE)[0].nbytes for item in items]
 
 
-def download(urls: str, threads: str) -> dict[str, float]:
+def download(urls: str) -> dict[str, float]:
     """Photos a second through the engine: fetched, checked, decoded."""
     from dataset.dataset_creation_steps.engine import start_engine
     from dataset.dataset_creation_steps.image_stages import FetchStage
@@ -65,7 +65,7 @@ def download(urls: str, threads: str) -> dict[str, float]:
     return {"rate": done / (time.perf_counter() - start)}
 
 
-def fetch(urls: str, threads: str) -> dict[str, float]:
+def fetch(urls: str) -> dict[str, float]:
     """Downloads alone."""
     listed = Path(urls).read_text().split()
 

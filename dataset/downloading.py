@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ from visual_search.public_addresses import is_public, url_problem
 TIMEOUT = 60  # seconds without a byte
 ATTEMPTS = 5  # in a row without a new byte
 CHUNK = 1 << 18
+BROKEN = (TimeoutError, ConnectionError, ssl.SSLError)
+"""What a network does that may do better a moment later."""
 UNFINISHED, VALIDATOR = ".unfinished", ".validator"
 
 
@@ -55,7 +61,7 @@ def download(
         try:
             _fetch_rest(wanted, part, page, private)
             break
-        except (TimeoutError, ConnectionError, http.client.HTTPException, _Unfinished) as error:
+        except (*BROKEN, http.client.HTTPException, _Unfinished) as error:
             grown = part.is_file() and part.stat().st_size > before
             failures = 1 if grown else failures + 1
             if failures == ATTEMPTS:
@@ -85,7 +91,8 @@ def _fetch_rest(wanted: Download, part: Path, page: str, private: bool) -> None:
             raise _Unfinished from error
         raise _failed(wanted, page, f"the server says {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError | ConnectionError):
+        untrusted = isinstance(error.reason, ssl.SSLCertVerificationError)
+        if isinstance(error.reason, BROKEN) and not untrusted:
             raise _Unfinished from error
         raise _failed(wanted, page, str(error.reason)) from error
     with response:
@@ -118,20 +125,40 @@ def _receive(response: HTTPResponse, wanted: Download, part: Path, start: int, p
         write_text(_validator(part), mark)
     else:
         _validator(part).unlink(missing_ok=True)
-    try:
-        with (
-            part.open("ab" if continued else "wb") as handle,
-            progress_bar(wanted.name, "B", total=total, initial=start, unit_scale=True) as bar,
-        ):
-            while chunk := response.read(CHUNK):
-                handle.write(chunk)
+    with progress_bar(wanted.name, "B", total=total, initial=start, unit_scale=True) as bar:
+        with _disk_named(part):
+            handle = part.open("ab" if continued else "wb", buffering=0)
+        with handle:
+            while chunk := _next_chunk(response):
+                with _disk_named(part):
+                    _write(handle, chunk)
                 bar.update(len(chunk))
-    except OSError as error:
-        if isinstance(error, TimeoutError | ConnectionError):
-            raise
-        raise UserError(f"{part} cannot be written: {error.strerror}") from error
     if total is not None and part.stat().st_size != total:
         raise _Unfinished
+
+
+def _next_chunk(response: HTTPResponse) -> bytes:
+    """What comes next; whatever goes wrong there is the network's fault, and may pass."""
+    try:
+        return response.read(CHUNK)
+    except OSError as error:
+        raise _Unfinished from error
+
+
+def _write(handle: io.FileIO, chunk: bytes) -> None:
+    """All of a chunk: a nearly full disk takes a part of it before it refuses the rest."""
+    view = memoryview(chunk)
+    while view:
+        view = view[handle.write(view) :]
+
+
+@contextmanager
+def _disk_named(part: Path) -> Iterator[None]:
+    """Turn what the disk raises into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{part} cannot be written: {error.strerror}") from error
 
 
 def _validator(part: Path) -> Path:

@@ -44,6 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--fold", type=int, default=-1, help="of a folds.csv, the fold that is held out"
     )
     parser.add_argument(
+        "--test_fold", type=int, help="the same of --test's tables, where it is another (--fold)"
+    )
+    parser.add_argument(
         "--threshold",
         type=int,
         default=10,
@@ -115,18 +118,21 @@ def main() -> None:
     if not 0 <= arguments.threshold <= 64:
         raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
     from visual_search.files import written_atomically
-    from visual_search.leak_record import record
+    from visual_search.leak_record import Side, record
     from visual_search.leaks import find_leaks, leak_table, list_photos
 
     cosines = cosines_by(arguments.embeddings) if arguments.embeddings else None
-    tests = {
-        file: list_photos(file, arguments.test_root, False, arguments.fold)
-        for file in arguments.test
-    }
+    fold = arguments.fold if arguments.test_fold is None else arguments.test_fold
+    tests = {file: list_photos(file, arguments.test_root, False, fold) for file in arguments.test}
     found: list[Leak] = []
     for file in arguments.train:
         train = list_photos(file, arguments.train_root, True, arguments.fold)
         for other, test in tests.items():
+            if file.samefile(other) and train.paths == test.paths:
+                raise UserError(
+                    f"{file} is named on both sides and holds out no row, so that every photo "
+                    "would equal itself: name the fold that is held out with --fold"
+                )
             leaks = find_leaks(train, test, arguments.threshold, cosines, arguments.cosine)
             photos = len({leak.test_photo for leak in leaks if leak.confirmed is not False})
             print(
@@ -144,7 +150,11 @@ def main() -> None:
                 "cosine": arguments.cosine if cosines else None,
                 "unreadable": unreadable,
             }
-            record(file, other, facts)
+            record(
+                Side(file, arguments.train_root, train.fold),
+                Side(other, arguments.test_root, test.fold),
+                facts,
+            )
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
     with written_atomically(folder / "leaks.csv") as temporary:

@@ -90,7 +90,8 @@ def frequency_test_classes(
     """Which classes test: a share of every frequency bin, drawn at random.
 
     A frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
-    test, but never all; a bin of fewer than `min_classes` trains whole.
+    test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin of
+    the classes of one photo: there would be nothing to find for it.
 
     Args:
         sizes: `(classes,)`, photos of each class.
@@ -106,15 +107,18 @@ def frequency_test_classes(
     """
     if not 0 < test_ratio < 1:
         raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")
-    _, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
+    photos, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
+    paired = photos > 1
     # Rounded first, or 0.07 * 100 = 7.000000000000001 would become 8.
     wanted = np.ceil(np.round(test_ratio * classes_of_bin, 6)).astype(np.int64)
-    wanted = np.where(classes_of_bin < min_classes, 0, np.minimum(wanted, classes_of_bin - 1))
+    enough = paired & (classes_of_bin >= min_classes)
+    wanted = np.where(enough, np.minimum(wanted, classes_of_bin - 1), 0)
     if not wanted.any():
         raise UserError(
-            f"the largest frequency bin has {classes_of_bin.max(initial=0)} classes of one size, "
-            f"fewer than --min_freq {min_classes} or only one, so that no class is left to test "
-            "on; lower --min_freq, or choose --split_type minmax"
+            f"the largest frequency bin of two or more photos has "
+            f"{classes_of_bin[paired].max(initial=0)} classes of one size, fewer than --min_freq "
+            f"{min_classes} or only one, so that no class is left to test on; lower --min_freq, "
+            "or choose --split_type minmax"
         )
     return places_within(bins, seed) < wanted[bins]
 

@@ -12,7 +12,6 @@ import errno
 import gzip
 import io
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -83,7 +82,7 @@ def unpack_tar(stream: io.BufferedReader[Any], name: str, target: Path, size: in
         stream: at the start of the archive, compressed by gzip, bzip2, xz or nothing.
         name: of the archive, for messages.
         target: the folder that gets its contents.
-        size: bytes of the stream, for the progress bar; uncompressed, also for the disk check.
+        size: bytes of the stream, for the progress bar and the disk check.
 
     Raises:
         UserError: see :func:`unpack`.
@@ -92,16 +91,15 @@ def unpack_tar(stream: io.BufferedReader[Any], name: str, target: Path, size: in
     decompress = next(
         (call for magic, call in _DECOMPRESSORS.items() if start.startswith(magic)), None
     )
-    _check_space(target, size, name)
+    with _damage_named(name):
+        _check_space(target, size, lambda: _missing_of_tar(stream, decompress, target, name), name)
     result = Unpacked()
     with (
         progress_bar(f"unpacking {name}", "B", total=size, unit_scale=True) as bar,
         _damage_named(name),
         decompress(stream) if decompress else stream as tar_bytes,
         # Uncompressed, what is kept can be jumped over.
-        tarfile.open(
-            fileobj=tar_bytes, mode="r|" if decompress else "r:", tarinfo=_StrictTarInfo
-        ) as tar,
+        _opened_tar(tar_bytes, bool(decompress)) as tar,
     ):
         writer = _Writer(target, name, result, lambda: bar.update(stream.tell() - bar.n))
         while (member := tar.next()) is not None:
@@ -114,12 +112,41 @@ def unpack_tar(stream: io.BufferedReader[Any], name: str, target: Path, size: in
             else:
                 kind = "link" if member.issym() or member.islnk() else "device"
                 raise UserError(f"{name} holds a {kind}, {member.name!r}: nothing more is unpacked")
-            # The members already seen would be kept, half a kilobyte each.
-            tar.members = []  # type: ignore[attr-defined]
+            _forget_members(tar)
         while tar_bytes.read(COPIED_AT_ONCE):  # so that a checksum behind the end is looked at
             pass
         bar.update(size - bar.n)
     return result
+
+
+def _opened_tar(tar_bytes: Any, compressed: bool) -> tarfile.TarFile:
+    return tarfile.open(
+        fileobj=tar_bytes, mode="r|" if compressed else "r:", tarinfo=_StrictTarInfo
+    )
+
+
+def _forget_members(tar: tarfile.TarFile) -> None:
+    """Those already seen would be kept, half a kilobyte each."""
+    tar.members = []  # type: ignore[attr-defined]
+
+
+def _missing_of_tar(
+    stream: io.BufferedReader[Any],
+    decompress: Callable[[BinaryIO], Any] | None,
+    target: Path,
+    name: str,
+) -> int:
+    """Bytes of the files that are not there yet, by the headers; the stream goes back after it."""
+    start, missing = stream.tell(), 0
+    writer = _Writer(target, name, Unpacked(), lambda: None)
+    tar_bytes = decompress(stream) if decompress else stream
+    with _opened_tar(tar_bytes, bool(decompress)) as tar:
+        while (member := tar.next()) is not None:
+            if member.isreg() and not writer.has(member.name, member.size):
+                missing += member.size
+            _forget_members(tar)
+    stream.seek(start)
+    return missing
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -174,10 +201,15 @@ def _unpack_zip(stream: BinaryIO, name: str, target: Path, size: int) -> Unpacke
     result = Unpacked()
     with _damage_named(name), zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
-        _check_space(target, sum(member.file_size for member in members), name)
+        writer = _Writer(target, name, result, lambda: None)
+
+        def missing() -> int:
+            files = [(_zip_name(m), m.file_size) for m in members if not m.is_dir()]
+            return sum(size for path, size in files if not writer.has(path, size))
+
+        _check_space(target, sum(member.file_size for member in members), missing, name)
         total = sum(member.compress_size for member in members)
         with progress_bar(f"unpacking {name}", "B", total=total, unit_scale=True) as bar:
-            writer = _Writer(target, name, result, lambda: None)
             for member in members:
                 _unpack_zip_member(archive, member, writer, name)
                 bar.update(member.compress_size)
@@ -230,6 +262,15 @@ class _Writer:
         path = self._path(name)
         self._make(path)
 
+    def has(self, name: str, size: int) -> bool:
+        """Whether a file is there already, by its size.
+
+        Raises:
+            UserError: for a path that leads out of the target.
+        """
+        path = self._path(name)
+        return path.is_file() and not path.is_symlink() and path.stat().st_size == size
+
     def file(self, name: str, size: int, source: IO[bytes]) -> None:
         """Write a file of `size` bytes, unless it is there.
 
@@ -238,7 +279,7 @@ class _Writer:
         """
         path = self._path(name)
         self._make(path.parent)
-        if path.is_file() and not path.is_symlink() and path.stat().st_size == size:
+        if self.has(name, size):
             self.result.kept += 1
             self.advanced()
             return
@@ -293,23 +334,26 @@ def _created(path: Path) -> BinaryIO:
         return path.open("xb")
 
 
-def _check_space(target: Path, needed: int, name: str) -> None:
-    """Refuse to begin what cannot fit; what is there already counts.
+def _check_space(target: Path, whole: int, missing: Callable[[], int], name: str) -> None:
+    """Refuse to begin what cannot fit.
+
+    Args:
+        target: the folder that gets the contents; made if it is missing.
+        whole: bytes of all of the contents, or fewer.
+        missing: counts the bytes that are not there yet; asked only where `whole` does not fit,
+            since it may take a pass over the archive.
+        name: of the archive.
 
     Raises:
-        UserError: with the bytes that are missing.
+        UserError: with the bytes that are missing and those that are free.
     """
     target.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target).free
-    if free >= needed:
+    if free >= whole:
         return
-    free += sum(
-        os.path.getsize(os.path.join(folder, file))
-        for folder, _, files in os.walk(target)
-        for file in files
-    )
+    needed = missing()
     if free < needed:
         raise UserError(
-            f"unpacking {name} into {target} takes {needed / 1e9:.2f} GB, but the disk has room "
-            f"for {free / 1e9:.2f} GB only"
+            f"unpacking what is missing of {name} into {target} takes {needed / 1e9:.2f} GB, but "
+            f"the disk has room for {free / 1e9:.2f} GB only: make room, or name another folder"
         )

@@ -47,7 +47,8 @@ class DownloadLimits:
         timeout: seconds for one attempt, from connecting to the last byte.
         attempts: at most so many for one URL, redirects not counted.
         backoff: seconds before the second attempt, doubled for each one after it.
-        longest_wait: seconds; a server that asks for more (Retry-After) gets no further attempt.
+        longest_wait: seconds; where a server asks for more (Retry-After), the file gets no further
+            attempt and the server's others a pause of this length.
         connections: open to one host at a time.
         rate: requests a second to one host; 0 is no limit.
         redirects: at most so many in a row.
@@ -94,25 +95,25 @@ class HostPace:
     def __init__(self, rate: float) -> None:
         self._spacing = 1.0 / rate if rate > 0 else 0.0
         self._free: dict[str, float] = {}
+        self._paused: dict[str, float] = {}
 
     async def turn(self, host: str) -> None:
         """Return when the next request to `host` may go out."""
         while True:
             now = time.monotonic()
-            start = self._free.get(host, 0.0)
-            if start <= now:
-                self._free[host] = now + self._spacing
-                return
-            if self._spacing:
-                # The place in the queue is taken before the wait, so turns stay in order.
-                self._free[host] = start + self._spacing
+            start = max(now, self._free.get(host, 0.0), self._paused.get(host, 0.0))
+            # The place in the queue is taken before the wait, so turns stay in order.
+            self._free[host] = start + self._spacing
+            if start > now:
                 await asyncio.sleep(start - now)
+            # Meanwhile the host may have asked for a pause that this place lies in.
+            if self._paused.get(host, 0.0) <= start:
                 return
-            await asyncio.sleep(start - now)
 
     def pause(self, host: str, seconds: float) -> None:
-        """No further request to `host` for so many seconds."""
-        self._free[host] = max(self._free.get(host, 0.0), time.monotonic() + seconds)
+        """No further request to `host` for so many seconds, nor from those in the queue."""
+        until = time.monotonic() + seconds
+        self._paused[host] = max(self._paused.get(host, 0.0), until)
 
 
 class Downloader:
@@ -179,13 +180,15 @@ class Downloader:
         raise AssertionError("the last attempt returns")
 
     async def _attempt(self, url: str) -> bytes:
-        first = URL(url).host if self.limits.allow_private and not url_problem(url) else None
-        for _ in range(self.limits.redirects + 1):
+        trusted: str | None = None
+        for number in range(self.limits.redirects + 1):
             problem = url_problem(url)
             if problem:
                 raise _Failed(problem)
             try:
-                found = await self._request(url, first)
+                if number == 0 and self.limits.allow_private:
+                    trusted = URL(url).host
+                found = await self._request(url, trusted)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _failure(error) from error
             if isinstance(found, bytes):
@@ -213,8 +216,8 @@ class Downloader:
 
     def _refusal(self, response: aiohttp.ClientResponse) -> _Failed:
         wait = retry_after(response.headers.get("Retry-After"))
-        if wait is not None and wait <= self.limits.longest_wait:
-            self._pace.pause(response.url.host or "", wait)
+        if wait is not None:
+            self._pace.pause(response.url.host or "", min(wait, self.limits.longest_wait))
         return _Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:

@@ -141,7 +141,7 @@ def _scan(folder: Path, target: Path, info: FolderInfo) -> Iterator[Scanned]:
     """The photos below a folder in the order of their names; one folder's list is held at once."""
     prefix = os.path.relpath(folder.resolve(), target.resolve())
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if _is_below(Path(place), name))
+        folders[:] = sorted(name for name in folders if _is_below(folder, Path(place), name))
         label = os.path.relpath(place, folder)
         for name in sorted(names):
             if not name.lower().endswith(PHOTO_ENDINGS) or name.startswith("."):
@@ -164,12 +164,22 @@ def _refuse(error: OSError) -> None:
     raise UserError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
 
 
-def _is_below(place: Path, name: str) -> bool:
-    """Whether to go into a folder: not into hidden ones, nor by a link into one we came from."""
+def _is_below(top: Path, place: Path, name: str) -> bool:
+    """Whether to go into a folder: not into hidden ones, nor by a link into one we came from.
+
+    Args:
+        top: where the walk began.
+        place: where it is; the way there may itself lead over links.
+        name: of a folder there.
+    """
     if name.startswith("."):
         return False
     path = place / name
-    return not path.is_symlink() or path.resolve() not in (place.resolve() / "_").parents
+    if not path.is_symlink():
+        return True
+    target, way = path.resolve(), [place, *place.parents]
+    real = [step.resolve() for step in way[: way.index(top) + 1]]
+    return not any(target in (step / "_").parents for step in real)
 
 
 def _count(folder: Path) -> int:

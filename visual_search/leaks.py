@@ -11,7 +11,7 @@ import pandas as pd
 
 from visual_search.common_table import read_common_table, training_rows
 from visual_search.errors import UserError
-from visual_search.near_duplicates import pairs_between
+from visual_search.near_duplicates import TooManyPairs, pairs_between
 from visual_search.photo_hashes import hashes_of_table
 from visual_search.tables import read_table
 
@@ -33,6 +33,8 @@ class ListedPhotos:
     """`(n,)`, uint64."""
     unreadable: int
     """Photos that were listed but have no hash."""
+    fold: int = -1
+    """The fold that was held out; -1 where there is none, or the table has no folds."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
             f"'class') that name photos; it has {', '.join(map(repr, table.columns))}"
         )
     folder = file.parent if root is None else root
+    fold = fold if "fold" in table.columns else -1
     if column in ("file_name", "image_path"):
         table = read_common_table(file)
-        train_rows = training_rows(table, file, fold if "fold" in table.columns else -1)
+        train_rows = training_rows(table, file, fold)
         if not train_rows.all():
             table = table[train_rows if trains else ~train_rows]
     elif column == "name" and root is None:
-        folder = file.parent / ("train" if file.name.startswith("train") else "test")
+        folder = product10k_folder(file)
     table = table.drop_duplicates(column)
     paths = [folder / name for name in table[column]]
     found = hashes_of_table(table, file, paths, f"hashes of {file.name}")
@@ -88,7 +91,13 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
             f"not one photo of {file} can be read"
             + (f", for example {paths[0]}: {found.unreadable[0]}" if paths else ": it lists none")
         )
-    return ListedPhotos([paths[i] for i in readable], found.values[readable], len(found.unreadable))
+    values = found.values[readable]
+    return ListedPhotos([paths[i] for i in readable], values, len(found.unreadable), fold)
+
+
+def product10k_folder(file: Path) -> Path:
+    """Where the photos of a list of Product10K usually lie."""
+    return file.parent / ("train" if file.name.startswith("train") else "test")
 
 
 def find_leaks(
@@ -113,9 +122,12 @@ def find_leaks(
     Raises:
         UserError: when there are more pairs than anybody can look at.
     """
-    pairs = pairs_between(test.hashes, train.hashes, radius, progress=progress)
-    if len(pairs) > MOST_PAIRS:
-        raise UserError(f"{len(pairs)} pairs lie within {radius} bits: lower --threshold")
+    try:
+        pairs = pairs_between(test.hashes, train.hashes, radius, most=MOST_PAIRS, progress=progress)
+    except TooManyPairs as error:
+        raise UserError(
+            f"more than {MOST_PAIRS} pairs lie within {radius} bits: lower --threshold"
+        ) from error
     sides = (
         [test.paths[i] for i in pairs.left.tolist()],
         [train.paths[i] for i in pairs.right.tolist()],

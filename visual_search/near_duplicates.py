@@ -9,9 +9,11 @@ lie in a few buckets of a table over all values of the piece.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from math import comb
@@ -66,6 +68,10 @@ class Piece:
                 yield sum(1 << place for place in places)
 
 
+class TooManyPairs(Exception):
+    """There are more pairs than were asked for; the search stopped at the first too many."""
+
+
 def pairs_within(hashes: np.ndarray, radius: int, *, progress: bool = False) -> Pairs:
     """All pairs of rows, each once, whose hashes differ in at most `radius` bits.
 
@@ -74,11 +80,16 @@ def pairs_within(hashes: np.ndarray, radius: int, *, progress: bool = False) -> 
         radius: 0..64, Hamming distance.
         progress: whether there is a progress bar.
     """
-    return _gathered(_search(hashes, None, radius, progress), len(hashes))
+    return _gathered(_search(hashes, None, radius, sys.maxsize, progress), len(hashes), sys.maxsize)
 
 
 def pairs_between(
-    first: np.ndarray, second: np.ndarray, radius: int, *, progress: bool = False
+    first: np.ndarray,
+    second: np.ndarray,
+    radius: int,
+    *,
+    most: int = sys.maxsize,
+    progress: bool = False,
 ) -> Pairs:
     """All pairs of a row of `first` and a row of `second` within `radius` bits.
 
@@ -86,41 +97,46 @@ def pairs_between(
         first: `(n,)`, uint64.
         second: `(m,)`, uint64.
         radius: 0..64, Hamming distance.
+        most: pairs; memory holds a few times as many.
         progress: whether there is a progress bar.
+
+    Raises:
+        TooManyPairs: as soon as there are more than `most`.
     """
-    return _gathered(_search(first, second, radius, progress), len(second))
+    return _gathered(_search(first, second, radius, most, progress), len(second), most)
 
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Left rows, right rows, distances."""
 
 
-def _gathered(parts: Iterable[Found], columns: int) -> Pairs:
-    held = list(parts)
-    if not held:
-        return Pairs(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.uint8)))
-    left, right, distance = (np.concatenate(column) for column in zip(*held, strict=True))
+def _gathered(parts: Generator[Found, None, None], columns: int, most: int) -> Pairs:
+    with closing(parts):  # its threads end with it
+        left, right, distance = _joined(parts, most)
     order = np.argsort(left * columns + right, kind="stable")
     return Pairs(left[order], right[order], distance[order])
 
 
 def _search(
-    first: np.ndarray, second: np.ndarray | None, radius: int, progress: bool
-) -> Iterator[Found]:
-    """The cheapest of brute force and the tables; `second` is None for pairs within `first`."""
+    first: np.ndarray, second: np.ndarray | None, radius: int, most: int, progress: bool
+) -> Generator[Found, None, None]:
+    """The cheapest of brute force and the tables; `second` is None for pairs within `first`.
+
+    No part that it gives has more than `most` pairs: :class:`TooManyPairs`.
+    """
     if not 0 <= radius <= BITS:
         raise ValueError(f"the Hamming distance must be 0..{BITS}, not {radius}")
     rows, columns = len(first), len(first if second is None else second)
     if rows * columns <= BLOCK:
-        yield from (task() for task in _brute_tasks(first, second, radius))
+        yield from (task() for task in _brute_tasks(first, second, radius, most))
         return
     plans = [_pieces(count, radius) for count in range(1, BITS // 4 + 1)]
     pieces = min(plans, key=lambda plan: _cost(plan, rows, columns))
     brute = COMPARE_BRUTE * rows * columns
     tasks = (
-        _brute_tasks(first, second, radius)
+        _brute_tasks(first, second, radius, most)
         if brute <= _cost(pieces, rows, columns)
-        else _table_tasks(first, second, radius, pieces)
+        else _table_tasks(first, second, radius, most, pieces)
     )
     yield from _parallel(tasks, progress)
 
@@ -174,31 +190,47 @@ def _parallel(tasks: Iterable[Task], progress: bool) -> Iterator[Found]:
             bar.update()
 
 
-def _brute_tasks(first: np.ndarray, second: np.ndarray | None, radius: int) -> Iterator[Task]:
+def _brute_tasks(
+    first: np.ndarray, second: np.ndarray | None, radius: int, most: int
+) -> Iterator[Task]:
     others = first if second is None else second
+
+    def blocks(start: int) -> Iterator[Found]:
+        rows = first[start : start + BRUTE_ROWS]
+        width = BLOCK // BRUTE_ROWS
+        for column in range(start if second is None else 0, len(others), width):
+            distance = np.bitwise_count(rows[:, None] ^ others[None, column : column + width])
+            left, right = np.nonzero(distance <= radius)
+            apart = distance[left, right]
+            left, right = left + start, right + column
+            keep = left < right if second is None else slice(None)
+            yield left[keep], right[keep], apart[keep]
+
     for start in range(0, len(first), BRUTE_ROWS):
 
         def compare(start: int = start) -> Found:
-            rows = first[start : start + BRUTE_ROWS]
-            found: list[Found] = []
-            width = BLOCK // BRUTE_ROWS
-            for column in range(start if second is None else 0, len(others), width):
-                distance = np.bitwise_count(rows[:, None] ^ others[None, column : column + width])
-                left, right = np.nonzero(distance <= radius)
-                apart = distance[left, right]
-                left, right = left + start, right + column
-                keep = left < right if second is None else slice(None)
-                found.append((left[keep], right[keep], apart[keep]))
-            return _joined(found)
+            return _joined(blocks(start), most)
 
         yield compare
 
 
-def _joined(found: Sequence[Found]) -> Found:
-    if not found:
+def _joined(parts: Iterable[Found], most: int) -> Found:
+    """The parts as one.
+
+    Raises:
+        TooManyPairs: as soon as they have more than `most` pairs.
+    """
+    held: list[Found] = []
+    count = 0
+    for part in parts:
+        count += len(part[0])
+        if count > most:
+            raise TooManyPairs
+        held.append(part)
+    if not held:
         empty = np.zeros(0, dtype=np.int64)
         return empty, empty, np.zeros(0, dtype=np.uint8)
-    left, right, distance = (np.concatenate(column) for column in zip(*found, strict=True))
+    left, right, distance = (np.concatenate(column) for column in zip(*held, strict=True))
     return left, right, distance
 
 
@@ -216,7 +248,11 @@ class Table:
 
 
 def _table_tasks(
-    first: np.ndarray, second: np.ndarray | None, radius: int, pieces: Sequence[Piece]
+    first: np.ndarray,
+    second: np.ndarray | None,
+    radius: int,
+    most: int,
+    pieces: Sequence[Piece],
 ) -> Iterator[Task]:
     for number, piece in enumerate(pieces):
         if piece.radius < 0:
@@ -229,11 +265,12 @@ def _table_tasks(
                 left: Table = left, right: Table = right, flip: int = flip, number: int = number
             ) -> Found:
                 rows, starts, counts = _partners(left, right, flip)
-                found = [
+                # What an earlier piece brought is counted here as well: those are pairs, too.
+                found = (
                     _compare(left, right, rows[block], starts[block], counts[block], radius)
                     for block in _blocks(counts)
-                ]
-                return _new(_joined(found), left, right, pieces[:number], second is None)
+                )
+                return _new(_joined(found, most), left, right, pieces[:number], second is None)
 
             yield look_up
 

@@ -28,7 +28,7 @@ from visual_search.losses import SoftTriple
 from visual_search.mixing import Mixer
 from visual_search.model import Architecture, Embedder, rebuild_embedder
 from visual_search.patches import resized_state
-from visual_search.phase_data import dev_files, dev_set_of, training_files, training_images
+from visual_search.phase_data import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.photo_loader import photo_loader
 from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projections import Sample, start_neck
@@ -120,7 +120,7 @@ class Phase:
 
     def leak_warning(self) -> str:
         """A sentence where nobody looked whether training and development set share photos."""
-        return warning(training_files(self.config.dataset), dev_files(self.config.dataset.dev_set))
+        return warning(training_sides(self.config.dataset), dev_sides(self.config.dataset.dev_set))
 
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""

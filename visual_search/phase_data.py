@@ -10,15 +10,32 @@ from visual_search.datasets import LabelledImages, Source, combined, joined, rea
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
+from visual_search.leak_record import Side
+from visual_search.leaks import product10k_folder
 from visual_search.training_tables import read_training_table
 
 
-def training_files(dataset: DatasetConfig) -> list[Path]:
-    """The tables that a phase trains on."""
-    place = dataset.product10k
-    lists = [place.train_list, *([place.val_list] if dataset.train_on_test else [])]
-    files = [Path(place.train_valid_root, name) for name in lists] if place.use else []
-    return files + [Path(entry.file) for entry in dataset.tables]
+def training_sides(dataset: DatasetConfig) -> list[Side]:
+    """The tables that a phase trains on, and which of their photos."""
+    place, sides = dataset.product10k, []
+    if place.use:
+        lists = [(place.train_list, place.train_prefix)]
+        if dataset.train_on_test:
+            lists.append((place.val_list, place.val_prefix))
+        for name, prefix in lists:
+            file = Path(place.train_valid_root, name)
+            folder = Path(place.train_valid_root, prefix)
+            sides.append(Side(file, None if folder == product10k_folder(file) else folder))
+    for entry in dataset.tables:
+        sides.append(Side(Path(entry.file), Path(entry.root) if entry.root else None, entry.fold))
+    return sides
+
+
+def dev_sides(dev: DevSetConfig) -> list[Side]:
+    """The tables that a phase is judged on, and which of their photos."""
+    if dev.table:
+        return [Side(Path(dev.table), Path(dev.root) if dev.root else None, dev.fold)]
+    return [Side(file, Path(dev.eval_root)) for file in dev_files(dev)]
 
 
 def dev_files(dev: DevSetConfig) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from visual_search.errors import UserError
-from visual_search.leak_record import record
+from visual_search.leak_record import Side, record
 from visual_search.leaks import find_leaks, leak_table, list_photos
 
 LISTS = ("gallery.csv", "queries.csv")
@@ -25,8 +25,11 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
     for place in places:
         found = [place] if place.is_file() else [place / n for n in LISTS if (place / n).is_file()]
         if not found:
+            lists = " and ".join(LISTS)
             raise UserError(
-                f"--evaluation {place}: neither a csv file nor a folder with {' and '.join(LISTS)}"
+                f"--evaluation {place}: neither a csv file nor a folder with {lists}; put "
+                "the photos that judge there, name them, or name none to look for no leaks "
+                "(--evaluation alone; evaluation: [] in a config)"
             )
         tables += found
     return tables
@@ -55,8 +58,16 @@ def leaked_photos(
     return leak_table(found), paths
 
 
-def note_checked(tables: Sequence[Path], tests: Sequence[Path], distance: int) -> None:
-    """Record beside each training table that it holds no photo of the evaluation tables."""
+def note_checked(tables: Sequence[Path], root: Path, tests: Sequence[Path], distance: int) -> None:
+    """Record beside each training table that it holds no photo of the evaluation tables.
+
+    Args:
+        tables: that were written.
+        root: folder of their photos.
+        tests: that they were compared with.
+        distance: bits; see :func:`leaked_photos`.
+    """
+    facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
     for table in tables:
         for test in tests:
-            record(table, test, {"threshold": distance, "pairs": 0, "evaluation_photos": 0})
+            record(Side(table, root), Side(test), facts)

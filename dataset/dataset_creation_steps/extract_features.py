@@ -9,7 +9,7 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--retry-failed", action="store_true", help="try again what failed for a passing reason"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew, also where there are snapshots"
+        "--overwrite",
+        action="store_true",
+        help="delete snapshots of another model, input or size and make them anew",
     )
     add_download_options(parser)
     add_runner_options(parser)
@@ -131,7 +133,8 @@ def extract(
         gpus: of a cluster, for each of its workers' models.
         distributed: whether each snapshot may be made on another machine.
         retry_failed: try photos again that failed for a reason that may have passed.
-        overwrite: make all of them.
+        overwrite: delete snapshots that were made of something else, and make these, too. Those of
+            this model, table and size stay, so that a killed call can be repeated as it was.
 
     Raises:
         UserError: when file or model is missing, or the snapshots are of another model.
@@ -140,13 +143,15 @@ def extract(
         check_source,
         file_fingerprint,
         fingerprint,
+        keep_of_source,
         may_pass_rows,
         read_snapshot,
-        refuse_total_failure,
         remove_leftovers,
         row_count,
         snapshot_file,
+        snapshot_files,
         value_count,
+        while_the_network_works,
         with_rows,
         write_snapshot,
     )
@@ -157,28 +162,29 @@ def extract(
     source = fingerprint(
         file_fingerprint(parquet), checkpoint.fingerprint(run), f"{size_hint} {products}"
     )
-    done = [number for number in range(count) if snapshot_file(parquet, number).is_file()]
-    for number in [] if overwrite else done:
+    if overwrite:
+        keep_of_source(parquet, source, count)
+    done = snapshot_files(parquet)
+    for path in done.values():
         advice = "start with --overwrite, or name the same --run, --size-hint and --products"
-        check_source(snapshot_file(parquet, number), source, advice)
+        check_source(path, source, advice)
     retried = frozenset(
         number
-        for number in (done if retry_failed and not overwrite else [])
-        if len(may_pass_rows(read_snapshot(snapshot_file(parquet, number))))
+        for number, path in (done if retry_failed else {}).items()
+        if len(may_pass_rows(read_snapshot(path)))
     )
-    missing = [n for n in range(count) if overwrite or n in retried or n not in set(done)]
+    missing = [n for n in range(count) if n in retried or n not in done]
     columns = ["asin", "role", "url", "vector", "reason"]
     with _bar(parquet, count - len(missing), count) as bar:
         frames = _photos(parquet, products, retried, missing, distributed)
         photos = value_count(parquet, COLUMNS[1:]) * len(missing) // max(count, 1)
         model = (str(run.resolve()), photos)
-        for number, rows in _embedded(frames, model, download, size_hint, gpus):
+        embedded_pieces = _embedded(frames, model, download, size_hint, gpus)
+        for number, rows in while_the_network_works(embedded_pieces, bool(done), retried):
             path = snapshot_file(parquet, number)
             if number in retried:
                 old = read_snapshot(path)
                 rows = with_rows(old, may_pass_rows(old), rows)
-            else:
-                refuse_total_failure(rows, path.name)
             write_snapshot(path, rows.select(columns), source)
             bar.update()
     embedded, failures = _summed(parquet, count)
@@ -214,7 +220,7 @@ def _embedded(
     download: DownloadLimits,
     size_hint: int,
     gpus: float,
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     """Embedded photos, a piece at a time."""
     from daft import col
 

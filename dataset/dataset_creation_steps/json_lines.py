@@ -1,7 +1,7 @@
 """One JSON object a line, plain or gzipped, however damaged: what can be read, and a count.
 
 A file of tens of gigabytes is read once, front to back, in pieces of a few megabytes. A broken
-line costs itself, a gzip file that was cut short its lost end.
+line costs itself, a gzip file that was cut short its lost end; what has no line ends is not held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from visual_search.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 1 << 18
+LONGEST_LINE = 32 << 20
+"""Bytes; a longer one counts as broken. Reviews and products have a few thousand."""
 
 # What a file was found to be, in the order in which a summary tells it.
 LINES, BROKEN, CUT = "lines", "broken lines", "gzip cut short or damaged"
@@ -78,17 +80,45 @@ def is_gzip(path: Path) -> bool:
 
 
 def _lines(path: Path, tally: Counter[str], start: int, end: int) -> Iterator[list[bytes]]:
-    """Complete lines, some at a time, without their line ends."""
+    """Complete lines, some at a time, without their line ends; those too long are counted."""
     pieces = _unpacked(path, tally) if is_gzip(path) else _range(path, start, end)
-    rest = b""
+    rest = _Unended()
     for piece in pieces:
-        lines = piece.split(b"\n")
-        lines[0] = rest + lines[0]
-        rest = lines.pop()
+        first, *lines = piece.split(b"\n")
+        rest.add(first)
         if lines:
-            yield lines
-    if rest:
-        yield [rest]
+            lines = [*rest.ended(tally), *lines]
+            rest.add(lines.pop())
+            if lines:
+                yield lines
+    if rest.size:
+        yield rest.ended(tally)
+
+
+class _Unended:
+    """A line whose end was not met yet; joined once, and let go of when it is too long."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._parts: list[bytes] = []
+
+    def add(self, part: bytes) -> None:
+        """Go on with some more bytes."""
+        self.size += len(part)
+        if self.size <= LONGEST_LINE:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+
+    def ended(self, tally: Counter[str]) -> list[bytes]:
+        """The line, and begin anew; none where it was too long, which is counted."""
+        too_long = self.size > LONGEST_LINE
+        line, self.size, self._parts = b"".join(self._parts), 0, []
+        if not too_long:
+            return [line]
+        tally[LINES] += 1
+        tally[BROKEN] += 1
+        return []
 
 
 def _range(path: Path, start: int, end: int) -> Iterator[bytes]:
@@ -98,13 +128,22 @@ def _range(path: Path, start: int, end: int) -> Iterator[bytes]:
     with path.open("rb") as handle:
         if start > 0:
             handle.seek(start - 1)
-            handle.readline()  # the line that began before the range belongs to the one before
+            # The line that began before the range belongs to the one before.
+            while handle.tell() < end and (skipped := handle.readline(PIECE_BYTES)):
+                if skipped.endswith(b"\n"):
+                    break
+        piece = b"\n"
         while (position := handle.tell()) < end:
             piece = handle.read(min(PIECE_BYTES, end - position))
             if not piece:
                 return
-            if position + len(piece) >= end and not piece.endswith(b"\n"):
-                piece += handle.readline()  # the last line may reach beyond the range
+            yield piece
+        beyond = 0  # the last line may reach there
+        while not piece.endswith(b"\n") and beyond <= LONGEST_LINE:
+            piece = handle.readline(PIECE_BYTES)
+            if not piece:
+                return
+            beyond += len(piece)
             yield piece
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot
+from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
 from visual_search.errors import UserError
 from visual_search.files import written_atomically
 from visual_search.progress import progress_bar
@@ -56,11 +56,13 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
         What was compared; None where the table was there already.
 
     Raises:
-        UserError: when a snapshot is damaged, or no product has photos of both sides.
+        UserError: when a snapshot is damaged, when they are of several models or inputs, or when
+            no product has photos of both sides.
     """
     source = _identity(snapshots)
     if output.is_file() and (pq.read_schema(output).metadata or {}).get(b"source") == source:
         return None
+    _refuse_mixture(snapshots)
     found = PairCounts()
     schema = MEANS.with_metadata({b"source": source})
     with written_atomically(output) as temporary:
@@ -73,6 +75,18 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
                 "buyer; see the reasons in the .failures.csv of step 2"
             )
     return found
+
+
+def _refuse_mixture(snapshots: Sequence[Path]) -> None:
+    """Cosines between the embeddings of two models mean nothing, and pieces would overlap."""
+    first, *others = snapshots
+    source = source_of(first)
+    for path in others:
+        if source_of(path) != source:
+            raise UserError(
+                f"{first} and {path} were made from different inputs or models: run "
+                "extract_features.py with --overwrite, or name the snapshots of one call"
+            )
 
 
 def _identity(snapshots: Sequence[Path]) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import islice, product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -81,6 +81,7 @@ def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[P
     if part_size < 1:
         raise UserError(f"--part-size is {part_size} bytes; it must be above 0")
     stem.parent.mkdir(parents=True, exist_ok=True)
+    _remove_parts(stem, temporary_name)  # of a killed call
     parts = _Parts(stem, part_size)
     try:
         with tarfile.open(fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -91,9 +92,11 @@ def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[P
         for path in parts.parts:
             temporary_name(path).unlink(missing_ok=True)
         raise
-    for path in parts.parts:
+    # Old and new parts never lie side by side, and the first part comes last: whoever meets the
+    # parts of a call that was killed here sees that it is missing.
+    _remove_parts(stem)
+    for path in reversed(parts.parts):
         temporary_name(path).replace(path)
-    _remove_after(stem, len(parts.parts))
     return parts.parts
 
 
@@ -109,10 +112,12 @@ def _add(archive: tarfile.TarFile, root: Path, file: str) -> None:
         raise UserError(f"{root / file} does not exist; run download_images.py again") from None
 
 
-def _remove_after(stem: Path, number: int) -> None:
-    """Parts of an earlier, larger archive would be taken for the end of this one."""
-    for suffix in islice(part_suffixes(), number, None):
-        path = stem.with_name(f"{stem.name}.part{suffix}")
-        if not path.exists():
-            return
-        path.unlink()
+def _remove_parts(stem: Path, named: Callable[[Path], Path] = lambda path: path) -> None:
+    """Remove the parts of an earlier archive, the first one first.
+
+    Args:
+        stem: of the parts.
+        named: the name that each of them goes by.
+    """
+    for suffix in part_suffixes():  # all of them: a killed call leaves gaps
+        named(stem.with_name(f"{stem.name}.part{suffix}")).unlink(missing_ok=True)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageDraw
 
 from dataset.dataset_creation_steps.mean_cosines import BINS
+from visual_search.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 from visual_search.downloads import Download, Downloader, DownloadLimits
 from visual_search.files import written_atomically
-from visual_search.images import UnreadableImage, decode_image
 
-SIDE = 110
-"""Pixels of a photo on the sheet."""
+WIDTH = MOST_IN_A_ROW // 2 * 2
+"""Photos in a row of the sheet: no pair is torn apart."""
 
-CAPTION = 14
-COLUMNS = 6
-KEPT, DROPPED = (40, 140, 60), (190, 50, 40)
+OTHER_SIDE = {"product": "user", "user": "product"}
+WHOSE = {"product": "shop's", "user": "buyer's"}
 
 
 def draw_histogram(
@@ -67,31 +67,62 @@ def draw_around(
         count: photos above and photos below it.
         download: limits; the photos are fetched for the occasion.
         size_hint: longest side to ask for, pixels.
-        path: of the JPEG: green frames are kept, red ones are dropped.
+        path: of the JPEG: green frames are kept, red ones are dropped; more pages where one is
+            too small, see :func:`visual_search.contact_sheet.write_contact_sheets`.
     """
     values = means["mean_cosine"].to_numpy()
     order = np.argsort(values, kind="stable")
     border = int(np.searchsorted(values[order], threshold, side="right"))
-    rows = [*order[border : border + count][::-1], *order[max(0, border - count) : border][::-1]]
-    shown = means.take(pa.array(rows, pa.int64())).to_pylist()
-    partners = [_partner(means, row) for row in shown]
-    urls = [*(row["url"] for row in shown), *partners]
+    sides = [order[border : border + count][::-1], order[max(0, border - count) : border][::-1]]
+    shown = means.take(pa.array(np.concatenate(sides), pa.int64())).to_pylist()
+    partners = typical_partners(means, shown)
+    pairs = zip((row["url"] for row in shown), partners, strict=True)
+    urls = [url for pair in pairs for url in pair]
     photos = asyncio.run(_fetched(urls, download, size_hint))
-    sheet = _sheet(
-        [
-            (row["mean_cosine"], row["mean_cosine"] > threshold, row["role"], photos[at], beside)
-            for at, (row, beside) in enumerate(zip(shown, photos[len(shown) :], strict=True))
-        ]
+    with tempfile.TemporaryDirectory() as folder:
+        cells: list[Cell] = []
+        for row, *pair in zip(shown, photos[::2], photos[1::2], strict=True):
+            cells += _pair(row, row["mean_cosine"] > threshold, pair, Path(folder, str(len(cells))))
+        # What is dropped begins a row of its own.
+        parts = cells[: 2 * len(sides[0])], cells[2 * len(sides[0]) :]
+        rows = [part[at : at + WIDTH] for part in parts for at in range(0, len(part), WIDTH)]
+        write_contact_sheets(path, rows)
+
+
+def typical_partners(means: pa.Table, shown: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each photo the most typical photo of the other side of the same product.
+
+    Args:
+        means: all photos: asin, role, url, mean_cosine.
+        shown: some of its rows.
+
+    Returns:
+        Addresses, as many as `shown`.
+    """
+    asins = pa.array(sorted({row["asin"] for row in shown}), pa.string())
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in means.filter(pc.is_in(means["asin"], value_set=asins)).to_pylist():
+        known = best.setdefault((row["asin"], row["role"]), row)
+        if row["mean_cosine"] > known["mean_cosine"]:
+            best[row["asin"], row["role"]] = row
+    return [best[row["asin"], OTHER_SIDE[row["role"]]]["url"] for row in shown]
+
+
+def _pair(
+    row: dict[str, Any], kept: bool, photos: Sequence[Download], place: Path
+) -> Iterator[Cell]:
+    """A photo and its partner, whose files are put at `place`."""
+    colour, verdict = ("green", "kept") if kept else ("red", "dropped")
+    first = f"{row['mean_cosine']:.3f} {verdict}"
+    captions = (
+        f"{first}: {WHOSE[row['role']]}",
+        f"beside: {WHOSE[OTHER_SIDE[row['role']]]}",
     )
-    with written_atomically(path) as temporary:
-        sheet.save(temporary, "JPEG", quality=88)
-
-
-def _partner(means: pa.Table, row: dict[str, str]) -> str:
-    """The most typical photo of the other side of the same product."""
-    other = pc.and_(pc.equal(means["asin"], row["asin"]), pc.not_equal(means["role"], row["role"]))
-    table = means.filter(other)
-    return str(table["url"][int(np.argmax(table["mean_cosine"].to_numpy()))].as_py())
+    for number, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+        file = place.with_name(f"{place.name}_{number}")
+        if photo.data is not None:
+            file.write_bytes(photo.data)
+        yield Cell(file, f"{caption}\n{photo.reason}" if photo.reason else caption, colour)
 
 
 async def _fetched(urls: Sequence[str], download: DownloadLimits, size: int) -> list[Download]:
@@ -99,32 +130,3 @@ async def _fetched(urls: Sequence[str], download: DownloadLimits, size: int) -> 
 
     async with Downloader(download) as downloader:
         return list(await asyncio.gather(*(fetch_photo(downloader, url, size) for url in urls)))
-
-
-def _sheet(cells: Sequence[tuple[float, bool, str, Download, Download]]) -> Image.Image:
-    """Photo and counterpart, caption below, frame by whether it is kept."""
-    width, height = 2 * SIDE + 12, SIDE + CAPTION + 10
-    rows = max(1, -(-len(cells) // COLUMNS))
-    sheet = Image.new("RGB", (COLUMNS * width, rows * height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (mean, kept, role, photo, beside) in enumerate(cells):
-        x, y = number % COLUMNS * width, number // COLUMNS * height
-        colour = KEPT if kept else DROPPED
-        pen.rectangle((x + 2, y + 2, x + width - 3, y + height - 3), outline=colour, width=2)
-        for place, download in enumerate((photo, beside)):
-            sheet.paste(_thumbnail(download), (x + 6 + place * SIDE, y + 5))
-        whose = "shop's" if role == "product" else "buyer's"
-        pen.text((x + 6, y + SIDE + 5), f"{mean:.3f}  the {whose} (left)", fill=colour)
-    return sheet
-
-
-def _thumbnail(download: Download) -> Image.Image:
-    square = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
-    try:
-        image = decode_image(download.data or b"", (SIDE, SIDE))
-    except UnreadableImage:
-        ImageDraw.Draw(square).text((4, SIDE // 2), (download.reason or "")[:18], fill="black")
-        return square
-    image.thumbnail((SIDE, SIDE))
-    square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
-    return square

@@ -132,7 +132,7 @@ def prepare_training_set(
         with written_atomically(path) as temporary:
             kept[["image_path", "label"]].to_csv(temporary, index=False)
         written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
-    note_checked([made.path for made in written], tests, distance)
+    note_checked([made.path for made in written], table.with_suffix(""), tests, distance)
     return written
 
 

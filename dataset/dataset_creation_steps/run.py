@@ -76,6 +76,8 @@ class PairsConfig:
     ray_address: str = "auto"
     gpus: float = 0.0
     retry_failed: bool = False
+    overwrite: bool = False
+    distance: int = 4
     pack: bool = False
     part_size: float = 1900.0
     download: DownloadConfig = field(default_factory=DownloadConfig)
@@ -105,14 +107,20 @@ def build_pairs(config: PairsConfig) -> None:
     """
     from dataset.dataset_creation_steps.engine import start_engine
     from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables
+    from visual_search.checkpoint import load_checkpoint
 
     if not config.categories:
         raise UserError("categories is empty: name at least one")
+    if not 0 <= config.distance <= 64:
+        raise UserError(f"distance is a number of bits, 0..64, not {config.distance}")
     if not config.thresholds:
         raise UserError("thresholds is empty: name at least one")
     # All inputs, before the first of them is worked on for hours.
     evaluation_tables(config.evaluation)
+    load_checkpoint(config.run)
     files = {name: category_files(config.folder, name) for name in config.categories}
+    if not config.evaluation:
+        print("evaluation is empty: the photos are not checked for leaks", flush=True)
     start_engine(config.runner, config.ray_address)
     selections = [_one_category(config, *pair) for pair in files.values()]
     _training_set(config, selections)
@@ -138,6 +146,7 @@ def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
         gpus=config.gpus,
         distributed=config.runner == "ray",
         retry_failed=config.retry_failed,
+        overwrite=config.overwrite,
     )
     print(f"{found.embedded} photos embedded, {found.failures.total()} not", flush=True)
     kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
@@ -167,6 +176,7 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
         config.thresholds,
         config.evaluation,
         min_images=config.min_images,
+        distance=config.distance,
     )
     for made in tables:
         print(f"{made.path}: {made.photos} photos of {made.labels} products")

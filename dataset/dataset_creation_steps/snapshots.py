@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from visual_search.errors import UserError
 from visual_search.files import written_atomically
 
 SUFFIX = ".embeddings"
+FAILED_IN_A_ROW = 20
+"""Photos: fewer may be of one server that is down."""
 
 PHOTOS = pa.schema(
     [
@@ -75,19 +79,55 @@ def read_snapshot(path: Path) -> pa.Table:
         ) from error
 
 
-def check_source(path: Path, source: str, advice: str) -> None:
-    """Refuse to go on from a piece that was made of something else.
+def snapshot_files(parquet: Path) -> dict[int, Path]:
+    """All snapshots of a table that there are, by their numbers."""
+    pattern = re.compile(rf"{re.escape(parquet.name)}_(\d{{5,}}){re.escape(SUFFIX)}")
+    found = {}
+    for path in parquet.parent.glob(f"{glob.escape(parquet.name)}_*{SUFFIX}"):
+        if match := pattern.fullmatch(path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def source_of(path: Path, advice: str = "delete it and run the step again") -> str:
+    """What a piece was made of, as :func:`write_snapshot` was told.
 
     Raises:
-        UserError: with `advice`.
+        UserError: when it is no snapshot; with `advice`.
     """
     try:
         with pa.memory_map(str(path)) as handle:
             metadata = pa.ipc.open_file(handle).schema.metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a readable snapshot ({error}): {advice}") from error
-    if metadata.get(b"source") != source.encode():
+    return str(metadata.get(b"source", b"").decode())
+
+
+def check_source(path: Path, source: str, advice: str) -> None:
+    """Refuse to go on from a piece that was made of something else.
+
+    Raises:
+        UserError: with `advice`.
+    """
+    if source_of(path, advice) != source:
         raise UserError(f"{path} was made from another input or another model: {advice}")
+
+
+def keep_of_source(parquet: Path, source: str, count: int) -> None:
+    """Delete the snapshots of a table that cannot be gone on from.
+
+    Args:
+        parquet: the table.
+        source: what those that stay were made of; one that cannot be read does not stay.
+        count: there are so many pieces now; those with higher numbers are of an earlier call.
+    """
+    for number, path in snapshot_files(parquet).items():
+        try:
+            stays = number < count and source_of(path) == source
+        except UserError:
+            stays = False
+        if not stays:
+            path.unlink()
 
 
 def may_pass_rows(table: pa.Table) -> np.ndarray:
@@ -108,15 +148,44 @@ def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
     return pa.concat_tables([table, rows.select(table.column_names)]).take(pa.array(order))
 
 
-def refuse_total_failure(table: pa.Table, what: str) -> None:
-    """Stop where the network, not the photos, is to blame; the piece stays undone.
+def while_the_network_works(
+    pieces: Generator[tuple[int, pa.Table], None, None], worked: bool, retried: Collection[int] = ()
+) -> Iterator[tuple[int, pa.Table]]:
+    """The pieces, up to where the network, not the photos, is to blame; those stay undone.
+
+    A piece of a few photos may well fail as a whole, the last one say. It is taken as it is where
+    others came, or it would be tried for ever; until one has come, it waits.
+
+    Args:
+        pieces: their numbers and rows, with a `reason`; closed at the end.
+        worked: whether an earlier call has finished pieces over this network.
+        retried: pieces that hold only what has failed before, and may fail again.
 
     Raises:
-        UserError: when every row failed for a reason that may pass.
+        UserError: when :data:`FAILED_IN_A_ROW` photos or more, all of one piece or of several that
+            came one after the other, failed for a reason that may pass; or everything did.
     """
-    if table.num_rows and len(may_pass_rows(table)) == table.num_rows:
+    waiting: list[tuple[int, pa.Table]] = []
+    failed = 0
+    with closing(pieces):
+        for number, table in pieces:
+            all_failed = len(may_pass_rows(table)) == table.num_rows > 0
+            if all_failed and number not in retried:
+                failed += table.num_rows
+                waiting.append((number, table))
+                if failed >= FAILED_IN_A_ROW:
+                    break
+            else:
+                failed = 0
+                worked |= not all_failed and table.num_rows > 0
+                yield number, table
+            if worked:
+                yield from waiting
+                waiting.clear()
+    if waiting:
+        number, table = waiting[-1]
         raise UserError(
-            f"not one of the {table.num_rows} photos of {what} could be downloaded "
+            f"not one of the {table.num_rows} photos of piece {number} could be downloaded "
             f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
         )
 

@@ -8,7 +8,7 @@ does those that have none.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, wav
 from dataset.dataset_creation_steps.snapshots import (
     may_pass_rows,
     read_snapshot,
-    refuse_total_failure,
+    while_the_network_works,
     with_rows,
     write_snapshot,
 )
@@ -86,7 +86,7 @@ def download_pieces(
             may have passed.
 
     Raises:
-        UserError: when not one photo of a piece can be had.
+        UserError: when the network seems to be down; see :func:`while_the_network_works`.
     """
     root = store.root
     retried = frozenset(
@@ -99,15 +99,15 @@ def download_pieces(
         f"downloading to {root.name}", "piece", total=pieces, initial=pieces - len(missing)
     )
     columns = [*store.keys, "url", *RESULTS]
+    worked = len(undone) < pieces
     with bar:
         frames = _photos(store, retried, missing, distributed)
-        for number, rows in _stored(frames, store, download, size_hint):
+        stored = _stored(frames, store, download, size_hint)
+        for number, rows in while_the_network_works(stored, worked, retried):
             path = progress_file(root, number)
             if number in retried:
                 old = read_snapshot(path)
                 rows = with_rows(old, may_pass_rows(old), rows)
-            else:
-                refuse_total_failure(rows, f"piece {number}")
             write_snapshot(path, rows.select(columns), source="plan")
             bar.update()
 
@@ -136,7 +136,7 @@ def read_piece(root: str, names: tuple[str, ...], retried: frozenset[int], piece
 
 def _stored(
     frames: Iterator[Any], store: StorePlan, download: DownloadLimits, size_hint: int | None
-) -> Iterator[tuple[int, pa.Table]]:
+) -> Generator[tuple[int, pa.Table], None, None]:
     """What came of each photo, a piece at a time."""
     from daft import col
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import http.server
 import random
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dataset.downloading import download
+from dataset.downloading import CHUNK, download
 from dataset.sources.layout import Download
 from visual_search.errors import UserError
 
@@ -120,6 +126,52 @@ def test_a_broken_connection_goes_on_where_it_was(
     assert get(address, tmp_path).read_bytes() == CONTENT
     assert behaviour.requests[:3] == [None, "bytes=100000-", "bytes=100000-"]
     assert behaviour.requests[-1] == "bytes=150000-"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC] bad record mac"),
+        ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+    ],
+)
+def test_an_error_while_reading_is_the_networks(
+    error: OSError,
+    address: str,
+    behaviour: Behaviour,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the disk's: it is tried again, from where it was."""
+    read, calls = http.client.HTTPResponse.read, iter(range(100))
+
+    def fails_once(response: http.client.HTTPResponse, amount: int | None = None) -> bytes:
+        if next(calls) == 1:
+            raise error
+        return read(response, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", fails_once)
+    assert get(address, tmp_path).read_bytes() == CONTENT
+    assert behaviour.requests == [None, f"bytes={CHUNK}-"]
+
+
+def test_a_broken_handshake_is_tried_again_but_no_wrong_certificate(
+    address: str, behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, errors = urllib.request.OpenerDirector.open, [ssl.SSLError(1, "record layer failure")]
+
+    def fails(*given: Any, **more: Any) -> Any:
+        if errors:
+            raise urllib.error.URLError(errors.pop())
+        return opened(*given, **more)
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", fails)
+    assert get(address, tmp_path / "a").read_bytes() == CONTENT
+    errors.append(ssl.SSLCertVerificationError(1, "self-signed certificate"))
+    with pytest.raises(UserError, match="self-signed certificate"):
+        get(address, tmp_path / "b")
+    assert len(behaviour.requests) == 1
 
 
 def test_another_run_goes_on_too(address: str, behaviour: Behaviour, tmp_path: Path) -> None:

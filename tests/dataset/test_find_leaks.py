@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from tests.conftest import write_csv
+from visual_search import leaks as leaks_module
+from visual_search.checkpoint import save_checkpoint
+from visual_search.dataset_config import (
+    DatasetConfig,
+    DevSetConfig,
+    Product10KConfig,
+    TableConfig,
+)
 from visual_search.errors import UserError
-from visual_search.leak_record import fingerprint, record, record_path, unchecked, warning
+from visual_search.images import ImageItem, load_pixels
+from visual_search.leak_record import Side, fingerprint, record, record_path, unchecked, warning
 from visual_search.leaks import find_leaks, list_photos
 from visual_search.main_arcface import main
+from visual_search.model import build_embedder
+from visual_search.phase_data import dev_sides, training_sides
 
 
 def scene(seed: int) -> Image.Image:
@@ -70,17 +83,18 @@ def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) ->
     with Image.open(train.parent / "leaks.jpg") as sheet:
         assert sheet.width > 2 * 150
         assert sheet.height > 2 * 150
-    assert not unchecked([train], [test])
+    sides = [Side(train)], [Side(test)]
+    assert not unchecked(*sides)
     notes = json.loads(record_path(train).read_text())
     assert [(note["pairs"], note["evaluation_photos"]) for note in notes] == [(2, 2)]
     # The training table without them: nothing is found, and the old picture goes.
     clean = [(f"train/{i}.png", i) for i in range(8) if i not in (3, 5)]
     write_csv(train, ["image_path", "label"], clean)
-    assert unchecked([train], [test]) == [(train, test)]
+    assert unchecked(*sides) == [(Side(train), Side(test))]
     done = run(project, "--train", train, "--test", test)
     assert "no leak" in done.stdout
     assert not (train.parent / "leaks.jpg").exists()
-    assert not unchecked([train], [test])
+    assert not unchecked(*sides)
 
 
 def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
@@ -97,6 +111,50 @@ def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
     assert sorted(asked) == [("0.jpg", "3.png"), ("1.jpg", "5.png")]
     confirmed = {Path(leak.test_photo).name: leak.confirmed for leak in leaks}
     assert confirmed == {"0.jpg": True, "1.jpg": False}
+
+
+def test_more_pairs_than_anybody_looks_at_are_refused(
+    shared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks_module, "MOST_PAIRS", 1)
+    train, test = (
+        list_photos(file, None, side) for file, side in zip(shared, (True, False), strict=True)
+    )
+    with pytest.raises(UserError, match="more than 1 pairs lie within 10 bits: lower --threshold"):
+        find_leaks(train, test, 10, progress=False)
+
+
+def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) -> None:
+    """By the command, perhaps in half precision; each cosine as it is worked out alone."""
+    train, test = shared
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3
+    )
+    model = train.parent / "model"
+    save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
+    options = ["--threshold", 40, "--embeddings", model, "--cosine"]
+    done = run(project, "--train", train, "--test", test, *options, 0.9)
+    assert done.returncode == 0, done.stderr
+    with (train.parent / "leaks.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) > 20
+    embedder.eval()
+
+    def embedded(path: str) -> np.ndarray:
+        pixels, _ = load_pixels(ImageItem(Path(path)), 64)
+        with torch.inference_mode():
+            (vector,) = embedder(torch.from_numpy(np.stack([pixels]))).numpy()
+        return vector / np.linalg.norm(vector)
+
+    for row in rows:
+        cosine = float(embedded(row["test_photo"]) @ embedded(row["train_photo"]))
+        assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-2)
+        assert abs(cosine - 0.9) < 1e-2 or row["confirmed"] == str(cosine >= 0.9)
+    photos = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
+    assert f"{len(photos)} of 4 evaluation photos are confirmed near-duplicates" in done.stdout
+    (note,) = json.loads(record_path(train).read_text())
+    assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(photos))
 
 
 def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
@@ -119,6 +177,7 @@ def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
     )
     assert list_photos(folds, None, True, fold=1).hashes.tolist() == [1, 3]
     assert list_photos(folds, None, False, fold=1).hashes.tolist() == [2]
+    assert [list_photos(file, None, True, fold=1).fold for file in (folds, lists)] == [1, -1]
     wrong = write_csv(tmp_path / "wrong.csv", ["photo"], [("a",)])
     with pytest.raises(UserError, match="has none of the columns"):
         list_photos(wrong, None, True)
@@ -128,22 +187,84 @@ def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
 
 
 def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
-    train, other, gallery, queries = (tmp_path / name for name in "abcd")
-    for path in (train, other, gallery, queries):
-        path.write_text(path.name)
+    train, other, gallery, queries = (Side(tmp_path / name) for name in "abcd")
+    for side in (train, other, gallery, queries):
+        side.table.write_text(side.table.name)
     words = warning([train, other], [gallery, queries])
-    assert f"--train {train} {other} --test {gallery} {queries}" in words
+    assert f"--train {train.table} {other.table} --test {gallery.table} {queries.table}" in words
     for test in (gallery, queries):
         record(train, test, {})
         record(other, test, {})
     assert warning([train, other], [gallery, queries]) == ""
-    queries.write_text("changed")
+    queries.table.write_text("changed")
     assert unchecked([train, other], [gallery, queries]) == [(train, queries), (other, queries)]
     record(train, queries, {})
     assert unchecked([train], [gallery, queries]) == []
-    record_path(train).write_text("{not json")
+    assert len(json.loads(record_path(train.table).read_text())) == 2
+    record_path(train.table).write_text("{not json")
     assert len(unchecked([train], [gallery, queries])) == 2
     assert fingerprint(tmp_path / "none") == ""
+
+
+def test_a_record_knows_fold_and_folder(tmp_path: Path) -> None:
+    """The photos that trained in fold 0 are judged on in fold 1, of the very same tables."""
+    folds, judged = tmp_path / "folds.csv", tmp_path / "judged.csv"
+    for path in (folds, judged):
+        path.write_text(path.name)
+    record(Side(folds, fold=0), Side(folds, fold=0), {})
+    assert warning([Side(folds, fold=0)], [Side(folds, fold=0)]) == ""
+    words = warning([Side(folds, fold=1)], [Side(folds, fold=1)])
+    assert words.endswith(f"find_leaks.py --train {folds} --test {folds} --fold 1")
+    for fold in (0, 1):
+        record(Side(folds, fold=fold), Side(judged), {})
+    assert unchecked([Side(folds, fold=0), Side(folds, fold=1)], [Side(judged)]) == []
+    # Elsewhere other photos may have the same names; the table's own folder is the usual one.
+    photos = tmp_path / "other photos"
+    assert unchecked([Side(folds, tmp_path, 0)], [Side(judged, tmp_path)]) == []
+    words = warning([Side(folds, photos, 0), Side(folds, fold=2)], [Side(judged, photos)])
+    assert f"--train_root '{photos}' --test_root '{photos}' --fold 0 --test_fold -1 && " in words
+    assert words.endswith(f"--test_root '{photos}' --fold 2 --test_fold -1")
+
+
+def test_the_command_that_a_warning_prints_ends_it(
+    tmp_path: Path, project: Path, shared: tuple[Path, Path]
+) -> None:
+    """Of one folds.csv, fold 1 is judged on; its paths lie below another folder."""
+    photos, tables = tmp_path / "train", tmp_path / "tables"
+    tables.mkdir()
+    rows = [(f"{i}.png", i, i % 3) for i in range(6)]
+    scene(3).save(photos / "4.png")  # a photo of fold 0 stands in fold 1, too
+    folds = write_csv(tables / "folds.csv", ["file_name", "label", "fold"], rows)
+    side = Side(folds, photos, 1)
+    done = run(project, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2]))
+    assert done.returncode == 0, done.stderr
+    with (tables / "leaks.csv").open(newline="") as handle:
+        (leak,) = csv.DictReader(handle)
+    assert [Path(leak[f"{name}_photo"]).name for name in ("test", "train")] == ["4.png", "3.png"]
+    assert warning([side], [side]) == ""
+    # Without the fold the table would be compared with itself.
+    roots = ["--train_root", photos, "--test_root", photos]
+    done = run(project, "--train", folds, "--test", folds, *roots)
+    assert done.returncode == 2
+    assert "name the fold that is held out with --fold" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("product10k", "folder"),
+    [(Product10KConfig(), "."), (Product10KConfig(train_prefix="photos"), "photos")],
+)
+def test_a_phase_says_which_photos_it_looks_at(product10k: Product10KConfig, folder: str) -> None:
+    table = TableConfig("tables/folds.csv", root="photos", fold=2)
+    dataset = DatasetConfig(
+        product10k,
+        (table,),
+        DevSetConfig(table="folds.csv", root="elsewhere", fold=3),
+    )
+    lists, entry = training_sides(dataset)
+    assert lists.folder == folder
+    assert entry == Side(Path("tables/folds.csv"), Path("photos"), 2)
+    assert dev_sides(dataset.dev_set) == [Side(Path("folds.csv"), Path("elsewhere"), 3)]
+    assert [side.folder for side in dev_sides(DevSetConfig())] == [".", "."]
 
 
 @pytest.mark.parametrize("looked", [False, True])
@@ -158,7 +279,7 @@ def test_training_warns_until_somebody_looked(
 ) -> None:
     if looked:
         for name in ("gallery.csv", "queries.csv"):
-            record(product10k_folder / "train.csv", dev_folder / name, {})
+            record(Side(product10k_folder / "train.csv"), Side(dev_folder / name), {})
     values = {**small_phase, "train": {"epochs": 1}}
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
     arguments = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]

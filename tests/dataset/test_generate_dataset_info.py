@@ -73,6 +73,27 @@ def test_the_table_of_a_folder(folder: Path) -> None:
     assert (done.outside, done.others) == (1, 1)
 
 
+@pytest.mark.parametrize("start", [".", "photos"])
+def test_links_that_lead_to_each_other_are_followed_once(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "photos"
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        draw_product(ord(label), 0, 40).save(root / label / "0.png")
+    (root / "a" / "x").symlink_to(root / "b")
+    (root / "b" / "y").symlink_to("../a")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    draw_product(3, 0, 40).save(elsewhere / "deep" / "0.png")
+    (root / "c").symlink_to(elsewhere / "deep")
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    monkeypatch.chdir(root if start == "." else tmp_path)
+    describe_folder(Path(start), tmp_path / "tables")
+    labels = [row["label"] for row in rows_of(tmp_path / "tables" / "dataset_info.csv")]
+    assert labels == ["a", "a/x", "b", "b/y", "c"]
+
+
 def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "tables" / "deep"
     done = describe_folder(folder, target, hashes=True, min_images=2)

@@ -88,7 +88,7 @@ def test_a_share_of_every_large_frequency_bin_tests(
     expected = {}
     for size, number in Counter(sizes.tolist()).items():
         share = min(math.ceil(round(ratio * number, 6)), number - 1)
-        expected[size] = 0 if number < min_classes else share
+        expected[size] = 0 if number < min_classes or size == 1 else share
     if not any(expected.values()):
         with pytest.raises(UserError, match="lower --min_freq"):
             frequency_test_classes(sizes, ratio, min_classes, seed)
@@ -105,6 +105,13 @@ def test_shares_are_rounded_up_but_not_for_the_last_bit() -> None:
     assert frequency_test_classes(np.full(100, 4), 0.07, 10, 0).sum() == 7
     assert frequency_test_classes(np.full(70, 4), 0.1, 10, 0).sum() == 7
     assert frequency_test_classes(np.full(71, 4), 0.1, 10, 0).sum() == 8
+
+
+def test_a_class_of_one_photo_has_nothing_to_find_and_trains() -> None:
+    tests = frequency_test_classes(np.repeat([1, 2], [500, 20]), 0.1, 10, 0)
+    assert (tests[:500].sum(), tests[500:].sum()) == (0, 2)
+    with pytest.raises(UserError, match=r"bin of two or more photos has 0 classes .* minmax"):
+        frequency_test_classes(np.ones(500, dtype=int), 0.1, 10, 0)
 
 
 def test_every_class_of_a_bin_gets_its_turn() -> None:

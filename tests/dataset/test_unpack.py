@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -281,6 +282,28 @@ def test_what_is_unpacked_already_needs_no_room(small_disk: Path, tmp_path: Path
     split(tar_of(contents(14, 20_000)), tmp_path)
     unpack_parts(tmp_path / NAME, small_disk)
     assert unpack_parts(tmp_path / NAME, small_disk).kept == 14
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_only_what_the_archive_has_written_counts_as_room(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default the parts lie in the very folder that they are unpacked to."""
+    files = contents(60)
+    split(tar_of(files, mode), tmp_path)
+    (tmp_path / "another_data_set.bin").write_bytes(b"x" * 500_000)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    room = SimpleNamespace(free=len(next(iter(files.values()))) + 10)
+    monkeypatch.setattr("dataset.unpacking.shutil.disk_usage", lambda _: room)
+    with pytest.raises(UserError, match="the disk has room for"):
+        unpack_parts(tmp_path / NAME, tmp_path)
+    assert not (tmp_path / "images_mean_50k").exists()
+    for name, data in list(files.items())[1:]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    done = unpack_parts(tmp_path / NAME, tmp_path)
+    assert (done.written, done.kept) == (1, 59)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
 
 
 def full_disk_files() -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +118,23 @@ def test_an_archive_is_gone_through_once_until_it_changes(tmp_path: Path) -> Non
     assert (target / "a").exists()
     (target / ".unpacked.json").write_text("{")
     assert archive not in UnpackedArchives(target)
+
+
+def test_a_zip_counts_only_its_own_files_as_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{i}.jpg": bytes([i]) * 1000 for i in range(9)}
+    archive = zip_of(tmp_path / "a.zip", files, zipfile.ZIP_STORED)
+    (tmp_path / "other.bin").write_bytes(b"x" * 50_000)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    room = SimpleNamespace(free=1500)
+    monkeypatch.setattr("dataset.unpacking.shutil.disk_usage", lambda _: room)
+    with pytest.raises(UserError, match=r"what is missing of a\.zip .* make room"):
+        unpack(archive, tmp_path)
+    for name, data in list(files.items())[:8]:
+        (tmp_path / name).write_bytes(data)
+    done = unpack(archive, tmp_path)
+    assert (done.written, done.kept) == (1, 8)
 
 
 def test_memory_does_not_hold_the_members(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -107,6 +108,45 @@ def test_a_pause_that_is_too_long_ends_it(server: PhotoServer) -> None:
     assert reason(server.url("429/6.jpg"), longest_wait=0.5) == "HTTP 429 (attempt 1 of 3)"
 
 
+def test_a_pause_that_is_too_long_holds_the_other_files_up(server: PhotoServer) -> None:
+    """As long as is allowed, with a rate as well as without one."""
+    for number, rate in ((7, 0.0), (8, 100.0)):
+        limits = replace(LOOPBACK, longest_wait=0.5, rate=rate, backoff=0.2)
+        found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], limits)
+        assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
+        assert found[1].data == photo(number)
+        (asked,) = server.times[f"/429/{number}.jpg"]
+        # With a rate the first request may still be waiting for its turn, and is held up, too.
+        _, second, _ = server.times[f"/503/{number}.jpg"]
+        assert second - asked >= 0.5
+
+
+def test_a_pause_holds_those_up_that_wait_for_their_turn() -> None:
+    async def turns() -> list[float]:
+        pace = HostPace(rate=20)
+        start = time.monotonic()
+        times: list[float] = []
+
+        async def one() -> None:
+            await pace.turn("a")
+            times.append(time.monotonic() - start)
+
+        waiting = [asyncio.create_task(one()) for _ in range(8)]
+        await asyncio.sleep(0.12)
+        pace.pause("a", 0.5)
+        await asyncio.gather(*waiting)
+        return times
+
+    times = asyncio.run(turns())
+    assert times == sorted(times)
+    before = [moment for moment in times if moment < 0.12]
+    after = [moment for moment in times if moment >= 0.6]
+    assert 1 <= len(before) <= 3
+    assert len(before) + len(after) == 8
+    # Still one after the other.
+    assert after[-1] - after[0] >= 0.045 * (len(after) - 1)
+
+
 @pytest.mark.parametrize(
     "address",
     [
@@ -158,6 +198,12 @@ def test_a_name_that_changes_its_address_reaches_nothing(
 )
 def test_what_is_no_address_is_said_without_a_request(url: str) -> None:
     assert "URL" in reason(url)
+
+
+@pytest.mark.parametrize("host", ["é" * 70, "é" * 300 + ".com"])
+def test_a_host_that_cannot_be_one_is_said(host: str) -> None:
+    """With private addresses allowed the host is looked at before anything else."""
+    assert reason(f"http://{host}/x.jpg")
 
 
 def test_requests_to_a_host_are_spaced_evenly() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search import near_duplicates
-from visual_search.near_duplicates import pairs_between, pairs_within
+from visual_search.near_duplicates import TooManyPairs, pairs_between, pairs_within
 
 hashes = st.lists(st.integers(0, 2**64 - 1), max_size=40)
 flips = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 63)), max_size=60)
@@ -85,6 +87,19 @@ def test_many_equal_hashes_and_none() -> None:
     assert len(set(zip(same.left.tolist(), same.right.tolist(), strict=True))) == len(same)
     assert len(pairs_within(np.zeros(0, dtype=np.uint64), 4)) == 0
     assert len(pairs_between(np.zeros(0, dtype=np.uint64), np.zeros(5, dtype=np.uint64), 4)) == 0
+
+
+@pytest.mark.parametrize("rows", [50, 30_000])
+def test_too_many_pairs_are_not_gathered_first(rows: int) -> None:
+    """All equal hashes: 900 million pairs would take 15 GB."""
+    first, second = np.full(rows, 7, dtype=np.uint64), np.full(rows, 6, dtype=np.uint64)
+    tracemalloc.start()
+    with pytest.raises(TooManyPairs):
+        pairs_between(first, second, 4, most=2000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000
+    assert len(pairs_between(first[:50], second[:40], 4, most=2000)) == 2000
 
 
 def test_thousands_against_brute_force() -> None:

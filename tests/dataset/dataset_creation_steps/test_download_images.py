@@ -128,16 +128,24 @@ def test_a_network_that_is_down_leaves_nothing_done(server: PhotoServer, tmp_pat
     assert not list(root.glob(".progress/*.photos"))
 
 
+def test_a_small_last_piece_that_fails_does_not_block(server: PhotoServer, tmp_path: Path) -> None:
+    root = tmp_path / "images_mean_50k"
+    rows = [("B0", server.url(f"images/I/{p}x0.jpg"), 0.7) for p in range(5)]
+    rows += [("B9", server.url("down/1x1.jpg"), 0.7)]
+    kept = call(selection(tmp_path / "s.parquet", rows), root)
+    assert (kept.photos, dict(kept.failures)) == (5, {"HTTP 503 (attempt 2 of 2)": 1})
+
+
 def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_path: Path) -> None:
     """Not only once the rest of the query has run its course."""
     root = tmp_path / "images_mean_50k"
-    rows = [("A", server.url(f"down/{n}.jpg"), 0.7) for n in range(5)]
+    rows = [("A", server.url(f"down/{n}.jpg"), 0.7) for n in range(25)]
     rows += [("B", server.url(f"slow/0x0.jpg?{n:03d}"), 0.7) for n in range(2000)]
     chosen = selection(tmp_path / "s.parquet", rows)
     server.slow = 1.0
     start = time.monotonic()
     with pytest.raises(UserError, match="is the network down"):
-        download_images([chosen], root, replace(LIMITS, connections=8), piece_photos=5)
+        download_images([chosen], root, replace(LIMITS, connections=8), piece_photos=25)
     assert time.monotonic() - start < 60  # eight a second would take 250 s
 
 

@@ -164,11 +164,15 @@ def job(folder: Path, run: Path, *more: str) -> list[str]:
 def kill_at_random(
     arguments: list[str], folder: Path, project: Path, environment: dict[str, str], kills: int
 ) -> int:
-    """Start and kill -9 so many times; how many files of finished pieces the last one left."""
+    """Start and kill -9 so many times; how many of the processes ended by it.
+
+    In turns, the kill comes soon after another piece of step 2 or 4 is finished, and at any moment
+    from the start on: while step 1 reads, or, with the pieces done, in step 3 or 5.
+    """
     chance = random.Random(kills)
-    done = 0
-    for _ in range(kills):
-        before = done
+    killed, first_piece = 0, 0.0
+    for number in range(kills):
+        before, start = pieces(folder), time.monotonic()
         process = subprocess.Popen(
             arguments,
             cwd=project,
@@ -177,17 +181,28 @@ def kill_at_random(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and done == before and time.monotonic() < deadline:
-            time.sleep(0.05)
-            done = sum(1 for _ in folder.rglob("*.embeddings")) + sum(
-                1 for _ in folder.rglob("*.photos")
-            )
-        time.sleep(chance.uniform(0, 1.0))
+        if number % 2 == 0:
+            while process.poll() is None and pieces(folder) == before:
+                assert time.monotonic() < start + 120
+                time.sleep(0.05)
+            first_piece = first_piece or time.monotonic() - start
+            latest = time.monotonic() + chance.uniform(0, 1.0)
+        else:
+            # By the time of the first piece, step 1 was over.
+            latest = start + chance.uniform(0, 2 * first_piece)
+        while process.poll() is None and time.monotonic() < latest:
+            time.sleep(0.01)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return done
+        ended = process.wait()
+        assert ended in (0, -signal.SIGKILL)
+        killed += ended == -signal.SIGKILL
+    return killed
+
+
+def pieces(folder: Path) -> int:
+    """Finished ones, of steps 2 and 4."""
+    return sum(1 for kind in ("embeddings", "photos") for _ in folder.rglob(f"*.{kind}"))
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -202,7 +217,7 @@ def test_killed_at_random_moments_the_result_is_the_same(
     truth = write_files(tmp_path, server, PRODUCTS)
     server.delay = 0.05
     arguments = job(tmp_path, model_run)
-    assert kill_at_random(arguments, tmp_path, project, environment, kills) >= 1
+    assert kill_at_random(arguments, tmp_path, project, environment, kills) >= (kills + 1) // 2
     done = subprocess.run(
         arguments, cwd=project, env=environment, capture_output=True, text=True, check=False
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tracemalloc
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.dataset_creation_steps import json_lines
 from dataset.dataset_creation_steps.amazon_records import Fields
 from dataset.dataset_creation_steps.json_lines import BROKEN, CUT, LINES, PIECE_BYTES, read_objects
 from visual_search.errors import UserError
@@ -76,6 +78,32 @@ def test_broken_lines_cost_only_themselves(tmp_path: Path) -> None:
     assert found == [1, 3]
     assert tally[BROKEN] == len(bad)
     assert tally[LINES] == len(bad) + 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_line_that_is_too_long_costs_only_itself(
+    packed: bool, last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it held in memory: a file without line ends may be of any size."""
+    monkeypatch.setattr(json_lines, "LONGEST_LINE", 1_000_000)
+    long = b'{"asin": "' + b"x" * 24_000_000
+    fits = b'{"asin": 3, "x": "' + b"y" * 900_000 + b'"}'
+    data = b"\n".join([b'{"asin": 1}', fits, long, *([] if last else [b'{"asin": 4}'])])
+    path = tmp_path / "x.json"
+    path.write_bytes(gzip.compress(data, 1) if packed else data)
+    tracemalloc.start()
+    found, tally = asins(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [1, 3] if last else [1, 3, 4]
+    assert (tally[LINES], tally[BROKEN], tally[CUT]) == (3 if last else 4, 1, 0)
+    assert peak < 12_000_000
+    if not packed:
+        shared = [asins(path, start, start + 500_000) for start in range(0, len(data), 500_000)]
+        assert [asin for some, _ in shared for asin in some] == found
+        assert sum(part[LINES] for _, part in shared) == tally[LINES]
+        assert sum(part[BROKEN] for _, part in shared) == 1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.77, 0.9999])

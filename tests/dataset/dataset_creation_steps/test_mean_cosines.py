@@ -107,10 +107,22 @@ def test_the_table_is_made_once_for_the_same_snapshots(tmp_path: Path) -> None:
     assert first is not None
     assert first.counts["pairs"] == 2
     assert write_means(paths, output) is None
-    write_snapshot(paths[1], photos([("q", "product", [1.0, 0.0]), ("q", "user", [0.0, 1.0])]), "x")
+    others = photos([("q", "product", [1.0, 0.0]), ("q", "user", [0.0, 1.0])])
+    write_snapshot(paths[1], others, "source")
     again = write_means(paths, output)
     assert again is not None
     assert again.counts["pairs"] == 2
+
+
+def test_snapshots_of_two_models_are_not_mixed(tmp_path: Path) -> None:
+    paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(3)]
+    for number, path in enumerate(paths):
+        rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
+        write_snapshot(path, photos(list(rows)), "old" if number == 2 else "new")
+    with pytest.raises(UserError, match=r"_00000.*_00002.* different inputs or models: .*overwr"):
+        write_means(paths, tmp_path / "means.parquet")
+    assert not (tmp_path / "means.parquet").exists()
+    assert write_means(paths[:2], tmp_path / "means.parquet") is not None
 
 
 def test_a_snapshot_that_is_none_is_named(tmp_path: Path) -> None:

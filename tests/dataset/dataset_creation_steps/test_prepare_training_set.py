@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,9 +10,10 @@ from PIL import Image
 
 from dataset.dataset_creation_steps.packing import pack
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, prepare_training_set
+from dataset.joined_parts import find_parts
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.errors import UserError
-from visual_search.leak_record import unchecked
+from visual_search.leak_record import Side, unchecked
 
 
 def noise(seed: int) -> Image.Image:
@@ -64,7 +67,10 @@ def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: 
     assert paths(made[0].path) == ["03", "04", "05", "06", "08", "09", "11"]
     leaks = pd.read_csv(tmp_path / LEAKS)
     assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
-    assert unchecked([made[0].path], [judged / "gallery.csv"]) == []
+    # As a phase names them: the photos lie in a folder beside the table.
+    side = Side(made[0].path, store.with_suffix(""))
+    assert unchecked([side], [Side(judged / "gallery.csv", judged)]) == []
+    assert unchecked([Side(made[0].path)], [Side(judged / "gallery.csv")])
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
@@ -90,6 +96,60 @@ def test_packed_twice_gives_the_same_bytes_and_old_parts_go(tmp_path: Path) -> N
     assert len(large) < len(small)
     assert sorted(tmp_path.glob("images_1.tar.part*")) == large
     assert b"".join(path.read_bytes() for path in large) == first
+
+
+def joined(parts: list[Path]) -> bytes:
+    return b"".join(path.read_bytes() for path in parts)
+
+
+def complaint(stem: Path) -> str:
+    """What is wrong with the parts; empty where nothing is."""
+    try:
+        find_parts(stem)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("call", ["replace", "unlink"])
+def test_a_kill_while_parts_are_exchanged_is_noticed(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it comes: the parts are all of one call, or one is missing."""
+    root = tmp_path / "images"
+    root.mkdir()
+    for n in range(12):
+        (root / f"{n}.jpg").write_bytes(jpeg(n, 0))
+    stem = tmp_path / "x.tar"
+    old, new = [f"{n}.jpg" for n in range(12)], [f"{n}.jpg" for n in range(9)]
+    whole = [joined(pack(root, names, stem, 5_000)) for names in (old, new)]
+    original, noticed = getattr(Path, call), 0
+    for number in range(12):
+        pack(root, old, stem, 5_000)
+        done = 0
+
+        def killed(path: Path, *given: Any, number: int = number, **more: Any) -> Any:
+            nonlocal done
+            if call == "replace" or path.name.startswith("x.tar.part"):
+                done += 1
+                if done > number:
+                    raise KeyboardInterrupt
+            return original(path, *given, **more)
+
+        monkeypatch.setattr(Path, call, killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            pack(root, new, stem, 5_000)
+        monkeypatch.undo()
+        lacking = complaint(stem)
+        noticed += bool(lacking)
+        if lacking:
+            assert "x.tar.partaa is missing" in lacking or "has no part" in lacking
+        else:
+            assert joined(find_parts(stem)) in whole
+    assert noticed >= 3
+    pack(root, new, stem, 5_000)
+    assert find_parts(stem)
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_photo_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ from hypothesis import strategies as st
 
 from dataset.dataset_creation_steps.piece_source import PIECE_COLUMNS, whole_pieces
 from dataset.dataset_creation_steps.snapshots import (
+    FAILED_IN_A_ROW,
     check_source,
     fingerprint,
+    keep_of_source,
     may_pass_rows,
     read_rows,
     read_snapshot,
     row_count,
+    snapshot_file,
+    snapshot_files,
     value_count,
+    while_the_network_works,
     with_rows,
     write_snapshot,
 )
@@ -50,6 +55,48 @@ def test_a_snapshot_of_another_source_is_refused(tmp_path: Path) -> None:
     check_source(path, "one", "")
     with pytest.raises(UserError, match="made from another input or another model: do this"):
         check_source(path, "two", "do this")
+
+
+def test_only_the_snapshots_of_one_source_stay(tmp_path: Path) -> None:
+    parquet = tmp_path / "x[1].parquet"
+    table = pa.table({"reason": ["gone"]})
+    for number, source in enumerate(["new", "old", "new", "new"]):
+        write_snapshot(snapshot_file(parquet, number), table, source)
+    snapshot_file(parquet, 4).write_bytes(b"not arrow")
+    write_snapshot(snapshot_file(tmp_path / "y.parquet", 1), table, "old")
+    (tmp_path / "x[1].parquet_mean.embeddings").touch()
+    assert list(snapshot_files(parquet)) == [0, 1, 2, 3, 4]
+    keep_of_source(parquet, "new", 3)
+    assert snapshot_files(parquet) == {n: snapshot_file(parquet, n) for n in (0, 2)}
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def failed(count: int, reason: str = "HTTP 503 (attempt 4 of 4)") -> pa.Table:
+    return pa.table({"reason": [reason] * count})
+
+
+def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
+    gone, many = failed(3, "HTTP 404"), failed(FAILED_IN_A_ROW)
+
+    def taken(*tables: pa.Table, worked: bool = False, retried: tuple[int, ...] = ()) -> list[int]:
+        pieces = (piece for piece in enumerate(tables))
+        return [number for number, _ in while_the_network_works(pieces, worked, retried)]
+
+    for tables in ((failed(1),), (failed(1), failed(2)), (many, gone)):
+        with pytest.raises(UserError, match="is the network down"):
+            taken(*tables)
+    assert taken(failed(1), worked=True) == [0]
+    assert taken(failed(1), failed(2), gone, failed(1)) == [2, 0, 1, 3]
+    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} photos of piece 1"):
+        taken(gone, many)
+    nearly = failed(FAILED_IN_A_ROW - 1)
+    assert taken(*[nearly, gone] * 3, nearly, worked=True) == list(range(7))
+    with pytest.raises(UserError, match="not one of the 1 photos of piece 2"):
+        taken(gone, nearly, failed(1))
+    # What failed before may fail again, and says nothing of the network.
+    assert taken(many, many, retried=(0, 1)) == [0, 1]
+    with pytest.raises(UserError, match="photos of piece 1 could"):
+        taken(many, failed(2), retried=(0,))
 
 
 def test_rows_are_replaced_in_their_places() -> None:

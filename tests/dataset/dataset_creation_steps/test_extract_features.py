@@ -1,0 +1,107 @@
+"""Step 2 in this process: what is gone on from, and what is made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dataset.dataset_creation_steps import snapshots
+from dataset.dataset_creation_steps.engine import start_engine
+from dataset.dataset_creation_steps.extract_features import Extracted, extract
+from dataset.dataset_creation_steps.snapshots import (
+    read_snapshot,
+    snapshot_file,
+    snapshot_files,
+    source_of,
+)
+from tests.dataset.dataset_creation_steps.conftest import jpeg
+from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from visual_search.checkpoint import load_checkpoint, save_checkpoint
+from visual_search.downloads import DownloadLimits
+from visual_search.errors import UserError
+
+LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
+PRODUCTS = 6
+
+
+@pytest.fixture
+def server() -> Iterator[PhotoServer]:
+    start_engine("native")
+    photos = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(PRODUCTS) for i in range(2)}
+    with running(PhotoServer(photos)) as found:
+        yield found
+
+
+@pytest.fixture
+def pairs(server: PhotoServer, tmp_path: Path) -> Path:
+    """A table of step 1, with a photo of the shop and one of a buyer for each product."""
+    sides = [[[server.url(f"images/I/{p}x{i}.jpg")] for p in range(PRODUCTS)] for i in range(2)]
+    columns = {
+        "asin": [f"B{p}" for p in range(PRODUCTS)],
+        "title": ["t"] * PRODUCTS,
+        "product_images": sides[0],
+        "user_images": sides[1],
+    }
+    path = tmp_path / "X.parquet"
+    pd.DataFrame(columns).to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def other_run(model_run: Path, tmp_path: Path) -> Path:
+    """The same model with other weights."""
+    found = load_checkpoint(model_run)
+    state = {name: tensor * 1.5 for name, tensor in found.state.items()}
+    save_checkpoint(tmp_path / "other", found.architecture, state, {}, {"run": "other"})
+    return tmp_path / "other"
+
+
+def call(pairs: Path, run: Path, products: int = 2, *, overwrite: bool = False) -> Extracted:
+    return extract(pairs, run, LIMITS, size_hint=0, products=products, overwrite=overwrite)
+
+
+def asins(pairs: Path) -> list[str]:
+    tables = [read_snapshot(path) for path in snapshot_files(pairs).values()]
+    return [asin for table in tables for asin in table["asin"].to_pylist()[::2]]
+
+
+def test_overwriting_leaves_no_snapshot_of_another_model(
+    server: PhotoServer, pairs: Path, model_run: Path, other_run: Path
+) -> None:
+    assert call(pairs, model_run).snapshots == 3
+    with pytest.raises(UserError, match="from another input or another model: start with --overw"):
+        call(pairs, other_run)
+    found = call(pairs, other_run, 3, overwrite=True)
+    # The third snapshot, with more products, was of the call before.
+    assert (found.snapshots, found.earlier, found.embedded) == (2, 0, 2 * PRODUCTS)
+    assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
+    assert len({source_of(path) for path in snapshot_files(pairs).values()}) == 1
+    before = server.requests.total()
+    for overwrite in (True, False):
+        assert call(pairs, other_run, 3, overwrite=overwrite).earlier == 2
+    assert server.requests.total() == before
+
+
+def test_overwriting_goes_on_where_it_was_killed(
+    pairs: Path, model_run: Path, other_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(pairs, model_run)
+    write = snapshots.write_snapshot
+
+    def dies(path: Path, *given: object) -> None:
+        write(path, *given)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snapshots, "write_snapshot", dies)
+    with pytest.raises(KeyboardInterrupt):
+        call(pairs, other_run, overwrite=True)
+    monkeypatch.undo()
+    (path,) = snapshot_files(pairs).values()
+    made = path.stat().st_mtime_ns
+    assert call(pairs, other_run, overwrite=True).earlier == 1
+    assert path.stat().st_mtime_ns == made
+    assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
+    assert snapshot_file(pairs, 2).is_file()

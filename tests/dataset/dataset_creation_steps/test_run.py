@@ -1,0 +1,81 @@
+"""All steps by one command: what it checks first, and what it tells each of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.dataset_creation_steps import (
+    analyse_pairs,
+    download_images,
+    extract_features,
+    get_pairs,
+    prepare_training_set,
+)
+from dataset.dataset_creation_steps.run import PairsConfig, build_pairs
+from visual_search.errors import UserError
+
+
+@pytest.fixture
+def amazon(tmp_path: Path) -> Path:
+    for name in ("X.json.gz", "meta_X.json.gz"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_each_step_is_told_its_options(
+    amazon: Path,
+    model_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told: dict[str, Any] = {}
+
+    def step(answer: Any) -> Any:
+        def call(*_: object, **options: object) -> Any:
+            told.update(options)
+            return answer
+
+        return call
+
+    monkeypatch.setattr(get_pairs, "is_finished", step(True))
+    extracted = extract_features.Extracted(1, 0, 1, Counter())
+    monkeypatch.setattr(extract_features, "extract", step(extracted))
+    monkeypatch.setattr(analyse_pairs, "analyse", step({}))
+    monkeypatch.setattr(analyse_pairs, "show", step([]))
+    kept = download_images.Kept(1, 0, Counter())
+    monkeypatch.setattr(download_images, "download_images", step(kept))
+    monkeypatch.setattr(prepare_training_set, "prepare_training_set", step([]))
+    build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
+    assert "evaluation is empty: the photos are not checked for leaks" in capsys.readouterr().out
+    assert (told["overwrite"], told["distance"]) == (True, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"categories": []}, "categories is empty"),
+        ({"thresholds": []}, "thresholds is empty"),
+        ({"distance": 65}, r"distance is a number of bits, 0\.\.64"),
+        ({"categories": ["Y"]}, r"Y\.json\.gz does not exist: download it"),
+        ({"run": Path("nowhere")}, "nowhere is neither a run folder nor a model file"),
+        (
+            {"evaluation": [Path("nowhere")]},
+            r"nowhere: neither a csv file nor a folder .* evaluation: \[\] in a config",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    amazon: Path,
+    model_run: Path,
+    changes: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(get_pairs, "get_pairs", lambda *_: pytest.fail("it works already"))
+    given = {"folder": amazon, "categories": ["X"], "run": model_run, **changes}
+    with pytest.raises(UserError, match=words):
+        build_pairs(PairsConfig(**given))
