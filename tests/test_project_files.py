@@ -236,6 +236,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "public_addresses",
             "quantization",
             "query_rules",
+            "ranking_time",
             "ranks_check",
             "reciprocal",
             "requirement_closure",
