@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from visual_search.borders import content_region
+from visual_search.files import LFS_POINTER
 from visual_search.jpeg import decode_plain_jpeg
 
 Box = tuple[int, int, int, int]
@@ -38,7 +39,6 @@ MAX_PIXELS_A_BYTE = 8 * 64
 Image.MAX_IMAGE_PIXELS = None
 
 _JPEG_END = b"\xff\xd9"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _codecs_registered = threading.Lock()
 
 
@@ -80,7 +80,7 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
     """
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
-    if data.startswith(_LFS_POINTER):
+    if data.startswith(LFS_POINTER):
         raise UnreadableImage("the file is a git-LFS pointer: run `git lfs pull`")
     with _codecs_registered:
         Image.init()  # not thread-safe on its first call
