@@ -167,7 +167,7 @@ def our_way(job: Job) -> Embedded:
 
 def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
     """Photos a second of decoding alone and of the model alone, each as the whole runs it."""
-    from visual_search.probing import side_by_side
+    from visual_search.side_by_side import side_by_side
 
     on_gpu = job.device.type == "cuda"
     photos = job.photos[:: max(len(job.photos) // (2400 if on_gpu else 240), 1)]
@@ -193,7 +193,7 @@ def decode_alone(photos: list[ImageItem], prepared: Any, job: Job) -> tuple[floa
     from concurrent.futures import ThreadPoolExecutor
 
     from visual_search import images, nvjpeg
-    from visual_search.probing import use_threads
+    from visual_search.side_by_side import use_threads
 
     def on_cpu(item: ImageItem) -> Tensor:
         return torch.from_numpy(images.load_pixels(item, job.size)[0])[None]

@@ -24,8 +24,9 @@ from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer
 from visual_search.nvjpeg import load_batch_on_gpu, nvjpeg_pays
-from visual_search.probing import Compiled, Prepared, prepare, threads_restored, use_threads
+from visual_search.probing import Compiled, Prepared, prepare
 from visual_search.progress import progress_bar
+from visual_search.side_by_side import threads_restored, use_threads
 from visual_search.views import larger_side, mean_embedding, views_of
 
 # Photos that the probe sees.
