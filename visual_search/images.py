@@ -181,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _photo(data: bytes, wanted: Box | None, size: int) -> Photo:
-    stored = _stored_size(data)
+    stored = stored_size(data)
     box, problem = _region(wanted, stored)
     needed = _needed(stored, box, size) if stored and box else None
     try:
@@ -214,7 +214,8 @@ def _cut(image: Image.Image, stored: tuple[int, int], box: Box, problem: str | N
     return Photo(cut, region, problem)
 
 
-def _stored_size(data: bytes) -> tuple[int, int] | None:
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that an image file's header tells; None where it has none."""
     try:
         return Image.open(io.BytesIO(data)).size
     except Exception:  # decode_image says what is wrong
