@@ -35,6 +35,7 @@ MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"
 RUNTIME_FILES = (*OPENVINO_FILES, ONNX_FILE)
 """The same model for other runtimes, where they were exported."""
+POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
 
 # The export must answer as the model does: the smallest cosine between the two.
 MIN_COSINE = 0.9999
@@ -151,9 +152,6 @@ def embedding_settings(folder: Path) -> EmbedSettings:
     """
     _, facts = read_description(folder / DESCRIPTION_FILE)
     return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
-
-
-POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
 
 
 @dataclass(frozen=True)
