@@ -14,6 +14,7 @@ from visual_search.errors import UserError
 from visual_search.reciprocal import KReciprocal
 from visual_search.rerank import Step, parse_steps
 from visual_search.vector_steps import (
+    PCA,
     DatabaseAugmentation,
     QueryExpansion,
     SwappedDatabaseAugmentation,
@@ -23,14 +24,20 @@ from visual_search.vector_steps import (
 # One query against one gallery photo on one core that has much else to do: 2048 products and
 # sums, and the partial sort of the best 1,000.
 SEARCH_SECONDS = 5e-8
-# The same where a step looks for a few neighbours.
-NEIGHBOUR_SECONDS = 2e-8
+# Below: twice what two cores took for some thousand photos of 512 dimensions, or more.
+#
+# One photo against another on one core, where a step looks for a few neighbours.
+NEIGHBOUR_SECONDS = 6e-8
 # One photo in a step, which reads and writes its embedding a few times.
-PHOTO_SECONDS = 2e-5
+PHOTO_SECONDS = 1e-4
+# One neighbour that is added to a photo.
+ADDED_SECONDS = 1e-4
+# The principal directions, whatever the number of photos.
+PCA_SECONDS = 8.0
 # k-reciprocal re-ranking, which works on one core but for its search: one photo's encoding at
 # k1 = 20, which grows with the square of k1, and one query against one gallery photo.
 ENCODING_SECONDS = 2e-3
-OVERLAP_SECONDS = 5e-8
+OVERLAP_SECONDS = 2.8e-7
 # What any search takes, however small.
 LEAST_SECONDS = 0.05
 
@@ -49,10 +56,24 @@ def _step_seconds(step: Step, n_queries: int, n_gallery: int, cores: int) -> flo
     photos = n_queries + n_gallery
     pairs = similarities(step, n_queries, n_gallery)
     seconds = photos * PHOTO_SECONDS + pairs * NEIGHBOUR_SECONDS / cores
+    seconds += _added(step, n_queries, n_gallery) * ADDED_SECONDS
+    if isinstance(step, PCA):
+        seconds += PCA_SECONDS
     if isinstance(step, KReciprocal):
         seconds += photos * ENCODING_SECONDS * (step.k1 / 20) ** 2
         seconds += n_queries * n_gallery * OVERLAP_SECONDS
     return seconds + (LEAST_SECONDS if pairs else 0.0)
+
+
+def _added(step: Step, n_queries: int, n_gallery: int) -> int:
+    """How many neighbours are added to photos in all."""
+    if isinstance(step, DatabaseAugmentation):
+        return n_gallery * step.neighbours
+    if isinstance(step, QueryExpansion):
+        return n_queries * step.neighbours
+    if isinstance(step, SwappedDatabaseAugmentation):
+        return n_gallery * step.gallery_neighbours + n_queries * step.query_neighbours
+    return 3 * n_queries if isinstance(step, TwoPassExpansion) else 0
 
 
 def similarities(step: Step, n_queries: int, n_gallery: int) -> int:

@@ -38,7 +38,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, step: Any, n_queries: int, n_galle
         for n in (n_queries, n_gallery)
     ]
     if isinstance(step, reciprocal.KReciprocal):
-        step.rank(*sides, 5)
+        step.rank(sides[0], sides[1], 5)
     else:
         step(*sides)
     return sum(looked_at)
@@ -62,23 +62,25 @@ def test_each_step_counts_with_the_searches_that_it_does(
 
 def test_steps_that_search_nothing_keep_next_to_nothing() -> None:
     plain = rerank_seconds(steps_of("power", "center", "zscore", "pca"), QUERIES, GALLERY, CORES)
-    assert plain < 0.01 * 600
+    assert plain < 0.05 * 600
     searching = rerank_seconds(steps_of("query_expansion"), QUERIES, GALLERY, CORES)
     assert searching == pytest.approx(
         ranking_time.LEAST_SECONDS
         + 40_000 * ranking_time.PHOTO_SECONDS
+        + 14_000 * 3 * ranking_time.ADDED_SECONDS
         + 14_000 * 26_000 * ranking_time.NEIGHBOUR_SECONDS / 4
     )
 
 
 def test_a_usual_list_leaves_the_hidden_test_its_resolution() -> None:
-    """40,000 photos at 10.5 ms each on 4 cores take 420 s of the 600."""
+    """40,000 photos at 7.5 ms each on 4 cores take 300 s of the 600."""
     ranking, reranking = Reserve(steps_of(*USUAL), CORES).seconds(QUERIES, GALLERY)
-    assert ranking + reranking < 0.2 * 600
+    # All photos against all for each of the five steps, on one core, would be 400 s.
+    assert ranking + reranking < 260
     pacer = Pacer(Clock(600, lambda: 0.0), 40_000, 224, 1, ranking=ranking, reranking=reranking)
     step = pacer.next(4, 4)
     assert step is not None
-    pacer.record(step, 4, 4 * 0.004, 4 * 0.038)  # in one of four streams
+    pacer.record(step, 4, 4 * 0.004, 4 * 0.026)  # in one of four streams
     step = pacer.next(4, 4)
     assert step is not None
     assert step.size == 224
@@ -108,5 +110,6 @@ def test_what_a_log_says() -> None:
     log: dict[str, Any] = {"clock": clock, "rerank": [{"name": "power", "exponent": 0.7}]}
     said = Reserve.said_by(log, 4)
     assert said == Reserve(parse_steps(log["rerank"], "test"), 4)
-    for other in ({}, {"clock": clock}, {"clock": {}, "rerank": []}, log | {"rerank": ["x"]}):
+    others: list[dict[str, Any]] = [{}, {"clock": clock}, {"clock": {}, "rerank": []}]
+    for other in (*others, log | {"rerank": ["x"]}):
         assert Reserve.said_by(other, 4) is None
