@@ -166,19 +166,13 @@ def our_way(job: Job) -> Embedded:
 
 
 def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
-    """Photos a second of decoding alone and of the model alone, each on all cores."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from visual_search.images import load_pixels
-    from visual_search.probing import side_by_side, use_threads
+    """Photos a second of decoding alone and of the model alone, each as the whole runs it."""
+    from visual_search.side_by_side import side_by_side
 
     on_gpu = job.device.type == "cuda"
     photos = job.photos[:: max(len(job.photos) // (2400 if on_gpu else 240), 1)]
-    started = time.perf_counter()
-    with ThreadPoolExecutor(job.cores, initializer=use_threads, initargs=(1,)) as pool:
-        pixels = list(pool.map(lambda item: load_pixels(item, job.size)[0], photos))
-    decode = len(photos) / (time.perf_counter() - started)
-    batch = torch.from_numpy(np.stack((pixels * prepared.batch_size)[: prepared.batch_size]))
+    decode, pixels = decode_alone(photos, prepared, job)
+    batch = pixels.repeat(-(-prepared.batch_size // len(pixels)), 1, 1, 1)[: prepared.batch_size]
     batch = batch.to(job.device)
     streams = 1 if on_gpu else prepared.streams
     rounds = max(len(photos) // (prepared.batch_size * streams), 1)
@@ -192,6 +186,36 @@ def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
         "decode_alone": decode,
         "model_alone": rounds * streams * prepared.batch_size / seconds,
     }
+
+
+def decode_alone(photos: list[ImageItem], prepared: Any, job: Job) -> tuple[float, Tensor]:
+    """Photos a second that the chosen decoder reads, and pixels `(n, 3, size, size)` of some."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from visual_search import images, nvjpeg
+    from visual_search.side_by_side import use_threads
+
+    def on_cpu(item: ImageItem) -> Tensor:
+        return torch.from_numpy(images.load_pixels(item, job.size)[0])[None]
+
+    def on_gpu(batch: list[ImageItem]) -> Tensor:
+        return nvjpeg.load_batch_on_gpu(batch, job.size, job.device)[0]
+
+    if prepared.decoder == "nvjpeg":
+        count = prepared.batch_size
+        batches = [photos[start : start + count] for start in range(0, len(photos), count)]
+        on_gpu(batches[0])  # the first call sets the decoder up
+        started = time.perf_counter()
+        with ThreadPoolExecutor(prepared.streams) as pool:
+            pixels = list(pool.map(on_gpu, batches))
+        if job.device.type == "cuda":
+            torch.cuda.synchronize(job.device)
+    else:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(job.cores, initializer=use_threads, initargs=(1,)) as pool:
+            pixels = list(pool.map(on_cpu, photos))
+    seconds = time.perf_counter() - started
+    return len(photos) / seconds, torch.cat(pixels)[: prepared.batch_size]
 
 
 def clip_retrievals_way(job: Job) -> Embedded:

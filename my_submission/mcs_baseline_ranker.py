@@ -6,11 +6,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from visual_search.clock import Clock
+from visual_search.clock import NOT_EMBEDDED, Clock, given_up, listed
 from visual_search.embed import default_device
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
@@ -78,7 +78,7 @@ class MCS_BaseLine_Ranker:
             self.raise_aicrowd_error(str(error))
         self.loading_seconds = self.clock.spent()
 
-    def raise_aicrowd_error(self, msg: str) -> None:
+    def raise_aicrowd_error(self, msg: str) -> NoReturn:
         """Show `msg` in the evaluator's log."""
         raise NameError(msg)
 
@@ -89,18 +89,24 @@ class MCS_BaseLine_Ranker:
             `(n_queries, 1000)`, int64, unique gallery row indexes, best first. Behind a gallery
             of fewer photos follow indexes that name none, see
             :func:`visual_search.evaluate.fill_to_width`.
+
+        Raises:
+            NameError: what the evaluator shows in its log: a backend set by hand that fails.
         """
-        ranking = rank_gallery(
-            self.model,
-            self.gallery,
-            self.queries,
-            self.architecture.input_size,
-            device=self.device,
-            steps=self.steps,
-            settings=self.settings,
-            clock=self.clock,
-            compiled=self.compiled,
-        )
+        try:
+            ranking = rank_gallery(
+                self.model,
+                self.gallery,
+                self.queries,
+                self.architecture.input_size,
+                device=self.device,
+                steps=self.steps,
+                settings=self.settings,
+                clock=self.clock,
+                compiled=self.compiled,
+            )
+        except UserError as error:
+            self.raise_aicrowd_error(str(error))
         report(ranking, self.loading_seconds)
         return ranking.ranks
 
@@ -133,9 +139,16 @@ def report(ranking: Ranking, loading_seconds: float) -> None:
         print(f"{len(problems)} photos were damaged or had a wrong box, for example:")
         for problem in problems[:5]:
             print(f"  {problem.path}: {problem.reason}")
-    left_out = ranking.log.get("clock", {}).get("photos_without_embedding", 0)
+    clock, size = ranking.log.get("clock", {}), ranking.log.get("settings", {}).get("input_size")
+    left_out = given_up(clock, size)
+    if NOT_EMBEDDED in left_out:
+        count = left_out.pop(NOT_EMBEDDED)
+        print(f"there was no time for {count} photos: they are ranked last, or at random")
     if left_out:
-        print(f"there was no time for {left_out} photos: they are ranked last, or at random")
+        print(
+            f"to answer in {clock['limit_seconds']:g} s the ranker gave up: {listed(left_out)}; "
+            "take a smaller input or a smaller model"
+        )
     log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
     if log:
         write_json(Path(log), _log(ranking, loading_seconds))

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ SAFETY_SHARE, SAFETY_SECONDS = 0.02, 0.5
 PLAN_MARGIN = 0.05
 # How much a new batch weighs in the measured pace.
 PACE_WEIGHT = 0.3
+
+# What photos are called for which there was no time at all.
+NOT_EMBEDDED = "photos not embedded at all"
 
 
 class Clock:
@@ -204,8 +207,30 @@ class Pacer:
                 n for step, n in embedded.items() if self.views > 1 and not step.views
             ),
             "photos_without_embedding": self.photos_at[None],
-            "reranking_skipped": not self.reranks,
+            "reranking_skipped": self._reranking > 0 and not self.reranks,
         }
+
+
+def given_up(report: Mapping[str, Any], size: int | None) -> dict[str, str]:
+    """What a clock left out to be in time: names and numbers, for messages; empty if nothing.
+
+    Args:
+        report: of :meth:`Pacer.report`, or what another ranker wrote in its place.
+        size: side of the model's own input in pixels; None where it is not known.
+    """
+    smaller = sum(n for s, n in report.get("photos_by_size", {}).items() if s != str(size))
+    parts = {
+        "photos at a lower resolution": smaller if size else 0,
+        "photos with one view only": report.get("photos_without_views"),
+        NOT_EMBEDDED: report.get("photos_without_embedding"),
+        "re-ranking": "all" if report.get("reranking_skipped") else None,
+    }
+    return {name: str(value) for name, value in parts.items() if value}
+
+
+def listed(left_out: Mapping[str, str]) -> str:
+    """What :func:`given_up` returns, on one line."""
+    return ", ".join(f"{name}: {value}" for name, value in left_out.items())
 
 
 def _sums(pairs: Any) -> dict[str, int]:

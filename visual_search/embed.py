@@ -21,11 +21,13 @@ from visual_search.clock import Clock, Pacer, Step
 from visual_search.cores import available_cores
 from visual_search.device_lane import lane_of
 from visual_search.embed_settings import EmbedSettings
+from visual_search.errors import first_line
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.inference import Answer
 from visual_search.nvjpeg import load_batch_on_gpu, nvjpeg_pays
-from visual_search.probing import Compiled, Prepared, prepare, threads_restored, use_threads
+from visual_search.probing import Compiled, Prepared, prepare
 from visual_search.progress import progress_bar
+from visual_search.side_by_side import threads_restored, use_threads
 from visual_search.views import larger_side, mean_embedding, views_of
 
 # Photos that the probe sees.
@@ -114,6 +116,10 @@ def embed_images(
 ) -> Embeddings:
     """Embed photos in the order given. Never fails for a photo: see `problems` of the answer.
 
+    A batch on which the model fails is tried once more, read on the CPU and in fp32; where that
+    fails too, its photos keep the zero vector and are listed. A model that fails on its first
+    batches, one more than there are streams, or on all, is broken: what it raised is raised.
+
     Args:
         model: uint8 pixels `(N, 3, input_size, input_size)` to unit vectors, on `device` and in
             evaluation mode; or the same prepared already.
@@ -167,6 +173,10 @@ class _Job:
         self.decode_seconds = self.model_seconds = 0.0
         self.recomputed = self.zeroed = 0
         self.failure: BaseException | None = None
+        self.succeeded = self.failed = 0
+        """Batches."""
+        self.first_error: Exception | None = None
+        """Of a batch that failed."""
         self.over = False
 
     def run(self) -> Embeddings:
@@ -182,6 +192,8 @@ class _Job:
                 thread.join(min(max(self.pacer.left(), 0.0), threading.TIMEOUT_MAX))
         with self.lock:
             self.over = True
+            if self.first_error is not None and not self.succeeded:
+                self.failure = self.failure or self.first_error
             if self.failure is not None:
                 raise self.failure
             matrix = self.matrix
@@ -221,19 +233,40 @@ class _Job:
         while step is not None:
             try:
                 return self._embed(start, stop, step)
-            except Exception:
+            except Exception as error:
                 if step.size == self.pacer.size:
-                    raise
+                    return self._embed_again(start, stop, step, error)
                 step = self.pacer.refused(step, stop - start, self.prepared.streams)
         return self._keep(start, stop, None, None, {})
 
-    def _embed(self, start: int, stop: int, step: Step) -> None:
+    def _embed_again(self, start: int, stop: int, step: Step, first: Exception) -> None:
+        """Try a batch that failed once more; if in vain, leave it, or find the model broken."""
+        try:
+            return self._embed(start, stop, step, careful=True)
+        except Exception:
+            with self.lock:
+                self.failed += 1
+                self.first_error = self.first_error or first
+                # Other streams may be at work on their first batches.
+                if not self.succeeded and self.failed > self.prepared.streams:
+                    raise first from None
+        reason = f"the model failed on its batch ({first_line(first)}); 0 is used"
+        problems = {
+            number: ImageProblem(str(self.items[number].path), reason)
+            for number in range(start, stop)
+        }
+        with self.lock:
+            self.zeroed += stop - start
+        return self._keep(start, stop, step, None, problems)
+
+    def _embed(self, start: int, stop: int, step: Step, careful: bool = False) -> None:
+        """Embed a batch; `careful`: read on the CPU, and by the model in fp32."""
         begun = time.perf_counter()
         items = self.items[start:stop]
         crops, flip = step.views and self.settings.crops, step.views and self.settings.flip
-        pixels, found = self._load(items, larger_side(step.size) if crops else step.size)
+        pixels, found = self._load(items, larger_side(step.size) if crops else step.size, careful)
         loaded = time.perf_counter()
-        vectors, broken, seconds = self._vectors(pixels, step.size, flip)
+        vectors, broken, seconds = self._vectors(pixels, step.size, flip, careful)
         done = time.perf_counter()
         problems = {start + k: problem for k, problem in enumerate(found) if problem is not None}
         for k in broken:
@@ -241,6 +274,7 @@ class _Job:
             problems[start + k] = ImageProblem(str(items[k].path), reason)
         self.pacer.record(step, stop - start, loaded - begun, done - loaded)
         with self.lock:
+            self.succeeded += 1
             self.decode_seconds += loaded - begun
             self.model_seconds += seconds
         self._keep(start, stop, step, vectors, problems)
@@ -266,10 +300,10 @@ class _Job:
             self.bar.update(stop - start)
 
     def _load(
-        self, items: Sequence[ImageItem], size: int
+        self, items: Sequence[ImageItem], size: int, careful: bool
     ) -> tuple[Tensor, list[ImageProblem | None]]:
         device = self.prepared.device
-        if self.prepared.decoder == "nvjpeg":
+        if self.prepared.decoder == "nvjpeg" and not careful:
             return load_batch_on_gpu(items, size, device)
         # Pixels are written as the model reads them, channels last, and where a GPU fetches them.
         on_gpu = device.type == "cuda"
@@ -281,13 +315,16 @@ class _Job:
             problems.append(problem)
         return batch.permute(0, 3, 1, 2), problems
 
-    def _vectors(self, pixels: Tensor, size: int, flip: bool) -> tuple[Tensor, list[int], float]:
+    def _vectors(
+        self, pixels: Tensor, size: int, flip: bool, careful: bool
+    ) -> tuple[Tensor, list[int], float]:
         """Embeddings on the CPU, which rows of them no precision could give, and seconds."""
         prepared, count = self.prepared, len(pixels)
         if prepared.device.type == "cuda" and count < self.batch:
             # A batch of another shape would have to wait for plans and kernels of its own.
             pixels = torch.cat([pixels, pixels.new_zeros(self.batch - count, *pixels.shape[1:])])
-        answer = prepared.answer if prepared.only_size in (0, size) else prepared.exact
+        fits = prepared.only_size in (0, size) and not careful
+        answer = prepared.answer if fits else prepared.exact
         vectors, seconds = self._answered(answer, pixels, size, flip)
         vectors = vectors[:count]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()

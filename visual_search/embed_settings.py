@@ -20,9 +20,10 @@ class EmbedSettings:
         batch_size: photos a step.
         workers: threads that read photos, on a CPU each also runs the model; 0: one a core.
         decoder: who reads JPEGs: cpu, or nvjpeg on a CUDA device.
-        backend: torch, or openvino where the export has a file for it (CPU only).
-        min_cosine: smallest cosine between the embeddings of openvino and of the model in fp32
-            at which openvino may be taken; an int8 network needs a lower one.
+        backend: torch; openvino or onnx (ONNX Runtime) where the export has a file for it, on a
+            CPU; compile (torch.compile), which is taken only where it is asked for.
+        min_cosine: smallest cosine between the embeddings of openvino or onnx and of the model in
+            fp32 at which they may be taken; an int8 network needs a lower one.
         flip: each photo is also seen mirrored; its embedding is the mean.
         crops: each photo is seen in five crops of a larger square; its embedding is the mean.
         trim_borders: cut white borders of gallery photos away.
@@ -33,7 +34,7 @@ class EmbedSettings:
     batch_size: int = 0
     workers: int = 0
     decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
-    backend: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "compile", "openvino", "onnx"] = "auto"
     min_cosine: float = 0.9999
     flip: bool = False
     crops: bool = False

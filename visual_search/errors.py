@@ -71,3 +71,8 @@ def exit_with_sentence(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line, for a sentence; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

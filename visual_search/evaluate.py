@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visual_search.clock import Clock, Pacer
+from visual_search.cores import available_cores
 from visual_search.embed import Embeddings, embed_images, prepare_for
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
@@ -20,16 +21,13 @@ from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
 from visual_search.probing import Compiled
 from visual_search.ranking_log import embedding_log
-from visual_search.rerank import Search, Step, move, rank
+from visual_search.ranking_time import Reserve
+from visual_search.rerank import Search, Step, describe_steps, move, rank
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
 # Of a time limit, for choosing how to embed.
 PROBE_LIMIT_SHARE = 0.02
-# One query against one gallery photo on one core that has much else to do: 2048 products and
-# sums, and the partial sort. Only kept in reserve, so rather too much. A step of re-ranking
-# compares all photos with all at the most.
-SEARCH_SECONDS = 5e-8
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,8 @@ def rank_gallery(
         compiled=compiled,
         seconds=PROBE_LIMIT_SHARE * clock.limit,
     )
-    pacer = Pacer(
-        clock,
-        photos,
-        input_size,
-        settings.views,
-        ranking=search_seconds(len(queries), len(gallery)),
-        reranking=len(steps) * search_seconds(photos, photos),
-    )
+    kept = Reserve(tuple(steps), available_cores()).seconds(len(queries), len(gallery))
+    pacer = Pacer(clock, photos, input_size, settings.views, ranking=kept[0], reranking=kept[1])
     sides = [
         embed_images(
             prepared,
@@ -129,6 +121,7 @@ def rank_gallery(
     problems = tuple(problem for side in sides for problem in side.problems)
     log = embedding_log(prepared, input_size, settings, pacer, sides)
     log["seconds"]["reranking"] = round(reranking, 3)
+    log["rerank"] = describe_steps(steps)
     return Ranking(
         fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
     )
@@ -137,11 +130,6 @@ def rank_gallery(
 def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:
     """The gallery's photos, without their white borders where the settings say so."""
     return [replace(item, trim=True) for item in gallery] if settings.trim_borders else gallery
-
-
-def search_seconds(n_queries: int, n_gallery: int) -> float:
-    """Seconds that the search takes at the most, roughly."""
-    return 0.05 + n_queries * n_gallery * SEARCH_SECONDS
 
 
 def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:

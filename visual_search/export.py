@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,15 +23,19 @@ from visual_search.checkpoint import (
 )
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
-from visual_search.files import write_json, written_atomically
+from visual_search.files import is_lfs_pointer, write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
-from visual_search.openvino_model import OPENVINO_FILE, OPENVINO_FILES, load_openvino
+from visual_search.onnx_model import ONNX_FILE, load_onnx
+from visual_search.openvino_model import OPENVINO_FILES, load_openvino
 from visual_search.probing import Compiled
 from visual_search.rerank import Step, parse_steps
 from visual_search.typed_model import knows_texts, load_typed_model
 
 MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"
+RUNTIME_FILES = (*OPENVINO_FILES, ONNX_FILE)
+"""The same model for other runtimes, where they were exported."""
+POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
 
 # The export must answer as the model does: the smallest cosine between the two.
 MIN_COSINE = 0.9999
@@ -61,7 +66,7 @@ def export_torchscript(
             f"(cosine {cosine:.4f}); it was not written"
         )
     _keep_previous(folder, facts.get("run"))
-    for name in OPENVINO_FILES:  # of another model
+    for name in RUNTIME_FILES:  # of another model
         (folder / name).unlink(missing_ok=True)
     with written_atomically(folder / MODEL_FILE) as temporary:
         traced.save(str(temporary))
@@ -79,7 +84,7 @@ def _keep_previous(folder: Path, run: str | None) -> None:
         return
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
-    for name in (DESCRIPTION_FILE, MODEL_FILE, *OPENVINO_FILES):
+    for name in (DESCRIPTION_FILE, MODEL_FILE, *RUNTIME_FILES):
         if (folder / name).is_file():
             shutil.move(folder / name, previous / name)
     print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
@@ -102,9 +107,8 @@ def load_exported(
             f"there is no model in {folder}: {MODEL_FILE} and {DESCRIPTION_FILE} are made by "
             "`python my_submission/to_torchscript.py runs/<name>` from a trained run"
         )
-    with path.open("rb") as handle:
-        if handle.read(7) == b"version":
-            raise UserError(f"{path} is a git-LFS pointer, not the weights: run `git lfs pull`")
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} {POINTER}")
     checkpoint = load_checkpoint(path)
     return load_model(checkpoint, device), checkpoint.architecture
 
@@ -150,20 +154,71 @@ def embedding_settings(folder: Path) -> EmbedSettings:
     return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
 
 
+@dataclass(frozen=True)
+class _Runtime:
+    """What a runtime needs."""
+
+    files: tuple[str, ...]
+    package: str
+    extra: str
+    option: str
+    """How to export for it."""
+    compiled: Callable[[Path], Compiled]
+
+
+RUNTIMES = {
+    "openvino": _Runtime(
+        OPENVINO_FILES,
+        "openvino",
+        "fast",
+        "to_torchscript.py --openvino or visual_search.main_export",
+        lambda folder: Compiled("openvino", partial(load_openvino, folder)),
+    ),
+    "onnx": _Runtime(
+        (ONNX_FILE,),
+        "onnxruntime",
+        "export",
+        "visual_search.main_export",
+        lambda folder: Compiled(
+            "onnx",
+            lambda streams, threads, _: load_onnx(folder / ONNX_FILE, streams, threads),
+            False,
+        ),
+    ),
+}
+"""By the name that `embedding.backend` has for it; the first that is there is tried."""
+
+
 def compiled_export(folder: Path, settings: EmbedSettings, input_size: int) -> Compiled | None:
-    """The export for OpenVINO, where it has one, the package is there and `input_size` is its own.
+    """The export for another runtime, where it has one that can be used at `input_size`.
 
     Raises:
-        UserError: when the settings ask for it and something of that is missing.
+        UserError: when the settings ask for a runtime and something of it is missing.
     """
     architecture, _ = read_description(folder / DESCRIPTION_FILE)
-    missing = []
-    if not (folder / OPENVINO_FILE).is_file():
-        missing.append(f"{folder} has no {OPENVINO_FILE}: export it with --openvino")
-    if find_spec("openvino") is None:
-        missing.append("the package openvino is not installed: pip install -e '.[fast]'")
-    if architecture.input_size != input_size:
-        missing.append(f"it was exported for {architecture.input_size} px, not {input_size}")
-    if missing and settings.backend == "openvino":
-        raise UserError(f"embedding.backend is openvino, but {missing[0]}")
-    return None if missing else partial(load_openvino, folder)
+    for name, runtime in RUNTIMES.items():
+        if settings.backend not in ("auto", name):
+            continue
+        missing = _missing(folder, runtime, architecture.input_size, input_size)
+        if missing is None:
+            return runtime.compiled(folder)
+        if settings.backend == name:
+            raise UserError(f"embedding.backend is {name}, but {missing}")
+        if POINTER in missing:
+            print(f"{missing}; PyTorch runs the model")
+    return None
+
+
+def _missing(folder: Path, runtime: _Runtime, exported: int, asked: int) -> str | None:
+    """What keeps the runtime from being used; None where nothing does."""
+    for name in runtime.files:
+        if not (folder / name).is_file():
+            return f"{folder} has no {name}: export it with {runtime.option}"
+        if is_lfs_pointer(folder / name):
+            return f"{folder / name} {POINTER}"
+    if find_spec(runtime.package) is None:
+        extra = f"pip install -e '.[{runtime.extra}]'"
+        return f"the package {runtime.package} is not installed: {extra}"
+    if exported != asked:
+        return f"it was exported for {exported} px, not {asked}"
+    return None

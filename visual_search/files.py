@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""What the file begins with that git holds in place of a large one."""
+
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
@@ -37,3 +40,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file stands for one that git-LFS did not fetch."""
+    with path.open("rb") as handle:
+        return handle.read(len(LFS_POINTER)) == LFS_POINTER

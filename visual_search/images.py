@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from visual_search.borders import content_region
+from visual_search.files import LFS_POINTER
 from visual_search.jpeg import decode_plain_jpeg
 
 Box = tuple[int, int, int, int]
@@ -38,7 +39,6 @@ MAX_PIXELS_A_BYTE = 8 * 64
 Image.MAX_IMAGE_PIXELS = None
 
 _JPEG_END = b"\xff\xd9"
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _codecs_registered = threading.Lock()
 
 
@@ -80,7 +80,7 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
     """
     if not data:
         raise UnreadableImage("the file is empty (0 bytes)")
-    if data.startswith(_LFS_POINTER):
+    if data.startswith(LFS_POINTER):
         raise UnreadableImage("the file is a git-LFS pointer: run `git lfs pull`")
     with _codecs_registered:
         Image.init()  # not thread-safe on its first call
@@ -181,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _photo(data: bytes, wanted: Box | None, size: int) -> Photo:
-    stored = _stored_size(data)
+    stored = stored_size(data)
     box, problem = _region(wanted, stored)
     needed = _needed(stored, box, size) if stored and box else None
     try:
@@ -214,7 +214,8 @@ def _cut(image: Image.Image, stored: tuple[int, int], box: Box, problem: str | N
     return Photo(cut, region, problem)
 
 
-def _stored_size(data: bytes) -> tuple[int, int] | None:
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height that an image file's header tells; None where it has none."""
     try:
         return Image.open(io.BytesIO(data)).size
     except Exception:  # decode_image says what is wrong

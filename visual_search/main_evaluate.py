@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from visual_search.embedded_dev_set import EmbeddedDevSet
     from visual_search.evaluate import DevSet
 
+DATA_FOLDER = Path("dataset/development_test_data")
+
 
 def main() -> None:
     """Embed, or read the embeddings kept from last time; score, compare, or tune re-ranking."""
@@ -63,7 +65,9 @@ def _one_dev_set(options: argparse.Namespace) -> None:
         )
     model = embed_dev_set(options.run, dev_set, options.input_size, options.cache)
     if options.tune_rerank:
-        tune(model, options.splits, options.seed, options.table or options.data_folder)
+        tune(
+            model, options.splits, options.seed, options.table or options.data_folder or DATA_FOLDER
+        )
     else:
         score(model, options.index)
 
@@ -79,6 +83,47 @@ def _refuse_what_does_not_fit(options: argparse.Namespace) -> None:
         raise UserError("--compare needs tasks: --tasks config/evaluation/*.yml")
     if options.tune_rerank and (options.tasks or options.compare):
         raise UserError("--tune-rerank works on one development set: leave --tasks out")
+    _refuse_what_would_be_ignored(options)
+
+
+def _refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
+    """An option that does nothing misleads: what was asked for would not be what was done."""
+    on_tasks, tuning = bool(options.tasks), options.tune_rerank
+    one_set = "is of one development set: leave it out, or leave --tasks out"
+    of_tasks = "is of retrieval tasks: add --tasks config/evaluation/*.yml, or leave it out"
+    refused = [
+        (on_tasks and options.data_folder is not None, f"--data-folder {one_set}"),
+        (on_tasks and options.table is not None, f"--table {one_set}"),
+        (on_tasks and options.index != "exact", f"--index {options.index} {one_set}"),
+        (not on_tasks and options.rerank, f"--rerank {of_tasks}"),
+        (not on_tasks and bool(options.metric), f"--metric {of_tasks}"),
+        (not on_tasks and bool(options.trackers), f"--trackers {of_tasks}"),
+        (not on_tasks and options.output is not None, f"--output {of_tasks}"),
+        (
+            bool(options.compare and options.trackers),
+            "--trackers takes the scores of one model: leave it out, or name the model with --run "
+            "in place of --compare",
+        ),
+        (
+            bool(options.metric and not options.compare),
+            "--metric is of --compare, every metric is reported otherwise: leave it out",
+        ),
+        (
+            options.table is not None and options.data_folder is not None,
+            "--table stands in place of --data-folder: leave one of them out",
+        ),
+        (
+            options.table is None and (options.root is not None or options.fold != -1),
+            "--root and --fold belong to --table: name one, or leave them out",
+        ),
+        (
+            tuning and options.index != "exact",
+            f"--index {options.index} does nothing with --tune-rerank: leave one of them out",
+        ),
+    ]
+    for applies, sentence in refused:
+        if applies:
+            raise UserError(sentence)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,8 +192,7 @@ def _add_dev_set_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--data-folder",
         type=Path,
-        default=Path("dataset/development_test_data"),
-        help="holds gallery.csv, queries.csv and their photos (%(default)s)",
+        help=f"holds gallery.csv, queries.csv and their photos ({DATA_FOLDER})",
     )
     parser.add_argument(
         "--table",
@@ -187,7 +231,7 @@ def _dev_set(options: argparse.Namespace) -> DevSet:
 
     if options.table:
         return read_dev_table(options.table, options.root, fold=options.fold)
-    return read_dev_set(options.data_folder)
+    return read_dev_set(options.data_folder or DATA_FOLDER)
 
 
 def score(model: EmbeddedDevSet, index: str = "exact") -> None:

@@ -36,7 +36,7 @@ def main() -> None:
     from visual_search.files import write_json, write_text
     from visual_search.model import rebuild_embedder
     from visual_search.run_embeddings import read_config
-    from visual_search.runtimes import best_openvino, markdown, place_for_ranker, write_formats
+    from visual_search.runtimes import best_for_ranker, markdown, place_for_ranker, write_formats
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)
     architecture, facts = checkpoint.architecture, dict(checkpoint.facts)
@@ -47,7 +47,7 @@ def main() -> None:
     written, measured = write_formats(
         options.formats, embedder.eval(), architecture.input_size, options.output, photos
     )
-    best = best_openvino(measured, options.min_cosine)
+    best = best_for_ranker(measured, options.min_cosine)
     place_for_ranker(written, best, options.output)
     settings = {**(facts.get("embedding") or {}), "min_cosine": options.min_cosine}
     facts = {"rerank": [], **facts, "embedding": settings}
@@ -57,7 +57,11 @@ def main() -> None:
     write_text(options.output / "formats.md", markdown(measured))
     print(f"\n{markdown(measured)}")
     if best is not None:
-        print(f"the ranker has {best} beside TorchScript, and takes it where it measures faster")
+        package = "openvino" if best.startswith("openvino") else "onnxruntime"
+        print(
+            f"the ranker has {best} beside TorchScript, and takes it where it measures faster; for "
+            f"the evaluator, add {package} to requirements.txt"
+        )
     print(f"next: python local_evaluation.py --weights {options.output}")
 
 
@@ -85,8 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_export",
         description="Export a run to ONNX and OpenVINO, compare each with the model on photos, "
-        "time it on this CPU, and leave the ranker the fastest OpenVINO network that answers as "
-        "the model does. Needs pip install -e '.[fast,export]'.",
+        "time it on this CPU, and leave the ranker the fastest network that answers as the "
+        "model does. Needs pip install -e '.[fast,export]'.",
     )
     parser.add_argument("--run", type=Path, required=True, help="a run folder, with its config.yml")
     parser.add_argument(

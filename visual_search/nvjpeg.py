@@ -20,7 +20,14 @@ from visual_search.images import (
     clip_box,
     load_pixels,
     read_bytes,
+    stored_size,
 )
+
+# A photo of more pixels is left to the CPU, which decodes it at a fraction of its size: 32 million
+# are 100 MB as bytes and four times as much while they are resized.
+MAX_PHOTO_PIXELS = 32_000_000
+# The same for what a batch would hold decoded at once: 400 million are 1.2 GB.
+MAX_BATCH_PIXELS = 400_000_000
 
 
 def nvjpeg_decode(device: torch.device) -> Any | None:
@@ -46,8 +53,8 @@ def load_batch_on_gpu(
     """The squares that :func:`visual_search.images.load_pixels` gives, made on a CUDA device.
 
     The filter is the same; rounding is not, and a photo is never decoded at a fraction of its
-    size. Damaged and odd files, boxes that reach outside and trimmed borders go through
-    `load_pixels`, so that one place decides on them.
+    size. Damaged, odd and very large files, boxes that reach outside and trimmed borders go
+    through `load_pixels`, so that one place decides on them.
 
     Returns:
         `(n, 3, size, size)`, uint8, on `device`, and what was wrong with each photo.
@@ -56,15 +63,19 @@ def load_batch_on_gpu(
     squares: list[Tensor | None] = [None] * len(items)
     problems: list[ImageProblem | None] = [None] * len(items)
     files = [None if decode is None else _whole_jpeg(item) for item in items]
+    files = _within_memory(files)
     chosen = [number for number, file in enumerate(files) if file is not None]
     decoded: list[Tensor] = []
     if decode is not None and chosen:
         try:
             decoded = decode([file for file in files if file is not None])
-        except RuntimeError:  # it says not which file of the list
+        except RuntimeError:  # it says not which file of the list; out of memory is one as well
             decoded = []
     for number, image in zip(chosen, decoded, strict=False):
-        squares[number] = _square(image, items[number].box, size)
+        try:
+            squares[number] = _square(image, items[number].box, size)
+        except torch.OutOfMemoryError:
+            break  # the rest goes the other way
     for number, item in enumerate(items):
         if squares[number] is None:
             pixels, problems[number] = load_pixels(item, size)
@@ -81,6 +92,21 @@ def _whole_jpeg(item: ImageItem) -> Tensor | None:
     if item.trim or data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _within_memory(files: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The files less those whose header tells of more pixels than may be decoded at once."""
+    kept: list[Tensor | None] = []
+    total = 0
+    for file in files:
+        size = None if file is None else stored_size(file.numpy().tobytes())
+        pixels = 0 if size is None else size[0] * size[1]
+        fits = (
+            size is not None and pixels <= MAX_PHOTO_PIXELS and total + pixels <= MAX_BATCH_PIXELS
+        )
+        kept.append(file if fits else None)
+        total += pixels if fits else 0
+    return kept
 
 
 def _square(image: Tensor, box: Box | None, size: int) -> Tensor | None:

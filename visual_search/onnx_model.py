@@ -18,6 +18,8 @@ from visual_search.inference import Answer
 from visual_search.model import Embedder
 from visual_search.quantization import quantized
 
+ONNX_FILE = "model.onnx"
+"""Where the ranker looks for it, beside `model.pt`."""
 INPUT, OUTPUT = "pixels", "embeddings"
 
 

@@ -28,6 +28,8 @@ LARGE_REPOSITORY = 1_000_000_000
 HEAVY_WEIGHTS = 100_000_000
 
 WEIGHTS = ("my_submission/weights/model.pt", "my_submission/weights/model.json")
+# OpenVINO's network and its weights, where they were exported: one is nothing without the other.
+OPENVINO_WEIGHTS = ("my_submission/weights/model.xml", "my_submission/weights/model.bin")
 CHALLENGE = "visual-product-recognition-challenge-2023"
 PLACEHOLDER_AUTHOR = "your-aicrowd-username"
 # What the client (aicrowd-cli 0.1.18, submission/helpers.py) insists on.
@@ -141,6 +143,13 @@ def check_weights(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Findi
             yield problem(f"{name} is ignored by git: take it out of .gitignore and commit it")
         else:
             yield problem(f"{name} is not committed: `git add my_submission/weights` and commit")
+    pair = [name for name in OPENVINO_WEIGHTS if name in names]
+    if len(pair) == 1:
+        (lacking,) = set(OPENVINO_WEIGHTS) - set(pair)
+        yield problem(
+            f"{pair[0]} is committed without {lacking}: "
+            "`git add my_submission/weights` and commit, or take it out"
+        )
     if names.issuperset(WEIGHTS):
         yield ok("the weights are committed")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,12 +13,15 @@ from torch import Tensor
 from visual_search.allocator import keep_freed_memory
 from visual_search.device_lane import lane_of
 from visual_search.embed_settings import EmbedSettings
+from visual_search.errors import UserError, first_line
 from visual_search.inference import (
     MEMORY_FORMATS,
     MIN_COSINE,
     Answer,
     converted,
 )
+from visual_search.side_by_side import side_by_side
+from visual_search.torch_compiled import torch_compiled
 
 # A CPU core's caches hold the activations of few photos; a GPU wants many at once.
 CPU_BATCHES = (4, 2, 8, 16)
@@ -31,6 +32,8 @@ PROBE_SHARE = 0.02
 FEW_PHOTOS = 64
 # A job under this many seconds ends before another runtime is compiled and faster.
 LONG_SECONDS = 60.0
+# Another runtime may take this share of the job's time to compile the model.
+COMPILE_SHARE = 0.1
 # A candidate must be this much faster than the best so far: less is noise.
 GAIN = 1.03
 
@@ -53,6 +56,8 @@ class Prepared:
     """CPU threads of the model in each stream."""
     decoder: str = "cpu"
     """cpu or nvjpeg."""
+    backend: str = "torch"
+    """What runs the model: torch, compile, openvino or onnx."""
     only_size: int = 0
     """The one side in pixels that `answer` takes, other sides go to `exact`; 0: it takes all."""
     rates: dict[str, float] = field(default_factory=dict)
@@ -91,8 +96,11 @@ def prepare(
         device: where the model is.
         cores: CPU cores to use.
         settings: what is fixed by hand.
-        compiled: makes the same model for another runtime; tried where it can pay, on a CPU.
+        compiled: the same model for another runtime; tried where it can pay, on a CPU.
         seconds: never measure for longer than this.
+
+    Raises:
+        UserError: when the settings ask for a backend by name, and it fails.
     """
     started = time.perf_counter()
     settings = settings or EmbedSettings()
@@ -118,15 +126,16 @@ def prepare(
         torch.cuda.synchronize(device)
     answer = probe.answer(best)
     exact = answer if best[0] == "fp32" else converted(model, "fp32", best[1])
-    other = None
-    if compiled is not None and not on_gpu and settings.backend != "torch":
-        forced = settings.backend == "openvino"
-        for name in ("openvino", "openvino in fp32"):
-            probe.least_cosine[name] = settings.min_cosine
-        other = probe.better_compiled(compiled, best, batch, photos, forced)
+    backend, other = "torch", None
+    if settings.backend == "compile":
+        backend, other = "compile", torch_compiled(answer, probe.batch(batch), threads, device)
+    elif compiled is not None and not on_gpu and settings.backend in ("auto", compiled.name):
+        other = _in_other_runtime(probe, compiled, best, batch, photos, settings)
+        backend = "torch" if other is None else compiled.name
     return Prepared(
         answer=other or answer,
         exact=exact,
+        backend=backend,
         only_size=0 if other is None else pixels.shape[-1],
         device=device,
         precision=best[0],
@@ -141,8 +150,46 @@ def prepare(
 
 Variant = tuple[str, str]
 """Precision and memory format."""
-Compiled = Callable[[int, int, bool], Answer]
-"""The model for so many streams of so many CPU threads each, and whether in fp32 throughout."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The model for another runtime on this CPU."""
+
+    name: str
+    """As the settings call it: openvino or onnx."""
+    load: Callable[[int, int, bool], Answer]
+    """For so many streams of so many CPU threads each, and whether in fp32 throughout."""
+    coarse: bool = True
+    """Whether it computes in less than fp32, such as bf16, unless it is told otherwise."""
+
+
+def _in_other_runtime(
+    probe: _Probe,
+    compiled: Compiled,
+    best: Variant,
+    batch: int,
+    photos: int,
+    settings: EmbedSettings,
+) -> Answer | None:
+    """The model in the other runtime, where that is faster or asked for by name.
+
+    A ranker must not be lost to a runtime that it could do without: where the choice is open,
+    whatever goes wrong is told in one line.
+    """
+    forced = settings.backend == compiled.name
+    try:
+        return probe.better_compiled(compiled, best, batch, photos, settings.min_cosine, forced)
+    except Exception as error:
+        late = isinstance(error, TimeoutError)
+        reason = "there is no time to measure it" if late else first_line(error)
+        if forced:
+            raise UserError(
+                f"embedding.backend is {compiled.name}, which fails here ({reason}): export the "
+                "model again, or set the backend to torch"
+            ) from error
+        print(f"{compiled.name} is left out ({reason}): PyTorch runs the model")
+        return None
 
 
 def _variants(settings: EmbedSettings, on_gpu: bool) -> list[Variant]:
@@ -166,8 +213,6 @@ class _Probe:
         self.deadline = float("inf")
         self.fastest: Variant | None = None
         self.rates: dict[str, float] = {}
-        self.least_cosine: dict[str, float] = {}
-        """By precision, where it is another than :data:`MIN_COSINE`."""
 
     def answer(self, variant: Variant) -> Answer:
         if variant not in self._answers:
@@ -194,7 +239,9 @@ class _Probe:
         ]
         return [variant for variant in variants if variant[0] in kept]
 
-    def _is_faithful(self, precision: str, variants: list[Variant], batch: int) -> bool:
+    def _is_faithful(
+        self, precision: str, variants: list[Variant], batch: int, least: float = MIN_COSINE
+    ) -> bool:
         answer = self.answer(next(variant for variant in variants if variant[0] == precision))
         cosines: list[float] = []
 
@@ -203,21 +250,22 @@ class _Probe:
             # since more could be more than the memory holds.
             singles = self._pixels[:4].split(1)
             try:
-                answers = answer(self._batch(batch))
+                answers = answer(self.batch(batch))
             except torch.OutOfMemoryError:
                 answers = torch.cat([answer(one) for one in singles])
             for mine, one in zip(answers, singles, strict=False):
                 cosines.append(float((mine * self._model(one)[0]).sum()))
 
         side_by_side(compare, 1, self._threads, self._device, self._wait())
-        return min(cosines) >= self.least_cosine.get(precision, MIN_COSINE)
+        return min(cosines) >= least
 
     def best_variant(self, variants: list[Variant], batch: int, photos: int) -> Variant:
         """The fastest, as far as the time goes."""
         best_rate = self._better_of_two(variants[0], batch)
         self.fastest = variants[0]
-        # From the start: folding batch norms and the first calls took their time already.
-        self.deadline = min(self.deadline, self._started + PROBE_SHARE * photos / best_rate)
+        if best_rate:
+            # From the start: folding batch norms and the first calls took their time already.
+            self.deadline = min(self.deadline, self._started + PROBE_SHARE * photos / best_rate)
         for variant in variants[1:]:
             if self._late():
                 break
@@ -227,8 +275,14 @@ class _Probe:
         return self.fastest
 
     def _better_of_two(self, variant: Variant, batch: int) -> float:
-        """The first call pays for what the second finds ready; either may be disturbed."""
-        return max(self.rate(variant, batch), self.rate(variant, batch))
+        """The first call pays for what the second finds ready; either may be disturbed.
+
+        0 where the device's memory is too small for the batch.
+        """
+        try:
+            return max(self.rate(variant, batch), self.rate(variant, batch))
+        except torch.OutOfMemoryError:
+            return 0.0
 
     def best_batch(self, variant: Variant, sizes: tuple[int, ...], photos: int) -> int:
         best, best_rate = sizes[0], self.rates.get(_name(variant, sizes[0]), 0.0)
@@ -244,29 +298,45 @@ class _Probe:
         return best
 
     def better_compiled(
-        self, compiled: Compiled, best: Variant, batch: int, photos: int, forced: bool
+        self,
+        compiled: Compiled,
+        best: Variant,
+        batch: int,
+        photos: int,
+        least: float,
+        forced: bool,
     ) -> Answer | None:
-        """The model of another runtime, if it is faster by what compiling it took, or `forced`."""
+        """The model of another runtime, if it is faster by what compiling it took, or `forced`.
+
+        None too where its embeddings are farther from the model's than the cosine `least`.
+        """
         rate = self.rates.get(_name(best, batch))
         if not forced and (rate is None or photos / rate < LONG_SECONDS or self._late()):
             return None
+        patience = float("inf") if forced or rate is None else COMPILE_SHARE * photos / rate
         started = time.perf_counter()
         # As the runtime likes it best, such as in bf16; in fp32 where that is too coarse.
-        for exact in (False, True):
-            variant = (f"openvino{' in fp32' if exact else ''}", "contiguous")
+        for exact in (False, True) if compiled.coarse else (False,):
+            variant = (f"{compiled.name}{' in fp32' if exact else ''}", "contiguous")
             before = time.perf_counter()
-            self._answers[variant] = compiled(self._streams, self._threads, exact)
+            load = partial(self._load, variant, compiled, exact)
+            side_by_side(load, 1, 0, self._device, patience)
             spent = time.perf_counter() - started
             self.deadline = float("inf") if forced else self.deadline + time.perf_counter() - before
-            if self._is_faithful(variant[0], [variant], batch):
+            if self._is_faithful(variant[0], [variant], batch, least):
                 break
         else:
+            below = f"a cosine below embedding.min_cosine {least:g}"
+            print(f"{compiled.name} is left out: it answers otherwise than the model, {below}")
             return None
         other = self._better_of_two(variant, batch)
         pays = rate is None or photos / other + spent < photos / rate
         return self._answers[variant] if forced or pays else None
 
-    def _batch(self, count: int) -> Tensor:
+    def _load(self, variant: Variant, compiled: Compiled, exact: bool) -> None:
+        self._answers[variant] = compiled.load(self._streams, self._threads, exact)
+
+    def batch(self, count: int) -> Tensor:
         """So many photos, repeated where there are not enough."""
         repeats = -(-count // len(self._pixels))
         return self._pixels.repeat(repeats, 1, 1, 1)[:count]
@@ -275,7 +345,7 @@ class _Probe:
         """Photos a second of all streams together."""
         answer = self.answer(variant)
         streams = 1 if self._device.type == "cuda" else self._streams
-        call = partial(answer, self._batch(batch))
+        call = partial(answer, self.batch(batch))
         seconds = side_by_side(call, streams, self._threads, self._device, self._wait())
         rate = streams * batch / seconds
         name = _name(variant, batch)
@@ -285,68 +355,3 @@ class _Probe:
 
 def _name(variant: Variant, batch: int) -> str:
     return f"{variant[0]}, {variant[1]}, batch {batch}"
-
-
-def side_by_side(
-    call: Callable[[], object],
-    streams: int,
-    threads: int,
-    device: torch.device,
-    wait: float = float("inf"),
-) -> float:
-    """Seconds that `streams` threads take for one call each, at the same time.
-
-    On a GPU it is one call, in a thread of the device's own.
-
-    Raises:
-        TimeoutError: when they are not done after `wait` seconds; they are left to themselves.
-    """
-    if device.type == "cuda":
-        return lane_of(device).run(partial(_seconds_on, device, call), wait)
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            use_threads(threads)
-            with torch.inference_mode():
-                call()
-        except BaseException as error:
-            failures.append(error)
-
-    workers = [threading.Thread(target=run, daemon=True) for _ in range(streams)]
-    started = time.perf_counter()
-    with threads_restored():
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            left = started + wait - time.perf_counter()
-            worker.join(min(max(left, 0.0), threading.TIMEOUT_MAX))
-    if any(worker.is_alive() for worker in workers):
-        raise TimeoutError
-    if failures:
-        raise failures[0]
-    return time.perf_counter() - started
-
-
-def _seconds_on(device: torch.device, call: Callable[[], object]) -> float:
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-@contextmanager
-def threads_restored() -> Iterator[None]:
-    """Put the number of CPU threads back that operations use, whatever other threads set."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def use_threads(threads: int) -> None:
-    """Let operations that *this* thread starts use so many CPU threads; 0 leaves it as it is."""
-    if threads:
-        torch.set_num_threads(threads)

@@ -32,7 +32,7 @@ def embedding_log(
             "input_size": input_size,
             "device": str(prepared.device),
             "precision": prepared.precision,
-            "backend": "openvino" if prepared.only_size else "torch",
+            "backend": prepared.backend,
             "memory_format": prepared.memory_format,
             "batch_size": prepared.batch_size,
             "streams": prepared.streams,

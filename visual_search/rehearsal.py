@@ -18,6 +18,7 @@ import numpy as np
 from visual_search.capacity import Run, stage_seconds
 from visual_search.checkpoint import read_description
 from visual_search.errors import UserError
+from visual_search.ranking_time import Reserve
 from visual_search.ranks_check import check_ranks
 from visual_search.rehearsal_data import DrawnPhotos, RealPhotos
 from visual_search.requirement_closure import packages_to_hide, read_requirements
@@ -140,6 +141,7 @@ class Stage:
             photos.workload,
             stage_seconds(log, outcome.times["rank"]),
             outcome.peak_memory,
+            Reserve.said_by(log, len(self.isolation.cores)),
         )
         return Answer(ranks, run, outcome, log, written)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.capacity import MEMORY_SHARE, TIME_SHARE, Prediction, Run, Workload
+from visual_search.clock import given_up, listed
 from visual_search.evaluate import Evaluation, Ranking
 from visual_search.files import write_json
 from visual_search.images import ImageProblem
@@ -83,8 +84,8 @@ class Rehearsed:
             "ranking and memory from": (self.dry or self.answer.run).workload.described,
             "model loading": _seconds(expected.loading),
             "embedding": _seconds(expected.embedding),
-            "ranking": _seconds(expected.ranking),
-            "re-ranking": _seconds(expected.reranking),
+            "ranking, or kept for it": _seconds(expected.ranking),
+            "re-ranking, or kept for it": _seconds(expected.reranking),
             "in all": f"{expected.seconds:.0f} s of {self.limits.seconds:g} s",
             "memory": f"{expected.memory / GB:.2f} GB of {self.limits.memory / GB:g} GB",
         }
@@ -124,24 +125,12 @@ def _measured_rows(answer: Answer) -> dict[str, str]:
         "import, before the timed call": _seconds(answer.outcome.times["import"]),
         "peak memory": f"{run.peak_memory / GB:.2f} GB",
     }
-    given_up = _given_up(answer.log.get("clock") or {}, run.input_size)
-    if given_up:
-        rows["given up to be in time"] = given_up
+    left_out = given_up(answer.log.get("clock") or {}, run.input_size)
+    if left_out:
+        rows["given up to be in time"] = listed(left_out)
     if answer.outcome.peak_gpu_memory is not None:
         rows["peak GPU memory"] = f"{answer.outcome.peak_gpu_memory / GB:.2f} GB"
     return rows
-
-
-def _given_up(clock: dict[str, Any], size: int | None) -> str:
-    """What the ranker's clock says that it left out; empty where nothing."""
-    smaller = sum(n for s, n in clock.get("photos_by_size", {}).items() if s != str(size))
-    parts = {
-        "photos at a lower resolution": smaller,
-        "photos with one view only": clock.get("photos_without_views"),
-        "photos not embedded at all": clock.get("photos_without_embedding"),
-        "re-ranking": "all" if clock.get("reranking_skipped") else None,
-    }
-    return ", ".join(f"{name}: {value}" for name, value in parts.items() if value)
 
 
 def _seconds(value: float | None) -> str:

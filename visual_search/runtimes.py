@@ -16,14 +16,14 @@ from visual_search.cores import available_cores
 from visual_search.errors import UserError
 from visual_search.inference import Answer, converted
 from visual_search.model import Embedder
-from visual_search.onnx_model import export_onnx, load_onnx
+from visual_search.onnx_model import ONNX_FILE, export_onnx, load_onnx
 from visual_search.openvino_model import (
-    OPENVINO_FILE,
     OPENVINO_FILES,
     export_openvino,
     load_openvino,
 )
-from visual_search.probing import bf16_is_native, side_by_side
+from visual_search.probing import bf16_is_native
+from visual_search.side_by_side import side_by_side
 
 CPU = torch.device("cpu")
 BATCH, ROUNDS = 4, 5
@@ -126,27 +126,36 @@ def files_of(path: Path) -> list[Path]:
     return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
 
 
-def best_openvino(measured: Sequence[Measured], min_cosine: float) -> str | None:
-    """The fastest OpenVINO format that answers as the model does; None where there is none."""
+def best_for_ranker(measured: Sequence[Measured], min_cosine: float) -> str | None:
+    """The fastest format of another runtime that answers as the model does; None if there is none.
+
+    Args:
+        measured: on this CPU.
+        min_cosine: to the model, on every photo.
+    """
     fit = [
         row
         for row in measured
-        if row.name.startswith("openvino-") and row.smallest_cosine >= min_cosine
+        if row.name.startswith(("openvino-", "onnx-")) and row.smallest_cosine >= min_cosine
     ]
     best = max(fit, key=lambda row: row.photos_a_second, default=None)
     return None if best is None else best.name.removesuffix(EXACT)
 
 
 def place_for_ranker(written: Mapping[str, Path], name: str | None, folder: Path) -> None:
-    """Put an OpenVINO network where the ranker looks for it, or take an earlier one away.
+    """Put a network where the ranker looks for it, and take away what was there.
 
     Args:
         written: files by format.
         name: of the format.
         folder: of the export.
     """
-    (folder / OPENVINO_FILE).unlink(missing_ok=True)  # never an old network over new weights
+    for file in (*OPENVINO_FILES, ONNX_FILE):  # never an old network over new weights
+        (folder / file).unlink(missing_ok=True)
     if name is None:
+        return
+    if name.startswith("onnx-"):
+        shutil.copyfile(written[name], folder / ONNX_FILE)
         return
     for file in reversed(OPENVINO_FILES):
         shutil.copyfile(written[name].with_name(file), folder / file)

@@ -20,6 +20,8 @@ from visual_search.errors import UserError
 CHILD = Path(__file__).with_name("evaluator_child.py")
 GB = 1e9
 
+# What may come before the call that the evaluator times: start, imports, the wrapper.
+PREPARATION_SECONDS = 600.0
 # Between two looks at the child's memory, in seconds.
 WATCH_INTERVAL = 0.05
 
@@ -113,6 +115,11 @@ class Job:
     hidden_packages: dict[str, str] = field(default_factory=dict)
     """Import names that are installed here and would not be there, and their distributions."""
     python: str = sys.executable
+
+    @property
+    def stage(self) -> Path:
+        """The file in which the child notes how far it has come."""
+        return self.output / "stage.txt"
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ def run_limited(job: Job, limits: Limits, isolation: Isolation) -> Outcome:
             start_new_session=True,
         )
         try:
-            stopped_by, peak = _watch(child, started + allowed, limits.memory)
+            stopped_by, peak = _watch(child, job.stage, allowed, limits.memory)
             seconds = time.perf_counter() - started
             if stopped_by:
                 child.send_signal(signal.SIGUSR1)  # it notes where it is
@@ -247,19 +254,32 @@ def _environment(job: Job, limits: Limits) -> dict[str, str]:
     }
 
 
-def _watch(child: subprocess.Popen, deadline: float, memory: int) -> tuple[str | None, int]:
-    peak = 0
+def _watch(
+    child: subprocess.Popen, stage: Path, allowed: float, memory: int
+) -> tuple[str | None, int]:
+    """The limit that was met, if any, and the peak of the memory in bytes.
+
+    The evaluator times the ranking alone, so `allowed` seconds count from where that begins.
+    """
+    peak, ranking = 0, False
+    deadline = time.perf_counter() + PREPARATION_SECONDS
     while True:
         try:
             child.wait(WATCH_INTERVAL)
             return None, peak
         except subprocess.TimeoutExpired:
             pass
+        if not ranking and _stage_in(stage) == "rank":
+            ranking, deadline = True, time.perf_counter() + allowed
         peak = max(peak, _memory_of_tree(child.pid))
         if peak > memory:
             return "memory", peak
         if time.perf_counter() > deadline:
             return "time", peak
+
+
+def _stage_in(file: Path) -> str:
+    return file.read_text("utf-8") if file.exists() else ""
 
 
 def _memory_of_tree(pid: int) -> int:
@@ -305,8 +325,8 @@ def _with_what_it_left(outcome: Outcome, job: Job) -> Outcome:
     lines = attempts_file.read_text("utf-8").splitlines() if attempts_file.exists() else []
     attempts = tuple(Attempt(**json.loads(line)) for line in lines)
     finished = job.output / "outcome.json"
-    stage_file = job.output / "stage.txt"
-    left: dict[str, Any] = {"stage": stage_file.read_text("utf-8")} if stage_file.exists() else {}
+    stage = _stage_in(job.stage)
+    left: dict[str, Any] = {"stage": stage} if stage else {}
     left |= json.loads(finished.read_text("utf-8")) if finished.exists() else {}
     left["peak_memory"] = max(outcome.peak_memory, left.pop("peak_memory", None) or 0)
     where = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visual_search.sandbox import GB, Attempt, Limits, Outcome
+from visual_search.sandbox import GB, PREPARATION_SECONDS, Attempt, Limits, Outcome
 
 # What allocators say when they are refused memory, in lower case.
 MEMORY_WORDS = (
@@ -25,6 +25,7 @@ STAGES = {
     "build": "while the wrapper was built",
     "rank": "while it ranked",
 }
+BEFORE_RANKING = ("start", "import", "build")
 
 
 def fault_of(
@@ -43,6 +44,11 @@ def fault_of(
         hidden: import names that were hidden, and the distribution that brings each.
         uncommitted: files on disk that were not part of the run, as a cause to name.
     """
+    if outcome.stopped_by == "time" and outcome.stage in BEFORE_RANKING:
+        return (
+            f"the submission was stopped after {PREPARATION_SECONDS:g} s{_at(outcome.where)}, "
+            f"{STAGES[outcome.stage]}: shorten what it does before it ranks"
+        )
     if outcome.stopped_by == "time":
         return (
             f"the time limit was exceeded: after {allowed_seconds:g} s the ranker was stopped"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visual_search.errors import UserError
+from visual_search.files import LFS_POINTER
 
-POINTER_START = b"version https://git-lfs.github.com/spec/"
 # Git-LFS's own bound: a longer file is never a pointer.
 POINTER_BYTES = 1024
 
@@ -52,7 +52,7 @@ class Change:
 
 def read_pointer(data: bytes) -> Pointer | None:
     """The pointer that `data` is, or None. The format is git-LFS's `spec/v1`."""
-    if len(data) >= POINTER_BYTES or not data.startswith(POINTER_START):
+    if len(data) >= POINTER_BYTES or not data.startswith(LFS_POINTER):
         return None
     text = data.decode("utf-8", "replace")
     oid = re.search(r"^oid sha256:([0-9a-f]{64})$", text, re.MULTILINE)

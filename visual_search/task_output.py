@@ -68,7 +68,7 @@ def score_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
     shown = [name for name in SHOWN if name != "GAP" or any(one.gap is not None for one in scores)]
     rows = [["task", "queries", "gallery", *shown]]
     for one in scores:
-        means, metric = one.all_means(), one.task.config.metric
+        means, metric = one.all_means(), one.metric
         cells = [_cell(means.get(name), name == metric) for name in shown]
         queries, gallery = int(one.scored.sum()), one.task.gallery_size
         rows.append([one.task.title, f"{queries:,}", f"{gallery:,}", *cells])

@@ -87,10 +87,15 @@ class TaskScores:
         return self.means() | ({} if self.gap is None else {"GAP": self.gap})
 
     @property
-    def headline(self) -> float:
+    def metric(self) -> str:
         """The metric that the task's competition uses; mAP@1000 where re-ranking left no GAP."""
-        means = self.all_means()
-        return means.get(self.task.config.metric, means["mAP@1000"])
+        wanted = self.task.config.metric
+        return wanted if wanted in self.all_means() else "mAP@1000"
+
+    @property
+    def headline(self) -> float:
+        """The score by :attr:`metric`."""
+        return self.all_means()[self.metric]
 
     def domains(self) -> dict[str, dict[str, float]]:
         """Means of each domain that has a query to score."""
@@ -117,7 +122,7 @@ class TaskScores:
         """What results.json has of the task."""
         return {
             "title": self.task.title,
-            "metric": self.task.config.metric,
+            "metric": self.metric,
             "score": self.headline,
             "queries": int(self.scored.sum()),
             "distractor_queries": int((~self.scored).sum()),

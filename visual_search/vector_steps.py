@@ -217,7 +217,7 @@ class TwoPassExpansion:
         for place, weight in enumerate(weights[1 : indexes.shape[1] + 1]):
             near = distances[:, place : place + 1] < self.cut
             mixed = mixed + weight * torch.where(near, gallery[indexes[:, place]], queries)
-        return F.normalize(mixed)
+        return _moved(queries, mixed)
 
 
 def nearest_others(vectors: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:

@@ -90,13 +90,19 @@ def test_time_enough_changes_nothing(
 
 
 def test_resolution_is_lowered_and_the_limit_kept(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # At 64 px 2 x 150 x 0.03 / 2 streams = 4.5 s, at 32 px 1.1 s.
     _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.03), 3.5)
     assert seconds < 3.5
     assert len(log["clock"]["photos_by_size"]) > 1
     assert log["clock"]["photos_without_embedding"] == 0
+    smaller = 2 * PHOTOS - log["clock"]["photos_by_size"].get("64", 0)
+    said = f"to answer in 3.5 s the ranker gave up: photos at a lower resolution: {smaller};"
+    assert said in capsys.readouterr().out
 
 
 def test_a_size_that_the_model_refuses_is_passed_over(
@@ -137,18 +143,23 @@ def test_what_nothing_saves_is_ranked_by_index_and_told(
 
 
 def test_reranking_is_given_up_before_photos_are(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     steps = [{"name": "dba"}] * 8  # 0.4 s and more are kept for them
     model = Slow(0.0005)
     _, _, log = run(folder, tmp_path / "log.json", monkeypatch, model, 600, rerank=steps)
     assert not log["clock"]["reranking_skipped"]
     assert log["seconds"]["reranking"] > 0
+    assert "gave up" not in capsys.readouterr().out
     # All of 300 photos at 28 px take 300 x 0.04 x 0.19 / 2 = 1.2 s.
     model = Slow(0.04)
     _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 2.4, rerank=steps)
     assert seconds < 2.4
     assert log["clock"]["reranking_skipped"]
+    assert "re-ranking: all" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("hangs_after", [0, 2, 30])

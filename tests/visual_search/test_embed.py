@@ -12,7 +12,9 @@ from tests.conftest import draw_product
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, load_pixels
+from visual_search.inference import Answer
 from visual_search.model import build_embedder
+from visual_search.probing import Prepared
 
 CPU = torch.device("cpu")
 
@@ -131,6 +133,64 @@ def test_what_a_model_raises_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="another model"):
         embed_images(model, [ImageItem(tmp_path / "a.png")], 8, device=CPU, progress=False)
+
+
+def painted(folder: Path, colours: list[tuple[int, int, int]]) -> list[ImageItem]:
+    items = []
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (9, 9), colour).save(folder / f"{number}.png")
+        items.append(ImageItem(folder / f"{number}.png"))
+    return items
+
+
+def in_twos(answer: Answer, exact: Answer, streams: int = 1) -> Prepared:
+    return Prepared(answer, exact, CPU, "bf16", "contiguous", 2, streams, 1)
+
+
+RED, BLUE = (250, 0, 0), (0, 0, 250)
+
+
+def no_red(pixels: Tensor) -> Tensor:
+    if (pixels[:, 0] > 200).any():
+        raise RuntimeError("cuDNN error: no red\nat line 3")
+    return mean_colour(pixels)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_batch_that_fails_is_tried_in_fp32_then_left_and_listed(
+    tmp_path: Path, place: int
+) -> None:
+    items = painted(tmp_path, [RED if number == place else BLUE for number in range(8)])
+    expected = np.stack([load_pixels(item, 8)[0].mean(axis=(1, 2)) for item in items])
+    answer = embed_images(in_twos(no_red, mean_colour), items, 8, device=CPU, progress=False)
+    np.testing.assert_allclose(answer.matrix, expected)
+    assert (answer.problems, answer.zeroed) == ((), 0)
+
+    answer = embed_images(in_twos(no_red, no_red), items, 8, device=CPU, progress=False)
+    lost = [place - place % 2, place - place % 2 + 1]
+    expected[lost] = 0
+    np.testing.assert_allclose(answer.matrix, expected)
+    assert answer.zeroed == 2
+    assert [problem.path for problem in answer.problems] == [str(items[n].path) for n in lost]
+    told = "the model failed on its batch (cuDNN error: no red); 0 is used"
+    assert {problem.reason for problem in answer.problems} == {told}
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_model_that_fails_on_every_batch_is_broken(tmp_path: Path, streams: int) -> None:
+    calls: list[int] = []
+
+    def broken(pixels: Tensor) -> Tensor:
+        calls.append(len(pixels))
+        raise RuntimeError("weights of another model")
+
+    items = painted(tmp_path, [BLUE] * 60)
+    with pytest.raises(RuntimeError, match="another model"):
+        embed_images(in_twos(broken, broken, streams), items, 8, device=CPU, progress=False)
+    assert 2 * (streams + 1) <= len(calls) <= 4 * (streams + 1)
+    # So is one whose only batches, fewer than it takes to tell, all fail.
+    with pytest.raises(RuntimeError, match="another model"):
+        embed_images(in_twos(broken, broken, 8), items[:4], 8, device=CPU, progress=False)
 
 
 def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch import nn
 
 from visual_search import export
 from visual_search.checkpoint import load_torchscript
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
-from visual_search.export import export_torchscript, load_exported
+from visual_search.export import compiled_export, export_torchscript, load_exported
 from visual_search.model import Architecture, Embedder, build_embedder
 
 CPU = torch.device("cpu")
@@ -85,3 +87,18 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     with pytest.raises(UserError, match="git lfs pull"):
         load_exported(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(("file", "backend"), [("model.bin", "openvino"), ("model.onnx", "onnx")])
+def test_a_pointer_in_place_of_another_runtimes_weights_is_told(
+    tmp_path: Path, file: str, backend: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_torchscript(*tiny(), {}, tmp_path)
+    (tmp_path / "model.xml").write_text("<net/>")
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(UserError, match=rf"backend is {backend}.*{file} is a git-LFS pointer"):
+        compiled_export(tmp_path, EmbedSettings(backend=backend), 64)
+    # The model itself is there, and the ranker does without.
+    assert compiled_export(tmp_path, EmbedSettings(), 64) is None
+    assert f"{file} is a git-LFS pointer" in capsys.readouterr().out
+    load_exported(tmp_path, CPU)

@@ -152,3 +152,29 @@ def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         main_evaluate.main()
     with pytest.raises(UserError, match="--tune-rerank works on one"):
         run(monkeypatch, tmp_path, "--tasks", "x.yml", "--tune-rerank")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ("--run a --tasks t.yml --data-folder d", "--data-folder is of one development set"),
+        ("--run a --tasks t.yml --table t.csv", "--table is of one development set"),
+        ("--run a --tasks t.yml --index faiss", "--index faiss is of one development set"),
+        ("--compare a b --tasks t.yml --table t.csv", "--table is of one development set"),
+        ("--compare a b --tasks t.yml --trackers mlflow", "--trackers takes the scores of one"),
+        ("--run a --rerank", "--rerank is of retrieval tasks"),
+        ("--run a --metric R@1", "--metric is of retrieval tasks"),
+        ("--run a --trackers mlflow", "--trackers is of retrieval tasks"),
+        ("--run a --output o", "--output is of retrieval tasks"),
+        ("--run a --tasks t.yml --metric R@1", "--metric is of --compare"),
+        ("--run a --table t.csv --data-folder d", "--table stands in place of --data-folder"),
+        ("--run a --fold 2", "--root and --fold belong to --table"),
+        ("--run a --index faiss --tune-rerank", "--index faiss does nothing with --tune-rerank"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, call: str, sentence: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main_evaluate", *call.split()])
+    with pytest.raises(UserError, match=sentence):
+        main_evaluate.main()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,59 @@ def test_a_batch_that_the_decoder_refuses_goes_the_other_way(
         raise RuntimeError("nvjpegDecodeBatched failed: 5")
 
     monkeypatch.setattr(nvjpeg, "nvjpeg_decode", lambda _: decode)
+    same_as_on_the_cpu(photos, CPU)
+
+
+def test_what_is_too_large_for_the_device_goes_the_other_way(
+    photos: list[ImageItem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[tuple[int, int]]] = []
+
+    def decode(files: list[Tensor]) -> list[Tensor]:
+        images = decoded_here(files)
+        given.append([(image.shape[2], image.shape[1]) for image in images])
+        return images
+
+    folder = photos[0].path.parent
+    draw_product(7, 0, 400).save(folder / "large.jpg")
+    items = [ImageItem(folder / "large.jpg"), *photos[:3], ImageItem(folder / "1.jpg")]
+    monkeypatch.setattr(nvjpeg, "nvjpeg_decode", lambda _: decode)
+    monkeypatch.setattr(nvjpeg, "MAX_PHOTO_PIXELS", 400 * 400 - 1)
+    same_as_on_the_cpu(items, CPU)
+    assert given == [[(320, 320)] * 4]
+    given.clear()
+    monkeypatch.setattr(nvjpeg, "MAX_BATCH_PIXELS", 2 * 320 * 320)
+    same_as_on_the_cpu(items, CPU)
+    assert given == [[(320, 320)] * 2]
+
+
+def test_a_header_that_claims_too_much_is_never_decoded_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_product(1, 0).save(tmp_path / "claims.jpg")
+    data = bytearray((tmp_path / "claims.jpg").read_bytes())
+    frame = data.index(b"\xff\xc0")  # the frame header; height and width stand 5 bytes in
+    data[frame + 5 : frame + 9] = b"\xff\xf0\xff\xf0"
+    (tmp_path / "claims.jpg").write_bytes(data)
+
+    def decode(files: list[Tensor]) -> list[Tensor]:
+        raise AssertionError("it was given to the device")
+
+    monkeypatch.setattr(nvjpeg, "nvjpeg_decode", lambda _: decode)
+    same_as_on_the_cpu([ImageItem(tmp_path / "claims.jpg")], CPU)
+
+
+@pytest.mark.parametrize("fails_at", ["decode", "resize"])
+def test_a_device_without_memory_leaves_it_to_the_cpu(
+    photos: list[ImageItem], monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    decode = full if fails_at == "decode" else decoded_here
+    monkeypatch.setattr(nvjpeg, "nvjpeg_decode", lambda _: decode)
+    if fails_at == "resize":
+        monkeypatch.setattr(nvjpeg, "_square", full)
     same_as_on_the_cpu(photos, CPU)
 
 

@@ -125,6 +125,26 @@ def test_weights_are_missing_ignored_or_not_committed(project: Path) -> None:
     assert found() == []
 
 
+def test_the_two_files_of_openvino_go_together_and_through_lfs(project: Path) -> None:
+    folder = project / "my_submission" / "weights"
+    folder.mkdir()
+    for name in ("model.pt", "model.json", "model.xml"):
+        (folder / name).write_bytes(b"x")
+    commit(project)
+
+    def found() -> list[str]:
+        tree = SubmissionTree(project)
+        return problems(check_weights(tree, tree.files()))
+
+    (text,) = found()
+    assert "model.xml is committed without my_submission/weights/model.bin" in text
+    (folder / "model.bin").write_bytes(b"x")
+    commit(project)
+    assert found() == []
+    names = [f"my_submission/weights/{name}" for name in ("model.bin", "model.onnx", "model.xml")]
+    assert SubmissionTree(project).given_to_lfs(names) == names[:2]
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

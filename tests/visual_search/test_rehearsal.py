@@ -180,6 +180,39 @@ def test_each_fault_is_one_sentence(
         assert part in sentence
 
 
+def test_imports_do_not_count_against_the_limit_as_the_evaluator_does_not_time_them(
+    tmp_path: Path, dev_folder: Path
+) -> None:
+    late = "import time; time.sleep({seconds})"
+    project = make_submission(tmp_path / "project", ranker(top=late.format(seconds=2.5)))
+
+    def act(stage: Stage) -> None:
+        answer = stage.answer(real(dev_folder))
+        assert answer.outcome.times["import"] > 2.5
+        assert answer.run.seconds.total < 1.5
+
+    with_stage(project, act, Limits(1.5, 1))
+    # The time of ranking is kept all the same, and begins behind the imports.
+    (project / "my_submission" / "user_config.py").write_text(
+        ranker(SLOW, late.format(seconds=2.5))
+    )
+    commit(project)
+    sentence = refusal(project, dev_folder, Limits(1.5, 1))
+    assert "time limit was exceeded: after 1.5 s" in sentence
+    assert "while it ranked" in sentence
+
+
+def test_what_never_comes_to_rank_is_stopped(
+    tmp_path: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sandbox", "submission_faults"):
+        monkeypatch.setattr(f"visual_search.{module}.PREPARATION_SECONDS", 2.0)
+    project = make_submission(tmp_path / "project", ranker(top="import time; time.sleep(60)"))
+    sentence = refusal(project, dev_folder, Limits(20, 1))
+    assert "stopped after 2 s at my_submission/user_config.py line 5" in sentence
+    assert "while it was imported" in sentence
+
+
 def test_the_network_is_refused_and_named(tmp_path: Path, dev_folder: Path, isolation: str) -> None:
     project = make_submission(tmp_path / "project", ranker(NETWORK))
     sentence = refusal(project, dev_folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visual_search import search
 from visual_search.search import top_k
 
 
@@ -111,3 +113,38 @@ def test_a_gpu_gives_the_same_ranks() -> None:
     ours = top_k(queries.cuda(), gallery.cuda(), 300)
     for gpu, cpu in zip(ours, top_k(queries, gallery, 300), strict=True):
         torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=0)
+
+
+def test_a_first_guess_that_was_too_high_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample is every 15th row: where these are the best, or the worst, the guess is off."""
+    thresholds: list[torch.Tensor | None] = []
+    one_pass = search._pass
+
+    def watched(*given: Any) -> torch.Tensor:
+        thresholds.append(given[-1])
+        return one_pass(*given)
+
+    monkeypatch.setattr(search, "_pass", watched)
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(-3, 4, (2500, 4)).astype(np.float32)  # many ties
+    gallery[::15] += 9
+    queries = rng.integers(1, 4, (7, 4)).astype(np.float32)
+    queries[4:] *= -1
+    # One thread and so one part: all queries are searched with guesses, then four once more.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        scores, indexes = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), 300)
+    finally:
+        torch.set_num_threads(before)
+    expected = naive_top_k(queries @ gallery.T, 300)
+    np.testing.assert_array_equal(indexes.numpy(), expected)
+    np.testing.assert_array_equal(
+        scores.numpy(), np.take_along_axis(queries @ gallery.T, expected, axis=1)
+    )
+    guessed, again = thresholds
+    assert guessed is not None
+    assert again is None
+    better = (queries @ gallery.T > guessed.numpy()).sum(axis=1)
+    assert (better[:4] < 300).all()
+    assert (better[4:] >= 300).all()

@@ -26,6 +26,7 @@ from visual_search.images import ImageItem
 from visual_search.model import build_embedder
 from visual_search.rerank import parse_steps
 from visual_search.task_config import TaskConfig
+from visual_search.task_output import score_rows
 from visual_search.task_run import name_of_run
 from visual_search.task_scores import over_tasks, score_task
 from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
@@ -225,6 +226,19 @@ def test_distractors_count_in_gap_and_nowhere_else() -> None:
             total += hits / place
     assert scores.gap == scores.headline == pytest.approx(total / 150)
     assert scores.means()["R@1"] == pytest.approx(right.sum() / 150)
+
+
+def test_a_task_names_the_metric_that_its_score_is() -> None:
+    model = drawn(0.6, 4, distractors=True)
+    task = task_of(model, distractors=True, metric="GAP")
+    for steps, metric in (([{"name": "center"}], "GAP"), ([{"name": "k_reciprocal"}], "mAP@1000")):
+        scores = score_task(task, model, parse_steps(steps, "test"))
+        told = scores.as_json()
+        assert told["metric"] == scores.metric == metric
+        assert told["score"] == told["mean_over_queries"][metric]
+        heading, row = score_rows([scores])
+        (bold,) = [place for place, cell in enumerate(row) if cell.startswith("**")]
+        assert heading[bold] == metric
 
 
 def test_means_over_tasks_domains_queries_and_classes() -> None:
