@@ -169,7 +169,7 @@ def kept_quality(folder: Path) -> list[Row]:
 
 def trained_on_pairs(folder: Path, seeds: Sequence[int]) -> Iterator[tuple[str, list[float]]]:
     """mAP after the third phase on each table, over the seeds."""
-    tables = {"unfiltered": "minus10", "above 0.5": "05", "above 0.6": "06"}
+    tables = {"unfiltered": "minus1", "above 0.5": "05", "above 0.6": "06"}
     for case, name in tables.items():
         table = folder / f"amazon_review_mean_{name}_full_images.csv"
         yield (

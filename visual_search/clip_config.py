@@ -34,6 +34,7 @@ class PairDataConfig:
             test are ranked by validation.
         root: folder its paths are relative to; empty is the table's own.
         text_column: queries, as typed, or texts, cleaned.
+        test_language: ISO 639-1: of the test photos, only queries in it are asked; empty: all.
         queries_per_photo: draw takes another of a photo's queries in each epoch; mean takes the
             mean of the embeddings of all.
         most_queries: of mean, at most so many of a photo's queries, the first.
@@ -55,6 +56,7 @@ class PairDataConfig:
     pairs: str = "dataset/demo_text/pairs.parquet"
     root: str = ""
     text_column: Literal["queries", "texts"] = "queries"
+    test_language: str = ""
     queries_per_photo: Literal["draw", "mean"] = "draw"
     most_queries: int = 8
     shuffle_texts: bool = False

@@ -27,7 +27,7 @@ from visual_search.errors import UserError
 from visual_search.images import ImageItem
 from visual_search.model import Architecture
 from visual_search.pair_batches import build_pair_batches
-from visual_search.pair_table import TEST, TRAIN, PairTable, read_pairs
+from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_pairs
 from visual_search.phase import Batch
 from visual_search.photo_loader import photo_loader
 from visual_search.photo_tower import build_tower, freeze_tower
@@ -170,7 +170,7 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
     dataset = config.dataset
     root = Path(dataset.root) if dataset.root else None
     table = read_pairs(Path(dataset.pairs), TRAIN, root)
-    test = read_pairs(Path(dataset.pairs), TEST, root)
+    _, test = in_language(read_pairs(Path(dataset.pairs), TEST, root), dataset.test_language)
     for part in (table, test):
         check_some_exist(part.paths, Path(dataset.pairs), root or Path(dataset.pairs).parent)
     _check_clusters(config, table)

@@ -46,7 +46,7 @@ def main() -> None:
     started = time.perf_counter()
 
     headline("1. The catalogue as a table of photos and queries")
-    catalogue = ("--catalogue", CATALOGUE, "--language", "ru", "--output", str(PAIRS))
+    catalogue = ("--catalogue", CATALOGUE, "--language", "ru", "en", "--output", str(PAIRS))
     python("dataset/image_text/catalogue_pairs.py", *catalogue)
 
     headline("2. Training in two stages; the products that are asked for are others")

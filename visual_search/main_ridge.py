@@ -31,7 +31,8 @@ def main() -> None:
     root = Path(settings["root"]) if settings["root"] and not arguments.pairs else None
     pairs = arguments.pairs or Path(settings["pairs"])
     runs = {run.name: run for run in arguments.runs}
-    found = comparison([judge(runs, pairs, root, column=settings["text_column"])])
+    asked = {"column": settings["text_column"], "language": settings["test_language"]}
+    found = comparison([judge(runs, pairs, root, **asked)])
     write_json(arguments.output, found)
     print_comparison(found)
     print(f"figures: {arguments.output}")

@@ -84,6 +84,8 @@ class PairTable:
     """As typed, at least one a photo."""
     texts: ArrowRows[list[str]]
     """The same, cleaned."""
+    languages: ArrowRows[list[str]]
+    """Of each query: ISO 639-1."""
     groups: np.ndarray
     """`(n,)`, int64, 0..g-1: photos of one group are right for each other's queries."""
     categories: ArrowRows[str]
@@ -106,12 +108,47 @@ class PairTable:
             images=self.images.take(rows),
             queries=self.queries.take(rows),
             texts=self.texts.take(rows),
+            languages=self.languages.take(rows),
             groups=self.groups[rows],
             categories=self.categories.take(rows),
             splits=self.splits.take(rows),
             clusters=None if self.clusters is None else self.clusters[rows],
             query_clusters=None if self.query_clusters is None else self.query_clusters.take(rows),
         )
+
+
+def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
+    """The queries of one language, and the photos that have any.
+
+    Args:
+        table: any; clusters of queries are not kept.
+        language: ISO 639-1; empty takes all.
+
+    Returns:
+        `(m,)`, int64, the rows that are left, and the table of them.
+
+    Raises:
+        UserError: when nothing is left.
+    """
+    if not language:
+        return np.arange(len(table)), table
+    rows, queries, texts = [], [], []
+    for row, spoken in enumerate(table.languages):
+        places = [place for place, said in enumerate(spoken) if said == language]
+        if places:
+            rows.append(row)
+            queries.append([table.queries[row][place] for place in places])
+            texts.append([table.texts[row][place] for place in places])
+    if not rows:
+        raise UserError(f"no photo has a query in the language {language!r}: it is ISO 639-1 (ru)")
+    chosen = np.array(rows, dtype=np.int64)
+    return chosen, replace(
+        table.take(chosen),
+        queries=ArrowRows(pa.array(queries, TEXTS)),
+        texts=ArrowRows(pa.array(texts, TEXTS)),
+        languages=ArrowRows(pa.array([[language] * len(q) for q in queries], TEXTS)),
+        query_clusters=None,
+    )
 
 
 def open_pairs(path: Path) -> pq.ParquetFile:
@@ -176,6 +213,7 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
         images=ArrowRows(table["image"]),
         queries=ArrowRows(table["queries"]),
         texts=ArrowRows(table["texts"]),
+        languages=ArrowRows(table["language"]),
         groups=groups.to_numpy().astype(np.int64),
         categories=ArrowRows(table["category"]),
         splits=ArrowRows(table["split"]),

@@ -14,7 +14,7 @@ from visual_search.cached_views import kept_features
 from visual_search.embed import default_device
 from visual_search.errors import UserError
 from visual_search.hashed_ngrams import HashedNgrams
-from visual_search.pair_table import TEST, TRAIN, PairTable, read_pairs
+from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_pairs
 from visual_search.ridge_baseline import HELD_OUT_SHARE, Ridge, RidgeData, ridge_baseline
 from visual_search.text_retrieval import (
     RECALLS,
@@ -51,6 +51,7 @@ def judge(
     root: Path | None = None,
     *,
     column: str = "queries",
+    language: str = "",
     cache: Path = Path("runs/features"),
     seed: int = 42,
 ) -> Judged:
@@ -62,13 +63,16 @@ def judge(
         pairs: table of pairs: the ridge learns from its rows of train, all are judged on test.
         root: folder of its photos; None is the table's own.
         column: queries or texts.
+        language: of the queries that are judged; empty is all. All of train are learnt from.
         cache: folder of kept features.
         seed: of the choice of held-out products.
     """
-    train, test = read_pairs(pairs, TRAIN, root), read_pairs(pairs, TEST, root)
+    train = read_pairs(pairs, TRAIN, root)
+    _, test = in_language(read_pairs(pairs, TEST, root), language)
     relevance = relevance_of(test, column)
     models = {name: load_typed_model(run) for name, run in runs.items()}
-    ridges = _ridges(next(iter(models.values())), train, test, column, cache, seed)
+    first = next(iter(models.values()))
+    ridges = _ridges(first, train, test, column, language, cache, seed)
     scores = {name: _scored(model, test, relevance) for name, model in models.items()}
     return Judged(relevance, test.groups, ridges, scores)
 
@@ -199,7 +203,13 @@ def _choice(ridge: Ridge) -> dict[str, Any]:
 
 
 def _ridges(
-    model: TypedModel, train: PairTable, test: PairTable, column: str, cache: Path, seed: int
+    model: TypedModel,
+    train: PairTable,
+    test: PairTable,
+    column: str,
+    language: str,
+    cache: Path,
+    seed: int,
 ) -> dict[str, Ridge]:
     """The plain ridge, and one that is given the answers of the visual tower's classifier too."""
     device = default_device()
@@ -209,13 +219,19 @@ def _ridges(
         for part in (train, test)
     ]
     held = held_out(train, test, column, seed)
-    parts = [(train, ~held), (train, held), (train, held | ~held), (test, np.ones(len(test), bool))]
+    everything, judged = np.arange(len(train)), np.arange(len(test))
+    parts = [
+        (train, np.flatnonzero(~held), ""),
+        (train, np.flatnonzero(held), language),
+        (train, everything, ""),
+        (test, judged, ""),
+    ]
 
     def data(features: list[np.ndarray]) -> list[RidgeData]:
         made = []
-        for table, chosen in parts:
-            rows = np.flatnonzero(chosen)
-            relevance = relevance_of(table.take(rows), column)
+        for table, chosen, spoken in parts:
+            kept, asked = in_language(table.take(chosen), spoken)
+            rows, relevance = chosen[kept], relevance_of(asked, column)
             own = features[0] if table is train else features[1]
             texts = _text_features(model.encoder.text, relevance.texts)
             made.append(RidgeData(own[rows], texts, relevance))

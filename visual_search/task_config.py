@@ -17,6 +17,7 @@ class TextTaskConfig:
         root: folder its paths are relative to; empty is the table's own.
         split: which of its rows take part; empty takes all.
         text_column: queries, as typed, or texts, cleaned.
+        language: ISO 639-1: only queries in it take part; empty: all.
         direction: what asks for what.
     """
 
@@ -24,6 +25,7 @@ class TextTaskConfig:
     root: str = ""
     split: str = "test"
     text_column: Literal["queries", "texts"] = "queries"
+    language: str = ""
     direction: Literal["text-to-photo", "photo-to-text"] = "text-to-photo"
 
 

@@ -123,6 +123,7 @@ def _judged(chain: Chain, part: Chain, table: Path, runs: Path, seed: int) -> Ju
         dict(zip(names, folders, strict=True)),
         table,
         column=settings["dataset"]["text_column"],
+        language=settings["dataset"]["test_language"],
         cache=Path(settings["train"]["feature_cache"]),
         seed=seed,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visual_search.hits import Hits
 from visual_search.metrics import MAX_PREDICTIONS
-from visual_search.pair_table import PairTable, read_pairs
+from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.retrieval_metrics import per_query
 from visual_search.search import top_k
 from visual_search.task_config import TaskConfig
@@ -86,7 +86,8 @@ def load_text_task(name: str, config: TaskConfig) -> TextTask:
     """
     given = config.texts
     root = Path(given.root) if given.root else None
-    table = read_pairs(Path(given.pairs), given.split or None, root)
+    everything = read_pairs(Path(given.pairs), given.split or None, root)
+    _, table = in_language(everything, given.language)
     return TextTask(name, config, table, relevance_of(table, given.text_column))
 
 

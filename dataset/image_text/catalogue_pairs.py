@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ class NamedPhoto:
 
     path: Path
     texts: tuple[str, ...]
+    languages: tuple[str, ...]
     product: str
     category: str
     split: str
@@ -51,7 +52,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "(%(default)s)",
     )
     parser.add_argument(
-        "--language", choices=LANGUAGES, default="ru", help="of the demo's names (%(default)s)"
+        "--language",
+        choices=LANGUAGES,
+        nargs="+",
+        default=["ru"],
+        help="of the demo's names, one or both (ru)",
     )
     parser.add_argument(
         "--output",
@@ -62,12 +67,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def catalogue_pairs(folder: Path, language: str = "ru") -> pa.Table:
+def catalogue_pairs(folder: Path, languages: Sequence[str] = ("ru",)) -> pa.Table:
     """The demo's catalogue: training products' photos train, the gallery of the others tests.
 
     Args:
         folder: with `products.csv`, `Product10K/` and `development_test_data/`.
-        language: of the names, ru or en.
+        languages: of the names, ru, en or both; each photo gets the name in each.
 
     Returns:
         A table of pairs whose `image_path` is relative to `folder`.
@@ -75,7 +80,7 @@ def catalogue_pairs(folder: Path, language: str = "ru") -> pa.Table:
     Raises:
         UserError: for a missing file or column.
     """
-    return _pairs(_demo_photos(folder, language), folder, language)
+    return _pairs(_demo_photos(folder, languages), folder)
 
 
 def grocery_pairs(folder: Path) -> pa.Table:
@@ -87,15 +92,15 @@ def grocery_pairs(folder: Path) -> pa.Table:
     Raises:
         UserError: for a missing file or column.
     """
-    return _pairs(_grocery_photos(folder), folder, "en")
+    return _pairs(_grocery_photos(folder), folder)
 
 
-def _demo_photos(folder: Path, language: str) -> Iterator[NamedPhoto]:
+def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]:
     from visual_search.pair_table import TEST, TRAIN
     from visual_search.tables import read_table
 
-    name = f"name_{language}"
-    products = read_table(folder / "products.csv", ["product_id", name, "category", "class"])
+    names = [f"name_{language}" for language in languages]
+    products = read_table(folder / "products.csv", ["product_id", *names, "category", "class"])
     by_class = {row["class"]: row for _, row in products.iterrows() if row["class"]}
     by_id = {row["product_id"]: row for _, row in products.iterrows()}
     lists = [
@@ -119,7 +124,8 @@ def _demo_photos(folder: Path, language: str) -> Iterator[NamedPhoto]:
                 )
             yield NamedPhoto(
                 folder / place / row[photo],
-                (product[name],),
+                tuple(product[name] for name in names),
+                tuple(languages),
                 product["product_id"],
                 product["category"],
                 split,
@@ -154,7 +160,8 @@ def _grocery_photos(folder: Path) -> Iterator[NamedPhoto]:
                     "class id` with a class of classes.csv"
                 )
             name, description, coarse = classes[known]
-            yield NamedPhoto(folder / path, (name, description), known, coarse, split)
+            said = (name, description)
+            yield NamedPhoto(folder / path, said, ("en", "en"), known, coarse, split)
 
 
 def _read(path: Path) -> str:
@@ -168,7 +175,7 @@ def _words(name: str) -> str:
     return name.replace("-", " ")
 
 
-def _pairs(photos: Iterator[NamedPhoto], folder: Path, language: str) -> pa.Table:
+def _pairs(photos: Iterator[NamedPhoto], folder: Path) -> pa.Table:
     import pyarrow as pa
 
     from visual_search.pair_table import SCHEMA
@@ -179,8 +186,11 @@ def _pairs(photos: Iterator[NamedPhoto], folder: Path, language: str) -> pa.Tabl
             "image_path": str(photo.path.relative_to(folder)),
             "image": photo.path.stem,
             "queries": list(photo.texts),
-            "texts": [clean(text, language) for text in photo.texts],
-            "language": [language] * len(photo.texts),
+            "texts": [
+                clean(text, language)
+                for text, language in zip(photo.texts, photo.languages, strict=True)
+            ],
+            "language": list(photo.languages),
             "group": photo.product,
             "category": photo.category,
             "split": photo.split,
