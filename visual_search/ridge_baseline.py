@@ -57,13 +57,13 @@ def ridge_baseline(
 
     The choice is by the mean of R@1, R@5 and R@10 of both directions.
     """
-    best = (-1.0, "", "", 0.0)
+    best, choosing = (-1.0, "", "", 0.0), _Fits(train, held_out)
     for features in train.texts:
         for direction in DIRECTIONS:
-            for alpha, scores in _judged(train, held_out, features, direction, ALPHAS).items():
+            for alpha, scores in choosing.judged(features, direction, ALPHAS).items():
                 best = max(best, (mean_recall(scores), features, direction, alpha))
     validation, features, direction, alpha = best
-    scores = _judged(everything, test, features, direction, [alpha])[alpha]
+    scores = _Fits(everything, test).judged(features, direction, [alpha])[alpha]
     return Ridge(features, direction, alpha, validation, scores)
 
 
@@ -73,28 +73,47 @@ def mean_recall(scores: BothWays) -> float:
     return sum(recalls) / len(recalls)
 
 
-def _judged(
-    fitted_to: RidgeData,
-    judged_on: RidgeData,
-    features: str,
-    direction: str,
-    alphas: Sequence[float],
-) -> dict[float, BothWays]:
-    fitted, judged = in_their_span(fitted_to.texts[features], judged_on.texts[features])
-    photos, texts, weights = _pairs(fitted_to, fitted)
-    photo_mean = np.average(photos, axis=0, weights=weights)
-    text_mean = np.average(texts, axis=0, weights=weights)
-    photos, texts = photos - photo_mean, texts - text_mean
-    new_photos = judged_on.photos - photo_mean
-    new_texts = judged - text_mean
-    found = {}
-    if direction == "photo to text":
-        for alpha, mapped in ridge_predictions(photos, texts, weights, new_photos, alphas).items():
-            found[alpha] = _evaluated(mapped, new_texts, judged_on.relevance)
-    else:
-        for alpha, mapped in ridge_predictions(texts, photos, weights, new_texts, alphas).items():
-            found[alpha] = _evaluated(new_photos, mapped, judged_on.relevance)
-    return found
+class _Fits:
+    """Ridges fitted to one data set and judged on another; what several share is computed once."""
+
+    def __init__(self, fitted_to: RidgeData, judged_on: RidgeData) -> None:
+        self._fitted_to, self._judged_on = fitted_to, judged_on
+        rows = [(p, t) for p, texts in enumerate(fitted_to.relevance.texts_of) for t in texts]
+        # A row for each pair of a photo and one of its texts; each photo weighs 1 in all.
+        self._photo_of, self._text_of = (np.array(column) for column in zip(*rows, strict=True))
+        self._weights = 1.0 / np.bincount(self._photo_of)[self._photo_of]
+        photos = fitted_to.photos[self._photo_of].astype(np.float64)
+        self._mean = np.average(photos, axis=0, weights=self._weights)
+        self._photos = photos - self._mean
+        self._new_photos = judged_on.photos - self._mean
+        self._by_photos: Decomposition | None = None
+        self._spans: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def judged(
+        self, features: str, direction: str, alphas: Sequence[float]
+    ) -> dict[float, BothWays]:
+        """The scores at each strength."""
+        texts, new_texts = self._texts(features)
+        relevance = self._judged_on.relevance
+        if direction == DIRECTIONS[0]:
+            if self._by_photos is None:
+                self._by_photos = decomposed(self._photos, self._weights)
+            found = predictions(self._by_photos, texts, self._weights, self._new_photos, alphas)
+            return {alpha: _evaluated(f, new_texts, relevance) for alpha, f in found.items()}
+        by_texts = decomposed(texts, self._weights)
+        found = predictions(by_texts, self._photos, self._weights, new_texts, alphas)
+        return {alpha: _evaluated(self._new_photos, f, relevance) for alpha, f in found.items()}
+
+    def _texts(self, features: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of the pairs, and of the texts that are judged; both less the pairs' mean."""
+        if features not in self._spans:
+            self._spans[features] = in_their_span(
+                self._fitted_to.texts[features], self._judged_on.texts[features]
+            )
+        fitted, judged = self._spans[features]
+        texts = fitted[self._text_of]
+        mean = np.average(texts, axis=0, weights=self._weights)
+        return texts - mean, judged - mean
 
 
 def in_their_span(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,14 +132,6 @@ def in_their_span(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndar
     left, singular, _ = _decomposition(np.concatenate([one, two]).astype(np.float64))
     rows = left * singular
     return rows[: len(one)], rows[len(one) :]
-
-
-def _pairs(data: RidgeData, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row for each pair of a photo and one of its texts; each photo weighs 1 in all."""
-    rows = [(p, t) for p, texts in enumerate(data.relevance.texts_of) for t in texts.tolist()]
-    photos, texts = (np.array(column) for column in zip(*rows, strict=True))
-    weights = 1.0 / np.bincount(photos)[photos]
-    return data.photos[photos].astype(np.float64), features[texts], weights
 
 
 def ridge_predictions(
@@ -145,24 +156,47 @@ def ridge_predictions(
     Returns:
         `(m, e)` by strength.
     """
-    root = np.sqrt(weights)[:, None]
-    inputs, targets = inputs * root, targets * root
-    left, singular, right = _decomposition(inputs)
-    projected, rotated = left.T @ targets, new @ right.T
-    return {alpha: (rotated * (singular / (singular**2 + alpha))) @ projected for alpha in alphas}
+    return predictions(decomposed(inputs, weights), targets, weights, new, alphas)
 
 
-def _decomposition(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Decomposition = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Left vectors, singular values and right vectors."""
+
+
+def decomposed(inputs: np.ndarray, weights: np.ndarray) -> Decomposition:
+    """The weighted inputs `(n, d)`, for :func:`predictions`."""
+    return _decomposition(inputs * np.sqrt(weights)[:, None])
+
+
+def predictions(
+    inputs: Decomposition,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    new: np.ndarray,
+    alphas: Sequence[float],
+) -> dict[float, np.ndarray]:
+    """As :func:`ridge_predictions`, from inputs that are decomposed already."""
+    left, singular, right = (torch.from_numpy(part) for part in inputs)
+    projected = left.T @ torch.from_numpy(targets * np.sqrt(weights)[:, None])
+    rotated = torch.from_numpy(np.asarray(new, dtype=np.float64)) @ right.T
+    return {
+        alpha: ((rotated * (singular / (singular**2 + alpha))) @ projected).numpy()
+        for alpha in alphas
+    }
+
+
+def _decomposition(inputs: np.ndarray) -> Decomposition:
     """Left vectors, singular values and right vectors, by the smaller of the two Gram matrices."""
-    if len(inputs) >= inputs.shape[1]:
-        values, vectors = np.linalg.eigh(inputs.T @ inputs)
-        kept = values > values[-1] * 1e-10
-        singular = np.sqrt(values[kept])
-        return inputs @ vectors[:, kept] / singular, singular, vectors[:, kept].T
-    values, vectors = np.linalg.eigh(inputs @ inputs.T)
+    rows = torch.from_numpy(np.ascontiguousarray(inputs))
+    tall = len(rows) >= rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows.T @ rows if tall else rows @ rows.T)
     kept = values > values[-1] * 1e-10
-    singular = np.sqrt(values[kept])
-    return vectors[:, kept], singular, (vectors[:, kept].T @ inputs) / singular[:, None]
+    singular, vectors = values[kept].sqrt(), vectors[:, kept]
+    if tall:
+        left, right = rows @ vectors / singular, vectors.T
+    else:
+        left, right = vectors, (vectors.T @ rows) / singular[:, None]
+    return left.numpy(), singular.numpy(), right.numpy()
 
 
 def _evaluated(photos: np.ndarray, texts: np.ndarray, relevance: Relevance) -> BothWays:
