@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (about nine minutes)"
-	@echo "make demo-text typed queries on the same catalogue (some minutes)"
+	@echo "make demo-text typed queries on the same catalogue (about seven minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"

@@ -153,3 +153,8 @@ def load_torchscript(path: Path) -> nn.Module:
             return torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         raise UserError(f"{path} is not a readable TorchScript file: {error}") from error
+
+
+def knows_texts(found: Checkpoint) -> bool:
+    """Whether it is of image–text training."""
+    return isinstance(found.facts.get("text"), dict)

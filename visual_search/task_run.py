@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visual_search.checkpoint import fingerprint, load_checkpoint
+from visual_search.checkpoint import fingerprint, knows_texts, load_checkpoint
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
 from visual_search.rerank import Step, words
@@ -15,7 +15,6 @@ from visual_search.task_kinds import RankedTask, draw_worst, embed, load, score
 from visual_search.task_output import write_scores
 from visual_search.task_scores import TaskScores, over_tasks
 from visual_search.tasks import read_tasks, what_is_missing
-from visual_search.typed_model import knows_texts
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
 

@@ -99,11 +99,6 @@ def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Ch
     return found
 
 
-def knows_texts(found: Checkpoint) -> bool:
-    """Whether it is of image–text training."""
-    return isinstance(found.facts.get("text"), dict)
-
-
 def _text_architecture(found: Checkpoint) -> TextArchitecture:
     values = found.facts.get("text")
     if not isinstance(values, dict):

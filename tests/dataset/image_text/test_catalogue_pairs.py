@@ -19,7 +19,7 @@ def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
     with (folder / "products.csv").open(newline="", encoding="utf-8") as handle:
         products = {row["product_id"]: row for row in csv.DictReader(handle)}
     for language in ("ru", "en"):
-        rows = catalogue_pairs(folder, language).to_pylist()
+        rows = catalogue_pairs(folder, (language,)).to_pylist()
         for row in rows:
             product = products[row["group"]]
             assert row["queries"] == [product[f"name_{language}"]]
