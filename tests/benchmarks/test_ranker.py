@@ -51,7 +51,10 @@ def test_rows_and_notes_name_the_bottleneck() -> None:
     }
     case = Case("timm/convnext_atto", "none", 224)
     rows = {(row.case, row.peer): row for row in rows_of(case, results, on_gpu=False)}
-    assert rows["convnext_atto, 224 px: files to embeddings", "PIL, DataLoader, fp32, full sort"].ratio == 3
+    assert (
+        rows["convnext_atto, 224 px: files to embeddings", "PIL, DataLoader, fp32, full sort"].ratio
+        == 3
+    )
     oml = rows["convnext_atto, 224 px: files to embeddings", "open-metric-learning 4.0.0"]
     assert oml.ratio == 2
     assert rows["convnext_atto, 224 px: ranking", "full sort"].ratio == 2

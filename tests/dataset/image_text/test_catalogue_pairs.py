@@ -11,7 +11,7 @@ import pytest
 
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
 from visual_search.errors import UserError
-from visual_search.pair_table import read_pairs
+from visual_search.pair_table import in_language, read_pairs, write_pairs
 
 
 def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
@@ -77,3 +77,18 @@ def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
     with pytest.raises(UserError, match=r"val\.txt line 1: .* with a class of classes\.csv"):
         grocery_pairs(tmp_path)
+
+
+def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_path: Path) -> None:
+    table = catalogue_pairs(project / "dataset" / "demo", ("ru", "en"))
+    write_pairs(tmp_path / "pairs.parquet", table)
+    both = read_pairs(tmp_path / "pairs.parquet", "test")
+    rows, asked = in_language(both, "ru")
+    assert rows.tolist() == list(range(len(both)))
+    for row in range(len(both)):
+        assert list(asked.queries[row]) == [both.queries[row][0]]
+        assert list(asked.texts[row]) == [both.texts[row][0]]
+        assert both.languages[row] == ["ru", "en"]
+    assert (asked.groups == both.groups).all()
+    with pytest.raises(UserError, match="no photo has a query in the language 'fr'"):
+        in_language(both, "fr")
