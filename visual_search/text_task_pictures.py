@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from visual_search.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
+from visual_search.contact_sheet import (
+    LETTERS_IN_A_LINE,
+    MOST_IN_A_ROW,
+    Cell,
+    write_contact_sheets,
+)
 from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG
 from visual_search.text_tasks import EmbeddedTextTask
 
@@ -41,11 +46,11 @@ def _photos_found(
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
         right = set(task.right[query].tolist())
         asked = task.table.paths[int(task.right[query][0])]
-        cells = [Cell(asked, f"{task.query_names[query]}\n{caption}", EXPECTED)]
+        cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", EXPECTED)]
         for number, ranks in enumerate(found):
             letter = "AB"[number] if len(found) > 1 else ""
             for rank, row in enumerate(ranks[place].tolist(), 1):
-                said = f"{letter}{rank}\n{task.table.queries[row][0]}"
+                said = f"{letter}{rank}\n{_short(task.table.queries[row][0])}"
                 cells.append(Cell(task.table.paths[row], said, RIGHT if row in right else WRONG))
         rows.append(cells)
     return rows
@@ -60,11 +65,16 @@ def _names_given(
     cells = []
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
         photo, right = task.table.paths[query], set(task.right[query].tolist())
-        cells.append(Cell(photo, f"{task.table.queries[query][0]}\n{caption}", QUERY))
+        cells.append(Cell(photo, f"{_short(task.table.queries[query][0])}\n{caption}", QUERY))
         for number, ranks in enumerate(found):
             letter = f"{'AB'[number]}: " if len(found) > 1 else ""
             answer = int(ranks[place][0])
             colour = RIGHT if answer in right else WRONG
-            cells.append(Cell(photo, f"{letter}{task.relevance.texts[answer]}", colour))
+            cells.append(Cell(photo, _short(f"{letter}{task.relevance.texts[answer]}"), colour))
     width = MOST_IN_A_ROW // (1 + len(models)) * (1 + len(models))
     return [cells[start : start + width] for start in range(0, len(cells), width)]
+
+
+def _short(text: str) -> str:
+    """The beginning of a text that is too long for a line; sheets keep the end, as of paths."""
+    return text if len(text) <= LETTERS_IN_A_LINE else text[: LETTERS_IN_A_LINE - 1] + "…"
