@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,22 @@ def hits_of_ranks(
     padded = np.append(gallery_codes, -1)
     query, place = np.nonzero(padded[np.minimum(ranks, len(gallery))] == query_codes[:, None])
     return Hits(query, place + 1, right_photos(gallery_codes, query_codes, own), ranks.shape[1])
+
+
+def hits_among(ranks: np.ndarray, right: Sequence[np.ndarray]) -> Hits:
+    """The hits of rankings in which a query may have any set of right answers.
+
+    Args:
+        ranks: `(n, columns)`, int64, best first.
+        right: of each query, the right answers.
+    """
+    found = [np.flatnonzero(np.isin(row, rows)) for row, rows in zip(ranks, right, strict=True)]
+    return Hits(
+        np.repeat(np.arange(len(ranks)), [len(places) for places in found]),
+        np.concatenate(found) + 1,
+        np.array([len(rows) for rows in right], dtype=np.int64),
+        ranks.shape[1],
+    )
 
 
 def shared_codes(gallery: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

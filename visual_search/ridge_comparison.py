@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from visual_search.bootstrap import mean_interval
 from visual_search.cached_views import kept_features
 from visual_search.embed import default_device
 from visual_search.errors import UserError
@@ -22,7 +23,6 @@ from visual_search.text_retrieval import (
     Relevance,
     RetrievalScores,
     evaluate_retrieval,
-    paired_gain,
     relevance_of,
 )
 from visual_search.text_towers import FrozenText, TextTowers
@@ -157,11 +157,11 @@ def gains(
     for name, mine in ours.items():
         other, units = theirs[name], clusters[name]
         made[name] = {
-            f"R@{k}": asdict(paired_gain(mine.hits(k), other.hits(k), units, seed)) for k in RECALLS
+            f"R@{k}": mean_interval(mine.hits(k) - other.hits(k), units, seed=seed).as_json()
+            for k in RECALLS
         }
-        made[name]["mAP"] = asdict(
-            paired_gain(mine.average_precisions, other.average_precisions, units, seed)
-        )
+        difference = mine.average_precisions - other.average_precisions
+        made[name]["mAP"] = mean_interval(difference, units, seed=seed).as_json()
     return made
 
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from visual_search.hits import hits_among
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.pair_table import PairTable
+from visual_search.retrieval_metrics import average_precision_at_1000
 from visual_search.search import top_k
 
 RECALLS = (1, 5, 10)
@@ -106,15 +108,11 @@ def score_rankings(ranks: np.ndarray, right: Sequence[np.ndarray]) -> RetrievalS
         ranks: `(n, columns)`, int64, best first.
         right: of each query, the right answers.
     """
-    width = ranks.shape[1]
-    first = np.full(len(ranks), width, dtype=np.int64)
-    precisions = np.zeros(len(ranks))
-    for query, (row, answers) in enumerate(zip(ranks, right, strict=True)):
-        found = np.flatnonzero(np.isin(row, answers))
-        if len(found):
-            first[query] = found[0]
-            precisions[query] = (np.arange(1, len(found) + 1) / (found + 1)).sum() / len(answers)
-    return RetrievalScores(first, precisions)
+    hits = hits_among(ranks, right)
+    first = np.full(len(ranks), hits.depth, dtype=np.int64)
+    np.minimum.at(first, hits.query, hits.rank - 1)
+    # A query without a right answer has found none of them.
+    return RetrievalScores(first, np.nan_to_num(average_precision_at_1000(hits)))
 
 
 @dataclass(frozen=True)
@@ -156,40 +154,3 @@ def evaluate_retrieval(photos: Tensor, texts: Tensor, relevance: Relevance) -> B
         score_rankings(text_ranks, relevance.texts_of),
         photo_ranks,
     )
-
-
-@dataclass(frozen=True)
-class Gain:
-    """By how much one system is better than another on the same queries."""
-
-    mean: float
-    low: float
-    high: float
-    """Ends of the interval that holds the true mean in 95 of 100 cases."""
-
-
-def paired_gain(
-    ours: np.ndarray, theirs: np.ndarray, clusters: np.ndarray | None = None, seed: int = 42
-) -> Gain:
-    """The mean difference with its paired 95 % bootstrap interval (Efron 1979, percentiles).
-
-    Args:
-        ours: `(n,)`, a score of each query.
-        theirs: `(n,)`, of the same queries.
-        clusters: `(n,)`, int64: queries that are not independent, such as photos of one product,
-            are drawn together; None where all are.
-        seed: of the 10,000 draws.
-    """
-    difference = np.asarray(ours, dtype=np.float64) - theirs
-    if clusters is None:
-        clusters = np.arange(len(difference))
-    _, codes = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(codes, weights=difference)
-    sizes = np.bincount(codes).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.empty(10_000)
-    for start in range(0, len(means), 500):
-        drawn = rng.integers(len(sums), size=(min(500, len(means) - start), len(sums)))
-        means[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Gain(float(difference.mean()), float(low), float(high))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from visual_search.hits import Hits
+from visual_search.hits import hits_among
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.retrieval_metrics import per_query
@@ -131,19 +131,3 @@ def score_text_task(model: EmbeddedTextTask) -> TaskScores:
     depth = max(MAX_PREDICTIONS, max(len(rows) for rows in right))
     ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
     return TaskScores(model.task, per_query(hits_among(ranks, right)), None, False)
-
-
-def hits_among(ranks: np.ndarray, right: Sequence[np.ndarray]) -> Hits:
-    """The hits of rankings in which a query may have any set of right answers.
-
-    Args:
-        ranks: `(n, columns)`, int64, best first.
-        right: of each query, the right answers.
-    """
-    found = [np.flatnonzero(np.isin(row, rows)) for row, rows in zip(ranks, right, strict=True)]
-    return Hits(
-        np.repeat(np.arange(len(ranks)), [len(places) for places in found]),
-        np.concatenate(found) + 1,
-        np.array([len(rows) for rows in right], dtype=np.int64),
-        ranks.shape[1],
-    )

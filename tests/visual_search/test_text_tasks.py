@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search.errors import UserError
+from visual_search.hits import hits_among
 from visual_search.retrieval_metrics import per_query
-from visual_search.text_tasks import hits_among
 
 
 @settings(max_examples=60, deadline=None)
