@@ -158,3 +158,10 @@ def load_torchscript(path: Path) -> nn.Module:
 def knows_texts(found: Checkpoint) -> bool:
     """Whether it is of image–text training."""
     return isinstance(found.facts.get("text"), dict)
+
+
+def dimension_of(found: Checkpoint) -> int:
+    """Of the embeddings: of the space shared with texts, where there is one."""
+    if knows_texts(found):
+        return int(found.facts["text"]["dimension"])
+    return found.architecture.dimension

@@ -84,7 +84,7 @@ class PairValidator(Keeper[BothWays]):
             "text towers": " + ".join(phase.config.text.towers),
             "loss": phase.config.loss.name,
             "training photos": str(len(phase.images)),
-            "texts of other photos": str(phase.config.dataset.shuffle_texts),
+            "texts shuffled": str(phase.config.dataset.shuffle_texts),
         }
         write_text_report(
             self.run.path / "report.html",

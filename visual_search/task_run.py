@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visual_search.checkpoint import fingerprint, knows_texts, load_checkpoint
+from visual_search.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
 from visual_search.rerank import Step, words
@@ -60,7 +60,7 @@ def evaluate_tasks(
     facts: dict[str, Any] = {
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
-        "dimension": checkpoint.architecture.dimension,
+        "dimension": dimension_of(checkpoint),
         "input_size": input_size or checkpoint.architecture.input_size,
         "weights": fingerprint(run),
         "ranking": words(steps),

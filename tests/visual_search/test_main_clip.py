@@ -254,7 +254,9 @@ def test_tasks_between_texts_and_photos(trained: Path, evaluated: dict[str, Any]
     cache = ("--cache", str(trained / "cache"))
     tasks = ("--tasks", *evaluated["tasks"], "--output", str(output))
     inside("main_evaluate", "--run", str(run), *tasks, *cache)
-    found = json.loads((output / "results.json").read_text())["tasks"]
+    results = json.loads((output / "results.json").read_text())
+    assert results["dimension"] == 32
+    found = results["tasks"]
     # What training recorded of the model that it kept.
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scored = [line for line in lines if line["kind"] == "retrieval"]
