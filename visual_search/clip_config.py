@@ -79,7 +79,7 @@ class TextConfig:
     """The network that reads the query.
 
     Args:
-        towers: one or several, whose outputs stand side by side: hashed, use, lsa,
+        towers: one or several, whose outputs stand side by side: hashed, use,
             sentence-transformers/<name or folder>, open_clip/<architecture>,
             hf/<name or folder>.
         weights: of open_clip and hf towers: hub, none (random), or a state-dict file.
@@ -117,6 +117,9 @@ class ProjectionConfig:
         dropout: inside residual, 0..1.
         clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
             that is trained with them; needs a table with clusters.
+        initial: random; ridge starts photos where a ridge regression predicts the features of
+            their texts, and texts at these features.
+        ridge_alpha: of initial ridge, its strength, above 0, for unit vectors of the photos.
         class_names: start from the visual tower's own classifier: imagenet adds, beside its
             features, the mean of the names of the classes that it sees; needs the tower `use`.
         sharpness: of class_names, factor of the classifier's cosine before the softmax.
@@ -129,6 +132,8 @@ class ProjectionConfig:
     dimension: int = 512
     dropout: float = 0.5
     clusters: int = 1
+    initial: Literal["random", "ridge"] = "random"
+    ridge_alpha: float = 1.0
     class_names: Literal["none", "imagenet"] = "none"
     sharpness: float = 10.0
     feature_noise: float = 0.0

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from visual_search.cached_views import CachedViews, kept_features
-from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.clip_config import ClipConfig
 from visual_search.clip_learner import ClipLearner
 from visual_search.config import NeckConfig
@@ -31,6 +30,11 @@ from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_p
 from visual_search.phase import Batch
 from visual_search.photo_loader import photo_loader
 from visual_search.photo_tower import build_tower, freeze_tower
+from visual_search.projection_start import (
+    add_class_names,
+    start_from_class_names,
+    start_from_ridge,
+)
 from visual_search.query_texts import QueryTexts
 from visual_search.samplers import TrainingBatches
 from visual_search.text_retrieval import Relevance, relevance_of
@@ -39,8 +43,8 @@ from visual_search.typed_model import check_same, photo_items
 
 # Photos on which the scale of the features is measured.
 MEASURED_PHOTOS = 2048
-# Of the answer of the visual tower's classifier, beside the text's, in the shared space.
-NAMES_SHARE = 0.6
+# Photos that a ridge is fitted to at the most.
+FITTED_PHOTOS = 200_000
 
 
 @dataclass
@@ -117,18 +121,26 @@ class ClipPhase:
         """Measure the features of a run that starts anew, and set the projections for them."""
         if self.config.pretrain_model:
             return
-        encoder = self.learner.embedder
+        encoder, projection = self.learner.embedder, self.config.projection
+        weights = self.config.backbone.weights
         encoder.text.fit(self.texts.everything())
-        vectors = self._measured_vectors(device, chief)
+        ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
+        most = FITTED_PHOTOS if ridge else MEASURED_PHOTOS
+        chosen = range(0, len(self.images), max(len(self.images) // most, 1))
+        vectors = self._photo_vectors(chosen, device, chief)
         encoder.photo_projection.standardised.fit(vectors)
-        if self.config.projection.class_names == "imagenet":
-            start_from_class_names(encoder, self.config.backbone.weights, vectors)
+        if ridge:
+            texts = [self.texts.of(photo) for photo in chosen]
+            start_from_ridge(encoder, vectors, texts, projection.ridge_alpha)
+            if names:
+                add_class_names(encoder, weights, vectors)
+        elif names:
+            start_from_class_names(encoder, weights, vectors)
 
-    def _measured_vectors(self, device: torch.device, chief: bool) -> Tensor:
+    def _photo_vectors(self, chosen: range, device: torch.device, chief: bool) -> Tensor:
         if isinstance(self.images, CachedViews):
-            return self.images.features[:, 0].to(device)
-        step = max(len(self.images) // MEASURED_PHOTOS, 1)
-        items = [self.images.images.item(i) for i in range(0, len(self.images), step)]
+            return self.images.features[list(chosen), 0].to(device)
+        items = [self.images.images.item(i) for i in chosen]
         return self._plain_vectors(items, device, chief).to(device)
 
     def _plain_vectors(self, items: list[ImageItem], device: torch.device, chief: bool) -> Tensor:
@@ -210,39 +222,6 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
     )
 
 
-def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Start the projections where the visual tower's classifier names what it sees.
-
-    A text and a class name of the same meaning get the same place, by one random orthogonal map;
-    what the features say beside it starts at nothing.
-
-    Args:
-        encoder: with the text tower `use` and linear projections; changed in place.
-        weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of photos.
-    """
-    photo, text = encoder.photo_projection, encoder.text
-    tower = text.part("use")
-    assert photo.names is not None
-    assert photo.name_projection is not None
-    named = torch.from_numpy(tower.encoder.encode(imagenet_names())).to(vectors.device)
-    photo.names.fit(imagenet_classifier(weights).to(vectors.device), named, vectors)
-    start = sum(text.widths[: text.names.index("use")])
-    to_names, beside = photo.name_projection, photo.projection
-    assert isinstance(to_names, nn.Linear)
-    assert isinstance(beside, nn.Linear)
-    with torch.no_grad():
-        shared = torch.empty(to_names.weight.shape)
-        nn.init.orthogonal_(shared, 3**-0.5)
-        to_names.weight.copy_(NAMES_SHARE * shared)
-        nn.init.zeros_(beside.weight)
-        nn.init.zeros_(beside.bias)
-        for projection in encoder.text_projections():
-            assert isinstance(projection, nn.Linear)
-            nn.init.zeros_(projection.bias)
-            projection.weight[:, start : start + shared.shape[1]].copy_(shared)
-
-
 def _check(config: ClipConfig) -> None:
     dataset, projection = config.dataset, config.projection
     if config.train.cache_features:
@@ -275,6 +254,11 @@ def _check(config: ClipConfig) -> None:
             "projection.class_names imagenet needs `use` among text.towers and projection.kind "
             "linear"
         )
+
+    if projection.initial == "ridge" and projection.kind != "linear":
+        raise UserError("projection.initial ridge needs projection.kind linear")
+    if not projection.ridge_alpha > 0:
+        raise UserError(f"projection.ridge_alpha is {projection.ridge_alpha}; write more than 0")
 
 
 def _check_clusters(config: ClipConfig, table: PairTable) -> None:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,9 +34,10 @@ def features_of(text: str) -> list[str]:
     return features
 
 
-def hashed(text: str, buckets: int) -> list[int]:
+@lru_cache(maxsize=100_000)
+def hashed(text: str, buckets: int) -> tuple[int, ...]:
     """Each feature's number, 1..buckets; the same in every process and year (CRC-32)."""
-    return [1 + zlib.crc32(feature.encode()) % buckets for feature in features_of(text)]
+    return tuple(1 + zlib.crc32(feature.encode()) % buckets for feature in features_of(text))
 
 
 class HashedNgrams(nn.Module):
@@ -96,7 +98,7 @@ class HashedNgrams(nn.Module):
         rows = np.zeros((len(texts), self.buckets + 1), dtype=np.float32)
         idf = self.idf.cpu().numpy()
         for row, text in zip(rows, texts, strict=True):
-            np.add.at(row, hashed(text, self.buckets), 1.0)
+            np.add.at(row, list(hashed(text, self.buckets)), 1.0)
             row *= idf
             row /= max(float(np.linalg.norm(row)), 1e-12)
         return rows

@@ -73,6 +73,11 @@ def main() -> None:
         "folds": FOLDS,
         "queries": compared["queries"],
         "ridge": compared["ridge"]["scores"],
+        "stronger_ridges": {
+            name.removeprefix("ridge_with_"): compared[name]["scores"]
+            for name in compared
+            if name.startswith("ridge_with_")
+        },
         "model": compared["runs"][last]["scores"],
         "gain": compared["runs"][last]["gain"],
         "stages": {name: values["scores"] for name, values in compared["runs"].items()},
@@ -109,15 +114,19 @@ def write_categories(folder: Path) -> Path:
 
 
 def table_of(summary: dict[str, Any]) -> str:
-    """Ridge, stages and gain, a line for each measure."""
+    """Ridges, stages, and the last one's gain over the first ridge, a line for each measure."""
     stages = list(summary["stages"])
-    lines = ["".join(["measure".ljust(24), "ridge".rjust(8), *(s.rjust(24) for s in stages)])]
+    stronger = [f"+ {name.replace('_', ' ')}" for name in summary["stronger_ridges"]]
+    head = ["ridge".rjust(8), *(s.rjust(15) for s in stronger), *(s.rjust(24) for s in stages)]
+    lines = ["".join(["measure".ljust(24), *head])]
     for direction, scores in summary["ridge"].items():
         for name, value in scores.items():
             row = [summary["stages"][stage][direction][name] for stage in stages]
             gain = summary["gain"][direction].get(name)
             words = f"   gain {gain['low']:+.3f} … {gain['high']:+.3f}" if gain else ""
-            shown = "".join(f"{number:24.3f}" for number in row)
+            beside = [ridge[direction][name] for ridge in summary["stronger_ridges"].values()]
+            shown = "".join(f"{number:15.3f}" for number in beside)
+            shown += "".join(f"{number:24.3f}" for number in row)
             lines.append(f"{direction + ' ' + name:24}{value:8.3f}{shown}{words}")
     return "\n".join(lines)
 

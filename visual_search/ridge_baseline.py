@@ -44,27 +44,43 @@ class Ridge:
     """On the data that was to be judged."""
 
 
-def ridge_baseline(
-    train: RidgeData, held_out: RidgeData, everything: RidgeData, test: RidgeData
-) -> Ridge:
-    """Choose the best ridge on `held_out`, fit it to `everything`, and judge it on `test`.
+@dataclass(frozen=True)
+class RidgeParts:
+    """What ridges are chosen, fitted and judged on."""
+
+    train: RidgeData
+    """A part of the training products."""
+    held_out: RidgeData
+    """The rest of them."""
+    everything: RidgeData
+    """Both."""
+    test: RidgeData
+    """Products never trained on."""
+
+
+def ridge_baselines(parts: RidgeParts, choices: Mapping[str, Sequence[str]]) -> dict[str, Ridge]:
+    """Choose the best ridges on the held-out part, fit them to both, and judge them on the test.
 
     Args:
-        train: a part of the training products.
-        held_out: the rest of them.
-        everything: both.
-        test: products never trained on.
+        parts: the data.
+        choices: by the ridge's name, the text features that it may choose from.
 
     The choice is by the mean of R@1, R@5 and R@10 of both directions.
     """
-    best, choosing = (-1.0, "", "", 0.0), _Fits(train, held_out)
-    for features in train.texts:
-        for direction in DIRECTIONS:
-            for alpha, scores in choosing.judged(features, direction, ALPHAS).items():
-                best = max(best, (mean_recall(scores), features, direction, alpha))
-    validation, features, direction, alpha = best
-    scores = _Fits(everything, test).judged(features, direction, [alpha])[alpha]
-    return Ridge(features, direction, alpha, validation, scores)
+    choosing = _Fits(parts.train, parts.held_out)
+    judging = _Fits(parts.everything, parts.test)
+    tried = [
+        (mean_recall(scores), features, direction, alpha)
+        for features in dict.fromkeys(name for names in choices.values() for name in names)
+        for direction in DIRECTIONS
+        for alpha, scores in choosing.judged(features, direction, ALPHAS).items()
+    ]
+    made = {}
+    for name, allowed in choices.items():
+        validation, features, direction, alpha = max(one for one in tried if one[1] in allowed)
+        scores = judging.judged(features, direction, [alpha])[alpha]
+        made[name] = Ridge(features, direction, alpha, validation, scores)
+    return made
 
 
 def mean_recall(scores: BothWays) -> float:

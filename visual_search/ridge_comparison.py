@@ -16,7 +16,13 @@ from visual_search.embed import default_device
 from visual_search.errors import UserError
 from visual_search.hashed_ngrams import HashedNgrams
 from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_pairs
-from visual_search.ridge_baseline import HELD_OUT_SHARE, Ridge, RidgeData, ridge_baseline
+from visual_search.ridge_baseline import (
+    HELD_OUT_SHARE,
+    Ridge,
+    RidgeData,
+    RidgeParts,
+    ridge_baselines,
+)
 from visual_search.text_retrieval import (
     RECALLS,
     BothWays,
@@ -86,8 +92,8 @@ def comparison(parts: Sequence[Judged], seed: int = 42) -> dict[str, Any]:
         seed: of the bootstrap.
 
     Returns:
-        `ridge`, `ridge_with_class_names` where the first run has such, `runs` and `chance`; JSON
-        values.
+        `ridge`, the stronger ones where the first run has what they need (`ridge_with_ngrams`,
+        `ridge_with_class_names`), `runs` and `chance`; JSON values.
     """
     clusters = _clusters(parts)
     ridges = {
@@ -211,7 +217,11 @@ def _ridges(
     cache: Path,
     seed: int,
 ) -> dict[str, Ridge]:
-    """The plain ridge, and one that is given the answers of the visual tower's classifier too."""
+    """The plain ridge between the frozen towers' features, and stronger ones.
+
+    `ridge_with_ngrams` may choose the n-grams of the hashed tower too, `ridge_with_class_names`
+    gets the answers of the visual tower's own classifier besides.
+    """
     device = default_device()
     visual = model.encoder.to(device).visual
     photos = [
@@ -227,7 +237,7 @@ def _ridges(
         (test, judged, ""),
     ]
 
-    def data(features: list[np.ndarray]) -> list[RidgeData]:
+    def data(features: list[np.ndarray]) -> RidgeParts:
         made = []
         for table, chosen, spoken in parts:
             kept, asked = in_language(table.take(chosen), spoken)
@@ -235,9 +245,16 @@ def _ridges(
             own = features[0] if table is train else features[1]
             texts = _text_features(model.encoder.text, relevance.texts)
             made.append(RidgeData(own[rows], texts, relevance))
-        return made
+        return RidgeParts(*made)
 
-    found = {"ridge": ridge_baseline(*data([rows.numpy() for rows in photos]))}
+    plain = data([rows.numpy() for rows in photos])
+    features = list(plain.train.texts)
+    towers = zip(model.encoder.text.names, model.encoder.text.parts, strict=True)
+    frozen = [name for name, part in towers if isinstance(part, FrozenText)]
+    choices = {"ridge": [name for name in features if name in frozen] or features}
+    if len(features) > len(choices["ridge"]):
+        choices["ridge_with_ngrams"] = features
+    found = ridge_baselines(plain, choices)
     names = model.encoder.photo_projection.names
     if names is not None:
         with torch.no_grad():
@@ -247,7 +264,7 @@ def _ridges(
         both = [
             torch.cat([a, b / scale], dim=1).numpy() for a, b in zip(photos, named, strict=True)
         ]
-        found["ridge_with_class_names"] = ridge_baseline(*data(both))
+        found |= ridge_baselines(data(both), {"ridge_with_class_names": features})
     return found
 
 

@@ -93,12 +93,14 @@ class TextTowers(nn.Module):
 
     def fit(self, texts: Sequence[str]) -> None:
         """Let the towers that need it look at the training texts once."""
+        texts = in_small_letters(texts)
         for part in self._each():
             if hasattr(part, "fit"):
                 part.fit(texts)
 
     def tokenize(self, texts: Sequence[str]) -> list[Tensor]:
         """What :meth:`forward` takes, a tensor of `n` rows for each tower."""
+        texts = in_small_letters(texts)
         return [part.tokenize(texts) for part in self._each()]
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
@@ -122,6 +124,11 @@ class TextTowers(nn.Module):
         for number, part in enumerate(self._each()):
             if hasattr(part, "save_files"):
                 part.save_files(folder / f"tower-{number}")
+
+
+def in_small_letters(texts: Sequence[str]) -> list[str]:
+    """As typed queries mostly are: names of products would else train what is never asked."""
+    return [text.strip().lower() for text in texts]
 
 
 def create_text_towers(

@@ -7,9 +7,10 @@ import pytest
 
 from visual_search.ridge_baseline import (
     RidgeData,
+    RidgeParts,
     in_their_span,
     mean_recall,
-    ridge_baseline,
+    ridge_baselines,
     ridge_predictions,
 )
 from visual_search.text_retrieval import Relevance
@@ -47,8 +48,13 @@ def data(products: range, noise: float, seed: int) -> RidgeData:
 
 
 def test_the_useful_features_are_chosen_and_generalise() -> None:
-    parts = [data(p, 0.5, 3) for p in (range(32), range(32, 40), range(40), range(40, 60))]
-    ridge = ridge_baseline(*parts)
+    spans = (range(32), range(32, 40), range(40), range(40, 60))
+    parts = RidgeParts(*(data(products, 0.5, 3) for products in spans))
+    choices = {"free": ["useless", "useful"], "bound": ["useless"]}
+    made = ridge_baselines(parts, choices)
+    assert made["bound"].features == "useless"
+    assert mean_recall(made["bound"].scores) < 0.6
+    ridge = made["free"]
     assert ridge.features == "useful"
     assert mean_recall(ridge.scores) > 0.9
     assert 0 < ridge.validation <= 1

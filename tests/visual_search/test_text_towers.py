@@ -139,3 +139,13 @@ def test_unknown_towers_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(UserError, match="could not be had"):
         create_text_towers([f"hf/{tmp_path}"])
+
+
+def test_letters_case_and_margins_say_nothing() -> None:
+    towers = create_text_towers(["use"])
+    typed, printed = towers.tokenize(["красный диван"])[0], towers.tokenize([" Красный ДИВАН "])[0]
+    torch.testing.assert_close(typed, printed)
+    towers.fit(TEXTS[:3])
+    mean = towers.part("use").mean.clone()
+    towers.fit([text.upper() for text in TEXTS[:3]])
+    torch.testing.assert_close(towers.part("use").mean, mean)

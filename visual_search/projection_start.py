@@ -1,0 +1,165 @@
+"""Where the projections into the shared space start, before anything is learnt.
+
+From random weights they have to learn from few products what closed forms know at once. Texts start
+in the space of their own features, turned at random; photos where a ridge regression predicts their
+texts (Hoerl and Kennard 1970), where the visual tower's classifier names them, or at the sum of
+both. Training then moves away from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from visual_search.class_names import imagenet_classifier, imagenet_names
+from visual_search.dual_encoder import TEXT_BATCH, DualEncoder
+from visual_search.errors import UserError
+from visual_search.projections import Sample, pca
+from visual_search.text_towers import in_small_letters
+
+NAMES_SHARE = 0.6
+"""Length of the class names' answer in the shared space, the texts' own being 1."""
+SIZE = 3**-0.5
+"""Of a direction in the start's weights: about what a fresh linear layer has."""
+
+
+def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
+    """Start photos where the visual tower's classifier names what it sees.
+
+    A text and a class name of the same meaning get the same place; what the features say beside it
+    starts at nothing.
+
+    Args:
+        encoder: with the text tower `use` and linear projections; changed in place.
+        weights: of the visual tower's checkpoint, with the classifier.
+        vectors: `(n, width)`, unit vectors of photos.
+    """
+    text, photo = encoder.text, _linear(encoder.photo_projection.projection)
+    start = sum(text.widths[: text.names.index("use")])
+    columns = torch.arange(start, start + text.part("use").dimension)
+    basis = nn.init.orthogonal_(vectors.new_empty(photo.out_features, len(columns)), SIZE)
+    with torch.no_grad():
+        nn.init.zeros_(photo.weight)
+        nn.init.zeros_(photo.bias)
+    _start_texts(encoder, columns, basis, torch.zeros(len(columns)))
+    _start_names(encoder, weights, vectors, basis)
+
+
+def start_from_ridge(
+    encoder: DualEncoder, vectors: Tensor, texts: Sequence[Sequence[str]], alpha: float
+) -> None:
+    """Start photos where a ridge regression predicts the features of their texts.
+
+    Minimises `sum over photos of |mean of its texts' features - W v|^2 + alpha |W|^2`, both sides
+    centred. Text features that are nothing before training (the table of n-grams) are left out:
+    their columns stay random.
+
+    Args:
+        encoder: with linear projections; changed in place.
+        vectors: `(n, width)`, unit vectors of the visual tower.
+        texts: of each of these photos, one or more.
+        alpha: the ridge's strength, above 0.
+
+    Raises:
+        UserError: when there is no text feature, or they are all alike.
+    """
+    standardised = encoder.photo_projection.standardised
+    photo = _linear(encoder.photo_projection.projection)
+    features, means = _text_features(encoder, texts)
+    columns = torch.nonzero(features.std(dim=0, correction=0) > 1e-6).flatten()
+    if not len(columns):
+        raise UserError(
+            "projection.initial ridge needs texts whose features differ before training: add "
+            "`use` to text.towers, or set projection.initial to random"
+        )
+    basis = _basis(features[:, columns], photo.out_features).to(vectors.device)
+    targets = means[:, columns].to(vectors.device).double()
+    mean = targets.mean(dim=0)
+    inputs = vectors.double() - vectors.double().mean(dim=0)
+    gram = inputs.T @ inputs
+    gram.diagonal().add_(alpha)
+    fitted = torch.linalg.solve(gram, inputs.T @ (targets - mean))
+    # As long as the texts, on average, so that class names weigh the same beside both.
+    lengths = (features[:, columns].to(mean) - mean).norm(dim=1).mean()
+    fitted *= lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12)
+    offset = vectors.double().mean(dim=0) - standardised.mean.double()
+    with torch.no_grad():
+        weight = basis.double() @ fitted.T
+        photo.weight.copy_(weight * standardised.scale.double())
+        photo.bias.copy_(-(weight @ offset))
+    _start_texts(encoder, columns, basis, mean)
+
+
+def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
+    """Add the visual tower's classifier to a start that has set the texts already.
+
+    Args:
+        encoder: after :func:`start_from_ridge`, with the text tower `use`; changed in place.
+        weights: of the visual tower's checkpoint, with the classifier.
+        vectors: `(n, width)`, unit vectors of photos.
+    """
+    text = encoder.text
+    start = sum(text.widths[: text.names.index("use")])
+    projection = _linear(encoder.text_projections()[0])
+    basis = projection.weight.detach()[:, start : start + text.part("use").dimension]
+    _start_names(encoder, weights, vectors, basis)
+
+
+def _start_names(encoder: DualEncoder, weights: str, vectors: Tensor, basis: Tensor) -> None:
+    photo = encoder.photo_projection
+    assert photo.names is not None
+    named = torch.from_numpy(
+        encoder.text.part("use").encoder.encode(in_small_letters(imagenet_names()))
+    )
+    classifier = imagenet_classifier(weights).to(vectors.device)
+    photo.names.fit(classifier, named.to(vectors.device), vectors)
+    with torch.no_grad():
+        _linear(photo.name_projection).weight.copy_(NAMES_SHARE * basis)
+
+
+def _start_texts(encoder: DualEncoder, columns: Tensor, basis: Tensor, mean: Tensor) -> None:
+    """Set these columns of the text projections, and where `mean` is to be."""
+    for projection in map(_linear, encoder.text_projections()):
+        with torch.no_grad():
+            projection.weight[:, columns.to(projection.weight.device)] = basis.to(projection.weight)
+            projection.bias.copy_(-(basis.to(projection.weight) @ mean.to(projection.weight)))
+
+
+def _basis(features: Tensor, dimension: int) -> Tensor:
+    """Rows of the features' space that become dimensions of the shared one, `(dimension, c)`.
+
+    Where they all fit, inner products are kept; else those of the principal components.
+    """
+    width = features.shape[1]
+    if width <= dimension:
+        return nn.init.orthogonal_(torch.empty(dimension, width), SIZE)
+    weight = pca(Sample(features, torch.zeros(len(features))), dimension).weight
+    return SIZE * weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+@torch.no_grad()
+def _text_features(encoder: DualEncoder, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """Of the distinct texts, `(m, t)`, and the mean of each photo's, `(n, t)`; on the CPU."""
+    numbers: dict[str, int] = {}
+    pairs = [
+        (row, numbers.setdefault(t, len(numbers))) for row, own in enumerate(texts) for t in own
+    ]
+    distinct, tower = list(numbers), encoder.text
+    was_training, device = encoder.training, next(encoder.parameters()).device
+    encoder.eval()
+    parts = []
+    for start in range(0, len(distinct), TEXT_BATCH):
+        tokens = tower.tokenize(distinct[start : start + TEXT_BATCH])
+        parts.append(tower([rows.to(device) for rows in tokens]).float().cpu())
+    encoder.train(was_training)
+    features = torch.cat(parts)
+    photo, text = torch.tensor(pairs).T
+    sums = torch.zeros(len(texts), features.shape[1]).index_add_(0, photo, features[text])
+    return features, sums / torch.bincount(photo, minlength=len(texts))[:, None]
+
+
+def _linear(module: nn.Module | None) -> nn.Linear:
+    assert isinstance(module, nn.Linear)
+    return module
