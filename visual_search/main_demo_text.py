@@ -19,18 +19,24 @@ OUTPUT = Path("runs/demo_text")
 FOLDS = 5
 SUMMARY = OUTPUT / "summary.json"
 CATEGORIES = {
-    "Bathroom": "сантехника и вещи для ванной",
-    "Bedroom": "мебель и вещи для спальни и детской",
-    "Characters": "фигура человека",
-    "Exterior": "вещи для сада, двора и улицы",
-    "Kitchen": "посуда и кухонная техника",
-    "Lights": "лампы и светильники",
-    "Living room": "мебель для гостиной: диваны, кресла, столы, шкафы",
-    "Miscellaneous": "разные вещи для дома",
-    "Office": "офисная мебель и техника",
-    "Vehicles": "машины, мотоциклы и велосипеды",
+    "Bathroom": "ванна, раковина, унитаз, душ, смеситель, полотенце, зеркало для ванной, "
+    "мыло, держатель для полотенец, стиральная машина",
+    "Bedroom": "кровать, тумбочка, комод, детская кроватка, платяной шкаф, подушка, одеяло, "
+    "матрас, туалетный столик, вешалка",
+    "Characters": "человек, мужчина, женщина, ребёнок, фигура человека",
+    "Exterior": "садовая скамейка, забор, уличный фонарь, дерево, растение, качели, гараж, "
+    "садовая мебель, мусорный бак, дорожный знак",
+    "Kitchen": "посуда, плита, холодильник, чайник, кастрюля, сковорода, тарелка, чашка, "
+    "нож, кухонный шкаф, микроволновая печь, тостер",
+    "Lights": "лампа, люстра, светильник, торшер, настольная лампа, бра, потолочный светильник",
+    "Living room": "диван, кресло, журнальный столик, телевизор, ковёр, книжный шкаф, стул, "
+    "обеденный стол, полка, камин",
+    "Miscellaneous": "игрушка, книга, часы, коробка, музыкальный инструмент, спортивный инвентарь, "
+    "инструмент, сумка, картина",
+    "Office": "офисное кресло, компьютер, принтер, письменный стол, ноутбук, монитор, папка, доска",
+    "Vehicles": "автомобиль, велосипед, мотоцикл, грузовик, самолёт, автобус",
 }
-"""The catalogue's categories, as a Russian shop would head them."""
+"""What a Russian shop would have in the catalogue's categories."""
 EXAMPLES = ("красный диван", "настольная лампа", "детская кроватка", "велосипед")
 
 
@@ -104,11 +110,12 @@ def write_categories(folder: Path) -> Path:
     table = read_pairs(PAIRS, TEST)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "img").mkdir(parents=True)
-    names, labels = list(CATEGORIES), {}
+    keys, labels = list(CATEGORIES), {}
     for path, category in zip(table.paths, table.categories, strict=True):
         shutil.copyfile(path, folder / "img" / path.name)
-        labels[path.stem] = names.index(category)
-    write_json(folder / "classes.json", list(CATEGORIES.values()))
+        labels[path.stem] = keys.index(category)
+    names = [kinds.split(", ") for kinds in CATEGORIES.values()]
+    write_json(folder / "classes.json", names)
     write_json(folder / "labels.json", labels)
     return folder
 

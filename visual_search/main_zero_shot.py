@@ -14,7 +14,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_zero_shot",
         description="Give each photo the nearest of a list of names. A data set is a folder with "
-        "classes.json (a list of names), img/ and, to be scored, labels.json (photo to class).",
+        "classes.json (a list of names; a class of many kinds of things may be a list itself), "
+        "img/ and, to be scored, labels.json (photo to class).",
     )
     parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders")

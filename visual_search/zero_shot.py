@@ -1,7 +1,8 @@
 """Photos to class names that were never trained on, in the challenge's format.
 
-A data set is a folder with `classes.json`, a list of names, and `img/`; where `labels.json` says
-which class each photo is of (`{"<photo>": <index>}`), the answers are scored.
+A data set is a folder with `classes.json`, a list of names, and `img/`; a class of many kinds of
+things may be a list of names itself, and has the photos that are nearest to any of them. Where
+`labels.json` says which class each photo is of (`{"<photo>": <index>}`), the answers are scored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class ZeroShotSet:
     """A data set in the challenge's layout."""
 
     name: str
-    classes: list[str]
+    classes: list[list[str]]
+    """Of each, its names: one, or several that photos of it may be nearest to."""
     photos: list[Path]
     labels: np.ndarray | None
     """`(n,)`, int64; None where nobody says."""
@@ -69,8 +71,9 @@ def read_zero_shot_set(folder: Path) -> ZeroShotSet:
         UserError: naming the file and what is wrong in it.
     """
     classes = _json(folder / "classes.json")
-    if not isinstance(classes, list) or not classes or not all(isinstance(c, str) for c in classes):
+    if not isinstance(classes, list) or not classes:
         raise UserError(f"{folder / 'classes.json'} must be a list of names, one or more")
+    named = [_names(folder / "classes.json", number, entry) for number, entry in enumerate(classes)]
     place = folder / "img"
     if not place.is_dir():
         raise UserError(f"{folder} has no folder img/ with the photos")
@@ -84,7 +87,15 @@ def read_zero_shot_set(folder: Path) -> ZeroShotSet:
         stems[path.stem] = path
     labels_file = folder / "labels.json"
     labels = _labels(labels_file, photos, len(classes)) if labels_file.is_file() else None
-    return ZeroShotSet(folder.resolve().name, classes, photos, labels)
+    return ZeroShotSet(folder.resolve().name, named, photos, labels)
+
+
+def _names(path: Path, number: int, entry: object) -> list[str]:
+    entries = entry if isinstance(entry, list) else [entry]
+    names = [name for name in entries if isinstance(name, str) and name.strip()]
+    if not names or len(names) < len(entries):
+        raise UserError(f"{path}: class {number} is {entry!r}; write a name, or a list of names")
+    return names
 
 
 def _json(path: Path) -> object:
@@ -120,7 +131,7 @@ def classify(
     templates: Path | None = None,
     progress: bool = True,
 ) -> ZeroShotAnswer:
-    """Give each photo the class whose name is nearest.
+    """Give each photo the class that has the nearest name.
 
     Args:
         model: photos and texts to one space.
@@ -130,10 +141,11 @@ def classify(
         progress: whether there is a progress bar.
     """
     if language == "auto":
-        language = language_of_names(data.classes)
+        language = language_of_names([name for names in data.classes for name in names])
     device = default_device()
     model.encoder.to(device)
-    names = embed_names(model.encoder, data.classes, templates_for(language, templates))
+    names, class_of = flat_names(data.classes)
+    vectors = embed_names(model.encoder, names, templates_for(language, templates))
     embedded = embed_images(
         model.photos,
         [ImageItem(path) for path in data.photos],
@@ -143,8 +155,14 @@ def classify(
         label=data.name,
         progress=progress,
     )
-    predictions = (embedded.matrix @ names.T).argmax(dim=1).numpy()
+    predictions = class_of[(embedded.matrix @ vectors.T).argmax(dim=1).numpy()]
     return ZeroShotAnswer(data, predictions, len(embedded.problems))
+
+
+def flat_names(classes: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
+    """All names of all classes, and the class of each, `(names,)`, int64."""
+    class_of = np.repeat(np.arange(len(classes)), [len(names) for names in classes])
+    return [name for names in classes for name in names], class_of
 
 
 def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
@@ -179,7 +197,7 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    names = [answer.data.classes[index][:24] for index in shown]
+    names = [answer.data.classes[index][0][:24] for index in shown]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="said", ylabel="is")

@@ -16,6 +16,7 @@ from visual_search.zero_shot import (
     ZeroShotAnswer,
     confusion,
     draw_confusion,
+    flat_names,
     mean_accuracy,
     predictions_of,
     read_zero_shot_set,
@@ -53,7 +54,9 @@ def test_answers_in_the_challenges_format(folder: Path, tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("classes.json", "{}", "must be a list of names"),
-        ("classes.json", "[1, 2]", "must be a list of names"),
+        ("classes.json", '["кот", 2]', "class 1 is 2; write a name"),
+        ("classes.json", '["кот", []]', "class 1 is .*; write a name"),
+        ("classes.json", '[["кот", " "]]', "class 0 is .*; write a name"),
         ("classes.json", "[", "is not valid JSON"),
         ("labels.json", '{"0": 0}', "the photo 1.png has class None"),
         ("labels.json", '{"0": 7}', "the photo 0.png has class 7, not a number from 0 to 2"),
@@ -63,6 +66,19 @@ def test_what_is_wrong_is_named(folder: Path, file: str, content: str, message: 
     (folder / file).write_text(content)
     with pytest.raises(UserError, match=message):
         read_zero_shot_set(folder)
+
+
+def test_a_class_may_have_several_names(folder: Path) -> None:
+    (folder / "classes.json").write_text(json.dumps(["кот", ["пёс", "щенок"], "конь"]))
+    data = read_zero_shot_set(folder)
+    assert data.classes == [["кот"], ["пёс", "щенок"], ["конь"]]
+    names, class_of = flat_names(data.classes)
+    assert dict(zip(names, class_of.tolist(), strict=True)) == {
+        "кот": 0,
+        "пёс": 1,
+        "щенок": 1,
+        "конь": 2,
+    }
 
 
 def test_two_photos_of_one_id_are_refused(folder: Path) -> None:
