@@ -327,6 +327,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "optim",
             "photo_tower",
             "probing",
+            "projection_start",
             "prompts",
             "ranking_log",
             "ridge_comparison",

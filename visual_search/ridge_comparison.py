@@ -33,7 +33,6 @@ from visual_search.text_retrieval import (
 )
 from visual_search.text_towers import FrozenText, TextTowers
 from visual_search.typed_model import TypedModel, load_typed_model, photo_items
-from visual_search.typed_queries import embedded_photos
 
 Directions = Mapping[str, RetrievalScores]
 """Scores of `text_to_photo` and `photo_to_text`."""
@@ -79,7 +78,7 @@ def judge(
     models = {name: load_typed_model(run) for name, run in runs.items()}
     first = next(iter(models.values()))
     ridges = _ridges(first, train, test, column, language, cache, seed)
-    scores = {name: _scored(model, test, relevance) for name, model in models.items()}
+    scores = {name: _scored(model, test, relevance, cache) for name, model in models.items()}
     return Judged(relevance, test.groups, ridges, scores)
 
 
@@ -194,9 +193,14 @@ def _random_recall(right: Sequence[np.ndarray], answers: int) -> dict[str, np.nd
     return recalls
 
 
-def _scored(model: TypedModel, table: PairTable, relevance: Relevance) -> BothWays:
-    photos = embedded_photos(model, photo_items(table), model.name).matrix
-    return evaluate_retrieval(photos, model.encoder.embed_texts(relevance.texts), relevance)
+@torch.no_grad()
+def _scored(model: TypedModel, table: PairTable, relevance: Relevance, cache: Path) -> BothWays:
+    device = default_device()
+    encoder = model.encoder.to(device)
+    items, size = photo_items(table), model.input_size
+    vectors = kept_features(encoder.visual, items, size, cache, device).matrix
+    photos = encoder(vectors.to(device)).cpu()
+    return evaluate_retrieval(photos, encoder.embed_texts(relevance.texts), relevance)
 
 
 def _choice(ridge: Ridge) -> dict[str, Any]:

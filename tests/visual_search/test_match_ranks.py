@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from visual_search import coarse_products, match_ranks
@@ -57,6 +57,8 @@ def forced(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
     tile=st.sampled_from([5, 8, 1024]),
     depth=st.sampled_from([1, 3, 1000]),
 )
+@example(seed=0, photos=46, asked=1, classes=2, top=16, tile=5, depth=1)
+@example(seed=0, photos=44, asked=1, classes=2, top=14, tile=5, depth=1)
 def test_equals_a_full_sort_with_ties_missing_classes_and_single_photos(
     kind: torch.dtype,
     seed: int,
