@@ -28,6 +28,7 @@ from tests.visual_search.drawn_pairs import (
     small_clip,
     write_drawn_pairs,
 )
+from visual_search.errors import UserError
 from visual_search.pair_table import read_pairs
 from visual_search.typed_model import load_typed_model
 
@@ -89,6 +90,30 @@ def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> 
     assert right["photo_to_text"]["mAP"] >= 0.6
     assert shuffled["text_to_photo"]["R@1"] <= 0.35
     assert shuffled["photo_to_text"]["mAP"] <= 0.4
+
+
+@pytest.mark.parametrize("shuffled", ["false", "true"])
+def test_a_ridge_start_finds_names_unless_they_are_shuffled(trained: Path, shuffled: str) -> None:
+    runs, name = trained / "starts", f"ridge_{shuffled}"
+    options = ("--projection.initial", "ridge", "--dataset.shuffle_texts", shuffled)
+    inside(
+        "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(runs), "--name", name,
+        "--train.epochs", "1", "--train.validate_every", "1", "--optim.warmup_steps", "0",
+        "--train.feature_cache", str(trained / "features"), *options,
+    )  # fmt: skip
+    lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
+    start = next(line for line in lines if line["kind"] == "start")
+    found = start["photo_to_text"]["mAP"]
+    # Chance is 0.31; the visual tower is one of random weights.
+    assert found <= 0.45 if shuffled == "true" else found >= 0.6
+
+
+def test_a_ridge_start_needs_linear_projections(trained: Path) -> None:
+    with pytest.raises(UserError, match=r"projection\.initial ridge needs projection\.kind linear"):
+        inside(
+            "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(trained / "starts"),
+            "--name", "none", "--projection.initial", "ridge", "--projection.kind", "residual",
+        )  # fmt: skip
 
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from tests.conftest import PROJECT
 from visual_search.checkpoint import describe_model, fingerprint
 from visual_search.errors import UserError
-from visual_search.main_phases import resolved
+from visual_search.main_phases import resolved, resolved_pairs
 from visual_search.model import build_embedder
 from visual_search.phase_chain import Chain, markdown, read_chain, run_chain
 
@@ -273,6 +273,20 @@ def test_the_five_phases_are_the_winning_recipe() -> None:
         is_xbm = step.name.startswith("xbm")
         assert alone["margin"]["weight"] == (0.0 if is_xbm else 1.0)
         assert data["sampler"]["kind"] == ("m-per-class" if is_xbm else "shuffle")
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "config").glob("*/*phases.yml")), ids=str)
+def test_every_chain_is_valid(path: Path) -> None:
+    chain = read_chain(path)
+    before: Path | None = None
+    for step in chain.steps:
+        if chain.command == "main_clip":
+            settings = yaml.safe_load(resolved_pairs(step.arguments(before)))
+            first = step.overrides.get("pretrain_model", before) is None
+            assert (settings["pretrain_model"] is None) == first
+        else:
+            yaml.safe_load(resolved(step.arguments(before)))
+        before = Path("runs") / step.name
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "config" / "optim").glob("*.yml")), ids=str)
