@@ -14,7 +14,7 @@ from torch import Tensor
 PAIRS_AT_ONCE = 1 << 7
 ROWS_AT_ONCE = 4096
 
-_ROUNDED = 1.02 * 2.0**-8  # relative error of a number rounded to bfloat16: it keeps 8 bits
+_EXPONENT = np.uint32(0x7F80_0000)  # of a float32, and of a bfloat16
 
 
 class Sides:
@@ -48,7 +48,6 @@ class Sides:
         self.error = (1.01 * bound + 1e-30).astype(np.float32)
         """`(n_queries,)`: a coarse product is at most so far from the float32 one, before it is
         rounded itself."""
-        self.rounded = _ROUNDED if self.coarse == torch.bfloat16 else 0.0
         rows = np.argsort(gallery_codes, kind="stable")
         self.rows_by_class = rows
         classes = max(gallery_codes.max(initial=-1), query_codes.max(initial=-1)) + 1
@@ -67,6 +66,19 @@ class Sides:
             others = rows != self.own[part][place]
             place, rows = place[others], rows[others]
         return place, rows
+
+    def rounding(self, products: np.ndarray) -> np.ndarray:
+        """How far coarse products can be from what was rounded to them, float32, as many.
+
+        bfloat16 keeps 8 bits: at most half of the last one, 2^-8 of the power of two below.
+
+        Args:
+            products: float32, contiguous, as they come from a tile.
+        """
+        if self.coarse != torch.bfloat16:
+            return np.zeros(products.shape, np.float32)
+        powers = (products.view(np.uint32) & _EXPONENT).view(np.float32)
+        return powers * np.float32(2.0**-8)
 
     def similarities(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """float32 products of pairs; equal pairs of vectors give equal bits."""

@@ -131,7 +131,7 @@ class _Wanted:
         sides = self.sides
         others = sides.gallery_codes[row] != sides.query_codes[self.part[place]]
         place, row, value = place[others], row[others], value[others]
-        error = sides.error[self.part[place]] + np.float32(sides.rounded) * np.abs(value)
+        error = sides.error[self.part[place]] + sides.rounding(value)
         before = self._beating(place, value + error)
         # The next right photo; behind the last one of a query there is none.
         following = np.append(self.scores, 0)[self.starts[place] + before]

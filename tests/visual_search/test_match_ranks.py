@@ -169,9 +169,25 @@ def test_the_error_bound_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     sides = Sides(gallery, gallery, codes, codes, None)
     coarse = (sides.coarse_queries @ sides.coarse_gallery.T).float()
     exact = gallery.double() @ gallery.double().T
-    bound = torch.from_numpy(sides.error)[:, None] + sides.rounded * coarse.abs()
+    rounding = torch.from_numpy(sides.rounding(coarse.numpy()))
+    bound = torch.from_numpy(sides.error)[:, None] + rounding
     assert ((coarse - exact).abs() <= bound).all()
     assert ((coarse - exact).abs() > 0.2 * bound).any()
+
+
+@given(value=st.floats(2.0**-50, 2.0**50, width=32), negative=st.booleans())
+def test_rounding_is_bounded_by_half_of_the_last_bit(value: float, negative: bool) -> None:
+    exact = torch.tensor([-value if negative else value])
+    with pytest.MonkeyPatch.context() as patch:
+        forced(patch, torch.bfloat16)
+        one = np.zeros(1, np.int64)
+        sides = Sides(exact[None], exact[None], one, one, None)
+    rounded = exact.bfloat16().float()
+    bound = float(sides.rounding(rounded.numpy())[0])
+    assert abs(float(rounded.double() - exact.double())) <= bound
+    # The next number is twice as far.
+    following = torch.nextafter(rounded.abs().bfloat16(), torch.tensor(torch.inf).bfloat16())
+    assert float(following.double() - rounded.abs().double()) == 2 * bound
 
 
 def test_faults_are_refused() -> None:
