@@ -197,7 +197,7 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    names = [answer.data.classes[index][0][:24] for index in shown]
+    names = [_title(answer.data.classes[index]) for index in shown]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="said", ylabel="is")
@@ -211,6 +211,11 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _title(names: Sequence[str]) -> str:
+    """What a class is called in a picture."""
+    return f"{names[0][:24]}, …" if len(names) > 1 else names[0][:24]
 
 
 def predictions_of(answers: Sequence[ZeroShotAnswer]) -> Mapping[str, Mapping[str, int]]:
