@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,16 +188,23 @@ class DualEncoder(nn.Module):
             logits = _means(logits.float(), owners, photos)
         return F.normalize(_means(vectors, owners, photos), dim=1), logits
 
-    @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `(n, dimension)`, float32 on the CPU; the mode is kept."""
+        return self._of_texts(texts, lambda tokens: self.text_vectors(tokens)[0])
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """What the text towers give, before the projection: `(n, width)`, float32 on the CPU."""
+        return self._of_texts(texts, self.text)
+
+    @torch.no_grad()
+    def _of_texts(self, texts: Sequence[str], read: Callable[[list[Tensor]], Tensor]) -> Tensor:
         was_training = self.training
         self.eval()
         device = next(self.parameters()).device
         parts = []
         for start in range(0, len(texts), TEXT_BATCH):
             tokens = self.text.tokenize(texts[start : start + TEXT_BATCH])
-            parts.append(self.text_vectors([rows.to(device) for rows in tokens])[0].cpu())
+            parts.append(read([rows.to(device) for rows in tokens]).float().cpu())
         self.train(was_training)
         return torch.cat(parts)
 

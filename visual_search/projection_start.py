@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from visual_search.class_names import imagenet_classifier, imagenet_names
-from visual_search.dual_encoder import TEXT_BATCH, DualEncoder
+from visual_search.dual_encoder import DualEncoder
 from visual_search.errors import UserError
 from visual_search.projections import Sample, pca
+from visual_search.ridge_baseline import ridge_predictions
 from visual_search.text_towers import in_small_letters
 
 NAMES_SHARE = 0.6
@@ -36,9 +38,8 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
         weights: of the visual tower's checkpoint, with the classifier.
         vectors: `(n, width)`, unit vectors of photos.
     """
-    text, photo = encoder.text, _linear(encoder.photo_projection.projection)
-    start = sum(text.widths[: text.names.index("use")])
-    columns = torch.arange(start, start + text.part("use").dimension)
+    photo = _linear(encoder.photo_projection.projection)
+    columns = encoder.text.columns("use")
     basis = nn.init.orthogonal_(vectors.new_empty(photo.out_features, len(columns)), SIZE)
     with torch.no_grad():
         nn.init.zeros_(photo.weight)
@@ -74,21 +75,22 @@ def start_from_ridge(
             "projection.initial ridge needs texts whose features differ before training: add "
             "`use` to text.towers, or set projection.initial to random"
         )
-    basis = _basis(features[:, columns], photo.out_features).to(vectors.device)
-    targets = means[:, columns].to(vectors.device).double()
-    mean = targets.mean(dim=0)
-    inputs = vectors.double() - vectors.double().mean(dim=0)
-    gram = inputs.T @ inputs
-    gram.diagonal().add_(alpha)
-    fitted = torch.linalg.solve(gram, inputs.T @ (targets - mean))
+    basis = _basis(features[:, columns], photo.out_features).double()
+    known, targets = features[:, columns].double(), means[:, columns].double()
+    inputs = vectors.cpu().double()
+    mean, centre = targets.mean(dim=0), inputs.mean(dim=0)
+    inputs = inputs - centre
+    # What is predicted for the unit vectors of the axes is the map itself.
+    axes, weights = np.eye(inputs.shape[1]), np.ones(len(inputs))
+    fits = ridge_predictions(inputs.numpy(), (targets - mean).numpy(), weights, axes, [alpha])
+    fitted = torch.from_numpy(fits[alpha])
     # As long as the texts, on average, so that class names weigh the same beside both.
-    lengths = (features[:, columns].to(mean) - mean).norm(dim=1).mean()
-    fitted *= lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12)
-    offset = vectors.double().mean(dim=0) - standardised.mean.double()
+    lengths = (known - mean).norm(dim=1).mean()
+    fitted = fitted * (lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12))
+    weight = basis @ fitted.T
     with torch.no_grad():
-        weight = basis.double() @ fitted.T
-        photo.weight.copy_(weight * standardised.scale.double())
-        photo.bias.copy_(-(weight @ offset))
+        photo.weight.copy_(weight * standardised.scale.cpu().double())
+        photo.bias.copy_(-(weight @ (centre - standardised.mean.cpu().double())))
     _start_texts(encoder, columns, basis, mean)
 
 
@@ -100,10 +102,8 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
         weights: of the visual tower's checkpoint, with the classifier.
         vectors: `(n, width)`, unit vectors of photos.
     """
-    text = encoder.text
-    start = sum(text.widths[: text.names.index("use")])
     projection = _linear(encoder.text_projections()[0])
-    basis = projection.weight.detach()[:, start : start + text.part("use").dimension]
+    basis = projection.weight.detach()[:, encoder.text.columns("use")]
     _start_names(encoder, weights, vectors, basis)
 
 
@@ -139,22 +139,13 @@ def _basis(features: Tensor, dimension: int) -> Tensor:
     return SIZE * weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-@torch.no_grad()
 def _text_features(encoder: DualEncoder, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
     """Of the distinct texts, `(m, t)`, and the mean of each photo's, `(n, t)`; on the CPU."""
     numbers: dict[str, int] = {}
     pairs = [
         (row, numbers.setdefault(t, len(numbers))) for row, own in enumerate(texts) for t in own
     ]
-    distinct, tower = list(numbers), encoder.text
-    was_training, device = encoder.training, next(encoder.parameters()).device
-    encoder.eval()
-    parts = []
-    for start in range(0, len(distinct), TEXT_BATCH):
-        tokens = tower.tokenize(distinct[start : start + TEXT_BATCH])
-        parts.append(tower([rows.to(device) for rows in tokens]).float().cpu())
-    encoder.train(was_training)
-    features = torch.cat(parts)
+    features = encoder.text_features(list(numbers))
     photo, text = torch.tensor(pairs).T
     sums = torch.zeros(len(texts), features.shape[1]).index_add_(0, photo, features[text])
     return features, sums / torch.bincount(photo, minlength=len(texts))[:, None]

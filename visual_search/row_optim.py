@@ -8,6 +8,7 @@ every step, both optimisers are those of `torch.optim`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -65,7 +66,7 @@ class RowTable(nn.Module):
         self.rows = self.gradient = None
 
 
-class RowOptimizer:
+class RowOptimizer(ABC):
     """What the optimisers of a :class:`RowTable` share; a step is :meth:`step`.
 
     Attributes:
@@ -82,9 +83,9 @@ class RowOptimizer:
         self.table, self.lr, self.weight_decay = table, lr, weight_decay
         self.state: dict[str, Tensor] = {}
 
+    @abstractmethod
     def _update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
         """Change a block of rows and their state in place."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self) -> None:

@@ -91,6 +91,12 @@ class TextTowers(nn.Module):
         """The tower of that name."""
         return self.parts[self.names.index(name)]
 
+    def columns(self, name: str) -> Tensor:
+        """Where that tower's features stand among all, `(its dimension,)`, int64."""
+        place = self.names.index(name)
+        start = sum(self.widths[:place])
+        return torch.arange(start, start + self.widths[place])
+
     def fit(self, texts: Sequence[str]) -> None:
         """Let the towers that need it look at the training texts once."""
         texts = in_small_letters(texts)

@@ -140,11 +140,11 @@ def classify(
         templates: a file of templates in place of the language's own.
         progress: whether there is a progress bar.
     """
+    names, class_of = flat_names(data.classes)
     if language == "auto":
-        language = language_of_names([name for names in data.classes for name in names])
+        language = language_of_names(names)
     device = default_device()
     model.encoder.to(device)
-    names, class_of = flat_names(data.classes)
     vectors = embed_names(model.encoder, names, templates_for(language, templates))
     embedded = embed_images(
         model.photos,
