@@ -155,10 +155,14 @@ def gallery_photos(source: Path) -> list[ImageItem]:
 
 
 def sheet_rows(hits: Sequence[Sequence[Hit]], captions: Sequence[str]) -> list[list[Cell]]:
-    """Rows for a contact sheet: the query stands under its first photo."""
+    """Rows for a contact sheet: the query stands under its first photo, above the score."""
     return [
         [
-            Cell(Path(hit.label), captions[row] if place == 0 else f"{hit.score:.3f}", "gainsboro")
+            Cell(
+                Path(hit.label),
+                f"{captions[row]}\n" * (place == 0) + f"{hit.score:.3f}",
+                "gainsboro",
+            )
             for place, hit in enumerate(found)
         ]
         for row, found in enumerate(hits)
