@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from visual_search.text_retrieval import RECALLS, BothWays, Relevance, evaluate_retrieval
 
@@ -94,12 +95,10 @@ class _Fits:
 
     def __init__(self, fitted_to: RidgeData, judged_on: RidgeData) -> None:
         self._fitted_to, self._judged_on = fitted_to, judged_on
-        rows = [(p, t) for p, texts in enumerate(fitted_to.relevance.texts_of) for t in texts]
-        # A row for each pair of a photo and one of its texts; each photo weighs 1 in all.
-        self._photo_of, self._text_of = (np.array(column) for column in zip(*rows, strict=True))
-        self._weights = 1.0 / np.bincount(self._photo_of)[self._photo_of]
-        photos = fitted_to.photos[self._photo_of].astype(np.float64)
-        self._mean = np.average(photos, axis=0, weights=self._weights)
+        rows, self._mixture = _mixture(fitted_to.relevance)
+        self._text_weights = self._mixture.sum(axis=0)
+        photos = fitted_to.photos[rows].astype(np.float64)
+        self._mean = photos.mean(axis=0)
         self._photos = photos - self._mean
         self._new_photos = judged_on.photos - self._mean
         self._by_photos: Decomposition | None = None
@@ -112,24 +111,42 @@ class _Fits:
         texts, new_texts = self._texts(features)
         relevance = self._judged_on.relevance
         if direction == DIRECTIONS[0]:
+            alike = np.ones(len(self._photos))
             if self._by_photos is None:
-                self._by_photos = decomposed(self._photos, self._weights)
-            found = predictions(self._by_photos, texts, self._weights, self._new_photos, alphas)
+                self._by_photos = decomposed(self._photos, alike)
+            wanted = self._mixture @ texts
+            found = predictions(self._by_photos, wanted, alike, self._new_photos, alphas)
             return {alpha: _evaluated(f, new_texts, relevance) for alpha, f in found.items()}
-        by_texts = decomposed(texts, self._weights)
-        found = predictions(by_texts, self._photos, self._weights, new_texts, alphas)
+        weights = self._text_weights
+        wanted = self._mixture.T @ self._photos / weights[:, None]
+        found = predictions(decomposed(texts, weights), wanted, weights, new_texts, alphas)
         return {alpha: _evaluated(self._new_photos, f, relevance) for alpha, f in found.items()}
 
     def _texts(self, features: str) -> tuple[np.ndarray, np.ndarray]:
         """Of the pairs, and of the texts that are judged; both less the pairs' mean."""
         if features not in self._spans:
-            self._spans[features] = in_their_span(
+            fitted, judged = in_their_span(
                 self._fitted_to.texts[features], self._judged_on.texts[features]
             )
-        fitted, judged = self._spans[features]
-        texts = fitted[self._text_of]
-        mean = np.average(texts, axis=0, weights=self._weights)
-        return texts - mean, judged - mean
+            mean = np.average(fitted, axis=0, weights=self._text_weights)
+            self._spans[features] = fitted - mean, judged - mean
+        return self._spans[features]
+
+
+def _mixture(relevance: Relevance) -> tuple[np.ndarray, csr_array]:
+    """The photos that have texts, `(n,)`; and of each its texts, which weigh 1 in all, `(n, m)`.
+
+    Pairs of a photo and a text, weighted so, are fitted as well by a row for each photo, whose
+    target is the mean of its texts, or by one for each text, whose target is that of its photos:
+    the squares around the mean are the same whatever is predicted.
+    """
+    counts = np.array([len(texts) for texts in relevance.texts_of])
+    rows = np.flatnonzero(counts)
+    counts = counts[rows]
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    shares = np.repeat(1.0 / counts, counts)
+    texts = np.concatenate(relevance.texts_of)
+    return rows, csr_array((shares, texts, ends), shape=(len(rows), len(relevance.texts)))
 
 
 def in_their_span(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

