@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from local_evaluation import data_folder, main
+from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
 from visual_search.errors import exit_with_sentence
 from visual_search.export import export_torchscript
@@ -39,7 +40,7 @@ def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 def test_the_command_prints_and_writes_the_score(
-    weights: Path, dev_folder: Path, tmp_path: Path
+    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
     (dev_folder / "queries" / "3_0.png").write_bytes(b"")
@@ -60,9 +61,8 @@ def test_the_command_prints_and_writes_the_score(
 
     # The environment variable names the folder as well as the option does.
     other = tmp_path / "other"
-    done = evaluate(
-        *("--weights", str(weights), "--output", str(other)), AICROWD_DATASET_DIR=str(dev_folder)
-    )
+    monkeypatch.setenv("AICROWD_DATASET_DIR", str(dev_folder))
+    done = inside(main, "--weights", weights, "--output", other)
     assert done.returncode == 0, done.stderr
     assert json.loads((other / "result.json").read_text())["mAP"] == result["mAP"]
 
@@ -145,9 +145,10 @@ def test_plain_backbone_on_real_photos(real_half: Path, tmp_path: Path) -> None:
     shutil.copy(real_half / "gallery.csv", folder)
     header, *lines = (real_half / "queries.csv").read_text().splitlines()
     (folder / "queries.csv").write_text("\n".join([header, *lines[::5]]))
-    done = evaluate(
-        *("--data-folder", str(folder), "--weights", str(tmp_path / "weights")),
-        *("--output", str(tmp_path / "out")),
+    done = inside(
+        main,
+        *("--data-folder", folder, "--weights", tmp_path / "weights"),
+        *("--output", tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -187,6 +187,17 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
     assert not imported & {"torch", "pandas", "timm", "PIL", "numpy", "accelerate"}
 
 
+def test_tools_for_tables_start_without_torch(project: Path) -> None:
+    kit = ("common_table", "dataset_info", "folder_info", "leaks", "pair_table", "tables")
+    modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.registry"]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=60)
+
+
 def test_every_floor_imports_only_from_below(project: Path) -> None:
     """The house plan: entry points, work, parts, pieces, ground."""
     floors = [
@@ -257,6 +268,7 @@ def test_every_floor_imports_only_from_below(project: Path) -> None:
             "text_languages",
             "undrawn",
             "vector_steps",
+            "warm_processes",
         },
         {
             "averaging",

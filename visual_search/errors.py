@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 
@@ -53,6 +55,8 @@ def exit_with_sentence(main: Callable[[], None]) -> None:
 
     That is a :class:`UserError`, or an optional package that is not installed.
     """
+    # At the end all goes at once; to look through what torch has loaded for garbage takes a second.
+    atexit.register(gc.freeze)
     try:
         main()
     except UserError as error:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from visual_search.borders import content_region
@@ -261,6 +259,10 @@ def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
 
     The same filter as PIL's, to a rounding; torch has it vectorised for bytes.
     """
+    # Loaded here: tools that read tables and no pixels start two seconds sooner without it.
+    import torch
+    import torch.nn.functional as F
+
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     square = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return square[0].permute(1, 2, 0).numpy()

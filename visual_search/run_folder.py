@@ -98,9 +98,13 @@ class RunFolder:
         loss, rates, score = figure.subplots(1, 3)
         loss.plot([line["step"] for line in steps], [line["loss"] for line in steps])
         loss.set(title="training loss", xlabel="optimiser step")
+        some = False
         for group in ("head", "backbone"):
-            rates.plot([s["step"] for s in steps], [s[f"lr_{group}"] for s in steps], label=group)
-        rates.set(title="learning rate", xlabel="optimiser step", yscale="log")
+            values = [s[f"lr_{group}"] for s in steps]
+            rates.plot([s["step"] for s in steps], values, label=group)
+            some = some or any(values)
+        scale = "log" if some else "linear"
+        rates.set(title="learning rate", xlabel="optimiser step", yscale=scale)
         rates.legend()
         score.plot([s["step"] for s in scores], [s["mAP"] for s in scores], marker="o")
         score.set(title="mAP, development set", xlabel="optimiser step")

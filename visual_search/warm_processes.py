@@ -104,6 +104,7 @@ def main() -> None:
     answers = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     # A chain that Ctrl-C stops closes stdin, which ends this process; commands hear it as ever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # nothing that is loaded is garbage
     try:
         for module in sys.argv[2:]:
             importlib.import_module(module)
@@ -112,6 +113,7 @@ def main() -> None:
         return
     # Collecting garbage would write to all that is loaded: copies of it, and a second at each end.
     gc.freeze()
+    gc.enable()
     print(FRESH if _beside_an_accelerator() else LOADED, file=answers, flush=True)
     for line in sys.stdin:
         child = os.fork()

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from my_submission import to_torchscript
 from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.user_config import My_Ranker
+from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
@@ -118,9 +120,9 @@ def test_the_export_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.json").is_file()
     assert f"--weights {tmp_path / 'out'}" in done.stdout
-    again = export(str(tmp_path / "out"), "--output", str(tmp_path / "copy"))
+    again = inside(to_torchscript.main, tmp_path / "out", "--output", tmp_path / "copy")
     assert again.returncode == 0, again.stderr
-    missing = export("runs/there-is-no-such-run")
+    missing = inside(to_torchscript.main, "runs/there-is-no-such-run")
     assert missing.returncode == 2
     assert "runs/there-is-no-such-run" in missing.stderr
     assert "Traceback" not in missing.stderr

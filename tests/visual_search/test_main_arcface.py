@@ -12,9 +12,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests.commands import inside
 from tests.conftest import PROJECT
 from visual_search.checkpoint import load_checkpoint
-from visual_search.errors import exit_with_sentence
 from visual_search.main_arcface import main
 
 
@@ -70,14 +70,14 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
         for name in ("first", "again")
     )
     assert all((one[key] == two[key]).all() for key in one)
-    refused = train(*common, "--name", "first")
+    refused = inside(main, *common, "--name", "first")
     assert refused.returncode == 2
     assert "--overwrite true" in refused.stderr
     assert (run / "best" / "model.json").is_file()
 
     # The next phase starts from this one's best weights and class centres.
-    second = train(
-        *common, "--name", "second", "--pretrain_model", str(run), "--optim.head_lr", "0.0"
+    second = inside(
+        main, *common, "--name", "second", "--pretrain_model", run, "--optim.head_lr", "0.0"
     )
     assert second.returncode == 0, second.stderr
     assert "class centres: continued from" in second.stdout
@@ -88,8 +88,9 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
 
 
 def test_training_learns(config: Path, tmp_path: Path) -> None:
-    done = train(
-        *("--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x"),
+    done = inside(
+        main,
+        *("--config", config, "--runs", tmp_path / "runs", "--name", "x"),
         *("--train.epochs", "12", "--train.validate_every", "12", "--margin.dropout", "0"),
         *("--dataset.train_on_test", "true", "--train.whitening", "1"),
     )
@@ -108,10 +109,7 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_sentence_and_touches_nothing(
-    config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(PROJECT)
     common = ("--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "x")
@@ -123,11 +121,9 @@ def test_bad_input_is_one_sentence_and_touches_nothing(
         (("--pretrain_model", "runs/none"), "runs/none"),
         (("--dataset.input_sze", "3"), "--dataset.input_sze"),
     ):
-        monkeypatch.setattr(sys, "argv", ["main_arcface", *common, *arguments])
-        with pytest.raises(SystemExit) as caught:
-            exit_with_sentence(main)
-        assert caught.value.code == 2
-        assert words in capsys.readouterr().err
+        done = inside(main, *common, *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
         assert not (tmp_path / "runs" / "x").exists()
 
 
@@ -137,14 +133,14 @@ def test_broken_photos_are_listed_and_many_of_them_stop_the_run(
     photos = sorted((product10k_folder / "train").iterdir())
     photos[3].write_bytes(b"")
     common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
-    done = train(*common, "--name", "one", "--train.epochs", "1")
+    done = inside(main, *common, "--name", "one", "--train.epochs", "1")
     assert done.returncode == 0, done.stderr
     listed = (tmp_path / "runs" / "one" / "broken_images.txt").read_text().split()
     assert listed == [str(photos[3])]
     assert "1 unreadable training photos were replaced" in done.stdout
     for photo in photos[:12]:
         photo.write_bytes(b"")
-    done = train(*common, "--name", "many", "--train.epochs", "1")
+    done = inside(main, *common, "--name", "many", "--train.epochs", "1")
     assert done.returncode == 2
     assert "training photos cannot be read" in done.stderr
     assert "dataset.max_broken_share" in done.stderr

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.commands import inside
 from tests.conftest import PROJECT
+from visual_search.main_tune import main
 
 pytest.importorskip("optuna")
 
@@ -56,11 +58,11 @@ def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path
     assert len(with_weights) == 1
 
     # Three in all: one more. With other settings it would be another search.
-    more = tune(*command, "--trials", "3")
+    more = inside(main, *command, "--trials", "3")
     assert more.returncode == 0, more.stdout + more.stderr
     assert "trial 2: optim.head_lr " in more.stdout
     assert "trial 1: optim" not in more.stdout
-    other = tune(*command, "--trials", "4", "--train.epochs", "1")
+    other = inside(main, *command, "--trials", "4", "--train.epochs", "1")
     assert other.returncode == 2
     assert "train.epochs: 2 -> 1" in other.stderr
 
@@ -83,7 +85,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     if space is not None:
         (tmp_path / "space.yml").write_text(space)
-    done = tune(*command, "--trials", "2", *options)
+    done = inside(main, *command, "--trials", "2", *options)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert words in done.stderr
