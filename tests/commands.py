@@ -1,15 +1,17 @@
-"""The kit's commands without a process of their own: this one has loaded what they need."""
+"""The kit's commands: in this process, which has loaded what they need, or in several at once."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from unittest import mock
 
+from tests.conftest import PROJECT
 from visual_search.errors import exit_with_sentence
 
 
@@ -33,3 +35,26 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def side_by_side(processes: int, module: str, *arguments: object) -> None:
+    """One training by several processes, which are told of each other as torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=PROJECT,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    for process in started:
+        printed, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, printed

@@ -20,6 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.commands import side_by_side
 from tests.conftest import PROJECT
 from tests.visual_search.drawn_pairs import (
     COLOURS,
@@ -35,9 +36,9 @@ from visual_search.typed_model import load_typed_model
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 
 
-def module(name: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
+def module(name: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, f"visual_search.{name}", *arguments],
+        [sys.executable, "-m", f"visual_search.{name}", *arguments],
         cwd=PROJECT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -199,15 +200,12 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
     values["train"] = {"epochs": 3, "validate_every": 3, "log_steps": 1}
     values |= VARIANTS[variant]
     config = written(tmp_path / "clip.yml", values)
-    port = str(29640 + list(VARIANTS).index(variant))
-    accelerate = ("accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu",
-                  "--main_process_port", port, "-m")  # fmt: skip
+    common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
+    inside("main_clip", *common, "--name", "one", "--dataset.batch_size", "12")
+    two = ("--name", "two", "--dataset.batch_size", "6")
+    side_by_side(2, "visual_search.main_clip", *common, *two)
     losses = []
-    for name, launcher, batch in (("one", (), "12"), ("two", accelerate, "6")):
-        module(
-            "main_clip", "--config", str(config), "--runs", str(tmp_path / "runs"), "--name", name,
-            "--dataset.batch_size", batch, launcher=launcher,
-        )  # fmt: skip
+    for name in ("one", "two"):
         text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         losses.append([line["loss"] for line in lines if line["kind"] == "step"])
