@@ -24,10 +24,10 @@ preflight: $(VENV)/.installed
 	$(RUN) -m my_submission.preflight
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
 
 test-all: lint
-	$(RUN) -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -162,11 +162,22 @@ def main() -> None:
     drawn = draw_leaks(found, folder / "leaks.jpg")
     if drawn:
         print(
-            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} photos drawn); next: leave "
-            "the training photos of confirmed pairs out of the training table"
+            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} photos drawn); next: "
+            + _advice([leak.confirmed for leak in found])
         )
     else:
         print(f"{folder / 'leaks.csv'}: no leak; next: python -m visual_search.main_arcface --help")
+
+
+def _advice(confirmed: Sequence[bool | None]) -> str:
+    if any(confirmed):
+        return "leave the training photos of confirmed pairs out of the training table"
+    if None in confirmed:
+        return (
+            "look at the picture, for goods on white look alike to a hash (--embeddings "
+            "RUN_OR_EXPORT asks a model), and leave copies out of the training table"
+        )
+    return "nothing: the model confirms none of the pairs"
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) ->
     done = run(project, "--train", train, "--test", test)
     assert done.returncode == 0, done.stderr
     assert "2 of 4 evaluation photos are near-duplicates" in done.stdout
+    assert "--embeddings RUN_OR_EXPORT asks a model" in done.stdout
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     pairs = {(Path(row["test_photo"]).name, Path(row["train_photo"]).name) for row in rows}
@@ -152,6 +153,7 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
         assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-2)
         assert abs(cosine - 0.9) < 1e-2 or row["confirmed"] == str(cosine >= 0.9)
     photos = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
+    assert ("next: leave the training photos" if photos else "next: nothing") in done.stdout
     assert f"{len(photos)} of 4 evaluation photos are confirmed near-duplicates" in done.stdout
     (note,) = json.loads(record_path(train).read_text())
     assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(photos))
