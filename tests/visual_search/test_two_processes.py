@@ -53,13 +53,13 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     config.write_text(yaml.safe_dump(values))
     common = ("--config", config, "--runs", tmp_path / "runs")
     torch.set_num_threads(1)
-    one = inside(main, *common, "--name", "one", "--dataset.batch_size", "8")
-    assert one.returncode == 0, one.stderr
-    two = (*common, "--name", "two", "--dataset.batch_size", "4")
+    done = inside(main, *common, "--name", "one", "--dataset.batch_size", "8")
+    assert done.returncode == 0, done.stderr
+    halved = (*common, "--name", "two", "--dataset.batch_size", "4")
     if variant == "arcface":
-        by_accelerate(*map(str, two))
+        by_accelerate(*map(str, halved))
     else:  # without the seconds that the launcher takes
-        side_by_side(2, "visual_search.main_arcface", *two)
+        side_by_side(2, "visual_search.main_arcface", *halved)
 
     losses = []
     for name in ("one", "two"):
