@@ -7,8 +7,8 @@ RUN := $(VENV)/bin/python
 .PHONY: help demo demo-text preflight test test-all lint clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (about nine minutes)"
-	@echo "make demo-text typed queries on the same catalogue (about seven minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (five to nine minutes)"
+	@echo "make demo-text typed queries on the same catalogue (about six minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"

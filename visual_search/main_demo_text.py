@@ -45,7 +45,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m visual_search.main_demo_text",
         description="Train photos and Russian names into one space on the embedded catalogue, and "
-        "measure it beside a ridge between the same frozen features, on five folds; seven minutes.",
+        "measure it beside a ridge between the same frozen features, on five folds; six minutes.",
     ).parse_args()
     if not Path(CHAIN).is_file():
         raise UserError("start it in the project's top folder: make demo-text")
