@@ -21,6 +21,9 @@ from torch import Tensor
 # Similarities computed at once: 2^20 in fp32 are 4 MB, which stay in the last-level cache
 # while they are compared with the thresholds.
 BLOCK_ELEMENTS = 1 << 20
+# Up to so many such blocks in all, starting threads and sifting would cost more than they save;
+# of a gallery of at most so many rows for each number of a block (8,192), which is read whole.
+FEW_BLOCKS, SMALL_GALLERY = 8, 2**-7
 # Rows of such a tile: enough that the product reads the gallery's rows seldom.
 TILE_QUERIES = 1024
 # Candidates kept at once, of all queries together: 2^25 keys are 256 MB.
@@ -57,8 +60,8 @@ def top_k(
 ) -> tuple[Tensor, Tensor]:
     """The `k` gallery rows most similar to each query, by inner product in float32.
 
-    Memory beside the two matrices is some `20 * k` bytes for each query and does not grow with
-    the gallery, which may be a memory map on disk. Equal similarities are ordered by gallery
+    Memory beside the two matrices is some `20 * k` bytes for each query (200 MB where all is small
+    and sorted whole) and does not grow with the gallery, which may be a memory map on disk. Equal similarities are ordered by gallery
     index. The answer is that of a full stable sort of the similarities, whatever the blocks;
     only the similarities' own last bits may depend on the shapes that the matrix product is given,
     so two photos that are the same to the last bit can be 1e-7 apart.
@@ -85,6 +88,9 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     k = min(k, len(gallery))
+    small = len(gallery) <= SMALL_GALLERY * block_elements
+    if small and len(queries) * len(gallery) <= FEW_BLOCKS * block_elements:
+        return _unpack(_sorted_whole(queries.float(), _rows(gallery[:], queries.device), k))
     threads = 1 if queries.is_cuda else torch.get_num_threads()
     tile = max(min(-(-len(queries) // threads), TILE_QUERIES, block_elements), 1)
     step = max(block_elements // tile, 1)
@@ -136,6 +142,15 @@ def _search(queries: Tensor, gallery: Matrix, k: int, step: int, tile: int) -> T
     if again.any():
         keys[again] = _pass(queries[again], gallery, k, step, tile, None)
     return keys
+
+
+@torch.no_grad()
+def _sorted_whole(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
+    """Keys of the best `k` out of all similarities, best first."""
+    columns = torch.arange(len(gallery), device=gallery.device)
+    similarities = (queries @ gallery.T).nan_to_num_(-torch.inf, torch.inf, -torch.inf)
+    keys = _pack(similarities, columns)
+    return _sort_rows(_largest(keys, k) if k < len(gallery) else keys).flip(1)
 
 
 def _pass(
@@ -246,15 +261,17 @@ def _pack(scores: Tensor, indexes: Tensor) -> Tensor:
     """One integer for a score and an index: larger for a better score, then a smaller index."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0: minus zero ties with zero
     # IEEE 754 numbers order like integers once the negative ones are turned round.
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.long() << 32) | (_INDEX_MASK - indexes)
+    ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    # In place, for fresh memory costs more than the arithmetic on it.
+    keys = ordered.long().bitwise_left_shift_(32)
+    return keys.bitwise_or_(_INDEX_MASK - indexes)
 
 
 def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Scores and indexes of keys."""
     ordered = (keys >> 32).int()
-    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-    return bits.view(torch.float32), _INDEX_MASK - (keys & _INDEX_MASK)
+    bits = (ordered >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(ordered)
+    return bits.view(torch.float32), keys.bitwise_not().bitwise_and_(_INDEX_MASK)
 
 
 def _where(mask: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def naive_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     n_queries=st.integers(1, 9),
     n_gallery=st.integers(1, 200),
     k=st.integers(1, 60),
-    block=st.integers(1, 2000),
+    block=st.one_of(st.integers(1, 2000), st.just(search.BLOCK_ELEMENTS)),
     levels=st.sampled_from([1, 2, 5, 1000]),
     order=st.sampled_from(["random", "rising", "falling"]),
 )
@@ -48,7 +48,11 @@ def test_equals_a_full_sort_with_ties_by_index(
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), block=st.integers(1, 200), k=st.integers(1, 12))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    block=st.one_of(st.integers(1, 200), st.just(search.BLOCK_ELEMENTS)),
+    k=st.integers(1, 12),
+)
 def test_what_is_no_number_comes_last(seed: int, block: int, k: int) -> None:
     rng = np.random.default_rng(seed)
     # One column: a similarity is one product, so that numpy's is ours.
@@ -85,7 +89,7 @@ def test_a_memory_map_of_half_precision_is_searched_on_disk(tmp_path: Path) -> N
     np.save(tmp_path / "gallery.npy", stored)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     queries = rng.integers(-8, 8, (3, 4)).astype(np.float32)
-    _, indexes = top_k(torch.from_numpy(queries), mapped, 100)
+    _, indexes = top_k(torch.from_numpy(queries), mapped, 100, 2**18)  # in blocks
     expected = naive_top_k(queries @ stored.astype(np.float32).T, 100)
     np.testing.assert_array_equal(indexes.numpy(), expected)
 
@@ -134,7 +138,8 @@ def test_a_first_guess_that_was_too_high_is_made_up_for(monkeypatch: pytest.Monk
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        scores, indexes = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), 300)
+        both = torch.from_numpy(queries), torch.from_numpy(gallery)
+        scores, indexes = top_k(*both, 300, 100_000)
     finally:
         torch.set_num_threads(before)
     expected = naive_top_k(queries @ gallery.T, 300)
