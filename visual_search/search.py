@@ -61,10 +61,11 @@ def top_k(
     """The `k` gallery rows most similar to each query, by inner product in float32.
 
     Memory beside the two matrices is some `20 * k` bytes for each query (200 MB where all is small
-    and sorted whole) and does not grow with the gallery, which may be a memory map on disk. Equal similarities are ordered by gallery
-    index. The answer is that of a full stable sort of the similarities, whatever the blocks;
-    only the similarities' own last bits may depend on the shapes that the matrix product is given,
-    so two photos that are the same to the last bit can be 1e-7 apart.
+    and sorted whole) and does not grow with the gallery, which may be a memory map on disk. Equal
+    similarities are ordered by gallery index. The answer is that of a full stable sort of the
+    similarities, whatever the blocks; only the similarities' own last bits may depend on the
+    shapes that the matrix product is given, so two photos that are the same to the last bit can be
+    1e-7 apart.
 
     Args:
         queries: `(n_queries, dimension)`, floating point; their device does the work.
