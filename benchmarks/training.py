@@ -346,6 +346,7 @@ def main() -> None:
     """Measure, print, record."""
     options = parsed_options()
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True  # as a phase has it
     cases = [Case.parsed(text) for text in options.models or ()]
     cases = cases or (QUICK if options.quick else CASES[options.device])
     rows: list[Row] = []
@@ -363,7 +364,8 @@ def main() -> None:
             of_case, notes_of_case = measure(case, photos, options)
             rows += of_case
             notes += notes_of_case
-    report(f"training-{options.device}", rows, notes, options)
+            # After each: a device may be lent for minutes, and what was measured stays.
+            report(f"training-{options.device}", rows, notes, options)
 
 
 if __name__ == "__main__":

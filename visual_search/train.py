@@ -89,6 +89,8 @@ def train_phase(
         ],
     )
     set_seed(config.dataset.seed)
+    # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
+    torch.backends.cudnn.benchmark = True
     chief = accelerator.is_main_process
     continues = run.check(resolved, overwrite)
     phase: Phase | ClipPhase
