@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ _stopped = threading.Event()
 """Set where nobody waits for the rest of a query; see :func:`stoppable`."""
 
 
-def stoppable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def stoppable(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, None]:
     """The results of a query, whose stages stop working as soon as nobody takes them any more.
 
     The engine lets a query run to its end before it lets go of it, be it hours.
@@ -56,14 +56,19 @@ def stoppable(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             _stopped.set()
 
 
+async def fetch_in_stage(downloader: Downloader, url: str, size_hint: int | None) -> Download:
+    """As :func:`fetch_photo`, for a stage of a :func:`stoppable` query."""
+    if _stopped.is_set():
+        return Download(url, None, "stopped")
+    return await fetch_photo(downloader, url, size_hint)
+
+
 async def fetch_photo(downloader: Downloader, url: str, size_hint: int | None) -> Download:
     """Download a photo in the wanted size; where the server has no such size, as it is.
 
     Without a hint the address is taken as it stands.
     The bytes are looked at: what does not begin as an image of at least some pixels is refused.
     """
-    if _stopped.is_set():
-        return Download(url, None, "stopped")
     sized = url if size_hint is None else sized_image(url, size_hint)
     found = await downloader.fetch(sized)
     if sized != url and found.reason in NOT_THERE:
@@ -89,7 +94,7 @@ class FetchStage:
     async def fetch(self, urls: Series) -> list[dict[str, Any]]:
         """Of each address the bytes, or the reason why there are none."""
         got = await asyncio.gather(
-            *(fetch_photo(self.downloader, url, self.size_hint) for url in urls.to_pylist())
+            *(fetch_in_stage(self.downloader, url, self.size_hint) for url in urls.to_pylist())
         )
         return [{"data": download.data, "reason": download.reason} for download in got]
 

@@ -15,7 +15,7 @@ import daft
 from daft import DataType, Series
 from PIL import Image
 
-from dataset.dataset_creation_steps.image_stages import FETCH_BATCH, FETCH_BATCHES, fetch_photo
+from dataset.dataset_creation_steps.image_stages import FETCH_BATCH, FETCH_BATCHES, fetch_in_stage
 from visual_search.downloads import Downloader, DownloadLimits
 from visual_search.files import written_atomically
 from visual_search.photo_checks import photo_problem
@@ -111,7 +111,7 @@ class StoreStage:
         ]
 
     async def _one(self, url: str, row: int) -> Stored:
-        download = await fetch_photo(self.downloader, url, self.size_hint)
+        download = await fetch_in_stage(self.downloader, url, self.size_hint)
         if download.data is None:
             return Stored(None, None, 0, download.reason)
         place = None if self.by_content else row
