@@ -204,7 +204,8 @@ HEADING = """# Measured
 
 Ratios above 1: ours is better. A *limit* is the most that we allow ourselves; *to reach* and
 *the aim* are the least. Every section is written by `python -m benchmarks.<its name>` on the
-machine it names.
+machine it names. A section is of the day it was recorded on, and of the code of that day:
+`git log -L` tells, and newer code may differ.
 """
 
 

@@ -37,6 +37,21 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
+def alone(module: str, *arguments: object) -> str:
+    """What `python -m module` prints, on one thread, when it ends well."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=PROJECT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def side_by_side(processes: int, module: str, *arguments: object) -> None:
     """One training by several processes, which are told of each other as torchrun tells them."""
     with socket.socket() as free:

@@ -98,12 +98,10 @@ class RunFolder:
         loss, rates, score = figure.subplots(1, 3)
         loss.plot([line["step"] for line in steps], [line["loss"] for line in steps])
         loss.set(title="training loss", xlabel="optimiser step")
-        some = False
-        for group in ("head", "backbone"):
-            values = [s[f"lr_{group}"] for s in steps]
-            rates.plot([s["step"] for s in steps], values, label=group)
-            some = some or any(values)
-        scale = "log" if some else "linear"
+        drawn = {name: [s[f"lr_{name}"] for s in steps] for name in ("head", "backbone")}
+        for name, values in drawn.items():
+            rates.plot([s["step"] for s in steps], values, label=name)
+        scale = "log" if any(map(any, drawn.values())) else "linear"
         rates.set(title="learning rate", xlabel="optimiser step", yscale=scale)
         rates.legend()
         score.plot([s["step"] for s in scores], [s["mAP"] for s in scores], marker="o")

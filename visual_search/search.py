@@ -91,7 +91,8 @@ def top_k(
     k = min(k, len(gallery))
     small = len(gallery) <= SMALL_GALLERY * block_elements
     if small and len(queries) * len(gallery) <= FEW_BLOCKS * block_elements:
-        return _unpack(_sorted_whole(queries.float(), _rows(gallery[:], queries.device), k))
+        similarities = queries.detach().float() @ _rows(gallery[:], queries.device).detach().T
+        return stable_top_k(similarities.nan_to_num_(-torch.inf, torch.inf, -torch.inf), k)
     threads = 1 if queries.is_cuda else torch.get_num_threads()
     tile = max(min(-(-len(queries) // threads), TILE_QUERIES, block_elements), 1)
     step = max(block_elements // tile, 1)
@@ -143,15 +144,6 @@ def _search(queries: Tensor, gallery: Matrix, k: int, step: int, tile: int) -> T
     if again.any():
         keys[again] = _pass(queries[again], gallery, k, step, tile, None)
     return keys
-
-
-@torch.no_grad()
-def _sorted_whole(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
-    """Keys of the best `k` out of all similarities, best first."""
-    columns = torch.arange(len(gallery), device=gallery.device)
-    similarities = (queries @ gallery.T).nan_to_num_(-torch.inf, torch.inf, -torch.inf)
-    keys = _pack(similarities, columns)
-    return _sort_rows(_largest(keys, k) if k < len(gallery) else keys).flip(1)
 
 
 def _pass(
@@ -292,6 +284,8 @@ def _kth_largest(values: Tensor, k: int) -> Tensor:
 
 def _largest(keys: Tensor, k: int) -> Tensor:
     """The `k` largest of each row, in any order."""
+    if k == keys.shape[1]:
+        return keys
     if keys.is_cuda:
         return keys.topk(k, dim=1, sorted=False).values
     # numpy partitions integers with vector instructions: several times faster than torch here.

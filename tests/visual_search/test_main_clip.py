@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import side_by_side
+from tests.commands import alone, side_by_side
 from tests.conftest import PROJECT
 from tests.visual_search.drawn_pairs import (
     COLOURS,
@@ -34,20 +34,6 @@ from visual_search.pair_table import read_pairs
 from visual_search.typed_model import load_typed_model
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
-
-
-def module(name: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", f"visual_search.{name}", *arguments],
-        cwd=PROJECT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def inside(name: str, *arguments: str) -> str:
@@ -73,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = small_clip(write_drawn_pairs(folder / "data"))
     config = written(folder / "clip.yml", values)
     common = ("--config", str(config), "--runs", str(folder / "runs"))
-    module("main_clip", *common, "--name", "right")
+    alone("visual_search.main_clip", *common, "--name", "right")
     inside("main_clip", *common, "--name", "shuffled", "--dataset.shuffle_texts", "true")
     return folder
 
@@ -228,7 +214,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     values["train"] = {"epochs": 4, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9}
     config = written(tmp_path / "clip.yml", values)
     common = ["--config", str(config), "--runs", str(tmp_path / "runs")]
-    module("main_clip", *common, "--name", "calm")
+    alone("visual_search.main_clip", *common, "--name", "calm")
     rng, state = random.Random(0), tmp_path / "runs" / "killed" / "state"
     for _ in range(2):
         before = {path.name for path in state.glob("step-*")}
@@ -244,7 +230,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
         time.sleep(rng.random() * 0.2)
         process.kill()
         process.wait()
-    module("main_clip", *common, "--name", "killed")
+    alone("visual_search.main_clip", *common, "--name", "killed")
     calm, killed = (
         load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
         for name in ("calm", "killed")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import inside, side_by_side
-from tests.conftest import PROJECT
+from tests.commands import alone, inside, side_by_side
 from visual_search.checkpoint import load_checkpoint
 from visual_search.main_arcface import main
 from visual_search.model import rebuild_embedder
@@ -57,7 +53,9 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     assert done.returncode == 0, done.stderr
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
     if variant == "arcface":
-        by_accelerate(*map(str, halved))
+        launch = ("launch", "--num_processes", "2", "--cpu", "--main_process_port", "29600")
+        launched = (*launch, "-m", "visual_search.main_arcface", *halved)
+        alone("accelerate.commands.accelerate_cli", *launched)
     else:  # without the seconds that the launcher takes
         side_by_side(2, "visual_search.main_arcface", *halved)
 
@@ -72,21 +70,6 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     one, two = (embeddings(tmp_path / "runs" / name / "last", pixels) for name in ("one", "two"))
     assert one.allclose(two, atol=1e-3)
-
-
-def by_accelerate(*arguments: str) -> None:
-    accelerate = ["accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu"]
-    accelerate += ["--main_process_port", "29600", "-m", "visual_search.main_arcface"]
-    done = subprocess.run(
-        [sys.executable, "-m", *accelerate, *arguments],
-        cwd=PROJECT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def embeddings(checkpoint: Path, pixels: torch.Tensor) -> torch.Tensor:
