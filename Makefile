@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (five to nine minutes)"
-	@echo "make demo-text typed queries on the same catalogue (about six minutes)"
+	@echo "make demo-text search the same catalogue by text (about three minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types and the test suite"
 	@echo "make test-all  the same with the slow tests"
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m visual_search.main_demo
 
 demo-text: $(VENV)/.installed
-	$(RUN) -m visual_search.main_demo_text
+	$(RUN) -m visual_search.main_demo --text
 
 preflight: $(VENV)/.installed
 	$(RUN) -m my_submission.preflight

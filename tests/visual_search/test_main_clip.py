@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -309,36 +310,40 @@ def test_texts_are_not_asked_of_a_model_without_any(
     assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]
 
 
-def test_a_ridge_beside_a_run(trained: Path) -> None:
+def test_a_ridge_beside_runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    from benchmarks import text_ridge
+
     runs = [str(trained / "runs" / name) for name in ("right", "shuffled")]
-    output = trained / "ridge.json"
-    told = inside("main_ridge", "--runs", *runs, "--output", str(output))
-    assert "text_to_photo R@1" in told
-    found = json.loads(output.read_text())
-    gain = found["runs"]["shuffled"]["gain_over_run_before"]["text_to_photo"]["R@1"]
-    scores = [found["runs"][name]["scores"]["text_to_photo"]["R@1"] for name in found["runs"]]
-    assert gain["mean"] == pytest.approx(scores[1] - scores[0])
-    assert gain["high"] < 0
+    monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
+    monkeypatch.setattr(sys, "argv", ["text_ridge", "--no-record", "--runs", *runs])
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        text_ridge.main()
+    assert "| right, text to photo |" in told.getvalue()
+    assert "part 1, ridge: " in told.getvalue()
 
 
-def test_folds_ask_for_each_product_once(trained: Path) -> None:
+@pytest.mark.slow
+def test_folds_ask_for_each_product_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    from benchmarks import text_ridge
+
     folder = trained / "folded"
     folder.mkdir()
     values = yaml.safe_load((trained / "clip.yml").read_text())
     written(folder / "clip.yml", values | {"train": values["train"] | {"epochs": 1}})
     steps = [{"name": "one", "config": "clip.yml"}]
-    chain = written(
-        folder / "chain.yml", {"name": "small", "command": "main_clip", "phases": steps}
-    )
-    call = ("--config", str(chain), "--runs", str(folder / "runs"), "--folds", "2")
+    chain = {"name": "small", "command": "main_clip", "phases": steps}
+    written(folder / "chain.yml", chain)
     pairs = trained / "data" / "pairs.parquet"
-    told = inside("main_text_folds", *call, "--pairs", str(pairs))
-    assert "text_to_photo R@10" in told
-    found = json.loads((folder / "runs" / "small_folds" / "ridge.json").read_text())
-    assert found["queries"] == {"text_to_photo": 48, "photo_to_text": 144}
-    assert list(found["runs"]) == ["one"]
-    assert len(found["ridge"]["choices"]) == 2
-    tables = [read_pairs(folder / "runs" / "small_folds" / f"fold_{k}.parquet") for k in (1, 2)]
+    options = argparse.Namespace(
+        runs=None, config=folder / "chain.yml", pairs=pairs, folds=2, folder=folder / "runs"
+    )
+    monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
+    parts = text_ridge.judged_parts(options)
+    assert [list(part.systems) for part in parts] == [["ridge", "one"]] * 2
+    tables = [read_pairs(folder / "runs" / f"fold_{k}.parquet") for k in (1, 2)]
     tests = [
         {g for g, s in zip(t.groups.tolist(), t.splits, strict=True) if s == "test"} for t in tables
     ]

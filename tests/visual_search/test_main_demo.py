@@ -1,4 +1,4 @@
-"""`make demo` itself is run by .ci/run; here: what it does when a step fails."""
+"""`make demo` and `make demo-text` are run by .ci/run; here: what they do around the commands."""
 
 from __future__ import annotations
 
@@ -9,6 +9,46 @@ import pytest
 
 from visual_search import main_demo
 from visual_search.errors import UserError
+
+
+@pytest.fixture
+def commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> list[tuple[str, ...]]:
+    """The demo's commands; each writes what the real one would, and runs nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(project / "config")
+    called: list[tuple[str, ...]] = []
+
+    def stand_in(*arguments: str) -> None:
+        called.append(arguments)
+        if arguments[0] == "local_evaluation.py":
+            score = 0.4 if "runs/demo/zero_shot" in arguments else 0.6
+            output = Path(arguments[arguments.index("--output") + 1])
+            put(output / "result.json", {"mAP": score, "images_per_second": 30.0})
+        if "visual_search.main_phases" in arguments:
+            table = Path(arguments[3]).parent.name
+            rows = [
+                {"name": name, "mAP": score, "epoch": 1, "seconds": 2.5, "state": "trained"}
+                for name, score in (("demo_a", 0.5), ("demo_b", 0.62), ("demo_c", 0.61))
+            ]
+            put(Path("runs", table, "phases.json"), {"phases": rows})
+            for number, row in enumerate(rows):
+                scores = {"text_to_photo": {"R@1": number / 10}, "photo_to_text": {"R@1": 0.5}}
+                put(
+                    Path("runs", str(row["name"]), "metrics.jsonl"), {"kind": "retrieval", **scores}
+                )
+        if "visual_search.main_zero_shot" in arguments:
+            data = {"categories": {"accuracy": 0.3, "chance": 0.1}}
+            put(Path("runs/demo_c/zero_shot/result.json"), {"data": data})
+
+    monkeypatch.setattr(main_demo, "python", stand_in)
+    return called
+
+
+def put(path: Path, values: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
 
 
 def test_a_failing_step_stops_the_demo_with_its_command(capfd: pytest.CaptureFixture[str]) -> None:
@@ -25,31 +65,11 @@ def test_it_is_started_in_the_top_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_summary_is_what_the_steps_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path
+    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config").symlink_to(project / "config")
     monkeypatch.setattr("sys.argv", ["main_demo"])
-    commands: list[tuple[str, ...]] = []
-
-    def stand_in(*arguments: str) -> None:
-        commands.append(arguments)
-        if arguments[0] == "local_evaluation.py":
-            output = Path(arguments[arguments.index("--output") + 1])
-            output.mkdir(parents=True)
-            score = 0.4 if "zero_shot" in str(output) else 0.6
-            values = {"mAP": score, "images_per_second": 30.0}
-            (output / "result.json").write_text(json.dumps(values))
-        if "visual_search.main_phases" in arguments:
-            rows = [
-                {"name": name, "mAP": score, "epoch": 1, "seconds": 2.5, "state": "trained"}
-                for name, score in (("demo_a", 0.5), ("demo_b", 0.62), ("demo_c", 0.61))
-            ]
-            Path("runs/demo/phases.json").write_text(json.dumps({"phases": rows}))
-
-    monkeypatch.setattr(main_demo, "python", stand_in)
     main_demo.main()
-    summary = json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())
+    summary = json.loads(Path("runs/demo/summary.json").read_text())
     assert (summary["zero_shot_map"], summary["trained_map"]) == (0.4, 0.6)
     assert [row["mAP"] for row in summary["phases"]] == [0.5, 0.62, 0.61]
     assert ("my_submission/to_torchscript.py", "runs/demo_b") in commands  # the best, not the last
@@ -58,3 +78,31 @@ def test_the_summary_is_what_the_steps_measured(
         "my_submission/to_torchscript.py",
         "local_evaluation.py",
     ] * 2
+
+
+def test_the_text_demo_scores_each_stage_and_asks_the_last(
+    commands: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["main_demo", "--text"])
+    monkeypatch.setattr(main_demo, "write_categories", lambda folder: folder)
+    main_demo.main()
+    summary = json.loads(Path("runs/demo_text/summary.json").read_text())
+    found = {name: values["text_to_photo"]["R@1"] for name, values in summary["stages"].items()}
+    assert found == {"demo_a": 0.0, "demo_b": 0.1, "demo_c": 0.2}
+    assert (summary["zero_shot_accuracy"], summary["zero_shot_chance"]) == (0.3, 0.1)
+    modules = [c[1].rpartition(".")[2] for c in commands if c[0] == "-m"]
+    assert modules == ["main_phases", "main_zero_shot", "main_query"]
+    assert "runs/demo_c" in commands[-1]
+    assert "demo_c                photo to text" in capsys.readouterr().out
+
+
+def test_every_category_of_the_catalogue_has_names(project: Path) -> None:
+    import csv
+
+    names = json.loads((project / "dataset/demo/categories.json").read_text())
+    with (project / "dataset/demo/products.csv").open(encoding="utf-8") as table:
+        used = {row["category"] for row in csv.DictReader(table)}
+    assert used == set(names)
+    assert all(names.values())

@@ -1,0 +1,352 @@
+"""Image–text runs beside the plain ridge between the same frozen features: what training is worth.
+
+    python -m benchmarks.text_ridge --config config/demo_text/phases.yml \
+        --pairs dataset/demo_text/pairs.parquet --folds 5
+    python -m benchmarks.text_ridge --runs runs/demo_text_frozen runs/demo_text_embeddings
+
+The first trains a chain on all folds of the products but one, in turns, so that each product is
+asked for once (Stone 1974); the second takes trained runs and the test rows of their table. The
+ridge (Hoerl and Kennard 1970, scikit-learn's) is made as strong as it can be: direction, text
+features and alpha are those of the best mean recall on a held-out fifth of the training data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import run as run_command
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+import yaml
+from scipy.sparse import csr_array
+from sklearn.linear_model import Ridge
+
+from benchmarks.harness import Row, arguments, higher_is_better, report
+from visual_search.bootstrap import mean_interval
+from visual_search.cached_views import kept_features
+from visual_search.embed import default_device
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.pair_table import (
+    TEST,
+    TRAIN,
+    PairTable,
+    in_language,
+    open_pairs,
+    read_pairs,
+    write_pairs,
+)
+from visual_search.phase_chain import read_chain
+from visual_search.text_retrieval import (
+    RECALLS,
+    BothWays,
+    Relevance,
+    RetrievalScores,
+    evaluate_retrieval,
+    relevance_of,
+)
+from visual_search.text_towers import FrozenText, HashedNgrams, TextTowers
+from visual_search.typed_model import TypedModel, load_typed_model, photo_items
+
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
+HELD_OUT_SHARE = 0.2
+DIRECTIONS = ("image to text", "text to image")
+CACHE = Path("runs/features")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images with their texts' features, to fit or to judge."""
+
+    images: np.ndarray
+    """`(n, p)`, float: of the frozen visual tower."""
+    texts: Mapping[str, np.ndarray]
+    """By the features' name, `(m, t)`, float: of the distinct texts."""
+    relevance: Relevance
+    """The right answers between the n images and the m texts."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Systems by name, the ridges first, on the test images of one table of pairs."""
+
+    relevance: Relevance
+    groups: np.ndarray
+    """`(n,)`, int64: the images' products."""
+    systems: Mapping[str, BothWays]
+    choices: Mapping[str, str]
+    """What each ridge chose."""
+
+
+def ridge(train: Data, judged: Data, features: str, direction: str, alpha: float) -> BothWays:
+    """Fit a ridge, and score the judged images and texts by cosine in the space of its targets.
+
+    An image's texts weigh 1 in all. Towards texts a row is an image, its target the mean of its
+    texts; towards images a row is a text, its target the weighted mean of its images. Both sides
+    are taken less the mean of the training targets.
+    """
+    counts = np.array([len(own) for own in train.relevance.texts_of])
+    rows, owned = np.flatnonzero(counts), np.concatenate(train.relevance.texts_of)
+    places = np.repeat(np.arange(len(rows)), counts[rows]), owned
+    shape = len(rows), len(train.relevance.texts)
+    shares = csr_array((np.repeat(1.0 / counts[rows], counts[rows]), places), shape=shape)
+    images, texts, new_texts = train.images[rows], train.texts[features], judged.texts[features]
+    if direction == DIRECTIONS[0]:
+        # The map is linear in its targets: the shares are predicted in place of features.
+        fitted, mean = Ridge(alpha=alpha).fit(images, shares.toarray()), shares.mean(axis=0)
+        sides = (fitted.predict(judged.images) - mean) @ texts, new_texts - mean @ texts
+    else:
+        weights, centre = shares.sum(axis=0), images.mean(axis=0)
+        fitted = Ridge(alpha=alpha).fit(texts, shares.T @ images / weights[:, None], weights)
+        sides = judged.images - centre, fitted.predict(new_texts) - centre
+    unit = [F.normalize(torch.from_numpy(side), dim=1).float() for side in sides]
+    return evaluate_retrieval(unit[0], unit[1], judged.relevance)
+
+
+def best_ridge(
+    parts: Mapping[str, Data], features: Sequence[str], alphas: Sequence[float] = ALPHAS
+) -> tuple[str, BothWays]:
+    """Choose a ridge on the held-out part, fit it to all, and judge it on the test.
+
+    `parts` are `train`, `held out`, `everything` (both) and `test`; `features` and `alphas` are
+    what may be chosen. Returns the choice in words, and the scores on the test.
+    """
+    tried = [
+        (mean_recall(ridge(parts["train"], parts["held out"], *choice)), choice)
+        for choice in ((f, d, a) for f in features for d in DIRECTIONS for a in alphas)
+    ]
+    name, direction, alpha = max(tried)[1]
+    scores = ridge(parts["everything"], parts["test"], name, direction, alpha)
+    return f"{direction}, texts by {name}, alpha {alpha:g}", scores
+
+
+def mean_recall(scores: BothWays) -> float:
+    """The mean of R@1, R@5 and R@10 of both directions, 0..1."""
+    return float(np.mean([s.recall(k) for s in scores.directions().values() for k in RECALLS]))
+
+
+def judge(
+    runs: Mapping[str, Path], pairs: Path, root: Path | None, column: str, language: str
+) -> Judged:
+    """Fit ridges to a table's training rows; score them and the runs on its test rows.
+
+    Args:
+        runs: of main_clip, by name; the first one's frozen towers give the ridge's features.
+        pairs: table of pairs.
+        root: folder of its images; None is the table's own.
+        column: queries or texts.
+        language: of the queries that are judged; empty is all. All of train are learnt from.
+    """
+    train = read_pairs(pairs, TRAIN, root)
+    _, test = in_language(read_pairs(pairs, TEST, root), language)
+    relevance = relevance_of(test, column)
+    models = {name: load_typed_model(run) for name, run in runs.items()}
+    ridges = _ridges(next(iter(models.values())), train, test, column, language)
+    systems = {name: scores for name, (_, scores) in ridges.items()}
+    for name, model in models.items():
+        with torch.no_grad():
+            images = model.encoder(_seen(model, test).to(default_device())).cpu()
+        texts = model.encoder.embed_texts(relevance.texts)
+        systems[name] = evaluate_retrieval(images, texts, relevance)
+    choices = {name: choice for name, (choice, _) in ridges.items()}
+    return Judged(relevance, test.groups, systems, choices)
+
+
+def _seen(model: TypedModel, table: PairTable) -> torch.Tensor:
+    """The visual tower's vectors, `(n, width)`."""
+    device = default_device()
+    visual = model.encoder.to(device).visual
+    return kept_features(visual, photo_items(table), model.input_size, CACHE, device).matrix
+
+
+def _ridges(
+    model: TypedModel, train: PairTable, test: PairTable, column: str, language: str
+) -> dict[str, tuple[str, BothWays]]:
+    """`ridge` on the frozen encoders' features, and `ridge with n-grams` that may take tf-idf."""
+    held = held_out(train, test, column)
+    seen = {id(table): _seen(model, table).double().numpy() for table in (train, test)}
+
+    def data(table: PairTable, chosen: np.ndarray, spoken: str) -> Data:
+        kept, asked = in_language(table.take(chosen), spoken)
+        relevance = relevance_of(asked, column)
+        texts = _text_features(model.encoder.text, relevance.texts)
+        return Data(seen[id(table)][chosen[kept]], texts, relevance)
+
+    parts = {
+        "train": data(train, np.flatnonzero(~held), ""),
+        "held out": data(train, np.flatnonzero(held), language),
+        "everything": data(train, np.arange(len(train)), ""),
+        "test": data(test, np.arange(len(test)), ""),
+    }
+    features = list(parts["train"].texts)
+    frozen = [name for name in features if name not in ("hashed", ALL_FEATURES)] or features
+    found = {"ridge": best_ridge(parts, frozen)}
+    if len(features) > len(frozen):
+        found["ridge with n-grams"] = best_ridge(parts, features)
+    return found
+
+
+ALL_FEATURES = "all of them"
+
+
+def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the frozen text towers give, each alone and all together, `(m, t)`."""
+    made: dict[str, np.ndarray] = {}
+    for name, part in zip(towers.names, towers.parts, strict=True):
+        if isinstance(part, FrozenText):
+            made[name] = part.tokenize(texts).double().numpy()
+        elif isinstance(part, HashedNgrams):
+            made[name] = part.bags(texts)[:, part.idf.cpu().numpy() > 0].astype(np.float64)
+    if not made:
+        raise UserError("the first run has no frozen text features (use, hashed) for the ridge")
+    if len(made) > 1:
+        made[ALL_FEATURES] = np.hstack(list(made.values()))
+    return made
+
+
+def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> np.ndarray:
+    """A fifth of the training rows that stand to the others as the test's do to all of them.
+
+    Where most texts of the test are new, these are whole products; where the test shows other
+    images of the same products, single images.
+
+    Returns:
+        `(n,)`, bool.
+    """
+    known = set(relevance_of(train, column).texts)
+    asked = relevance_of(test, column).texts
+    new = sum(text not in known for text in asked) * 2 > len(asked)
+    unit = np.unique(train.groups, return_inverse=True)[1] if new else np.arange(len(train))
+    count = int(unit.max()) + 1
+    drawn = np.random.default_rng(seed).permutation(count)
+    return np.isin(unit, drawn[: max(round(HELD_OUT_SHARE * count), 1)])
+
+
+def pooled(parts: Sequence[Judged], system: str) -> dict[str, RetrievalScores]:
+    """A system's scores on the queries of all parts, by direction."""
+    found = [part.systems[system].directions() for part in parts]
+    return {
+        name: RetrievalScores(
+            np.concatenate([f[name].first_right for f in found]),
+            np.concatenate([f[name].average_precisions for f in found]),
+        )
+        for name in found[0]
+    }
+
+
+def rows_of(parts: Sequence[Judged]) -> tuple[list[Row], list[str]]:
+    """Every run beside every ridge, and notes with the intervals of the gains.
+
+    Queries that are not independent are drawn together: images of one product, and one text that
+    several parts ask. No product is in two parts.
+    """
+    texts = np.concatenate([part.relevance.texts for part in parts])
+    groups = np.concatenate([[f"{i}/{g}" for g in part.groups] for i, part in enumerate(parts)])
+    clusters = {"text_to_photo": texts, "photo_to_text": groups}
+    ridges = list(parts[0].choices)
+    rows, notes = [], []
+    runs = [name for name in parts[0].systems if name not in ridges]
+    for run, peer, k in itertools.product(runs, ridges, RECALLS):
+        theirs = pooled(parts, peer)
+        for direction, scores in pooled(parts, run).items():
+            words, other = f"{run}, {direction.replace('_', ' ')}", theirs[direction]
+            values = scores.recall(k), peer, other.recall(k)
+            rows.append(higher_is_better(words, *values, f"R@{k}"))
+            differences = scores.hits(k) - other.hits(k)
+            gain = mean_interval(differences, clusters[direction], seed=42)
+            notes.append(f"{words} R@{k} over {peer}: {gain.low:+.3f} … {gain.high:+.3f} (95 %)")
+    for number, part in enumerate(parts, 1):
+        notes += [f"part {number}, {name}: {choice}" for name, choice in part.choices.items()]
+    return rows, notes
+
+
+def fold_tables(pairs: Path, folder: Path, folds: int, seed: int = 42) -> list[Path]:
+    """Deal the products of a table into folds; in table k those of fold k test, the others train.
+
+    Raises:
+        UserError: when the table is none, or has fewer products than folds.
+    """
+    table = open_pairs(pairs).read()
+    groups = table["group"].to_pylist()
+    products = sorted(set(groups))
+    if not 2 <= folds <= len(products):
+        raise UserError(f"{pairs} has {len(products)} products: they make 2 to as many folds")
+    dealt = np.random.default_rng(seed).permutation(len(products)) % folds
+    fold_of = dict(zip(products, dealt.tolist(), strict=True))
+    absolute = [str(pairs.parent.resolve() / name) for name in table["image_path"].to_pylist()]
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for fold in range(folds):
+        splits = [TEST if fold_of[group] == fold else TRAIN for group in groups]
+        columns = {name: table[name] for name in table.column_names}
+        columns |= {"image_path": pa.array(absolute), "split": pa.array(splits)}
+        written.append(folder / f"fold_{fold + 1}.parquet")
+        write_pairs(written[-1], pa.table(columns))
+    return written
+
+
+def train_on_fold(chain: Path, table: Path, runs: Path) -> dict[str, Path]:
+    """Train a chain's phases on another table; their run folders by the phases' names."""
+    steps = read_chain(chain).steps
+    phases = [
+        {
+            "name": f"{step.name}_{table.stem}",
+            "config": str(step.config.resolve()),
+            "overrides": {**step.overrides, "dataset.pairs": str(table), "dataset.root": ""},
+        }
+        for step in steps
+    ]
+    values = {"name": table.stem, "command": "main_clip", "phases": phases}
+    config = table.with_suffix(".yml")
+    config.write_text(yaml.safe_dump(values), "utf-8")
+    command = [sys.executable, "-m", "visual_search.main_phases", "--config", str(config)]
+    if run_command([*command, "--runs", str(runs)], check=False).returncode:
+        raise UserError(f"the chain {config} did not train; it has said why")
+    return {step.name: runs / f"{step.name}_{table.stem}" for step in steps}
+
+
+def judged_parts(options: argparse.Namespace) -> list[Judged]:
+    """Train on folds, or take the runs that are named."""
+    if options.runs:
+        data = _settings(options.runs[0])
+        root = Path(data["root"]) if data["root"] and not options.pairs else None
+        pairs = options.pairs or Path(data["pairs"])
+        runs = {run.name: run for run in options.runs}
+        return [judge(runs, pairs, root, data["text_column"], data["test_language"])]
+    if not (options.config and options.pairs):
+        raise UserError("name --runs, or --config (a chain of main_clip) and --pairs")
+    parts = []
+    for table in fold_tables(options.pairs, options.folder, options.folds):
+        print(f"\n== {table.stem.replace('_', ' ')} of {options.folds}", flush=True)
+        runs = train_on_fold(options.config, table, options.folder)
+        data = _settings(next(iter(runs.values())))
+        parts.append(judge(runs, table, None, data["text_column"], data["test_language"]))
+    return parts
+
+
+def _settings(run: Path) -> Mapping[str, Any]:
+    values: Mapping[str, Any] = yaml.safe_load((run / "config.yml").read_text("utf-8"))["dataset"]
+    return values
+
+
+def main() -> None:
+    """Train or load, fit, judge, and print the table."""
+    parser = arguments("Image-text runs beside a ridge between the same frozen features.")
+    parser.add_argument("--runs", type=Path, nargs="+", help="trained runs of main_clip")
+    parser.add_argument("--config", type=Path, help="or a chain, to be trained on each fold")
+    parser.add_argument("--pairs", type=Path, help="table of pairs; of --runs, their own")
+    parser.add_argument("--folds", type=int, default=5, help="of the products")
+    parser.add_argument("--folder", type=Path, default=Path("runs/text_ridge"), help="of the folds")
+    options = parser.parse_args()
+    report("text_ridge", *rows_of(judged_parts(options)), options)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(main)
