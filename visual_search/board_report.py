@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import numpy as np
 
 from visual_search.board_study import Predictor, Study, fit_line
 from visual_search.files import write_json, write_text, written_atomically
-from visual_search.task_output import markdown, write_page
+from visual_search.page import Section, write_page
+from visual_search.report import markdown
 
 
 def write_study(folder: Path, found: Study) -> str:
@@ -27,26 +27,25 @@ def write_study(folder: Path, found: Study) -> str:
         folder / "study.md", f"# Local scores and the board\n\n{text}\n\n{found.conclusion}\n"
     )
     sections = [
-        {
-            "title": name,
-            "pictures": {
-                "each point a submission": "data:image/png;base64,"
-                + base64.b64encode(path.read_bytes()).decode("ascii")
+        Section(
+            "",
+            [found.conclusion],
+            {"submissions": len(found.submissions.names)},
+            tables={
+                "": correlations,
+                "Predictions of the submission that was left out": predictors,
             },
-            "tables": {},
-            "note": f"Spearman {found.spearman[name]}, Pearson {found.pearson[name]}",
-        }
-        for name, path in plots.items()
+        ),
+        *(
+            Section(
+                name,
+                [f"Spearman {found.spearman[name]}, Pearson {found.pearson[name]}"],
+                pictures={"each point a submission": path},
+            )
+            for name, path in plots.items()
+        ),
     ]
-    write_page(
-        folder / "study.html",
-        "Local scores and the board",
-        {"submissions": len(found.submissions.names)},
-        correlations,
-        sections,
-        {"Predictions of the submission that was left out": predictors},
-        [found.conclusion],
-    )
+    write_page(folder / "study.html", "Local scores and the board", sections)
     return text
 
 

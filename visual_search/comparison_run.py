@@ -13,8 +13,9 @@ from visual_search.comparison import (
     verdict,
 )
 from visual_search.files import write_json, write_text
+from visual_search.page import Section, write_page
+from visual_search.report import markdown
 from visual_search.task_kinds import RankedTask, draw_changed, embed, score
-from visual_search.task_output import markdown, picture, write_page
 from visual_search.task_pictures import QUERIES_SHOWN
 from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run
 
@@ -85,19 +86,22 @@ def _write(
     write_text(
         folder / "comparison.md", f"# {said}\n\nA: {a}, B: {b}\n\n{markdown(rows)}\n\n{CHANCE}\n"
     )
+    facts = {"A": a, "B": b}
     sections = [
-        {
-            "title": one.a.task.title,
-            "pictures": {
-                "The queries that changed most: first gains, then losses": picture(
-                    folder, f"{one.a.task.name}_changed"
-                )
-            },
-            "tables": {},
-            "note": "Blue: a query, cut to its box. A1, A2, A3: what A found; B1 … likewise. "
-            "Green: right. Red: wrong. Orange: would be right.",
-        }
-        for one in comparisons
+        Section("", [CHANCE, *remarks], facts, tables={"": rows}),
+        *(
+            Section(
+                one.a.task.title,
+                [
+                    "Blue: a query, cut to its box. A1, A2, A3: what A found; B1 … likewise. "
+                    "Green: right. Red: wrong. Orange: would be right."
+                ],
+                pictures={
+                    "The queries that changed most: first gains, then losses": folder
+                    / f"{one.a.task.name}_changed.jpg"
+                },
+            )
+            for one in comparisons
+        ),
     ]
-    facts = {"A": str(a), "B": str(b)}
-    write_page(folder / "comparison.html", said, facts, rows, sections, {}, [CHANCE, *remarks])
+    write_page(folder / "comparison.html", said, sections)

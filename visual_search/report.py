@@ -1,49 +1,36 @@
-"""A page of queries and what was retrieved for them, in one file that opens offline."""
+"""Reports of retrieval: a development set's queries with their answers, and scores of tasks."""
 
 from __future__ import annotations
 
-import base64
+import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from visual_search.cores import available_cores
 from visual_search.evaluate import DevSet, Evaluation
-from visual_search.files import write_text
+from visual_search.files import write_json, write_text, written_atomically
 from visual_search.images import ImageItem, UnreadableImage, read_photo
+from visual_search.page import Section, Tile, TileRow, data_uri, write_page
+
+if TYPE_CHECKING:
+    from visual_search.task_scores import TaskScores
 
 THUMBNAIL_PIXELS = 128
 RESULTS_SHOWN = 10
 OTHERS_SHOWN = 20
-TEMPLATE = Path(__file__).with_name("report.html")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One retrieved photo on the page."""
-
-    picture: str
-    right: bool
-    title: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One query on the page."""
-
-    picture: str
-    title: str
-    average_precision: float
-    first_right: int | None
-    """Rank of the first right photo, from 1; None where none was found."""
-    results: list[Result]
-    expected: Result | None
-    """A photo that would have been right; None where the gallery has none."""
+CLASSES_SHOWN = 20
+PROBLEMS_SHOWN = 200
+FRAMES = (
+    "Blue: the query, cut to its box. Green: an image of the right product. Dotted, at the end: an "
+    "image that would have been right. Hover over an image for its file."
+)
+METRICS_SHOWN = ("mAP@1000", "mP@5", "R@1", "R@5", "R@10", "R@100", "MAP@R", "R-precision", "GAP")
 
 
 def write_report(
@@ -55,7 +42,7 @@ def write_report(
     queries_shown: int = 100,
     sections: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Write the report: worst queries first, right results framed green.
+    """Write the page of a development set: worst queries first, right results framed green.
 
     Behind the worst come a few of the others, spread evenly, to see what works.
 
@@ -63,76 +50,88 @@ def write_report(
         path: the html file.
         title: its headline.
         facts: name and value of what else stands on top.
-        dev_set: the photos and their products.
+        dev_set: the images and their products.
         evaluation: the ranking of `dev_set` and its scores.
         queries_shown: how many of the worst queries; 0 shows all.
         sections: a title, and names and values under it, for what comes before the queries.
     """
-    import jinja2
+    scores, problems = evaluation.average_precisions, evaluation.ranking.problems
+    worst_first = np.argsort(scores, kind="stable")
+    worst, sample = worst_and_others(worst_first, queries_shown or len(worst_first), OTHERS_SHOWN)
+    counts, _ = np.histogram(scores, bins=10, range=(0.0, 1.0))
+    listed = [["image", "reason"], *([p.path, p.reason] for p in problems[:PROBLEMS_SHOWN])]
+    total = len(worst_first)
+    worst_title = f"The {len(worst)} worst of {total} queries, worst first"
+    parts = [
+        Section(
+            facts=facts,
+            bars={f"{k / 10:.1f} to {(k + 1) / 10:.1f}": int(n) for k, n in enumerate(counts)},
+            bars_title="queries by average precision, 0 to 1",
+            folded={f"{len(problems)} images were damaged or had a wrong box": listed}
+            if problems
+            else {},
+        ),
+        *(Section(heading, facts=values) for heading, values in (sections or {}).items()),
+        Section(
+            worst_title if sample else f"All {total} queries, worst first",
+            [FRAMES],
+            rows=[_query_row(query, dev_set, evaluation) for query in worst],
+        ),
+        Section(
+            f"{len(sample)} of the other {total - len(worst)}, spread evenly" if sample else "",
+            rows=[_query_row(query, dev_set, evaluation) for query in sample],
+        ),
+    ]
+    tiles = [tile.picture for part in parts for row in part.rows for tile in row.tiles]
+    sides = {"q": dev_set.queries, "g": dev_set.gallery}
+    write_page(path, title, parts, thumbnails({k: sides[k[0]][int(k[1:])] for k in tiles}))
 
-    worst_first = np.argsort(evaluation.average_precisions, kind="stable")
-    others = worst_first[queries_shown:] if queries_shown else worst_first[:0]
-    spread = others[np.linspace(0, len(others) - 1, min(len(others), OTHERS_SHOWN)).astype(int)]
-    worst = [_row(int(q), dev_set, evaluation) for q in worst_first[: queries_shown or None]]
-    sample = [_row(int(q), dev_set, evaluation) for q in spread]
-    pictures = _thumbnails(dev_set, worst + sample)
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
-    ).get_template(TEMPLATE.name)
-    html = template.render(
-        title=title,
-        facts=facts,
-        sections=sections or {},
-        worst=worst,
-        sample=sample,
-        total=len(worst_first),
-        pictures=pictures,
-        histogram=_histogram(evaluation.average_precisions),
-        problems=evaluation.ranking.problems,
-        side=THUMBNAIL_PIXELS,
-    )
-    write_text(path, html)
+
+def worst_and_others(
+    worst_first: np.ndarray, worst: int, others: int
+) -> tuple[list[int], list[int]]:
+    """The first `worst` of some queries, and `others` spread evenly over the rest."""
+    rest = worst_first[worst:]
+    spread = rest[np.linspace(0, len(rest) - 1, min(len(rest), others)).astype(int)]
+    return worst_first[:worst].tolist(), spread.tolist()
 
 
-def _row(query: int, dev_set: DevSet, evaluation: Evaluation) -> Row:
+def _query_row(query: int, dev_set: DevSet, evaluation: Evaluation) -> TileRow:
     product = dev_set.query_products[query]
     ranks = evaluation.ranking.ranks[query]
     ranks = ranks[ranks < len(dev_set.gallery)]
-    right = dev_set.gallery_products[ranks] == product
-    hits = np.flatnonzero(right)
-    results = [
-        _result(index, bool(right[place]), dev_set)
-        for place, index in enumerate(ranks[:RESULTS_SHOWN].tolist())
-    ]
-    of_product = np.flatnonzero(dev_set.gallery_products == product)
+    is_right = dev_set.gallery_products[ranks] == product
+    found = np.flatnonzero(is_right)
+    relevant = np.flatnonzero(dev_set.gallery_products == product)
     if dev_set.own is not None:
-        of_product = of_product[of_product != dev_set.own[query]]
-    return Row(
-        f"q{query}",
-        f"{dev_set.queries[query].path.name}, product {product}",
-        float(evaluation.average_precisions[query]),
-        int(hits[0]) + 1 if len(hits) else None,
-        results,
-        _result(int(of_product[0]), True, dev_set) if len(of_product) else None,
+        relevant = relevant[relevant != dev_set.own[query]]
+
+    def tile(index: int, kind: Any, words: str = "") -> Tile:
+        name = dev_set.gallery[index].path.name
+        return Tile(f"g{index}", f"{words}{name}, product {dev_set.gallery_products[index]}", kind)
+
+    name = dev_set.queries[query].path.name
+    return TileRow(
+        f"AP {evaluation.average_precisions[query]:.3f}",
+        f"first right at {found[0] + 1}" if len(found) else "none found",
+        [
+            Tile(f"q{query}", f"{name}, product {product}", "query"),
+            *(
+                tile(index, "right" if right else "")
+                for index, right in zip(ranks[:RESULTS_SHOWN].tolist(), is_right, strict=False)
+            ),
+            *(tile(index, "expected", "would be right: ") for index in relevant[:1].tolist()),
+        ],
     )
 
 
-def _result(index: int, right: bool, dev_set: DevSet) -> Result:
-    product, path = dev_set.gallery_products[index], dev_set.gallery[index].path
-    return Result(f"g{index}", right, f"{path.name}, product {product}")
-
-
-def _thumbnails(dev_set: DevSet, rows: list[Row]) -> dict[str, str]:
-    """A JPEG data URI for each picture on the page, each picture once."""
-    results = [result for row in rows for result in (*row.results, row.expected) if result]
-    names = sorted({row.picture for row in rows} | {result.picture for result in results})
-    sides = {"q": dev_set.queries, "g": dev_set.gallery}
+def thumbnails(items: Mapping[str, ImageItem]) -> dict[str, str]:
+    """A JPEG data URI of each image, cut to its box; grey where one cannot be read."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        encoded = pool.map(lambda name: data_uri(sides[name[0]][int(name[1:])]), names)
-        return dict(zip(names, encoded, strict=True))
+        return dict(zip(items, pool.map(_thumbnail, items.values()), strict=True))
 
 
-def data_uri(item: ImageItem) -> str:
+def _thumbnail(item: ImageItem) -> str:
     try:
         photo = read_photo(item, THUMBNAIL_PIXELS)
         left, top, right, bottom = photo.region
@@ -143,14 +142,119 @@ def data_uri(item: ImageItem) -> str:
         picture = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), (127, 127, 127))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=72)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri(buffer.getvalue(), "jpeg")
 
 
-def _histogram(average_precisions: np.ndarray) -> list[tuple[str, int, float]]:
-    """Label, count and height 0..1 of ten bars over average precision."""
-    counts, edges = np.histogram(average_precisions, bins=10, range=(0.0, 1.0))
-    top = max(int(counts.max()), 1)
-    return [
-        (f"{low:.1f} to {low + 0.1:.1f}", int(count), count / top)
-        for low, count in zip(edges[:-1], counts, strict=True)
+def write_task_report(
+    folder: Path,
+    scores: Sequence[TaskScores],
+    means: Mapping[str, Mapping[str, float]],
+    skipped: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> str:
+    """Write results.json, results.md, report.html and scores/<task>.csv.
+
+    Args:
+        folder: pictures of its tasks, <task>_queries.jpg and <task>_classes.jpg, come into the
+            report where they are there.
+        scores: of the tasks that were run.
+        means: over them (:func:`visual_search.task_scores.over_tasks`).
+        skipped: why each other one was not.
+        facts: of the model.
+
+    Returns:
+        The table, in Markdown.
+    """
+    tasks = {one.task.name: one.as_json() for one in scores}
+    results = {**facts, "tasks": tasks, "means": means, "skipped": dict(skipped)}
+    write_json(folder / "results.json", results)
+    for one in scores:
+        _write_queries(folder / "scores" / f"{one.task.name}.csv", one)
+    rows, domains = score_rows(scores, means), _domain_rows(scores)
+    text = f"# {facts['run']}\n\n{markdown(rows)}\n\n{markdown(domains)}\n"
+    write_text(folder / "results.md", text)
+    top = Section(
+        facts=facts,
+        tables={"": rows, "Domains": domains},
+        notes=[f"{name} was not run: {reason}" for name, reason in skipped.items()],
+    )
+    sections = [top, *(_task_section(folder, one) for one in scores)]
+    write_page(folder / "report.html", f"{facts['run']}: retrieval", sections)
+    return markdown(rows)
+
+
+def _task_section(folder: Path, scores: TaskScores) -> Section:
+    names, sizes, means = scores.classes()
+    worst = np.argsort(means["mAP@1000"], kind="stable")[:CLASSES_SHOWN]
+    classes = [
+        ["class", "queries", *means],
+        *([names[k], sizes[k], *(f"{m[k]:.3f}" for m in means.values())] for k in worst),
     ]
+    task = scores.task
+    return Section(
+        task.title,
+        ["Blue: a query, cut to its box. Green: right. Red: wrong. Orange: would be right."],
+        pictures={
+            "The worst queries, the worst first": folder / f"{task.name}_queries.jpg",
+            "The worst classes: some queries, each with its first result": folder
+            / f"{task.name}_classes.jpg",
+        },
+        folded={"The worst classes": classes},
+    )
+
+
+def score_rows(
+    scores: Sequence[TaskScores], means: Mapping[str, Mapping[str, float]]
+) -> list[list[str]]:
+    """The table of tasks and of the means over them, heading first."""
+    has_gap = any(one.gap is not None for one in scores)
+    shown = [name for name in METRICS_SHOWN if name != "GAP" or has_gap]
+    rows = [["task", "queries", "gallery", *shown]]
+    for one in scores:
+        values, metric = one.all_means(), one.metric
+        cells = [_cell(values.get(name), name == metric) for name in shown]
+        queries, gallery = int(one.scored.sum()), one.task.gallery_size
+        rows.append([one.task.title, f"{queries:,}", f"{gallery:,}", *cells])
+    if len(scores) > 1:
+        for name in ("tasks", "domains", "queries"):
+            cells = [_cell(means[name].get(metric)) for metric in shown]
+            rows.append([f"mean over {name}", "", "", *cells])
+    return rows
+
+
+def _domain_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
+    """A row for each domain of each task, heading first."""
+    shown = [name for name in METRICS_SHOWN if name != "GAP"]
+    rows = [["task", "domain", "queries", *shown]]
+    for one in scores:
+        for domain, means in one.domains().items():
+            queries = int((one.scored & (one.task.domains == domain)).sum())
+            cells = [_cell(means[name]) for name in shown]
+            rows.append([one.task.title, str(domain), f"{queries:,}", *cells])
+    return rows
+
+
+def _cell(value: float | None, headline: bool = False) -> str:
+    if value is None:
+        return ""
+    return f"**{value:.4f}**" if headline else f"{value:.4f}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table in Markdown, the first being its heading."""
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *others])
+
+
+def _write_queries(file: Path, scores: TaskScores) -> None:
+    """What each query reached."""
+    task, columns = scores.task, list(scores.values.values())
+    with (
+        written_atomically(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as handle,
+    ):
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["query", "label", "domain", *scores.values])
+        for query, name in enumerate(task.query_names):
+            numbers = ["" if np.isnan(x[query]) else f"{x[query]:.6f}" for x in columns]
+            writer.writerow([name, task.query_labels[query], task.domains[query], *numbers])

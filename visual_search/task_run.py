@@ -10,11 +10,12 @@ from typing import Any
 from visual_search.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
+from visual_search.report import write_task_report
 from visual_search.rerank import Step, words
 from visual_search.task_kinds import RankedTask, draw_worst, embed, load, score
-from visual_search.task_output import write_scores
 from visual_search.task_scores import TaskScores, over_tasks
 from visual_search.tasks import read_tasks, what_is_missing
+from visual_search.trackers import Trackers
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
 
@@ -66,11 +67,29 @@ def evaluate_tasks(
         "ranking": words(steps),
     }
     step = int(checkpoint.facts.get("step") or 0)
-    table = write_scores(folder, list(scores.values()), skipped, facts, trackers, step)
+    means = over_tasks(list(scores.values()))
+    table = write_task_report(folder, list(scores.values()), means, skipped, facts)
+    _record(Trackers(trackers, folder, str(run), facts), scores, means, step)
     print(f"\n{table}")
-    print(f"\ncompetition mean {over_tasks(list(scores.values()))['competition']['score']:.4f}")
+    print(f"\ncompetition mean {means['competition']['score']:.4f}")
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
     return scores
+
+
+def _record(
+    trackers: Trackers,
+    scores: Mapping[str, TaskScores],
+    means: Mapping[str, Mapping[str, float]],
+    step: int,
+) -> None:
+    of_tasks = {name: one.all_means() for name, one in scores.items()}
+    values = {
+        f"{k}/{metric}": v
+        for k, one in [*means.items(), *of_tasks.items()]
+        for metric, v in one.items()
+    }
+    trackers.log(values, step)
+    trackers.close()
 
 
 def ready_tasks(

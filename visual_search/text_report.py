@@ -1,43 +1,20 @@
-"""A page of typed queries and the photos that were found for them, in one file."""
+"""A page of text queries and the images that were found for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from visual_search.cores import available_cores
-from visual_search.files import write_text
 from visual_search.images import ImageItem
+from visual_search.page import Section, Tile, TileRow, write_page
 from visual_search.pair_table import PairTable
-from visual_search.report import data_uri
+from visual_search.report import thumbnails, worst_and_others
 from visual_search.text_retrieval import BothWays, Relevance
 
-TEMPLATE = Path(__file__).with_name("text_report.html")
 RESULTS_SHOWN = 8
 WORST_SHOWN, OTHERS_SHOWN = 30, 30
-
-
-@dataclass(frozen=True)
-class Found:
-    """One photo on the page."""
-
-    photo: int
-    right: bool
-    title: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One query on the page."""
-
-    text: str
-    first_right: int | None
-    """From 1; None where no photo was right."""
-    results: list[Found]
 
 
 def write_text_report(
@@ -54,52 +31,40 @@ def write_text_report(
         path: the html file.
         name: of the run.
         facts: name and value of what else stands on top.
-        table: the photos that were ranked.
+        table: the images that were ranked.
         relevance: their texts and the right answers.
         evaluation: of both directions.
     """
-    import jinja2
-
-    scores = evaluation.text_to_photo
-    worst_first = np.argsort(scores.average_precisions, kind="stable")
-    others = worst_first[WORST_SHOWN:]
-    spread = others[np.linspace(0, len(others) - 1, min(len(others), OTHERS_SHOWN)).astype(int)]
-    parts = {
-        "Spread over all queries": [_row(q, table, relevance, evaluation) for q in spread.tolist()],
-        "The worst queries": [
-            _row(q, table, relevance, evaluation) for q in worst_first[:WORST_SHOWN].tolist()
-        ],
-    }
-    shown = sorted({r.photo for rows in parts.values() for row in rows for r in row.results})
-    with ThreadPoolExecutor(available_cores()) as pool:
-        encoded = pool.map(lambda photo: data_uri(ImageItem(table.paths[photo])), shown)
-        pictures = dict(zip(shown, encoded, strict=True))
+    worst_first = np.argsort(evaluation.text_to_photo.average_precisions, kind="stable")
+    worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
     directions = {
         direction.replace("_to_", " → "): found.as_dict()
         for direction, found in evaluation.directions().items()
     }
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
-    ).get_template(TEMPLATE.name)
-    html = template.render(
-        title=f"{name}: typed queries",
-        facts=facts,
-        columns=list(next(iter(directions.values()))),
-        directions=directions,
-        parts=parts,
-        pictures=pictures,
-    )
-    write_text(path, html)
+    columns = list(next(iter(directions.values())))
+    scores = [
+        ["", *columns],
+        *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
+    ]
+    note = "Green: an image of a product of that name. Hover over an image for what it is called."
+    sections = [Section(facts=facts, tables={"": scores})]
+    for title, queries in (("Spread over all queries", others), ("The worst queries", worst)):
+        if queries:
+            rows = [_row(query, table, relevance, evaluation) for query in queries]
+            sections.append(Section(title, [note], rows=rows))
+    shown = {tile.picture for part in sections for row in part.rows for tile in row.tiles}
+    items = {key: ImageItem(table.paths[int(key[1:])]) for key in sorted(shown)}
+    write_page(path, f"{name}: typed queries", sections, thumbnails(items))
 
 
-def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> Row:
+def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
     ranks, right = evaluation.photo_ranks[query], set(relevance.photos_of[query].tolist())
     first = int(evaluation.text_to_photo.first_right[query])
-    return Row(
+    return TileRow(
         relevance.texts[query],
-        first + 1 if first < len(ranks) else None,
+        f"first right image: {first + 1 if first < len(ranks) else 'none'}",
         [
-            Found(photo, photo in right, ", ".join(table.queries[photo][:3]))
-            for photo in ranks[:RESULTS_SHOWN].tolist()
+            Tile(f"g{row}", ", ".join(table.queries[row][:3]), "right" if row in right else "")
+            for row in ranks[:RESULTS_SHOWN].tolist()
         ],
     )

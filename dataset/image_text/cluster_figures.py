@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, image
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from visual_search.figure_page import Section, write_page
 from visual_search.files import written_atomically
+from visual_search.page import Section, write_page
 from visual_search.text_clusters import ClusterReport, TextClusters
 
 MAP_POINTS = 3000
@@ -83,38 +83,30 @@ def write_report(
         "silhouette": f"{report.silhouette:.3f}",
         "accuracy of the vote on held-out n-grams": accuracy,
     }
-    rows = [
-        (number, clusters.names[number], *row)
-        for number, row in enumerate(
-            zip(
-                report.sizes,
-                report.weights,
-                [f"{silhouette:+.3f}" for silhouette in report.silhouettes],
-                [" · ".join(examples) for examples in report.examples],
-                strict=True,
+    rows: list[tuple[object, ...]] = [
+        ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
+        *(
+            (number, clusters.names[number], *row)
+            for number, row in enumerate(
+                zip(
+                    report.sizes,
+                    report.weights,
+                    [f"{silhouette:+.3f}" for silhouette in report.silhouettes],
+                    [" · ".join(examples) for examples in report.examples],
+                    strict=True,
+                )
             )
-        )
+        ),
     ]
     sections = [
-        Section("In all", "Silhouettes lie between -1 and 1; 1 is well apart.", facts),
+        Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
+        Section("Clusters", ["Named by the words that set them apart."], tables={"": rows}),
+        Section("Map", ["Near points mean alike."], pictures={"": picture}),
         Section(
-            "Clusters",
-            "Named by the words that set them apart.",
-            header=("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
-            rows=rows,
+            "Other numbers of clusters", pictures={"": _scan_figure(report.scan, clusters.count)}
         ),
-        Section("Map", "Near points mean alike.", figure=_shown(picture)),
-        Section("Other numbers of clusters", figure=_scan_figure(report.scan, clusters.count)),
     ]
     write_page(path, f"Clusters of the queries of {name}", sections)
-
-
-def _shown(picture: Path) -> Figure:
-    pixels = image.imread(picture)
-    height, width = pixels.shape[:2]
-    figure = Figure(figsize=(width / 110, height / 110))
-    figure.figimage(pixels)
-    return figure
 
 
 def _scan_figure(scan: dict[int, float], chosen: int) -> Figure:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from dataset.image_text.text_statistics import ORDERS, TOP, Statistics, quantiles, shares
-from visual_search.figure_page import Section, write_page
+from visual_search.page import Section, write_page
 
 BLUE, RED = "#3b74b9", "crimson"
 SHOWN_LANGUAGES = 12
@@ -30,25 +30,34 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
         Section("In all", facts=plain),
         Section(
             "Lengths",
-            "Of the queries as typed. Box: the middle half; whiskers: 5 % and 95 %.",
-            figure=lengths_figure(found.lengths),
+            ["Of the queries as typed. Box: the middle half; whiskers: 5 % and 95 %."],
+            pictures={"": lengths_figure(found.lengths)},
         ),
         *(_ngram_section(order, found) for order in ORDERS),
-        Section("Languages", figure=_bars(found.languages.most_common(SHOWN_LANGUAGES), "queries")),
+        Section(
+            "Languages",
+            pictures={"": _bars(found.languages.most_common(SHOWN_LANGUAGES), "queries")},
+        ),
         Section(
             "Duplicates",
-            "A text that stands at many photos tells them less apart, and makes wrong negatives.",
-            header=("photos with the text", "different texts", "queries"),
-            rows=[
-                (label, f"{texts:,}", f"{queries:,}")
-                for label, texts, queries in shares(found.photos_of_text)
-            ],
+            ["A text that stands at many photos tells them less apart, and makes wrong negatives."],
+            tables={
+                "": [
+                    ("photos with the text", "different texts", "queries"),
+                    *(
+                        (label, f"{texts:,}", f"{queries:,}")
+                        for label, texts, queries in shares(found.photos_of_text)
+                    ),
+                ]
+            },
         ),
         Section(
             "Growth of the vocabulary",
-            "Different words against words seen; the line is Heaps' law. The flatter, the "
-            "fewer words are new.",
-            figure=growth_figure(found.growth, summary["vocabulary growth"]),
+            [
+                "Different words against words seen; the line is Heaps' law. The flatter, the "
+                "fewer words are new."
+            ],
+            pictures={"": growth_figure(found.growth, summary["vocabulary growth"])},
         ),
     ]
     write_page(path, f"Queries of {name}", sections)
@@ -88,7 +97,7 @@ def _ngram_section(order: int, found: Statistics) -> Section:
     note = "Cleaned words."
     if top.error:
         note += f" Counts are too low by at most {top.error:,}."
-    return Section(title, note, figure=_bars(top.most_common(TOP), "times"))
+    return Section(title, [note], pictures={"": _bars(top.most_common(TOP), "times")})
 
 
 def _bars(rows: list[tuple[str, int]], unit: str) -> Figure:

@@ -24,9 +24,9 @@ from visual_search.evaluate import DevSet
 from visual_search.export import export_torchscript
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder
+from visual_search.report import score_rows
 from visual_search.rerank import parse_steps
 from visual_search.task_config import TaskConfig
-from visual_search.task_output import score_rows
 from visual_search.task_run import name_of_run
 from visual_search.task_scores import over_tasks, score_task
 from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
@@ -236,7 +236,7 @@ def test_a_task_names_the_metric_that_its_score_is() -> None:
         told = scores.as_json()
         assert told["metric"] == scores.metric == metric
         assert told["score"] == told["mean_over_queries"][metric]
-        heading, row = score_rows([scores])
+        heading, row = score_rows([scores], {})
         (bold,) = [place for place, cell in enumerate(row) if cell.startswith("**")]
         assert heading[bold] == metric
 

@@ -1,0 +1,135 @@
+"""The one writer of HTML pages: every report is a list of sections in a file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from visual_search.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).with_name("page.html")
+DPI = 110
+NUMBER = re.compile(r"[-+±]?[\d.,]*\d(\s?(%|s|GB|px))?")
+
+Rows = Sequence[Sequence[object]]
+"""A table, its heading first; a cell `**so**` is bold, a number stands on the right."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A thumbnail in a row."""
+
+    picture: str
+    """Its key in the `pictures` of :func:`write_page`."""
+    title: str
+    """Shown while the pointer is over it."""
+    kind: Literal["", "query", "right", "expected"] = ""
+    """Its frame: none (wrong), blue, green, or green and dotted: it would have been right."""
+
+    @property
+    def spoken(self) -> str:
+        """For screen readers, which see no frames."""
+        return f"{self.kind or 'wrong'}: {self.title}"
+
+
+@dataclass(frozen=True)
+class TileRow:
+    """Thumbnails side by side, with a heading such as the score, and a note below it."""
+
+    heading: str
+    note: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; what is empty is not shown, the rest in the order of the fields."""
+
+    title: str = ""
+    notes: Sequence[str] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Names and values."""
+    bars: Mapping[str, int] = field(default_factory=dict)
+    """A histogram: label and count of each bar."""
+    bars_title: str = ""
+    pictures: Mapping[str, Figure | Path] = field(default_factory=dict)
+    """By heading: a figure, or a jpg or png file; a file that is not there is left out."""
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    """By heading, which may be empty."""
+    folded: Mapping[str, Rows] = field(default_factory=dict)
+    """Further tables, each behind its heading until that is clicked."""
+    rows: Sequence[TileRow] = ()
+
+
+class _Cell(NamedTuple):
+    tag: Literal["th", "td"]
+    text: str
+    is_bold: bool
+    is_number: bool
+
+
+def write_page(
+    path: Path, title: str, sections: Sequence[Section], pictures: Mapping[str, str] | None = None
+) -> None:
+    """Write the page, atomically. Whatever is text in it is shown as it stands, not as HTML.
+
+    Args:
+        path: the html file.
+        title: its headline.
+        sections: from top to bottom.
+        pictures: data URIs of the thumbnails, by the keys that tiles name them by (letters and
+            digits); however often one is shown, it is in the file once.
+    """
+    import jinja2
+
+    template = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True
+    ).get_template(TEMPLATE.name)
+    shown = [
+        vars(section)
+        | {
+            "pictures": {k: uri for k, v in section.pictures.items() if (uri := _uri_of(v))},
+            "tables": {heading: _cells(rows) for heading, rows in section.tables.items()},
+            "folded": {heading: _cells(rows) for heading, rows in section.folded.items()},
+        }
+        for section in sections
+    ]
+    write_text(path, template.render(title=title, sections=shown, pictures=pictures or {}))
+
+
+def data_uri(data: bytes, kind: Literal["jpeg", "png"]) -> str:
+    """An image file's bytes as the address of an image."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def _uri_of(picture: Figure | Path) -> str | None:
+    if isinstance(picture, Path):
+        kind: Literal["jpeg", "png"] = "png" if picture.suffix == ".png" else "jpeg"
+        return data_uri(picture.read_bytes(), kind) if picture.is_file() else None
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=DPI)
+    return data_uri(buffer.getvalue(), "png")
+
+
+def _cells(rows: Rows) -> list[list[_Cell]]:
+    body = [[_cell(str(value)) for value in row] for row in rows[1:]]
+    head = [
+        # A column's name stands on the right where its numbers do.
+        _Cell("th", str(name), False, any(row[place].is_number for row in body))
+        for place, name in enumerate(rows[0])
+    ]
+    return [head, *body]
+
+
+def _cell(text: str) -> _Cell:
+    is_bold = text.startswith("**")
+    text = text[2:-2] if is_bold else text
+    return _Cell("td", text, is_bold, bool(NUMBER.fullmatch(text)))
