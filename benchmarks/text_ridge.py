@@ -30,8 +30,8 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
 
 from benchmarks.harness import Row, arguments, higher_is_better, report
-from visual_search.bootstrap import mean_interval
 from visual_search.cached_views import kept_features
+from visual_search.comparison import mean_interval
 from visual_search.embed import default_device
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.pair_table import (

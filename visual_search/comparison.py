@@ -1,19 +1,141 @@
-"""Two models on the same tasks: differences, how certain they are, and what they come to."""
+"""Two models on the same tasks: differences, how certain they are, and what they come to.
+
+An interval is the expanded percentile interval of Hesterberg (2015, "What Teachers Should Know
+About the Bootstrap", section 4.2): percentiles of the means of products drawn with replacement,
+taken a little further out, as Student's t is wider than the normal distribution and a drawn
+variance (n - 1) / n too small. scipy.stats.bootstrap draws no clusters, and its percentiles cover
+less than they promise with a few dozen products.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from visual_search.bootstrap import Interval, mean_interval
 from visual_search.errors import UserError
+from visual_search.files import write_json, write_text
+from visual_search.page import Section, write_page
+from visual_search.report import markdown
 from visual_search.retrieval_metrics import METRICS
+from visual_search.task_pictures import QUERIES_SHOWN
+from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run
 from visual_search.task_scores import TaskScores
+from visual_search.tasks import Task
 
+DRAWS = 4000
+MIN_DIFFERING = 10
+"""Of fewer clusters with a value other than zero no bootstrap knows how far the mean may lie."""
+# Numbers drawn at once: 2^22 are 32 MB.
+AT_ONCE = 1 << 22
 BETTER_A, BETTER_B, UNDECIDED = "A is better", "B is better", "undecided"
+CHANCE = (
+    "An interval is wrong one time in twenty: of twenty tasks on which two models are equal, one "
+    "looks decided. The verdict goes by the interval over products: photos of one product are no "
+    "independent witnesses."
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it lies."""
+
+    mean: float
+    low: float
+    high: float
+    clusters: int
+    """How many independent things it is over."""
+    differing: int
+    """How many of them have a value other than zero."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether zero lies outside, and enough clusters differ to say so."""
+        return (self.low > 0 or self.high < 0) and self.differing >= MIN_DIFFERING
+
+    def as_json(self) -> dict[str, float]:
+        """For files."""
+        return asdict(self)
+
+
+def mean_interval(
+    values: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """The interval of the mean of values that come in clusters.
+
+    The mean is over the values, not over the clusters: a cluster of ten counts ten times. For
+    the paired comparison of two models give the differences of their scores.
+
+    Args:
+        values: `(n,)`, finite.
+        clusters: `(n,)`, the cluster of each, of any type; None: each is its own.
+        level: of confidence, 0..1.
+        draws: of the bootstrap.
+        seed: the same seed gives the same interval.
+
+    Returns:
+        With infinite ends where there is one cluster only: nothing is known.
+
+    Raises:
+        ValueError: without a value.
+    """
+    if not len(values):
+        raise ValueError("there is no value to take the mean of")
+    sums, sizes = _by_cluster(np.asarray(values, dtype=np.float64), clusters)
+    count, mean = len(sums), float(sums.sum() / sizes.sum())
+    differing = int(np.count_nonzero(sums))
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf, count, differing)
+    drawn = drawn_means(sums, sizes, draws, np.random.default_rng(seed))
+    tail = expanded_tail((1 - level) / 2, count)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), count, differing)
+
+
+def expanded_tail(tail: float, count: int) -> float:
+    """The percentile, 0..1, that stands for `tail` with `count` clusters.
+
+    `Phi(sqrt(n / (n - 1)) * t)`, t being the quantile of Student's distribution, n - 1 degrees.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
+
+
+def drawn_means(
+    sums: np.ndarray, sizes: np.ndarray, draws: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Means over clusters drawn with replacement, `(draws,)`.
+
+    Args:
+        sums: `(clusters,)`, of the values of each.
+        sizes: `(clusters,)`, how many those are.
+        draws: how often.
+        generator: of the draws.
+    """
+    count = len(sums)
+    rows = max(AT_ONCE // count, 1)
+    found = []
+    for start in range(0, draws, rows):
+        drawn = generator.integers(0, count, (min(rows, draws - start), count))
+        found.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    return np.concatenate(found)
+
+
+def _by_cluster(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    if clusters is None:
+        return values, np.ones(len(values))
+    codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    return np.bincount(codes, weights=values), np.bincount(codes).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -128,3 +250,84 @@ def most_changed(comparison: TaskComparison, count: int) -> list[int]:
         moved = [int(q) for q in order if sign * main[q] > 0 or sign * finer[q] > 0]
         chosen += moved[: count // 2]
     return chosen
+
+
+def compare_runs(
+    a: Path,
+    b: Path,
+    files: Sequence[Path],
+    output: Path | None = None,
+    *,
+    input_size: int = 0,
+    cache: Path,
+    rerank: bool = False,
+    metric: str = "",
+) -> list[TaskComparison]:
+    """Compare two models on every task whose data is there.
+
+    Args:
+        a: a run folder, a checkpoint, or an export's folder.
+        b: the other.
+        files: of the tasks.
+        output: folder of what is written; None: below `runs/evaluation`, named after both.
+        input_size: pixels; 0 takes each model's own.
+        cache: where embeddings are kept.
+        rerank: apply the steps of each model's `model.json`.
+        metric: see :func:`visual_search.comparison.compare`.
+
+    Raises:
+        UserError: see :func:`visual_search.task_run.evaluate_tasks`.
+    """
+    folder = output or DEFAULT_OUTPUT / f"{name_of_run(a)}_vs_{name_of_run(b)}"
+    steps = [steps_of_run(run) if rerank else () for run in (a, b)]
+    tasks, skipped = ready_tasks(files, (a, b))
+
+    def of_task(task: Task[Any]) -> TaskComparison:
+        print(f"\n{task.title}", flush=True)
+        models = [task.embed(run, input_size, cache) for run in (a, b)]
+        one, other = (task.score(model, own) for model, own in zip(models, steps, strict=True))
+        comparison = compare(one, other, metric)
+        changed = most_changed(comparison, QUERIES_SHOWN)
+        values = [scores.values["mAP@1000"] for scores in (one, other)]
+        captions = [f"AP {values[0][q]:.3f} -> {values[1][q]:.3f}" for q in changed]
+        task.draw_changed(folder / f"{task.name}_changed.jpg", changed, captions, models)
+        return comparison
+
+    comparisons = [of_task(task) for task in tasks]
+    _write(folder, a, b, comparisons, [f"{k} was not run: {v}" for k, v in skipped.items()])
+    print(f"\nA: {a}\nB: {b}\n\n{markdown(comparison_rows(comparisons))}")
+    print(f"\n{verdict(comparisons)}")
+    print(f"report: {folder / 'comparison.html'}, numbers: {folder / 'comparison.json'}")
+    return comparisons
+
+
+def _write(
+    folder: Path, a: Path, b: Path, comparisons: Sequence[TaskComparison], remarks: Sequence[str]
+) -> None:
+    said, rows = verdict(comparisons), comparison_rows(comparisons)
+    tasks = {one.a.task.name: one.as_json() for one in comparisons}
+    write_json(
+        folder / "comparison.json", {"A": str(a), "B": str(b), "verdict": said, "tasks": tasks}
+    )
+    write_text(
+        folder / "comparison.md", f"# {said}\n\nA: {a}, B: {b}\n\n{markdown(rows)}\n\n{CHANCE}\n"
+    )
+    facts = {"A": a, "B": b}
+    sections = [
+        Section("", [CHANCE, *remarks], facts, tables={"": rows}),
+        *(
+            Section(
+                one.a.task.title,
+                [
+                    "Blue: a query, cut to its box. A1, A2, A3: what A found; B1 … likewise. "
+                    "Green: right. Red: wrong. Orange: would be right."
+                ],
+                pictures={
+                    "The queries that changed most: first gains, then losses": folder
+                    / f"{one.a.task.name}_changed.jpg"
+                },
+            )
+            for one in comparisons
+        ),
+    ]
+    write_page(folder / "comparison.html", said, sections)

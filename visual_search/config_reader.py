@@ -19,7 +19,6 @@ import yaml
 
 from visual_search.config import BackboneConfig, PhaseConfig
 from visual_search.errors import UserError
-from visual_search.task_config import TaskConfig
 
 Config = typing.TypeVar("Config")
 
@@ -80,37 +79,13 @@ def read_backbone(path: Path) -> BackboneConfig:
     Raises:
         UserError: naming file and key.
     """
-    return _read_part(path, BackboneConfig)
-
-
-def read_task(path: Path) -> TaskConfig:
-    """A retrieval task from its file, such as `config/evaluation/sop.yml`.
-
-    Raises:
-        UserError: naming file and key, also for a regular expression that is none, and for GAP
-            without distractors.
-    """
-    task = _read_part(path, TaskConfig)
-    for key in ("select", "query_domain"):
-        try:
-            pattern = re.compile(getattr(task, key))
-        except re.error as error:
-            raise UserError(f"{path}: {key} is not a regular expression: {error}") from error
-        if key == "query_domain" and task.query_domain and not pattern.groups:
-            raise UserError(f"{path}: query_domain needs a group: the domain stands in ( )")
-    if task.metric == "GAP" and not task.distractors:
-        raise UserError(f"{path}: metric GAP needs distractors: true")
-    if task.texts.pairs:
-        for key in ("distractors", "select", "query_domain"):
-            if getattr(task, key):
-                raise UserError(f"{path}: {key} is of photos' tables; leave it out beside texts")
-    return task
+    return read_part(path, BackboneConfig)
 
 
 Part = TypeVar("Part")
 
 
-def _read_part(path: Path, kind: type[Part]) -> Part:
+def read_part(path: Path, kind: type[Part]) -> Part:
     """One dataclass from a file of its own."""
     _checked_keys(path, kind)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

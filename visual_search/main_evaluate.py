@@ -1,11 +1,14 @@
 """Score a model on a development set or on retrieval tasks, or compare two models.
 
-`python -m visual_search.main_evaluate --run runs/X --tasks config/evaluation/*.yml`
+`python -m visual_search.main_evaluate tasks --run runs/X --tasks config/evaluation/*.yml`
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,126 +19,119 @@ if TYPE_CHECKING:
     from visual_search.evaluate import DevSet
 
 DATA_FOLDER = Path("dataset/development_test_data")
+COMMANDS = ("score", "tasks", "compare", "tune-rerank")
+PROGRAM = "python -m visual_search.main_evaluate"
 
 
 def main() -> None:
     """Embed, or read the embeddings kept from last time; score, compare, or tune re-ranking."""
-    options = build_parser().parse_args()
-    _refuse_what_does_not_fit(options)
-    if options.compare:
-        from visual_search.comparison_run import compare_runs
+    options = build_parser().parse_args(with_command(sys.argv[1:]))
+    options.run_command(options)
 
-        one, other = options.compare
-        compare_runs(
-            one,
-            other,
-            options.tasks,
-            options.output,
-            input_size=options.input_size,
-            cache=options.cache,
-            rerank=options.rerank,
-            metric=options.metric,
-        )
-    elif options.tasks:
-        from visual_search.task_run import evaluate_tasks
 
-        evaluate_tasks(
-            options.run,
-            options.tasks,
-            options.output,
-            input_size=options.input_size,
-            cache=options.cache,
-            rerank=options.rerank,
-            trackers=options.trackers,
-        )
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """Arguments as they are spelled now; where they are spelled as before, that is said.
+
+    Once an option chose what is done now a sub-command does: `--compare A B`, `--tasks` and
+    `--tune-rerank`; without any of them a development set was scored.
+    """
+    given = list(arguments)
+    if not given or given[0] in (*COMMANDS, "-h", "--help"):
+        return given
+    if "--compare" in given:
+        place = given.index("--compare")
+        command = ["compare", *given[place + 1 : place + 3]]
+        del given[place : place + 3]
+    elif "--tasks" in given:
+        command = ["tasks"]
+    elif "--tune-rerank" in given:
+        command = ["tune-rerank"]
+        given.remove("--tune-rerank")
     else:
-        _one_dev_set(options)
-
-
-def _one_dev_set(options: argparse.Namespace) -> None:
-    from visual_search.embedded_dev_set import embed_dev_set
-    from visual_search.steps_tuning import tune
-
-    dev_set = _dev_set(options)
-    if options.tune_rerank and dev_set.own is not None:
-        raise UserError(
-            "--tune-rerank needs queries apart from the gallery, but each photo of "
-            f"{options.table} is ranked against all others; give --data-folder, or a table whose "
-            "evaluation_status names queries"
-        )
-    model = embed_dev_set(options.run, dev_set, options.input_size, options.cache)
-    if options.tune_rerank:
-        tune(
-            model, options.splits, options.seed, options.table or options.data_folder or DATA_FOLDER
-        )
-    else:
-        score(model, options.index)
-
-
-def _refuse_what_does_not_fit(options: argparse.Namespace) -> None:
-    if options.splits < 1:
-        raise UserError("--splits must be 1 or more")
-    if options.run is None and not options.compare:
-        raise UserError("name a model with --run, or two of them with --compare")
-    if options.run is not None and options.compare:
-        raise UserError("--compare names both models: leave --run out")
-    if options.compare and not options.tasks:
-        raise UserError("--compare needs tasks: --tasks config/evaluation/*.yml")
-    if options.tune_rerank and (options.tasks or options.compare):
-        raise UserError("--tune-rerank works on one development set: leave --tasks out")
-    _refuse_what_would_be_ignored(options)
-
-
-def _refuse_what_would_be_ignored(options: argparse.Namespace) -> None:
-    """An option that does nothing misleads: what was asked for would not be what was done."""
-    on_tasks, tuning = bool(options.tasks), options.tune_rerank
-    one_set = "is of one development set: leave it out, or leave --tasks out"
-    of_tasks = "is of retrieval tasks: add --tasks config/evaluation/*.yml, or leave it out"
-    refused = [
-        (on_tasks and options.data_folder is not None, f"--data-folder {one_set}"),
-        (on_tasks and options.table is not None, f"--table {one_set}"),
-        (on_tasks and options.index != "exact", f"--index {options.index} {one_set}"),
-        (not on_tasks and options.rerank, f"--rerank {of_tasks}"),
-        (not on_tasks and bool(options.metric), f"--metric {of_tasks}"),
-        (not on_tasks and bool(options.trackers), f"--trackers {of_tasks}"),
-        (not on_tasks and options.output is not None, f"--output {of_tasks}"),
-        (
-            bool(options.compare and options.trackers),
-            "--trackers takes the scores of one model: leave it out, or name the model with --run "
-            "in place of --compare",
-        ),
-        (
-            bool(options.metric and not options.compare),
-            "--metric is of --compare, every metric is reported otherwise: leave it out",
-        ),
-        (
-            options.table is not None and options.data_folder is not None,
-            "--table stands in place of --data-folder: leave one of them out",
-        ),
-        (
-            options.table is None and (options.root is not None or options.fold != -1),
-            "--root and --fold belong to --table: name one, or leave them out",
-        ),
-        (
-            tuning and options.index != "exact",
-            f"--index {options.index} does nothing with --tune-rerank: leave one of them out",
-        ),
-    ]
-    for applies, sentence in refused:
-        if applies:
-            raise UserError(sentence)
+        command = ["score"]
+    print(f"now spelled: {PROGRAM} {shlex.join([*command, *given])}", file=sys.stderr)
+    return [*command, *given]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """The sub-commands and their options."""
     parser = argparse.ArgumentParser(
-        prog="python -m visual_search.main_evaluate",
-        description="Score a model on a development set, on retrieval tasks (--tasks), or beside "
-        "another (--compare); embeddings are kept for the next time.",
+        prog=PROGRAM,
+        description="Score a model, or compare two; embeddings are kept.",
     )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, words: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=words, description=words)
+
+    score = command("score", "mAP on one development set, with the re-ranking of model.json")
+    _add_model_options(score)
+    _add_dev_set_options(score)
+    score.add_argument(
+        "--index",
+        choices=["exact", "faiss"],
+        default="exact",
+        help="faiss: also score the approximate search for galleries past one machine's memory",
+    )
+    score.set_defaults(run_command=_score)
+
+    tasks = command("tasks", "every metric on retrieval tasks, with a report and pictures")
+    _add_model_options(tasks)
+    _add_task_options(tasks, "runs/evaluation/<run>")
+    tasks.add_argument(
+        "--trackers",
+        nargs="+",
+        default=[],
+        choices=["tensorboard", "wandb", "mlflow"],
+        help="where the scores go beside results.json; wandb stays offline",
+    )
+    tasks.set_defaults(run_command=_tasks)
+
+    compare = command("compare", "two models on retrieval tasks: differences, and a verdict")
+    compare.add_argument("a", metavar="A", type=Path, help="a run folder, or an export's folder")
+    compare.add_argument("b", metavar="B", type=Path, help="the other")
+    _add_embedding_options(compare)
+    _add_task_options(compare, "runs/evaluation/<A>_vs_<B>")
+    compare.add_argument(
+        "--metric", default="", help="default: what each task's competition reports"
+    )
+    compare.set_defaults(run_command=_compare)
+
+    tune = command(
+        "tune-rerank",
+        "choose re-ranking steps on half of the queries, report on the other half, and write them "
+        "into the model's model.json if they beat plain cosine there",
+    )
+    _add_model_options(tune)
+    _add_dev_set_options(tune)
+    tune.add_argument(
+        "--splits",
+        type=_above_zero,
+        default=3,
+        help="of the queries, to see the spread (%(default)s)",
+    )
+    tune.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
+    tune.set_defaults(run_command=_tune)
+    return parser
+
+
+def _above_zero(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be 1 or more, not {text}")
+    return int(text)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run", type=Path, help="a run folder, or an export's folder (my_submission/weights)"
+        "--run",
+        type=Path,
+        required=True,
+        help="a run folder, or an export's folder (my_submission/weights)",
     )
+    _add_embedding_options(parser)
+
+
+def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input_size", type=int, default=0, help="pixels; default: what the model was trained with"
     )
@@ -145,60 +141,40 @@ def build_parser() -> argparse.ArgumentParser:
         default=Path("runs/embeddings"),
         help="folder in which embeddings are kept (%(default)s)",
     )
-    _add_task_options(parser.add_argument_group("retrieval tasks"))
-    _add_dev_set_options(parser.add_argument_group("one development set (without --tasks)"))
-    return parser
 
 
-def _add_task_options(parser: argparse._ArgumentGroup) -> None:
+def _add_task_options(parser: argparse.ArgumentParser, default_output: str) -> None:
     parser.add_argument(
         "--tasks",
         type=Path,
         nargs="+",
-        default=[],
+        required=True,
         metavar="YAML",
         help="config/evaluation/*.yml; one whose data is not there is skipped, and it says why",
     )
     parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs=2,
-        metavar=("A", "B"),
-        help="two runs, instead of --run: differences with intervals, and a verdict",
-    )
-    parser.add_argument(
         "--output",
         type=Path,
-        help="folder of tables, report and pictures; default: runs/evaluation/<run>",
-    )
-    parser.add_argument(
-        "--metric",
-        default="",
-        help="of --compare; default: what each task's competition reports",
+        help=f"folder of tables, report and pictures; default: {default_output}",
     )
     parser.add_argument(
         "--rerank", action="store_true", help="apply the re-ranking steps of model.json"
     )
-    parser.add_argument(
-        "--trackers",
-        nargs="+",
-        default=[],
-        choices=["tensorboard", "wandb", "mlflow"],
-        help="where the scores go beside results.json; wandb stays offline",
-    )
 
 
-def _add_dev_set_options(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument(
+def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
         "--data-folder",
         type=Path,
-        help=f"holds gallery.csv, queries.csv and their photos ({DATA_FOLDER})",
+        default=DATA_FOLDER,
+        help="holds gallery.csv, queries.csv and their images (%(default)s)",
     )
-    parser.add_argument(
+    place.add_argument(
         "--table",
         type=Path,
         help="instead, a dataset_info.csv or folds.csv, of which the held-out rows are ranked: "
-        "queries against gallery where evaluation_status says so, else each photo against all "
+        "queries against gallery where evaluation_status says so, else each image against all "
         "others",
     )
     parser.add_argument(
@@ -207,21 +183,36 @@ def _add_dev_set_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--fold", type=int, default=-1, help="of a folds.csv, the fold that was held out"
     )
-    parser.add_argument(
-        "--tune-rerank",
-        action="store_true",
-        help="choose re-ranking steps on half of the queries, report on the other half, and write "
-        "them into the model's model.json if they beat plain cosine there",
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    import visual_search.text_tasks  # noqa: F401, it adds its kind of task
+    from visual_search.task_run import evaluate_tasks
+
+    evaluate_tasks(
+        options.run,
+        options.tasks,
+        options.output,
+        input_size=options.input_size,
+        cache=options.cache,
+        rerank=options.rerank,
+        trackers=options.trackers,
     )
-    parser.add_argument(
-        "--splits", type=int, default=3, help="of the queries, to see the spread (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
-    parser.add_argument(
-        "--index",
-        choices=["exact", "faiss"],
-        default="exact",
-        help="faiss: also score the approximate search for galleries past one machine's memory",
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import visual_search.text_tasks  # noqa: F401, it adds its kind of task
+    from visual_search.comparison import compare_runs
+
+    compare_runs(
+        options.a,
+        options.b,
+        options.tasks,
+        options.output,
+        input_size=options.input_size,
+        cache=options.cache,
+        rerank=options.rerank,
+        metric=options.metric,
     )
 
 
@@ -231,28 +222,51 @@ def _dev_set(options: argparse.Namespace) -> DevSet:
 
     if options.table:
         return read_dev_table(options.table, options.root, fold=options.fold)
-    return read_dev_set(options.data_folder or DATA_FOLDER)
+    if options.root is not None or options.fold != -1:
+        raise UserError("--root and --fold belong to --table: name one, or leave them out")
+    return read_dev_set(options.data_folder)
 
 
-def score(model: EmbeddedDevSet, index: str = "exact") -> None:
+def _embedded(options: argparse.Namespace, dev_set: DevSet) -> EmbeddedDevSet:
+    from visual_search.embedded_dev_set import embed_dev_set
+
+    return embed_dev_set(options.run, dev_set, options.input_size, options.cache)
+
+
+def _score(options: argparse.Namespace) -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
     from visual_search.export import exported_steps
     from visual_search.rerank import words
 
+    model = _embedded(options, _dev_set(options))
     steps = exported_steps(model.description.parent)
     print(f"mAP {model.score(()).mean():.4f}  {words(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
-    if index == "faiss":
+    if options.index == "faiss":
         from visual_search.faiss_index import faiss_search
 
         print(f"mAP {model.score((), faiss_search).mean():.4f}  {words(())} by the faiss index")
     if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     elif model.dev_set.own is None:
-        print("next: the same command with --tune-rerank looks for re-ranking steps")
+        print("next: main_evaluate tune-rerank looks for re-ranking steps")
     else:
         print("next: python my_submission/to_torchscript.py <run> exports it for the ranker")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from visual_search.rerank_tuning import tune
+
+    dev_set = _dev_set(options)
+    if dev_set.own is not None:
+        raise UserError(
+            "tune-rerank needs queries apart from the gallery, but each image of "
+            f"{options.table} is ranked against all others; give --data-folder, or a table whose "
+            "evaluation_status names queries"
+        )
+    data = options.table or options.data_folder
+    tune(_embedded(options, dev_set), options.splits, options.seed, data)
 
 
 if __name__ == "__main__":

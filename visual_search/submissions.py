@@ -81,7 +81,7 @@ def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, floa
     except OSError:
         raise UserError(
             f"{place}: {run} has no {path}; evaluate it: python -m visual_search.main_evaluate "
-            f"--run {run} --tasks config/evaluation/*.yml"
+            f"tasks --run {run} --tasks config/evaluation/*.yml"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

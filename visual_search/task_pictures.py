@@ -25,7 +25,7 @@ def worst_queries(scores: TaskScores) -> list[int]:
     return [int(query) for query in order if scores.scored[query]]
 
 
-def write_queries(
+def draw_queries(
     file: Path,
     queries: Sequence[int],
     captions: Sequence[str],
@@ -64,7 +64,7 @@ def write_queries(
     write_contact_sheets(file, rows, most_pages=1)
 
 
-def write_classes(
+def draw_classes(
     file: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step] = ()
 ) -> None:
     """A row for each of the worst classes: some of its queries, each with its first result."""

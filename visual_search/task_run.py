@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visual_search.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
+from visual_search.checkpoint import dimension_of, fingerprint, load_checkpoint
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
 from visual_search.report import write_task_report
 from visual_search.rerank import Step, words
-from visual_search.task_kinds import RankedTask, draw_worst, embed, load, score
 from visual_search.task_scores import TaskScores, over_tasks
-from visual_search.tasks import read_tasks, what_is_missing
+from visual_search.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
 from visual_search.trackers import Trackers
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
@@ -54,10 +53,10 @@ def evaluate_tasks(
     scores: dict[str, TaskScores] = {}
     for task in tasks:
         print(f"\n{task.title}", flush=True)
-        model = embed(run, task, input_size, cache)
-        scores[task.name] = one = score(task, model, steps)
+        model = task.embed(run, input_size, cache)
+        scores[task.name] = one = task.score(model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.all_means().items()))
-        draw_worst(folder, one, model, steps)
+        task.draw_worst(folder, one, model, steps)
     facts: dict[str, Any] = {
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
@@ -94,24 +93,23 @@ def _record(
 
 def ready_tasks(
     files: Sequence[Path], runs: Sequence[Path]
-) -> tuple[list[RankedTask], Mapping[str, str]]:
+) -> tuple[list[Task[Any]], Mapping[str, str]]:
     """The tasks that can be run, loaded, and why each other one is skipped.
 
     Args:
         files: of the tasks.
-        runs: what is to be scored: texts are asked of those that were trained with texts.
+        runs: what is to be scored; a task that one of them cannot take part in is skipped.
 
     Raises:
         UserError: for a faulty task, and when there is none to run.
     """
     tasks, skipped = [], {}
-    mute = [run for run in runs if not knows_texts(load_checkpoint(run))]
     for name, config in read_tasks(files).items():
-        reason = what_is_missing(config)
-        if reason is None and config.texts.pairs and mute:
-            reason = f"{mute[0]} knows no texts: it takes a run of visual_search.main_clip"
+        kind = TASK_KINDS[config.kind]
+        reasons = (what_is_missing(config), *map(kind.refusal, runs))
+        reason = next((reason for reason in reasons if reason), None)
         if reason is None:
-            tasks.append(load(name, config))
+            tasks.append(kind.load(name, config))
         else:
             skipped[name] = reason
             print(f"skipped {name}: {reason}", flush=True)

@@ -4,64 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from visual_search.embedded_dev_set import EmbeddedDevSet
-from visual_search.evaluate import nearest_rows
-from visual_search.hits import Hits, hits_of_ranks
-from visual_search.match_ranks import count_hits
-from visual_search.rerank import Step, move
-from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
-from visual_search.search import top_k
-from visual_search.task_config import TaskConfig
-from visual_search.tasks import Task
+from visual_search.retrieval_metrics import METRICS
 
-
-class AnyTask(Protocol):
-    """What scores say of their task, whatever asks for whatever."""
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-
-    @property
-    def config(self) -> TaskConfig:
-        """Its settings."""
-
-    @property
-    def title(self) -> str:
-        """In tables and reports."""
-
-    @property
-    def domains(self) -> np.ndarray:
-        """`(n_queries,)`, text."""
-
-    @property
-    def query_names(self) -> list[str]:
-        """Path or text of each query."""
-
-    @property
-    def query_labels(self) -> np.ndarray:
-        """`(n_queries,)`: queries of one label are of one class."""
-
-    @property
-    def gallery_size(self) -> int:
-        """How many answers are ranked."""
-
-    @property
-    def leave_one_out(self) -> bool:
-        """Whether the queries are of the gallery."""
+if TYPE_CHECKING:
+    from visual_search.tasks import Task
 
 
 @dataclass(frozen=True)
 class TaskScores:
     """What a model reached on one task."""
 
-    task: AnyTask
+    task: Task[Any]
     values: Mapping[str, np.ndarray]
     """Of each metric, `(n_queries,)`, 0..1; NaN for a query with nothing to find."""
     gap: float | None
@@ -133,39 +90,6 @@ class TaskScores:
             "mean_over_classes": self.class_means(),
             "domains": self.domains(),
         }
-
-
-def score_task(task: Task, model: EmbeddedDevSet, steps: Sequence[Step] = ()) -> TaskScores:
-    """Every metric of a task.
-
-    Args:
-        task: its photos are those of `model`.
-        model: their embeddings.
-        steps: of re-ranking; none is plain cosine ranking.
-    """
-    dev_set = task.dev_set
-    queries, gallery, last = move(model.queries, model.gallery, steps)
-    labels = dev_set.gallery_products, dev_set.query_products
-    if last:
-        ranks = nearest_rows(model.queries, model.gallery, steps, dev_set.own)
-        hits, gap = hits_of_ranks(ranks, *labels, dev_set.own), None
-    else:
-        hits = count_hits(gallery, labels[0], queries, labels[1], dev_set.own)
-        gap = _gap(task, queries, gallery, hits) if task.config.distractors else None
-    return TaskScores(task, per_query(hits), gap, bool(steps))
-
-
-def _gap(task: Task, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
-    """GAP of the nearest photo, with its cosine as confidence."""
-    own = task.dev_set.own
-    similarities, _ = nearest = top_k(queries, gallery, 1 if own is None else 2)
-    confidence = similarities[:, 0].numpy()
-    if own is not None and similarities.shape[1] > 1:
-        is_own = nearest[1][:, 0] == torch.from_numpy(own)
-        confidence = torch.where(is_own, similarities[:, 1], similarities[:, 0]).numpy()
-    right = np.zeros(len(queries), dtype=bool)
-    right[hits.query[hits.rank == 1]] = True
-    return global_average_precision(confidence, right, hits.wanted > 0)
 
 
 def over_tasks(scores: Sequence[TaskScores]) -> dict[str, dict[str, float]]:

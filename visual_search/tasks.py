@@ -1,36 +1,205 @@
-"""Retrieval tasks: from their files to photos, queries and domains."""
+"""Retrieval tasks: what `config/evaluation/*.yml` says, and the kinds of task there are."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from visual_search.config_reader import read_task
+from visual_search.config_reader import read_part
+from visual_search.dataset_config import DevSetConfig
 from visual_search.dev_tables import read_dev_table
+from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, read_dev_set
-from visual_search.task_config import TaskConfig
+from visual_search.evaluate import DevSet, nearest_rows, read_dev_set
+from visual_search.hits import Hits, hits_of_ranks
+from visual_search.match_ranks import count_hits
+from visual_search.rerank import Step, move
+from visual_search.retrieval_metrics import global_average_precision, per_query
+from visual_search.search import top_k
+from visual_search.task_pictures import draw_classes, draw_queries, worst_queries
+from visual_search.task_scores import TaskScores
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task with its photos."""
+class TextTaskConfig:
+    """Texts and images that are right for each other.
+
+    Args:
+        pairs: table of pairs (parquet); with it the task is between texts and images.
+        root: folder its paths are relative to; empty is the table's own.
+        split: which of its rows take part; empty takes all.
+        text_column: queries, as typed, or texts, cleaned.
+        language: ISO 639-1: only queries in it take part; empty: all.
+        direction: what asks for what.
+    """
+
+    pairs: str = ""
+    root: str = ""
+    split: str = "test"
+    text_column: Literal["queries", "texts"] = "queries"
+    language: str = ""
+    direction: Literal["text-to-photo", "photo-to-text"] = "text-to-photo"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """A retrieval task: whose images are asked for, among which, and how that is scored.
+
+    Args:
+        title: in tables and reports; empty is the file's name.
+        domain: tasks of one domain are averaged together, such as products, food, art.
+        query_domain: regular expression over the path of a query; what its group matches is the
+            query's domain, such as ([a-z]+)_final/ for the categories of Stanford Online Products.
+        dev_set: the images, in the challenge's layout or as a table.
+        texts: instead, texts and images, for runs of visual_search.main_clip.
+        rows: of a table: held-out ones, or all, for a data set that nothing here trains on.
+        protocol: of a table: auto ranks queries against the gallery where evaluation_status says
+            so, else each image against all others; leave-one-out does the latter in any case.
+        select: regular expression over the paths of a table; only rows it is found in take part.
+        distractors: queries with nothing to find stay, and count in GAP.
+        metric: what the competition or the papers report; the headline of the task.
+        prepare: what to do where the images are not there, for the message.
+    """
+
+    title: str = ""
+    domain: str = "products"
+    query_domain: str = ""
+    dev_set: DevSetConfig = field(default_factory=DevSetConfig)
+    texts: TextTaskConfig = field(default_factory=TextTaskConfig)
+    rows: Literal["held-out", "all"] = "held-out"
+    protocol: Literal["auto", "leave-one-out"] = "auto"
+    select: str = ""
+    distractors: bool = False
+    metric: Literal[
+        "mAP@1000", "mP@5", "R@1", "R@5", "R@10", "R@100", "MAP@R", "R-precision", "GAP"
+    ] = "mAP@1000"
+    prepare: str = ""
+
+    @property
+    def kind(self) -> str:
+        """A key of :data:`TASK_KINDS`."""
+        return "texts" if self.texts.pairs else "images"
+
+
+Embedded = TypeVar("Embedded")
+"""A task as a model sees it."""
+
+
+@dataclass(frozen=True)
+class Task(ABC, Generic[Embedded]):
+    """A task with its queries and gallery. A new kind is a subclass in :data:`TASK_KINDS`."""
 
     name: str
     """Of its file."""
     config: TaskConfig
-    dev_set: DevSet
-    domains: np.ndarray
-    """`(n_queries,)`, text."""
 
     @property
     def title(self) -> str:
         """In tables and reports."""
         return self.config.title or self.name
+
+    @property
+    @abstractmethod
+    def domains(self) -> np.ndarray:
+        """`(n_queries,)`, text."""
+
+    @property
+    @abstractmethod
+    def query_names(self) -> list[str]:
+        """Path or text of each query."""
+
+    @property
+    @abstractmethod
+    def query_labels(self) -> np.ndarray:
+        """`(n_queries,)`: queries of one label are of one class."""
+
+    @property
+    @abstractmethod
+    def gallery_size(self) -> int:
+        """How many answers are ranked."""
+
+    @property
+    def leave_one_out(self) -> bool:
+        """Whether each image asks for all others."""
+        return False
+
+    @staticmethod
+    @abstractmethod
+    def tables(config: TaskConfig) -> list[Path]:
+        """The files that list its data."""
+
+    @staticmethod
+    def refusal(run: Path) -> str | None:
+        """Why a model cannot take part in a task of this kind; None where it can."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, name: str, config: TaskConfig) -> Task[Embedded]:
+        """Read what its tables list.
+
+        Raises:
+            UserError: for a table with a fault.
+        """
+
+    @abstractmethod
+    def embed(self, run: Path, input_size: int, cache: Path) -> Embedded:
+        """Embed it with a model, or read what was kept.
+
+        Args:
+            run: a run folder, a checkpoint, or an export's folder.
+            input_size: pixels; 0 takes the model's own.
+            cache: folder in which embeddings are kept.
+
+        Raises:
+            UserError: for a model that is missing or damaged.
+        """
+
+    @abstractmethod
+    def score(self, model: Embedded, steps: Sequence[Step] = ()) -> TaskScores:
+        """Every metric, of the ranking with these re-ranking steps."""
+
+    @abstractmethod
+    def draw_worst(
+        self, folder: Path, scores: TaskScores, model: Embedded, steps: Sequence[Step]
+    ) -> None:
+        """Draw the worst queries, `<task>_queries.jpg`, and maybe classes, `<task>_classes.jpg`."""
+
+    @abstractmethod
+    def draw_changed(
+        self,
+        file: Path,
+        queries: Sequence[int],
+        captions: Sequence[str],
+        models: Sequence[Embedded],
+    ) -> None:
+        """Draw queries as two models answer them, into a file that ends in .jpg."""
+
+
+@dataclass(frozen=True)
+class ImageTask(Task[EmbeddedDevSet]):
+    """A task whose queries and gallery are images."""
+
+    dev_set: DevSet
+
+    @cached_property
+    def domains(self) -> np.ndarray:
+        """`(n_queries,)`, text: what `query_domain` finds in a path, else the task's domain."""
+        paths = [item.path.as_posix() for item in self.dev_set.queries]
+        domain, pattern = self.config.domain, re.compile(self.config.query_domain)
+        if not pattern.groups:
+            return np.full(len(paths), domain, dtype=object)
+        found = map(pattern.search, paths)
+        return np.array([match[1] if match else domain for match in found], dtype=object)
 
     @property
     def query_names(self) -> list[str]:
@@ -44,13 +213,115 @@ class Task:
 
     @property
     def gallery_size(self) -> int:
-        """How many photos are ranked."""
+        """How many images are ranked."""
         return len(self.dev_set.gallery)
 
     @property
     def leave_one_out(self) -> bool:
-        """Whether each photo asks for all others."""
+        """Whether each image asks for all others."""
         return self.dev_set.own is not None
+
+    @staticmethod
+    def tables(config: TaskConfig) -> list[Path]:
+        """The table, or the gallery's and the queries'."""
+        given = config.dev_set
+        if given.table:
+            return [Path(given.table)]
+        return [Path(given.eval_root) / name for name in (given.gallery, given.queries)]
+
+    @classmethod
+    def load(cls, name: str, config: TaskConfig) -> ImageTask:
+        """Read the images and their classes."""
+        given = config.dev_set
+        if given.table:
+            dev_set = read_dev_table(
+                Path(given.table),
+                Path(given.root) if given.root else None,
+                fold=given.fold,
+                all_rows=config.rows == "all",
+                leave_one_out=config.protocol == "leave-one-out",
+                select=config.select,
+                unmatched=config.distractors,
+            )
+        else:
+            dev_set = read_dev_set(Path(given.eval_root), given.gallery, given.queries)
+        return cls(name, config, dev_set)
+
+    def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedDevSet:
+        """The development set as the model sees it."""
+        return embed_dev_set(run, self.dev_set, input_size, cache)
+
+    def score(self, model: EmbeddedDevSet, steps: Sequence[Step] = ()) -> TaskScores:
+        """Every metric; GAP where there are distractors and the last step leaves cosines."""
+        dev_set = self.dev_set
+        queries, gallery, last = move(model.queries, model.gallery, steps)
+        labels = dev_set.gallery_products, dev_set.query_products
+        if last:
+            ranks = nearest_rows(model.queries, model.gallery, steps, dev_set.own)
+            hits, gap = hits_of_ranks(ranks, *labels, dev_set.own), None
+        else:
+            hits = count_hits(gallery, labels[0], queries, labels[1], dev_set.own)
+            gap = self._gap(queries, gallery, hits) if self.config.distractors else None
+        return TaskScores(self, per_query(hits), gap, bool(steps))
+
+    def _gap(self, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
+        """GAP of the nearest image, with its cosine as confidence."""
+        own = self.dev_set.own
+        similarities, rows = top_k(queries, gallery, 1 if own is None else 2)
+        confidence = similarities[:, 0]
+        if own is not None and similarities.shape[1] > 1:
+            is_own = rows[:, 0] == torch.from_numpy(own)
+            confidence = torch.where(is_own, similarities[:, 1], confidence)
+        right = np.zeros(len(queries), dtype=bool)
+        right[hits.query[hits.rank == 1]] = True
+        return global_average_precision(confidence.numpy(), right, hits.wanted > 0)
+
+    def draw_worst(
+        self, folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]
+    ) -> None:
+        """The worst queries and the worst classes."""
+        queries, values = worst_queries(scores), scores.values["mAP@1000"]
+        captions = [f"{self.query_labels[query]}\nAP {values[query]:.3f}" for query in queries]
+        draw_queries(folder / f"{self.name}_queries.jpg", queries, captions, [model], steps)
+        draw_classes(folder / f"{self.name}_classes.jpg", scores, model, steps)
+
+    def draw_changed(
+        self,
+        file: Path,
+        queries: Sequence[int],
+        captions: Sequence[str],
+        models: Sequence[EmbeddedDevSet],
+    ) -> None:
+        """Each query with what either model found."""
+        draw_queries(file, queries, captions, models)
+
+
+TASK_KINDS: dict[str, type[Task[Any]]] = {"images": ImageTask}
+"""Of :attr:`TaskConfig.kind`; visual_search.text_tasks adds its own where it is imported."""
+
+
+def read_task(path: Path) -> TaskConfig:
+    """A retrieval task from its file, such as `config/evaluation/sop.yml`.
+
+    Raises:
+        UserError: naming file and key, also for a regular expression that is none, and for GAP
+            without distractors.
+    """
+    task = read_part(path, TaskConfig)
+    for key in ("select", "query_domain"):
+        try:
+            pattern = re.compile(getattr(task, key))
+        except re.error as error:
+            raise UserError(f"{path}: {key} is not a regular expression: {error}") from error
+        if key == "query_domain" and task.query_domain and not pattern.groups:
+            raise UserError(f"{path}: query_domain needs a group: the domain stands in ( )")
+    if task.metric == "GAP" and not task.distractors:
+        raise UserError(f"{path}: metric GAP needs distractors: true")
+    if task.texts.pairs:
+        for key in ("distractors", "select", "query_domain"):
+            if getattr(task, key):
+                raise UserError(f"{path}: {key} is of images' tables; leave it out beside texts")
+    return task
 
 
 def read_tasks(files: Sequence[Path]) -> dict[str, TaskConfig]:
@@ -69,48 +340,8 @@ def read_tasks(files: Sequence[Path]) -> dict[str, TaskConfig]:
 
 def what_is_missing(task: TaskConfig) -> str | None:
     """Why a task cannot be run yet, and what to do about it; None where its tables are there."""
-    absent = [path for path in _tables(task) if not path.is_file()]
+    absent = [path for path in TASK_KINDS[task.kind].tables(task) if not path.is_file()]
     if not absent:
         return None
     advice = f"; prepare it: {task.prepare}" if task.prepare else ""
     return f"{absent[0]} is not there{advice}"
-
-
-def load_task(name: str, task: TaskConfig) -> Task:
-    """Read the photos and their classes.
-
-    Raises:
-        UserError: see :func:`visual_search.evaluate.read_dev_set` and
-            :func:`visual_search.dev_tables.read_dev_table`.
-    """
-    given = task.dev_set
-    if given.table:
-        dev_set = read_dev_table(
-            Path(given.table),
-            Path(given.root) if given.root else None,
-            fold=given.fold,
-            all_rows=task.rows == "all",
-            leave_one_out=task.protocol == "leave-one-out",
-            select=task.select,
-            unmatched=task.distractors,
-        )
-    else:
-        dev_set = read_dev_set(Path(given.eval_root), given.gallery, given.queries)
-    return Task(name, task, dev_set, _domains(task, dev_set))
-
-
-def _tables(task: TaskConfig) -> list[Path]:
-    if task.texts.pairs:
-        return [Path(task.texts.pairs)]
-    given = task.dev_set
-    if given.table:
-        return [Path(given.table)]
-    return [Path(given.eval_root) / name for name in (given.gallery, given.queries)]
-
-
-def _domains(task: TaskConfig, dev_set: DevSet) -> np.ndarray:
-    if not task.query_domain:
-        return np.full(len(dev_set.queries), task.domain, dtype=object)
-    pattern = re.compile(task.query_domain)
-    found = [pattern.search(item.path.as_posix()) for item in dev_set.queries]
-    return np.array([match[1] if match else task.domain for match in found], dtype=object)

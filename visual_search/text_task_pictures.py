@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visual_search.contact_sheet import (
     LETTERS_IN_A_LINE,
@@ -12,7 +13,9 @@ from visual_search.contact_sheet import (
     write_contact_sheets,
 )
 from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG
-from visual_search.text_tasks import EmbeddedTextTask
+
+if TYPE_CHECKING:
+    from visual_search.text_tasks import EmbeddedTextTask
 
 
 def write_text_queries(

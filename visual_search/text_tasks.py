@@ -9,32 +9,44 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from visual_search.checkpoint import knows_texts, load_checkpoint
 from visual_search.hits import hits_among
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.pair_table import PairTable, in_language, read_pairs
+from visual_search.rerank import Step
 from visual_search.retrieval_metrics import per_query
 from visual_search.search import top_k
-from visual_search.task_config import TaskConfig
+from visual_search.task_pictures import worst_queries
 from visual_search.task_scores import TaskScores
+from visual_search.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.text_retrieval import Relevance, relevance_of
+from visual_search.text_task_pictures import write_text_queries
 from visual_search.typed_model import load_typed_model, photo_items
 from visual_search.typed_queries import TypedSearch
 
 
 @dataclass(frozen=True)
-class TextTask:
+class EmbeddedTextTask:
+    """A task as a model sees it."""
+
+    task: TextTask
+    queries: Tensor
+    """`(n_queries, d)`, unit vectors."""
+    gallery: Tensor
+    """`(gallery_size, d)`, the same."""
+
+    def first(self, queries: Sequence[int], count: int) -> np.ndarray:
+        """The first answers to some queries, `(queries, count)`, rows of the gallery."""
+        found: np.ndarray = top_k(self.queries[list(queries)], self.gallery, count)[1].numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class TextTask(Task[EmbeddedTextTask]):
     """A task whose queries are texts and whose gallery is photos, or the other way round."""
 
-    name: str
-    """Of its file."""
-    config: TaskConfig
     table: PairTable
     relevance: Relevance
-
-    @property
-    def title(self) -> str:
-        """In tables and reports."""
-        return self.config.title or self.name
 
     @property
     def asks_with_texts(self) -> bool:
@@ -72,62 +84,57 @@ class TextTask:
         """How many answers there are."""
         return len(self.table) if self.asks_with_texts else len(self.relevance.texts)
 
-    @property
-    def leave_one_out(self) -> bool:
-        """Never: a photo is no text."""
-        return False
+    @staticmethod
+    def tables(config: TaskConfig) -> list[Path]:
+        """The table of pairs."""
+        return [Path(config.texts.pairs)]
+
+    @staticmethod
+    def refusal(run: Path) -> str | None:
+        """A model that was trained with images alone."""
+        if knows_texts(load_checkpoint(run)):
+            return None
+        return f"{run} knows no texts: it takes a run of visual_search.main_clip"
+
+    @classmethod
+    def load(cls, name: str, config: TaskConfig) -> TextTask:
+        """Read the images and texts (:func:`visual_search.pair_table.read_pairs`)."""
+        given = config.texts
+        root = Path(given.root) if given.root else None
+        everything = read_pairs(Path(given.pairs), given.split or None, root)
+        _, table = in_language(everything, given.language)
+        return cls(name, config, table, relevance_of(table, given.text_column))
+
+    def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedTextTask:
+        """Embed the texts, and the images where no embeddings of them were kept."""
+        search = TypedSearch(load_typed_model(run, input_size), photo_items(self.table), cache)
+        texts = search.model.encoder.embed_texts(self.relevance.texts)
+        sides = (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
+        return EmbeddedTextTask(self, *sides)
+
+    def score(self, model: EmbeddedTextTask, steps: Sequence[Step] = ()) -> TaskScores:
+        """Every metric but GAP; steps of re-ranking are of images alone and do nothing here."""
+        depth = max(MAX_PREDICTIONS, max(len(rows) for rows in self.right))
+        ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
+        return TaskScores(self, per_query(hits_among(ranks, self.right)), None, False)
+
+    def draw_worst(
+        self, folder: Path, scores: TaskScores, model: EmbeddedTextTask, steps: Sequence[Step]
+    ) -> None:
+        """The worst queries."""
+        queries, values = worst_queries(scores), scores.values["mAP@1000"]
+        captions = [f"AP {values[query]:.3f}" for query in queries]
+        write_text_queries(folder / f"{self.name}_queries.jpg", queries, captions, [model])
+
+    def draw_changed(
+        self,
+        file: Path,
+        queries: Sequence[int],
+        captions: Sequence[str],
+        models: Sequence[EmbeddedTextTask],
+    ) -> None:
+        """Each query with what either model found."""
+        write_text_queries(file, queries, captions, models)
 
 
-def load_text_task(name: str, config: TaskConfig) -> TextTask:
-    """Read the photos and texts of a task.
-
-    Raises:
-        UserError: see :func:`visual_search.pair_table.read_pairs`.
-    """
-    given = config.texts
-    root = Path(given.root) if given.root else None
-    everything = read_pairs(Path(given.pairs), given.split or None, root)
-    _, table = in_language(everything, given.language)
-    return TextTask(name, config, table, relevance_of(table, given.text_column))
-
-
-@dataclass(frozen=True)
-class EmbeddedTextTask:
-    """A task as a model sees it."""
-
-    task: TextTask
-    queries: Tensor
-    """`(n_queries, d)`, unit vectors."""
-    gallery: Tensor
-    """`(gallery_size, d)`, the same."""
-
-    def first(self, queries: Sequence[int], count: int) -> np.ndarray:
-        """The first answers to some queries, `(queries, count)`, rows of the gallery."""
-        found: np.ndarray = top_k(self.queries[list(queries)], self.gallery, count)[1].numpy()
-        return found
-
-
-def embed_text_task(run: Path, task: TextTask, input_size: int, cache: Path) -> EmbeddedTextTask:
-    """Embed the photos, or read what was kept, and the texts.
-
-    Args:
-        run: of :mod:`visual_search.main_clip`.
-        task: photos and texts.
-        input_size: pixels; 0 takes the model's own.
-        cache: where embeddings of photos are kept.
-
-    Raises:
-        UserError: when the model is missing, damaged, or knows no texts.
-    """
-    search = TypedSearch(load_typed_model(run, input_size), photo_items(task.table), cache)
-    texts = search.model.encoder.embed_texts(task.relevance.texts)
-    sides = (texts, search.vectors) if task.asks_with_texts else (search.vectors, texts)
-    return EmbeddedTextTask(task, *sides)
-
-
-def score_text_task(model: EmbeddedTextTask) -> TaskScores:
-    """Every metric of a task, but GAP."""
-    right = model.task.right
-    depth = max(MAX_PREDICTIONS, max(len(rows) for rows in right))
-    ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
-    return TaskScores(model.task, per_query(hits_among(ranks, right)), None, False)
+TASK_KINDS["texts"] = TextTask

@@ -107,13 +107,13 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
     options = ["--run", str(tmp_path / "runs" / "unseen"), "--table", str(table)]
     options += ["--cache", str(tmp_path / "cache")]
     for kept in ("embedded", "read from the cache"):
-        run(monkeypatch, main_evaluate.main, *options)
+        run(monkeypatch, main_evaluate.main, "score", *options)
         said = capsys.readouterr().out
         assert f"7 gallery photos {kept}" in said
         assert "6 of them are queries, each against all others" in said
         assert f"mAP {best.facts['mAP']:.4f}" in said
-    with pytest.raises(UserError, match="--tune-rerank needs queries apart from the gallery"):
-        run(monkeypatch, main_evaluate.main, *options, "--tune-rerank")
+    with pytest.raises(UserError, match="tune-rerank needs queries apart from the gallery"):
+        run(monkeypatch, main_evaluate.main, "tune-rerank", *options)
 
 
 def test_a_fold_of_photos_and_a_fold_of_classes(

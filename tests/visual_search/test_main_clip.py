@@ -289,7 +289,7 @@ def test_two_runs_are_compared_on_texts(trained: Path, evaluated: dict[str, Any]
     output = evaluated["folder"] / "compared"
     cache = ("--cache", str(trained / "cache"))
     tasks = ("--tasks", *evaluated["tasks"][-1:], "--output", str(output))
-    inside("main_evaluate", "--compare", *runs, *tasks, *cache)
+    inside("main_evaluate", "compare", *runs, *tasks, *cache)
     found = json.loads((output / "comparison.json").read_text())
     assert found["verdict"] == "A is better on 1 of 1 tasks"
     assert (output / "text-to-photo_changed.jpg").stat().st_size > 1000

@@ -20,7 +20,7 @@ from visual_search.export import export_torchscript, exported_steps
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder
 from visual_search.rerank import describe_steps, parse_steps, rank
-from visual_search.steps_tuning import tune
+from visual_search.rerank_tuning import tune
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> None:
-    given = ["--run", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache")]
+    given = ["score", "--run", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache")]
     given += ["--data-folder", str(tmp_path / "development_test_data"), *arguments]
     monkeypatch.setattr(sys, "argv", ["main_evaluate", *given])
     main_evaluate.main()
@@ -137,44 +137,50 @@ def test_tuning_leaves_a_model_that_nothing_betters(
     assert (export / "model.json").read_bytes() == before
 
 
-def test_faults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="--splits must be 1"):
-        run(monkeypatch, tmp_path, "--splits", "0")
-    with pytest.raises(UserError, match="does not exist"):
-        run(monkeypatch, tmp_path)
-    monkeypatch.setattr(sys, "argv", ["main_evaluate"])
-    with pytest.raises(UserError, match="name a model with --run"):
-        main_evaluate.main()
-    with pytest.raises(UserError, match="leave --run out"):
-        run(monkeypatch, tmp_path, "--compare", "a", "b")
-    monkeypatch.setattr(sys, "argv", ["main_evaluate", "--compare", "a", "b"])
-    with pytest.raises(UserError, match="--compare needs tasks"):
-        main_evaluate.main()
-    with pytest.raises(UserError, match="--tune-rerank works on one"):
-        run(monkeypatch, tmp_path, "--tasks", "x.yml", "--tune-rerank")
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("--run a --index faiss", "score --run a --index faiss"),
+        ("--run a --tasks t.yml u.yml --rerank", "tasks --run a --tasks t.yml u.yml --rerank"),
+        ("--tasks t.yml --compare a b --metric R@1", "compare a b --tasks t.yml --metric R@1"),
+        ("--run a --tune-rerank --splits 2", "tune-rerank --run a --splits 2"),
+    ],
+)
+def test_the_former_spelling_goes_on_working_and_says_the_new_one(
+    before: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_evaluate.with_command(before.split()) == now.split()
+    assert capsys.readouterr().err == f"now spelled: {main_evaluate.PROGRAM} {now}\n"
+    assert main_evaluate.with_command(now.split()) == now.split()
+    assert capsys.readouterr().err == ""
+    main_evaluate.build_parser().parse_args(now.split())
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        ("--run a --tasks t.yml --data-folder d", "--data-folder is of one development set"),
-        ("--run a --tasks t.yml --table t.csv", "--table is of one development set"),
-        ("--run a --tasks t.yml --index faiss", "--index faiss is of one development set"),
-        ("--compare a b --tasks t.yml --table t.csv", "--table is of one development set"),
-        ("--compare a b --tasks t.yml --trackers mlflow", "--trackers takes the scores of one"),
-        ("--run a --rerank", "--rerank is of retrieval tasks"),
-        ("--run a --metric R@1", "--metric is of retrieval tasks"),
-        ("--run a --trackers mlflow", "--trackers is of retrieval tasks"),
-        ("--run a --output o", "--output is of retrieval tasks"),
-        ("--run a --tasks t.yml --metric R@1", "--metric is of --compare"),
-        ("--run a --table t.csv --data-folder d", "--table stands in place of --data-folder"),
-        ("--run a --fold 2", "--root and --fold belong to --table"),
-        ("--run a --index faiss --tune-rerank", "--index faiss does nothing with --tune-rerank"),
+        ("tasks --tasks t.yml", "arguments are required: --run"),
+        ("compare a b", "arguments are required: --tasks"),
+        ("compare a --tasks t.yml", "arguments are required: B"),
+        ("tasks --run a --tasks t.yml --data-folder d", "unrecognized arguments: --data-folder d"),
+        ("compare a b --tasks t.yml --trackers mlflow", "unrecognized arguments: --trackers"),
+        ("score --run a --rerank", "unrecognized arguments: --rerank"),
+        ("score --run a --table t.csv --data-folder d", "not allowed with argument --table"),
+        ("tune-rerank --run a --index faiss", "unrecognized arguments: --index"),
+        ("tune-rerank --run a --splits 0", "must be 1 or more, not 0"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
-    monkeypatch: pytest.MonkeyPatch, call: str, sentence: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str, sentence: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["main_evaluate", *call.split()])
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(SystemExit):
         main_evaluate.main()
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        run(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="--root and --fold belong to --table"):
+        run(monkeypatch, tmp_path, "--fold", "2")

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.comparison import compare, most_changed, verdict
-from visual_search.config_reader import read_task
 from visual_search.embed_settings import EmbedSettings
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.errors import UserError
@@ -26,10 +25,9 @@ from visual_search.images import ImageItem
 from visual_search.model import build_embedder
 from visual_search.report import score_rows
 from visual_search.rerank import parse_steps
-from visual_search.task_config import TaskConfig
 from visual_search.task_run import name_of_run
-from visual_search.task_scores import over_tasks, score_task
-from visual_search.tasks import Task, load_task, read_tasks, what_is_missing
+from visual_search.task_scores import over_tasks
+from visual_search.tasks import ImageTask, TaskConfig, read_task, read_tasks, what_is_missing
 
 
 def export(folder: Path, seed: int) -> Path:
@@ -92,7 +90,7 @@ def test_tasks_from_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     weights, out = export(tmp_path / "weights", 0), tmp_path / "out"
-    options = ["--run", weights, "--cache", tmp_path / "cache", "--output", out]
+    options = ["tasks", "--run", weights, "--cache", tmp_path / "cache", "--output", out]
     options += ["--tasks", *task_files]
     run(monkeypatch, *options, "--trackers", "tensorboard")
     said = capsys.readouterr().out
@@ -109,7 +107,7 @@ def test_tasks_from_the_command_line(
     scores = [tasks[name]["score"] for name in ("shop", "kinds", "alone")]
     assert values["means"]["competition"]["score"] == pytest.approx(np.mean(scores))
 
-    run(monkeypatch, "--run", weights, "--cache", tmp_path / "cache", "--data-folder",
+    run(monkeypatch, "score", "--run", weights, "--cache", tmp_path / "cache", "--data-folder",
         tmp_path / "development_test_data")  # fmt: skip
     plain = tasks["shop"]["mean_over_queries"]["mAP@1000"]
     assert f"mAP {plain:.4f}  plain cosine" in capsys.readouterr().out
@@ -129,7 +127,7 @@ def test_tasks_from_the_command_line(
     assert "embedded" not in said
     assert json.loads((out / "results.json").read_text())["tasks"] == tasks
     with pytest.raises(UserError, match="no task can be run"):
-        run(monkeypatch, "--run", weights, "--tasks", task_files[-1])
+        run(monkeypatch, "tasks", "--run", weights, "--tasks", task_files[-1])
 
 
 def test_two_runs_are_compared(
@@ -140,7 +138,7 @@ def test_two_runs_are_compared(
 ) -> None:
     a, b, out = export(tmp_path / "a", 0), export(tmp_path / "b", 1), tmp_path / "out"
     options = ["--cache", tmp_path / "cache", "--output", out, "--tasks", *task_files]
-    run(monkeypatch, "--compare", a, b, *options)
+    run(monkeypatch, "compare", a, b, *options)
     values = json.loads((out / "comparison.json").read_text())
     assert values["tasks"].keys() == {"shop", "kinds", "alone"}
     assert values["tasks"]["kinds"]["metric"] == "mAP@1000"  # GAP is no mean over queries
@@ -151,11 +149,11 @@ def test_two_runs_are_compared(
     assert one["over_products"]["clusters"] == 5
     assert (out / "comparison.html").is_file()
     assert (out / "shop_changed.jpg").is_file()
-    run(monkeypatch, "--compare", a, a, *options)
+    run(monkeypatch, "compare", a, a, *options)
     same = json.loads((out / "comparison.json").read_text())["tasks"]["shop"]["over_queries"]
     assert (same["low"], same["mean"], same["high"]) == (0, 0, 0)
     with pytest.raises(UserError, match="--metric 'mAP' is unknown"):
-        run(monkeypatch, "--compare", a, b, "--metric", "mAP", *options)
+        run(monkeypatch, "compare", a, b, "--metric", "mAP", *options)
 
 
 def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False) -> EmbeddedDevSet:
@@ -173,14 +171,13 @@ def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False)
     return EmbeddedDevSet(dev_set, gallery, gallery if own else queries, Path("model.json"))
 
 
-def task_of(model: EmbeddedDevSet, **config: object) -> Task:
-    domains = np.full(len(model.dev_set.queries), "products", dtype=object)
-    return Task("drawn", TaskConfig(**config), model.dev_set, domains)  # type: ignore[arg-type]
+def task_of(model: EmbeddedDevSet, **config: object) -> ImageTask:
+    return ImageTask("drawn", TaskConfig(**config), model.dev_set)  # type: ignore[arg-type]
 
 
 def test_the_better_model_is_named() -> None:
     good, bad = drawn(0.6, 1), drawn(1.2, 2)
-    one, other = (score_task(task_of(model), model) for model in (bad, good))
+    one, other = (task_of(model).score(model) for model in (bad, good))
     found = compare(one, other)
     assert found.verdict == "B is better"
     assert found.over_products.clusters == 60
@@ -198,14 +195,14 @@ def test_the_better_model_is_named() -> None:
 @pytest.mark.parametrize("own", [False, True])
 def test_reranked_tasks_rank_what_the_steps_make(own: bool) -> None:
     model = drawn(1.0, 3, own)
-    plain = score_task(task_of(model), model)
+    plain = task_of(model).score(model)
     for steps in (
         [{"name": "center"}],
         [{"name": "dba", "neighbours": 3}],
         [{"name": "k_reciprocal"}],
     ):
         parsed = parse_steps(steps, "test")
-        scores = score_task(task_of(model), model, parsed)
+        scores = task_of(model).score(model, parsed)
         assert scores.reranked
         expected = model.score(parsed)
         np.testing.assert_allclose(scores.values["mAP@1000"], expected, atol=1e-9)
@@ -214,7 +211,7 @@ def test_reranked_tasks_rank_what_the_steps_make(own: bool) -> None:
 
 def test_distractors_count_in_gap_and_nowhere_else() -> None:
     model = drawn(0.6, 4, distractors=True)
-    scores = score_task(task_of(model, distractors=True, metric="GAP"), model)
+    scores = task_of(model, distractors=True, metric="GAP").score(model)
     assert scores.scored.sum() == 150
     cosines = (model.queries @ model.gallery.T).numpy()
     first, best = cosines.argmax(axis=1), cosines.max(axis=1)
@@ -232,7 +229,7 @@ def test_a_task_names_the_metric_that_its_score_is() -> None:
     model = drawn(0.6, 4, distractors=True)
     task = task_of(model, distractors=True, metric="GAP")
     for steps, metric in (([{"name": "center"}], "GAP"), ([{"name": "k_reciprocal"}], "mAP@1000")):
-        scores = score_task(task, model, parse_steps(steps, "test"))
+        scores = task.score(model, parse_steps(steps, "test"))
         told = scores.as_json()
         assert told["metric"] == scores.metric == metric
         assert told["score"] == told["mean_over_queries"][metric]
@@ -243,7 +240,7 @@ def test_a_task_names_the_metric_that_its_score_is() -> None:
 
 def test_means_over_tasks_domains_queries_and_classes() -> None:
     one, other = drawn(1.0, 5), drawn(0.5, 6)
-    scores = [score_task(task_of(model), model) for model in (one, other)]
+    scores = [task_of(model).score(model) for model in (one, other)]
     scores[1].task.domains[:90] = "food"
     means = over_tasks(scores)
     aps = [values.values["mAP@1000"] for values in scores]
@@ -290,14 +287,14 @@ def test_faulty_tasks_are_refused(tmp_path: Path, table: Path) -> None:
     with pytest.raises(UserError, match="another task is called task"):
         read_tasks([fault("title: x"), tmp_path / "task.yml"])
     with pytest.raises(UserError, match="found in none of the 13 paths"):
-        load_task("x", read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa")))
+        ImageTask.load("x", read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa")))
 
 
 def test_all_rows_of_a_table_that_nothing_trains_on(tmp_path: Path, table: Path) -> None:
     rows = [[f"chair_final/0_{k}.png", "a"] for k in range(3)]
     write_csv(tmp_path / "folders.csv", ["file_name", "label"], rows)
     text = f"dev_set: {{table: {tmp_path / 'folders.csv'}}}\nrows: all\n"
-    task = load_task("x", read_task(written(tmp_path / "task.yml", text)))
+    task = ImageTask.load("x", read_task(written(tmp_path / "task.yml", text)))
     assert len(task.dev_set.queries) == 3
 
 

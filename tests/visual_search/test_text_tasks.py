@@ -38,10 +38,10 @@ def test_any_sets_of_right_answers(queries: int, gallery: int, seed: int) -> Non
 
 
 @pytest.mark.parametrize("line", ["distractors: true", "select: x", "query_domain: (x)"])
-def test_what_is_of_photos_alone_is_refused(tmp_path: Path, line: str) -> None:
-    from visual_search.config_reader import read_task
+def test_what_is_of_images_alone_is_refused(tmp_path: Path, line: str) -> None:
+    from visual_search.tasks import read_task
 
     path = tmp_path / "task.yml"
     path.write_text(f"texts: {{pairs: a.parquet}}\n{line}\n")
-    with pytest.raises(UserError, match=r"task\.yml: \w+ is of photos' tables"):
+    with pytest.raises(UserError, match=r"task\.yml: \w+ is of images' tables"):
         read_task(path)
