@@ -7,16 +7,26 @@ what it chooses (the best task, the strength of the ridge) it chooses without it
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from statistics import NormalDist
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from visual_search.errors import UserError
+from visual_search.files import write_json, write_text, written_atomically
+from visual_search.page import Section, write_page
+from visual_search.report import markdown
+from visual_search.tables import line_of_row, read_table
+from visual_search.task_run import name_of_run
 
+NAME, BOARD, RUN = "submission", "board", "run"
 MIN_SUBMISSIONS = 5
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Strengths the mix may choose from, for scores at unit variance, a submission."""
@@ -24,53 +34,6 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 Predict = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray], Predict]
 """Local scores `(n, tasks)` and board scores `(n,)` to a function from the former to the latter."""
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A coefficient and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
-
-
-def pearson(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> Correlation:
-    """Pearson's r with Fisher's interval (atanh, standard error 1 / sqrt(n - 3))."""
-    return _fisher(_coefficient(x, y), len(x), 1.0, level)
-
-
-def spearman(x: np.ndarray, y: np.ndarray, level: float = 0.95) -> Correlation:
-    """Spearman's rho, ties at their mean rank, with Bonett and Wright's (2000) interval.
-
-    Fisher's with a standard error of sqrt((1 + rho² / 2) / (n - 3)).
-    """
-    rho = _coefficient(_ranks(x), _ranks(y))
-    return _fisher(rho, len(x), 1 + rho * rho / 2, level)
-
-
-def _coefficient(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    lengths = math.sqrt(float(x @ x) * float(y @ y))
-    return float(np.clip(x @ y / lengths, -1, 1)) if lengths > 0 else math.nan
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[codes]
-
-
-def _fisher(value: float, count: int, factor: float, level: float) -> Correlation:
-    if math.isnan(value) or count < 4:
-        return Correlation(value, -1.0, 1.0)
-    if abs(value) == 1:
-        return Correlation(value, value, value)
-    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(factor / (count - 3))
-    middle = math.atanh(value)
-    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach))
 
 
 @dataclass(frozen=True)
@@ -82,6 +45,46 @@ class Submissions:
     """`(n,)`."""
     local: Mapping[str, np.ndarray]
     """Of each task, `(n,)`; NaN where it is not known."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A coefficient, -1..1, and its 95 % interval; NaN and all of -1..1 where nothing is known."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Pearson's r with Fisher's interval."""
+    from scipy import stats
+
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(math.nan, -1, 1)
+    found = stats.pearsonr(x, y)
+    interval = found.confidence_interval(0.95)
+    return Correlation(float(found.statistic), float(interval.low), float(interval.high))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Spearman's rho, ties at their mean rank, with Bonett and Wright's (2000) interval.
+
+    Fisher's with a standard error of sqrt((1 + rho² / 2) / (n - 3)); scipy has none.
+    """
+    from scipy import stats
+
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(math.nan, -1, 1)
+    rho = float(np.clip(stats.spearmanr(x, y).statistic, -1, 1))
+    if abs(rho) == 1 or len(x) < 4:
+        return Correlation(rho, *((rho, rho) if len(x) > 3 else (-1, 1)))
+    reach = stats.norm.ppf(0.975) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
+    low, high = np.tanh(math.atanh(rho) + reach * np.array([-1, 1])).tolist()
+    return Correlation(rho, low, high)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def study(submissions: Submissions) -> Study:
         UserError: with fewer than :data:`MIN_SUBMISSIONS` submissions, without a board score that
             differs, or when no task is known of all submissions.
     """
-    board = submissions.board
+    board, local = submissions.board, submissions.local
     if len(board) < MIN_SUBMISSIONS:
         raise UserError(
             f"{len(board)} submissions say nothing about a correlation; {MIN_SUBMISSIONS} are the "
@@ -161,25 +164,15 @@ def study(submissions: Submissions) -> Study:
         )
     if np.ptp(board) == 0:
         raise UserError("all submissions have the same board score: nothing can follow it")
-    found: dict[str, tuple[Correlation, Correlation, int]] = {}
-    for name, scores in submissions.local.items():
-        known = ~np.isnan(scores)
-        found[name] = (
-            pearson(scores[known], board[known])
-            if known.sum() > 1
-            else Correlation(math.nan, -1, 1),
-            spearman(scores[known], board[known])
-            if known.sum() > 1
-            else Correlation(math.nan, -1, 1),
-            int(known.sum()),
-        )
-    complete = [name for name, scores in submissions.local.items() if not np.isnan(scores).any()]
+    known = {name: ~np.isnan(scores) for name, scores in local.items()}
+    pairs = {name: (local[name][rows], board[rows]) for name, rows in known.items()}
+    complete = [name for name, rows in known.items() if rows.all()]
     if not complete:
         raise UserError(
             "no task is known of all submissions: evaluate the runs on the same tasks, or remove "
             "the submissions that lack them"
         )
-    matrix = np.stack([submissions.local[name] for name in complete], axis=1)
+    matrix = np.stack([local[name] for name in complete], axis=1)
     tasks = [_judged(name, fit_line, matrix[:, [k]], board) for k, name in enumerate(complete)]
     rules = [
         replace(
@@ -192,12 +185,12 @@ def study(submissions: Submissions) -> Study:
     ]
     return Study(
         submissions,
-        {name: one for name, (one, _, _) in found.items()},
-        {name: one for name, (_, one, _) in found.items()},
-        {name: count for name, (_, _, count) in found.items()},
+        {name: pearson(*pair) for name, pair in pairs.items()},
+        {name: spearman(*pair) for name, pair in pairs.items()},
+        {name: int(rows.sum()) for name, rows in known.items()},
         tuple(sorted(tasks, key=lambda task: task.error)),
         tuple(rules),
-        dict(zip(complete, mix_weights(matrix, board)[0].tolist(), strict=True)),
+        dict(zip(complete, mix_weights(matrix, board).tolist(), strict=True)),
     )
 
 
@@ -209,11 +202,17 @@ def _judged(name: str, fit: Fit, matrix: np.ndarray, board: np.ndarray) -> Predi
 
 def left_out(fit: Fit, matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
     """Prediction of each submission by what is fitted to the others, `(n,)`."""
-    found = []
-    for row in range(len(board)):
-        others = np.arange(len(board)) != row
-        found.append(fit(matrix[others], board[others])(matrix[[row]])[0])
-    return np.array(found)
+    return np.array(
+        [
+            fit(np.delete(matrix, row, 0), np.delete(board, row))(matrix[[row]])[0]
+            for row in range(len(board))
+        ]
+    )
+
+
+def _best(fits: list[Fit], matrix: np.ndarray, board: np.ndarray) -> int:
+    """The place of the fit with the least leave-one-out error."""
+    return int(np.argmin([((left_out(fit, matrix, board) - board) ** 2).sum() for fit in fits]))
 
 
 def fit_nothing(matrix: np.ndarray, board: np.ndarray) -> Predict:
@@ -221,23 +220,19 @@ def fit_nothing(matrix: np.ndarray, board: np.ndarray) -> Predict:
     return lambda asked: np.full(len(asked), board.mean())
 
 
-def fit_line(matrix: np.ndarray, board: np.ndarray) -> Predict:
+def fit_line(matrix: np.ndarray, board: np.ndarray, column: int = 0) -> Predict:
     """Least squares on one column; a column without spread predicts the mean."""
-    x = matrix[:, 0] - matrix[:, 0].mean()
-    squares = float(x @ x)
-    slope = float(x @ (board - board.mean())) / squares if squares > 0 else 0.0
-    return lambda asked: board.mean() + slope * (asked[:, 0] - matrix[:, 0].mean())
+    x = matrix[:, column]
+    if np.ptp(x) == 0:
+        return fit_nothing(matrix, board)
+    slope, constant = np.polyfit(x - x.mean(), board, 1)
+    return lambda asked: constant + slope * (asked[:, column] - x.mean())
 
 
 def fit_best_task(matrix: np.ndarray, board: np.ndarray) -> Predict:
     """A line on the task with the least leave-one-out error among these submissions."""
-    errors = [
-        float(np.sum((left_out(fit_line, matrix[:, [k]], board) - board) ** 2))
-        for k in range(matrix.shape[1])
-    ]
-    best = int(np.argmin(errors))
-    predict = fit_line(matrix[:, [best]], board)
-    return lambda asked: predict(asked[:, [best]])
+    lines: list[Fit] = [partial(fit_line, column=k) for k in range(matrix.shape[1])]
+    return lines[_best(lines, matrix, board)](matrix, board)
 
 
 def fit_plain_mean(matrix: np.ndarray, board: np.ndarray) -> Predict:
@@ -248,43 +243,201 @@ def fit_plain_mean(matrix: np.ndarray, board: np.ndarray) -> Predict:
 
 def fit_mix(matrix: np.ndarray, board: np.ndarray) -> Predict:
     """The weighted mix of :func:`mix_weights`."""
-    weights, constant = mix_weights(matrix, board)
-    return lambda asked: constant + asked @ weights
+    weights = mix_weights(matrix, board)
+    return lambda asked: board.mean() + (asked - matrix.mean(axis=0)) @ weights
 
 
-def mix_weights(matrix: np.ndarray, board: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of the tasks, none below zero, and the constant, by ridge regression.
+def mix_weights(matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
+    """Weights of the tasks, none below zero, by ridge regression: board score a unit of local.
 
     The strength is the one of :data:`RIDGES` with the least leave-one-out error.
-
-    Returns:
-        `(tasks,)`, in units of the board a unit of the local score, and the constant.
     """
-    errors = [
-        float(
-            np.sum(
-                (left_out(lambda x, y, ridge=ridge: _mix(x, y, ridge), matrix, board) - board)  # type: ignore[misc]
-                ** 2
-            )
-        )
-        for ridge in RIDGES
-    ]
-    weights = _ridge_weights(matrix, board, RIDGES[int(np.argmin(errors))])
-    return weights, float(board.mean() - matrix.mean(axis=0) @ weights)
 
+    def mix(ridge: float) -> Fit:
+        def fit(x: np.ndarray, y: np.ndarray) -> Predict:
+            weights = _ridge_weights(x, y, ridge)
+            return lambda asked: y.mean() + (asked - x.mean(axis=0)) @ weights
 
-def _mix(matrix: np.ndarray, board: np.ndarray, ridge: float) -> Predict:
-    weights = _ridge_weights(matrix, board, ridge)
-    return lambda asked: board.mean() + (asked - matrix.mean(axis=0)) @ weights
+        return fit
+
+    best = _best([mix(ridge) for ridge in RIDGES], matrix, board)
+    return _ridge_weights(matrix, board, RIDGES[best])
 
 
 def _ridge_weights(matrix: np.ndarray, board: np.ndarray, ridge: float) -> np.ndarray:
     from scipy.optimize import nnls
 
-    spread = matrix.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    scale = matrix.std(axis=0)
+    scale[scale == 0] = 1
     x, y = (matrix - matrix.mean(axis=0)) / scale, board - board.mean()
     # Ridge as further rows: sqrt(strength) * w should be 0.
     penalty = math.sqrt(ridge * len(board)) * np.eye(matrix.shape[1])
     weights, _ = nnls(np.vstack([x, penalty]), np.append(y, np.zeros(matrix.shape[1])))
-    return weights / scale
+    return np.asarray(weights) / scale
+
+
+def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions:
+    """Read `submissions.csv`.
+
+    Its columns are `submission`, `board`, and where the local scores come from: `run`, a model
+    whose results.json lies in a folder of its name below `results`; and any further column, itself
+    a local score, such as one's own cross-validation. An empty cell is not known.
+
+    Args:
+        file: the table.
+        results: folder of evaluations, `<run>/results.json`.
+        metric: of the tasks; empty takes each task's own.
+
+    Raises:
+        UserError: naming file, line and column of what is no number or missing; with the command
+            that evaluates a run that was not.
+    """
+    table = read_table(file, [NAME, BOARD])
+    board = _numbers(table, BOARD, file)
+    if np.isnan(board).any():
+        row = int(np.flatnonzero(np.isnan(board))[0])
+        raise UserError(f"{file} line {line_of_row(file, row)}: board is empty")
+    local = {
+        str(column): _numbers(table, str(column), file)
+        for column in table.columns
+        if column not in (NAME, BOARD, RUN)
+    }
+    if RUN in table.columns:
+        for row, run in enumerate(table[RUN]):
+            if run:
+                line = line_of_row(file, row)
+                for task, score in _scores(
+                    Path(run), results, metric, f"{file} line {line}"
+                ).items():
+                    local.setdefault(task, np.full(len(table), np.nan))[row] = score
+    if not local:
+        raise UserError(
+            f"{file} has no local score: name the evaluated models in a column {RUN!r}, or give "
+            "scores in columns of their own"
+        )
+    return Submissions(table[NAME].tolist(), board, local)
+
+
+def _numbers(table: pd.DataFrame, column: str, file: Path) -> np.ndarray:
+    text = table[column].str.strip()
+    numbers = pd.to_numeric(text.where(text != ""), errors="coerce").to_numpy(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(numbers) & (text != "").to_numpy())
+    if len(wrong):
+        line, cell = line_of_row(file, int(wrong[0])), table[column].iloc[wrong[0]]
+        raise UserError(f"{file} line {line}: {column} is {cell!r}, not a number")
+    return numbers
+
+
+def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, float]:
+    path = results / name_of_run(run) / "results.json"
+    try:
+        tasks: dict[str, Any] = json.loads(path.read_text("utf-8"))["tasks"]
+        return {
+            name: float(one["mean_over_queries"][metric] if metric else one["score"])
+            for name, one in tasks.items()
+        }
+    except OSError:
+        raise UserError(
+            f"{place}: {run} has no {path}; evaluate it: python -m visual_search.main_evaluate "
+            f"tasks --run {run} --tasks config/evaluation/*.yml"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not what main_evaluate writes, or lacks the metric ({error!r})"
+        ) from error
+
+
+def write_study(folder: Path, found: Study) -> str:
+    """Write study.json, study.md, study.html and plots/<task>.png.
+
+    Returns:
+        The tables, in Markdown.
+    """
+    plots = {name: _plot(folder, name, found) for name in found.pearson}
+    correlations, predictors = correlation_rows(found), predictor_rows(found)
+    text = f"{markdown(correlations)}\n\n{markdown(predictors)}"
+    write_json(folder / "study.json", found.as_json())
+    write_text(
+        folder / "study.md", f"# Local scores and the board\n\n{text}\n\n{found.conclusion}\n"
+    )
+    sections = [
+        Section(
+            "",
+            [found.conclusion],
+            {"submissions": len(found.submissions.names)},
+            tables={
+                "": correlations,
+                "Predictions of the submission that was left out": predictors,
+            },
+        ),
+        *(
+            Section(
+                name,
+                [f"Spearman {found.spearman[name]}, Pearson {found.pearson[name]}"],
+                pictures={"each point a submission": path},
+            )
+            for name, path in plots.items()
+        ),
+    ]
+    write_page(folder / "study.html", "Local scores and the board", sections)
+    return text
+
+
+def correlation_rows(found: Study) -> list[list[str]]:
+    """A row for each local score, the best rank correlation first; heading on top."""
+    order = sorted(
+        found.spearman, key=lambda name: -np.nan_to_num(found.spearman[name].value, nan=-2)
+    )
+    return [
+        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %", "weight in the mix"],
+        *(
+            [
+                name,
+                str(found.counts[name]),
+                str(found.spearman[name]),
+                str(found.pearson[name]),
+                f"{found.weights[name]:.3f}" if name in found.weights else "",
+            ]
+            for name in order
+        ),
+    ]
+
+
+def predictor_rows(found: Study) -> list[list[str]]:
+    """A row for each way to predict the board, heading first."""
+
+    def row(one: Predictor) -> list[str]:
+        rank = one.rank_correlation
+        return [one.name, f"{one.error:.4f}", "" if np.isnan(rank) else f"{rank:+.2f}"]
+
+    head = ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"]
+    return [head, *map(row, found.rules), *map(row, found.tasks)]
+
+
+def _plot(folder: Path, name: str, found: Study) -> Path:
+    from matplotlib.figure import Figure
+
+    x, y = found.submissions.local[name], found.submissions.board
+    known = ~np.isnan(x)
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(x[known], y[known], s=28, zorder=3)
+    for submission, here, there in zip(found.submissions.names, x, y, strict=True):
+        if not np.isnan(here):
+            axes.annotate(
+                submission, (here, there), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+    if known.sum() > 1 and np.ptp(x[known]) > 0:
+        ends = np.array([[x[known].min()], [x[known].max()]])
+        axes.plot(ends[:, 0], fit_line(x[known][:, None], y[known])(ends), alpha=0.5)
+    axes.set(
+        xlabel=name,
+        ylabel="leaderboard",
+        title=f"Spearman {found.spearman[name]}\nPearson {found.pearson[name]}",
+    )
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+    path = folder / "plots" / (re.sub(r"[^\w.-]", "_", name) + ".png")
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return path

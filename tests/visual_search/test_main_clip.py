@@ -263,7 +263,7 @@ def test_tasks_between_texts_and_photos(trained: Path, evaluated: dict[str, Any]
     run, output = trained / "runs" / "right", evaluated["folder"] / "out"
     cache = ("--cache", str(trained / "cache"))
     tasks = ("--tasks", *evaluated["tasks"], "--output", str(output))
-    inside("main_evaluate", "--run", str(run), *tasks, *cache)
+    inside("main_evaluate", "tasks", "--run", str(run), *tasks, *cache)
     results = json.loads((output / "results.json").read_text())
     assert results["dimension"] == 32
     found = results["tasks"]
@@ -303,7 +303,7 @@ def test_texts_are_not_asked_of_a_model_without_any(
     silent = export(tmp_path / "silent", 0)
     output = tmp_path / "out"
     call = ("--tasks", *evaluated["tasks"], "--cache", str(tmp_path / "cache"))
-    told = inside("main_evaluate", "--run", str(silent), *call, "--output", str(output))
+    told = inside("main_evaluate", "tasks", "--run", str(silent), *call, "--output", str(output))
     assert "knows no texts: it takes a run of visual_search.main_clip" in told
     results = json.loads((output / "results.json").read_text())
     assert list(results["tasks"]) == ["photos"]
