@@ -90,8 +90,7 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
 
 def _kind(file: Path) -> tuple[str, int]:
     """The column with the paths, and the number of rows, of a table that can be checked."""
-    from visual_search.table_rules import BOX_COLUMNS, PATH_COLUMNS
-    from visual_search.tables import read_header
+    from visual_search.tables import BOX_COLUMNS, PATH_COLUMNS, read_header
 
     columns = read_header(file)
     found = [column for column in PATH_COLUMNS if column in columns]
@@ -126,9 +125,9 @@ def _chunks(file: Path) -> Iterator[pd.DataFrame]:
 
 
 def _cell_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
-    from visual_search.table_rules import faults
+    from visual_search.tables import schema_errors
 
-    for fault in faults(table):
+    for fault in schema_errors(table):
         cells = table[fault.column]
         for row in fault.rows.tolist():
             yield Problem(lines[row], fault.column, f"is {cells.iloc[row]!r}; {fault.expected}")
@@ -162,7 +161,7 @@ def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
     """`(rows, 2)`, float64, width and height by the table, NaN where a cell is no number."""
     import numpy as np
 
-    from visual_search.table_rules import numbers_of
+    from visual_search.tables import numbers_of
 
     if not {"width", "height"} <= set(table.columns):
         return None

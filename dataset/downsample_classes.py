@@ -84,8 +84,8 @@ def downsample(
     import pandas as pd
 
     from visual_search.class_choice import drawn_classes
-    from visual_search.common_table import read_common_table, training_rows
     from visual_search.files import written_atomically
+    from visual_search.tables import read_common_table, training_rows
 
     if len(thresholds) not in (1, len(files)):
         raise UserError(

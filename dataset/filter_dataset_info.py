@@ -98,7 +98,7 @@ def filter_table(
     """
     import numpy as np
 
-    from visual_search.common_table import read_common_table, training_rows
+    from visual_search.tables import read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)
@@ -149,11 +149,11 @@ def _duplicates(
     import numpy as np
     import pandas as pd
 
-    from visual_search.common_table import photo_names
     from visual_search.deduplication import find_removals
     from visual_search.photo_hashes import hashes_of_table
+    from visual_search.tables import image_names
 
-    names = photo_names(table).iloc[rows]
+    names = image_names(table).iloc[rows]
     labels = pd.factorize(table["label"].iloc[rows])[0]
     groups = np.zeros(len(rows), dtype=np.int64) if across_classes else labels
     keys = pd.DataFrame({"name": names.to_numpy(), "group": groups})
@@ -189,9 +189,9 @@ def _duplicates(
 def _removals(
     table: pd.DataFrame, reasons: np.ndarray, duplicate_of: dict[int, tuple[int, int]]
 ) -> list[Removal]:
-    from visual_search.common_table import photo_names
+    from visual_search.tables import image_names
 
-    names, labels = photo_names(table).to_numpy(), table["label"].to_numpy()
+    names, labels = image_names(table).to_numpy(), table["label"].to_numpy()
     removals = []
     for row in (reasons != "").nonzero()[0].tolist():
         kept, distance = duplicate_of.get(row, (None, ""))

@@ -148,8 +148,8 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
     import numpy as np
     import pandas as pd
 
-    from visual_search.common_table import read_common_table, training_rows
     from visual_search.files import written_atomically
+    from visual_search.tables import read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)

@@ -116,7 +116,7 @@ def test_bad_input_is_one_sentence(
     (dev_folder / "queries.csv").unlink()
     assert "queries.csv does not exist" in sentence(*weighted)
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], [])
-    assert "no gallery photo" in sentence(*weighted)
+    assert "no gallery image" in sentence(*weighted)
 
 
 def test_which_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
 
 
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
-    kit = ("common_table", "dataset_info", "folder_info", "leaks", "pair_table", "tables")
+    kit = ("dataset_info", "folder_info", "leaks", "pair_table", "tables")
     modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.registry"]
     code = (
         "import importlib, sys\n"

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from visual_search.common_table import (
-    boxes,
-    photo_names,
-    read_common_table,
-    statuses,
-    training_rows,
-)
 from visual_search.datasets import check_some_exist
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
 from visual_search.images import Box, ImageItem
-from visual_search.tables import line_of_row
+from visual_search.tables import (
+    boxes,
+    image_names,
+    line_of_row,
+    read_common_table,
+    statuses,
+    training_rows,
+)
 
 
 def read_dev_table(
@@ -58,8 +58,8 @@ def read_dev_table(
             of it exists, and for a held-out photo that is listed twice.
     """
     table = read_common_table(file)
-    trains, status = training_rows(table, file, fold), statuses(table, file)
-    selected = _selected(photo_names(table), select, file)
+    trains, status = training_rows(table, file, fold), statuses(table)
+    selected = _selected(image_names(table), select, file)
     of_protocol = np.isin(status, ("query", "gallery")) & (not leave_one_out)
     by_protocol = fold < 0 and (of_protocol & selected).any()
     if not by_protocol:
@@ -75,8 +75,8 @@ def read_dev_table(
             "fold -2" + (f", and none of fold {fold}" if fold >= 0 else "; or name a fold")
         )
     folder = file.parent if root is None else root
-    given = boxes(table, file)
-    items = _items(photo_names(table)[held_out], folder, None if given is None else given[held_out])
+    given = boxes(table)
+    items = _items(image_names(table)[held_out], folder, None if given is None else given[held_out])
     check_some_exist([item.path for item in items[:1000]], file, folder)
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:

@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from visual_search.common_table import read_common_table, training_rows
 from visual_search.errors import UserError
 from visual_search.near_duplicates import TooManyPairs, pairs_between
 from visual_search.photo_hashes import hashes_of_table
-from visual_search.tables import read_table
+from visual_search.tables import (
+    LABELLED_PATH_COLUMNS,
+    PATH_COLUMNS,
+    read_common_table,
+    read_table,
+    training_rows,
+)
 
 # The column of the paths says which kind of table it is; Product10K's lists have `name`.
-PATH_COLUMNS = ("file_name", "image_path", "img_path", "name")
+COLUMNS = (*PATH_COLUMNS, "name")
 # More would not be looked at by anybody, and mean that the threshold does not tell photos apart.
 MOST_PAIRS = 5_000_000
 
@@ -67,15 +72,15 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
             can be read.
     """
     table = read_table(file, [])
-    column = next((name for name in PATH_COLUMNS if name in table.columns), None)
+    column = next((name for name in COLUMNS if name in table.columns), None)
     if column is None or (column == "name" and "class" not in table.columns):
         raise UserError(
-            f"{file} has none of the columns {', '.join(map(repr, PATH_COLUMNS))} (the last with "
+            f"{file} has none of the columns {', '.join(map(repr, COLUMNS))} (the last with "
             f"'class') that name photos; it has {', '.join(map(repr, table.columns))}"
         )
     folder = file.parent if root is None else root
     fold = fold if "fold" in table.columns else -1
-    if column in ("file_name", "image_path"):
+    if column in LABELLED_PATH_COLUMNS:
         table = read_common_table(file)
         train_rows = training_rows(table, file, fold)
         if not train_rows.all():

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from visual_search.common_table import boxes, photo_names, read_common_table, training_rows
 from visual_search.datasets import LabelledImages, PathList, check_some_exist
 from visual_search.errors import UserError
+from visual_search.tables import boxes, image_names, read_common_table, training_rows
 
 
 def read_training_table(
@@ -45,11 +45,11 @@ def read_training_table(
             f"{file} has no row to train on"
             + (f": all of its {len(table)} rows are test rows" if len(table) else "")
         )
-    given = boxes(table, file)
+    given = boxes(table)
     given = None if given is None else given[trains]
     table = table[trains]
     folder = file.parent if root is None else root
-    photos = PathList(os.path.join(folder, path) for path in photo_names(table))
+    photos = PathList(os.path.join(folder, path) for path in image_names(table))
     check_some_exist(photos, file, folder)
     numbers, labels = pd.factorize(table["label"], sort=True)
     prefix = f"{name}/" if name else ""

@@ -91,7 +91,7 @@ def test_what_is_missing_goes_through_the_evaluators_channel(
     weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path"], [])
-    with pytest.raises(NameError, match="no gallery photo"):
+    with pytest.raises(NameError, match="no gallery image"):
         ranker(dev_folder)
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "image"], [[0, "a"]])
     with pytest.raises(NameError, match=r"gallery\.csv has no column 'img_path'"):

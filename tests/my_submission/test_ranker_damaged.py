@@ -142,7 +142,7 @@ def test_tables_that_can_be_read_are(log: Path, dev_folder: Path, name: str) -> 
 
 UNREADABLE = {
     "nothing": (b"", "is empty"),
-    "a header only": (b"seller_img_id,img_path\n", "no gallery photo"),
+    "a header only": (b"seller_img_id,img_path\n", "no gallery image"),
     "a picture": (b"\x89PNG\r\n\x1a\n\xff\xfe", "gallery.csv"),
     "another column": (b"seller_img_id,path\n0,a.png\n", "no column 'img_path'"),
     "semicolons": (b"seller_img_id;img_path\n0;a.png\n", "no column"),
