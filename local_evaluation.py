@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
         "--sample",
         type=int,
         default=200,
-        help="photos of the runs that look for the largest input size (%(default)s)",
+        help="images of the runs that look for the largest input size (%(default)s)",
     )
     rehearsal.add_argument(
         "--test-queries", type=int, default=14_000, help="of the hidden test (%(default)s)"
@@ -136,15 +136,14 @@ def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
         if getattr(arguments, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0")
     if arguments.sample < 2:
-        raise UserError("--sample must be at least 2 photos")
+        raise UserError("--sample must be at least 2 images")
 
-    from visual_search.capacity import Workload
-    from visual_search.rehearsal_result import Request
-    from visual_search.rehearsal_result import rehearse as run
+    from visual_search import rehearsal
+    from visual_search.capacity import ImageCounts
     from visual_search.sandbox import GB, Limits
 
-    run(
-        Request(
+    rehearsal.rehearse(
+        rehearsal.Request(
             Path.cwd(),
             folder,
             arguments.output,
@@ -153,7 +152,7 @@ def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
             arguments.weights,
             arguments.sample,
             not arguments.no_largest_size,
-            Workload(arguments.test_queries, arguments.test_gallery),
+            ImageCounts(arguments.test_queries, arguments.test_gallery),
             arguments.report_queries,
         )
     )

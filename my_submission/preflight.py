@@ -14,7 +14,7 @@ from visual_search.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     from visual_search.preflight import Finding
 
-# Photos of the trial run.
+# Images of the trial run.
 TRIAL_QUERIES, TRIAL_GALLERY = 8, 12
 TRIAL_SECONDS = 180.0
 
@@ -36,7 +36,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m my_submission.preflight",
         description="Check everything that makes submissions fail, one line each. The last commit "
-        "is run on a few drawn photos, with the packages of requirements.txt alone.",
+        "is run on a few drawn images, with the packages of requirements.txt alone.",
     )
     parser.add_argument("--tag", default="v1", help="what you are going to submit (%(default)s)")
     parser.add_argument(
@@ -79,22 +79,19 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 
 def _trial(root: Path, clean: bool) -> Iterator[Finding]:
-    """Run the commit as the evaluator would, on drawn photos."""
+    """Run the commit as the evaluator would, on drawn images."""
     from visual_search import preflight
-    from visual_search.capacity import Workload
-    from visual_search.rehearsal import staged
-    from visual_search.rehearsal_data import DrawnPhotos
-    from visual_search.sandbox import Limits
+    from visual_search.capacity import ImageCounts
+    from visual_search.sandbox import Limits, writes_elsewhere
+    from visual_search.submission_run import DrawnImages, staged
 
-    photos = DrawnPhotos(Workload(TRIAL_QUERIES, TRIAL_GALLERY))
+    images = DrawnImages(ImageCounts(TRIAL_QUERIES, TRIAL_GALLERY))
     # Not in the repository: the client commits whatever lies there.
     log = Path(tempfile.gettempdir()) / "preflight_log.txt"
     try:
         with (
             tempfile.TemporaryDirectory(prefix="preflight_") as folder,
-            staged(root, Limits(TRIAL_SECONDS), working_tree=False, weights=None, log_copy=log) as (
-                stage
-            ),
+            staged(root, Limits(TRIAL_SECONDS), log) as stage,
         ):
             if clean:
                 requirements = stage.checkout / "requirements.txt"
@@ -102,17 +99,17 @@ def _trial(root: Path, clean: bool) -> Iterator[Finding]:
                     requirements, Path(folder) / "environment", sys.executable
                 )
                 stage.hidden = {}
-            answer = stage.answer(photos)
+            answer = stage.answer(images)
     except UserError as failure:
         yield preflight.problem(
             f"a trial run of the last commit failed: {failure} (what it printed: {log})"
         )
         return
     where = "in a clean environment" if clean else "with the packages of requirements.txt alone"
-    if answer.written:
-        yield preflight.note(answer.written)
+    if written := writes_elsewhere(answer.outcome.attempts):
+        yield preflight.note(written)
     yield preflight.ok(
-        f"a trial run of the last commit {where}: {photos.workload.images} photos in "
+        f"a trial run of the last commit {where}: {images.counts.total} images in "
         f"{answer.outcome.seconds:.1f} s, no network, no write into the data folder"
     )
 

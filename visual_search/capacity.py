@@ -1,64 +1,58 @@
-"""From what was measured on a sample to the hidden test: seconds, memory, largest input size."""
+"""From measured runs to the hidden test: seconds, memory, and the largest input size that fits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from visual_search.ranking_time import Reserve
 
-# The hidden test of the challenge: some 40,000 images in all.
-TEST_QUERIES, TEST_GALLERY = 14_000, 26_000
+# Share of the time and of the memory that a size may be expected to take; the rest is for a
+# slower day.
+TIME_SHARE = MEMORY_SHARE = 0.9
+SIZE_STEP, LARGEST_SIZE = 32, 1024
+# How many sizes are tried that the line through two sizes, or half of what is left, suggests.
+MAX_TRIALS = 5
 
-# Share of the time limit that a size may be expected to take: the rest is for a slower day.
-TIME_SHARE = 0.9
-# The same for memory.
-MEMORY_SHARE = 0.9
-
-SIZE_STEP = 32
-LARGEST_SIZE = 1024
-
-# Bytes of an int64 row of 1,000 ranks.
-RANKS_ROW = 8_000
-# Bytes of an embedding of 2,048 dimensions in fp32.
-EMBEDDING_ROW = 8_192
+# Bytes of an int64 row of 1,000 ranks, and of an embedding of 2,048 dimensions in fp32.
+RANKS_ROW, EMBEDDING_ROW = 8_000, 8_192
 
 # The input of a dry run in pixels, and how long it may be expected to take in seconds.
-DRY_SIZE = 32
-DRY_SECONDS = 120.0
+DRY_SIZE, DRY_SECONDS = 32, 120.0
 
 
 @dataclass(frozen=True)
-class Workload:
+class ImageCounts:
     """How much there is to rank."""
 
     queries: int
     gallery: int
 
-    @property
-    def described(self) -> str:
-        """In words."""
-        return f"{self.queries:,} queries and {self.gallery:,} gallery photos"
+    def __str__(self) -> str:
+        return f"{self.queries:,} queries and {self.gallery:,} gallery images"
 
     @property
-    def images(self) -> int:
-        """Photos to embed."""
+    def total(self) -> int:
+        """Images to embed."""
         return self.queries + self.gallery
 
     @property
-    def comparisons(self) -> int:
-        """Similarities of the ranking."""
+    def similarities(self) -> int:
+        """Of the ranking: every query against the gallery."""
         return self.queries * self.gallery
 
     @property
     def neighbours(self) -> int:
         """Similarities of re-ranking, which looks for neighbours within the gallery as well."""
-        return self.images * self.gallery
+        return self.total * self.gallery
 
 
-TEST_WORKLOAD = Workload(TEST_QUERIES, TEST_GALLERY)
+# The hidden test of the challenge: some 40,000 images in all.
+HIDDEN_TEST = ImageCounts(queries=14_000, gallery=26_000)
 
 
 @dataclass(frozen=True)
@@ -76,25 +70,22 @@ class StageSeconds:
     """Decoding alone; it overlaps the model, so it is part of `embedding`."""
     reranking: float | None = None
 
+    @classmethod
+    def from_log(cls, log: Mapping[str, Any], total: float) -> StageSeconds:
+        """Read the `seconds` of the ranker's log.
 
-def stage_seconds(log: dict, total: float) -> StageSeconds:
-    """Read the ranker's log, the present one (`seconds`) or the older one.
-
-    Args:
-        log: what the ranker wrote to $VISUAL_SEARCH_RANKER_LOG; empty where it writes none.
-        total: seconds of the timed call.
-    """
-    said = log.get("seconds") or {
-        "embedding": log.get("embedding_seconds"),
-        "ranking": log.get("ranking_seconds"),
-    }
-    ranking = said.get("ranking") or 0.0
-    reranking = said.get("reranking")
-    embedding = said.get("embedding")
-    if embedding is None:  # it says nothing: all of it counts as work on images
-        embedding = max(total - (said.get("loading") or 0.0) - ranking - (reranking or 0.0), 0.0)
-    rest = max(total - embedding - ranking - (reranking or 0.0), 0.0)
-    return StageSeconds(total, rest, embedding, ranking, said.get("decode"), reranking)
+        Args:
+            log: what it wrote to $VISUAL_SEARCH_RANKER_LOG; empty where it writes none.
+            total: seconds of the timed call.
+        """
+        said = log.get("seconds") or {}
+        after = (said.get("ranking") or 0.0) + (said.get("reranking") or 0.0)
+        embedding = said.get("embedding")
+        if embedding is None:  # all that is in no other stage counts as work on images
+            embedding = max(total - (said.get("loading") or 0.0) - after, 0.0)
+        loading = max(total - embedding - after, 0.0)
+        ranking, decode = said.get("ranking") or 0.0, said.get("decode")
+        return cls(total, loading, embedding, ranking, decode, said.get("reranking"))
 
 
 @dataclass(frozen=True)
@@ -103,12 +94,17 @@ class Run:
 
     input_size: int | None
     """Pixels; None where the ranker does not say."""
-    workload: Workload
+    counts: ImageCounts
     seconds: StageSeconds
     peak_memory: int
     """Bytes."""
     reserve: Reserve | None = None
-    """Where the ranker has a clock, what that keeps back."""
+    """What the ranker keeps back for ranking where it watches the time."""
+
+    @property
+    def embedding_seconds_per_image(self) -> float:
+        """Never 0."""
+        return max(self.seconds.embedding / self.counts.total, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ class Prediction:
     loading: float
     embedding: float
     ranking: float
-    """What it takes, or what the ranker's clock keeps for it, whichever is more."""
+    """What it takes, or what the ranker keeps back for it, whichever is more."""
     reranking: float
     """The same."""
     memory: int
@@ -129,16 +125,6 @@ class Prediction:
         """All stages together."""
         return self.loading + self.embedding + self.ranking + self.reranking
 
-    def fits(
-        self,
-        seconds: float,
-        memory: int,
-        seconds_share: float = TIME_SHARE,
-        memory_share: float = MEMORY_SHARE,
-    ) -> bool:
-        """Whether it stays within a share of the limits."""
-        return self.seconds <= seconds * seconds_share and self.memory <= memory * memory_share
-
     def as_json(self) -> dict[str, float]:
         """For result.json."""
         return {**{k: round(v, 1) for k, v in asdict(self).items()}, "seconds": round(self.seconds)}
@@ -146,21 +132,21 @@ class Prediction:
 
 def predict(
     run: Run,
-    target: Workload,
+    target: ImageCounts,
     core_share: float = 1.0,
     smaller: Run | None = None,
     dry: Run | None = None,
 ) -> Prediction:
-    """Scale a run to another workload.
+    """Scale a run to another number of images.
 
     Loading stays. Embedding grows with the images, ranking with queries x gallery, re-ranking
-    with (queries + gallery) x gallery: it looks for neighbours of both sides. Where the ranker's
-    clock keeps back more for these two than they take, that is what counts: photos are embedded
-    at a lower resolution before the clock touches it. The memory is the larger of what real
-    photos need and what the rows of the hidden test need.
+    with (queries + gallery) x gallery: it looks for neighbours of both sides. Where a ranker that
+    watches the time keeps back more for these two than they take, that is what counts: it lowers
+    the resolution before it touches what it keeps. The memory is the larger of what real images
+    need and what the rows of the hidden test need.
 
     Args:
-        run: what was measured on real photos.
+        run: what was measured on real images.
         target: what is asked for.
         core_share: cores of the measurement divided by those of the evaluator. Embedding and
             ranking are taken to speed up in proportion, loading not at all.
@@ -169,94 +155,165 @@ def predict(
         dry: a run over as many rows as `target`, or nearly, at a tiny input. Ranking, re-ranking
             and memory are scaled from it where there is one: a development set is too small.
     """
-    embedding = run.seconds.embedding
-    per_image = embedding / run.workload.images
-    if smaller is not None and smaller.workload.images < run.workload.images:
-        more = run.workload.images - smaller.workload.images
-        slope = (embedding - smaller.seconds.embedding) / more
+    per_image = run.embedding_seconds_per_image
+    if smaller is not None and smaller.counts.total < run.counts.total:
+        seconds = run.seconds.embedding - smaller.seconds.embedding
+        slope = seconds / (run.counts.total - smaller.counts.total)
         per_image = float(np.clip(slope, 0.5 * per_image, per_image))
-    fixed = embedding - per_image * run.workload.images
+    fixed = run.seconds.embedding - per_image * run.counts.total
     large = dry or run
-    ranking = large.seconds.ranking * target.comparisons / large.workload.comparisons
-    reranking = (large.seconds.reranking or 0.0) * target.neighbours / large.workload.neighbours
+    ranking = large.seconds.ranking * target.similarities / large.counts.similarities
+    reranking = (large.seconds.reranking or 0.0) * target.neighbours / large.counts.neighbours
     if run.reserve is not None:
         kept = run.reserve.seconds(target.queries, target.gallery)
         ranking, reranking = max(ranking, kept[0]), max(reranking, kept[1])
-    memory = max(_memory(measured, target) for measured in (run, large))
     return Prediction(
         loading=run.seconds.loading + fixed,
-        embedding=target.images * per_image * core_share,
+        embedding=target.total * per_image * core_share,
         ranking=ranking * core_share,
         reranking=reranking * core_share,
-        memory=memory,
+        memory=max(_memory(measured, target) for measured in (run, large)),
     )
 
 
-def _memory(measured: Run, target: Workload) -> int:
+def _memory(measured: Run, target: ImageCounts) -> int:
     """Bytes: what was measured, and the embeddings and ranks of the rows that were not there."""
-    more_images = max(target.images - measured.workload.images, 0)
-    more_queries = max(target.queries - measured.workload.queries, 0)
+    more_images = max(target.total - measured.counts.total, 0)
+    more_queries = max(target.queries - measured.counts.queries, 0)
     return measured.peak_memory + EMBEDDING_ROW * more_images + RANKS_ROW * more_queries
 
 
-@dataclass(frozen=True)
-class SizeCost:
-    """Seconds an image at an input of s pixels: `fixed + square * s**2`."""
-
-    fixed: float
-    square: float
-
-    def at(self, size: int) -> float:
-        """Seconds an image."""
-        return self.fixed + self.square * size**2
-
-
-def fit_size_cost(sizes: Sequence[int], seconds_per_image: Sequence[float]) -> SizeCost:
-    """Least squares of `fixed + square * s**2`, neither of them negative.
-
-    A model's work grows with the pixels; reading and decoding a file hardly does.
-
-    Raises:
-        ValueError: with fewer than two different sizes.
-    """
-    x = np.asarray(sizes, dtype=float) ** 2
-    y = np.asarray(seconds_per_image, dtype=float)
-    if len(np.unique(x)) < 2:
-        raise ValueError("a fit over the input size needs two different sizes")
-    square = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-    fixed = float(y.mean() - square * x.mean())
-    if square < 0:
-        return SizeCost(float(y.mean()), 0.0)
-    if fixed < 0:  # through the origin
-        return SizeCost(0.0, float((x * y).sum() / (x * x).sum()))
-    return SizeCost(fixed, square)
-
-
-def largest_size(cost: SizeCost, seconds_per_image: float, step: int = SIZE_STEP) -> int | None:
-    """The largest multiple of `step` pixels that costs at most `seconds_per_image`, if any."""
-    fitting = [
-        size for size in range(step, LARGEST_SIZE + 1, step) if cost.at(size) <= seconds_per_image
-    ]
-    return fitting[-1] if fitting else None
-
-
-def dry_workload(run: Run, target: Workload, seconds: float = DRY_SECONDS) -> Workload:
+def dry_counts(run: Run, target: ImageCounts, seconds: float = DRY_SECONDS) -> ImageCounts:
     """`target`, made smaller in proportion where its rows would take long even at a tiny input.
 
     Args:
-        run: a run on real photos; an image at :data:`DRY_SIZE` is taken to cost a tenth.
+        run: a run on real images; an image at :data:`DRY_SIZE` is taken to cost a tenth.
         target: the hidden test.
         seconds: how long the dry run may be expected to take.
     """
-    per_image = run.seconds.embedding / run.workload.images / 10
-    share = min(seconds / max(per_image * target.images, 1e-9), 1.0)
+    share = min(seconds / (run.embedding_seconds_per_image / 10 * target.total), 1.0)
     # Below a few thousand rows of the gallery, a top-1000 is another problem.
     share = max(share, min(4000 / target.gallery, 1.0))
-    return Workload(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
+    return ImageCounts(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
 
 
-def probe_sizes(size: int, step: int = SIZE_STEP) -> list[int]:
-    """Two other sizes to measure at: one below `size` and one above, multiples of `step`."""
-    below = max(round(size * 0.6 / step) * step, step)
-    above = min(max(round(size * 1.5 / step), size // step + 1) * step, LARGEST_SIZE)
-    return [probe for probe in (below, above) if probe != size]
+class OtherSizeFailed(Exception):
+    """The submission does not run at another size; the message says why."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the sizes are held against."""
+
+    target: ImageCounts
+    seconds: float
+    memory: int
+    """Bytes."""
+    core_share: float = 1.0
+    """Cores of the measurement divided by those of the evaluator."""
+
+    def allow(self, expected: Prediction, time_share: float = 1, memory_share: float = 1) -> bool:
+        """Whether it stays within a share of the limits."""
+        in_time = expected.seconds <= self.seconds * time_share
+        return in_time and expected.memory <= self.memory * memory_share
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One size that was run on the sample."""
+
+    input_size: int
+    images_per_second: float
+    """Of embedding, on this machine."""
+    prediction: Prediction
+    fits: bool
+
+
+@dataclass(frozen=True)
+class LargestSize:
+    """The answer, or why there is none."""
+
+    input_size: int | None
+    trials: tuple[Trial, ...] = ()
+    reason: str | None = None
+    """Why there is no size, or no other, in words."""
+
+
+def find_largest_size(
+    measure: Callable[[int], Run], base: Prediction, sample: Run, bounds: Bounds
+) -> LargestSize:
+    """Draw a line of seconds over squared pixels through two sizes, and run what it promises.
+
+    A model's work grows with the pixels; reading and decoding a file hardly does. Where a size
+    does not keep what the line promised, the search closes in on it by halves.
+
+    Args:
+        measure: runs the submission on the sample at a size in pixels; raises
+            :class:`OtherSizeFailed` where it cannot.
+        base: what the hidden test takes at the submission's own size.
+        sample: the run over the sample at that size.
+        bounds: the hidden test and the limits.
+    """
+    own = sample.input_size
+    if own is None:
+        return LargestSize(None, reason="the ranker's log names no input size")
+    # A sample feels the slow first batches more than the hidden test will.
+    scale = base.embedding / sample.embedding_seconds_per_image
+    trials: dict[int, Trial] = {}
+
+    def add(run: Run) -> Trial:
+        if run.input_size is None or run.input_size in trials:
+            raise OtherSizeFailed("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
+        per_image, more = run.embedding_seconds_per_image, run.peak_memory - sample.peak_memory
+        expected = replace(
+            base, embedding=per_image * scale, memory=int(base.memory + max(more, 0))
+        )
+        fits = bounds.allow(expected, TIME_SHARE, MEMORY_SHARE)
+        trials[run.input_size] = Trial(run.input_size, 1 / per_image, expected, fits)
+        return trials[run.input_size]
+
+    reason = None
+    first = add(sample)
+    try:
+        second = add(measure(second_size(own, larger=first.fits)))
+        size = size_on_line(first, second, bounds.seconds * TIME_SHARE)
+        for _ in range(MAX_TRIALS):
+            fitting = max((s for s, trial in trials.items() if trial.fits), default=0)
+            too_large = [s for s, trial in trials.items() if not trial.fits]
+            bound = min(too_large, default=LARGEST_SIZE + SIZE_STEP)
+            if size >= bound:  # measured, and it does not fit
+                size = (fitting + bound) // 2 // SIZE_STEP * SIZE_STEP
+            if size <= fitting or add(measure(size)).fits:
+                break
+    except OtherSizeFailed as error:
+        reason = f"another size cannot be had: {error}"
+    largest = max((size for size, trial in trials.items() if trial.fits), default=None)
+    if largest is None and reason is None:
+        reason = (
+            f"no size stays within {TIME_SHARE:.0%} of the time and {MEMORY_SHARE:.0%} of the "
+            "memory: take a smaller model"
+        )
+    return LargestSize(largest, tuple(trials[size] for size in sorted(trials)), reason)
+
+
+def second_size(own: int, *, larger: bool) -> int:
+    """The size to measure beside `own`: a multiple of 32 pixels, above it or below."""
+    if larger and own + SIZE_STEP <= LARGEST_SIZE:
+        return min(
+            max(round(own * 1.5 / SIZE_STEP), own // SIZE_STEP + 1) * SIZE_STEP, LARGEST_SIZE
+        )
+    below = max(round(own * 0.6 / SIZE_STEP) * SIZE_STEP, SIZE_STEP)
+    return below if below < own else own + SIZE_STEP
+
+
+def size_on_line(one: Trial, other: Trial, seconds: float) -> int:
+    """The largest multiple of 32 pixels that takes `seconds`, by the line through two trials."""
+    first, second = sorted((one, other), key=lambda trial: trial.input_size)
+    pixels = second.input_size**2 - first.input_size**2
+    slope = (second.prediction.seconds - first.prediction.seconds) / pixels
+    left = seconds - first.prediction.seconds
+    if slope <= 0:  # it costs no more
+        return LARGEST_SIZE if left >= 0 else 0
+    square = first.input_size**2 + left / slope
+    size = math.floor(math.sqrt(max(square, 0)) / SIZE_STEP + 1e-9) * SIZE_STEP
+    return min(size, LARGEST_SIZE)

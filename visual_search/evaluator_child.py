@@ -18,23 +18,17 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
-# Events of sys.addaudithook that change the file named first (or second) in their arguments.
+# Events of sys.addaudithook that change files, and which of their arguments name one.
 CHANGING_EVENTS = {
-    "os.mkdir": (0,),
-    "os.remove": (0,),
-    "os.rename": (0, 1),
-    "os.rmdir": (0,),
-    "os.truncate": (0,),
-    "os.chmod": (0,),
-    "os.utime": (0,),
-    "os.link": (1,),
-    "os.symlink": (1,),
+    **dict.fromkeys(("mkdir", "remove", "rmdir", "truncate", "chmod", "utime"), (0,)),
+    **dict.fromkeys(("link", "symlink"), (1,)),
+    "rename": (0, 1),
 }
 NETWORK_EVENTS = ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
 LOCAL_HOSTS = ("localhost", "127.", "::1", "0.0.0.0")
@@ -49,12 +43,12 @@ def main(settings_file: str) -> None:
     with (output / "where.txt").open("w") as where:
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, where, all_threads=True)
-        checkout = Path(settings["checkout"])
         os.sched_setaffinity(0, settings["cores"])
-        _bring_up_loopback(settings["network_namespace"])
-        _import_from(checkout, settings["hidden_packages"])
+        if settings["network_namespace"]:
+            _bring_up_loopback()
+        _import_from(settings["checkout"], settings["hidden_packages"])
         sys.addaudithook(_Watch(settings, output / "attempts.jsonl"))
-        outcome = _outcome(settings, checkout, output)
+        outcome = _run(settings, output)
     temporary = output / "outcome.json.tmp"
     temporary.write_text(json.dumps(outcome), "utf-8")
     temporary.replace(output / "outcome.json")
@@ -63,56 +57,48 @@ def main(settings_file: str) -> None:
     os._exit(0)
 
 
-def _bring_up_loopback(own_namespace: bool) -> None:
-    if not own_namespace:
-        return
+def _bring_up_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14x", b"lo", 0x1)  # SIOCSIFFLAGS with IFF_UP, netdevice(7)
         fcntl.ioctl(handle, 0x8914, request)
 
 
-def _import_from(checkout: Path, hidden: dict[str, str]) -> None:
+def _import_from(checkout: str, hidden: dict[str, str]) -> None:
     """Import the submission and nothing of the project beside it, nor packages of `hidden`."""
     os.chdir(checkout)
     own = str(Path(__file__).resolve().parent)
-    sys.path[:] = [str(checkout)] + [path for path in sys.path if os.path.realpath(path) != own]
+    sys.path[:] = [checkout] + [path for path in sys.path if os.path.realpath(path) != own]
+    _InstalledFinder.packages = frozenset(hidden)
+    _InstalledFinder.distributions = frozenset(name.lower() for name in hidden.values())
     # An editable installation would answer for modules that were never committed.
-    finders = [
-        finder
+    sys.meta_path[:] = [
+        _InstalledFinder if finder is PathFinder else finder
         for finder in sys.meta_path
         if not getattr(finder, "__module__", "").startswith("__editable__")
     ]
-    sys.meta_path[:] = [
-        _HidingFinder(hidden) if finder is PathFinder else finder for finder in finders
-    ]
 
 
-class _HidingFinder:
+class _InstalledFinder(PathFinder):
     """Finds what is on sys.path, except packages that are installed here and not there."""
 
-    def __init__(self, hidden: dict[str, str]) -> None:
-        self.packages = frozenset(hidden)
-        self.distributions = frozenset(name.lower() for name in hidden.values())
+    packages: frozenset[str]
+    distributions: frozenset[str]
 
+    @classmethod
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        cls,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] in self.packages:
+        if fullname.partition(".")[0] in cls.packages:
             return None
-        return PathFinder.find_spec(fullname, path, target)
+        return super().find_spec(fullname, path, target)
 
-    def find_distributions(self, context: Any = None) -> Iterator[Any]:
-        found = (
-            PathFinder.find_distributions()
-            if context is None
-            else (PathFinder.find_distributions(context))
-        )
-        for distribution in found:
-            if (distribution.metadata["Name"] or "").lower() not in self.distributions:
-                yield distribution
-
-    def invalidate_caches(self) -> None:
-        PathFinder.invalidate_caches()
+    @classmethod
+    def find_distributions(cls, *context: Any) -> list[Any]:  # type: ignore[override]
+        found = super().find_distributions(*context)
+        return [d for d in found if (d.metadata["Name"] or "").lower() not in cls.distributions]
 
 
 class _Watch:
@@ -122,8 +108,7 @@ class _Watch:
         self.checkout = settings["checkout"]
         # Where anybody may write: what the sandbox made for it, and devices.
         self.free = (os.path.realpath(settings["output"]) + os.sep, "/dev/", "/proc/self/")
-        self.guarded = [os.path.realpath(folder) for folder in settings["read_only"]]
-        self.refuse_network = not settings["network_namespace"]
+        self.guarded = tuple(os.path.realpath(path) + os.sep for path in settings["read_only"])
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.noted: set[tuple[str, str]] = set()
 
@@ -133,8 +118,8 @@ class _Watch:
             changing = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if changing or (isinstance(mode, str) and set(mode) & set("wax+")):
                 self._check_path(path)
-        elif event in CHANGING_EVENTS:
-            for position in CHANGING_EVENTS[event]:
+        elif event.startswith("os."):
+            for position in CHANGING_EVENTS.get(event[3:], ()):
                 self._check_path(arguments[position])
         elif event in NETWORK_EVENTS:
             self._check_address(event, arguments)
@@ -142,27 +127,25 @@ class _Watch:
     def _check_path(self, path: Any) -> None:
         if not isinstance(path, (str, bytes)):
             return
-        place = os.path.realpath(os.fsdecode(path))
-        if any(place == folder or place.startswith(folder + os.sep) for folder in self.guarded):
-            self._note("write", os.fsdecode(path))
-            raise OSError(30, "Read-only file system", os.fsdecode(path))
-        if not (place + os.sep).startswith(self.free):
-            self._note("elsewhere", os.fsdecode(path))
+        name = os.fsdecode(path)
+        place = os.path.realpath(name) + os.sep
+        if place.startswith(self.guarded):
+            self._note("write", name)
+            raise OSError(30, "Read-only file system", name)
+        if not place.startswith(self.free):
+            self._note("elsewhere", name)
 
     def _check_address(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in ("socket.connect", "socket.sendto"):
-            address = arguments[1]
-            if not isinstance(address, tuple):
+            if not isinstance(arguments[1], tuple):
                 return  # a Unix socket
-            host, port = address[0], address[1]
-        else:
-            host, port = arguments[0], arguments[1] if len(arguments) > 1 else None
-        host = host.decode() if isinstance(host, bytes) else host
-        if not host or str(host).startswith(LOCAL_HOSTS) or host == socket.gethostname():
+            arguments = arguments[1]
+        host, port = arguments[0], arguments[1] if len(arguments) > 1 else None
+        host = host.decode() if isinstance(host, bytes) else str(host or "")
+        if not host or host.startswith(LOCAL_HOSTS) or host == socket.gethostname():
             return
-        self._note("network", str(host) if port in (None, 0) else f"{host}:{port}")
-        if self.refuse_network:
-            raise OSError(101, "Network is unreachable")
+        self._note("network", host if port in (None, 0) else f"{host}:{port}")
+        raise OSError(101, "Network is unreachable")
 
     def _note(self, kind: str, what: str) -> None:
         if (kind, what) in self.noted:
@@ -183,7 +166,8 @@ def _innermost(frames: traceback.StackSummary, checkout: str) -> str | None:
     return None
 
 
-def _outcome(settings: dict[str, Any], checkout: Path, output: Path) -> dict[str, Any]:
+def _run(settings: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Run the submission; what it says are the fields of :class:`visual_search.sandbox.Outcome`."""
     times: dict[str, float] = {}
     stage = _enter("import", output)
     started = time.perf_counter()
@@ -201,15 +185,10 @@ def _outcome(settings: dict[str, Any], checkout: Path, output: Path) -> dict[str
         started = time.perf_counter()
         ranks = wrapper.predict_product_ranks()
         times["rank"] = time.perf_counter() - started
-        described = _keep_array(ranks, output / "ranks.npy")
+        result = {"stage": "done", "array": _keep_array(ranks, output / "ranks.npy")}
     except BaseException as error:  # a submission may also call sys.exit
-        return {
-            "stage": stage,
-            "times": times,
-            "error": _describe(error, error.__traceback__, checkout),
-            **_memory(),
-        }
-    return {"stage": "done", "times": times, "array": described, **_memory()}
+        result = {"stage": stage, "error": _describe(error, settings["checkout"])}
+    return {**result, "times": times, **_memory()}
 
 
 def _enter(stage: str, output: Path) -> str:
@@ -237,8 +216,7 @@ def _keep_array(ranks: Any, path: Path) -> str:
     return "ndarray"
 
 
-def _describe(error: BaseException, trace: TracebackType | None, checkout: Path) -> dict[str, Any]:
-    frames = traceback.extract_tb(trace)
+def _describe(error: BaseException, checkout: str) -> dict[str, Any]:
     name = getattr(error, "name", None)
     return {
         "type": type(error).__name__,
@@ -246,7 +224,7 @@ def _describe(error: BaseException, trace: TracebackType | None, checkout: Path)
         # NameError is the evaluator's channel where it names no variable.
         "name": name if isinstance(name, str) else None,
         "file": getattr(error, "filename", None) if isinstance(error, OSError) else None,
-        "where": _innermost(frames, str(checkout)),
+        "where": _innermost(traceback.extract_tb(error.__traceback__), checkout),
         "traceback": "".join(traceback.format_exception(error)),
     }
 

@@ -1,4 +1,4 @@
-"""What makes submissions fail, checked before one is pushed: the repository and its files."""
+"""What git would push, and what in it makes submissions fail, checked before a push."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from visual_search.errors import UserError
-from visual_search.requirement_closure import closure, read_requirements
 from visual_search.submission_tree import SubmissionTree, TreeFile
 
 # The challenge's rule: whatever is larger travels by git-LFS.
@@ -28,8 +29,6 @@ LARGE_REPOSITORY = 1_000_000_000
 HEAVY_WEIGHTS = 100_000_000
 
 WEIGHTS = ("my_submission/weights/model.pt", "my_submission/weights/model.json")
-# OpenVINO's network and its weights, where they were exported: one is nothing without the other.
-OPENVINO_WEIGHTS = ("my_submission/weights/model.xml", "my_submission/weights/model.bin")
 CHALLENGE = "visual-product-recognition-challenge-2023"
 PLACEHOLDER_AUTHOR = "your-aicrowd-username"
 # What the client (aicrowd-cli 0.1.18, submission/helpers.py) insists on.
@@ -45,6 +44,97 @@ REMOTE_SECONDS = 15.0
 
 # The client splits the remote's address at this host, and fails after the push without it.
 CLIENT_HOST = "gitlab.aicrowd.com"
+
+
+def read_requirements(path: Path) -> list[str]:
+    """The requirements of a file, without comments, options and empty lines.
+
+    Raises:
+        UserError: naming file and line of one that pip would not understand, or that names a
+            folder of this machine.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the evaluator installs what it lists")
+    found = []
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+        text = line.partition(" #")[0].strip()
+        if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
+            raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
+        if not text or text.startswith(("#", "-")):
+            continue
+        try:
+            found.append(str(Requirement(text)))
+        except InvalidRequirement as error:
+            raise UserError(
+                f"{path} line {number}: {text!r} is not a requirement ({error})"
+            ) from error
+    return found
+
+
+def installed_for(requirements: list[str]) -> tuple[set[str], list[str]]:
+    """Installed distributions that `requirements` bring along, and the wanted that are missing.
+
+    As `pip install --dry-run` would resolve them, which needs an index, seconds, and tells
+    nothing of what is installed already.
+
+    Returns:
+        Canonical names of distributions with all that they depend on, by the metadata of what
+        is installed here; and the requirements that nothing installed here satisfies.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    waiting = [(Requirement(text), "") for text in requirements]
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    missing = []
+    while waiting:
+        wanted, from_extra = waiting.pop()
+        if wanted.marker and not wanted.marker.evaluate({"extra": from_extra}):
+            continue
+        name = canonicalize_name(wanted.name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            if not from_extra and str(wanted) in requirements:
+                missing.append(str(wanted))
+            continue
+        if not wanted.specifier.contains(distribution.version, prereleases=True):
+            missing.append(f"{wanted} (here is {distribution.version})")
+        found.add(str(name))
+        for extra in {"", *wanted.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                waiting += [(Requirement(text), extra) for text in distribution.requires or []]
+    return found, missing
+
+
+def packages_to_hide(requirements: list[str]) -> dict[str, str]:
+    """Import names that are installed here and that `requirements` do not bring.
+
+    Returns:
+        The top-level import name, and the distribution it belongs to. A name that also belongs
+        to a wanted distribution (a namespace package) is not among them.
+    """
+    from packaging.utils import canonicalize_name
+
+    # pip and its like are in every environment; the submission brings its own two folders.
+    wanted = installed_for(requirements)[0] | {"pip", "setuptools", "wheel"}
+    own = ("visual_search", "my_submission")
+    return {
+        name: min(distributions)
+        for name, distributions in _distributions_of_packages().items()
+        if name.isidentifier() and name not in own
+        if not wanted & {str(canonicalize_name(owner)) for owner in distributions}
+    }
+
+
+@cache
+def _distributions_of_packages() -> Mapping[str, list[str]]:
+    """What is installed here; reading it takes a second or two."""
+    return metadata.packages_distributions()
 
 
 @dataclass(frozen=True)
@@ -73,12 +163,9 @@ def problem(text: str) -> Finding:
 
 def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
     """Whether what is on disk is what was committed."""
-    changes = tree.changes()
-    if changes:
-        shown = ", ".join(f"{change.name} ({change.kind})" for change in changes[:5])
-        more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    if changes := tree.described_changes():
         yield problem(
-            f"not committed: {shown}{more}; commit or remove them: `aicrowd submission create` "
+            f"not committed: {changes}; commit or remove them: `aicrowd submission create` "
             "would commit and submit them unrehearsed, and a push would leave them out"
         )
     else:
@@ -88,7 +175,7 @@ def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
 def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
     """Large files outside git-LFS, pointers without their file, git-LFS itself."""
     to_lfs = set(tree.given_to_lfs([file.name for file in files]))
-    large = [file for file in files if file.pointer is None and file.size > LARGE_FILE]
+    large = [file for file in files if file.oid is None and file.size > LARGE_FILE]
     for file in large:
         what = f"{file.name} ({file.size / 1e6:.1f} MB) "
         if file.name not in to_lfs:
@@ -100,13 +187,13 @@ def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[F
                 f"{what}was committed past git-LFS: `git lfs install`, then "
                 f"`git add --renormalize {file.name}` and commit"
             )
-    missing = [f for f in files if f.pointer is not None and not tree.has_object(f.pointer)]
-    for file in missing:
+    missing = tree.missing_files()
+    for name in missing:
         yield problem(
-            f"{file.name} is a git-LFS pointer without its file: `git lfs pull`, or add it again"
+            f"{name} is a git-LFS pointer without its file: `git lfs pull`, or add it again"
         )
     if not large and not missing:
-        pointers = sum(file.pointer is not None for file in files)
+        pointers = sum(file.oid is not None for file in files)
         yield ok(f"no large file outside git-LFS; {pointers} in it, all here")
     yield from _check_lfs(tree, bool(to_lfs))
 
@@ -143,13 +230,6 @@ def check_weights(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Findi
             yield problem(f"{name} is ignored by git: take it out of .gitignore and commit it")
         else:
             yield problem(f"{name} is not committed: `git add my_submission/weights` and commit")
-    pair = [name for name in OPENVINO_WEIGHTS if name in names]
-    if len(pair) == 1:
-        (lacking,) = set(OPENVINO_WEIGHTS) - set(pair)
-        yield problem(
-            f"{pair[0]} is committed without {lacking}: "
-            "`git add my_submission/weights` and commit, or take it out"
-        )
     if names.issuperset(WEIGHTS):
         yield ok("the weights are committed")
 
@@ -196,7 +276,7 @@ def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _check_gpu(values: dict[str, Any], files: list[TreeFile]) -> Iterator[Finding]:
-    size = sum(f.pointer.size if f.pointer else f.size for f in files if f.name == WEIGHTS[0])
+    size = sum(file.size for file in files if file.name == WEIGHTS[0])
     if not size or not isinstance(values.get("gpu"), bool):
         return
     if size > HEAVY_WEIGHTS and not values["gpu"]:
@@ -213,7 +293,7 @@ def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
     if (tree.root / "Dockerfile").is_file():
         yield note("a Dockerfile sets up the evaluator: requirements.txt and apt.txt may be unread")
     try:
-        missing = closure(read_requirements(tree.root / "requirements.txt"))[1]
+        missing = installed_for(read_requirements(tree.root / "requirements.txt"))[1]
     except UserError as error:
         yield problem(str(error).replace(f"{tree.root}/", ""))
     else:
@@ -301,14 +381,14 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
 
 def _check_push(tree: SubmissionTree) -> Finding:
     """Whether a bare `git push aicrowd` works: the client runs it after it made the tag."""
+    command = ("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd")
     try:
-        said = tree.refusal(
-            *("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd"),
-            timeout=REMOTE_SECONDS,
-        )
+        tree.git(*command, timeout=REMOTE_SECONDS)
     except subprocess.TimeoutExpired:
         return note("the remote aicrowd did not answer in time")
-    if said is None:
+    except subprocess.CalledProcessError as error:
+        said = str(error.stdout + error.stderr).strip()
+    else:
         return ok("`git push aicrowd` would go through")
     if "has no upstream branch" in said:
         branch = tree.ask("symbolic-ref", "--short", "HEAD")
@@ -348,7 +428,7 @@ def check_size(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]
     """How much a push carries."""
     counted = tree.git("count-objects", "-v")
     kilobytes = sum(int(n) for n in re.findall(r"^size(?:-pack)?: (\d+)$", counted, re.MULTILINE))
-    large = sum(file.pointer.size for file in files if file.pointer)
+    large = sum(file.size for file in files if file.oid)
     text = f"the repository has {kilobytes / 1e3:.1f} MB in git, {large / 1e6:.1f} MB in git-LFS"
     if kilobytes * 1e3 > LARGE_REPOSITORY:
         yield problem(f"{text}: large files were committed once; start from a clean history")

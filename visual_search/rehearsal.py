@@ -1,272 +1,343 @@
-"""The whole evaluation, rehearsed: what git would push, under the evaluator's limits."""
+"""A rehearsal: a submission measured under the evaluator's limits, scored, and what comes of it."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from visual_search.capacity import Run, stage_seconds
-from visual_search.checkpoint import read_description
-from visual_search.errors import UserError
-from visual_search.ranking_time import Reserve
-from visual_search.ranks_check import check_ranks
-from visual_search.rehearsal_data import DrawnPhotos, RealPhotos
-from visual_search.requirement_closure import packages_to_hide, read_requirements
-from visual_search.sandbox import (
-    GB,
-    Isolation,
-    Job,
-    Limits,
-    Outcome,
-    isolate,
-    run_limited,
+from visual_search.capacity import (
+    DRY_SECONDS,
+    DRY_SIZE,
+    HIDDEN_TEST,
+    MEMORY_SHARE,
+    TIME_SHARE,
+    Bounds,
+    ImageCounts,
+    LargestSize,
+    OtherSizeFailed,
+    Prediction,
+    Run,
+    dry_counts,
+    find_largest_size,
+    predict,
 )
-from visual_search.submission_faults import fault_of, writes_elsewhere
-from visual_search.submission_tree import Change, SubmissionTree
-
-CLIENT_COMMITS = "`aicrowd submission create` commits whatever git does not ignore; a push does not"
-
-
-class Refused(UserError):
-    """The submission would fail; the message is the one sentence that says why."""
+from visual_search.clock import given_up, listed
+from visual_search.errors import UserError
+from visual_search.evaluate import Evaluation, Ranking, read_dev_set
+from visual_search.files import write_json
+from visual_search.images import ImageProblem
+from visual_search.metrics import average_precision
+from visual_search.report import write_report
+from visual_search.sandbox import GB, Limits, Sandbox
+from visual_search.submission_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One run that went well."""
+class Request:
+    """What a rehearsal was asked for."""
 
-    ranks: np.ndarray
-    """`(n_queries, 1000)`, checked."""
-    run: Run
-    outcome: Outcome
-    log: dict[str, Any]
-    """What the ranker wrote to $VISUAL_SEARCH_RANKER_LOG."""
-    written: str | None
-    """What it wrote outside the temporary folder, in one sentence; None where nothing."""
-
-    @property
-    def keeps_time(self) -> bool:
-        """Whether the ranker says that it has a clock of its own, and gives up what it must."""
-        return bool((self.log.get("clock") or {}).get("limit_seconds"))
-
-
-@dataclass
-class Stage:
-    """A submission laid out, and everything its runs share."""
-
-    folder: Path
-    """Temporary; holds the checkout and a folder for each run."""
-    checkout: Path
+    project: Path
+    """The folder of the submission, in its git repository."""
+    data: Path
+    """A development set, with products."""
+    output: Path
     limits: Limits
-    isolation: Isolation
-    hidden: dict[str, str]
-    weights: Path | None
-    log_copy: Path
-    """Where the printed output of the last run is kept."""
-    uncommitted: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    python: str = sys.executable
-    runs: int = 0
-
-    @property
-    def input_size(self) -> int | None:
-        """The size that the exported model asks for; None where there is no such description."""
-        weights = self.weights or self.checkout / "my_submission" / "weights"
-        try:
-            return read_description(weights / "model.json")[0].input_size
-        except UserError:
-            return None
-
-    def answer(self, photos: RealPhotos | DrawnPhotos, input_size: int | None = None) -> Answer:
-        """Run the submission once.
-
-        Args:
-            photos: what it is to rank.
-            input_size: pixels to ask the ranker for in place of its own.
-
-        Raises:
-            Refused: with one sentence, when it would fail.
-        """
-        self.runs += 1
-        place = self.folder / f"run_{self.runs}"
-        read_only = photos.show(place / "data")
-        output = place / "output"
-        output.mkdir()
-        ranker_log = output / "ranker_log.json"
-        environment = {
-            "VISUAL_SEARCH_RANKER_LOG": str(ranker_log),
-            "VISUAL_SEARCH_TIME_LIMIT": f"{self.allowed_seconds:g}",
-        }
-        if self.weights:
-            environment["VISUAL_SEARCH_WEIGHTS"] = str(self.weights)
-        if input_size:
-            environment["VISUAL_SEARCH_INPUT_SIZE"] = str(input_size)
-        job = Job(
-            self.checkout,
-            place / "data",
-            read_only,
-            output,
-            environment,
-            self.hidden,
-            self.python,
-        )
-        outcome = run_limited(job, self.limits, self.isolation)
-        self.log_copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(outcome.log, self.log_copy)
-        self._refuse(outcome, place / "data", photos)
-        ranks = np.load(outcome.ranks, allow_pickle=False) if outcome.array == "ndarray" else None
-        if ranks is None:
-            raise Refused(f"the ranker returned {outcome.array}, not a numpy array of integers")
-        try:
-            check_ranks(ranks, photos.workload.queries, photos.workload.gallery)
-        except UserError as error:
-            raise Refused(str(error)) from None
-        written = writes_elsewhere(outcome.attempts)
-        if written and written not in self.notes:
-            self.notes.append(written)
-        log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
-        used = log.get("input_size") or log.get("settings", {}).get("input_size")
-        run = Run(
-            used,
-            photos.workload,
-            stage_seconds(log, outcome.times["rank"]),
-            outcome.peak_memory,
-            Reserve.said_by(log, len(self.isolation.cores)),
-        )
-        return Answer(ranks, run, outcome, log, written)
-
-    @property
-    def allowed_seconds(self) -> float:
-        """Wall clock on this machine: more than the limit where it has fewer cores."""
-        return self.limits.seconds / self.isolation.core_share
-
-    def _refuse(self, outcome: Outcome, shown: Path, photos: RealPhotos | DrawnPhotos) -> None:
-        if outcome.error:
-            with self.log_copy.open("a", encoding="utf-8") as handle:
-                handle.write(outcome.error["traceback"])
-        fault = fault_of(outcome, self.limits, self.allowed_seconds, self.hidden, self.uncommitted)
-        if fault:
-            # Paths of the temporary folders by the names that they have for the user.
-            known = photos.folder if isinstance(photos, RealPhotos) else "<data folder>"
-            raise Refused(fault.replace(f"{self.checkout}/", "").replace(str(shown), str(known)))
+    working_tree: bool = False
+    weights: Path | None = None
+    sample: int = 200
+    """Images of the runs that look for the largest input size."""
+    largest_size: bool = True
+    hidden_test: ImageCounts = HIDDEN_TEST
+    report_queries: int = 100
 
 
-@contextmanager
-def staged(
-    project: Path,
-    limits: Limits,
-    *,
-    working_tree: bool,
-    weights: Path | None,
-    log_copy: Path,
-    data: Sequence[Path] = (),
-) -> Iterator[Stage]:
-    """Lay the submission out in a temporary folder, which is removed in the end.
-
-    Args:
-        project: anywhere in the repository of the submission.
-        limits: what the evaluator grants; the GPU is added where aicrowd.json asks for one.
-        working_tree: take the files on disk in place of the last commit.
-        weights: folder of an export that stands in for the submission's own.
-        log_copy: where to keep what the last run printed.
-        data: folders that are going to be shown read-only.
+def rehearse(request: Request) -> None:
+    """Run the submission as the evaluator would, and say what would happen there.
 
     Raises:
-        Refused: when a large file would be missing from the push.
-        UserError: when there is no commit, or a table cannot be read.
+        UserError: one sentence, when the submission would fail. It is in result.json as well.
     """
-    tree = SubmissionTree(project, working_tree)
-    missing = tree.missing_objects()
-    if missing:
-        raise Refused(
-            f"{missing[0]} is a git-LFS pointer, and the file it stands for is not on this machine"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-            + ": run `git lfs pull`, or add the file again"
-        )
-    changes = [] if working_tree else tree.changes()
-    with tempfile.TemporaryDirectory(prefix="rehearsal_") as name:
-        folder = Path(name).resolve()
-        checkout = folder / "checkout"
-        checkout.mkdir()
-        tree.lay_out(checkout)
-        limits, notes = _with_gpu(checkout, limits)
-        notes += machine_notes(limits)
-        if changes:
-            notes.insert(0, describe_changes(changes))
-        if weights:
-            notes.insert(0, f"the weights of {weights} stand in for those that would be pushed")
-        image = checkout / "Dockerfile"
-        hidden = {}
-        if image.exists():
-            notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
-        else:
-            hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
-        isolation = isolate(limits, [checkout, *(path.resolve() for path in data)])
-        yield Stage(
-            folder,
-            checkout,
-            limits,
-            isolation,
-            hidden,
-            weights.resolve() if weights else None,
-            log_copy,
-            [change.name for change in changes if change.kind == "new"],
-            notes,
-        )
-
-
-def describe_changes(changes: list[Change]) -> str:
-    """What is on disk and was not rehearsed, in one sentence."""
-    shown = ", ".join(f"{change.name} ({change.kind})" for change in changes[:5])
-    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
-    return (
-        f"not committed, would not be submitted by a push: {shown}{more}; rehearse what is on disk "
-        f"with --working-tree ({CLIENT_COMMITS})"
-    )
-
-
-def _with_gpu(checkout: Path, limits: Limits) -> tuple[Limits, list[str]]:
-    """The limits with a GPU where aicrowd.json asks for one and this machine has one."""
-    import torch
-
+    images = RealImages(request.data, read_dev_set(request.data))
+    what = "the working tree" if request.working_tree else "the last commit"
+    print(f"{request.data}: {images.counts}; rehearsing {what}")
     try:
-        asked = json.loads((checkout / "aicrowd.json").read_text("utf-8")).get("gpu") is True
-    except (OSError, ValueError, AttributeError):
-        return limits, ["aicrowd.json is missing or not readable: see `make preflight`"]
-    if not asked:
-        return limits, []
-    if not torch.cuda.is_available():
-        return limits, [
-            "aicrowd.json asks for a GPU and this machine has none: the times are those of its CPU"
-        ]
-    name = torch.cuda.get_device_name(0)
-    return (
-        Limits(limits.seconds, limits.cores, limits.memory, gpu=True),
-        [f"the times are those of {name}; the evaluator has a T4 with 16 GB"],
+        with staged(
+            request.project,
+            request.limits,
+            request.output / "rehearsal_log.txt",
+            working_tree=request.working_tree,
+            weights=request.weights,
+        ) as stage:
+            rehearsed = _measure(request, stage, images)
+    except Refused as failure:
+        result = {"rehearsal": {"passed": False, "failure": str(failure)}}
+        write_json(request.output / "result.json", result)
+        raise
+    _print_tables(rehearsed)
+    _write_result(rehearsed)
+    print({"mAP": rehearsed.mean_average_precision})
+    print(f"report: {request.output / 'report.html'}")
+    if rehearsed.failure:
+        raise UserError(rehearsed.failure)
+    print("the rehearsal passed; next: python -m my_submission.preflight")
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """Everything that a rehearsal measured and concluded."""
+
+    request: Request
+    images: RealImages
+    sandbox: Sandbox
+    answer: Answer
+    """Of the submission as it is, on the whole development set."""
+    scores: np.ndarray
+    """`(n_queries,)`, the average precision of each query, 0..1."""
+    scaled_from: ImageCounts
+    """Whose ranking time and memory were scaled to the hidden test."""
+    prediction: Prediction
+    largest: LargestSize
+    largest_map: float | None
+    notes: list[str]
+    failure: str | None
+    """Why the hidden test would go past the limits."""
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The challenge's score on the development set, 0..1."""
+        return float(self.scores.mean())
+
+
+def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
+    sandbox, limits = stage.sandbox, stage.sandbox.limits
+    _announce("the whole development set")
+    answer = stage.answer(images)
+    scores = _scores(images, answer)
+    sample, few = answer.run, None
+    sampled = images
+    if images.counts.total >= 2 * request.sample:
+        sampled = replace(images, sample=request.sample)
+        _announce(f"a sample of {request.sample} images", answer.run.input_size)
+        sample = few = stage.answer(sampled).run
+    dry = _dry_run(request, stage, answer.run)
+    prediction = predict(answer.run, request.hidden_test, sandbox.core_share, few, dry)
+    bounds = Bounds(request.hidden_test, limits.seconds, limits.memory, sandbox.core_share)
+    found, largest_map = LargestSize(None, reason="not looked for (--no-largest-size)"), None
+    if request.largest_size:
+
+        def measure(size: int) -> Run:
+            _announce("a sample", size)
+            try:
+                return stage.answer(sampled, size).run
+            except Refused as failure:
+                raise OtherSizeFailed(str(failure)) from failure
+
+        found = find_largest_size(measure, prediction, sample, bounds)
+    if found.input_size and found.input_size == answer.run.input_size:
+        largest_map = float(scores.mean())
+    elif found.input_size:
+        _announce("the whole development set, for its mAP,", found.input_size)
+        try:
+            largest_map = float(_scores(images, stage.answer(images, found.input_size)).mean())
+        except Refused as failure:
+            reason = f"{found.input_size} px failed on the whole development set: {failure}"
+            found = LargestSize(None, found.trials, reason)
+    failure = None if bounds.allow(prediction) else _too_large(limits, prediction, found)
+    # A ranker that watches the time gives up what it must, and answers.
+    watches = (answer.log.get("clock") or {}).get("limit_seconds")
+    if failure and watches and prediction.memory <= limits.memory:
+        stage.notes.append(
+            f"{failure}; as it stands, the ranker would lower the resolution on the way"
+        )
+        failure = None
+    return Rehearsed(
+        request,
+        images,
+        sandbox,
+        answer,
+        scores,
+        (dry or answer.run).counts,
+        prediction,
+        found,
+        largest_map,
+        stage.notes,
+        failure,
     )
 
 
-def machine_notes(limits: Limits) -> list[str]:
-    """What about this machine makes the figures other than they would be."""
-    import psutil
+def _announce(step: str, size: int | None = None) -> None:
+    """Tell what is being run, at once."""
+    print(f"running: {step}{f' at {size} px' if size else ''}", flush=True)
 
-    notes = []
-    total, load, cores = psutil.virtual_memory().total, os.getloadavg()[0], psutil.cpu_count() or 1
-    if total < limits.memory:
-        notes.append(f"this machine has {total / GB:.1f} GB of memory, less than the evaluator's")
-    if load > cores / 2:
-        notes.append(
-            f"this machine was busy when it began (load {load:.1f} on {cores} cores): the times "
-            "are longer than on a quiet one"
+
+def _scores(images: RealImages, answer: Answer) -> np.ndarray:
+    dev_set = images.dev_set
+    return average_precision(answer.ranks, dev_set.gallery_products, dev_set.query_products)
+
+
+def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
+    """A run with the rows of the hidden test, for what its ranking and memory really take."""
+    # Far below the limit that ends it, as a tiny image may cost more than is taken for granted.
+    seconds = min(DRY_SECONDS, stage.sandbox.allowed_seconds / 5)
+    counts = dry_counts(run, request.hidden_test, seconds)
+    _announce(f"{counts}, drawn and tiny, for ranking time and memory", DRY_SIZE)
+    try:
+        return stage.answer(DrawnImages(counts), DRY_SIZE).run
+    except Refused as failure:
+        stage.notes.append(
+            f"ranking and memory are scaled from the development set, a run at {DRY_SIZE} px "
+            f"with {counts} failed: {failure}"
         )
-    return notes
+        return None
+
+
+def _too_large(limits: Limits, prediction: Prediction, found: LargestSize) -> str:
+    """Why the hidden test would go past the limits, and the way out."""
+    way_out = found.reason or "take a smaller model"
+    if found.input_size:
+        way_out = f"export it at {found.input_size} px, which fits"
+    return (
+        f"the hidden test would take {prediction.seconds:.0f} s and "
+        f"{prediction.memory / GB:.2f} GB; the limits are {limits.seconds:g} s and "
+        f"{limits.memory / GB:g} GB: {way_out}"
+    )
+
+
+def _tables(rehearsed: Rehearsed) -> dict[str, dict[str, str]]:
+    """Titles, and names and values under each, as they are printed."""
+    sandbox, expected = rehearsed.sandbox, rehearsed.prediction
+    limits, share = sandbox.limits, sandbox.core_share
+    stretched, scaling = "", "none: as many cores here as there"
+    if share < 1:
+        stretched = f" there, {sandbox.allowed_seconds:g} s on the cores of this machine"
+        cores = f"{limits.cores} cores there, {len(sandbox.cores)} here"
+        scaling = f"embedding and ranking x {share:.2f}: {cores}"
+    return {
+        "Limits": {"time": f"{limits.seconds:g} s{stretched}", **sandbox.described()},
+        f"Measured on {rehearsed.images.counts}": _measured_rows(rehearsed.answer),
+        f"Expected on {rehearsed.request.hidden_test}": {
+            "scaling": scaling,
+            "ranking and memory from": str(rehearsed.scaled_from),
+            "model loading": _seconds(expected.loading),
+            "embedding": _seconds(expected.embedding),
+            "ranking, or kept for it": _seconds(expected.ranking),
+            "re-ranking, or kept for it": _seconds(expected.reranking),
+            "in all": f"{expected.seconds:.0f} s of {limits.seconds:g} s",
+            "memory": f"{expected.memory / GB:.2f} GB of {limits.memory / GB:g} GB",
+        },
+        "Largest input size that fits": _size_rows(rehearsed.largest, rehearsed.largest_map),
+    }
+
+
+def _measured_rows(answer: Answer) -> dict[str, str]:
+    seconds, run = answer.run.seconds, answer.run
+    rate = 1 / run.embedding_seconds_per_image
+    rows = {
+        "input size": f"{run.input_size} px" if run.input_size else "not said by the ranker",
+        "model loading": _seconds(seconds.loading),
+        "decode": _seconds(seconds.decode),
+        "embedding, decode included": f"{_seconds(seconds.embedding)} ({rate:.1f} images/s)",
+        "ranking": _seconds(seconds.ranking),
+        "re-ranking": _seconds(seconds.reranking),
+        "timed call": _seconds(seconds.total),
+        "import, before the timed call": _seconds(answer.outcome.times["import"]),
+        "peak memory": f"{run.peak_memory / GB:.2f} GB",
+    }
+    if left_out := given_up(answer.log.get("clock") or {}, run.input_size):
+        rows["given up to be in time"] = listed(left_out)
+    if answer.outcome.peak_gpu_memory is not None:
+        rows["peak GPU memory"] = f"{answer.outcome.peak_gpu_memory / GB:.2f} GB"
+    return rows
+
+
+def _size_rows(found: LargestSize, score: float | None) -> dict[str, str]:
+    rows = {
+        f"{trial.input_size} px": f"{trial.images_per_second:.1f} images/s, "
+        f"{trial.prediction.seconds:.0f} s and {trial.prediction.memory / GB:.2f} GB there: "
+        + ("fits" if trial.fits else "does not fit")
+        for trial in found.trials
+    }
+    if found.input_size is None:
+        return {**rows, "largest": f"none: {found.reason}"}
+    scored = "" if score is None else f", mAP {score:.4f} on the development set"
+    reason = f" ({found.reason})" if found.reason else ""
+    kept = f"{1 - TIME_SHARE:.0%} of the time, {1 - MEMORY_SHARE:.0%} of the memory"
+    largest = f"{found.input_size} px{scored}{reason}"
+    return {**rows, "largest": largest, "kept in reserve": kept}
+
+
+def _seconds(value: float | None) -> str:
+    return "not said by the ranker" if value is None else f"{value:.2f} s"
+
+
+def _print_tables(rehearsed: Rehearsed) -> None:
+    tables = _tables(rehearsed)
+    width = max(len(name) for rows in tables.values() for name in rows)
+    for title, rows in tables.items():
+        print(f"\n{title}")
+        for name, value in rows.items():
+            print(f"  {name:<{width}}  {value}")
+    for note in rehearsed.notes:
+        print(f"\nnote: {note}")
+    print()
+
+
+def _write_result(rehearsed: Rehearsed) -> None:
+    """Write result.json and report.html."""
+    answer, score = rehearsed.answer, rehearsed.mean_average_precision
+    run, problems = answer.run, answer.log.get("problems", [])
+    found, sandbox, output = rehearsed.largest, rehearsed.sandbox, rehearsed.request.output
+    trials = [
+        {
+            "input_size": trial.input_size,
+            "images_per_second": round(trial.images_per_second, 2),
+            "fits": trial.fits,
+            **trial.prediction.as_json(),
+        }
+        for trial in found.trials
+    ]
+    result: dict[str, Any] = {
+        "mAP": score,
+        "seconds": round(run.seconds.total, 2),
+        "images_per_second": round(run.counts.total / run.seconds.total, 1),
+        "queries": run.counts.queries,
+        "gallery": run.counts.gallery,
+        "data_folder": str(rehearsed.images.folder),
+        "problems": problems,
+        "rehearsal": {
+            "passed": rehearsed.failure is None,
+            "failure": rehearsed.failure,
+            "limits": {**asdict(sandbox.limits), "kept_by": sandbox.described()},
+            "input_size": run.input_size,
+            "seconds": {
+                k: None if v is None else round(v, 3) for k, v in vars(run.seconds).items()
+            },
+            "peak_memory": run.peak_memory,
+            "peak_gpu_memory": answer.outcome.peak_gpu_memory,
+            "hidden_test": rehearsed.prediction.as_json(),
+            "largest_size": {
+                "input_size": found.input_size,
+                "reason": found.reason,
+                "trials": trials,
+                "mAP": rehearsed.largest_map,
+            },
+            "clock": answer.log.get("clock"),
+            "notes": rehearsed.notes,
+        },
+    }
+    write_json(output / "result.json", result)
+    damaged = tuple(ImageProblem(p["path"], p["reason"]) for p in problems)
+    ranking = Ranking(answer.ranks, damaged, run.seconds.embedding, run.seconds.ranking)
+    notes = {f"note {number}": note for number, note in enumerate(rehearsed.notes, start=1)}
+    write_report(
+        output / "report.html",
+        f"{rehearsed.images.folder.resolve().name}, rehearsed: mAP {score:.4f}",
+        {"mAP": f"{score:.4f}", **notes},
+        rehearsed.images.dev_set,
+        Evaluation(ranking, rehearsed.scores),
+        rehearsed.request.report_queries,
+        sections=_tables(rehearsed),
+    )

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,25 @@ WATCH_INTERVAL = 0.05
 # What the child inherits: nothing that could bring in settings or caches of this machine.
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "TZ")
 
-# Run inside the new namespaces: makes the folders named before `--` read-only, then the command.
-MOUNT_READ_ONLY = """
-while [ "$1" != -- ]; do
-  mount --rbind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 97; shift
-done
-shift; exec "$@"
-"""
-NAMESPACES = (
-    ["unshare", "--mount", "--net"],
-    ["unshare", "--user", "--map-root-user", "--mount", "--net"],
+# What puts a command behind a network of its own, which has none; tried in this order.
+NAMESPACES = (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net"))
+
+# What allocators say when they are refused memory, in lower case.
+MEMORY_WORDS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "bad_alloc",
+    "failed to map segment",
+    "resource temporarily unavailable",
+    "can't start new thread",
 )
+STAGES = {
+    "start": "before the submission was imported",
+    "import": "while it was imported",
+    "build": "while the wrapper was built",
+    "rank": "while it ranked",
+}
 
 
 @dataclass(frozen=True)
@@ -51,40 +59,6 @@ class Limits:
     """Bytes."""
     gpu: bool = False
     """Whether the submission asks for the GPU."""
-
-
-@dataclass(frozen=True)
-class Isolation:
-    """How the limits are kept on this machine."""
-
-    cores: tuple[int, ...]
-    """The cores the child may use; fewer than the limit where this machine has fewer."""
-    core_share: float
-    """Cores here divided by those of the evaluator, at most 1."""
-    namespace: tuple[str, ...]
-    """The command that puts the child behind the network and mounts, empty where none can."""
-    address_space: int | None
-    """Bytes of RLIMIT_AS; None with a GPU, whose driver reserves far more than it uses."""
-
-    def described(self, limits: Limits) -> dict[str, str]:
-        """What to print about it."""
-        cores = f"{len(self.cores)}"
-        if self.core_share < 1:
-            cores += f" of {limits.cores}, all this machine has"
-        memory = f"{limits.memory / GB:g} GB, watched"
-        if self.address_space:
-            memory = f"{limits.memory / GB:g} GB of address space (RLIMIT_AS), watched as well"
-        behind = bool(self.namespace)
-        return {
-            "cores": cores,
-            "memory": memory,
-            "network": "none: a network namespace of its own"
-            if behind
-            else "none: a socket guard in Python (no privilege for a namespace)",
-            "data folder": "read-only mount"
-            if behind
-            else "a guard in Python, and a comparison afterwards (no privilege to mount)",
-        }
 
 
 @dataclass(frozen=True)
@@ -111,43 +85,38 @@ class Job:
     """Folders that it must not change."""
     output: Path
     """An empty folder for what the child leaves behind."""
-    environment: dict[str, str] = field(default_factory=dict)
-    hidden_packages: dict[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    hidden_packages: Mapping[str, str] = field(default_factory=dict)
     """Import names that are installed here and would not be there, and their distributions."""
     python: str = sys.executable
-
-    @property
-    def stage(self) -> Path:
-        """The file in which the child notes how far it has come."""
-        return self.output / "stage.txt"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a child."""
 
-    seconds: float
-    """Wall clock from the start of the process to its end."""
-    peak_memory: int
-    """Bytes resident in the child and its own children together."""
     log: Path
     """All that it printed."""
-    stage: str = "start"
-    """How far it came: start, import, build, rank, done."""
-    times: dict[str, float] = field(default_factory=dict)
-    """Seconds of `import`, and of `rank`: the call that the evaluator times."""
-    peak_gpu_memory: int | None = None
-    array: str = ""
-    """`ndarray`, or what the ranker returned in its place."""
-    error: dict[str, Any] | None = None
-    """The exception that ended it."""
-    attempts: tuple[Attempt, ...] = ()
+    seconds: float = 0.0
+    """Wall clock from the start of the process to its end."""
+    status: int = 0
+    """Exit status, negative for a signal."""
     stopped_by: str | None = None
     """`time` or `memory` where a limit ended it."""
     where: str | None = None
     """File and line of the submission when a limit ended it."""
-    status: int = 0
-    """Exit status, negative for a signal."""
+    peak_memory: int = 0
+    """Bytes resident in the child and its own children together."""
+    peak_gpu_memory: int | None = None
+    stage: str = "start"
+    """How far it came: start, import, build, rank, done."""
+    times: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of `import`, and of `rank`: the call that the evaluator times."""
+    array: str = ""
+    """`ndarray`, or what the ranker returned in its place."""
+    error: Mapping[str, Any] | None = None
+    """The exception that ended it."""
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def ranks(self) -> Path:
@@ -155,96 +124,137 @@ class Outcome:
         return self.log.with_name("ranks.npy")
 
 
-def isolate(limits: Limits, data: Sequence[Path] = ()) -> Isolation:
-    """Find out what this machine can do to keep `limits`.
+@dataclass(frozen=True)
+class Sandbox:
+    """The evaluator's limits, and how they are kept on this machine."""
 
-    Args:
-        limits: what the evaluator grants.
-        data: folders that must be mountable.
+    limits: Limits
+    cores: tuple[int, ...]
+    """The cores the child may use; fewer than the limit where this machine has fewer."""
+    namespace: tuple[str, ...]
+    """The command that takes the network away; empty where this machine allows none."""
 
-    Raises:
-        UserError: on another system than Linux, which has none of the means.
-    """
-    if not sys.platform.startswith("linux"):
-        raise UserError("the evaluator's limits can only be kept on Linux: rehearse there")
-    here = sorted(os.sched_getaffinity(0))
-    cores = tuple(here[: limits.cores])
-    namespace = next((command for command in NAMESPACES if _works(command, data)), [])
-    return Isolation(
-        cores,
-        min(len(cores) / limits.cores, 1.0),
-        tuple(namespace),
-        None if limits.gpu else limits.memory,
-    )
+    @classmethod
+    def of_this_machine(cls, limits: Limits) -> Sandbox:
+        """Find out what this machine can do to keep `limits`.
+
+        Raises:
+            UserError: on another system than Linux, which has none of the means.
+        """
+        if not sys.platform.startswith("linux"):
+            raise UserError("the evaluator's limits can only be kept on Linux: rehearse there")
+        cores = tuple(sorted(os.sched_getaffinity(0))[: limits.cores])
+        return cls(limits, cores, next(filter(_works, NAMESPACES), ()))
+
+    @property
+    def core_share(self) -> float:
+        """Cores here divided by those of the evaluator, at most 1."""
+        return min(len(self.cores) / self.limits.cores, 1.0)
+
+    @property
+    def allowed_seconds(self) -> float:
+        """Wall clock on this machine: with fewer cores the same work may take longer by as much."""
+        return self.limits.seconds / self.core_share
+
+    @property
+    def address_space(self) -> int | None:
+        """Bytes of RLIMIT_AS; None with a GPU, whose driver reserves far more than it uses."""
+        return None if self.limits.gpu else self.limits.memory
+
+    def described(self) -> dict[str, str]:
+        """What to print about it."""
+        limits = self.limits
+        fewer = f" of {limits.cores}, all this machine has" if self.core_share < 1 else ""
+        memory = f"{limits.memory / GB:g} GB, watched"
+        if self.address_space:
+            memory = f"{limits.memory / GB:g} GB of address space (RLIMIT_AS), watched as well"
+        guard = "a socket guard in Python (no privilege for a namespace)"
+        return {
+            "cores": f"{len(self.cores)}{fewer}",
+            "memory": memory,
+            "network": "none: " + ("a network namespace of its own" if self.namespace else guard),
+            "data folder": "read-only: a guard in Python, and a comparison afterwards",
+        }
+
+    def run(self, job: Job) -> Outcome:
+        """Run a submission to its end, or to the first limit it meets; its faults raise nothing."""
+        before = _state_of(job.read_only)
+        settings = {
+            "checkout": str(job.checkout),
+            "output": str(job.output),
+            "cores": self.cores,
+            "address_space": self.address_space,
+            "gpu_memory": self.limits.memory if self.limits.gpu else None,
+            "network_namespace": bool(self.namespace),
+            "read_only": [str(folder) for folder in job.read_only],
+            "hidden_packages": job.hidden_packages,
+        }
+        settings_file = job.output / "settings.json"
+        settings_file.write_text(json.dumps(settings), "utf-8")
+        log = job.output / "log.txt"
+        started = time.perf_counter()
+        with log.open("wb") as handle:
+            child = subprocess.Popen(
+                [*self.namespace, job.python, "-X", "faulthandler", str(CHILD), str(settings_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=_environment(job, self.limits),
+                cwd=job.checkout,
+                start_new_session=True,
+            )
+            try:
+                stopped_by, peak = self._watch(child, job.output / "stage.txt")
+                seconds = time.perf_counter() - started
+                if stopped_by:
+                    child.send_signal(signal.SIGUSR1)  # it notes where it is
+                    time.sleep(0.3)
+            finally:
+                _end(child)
+        outcome = _read_outcome(job, Outcome(log, seconds, child.returncode, stopped_by), peak)
+        after = _state_of(job.read_only)
+        # Files before their folders: a file says more.
+        changed = sorted(
+            (name for name in before.keys() | after.keys() if before.get(name) != after.get(name)),
+            key=lambda name: (name.endswith(os.sep), name),
+        )
+        unseen = [Attempt("write", name, None) for name in changed]
+        return replace(outcome, attempts=(*outcome.attempts, *unseen))
+
+    def _watch(self, child: subprocess.Popen, stage: Path) -> tuple[str | None, int]:
+        """The limit that was met, if any, and the peak of the memory in bytes.
+
+        The evaluator times the ranking alone, so the seconds count from where that begins.
+        """
+        peak, ranking = 0, False
+        deadline = time.perf_counter() + PREPARATION_SECONDS
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(WATCH_INTERVAL)
+                return None, peak
+            if not ranking and stage.exists() and stage.read_text("utf-8") == "rank":
+                ranking, deadline = True, time.perf_counter() + self.allowed_seconds
+            peak = max(peak, _memory_of_tree(child.pid))
+            if peak > self.limits.memory:
+                return "memory", peak
+            if time.perf_counter() > deadline:
+                return "time", peak
 
 
-def _works(namespace: Sequence[str], data: Sequence[Path]) -> bool:
+def _works(namespace: Sequence[str]) -> bool:
     if shutil.which(namespace[0]) is None:
         return False
-    command = [*namespace, "sh", "-c", MOUNT_READ_ONLY, "sh", *map(str, data), "--", "true"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def run_limited(job: Job, limits: Limits, isolation: Isolation) -> Outcome:
-    """Run a submission to its end, or to the first limit it meets. Never raises for its faults."""
-    before = {} if isolation.namespace else _state_of(job.read_only)
-    settings = {
-        "checkout": str(job.checkout),
-        "output": str(job.output),
-        "cores": isolation.cores,
-        "address_space": isolation.address_space,
-        "gpu_memory": limits.memory if limits.gpu else None,
-        "network_namespace": bool(isolation.namespace),
-        "read_only": [str(folder) for folder in job.read_only],
-        "hidden_packages": job.hidden_packages,
-    }
-    settings_file = job.output / "settings.json"
-    settings_file.write_text(json.dumps(settings), "utf-8")
-    command = [job.python, "-X", "faulthandler", str(CHILD), str(settings_file)]
-    if isolation.namespace:
-        folders = map(str, job.read_only)
-        mounts = ["sh", "-c", MOUNT_READ_ONLY, "sh", *folders, "--"]
-        command = [*isolation.namespace, *mounts, *command]
-    log = job.output / "log.txt"
-    # With fewer cores the same work may take longer by as much.
-    allowed = limits.seconds / isolation.core_share
-    started = time.perf_counter()
-    with log.open("wb") as handle:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=handle,
-            stderr=subprocess.STDOUT,
-            env=_environment(job, limits),
-            cwd=job.checkout,
-            start_new_session=True,
-        )
-        try:
-            stopped_by, peak = _watch(child, job.stage, allowed, limits.memory)
-            seconds = time.perf_counter() - started
-            if stopped_by:
-                child.send_signal(signal.SIGUSR1)  # it notes where it is
-                time.sleep(0.3)
-        finally:
-            _end(child)
-    outcome = Outcome(seconds, peak, log, stopped_by=stopped_by, status=child.returncode)
-    outcome = _with_what_it_left(outcome, job)
-    written = [] if isolation.namespace else _differences(before, _state_of(job.read_only))
-    unseen = [Attempt("write", path, None) for path in written]
-    return replace(outcome, attempts=(*outcome.attempts, *unseen))
+    return subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode == 0
 
 
 def _environment(job: Job, limits: Limits) -> dict[str, str]:
-    home = job.output / "home"
-    temporary = job.output / "tmp"
+    # An empty home holds no weights that an earlier run downloaded.
+    home, temporary = job.output / "home", job.output / "tmp"
     home.mkdir()
     temporary.mkdir()
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    hidden = {} if limits.gpu else {"CUDA_VISIBLE_DEVICES": ""}
     return {
-        **kept,
-        **hidden,
-        # An empty home holds no weights that an earlier run downloaded.
+        **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+        **({} if limits.gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         "HOME": str(home),
         "TMPDIR": str(temporary),
         "AICROWD_DATASET_DIR": str(job.data),
@@ -252,34 +262,6 @@ def _environment(job: Job, limits: Limits) -> dict[str, str]:
         "PYTHONNOUSERSITE": "1",
         **job.environment,
     }
-
-
-def _watch(
-    child: subprocess.Popen, stage: Path, allowed: float, memory: int
-) -> tuple[str | None, int]:
-    """The limit that was met, if any, and the peak of the memory in bytes.
-
-    The evaluator times the ranking alone, so `allowed` seconds count from where that begins.
-    """
-    peak, ranking = 0, False
-    deadline = time.perf_counter() + PREPARATION_SECONDS
-    while True:
-        try:
-            child.wait(WATCH_INTERVAL)
-            return None, peak
-        except subprocess.TimeoutExpired:
-            pass
-        if not ranking and _stage_in(stage) == "rank":
-            ranking, deadline = True, time.perf_counter() + allowed
-        peak = max(peak, _memory_of_tree(child.pid))
-        if peak > memory:
-            return "memory", peak
-        if time.perf_counter() > deadline:
-            return "time", peak
-
-
-def _stage_in(file: Path) -> str:
-    return file.read_text("utf-8") if file.exists() else ""
 
 
 def _memory_of_tree(pid: int) -> int:
@@ -295,10 +277,8 @@ def _memory_of_tree(pid: int) -> int:
         return 0
     total = 0
     for process in (root, *children):
-        try:
+        with suppress(psutil.Error):
             total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
     return total
 
 
@@ -306,45 +286,13 @@ def _end(child: subprocess.Popen) -> None:
     """End the child and all that it started, those with sessions of their own too."""
     import psutil
 
-    try:
-        left = psutil.Process(child.pid).children(recursive=True)
-    except psutil.Error:
-        left = []
-    for process in left:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
+    with suppress(psutil.Error):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def _with_what_it_left(outcome: Outcome, job: Job) -> Outcome:
-    attempts_file = job.output / "attempts.jsonl"
-    lines = attempts_file.read_text("utf-8").splitlines() if attempts_file.exists() else []
-    attempts = tuple(Attempt(**json.loads(line)) for line in lines)
-    finished = job.output / "outcome.json"
-    stage = _stage_in(job.stage)
-    left: dict[str, Any] = {"stage": stage} if stage else {}
-    left |= json.loads(finished.read_text("utf-8")) if finished.exists() else {}
-    left["peak_memory"] = max(outcome.peak_memory, left.pop("peak_memory", None) or 0)
-    where = None
-    if outcome.stopped_by:
-        where = _stopped_at(job.output / "where.txt", job.checkout)
-    return replace(outcome, attempts=attempts, where=where, **left)
-
-
-def _stopped_at(dump: Path, checkout: Path) -> str | None:
-    """The submission's innermost line of the main thread in a dump of faulthandler."""
-    text = dump.read_text("utf-8", "replace") if dump.exists() else ""
-    root = str(checkout.resolve()) + os.sep
-    # The main thread comes last, its innermost frame first.
-    for line in text.split("\n\n")[-1].splitlines():
-        path, quote, rest = line.strip().removeprefix('File "').partition('", line ')
-        if quote and path.startswith(root):
-            return f"{path.removeprefix(root)} line {rest.partition(' ')[0]}"
-    return None
 
 
 def _state_of(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
@@ -358,13 +306,149 @@ def _state_of(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
     return state
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Paths that are not as they were; files first, as they say more than their folders."""
-    names = before.keys() | after.keys()
-    found = [name for name in names if before.get(name) != after.get(name)]
-    return sorted(found, key=lambda name: (name.endswith(os.sep), name))
+def _read_outcome(job: Job, outcome: Outcome, peak_memory: int) -> Outcome:
+    """The outcome with what the child wrote about itself, as far as it came."""
+
+    def left(name: str) -> str:
+        file = job.output / name
+        return file.read_text("utf-8", "replace") if file.exists() else ""
+
+    said: dict[str, Any] = {"stage": left("stage.txt") or "start"}
+    said |= json.loads(left("outcome.json") or "{}")
+    said["peak_memory"] = max(peak_memory, said.get("peak_memory") or 0)
+    attempts = tuple(Attempt(**json.loads(x)) for x in left("attempts.jsonl").splitlines())
+    where = _innermost_line(left("where.txt"), job.checkout) if outcome.stopped_by else None
+    return replace(outcome, where=where, attempts=attempts, **said)
 
 
-def as_json(isolation: Isolation, limits: Limits) -> dict[str, Any]:
-    """Limits and how they are kept, for result.json."""
-    return {**asdict(limits), "kept_by": isolation.described(limits)}
+def _innermost_line(dump: str, checkout: Path) -> str | None:
+    """The submission's innermost line of the main thread in a dump of faulthandler."""
+    root = str(checkout.resolve()) + os.sep
+    # The main thread comes last, its innermost frame first.
+    for line in dump.split("\n\n")[-1].splitlines():
+        path, quote, rest = line.strip().removeprefix('File "').partition('", line ')
+        if quote and path.startswith(root):
+            return f"{path.removeprefix(root)} line {rest.partition(' ')[0]}"
+    return None
+
+
+def fault_of(
+    outcome: Outcome, sandbox: Sandbox, hidden: Mapping[str, str], uncommitted: Sequence[str] = ()
+) -> str | None:
+    """Why the submission would fail, in one sentence; None where it would not.
+
+    Args:
+        outcome: what became of the child.
+        sandbox: that it ran in.
+        hidden: import names that were hidden, and the distribution that brings each.
+        uncommitted: files on disk that were not part of the run, as a cause to name.
+    """
+    if outcome.stopped_by == "time":
+        stage = STAGES.get(outcome.stage, STAGES["rank"])
+        if outcome.stage in ("start", "import", "build"):
+            return (
+                f"the submission was stopped after {PREPARATION_SECONDS:g} s{_at(outcome.where)}, "
+                f"{stage}: shorten what it does before it ranks"
+            )
+        return (
+            f"the time limit was exceeded: after {sandbox.allowed_seconds:g} s the ranker was "
+            f"stopped{_at(outcome.where)}, {stage}; take a smaller input or a smaller model"
+        )
+    if outcome.stopped_by == "memory" or _out_of_memory(outcome):
+        where = outcome.where or (outcome.error or {}).get("where")
+        return (
+            f"the ranker needed more than the {sandbox.limits.memory / GB:g} GB of memory that "
+            f"the evaluator grants{_at(where)}"
+        )
+    for attempt in outcome.attempts:
+        if attempt.kind == "network":
+            return (
+                f"the submission tried to reach {attempt.what}{_at(attempt.where)}: the evaluator "
+                "has no network; commit what it needs"
+            )
+        if attempt.kind == "write":
+            return (
+                f"the submission tried to write {attempt.what}{_at(attempt.where)}: the data "
+                "folder is read-only; write into the temporary folder instead"
+            )
+    if outcome.error:
+        return _raised(outcome.error, STAGES[outcome.stage], hidden, uncommitted)
+    if outcome.stage != "done":
+        return (
+            f"the process was ended {_by(outcome.status)} {STAGES[outcome.stage]}; "
+            f"what it printed is in {outcome.log}"
+        )
+    return None
+
+
+def writes_elsewhere(attempts: Sequence[Attempt]) -> str | None:
+    """What was written outside the temporary folder, in one sentence; None where nothing was."""
+    places = [attempt for attempt in attempts if attempt.kind == "elsewhere"]
+    if not places:
+        return None
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return (
+        f"the submission writes {places[0].what}{_at(places[0].where)}{more}: only the temporary "
+        "folder is sure to be writable there"
+    )
+
+
+def _at(where: str | None) -> str:
+    return f" at {where}" if where else ""
+
+
+def _by(status: int) -> str:
+    if status >= 0:
+        return f"with exit status {status}"
+    try:
+        return f"by the signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"by signal {-status}"
+
+
+def _out_of_memory(outcome: Outcome) -> bool:
+    if outcome.error:
+        said = outcome.error["message"].lower()
+        if outcome.error["type"] in ("MemoryError", "OutOfMemoryError"):
+            return True
+    elif outcome.stage != "done" and outcome.log.exists():
+        # A library that is refused memory may also abort the process, after a word on stderr.
+        said = outcome.log.read_bytes()[-4000:].decode("utf-8", "replace").lower()
+    else:
+        return False
+    return any(word in said for word in MEMORY_WORDS)
+
+
+def _raised(
+    error: Mapping[str, Any], stage: str, hidden: Mapping[str, str], uncommitted: Sequence[str]
+) -> str:
+    kind, name, message = error["type"], error["name"] or "", error["message"].strip()
+    at = _at(error["where"])
+    if kind in ("ModuleNotFoundError", "ImportError"):
+        said, place = f"importing failed{at}: {message}", name.replace(".", "/")
+        package = name.partition(".")[0]
+        if package in hidden:
+            wanted = hidden[package]
+            return f"{said}; add {wanted} to requirements.txt, the evaluator installs no more"
+        if {f"{place}.py", f"{place}/__init__.py"} & set(uncommitted):
+            return f"{said}; {place}.py is on this disk and not committed: `git add` and commit it"
+        return said
+    if kind == "NameError" and not name:
+        return f"the ranker gave up: {message}{_uncommitted_hint(message, uncommitted)}"
+    if kind in ("KeyError", "AttributeError") and "product_id" in message:
+        return f"the submission reads the column product_id{at}: the evaluator's tables have none"
+    said = f" {message.splitlines()[0]}" if message else ""
+    hint = _uncommitted_hint(error.get("file") or message, uncommitted)
+    return f"the submission raised {kind}:{said}{at}, {stage}{hint}"
+
+
+def _uncommitted_hint(message: str, uncommitted: Sequence[str]) -> str:
+    """Names the file on disk that lies where `message` found nothing."""
+    for name in uncommitted:
+        folder = str(Path(name).parent)
+        if name in message or (folder != "." and folder in message):
+            return (
+                f"; {name} is on this disk and would not be pushed: `git add` and commit it, or "
+                "rehearse what is on disk with --working-tree"
+            )
+    return ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from visual_search.preflight import (
     check_size,
     check_tag,
     check_weights,
+    installed_for,
+    packages_to_hide,
+    read_requirements,
 )
 from visual_search.submission_tree import SubmissionTree
 
@@ -123,26 +128,6 @@ def test_weights_are_missing_ignored_or_not_committed(project: Path) -> None:
     (project / ".gitignore").unlink()
     commit(project)
     assert found() == []
-
-
-def test_the_two_files_of_openvino_go_together_and_through_lfs(project: Path) -> None:
-    folder = project / "my_submission" / "weights"
-    folder.mkdir()
-    for name in ("model.pt", "model.json", "model.xml"):
-        (folder / name).write_bytes(b"x")
-    commit(project)
-
-    def found() -> list[str]:
-        tree = SubmissionTree(project)
-        return problems(check_weights(tree, tree.files()))
-
-    (text,) = found()
-    assert "model.xml is committed without my_submission/weights/model.bin" in text
-    (folder / "model.bin").write_bytes(b"x")
-    commit(project)
-    assert found() == []
-    names = [f"my_submission/weights/{name}" for name in ("model.bin", "model.onnx", "model.xml")]
-    assert SubmissionTree(project).given_to_lfs(names) == names[:2]
 
 
 @pytest.mark.parametrize(
@@ -299,3 +284,46 @@ def test_the_trial_run_names_the_fault(
     assert "problem  a trial run of the last commit failed: the submission reads the column" in (
         capsys.readouterr().out
     )
+
+
+def test_the_closure_is_what_pip_would_resolve(tmp_path: Path) -> None:
+    """pip, told to install nothing, knows the same packages (those it would call satisfied)."""
+    wanted = ["pandas>=2", "hypothesis"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *wanted],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    satisfied = {
+        line.split("Requirement already satisfied: ")[1].split(" in ")[0]
+        for line in done.stdout.splitlines()
+        if line.startswith("Requirement already satisfied")
+    }
+    names = {text.split("<")[0].split(">")[0].split("=")[0].split("!")[0] for text in satisfied}
+    found, missing = installed_for(wanted)
+    assert found == {name.strip().lower().replace("_", "-") for name in names}
+    assert missing == []
+
+
+def test_what_is_wanted_is_not_hidden() -> None:
+    hidden = packages_to_hide(["pandas"])
+    assert hidden["hypothesis"] == "hypothesis"
+    assert hidden["torch"] == "torch"
+    assert not {"pandas", "numpy", "dateutil", "visual_search", "my_submission"} & hidden.keys()
+
+
+def test_lines_that_are_no_requirement(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(
+        "# comment\n\nnumpy>=1.26  # arrays\n--quiet\npandas[excel]; python_version>'3'\n"
+    )
+    assert [text.split(";")[0] for text in read_requirements(path)] == [
+        "numpy>=1.26",
+        "pandas[excel]",
+    ]
+    path.write_text("numpy\n./wheels/mine.whl\n")
+    with pytest.raises(UserError, match=r"line 2: './wheels/mine.whl' is a folder of this machine"):
+        read_requirements(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_requirements(tmp_path / "none.txt")

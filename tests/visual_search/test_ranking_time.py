@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from visual_search import ranking_time
-from visual_search.capacity import Run, StageSeconds, Workload, predict
+from visual_search.capacity import ImageCounts, Run, StageSeconds, predict
 from visual_search.clock import Clock, Pacer
 from visual_search.ranking_time import Reserve, rerank_seconds, search_seconds, similarities
 from visual_search.rerank import STEPS, parse_steps
@@ -87,13 +87,13 @@ def test_a_usual_list_leaves_the_hidden_test_its_resolution() -> None:
     assert pacer.reranks
 
 
-def run(seconds: StageSeconds, workload: Workload, reserve: Reserve | None) -> Run:
-    return Run(224, workload, seconds, 10**9, reserve)
+def run(seconds: StageSeconds, counts: ImageCounts, reserve: Reserve | None) -> Run:
+    return Run(224, counts, seconds, 10**9, reserve)
 
 
 def test_a_prediction_counts_what_the_clock_would_keep() -> None:
-    target = Workload(QUERIES, GALLERY)
-    small, quick = Workload(100, 100), StageSeconds(4, 1, 2, 0.0001, None, 0.0001)
+    target = ImageCounts(QUERIES, GALLERY)
+    small, quick = ImageCounts(100, 100), StageSeconds(4, 1, 2, 0.0001, None, 0.0001)
     without = predict(run(quick, small, None), target)
     # Half as many cores here as there: what is kept here is twice as much.
     kept = predict(run(quick, small, Reserve(steps_of(*USUAL), 2)), target, core_share=0.5)

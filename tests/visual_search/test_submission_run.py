@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import PROJECT
+from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
+from visual_search.capacity import ImageCounts
+from visual_search.errors import UserError
+from visual_search.evaluate import read_dev_set
+from visual_search.export import export_torchscript
+from visual_search.model import build_embedder
+from visual_search.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
+from visual_search.submission_run import RealImages, Refused, Stage, staged
+from visual_search.submission_tree import SubmissionTree
+
+SHORT = Limits(seconds=20, cores=1)
+
+
+def with_stage(
+    project: Path,
+    act: Callable[[Stage], object],
+    limits: Limits = SHORT,
+    working_tree: bool = False,
+) -> object:
+    log = project.parent / "log.txt"
+    with staged(project, limits, log, working_tree=working_tree) as stage:
+        return act(stage)
+
+
+def real(folder: Path) -> RealImages:
+    return RealImages(folder, read_dev_set(folder))
+
+
+def refusal(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> str:
+    with pytest.raises(Refused) as caught:
+        with_stage(project, lambda stage: stage.answer(real(data)), limits, working_tree)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(params=["namespace", "guard"])
+def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of keeping the child from the network: by the kernel, and in Python alone."""
+    if request.param == "guard":
+        monkeypatch.setattr("visual_search.sandbox.NAMESPACES", ())
+    elif not Sandbox.of_this_machine(SHORT).namespace:
+        pytest.skip(f"none of {NAMESPACES} is allowed on this machine")
+    return str(request.param)
+
+
+def test_a_good_submission_is_answered_and_measured(
+    tmp_path: Path, dev_folder: Path, isolation: str
+) -> None:
+    body = """
+print(open(os.environ["AICROWD_DATASET_DIR"] + "/gallery.csv").readline())
+assert "product_id" not in self.gallery[0] and "product_id" not in self.queries[0]
+assert os.path.getsize(os.path.join(self.folder, self.gallery[-1]["img_path"])) > 0
+assert len(os.sched_getaffinity(0)) == 1
+assert os.listdir(os.environ["HOME"]) == []
+assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+import socket
+loopback = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(loopback.getsockname()).close()
+held = np.ones(30_000_000)
+return self.answer()
+"""
+    project = make_submission(tmp_path / "project", ranker(body))
+
+    def act(stage: Stage) -> None:
+        answer = stage.answer(real(dev_folder))
+        assert (answer.ranks == np.arange(1000)).all()
+        assert answer.run.counts == ImageCounts(10, 10)
+        assert 0.24 * GB < answer.run.peak_memory < 1 * GB
+        assert 0 < answer.run.seconds.total < answer.outcome.seconds
+        assert stage.answer(replace(real(dev_folder), sample=6)).ranks.shape == (3, 1000)
+        kept = stage.sandbox.described()
+        assert ("a network namespace" in kept["network"]) == (isolation == "namespace")
+
+    with_stage(project, act)
+    assert "product_id" in (dev_folder / "gallery.csv").read_text()
+
+
+SLOW = "import time\nwhile True: time.sleep(0.01)"
+MEMORY = """
+held = []
+for _ in range(40):
+    held.append(np.ones(12_500_000))
+return self.answer()
+"""
+SPREAD = """
+import multiprocessing, time
+def hold(): held = np.ones(25_000_000); time.sleep(20)
+context = multiprocessing.get_context("fork")
+started = [context.Process(target=hold) for _ in range(4)]
+[process.start() for process in started]
+[process.join() for process in started]
+"""
+NETWORK = """
+import urllib.request
+try:
+    urllib.request.urlopen("http://192.0.2.1:8080/weights", timeout=1)
+except OSError:
+    pass  # a ranker that goes on without would lose minutes there
+return self.answer()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "expected"),
+    [
+        (
+            ranker(SLOW),
+            Limits(2, 1),
+            [
+                "time limit was exceeded: after 2 s",
+                f"user_config.py line {BODY_LINE + 1}",
+                "while it ranked",
+            ],
+        ),
+        (ranker(MEMORY), Limits(20, 1, int(1 * GB)), ["more than the 1 GB of memory"]),
+        (ranker(SPREAD), Limits(20, 1, int(0.7 * GB)), ["more than the 0.7 GB of memory"]),
+        (
+            ranker("import nowhere_to_be_found"),
+            SHORT,
+            [
+                f"importing failed at my_submission/user_config.py line {BODY_LINE}",
+                "nowhere_to_be_found",
+            ],
+        ),
+        (ranker(top="import hypothesis"), SHORT, ["add hypothesis to requirements.txt"]),
+        (ranker("return self.answer().astype(float)"), SHORT, ["dtype float64"]),
+        (ranker("return self.answer()[:, :10]"), SHORT, ["shape (10, 10)"]),
+        (ranker("return self.answer().tolist()"), SHORT, ["returned list"]),
+        (ranker("return self.answer().astype(object)"), SHORT, ["ndarray of object"]),
+        (
+            ranker("return [][3]"),
+            SHORT,
+            [
+                "raised IndexError: list index out of range at",
+                f"my_submission/user_config.py line {BODY_LINE}, while it ranked",
+            ],
+        ),
+        (
+            ranker("return self.gallery[0]['product_id']"),
+            SHORT,
+            [f"reads the column product_id at my_submission/user_config.py line {BODY_LINE}"],
+        ),
+        (ranker("self.raise_aicrowd_error('no weights')"), SHORT, ["gave up: no weights"]),
+        (ranker("return undefined_name"), SHORT, ["raised NameError", "undefined_name"]),
+        (ranker("os.kill(os.getpid(), 11)"), SHORT, ["by the signal SIGSEGV while it ranked"]),
+        (ranker("os._exit(3)"), SHORT, ["with exit status 3 while it ranked"]),
+        (ranker(top="def broken(:"), SHORT, ["SyntaxError", "user_config.py"]),
+    ],
+    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
+)
+def test_each_fault_is_one_sentence(
+    tmp_path: Path, dev_folder: Path, code: str, limits: Limits, expected: list[str]
+) -> None:
+    project = make_submission(tmp_path / "project", code)
+    sentence = refusal(project, dev_folder, limits)
+    for part in expected:
+        assert part in sentence
+
+
+def test_imports_do_not_count_against_the_limit_as_the_evaluator_does_not_time_them(
+    tmp_path: Path, dev_folder: Path
+) -> None:
+    late = "import time; time.sleep({seconds})"
+    project = make_submission(tmp_path / "project", ranker(top=late.format(seconds=2.5)))
+
+    def act(stage: Stage) -> None:
+        answer = stage.answer(real(dev_folder))
+        assert answer.outcome.times["import"] > 2.5
+        assert answer.run.seconds.total < 1.5
+
+    with_stage(project, act, Limits(1.5, 1))
+    # The time of ranking is kept all the same, and begins behind the imports.
+    (project / "my_submission" / "user_config.py").write_text(
+        ranker(SLOW, late.format(seconds=2.5))
+    )
+    commit(project)
+    sentence = refusal(project, dev_folder, Limits(1.5, 1))
+    assert "time limit was exceeded: after 1.5 s" in sentence
+    assert "while it ranked" in sentence
+
+
+def test_what_never_comes_to_rank_is_stopped(
+    tmp_path: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visual_search.sandbox.PREPARATION_SECONDS", 2.0)
+    project = make_submission(tmp_path / "project", ranker(top="import time; time.sleep(60)"))
+    sentence = refusal(project, dev_folder, Limits(20, 1))
+    assert "stopped after 2 s at my_submission/user_config.py line 5" in sentence
+    assert "while it was imported" in sentence
+
+
+def test_the_network_is_refused_and_named(tmp_path: Path, dev_folder: Path, isolation: str) -> None:
+    project = make_submission(tmp_path / "project", ranker(NETWORK))
+    sentence = refusal(project, dev_folder)
+    assert (
+        f"tried to reach 192.0.2.1:8080 at my_submission/user_config.py line {BODY_LINE + 2}"
+        in sentence
+    )
+    lookup = "import socket\nsocket.getaddrinfo('models.example.org', 443)"
+    (project / "my_submission" / "user_config.py").write_text(ranker(lookup))
+    commit(project)
+    assert "tried to reach models.example.org:443" in refusal(project, dev_folder)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "open(os.path.join(self.folder, 'cache.npy'), 'wb')",
+        "os.remove(os.path.join(self.folder, self.gallery[0]['img_path']))",
+        "open(os.path.join(self.folder, self.gallery[0]['img_path']), 'r+b')",
+    ],
+)
+def test_a_write_into_the_data_folder_is_refused_and_named(
+    tmp_path: Path, dev_folder: Path, body: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dev_folder.rglob("*")}
+    project = make_submission(tmp_path / "project", ranker(body))
+    sentence = refusal(project, dev_folder)
+    assert "tried to write" in sentence
+    assert f"my_submission/user_config.py line {BODY_LINE}" in sentence
+    assert {path: path.stat().st_mtime_ns for path in dev_folder.rglob("*")} == before
+
+
+def test_a_write_past_python_is_found(tmp_path: Path, dev_folder: Path) -> None:
+    """A command of its own is no Python, so that no guard sees it; the comparison does."""
+    body = """
+import subprocess
+subprocess.run(["touch", os.path.join(self.folder, "gallery", "left_behind")], check=False)
+return self.answer()
+"""
+    project = make_submission(tmp_path / "project", ranker(body))
+    assert "left_behind" in refusal(project, dev_folder)
+
+
+def test_what_is_not_committed_is_named(tmp_path: Path, dev_folder: Path) -> None:
+    project = make_submission(tmp_path / "project")
+    (project / "my_submission" / "helper.py").write_text("VALUE = 1\n")
+    config = project / "my_submission" / "user_config.py"
+    config.write_text(ranker(top="from my_submission.helper import VALUE"))
+
+    def notes(stage: Stage) -> None:
+        stage.answer(real(dev_folder))  # of the commit, which needs no helper
+        assert "user_config.py (changed)" in stage.notes[0]
+        assert "helper.py (new)" in stage.notes[0]
+        assert "--working-tree" in stage.notes[0]
+
+    with_stage(project, notes)
+    # The helper alone forgotten, the classic case.
+    (project / ".gitignore").write_text("helper.py\n")
+    commit(project)
+    assert "helper" in refusal(project, dev_folder)
+    (project / ".gitignore").unlink()
+    assert "helper.py is on this disk and not committed" in refusal(project, dev_folder)
+    with_stage(project, lambda stage: stage.answer(real(dev_folder)), working_tree=True)
+
+
+WEIGHTS = """
+path = os.path.join(os.path.dirname(__file__), "weights", "model.pt")
+if not os.path.exists(path):
+    self.raise_aicrowd_error(f"there is no model in {os.path.dirname(path)}")
+assert open(path, "rb").read() == b"weights"
+return self.answer()
+"""
+
+
+def test_weights_that_were_not_committed(tmp_path: Path, dev_folder: Path) -> None:
+    project = make_submission(tmp_path / "project", ranker(WEIGHTS))
+    weights = project / "my_submission" / "weights"
+    weights.mkdir()
+    (weights / "model.pt").write_bytes(b"weights")
+    sentence = refusal(project, dev_folder)
+    assert "gave up: there is no model in my_submission/weights" in sentence
+    assert "my_submission/weights/model.pt is on this disk and would not be pushed" in sentence
+    with_stage(project, lambda stage: stage.answer(real(dev_folder)), working_tree=True)
+
+
+def test_a_missing_lfs_object_fails_here(tmp_path: Path, dev_folder: Path) -> None:
+    project = make_submission(tmp_path / "project", ranker(WEIGHTS))
+    weights = project / "my_submission" / "weights"
+    weights.mkdir()
+    oid = hashlib.sha256(b"weights").hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 7\n"
+    (weights / "model.pt").write_text(pointer)
+    commit(project)
+    for working_tree in (False, True):
+        sentence = refusal(project, dev_folder, working_tree=working_tree)
+        assert "my_submission/weights/model.pt is a git-LFS pointer" in sentence
+        assert "git lfs pull" in sentence
+    stored = project / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"weight")  # cut short
+    assert "git-LFS pointer" in refusal(project, dev_folder)
+    stored.write_bytes(b"weights")
+    with_stage(project, lambda stage: stage.answer(real(dev_folder)))
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("body", ["return self.answer()", "return 1 / 0"])
+@pytest.mark.parametrize("working_tree", [False, True])
+def test_a_run_changes_nothing_of_the_repository(
+    tmp_path: Path, dev_folder: Path, body: str, working_tree: bool
+) -> None:
+    project = make_submission(tmp_path / "project", ranker(body))
+    hook = project / ".git" / "hooks" / "post-checkout"
+    hook.write_text("#!/bin/sh\ntouch hook_ran\n")
+    hook.chmod(0o755)
+    (project / "apt.txt").touch()  # a time that git's index does not know
+    (project / "left_over.py").touch()
+    before = state_of(project)
+    with suppress(Refused):
+        with_stage(project, lambda stage: stage.answer(real(dev_folder)), SHORT, working_tree)
+    assert state_of(project) == before
+    assert git(project, "worktree", "list").count("\n") == 1
+
+
+def test_no_repository_and_no_commit_are_sentences(tmp_path: Path, dev_folder: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(UserError, match="git init"):
+        with_stage(tmp_path / "plain", lambda stage: None)
+
+
+def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    project = make_submission(tmp_path / "project")
+    path = project / "aicrowd.json"
+    path.write_text(path.read_text().replace("false", "true"))
+    commit(project)
+
+    def notes(stage: Stage) -> None:
+        assert any("asks for a GPU and this machine has none" in text for text in stage.notes)
+        assert stage.sandbox.address_space == SHORT.memory
+
+    with_stage(project, notes)
+
+
+def test_the_kit_itself_runs_with_its_requirements_alone(tmp_path: Path, dev_folder: Path) -> None:
+    """The real ranker and an export, from a commit; git-LFS holds the weights where it is here."""
+    project = tmp_path / "project"
+    for name in ("my_submission", "visual_search"):
+        shutil.copytree(
+            PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "weights")
+        )
+    for name in ("requirements.txt", "aicrowd.json", ".gitattributes"):
+        shutil.copy(PROJECT / name, project)
+    embedder, architecture = build_embedder(
+        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
+    )
+    export_torchscript(embedder, architecture, {}, project / "my_submission" / "weights")
+    git(project, "init", "--quiet")
+    with_lfs = shutil.which("git-lfs") is not None
+    if with_lfs:
+        git(project, "lfs", "install", "--local")
+    commit(project)
+
+    def act(stage: Stage) -> None:
+        larger = stage.answer(real(dev_folder), 64)
+        assert larger.run.input_size == 64
+        assert writes_elsewhere(larger.outcome.attempts) is None
+        assert larger.run.seconds.embedding > 0
+
+    with_stage(project, act, Limits(60, 2))
+    pointers = [file.name for file in SubmissionTree(project).files() if file.oid]
+    assert pointers == (["my_submission/weights/model.pt"] if with_lfs else [])

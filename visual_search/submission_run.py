@@ -1,0 +1,299 @@
+"""One run of a submission: what git would push, laid out and run under the evaluator's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from visual_search.capacity import ImageCounts, Run, StageSeconds
+from visual_search.errors import UserError
+from visual_search.evaluate import DevSet
+from visual_search.preflight import packages_to_hide, read_requirements
+from visual_search.ranking_time import Reserve
+from visual_search.ranks_check import check_ranks
+from visual_search.sandbox import GB, Job, Limits, Outcome, Sandbox, fault_of, writes_elsewhere
+from visual_search.submission_tree import SubmissionTree
+from visual_search.tables import BOX_COLUMNS, read_table
+
+# Side of a drawn image in pixels: next to nothing to decode, yet each is another one.
+DRAWN_SIDE = 16
+
+
+class Refused(UserError):
+    """The submission would fail; the message is the one sentence that says why."""
+
+
+class ShownImages(Protocol):
+    """What a submission is given to rank."""
+
+    @property
+    def counts(self) -> ImageCounts:
+        """How much there is to rank."""
+
+    def show(self, to: Path) -> tuple[Path, ...]:
+        """Fill the new folder `to`; returns the folders that must stay as they are."""
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A development set, or a sample of it."""
+
+    folder: Path
+    dev_set: DevSet
+    sample: int | None = None
+    """Images, evenly spread; None takes all."""
+
+    def _rows(self) -> dict[str, np.ndarray]:
+        """Of each table, the rows that are shown."""
+        gallery, queries = len(self.dev_set.gallery), len(self.dev_set.queries)
+        share = min((self.sample or gallery + queries) / (gallery + queries), 1.0)
+        return {
+            name: np.linspace(0, count - 1, max(round(count * share), 1)).round().astype(int)
+            for name, count in (("gallery.csv", gallery), ("queries.csv", queries))
+        }
+
+    @property
+    def counts(self) -> ImageCounts:
+        rows = self._rows()
+        return ImageCounts(len(rows["queries.csv"]), len(rows["gallery.csv"]))
+
+    def show(self, to: Path) -> tuple[Path, ...]:
+        """The tables as the evaluator shows them, without `product_id`; links to all else."""
+        to.mkdir(parents=True)
+        folder, rows = self.folder.resolve(), self._rows()
+        kept = {to.resolve(), folder}
+        for entry in sorted(folder.iterdir()):
+            if entry.suffix == ".csv":
+                table = read_table(entry, [])
+                if entry.name in rows:
+                    table = table.iloc[rows[entry.name]]
+                table = table.drop(columns="product_id", errors="ignore")
+                table.to_csv(to / entry.name, index=False)
+                continue
+            (to / entry.name).symlink_to(entry.resolve())
+            if entry.is_dir() and folder not in entry.resolve().parents:
+                kept.add(entry.resolve())
+        return tuple(sorted(kept))
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """Tiny drawn images, no two alike, so that a ranking meets no more ties than real ones give."""
+
+    counts: ImageCounts
+
+    def show(self, to: Path) -> tuple[Path, ...]:
+        """As many rows as are asked for, and their images."""
+        rng = np.random.default_rng(0)
+        box = dict(zip(BOX_COLUMNS, (0, 0, DRAWN_SIDE, DRAWN_SIDE), strict=True))
+        for side, name, count, boxes in (
+            ("gallery", "seller_img_id", self.counts.gallery, {}),
+            ("queries", "user_img_id", self.counts.queries, box),
+        ):
+            (to / side).mkdir(parents=True)
+            paths = [f"{side}/{row}.bmp" for row in range(count)]
+            table = pd.DataFrame({name: range(count), "img_path": paths})
+            table.assign(**boxes).to_csv(to / f"{side}.csv", index=False)
+            for path in paths:
+                pixels = rng.integers(0, 256, (DRAWN_SIDE, DRAWN_SIDE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(to / path)
+        return (to.resolve(),)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run that went well."""
+
+    ranks: np.ndarray
+    """`(n_queries, 1000)`, checked."""
+    run: Run
+    outcome: Outcome
+    log: dict[str, Any]
+    """What the ranker wrote to $VISUAL_SEARCH_RANKER_LOG."""
+
+
+@dataclass
+class Stage:
+    """A submission laid out in a temporary folder, and everything its runs share."""
+
+    folder: Path
+    """Temporary; holds the checkout and a folder for each run."""
+    sandbox: Sandbox
+    hidden: dict[str, str]
+    weights: Path | None
+    log_copy: Path
+    """Where the printed output of the last run is kept."""
+    uncommitted: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    python: str = sys.executable
+    runs: int = 0
+
+    @property
+    def checkout(self) -> Path:
+        """The files of the submission."""
+        return self.folder / "checkout"
+
+    def answer(self, images: ShownImages, input_size: int | None = None) -> Answer:
+        """Run the submission once.
+
+        Args:
+            images: what it is to rank.
+            input_size: pixels to ask the ranker for in place of its own.
+
+        Raises:
+            Refused: with one sentence, when it would fail.
+        """
+        self.runs += 1
+        place = self.folder / f"run_{self.runs}"
+        data, output = place / "data", place / "output"
+        read_only = images.show(data)
+        output.mkdir()
+        ranker_log = output / "ranker_log.json"
+        environment = {
+            "VISUAL_SEARCH_RANKER_LOG": str(ranker_log),
+            "VISUAL_SEARCH_TIME_LIMIT": f"{self.sandbox.allowed_seconds:g}",
+            **({"VISUAL_SEARCH_WEIGHTS": str(self.weights)} if self.weights else {}),
+            **({"VISUAL_SEARCH_INPUT_SIZE": str(input_size)} if input_size else {}),
+        }
+        job = Job(self.checkout, data, read_only, output, environment, self.hidden, self.python)
+        outcome = self.sandbox.run(job)
+        self._keep_log(outcome)
+        fault = fault_of(outcome, self.sandbox, self.hidden, self.uncommitted)
+        if fault:
+            # Paths of the temporary folders by the names that they have for the user.
+            known = str(getattr(images, "folder", "<data folder>"))
+            raise Refused(fault.replace(f"{self.checkout}/", "").replace(str(data), known))
+        if outcome.array != "ndarray":
+            raise Refused(f"the ranker returned {outcome.array}, not a numpy array of integers")
+        ranks = np.load(outcome.ranks, allow_pickle=False)
+        try:
+            check_ranks(ranks, images.counts.queries, images.counts.gallery)
+        except UserError as error:
+            raise Refused(str(error)) from None
+        written = writes_elsewhere(outcome.attempts)
+        if written and written not in self.notes:
+            self.notes.append(written)
+        log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
+        run = Run(
+            log.get("input_size") or log.get("settings", {}).get("input_size"),
+            images.counts,
+            StageSeconds.from_log(log, outcome.times["rank"]),
+            outcome.peak_memory,
+            Reserve.said_by(log, len(self.sandbox.cores)),
+        )
+        return Answer(ranks, run, outcome, log)
+
+    def _keep_log(self, outcome: Outcome) -> None:
+        self.log_copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(outcome.log, self.log_copy)
+        if outcome.error:
+            with self.log_copy.open("a", encoding="utf-8") as handle:
+                handle.write(outcome.error["traceback"])
+
+
+@contextmanager
+def staged(
+    project: Path,
+    limits: Limits,
+    log_copy: Path,
+    *,
+    working_tree: bool = False,
+    weights: Path | None = None,
+) -> Iterator[Stage]:
+    """Lay the submission out in a temporary folder, which is removed in the end.
+
+    Args:
+        project: anywhere in the repository of the submission, which stays as it is.
+        limits: what the evaluator grants; the GPU is added where aicrowd.json asks for one.
+        log_copy: where to keep what the last run printed.
+        working_tree: take the files on disk in place of the last commit.
+        weights: folder of an export that stands in for the submission's own.
+
+    Raises:
+        Refused: when a large file would be missing from the push.
+        UserError: when there is no commit, or a table cannot be read.
+    """
+    tree = SubmissionTree(project, working_tree)
+    if missing := tree.missing_files():
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise Refused(
+            f"{missing[0]} is a git-LFS pointer, and the file it stands for is not on this machine"
+            f"{more}: run `git lfs pull`, or add the file again"
+        )
+    changes = {} if working_tree else tree.changes()
+    with tempfile.TemporaryDirectory(prefix="rehearsal_") as name:
+        checkout = Path(name).resolve() / "checkout"
+        checkout.mkdir()
+        tree.lay_out(checkout)
+        notes, hidden = [], {}
+        if weights:
+            notes.append(f"the weights of {weights} stand in for those that would be pushed")
+        if changes:
+            notes.append(
+                f"not committed, would not be submitted by a push: {tree.described_changes()}; "
+                "rehearse what is on disk with --working-tree (`aicrowd submission create` commits "
+                "whatever git does not ignore; a push does not)"
+            )
+        if (checkout / "Dockerfile").exists():
+            notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
+        else:
+            hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
+        limits = _with_gpu(checkout, limits, notes)
+        notes += machine_notes(limits)
+        yield Stage(
+            checkout.parent,
+            Sandbox.of_this_machine(limits),
+            hidden,
+            weights.resolve() if weights else None,
+            log_copy,
+            [name for name, kind in changes.items() if kind == "new"],
+            notes,
+        )
+
+
+def _with_gpu(checkout: Path, limits: Limits, notes: list[str]) -> Limits:
+    """The limits with a GPU where aicrowd.json asks for one and this machine has one."""
+    import torch
+
+    try:
+        asked = json.loads((checkout / "aicrowd.json").read_text("utf-8")).get("gpu") is True
+    except (OSError, ValueError, AttributeError):
+        notes.append("aicrowd.json is missing or not readable: see `make preflight`")
+        return limits
+    if asked and not torch.cuda.is_available():
+        notes.append(
+            "aicrowd.json asks for a GPU and this machine has none: the times are those of its CPU"
+        )
+    elif asked:
+        name = torch.cuda.get_device_name(0)
+        notes.append(f"the times are those of {name}; the evaluator has a T4 with 16 GB")
+        return replace(limits, gpu=True)
+    return limits
+
+
+def machine_notes(limits: Limits) -> list[str]:
+    """What about this machine makes the figures other than they would be."""
+    import psutil
+
+    notes = []
+    total, load, cores = psutil.virtual_memory().total, os.getloadavg()[0], psutil.cpu_count() or 1
+    if total < limits.memory:
+        notes.append(f"this machine has {total / GB:.1f} GB of memory, less than the evaluator's")
+    if load > cores / 2:
+        notes.append(
+            f"this machine was busy when it began (load {load:.1f} on {cores} cores): the times "
+            "are longer than on a quiet one"
+        )
+    return notes
