@@ -96,7 +96,7 @@ class _InstalledFinder(PathFinder):
         return super().find_spec(fullname, path, target)
 
     @classmethod
-    def find_distributions(cls, *context: Any) -> list[Any]:  # type: ignore[override]
+    def find_distributions(cls, *context: Any) -> list[Any]:
         found = super().find_distributions(*context)
         return [d for d in found if (d.metadata["Name"] or "").lower() not in cls.distributions]
 
@@ -174,6 +174,7 @@ def _run(settings: dict[str, Any], output: Path) -> dict[str, Any]:
     # The memory limit holds for the submission, not for the few lines above it.
     if settings["address_space"]:
         resource.setrlimit(resource.RLIMIT_AS, (settings["address_space"],) * 2)
+    result: dict[str, Any]
     try:
         from my_submission.aicrowd_wrapper import AIcrowdWrapper
 

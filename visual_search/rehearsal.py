@@ -72,8 +72,8 @@ def rehearse(request: Request) -> None:
             weights=request.weights,
         ) as stage:
             rehearsed = _measure(request, stage, images)
-    except Refused as failure:
-        result = {"rehearsal": {"passed": False, "failure": str(failure)}}
+    except Refused as refused:
+        result = {"rehearsal": {"passed": False, "failure": str(refused)}}
         write_json(request.output / "result.json", result)
         raise
     _print_tables(rehearsed)
@@ -132,8 +132,8 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
             _announce("a sample", size)
             try:
                 return stage.answer(sampled, size).run
-            except Refused as failure:
-                raise OtherSizeFailed(str(failure)) from failure
+            except Refused as refused:
+                raise OtherSizeFailed(str(refused)) from refused
 
         found = find_largest_size(measure, prediction, sample, bounds)
     if found.input_size and found.input_size == answer.run.input_size:
@@ -142,8 +142,8 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         _announce("the whole development set, for its mAP,", found.input_size)
         try:
             largest_map = float(_scores(images, stage.answer(images, found.input_size)).mean())
-        except Refused as failure:
-            reason = f"{found.input_size} px failed on the whole development set: {failure}"
+        except Refused as refused:
+            reason = f"{found.input_size} px failed on the whole development set: {refused}"
             found = LargestSize(None, found.trials, reason)
     failure = None if bounds.allow(prediction) else _too_large(limits, prediction, found)
     # A ranker that watches the time gives up what it must, and answers.
@@ -186,10 +186,10 @@ def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
     _announce(f"{counts}, drawn and tiny, for ranking time and memory", DRY_SIZE)
     try:
         return stage.answer(DrawnImages(counts), DRY_SIZE).run
-    except Refused as failure:
+    except Refused as refused:
         stage.notes.append(
             f"ranking and memory are scaled from the development set, a run at {DRY_SIZE} px "
-            f"with {counts} failed: {failure}"
+            f"with {counts} failed: {refused}"
         )
         return None
 

@@ -122,9 +122,9 @@ class SubmissionTree:
         sizes = {}
         for entry in filter(None, self.git("ls-tree", "-r", "-l", "-z", "HEAD").split("\0")):
             facts, name = entry.split("\t", 1)
-            _, kind, _, size = facts.split()
+            _, kind, _, n_bytes = facts.split()
             if kind == "blob":
-                sizes[name] = int(size)
+                sizes[name] = int(n_bytes)
         # Only a small file that .gitattributes gives to LFS can be a pointer.
         small = [name for name in self.given_to_lfs(list(sizes)) if sizes[name] < POINTER_BYTES]
         texts = {name: self.git("cat-file", "blob", f"HEAD:{name}") for name in small}
