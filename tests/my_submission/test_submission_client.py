@@ -176,9 +176,7 @@ def test_the_real_client_submits_tag_and_weights(desk: Desk, tmp_path: Path) -> 
 
     # What the evaluator clones is what was rehearsed; without git-LFS it has a pointer.
     git(tmp_path, "clone", "--quiet", "--branch", "submission-v1", f"file://{desk.bare}", "clone")
-    assert SubmissionTree(tmp_path / "clone").missing_files() == [
-        "my_submission/weights/model.pt"
-    ]
+    assert SubmissionTree(tmp_path / "clone").missing_files() == ["my_submission/weights/model.pt"]
     git(tmp_path / "clone", "lfs", "install", "--local")
     git(tmp_path / "clone", "lfs", "pull")
     assert SubmissionTree(tmp_path / "clone").missing_files() == []
