@@ -40,13 +40,13 @@ from visual_search.feature_store import Features
 from visual_search.frozen import FrozenFeatures, as_it_is
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
-from visual_search.mixing import Mixer
 from visual_search.model import Embedder
 from visual_search.moving import MovingParts
 from visual_search.necks import create_neck
 from visual_search.phase import Phase
 from visual_search.samplers import build_batches
 from visual_search.stepping import Stepper
+from visual_search.transforms import Mixer
 
 DIMENSION = 64
 LIMIT = 15.0  # seconds an epoch

@@ -54,12 +54,12 @@ class CachedViews(TrainingImages):
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
         """Features `(width,)`; label; photo; how many unreadable photos came first."""
         wanted = index % len(self)
-        for passed_over, chosen in enumerate(self.stand_ins(wanted)):
+        for n_skipped, chosen in enumerate(self.substitutes(wanted)):
             if self.broken[chosen]:
                 continue
             state = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
             view = int(state[0]) % self.views
-            return self.features[chosen, view], int(self.images.labels[chosen]), wanted, passed_over
+            return self.features[chosen, view], int(self.images.labels[chosen]), wanted, n_skipped
         raise UserError("none of the training photos can be read")
 
     def fill(

@@ -28,7 +28,6 @@ from visual_search.model import Architecture
 from visual_search.pair_batches import build_pair_batches
 from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_pairs
 from visual_search.phase import Batch
-from visual_search.photo_loader import photo_loader
 from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projection_start import (
     add_class_names,
@@ -36,7 +35,7 @@ from visual_search.projection_start import (
     start_from_ridge,
 )
 from visual_search.query_texts import QueryTexts
-from visual_search.samplers import TrainingBatches
+from visual_search.samplers import TrainingBatches, image_loader
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.transforms import build_augmentation
 from visual_search.typed_model import check_same, photo_items
@@ -77,7 +76,7 @@ class ClipPhase:
             cluster_power=dataset.sampler.cluster_power,
         )
         workers = 0 if dataset.cached_views else dataset.num_workers
-        return batches, photo_loader(self.images, batches, dataset.seed, workers)
+        return batches, image_loader(self.images, batches, dataset.seed, workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""

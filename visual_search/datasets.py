@@ -1,4 +1,4 @@
-"""Training photos with class labels, as torch data sets."""
+"""Training images with class labels: read from tables, joined, and as torch data sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from visual_search.errors import UserError
+from visual_search.files import write_text
 from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
-from visual_search.tables import integers, read_table
+from visual_search.tables import (
+    boxes,
+    image_names,
+    integers,
+    read_common_table,
+    read_table,
+    training_rows,
+)
+
+# A handful of broken images at the start of a run says nothing about the share.
+ALWAYS_ALLOWED = 10
 
 
 class PathList(Sequence[Path]):
@@ -64,40 +76,40 @@ class PathList(Sequence[Path]):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Photos of known classes."""
+    """Images of known classes."""
 
     paths: Sequence[Path]
     labels: np.ndarray
     """`(n,)`, int64, 0..classes-1."""
     boxes: np.ndarray | None = None
-    """`(n, 4)`, int64: x, y, width, height in pixels of the stored photo; width 0: no box."""
+    """`(n, 4)`, int64: x, y, width, height in pixels of the stored image; width 0: no box."""
     class_names: tuple[str, ...] = ()
     """Of class 0, 1, …, as the tables call them; empty where they are not known."""
     sources: np.ndarray | None = None
-    """`(n,)`, int64: which part of :func:`combined` a photo is from; None where there is one."""
+    """`(n,)`, int64: which part of :func:`combined` an image is from; None where there is one."""
     source_weights: tuple[float, ...] = (1.0,)
-    """Of source 0, 1, …: how often each of its photos is drawn in an epoch, on average."""
+    """Of source 0, 1, …: how often each of its images is drawn in an epoch, on average."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def classes(self) -> int:
-        """The number of classes, those without a photo included."""
+        """The number of classes, those without an image included."""
         return len(self.class_names) or int(self.labels.max(initial=-1)) + 1
 
     def counts(self, classes: int) -> np.ndarray:
-        """Photos of each class, `(classes,)`, int64."""
+        """Images of each class, `(classes,)`, int64."""
         return np.bincount(self.labels, minlength=classes)
 
     def weights(self) -> Tensor | None:
-        """How often each photo is drawn in an epoch, `(n,)`; None where there is one source."""
+        """How often each image is drawn in an epoch, `(n,)`; None where there is one source."""
         if self.sources is None:
             return None
         return torch.tensor(self.source_weights)[torch.from_numpy(self.sources)]
 
     def item(self, index: int) -> ImageItem:
-        """Photo `index` with its box."""
+        """Image `index` with its box."""
         return ImageItem(self.paths[index], self._box(index))
 
     def _box(self, index: int) -> Box | None:
@@ -108,11 +120,11 @@ class LabelledImages:
 
 
 def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> LabelledImages:
-    """A list of Product10K: columns `name` and `class`, read by name; photos in `folder/prefix`.
+    """A list of Product10K: columns `name` and `class`, read by name; images in `folder/prefix`.
 
     Raises:
         UserError: for a missing file, folder or column, a class that is no whole number in
-            `0..classes-1`, and when no photo of the list exists; it names file and line.
+            `0..classes-1`, and when no image of the list exists; it names file and line.
     """
     if not folder.is_dir():
         raise UserError(
@@ -129,31 +141,79 @@ def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> Labe
             f"{path} line {row + 2}: class {labels[row]} does not fit "
             f"dataset.num_of_classes = {classes} (classes 0..{classes - 1})"
         )
-    photos = folder / prefix
-    if not photos.is_dir():
-        raise UserError(f"the folder {photos} does not exist; {path} lists photos in it")
-    paths = PathList(os.path.join(photos, name) for name in rows["name"])
-    check_some_exist(paths, path, photos)
+    images = folder / prefix
+    if not images.is_dir():
+        raise UserError(f"the folder {images} does not exist; {path} lists images in it")
+    paths = PathList(os.path.join(images, name) for name in rows["name"])
+    check_some_exist(paths, path, images)
     return LabelledImages(paths, labels, class_names=tuple(map(str, range(classes))))
 
 
-def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
-    """Refuse a list without photos, or one most of whose photos are absent.
+def read_training_table(
+    file: Path, root: Path | None = None, *, fold: int = -1, name: str | None = None
+) -> LabelledImages:
+    """The training images of a table; rows of a test split never come along.
 
-    A thousand photos spread over the list are looked for.
+    The columns say what it is: `image_path, label` are Amazon pairs; `file_name, label` with any
+    of `bbox` (`x,y,w,h` in pixels of the stored image; empty is the whole image), `is_test`
+    (0 or 1), `evaluation_status` (train, query, gallery or test) and `fold` (-1 always trains,
+    -2 never, 0 and above are the folds) are the common table. Other columns are ignored.
+
+    Args:
+        file: the csv file.
+        root: folder that its paths are relative to; None is the file's own.
+        fold: the fold that is held out of the training; -1 trains on all of them.
+        name: of the data set, put in front of the names of its classes (`name/label`).
+
+    Returns:
+        The images; classes are the labels that train, numbered 0, 1, … in the order of their
+        text, which `class_names` gives back.
 
     Raises:
-        UserError: naming the table, and the folder in which its photos were looked for.
+        UserError: naming file and column or line: a missing column, an empty path or label, a
+            box or a number that is none, a fold that the table does not have, a table without
+            any row that trains, and when no image of it exists.
+    """
+    table = read_common_table(file)
+    trains = training_rows(table, file, fold)
+    if not trains.any():
+        raise UserError(
+            f"{file} has no row to train on"
+            + (f": all of its {len(table)} rows are test rows" if len(table) else "")
+        )
+    given = boxes(table)
+    given = None if given is None else given[trains]
+    table = table[trains]
+    folder = file.parent if root is None else root
+    paths = PathList(os.path.join(folder, path) for path in image_names(table))
+    check_some_exist(paths, file, folder)
+    numbers, labels = pd.factorize(table["label"], sort=True)
+    prefix = f"{name}/" if name else ""
+    return LabelledImages(
+        paths,
+        numbers.astype(np.int64),
+        given if given is not None and given.any() else None,
+        tuple(f"{prefix}{label}" for label in labels),
+    )
+
+
+def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
+    """Refuse a list without images, or one most of whose images are absent.
+
+    A thousand images spread over the list are looked for.
+
+    Raises:
+        UserError: naming the table, and the folder in which its images were looked for.
     """
     if not paths:
-        raise UserError(f"{table} lists no photo")
+        raise UserError(f"{table} lists no image")
     looked_for = paths[:: max(len(paths) // 1000, 1)]
     absent = [path for path in looked_for if not path.exists()]
     if len(absent) == len(looked_for):
-        raise UserError(f"none of the photos of {table} is in {folder}, for example {absent[0]}")
+        raise UserError(f"none of the images of {table} is in {folder}, for example {absent[0]}")
     if len(absent) > len(looked_for) / 2:
         raise UserError(
-            f"{len(absent)} of {len(looked_for)} photos of {table} are not in {folder}, for "
+            f"{len(absent)} of {len(looked_for)} images of {table} are not in {folder}, for "
             f"example {absent[0]}; python dataset/check_table.py {table} lists them"
         )
 
@@ -174,7 +234,7 @@ class Source:
 
     images: LabelledImages
     weight: float = 1.0
-    """How often each photo is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
+    """How often each image is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
 
 
 def combined(parts: Sequence[Source]) -> LabelledImages:
@@ -190,7 +250,7 @@ def combined(parts: Sequence[Source]) -> LabelledImages:
     for part in parts:
         if not (part.weight > 0 and math.isfinite(part.weight)):
             raise UserError(
-                f"the weight {part.weight} of the training photos like {part.images.paths[0]} "
+                f"the weight {part.weight} of the training images like {part.images.paths[0]} "
                 "must be above 0; leave out the data set to train without it"
             )
     images = [part.images for part in parts]
@@ -218,10 +278,10 @@ def _joined_boxes(parts: Sequence[LabelledImages]) -> np.ndarray | None:
 
 
 class TrainingImages(Dataset):
-    """Augmented photos for training; the draw of each depends on (seed, epoch, index) alone.
+    """Augmented images for training; the draw of each depends on (seed, epoch, index) alone.
 
     So neither the number of workers nor the order in which they finish changes a run. An index
-    past the end is a photo once more: `index % n` with another draw. An unreadable photo is
+    past the end is an image once more: `index % n` with another draw. An unreadable image is
     replaced by the next readable one of its class, or else of the list, and told.
     """
 
@@ -241,13 +301,13 @@ class TrainingImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
-        """Pixels `(3, size, size)` uint8; label; photo; how many unreadable photos came first.
+        """Pixels `(3, size, size)` uint8; label; image; how many unreadable ones came first.
 
-        The photo is `index % n`, also where another one stands in for it; the label is that of
+        The image is `index % n`, also where another one stands in for it; the label is that of
         the one shown.
         """
         wanted = index % len(self)
-        for passed_over, chosen in enumerate(self.stand_ins(wanted)):
+        for n_skipped, chosen in enumerate(self.substitutes(wanted)):
             try:
                 photo = read_photo(self.images.item(chosen), self.size)
             except UnreadableImage:
@@ -255,15 +315,15 @@ class TrainingImages(Dataset):
             seed = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
             with _drawing_from(int(seed[0])):
                 pixels = self.augment(photo.image)
-            return pixels, int(self.images.labels[chosen]), wanted, passed_over
-        raise UserError("none of the training photos can be read")
+            return pixels, int(self.images.labels[chosen]), wanted, n_skipped
+        raise UserError("none of the training images can be read")
 
-    def unreadable(self, index: int, passed_over: int) -> list[Path]:
-        """The photos that were passed over when `index` was asked for."""
-        passed = itertools.islice(self.stand_ins(index % len(self)), passed_over)
+    def unreadable(self, index: int, n_skipped: int) -> list[Path]:
+        """The images that were passed over when `index` was asked for."""
+        passed = itertools.islice(self.substitutes(index % len(self)), n_skipped)
         return [self.images.paths[chosen] for chosen in passed]
 
-    def stand_ins(self, wanted: int) -> Iterator[int]:
+    def substitutes(self, wanted: int) -> Iterator[int]:
         """`wanted`, then the others of its class from there on, then all of other classes."""
         label = int(self.images.labels[wanted])
         start = int(self._class_ends[label - 1]) if label else 0
@@ -281,7 +341,7 @@ class TrainingImages(Dataset):
 def _drawing_from(seed: int) -> Iterator[None]:
     """torch's global draws on the CPU come from `seed` for a while.
 
-    `torch.manual_seed` seeds every kind of device as well, which costs a tenth of reading a photo.
+    `torch.manual_seed` seeds every kind of device as well, which costs a tenth of reading an image.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -289,3 +349,52 @@ def _drawing_from(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
+
+
+class ReplacedImages:
+    """Which training images were replaced by others because they could not be read."""
+
+    def __init__(self, images: TrainingImages, max_share: float) -> None:
+        """
+        Args:
+            images: what the batches are drawn from.
+            max_share: of the images read so far, 0..1; more stop the run.
+        """
+        self.images, self.max_share = images, max_share
+        self.seen = 0
+        self.broken: set[str] = set()
+
+    def see(self, indexes: Tensor, n_skipped: Tensor) -> None:
+        """Take note of a batch.
+
+        Args:
+            indexes: `(N,)`, the images that were asked for.
+            n_skipped: `(N,)`, how many unreadable ones were met before one could be read.
+
+        Raises:
+            UserError: with examples, above the limit.
+        """
+        self.seen += len(indexes)
+        for i in n_skipped.nonzero().flatten().tolist():
+            paths = self.images.unreadable(int(indexes[i]), int(n_skipped[i]))
+            self.broken.update(str(path) for path in paths)
+        if len(self.broken) > max(self.max_share * self.seen, ALWAYS_ALLOWED):
+            examples = ", ".join(sorted(self.broken)[:3])
+            raise UserError(
+                f"{len(self.broken)} of {self.seen} training images cannot be read, for example "
+                f"{examples}; repair them, or raise dataset.max_broken_share"
+            )
+
+    def write(self, path: Path) -> None:
+        """List them in a file and say so, where there are any."""
+        if self.broken:
+            write_text(path, "".join(f"{name}\n" for name in sorted(self.broken)))
+            print(f"{len(self.broken)} unreadable training images were replaced: see {path}")
+
+    def state_dict(self) -> dict[str, object]:
+        """What a continued run has to know."""
+        return {"seen": self.seen, "broken": sorted(self.broken)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.seen, self.broken = int(state["seen"]), set(state["broken"])

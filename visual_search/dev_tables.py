@@ -41,7 +41,7 @@ def read_dev_table(
     Either way, a photo that has none of its class to find is no query, unless `unmatched`.
 
     Args:
-        file: the table; see :func:`visual_search.training_tables.read_training_table`.
+        file: the table; see :func:`visual_search.datasets.read_training_table`.
         root: folder that its paths are relative to; None is the file's own.
         fold: the fold that is held out of the training; -1 takes the rows that always test.
         all_rows: take those that train as well: of a data set that nothing trains on.

@@ -41,8 +41,8 @@ class FrozenFeatures(Dataset):
         self.images = images
         self.matrix = torch.zeros(0, 0)
         self.labels = torch.from_numpy(images.images.labels)
-        self._stand_in = torch.arange(len(images))
-        self._passed_over = torch.zeros(len(images), dtype=torch.int64)
+        self._substitute = torch.arange(len(images))
+        self._n_skipped = torch.zeros(len(images), dtype=torch.int64)
 
     def fill(self, features: Features) -> None:
         """Take the features of all photos.
@@ -55,9 +55,9 @@ class FrozenFeatures(Dataset):
         if broken.all():
             raise UserError("none of the training photos can be read")
         for row in np.flatnonzero(broken).tolist():
-            for passed_over, other in enumerate(self.images.stand_ins(row)):
+            for n_skipped, other in enumerate(self.images.substitutes(row)):
                 if not broken[other]:
-                    self._stand_in[row], self._passed_over[row] = other, passed_over
+                    self._substitute[row], self._n_skipped[row] = other, n_skipped
                     break
 
     def __len__(self) -> int:
@@ -65,13 +65,13 @@ class FrozenFeatures(Dataset):
 
     def shown(self) -> Tensor:
         """The features of all photos, `(n, width)`, stand-ins in the place of unreadable ones."""
-        return self.matrix[self._stand_in] if self._passed_over.any() else self.matrix
+        return self.matrix[self._substitute] if self._n_skipped.any() else self.matrix
 
     def __getitems__(self, indexes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features `(N, width)`, labels, photos, how many unreadable ones came first, `(N,)`."""
         wanted = torch.as_tensor(indexes) % len(self)
-        shown = self._stand_in[wanted]
-        return self.matrix[shown], self.labels[shown], wanted, self._passed_over[wanted]
+        shown = self._substitute[wanted]
+        return self.matrix[shown], self.labels[shown], wanted, self._n_skipped[wanted]
 
 
 def as_it_is(batch: Any) -> Any:

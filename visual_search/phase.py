@@ -25,16 +25,14 @@ from visual_search.imprinting import Head, imprint_centers, set_centers, take_ce
 from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
-from visual_search.mixing import Mixer
 from visual_search.model import Architecture, Embedder, rebuild_embedder
 from visual_search.patches import resized_state
 from visual_search.phase_data import dev_set_of, dev_sides, training_images, training_sides
-from visual_search.photo_loader import photo_loader
 from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projections import Sample, start_neck
 from visual_search.sampled_classes import SampledMarginHead
-from visual_search.samplers import TrainingBatches, build_batches
-from visual_search.transforms import build_augmentation
+from visual_search.samplers import TrainingBatches, build_batches, image_loader
+from visual_search.transforms import Mixer, build_augmentation
 from visual_search.xbm import XbmLoss
 
 # Of MarginConfig: what does not belong to the head itself.
@@ -50,7 +48,7 @@ NOT_OF_THE_HEAD = {
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
-passed_over `(N,)`."""
+n_skipped `(N,)`."""
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Phase:
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them.
 
-        The batches are pixels, labels, indexes, passed_over: see :class:`TrainingImages`.
+        The batches are pixels, labels, indexes, n_skipped: see :class:`TrainingImages`.
         """
         dataset = self.config.dataset
         batches = build_batches(
@@ -89,7 +87,7 @@ class Phase:
                 self.frozen.training, batch_sampler=batches, collate_fn=as_it_is
             )
             return batches, rows
-        return batches, photo_loader(self.images, batches, dataset.seed, dataset.num_workers)
+        return batches, image_loader(self.images, batches, dataset.seed, dataset.num_workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""

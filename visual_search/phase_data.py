@@ -6,13 +6,19 @@ from pathlib import Path
 
 from visual_search.class_choice import choose_classes
 from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
-from visual_search.datasets import LabelledImages, Source, combined, joined, read_product10k
+from visual_search.datasets import (
+    LabelledImages,
+    Source,
+    combined,
+    joined,
+    read_product10k,
+    read_training_table,
+)
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.leak_record import Side
 from visual_search.leaks import product10k_folder
-from visual_search.training_tables import read_training_table
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:

@@ -1,6 +1,6 @@
-"""Which photos meet in a batch: batch samplers that any number of processes cut alike.
+"""Which images meet in a batch: batch samplers that any number of processes cut alike.
 
-An epoch is one flat sequence of photos, drawn from (seed, epoch) alone. With W processes and
+An epoch is one flat sequence of images, drawn from (seed, epoch) alone. With W processes and
 batches of B, process r takes the rows from k·W·B + r·B on: together they see what one process
 sees with batches of W·B, and a run goes on at any batch without replaying those before it.
 """
@@ -12,29 +12,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visual_search.datasets import LabelledImages
 from visual_search.errors import UserError
 
 
 class Order(ABC):
-    """How the photos of an epoch are drawn."""
+    """How the images of an epoch are drawn."""
 
     photos: int
-    """There are in all; an epoch may show one several times, or not at all."""
+    """How many there are; an epoch may show one several times, or not at all."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Photos in an epoch."""
+        """Images in an epoch."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos, `(len(self),)`, int64, 0..n-1, for batches of `batch` photos."""
+        """An epoch's images, `(len(self),)`, int64, 0..n-1, for batches of `batch` images."""
 
 
 class LabelledOrder(Order):
-    """Photos of classes, from one or several sources."""
+    """Images of classes, from one or several sources."""
 
     def __init__(self, images: LabelledImages) -> None:
         self.images, self.photos = images, len(images)
@@ -43,25 +44,25 @@ class LabelledOrder(Order):
         )
         sizes = np.bincount(self.sources, minlength=len(images.source_weights))
         self.draws = np.rint(sizes * np.asarray(images.source_weights)).astype(np.int64)
-        """Photos drawn from each source in an epoch, `(sources,)`: its weight times its size."""
+        """Images drawn from each source in an epoch, `(sources,)`: its weight times its size."""
 
     def __len__(self) -> int:
         return int(self.draws.sum())
 
 
 class Shuffle(LabelledOrder):
-    """Every photo of a source as often as the others, in random order.
+    """Every image of a source as often as the others, in random order.
 
     A weight of 2 shows each twice, 0.5 another random half in each epoch.
     """
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos; the batches' size does not matter."""
+        """An epoch's images; the batches' size does not matter."""
         return rng.permutation(spread(self.sources, self.draws, rng))
 
 
 class SizeBalanced(LabelledOrder):
-    """A class of n photos is drawn in proportion to n ** power; within it, photos take turns.
+    """A class of n images is drawn in proportion to n ** power; within it, images take turns.
 
     Each source keeps the share of the epoch that its weight and size give it; the balance is
     between the classes of a source. Power 1 is as they come, 0.5 (square root; Mahajan et al.
@@ -73,7 +74,7 @@ class SizeBalanced(LabelledOrder):
         self.power = power
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos; each class is drawn its expected number of times, give or take 1."""
+        """An epoch's images; each class is drawn its expected number of times, give or take 1."""
         labels = self.images.labels
         counts = self.images.counts(self.images.classes)
         draws = np.zeros(len(counts), dtype=np.int64)
@@ -85,10 +86,10 @@ class SizeBalanced(LabelledOrder):
 
 
 class ClassGroups(LabelledOrder):
-    """Groups of a few photos of one class, as pair losses need them (M per class).
+    """Groups of a few images of one class, as pair losses need them (M per class).
 
     The classes of a source take turns in random order, whatever their sizes, and do not meet
-    twice in a batch while there are others. The photos of a class take turns too: a photo comes
+    twice in a batch while there are others. The images of a class take turns too: an image comes
     again only when all of its class have been there, in a group and over the epoch.
     """
 
@@ -98,12 +99,12 @@ class ClassGroups(LabelledOrder):
         self.draws = np.maximum(self.draws // per_class, 1) * per_class
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos, each `per_class` of them of one class."""
+        """An epoch's images, each `per_class` of them of one class."""
         labels = self.images.labels
         by_class = np.argsort(labels, kind="stable")
         ends = np.cumsum(self.images.counts(self.images.classes)).tolist()
         of_source = [np.unique(labels[self.sources == s]) for s in range(len(self.draws))]
-        photos = _Turns(lambda label: by_class[ends[label - 1] if label else 0 : ends[label]], rng)
+        rows_of = _Turns(lambda label: by_class[ends[label - 1] if label else 0 : ends[label]], rng)
         classes = _Turns(lambda source: of_source[source], rng)
         groups = np.repeat(np.arange(len(self.draws)), self.draws // self.per_class)
         groups_of_batch = max(batch // self.per_class, 1)
@@ -115,7 +116,7 @@ class ClassGroups(LabelledOrder):
             in_batch.add(label)
             group: list[int] = []
             for _ in range(self.per_class):
-                group.append(photos.take(label, group))
+                group.append(rows_of.take(label, group))
             rows += group
         return np.array(rows, dtype=np.int64)
 
@@ -165,21 +166,21 @@ def spread(groups: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> n
     return np.repeat(members, rounds[group] + (place < rest[group]))
 
 
-def _number_repeats(order: np.ndarray, photos: int) -> np.ndarray:
-    """`order` with `photos` added to the second time a photo comes, twice that to the third, …"""
+def _number_repeats(order: np.ndarray, n_images: int) -> np.ndarray:
+    """`order` with `n_images` added the second time an image comes, twice that the third, …"""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     first = np.searchsorted(ordered, ordered)
     numbered = np.empty_like(order)
-    numbered[sorting] = ordered + photos * (np.arange(len(order)) - first)
+    numbered[sorting] = ordered + n_images * (np.arange(len(order)) - first)
     return numbered
 
 
 class TrainingBatches(Sampler[list[int]]):
     """Batches of indexes for one process, for the `batch_sampler` of a DataLoader.
 
-    An index is a photo, `index % n`; a photo that comes for the k-th time in an epoch is
-    `photo + (k - 1) * n`, so that its augmentation is drawn anew.
+    An index is an image, `index % n`; an image that comes for the k-th time in an epoch is
+    `image + (k - 1) * n`, so that its augmentation is drawn anew.
     """
 
     def __init__(
@@ -188,21 +189,21 @@ class TrainingBatches(Sampler[list[int]]):
         """Cut an epoch into batches.
 
         Args:
-            order: how the photos of an epoch are drawn.
-            batch_size: photos of a batch of this process.
+            order: how the images of an epoch are drawn.
+            batch_size: images of a batch of this process.
             seed: of all epochs.
             rank: number of this process, 0..world_size-1.
             world_size: processes that train together.
 
         Raises:
-            UserError: when an epoch has fewer photos than the batches of all processes.
+            UserError: when an epoch has fewer images than the batches of all processes.
         """
         self.order, self.batch_size, self.seed = order, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_batch = 0
         if len(self) == 0:
             raise UserError(
-                f"an epoch has {len(order)} training photos, fewer than dataset.batch_size = "
+                f"an epoch has {len(order)} training images, fewer than dataset.batch_size = "
                 f"{batch_size} on {world_size} process(es) needs; lower dataset.batch_size"
             )
 
@@ -211,7 +212,7 @@ class TrainingBatches(Sampler[list[int]]):
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the pass begins; photos that fill none are left."""
+        """Batches of a whole epoch, wherever the pass begins; images that fill none are left."""
         return len(self.order) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -239,12 +240,12 @@ def build_batches(
 
     Args:
         kind: a key of :data:`ORDERS`.
-        images: the training photos, with the weights of their sources.
-        batch_size: photos of a batch of this process.
+        images: the training images, with the weights of their sources.
+        batch_size: images of a batch of this process.
         seed: of all epochs.
         rank: number of this process, 0..world_size-1.
         world_size: processes that train together.
-        images_per_class: for m-per-class, photos of a class in a batch.
+        images_per_class: for m-per-class, images of a class in a batch.
         size_power: for size-balanced, a class is drawn in proportion to its size to this power.
 
     Raises:
@@ -266,3 +267,23 @@ ORDERS: dict[str, Callable[[LabelledImages, int, float], Order]] = {
     "m-per-class": lambda images, per_class, _power: ClassGroups(images, per_class),
     "size-balanced": lambda images, _per_class, power: SizeBalanced(images, power),
 }
+
+
+def image_loader(images: Dataset, batches: TrainingBatches, seed: int, workers: int) -> DataLoader:
+    """A loader of the batches that `batches` chooses.
+
+    Args:
+        images: by number.
+        batches: the numbers of each batch.
+        seed: of the draws that seed the workers.
+        workers: processes that read; 0 reads in this one.
+    """
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        # Its own: else the draws of dropout would depend on how many workers there are.
+        generator=torch.Generator().manual_seed(seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -24,11 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import WeightSoup
-from visual_search.broken_photos import BrokenPhotos
 from visual_search.checkpoint import fingerprint
 from visual_search.clip_config import ClipConfig
 from visual_search.clip_phase import ClipPhase, build_clip_phase
 from visual_search.config import PhaseConfig
+from visual_search.datasets import ReplacedImages
 from visual_search.files import write_json
 from visual_search.freezing import hold_frozen
 from visual_search.keeper import Keeper
@@ -141,7 +141,7 @@ class Trainer:
         self.started = self.saved = time.perf_counter()
         source = self.config.pretrain_model
         self.fingerprint = fingerprint(Path(source)) if source else None
-        self.watch = BrokenPhotos(phase.images, self.config.dataset.max_broken_share)
+        self.watch = ReplacedImages(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
         if state is None:
             phase.start_weights(accelerator.device, self.chief)
@@ -239,8 +239,8 @@ class Trainer:
         loss = self.stepper.step(batches)
         self.step, self.batch = self.step + 1, self.batch + len(batches)
         self.moving.after_step(self.phase.learner)
-        for _, _, indexes, passed_over in batches:
-            self.watch.see(indexes, passed_over)
+        for _, _, indexes, n_skipped in batches:
+            self.watch.see(indexes, n_skipped)
         bar.update(len(batches))
         due = bool(train.save_steps) and self.step % train.save_steps == 0
         if (self.step - 1) % train.log_steps == 0:  # reading the loss waits for the device

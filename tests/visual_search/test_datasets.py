@@ -45,14 +45,14 @@ def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
 def test_faults_of_the_list_are_named(product10k_folder: Path) -> None:
     with pytest.raises(UserError, match=r"train.csv line 14: class 3 .*num_of_classes = 3"):
         read_product10k(product10k_folder, "train.csv", "train", 3)
-    with pytest.raises(UserError, match="photos"):
+    with pytest.raises(UserError, match="lists images in it"):
         read_product10k(product10k_folder, "train.csv", "nowhere", 10)
-    with pytest.raises(UserError, match="none of the photos"):
+    with pytest.raises(UserError, match="none of the images"):
         read_product10k(product10k_folder, "test_kaggletest.csv", "train", 10)
     with pytest.raises(UserError, match=r"elsewhere does not exist.*train_valid_root"):
         read_product10k(product10k_folder / "elsewhere", "train.csv", "train", 10)
     write_csv(product10k_folder / "none.csv", ["name", "class"], [])
-    with pytest.raises(UserError, match="lists no photo"):
+    with pytest.raises(UserError, match="lists no image"):
         read_product10k(product10k_folder, "none.csv", "train", 10)
 
 
@@ -106,7 +106,7 @@ def test_unreadable_photos_are_replaced_and_told(product10k_folder: Path) -> Non
 
 def test_nothing_readable_at_all(tmp_path: Path) -> None:
     labelled = LabelledImages((tmp_path / "a.png", tmp_path / "b.png"), np.array([0, 1]))
-    with pytest.raises(UserError, match="none of the training photos"):
+    with pytest.raises(UserError, match="none of the training images"):
         TrainingImages(labelled, build_augmentation("none", 8), 8, 0)[0]
 
 

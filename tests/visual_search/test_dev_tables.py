@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tests.conftest import draw_product, write_csv
 from tests.visual_search.test_report import Page
+from visual_search.datasets import read_training_table
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, evaluate_on_dev_set
 from visual_search.images import ImageItem, load_pixels
 from visual_search.metrics import average_precision, without_own
 from visual_search.report import write_report
-from visual_search.training_tables import read_training_table
 
 CPU = torch.device("cpu")
 
@@ -255,7 +255,7 @@ def test_bad_tables_are_named(folder: Path) -> None:
         read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\na0 x 1"))
     with pytest.raises(UserError, match=r"line 3: bbox is '1,2,3'; write four numbers"):
         read_dev_table(table(folder, "is_test,bbox", "a0 x 1 -\na1 x 1 1,2,3"))
-    with pytest.raises(UserError, match="none of the photos of"):
+    with pytest.raises(UserError, match="none of the images of"):
         read_dev_table(table(folder, "is_test", "nix x 1\nnul x 1"))
     with pytest.raises(UserError, match=r"line 2: evaluation_status is 'probe'"):
         read_dev_table(table(folder, "evaluation_status", "a0 x probe\na1 x test"))

@@ -137,10 +137,10 @@ def test_broken_photos_are_listed_and_many_of_them_stop_the_run(
     assert done.returncode == 0, done.stderr
     listed = (tmp_path / "runs" / "one" / "broken_images.txt").read_text().split()
     assert listed == [str(photos[3])]
-    assert "1 unreadable training photos were replaced" in done.stdout
+    assert "1 unreadable training images were replaced" in done.stdout
     for photo in photos[:12]:
         photo.write_bytes(b"")
     done = inside(main, *common, "--name", "many", "--train.epochs", "1")
     assert done.returncode == 2
-    assert "training photos cannot be read" in done.stderr
+    assert "training images cannot be read" in done.stderr
     assert "dataset.max_broken_share" in done.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.mixing import Mixer, blend
+from visual_search.transforms import Mixer, blend
 
 
 def batch(dtype: torch.dtype = torch.uint8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import draw_product, write_csv
+from visual_search.datasets import read_training_table
 from visual_search.errors import UserError
-from visual_search.training_tables import read_training_table
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_folds(folder: Path) -> None:
         ("file_name,label,fold", [["a.png", 1, ""]], "line 2: fold is ''"),
         ("file_name,label,fold", [["a.png", 1, -3]], "line 2: fold is '-3'"),
         ("file_name,label,evaluation_status", [["a.png", 1, "?"]], "line 2: evaluation_status"),
-        ("file_name,label", [["nowhere.png", 1]], "none of the photos"),
+        ("file_name,label", [["nowhere.png", 1]], "none of the images"),
         ("file_name,label", [], "no row to train on"),
     ],
 )
@@ -120,6 +120,6 @@ def test_a_fold_of_a_table_without_folds(folder: Path) -> None:
 
 def test_a_table_most_of_whose_photos_are_missing(folder: Path) -> None:
     rows: list[list[object]] = [[f"{letter}.png", 1] for letter in "abcuvwx"]
-    with pytest.raises(UserError, match=r"4 of 7 photos .* are not in .*, for example .*u\.png"):
+    with pytest.raises(UserError, match=r"4 of 7 images .* are not in .*, for example .*u\.png"):
         read_training_table(table(folder, "file_name,label", rows))
     assert len(read_training_table(table(folder, "file_name,label", rows[:6])).paths) == 6
