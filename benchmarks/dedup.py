@@ -226,7 +226,7 @@ DESCRIBE = """
 import sys
 from pathlib import Path
 from benchmarks.harness import peak_resident
-from visual_search.folder_info import describe_folder
+from dataset.folder_info import describe_folder
 done = describe_folder(Path(sys.argv[1]), Path(sys.argv[1]))
 assert done.photos, done
 print(peak_resident())

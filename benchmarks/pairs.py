@@ -89,8 +89,7 @@ def read_with_pandas(path: Path) -> int:
 
 def read_with_ours(path: Path) -> int:
     """Rows with photos, by the source that the engine reads."""
-    from dataset.dataset_creation_steps.amazon_records import Fields, review
-    from dataset.dataset_creation_steps.json_lines import read_objects
+    from dataset.dataset_creation_steps.reviews import Fields, read_objects, review
 
     tally: Counter[str] = Counter()
     blocks = read_objects(path, tally, Fields)

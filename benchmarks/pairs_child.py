@@ -16,7 +16,7 @@ import daft
 from daft import DataType, Series
 
 from benchmarks.harness import peak_resident
-from visual_search.downloads import Downloader, DownloadLimits
+from dataset.downloads import Downloader, DownloadLimits
 from visual_search.images import ImageItem, load_pixels
 
 SIDE = 224
@@ -25,8 +25,8 @@ LIMITS = DownloadLimits(allow_private=True, rate=0)
 
 def extract(path: str, output: str) -> dict[str, float]:
     """Step 1's reading of reviews: the engine, the source, the parquet file."""
-    from dataset.dataset_creation_steps.amazon_source import AmazonFile
     from dataset.dataset_creation_steps.engine import start_engine
+    from dataset.dataset_creation_steps.reviews import AmazonFile
 
     start_engine("native")
     start = time.perf_counter()
@@ -50,7 +50,7 @@ class DecodeStage:
 def download(urls: str) -> dict[str, float]:
     """Photos a second through the engine: fetched, checked, decoded."""
     from dataset.dataset_creation_steps.engine import start_engine
-    from dataset.dataset_creation_steps.image_stages import FetchStage
+    from dataset.dataset_creation_steps.photos import FetchStage
 
     start_engine("native")
     listed = Path(urls).read_text().split()

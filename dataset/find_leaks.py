@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visual_search.errors import UserError, exit_with_sentence
 

@@ -6,12 +6,7 @@ Run from the repository root: python dataset/generate_dataset_info.py --help
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visual_search.errors import UserError, exit_with_sentence
 
@@ -53,7 +48,7 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.min_images < 1:
         raise UserError(f"--min_images must be 1 or more, not {arguments.min_images}")
-    from visual_search.folder_info import describe_folder
+    from dataset.folder_info import describe_folder
 
     done = describe_folder(
         arguments.dataset_path,

@@ -6,14 +6,9 @@ Run from the repository root: python dataset/get_train_test_split.py --help
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visual_search.errors import UserError, exit_with_sentence
 

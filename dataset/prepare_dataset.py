@@ -6,22 +6,17 @@ Run from the repository root: python dataset/prepare_dataset.py --help
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from dataset.sources import NAMES
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    from dataset.sources.layout import DataSet, Files
+    from dataset.sources.base import DataSet, Files
     from visual_search.dataset_info import BrokenPhotos, InfoRow
 
 DOWNLOADS = "downloads"
@@ -156,7 +151,7 @@ def _told_apart(
 
 
 def _downloaded(data_set: DataSet, save_path: Path) -> list[Path]:
-    from dataset.downloading import download
+    from dataset.sources.download import download
 
     if not data_set.downloads:
         raise UserError(
@@ -175,8 +170,8 @@ def _unpacked(
 
     Archives within folders and within archives are found by their official names.
     """
-    from dataset.sources.layout import Files
-    from dataset.unpacked_archives import UnpackedArchives
+    from dataset.archives import UnpackedArchives
+    from dataset.sources.base import Files
 
     done = UnpackedArchives(save_path)
     waiting = list(archives)

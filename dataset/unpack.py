@@ -6,18 +6,13 @@ Run from the repository root: python dataset/unpack.py --help
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from visual_search.errors import exit_with_sentence
 
 if TYPE_CHECKING:
-    from dataset.unpacking import Unpacked
+    from dataset.archives import Unpacked
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,8 +41,7 @@ def unpack_parts(archive: Path, output: Path) -> Unpacked:
     """
     import io
 
-    from dataset.joined_parts import JoinedParts, find_parts
-    from dataset.unpacking import unpack_tar
+    from dataset.archives import JoinedParts, find_parts, unpack_tar
 
     joined = JoinedParts(find_parts(archive))
     with io.BufferedReader(joined, 1 << 20) as stream:

@@ -16,8 +16,8 @@ WORKDIR /visual-search
 
 # The packages first, alone: they change more seldom than the code.
 COPY pyproject.toml requirements.txt README.md LICENSE ./
-RUN mkdir visual_search my_submission \
-    && touch visual_search/__init__.py my_submission/__init__.py \
+RUN mkdir visual_search my_submission dataset \
+    && touch visual_search/__init__.py my_submission/__init__.py dataset/__init__.py \
     && pip install --no-cache-dir --editable '.[train,data,text,demo,trackers,tune,fast,export,submit]'
 
 COPY . .

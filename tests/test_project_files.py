@@ -188,8 +188,9 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
 
 
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
-    kit = ("dataset_info", "folder_info", "leaks", "pair_table", "tables")
+    kit = ("dataset_info", "leaks", "pair_table", "tables")
     modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.registry"]
+    modules += ["dataset.folder_info", "dataset.image_text.cleaning"]
     code = (
         "import importlib, sys\n"
         f"for name in {modules}: importlib.import_module(name)\n"

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import argparse
 import glob
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from dataset.dataset_creation_steps.download_options import add_download_options, limits
+from dataset.dataset_creation_steps.engine import add_download_options, limits
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import write_json, written_atomically
 
@@ -25,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from dataset.dataset_creation_steps.mean_cosines import PairCounts
-    from visual_search.downloads import DownloadLimits
+    from dataset.downloads import DownloadLimits
 
 DEFAULT_THRESHOLDS = (0.6, 0.5)
 
@@ -135,7 +130,7 @@ def show(
 
     import pyarrow.parquet as pq
 
-    from dataset.dataset_creation_steps.pair_pictures import draw_around, draw_histogram
+    from dataset.dataset_creation_steps.mean_cosines import draw_around, draw_histogram
 
     names = output_names(parquet)
     means = pq.read_table(names["means"])

@@ -6,30 +6,26 @@ python dataset/dataset_creation_steps/download_images.py X_mean_05.parquet Y_mea
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from dataset.dataset_creation_steps.download_options import (
+from dataset.dataset_creation_steps.engine import (
     add_download_options,
     add_piece_options,
+    add_runner_options,
     limits,
+    start_engine,
 )
-from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from visual_search.downloads import DownloadLimits
+    from dataset.downloads import DownloadLimits
 
 DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
 PIECE_PHOTOS = 1000
@@ -100,9 +96,13 @@ def download_images(
     Raises:
         UserError: when a table is missing or nothing could be had.
     """
-    from dataset.dataset_creation_steps.image_plan import extend_plan, read_selections
-    from dataset.dataset_creation_steps.image_store import remove_leftovers
-    from dataset.dataset_creation_steps.stored_pieces import StorePlan, download_pieces
+    from dataset.dataset_creation_steps.photos import (
+        StorePlan,
+        download_pieces,
+        extend_plan,
+        read_selections,
+        remove_leftovers,
+    )
 
     wanted = read_selections(selections)
     root.mkdir(parents=True, exist_ok=True)
@@ -123,8 +123,7 @@ def download_images(
 
 def _missing(root: Path, pieces: int) -> list[int]:
     """The pieces that are not done, or of which a photo has gone since."""
-    from dataset.dataset_creation_steps.image_store import is_stored
-    from dataset.dataset_creation_steps.stored_pieces import progress_file
+    from dataset.dataset_creation_steps.photos import is_stored, progress_file
 
     done = [piece for piece in range(pieces) if progress_file(root, piece).is_file()]
     table = _progress(root, done)
@@ -144,8 +143,8 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
     """What came of the photos of some pieces, in the order of the plan."""
     import pandas as pd
 
+    from dataset.dataset_creation_steps.photos import progress_file
     from dataset.dataset_creation_steps.snapshots import read_snapshot
-    from dataset.dataset_creation_steps.stored_pieces import progress_file
 
     tables = [
         read_snapshot(progress_file(root, piece)).to_pandas().assign(piece=piece)
@@ -158,7 +157,7 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
 
 def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:
     """Delete second copies and write the tables of what is there and of what is not."""
-    from dataset.dataset_creation_steps.image_store import keep_one_copy
+    from dataset.dataset_creation_steps.photos import keep_one_copy
 
     table = _progress(root, range(pieces))
     there = table[table["reason"].isna()]

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from dataset.dataset_creation_steps.download_options import add_download_options, limits
-from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
+from dataset.dataset_creation_steps.engine import (
+    add_download_options,
+    add_runner_options,
+    limits,
+    start_engine,
+)
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from visual_search.downloads import DownloadLimits
+    from dataset.downloads import DownloadLimits
 
 PRODUCTS_A_SNAPSHOT = 1000
 COLUMNS = ["asin", "product_images", "user_images"]
@@ -205,8 +204,7 @@ def _photos(
     distributed: bool,
 ) -> Iterator[Any]:
     """The addresses of all photos of some pieces, as frames of the engine's."""
-    from dataset.dataset_creation_steps.piece_source import PieceReader, Pieces, waves
-    from dataset.dataset_creation_steps.snapshots import PHOTOS
+    from dataset.dataset_creation_steps.snapshots import PHOTOS, PieceReader, Pieces, waves
 
     columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
     read = functools.partial(read_photos, str(parquet.resolve()), products, retried)
@@ -224,8 +222,8 @@ def _embedded(
     """Embedded photos, a piece at a time."""
     from daft import col
 
-    from dataset.dataset_creation_steps.image_stages import FetchStage, embed_stage, stoppable
-    from dataset.dataset_creation_steps.piece_source import whole_pieces
+    from dataset.dataset_creation_steps.photos import FetchStage, embed_stage, stoppable
+    from dataset.dataset_creation_steps.snapshots import whole_pieces
 
     fetch: Any = FetchStage(download, size_hint).fetch
     embed = embed_stage(gpus)(*model).embed

@@ -8,15 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.errors import UserError, exit_with_sentence
@@ -119,7 +114,7 @@ def _extract(path: Path, kind: str, folder: Path) -> dict[str, int]:
     """Read a file once and keep its rows with photos in `folder`; its counts."""
     import daft
 
-    from dataset.dataset_creation_steps.amazon_source import AmazonFile
+    from dataset.dataset_creation_steps.reviews import AmazonFile
 
     AmazonFile(path, kind).read().write_parquet(str(folder))
     ends = daft.read_parquet(f"{folder}/*.parquet").where(daft.col("tally").not_null())
@@ -189,7 +184,7 @@ def _write(joined: Any, output: Path) -> dict[str, Any]:
 def _unique(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
-    from dataset.dataset_creation_steps.amazon_records import unique_photos
+    from dataset.dataset_creation_steps.reviews import unique_photos
 
     for row in rows:
         row["product_images"] = unique_photos(row["product_images"])

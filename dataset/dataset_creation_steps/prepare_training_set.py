@@ -6,22 +6,83 @@ python dataset/dataset_creation_steps/prepare_training_set.py dataset/images_mea
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LISTS = ("gallery.csv", "queries.csv")
+"""What a folder in the challenge's layout holds."""
+
+
+def evaluation_tables(places: Sequence[Path]) -> list[Path]:
+    """The tables of some evaluation sets: csv files as they are, of folders their lists.
+
+    Raises:
+        UserError: for a place that is neither.
+    """
+    tables = []
+    for place in places:
+        found = [place] if place.is_file() else [place / n for n in LISTS if (place / n).is_file()]
+        if not found:
+            lists = " and ".join(LISTS)
+            raise UserError(
+                f"--evaluation {place}: neither a csv file nor a folder with {lists}; put "
+                "the photos that judge there, name them, or name none to look for no leaks "
+                "(--evaluation alone; evaluation: [] in a config)"
+            )
+        tables += found
+    return tables
+
+
+def leaked_photos(
+    table: Path, root: Path, tests: Sequence[Path], distance: int
+) -> tuple[pd.DataFrame, set[str]]:
+    """The photos of a training table that are, or look like, a photo of an evaluation table.
+
+    Args:
+        table: csv file with `image_path`.
+        root: folder of its photos.
+        tests: csv files; see :func:`visual_search.leaks.list_photos`.
+        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
+
+    Returns:
+        All pairs; and the paths, relative to `root`, of the training photos in them.
+    """
+    from visual_search.leaks import find_leaks, leak_table, list_photos
+
+    found = []
+    if tests:
+        train = list_photos(table, root, trains=True)
+        for test in tests:
+            found += find_leaks(train, list_photos(test, None, trains=False), distance)
+    paths = {str(Path(leak.train_photo).relative_to(root)) for leak in found}
+    return leak_table(found), paths
+
+
+def note_checked(tables: Sequence[Path], root: Path, tests: Sequence[Path], distance: int) -> None:
+    """Record beside each training table that it holds no photo of the evaluation tables.
+
+    Args:
+        tables: that were written.
+        root: folder of their photos.
+        tests: that they were compared with.
+        distance: bits; see :func:`leaked_photos`.
+    """
+    from visual_search.leak_record import Side, record
+
+    facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
+    for table in tables:
+        for test in tests:
+            record(Side(table, root), Side(test), facts)
+
 
 DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
@@ -113,7 +174,6 @@ def prepare_training_set(
     """
     import pandas as pd
 
-    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables, note_checked
     from dataset.dataset_creation_steps.snapshots import row_count
 
     row_count(table, ["image_path", "label", "mean_cosine"])
@@ -140,7 +200,6 @@ def _leaked(
     photos: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
 ) -> set[str]:
     """The photos to leave out; the pairs that say why are written beside the tables."""
-    from dataset.dataset_creation_steps.evaluation_leaks import leaked_photos
 
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as folder:

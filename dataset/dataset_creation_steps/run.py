@@ -7,19 +7,14 @@ What is finished is skipped; what was killed goes on.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    from visual_search.downloads import DownloadLimits
+    from dataset.downloads import DownloadLimits
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class DownloadConfig:
 
     def limits(self) -> DownloadLimits:
         """As the downloader takes them."""
-        from visual_search.downloads import DownloadLimits
+        from dataset.downloads import DownloadLimits
 
         return DownloadLimits(
             max_bytes=int(self.max_mb * 1e6),
@@ -106,7 +101,7 @@ def build_pairs(config: PairsConfig) -> None:
         UserError: when a file is missing or a step has nothing left.
     """
     from dataset.dataset_creation_steps.engine import start_engine
-    from dataset.dataset_creation_steps.evaluation_leaks import evaluation_tables
+    from dataset.dataset_creation_steps.prepare_training_set import evaluation_tables
     from visual_search.checkpoint import load_checkpoint
 
     if not config.categories:

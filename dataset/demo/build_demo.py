@@ -14,10 +14,6 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_SOURCE = Path("/usr/share/sweethome3d/furniture")
 BUILT = ("Product10K", "development_test_data", "products.csv", "ATTRIBUTION.md", "SHA256SUMS")
@@ -56,11 +52,11 @@ def build(source: Path, output: Path, count: int | None, workers: int) -> None:
         import vtk  # noqa: F401
         from tqdm import tqdm
 
-        from dataset.demo import photographer
+        from dataset.demo.builder import photographer
     except ImportError as error:
         raise BuildError(f"The builder needs {error.name}: run {EXTRA}.") from error
-    from dataset.demo import plan, tables
-    from dataset.demo.catalogue import CatalogueError, read_catalogue
+    from dataset.demo.builder import plan, tables
+    from dataset.demo.builder.catalogue import CatalogueError, read_catalogue
 
     try:
         everything = plan.assign_splits(read_catalogue(source))
@@ -116,7 +112,7 @@ def differences(built: Path, output: Path, *, whole: bool) -> list[str]:
 
     Without `whole` only the photos that were rebuilt are compared.
     """
-    from dataset.demo import tables
+    from dataset.demo.builder import tables
 
     sums = output / "SHA256SUMS"
     if not sums.is_file():
@@ -136,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     with scratch_beside(options.output) as built:
         build(options.source, built, options.products, options.workers)
         if options.contact_sheet:
-            from dataset.demo.contact_sheet import write_contact_sheet
+            from dataset.demo.builder.contact_sheet import write_contact_sheet
 
             write_contact_sheet(built, options.contact_sheet)
         if not options.check:

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from visual_search.errors import UserError, exit_with_sentence
 
@@ -178,8 +173,8 @@ def _words(name: str) -> str:
 def _pairs(photos: Iterator[NamedPhoto], folder: Path) -> pa.Table:
     import pyarrow as pa
 
+    from dataset.image_text.cleaning import clean
     from visual_search.pair_table import SCHEMA
-    from visual_search.text_cleaning import clean
 
     rows = [
         {

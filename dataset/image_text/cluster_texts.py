@@ -7,15 +7,10 @@ python dataset/image_text/cluster_texts.py predict X.clusters "белый сто
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from visual_search.errors import UserError, exit_with_sentence
 
@@ -76,9 +71,9 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
     Raises:
         UserError: when it is no such table, or too small.
     """
-    from dataset.image_text.cluster_figures import draw_map, write_report
+    from dataset.image_text.clusters import draw_map, write_report
+    from dataset.image_text.text_statistics import TopNgrams
     from visual_search.files import write_json
-    from visual_search.ngrams import TopNgrams
     from visual_search.pair_table import TRAIN, open_pairs
     from visual_search.text_clusters import fit_clusters
 
@@ -97,8 +92,7 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
 
 def predict(clusters: TextClusters, queries: Sequence[str]) -> list[int]:
     """The cluster of queries as typed."""
-    from visual_search.text_cleaning import clean
-    from visual_search.text_languages import language_of
+    from dataset.image_text.cleaning import clean, language_of
 
     return clusters.predict([clean(query, language_of(query)) for query in queries]).tolist()
 
@@ -136,7 +130,7 @@ def _fit(values: dict[str, Any]) -> None:
 
 
 def _assign(values: dict[str, Any]) -> None:
-    from dataset.image_text.cluster_assignment import assign
+    from dataset.image_text.clusters import assign
 
     pairs = values["pairs"]
     output = values["output"] or pairs

@@ -6,32 +6,28 @@ python dataset/image_text/download_images.py images.json metadata.json
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from dataset.dataset_creation_steps.download_options import (
+from dataset.dataset_creation_steps.engine import (
     add_download_options,
     add_piece_options,
+    add_runner_options,
     limits,
+    start_engine,
 )
-from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from dataset.dataset_creation_steps.stored_pieces import StorePlan
-    from dataset.image_text.photo_index import PhotoIndex
-    from visual_search.downloads import DownloadLimits
+    from dataset.dataset_creation_steps.photos import StorePlan
+    from dataset.downloads import DownloadLimits
+    from dataset.image_text.query_lines import PhotoIndex
 
 DEFAULT_OUTPUT = Path("dataset/image_text_photos")
 PIECE_PHOTOS = 1000
@@ -120,10 +116,8 @@ def download_images(
         UserError: when a file is missing or has nothing of its kind, nothing could be had, or no
             photo has a query.
     """
-    from dataset.dataset_creation_steps.image_store import remove_leftovers
-    from dataset.dataset_creation_steps.stored_pieces import StorePlan, download_pieces
-    from dataset.image_text.photo_plan import extend_plan
-    from dataset.image_text.query_lines import read_images
+    from dataset.dataset_creation_steps.photos import StorePlan, download_pieces, remove_leftovers
+    from dataset.image_text.query_lines import extend_plan, read_images
 
     for path in (images, metadata):
         if not path.is_file():
@@ -151,8 +145,7 @@ def download_images(
 
 def _is_whole(store: StorePlan, piece: int) -> bool:
     """Whether a piece is done and all its photos are still there."""
-    from dataset.dataset_creation_steps.image_store import is_stored
-    from dataset.dataset_creation_steps.stored_pieces import progress_file
+    from dataset.dataset_creation_steps.photos import is_stored, progress_file
 
     if not progress_file(store.root, piece).is_file():
         return False
@@ -165,7 +158,7 @@ def _is_whole(store: StorePlan, piece: int) -> bool:
 
 def _index(store: StorePlan, pieces: int, wanted: np.ndarray, kept: Kept) -> PhotoIndex:
     """Look through all pieces: which photos are there; the others are written down."""
-    from dataset.image_text.photo_index import PhotoIndex
+    from dataset.image_text.query_lines import PhotoIndex
     from visual_search.files import written_atomically
 
     index = PhotoIndex()
@@ -192,8 +185,7 @@ def _wanted_rows(store: StorePlan, pieces: int, wanted: np.ndarray) -> Iterator[
     """What came of the photos that are wanted now; the plan may hold more, of earlier calls."""
     import pyarrow as pa
 
-    from dataset.image_text.photo_plan import photo_keys
-    from dataset.image_text.query_lines import places
+    from dataset.image_text.query_lines import photo_keys, places
 
     for piece in range(pieces):
         table = store.read_piece(piece)

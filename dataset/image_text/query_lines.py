@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.json_lines import LINES, read_objects
+from dataset.dataset_creation_steps.photos import CONTENT_DIGITS, EXTENSIONS, NAME_DIGITS, plan_file
+from dataset.dataset_creation_steps.reviews import LINES, read_objects
 from visual_search.errors import UserError
+from visual_search.files import written_atomically
 
 NO_IMAGE = "lines without an image"
 NO_URL = "lines without an address"
@@ -148,3 +153,156 @@ class KeySet:
         self._sorted = np.sort(np.concatenate([self._sorted, recent]))
         self._recent.clear()
         return self._sorted
+
+
+# Odd constants for multiplicative hashing (Knuth 1998, section 6.4): the golden ratio and
+# the square root of two, as 64-bit fractions.
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0x6A09E667F3BCC909], dtype=np.uint64)
+
+
+class TextCounts:
+    """A count-min sketch (Cormode and Muthukrishnan 2005) of two rows.
+
+    A count is never too small, and too large only where the text shares its cells with others: with
+    N texts seen, by more than 2·e·N / 2**bits for less than one text in seven.
+    """
+
+    def __init__(self, bits: int = 22) -> None:
+        """
+        Args:
+            bits: 2 to this power cells a row, of 4 bytes: 32 MB in all by default.
+        """
+        self._shift = np.uint64(64 - bits)
+        self._cells = np.zeros((len(_FACTORS), 1 << bits), dtype=np.uint32)
+
+    def add(self, keys: np.ndarray) -> None:
+        """Count texts, by their keys, uint64; one that comes twice counts twice."""
+        for row, places in zip(self._cells, self._places(keys), strict=True):
+            np.add.at(row, places, 1)
+
+    def of(self, keys: np.ndarray) -> np.ndarray:
+        """How often each text was seen, or a little more, `(n,)`, uint32."""
+        places = self._places(keys)
+        return np.minimum(self._cells[0, places[0]], self._cells[1, places[1]])
+
+    def _places(self, keys: np.ndarray) -> list[np.ndarray]:
+        return [(keys * factor >> self._shift).astype(np.int64) for factor in _FACTORS]
+
+
+_EXTENSIONS = sorted(set(EXTENSIONS.values()))
+_NAME_BYTES = NAME_DIGITS // 2
+
+
+class PhotoIndex:
+    """Image ids to files of a store by content (`ab/ab12….jpg`)."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._keys = np.zeros(0, dtype=np.uint64)
+        self._names = np.zeros((0, _NAME_BYTES), dtype=np.uint8)
+        self._kinds = np.zeros(0, dtype=np.uint8)
+
+    def add(self, images: Sequence[str], files: Sequence[str]) -> None:
+        """Put some behind the others; :meth:`finish` comes after the last."""
+        stems, extensions = zip(
+            *(file[CONTENT_DIGITS + 1 :].split(".") for file in files), strict=True
+        )
+        names = np.frombuffer(bytes.fromhex("".join(stems)), dtype=np.uint8)
+        kinds = np.array([_EXTENSIONS.index(extension) for extension in extensions], np.uint8)
+        self._blocks.append((keys(images), names.reshape(-1, _NAME_BYTES), kinds))
+
+    def finish(self) -> int:
+        """Get ready to be asked; of several photos of an image the first counts.
+
+        Returns:
+            How many photos are left out for that.
+        """
+        if not self._blocks:
+            return 0
+        found, names, kinds = (np.concatenate(part) for part in zip(*self._blocks, strict=True))
+        self._blocks.clear()
+        self._keys, first = np.unique(found, return_index=True)
+        self._names, self._kinds = names[first], kinds[first]
+        return len(found) - len(first)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def contents(self) -> int:
+        """Different contents among the photos."""
+        return len(np.unique(self._names.view(f"V{_NAME_BYTES}")))
+
+    def files(self, images: Sequence[str]) -> list[str | None]:
+        """Of each image its file, None where there is none."""
+        return [
+            None if place < 0 else self._file(place)
+            for place in places(keys(images), self._keys).tolist()
+        ]
+
+    def _file(self, place: int) -> str:
+        stem = self._names[place].tobytes().hex()
+        return f"{stem[:CONTENT_DIGITS]}/{stem}.{_EXTENSIONS[self._kinds[place]]}"
+
+
+PLAN = pa.schema([("image", pa.string()), ("url", pa.string())])
+
+
+def photo_keys(images: list[str], urls: list[str]) -> np.ndarray:
+    """A number for each photo: of its id and its address together."""
+    return keys([f"{image}\t{url}" for image, url in zip(images, urls, strict=True)])
+
+
+def extend_plan(
+    root: Path, blocks: Iterator[list[tuple[str, str]]], piece_photos: int
+) -> tuple[int, np.ndarray]:
+    """Put what is not planned yet behind what is, in pieces of so many photos.
+
+    Args:
+        root: of the store; its plan has a row group for each piece.
+        blocks: ids and addresses that are wanted.
+        piece_photos: of a new piece.
+
+    Returns:
+        Pieces of the plan; the keys of all that is wanted, sorted.
+    """
+    path = plan_file(root)
+    old = pq.ParquetFile(path) if path.is_file() else None
+    planned, wanted = KeySet(), KeySet()
+    for batch in old.iter_batches() if old else ():
+        planned.add(photo_keys(batch["image"].to_pylist(), batch["url"].to_pylist()))
+    pieces = old.num_row_groups if old else 0
+    new = _new_pieces(blocks, planned, wanted, piece_photos)
+    first = next(new, None)
+    if first is not None:
+        with written_atomically(path) as temporary, pq.ParquetWriter(temporary, PLAN) as writer:
+            for number in range(pieces):
+                assert old is not None
+                writer.write_table(old.read_row_group(number))
+            for piece in itertools.chain([first], new):
+                writer.write_table(piece)
+                pieces += 1
+    return pieces, wanted.sorted()
+
+
+def _new_pieces(
+    blocks: Iterator[list[tuple[str, str]]], planned: KeySet, wanted: KeySet, piece_photos: int
+) -> Iterator[pa.Table]:
+    """Pieces of what is not planned yet; the keys of all there is are put into `wanted`."""
+    waiting: list[tuple[str, str]] = []
+    for rows in blocks:
+        if not rows:
+            continue
+        images, urls = (list(column) for column in zip(*rows, strict=True))
+        found = photo_keys(images, urls)
+        wanted.add(found)
+        waiting += [rows[row] for row in np.flatnonzero(planned.add(found)).tolist()]
+        while len(waiting) >= piece_photos:
+            yield _table(waiting[:piece_photos])
+            del waiting[:piece_photos]
+    if waiting:
+        yield _table(waiting)
+
+
+def _table(rows: list[tuple[str, str]]) -> pa.Table:
+    columns = [pa.array(column) for column in zip(*rows, strict=True)]
+    return pa.Table.from_arrays(columns, schema=PLAN)

@@ -8,27 +8,109 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):
-    # Run as a file: make the package importable from the repository root.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from dataset.image_text.cleaning_config import CleaningConfig
+from dataset.image_text.cleaning import (
+    CleaningConfig,
+    CleaningRules,
+    QueryRules,
+    clean_words,
+    informative,
+    language_of,
+    words_of,
+)
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from dataset.image_text.cleaned_rows import Cleaned, Photo
-    from dataset.image_text.text_counts import TextCounts
+    from dataset.image_text.query_lines import TextCounts
+
+EXAMPLES = 5
+"""Dropped queries that are shown for each reason."""
+
+Photo = tuple[str, str, list[str]]
+"""Image id, file, queries as typed."""
+
+
+@dataclass
+class Cleaned:
+    """Photos with the queries that are left, and what became of the others.
+
+    Attributes:
+        images: ids.
+        files: of the photos.
+        queries: as typed.
+        texts: cleaned, one for each query.
+        languages: of each query.
+        dropped: queries by the reason why they were dropped.
+        examples: some of them.
+        read: queries in all.
+    """
+
+    images: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    queries: list[list[str]] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
+    languages: list[list[str]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    read: int = 0
+
+    def drop(self, reason: str, query: str) -> None:
+        """Count a query that is dropped."""
+        self.dropped[reason] += 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < EXAMPLES and query not in shown:
+            shown.append(query)
+
+    def add_counts(self, other: Cleaned) -> None:
+        """Count what another one dropped, too."""
+        self.read += other.read
+        self.dropped.update(other.dropped)
+        for reason, queries in other.examples.items():
+            shown = self.examples.setdefault(reason, [])
+            shown += [query for query in queries if query not in shown][: EXAMPLES - len(shown)]
+
+
+def clean_photos(
+    photos: Sequence[Photo], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
+) -> Cleaned:
+    """Clean all queries of some photos; a photo without a query that says something is left out."""
+    found = Cleaned()
+    for image, file, queries in photos:
+        found.read += len(queries)
+        said = [words_of(query) for query in queries]
+        spoken = [language_of(" ".join(words), languages) for words in said]
+        texts = [
+            clean_words(words, language, rules)
+            for words, language in zip(said, spoken, strict=True)
+        ]
+        kept = []
+        for number, reason in informative(texts, drop):
+            if reason is None:
+                kept.append(number)
+            else:
+                found.drop(reason, queries[number])
+        if kept:
+            found.images.append(image)
+            found.files.append(file)
+            found.queries.append([queries[number] for number in kept])
+            found.texts.append([texts[number] for number in kept])
+            found.languages.append([spoken[number] for number in kept])
+    return found
+
+
+def single_thread() -> None:
+    """For a worker beside others: linear algebra on one core."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 
 ENDING = ".metadata.json"
 BLOCK_PHOTOS = 2000
@@ -116,9 +198,7 @@ def _first_pass(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dataset.image_text.cleaned_rows import Cleaned
-    from dataset.image_text.query_lines import keys
-    from dataset.image_text.text_counts import TextCounts
+    from dataset.image_text.query_lines import TextCounts, keys
     from visual_search.pair_table import TEXTS
 
     names = {"image": pa.string(), "file": pa.string()}
@@ -160,7 +240,6 @@ def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[
     """The blocks, cleaned by several processes, in their order."""
     import multiprocessing
 
-    from dataset.image_text.cleaned_rows import clean_photos, single_thread
     from visual_search.cores import available_cores
 
     workers = config.workers or available_cores()
@@ -225,8 +304,8 @@ def _informative_rows(
     """The rows of a batch with those queries that stand at no more than `limit` photos."""
     import numpy as np
 
+    from dataset.image_text.cleaning import COMMON
     from dataset.image_text.query_lines import keys
-    from visual_search.query_rules import COMMON
 
     rows = batch.to_pylist()
     common = first.texts.of(keys([text for row in rows for text in row["texts"]])) > limit

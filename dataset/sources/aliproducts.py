@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataset.json_arrays import array_items
-from dataset.sources.layout import DataSet, Files
+from dataset.sources.base import DataSet, Files
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 

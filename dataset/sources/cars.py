@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.sources.layout import DataSet, Files
-from dataset.sources.lists import box_of_corners, split_lines, whole_number
+from dataset.sources.base import DataSet, Files, box_of_corners, split_lines, whole_number
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.sources.layout import DataSet, Download, Files
-from dataset.sources.lists import pixels, split_lines, whole_number
+from dataset.sources.base import DataSet, Download, Files, pixels, split_lines, whole_number
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 from visual_search.images import Box

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dataset.sources.layout import DataSet, Files
-from dataset.sources.lists import csv_records
+from dataset.sources.base import DataSet, Files, csv_records
 from visual_search.dataset_info import InfoRow
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.json_arrays import array_items
-from dataset.sources.layout import DataSet, Download, Files
+from dataset.sources.base import DataSet, Download, Files
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 

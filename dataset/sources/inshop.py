@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.sources.layout import DataSet, Files
-from dataset.sources.lists import box_of_corners, counted_lines
+from dataset.sources.base import DataSet, Files, box_of_corners, counted_lines
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 from visual_search.images import Box

@@ -18,7 +18,7 @@ from dataset.sources import (
     shopee,
     sop,
 )
-from dataset.sources.layout import DataSet
+from dataset.sources.base import DataSet
 
 DATA_SETS: dict[str, DataSet] = {
     module.DATA_SET.name: module.DATA_SET

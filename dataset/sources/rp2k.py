@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dataset.sources.layout import DataSet, Download, Files
+from dataset.sources.base import DataSet, Download, Files
 from visual_search.dataset_info import InfoRow
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.demo import boxes, build_demo, plan, tables
-from dataset.demo.catalogue import (
+from dataset.demo import build_demo
+from dataset.demo.builder import boxes, plan, tables
+from dataset.demo.builder.catalogue import (
     CURATION,
     LICENCES,
     CatalogueError,
@@ -23,8 +24,8 @@ from dataset.demo.catalogue import (
     read_catalogue,
     split_products,
 )
-from dataset.demo.obj import read_model
-from dataset.demo.views import View
+from dataset.demo.builder.obj import read_model
+from dataset.demo.builder.views import View
 from visual_search.leak_record import Side, warning
 
 DEMO = Path(build_demo.__file__).parent

@@ -15,10 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from dataset import downloading
 from dataset.prepare_dataset import main, prepare
-from dataset.sources import NAMES
-from dataset.sources.layout import DataSet, Download
+from dataset.sources import NAMES, download
+from dataset.sources.base import DataSet, Download
 from dataset.sources.registry import DATA_SETS
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
@@ -286,7 +285,7 @@ def test_without_a_source_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.M
         folder.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(tmp_path / wanted.name, folder))
 
-    monkeypatch.setattr(downloading, "download", fetched)
+    monkeypatch.setattr(download, "download", fetched)
     done = prepare("cub", tmp_path / "out")
     assert sum(done.rows.values()) == 8
     assert [wanted.url for wanted in asked] == [

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.joined_parts import JoinedParts, find_parts
+from dataset.archives import JoinedParts, find_parts
 from dataset.unpack import unpack_parts
 from tests.conftest import PROJECT
 from visual_search.errors import UserError
@@ -294,7 +294,7 @@ def test_only_what_the_archive_has_written_counts_as_room(
     (tmp_path / "another_data_set.bin").write_bytes(b"x" * 500_000)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     room = SimpleNamespace(free=len(next(iter(files.values()))) + 10)
-    monkeypatch.setattr("dataset.unpacking.shutil.disk_usage", lambda _: room)
+    monkeypatch.setattr("dataset.archives.shutil.disk_usage", lambda _: room)
     with pytest.raises(UserError, match="the disk has room for"):
         unpack_parts(tmp_path / NAME, tmp_path)
     assert not (tmp_path / "images_mean_50k").exists()

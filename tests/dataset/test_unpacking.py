@@ -11,8 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataset.unpacked_archives import UnpackedArchives
-from dataset.unpacking import unpack
+from dataset.archives import UnpackedArchives, unpack
 from visual_search.errors import UserError
 
 
@@ -128,7 +127,7 @@ def test_a_zip_counts_only_its_own_files_as_room(
     (tmp_path / "other.bin").write_bytes(b"x" * 50_000)
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     room = SimpleNamespace(free=1500)
-    monkeypatch.setattr("dataset.unpacking.shutil.disk_usage", lambda _: room)
+    monkeypatch.setattr("dataset.archives.shutil.disk_usage", lambda _: room)
     with pytest.raises(UserError, match=r"what is missing of a\.zip .* make room"):
         unpack(archive, tmp_path)
     for name, data in list(files.items())[:8]:

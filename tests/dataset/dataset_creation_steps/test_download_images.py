@@ -17,10 +17,10 @@ from dataset.dataset_creation_steps.download_images import (
     table_file,
 )
 from dataset.dataset_creation_steps.engine import start_engine
-from dataset.dataset_creation_steps.image_store import FOLDER_IMAGES, folder_of, keep_one_copy
+from dataset.dataset_creation_steps.photos import FOLDER_IMAGES, folder_of, keep_one_copy
+from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
-from visual_search.downloads import DownloadLimits
 from visual_search.errors import UserError
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)

@@ -17,10 +17,10 @@ from dataset.dataset_creation_steps.snapshots import (
     snapshot_files,
     source_of,
 )
+from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.checkpoint import load_checkpoint, save_checkpoint
-from visual_search.downloads import DownloadLimits
 from visual_search.errors import UserError
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dataset.dataset_creation_steps.amazon_records import unique_photos
-from dataset.dataset_creation_steps.image_urls import sized_image, stored_image
+from dataset.dataset_creation_steps.reviews import sized_image, stored_image, unique_photos
 
 HOST = "https://images-na.ssl-images-amazon.com/images/I/"
 

@@ -6,13 +6,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dataset.dataset_creation_steps.image_stages import stoppable
-from dataset.dataset_creation_steps.mean_cosines import MEANS
-from dataset.dataset_creation_steps.pair_pictures import draw_around, typical_partners
+from dataset.dataset_creation_steps.mean_cosines import MEANS, draw_around, typical_partners
+from dataset.dataset_creation_steps.photos import stoppable
+from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.contact_sheet import CAPTION, CELL, GAP
-from visual_search.downloads import DownloadLimits
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=1, timeout=5)
 

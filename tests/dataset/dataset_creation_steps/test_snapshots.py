@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.dataset_creation_steps.piece_source import PIECE_COLUMNS, whole_pieces
 from dataset.dataset_creation_steps.snapshots import (
     FAILED_IN_A_ROW,
+    PIECE_COLUMNS,
     check_source,
     fingerprint,
     keep_of_source,
@@ -24,6 +24,7 @@ from dataset.dataset_creation_steps.snapshots import (
     snapshot_files,
     value_count,
     while_the_network_works,
+    whole_pieces,
     with_rows,
     write_snapshot,
 )

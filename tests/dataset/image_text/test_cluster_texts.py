@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset.image_text import cluster_assignment
+from dataset.image_text import clusters as clusters_module
 from dataset.image_text.catalogue_pairs import catalogue_pairs
-from dataset.image_text.cluster_assignment import assign
 from dataset.image_text.cluster_texts import fit, predict
+from dataset.image_text.clusters import assign
 from visual_search.cluster_config import ClusterConfig
 from visual_search.errors import UserError
 from visual_search.pair_table import SCHEMA, read_pairs, write_pairs
@@ -94,7 +94,7 @@ def test_a_stopped_assignment_goes_on(
 ) -> None:
     folder, output = demo.with_name("demo.clusters"), tmp_path / "out.parquet"
     done: list[int] = []
-    whole = cluster_assignment._piece
+    whole = clusters_module._piece
 
     def piece(pairs: Path, start: int, photos: int, clusters: TextClusters) -> object:
         if len(done) == 2:
@@ -102,7 +102,7 @@ def test_a_stopped_assignment_goes_on(
         done.append(start)
         return whole(pairs, start, photos, clusters)
 
-    monkeypatch.setattr(cluster_assignment, "_piece", piece)
+    monkeypatch.setattr(clusters_module, "_piece", piece)
     with pytest.raises(KeyboardInterrupt):
         assign(demo, folder, output, piece_photos=1000)
     assert not output.exists()

@@ -18,19 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.dataset_creation_steps.engine import start_engine
+from dataset.downloads import DownloadLimits
 from dataset.image_text.download_images import (
     Kept,
     download_images,
     failures_file,
     metadata_file,
 )
-from dataset.image_text.photo_index import PhotoIndex
-from dataset.image_text.query_lines import KeySet, image_id, keys, places
+from dataset.image_text.query_lines import KeySet, PhotoIndex, image_id, keys, places
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
 from tests.dataset.dataset_creation_steps.test_five_commands import kill_at_random
-from visual_search.downloads import DownloadLimits
 from visual_search.errors import UserError
 
 PHOTOS = 30

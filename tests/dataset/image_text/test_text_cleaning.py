@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.image_text import text_cleaning
-from dataset.image_text.cleaning_config import CleaningConfig
+from dataset.image_text.cleaning import CleaningConfig, QueryRules
 from dataset.image_text.text_cleaning import clean_queries, pairs_file
 from visual_search.errors import UserError
 from visual_search.pair_table import read_pairs
-from visual_search.query_rules import QueryRules
 
 FILES = [f"ab/{n:032x}.jpg" for n in range(10)]
 

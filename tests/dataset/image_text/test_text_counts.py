@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.image_text.query_lines import keys
-from dataset.image_text.text_counts import TextCounts
+from dataset.image_text.query_lines import TextCounts, keys
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=300), st.integers(2, 8))

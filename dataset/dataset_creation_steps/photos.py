@@ -1,0 +1,533 @@
+"""The two stages that the engine runs for every photo: fetch it, embed it.
+
+Both take and give whole batches, so that the engine holds only a few batches of photos between
+them, and the network and the model work at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import io
+import tempfile
+import threading
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import daft
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from daft import DataType, Series
+from PIL import Image
+
+from dataset.dataset_creation_steps.reviews import sized_image
+from dataset.dataset_creation_steps.snapshots import (
+    PieceReader,
+    Pieces,
+    may_pass_rows,
+    read_snapshot,
+    row_count,
+    waves,
+    while_the_network_works,
+    whole_pieces,
+    with_rows,
+    write_snapshot,
+)
+from dataset.downloads import Download, Downloader, DownloadLimits
+from visual_search.files import written_atomically
+from visual_search.images import MAX_DECODED_PIXELS, UnreadableImage, decode_image
+from visual_search.progress import progress_bar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from visual_search.model import Embedder
+    from visual_search.probing import Prepared
+
+FETCH_BATCH = 64
+FETCH_BATCHES = 4
+"""Fetched at a time, so that one slow photo does not hold up all others."""
+
+EMBED_BATCH = 64
+
+NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
+
+
+_stopped = threading.Event()
+"""Set where nobody waits for the rest of a query; see :func:`stoppable`."""
+
+
+def stoppable(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, None]:
+    """The results of a query, whose stages stop working as soon as nobody takes them any more.
+
+    The engine lets a query run to its end before it lets go of it, be it hours.
+    """
+    _stopped.clear()
+    finished = False
+    try:
+        # Not `yield from`: that would close the query before its stages are told.
+        for batch in batches:  # noqa: UP028
+            yield batch
+        finished = True
+    finally:
+        if not finished:
+            _stopped.set()
+
+
+async def fetch_in_stage(downloader: Downloader, url: str, size_hint: int | None) -> Download:
+    """As :func:`fetch_photo`, for a stage of a :func:`stoppable` query."""
+    if _stopped.is_set():
+        return Download(url, None, "stopped")
+    return await fetch_photo(downloader, url, size_hint)
+
+
+async def fetch_photo(downloader: Downloader, url: str, size_hint: int | None) -> Download:
+    """Download a photo in the wanted size; where the server has no such size, as it is.
+
+    Without a hint the address is taken as it stands.
+    The bytes are looked at: what does not begin as an image of at least some pixels is refused.
+    """
+    sized = url if size_hint is None else sized_image(url, size_hint)
+    found = await downloader.fetch(sized)
+    if sized != url and found.reason in NOT_THERE:
+        found = await downloader.fetch(url)
+    if found.data is None:
+        return Download(url, None, found.reason)
+    problem = photo_problem(found.data)
+    return Download(url, None if problem else found.data, problem)
+
+
+@daft.cls(max_concurrency=FETCH_BATCHES, use_process=False)
+class FetchStage:
+    """Addresses to the bytes of photos."""
+
+    def __init__(self, limits: DownloadLimits, size_hint: int) -> None:
+        self.size_hint = size_hint
+        self.downloader = Downloader(limits)
+
+    @daft.method.batch(
+        return_dtype=DataType.struct({"data": DataType.binary(), "reason": DataType.string()}),
+        batch_size=FETCH_BATCH,
+    )
+    async def fetch(self, urls: Series) -> list[dict[str, Any]]:
+        """Of each address the bytes, or the reason why there are none."""
+        got = await asyncio.gather(
+            *(fetch_in_stage(self.downloader, url, self.size_hint) for url in urls.to_pylist())
+        )
+        return [{"data": download.data, "reason": download.reason} for download in got]
+
+
+class EmbedStage:
+    """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
+
+    def __init__(self, run: str, photos: int) -> None:
+        """
+        Args:
+            run: of the model; see :func:`load_embedder`.
+            photos: about how many are to be embedded: how long it pays to look for the fastest way.
+        """
+        from visual_search.embed import default_device
+
+        # The engine calls from several threads; the model has all cores for one batch at a time.
+        self.lock = threading.Lock()
+        self.photos = photos
+        self.device = default_device()
+        self.model, self.input_size = load_embedder(Path(run))
+        self.model.to(self.device)
+        self.prepared: Prepared | None = None
+
+    @daft.method.batch(
+        return_dtype=DataType.struct(
+            {"vector": DataType.list(DataType.float32()), "reason": DataType.string()}
+        ),
+        batch_size=EMBED_BATCH,
+    )
+    def embed(self, data: Series) -> list[dict[str, Any]]:
+        """Of each photo a unit vector, or what is wrong with the photo; nulls stay nulls."""
+        photos = data.to_pylist()
+        there = [number for number, photo in enumerate(photos) if photo is not None]
+        answers: list[dict[str, Any]] = [{"vector": None, "reason": None} for _ in photos]
+        if not there or _stopped.is_set():
+            return answers
+        vectors, reasons = self._embedded([photos[number] for number in there])
+        for number, vector, reason in zip(there, vectors, reasons, strict=True):
+            answers[number] = {"vector": None if reason else vector, "reason": reason}
+        return answers
+
+    def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
+        from visual_search.embed import embed_images, prepare_for
+        from visual_search.embed_settings import EmbedSettings
+        from visual_search.images import ImageItem
+
+        # Not "auto": a run that goes on after a kill has to embed as it did before.
+        settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
+
+        # The ranker's function reads files; these live for as long as one batch.
+        with tempfile.TemporaryDirectory() as folder:
+            items = [ImageItem(Path(folder) / str(number)) for number in range(len(photos))]
+            for item, photo in zip(items, photos, strict=True):
+                item.path.write_bytes(photo)
+            with self.lock:
+                self.prepared = self.prepared or prepare_for(
+                    self.model,
+                    items,
+                    self.input_size,
+                    self.photos,
+                    device=self.device,
+                    settings=settings,
+                )
+                found = embed_images(
+                    self.prepared,
+                    items,
+                    self.input_size,
+                    device=self.device,
+                    settings=settings,
+                    progress=False,
+                )
+        problems = {problem.path: problem.reason for problem in found.problems}
+        return found.matrix.numpy(), [problems.get(str(item.path)) for item in items]
+
+
+def embed_stage(gpus: float = 0.0) -> Any:
+    """The class for the engine: a model in each worker process, with its share of GPUs."""
+    return daft.cls(EmbedStage, gpus=gpus, use_process=False)
+
+
+def load_embedder(source: Path) -> tuple[Embedder, int]:
+    """The model of a run, a checkpoint or an export, and its input side in pixels.
+
+    Raises:
+        UserError: when there is no such model.
+    """
+    import torch
+
+    from visual_search.checkpoint import load_checkpoint
+    from visual_search.model import rebuild_embedder
+
+    checkpoint = load_checkpoint(source)
+    embedder = rebuild_embedder(checkpoint.architecture)
+    embedder.load_state_dict(dict(checkpoint.state))
+    embedder = embedder.eval().to(memory_format=torch.channels_last)
+    return embedder, checkpoint.architecture.input_size
+
+
+FOLDER_IMAGES = 50_000
+
+NAME_DIGITS = 32
+"""Of the SHA-256: enough that no two photos meet."""
+
+CONTENT_DIGITS = 2
+"""Of the SHA-256, for folders by content: 20,000 photos each of five million."""
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A photo on disk, or why there is none."""
+
+    file: str | None
+    """Relative to the store, `<folder>/<name>`."""
+    sha256: str | None
+    bytes: int
+    reason: str | None
+
+
+def folder_of(row: int) -> str:
+    """The folder of the photo of row so-and-so: `000` for the first 50,000."""
+    return f"{row // FOLDER_IMAGES:03d}"
+
+
+def store_photo(root: Path, row: int | None, data: bytes) -> Stored:
+    """Write a photo that decodes, unless it is there.
+
+    Args:
+        root: folder of the folders.
+        row: its place in the plan, which decides the folder; None: the content decides, one of
+            256 folders, so that a content has one file wherever it comes from.
+        data: the whole file.
+    """
+    problem = photo_problem(data, whole=True)
+    if problem:
+        return Stored(None, None, 0, problem)
+    with Image.open(io.BytesIO(data)) as image:
+        extension = EXTENSIONS.get(image.format or "")
+    if extension is None:
+        return Stored(None, None, 0, f"a format that is not kept ({image.format})")
+    digest = hashlib.sha256(data).hexdigest()
+    folder = digest[:CONTENT_DIGITS] if row is None else folder_of(row)
+    file = f"{folder}/{digest[:NAME_DIGITS]}.{extension}"
+    if not is_stored(root, file, len(data)):
+        with written_atomically(root / file) as temporary:
+            temporary.write_bytes(data)
+    return Stored(file, digest, len(data), None)
+
+
+def is_stored(root: Path, file: str, size: int) -> bool:
+    """Whether a photo of that size is there."""
+    try:
+        return (root / file).stat().st_size == size
+    except OSError:
+        return False
+
+
+@daft.cls(max_concurrency=FETCH_BATCHES, use_process=False)
+class StoreStage:
+    """Addresses to files on disk."""
+
+    def __init__(
+        self, root: str, limits: DownloadLimits, size_hint: int | None, by_content: bool = False
+    ) -> None:
+        self.root, self.size_hint, self.by_content = Path(root), size_hint, by_content
+        self.downloader = Downloader(limits)
+        # One writer: two equal photos never write the same file at once.
+        self.writer = ThreadPoolExecutor(1)
+
+    @daft.method.batch(
+        return_dtype=DataType.struct(
+            {
+                "file": DataType.string(),
+                "sha256": DataType.string(),
+                "bytes": DataType.int64(),
+                "reason": DataType.string(),
+            }
+        ),
+        batch_size=FETCH_BATCH,
+    )
+    async def store(self, urls: Series, rows: Series) -> list[dict[str, Any]]:
+        """Of each address the file that has its photo now, or the reason why there is none."""
+        pairs = zip(urls.to_pylist(), rows.to_pylist(), strict=True)
+        return [
+            vars(found) for found in await asyncio.gather(*(self._one(*pair) for pair in pairs))
+        ]
+
+    async def _one(self, url: str, row: int) -> Stored:
+        download = await fetch_in_stage(self.downloader, url, self.size_hint)
+        if download.data is None:
+            return Stored(None, None, 0, download.reason)
+        place = None if self.by_content else row
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.writer, store_photo, self.root, place, download.data)
+
+
+def keep_one_copy(root: Path, photos: Iterable[tuple[str, str, int]]) -> dict[str, str]:
+    """Of each content the file that its first row has; later copies are deleted.
+
+    Args:
+        root: of the store.
+        photos: file, SHA-256 and size, in the order of the rows.
+
+    Returns:
+        File by SHA-256, of the contents that are there.
+    """
+    first: dict[str, str] = {}
+    there: dict[str, str] = {}
+    for file, digest, size in photos:
+        canonical = first.setdefault(digest, file)
+        if is_stored(root, canonical, size):
+            there[digest] = canonical
+            if file != canonical:
+                (root / file).unlink(missing_ok=True)
+        elif is_stored(root, file, size):
+            (root / canonical).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).replace(root / canonical)
+            there[digest] = canonical
+    return there
+
+
+def remove_leftovers(root: Path) -> None:
+    """Half-written files of a process that was killed."""
+    for path in [*root.glob("*/.*.tmp"), *root.parent.glob(f".{root.name}*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+COLUMNS = ["asin", "role", "url", "mean_cosine"]
+
+
+def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
+    """The photos of one or several tables of step 3, each photo of a product once.
+
+    Raises:
+        UserError: for a missing file or column.
+    """
+    for path in paths:
+        row_count(path, COLUMNS)
+    table = pd.concat([pq.read_table(path, columns=COLUMNS).to_pandas() for path in paths])
+    table = table.sort_values(["asin", "role", "url"], kind="stable")
+    return table.drop_duplicates(["asin", "url"]).reset_index(drop=True)
+
+
+def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataFrame:
+    """Put what is not planned yet behind what is, in pieces of so many photos.
+
+    Returns:
+        The whole plan: asin, role, url, piece (number); its index is the photo's number.
+    """
+    path = plan_file(root)
+    columns = ["asin", "role", "url", "piece"]
+    old = pq.read_table(path).to_pandas() if path.is_file() else pd.DataFrame(columns=columns)
+    known = pd.MultiIndex.from_frame(old[["asin", "url"]])
+    new = wanted[~pd.MultiIndex.from_frame(wanted[["asin", "url"]]).isin(known)]
+    if new.empty and path.is_file():
+        return old
+    first = int(old["piece"].max()) + 1 if len(old) else 0
+    numbers = first + pd.RangeIndex(len(new)) // piece_photos
+    new = new[["asin", "role", "url"]].assign(piece=numbers.to_numpy())
+    plan = pd.concat([old.astype({"piece": "int64"}), new], ignore_index=True)[columns]
+    with written_atomically(path) as temporary:
+        table = pa.Table.from_pandas(plan, preserve_index=False)
+        with pq.ParquetWriter(temporary, table.schema) as writer:
+            for _, rows in plan.groupby("piece"):
+                writer.write_table(table.slice(int(rows.index[0]), len(rows)))
+    return plan
+
+
+RESULTS = ("file", "sha256", "bytes", "reason")
+"""What is known of a photo once it was tried."""
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """A store of photos and the plan in it.
+
+    Attributes:
+        root: folder of the photos; on a cluster all machines see it.
+        keys: text columns of the plan beside `url`.
+        by_content: whether a photo's folder is that of its content, not that of its row.
+    """
+
+    root: Path
+    keys: tuple[str, ...]
+    by_content: bool = False
+
+    def read_piece(self, piece: int) -> pa.Table:
+        """What came of a piece: the keys, url and :data:`RESULTS`."""
+        return read_snapshot(progress_file(self.root, piece))
+
+
+def plan_file(root: Path) -> Path:
+    """Of a store."""
+    return root / ".progress" / "plan.parquet"
+
+
+def progress_file(root: Path, piece: int) -> Path:
+    """What came of a piece of the plan."""
+    return root / ".progress" / f"{piece:05d}.photos"
+
+
+def download_pieces(
+    store: StorePlan,
+    pieces: int,
+    undone: Collection[int],
+    download: DownloadLimits,
+    *,
+    size_hint: int | None,
+    distributed: bool,
+    retry_failed: bool,
+) -> None:
+    """Download the photos of all undone pieces.
+
+    Args:
+        store: where to, and what the plan is like.
+        pieces: of the plan.
+        undone: those to do.
+        download: limits.
+        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded, None takes
+            addresses as they are.
+        distributed: whether each piece may be fetched by another machine.
+        retry_failed: of the pieces that are done, try photos again that failed for a reason that
+            may have passed.
+
+    Raises:
+        UserError: when the network seems to be down; see :func:`while_the_network_works`.
+    """
+    root = store.root
+    retried = frozenset(
+        piece
+        for piece in (set(range(pieces)) - set(undone) if retry_failed else ())
+        if len(may_pass_rows(store.read_piece(piece)))
+    )
+    missing = sorted([*undone, *retried])
+    bar = progress_bar(
+        f"downloading to {root.name}", "piece", total=pieces, initial=pieces - len(missing)
+    )
+    columns = [*store.keys, "url", *RESULTS]
+    worked = len(undone) < pieces
+    with bar:
+        frames = _photos(store, retried, missing, distributed)
+        stored = _stored(frames, store, download, size_hint)
+        for number, rows in while_the_network_works(stored, worked, retried):
+            path = progress_file(root, number)
+            if number in retried:
+                old = read_snapshot(path)
+                rows = with_rows(old, may_pass_rows(old), rows)
+            write_snapshot(path, rows.select(columns), source="plan")
+            bar.update()
+
+
+def _photos(
+    store: StorePlan, retried: frozenset[int], pieces: Sequence[int], distributed: bool
+) -> Iterator[Any]:
+    """The addresses of all photos of some pieces, as frames of the engine's."""
+    names = (*store.keys, "url")
+    columns = (*((name, pa.string()) for name in names), ("number", pa.int64()))
+    read = functools.partial(read_piece, str(store.root.resolve()), names, retried)
+    for some, tasks in waves(pieces, distributed) if pieces else ():
+        yield Pieces(PieceReader(columns, read), some, tasks).read()
+
+
+def read_piece(root: str, names: tuple[str, ...], retried: frozenset[int], piece: int) -> pa.Table:
+    """The rows of a piece, or those to try again: the named columns and the photo's number."""
+    file = pq.ParquetFile(plan_file(Path(root)))
+    start = sum(file.metadata.row_group(number).num_rows for number in range(piece))
+    table = file.read_row_group(piece, columns=list(names))
+    table = table.append_column("number", pa.array(range(start, start + table.num_rows)))
+    if piece not in retried:
+        return table
+    return table.take(pa.array(may_pass_rows(read_snapshot(progress_file(Path(root), piece)))))
+
+
+def _stored(
+    frames: Iterator[Any], store: StorePlan, download: DownloadLimits, size_hint: int | None
+) -> Generator[tuple[int, pa.Table], None, None]:
+    """What came of each photo, a piece at a time."""
+    from daft import col
+
+    stage: Any = StoreStage(str(store.root.resolve()), download, size_hint, store.by_content).store
+    for frame in frames:
+        frame = frame.with_column("got", stage(col("url"), col("number")))
+        frame = frame.with_columns({name: col("got")[name] for name in RESULTS}).exclude("got")
+        yield from whole_pieces(stoppable(frame.to_arrow_iter(results_buffer_size=None)))
+
+
+MIN_SIDE = 16
+"""Pixels; a shop's server sends a single transparent pixel in place of a photo it lost."""
+
+
+def photo_problem(data: bytes, *, whole: bool = False) -> str | None:
+    """What is wrong with the bytes of a photo, None for nothing.
+
+    Args:
+        data: the whole file.
+        whole: decode all of it, which finds a cut file; else only its beginning is read.
+    """
+    try:
+        if whole:
+            width, height = decode_image(data).size
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+    except UnreadableImage as error:
+        return str(error)
+    except Exception:  # decoders raise anything; decode_image has the words for it
+        return photo_problem(data, whole=True) or "not an image of a known format"
+    if min(width, height) < MIN_SIDE:
+        return f"{width} x {height} pixels are too few"
+    if width * height > MAX_DECODED_PIXELS:
+        return f"{width} x {height} pixels are too many to decode"
+    return None

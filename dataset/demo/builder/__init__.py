@@ -1,0 +1,1 @@
+"""The builder of the demo catalogue: renders product models to seller and user images."""

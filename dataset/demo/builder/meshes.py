@@ -1,0 +1,185 @@
+"""Product meshes: load a model into VTK and lay it in a scene in centimetres."""
+
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+
+from dataset.demo.builder.catalogue import CatalogueError, Product
+from dataset.demo.builder.obj import Part, read_model
+
+CACHED_MODELS = 60
+
+
+@dataclass
+class Model:
+    """Actors of one product, its size in cm (x, y, z) and the transform that places it."""
+
+    actors: list[vtk.vtkActor]
+    size: np.ndarray
+    normalise: vtk.vtkMatrix4x4
+
+    def place(self, x: float, y: float, z: float, yaw: float, tilt: float = 0.0) -> None:
+        """Stand the middle of the model's base on (x, y, z) cm, turned by yaw degrees about y.
+
+        tilt (degrees) then leans it backwards about its own x axis: -90 lays it on its back.
+        """
+        transform = vtk.vtkTransform()
+        transform.Translate(x, y, z)
+        transform.RotateY(yaw)
+        if tilt:
+            angle = np.radians(abs(tilt))
+            transform.Translate(0, self.size[2] / 2 * np.sin(angle), 0)
+            transform.RotateX(tilt)
+        transform.Concatenate(self.normalise)
+        for actor in self.actors:
+            actor.SetUserTransform(transform)
+
+    def bounds(self) -> np.ndarray:
+        """Box round the placed model as ((x0, y0, z0), (x1, y1, z1)) in cm."""
+        return _bounds(self.actors)
+
+
+def _bounds(actors: Iterable[vtk.vtkActor]) -> np.ndarray:
+    boxes = np.array([actor.GetBounds() for actor in actors]).reshape(-1, 3, 2)
+    return np.stack([boxes[:, :, 0].min(axis=0), boxes[:, :, 1].max(axis=0)])
+
+
+def image_texture(pixels: np.ndarray, *, repeat: bool = True) -> vtk.vtkTexture:
+    """A VTK texture from (height, width, 3 or 4) uint8 pixels, first row at the top."""
+    height, width, channels = pixels.shape
+    image = vtk.vtkImageData()
+    image.SetDimensions(width, height, 1)
+    flat = np.ascontiguousarray(pixels[::-1]).reshape(-1, channels)
+    image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True))
+    texture = vtk.vtkTexture()
+    texture.SetInputData(image)
+    texture.SetRepeat(repeat)
+    texture.InterpolateOn()
+    texture.MipmapOn()
+    # Anisotropic filtering can hang Mesa's software renderer.
+    texture.SetMaximumAnisotropicFiltering(1)
+    return texture
+
+
+def _actor(part: Part) -> vtk.vtkActor:
+    """One part of a model with one lighting model for all exporters: no ambient term."""
+    mapper = vtk.vtkPolyDataMapper()
+    mapper.SetInputData(_polygons(part))
+    actor = vtk.vtkActor()
+    actor.SetMapper(mapper)
+    material = part.material
+    prop = actor.GetProperty()
+    prop.SetInterpolationToPhong()
+    prop.SetAmbient(0.0)
+    prop.SetDiffuse(1.0)
+    prop.SetColor(*material.colour)
+    prop.SetSpecular(min(0.45, 0.6 * material.specular))
+    prop.SetSpecularColor(1.0, 1.0, 1.0)
+    prop.SetSpecularPower(float(np.clip(material.shininess, 8, 80)))
+    prop.SetOpacity(float(np.clip(material.opacity, 0.15, 1.0)))
+    if material.picture is not None:
+        prop.SetColor(1.0, 1.0, 1.0)
+        pixels = _hard_alpha(material.picture)
+        actor.SetTexture(image_texture(pixels))
+        if pixels is not material.picture:
+            actor.ForceOpaqueOn()
+    return actor
+
+
+def _hard_alpha(pixels: np.ndarray) -> np.ndarray:
+    """Make leaves and lace cut-outs rather than glass, so that they hide what is behind them."""
+    if pixels.shape[2] < 4:
+        return pixels
+    alpha = pixels[..., 3]
+    if np.mean((alpha > 30) & (alpha < 225)) > 0.5:
+        return pixels
+    return np.dstack([pixels[..., :3], np.where(alpha < 128, 0, 255).astype(np.uint8)])
+
+
+def _polygons(part: Part) -> vtk.vtkPolyData:
+    """The part's faces as triangles, with normals computed where the file has none."""
+    data = vtk.vtkPolyData()
+    points = vtk.vtkPoints()
+    points.SetData(numpy_to_vtk(np.ascontiguousarray(part.points), deep=True))
+    data.SetPoints(points)
+    cells = vtk.vtkCellArray()
+    offsets = np.concatenate([[0], np.cumsum(part.sizes)]).astype(np.int64)
+    cells.SetData(
+        numpy_to_vtkIdTypeArray(offsets, deep=True),
+        numpy_to_vtkIdTypeArray(np.ascontiguousarray(part.corners, np.int64), deep=True),
+    )
+    data.SetPolys(cells)
+    if part.coordinates is not None:
+        coordinates = numpy_to_vtk(np.ascontiguousarray(part.coordinates, np.float32), deep=True)
+        data.GetPointData().SetTCoords(coordinates)
+    if part.normals is not None:
+        normals = numpy_to_vtk(np.ascontiguousarray(part.normals, np.float32), deep=True)
+        data.GetPointData().SetNormals(normals)
+    triangles = vtk.vtkTriangleFilter()
+    triangles.SetInputData(data)
+    triangles.Update()
+    if part.normals is not None:
+        return triangles.GetOutput()
+    smooth = vtk.vtkPolyDataNormals()
+    smooth.SetInputConnection(triangles.GetOutputPort())
+    smooth.SetFeatureAngle(40.0)
+    smooth.Update()
+    return smooth.GetOutput()
+
+
+def _normalising_matrix(actors: list[vtk.vtkActor], product: Product) -> vtk.vtkMatrix4x4:
+    """Model units to cm: turn upright, centre the base on the origin, scale to the real size."""
+    turn = vtk.vtkMatrix4x4()
+    for index, value in enumerate(product.rotation):
+        turn.SetElement(index // 3, index % 3, value)
+    rotate = vtk.vtkTransform()
+    rotate.SetMatrix(turn)
+    for actor in actors:
+        actor.SetUserTransform(rotate)
+    low, high = _bounds(actors)
+    middle, extent = (low + high) / 2, np.maximum(high - low, 1e-6)
+    transform = vtk.vtkTransform()
+    scale = np.where(extent > 1e-5, np.array(product.size_cm) / extent, 1.0)
+    transform.Scale(*scale)
+    transform.Translate(-middle[0], -low[1], -middle[2])
+    transform.Concatenate(turn)
+    return transform.GetMatrix()
+
+
+@cache
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    """The archive, opened once a process, as reading its directory takes a while."""
+    return zipfile.ZipFile(path)
+
+
+def load(product: Product) -> Model:
+    """Read the product's mesh and materials; about 0.1 s for most."""
+    parts = read_model(_open_archive(product.archive), product.member)
+    actors = [_actor(part) for part in parts]
+    if not actors:
+        raise CatalogueError(f"{product.key} holds no surface: leave it out in curation.csv.")
+    return Model(actors, np.array(product.size_cm), _normalising_matrix(actors, product))
+
+
+class ModelStore:
+    """Loads models on demand and keeps the last few, as scenes share their clutter."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, Model] = OrderedDict()
+
+    def get(self, product: Product) -> Model:
+        """The product's model, not placed anywhere in particular."""
+        if product.key in self._models:
+            self._models.move_to_end(product.key)
+        else:
+            self._models[product.key] = load(product)
+            if len(self._models) > CACHED_MODELS:
+                self._models.popitem(last=False)
+        return self._models[product.key]

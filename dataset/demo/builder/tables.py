@@ -1,0 +1,167 @@
+"""The data set's tables, its attribution file and its checksums."""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dataset.demo.builder import plan
+from dataset.demo.builder.catalogue import APT_PACKAGE, Product
+from dataset.demo.builder.plan import Photo
+
+Box = tuple[int, int, int, int]
+
+PRODUCT_COLUMNS = [
+    *("product_id", "name_en", "name_ru", "category", "author", "licence", "split", "class"),
+]
+QUERY_COLUMNS = [
+    *("user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"),
+]
+LICENCE_LINKS = {
+    "CC-BY 3.0": "https://creativecommons.org/licenses/by/3.0/",
+    "CC-BY 3.0 US": "https://creativecommons.org/licenses/by/3.0/us/",
+    "CC0 1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
+}
+
+ATTRIBUTION = f"""# Attribution
+
+The photos in this folder are computer renderings of 3D models of real-looking products. The
+models come from the catalogues made for Sweet Home 3D (https://www.sweethome3d.com), as Debian's
+package `{APT_PACKAGE}` ships them; Emmanuel Puybaret (eTeks) collected and converted them.
+Authors credited below without another affiliation published their models on Blend Swap
+(https://www.blendswap.com); the archives hold each model's own licence file.
+
+Changes made: the meshes were scaled to the catalogue's sizes, some materials simplified, and the
+models rendered to photos, alone on white and together with other models in invented rooms, with
+a simulated phone camera. A user photo may show models of several authors. The names of the
+products are the catalogue's; its Russian names were translated by Kazimirov Valentin, Kunakov
+Anton Yurevich, Andrey Surzhikov and Nikolay Lomasov.
+
+The licence of each model holds for its renderings. No author endorses this project.
+
+"""
+
+
+def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write one table with Unix line ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _digest(product: Product) -> str:
+    return hashlib.blake2b(product.key.encode()).hexdigest()
+
+
+def numbered(products: list[Product]) -> dict[str, int]:
+    """Key -> product_id: positions in an order that mixes both splits and all categories."""
+    return {p.key: position for position, p in enumerate(sorted(products, key=_digest))}
+
+
+def classes_of(products: list[Product]) -> dict[str, int]:
+    """Key -> class id 0..C-1 of the training products, in the order of their product ids."""
+    ids = numbered(products)
+    training = sorted((p.key for p in products if p.split == "train"), key=lambda key: ids[key])
+    return {key: position for position, key in enumerate(training)}
+
+
+def write_tables(
+    output: Path, products: list[Product], photos: list[Photo], boxes: Mapping[str, Box]
+) -> None:
+    """Write every csv of the data set; boxes maps the names of query photos to x, y, w, h."""
+    ids, classes = numbered(products), classes_of(products)
+    groups = {name: i for i, name in enumerate(sorted({p.category for p in products}))}
+    _write_product10k(output, photos, classes, groups)
+    _write_development(output, photos, ids, boxes)
+    write_csv(
+        output / "products.csv",
+        PRODUCT_COLUMNS,
+        (
+            [
+                *(ids[p.key], p.name_en, p.name_ru, p.category, p.author, p.licence, p.split),
+                classes.get(p.key, ""),
+            ]
+            for p in sorted(products, key=lambda p: ids[p.key])
+        ),
+    )
+
+
+def _write_product10k(
+    output: Path, photos: list[Photo], classes: dict[str, int], groups: dict[str, int]
+) -> None:
+    train = plan.shuffled(photos, plan.TRAIN)
+    write_csv(
+        output / "Product10K" / "train.csv",
+        ["name", "class", "group"],
+        ((p.name, classes[p.product.key], groups[p.product.category]) for p in train),
+    )
+    test = plan.shuffled(photos, plan.TEST)
+    write_csv(
+        output / "Product10K" / "test_kaggletest.csv",
+        ["name", "class", "Usage"],
+        (
+            (p.name, classes[p.product.key], "Private" if i % 3 else "Public")
+            for i, p in enumerate(test)
+        ),
+    )
+
+
+def _write_development(
+    output: Path, photos: list[Photo], ids: dict[str, int], boxes: Mapping[str, Box]
+) -> None:
+    folder = output / "development_test_data"
+    gallery = plan.shuffled(photos, plan.GALLERY)
+    write_csv(
+        folder / "gallery.csv",
+        ["seller_img_id", "img_path", "product_id"],
+        ((i, f"gallery/{p.name}", ids[p.product.key]) for i, p in enumerate(gallery)),
+    )
+    queries = plan.shuffled(photos, plan.QUERIES)
+    write_csv(
+        folder / "queries.csv",
+        QUERY_COLUMNS,
+        (
+            (i, f"queries/{p.name}", *boxes[p.name], ids[p.product.key])
+            for i, p in enumerate(queries)
+        ),
+    )
+
+
+def write_attribution(output: Path, products: list[Product]) -> None:
+    """Write ATTRIBUTION.md: every author with the licence and the products."""
+    ids = numbered(products)
+    lines = [ATTRIBUTION + "Licences:\n"]
+    lines += [f"- {name}: <{link}>" for name, link in sorted(LICENCE_LINKS.items())]
+    lines += ["", "| Author | Licence | Products (number in products.csv) |", "| --- | --- | --- |"]
+    credited: dict[tuple[str, str], list[Product]] = {}
+    for product in products:
+        credited.setdefault((product.author, product.licence), []).append(product)
+    for (author, licence), made in sorted(credited.items(), key=lambda item: item[0][0].lower()):
+        named = ", ".join(f"{p.name_en} ({ids[p.key]})" for p in sorted(made, key=lambda p: p.key))
+        lines.append(f"| {author} | {licence} | {named} |")
+    (output / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def checksums(output: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every photo and table of the data set."""
+    roots = (output / "Product10K", output / "development_test_data", output / "products.csv")
+    files = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*"))]
+    chosen = sorted(path for path in files if path.suffix in (".jpg", ".csv"))
+    return {
+        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in chosen
+    }
+
+
+def write_checksums(output: Path) -> None:
+    """Write SHA256SUMS in the form that `sha256sum -c` reads."""
+    lines = [f"{digest}  {name}\n" for name, digest in checksums(output).items()]
+    (output / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 from a SHA256SUMS file."""
+    pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {name: digest for digest, name in pairs}

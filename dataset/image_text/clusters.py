@@ -1,0 +1,215 @@
+"""The cluster of each query and of each photo, added to a table of pairs, piece by piece."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from dataset.dataset_creation_steps.snapshots import (
+    check_source,
+    file_fingerprint,
+    fingerprint,
+    read_rows,
+    read_snapshot,
+    write_snapshot,
+)
+from visual_search.errors import UserError
+from visual_search.files import written_atomically
+from visual_search.page import Section, write_page
+from visual_search.pair_table import CLUSTER_FIELDS, SCHEMA, open_pairs
+from visual_search.progress import progress_bar
+from visual_search.text_clusters import FACTS, MODEL, ClusterReport, TextClusters
+
+PIECE_PHOTOS = 10_000
+CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])
+
+
+def assign(
+    pairs: Path, clusters: Path, output: Path, piece_photos: int = PIECE_PHOTOS
+) -> list[int]:
+    """Write the table with the columns `clusters` and `cluster`.
+
+    Pieces that are done lie beside the output until all are.
+
+    Args:
+        pairs: the table, with or without clusters.
+        clusters: folder of the clusters.
+        output: the table to write; it may be the same.
+        piece_photos: photos between two records of what is done.
+
+    Returns:
+        Photos of each cluster.
+
+    Raises:
+        UserError: when one of them is missing or none of the kind.
+    """
+    rows = open_pairs(pairs).metadata.num_rows
+    known = TextClusters.load(clusters)
+    source = fingerprint(
+        file_fingerprint(pairs), *(file_fingerprint(clusters / name) for name in (MODEL, FACTS))
+    )
+    work = output.with_name(f".{output.name}.clusters")
+    work.mkdir(parents=True, exist_ok=True)
+    starts = range(0, rows, piece_photos)
+    sizes = np.zeros(known.count, dtype=np.int64)
+    with progress_bar("clustering", "photo", total=rows) as bar:
+        for start in starts:
+            path = work / f"{start}.piece"
+            if not _is_done(path, source):
+                write_snapshot(path, _piece(pairs, start, piece_photos, known), source)
+            bar.update(min(piece_photos, rows - start))
+    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, CLUSTERED) as writer:
+        for start in starts:
+            table = read_snapshot(work / f"{start}.piece")
+            writer.write_table(table.select(CLUSTERED.names).cast(CLUSTERED))
+            sizes += np.bincount(table["cluster"].to_numpy(), minlength=known.count)
+    shutil.rmtree(work)
+    return sizes.tolist()
+
+
+def _is_done(path: Path, source: str) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        check_source(path, source, "")
+    except UserError:  # of another table or other clusters: done again
+        return False
+    return True
+
+
+def _piece(pairs: Path, start: int, photos: int, clusters: TextClusters) -> pa.Table:
+    batches = read_rows(pairs, start, start + photos, SCHEMA.names)
+    table = pa.Table.from_batches(batches)
+    of_queries: list[list[int]] = []
+    of_photos: list[int] = []
+    for queries, photo in _clusters(table["texts"].to_pylist(), clusters):
+        of_queries.append(queries)
+        of_photos.append(photo)
+    for field, column in zip(CLUSTER_FIELDS, (of_queries, of_photos), strict=True):
+        table = table.append_column(pa.field(*field), pa.array(column, field[1]))
+    return table
+
+
+def _clusters(texts: list[list[str]], clusters: TextClusters) -> Iterator[tuple[list[int], int]]:
+    """For each photo the clusters of its queries, and that of the mean of their embeddings."""
+    ends = np.cumsum([len(row) for row in texts])
+    vectors = clusters.encoder.encode([text for row in texts for text in row])
+    of_queries = clusters.predict_vectors(vectors)
+    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends[:-1])])
+    of_photos = clusters.predict_vectors(means)
+    for queries, photo in zip(np.split(of_queries, ends[:-1]), of_photos.tolist(), strict=True):
+        yield queries.tolist(), photo
+
+
+MAP_POINTS = 3000
+LABELLED = 30
+"""Clusters whose names are written on the map, the largest."""
+
+
+def map_places(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Places in the plane where near vectors stay near, `(n, 2)`: t-SNE (van der Maaten 2008)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    few = min(50, *vectors.shape)
+    reduced = PCA(few, random_state=seed).fit_transform(vectors)
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    # A thousand steps of a millisecond each: threads that wait for one another take far longer
+    # where somebody else has a core.
+    with threadpool_limits(1):
+        found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    return np.asarray(found)
+
+
+def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
+    """A point for each n-gram (of a sample, where there are many), coloured by cluster."""
+    rows = np.random.default_rng(seed).permutation(len(clusters.vectors))[:MAP_POINTS]
+    labels = clusters.labels[rows]
+    places = map_places(clusters.vectors[rows], seed)
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["tab20"].resampled(20)(np.arange(clusters.count) % 20)
+    # Twenty colours, the ten strong ones first.
+    colours = colours[np.argsort(np.arange(clusters.count) % 2, kind="stable")]
+    axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
+    for number in range(min(clusters.count, LABELLED)):
+        inside = places[labels == number]
+        if len(inside):
+            axes.annotate(
+                f"{number}: {clusters.names[number]}",
+                _medoid(inside),
+                fontsize=8,
+                ha="center",
+                va="center",
+                bbox={
+                    "boxstyle": "round,pad=0.2",
+                    "fc": "white",
+                    "ec": colours[number],
+                    "alpha": 0.85,
+                },
+            )
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _medoid(places: np.ndarray) -> tuple[float, float]:
+    """The place nearest to the median: it is one of the cluster's own."""
+    nearest = np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))
+    return float(places[nearest, 0]), float(places[nearest, 1])
+
+
+def write_report(
+    path: Path, name: str, clusters: TextClusters, report: ClusterReport, picture: Path
+) -> None:
+    """The page: sizes and silhouettes, examples, the map, other numbers of clusters."""
+    accuracy = "" if report.accuracy is None else f"{report.accuracy:.3f}"
+    facts = {
+        "n-grams": f"{report.ngrams:,}",
+        "encoder": clusters.encoder.name,
+        "silhouette": f"{report.silhouette:.3f}",
+        "accuracy of the vote on held-out n-grams": accuracy,
+    }
+    rows: list[tuple[object, ...]] = [
+        ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
+        *(
+            (number, clusters.names[number], *row)
+            for number, row in enumerate(
+                zip(
+                    report.sizes,
+                    report.weights,
+                    [f"{silhouette:+.3f}" for silhouette in report.silhouettes],
+                    [" · ".join(examples) for examples in report.examples],
+                    strict=True,
+                )
+            )
+        ),
+    ]
+    sections = [
+        Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
+        Section("Clusters", ["Named by the words that set them apart."], tables={"": rows}),
+        Section("Map", ["Near points mean alike."], pictures={"": picture}),
+        Section(
+            "Other numbers of clusters", pictures={"": _scan_figure(report.scan, clusters.count)}
+        ),
+    ]
+    write_page(path, f"Clusters of the queries of {name}", sections)
+
+
+def _scan_figure(scan: dict[int, float], chosen: int) -> Figure:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(scan), list(scan.values()), "o-")
+    axes.axvline(chosen, color="crimson", linestyle="--", linewidth=1)
+    axes.set(xlabel="clusters", ylabel="silhouette")
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,376 @@
+"""What a public data set is made of, and finding its files in what the user downloaded."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from visual_search.dataset_info import InfoRow
+from visual_search.errors import UserError
+from visual_search.images import Box
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# Lists and photo folders are looked for this deep below what the user named, and not inside
+# folders with more subfolders than this: those are class folders, up to 224,000 of them.
+DEPTH, MOST_SUBFOLDERS = 4, 100
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file at an address that is public and has been the same for years."""
+
+    url: str
+    size: int | None = None
+    """Bytes, where known."""
+    md5: str = ""
+    sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the file is called on disk."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set, as it is offered for download."""
+
+    name: str
+    """On the command line, and in front of its labels."""
+    title: str
+    page: str
+    """Where a person gets it."""
+    layout: str
+    """Its lists and photo folders, in words for the person who looks for them."""
+    read: Callable[[Files], Iterator[InfoRow]]
+    """Rows without sizes, in the order of its lists; paths relative to the table."""
+    columns: Sequence[str] = ()
+    """Which optional columns its table has."""
+    archives: Mapping[str, str] = field(default_factory=dict)
+    """Names (with wildcards) of its archives, and what each holds; a source that has that
+    already is not unpacked again."""
+    downloads: Sequence[Download] = ()
+    parts: Sequence[str] = ()
+    """What `Files.part` may be, apart from "": all of it."""
+
+
+class Files:
+    """The lists and photos of one data set below some folders."""
+
+    def __init__(self, roots: Sequence[Path], table_folder: Path, layout: str) -> None:
+        """
+        Args:
+            roots: what the user has, and what was unpacked.
+            table_folder: what the paths of the table are relative to.
+            layout: see :class:`DataSet`.
+        """
+        self.roots = [root.resolve() for root in roots]
+        self.table_folder, self.layout = table_folder.resolve(), layout
+        self.part = ""
+        self._holders: dict[str, list[tuple[Path, str]]] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file or folder `name`, which may be a path of several parts."""
+        return any((folder / name).exists() for folder in self._folders)
+
+    def archives(self, holdings: Mapping[str, str], wanted: Callable[[str], bool]) -> list[Path]:
+        """The archives with the given names (which may have wildcards).
+
+        Args:
+            holdings: what each holds, by its name.
+            wanted: whether archives with that are wanted.
+        """
+        names = [name for name, held in holdings.items() if wanted(held)]
+        return [
+            path
+            for folder in self._folders
+            for name in names
+            for path in sorted(folder.glob(name))
+            if path.is_file()
+        ]
+
+    def file(self, *names: str) -> Path:
+        """The list with the first of these names that there is.
+
+        Raises:
+            UserError: when there is none, with the layout that is expected.
+        """
+        for name in names:
+            for folder in self._folders:
+                if (folder / name).is_file():
+                    return folder / name
+        raise self.missing(" or ".join(names))
+
+    def photo(self, name: str) -> str:
+        """Path of a photo relative to the table; `name` starts with one of the set's folders.
+
+        Whether the photo exists is not asked: the reading of its size finds out.
+
+        Raises:
+            UserError: when there is no such folder at all.
+        """
+        head = name.partition("/")[0]
+        if head not in self._holders:
+            self._holders[head] = [
+                (folder, os.path.relpath(folder, self.table_folder))
+                for folder in self._folders
+                if (folder / head).is_dir()
+            ]
+        holders = self._holders[head]
+        if not holders:
+            raise self.missing(f"the folder {head}/")
+        if len(holders) > 1:
+            # `MET/MET/1/0.jpg` is a usual outcome of unpacking, and so is one folder for each
+            # archive: the photo itself decides.
+            for folder, base in holders:
+                if (folder / name).is_file():
+                    return f"{base}/{name}"
+        return f"{holders[0][1]}/{name}"
+
+    def class_photos(self, name: str) -> Iterator[tuple[str, str]]:
+        """Label and path relative to the table of `<name>/<class>/<photo>`, in order of their text.
+
+        Raises:
+            UserError: when there is no such folder, or no photo in it.
+        """
+        tops = [folder / name for folder in self._folders if (folder / name).is_dir()]
+        if not tops:
+            raise self.missing(f"the folder {name}/")
+        # Of `train/train/<class>` the inner one is meant.
+        inner = [top / top.name for top in tops if (top / top.name).is_dir()]
+        found = False
+        for top in inner or tops:
+            base = os.path.relpath(top, self.table_folder)
+            for label in _visible(top, directories=True):
+                for photo in _visible(top / label, directories=False):
+                    if photo.lower().endswith(PHOTO_SUFFIXES):
+                        found = True
+                        yield label, f"{base}/{label}/{photo}"
+        if not found:
+            raise UserError(f"no photo is in the class folders of {tops[0]}; {self._expected}")
+
+    def missing(self, what: str) -> UserError:
+        """The error for something that is not there."""
+        places = " and ".join(map(str, self.roots))
+        archives = [
+            str(path)
+            for root in self.roots
+            for path in sorted(root.iterdir())
+            if path.name.endswith(ARCHIVE_SUFFIXES)
+        ]
+        hint = f"; if it is in {archives[0]}, name that with --source" if archives else ""
+        return UserError(f"{what} was not found below {places}; {self._expected}{hint}")
+
+    @property
+    def _expected(self) -> str:
+        return f"expected {self.layout}"
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        """The roots and the folders below them, the nearest first."""
+        found, level = [], self.roots
+        for _ in range(DEPTH):
+            found += level
+            level = [folder / name for folder in level for name in _few_subfolders(folder)]
+        return list(dict.fromkeys(found))
+
+
+def _few_subfolders(folder: Path) -> list[str]:
+    names: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and not _hidden(entry.name):
+                    names.append(entry.name)
+                    if len(names) > MOST_SUBFOLDERS:
+                        return []
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    return sorted(names)
+
+
+def _visible(folder: Path, *, directories: bool) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.is_dir() == directories and not _hidden(entry.name)
+        )
+
+
+def _hidden(name: str) -> bool:
+    # macOS puts `._photo.jpg` and a folder of its own into archives.
+    return name.startswith(".") or name == "__MACOSX"
+
+
+class Line(NamedTuple):
+    """A line of a list."""
+
+    place: str
+    """File and line, for errors."""
+    fields: list[str]
+
+
+def split_lines(
+    path: Path, fields: int, *, separator: str | None = None, header: str = ""
+) -> Iterator[Line]:
+    """The lines of a text file, split; empty ones are passed over.
+
+    Args:
+        path: UTF-8 text.
+        fields: how many each line must have.
+        separator: None is any white space.
+        header: what the first line must be, its words separated by one space; "": there is none.
+
+    Raises:
+        UserError: for another header, a line with another number of fields, another encoding.
+    """
+    for number, text in _numbered_lines(path):
+        if header and number == 1:
+            if text.split() != header.split():
+                raise UserError(f"{path} line 1 is {text!r}, expected {header!r}")
+            continue
+        parts = text.split(separator)
+        if len(parts) != fields:
+            raise UserError(f"{path} line {number} has {len(parts)} fields, not {fields}: {text!r}")
+        yield Line(f"{path} line {number}", parts)
+
+
+def counted_lines(path: Path, header: str) -> Iterator[Line]:
+    """The lines of DeepFashion's lists: their number on line 1, the names of the fields on line 2.
+
+    Raises:
+        UserError: as :func:`split_lines`, and when there are more or fewer lines than announced.
+    """
+    announced = count = 0
+    fields = header.split()
+    number = 0
+    for number, text in _numbered_lines(path):
+        if number == 1:
+            announced = whole_number(text, f"{path} line 1", "the number of photos")
+        elif number == 2:
+            if text.split() != fields:
+                raise UserError(f"{path} line 2 is {text!r}, expected {header!r}")
+        else:
+            parts = text.split()
+            if len(parts) != len(fields):
+                raise UserError(
+                    f"{path} line {number} has {len(parts)} fields, not {len(fields)}: {text!r}"
+                )
+            count += 1
+            yield Line(f"{path} line {number}", parts)
+    if number < 2:
+        raise UserError(f"{path} is empty; expected a number, then {header!r}")
+    if count != announced:
+        raise UserError(
+            f"{path} announces {announced} photos on line 1 but lists {count}: get it again"
+        )
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as handle:
+            for number, text in enumerate(handle, 1):
+                if text.strip():
+                    yield number, text.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
+
+
+class Record(NamedTuple):
+    """A row of a csv file."""
+
+    place: str
+    """File and line, for errors."""
+    values: dict[str, str]
+
+
+def csv_records(
+    path: Path, columns: Sequence[str], may_be_empty: Sequence[str] = ()
+) -> Iterator[Record]:
+    """The rows of a csv file by the names of its columns, one by one.
+
+    Args:
+        path: UTF-8 csv with a header.
+        columns: that it must have, filled in every row.
+        may_be_empty: that it must have, too.
+
+    Raises:
+        UserError: for a missing column, a row with another number of cells or an empty cell in
+            one of `columns`, another encoding.
+    """
+    line = 1
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.reader(handle)
+            names = next(reader, [])
+            missing = [name for name in (*columns, *may_be_empty) if name not in names]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {', '.join(map(repr, missing))}; it has "
+                    f"{', '.join(map(repr, names)) or 'none'}"
+                )
+            for cells in reader:
+                line = reader.line_num
+                if not cells:
+                    continue
+                if len(cells) != len(names):
+                    raise UserError(
+                        f"{path} line {line} has {len(cells)} cells, but {len(names)} columns"
+                    )
+                values = dict(zip(names, cells, strict=True))
+                empty = [name for name in columns if not values[name].strip()]
+                if empty:
+                    raise UserError(f"{path} line {line}: {empty[0]} is empty")
+                yield Record(f"{path} line {line}", values)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} behind line {line} is not UTF-8 text: {error.reason}") from error
+    except csv.Error as error:
+        raise UserError(f"{path} line {line + 1} is not readable csv: {error}") from error
+
+
+def whole_number(text: str, place: str, what: str) -> int:
+    """`text` as an int; `60.0` is one too.
+
+    Raises:
+        UserError: naming the place and what it should be.
+    """
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise UserError(f"{place}: {what} is {text!r}, not a whole number")
+
+
+def pixels(texts: Sequence[str], place: str) -> list[int]:
+    """Coordinates, rounded to whole pixels.
+
+    Raises:
+        UserError: naming the place, for what is no number.
+    """
+    try:
+        return [round(float(text)) for text in texts]
+    except (ValueError, OverflowError):
+        raise UserError(f"{place}: the box is {' '.join(texts)!r}, not four numbers") from None
+
+
+def box_of_corners(corners: Sequence[str], place: str) -> Box:
+    """`x, y, w, h` of the corners `x1, y1, x2, y2`.
+
+    One without an area is passed on: the photo is then left out, and listed.
+
+    Raises:
+        UserError: see :func:`pixels`.
+    """
+    x1, y1, x2, y2 = pixels(corners, place)
+    return x1, y1, x2 - x1, y2 - y1

@@ -1,0 +1,230 @@
+"""Downloading large public files: continued where they were cut off, checked at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+from dataset.public_addresses import is_public, url_problem
+from dataset.sources.base import Download
+from visual_search.errors import UserError
+from visual_search.files import write_text
+from visual_search.progress import progress_bar
+
+TIMEOUT = 60  # seconds without a byte
+ATTEMPTS = 5  # in a row without a new byte
+CHUNK = 1 << 18
+BROKEN = (TimeoutError, ConnectionError, ssl.SSLError)
+"""What a network does that may do better a moment later."""
+UNFINISHED, VALIDATOR = ".unfinished", ".validator"
+
+
+def download(
+    wanted: Download, folder: Path, page: str, *, private: bool = False, pause: float = 1.0
+) -> Path:
+    """Get a file, or what is still missing of it.
+
+    Args:
+        wanted: where it is, and what is known about it.
+        folder: that it is put into; a file that is there under its name is whole.
+        page: where a person gets it, for the error.
+        private: whether the address may be one of a private network.
+        pause: seconds before the second attempt; each further one waits twice as long.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: naming the page, when the server cannot be reached or does not have the file,
+            when it sends something else, and when the disk is full.
+    """
+    file = folder / wanted.name
+    if file.is_file():
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + UNFINISHED)
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _fetch_rest(wanted, part, page, private)
+            break
+        except (*BROKEN, http.client.HTTPException, _Unfinished) as error:
+            grown = part.is_file() and part.stat().st_size > before
+            failures = 1 if grown else failures + 1
+            if failures == ATTEMPTS:
+                raise _failed(wanted, page, f"the connection broke {ATTEMPTS} times") from error
+            time.sleep(pause * 2 ** (failures - 1))
+    _check(wanted, part, page)
+    part.replace(file)
+    _validator(part).unlink(missing_ok=True)
+    return file
+
+
+class _Unfinished(Exception):
+    """The server stopped before the end, or cannot answer now."""
+
+
+def _fetch_rest(wanted: Download, part: Path, page: str, private: bool) -> None:
+    start = part.stat().st_size if part.is_file() else 0
+    try:
+        response = _request(wanted, part, start, private)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing behind what we have: whole, or of another version
+            if _total(error.headers) != start:
+                part.unlink()
+                raise _Unfinished from error
+            return
+        if error.code in (408, 429) or error.code >= 500:
+            raise _Unfinished from error
+        raise _failed(wanted, page, f"the server says {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        untrusted = isinstance(error.reason, ssl.SSLCertVerificationError)
+        if isinstance(error.reason, BROKEN) and not untrusted:
+            raise _Unfinished from error
+        raise _failed(wanted, page, str(error.reason)) from error
+    with response:
+        _receive(response, wanted, part, start, page)
+
+
+def _request(wanted: Download, part: Path, start: int, private: bool) -> HTTPResponse:
+    request = urllib.request.Request(wanted.url, headers={"User-Agent": "visual-search-kit"})
+    validator = _validator(part)
+    if start and validator.is_file():
+        # Sends the rest only if the file is still the one that was begun.
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", validator.read_text(encoding="utf-8"))
+    _refuse_private(wanted.url, private)
+    opener = urllib.request.build_opener(_CheckedRedirects(private))
+    return opener.open(request, timeout=TIMEOUT)
+
+
+def _receive(response: HTTPResponse, wanted: Download, part: Path, start: int, page: str) -> None:
+    """Append what comes; from the start where the server does not know ranges."""
+    if response.headers.get_content_type() == "text/html":
+        raise _failed(wanted, page, "the server sends a web page instead")
+    continued = response.status == 206 and _first(response.headers) == start
+    start = start if continued else 0
+    total = _total(response.headers)
+    if wanted.size is not None and total not in (None, wanted.size):
+        raise _failed(wanted, page, f"it has {total} bytes there, {wanted.size} are expected")
+    mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    if mark and not mark.startswith("W/"):
+        write_text(_validator(part), mark)
+    else:
+        _validator(part).unlink(missing_ok=True)
+    with progress_bar(wanted.name, "B", total=total, initial=start, unit_scale=True) as bar:
+        with _disk_named(part):
+            handle = part.open("ab" if continued else "wb", buffering=0)
+        with handle:
+            while chunk := _next_chunk(response):
+                with _disk_named(part):
+                    _write(handle, chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise _Unfinished
+
+
+def _next_chunk(response: HTTPResponse) -> bytes:
+    """What comes next; whatever goes wrong there is the network's fault, and may pass."""
+    try:
+        return response.read(CHUNK)
+    except OSError as error:
+        raise _Unfinished from error
+
+
+def _write(handle: io.FileIO, chunk: bytes) -> None:
+    """All of a chunk: a nearly full disk takes a part of it before it refuses the rest."""
+    view = memoryview(chunk)
+    while view:
+        view = view[handle.write(view) :]
+
+
+@contextmanager
+def _disk_named(part: Path) -> Iterator[None]:
+    """Turn what the disk raises into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{part} cannot be written: {error.strerror}") from error
+
+
+def _validator(part: Path) -> Path:
+    return part.with_name(part.name + VALIDATOR)
+
+
+def _total(headers: Any) -> int | None:
+    """Bytes of the whole file, if the server says so."""
+    whole = (headers.get("Content-Range") or "").rpartition("/")[2]
+    if whole.isdigit():
+        return int(whole)
+    length = headers.get("Content-Length") or ""
+    return int(length) if length.isdigit() and "Content-Range" not in headers else None
+
+
+def _first(headers: Any) -> int | None:
+    start = (headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
+    return int(start) if start.isdigit() else None
+
+
+def _check(wanted: Download, part: Path, page: str) -> None:
+    size = part.stat().st_size
+    if wanted.size is not None and size != wanted.size:
+        part.unlink()
+        raise _failed(wanted, page, f"{size} bytes came, {wanted.size} are expected")
+    for kind, expected in (("md5", wanted.md5), ("sha256", wanted.sha256)):
+        if not expected:
+            continue
+        with part.open("rb") as handle:
+            found = hashlib.file_digest(handle, kind).hexdigest()
+        if found != expected:
+            part.unlink()
+            raise _failed(wanted, page, f"its {kind} is {found}, expected {expected}")
+
+
+def _failed(wanted: Download, page: str, why: str) -> UserError:
+    return UserError(
+        f"{wanted.url} could not be downloaded: {why}; get the data set from {page} yourself and "
+        "name its folder or archives with --source"
+    )
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where the address itself might have pointed."""
+
+    def __init__(self, private: bool) -> None:
+        self.private = private
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        _refuse_private(newurl, self.private)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _refuse_private(url: str, private: bool) -> None:
+    problem = url_problem(url)
+    if problem:
+        raise UserError(problem)
+    if private:
+        return
+    parts = urllib.parse.urlsplit(url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or parts.scheme)
+    except OSError as error:
+        raise urllib.error.URLError(f"{parts.hostname} is unknown ({error.strerror})") from error
+    for *_, address in found:
+        if not is_public(str(address[0])):
+            raise UserError(f"{url} leads into a private network ({address[0]})")

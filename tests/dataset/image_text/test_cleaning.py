@@ -1,0 +1,81 @@
+"""Queries as people type them, and what must be left of them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset.image_text.cleaning import CleaningRules, clean, words_of
+
+KEPT_AS_TYPED = CleaningRules(lemmas=False, stop_words=False)
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("Стол-книжка, БЕЛЫЙ!!!", "стол-книжка белый"),
+        ("новогодняя ёлка", "новогодняя ёлка"),
+        (unicodedata.normalize("NFD", "йогурт и ёлка"), "йогурт и ёлка"),
+        ("сте\u0301на", "стена"),
+        ("\ufeffко\u00adт\u200b", "кот"),
+        ("ｉＰｈｏｎｅ １３", "iphone 13"),
+        ("диван &amp; кресло <b>угловое</b>", "диван кресло угловое"),
+        ("стул https://shop.ru/a?b=1 www.x.y me@mail.ru ozon.ru/product/7", "стул"),
+        ("платье #лето2024 @shop 😀", "платье"),
+        ("ковёр 140 х 200см", "ковёр 140x200 см"),
+        ("ковёр 140см × 200 см", "ковёр 140x200 см"),
+        ("ящик 3 х 4 X 5", "ящик 3x4x5"),
+        ("вода 1,5л", "вода 1.5 л"),
+        ("вода 1.5 л", "вода 1.5 л"),
+        ("цены 1,200,500", "цены 1 200 500"),
+        ("футболка 100% хлопок, р. 42/44", "футболка 100% хлопок р 42/44"),
+        ("ботинки 5½", "ботинки 5 1/2"),
+        ("телевизор 55″ 4K", 'телевизор 55" 4k'),
+        ("кабель USB-C 3d wi-fi l'oreal", "кабель usb-c 3d wi-fi l'oreal"),
+        # Latin p and o in a Russian word; Russian Х in a size.
+        ("кpoвать", "кровать"),
+        ("футболка ХL", "футболка xl"),
+        ("стол №5", "стол 5"),
+        ("!!! ... ---", ""),
+        ("", ""),
+    ],
+)
+def test_words_stay_and_marks_go(typed: str, left: str) -> None:
+    assert clean(typed, "ru", KEPT_AS_TYPED) == left
+
+
+@pytest.mark.parametrize(
+    ("typed", "language", "left"),
+    [
+        ("кресла для детской", "ru", "кресло детский"),
+        ("шкаф со стеклянными дверями", "ru", "шкаф стеклянный дверь"),
+        # е typed for ё: the dictionary knows better.
+        ("елка", "ru", "ёлка"),
+        # What is left out changes what is seen.
+        ("платье без рукавов", "ru", "платье без рукав"),
+        ("a dress without the sleeves", "en", "dress without sleeve"),
+        # Units are no verbs ("см" is also short for "смотри"), and brands are left alone.
+        ("ковёр 200 см apple", "ru", "ковёр 200 см apple"),
+        ("desk lamps", "und", "desk lamps"),
+    ],
+)
+def test_lemmas_and_stop_words(typed: str, language: str, left: str) -> None:
+    assert clean(typed, language) == left
+
+
+@given(st.text(max_size=60))
+def test_what_is_clean_stays_clean(typed: str) -> None:
+    once = words_of(typed)
+    assert words_of(" ".join(once)) == once
+    for word in once:
+        assert word == word.lower()
+        assert not word.isspace()
+        assert any(letter.isalnum() for letter in word)
+
+
+@given(st.lists(st.sampled_from(["стол", "ёлка", "wi-fi", "140x200", "4k", "тёмно-синий"])))
+def test_plain_words_are_not_changed(words: list[str]) -> None:
+    assert clean(" ".join(words), "ru", KEPT_AS_TYPED).split() == words

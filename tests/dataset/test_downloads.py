@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from dataset.downloads import Download, Downloader, DownloadLimits, HostPace, retry_after
+from tests.conftest import draw_product
+from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+
+LOOPBACK = DownloadLimits(allow_private=True, timeout=1.0, backoff=0.01, rate=0, attempts=3)
+
+
+def photo(number: int = 0, side: int = 64) -> bytes:
+    data = io.BytesIO()
+    draw_product(number, 0, side).save(data, "JPEG")
+    return data.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PhotoServer]:
+    with running(PhotoServer({f"{n}.jpg": photo(n) for n in range(200)})) as found:
+        yield found
+
+
+def fetch(urls: list[str], limits: DownloadLimits = LOOPBACK) -> list[Download]:
+    async def all_of_them() -> list[Download]:
+        async with Downloader(limits) as downloader:
+            return list(await asyncio.gather(*(downloader.fetch(url) for url in urls)))
+
+    return asyncio.run(all_of_them())
+
+
+def reason(url: str, **changes: Any) -> str:
+    (found,) = fetch([url], DownloadLimits(**{**LOOPBACK.__dict__, **changes}))
+    assert found.data is None
+    assert found.reason is not None
+    return found.reason
+
+
+def test_files_come_as_they_are_over_few_connections(server: PhotoServer) -> None:
+    before = server.connections
+    limits = DownloadLimits(allow_private=True, rate=0, connections=8)
+    urls = [server.url(f"images/I/{n}.jpg") for n in range(200)]
+    found = fetch(urls, limits)
+    assert [download.data for download in found] == [photo(n) for n in range(200)]
+    assert [download.url for download in found] == urls
+    assert server.connections - before <= 8
+
+
+@pytest.mark.parametrize("fault", ["429", "503", "moved"])
+def test_what_passes_is_waited_for(server: PhotoServer, fault: str) -> None:
+    (found,) = fetch([server.url(f"{fault}/1.jpg")])
+    assert found.data == photo(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "requests"),
+    [
+        ("404", "HTTP 404", 1),
+        ("down", "HTTP 503 (attempt 3 of 3)", 3),
+        ("truncated", "the answer was cut short (attempt 3 of 3)", 3),
+        ("reset", "the answer was cut short (attempt 3 of 3)", 3),
+        ("html", "the server sent text/html, not an image", 1),
+        ("loop", "more than 5 redirects", 6),
+        ("file", "not an http(s) URL: 'file:///etc/passwd'", 1),
+        ("empty", "empty (0 bytes)", 1),
+        ("slow", "no complete answer in time (attempt 2 of 2)", 2),
+    ],
+)
+def test_what_does_not_pass_is_said(
+    server: PhotoServer, fault: str, expected: str, requests: int
+) -> None:
+    path = f"{fault}/2.jpg"
+    attempts = 2 if fault == "slow" else 3
+    assert reason(server.url(path), attempts=attempts, timeout=0.3) == expected
+    assert server.requests[f"/{path}"] == requests
+
+
+def test_a_file_that_is_too_large_is_left(server: PhotoServer) -> None:
+    assert reason(server.url("huge/3.jpg"), max_bytes=1_000_000) == "larger than 1000000 bytes"
+
+
+def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoServer) -> None:
+    start = time.monotonic()
+
+    async def one_after_the_other() -> None:
+        async with Downloader(LOOPBACK) as downloader:
+            asked = asyncio.create_task(downloader.fetch(server.url("429/5.jpg")))
+            await asyncio.sleep(0.3)
+            await downloader.fetch(server.url("images/I/5.jpg"))
+            await asked
+
+    asyncio.run(one_after_the_other())
+    assert server.times["/429/5.jpg"][1] - server.times["/429/5.jpg"][0] >= 1.0
+    assert server.times["/images/I/5.jpg"][-1] - start >= 1.0
+
+
+def test_a_pause_that_is_too_long_ends_it(server: PhotoServer) -> None:
+    assert reason(server.url("429/6.jpg"), longest_wait=0.5) == "HTTP 429 (attempt 1 of 3)"
+
+
+def test_a_pause_that_is_too_long_holds_the_other_files_up(server: PhotoServer) -> None:
+    """As long as is allowed, with a rate as well as without one."""
+    for number, rate in ((7, 0.0), (8, 100.0)):
+        limits = replace(LOOPBACK, longest_wait=0.5, rate=rate, backoff=0.2)
+        found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], limits)
+        assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
+        assert found[1].data == photo(number)
+        (asked,) = server.times[f"/429/{number}.jpg"]
+        # With a rate the first request may still be waiting for its turn, and is held up, too.
+        _, second, _ = server.times[f"/503/{number}.jpg"]
+        assert second - asked >= 0.5
+
+
+def test_a_pause_holds_those_up_that_wait_for_their_turn() -> None:
+    async def turns() -> list[float]:
+        pace = HostPace(rate=20)
+        start = time.monotonic()
+        times: list[float] = []
+
+        async def one() -> None:
+            await pace.turn("a")
+            times.append(time.monotonic() - start)
+
+        waiting = [asyncio.create_task(one()) for _ in range(8)]
+        await asyncio.sleep(0.12)
+        pace.pause("a", 0.5)
+        await asyncio.gather(*waiting)
+        return times
+
+    times = asyncio.run(turns())
+    assert times == sorted(times)
+    before = [moment for moment in times if moment < 0.12]
+    after = [moment for moment in times if moment >= 0.6]
+    assert 1 <= len(before) <= 3
+    assert len(before) + len(after) == 8
+    # Still one after the other.
+    assert after[-1] - after[0] >= 0.045 * (len(after) - 1)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",  # 127.0.0.1 as one number
+        "0x7f.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+    ],
+)
+def test_addresses_that_are_not_public_are_refused(server: PhotoServer, address: str) -> None:
+    before = server.connections
+    found = reason(f"http://{address}:{server.port}/images/I/0.jpg", allow_private=False)
+    assert any(part in found for part in ("not a public", "no address", "not a canonical"))
+    assert server.connections == before
+
+
+def test_a_redirect_to_a_private_address_is_refused_even_where_private_ones_are_allowed() -> None:
+    secret = PhotoServer({"secret.jpg": photo()})
+    with running(secret):
+        inside = f"http://localhost:{secret.port}/images/I/secret.jpg"
+        with running(PhotoServer({}, private=inside)) as server:
+            assert reason(server.url("private/x.jpg")) == "refused: not a public address"
+    assert not secret.requests
+
+
+def test_a_name_that_changes_its_address_reaches_nothing(
+    server: PhotoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is public when it is looked at, and this machine when it is connected to."""
+    asked: list[str] = []
+
+    async def rebound(_: object, host: str, port: int, *args: Any, **more: Any) -> list[Any]:
+        asked.append(host)
+        address = ("127.0.0.1", port)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address)]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", rebound)
+    before = server.connections
+    assert reason(f"http://photos.example.com:{server.port}/images/I/0.jpg", allow_private=False)
+    assert asked == ["photos.example.com"]
+    assert server.connections == before
+
+
+@pytest.mark.parametrize(
+    "url", ["", "photo.jpg", "ftp://example.com/x.jpg", "http://", "http://[::1/x", "http://a:b/"]
+)
+def test_what_is_no_address_is_said_without_a_request(url: str) -> None:
+    assert "URL" in reason(url)
+
+
+@pytest.mark.parametrize("host", ["é" * 70, "é" * 300 + ".com"])
+def test_a_host_that_cannot_be_one_is_said(host: str) -> None:
+    """With private addresses allowed the host is looked at before anything else."""
+    assert reason(f"http://{host}/x.jpg")
+
+
+def test_requests_to_a_host_are_spaced_evenly() -> None:
+    async def turns() -> list[float]:
+        pace = HostPace(rate=50)
+        start = time.monotonic()
+        times: list[float] = []
+
+        async def one(host: str) -> None:
+            await pace.turn(host)
+            if host == "a":
+                times.append(time.monotonic() - start)
+
+        await asyncio.gather(*(one("a") for _ in range(11)), *(one("b") for _ in range(3)))
+        return times
+
+    times = asyncio.run(turns())
+    assert times == sorted(times)
+    assert 0.19 <= times[-1] <= 0.6
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after(None) is None
+    assert retry_after("7") == 7.0
+    assert retry_after("-3") == 0.0
+    assert retry_after("soon") is None
+    assert retry_after("nan") is None
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 95 <= (retry_after(date) or 0) <= 101

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dataset import folder_info
+from dataset.folder_info import describe_folder
+from tests.conftest import draw_product
+from visual_search.errors import UserError
+from visual_search.hashing import hash_text, photo_hash
+
+SCRIPT = "dataset/generate_dataset_info.py"
+TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes, one of them a level deeper, with everything that can be wrong in a folder."""
+    root = tmp_path / "photos"
+    for label, count in (("cup", 3), ("shoe/left", 2), ("lamp", 1)):
+        (root / label).mkdir(parents=True)
+        for photo in range(count):
+            side = 40 + 8 * photo
+            draw_product(len(label), photo, side).save(root / label / f"{photo}.png")
+    (root / "cup" / "copy.png").write_bytes((root / "cup" / "1.png").read_bytes())
+    odd = 'two\nlines, "quotes" & a \' ü.PNG'
+    (root / "cup" / odd).write_bytes((root / "lamp" / "0.png").read_bytes())
+    (root / "cup" / "empty.jpg").touch()
+    (root / "cup" / "page.jpg").write_text("<html>not found</html>")
+    (root / "cup" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "cup" / "notes.txt").write_text("no photo")
+    (root / "cup" / "to_the_top").symlink_to(root)
+    (root / "stray.png").write_bytes((root / "lamp" / "0.png").read_bytes())
+    return root
+
+
+def test_the_table_of_a_folder(folder: Path) -> None:
+    done = describe_folder(folder, folder)
+    table = rows_of(folder / "dataset_info.csv")
+    assert list(table[0]) == ["file_name", "label", "width", "height", "is_test"]
+    names = [(row["file_name"], row["label"], row["width"]) for row in table]
+    assert names == [
+        ("cup/0.png", "cup", "40"),
+        ("cup/1.png", "cup", "48"),
+        ("cup/2.png", "cup", "56"),
+        ("cup/copy.png", "cup", "48"),
+        ('cup/two\nlines, "quotes" & a \' ü.PNG', "cup", "40"),
+        ("lamp/0.png", "lamp", "40"),
+        ("shoe/left/0.png", "shoe/left", "40"),
+        ("shoe/left/1.png", "shoe/left", "48"),
+    ]
+    broken = {row["file_name"]: row["reason"] for row in rows_of(folder / "broken_photos.csv")}
+    assert broken.keys() == {"cup/empty.jpg", "cup/page.jpg", "cup/gone.jpg"}
+    assert "web page" in broken["cup/page.jpg"]
+    assert rows_of(folder / "duplicate_files.csv") == [
+        {"file_name": "cup/copy.png", "duplicate_of": "cup/1.png"},
+        {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
+    ]
+    assert (done.photos, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
+    assert (done.outside, done.others) == (1, 1)
+
+
+@pytest.mark.parametrize("start", [".", "photos"])
+def test_links_that_lead_to_each_other_are_followed_once(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "photos"
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        draw_product(ord(label), 0, 40).save(root / label / "0.png")
+    (root / "a" / "x").symlink_to(root / "b")
+    (root / "b" / "y").symlink_to("../a")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    draw_product(3, 0, 40).save(elsewhere / "deep" / "0.png")
+    (root / "c").symlink_to(elsewhere / "deep")
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    monkeypatch.chdir(root if start == "." else tmp_path)
+    describe_folder(Path(start), tmp_path / "tables")
+    labels = [row["label"] for row in rows_of(tmp_path / "tables" / "dataset_info.csv")]
+    assert labels == ["a", "a/x", "b", "b/y", "c"]
+
+
+def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tables" / "deep"
+    done = describe_folder(folder, target, hashes=True, min_images=2)
+    table = rows_of(target / "dataset_info.csv")
+    assert {row["label"] for row in table} == {"cup", "shoe/left"}
+    assert (done.classes, done.small_classes) == (2, 1)
+    for row in table:
+        assert (target / row["file_name"]).is_file()
+        assert row["hash"] == hash_text(photo_hash(target / row["file_name"]))
+    assert sorted(path.name for path in folder.iterdir()) == ["cup", "lamp", "shoe", "stray.png"]
+
+
+def test_nothing_to_describe_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        describe_folder(tmp_path / "none", tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match="no photo in a class folder"):
+        describe_folder(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Enough photos, some broken, for a process to be killed among them."""
+    root = tmp_path / "many"
+    source = tmp_path / "source.jpg"
+    draw_product(1, 1, 700).save(source)
+    for label in range(4):
+        (root / str(label)).mkdir(parents=True)
+        for photo in range(150):
+            path = root / str(label) / f"{photo:04}.jpg"
+            if photo % 100 == 50:
+                path.write_bytes(b"broken")
+            else:
+                os.link(source, path)
+    return root
+
+
+def command(project: Path, folder: Path, target: Path) -> list[str]:
+    script = str(project / SCRIPT)
+    return [
+        *(sys.executable, script, "--dataset_path", str(folder), "--save_path", str(target)),
+        *("--hashes", "--workers", "1"),
+    ]
+
+
+def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(
+    project: Path, many: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(project, many, whole), check=True, capture_output=True)
+    journal = killed / ".dataset_info.csv.journal"
+    process = subprocess.Popen(command(project, many, killed), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.stat().st_size > 8000):
+        assert process.poll() is None, "it was done before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "dataset_info.csv").exists()
+    with journal.open("r+b") as handle:  # as if the kill had come within a line
+        handle.truncate(journal.stat().st_size - 7)
+    known = journal.read_bytes().count(b"\n") - 1
+    assert known > 10
+    read: list[Path] = []
+    original = folder_info._sizes_and_hash
+
+    def counted(path: Path) -> dict[str, object]:
+        read.append(path)
+        return original(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_info, "_sizes_and_hash", counted)
+        describe_folder(many, killed, hashes=True)
+    assert len(read) == 600 - known
+    for name in TABLES:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not journal.exists()
+
+
+def test_a_journal_is_believed_only_where_the_photos_are_as_they_were(
+    folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "tables"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_info, "write_dataset_info", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            describe_folder(folder, target)
+    assert (target / ".dataset_info.csv.journal").exists()
+    Image.new("RGB", (90, 91)).save(folder / "cup" / "2.png")
+    (folder / "shoe" / "left" / "1.png").unlink()
+    describe_folder(folder, target)
+    sizes = {row["file_name"]: row["width"] for row in rows_of(target / "dataset_info.csv")}
+    assert sizes["../photos/cup/2.png"] == "90"
+    assert "../photos/shoe/left/1.png" not in sizes
+    assert sizes["../photos/shoe/left/0.png"] == "40"
+
+
+def _interrupted(*_: object) -> int:
+    raise KeyboardInterrupt
