@@ -45,5 +45,5 @@ $(VENV)/.installed: pyproject.toml requirements.txt
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) && \
 	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,text,cluster,demo,trackers,tune,bench,fast,export,submit,test]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,text,cluster,demo,trackers,tune,bench,export,submit,test]'
 	@touch $@

@@ -28,7 +28,7 @@ def main() -> None:
     if arguments.weights:
         os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
 
-    from visual_search.clock import given_up, listed
+    from visual_search.deadline import degradations, listed
     from visual_search.evaluate import Evaluation, Ranking, read_dev_set
     from visual_search.files import write_json
     from visual_search.images import ImageProblem
@@ -63,9 +63,9 @@ def main() -> None:
         "gallery photos": str(len(dev_set.gallery)),
         "seconds": f"{seconds:.1f} ({images / seconds:.1f} images/s, model loading included)",
     }
-    left_out = given_up(log.get("clock") or {}, log.get("input_size"))
-    if left_out:
-        facts["given up to be in time"] = listed(left_out)
+    given_up = degradations(log.get("clock") or {}, log.get("input_size"))
+    if given_up:
+        facts["given up to be in time"] = listed(given_up)
     write_report(
         report,
         f"{folder.resolve().name}: mAP {scores.mean():.4f}",

@@ -6,8 +6,8 @@ The plain one reads by PIL in a DataLoader with a worker a core, computes in fp3
     python -m benchmarks.ranker --device cuda
 
 The same weights and files for all, each in a process of its own, in turns. Photos a second are of
-reading and embedding all photos; the measurement that chooses our settings is in our time, model
-loading in nobody's. The roofline says what the machine allows: reading alone, the model alone
+reading and embedding all photos; making and checking our plan is in our time, model loading in
+nobody's. The roofline says what the machine allows: reading alone, the model alone
 (both as our way does them), and the bound of the two.
 """
 
@@ -48,7 +48,7 @@ class Case:
     weights: str
     size: int
     batch: int = 32
-    """Of the others; ours measures its own."""
+    """Of the others; ours goes by rule."""
     copies: int = 1
     """All photos are read so often: a GPU is done with a few hundred before it is warm."""
 
@@ -188,7 +188,7 @@ def notes_of(case: Case, results: dict[str, Result]) -> list[str]:
     notes = [
         f"{case}, all photos {case.copies} times: reading alone {decode:.0f} photos/s, the model "
         f"alone {model:.0f}; the bottleneck is {slower}; chosen: {ours['settings']} in "
-        f"{ours['probe']:.1f} s"
+        f"{ours['plan']:.1f} s"
     ]
     for way, result in results.items():
         seconds = result.stages

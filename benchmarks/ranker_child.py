@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from visual_search.embed import embed_images, prepare_for
+from visual_search.embed import embed_images
 from visual_search.export import load_exported
-from visual_search.images import ImageItem
+from visual_search.images import ImageItem, load_pixels
+from visual_search.precision import InferencePlan, call_on, plan_inference
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,11 @@ def seeds_way(job: Job) -> Embedded:
 
 
 def our_way(job: Job) -> Embedded:
-    """:func:`visual_search.embed.embed_images`, with its measurement in the time."""
+    """:func:`visual_search.embed.embed_images`, with the making of its plan in the time."""
     model, _ = load_exported(job.weights, job.device)
     started = time.perf_counter()
-    prepared = prepare_for(model, job.photos, job.size, len(job.photos), device=job.device)
-    answer = embed_images(prepared, job.photos, job.size, device=job.device, progress=False)
+    plan = plan_inference(model, job.photos, job.size, device=job.device)
+    answer = embed_images(plan, job.photos, job.size, device=job.device, progress=False)
     embedded = time.perf_counter()
     from visual_search.search import top_k
 
@@ -157,65 +159,45 @@ def our_way(job: Job) -> Embedded:
     return answer.matrix.numpy(), {
         "embedding": embedded - started,
         "ranking": time.perf_counter() - embedded,
-        "model": answer.model_seconds / (1 if job.device.type == "cuda" else prepared.streams),
-        "probe": prepared.seconds,
-        "settings": f"{prepared.precision}, {prepared.memory_format}, batch "
-        f"{prepared.batch_size}, {prepared.streams} streams, decoder {prepared.decoder}",
-        **_rooflines(prepared, job),
+        "model": answer.model_seconds / plan.streams,
+        "plan": plan.seconds,
+        "settings": f"{plan.precision}, {plan.memory_format}, batch {plan.batch_size}, "
+        f"{plan.streams} streams",
+        **_rooflines(plan, job),
     }
 
 
-def _rooflines(prepared: Any, job: Job) -> dict[str, float]:
+def _rooflines(plan: InferencePlan, job: Job) -> dict[str, float]:
     """Photos a second of decoding alone and of the model alone, each as the whole runs it."""
-    from visual_search.side_by_side import side_by_side
-
     on_gpu = job.device.type == "cuda"
     photos = job.photos[:: max(len(job.photos) // (2400 if on_gpu else 240), 1)]
-    decode, pixels = decode_alone(photos, prepared, job)
-    batch = pixels.repeat(-(-prepared.batch_size // len(pixels)), 1, 1, 1)[: prepared.batch_size]
-    batch = batch.to(job.device)
-    streams = 1 if on_gpu else prepared.streams
-    rounds = max(len(photos) // (prepared.batch_size * streams), 1)
+    started = time.perf_counter()
+    with _one_thread_each(job.cores) as pool:
+        pixels = list(pool.map(lambda item: load_pixels(item, job.size)[0], photos))
+    decode = len(photos) / (time.perf_counter() - started)
+    rows = [pixels[k % len(pixels)] for k in range(plan.batch_size)]
+    batch = torch.from_numpy(np.stack(rows)).to(job.device)
+    streams = 1 if on_gpu else plan.streams
+    rounds = max(len(photos) // (plan.batch_size * streams), 1)
 
-    def pass_on() -> None:
-        for _ in range(rounds):
-            prepared.answer(batch)
+    def pass_on(_: int) -> None:
+        with torch.inference_mode():
+            for _ in range(rounds):
+                last = call_on(job.device, lambda: plan.embed(batch))
+            last.cpu()
 
-    seconds = side_by_side(pass_on, streams, prepared.threads, job.device)
+    started = time.perf_counter()
+    with _one_thread_each(streams) as pool:
+        list(pool.map(pass_on, range(streams)))
+    seconds = time.perf_counter() - started
     return {
         "decode_alone": decode,
-        "model_alone": rounds * streams * prepared.batch_size / seconds,
+        "model_alone": rounds * streams * plan.batch_size / seconds,
     }
 
 
-def decode_alone(photos: list[ImageItem], prepared: Any, job: Job) -> tuple[float, Tensor]:
-    """Photos a second that the chosen decoder reads, and pixels `(n, 3, size, size)` of some."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from visual_search import images, nvjpeg
-    from visual_search.side_by_side import use_threads
-
-    def on_cpu(item: ImageItem) -> Tensor:
-        return torch.from_numpy(images.load_pixels(item, job.size)[0])[None]
-
-    def on_gpu(batch: list[ImageItem]) -> Tensor:
-        return nvjpeg.load_batch_on_gpu(batch, job.size, job.device)[0]
-
-    if prepared.decoder == "nvjpeg":
-        count = prepared.batch_size
-        batches = [photos[start : start + count] for start in range(0, len(photos), count)]
-        on_gpu(batches[0])  # the first call sets the decoder up
-        started = time.perf_counter()
-        with ThreadPoolExecutor(prepared.streams) as pool:
-            pixels = list(pool.map(on_gpu, batches))
-        if job.device.type == "cuda":
-            torch.cuda.synchronize(job.device)
-    else:
-        started = time.perf_counter()
-        with ThreadPoolExecutor(job.cores, initializer=use_threads, initargs=(1,)) as pool:
-            pixels = list(pool.map(on_cpu, photos))
-    seconds = time.perf_counter() - started
-    return len(photos) / seconds, torch.cat(pixels)[: prepared.batch_size]
+def _one_thread_each(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def clip_retrievals_way(job: Job) -> Embedded:

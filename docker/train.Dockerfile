@@ -18,7 +18,7 @@ WORKDIR /visual-search
 COPY pyproject.toml requirements.txt README.md LICENSE ./
 RUN mkdir visual_search my_submission dataset \
     && touch visual_search/__init__.py my_submission/__init__.py dataset/__init__.py \
-    && pip install --no-cache-dir --editable '.[train,data,text,demo,trackers,tune,fast,export,submit]'
+    && pip install --no-cache-dir --editable '.[train,data,text,demo,trackers,tune,export,submit]'
 
 COPY . .
 RUN useradd --create-home --uid 1000 trainer && mkdir --parents runs && chown 1000 /visual-search runs

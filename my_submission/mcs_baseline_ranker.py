@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from visual_search.clock import NOT_EMBEDDED, Clock, given_up, listed
+from visual_search.deadline import NOT_EMBEDDED, Deadline, degradations, listed
 from visual_search.embed import default_device
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.evaluate import Ranking, rank_gallery
 from visual_search.export import (
-    compiled_export,
     embedding_settings,
+    exported_runtime,
     exported_steps,
     load_exported,
 )
@@ -29,7 +29,7 @@ WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
 
 class MCS_BaseLine_Ranker:
-    """Ranks the gallery for every query; a broken photo costs its own row and no other.
+    """Ranks the gallery for every query; a broken image costs its own row and no other.
 
     These environment variables let a submission be rehearsed without moving files or editing:
     VISUAL_SEARCH_WEIGHTS (folder of an export), VISUAL_SEARCH_TIME_LIMIT (seconds),
@@ -60,9 +60,9 @@ class MCS_BaseLine_Ranker:
         """
         self.max_predictions = MAX_PREDICTIONS
         try:
-            # A ranker that is late loses everything, so the clock comes first.
+            # A ranker that is late loses everything, so the time comes first.
             named = _number("VISUAL_SEARCH_TIME_LIMIT", self.time_limit)
-            self.clock = Clock(named if time_limit is None else time_limit)
+            self.deadline = Deadline(named if time_limit is None else time_limit)
             self.device = default_device()
             weights = Path(os.getenv("VISUAL_SEARCH_WEIGHTS", str(WEIGHTS_FOLDER)))
             folder = Path(dataset_path)
@@ -73,10 +73,10 @@ class MCS_BaseLine_Ranker:
             self.architecture = replace(architecture, input_size=size)
             self.settings = _embedding_settings(weights)
             self.steps = exported_steps(weights)
-            self.compiled = compiled_export(weights, self.settings, size)
+            self.runtime = exported_runtime(weights, self.settings, size)
         except UserError as error:
             self.raise_aicrowd_error(str(error))
-        self.loading_seconds = self.clock.spent()
+        self.loading_seconds = self.deadline.spent()
 
     def raise_aicrowd_error(self, msg: str) -> NoReturn:
         """Show `msg` in the evaluator's log."""
@@ -87,7 +87,7 @@ class MCS_BaseLine_Ranker:
 
         Returns:
             `(n_queries, 1000)`, int64, unique gallery row indexes, best first. Behind a gallery
-            of fewer photos follow indexes that name none, see
+            of fewer images follow indexes that name none, see
             :func:`visual_search.evaluate.fill_to_width`.
 
         Raises:
@@ -102,8 +102,8 @@ class MCS_BaseLine_Ranker:
                 device=self.device,
                 steps=self.steps,
                 settings=self.settings,
-                clock=self.clock,
-                compiled=self.compiled,
+                deadline=self.deadline,
+                runtime=self.runtime,
             )
         except UserError as error:
             self.raise_aicrowd_error(str(error))
@@ -136,17 +136,17 @@ def report(ranking: Ranking, loading_seconds: float) -> None:
     """Print what the user has to know; all of it goes to $VISUAL_SEARCH_RANKER_LOG where set."""
     problems = ranking.problems
     if problems:
-        print(f"{len(problems)} photos were damaged or had a wrong box, for example:")
+        print(f"{len(problems)} images were damaged or had a wrong box, for example:")
         for problem in problems[:5]:
             print(f"  {problem.path}: {problem.reason}")
     clock, size = ranking.log.get("clock", {}), ranking.log.get("settings", {}).get("input_size")
-    left_out = given_up(clock, size)
-    if NOT_EMBEDDED in left_out:
-        count = left_out.pop(NOT_EMBEDDED)
-        print(f"there was no time for {count} photos: they are ranked last, or at random")
-    if left_out:
+    given_up = degradations(clock, size)
+    if NOT_EMBEDDED in given_up:
+        count = given_up.pop(NOT_EMBEDDED)
+        print(f"there was no time for {count} images: they are ranked last, or at random")
+    if given_up:
         print(
-            f"to answer in {clock['limit_seconds']:g} s the ranker gave up: {listed(left_out)}; "
+            f"to answer in {clock['limit_seconds']:g} s the ranker gave up: {listed(given_up)}; "
             "take a smaller input or a smaller model"
         )
     log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
@@ -163,12 +163,12 @@ def _log(ranking: Ranking, loading_seconds: float) -> dict[str, Any]:
             ranking.ranking_seconds - ranking.log.get("seconds", {}).get("reranking", 0.0), 3
         ),
     }
-    listed = [{"path": problem.path, "reason": problem.reason} for problem in ranking.problems]
+    problems = [{"path": problem.path, "reason": problem.reason} for problem in ranking.problems]
     return {
         **ranking.log,
         "input_size": ranking.log.get("settings", {}).get("input_size"),
         "embedding_seconds": seconds["embedding"],
         "ranking_seconds": seconds["ranking"],
         "seconds": seconds,
-        "problems": listed,
+        "problems": problems,
     }

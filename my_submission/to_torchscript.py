@@ -10,7 +10,7 @@ from typing import Any
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from visual_search.errors import exit_with_sentence
+from visual_search.errors import UserError, exit_with_sentence
 
 
 def main() -> None:
@@ -30,11 +30,6 @@ def main() -> None:
         f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path.with_suffix('.json')}: "
         f"{architecture.backbone}, {architecture.input_size} px, {architecture.dimension}-d{score}"
     )
-    if arguments.openvino:
-        from visual_search.openvino_model import export_openvino
-
-        faster = export_openvino(embedder, architecture.input_size, arguments.output)
-        print(f"wrote {faster}: taken on CPUs where it measures faster, if openvino is installed")
     elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
     print(f"next: python local_evaluation.py{elsewhere}")
 
@@ -56,13 +51,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--input_size", type=int, default=224, help="pixels, of a plain backbone (%(default)s)"
     )
-    parser.add_argument(
-        "--openvino",
-        action="store_true",
-        help="also write model.xml and model.bin for OpenVINO (pip install -e '.[fast]'); for the "
-        "evaluator, add openvino to requirements.txt",
-    )
-    return parser.parse_args()
+    parser.add_argument("--openvino", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.openvino:
+        raise UserError(
+            "--openvino is no longer there; for another runtime than PyTorch, write ONNX: "
+            "python -m visual_search.main_export --run runs/<name> --output my_submission/weights"
+        )
+    return arguments
 
 
 def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:

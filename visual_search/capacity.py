@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.ranking_time import Reserve
-
 # Share of the time and of the memory that a size may be expected to take; the rest is for a
 # slower day.
 TIME_SHARE = MEMORY_SHARE = 0.9
@@ -98,8 +96,8 @@ class Run:
     seconds: StageSeconds
     peak_memory: int
     """Bytes."""
-    reserve: Reserve | None = None
-    """What the ranker keeps back for ranking where it watches the time."""
+    rerank_reserve: float = 0.0
+    """Seconds that the ranker keeps back for re-ranking, where it watches the time."""
 
     @property
     def embedding_seconds_per_image(self) -> float:
@@ -114,9 +112,8 @@ class Prediction:
     loading: float
     embedding: float
     ranking: float
-    """What it takes, or what the ranker keeps back for it, whichever is more."""
     reranking: float
-    """The same."""
+    """What it takes, or what the ranker keeps back for it, whichever is more."""
     memory: int
     """Bytes."""
 
@@ -141,8 +138,8 @@ def predict(
 
     Loading stays. Embedding grows with the images, ranking with queries x gallery, re-ranking
     with (queries + gallery) x gallery: it looks for neighbours of both sides. Where a ranker that
-    watches the time keeps back more for these two than they take, that is what counts: it lowers
-    the resolution before it touches what it keeps. The memory is the larger of what real images
+    watches the time keeps back more for it than it takes, that is what counts: it lowers the
+    resolution before it touches what it keeps. The memory is the larger of what real images
     need and what the rows of the hidden test need.
 
     Args:
@@ -164,9 +161,7 @@ def predict(
     large = dry or run
     ranking = large.seconds.ranking * target.similarities / large.counts.similarities
     reranking = (large.seconds.reranking or 0.0) * target.neighbours / large.counts.neighbours
-    if run.reserve is not None:
-        kept = run.reserve.seconds(target.queries, target.gallery)
-        ranking, reranking = max(ranking, kept[0]), max(reranking, kept[1])
+    reranking = max(reranking, run.rerank_reserve)
     return Prediction(
         loading=run.seconds.loading + fixed,
         embedding=target.total * per_image * core_share,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from visual_search.model import Architecture
 
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""
+
+LOADERS = {"image-text": "visual_search.typed_model:load_image_side"}
+"""By kind of model, who makes its image side of a checkpoint: `module:function`, imported only
+for such a model, since the evaluator has no package that the text side needs. An embedder of
+images alone needs none."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ def describe_model(architecture: Architecture, facts: Mapping[str, Any]) -> dict
     """The content of a `model.json`."""
     return {
         "format": MODEL_FORMAT,
+        "kind": kind_of(facts),
         "architecture": dataclasses.asdict(architecture),
         **facts,
     }
@@ -155,9 +162,30 @@ def load_torchscript(path: Path) -> nn.Module:
         raise UserError(f"{path} is not a readable TorchScript file: {error}") from error
 
 
+def kind_of(facts: Mapping[str, Any]) -> str:
+    """The kind of model that `model.json` tells of; of earlier versions, which named none, too."""
+    return str(facts.get("kind", "image-text" if isinstance(facts.get("text"), dict) else "image"))
+
+
+def model_loader(found: Checkpoint) -> Callable[[Checkpoint], nn.Module] | None:
+    """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for images alone.
+
+    Raises:
+        UserError: for a kind that this kit does not know.
+    """
+    kind = kind_of(found.facts)
+    if kind == "image":
+        return None
+    if kind not in LOADERS:
+        known = ", ".join(("image", *LOADERS))
+        raise UserError(f"{found.path} is a model of kind {kind!r}; this kit reads {known}")
+    module, _, function = LOADERS[kind].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def knows_texts(found: Checkpoint) -> bool:
     """Whether it is of image–text training."""
-    return isinstance(found.facts.get("text"), dict)
+    return kind_of(found.facts) == "image-text"
 
 
 def dimension_of(found: Checkpoint) -> int:

@@ -1,4 +1,4 @@
-"""How photos are embedded; a part of a phase's configuration and of `model.json`."""
+"""How images are embedded; a part of a phase's configuration and of `model.json`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from visual_search.errors import UserError
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """How photos are embedded, in validation and in the submission alike.
+    """How images are embedded, in validation and in the submission alike.
 
-    What is "auto" or 0 is chosen by a short measurement.
+    What is "auto" or 0 follows the rules of :func:`visual_search.precision.plan_inference`.
 
     Args:
         precision: fp32, bf16 (CPUs that have it) or fp16 (GPUs).
         memory_format: of the convolutions.
-        batch_size: photos a step.
-        workers: threads that read photos, on a CPU each also runs the model; 0: one a core.
-        decoder: who reads JPEGs: cpu, or nvjpeg on a CUDA device.
-        backend: torch; openvino or onnx (ONNX Runtime) where the export has a file for it, on a
-            CPU; compile (torch.compile), which is taken only where it is asked for.
-        min_cosine: smallest cosine between the embeddings of openvino or onnx and of the model in
-            fp32 at which they may be taken; an int8 network needs a lower one.
-        flip: each photo is also seen mirrored; its embedding is the mean.
-        crops: each photo is seen in five crops of a larger square; its embedding is the mean.
-        trim_borders: cut white borders of gallery photos away.
+        batch_size: images a step.
+        workers: threads that read images, on a CPU each also runs the model; 0: one a core.
+        decoder: of earlier versions; images are read on the CPU whatever it says.
+        backend: torch, or onnx (ONNX Runtime), which auto takes on a CPU where the export has
+            a file for it.
+        min_cosine: smallest cosine between the embeddings of onnx and of the model in fp32 at
+            which it may be taken.
+        flip: each image is also seen mirrored; its embedding is the mean.
+        crops: each image is seen in five crops of a larger square; its embedding is the mean.
+        trim_borders: cut white borders of gallery images away.
     """
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -34,7 +34,7 @@ class EmbedSettings:
     batch_size: int = 0
     workers: int = 0
     decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
-    backend: Literal["auto", "torch", "compile", "openvino", "onnx"] = "auto"
+    backend: Literal["auto", "torch", "onnx"] = "auto"
     min_cosine: float = 0.9999
     flip: bool = False
     crops: bool = False
@@ -42,14 +42,14 @@ class EmbedSettings:
 
     @property
     def views(self) -> int:
-        """How often the model sees each photo."""
+        """How often the model sees each image."""
         return (5 if self.crops else 1) * (2 if self.flip else 1)
 
     def unmeasured(self, on_gpu: bool) -> EmbedSettings:
-        """The same with nothing left to measure, for what has to come out alike each time.
+        """The same with nothing left to the machine, for what has to come out alike each time.
 
         A training that was killed and goes on, and each of several processes, must see the same
-        embeddings to the last bit; precision and batches that a clock chose would change them.
+        embeddings to the last bit, whatever another CPU multiplies in hardware.
 
         Args:
             on_gpu: whether the model is on a CUDA device.
@@ -60,7 +60,6 @@ class EmbedSettings:
             precision=half if self.precision == "auto" else self.precision,
             memory_format="channels_last" if self.memory_format == "auto" else self.memory_format,
             batch_size=self.batch_size or (64 if on_gpu else 8),
-            decoder="cpu" if self.decoder == "auto" else self.decoder,
         )
 
     @classmethod
@@ -76,6 +75,10 @@ class EmbedSettings:
         """
         if not isinstance(values, dict):
             raise UserError(f"{source}: embedding settings are an object, not {values!r}")
+        backend = values.get("backend")
+        if backend in ("openvino", "compile"):
+            print(f"{source}: backend {backend} is no longer used: PyTorch runs the model")
+            values = {**values, "backend": "torch"}
         types, names = get_type_hints(cls), [field.name for field in fields(cls)]
         for key, value in values.items():
             if key not in names:

@@ -27,11 +27,9 @@ _PIXEL_CODE = (
     "borders.py",
     "embed.py",
     "images.py",
-    "inference.py",
     "jpeg.py",
     "model.py",
-    "nvjpeg.py",
-    "views.py",
+    "precision.py",
 )
 
 

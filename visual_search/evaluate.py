@@ -12,22 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.clock import Clock, Pacer
-from visual_search.cores import available_cores
-from visual_search.embed import Embeddings, embed_images, prepare_for
+from visual_search.deadline import Deadline, call_within
+from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
-from visual_search.probing import Compiled
-from visual_search.ranking_log import embedding_log
-from visual_search.ranking_time import Reserve
+from visual_search.precision import InferencePlan, LoadRuntime, plan_inference
 from visual_search.rerank import Search, Step, describe_steps, move, rank
 from visual_search.search import top_k
 from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
-# Of a time limit, for choosing how to embed.
-PROBE_LIMIT_SHARE = 0.02
+# Of a time limit, for making and checking the plan of how to embed.
+PLAN_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Ranking:
     ranking_seconds: float
     """Re-ranking included."""
     log: Mapping[str, Any] = field(default_factory=dict)
-    """What the embedding chose and did: see :func:`visual_search.ranking_log.embedding_log`."""
+    """What the embedding chose and did: see :func:`embedding_log`."""
 
 
 def rank_gallery(
@@ -55,8 +52,8 @@ def rank_gallery(
     batch_size: int = 0,
     settings: EmbedSettings | None = None,
     steps: Sequence[Step] = (),
-    clock: Clock | None = None,
-    compiled: Compiled | None = None,
+    deadline: Deadline | None = None,
+    runtime: LoadRuntime | None = None,
     progress: bool = True,
     own: np.ndarray | None = None,
 ) -> Ranking:
@@ -68,45 +65,44 @@ def rank_gallery(
         queries: user photos with their boxes.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: photos a step of the model; 0: measured.
+        batch_size: images a step of the model; 0: by rule.
         settings: of the embedding; `trim_borders` is for the gallery.
-        clock: of a time limit that has to be kept.
+        deadline: of a time limit that has to be kept.
         steps: of re-ranking; none is plain cosine ranking.
-        compiled: the same model for another runtime, taken where it is faster.
+        runtime: the same model in ONNX Runtime: see :func:`plan_inference`.
         progress: whether there are progress bars.
         own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
             embedded once and never ranked for itself.
     """
     started = time.perf_counter()
     settings = settings or EmbedSettings()
-    clock = clock or Clock()
+    deadline = deadline or Deadline()
     if batch_size:
         settings = replace(settings, batch_size=batch_size)
     gallery = trimmed(gallery, settings)
-    listed = {"gallery photos": gallery}
+    listed = {"gallery images": gallery}
     if own is None:
-        listed["query photos"] = queries
-    photos = sum(len(items) for items in listed.values())
-    prepared = prepare_for(
+        listed["query images"] = queries
+    plan = plan_inference(
         model,
         gallery,
         input_size,
-        photos,
         device=device,
         settings=settings,
-        compiled=compiled,
-        seconds=PROBE_LIMIT_SHARE * clock.limit,
+        runtime=runtime,
+        seconds=PLAN_SHARE * deadline.limit,
     )
-    kept = Reserve(tuple(steps), available_cores()).seconds(len(queries), len(gallery))
-    pacer = Pacer(clock, photos, input_size, settings.views, ranking=kept[0], reranking=kept[1])
+    described = describe_steps(steps)
+    images = sum(len(items) for items in listed.values())
+    deadline.begin(images, input_size, settings.views, [step["name"] for step in described])
     sides = [
         embed_images(
-            prepared,
+            plan,
             items,
             input_size,
             device=device,
             settings=settings,
-            pacer=pacer,
+            deadline=deadline,
             label=label,
             progress=progress,
         )
@@ -116,15 +112,67 @@ def rank_gallery(
     embedded = time.perf_counter()
     rows = sides[0].matrix
     asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
-    found, reranking = _nearest_rows(asked, rows, steps if pacer.may_rerank() else (), own)
+    found, reranking = _ranked_in_time(asked, rows, steps, own, deadline)
     ranked = time.perf_counter()
     problems = tuple(problem for side in sides for problem in side.problems)
-    log = embedding_log(prepared, input_size, settings, pacer, sides)
+    log = embedding_log(plan, input_size, settings, deadline, sides)
     log["seconds"]["reranking"] = round(reranking, 3)
-    log["rerank"] = describe_steps(steps)
+    log["rerank"] = described
     return Ranking(
         fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
     )
+
+
+def _ranked_in_time(
+    queries: Tensor,
+    gallery: Tensor,
+    steps: Sequence[Step],
+    own: np.ndarray | None,
+    deadline: Deadline,
+) -> tuple[np.ndarray, float]:
+    """What :func:`_nearest_rows` returns, without re-ranking where there is no time for it."""
+    if steps and deadline.may_rerank():
+        try:
+            return call_within(deadline.left(), lambda: _nearest_rows(queries, gallery, steps, own))
+        except TimeoutError:
+            deadline.reranks = False
+    return _nearest_rows(queries, gallery, (), own)
+
+
+def embedding_log(
+    plan: InferencePlan,
+    input_size: int,
+    settings: EmbedSettings,
+    deadline: Deadline,
+    sides: Sequence[Embeddings],
+) -> dict[str, Any]:
+    """The plan, time by stage, what the deadline gave up, rows that were mended."""
+    decode = sum(side.decode_seconds for side in sides)
+    model = sum(side.model_seconds for side in sides)
+    return {
+        "seconds": {
+            "plan": round(plan.seconds, 3),
+            "decode": round(decode / plan.streams, 3),
+            "decode_all_threads": round(decode, 3),
+            "model_all_threads": round(model, 3),
+        },
+        "settings": {
+            "input_size": input_size,
+            "device": str(plan.device),
+            "precision": plan.precision,
+            "backend": plan.backend,
+            "memory_format": plan.memory_format,
+            "batch_size": plan.batch_size,
+            "streams": plan.streams,
+            "threads": plan.threads,
+            "flip": settings.flip,
+            "crops": settings.crops,
+            "trim_borders": settings.trim_borders,
+        },
+        "clock": deadline.report(),
+        "recomputed_rows": sum(side.recomputed for side in sides),
+        "zeroed_rows": sum(side.zeroed for side in sides),
+    }
 
 
 def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:

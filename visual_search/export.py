@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,28 +16,24 @@ from torch import Tensor, nn
 from visual_search.checkpoint import (
     Checkpoint,
     describe_model,
-    knows_texts,
     load_checkpoint,
     load_torchscript,
+    model_loader,
     read_description,
 )
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.files import is_lfs_pointer, write_json, written_atomically
 from visual_search.model import Architecture, Embedder, rebuild_embedder
-from visual_search.onnx_model import ONNX_FILE, load_onnx
-from visual_search.openvino_model import OPENVINO_FILES, load_openvino
-from visual_search.probing import Compiled
+from visual_search.onnx import ONNX_FILE, load_onnx
+from visual_search.precision import MIN_COSINE, EmbedFn, LoadRuntime
 from visual_search.rerank import Step, parse_steps
 
 MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"
-RUNTIME_FILES = (*OPENVINO_FILES, ONNX_FILE)
-"""The same model for other runtimes, where they were exported."""
+RUNTIME_FILES = (ONNX_FILE, "model.xml", "model.bin")
+"""The same model for other runtimes; the last two, of OpenVINO, are of earlier versions."""
 POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
-
-# The export must answer as the model does: the smallest cosine between the two.
-MIN_COSINE = 0.9999
 
 
 def export_torchscript(
@@ -90,9 +85,7 @@ def _keep_previous(folder: Path, run: str | None) -> None:
     print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
 
 
-def load_exported(
-    folder: Path, device: torch.device
-) -> tuple[Callable[[Tensor], Tensor], Architecture]:
+def load_exported(folder: Path, device: torch.device) -> tuple[EmbedFn, Architecture]:
     """The exported embedder, ready to embed on `device`.
 
     Its weights go into an eager model, which answers its first batch as fast as its hundredth;
@@ -119,18 +112,17 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Callable[[Tensor
     Raises:
         UserError: when it cannot be built, and the checkpoint is no export that runs by itself.
     """
+    is_export = checkpoint.path.suffix == ".pt"
     try:
         model: nn.Module
-        if knows_texts(checkpoint) and checkpoint.path.suffix != ".pt":
-            # Only here: the evaluator has no package that reads tables of pairs.
-            from visual_search.typed_model import load_typed_model
-
-            model = load_typed_model(checkpoint.path.parent).photos
-        else:
+        loader = None if is_export else model_loader(checkpoint)
+        if loader is None:
             model = rebuild_embedder(checkpoint.architecture)
             model.load_state_dict(dict(checkpoint.state))
+        else:
+            model = loader(checkpoint)
     except (UserError, RuntimeError):
-        if checkpoint.path.suffix != ".pt":
+        if not is_export:
             raise
         model = load_torchscript(checkpoint.path)
     return model.eval().to(device).to(memory_format=torch.channels_last)
@@ -148,7 +140,7 @@ def exported_steps(folder: Path) -> tuple[Step, ...]:
 
 
 def embedding_settings(folder: Path) -> EmbedSettings:
-    """How the exported model's photos are to be embedded: `embedding` in its description.
+    """How the exported model's images are to be embedded: `embedding` in its description.
 
     Raises:
         UserError: when the description cannot be read, or says what there is not.
@@ -157,71 +149,28 @@ def embedding_settings(folder: Path) -> EmbedSettings:
     return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
 
 
-@dataclass(frozen=True)
-class _Runtime:
-    """What a runtime needs."""
-
-    files: tuple[str, ...]
-    package: str
-    extra: str
-    option: str
-    """How to export for it."""
-    compiled: Callable[[Path], Compiled]
-
-
-RUNTIMES = {
-    "openvino": _Runtime(
-        OPENVINO_FILES,
-        "openvino",
-        "fast",
-        "to_torchscript.py --openvino or visual_search.main_export",
-        lambda folder: Compiled("openvino", partial(load_openvino, folder)),
-    ),
-    "onnx": _Runtime(
-        (ONNX_FILE,),
-        "onnxruntime",
-        "export",
-        "visual_search.main_export",
-        lambda folder: Compiled(
-            "onnx",
-            lambda streams, threads, _: load_onnx(folder / ONNX_FILE, streams, threads),
-            False,
-        ),
-    ),
-}
-"""By the name that `embedding.backend` has for it; the first that is there is tried."""
-
-
-def compiled_export(folder: Path, settings: EmbedSettings, input_size: int) -> Compiled | None:
-    """The export for another runtime, where it has one that can be used at `input_size`.
+def exported_runtime(folder: Path, settings: EmbedSettings, input_size: int) -> LoadRuntime | None:
+    """The export for ONNX Runtime, where there is one that can be used at `input_size`.
 
     Raises:
-        UserError: when the settings ask for a runtime and something of it is missing.
+        UserError: when the settings ask for it and something is missing.
     """
+    if settings.backend == "torch":
+        return None
+    path = folder / ONNX_FILE
     architecture, _ = read_description(folder / DESCRIPTION_FILE)
-    for name, runtime in RUNTIMES.items():
-        if settings.backend not in ("auto", name):
-            continue
-        missing = _missing(folder, runtime, architecture.input_size, input_size)
-        if missing is None:
-            return runtime.compiled(folder)
-        if settings.backend == name:
-            raise UserError(f"embedding.backend is {name}, but {missing}")
-        if POINTER in missing:
-            print(f"{missing}; PyTorch runs the model")
-    return None
-
-
-def _missing(folder: Path, runtime: _Runtime, exported: int, asked: int) -> str | None:
-    """What keeps the runtime from being used; None where nothing does."""
-    for name in runtime.files:
-        if not (folder / name).is_file():
-            return f"{folder} has no {name}: export it with {runtime.option}"
-        if is_lfs_pointer(folder / name):
-            return f"{folder / name} {POINTER}"
-    if find_spec(runtime.package) is None:
-        extra = f"pip install -e '.[{runtime.extra}]'"
-        return f"the package {runtime.package} is not installed: {extra}"
-    if exported != asked:
-        return f"it was exported for {exported} px, not {asked}"
+    if not path.is_file():
+        missing = f"{folder} has no {ONNX_FILE}: export it with visual_search.main_export"
+    elif is_lfs_pointer(path):
+        missing = f"{path} {POINTER}"
+    elif find_spec("onnxruntime") is None:
+        missing = "the package onnxruntime is not installed: pip install -e '.[export]'"
+    elif architecture.input_size != input_size:
+        missing = f"it was exported for {architecture.input_size} px, not {input_size}"
+    else:
+        return partial(load_onnx, path)
+    if settings.backend == "onnx":
+        raise UserError(f"embedding.backend is onnx, but {missing}")
+    if POINTER in missing:
+        print(f"{missing}; PyTorch runs the model")
     return None

@@ -24,7 +24,7 @@ from visual_search.capacity import (
     find_largest_size,
     predict,
 )
-from visual_search.clock import given_up, listed
+from visual_search.deadline import degradations, listed
 from visual_search.errors import UserError
 from visual_search.evaluate import Evaluation, Ranking, read_dev_set
 from visual_search.files import write_json
@@ -246,8 +246,8 @@ def _measured_rows(answer: Answer) -> dict[str, str]:
         "import, before the timed call": _seconds(answer.outcome.times["import"]),
         "peak memory": f"{run.peak_memory / GB:.2f} GB",
     }
-    if left_out := given_up(answer.log.get("clock") or {}, run.input_size):
-        rows["given up to be in time"] = listed(left_out)
+    if given_up := degradations(answer.log.get("clock") or {}, run.input_size):
+        rows["given up to be in time"] = listed(given_up)
     if answer.outcome.peak_gpu_memory is not None:
         rows["peak GPU memory"] = f"{answer.outcome.peak_gpu_memory / GB:.2f} GB"
     return rows

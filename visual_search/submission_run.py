@@ -21,7 +21,6 @@ from visual_search.capacity import ImageCounts, Run, StageSeconds
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
 from visual_search.preflight import packages_to_hide, read_requirements
-from visual_search.ranking_time import Reserve
 from visual_search.ranks_check import check_ranks
 from visual_search.sandbox import GB, Job, Limits, Outcome, Sandbox, fault_of, writes_elsewhere
 from visual_search.submission_tree import SubmissionTree
@@ -191,7 +190,7 @@ class Stage:
             images.counts,
             StageSeconds.from_log(log, outcome.times["rank"]),
             outcome.peak_memory,
-            Reserve.said_by(log, len(self.sandbox.cores)),
+            float((log.get("clock") or {}).get("reranking_reserve_seconds") or 0.0),
         )
         return Answer(ranks, run, outcome, log)
 

@@ -59,6 +59,11 @@ def load_typed_model(source: Path, input_size: int = 0) -> TypedModel:
     return TypedModel(encoder.eval(), input_size or found.architecture.input_size, settings, name)
 
 
+def load_image_side(found: Checkpoint) -> Embedder:
+    """Pixels to unit vectors of the shared space, for commands that know images alone."""
+    return load_typed_model(found.path.parent).photos
+
+
 def run_settings(run: Path) -> dict[str, Any]:
     """The settings that a run was trained with, nested as in its YAML.
 

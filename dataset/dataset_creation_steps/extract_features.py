@@ -149,7 +149,6 @@ def extract(
         row_count,
         snapshot_file,
         snapshot_files,
-        value_count,
         while_the_network_works,
         with_rows,
         write_snapshot,
@@ -176,9 +175,7 @@ def extract(
     columns = ["asin", "role", "url", "vector", "reason"]
     with _bar(parquet, count - len(missing), count) as bar:
         frames = _photos(parquet, products, retried, missing, distributed)
-        photos = value_count(parquet, COLUMNS[1:]) * len(missing) // max(count, 1)
-        model = (str(run.resolve()), photos)
-        embedded_pieces = _embedded(frames, model, download, size_hint, gpus)
+        embedded_pieces = _embedded(frames, str(run.resolve()), download, size_hint, gpus)
         for number, rows in while_the_network_works(embedded_pieces, bool(done), retried):
             path = snapshot_file(parquet, number)
             if number in retried:
@@ -214,7 +211,7 @@ def _photos(
 
 def _embedded(
     frames: Iterator[Any],
-    model: tuple[str, int],
+    run: str,
     download: DownloadLimits,
     size_hint: int,
     gpus: float,
@@ -226,7 +223,7 @@ def _embedded(
     from dataset.dataset_creation_steps.snapshots import whole_pieces
 
     fetch: Any = FetchStage(download, size_hint).fetch
-    embed = embed_stage(gpus)(*model).embed
+    embed = embed_stage(gpus)(run).embed
     for frame in frames:
         frame = frame.with_column("got", fetch(col("url")))
         frame = frame.with_column("made", embed(col("got")["data"]))

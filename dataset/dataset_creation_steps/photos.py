@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from visual_search.model import Embedder
-    from visual_search.probing import Prepared
+    from visual_search.precision import InferencePlan
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -125,21 +125,19 @@ class FetchStage:
 class EmbedStage:
     """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
 
-    def __init__(self, run: str, photos: int) -> None:
+    def __init__(self, run: str) -> None:
         """
         Args:
             run: of the model; see :func:`load_embedder`.
-            photos: about how many are to be embedded: how long it pays to look for the fastest way.
         """
         from visual_search.embed import default_device
 
         # The engine calls from several threads; the model has all cores for one batch at a time.
         self.lock = threading.Lock()
-        self.photos = photos
         self.device = default_device()
         self.model, self.input_size = load_embedder(Path(run))
         self.model.to(self.device)
-        self.prepared: Prepared | None = None
+        self.plan: InferencePlan | None = None
 
     @daft.method.batch(
         return_dtype=DataType.struct(
@@ -160,9 +158,10 @@ class EmbedStage:
         return answers
 
     def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
-        from visual_search.embed import embed_images, prepare_for
+        from visual_search.embed import embed_images
         from visual_search.embed_settings import EmbedSettings
         from visual_search.images import ImageItem
+        from visual_search.precision import plan_inference
 
         # Not "auto": a run that goes on after a kill has to embed as it did before.
         settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
@@ -173,16 +172,11 @@ class EmbedStage:
             for item, photo in zip(items, photos, strict=True):
                 item.path.write_bytes(photo)
             with self.lock:
-                self.prepared = self.prepared or prepare_for(
-                    self.model,
-                    items,
-                    self.input_size,
-                    self.photos,
-                    device=self.device,
-                    settings=settings,
+                self.plan = self.plan or plan_inference(
+                    self.model, items, self.input_size, device=self.device, settings=settings
                 )
                 found = embed_images(
-                    self.prepared,
+                    self.plan,
                     items,
                     self.input_size,
                     device=self.device,

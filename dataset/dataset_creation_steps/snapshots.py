@@ -254,21 +254,6 @@ def row_count(path: Path, columns: Iterable[str]) -> int:
     return int(file.metadata.num_rows)
 
 
-def value_count(path: Path, columns: Iterable[str]) -> int:
-    """About how many values the list columns of a parquet file hold; an empty list counts as one.
-
-    Only the file's footer is read.
-    """
-    metadata = pq.ParquetFile(path).metadata
-    wanted, total = set(columns), 0
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            if chunk.path_in_schema.partition(".")[0] in wanted:
-                total += chunk.num_values
-    return total
-
-
 PIECE_COLUMNS = [("piece", pa.int64()), ("rows", pa.int64()), ("place", pa.int64())]
 """Which piece a row belongs to, how many rows that has, and where in it the row stands."""
 

@@ -3,19 +3,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of, shortened, summary
-from benchmarks.ranker_child import WAYS, Job, decode_alone
+from benchmarks.ranker_child import WAYS, Job
 from benchmarks.ranker_peers import write_job
 from tests.conftest import PROJECT
-from visual_search import nvjpeg
 from visual_search.evaluate import DevSet, read_dev_set
-from visual_search.images import ImageItem, ImageProblem
+from visual_search.images import ImageItem
 
 
 def test_the_roofline_of_shared_cores_and_of_two_devices() -> None:
@@ -39,7 +36,7 @@ def test_rows_and_notes_name_the_bottleneck() -> None:
         "embedding": 10.0,
         "model": 8.0,
         "ranking": 0.5,
-        "probe": 0.2,
+        "plan": 0.2,
         "settings": "fp32",
         "decode_alone": 400.0,
         "model_alone": 100.0,
@@ -93,28 +90,3 @@ def test_the_quick_benchmark_runs() -> None:
     assert done.returncode == 0, done.stderr
     assert "files to embeddings" in done.stdout
     assert "the bottleneck is" in done.stdout
-
-
-def test_the_roofline_of_decoding_is_that_of_the_chosen_decoder(
-    dev_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = read_dev_set(dev_folder).gallery
-    job = Job(dev_folder, 16, photos, 10, dev_folder, 4, 1, torch.device("cpu"))
-    prepared = SimpleNamespace(decoder="cpu", batch_size=4, streams=2)
-    batches: list[int] = []
-    read = nvjpeg.load_batch_on_gpu
-
-    def watched(
-        items: list[ImageItem], size: int, device: torch.device
-    ) -> tuple[torch.Tensor, list[ImageProblem | None]]:
-        batches.append(len(items))
-        return read(items, size, device)
-
-    monkeypatch.setattr(nvjpeg, "load_batch_on_gpu", watched)
-    expected = decode_alone(photos, prepared, job)[1]
-    assert batches == []
-    prepared.decoder = "nvjpeg"
-    rate, pixels = decode_alone(photos, prepared, job)
-    assert sorted(batches) == [2, 4, 4, 4]
-    assert rate > 0
-    assert torch.equal(pixels, expected)

@@ -73,7 +73,7 @@ def test_every_query_has_a_row_whatever_is_broken(
     # What is broken costs its own row only.
     np.testing.assert_array_equal(ranks[6:], whole[6:])
     printed = capsys.readouterr().out
-    assert "5 photos were damaged or had a wrong box" in printed
+    assert "5 images were damaged or had a wrong box" in printed
     assert "0 bytes" in printed
     assert "web page" in printed
 
@@ -122,6 +122,9 @@ def test_the_export_command(tmp_path: Path) -> None:
     assert f"--weights {tmp_path / 'out'}" in done.stdout
     again = inside(to_torchscript.main, tmp_path / "out", "--output", tmp_path / "copy")
     assert again.returncode == 0, again.stderr
+    gone = inside(to_torchscript.main, tmp_path / "out", "--openvino")
+    assert gone.returncode == 2
+    assert "--openvino is no longer there" in gone.stderr
     missing = inside(to_torchscript.main, "runs/there-is-no-such-run")
     assert missing.returncode == 2
     assert "runs/there-is-no-such-run" in missing.stderr

@@ -19,6 +19,7 @@ from tests.conftest import draw_product, write_csv
 from visual_search.checkpoint import describe_model
 from visual_search.files import write_json
 from visual_search.model import Architecture
+from visual_search.vector_steps import Power
 
 SIDE = 64
 PHOTOS = 150
@@ -101,7 +102,7 @@ def test_resolution_is_lowered_and_the_limit_kept(
     assert len(log["clock"]["photos_by_size"]) > 1
     assert log["clock"]["photos_without_embedding"] == 0
     smaller = 2 * PHOTOS - log["clock"]["photos_by_size"].get("64", 0)
-    said = f"to answer in 3.5 s the ranker gave up: photos at a lower resolution: {smaller};"
+    said = f"to answer in 3.5 s the ranker gave up: images at a lower resolution: {smaller};"
     assert said in capsys.readouterr().out
 
 
@@ -138,7 +139,7 @@ def test_what_nothing_saves_is_ranked_by_index_and_told(
     left_out = log["clock"]["photos_without_embedding"]
     assert left_out > PHOTOS
     assert sum(log["clock"]["photos_by_size"].values()) + left_out == 2 * PHOTOS
-    assert f"no time for {left_out} photos" in capsys.readouterr().out
+    assert f"no time for {left_out} images" in capsys.readouterr().out
     assert ranks[-1].tolist() == list(range(1000))
 
 
@@ -148,7 +149,7 @@ def test_reranking_is_given_up_before_photos_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    steps = [{"name": "dba"}] * 8  # 0.4 s and more are kept for them
+    steps = [{"name": "dba"}] * 8  # a quarter of the time is kept for them
     model = Slow(0.0005)
     _, _, log = run(folder, tmp_path / "log.json", monkeypatch, model, 600, rerank=steps)
     assert not log["clock"]["reranking_skipped"]
@@ -160,6 +161,26 @@ def test_reranking_is_given_up_before_photos_are(
     assert seconds < 2.4
     assert log["clock"]["reranking_skipped"]
     assert "re-ranking: all" in capsys.readouterr().out
+
+
+def test_reranking_that_takes_too_long_is_given_up(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def takes_long(self: Any, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(5)
+        return gallery, queries
+
+    plain, _, _ = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0), 600)
+    monkeypatch.setattr(Power, "__call__", takes_long)
+    given: Any = {"rerank": [{"name": "power"}]}
+    ranks, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0), 3.0, **given)
+    assert seconds < 3.0
+    assert log["clock"]["reranking_skipped"]
+    assert "re-ranking: all" in capsys.readouterr().out
+    np.testing.assert_array_equal(ranks, plain)
 
 
 @pytest.mark.parametrize("hangs_after", [0, 2, 30])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,8 @@ def test_a_worked_example() -> None:
     assert expected.memory == 10**9 + EMBEDDING_ROW * 39_000 + RANKS_ROW * 13_600
     halved = predict(measured, HIDDEN_TEST, core_share=0.5)
     assert (halved.loading, halved.embedding) == (2.0, pytest.approx(800))
+    kept = replace(measured, rerank_reserve=2 * expected.reranking)
+    assert predict(kept, HIDDEN_TEST).reranking == pytest.approx(2 * expected.reranking)
     assert not Bounds(HIDDEN_TEST, 1600, 16 * 10**9).allow(expected)
     assert Bounds(HIDDEN_TEST, 4000, 16 * 10**9).allow(halved)
     assert not Bounds(HIDDEN_TEST, 4000, 10**9).allow(halved)

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from visual_search.checkpoint import load_checkpoint, read_description, save_checkpoint
+from visual_search.checkpoint import (
+    load_checkpoint,
+    model_loader,
+    read_description,
+    save_checkpoint,
+)
 from visual_search.errors import UserError
 from visual_search.export import export_torchscript
 from visual_search.model import Architecture, Embedder, build_embedder
@@ -81,3 +86,18 @@ def test_descriptions_of_another_kind_are_refused(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(UserError, match=words):
             read_description(tmp_path / "model.json")
+
+
+def test_the_kind_of_model_names_who_loads_it(
+    tmp_path: Path, trained: tuple[Embedder, Architecture]
+) -> None:
+    embedder, architecture = trained
+    for facts, kind in (({}, "image"), ({"text": {"dimension": 8}}, "image-text")):
+        save_checkpoint(tmp_path, architecture, embedder.state_dict(), {}, facts)
+        assert json.loads((tmp_path / "model.json").read_text())["kind"] == kind
+        loader = model_loader(load_checkpoint(tmp_path))
+        assert (loader is None) == (kind == "image")
+        assert loader is None or callable(loader)
+    save_checkpoint(tmp_path, architecture, embedder.state_dict(), {}, {"kind": "video"})
+    with pytest.raises(UserError, match="of kind 'video'; this kit reads image, image-text"):
+        model_loader(load_checkpoint(tmp_path))

@@ -12,9 +12,8 @@ from tests.conftest import draw_product
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, load_pixels
-from visual_search.inference import Answer
 from visual_search.model import build_embedder
-from visual_search.probing import Prepared
+from visual_search.precision import EmbedFn, InferencePlan
 
 CPU = torch.device("cpu")
 
@@ -143,8 +142,8 @@ def painted(folder: Path, colours: list[tuple[int, int, int]]) -> list[ImageItem
     return items
 
 
-def in_twos(answer: Answer, exact: Answer, streams: int = 1) -> Prepared:
-    return Prepared(answer, exact, CPU, "bf16", "contiguous", 2, streams, 1)
+def in_twos(embed: EmbedFn, exact: EmbedFn, streams: int = 1) -> InferencePlan:
+    return InferencePlan(embed, exact, CPU, "bf16", "contiguous", 2, streams, 1)
 
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)
@@ -184,10 +183,10 @@ def test_a_model_that_fails_on_every_batch_is_broken(tmp_path: Path, streams: in
         calls.append(len(pixels))
         raise RuntimeError("weights of another model")
 
-    items = painted(tmp_path, [BLUE] * 60)
+    items = painted(tmp_path, [BLUE]) * 1000
     with pytest.raises(RuntimeError, match="another model"):
         embed_images(in_twos(broken, broken, streams), items, 8, device=CPU, progress=False)
-    assert 2 * (streams + 1) <= len(calls) <= 4 * (streams + 1)
+    assert 2 * (streams + 1) <= len(calls) < 500
     # So is one whose only batches, fewer than it takes to tell, all fail.
     with pytest.raises(RuntimeError, match="another model"):
         embed_images(in_twos(broken, broken, 8), items[:4], 8, device=CPU, progress=False)
@@ -209,7 +208,7 @@ def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_no_photo_is_a_fault_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="at least one photo"):
+    with pytest.raises(ValueError, match="at least one image"):
         embed_images(mean_colour, [], 8, device=CPU, progress=False)
 
 
@@ -224,13 +223,9 @@ def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
     settings = EmbedSettings(precision="fp32")
     expected = embed_images(model, items, 64, device=CPU, settings=settings, progress=False)
     cuda = torch.device("cuda")
-    for chosen in (
-        EmbedSettings(decoder="cpu"),
-        EmbedSettings(decoder="nvjpeg"),
-        EmbedSettings(precision="fp32"),
-    ):
+    for chosen in (EmbedSettings(), EmbedSettings(precision="fp32")):
         answer = embed_images(
             model.to(cuda), items, 64, device=cuda, settings=chosen, progress=False
         )
         cosines = (answer.matrix * expected.matrix).sum(dim=1)
-        assert cosines.min() > (0.9999 if chosen.decoder == "cpu" else 0.99)
+        assert cosines.min() > 0.9999

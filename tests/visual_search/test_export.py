@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,12 @@ from visual_search import export
 from visual_search.checkpoint import load_torchscript
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
-from visual_search.export import compiled_export, export_torchscript, load_exported
+from visual_search.export import (
+    embedding_settings,
+    export_torchscript,
+    exported_runtime,
+    load_exported,
+)
 from visual_search.model import Architecture, Embedder, build_embedder
 
 CPU = torch.device("cpu")
@@ -89,16 +93,37 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         load_exported(tmp_path, CPU)
 
 
-@pytest.mark.parametrize(("file", "backend"), [("model.bin", "openvino"), ("model.onnx", "onnx")])
-def test_a_pointer_in_place_of_another_runtimes_weights_is_told(
-    tmp_path: Path, file: str, backend: Any, capsys: pytest.CaptureFixture[str]
+def test_a_pointer_in_place_of_the_onnx_network_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export_torchscript(*tiny(), {}, tmp_path)
-    (tmp_path / "model.xml").write_text("<net/>")
-    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
-    with pytest.raises(UserError, match=rf"backend is {backend}.*{file} is a git-LFS pointer"):
-        compiled_export(tmp_path, EmbedSettings(backend=backend), 64)
+    path = tmp_path / "model.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(UserError, match=r"backend is onnx.*model.onnx is a git-LFS pointer"):
+        exported_runtime(tmp_path, EmbedSettings(backend="onnx"), 64)
     # The model itself is there, and the ranker does without.
-    assert compiled_export(tmp_path, EmbedSettings(), 64) is None
-    assert f"{file} is a git-LFS pointer" in capsys.readouterr().out
+    assert exported_runtime(tmp_path, EmbedSettings(), 64) is None
+    assert "model.onnx is a git-LFS pointer" in capsys.readouterr().out
     load_exported(tmp_path, CPU)
+
+
+def test_an_export_of_an_earlier_version_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embedder, architecture = tiny()
+    export_torchscript(embedder, architecture, {}, tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    assert description.pop("kind") == "image"
+    description["embedding"] = {"backend": "openvino", "decoder": "nvjpeg", "flip": True}
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    (tmp_path / "model.xml").write_text("<net/>")
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    settings = embedding_settings(tmp_path)
+    said = capsys.readouterr().out
+    assert "model.json: backend openvino is no longer used: PyTorch runs the model" in said
+    assert settings.flip
+    assert exported_runtime(tmp_path, settings, 64) is None
+    load_exported(tmp_path, CPU)
+    # A new export takes the old network away, and one of another run moves it out of the way.
+    export_torchscript(embedder, architecture, {}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]

@@ -119,7 +119,7 @@ def test_a_ranker_with_a_clock_is_warned_only(tmp_path: Path, dev_folder: Path) 
     run_rehearsal(request)
     result = json.loads((tmp_path / "out" / "result.json").read_text())["rehearsal"]
     assert result["passed"]
-    assert "photos at a lower resolution: 7" in (tmp_path / "out" / "report.html").read_text()
+    assert "images at a lower resolution: 7" in (tmp_path / "out" / "report.html").read_text()
     assert "the ranker would lower the resolution" in " ".join(result["notes"])
 
 

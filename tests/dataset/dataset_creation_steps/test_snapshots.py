@@ -22,7 +22,6 @@ from dataset.dataset_creation_steps.snapshots import (
     row_count,
     snapshot_file,
     snapshot_files,
-    value_count,
     while_the_network_works,
     whole_pieces,
     with_rows,
@@ -134,14 +133,6 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"b": [1]}), path)
     with pytest.raises(UserError, match="has no column 'a'; it has b"):
         row_count(path, ["a"])
-
-
-def test_values_of_list_columns_are_counted_from_the_footer(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    table = pa.table({"a": [["x", "y"], ["z"]], "b": [["u"], ["v", "w"]], "asin": ["p", "q"]})
-    pq.write_table(table, path, row_group_size=1)
-    assert value_count(path, ["a", "b"]) == 6
-    assert value_count(path, ["b"]) == 3
 
 
 def test_fingerprints_know_where_a_part_ends() -> None:
