@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from visual_search.errors import exit_with_sentence
-
-if TYPE_CHECKING:
-    from dataset.archives import Unpacked
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,24 +29,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def unpack_parts(archive: Path, output: Path) -> Unpacked:
-    """Unpack the archive in parts `archive` into `output`.
-
-    Raises:
-        UserError: see `find_parts` and `unpack`.
-    """
-    import io
-
-    from dataset.archives import JoinedParts, find_parts, unpack_tar
-
-    joined = JoinedParts(find_parts(archive))
-    with io.BufferedReader(joined, 1 << 20) as stream:
-        return unpack_tar(stream, archive.name, output, joined.size)
-
-
 def main() -> None:
     """Unpack, and say what there is."""
     arguments = parse_arguments()
+    from dataset.archives import unpack_parts
+
     output = arguments.output or arguments.archive.parent
     done = unpack_parts(arguments.archive, output)
     print(

@@ -20,8 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.archives import JoinedParts, find_parts
-from dataset.unpack import unpack_parts
+from dataset.archives import JoinedParts, find_parts, unpack_parts
 from tests.conftest import PROJECT
 from visual_search.errors import UserError
 
