@@ -67,9 +67,7 @@ def write_report(
             facts=facts,
             bars={f"{k / 10:.1f} to {(k + 1) / 10:.1f}": int(n) for k, n in enumerate(counts)},
             bars_title="queries by average precision, 0 to 1",
-            folded={f"{len(problems)} images were damaged or had a wrong box": listed}
-            if problems
-            else {},
+            folded={f"Damaged images and wrong boxes: {len(problems)}": listed} if problems else {},
         ),
         *(Section(heading, facts=values) for heading, values in (sections or {}).items()),
         Section(
