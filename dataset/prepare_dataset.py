@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.sources import NAMES
+from dataset.sources import NAMES, data_set
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ def prepare(
     Raises:
         UserError: for what is missing or damaged, with file and line, and what to do.
     """
-    from dataset.sources.registry import DATA_SETS
     from visual_search.dataset_info import (
         BROKEN_PHOTOS,
         DATASET_INFO,
@@ -107,17 +106,17 @@ def prepare(
     )
     from visual_search.progress import progress_bar
 
-    data_set = DATA_SETS[name]
-    if part and part not in data_set.parts:
-        parts = " and ".join(data_set.parts)
+    wanted = data_set(name)
+    if part and part not in wanted.parts:
+        parts = " and ".join(wanted.parts)
         raise UserError(f"--part {part}: {name} has " + (f"the parts {parts}" if parts else "none"))
-    folders, archives = _told_apart(data_set, sources, save_path)
+    folders, archives = _told_apart(wanted, sources, save_path)
     if not sources:
-        archives = _downloaded(data_set, save_path)
-    files = _unpacked(data_set, folders, archives, save_path)
+        archives = _downloaded(wanted, save_path)
+    files = _unpacked(wanted, folders, archives, save_path)
     files.part = part
     prepared = Prepared(save_path / DATASET_INFO, BrokenPhotos())
-    with progress_bar(name, "photo", iterable=data_set.read(files)) as rows:
+    with progress_bar(name, "photo", iterable=wanted.read(files)) as rows:
         sized = with_sizes(
             rows,
             save_path,
@@ -125,7 +124,7 @@ def prepare(
             read=decoded_size if verify else stored_size,
             workers=workers,
         )
-        write_dataset_info(prepared.table, prepared.count(sized), data_set.columns)
+        write_dataset_info(prepared.table, prepared.count(sized), wanted.columns)
     prepared.broken.write(save_path / BROKEN_PHOTOS)
     return prepared
 

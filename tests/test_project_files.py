@@ -189,7 +189,7 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
 
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
     kit = ("dataset_info", "leaks", "pair_table", "tables")
-    modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.registry"]
+    modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.base"]
     modules += ["dataset.folder_info", "dataset.image_text.cleaning"]
     code = (
         "import importlib, sys\n"

@@ -6,8 +6,11 @@ python dataset/dataset_creation_steps/prepare_training_set.py dataset/images_mea
 from __future__ import annotations
 
 import argparse
+import glob
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,20 +215,69 @@ def _leaked(
 
 
 def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
-    """The photos of all tables as `images_mean_50k_<thousands of photos>.tar.partaa`, ….
+    """The images of all tables as `images_mean_50k_<thousands of images>.tar.partaa`, ….
 
     Args:
         tables: that were written.
-        root: folder of the photos.
+        root: folder of the images.
         part_size: bytes.
     """
     import pandas as pd
 
-    from dataset.dataset_creation_steps.packing import pack
-
     files = set().union(*(pd.read_csv(table.path, dtype=str)["image_path"] for table in tables))
     stem = root.with_name(f"{root.name}_{max(1, round(len(files) / 1000))}.tar")
     return pack(root, files, stem, part_size)
+
+
+def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[Path]:
+    """Write files as `<stem>.partaa`, … by `tar | split`; the same files give the same bytes.
+
+    Args:
+        root: folder of the files; its name stands in front of theirs in the archive.
+        files: relative to `root`.
+        stem: of the parts, such as `images_mean_50k_800.tar`. Parts of an earlier call are
+            replaced.
+        part_size: bytes of every part but the last.
+
+    Raises:
+        UserError: when a file is missing or there would be too many parts.
+    """
+    if part_size < 1:
+        raise UserError(f"--part-size is {part_size} bytes; it must be above 0")
+    names = sorted(files)
+    for name in names:
+        if not (root / name).is_file():
+            raise UserError(f"{root / name} does not exist; run download_images.py again")
+    new = stem.with_name(f".{stem.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)  # of a killed call
+    new.mkdir(parents=True)
+    try:
+        # Nothing of this machine or moment goes into the archive.
+        plain = "--format=gnu --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rw,go=r"
+        command = ["tar", "--create", *plain.split(), f"--directory={root.absolute().parent}"]
+        (new / "names").write_text("".join(f"{root.name}/{name}\0" for name in names))
+        with subprocess.Popen(
+            [*command, "--null", f"--files-from={new / 'names'}"], stdout=subprocess.PIPE
+        ) as tar:
+            split = ["split", "--suffix-length=2", f"--bytes={part_size}", "-"]
+            done = subprocess.run(
+                [*split, f"{new / stem.name}.part"], stdin=tar.stdout, capture_output=True
+            )
+        if b"exhausted" in done.stderr:
+            raise UserError("more than 676 parts: choose larger ones with --part-size")
+        if done.returncode or tar.returncode:
+            said = done.stderr.decode(errors="replace").strip() or "tar failed"
+            raise UserError(f"the parts of {stem} cannot be written: {said}")
+        # Old and new parts never lie side by side, and the first part comes last: whoever meets
+        # the parts of a call that was killed here sees that it is missing.
+        for old in sorted(stem.parent.glob(f"{glob.escape(stem.name)}.part*")):
+            old.unlink()
+        parts = sorted(new.glob("*.part*"))
+        for part in reversed(parts):
+            part.replace(stem.with_name(part.name))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return [stem.with_name(part.name) for part in parts]
 
 
 def main() -> None:

@@ -1,6 +1,13 @@
 """Readers of public data sets: one small file each, from its true layout to rows of the table."""
 
-# The names on the command line; `registry` has the readers, which are slow to import.
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataset.sources.base import DataSet
+
 NAMES = (
     "sop",
     "cars",
@@ -17,3 +24,10 @@ NAMES = (
     "food101",
     "glr",
 )
+"""On the command line; each is a module of this package with its `DATA_SET`."""
+
+
+def data_set(name: str) -> DataSet:
+    """The public data set of a name; only its own module is imported, for they are slow."""
+    found: DataSet = import_module(f"dataset.sources.{name}").DATA_SET
+    return found

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dataset.json_arrays import array_items
-from dataset.sources.base import DataSet, Files
+import msgspec
+
+from dataset.sources.base import DataSet, Files, read_json
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
+
+
+class _Image(msgspec.Struct, gc=False):
+    class_id: int | str
+    image_id: str
+
+
+class _Table(msgspec.Struct):
+    images: list[_Image]
 
 
 def read(files: Files) -> Iterator[InfoRow]:
@@ -21,12 +30,9 @@ def _photos(files: Files, part: str) -> Iterator[tuple[str, str]]:
     if not files.has(f"{part}.json"):
         yield from files.class_photos(part)
         return
-    table = files.file(f"{part}.json")
-    for number, image in enumerate(array_items(table, "images"), 1):
-        label, name = image.get("class_id"), image.get("image_id")
-        if label is None or not name:
-            raise UserError(f"{table}: image {number} lacks class_id or image_id: {image}")
-        yield str(label), files.photo(f"{part}/{label}/{name}")
+    for image in read_json(files.file(f"{part}.json"), _Table).images:
+        label = str(image.class_id)
+        yield label, files.photo(f"{part}/{label}/{image.image_id}")
 
 
 DATA_SET = DataSet(

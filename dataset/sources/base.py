@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
@@ -210,6 +211,9 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+_NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)\b")
+
+
 class Line(NamedTuple):
     """A line of a list."""
 
@@ -283,6 +287,40 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, text.strip()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
+
+
+Found = TypeVar("Found")
+
+
+def read_json(path: Path, kind: type[Found]) -> Found:
+    """A JSON file as typed structs; what they do not name is skipped.
+
+    Args:
+        path: UTF-8. `NaN` and infinities, which JSON does not know but annotation files have, are
+            taken for null.
+        kind: a `msgspec.Struct`, or a list of one.
+
+    Raises:
+        UserError: for a file that is missing, damaged, or of another form; it says where.
+    """
+    import msgspec
+
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return msgspec.json.decode(_NOT_FINITE.sub(rb"\1null", data), type=kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        cut = "; it is cut off, get it again" if "truncated" in str(error) else ""
+        raise UserError(f"{path} is damaged: {error}{cut}") from error
 
 
 class Record(NamedTuple):

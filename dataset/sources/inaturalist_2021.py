@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import msgspec
 
-from dataset.json_arrays import array_items
-from dataset.sources.base import DataSet, Download, Files
+from dataset.sources.base import DataSet, Download, Files, read_json
 from visual_search.dataset_info import InfoRow
 from visual_search.errors import UserError
 
 BUCKET = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021"
+
+
+class _Category(msgspec.Struct, gc=False):
+    id: int
+    name: str = ""
+    common_name: str | None = None
+
+
+class _Image(msgspec.Struct, gc=False):
+    id: int
+    file_name: str
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int
+    category_id: int
+
+
+class _Table(msgspec.Struct):
+    categories: list[_Category]
+    images: list[_Image]
+    annotations: list[_Annotation]
 
 
 def read(files: Files) -> Iterator[InfoRow]:
@@ -25,51 +46,16 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 
 def _rows(files: Files, table: Path, is_test: bool) -> Iterator[InfoRow]:
-    titles = {
-        _number(category, "id", table): category.get("common_name") or category.get("name") or ""
-        for category in array_items(table, "categories")
-    }
-    categories = _Categories(table)
-    for image in array_items(table, "images"):
-        number, name = _number(image, "id", table), image.get("file_name")
-        if not name:
-            raise UserError(f"{table}: photo {number} has no file_name")
-        category = categories.of(number)
-        yield InfoRow(
-            files.photo(name),
-            f"inaturalist_2021/{category}",
-            titles.get(category, ""),
-            is_test=is_test,
-        )
-
-
-class _Categories:
-    """Which category each photo has, in 16 bytes a photo; a dict would take a hundred more."""
-
-    def __init__(self, table: Path) -> None:
-        self.table = table
-        pairs = np.fromiter(
-            (
-                (_number(item, "image_id", table), _number(item, "category_id", table))
-                for item in array_items(table, "annotations")
-            ),
-            dtype=np.dtype((np.int64, 2)),
-        )
-        pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-        self.photos, self.categories = pairs[:, 0], pairs[:, 1]
-
-    def of(self, photo: int) -> int:
-        place = int(np.searchsorted(self.photos, photo))
-        if place == len(self.photos) or self.photos[place] != photo:
-            raise UserError(f"{self.table}: photo {photo} has no annotation")
-        return int(self.categories[place])
-
-
-def _number(item: dict, key: str, table: Path) -> int:
-    value = item.get(key)
-    if not isinstance(value, int):
-        raise UserError(f"{table}: {key} of {str(item)[:80]} is {value!r}, not a whole number")
-    return value
+    content = read_json(table, _Table)
+    titles = {category.id: category.common_name or category.name for category in content.categories}
+    category_of = {item.image_id: item.category_id for item in content.annotations}
+    for image in content.images:
+        category = category_of.get(image.id)
+        if category is None:
+            raise UserError(f"{table}: image {image.id} has no annotation")
+        path = files.photo(image.file_name)
+        label = f"inaturalist_2021/{category}"
+        yield InfoRow(path, label, titles.get(category, ""), is_test=is_test)
 
 
 DATA_SET = DataSet(

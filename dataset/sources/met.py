@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.json_arrays import array_items
-from dataset.sources.base import DataSet, Download, Files
+import msgspec
+
+from dataset.sources.base import DataSet, Download, Files, read_json
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 
 PARTS = ("val", "test")
 MIRROR = "http://ptak.felk.cvut.cz/met/dataset"
+
+
+class _Exhibit(msgspec.Struct, gc=False):
+    id: int | str
+    path: str
+
+
+class _Query(msgspec.Struct, gc=False):
+    path: str
+    MET_id: int | str | None = None
 
 
 def read(files: Files) -> Iterator[InfoRow]:
@@ -21,31 +31,18 @@ def read(files: Files) -> Iterator[InfoRow]:
     nothing is right for it. Distractors whose folder was not downloaded are left out.
     """
     exhibits = files.file("MET_database.json", "mini_MET_database.json")
-    for number, entry in enumerate(array_items(exhibits), 1):
-        path = files.photo(_text(entry, "path", exhibits, number))
-        label = f"met/{_text(entry, 'id', exhibits, number)}"
-        yield InfoRow(path, label, evaluation_status="train")
+    for entry in read_json(exhibits, list[_Exhibit]):
+        yield InfoRow(files.photo(entry.path), f"met/{entry.id}", evaluation_status="train")
     for part in (files.part,) if files.part else PARTS:
-        yield from _queries(files, files.file(f"{part}set.json"))
-
-
-def _queries(files: Files, table: Path) -> Iterator[InfoRow]:
-    for number, entry in enumerate(array_items(table), 1):
-        name = _text(entry, "path", table, number)
-        if "MET_id" in entry:
-            label = f"met/{entry['MET_id']}"
-        elif files.has(name.partition("/")[0]):
-            label = f"met/no_match/{Path(name).with_suffix('')}"
-        else:
-            continue
-        yield InfoRow(files.photo(name), label, evaluation_status="query", is_test=True)
-
-
-def _text(entry: dict, key: str, table: Path, number: int) -> str:
-    value = entry.get(key)
-    if value is None or value == "":
-        raise UserError(f"{table}: entry {number} lacks {key!r}: {entry}")
-    return str(value)
+        for query in read_json(files.file(f"{part}set.json"), list[_Query]):
+            if query.MET_id is not None:
+                label = f"met/{query.MET_id}"
+            elif files.has(query.path.partition("/")[0]):
+                label = f"met/no_match/{Path(query.path).with_suffix('')}"
+            else:
+                continue
+            path = files.photo(query.path)
+            yield InfoRow(path, label, evaluation_status="query", is_test=True)
 
 
 DATA_SET = DataSet(

@@ -16,9 +16,8 @@ import pytest
 import yaml
 
 from dataset.prepare_dataset import main, prepare
-from dataset.sources import NAMES, download
+from dataset.sources import NAMES, data_set, download
 from dataset.sources.base import DataSet, Download
-from dataset.sources.registry import DATA_SETS
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
 from visual_search.dataset_info import MOST_BROKEN_AT_THE_START
@@ -294,12 +293,13 @@ def test_without_a_source_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_downloads_are_archives_that_the_reader_knows() -> None:
-    def known(data_set: DataSet, wanted: Download) -> bool:
-        return any(Path(wanted.name).match(pattern) for pattern in data_set.archives)
+    def known(which: DataSet, wanted: Download) -> bool:
+        return any(Path(wanted.name).match(pattern) for pattern in which.archives)
 
-    for data_set in DATA_SETS.values():
-        assert all(known(data_set, wanted) for wanted in data_set.downloads)
-        for wanted in data_set.downloads:
+    for name in NAMES:
+        downloads = data_set(name).downloads
+        assert all(known(data_set(name), wanted) for wanted in downloads)
+        for wanted in downloads:
             assert len(wanted.md5) in (0, 32)
             assert len(wanted.sha256) in (0, 64)
 

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 
 from dataset.prepare_dataset import prepare
-from dataset.sources import NAMES
-from dataset.sources.registry import DATA_SETS
+from dataset.sources import NAMES, data_set
 from tests.dataset import layouts
 from visual_search.errors import UserError
 
@@ -42,9 +41,10 @@ def counts(table: pd.DataFrame, *columns: str) -> dict[tuple[str, ...], int]:
 
 
 def test_every_name_has_a_reader_and_a_fixture() -> None:
-    assert tuple(DATA_SETS) == tuple(layouts.BUILDERS) == NAMES
-    for data_set in DATA_SETS.values():
-        assert data_set.page.startswith("http")
+    assert tuple(layouts.BUILDERS) == NAMES
+    for name in NAMES:
+        assert data_set(name).name == name
+        assert data_set(name).page.startswith("http")
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -59,7 +59,7 @@ def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source
     assert state(source) == before
     assert table["label"].str.startswith(f"{name}/").all()
     assert not table["file_name"].duplicated().any()
-    expected = ["file_name", "label", *DATA_SETS[name].columns, "width", "height", "is_test"]
+    expected = ["file_name", "label", *data_set(name).columns, "width", "height", "is_test"]
     assert sorted(table.columns) == sorted(expected)
     # No photo is copied.
     assert not list((source.parent / "out").rglob("*.jpg"))
@@ -315,8 +315,12 @@ CASES: list[tuple[str, Damage, str]] = [
     ("inshop", lambda f: truncated(f / "Anno/list_bbox_inshop.txt"), "list_bbox_inshop.txt"),
     ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", " query", " probe"), "'probe'"),
     ("inshop", lambda f: edited(f / "Anno/list_bbox_inshop.txt", "040", "x"), "line 3: the box"),
-    ("aliproducts", lambda f: truncated(f / "train.json"), "train.json is damaged near character"),
-    ("aliproducts", lambda f: edited(f / "val.json", "class_id", "class"), "lacks class_id"),
+    ("aliproducts", lambda f: truncated(f / "train.json"), "train.json is damaged"),
+    (
+        "aliproducts",
+        lambda f: edited(f / "val.json", "class_id", "class"),
+        "missing required field `class_id`",
+    ),
     ("rp2k", lambda f: shutil.rmtree(f / "all" / "test"), "all/test/ was not found"),
     ("products10k", lambda f: edited(f / "train.csv", "class", "label"), "no column 'class'"),
     ("products10k", lambda f: edited(f / "train.csv", "4.jpg,1", "4.jpg"), "line 6 has 2 cells"),
@@ -325,7 +329,11 @@ CASES: list[tuple[str, Damage, str]] = [
         lambda f: edited(f / "train.csv", "4.jpg,1", "4.jpg,"),
         "line 6: class is empty",
     ),
-    ("met", lambda f: edited(f / "ground_truth/MET_database.json", '"path"', '"file"'), "entry 1"),
+    (
+        "met",
+        lambda f: edited(f / "ground_truth/MET_database.json", '"path"', '"file"'),
+        "missing required field `path`",
+    ),
     ("met", lambda f: truncated(f / "ground_truth/testset.json"), "testset.json is damaged"),
     ("hnm", lambda f: (f / "articles.csv").unlink(), "articles.csv was not found"),
     (
