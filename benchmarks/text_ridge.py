@@ -203,7 +203,9 @@ def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.nda
         if isinstance(part, FrozenText):
             made[name] = part.tokenize(texts).double().numpy()
         elif isinstance(part, HashedNgrams):
-            made[name] = part.bags(texts)[:, part.idf.cpu().numpy() > 0].astype(np.float64)
+            tokens, idf = part.tokenize(texts), part.idf.cpu()
+            bags = torch.zeros(len(texts), len(idf)).scatter_add_(1, tokens, idf[tokens])
+            made[name] = F.normalize(bags, dim=1)[:, idf > 0].double().numpy()
     if not made:
         raise UserError("the first run has no frozen text features (use, hashed) for the ridge")
     if len(made) > 1:

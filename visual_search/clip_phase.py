@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from visual_search.cached_views import CachedViews, kept_features
 from visual_search.clip_config import ClipConfig
-from visual_search.clip_learner import ClipLearner
 from visual_search.config import NeckConfig
 from visual_search.contrastive import ContrastiveLoss
 from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.dual_encoder import (
+    ClipLearner,
     DualEncoder,
     TextArchitecture,
     build_dual_encoder,
@@ -127,7 +127,7 @@ class ClipPhase:
         most = FITTED_PHOTOS if ridge else MEASURED_PHOTOS
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
         vectors = self._photo_vectors(chosen, device, chief)
-        encoder.photo_projection.standardised.fit(vectors)
+        encoder.image_projection.standardised.measure(vectors)
         if ridge:
             texts = [self.texts.of(photo) for photo in chosen]
             start_from_ridge(encoder, vectors, texts, projection.ridge_alpha)
@@ -282,29 +282,10 @@ def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchite
     visual, architecture = build_tower(
         config.backbone, size, NeckConfig(), continued=bool(config.pretrain_model)
     )
-    text_architecture = TextArchitecture(
-        tuple(text.towers),
-        text.tokens,
-        text.pooling,
-        text.buckets,
-        text.dimension,
-        projection.kind,
-        projection.dimension,
-        projection.clusters,
-        projection.class_names != "none",
-    )
-    encoder = build_dual_encoder(
-        visual,
-        architecture.dimension,
-        text_architecture,
-        text_weights="none" if config.pretrain_model else text.weights,
-        dropout=projection.dropout,
-        feature_noise=projection.feature_noise,
-        feature_dropout=projection.feature_dropout,
-        text_noise=text.noise,
-        text_dropout=text.dropout,
-        sharpness=projection.sharpness,
-    )
+    if config.pretrain_model:
+        text = replace(text, weights="none")
+    encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
+    text_architecture = TextArchitecture.of(text, projection)
     if config.pretrain_model:
         found = check_same(Path(config.pretrain_model), architecture, text_architecture)
         encoder.load_state_dict(dict(found.state))

@@ -1,74 +1,149 @@
-"""Photos and texts to unit vectors of one space, whose inner product is their similarity."""
+"""Images and texts to unit vectors of one space, whose inner product is their similarity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from visual_search.class_names import ClassNames
-from visual_search.model import Architecture, Embedder, build_embedder
-from visual_search.shared_space import ClusterProjections, create_projection
-from visual_search.text_towers import TextTowers, create_text_towers
+from visual_search.clip_config import ProjectionConfig, TextConfig
+from visual_search.contrastive import ContrastiveLoss
+from visual_search.errors import UserError
+from visual_search.model import Architecture, Embedder, rebuild_embedder
+from visual_search.necks import UnitLength
+from visual_search.text_towers import Standardised, TextTowers, create_text_towers
 
-# Texts that are embedded at once.
 TEXT_BATCH = 256
+"""Texts that are embedded at once."""
 
 
 @dataclass(frozen=True)
 class TextArchitecture:
-    """Everything needed to build text towers and projections again."""
+    """Everything needed to build text towers and projections again: `text` of `model.json`."""
 
     towers: tuple[str, ...]
     tokens: int
-    pooling: str
+    pooling: Any
     buckets: int
     hashed_dimension: int
-    projection: str
+    projection: Any
     dimension: int
     """Of the shared space."""
     clusters: int
     class_names: bool
 
+    @classmethod
+    def of(cls, text: TextConfig, projection: ProjectionConfig) -> TextArchitecture:
+        """What of a phase's settings shapes the network."""
+        return cls(
+            tuple(text.towers),
+            text.tokens,
+            text.pooling,
+            text.buckets,
+            text.dimension,
+            projection.kind,
+            projection.dimension,
+            projection.clusters,
+            projection.class_names != "none",
+        )
 
-class Standardised(nn.Module):
-    """Features less their mean, with a standard deviation of 1 over all; noise in training."""
+    def settings(self) -> tuple[TextConfig, ProjectionConfig]:
+        """The settings that build this network with random weights."""
+        text = TextConfig(
+            towers=self.towers,
+            tokens=self.tokens,
+            pooling=self.pooling,
+            buckets=self.buckets,
+            dimension=self.hashed_dimension,
+        )
+        return text, ProjectionConfig(
+            kind=self.projection,
+            dimension=self.dimension,
+            clusters=self.clusters,
+            class_names="imagenet" if self.class_names else "none",
+        )
 
-    mean: Tensor
-    scale: Tensor
 
-    def __init__(self, dimension: int, noise: float = 0.0, dropout: float = 0.0) -> None:
+class ResidualProjection(nn.Module):
+    """Linear, then quick-GELU, linear, dropout, the residual, and LayerNorm."""
+
+    def __init__(self, width: int, dimension: int, dropout: float = 0.5) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dimension))
-        self.register_buffer("scale", torch.ones(()))
-        self.noise, self.dropout = noise, nn.Dropout(dropout)
-
-    def fit(self, features: Tensor) -> None:
-        """Measure mean and scale on `(n, dimension)`."""
-        self.mean.copy_(features.mean(dim=0))
-        self.scale.copy_((features - self.mean).std().clamp(min=1e-6))
+        self.first = nn.Linear(width, dimension)
+        self.second = nn.Linear(dimension, dimension)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(dimension)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`(n, dimension)`."""
-        features = (features - self.mean) / self.scale
-        if self.training and self.noise:
-            features = features + self.noise * torch.randn_like(features)
-        return self.dropout(features)
+        """`(n, width)` to `(n, dimension)`."""
+        projected = self.first(features)
+        activated = projected * torch.sigmoid(1.702 * projected)
+        return self.norm(projected + self.dropout(self.second(activated)))
 
 
-class UnitLength(nn.Module):
-    """Vectors to the same of length 1."""
+def create_projection(kind: str, width: int, dimension: int, dropout: float = 0.5) -> nn.Module:
+    """A projection by name: linear or residual.
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """`(n, d)` to `(n, d)`, float32."""
-        return F.normalize(vectors.float(), dim=1)
+    Raises:
+        UserError: for another name.
+    """
+    if kind == "linear":
+        return nn.Linear(width, dimension)
+    if kind == "residual":
+        return ResidualProjection(width, dimension, dropout)
+    raise UserError(f"projection.kind is {kind!r}; it can be linear, residual")
 
 
-class PhotoProjection(nn.Module):
+class ClusterProjections(nn.Module):
+    """A projection for each cluster of texts, and the classifier that weighs them.
+
+    The output is the mean of the projections, weighted by the classifier's probabilities, so the
+    contrastive loss teaches the classifier as well; its cross-entropy with the known clusters
+    keeps the projections apart.
+    """
+
+    def __init__(
+        self, kind: str, width: int, dimension: int, clusters: int, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        made = [create_projection(kind, width, dimension, dropout) for _ in range(clusters)]
+        # All start alike: what sets them apart is learnt.
+        for other in made[1:]:
+            other.load_state_dict(made[0].state_dict())
+        self.projections = nn.ModuleList(made)
+        self.classifier = nn.Linear(width, clusters)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(n, width)` to `(n, dimension)`."""
+        return self.with_logits(features)[0]
+
+    def with_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives, and the classifier's logits, `(n, clusters)`."""
+        logits = self.classifier(features)
+        weights = F.softmax(logits.float(), dim=1).to(features.dtype)
+        projected = torch.stack([part(features) for part in self.projections], dim=1)
+        return (weights[:, :, None] * projected).sum(dim=1), logits
+
+
+class Float32UnitLength(UnitLength):
+    """Rows of length 1 in float32, whatever precision the backbone runs in."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(n, width)`."""
+        return super().forward(features.float())
+
+
+class ImageProjection(nn.Module):
     """From the visual tower's unit vectors into the shared space."""
 
     def __init__(
@@ -97,41 +172,35 @@ class DualEncoder(nn.Module):
         self,
         visual: Embedder,
         text: TextTowers,
-        photo_projection: PhotoProjection,
+        image_projection: ImageProjection,
         text_projection: nn.Module,
     ) -> None:
         """
         Args:
             visual: pixels to unit vectors, before the shared space.
             text: tokens to features.
-            photo_projection: of these unit vectors.
+            image_projection: of these unit vectors.
             text_projection: of the features.
         """
         super().__init__()
         # Named as in an image embedder: the loop trains them at the backbone's and the head's rate.
         self.backbone = nn.ModuleDict({"visual": visual, "text": text})
-        self.neck = nn.ModuleDict({"photo": photo_projection, "text": text_projection})
+        self.neck = nn.ModuleDict({"photo": image_projection, "text": text_projection})
 
     @property
     def visual(self) -> Embedder:
         """The visual tower."""
-        tower = self.backbone["visual"]
-        assert isinstance(tower, Embedder)
-        return tower
+        return cast(Embedder, self.backbone["visual"])
 
     @property
     def text(self) -> TextTowers:
         """The text towers."""
-        towers = self.backbone["text"]
-        assert isinstance(towers, TextTowers)
-        return towers
+        return cast(TextTowers, self.backbone["text"])
 
     @property
-    def photo_projection(self) -> PhotoProjection:
+    def image_projection(self) -> ImageProjection:
         """Behind the visual tower."""
-        projection = self.neck["photo"]
-        assert isinstance(projection, PhotoProjection)
-        return projection
+        return cast(ImageProjection, self.neck["photo"])
 
     def text_projections(self) -> list[nn.Module]:
         """Behind the text towers: one, or one a cluster."""
@@ -140,40 +209,40 @@ class DualEncoder(nn.Module):
             return list(projection.projections)
         return [projection]
 
-    def photo_embedder(self) -> Embedder:
-        """The photo side as an image embedder of its own; it shares the weights."""
+    def image_embedder(self) -> Embedder:
+        """The image side as an image embedder of its own; it shares the weights."""
         visual = self.visual
-        neck = nn.Sequential(UnitLength(), self.photo_projection)
+        neck = nn.Sequential(Float32UnitLength(), self.image_projection)
         mean, std = (part.flatten().tolist() for part in (visual.mean / 255, visual.std / 255))
         embedder = Embedder(visual.backbone, neck, mean, std).to(visual.mean.device)
         return embedder.train(self.training)
 
-    def features(self, photos: Tensor) -> Tensor:
-        """Photos in the shared space, before normalisation, `(n, dimension)`.
+    def features(self, images: Tensor) -> Tensor:
+        """Images in the shared space, before normalisation, `(n, dimension)`.
 
         Args:
-            photos: pixels `(n, 3, H, W)`, 0..255, or unit vectors of the visual tower `(n, width)`.
+            images: pixels `(n, 3, H, W)`, 0..255, or unit vectors of the visual tower `(n, width)`.
         """
-        vectors = self.visual(photos) if photos.ndim == 4 else photos
-        return self.photo_projection(vectors)
+        vectors = self.visual(images) if images.ndim == 4 else images
+        return self.image_projection(vectors)
 
-    def forward(self, photos: Tensor) -> Tensor:
-        """Photos as unit vectors, `(n, dimension)`; see :meth:`features`."""
-        return F.normalize(self.features(photos).float(), dim=1)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as unit vectors, `(n, dimension)`; see :meth:`features`."""
+        return F.normalize(self.features(images).float(), dim=1)
 
     def text_vectors(
-        self, tokens: Sequence[Tensor], owners: Tensor | None = None, photos: int = 0
+        self, tokens: Sequence[Tensor], owners: Tensor | None = None, images: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """Texts as unit vectors, and the cluster classifier's logits where there is one.
 
         Args:
             tokens: of :meth:`TextTowers.tokenize`, `m` rows each.
-            owners: `(m,)`, int64: which photo each text is of; the vectors of a photo's texts,
+            owners: `(m,)`, int64: which image each text is of; the vectors of an image's texts,
                 and the logits, are averaged. None where there is one text a row.
-            photos: how many there are.
+            images: how many there are.
 
         Returns:
-            `(m, dimension)`, or `(photos, dimension)` with owners; and `(…, clusters)` or None.
+            `(m, dimension)`, or `(images, dimension)` with owners; and `(…, clusters)` or None.
         """
         features = self.text(tokens)
         projection = self.neck["text"]
@@ -185,8 +254,8 @@ class DualEncoder(nn.Module):
         if owners is None:
             return vectors, logits
         if logits is not None:
-            logits = _means(logits.float(), owners, photos)
-        return F.normalize(_means(vectors, owners, photos), dim=1), logits
+            logits = _means(logits.float(), owners, images)
+        return F.normalize(_means(vectors, owners, images), dim=1), logits
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `(n, dimension)`, float32 on the CPU; the mode is kept."""
@@ -219,72 +288,139 @@ def _means(rows: Tensor, owners: Tensor, count: int) -> Tensor:
 def build_dual_encoder(
     visual: Embedder,
     width: int,
-    architecture: TextArchitecture,
-    *,
-    text_weights: str = "none",
+    text: TextConfig,
+    projection: ProjectionConfig,
     files: Path | None = None,
-    dropout: float = 0.5,
-    feature_noise: float = 0.0,
-    feature_dropout: float = 0.0,
-    text_noise: float = 0.0,
-    text_dropout: float = 0.0,
-    sharpness: float = 10.0,
 ) -> DualEncoder:
     """Put the parts together.
 
     Args:
         visual: the visual tower, with its weights.
         width: of its vectors.
-        architecture: of all else.
-        text_weights: as :func:`create_text_towers` takes it.
+        text: the text towers.
+        projection: into the shared space.
         files: of text towers that were saved with a model.
-        dropout: in residual projections, 0..1.
-        feature_noise: on the photo's features in training.
-        feature_dropout: of the photo's features in training, 0..1.
-        text_noise: on frozen text features in training.
-        text_dropout: of frozen text features in training, 0..1.
-        sharpness: of the class names' softmax.
     """
-    text = create_text_towers(
-        architecture.towers,
-        text_weights,
-        tokens=architecture.tokens,
-        pooling=architecture.pooling,
-        buckets=architecture.buckets,
-        dimension=architecture.hashed_dimension,
-        noise=text_noise,
-        dropout=text_dropout,
-        files=files,
-    )
-    kind, dimension = architecture.projection, architecture.dimension
-    names = ClassNames(width, sharpness, feature_dropout) if architecture.class_names else None
-    photo = PhotoProjection(
-        Standardised(width, feature_noise, feature_dropout),
+    towers = create_text_towers(text, files)
+    kind, dimension, dropout = projection.kind, projection.dimension, projection.dropout
+    named = projection.class_names != "none"
+    names = ClassNames(width, projection.sharpness, projection.feature_dropout) if named else None
+    image = ImageProjection(
+        Standardised(width, projection.feature_noise, projection.feature_dropout),
         create_projection(kind, width, dimension, dropout),
         names,
         nn.Linear(names.dimension, dimension, bias=False) if names else None,
     )
-    clusters = architecture.clusters
-    projected = (
-        ClusterProjections(kind, text.dimension, dimension, clusters, dropout)
+    clusters = projection.clusters
+    of_texts = (
+        ClusterProjections(kind, towers.dimension, dimension, clusters, dropout)
         if clusters > 1
-        else create_projection(kind, text.dimension, dimension, dropout)
+        else create_projection(kind, towers.dimension, dimension, dropout)
     )
-    return DualEncoder(visual, text, photo, projected)
+    return DualEncoder(visual, towers, image, of_texts)
 
 
 def rebuild_dual_encoder(
     visual: Architecture, text: TextArchitecture, files: Path | None = None
 ) -> DualEncoder:
     """A model of a known architecture with random weights, to load others into."""
-    embedder, built = build_embedder(
-        visual.backbone,
-        "none",
-        visual.input_size,
-        visual.mean,
-        visual.std,
-        pooling=visual.pooling,
-        patch_overlap=visual.patch_overlap,
-        head_conv=visual.head_conv,
-    )
-    return build_dual_encoder(embedder, built.dimension, text, files=files)
+    return build_dual_encoder(rebuild_embedder(visual), visual.dimension, *text.settings(), files)
+
+
+class ClipLearner(nn.Module):
+    """Both encoders and their loss, so that any parallel wrapper fits round all of it."""
+
+    def __init__(
+        self,
+        embedder: DualEncoder,
+        loss: ContrastiveLoss,
+        cluster_weight: float = 1.0,
+        chunk: int = 0,
+    ) -> None:
+        """
+        Args:
+            embedder: what is kept in the end.
+            loss: over the batch.
+            cluster_weight: of the cluster classifier's cross-entropy.
+            chunk: images whose activations are held at once; 0: all.
+        """
+        super().__init__()
+        self.embedder, self.pairs = embedder, loss
+        # The loop asks for a classification head; here is none.
+        self.head = None
+        self.cluster_weight, self.chunk = cluster_weight, chunk
+        self._images: Callable[[Tensor], Tensor] = embedder.features
+
+    def compile_features(self) -> None:
+        """Run the image side through torch.compile in training; validation stays eager."""
+        self._images = torch.compile(self.embedder.features)
+
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Sequence[Tensor],
+        owners: Tensor | None,
+        groups: Tensor,
+        text_ids: Tensor,
+        clusters: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar, and its parts before weighting.
+
+        Args:
+            images: pixels `(n, 3, H, W)`, or the visual tower's vectors `(n, width)`.
+            tokens: of the texts, `m` rows for each tower.
+            owners: `(m,)`, the image of each text; None where text i is image i's.
+            groups: `(n,)`, the product of each image.
+            text_ids: `(n,)`, equal where the texts are.
+            clusters: `(n,)`, of the texts, where there are projections for each.
+        """
+        seen = self._embed_images(images)
+        read, logits = self.embedder.text_vectors(tokens, owners, len(images))
+        loss = self.pairs(seen, read, groups, text_ids)
+        parts = {"contrastive": loss.detach()}
+        if logits is None or clusters is None:
+            return loss, parts
+        entropy = F.cross_entropy(logits.float(), clusters)
+        parts["cluster"] = entropy.detach()
+        # The contrastive loss is the mean of two cross-entropies, image → text and back.
+        weight = self.cluster_weight
+        return (2 * loss + weight * entropy) / (2 + weight), parts
+
+    def _embed_images(self, images: Tensor) -> Tensor:
+        """Unit vectors, chunk by chunk where memory has to be saved.
+
+        Each chunk's activations are dropped and computed again in the backward pass, when the
+        gradient of its vectors is known: what gradient caching does (Gao et al., "Scaling Deep
+        Contrastive Learning Batch Size under Memory Limited Setup", 2021), on autograd's own
+        checkpoints. The random draws are the same both times.
+        """
+        if not self.chunk or len(images) <= self.chunk or not torch.is_grad_enabled():
+            return F.normalize(self._images(images).float(), dim=1)
+        parts = [
+            checkpoint(self._images, part, use_reentrant=False, context_fn=self._contexts)
+            for part in images.split(self.chunk)
+        ]
+        return F.normalize(torch.cat(parts).float(), dim=1)
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Round the first pass, and round the second: batch norms count an image once."""
+        return nullcontext(), statistics_held(self.embedder)
+
+
+@contextmanager
+def statistics_held(module: nn.Module) -> Iterator[None]:
+    """Within it batch norms in training mode leave their running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    held = [
+        (norm, norm.momentum, norm.num_batches_tracked.clone())
+        for norm in norms
+        if norm.training and norm.num_batches_tracked is not None
+    ]
+    for norm, _, _ in held:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in held:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)

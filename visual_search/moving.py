@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from visual_search.averaging import ExponentialAverage
 from visual_search.clip_config import ClipConfig
-from visual_search.clip_learner import ClipLearner
 from visual_search.config import PhaseConfig
+from visual_search.dual_encoder import ClipLearner
 from visual_search.freezing import layer_depths
 from visual_search.learner import Learner
 from visual_search.optim import build_optimizer, build_row_optimizer, parameter_groups

@@ -46,7 +46,7 @@ class PairValidator(Keeper[BothWays]):
         if phase.test_vectors is not None:
             return encoder(phase.test_vectors.to(self.device)).cpu()
         return embed_images(
-            encoder.photo_embedder(),
+            encoder.image_embedder(),
             photo_items(phase.test),
             phase.architecture.input_size,
             device=self.device,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.dual_encoder import DualEncoder
 from visual_search.errors import UserError
 from visual_search.projections import Sample, pca
-from visual_search.ridge_baseline import ridge_predictions
 from visual_search.text_towers import in_small_letters
 
 NAMES_SHARE = 0.6
@@ -38,7 +36,7 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
         weights: of the visual tower's checkpoint, with the classifier.
         vectors: `(n, width)`, unit vectors of photos.
     """
-    photo = _linear(encoder.photo_projection.projection)
+    photo = _linear(encoder.image_projection.projection)
     columns = encoder.text.columns("use")
     basis = nn.init.orthogonal_(vectors.new_empty(photo.out_features, len(columns)), SIZE)
     with torch.no_grad():
@@ -66,8 +64,8 @@ def start_from_ridge(
     Raises:
         UserError: when there is no text feature, or they are all alike.
     """
-    standardised = encoder.photo_projection.standardised
-    photo = _linear(encoder.photo_projection.projection)
+    standardised = encoder.image_projection.standardised
+    photo = _linear(encoder.image_projection.projection)
     features, means = _text_features(encoder, texts)
     columns = torch.nonzero(features.std(dim=0, correction=0) > 1e-6).flatten()
     if not len(columns):
@@ -80,10 +78,8 @@ def start_from_ridge(
     inputs = vectors.cpu().double()
     mean, centre = targets.mean(dim=0), inputs.mean(dim=0)
     inputs = inputs - centre
-    # What is predicted for the unit vectors of the axes is the map itself.
-    axes, weights = np.eye(inputs.shape[1]), np.ones(len(inputs))
-    fits = ridge_predictions(inputs.numpy(), (targets - mean).numpy(), weights, axes, [alpha])
-    fitted = torch.from_numpy(fits[alpha])
+    gram = inputs.T @ inputs + alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+    fitted = torch.linalg.solve(gram, inputs.T @ (targets - mean))
     # As long as the texts, on average, so that class names weigh the same beside both.
     lengths = (known - mean).norm(dim=1).mean()
     fitted = fitted * (lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12))
@@ -108,7 +104,7 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
 
 
 def _start_names(encoder: DualEncoder, weights: str, vectors: Tensor, basis: Tensor) -> None:
-    photo = encoder.photo_projection
+    photo = encoder.image_projection
     assert photo.names is not None
     named = torch.from_numpy(
         encoder.text.part("use").encoder.encode(in_small_letters(imagenet_names()))

@@ -10,86 +10,375 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from visual_search.clip_config import TextConfig
 from visual_search.errors import UserError
-from visual_search.hashed_ngrams import HashedNgrams
-from visual_search.pooled_text import HuggingFaceText, OpenClipText
+from visual_search.weights_files import go_offline_without_network, load_file_weights
 
 MOST_REMEMBERED = 100_000
 """Texts whose frozen embeddings are kept in memory; 512 numbers each are 200 MB."""
+PADDING = -1
+"""Stands behind the tokens of a text that is shorter than others."""
+SHORTEST, LONGEST = 3, 5
+"""Characters of an n-gram, the marks at both ends of a word included."""
+_WORD = re.compile(r"\w+")
 
 
-class FrozenText(nn.Module):
-    """A sentence encoder that is not trained; its vectors are the tokens."""
+class Standardised(nn.Module):
+    """Features less their mean, with a standard deviation of 1 over all; noise in training."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, name: str, noise: float = 0.0, dropout: float = 0.0) -> None:
-        """
-        Args:
-            name: as :func:`visual_search.sentence_encoders.sentence_encoder` takes it.
-            noise: standard deviation of what is added in training, the features' own being 1.
-            dropout: share of the features dropped in training, 0..1.
-        """
+    def __init__(self, dimension: int, noise: float = 0.0, dropout: float = 0.0) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(dimension))
+        self.register_buffer("scale", torch.ones(()))
+        self.noise, self.dropout = noise, nn.Dropout(dropout)
+
+    def measure(self, features: Tensor) -> None:
+        """Take mean and scale from `(n, dimension)`."""
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_((features - self.mean).std().clamp(min=1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(n, dimension)`."""
+        features = (features - self.mean) / self.scale
+        if self.training and self.noise:
+            features = features + self.noise * torch.randn_like(features)
+        return self.dropout(features)
+
+
+class TextTower(nn.Module, ABC):
+    """One tower; what it does not need it leaves as it is here."""
+
+    dimension: int
+    """Width of the features."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """What :meth:`forward` takes, a row for each text."""
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Look at the training texts once."""
+
+    def start_alone(self) -> None:
+        """Start without another tower beside it."""
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """Train the last `blocks` blocks (-1 all, 0 none), and the embeddings or not."""
+
+    def save_files(self, folder: Path) -> None:
+        """Write what it needs beside its weights, such as a tokenizer."""
+
+
+class FrozenText(Standardised, TextTower):
+    """A sentence encoder that is not trained; its vectors are the tokens."""
+
+    def __init__(self, name: str, noise: float = 0.0, dropout: float = 0.0) -> None:
+        """`name` is as :func:`visual_search.sentence_encoders.sentence_encoder` takes it."""
         from visual_search.sentence_encoders import sentence_encoder
 
-        self.encoder = sentence_encoder(name)
-        self.dimension, self.noise = self.encoder.dimension, noise
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("mean", torch.zeros(self.dimension))
-        self.register_buffer("scale", torch.ones(()))
+        encoder = sentence_encoder(name)
+        super().__init__(encoder.dimension, noise, dropout)
+        self.encoder, self.dimension = encoder, encoder.dimension
         self._known: dict[str, Tensor] = {}
 
     def fit(self, texts: Sequence[str]) -> None:
         """Centre the features, and bring their standard deviation over all texts to 1."""
-        vectors = self.tokenize(sorted(set(texts)))
-        self.mean.copy_(vectors.mean(dim=0))
-        self.scale.copy_((vectors - self.mean).std().clamp(min=1e-6))
+        self.measure(self.tokenize(sorted(set(texts))))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `(n, dimension)`, float32; those of known texts come from memory."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        made = (
-            dict(zip(new, torch.from_numpy(self.encoder.encode(new)), strict=True)) if new else {}
-        )
+        made = dict(zip(new, torch.from_numpy(self.encoder.encode(new)), strict=True))
         vectors = torch.stack([made[t] if t in made else self._known[t] for t in texts])
         if len(self._known) + len(made) > MOST_REMEMBERED:
             self._known.clear()
         self._known |= made
         return vectors
 
+
+def features_of(text: str) -> list[str]:
+    """The words of a text, and the n-grams of each between its marks `<` and `>`."""
+    features: list[str] = []
+    for word in _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("ё", "е")):
+        features.append(f"={word}")
+        marked = f"<{word}>"
+        for length in range(SHORTEST, LONGEST + 1):
+            features += [marked[i : i + length] for i in range(len(marked) - length + 1)]
+    return features
+
+
+@lru_cache(maxsize=100_000)
+def hashed(text: str, buckets: int) -> tuple[int, ...]:
+    """Each feature's number, 1..buckets; the same in every process and year (CRC-32)."""
+    return tuple(1 + zlib.crc32(feature.encode()) % buckets for feature in features_of(text))
+
+
+class HashedNgrams(TextTower):
+    """The mean of the features' trained vectors, weighted by how rare each is (tf-idf).
+
+    As fastText (Bojanowski et al. 2017): a word is known by itself and by its n-grams, so that
+    other forms of it, and misspelt ones, are near. Two features may share a number; with some ten
+    times more numbers than features that is rare. scikit-learn's HashingVectorizer hashes alike,
+    but not to the numbers of the tables that are trained already.
+
+    Features that no training text has count as nothing, here as in the idf.
+    """
+
+    idf: Tensor
+
+    def __init__(self, buckets: int = 20000, dimension: int = 256) -> None:
+        super().__init__()
+        self.buckets, self.dimension = buckets, dimension
+        self.table = nn.Embedding(buckets + 1, dimension, padding_idx=0)
+        # Beside another tower it starts as if it were not there.
+        nn.init.zeros_(self.table.weight)
+        self.register_buffer("idf", torch.zeros(buckets + 1))
+
+    def start_alone(self) -> None:
+        """Random vectors, for a tower without another beside it: from nothing nothing is learnt."""
+        nn.init.normal_(self.table.weight)
+        with torch.no_grad():
+            self.table.weight[0].zero_()
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Weigh the features by the training texts: ln((1 + n) / (1 + df)) + 1."""
+        counts = np.zeros(self.buckets + 1)
+        distinct = set(texts)
+        for text in distinct:
+            counts[list(set(hashed(text, self.buckets)))] += 1
+        idf = np.where(counts > 0, np.log((1 + len(distinct)) / (1 + counts)) + 1, 0.0)
+        self.idf.copy_(torch.from_numpy(idf))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """`(n, longest)`, int64, filled up with 0."""
+        rows = [hashed(text, self.buckets) or (0,) for text in texts]
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """Standardised features, `(n, dimension)`."""
-        features = (tokens - self.mean) / self.scale
-        if self.training and self.noise:
-            features = features + self.noise * torch.randn_like(features)
-        return self.dropout(features)
+        """`(n, dimension)`; zeros for a text of unknown features alone."""
+        weights = self.idf[tokens]
+        weights = weights / weights.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        # Without a tensor of all features' vectors: a description has a thousand.
+        return F.embedding_bag(
+            tokens, self.table.weight, mode="sum", per_sample_weights=weights.to(self.table.weight)
+        )
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """Train the table, or not; it has no blocks."""
+        self.requires_grad_(embeddings)
+
+
+class OpenClipText(TextTower):
+    """The text side of an open_clip model, its projection included."""
+
+    def __init__(self, name: str, weights: str = "none", tokens: int = 77) -> None:
+        """`<architecture>[/<tag>]`; weights are `hub`, `hub:<tag>`, `none`, or a state-dict file.
+
+        Raises:
+            UserError: for an unknown architecture, or weights that cannot be had.
+        """
+        super().__init__()
+        import open_clip
+
+        architecture, _, tag = name.partition("/")
+        if architecture not in open_clip.list_models():
+            some = ", ".join(open_clip.list_models()[:12])
+            raise UserError(
+                f"text.towers: open_clip has no architecture {architecture!r}; it has {some}, …"
+            )
+        source, _, hub_tag = weights.partition(":")
+        from_a_hub = source == "hub"
+        if from_a_hub:
+            go_offline_without_network()
+
+        def build() -> Any:
+            return open_clip.create_model(
+                architecture,
+                pretrained=(hub_tag or tag or None) if from_a_hub else None,
+                pretrained_hf=False,
+                force_custom_text=True,
+            )
+
+        model = fetched(f"open_clip/{name}", build) if from_a_hub else build()
+        self.text: Any = model.text
+        self.text.output_tokens = False
+        if source not in ("hub", "none"):
+            load_file_weights(self.text, weights, f"open_clip/{architecture}", prefix="text.")
+        self.tokens = min(tokens, int(self.text.context_length))
+        self.tokenizer: Any = open_clip.get_tokenizer(architecture)
+        with torch.no_grad():
+            self.dimension = int(self(self.tokenize(["a"])).shape[1])
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """`(n, context length)`, int64; longer texts are cut to :attr:`tokens`."""
+        numbers: Tensor = self.tokenizer(list(texts), context_length=self.tokens)
+        room = int(self.text.context_length) - self.tokens
+        return nn.functional.pad(numbers, (0, room), value=int(getattr(self.text, "pad_id", 0)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(n, dimension)`."""
+        features: Tensor = self.text(tokens)
+        return features
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """See :func:`train_last`."""
+        names = ("token_embedding", "positional_embedding", "cls_emb", "embeddings")
+        train_last(self.text, blocks, embeddings, names)
+
+
+class HuggingFaceText(TextTower):
+    """An encoder (ruBERT) or a decoder (GPT-2) of the library transformers, its tokens pooled."""
+
+    def __init__(
+        self,
+        name: str,
+        weights: str = "none",
+        tokens: int = 77,
+        pooling: str = "mean",
+        files: Path | None = None,
+    ) -> None:
+        """`name` is of a hub, or a folder with config and tokenizer; `files`, too, before it.
+
+        Raises:
+            UserError: when the model cannot be had.
+            ModuleNotFoundError: without the package transformers.
+        """
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        place = str(files or name)
+        if not Path(place).is_dir():
+            go_offline_without_network()
+        shown = f"hf/{name}"
+        self.tokenizer: Any = fetched(shown, lambda: AutoTokenizer.from_pretrained(place))
+        if weights == "hub" and files is None:
+            model = fetched(shown, lambda: AutoModel.from_pretrained(place))
+        else:
+            config = fetched(shown, lambda: AutoConfig.from_pretrained(place))
+            model = AutoModel.from_config(config)
+            if weights not in ("hub", "none") and files is None:
+                load_file_weights(model, weights, shown)
+        self.model: Any = model
+        if self.tokenizer.pad_token is None:  # GPT-2 has none; padding is masked either way
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # The end that is cut and filled up is the text's end, also where a model was trained
+        # with the other.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
+        self.tokens, self.pooling = tokens, pooling
+        self.dimension = int(model.config.hidden_size)
+        # Never used here: processes that train together would wait for its gradient.
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """`(n, longest)`, int64, filled up with :data:`PADDING`."""
+        made = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"
+        )
+        numbers: Tensor = made["input_ids"]
+        # A text without a token has one of padding, lest the pooling divide by nothing.
+        mask = made["attention_mask"].bool()
+        mask[:, 0] = True
+        return numbers.masked_fill(~mask, PADDING)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(n, dimension)`: the pooled tokens of the last layer."""
+        mask = tokens != PADDING
+        hidden = self.model(
+            input_ids=tokens.clamp(min=0), attention_mask=mask.long()
+        ).last_hidden_state
+        if self.pooling == "first":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            last = mask.sum(dim=1) - 1
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        weights = mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """See :func:`train_last`."""
+        train_last(self.model, blocks, embeddings, ("embeddings", "wte", "wpe", "embed_tokens"))
+
+    def save_files(self, folder: Path) -> None:
+        """Write config and tokenizer, from which the tower can be built without a hub."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def fetched(name: str, build: Callable[[], Any]) -> Any:
+    """What `build` gives, from a hub or a folder; what keeps it away is said in one sentence."""
+    try:
+        return build()
+    except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"the text tower {name} could not be had ({cause}): name a folder that has it, or "
+            "set text.towers to hashed or use, which need no hub"
+        ) from error
+
+
+def train_last(
+    network: nn.Module, blocks: int, embeddings: bool, embedding_names: Sequence[str]
+) -> None:
+    """Train the last `blocks` blocks of a transformer and what comes behind them, in place.
+
+    -1 trains all blocks, 0 none; `embeddings` says whether those of tokens and positions, known
+    by the parts of their parameters' names, are trained too.
+
+    Raises:
+        UserError: when there are not that many blocks.
+    """
+    lists = {n: m for n, m in network.named_modules() if isinstance(m, nn.ModuleList)}
+    prefix, stack = max(lists.items(), key=lambda entry: len(entry[1]), default=("", ()))
+    count = len(stack)
+    if not -1 <= blocks <= count:
+        raise UserError(
+            f"text.trainable_blocks is {blocks}; this tower has {count} blocks: write 0..{count}, "
+            "or -1 to train them all"
+        )
+    first = 0 if blocks == -1 else count - blocks
+    for name, parameter in network.named_parameters():
+        inner = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else ""
+        if any(part in name.split(".") for part in embedding_names):
+            trains = embeddings
+        elif inner:
+            trains = int(inner.partition(".")[0]) >= first
+        else:
+            trains = blocks != 0
+        parameter.requires_grad_(trains)
 
 
 class TextTowers(nn.Module):
     """One or several towers; their features stand side by side."""
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Mapping[str, TextTower]) -> None:
         super().__init__()
-        self.names = tuple(parts)
-        self.parts = nn.ModuleList(parts.values())
-        self.widths: tuple[int, ...] = tuple(int(part.dimension) for part in self._each())
+        self.names, self.towers = tuple(parts), list(parts.values())
+        self.parts = nn.ModuleList(self.towers)
+        self.widths = tuple(tower.dimension for tower in self.towers)
         self.dimension = sum(self.widths)
-
-    def _each(self) -> list[Any]:
-        return list(self.parts)
 
     def part(self, name: str) -> Any:
         """The tower of that name."""
-        return self.parts[self.names.index(name)]
+        return self.towers[self.names.index(name)]
 
     def columns(self, name: str) -> Tensor:
         """Where that tower's features stand among all, `(its dimension,)`, int64."""
@@ -99,15 +388,12 @@ class TextTowers(nn.Module):
 
     def fit(self, texts: Sequence[str]) -> None:
         """Let the towers that need it look at the training texts once."""
-        texts = in_small_letters(texts)
-        for part in self._each():
-            if hasattr(part, "fit"):
-                part.fit(texts)
+        for tower in self.towers:
+            tower.fit(in_small_letters(texts))
 
     def tokenize(self, texts: Sequence[str]) -> list[Tensor]:
         """What :meth:`forward` takes, a tensor of `n` rows for each tower."""
-        texts = in_small_letters(texts)
-        return [part.tokenize(texts) for part in self._each()]
+        return [tower.tokenize(in_small_letters(texts)) for tower in self.towers]
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         """`(n, dimension)`."""
@@ -119,17 +405,13 @@ class TextTowers(nn.Module):
         Raises:
             UserError: when a tower has not that many blocks.
         """
-        for part in self._each():
-            if isinstance(part, HashedNgrams):
-                part.requires_grad_(embeddings)
-            elif not isinstance(part, FrozenText):
-                part.train_last(blocks, embeddings)
+        for tower in self.towers:
+            tower.train_last(blocks, embeddings)
 
     def save_files(self, folder: Path) -> None:
-        """Write what a tower needs beside its weights, such as a tokenizer."""
-        for number, part in enumerate(self._each()):
-            if hasattr(part, "save_files"):
-                part.save_files(folder / f"tower-{number}")
+        """Write what the towers need beside their weights."""
+        for number, tower in enumerate(self.towers):
+            tower.save_files(folder / f"tower-{number}")
 
 
 def in_small_letters(texts: Sequence[str]) -> list[str]:
@@ -137,90 +419,41 @@ def in_small_letters(texts: Sequence[str]) -> list[str]:
     return [text.strip().lower() for text in texts]
 
 
-def create_text_towers(
-    names: Sequence[str],
-    weights: str = "none",
-    *,
-    tokens: int = 77,
-    pooling: str = "mean",
-    buckets: int = 20000,
-    dimension: int = 256,
-    noise: float = 0.0,
-    dropout: float = 0.0,
-    files: Path | None = None,
-) -> TextTowers:
+def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTowers:
     """Build text towers.
 
     Args:
-        names: see the table at the top of this module.
-        weights: of open_clip and hf towers: `hub`, `none`, or a state-dict file.
-        tokens: the longest text, in tokens.
-        pooling: of hf towers: mean, first or last.
-        buckets: of hashed.
-        dimension: of hashed.
-        noise: of frozen encoders in training.
-        dropout: the same.
+        text: their names, and how they are made.
         files: a folder that :meth:`TextTowers.save_files` wrote: nothing is fetched then.
 
     Raises:
         UserError: for an unknown name, or a tower that cannot be had.
     """
-    if not names:
+    if not text.towers:
         raise UserError(f"text.towers is empty; name one or several of {', '.join(TOWERS)}")
-    made: dict[str, nn.Module] = {}
-    for number, name in enumerate(names):
+    made: dict[str, TextTower] = {}
+    for number, name in enumerate(text.towers):
         kind = name.partition("/")[0]
         if kind not in TOWERS:
             raise UserError(f"text.towers: {name!r} is unknown; it can be {', '.join(TOWERS)}")
         if name in made:
             raise UserError(f"text.towers names {name!r} twice")
         saved = files / f"tower-{number}" if files else None
-        made[name] = TOWERS[kind](
-            name,
-            {
-                "weights": weights,
-                "tokens": tokens,
-                "pooling": pooling,
-                "buckets": buckets,
-                "dimension": dimension,
-                "noise": noise,
-                "dropout": dropout,
-                "files": saved if saved and saved.is_dir() else None,
-            },
-        )
-    for part in made.values():
-        if isinstance(part, HashedNgrams) and len(made) == 1:
-            part.start_alone()
+        made[name] = TOWERS[kind](name, text, saved if saved and saved.is_dir() else None)
+    if len(made) == 1:
+        made[text.towers[0]].start_alone()
     return TextTowers(made)
 
 
-def _frozen(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    return FrozenText(name, settings["noise"], settings["dropout"])
-
-
-def _hashed(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    return HashedNgrams(settings["buckets"], settings["dimension"])
-
-
-def _open_clip(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    return OpenClipText(name.partition("/")[2], settings["weights"], settings["tokens"])
-
-
-def _hf(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    return HuggingFaceText(
-        name.partition("/")[2],
-        settings["weights"],
-        settings["tokens"],
-        settings["pooling"],
-        settings["files"],
-    )
-
-
-TOWERS: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
-    "hashed": _hashed,
-    "use": _frozen,
-    "sentence-transformers": _frozen,
-    "open_clip": _open_clip,
-    "hf": _hf,
+TOWERS: dict[str, Callable[[str, TextConfig, Path | None], TextTower]] = {
+    "hashed": lambda _, text, __: HashedNgrams(text.buckets, text.dimension),
+    "use": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
+    "sentence-transformers": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
+    "open_clip": lambda name, text, _: OpenClipText(
+        name.partition("/")[2], text.weights, text.tokens
+    ),
+    "hf": lambda name, text, files: HuggingFaceText(
+        name.partition("/")[2], text.weights, text.tokens, text.pooling, files
+    ),
 }
 """Builders by the first part of a name."""

@@ -34,7 +34,7 @@ class TypedModel:
     @property
     def photos(self) -> Embedder:
         """Pixels to unit vectors of the shared space."""
-        return self.encoder.photo_embedder()
+        return self.encoder.image_embedder()
 
 
 def load_typed_model(source: Path, input_size: int = 0) -> TypedModel:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.dual_encoder import DualEncoder, TextArchitecture, build_dual_encoder
+from visual_search.clip_config import ProjectionConfig, TextConfig
+from visual_search.dual_encoder import DualEncoder, build_dual_encoder
 from visual_search.errors import UserError
 from visual_search.model import build_embedder
 from visual_search.projection_start import (
@@ -20,7 +21,7 @@ from visual_search.projection_start import (
     start_from_class_names,
     start_from_ridge,
 )
-from visual_search.text_towers import TextTowers
+from visual_search.text_towers import TextTower, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
@@ -29,18 +30,21 @@ OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXT
 def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
     torch.manual_seed(0)
     visual, built = build_embedder("timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
-    architecture = TextArchitecture(
-        ("hashed",), 77, "mean", 200, 8, "linear", dimension, 1, class_names
+    text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
+    projection = ProjectionConfig(
+        dimension=dimension,
+        class_names="imagenet" if class_names else "none",
+        feature_dropout=0.5,
     )
-    made = build_dual_encoder(visual, built.dimension, architecture, feature_dropout=0.5)
+    made = build_dual_encoder(visual, built.dimension, text, projection)
     made.text.fit(TEXTS)
     return made
 
 
 def photos(made: DualEncoder) -> Tensor:
-    width = made.photo_projection.standardised.mean.shape[0]
+    width = made.image_projection.standardised.mean.shape[0]
     vectors = F.normalize(torch.randn(len(OWN), width), dim=1)
-    made.photo_projection.standardised.fit(vectors)
+    made.image_projection.standardised.measure(vectors)
     return vectors
 
 
@@ -85,14 +89,12 @@ class Encoder:
         return np.array(draws, dtype=np.float32)
 
 
-class Words(nn.Module):
+class Words(TextTower):
     """Stands for the text tower `use`."""
-
-    dimension = 512
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Encoder()
+        self.encoder, self.dimension = Encoder(), 512
 
     def tokenize(self, texts: list[str]) -> Tensor:
         return torch.from_numpy(self.encoder.encode(texts))
@@ -115,7 +117,7 @@ def test_photos_start_at_the_names_of_their_classes(tmp_path: Path) -> None:
     made, weights, vectors = with_names(tmp_path)
     start_from_class_names(made, str(weights), vectors)
     with torch.no_grad():
-        named = made.photo_projection.names(vectors)  # type: ignore[misc]
+        named = made.image_projection.names(vectors)  # type: ignore[misc]
         texts = torch.from_numpy(Encoder().encode(TEXTS))
         ours = made(vectors) @ F.normalize(F.linear(texts, _use(made)), dim=1).T
     np.testing.assert_allclose(ours, cosines(named.numpy(), texts.numpy()), atol=1e-4)
@@ -132,7 +134,7 @@ def test_names_are_added_to_the_ridge(tmp_path: Path) -> None:
     with torch.no_grad():
         before = made.features(vectors)
         add_class_names(made, str(weights), vectors)
-        named = made.photo_projection.names(vectors)  # type: ignore[misc]
+        named = made.image_projection.names(vectors)  # type: ignore[misc]
         added = made.features(vectors) - before
     torch.testing.assert_close(added, NAMES_SHARE * named @ _use(made).T, atol=1e-4, rtol=1e-4)
     lengths = before.norm(dim=1).mean(), added.norm(dim=1).mean() / NAMES_SHARE

@@ -1,7 +1,8 @@
-"""Text towers against the libraries they come from; random weights, no hub."""
+"""Text towers against the libraries they come from and loops; random weights, no hub."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from visual_search.clip_config import TextConfig
 from visual_search.errors import UserError
-from visual_search.text_towers import create_text_towers
+from visual_search.text_towers import HashedNgrams, TextTowers, features_of, hashed
+from visual_search.text_towers import create_text_towers as build
 
 TEXTS = ["красный стул", "a red chair", "стол", ""]
+
+
+def create_text_towers(
+    names: list[str], weights: str = "none", files: Path | None = None, **settings: Any
+) -> TextTowers:
+    return build(TextConfig(towers=tuple(names), weights=weights, **settings), files)
 
 
 def trained(module: torch.nn.Module) -> set[str]:
@@ -149,3 +158,43 @@ def test_letters_case_and_margins_say_nothing() -> None:
     mean = towers.part("use").mean.clone()
     towers.fit([text.upper() for text in TEXTS[:3]])
     torch.testing.assert_close(towers.part("use").mean, mean)
+
+
+def test_features_of_a_word() -> None:
+    assert features_of("Ёж") == ["=еж", "<еж", "еж>", "<еж>"]
+    assert features_of("140x200, стол!")[0] == "=140x200"
+    assert features_of(" !? ") == []
+
+
+def crc32(data: bytes) -> int:
+    """Bit by bit, of the reflected polynomial 0xEDB88320 (ISO 3309)."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = (value >> 1) ^ (0xEDB88320 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def test_numbers_stay_what_they_are() -> None:
+    """A model on disk counts on them."""
+    assert hashed("еж", 1000) == tuple(1 + crc32(f.encode()) % 1000 for f in features_of("еж"))
+
+
+def test_vectors_are_weighted_means() -> None:
+    torch.manual_seed(0)
+    towers = HashedNgrams(300, 7)
+    towers.start_alone()
+    training = ["стул", "стол", "красный стул"]
+    towers.fit(training)
+    texts = ["стул", "стол красный", "неведомое", ""]
+    vectors = towers(towers.tokenize(texts))
+    for text, vector in zip(texts, vectors, strict=True):
+        total, squares = torch.zeros(7), 0.0
+        for number in hashed(text, 300):
+            count = sum(number in hashed(known, 300) for known in training)
+            weight = math.log(4 / (1 + count)) + 1 if count else 0.0
+            total += weight * towers.table.weight[number].detach()
+            squares += weight**2
+        expected = total / math.sqrt(squares) if squares else total
+        torch.testing.assert_close(vector.detach(), expected, atol=1e-5, rtol=1e-4)

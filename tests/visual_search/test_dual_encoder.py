@@ -1,4 +1,4 @@
-"""The learner's loss against its parts, and batches in chunks against whole ones."""
+"""Projections and the loss against their formulas; batches in chunks against whole ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.clip_learner import ClipLearner
+from visual_search.clip_config import ProjectionConfig, TextConfig
 from visual_search.contrastive import ContrastiveLoss, infonce
-from visual_search.dual_encoder import TextArchitecture, build_dual_encoder
+from visual_search.dual_encoder import (
+    ClipLearner,
+    ClusterProjections,
+    ResidualProjection,
+    build_dual_encoder,
+    create_projection,
+)
+from visual_search.errors import UserError
 from visual_search.model import build_embedder
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
@@ -19,8 +26,9 @@ TEXTS = ["красный стул", "синий стул", "стол", "крас
 def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
     torch.manual_seed(0)
     visual, built = build_embedder("timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
-    architecture = TextArchitecture(("hashed",), 77, "mean", 200, 8, "linear", 6, clusters, False)
-    encoder = build_dual_encoder(visual, built.dimension, architecture, feature_dropout=0.3)
+    text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
+    projection = ProjectionConfig(dimension=6, clusters=clusters, feature_dropout=0.3)
+    encoder = build_dual_encoder(visual, built.dimension, text, projection)
     encoder.text.fit(TEXTS)
     return ClipLearner(encoder, ContrastiveLoss("infonce", 0.1), 0.5, chunk)
 
@@ -28,7 +36,7 @@ def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
 def batch(encoder: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     return {
-        "photos": torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "images": torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8),
         "tokens": encoder.text.tokenize(TEXTS),
         "owners": None,
         "groups": torch.arange(6),
@@ -46,7 +54,7 @@ def test_chunks_change_neither_loss_nor_gradient_nor_statistics(chunk: int) -> N
         for module in made.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eval()
-        made.embedder.photo_projection.standardised.dropout.p = 0.0
+        made.embedder.image_projection.standardised.dropout.p = 0.0
         loss, _ = made(**batch(made.embedder))
         loss.backward()
         results.append((loss.detach(), {n: p.grad for n, p in made.named_parameters()}))
@@ -58,7 +66,7 @@ def test_chunks_change_neither_loss_nor_gradient_nor_statistics(chunk: int) -> N
             torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-3)
 
 
-def test_chunks_draw_the_same_dropout_twice_and_count_a_photo_once() -> None:
+def test_chunks_draw_the_same_dropout_twice_and_count_an_image_once() -> None:
     made = learner(chunk=2).train()
     norm = next(m for m in made.modules() if isinstance(m, torch.nn.BatchNorm2d))
     loss, _ = made(**batch(made.embedder))
@@ -77,9 +85,9 @@ def test_the_cluster_classifier_has_its_share() -> None:
     torch.nn.init.normal_(made.embedder.neck["text"].classifier.weight)  # type: ignore[union-attr, arg-type]
     values = batch(made.embedder)
     loss, parts = made(**values)
-    photos = made.embedder(values["photos"])
+    images = made.embedder(values["images"])
     texts, logits = made.embedder.text_vectors(values["tokens"])
-    contrastive = infonce(10.0 * photos @ texts.T, torch.eye(6, dtype=torch.bool))
+    contrastive = infonce(10.0 * images @ texts.T, torch.eye(6, dtype=torch.bool))
     assert logits is not None
     entropy = F.cross_entropy(logits, values["clusters"])
     torch.testing.assert_close(loss, (2 * contrastive + 0.5 * entropy) / 2.5)
@@ -97,10 +105,52 @@ def test_several_queries_are_averaged() -> None:
     torch.testing.assert_close(averaged[0], expected)
 
 
-def test_the_photo_side_alone_gives_the_same() -> None:
+def test_the_image_side_alone_gives_the_same() -> None:
     encoder = learner().eval().embedder
-    pixels = batch(encoder)["photos"]
+    pixels = batch(encoder)["images"]
     with torch.no_grad():
-        torch.testing.assert_close(encoder.photo_embedder()(pixels), encoder(pixels))
+        torch.testing.assert_close(encoder.image_embedder()(pixels), encoder(pixels))
         vectors = encoder.visual(pixels)
         torch.testing.assert_close(encoder(vectors), encoder(pixels))
+
+
+def test_the_residual_block() -> None:
+    torch.manual_seed(0)
+    block = ResidualProjection(6, 4, dropout=0.5).eval()
+    x = torch.randn(3, 6)
+    projected = x @ block.first.weight.T + block.first.bias
+    activated = projected / (1 + torch.exp(-1.702 * projected))
+    summed = projected + activated @ block.second.weight.T + block.second.bias
+    centred = summed - summed.mean(1, keepdim=True)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_projections_are_mixed_by_the_classifier() -> None:
+    torch.manual_seed(0)
+    mixed = ClusterProjections("linear", 5, 3, clusters=4)
+    x = torch.randn(6, 5)
+    # All alike at the start: the mixture is the one projection.
+    torch.testing.assert_close(mixed(x), mixed.projections[0](x))
+    for parameter in mixed.parameters():
+        torch.nn.init.normal_(parameter)
+    output, logits = mixed.with_logits(x)
+    torch.testing.assert_close(logits, mixed.classifier(x))
+    for row, vector in zip(x, output, strict=True):
+        weights = torch.softmax(mixed.classifier(row), dim=0)
+        parts = [w * p(row) for w, p in zip(weights, mixed.projections, strict=True)]
+        torch.testing.assert_close(vector, torch.stack(parts).sum(0))
+
+
+def test_both_losses_reach_the_classifier() -> None:
+    mixed = ClusterProjections("linear", 5, 3, clusters=2)
+    for parameter in mixed.projections[1].parameters():
+        torch.nn.init.normal_(parameter)
+    mixed(torch.randn(6, 5)).square().sum().backward()
+    assert mixed.classifier.weight.grad is not None
+    assert mixed.classifier.weight.grad.abs().sum() > 0
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(UserError, match="linear, residual"):
+        create_projection("cubic", 3, 3)
