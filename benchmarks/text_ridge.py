@@ -53,7 +53,7 @@ from visual_search.text_retrieval import (
     relevance_of,
 )
 from visual_search.text_towers import FrozenText, HashedNgrams, TextTowers
-from visual_search.typed_model import TypedModel, load_typed_model, photo_items
+from visual_search.typed_queries import TextSearchModel, load_text_model
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
 HELD_OUT_SHARE = 0.2
@@ -147,7 +147,7 @@ def judge(
     train = read_pairs(pairs, TRAIN, root)
     _, test = in_language(read_pairs(pairs, TEST, root), language)
     relevance = relevance_of(test, column)
-    models = {name: load_typed_model(run) for name, run in runs.items()}
+    models = {name: load_text_model(run) for name, run in runs.items()}
     ridges = _ridges(next(iter(models.values())), train, test, column, language)
     systems = {name: scores for name, (_, scores) in ridges.items()}
     for name, model in models.items():
@@ -159,15 +159,15 @@ def judge(
     return Judged(relevance, test.groups, systems, choices)
 
 
-def _seen(model: TypedModel, table: PairTable) -> torch.Tensor:
+def _seen(model: TextSearchModel, table: PairTable) -> torch.Tensor:
     """The visual tower's vectors, `(n, width)`."""
     device = default_device()
     visual = model.encoder.to(device).visual
-    return kept_features(visual, photo_items(table), model.input_size, CACHE, device).matrix
+    return kept_features(visual, table.items(), model.input_size, CACHE, device).matrix
 
 
 def _ridges(
-    model: TypedModel, train: PairTable, test: PairTable, column: str, language: str
+    model: TextSearchModel, train: PairTable, test: PairTable, column: str, language: str
 ) -> dict[str, tuple[str, BothWays]]:
     """`ridge` on the frozen encoders' features, and `ridge with n-grams` that may take tf-idf."""
     held = held_out(train, test, column)

@@ -26,7 +26,7 @@ from visual_search.errors import UserError
 from visual_search.images import ImageItem
 from visual_search.model import Architecture
 from visual_search.pair_batches import build_pair_batches
-from visual_search.pair_table import TEST, TRAIN, PairTable, in_language, read_pairs
+from visual_search.pair_table import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.phase import Batch
 from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projection_start import (
@@ -34,11 +34,10 @@ from visual_search.projection_start import (
     start_from_class_names,
     start_from_ridge,
 )
-from visual_search.query_texts import QueryTexts
 from visual_search.samplers import TrainingBatches, image_loader
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.transforms import build_augmentation
-from visual_search.typed_model import check_same, photo_items
+from visual_search.typed_queries import check_same
 
 # Photos on which the scale of the features is measured.
 MEASURED_PHOTOS = 2048
@@ -64,24 +63,15 @@ class ClipPhase:
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them."""
         dataset, table = self.config.dataset, self.texts.table
-        batches = build_pair_batches(
-            dataset.sampler.kind,
-            table.clusters,
-            self.texts.groups,
-            dataset.batch_size,
-            dataset.seed,
-            rank=rank,
-            world_size=processes,
-            hard_share=dataset.sampler.hard_share,
-            cluster_power=dataset.sampler.cluster_power,
-        )
+        batches = build_pair_batches(dataset, table.clusters, self.texts.groups, rank, processes)
         workers = 0 if dataset.cached_views else dataset.num_workers
         return batches, image_loader(self.images, batches, dataset.seed, workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
         photos, labels, indexes = batch[:3]
-        chosen = self.texts.chosen(indexes, labels, int(self.images.epoch))
+        epoch = int(self.images.epoch)
+        chosen = self.texts.chosen(indexes.numpy(), labels.numpy(), epoch)
         tokens = self.learner.embedder.text.tokenize(chosen.texts)
         clusters = self.texts.table.clusters
         photos = photos.to(device, non_blocking=True)
@@ -90,9 +80,9 @@ class ClipPhase:
         return (
             photos,
             [rows.to(device, non_blocking=True) for rows in tokens],
-            None if chosen.owners is None else chosen.owners.to(device),
+            None if chosen.owners is None else torch.from_numpy(chosen.owners).to(device),
             labels.to(device),
-            chosen.ids.to(device),
+            torch.from_numpy(chosen.ids).to(device),
             None if clusters is None else torch.from_numpy(clusters)[indexes].to(device),
         )
 
@@ -114,7 +104,7 @@ class ClipPhase:
                 progress=chief,
             )
         if config.backbone.trainable_blocks == 0:
-            self.test_vectors = self._plain_vectors(photo_items(self.test), device, chief)
+            self.test_vectors = self._plain_vectors(self.test.items(), device, chief)
 
     def start_weights(self, device: torch.device, chief: bool) -> None:
         """Measure the features of a run that starts anew, and set the projections for them."""
@@ -185,14 +175,7 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
     for part in (table, test):
         check_some_exist(part.paths, Path(dataset.pairs), root or Path(dataset.pairs).parent)
     _check_clusters(config, table)
-    texts = QueryTexts(
-        table,
-        dataset.text_column,
-        dataset.queries_per_photo,
-        dataset.most_queries,
-        dataset.seed,
-        dataset.shuffle_texts,
-    )
+    texts = QueryTexts(table, dataset)
     encoder, architecture, text_architecture = _encoder(config)
     freeze_tower(encoder.visual.backbone, config.backbone, dataset.input_size)
     encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)

@@ -412,15 +412,15 @@ def statistics_held(module: nn.Module) -> Iterator[None]:
     """Within it batch norms in training mode leave their running statistics alone."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     held = [
-        (norm, norm.momentum, norm.num_batches_tracked.clone())
+        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
         for norm in norms
         if norm.training and norm.num_batches_tracked is not None
     ]
-    for norm, _, _ in held:
+    for norm, *_ in held:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, batches in held:
+        for norm, momentum, count, before in held:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            count.copy_(before)

@@ -21,6 +21,9 @@ from visual_search.jpeg import decode_plain_jpeg
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""Of image files, in small letters."""
+
 # The most pixels held decoded at once: 150 million are 450 MB as RGB, a few threads of them
 # still fit into the evaluator's 16 GB. Larger JPEGs are decoded at a fraction of their size.
 MAX_DECODED_PIXELS = 150_000_000

@@ -48,15 +48,14 @@ def _find_photos(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of photos, gallery.csv or pairs.parquet")
 
-    from visual_search.typed_model import load_typed_model
-    from visual_search.typed_queries import TypedSearch, gallery_photos, sheet_rows
+    from visual_search.typed_queries import TextSearch, gallery_images, load_text_model, sheet_rows
 
-    photos = gallery_photos(arguments.gallery)
-    search = TypedSearch(load_typed_model(arguments.run), photos, arguments.cache)
+    photos = gallery_images(arguments.gallery)
+    search = TextSearch(load_text_model(arguments.run), photos, arguments.cache)
     if search.problems:
         first = search.problems[0]
         print(f"{len(search.problems)} damaged photos, for example {first.path}: {first.reason}")
-    found = search.photos_for(queries, arguments.top)
+    found = search.images_for(queries, arguments.top)
     for query, hits in zip(queries, found, strict=True):
         print(f"\n{query}")
         for hit in hits:
@@ -85,11 +84,10 @@ def _name_photos(arguments: argparse.Namespace) -> None:
         raise UserError(f"the photo {missing[0]} does not exist")
 
     from visual_search.images import ImageItem
-    from visual_search.typed_model import load_typed_model
-    from visual_search.typed_queries import name_photos
+    from visual_search.typed_queries import load_text_model, name_images
 
     items = [ImageItem(path) for path in arguments.photos]
-    found = name_photos(load_typed_model(arguments.run), items, names, arguments.top)
+    found = name_images(load_text_model(arguments.run), items, names, arguments.top)
     for path, hits in zip(arguments.photos, found, strict=True):
         print(f"{path}: " + ", ".join(f"{hit.label} {hit.score:.3f}" for hit in hits))
     if arguments.output:

@@ -1,4 +1,4 @@
-"""Classify photos by names alone: `python -m visual_search.main_zero_shot --run … --data DIR…`."""
+"""Classify images by names alone: `python -m visual_search.main_zero_shot --run … --data DIR…`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def main() -> None:
     """Parse the arguments, classify each data set, and say how right it was."""
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_zero_shot",
-        description="Give each photo the nearest of a list of names. A data set is a folder with "
+        description="Give each image the nearest of a list of names. A data set is a folder with "
         "classes.json (a list of names; a class of many kinds of things may be a list itself), "
-        "img/ and, to be scored, labels.json (photo to class).",
+        "img/ and, to be scored, labels.json (image to class).",
     )
     parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders")
@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from visual_search.files import write_json
-    from visual_search.typed_model import load_typed_model
+    from visual_search.typed_queries import load_text_model
     from visual_search.zero_shot import (
         classify,
         draw_confusion,
@@ -42,7 +42,7 @@ def main() -> None:
     names = [data.name for data in sets]
     if len(set(names)) < len(names):
         raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
-    model = load_typed_model(arguments.run)
+    model = load_text_model(arguments.run)
     output = arguments.output or arguments.run / "zero_shot"
     answers = [
         classify(model, data, language=arguments.language, templates=arguments.templates)
@@ -52,7 +52,7 @@ def main() -> None:
     for answer in answers:
         data = answer.data
         rows[data.name] = {
-            "photos": len(data.photos),
+            "photos": len(data.images),
             "damaged": answer.damaged,
             "classes": len(data.classes),
             "chance": 1 / len(data.classes),
@@ -62,7 +62,7 @@ def main() -> None:
         if answer.accuracy is not None:
             words = f"accuracy {answer.accuracy:.3f} (chance {1 / len(data.classes):.3f})"
             draw_confusion(output / f"confusion_{data.name}.png", answer)
-        print(f"{data.name}: {len(data.photos)} photos, {len(data.classes)} classes: {words}")
+        print(f"{data.name}: {len(data.images)} images, {len(data.classes)} classes: {words}")
     score = mean_accuracy(answers)
     write_json(output / "predictions.json", predictions_of(answers))
     write_json(output / "result.json", {"score": score, "data": rows})

@@ -1,6 +1,6 @@
-"""Which photos with queries meet in a batch, for losses whose negatives are the rest of the batch.
+"""Which images meet in a batch, for losses whose negatives are the rest of the batch.
 
-Two photos of one group (the same product, the same content) are right for each other's queries:
+Two images of one group (the same product, the same content) are right for each other's queries:
 in one batch each would count as a wrong answer for the other. So they do not meet while there is
 anything else to put there. Cut and repeated as in :mod:`visual_search.samplers`.
 """
@@ -8,19 +8,18 @@ anything else to put there. Cut and repeated as in :mod:`visual_search.samplers`
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 import numpy as np
 
+from visual_search.clip_config import PairDataConfig
 from visual_search.errors import UserError
 from visual_search.samplers import Order, TrainingBatches, spread, systematic_draws
 
-KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
-
 
 class ShuffledPairs(Order):
-    """Every photo once, in random order."""
+    """Every image once, in random order."""
 
     def __init__(self, groups: np.ndarray) -> None:
         self.groups, self.photos = groups, len(groups)
@@ -29,12 +28,12 @@ class ShuffledPairs(Order):
         return self.photos
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos; no group twice in a batch where that can be had."""
+        """An epoch's images; no group twice in a batch where that can be had."""
         return fill_batches(rng.permutation(self.photos), self.groups, batch)
 
 
 class ClusterBalanced(ShuffledPairs):
-    """A cluster of n photos is drawn in proportion to n ** power; within it, photos take turns.
+    """A cluster of n images is drawn in proportion to n ** power; within it, images take turns.
 
     Clusters of texts are of very different sizes. Power 1 is as they come, 0 shows all alike.
     """
@@ -44,7 +43,7 @@ class ClusterBalanced(ShuffledPairs):
         self.clusters, self.power = clusters, power
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos; each cluster comes its expected number of times, give or take 1."""
+        """An epoch's images; each cluster comes its expected number of times, give or take 1."""
         counts = np.bincount(self.clusters)
         there = rng.permutation(np.flatnonzero(counts))
         draws = np.zeros(len(counts), dtype=np.int64)
@@ -55,9 +54,9 @@ class ClusterBalanced(ShuffledPairs):
 
 
 class HardNegatives(ShuffledPairs):
-    """A share of each batch is of one cluster: photos whose queries are alike and yet differ.
+    """A share of each batch is of one cluster: images whose queries are alike and yet differ.
 
-    Every photo comes once an epoch. Whose turn it is to stand among its like changes with each
+    Every image comes once an epoch. Whose turn it is to stand among its like changes with each
     epoch, in proportion to the sizes of the clusters.
     """
 
@@ -66,7 +65,7 @@ class HardNegatives(ShuffledPairs):
         self.clusters, self.hard_share = clusters, hard_share
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's photos: in each batch a run of one cluster, mixed among others."""
+        """An epoch's images: in each batch a run of one cluster, mixed among others."""
         run = max(1, round(self.hard_share * batch))
         mixed = rng.permutation(self.photos)
         runs: list[np.ndarray] = []
@@ -143,38 +142,30 @@ class _Places:
     """Batches, and how often each group stands in them."""
 
     def __init__(self, group_of: list[int], limits: list[int]) -> None:
-        """
-        Args:
-            group_of: group of every row.
-            limits: how often each group may stand in a batch.
-        """
+        """`group_of` every row, and how often each group may stand in a batch."""
         self.group_of, self.limits = group_of, limits
         self.batches: list[list[int]] = []
-        self.counts: list[dict[int, int]] = []
+        self.counts: list[Counter[int]] = []
 
     def begin(self, rows: list[int]) -> list[int]:
         """A new batch, which has these rows already."""
-        self.batches.append([])
-        self.counts.append({})
-        for row in rows:
-            self.put(row)
-        return self.batches[-1]
+        self.batches.append(rows)
+        self.counts.append(Counter(self.group_of[row] for row in rows))
+        return rows
 
     def put(self, row: int) -> None:
         """Put a row into the newest batch."""
-        group = self.group_of[row]
         self.batches[-1].append(row)
-        self.counts[-1][group] = self.counts[-1].get(group, 0) + 1
+        self.counts[-1][self.group_of[row]] += 1
 
     def has_room(self, group: int, number: int = -1) -> bool:
         """Whether a batch may have one more of `group`."""
-        return self.counts[number].get(group, 0) < self.limits[group]
+        return self.counts[number][group] < self.limits[group]
 
     def part(self, fixed: list[int]) -> None:
         """Let rows of groups that stand too often in a batch change places with other rows.
 
-        Args:
-            fixed: rows at the beginning of the first, second, … batch that stay.
+        `fixed` rows at the beginning of the first, second, … batch stay where they are.
         """
         hopeless: set[int] = set()
         for number in range(len(self.batches) - 1, -1, -1):
@@ -189,68 +180,60 @@ class _Places:
 
     def _exchange(self, number: int, place: int, fixed: list[int]) -> bool:
         """Change places with a row of a batch that has room for the group, if there is one."""
-        group = self.group_of[self.batches[number][place]]
+        here = self.batches[number]
+        group = self.group_of[here[place]]
         for other in range(len(self.batches) - 1, -1, -1):
             if other == number or not self.has_room(group, other):
                 continue
-            for row in range(fixed[other] if other < len(fixed) else 0, len(self.batches[other])):
-                if self.has_room(self.group_of[self.batches[other][row]], number):
-                    self._swap((number, place), (other, row))
+            there = self.batches[other]
+            for row in range(fixed[other] if other < len(fixed) else 0, len(there)):
+                theirs = self.group_of[there[row]]
+                if self.has_room(theirs, number):
+                    here[place], there[row] = there[row], here[place]
+                    self.counts[number][theirs] += 1
+                    self.counts[number][group] -= 1
+                    self.counts[other][theirs] -= 1
+                    self.counts[other][group] += 1
                     return True
         return False
 
-    def _swap(self, one: tuple[int, int], two: tuple[int, int]) -> None:
-        first, second = self.batches[one[0]][one[1]], self.batches[two[0]][two[1]]
-        self.batches[one[0]][one[1]], self.batches[two[0]][two[1]] = second, first
-        for number, gone, came in ((one[0], first, second), (two[0], second, first)):
-            counts = self.counts[number]
-            counts[self.group_of[gone]] -= 1
-            counts[self.group_of[came]] = counts.get(self.group_of[came], 0) + 1
-
 
 def build_pair_batches(
-    kind: str,
+    dataset: PairDataConfig,
     clusters: np.ndarray | None,
     groups: np.ndarray,
-    batch_size: int,
-    seed: int,
-    *,
     rank: int = 0,
     world_size: int = 1,
-    hard_share: float = 0.5,
-    cluster_power: float = 0.5,
 ) -> TrainingBatches:
     """The batches of one process.
 
     Args:
-        kind: one of :data:`KINDS`.
-        clusters: of each photo, `(n,)`, int64, 0..c-1; None where there are none.
-        groups: of each photo, `(n,)`, int64: photos of one group are no negatives of each other.
-        batch_size: photos of a batch of this process.
-        seed: of all epochs.
+        dataset: which sampler, the size of this process's batches, the seed of all epochs.
+        clusters: of each image, `(n,)`, int64, 0..c-1; None where there are none.
+        groups: of each image, `(n,)`, int64: images of one group are no negatives of each other.
         rank: number of this process, 0..world_size-1.
         world_size: processes that train together; negatives are those of all of them, so a batch
             here is what all see together.
-        hard_share: for hard-negatives, how much of a batch is of one cluster, 0..1.
-        cluster_power: for cluster-balanced, see :class:`ClusterBalanced`.
 
     Raises:
-        UserError: for an unknown kind, a share outside 0..1, missing clusters, and when an epoch
-            fills no batch.
+        UserError: for a share outside 0..1, missing clusters, and when an epoch fills no batch.
     """
-    if kind not in KINDS:
-        raise UserError(f"no sampler is called {kind!r}; take {', '.join(KINDS)}")
-    if not 0 <= hard_share <= 1:
-        raise UserError(f"hard_share is {hard_share}; it must lie within 0 and 1")
-    if kind == "shuffle":
+    sampler = dataset.sampler
+    if not 0 <= sampler.hard_share <= 1:
+        raise UserError(
+            f"dataset.sampler.hard_share is {sampler.hard_share}; it must lie within 0 and 1"
+        )
+    if sampler.kind == "shuffle":
         order = ShuffledPairs(groups)
     elif clusters is None:
         raise UserError(
-            f"the sampler {kind!r} needs clusters, and the table of pairs has none: run "
+            f"the sampler {sampler.kind!r} needs clusters, and the table of pairs has none: run "
             "`python dataset/image_text/cluster_texts.py assign`"
         )
-    elif kind == "cluster-balanced":
-        order = ClusterBalanced(groups, clusters, cluster_power)
+    elif sampler.kind == "cluster-balanced":
+        order = ClusterBalanced(groups, clusters, sampler.cluster_power)
     else:
-        order = HardNegatives(groups, clusters, hard_share)
-    return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)
+        order = HardNegatives(groups, clusters, sampler.hard_share)
+    return TrainingBatches(
+        order, dataset.batch_size, dataset.seed, rank=rank, world_size=world_size
+    )

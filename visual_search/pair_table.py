@@ -5,18 +5,23 @@ One row is one photo with all its queries (`pairs.parquet`); :data:`SCHEMA` says
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from visual_search.clip_config import PairDataConfig
 from visual_search.errors import UserError
 from visual_search.files import written_atomically
+
+if TYPE_CHECKING:
+    from visual_search.images import ImageItem
 
 TEXTS = pa.list_(pa.string())
 
@@ -97,24 +102,26 @@ class PairTable:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def items(self) -> list[ImageItem]:
+        """The photos, to be embedded."""
+        from visual_search.images import ImageItem
+
+        return [ImageItem(path) for path in self.paths]
+
     def take(self, indexes: np.ndarray | Sequence[int]) -> PairTable:
         """Some of the rows, in that order; groups keep their numbers."""
         from visual_search.datasets import PathList
 
         rows = np.asarray(indexes, dtype=np.int64)
-        return replace(
-            self,
-            paths=PathList(self.paths[row] for row in rows.tolist()),
-            images=self.images.take(rows),
-            queries=self.queries.take(rows),
-            texts=self.texts.take(rows),
-            languages=self.languages.take(rows),
-            groups=self.groups[rows],
-            categories=self.categories.take(rows),
-            splits=self.splits.take(rows),
-            clusters=None if self.clusters is None else self.clusters[rows],
-            query_clusters=None if self.query_clusters is None else self.query_clusters.take(rows),
-        )
+        columns: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in fields(self)[1:]
+        }
+        paths = PathList(self.paths[row] for row in rows.tolist())
+        taken: dict[str, Any] = {
+            name: column if column is None else column.take(rows)
+            for name, column in columns.items()
+        }
+        return PairTable(paths, **taken)
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
@@ -232,3 +239,81 @@ def write_pairs(path: Path, table: pa.Table) -> None:
     schema = pa.schema([*SCHEMA, *CLUSTER_FIELDS]) if with_clusters else SCHEMA
     with written_atomically(path) as temporary:
         pq.write_table(table.select(schema.names).cast(schema), temporary)
+
+
+@dataclass(frozen=True)
+class ChosenTexts:
+    """The texts of a batch."""
+
+    texts: list[str]
+    owners: np.ndarray | None
+    """`(len(texts),)`, int64: the row of the batch that each is of; None where each has one."""
+    ids: np.ndarray
+    """`(n,)`, int64: equal where rows have the same texts."""
+
+
+class QueryTexts:
+    """Draws a query of each photo, or takes all; the draw depends on (seed, epoch, photo) alone."""
+
+    def __init__(self, table: PairTable, dataset: PairDataConfig) -> None:
+        """
+        Args:
+            table: the training photos.
+            dataset: which column, how many of a photo's queries, the draws' seed, and whether
+                each product gets the texts of another.
+        """
+        self.table, self.dataset = table, dataset
+        self.rows = table.texts if dataset.text_column == "texts" else table.queries
+        _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)
+        """`first` is the first photo of each product; `groups`, `(n,)`: the products, 0..g-1."""
+        self.source = np.arange(len(table))
+        """`(n,)`: whose texts each photo is shown with."""
+        if dataset.shuffle_texts:
+            others = np.random.default_rng(dataset.seed).permutation(len(self.first))
+            self.source = self.first[others][self.groups]
+
+    def of(self, photo: int) -> list[str]:
+        """The texts that photo `photo` may be shown with, without repeats."""
+        source = int(self.source[photo])
+        texts = [text for text in self.rows[source] if text.strip()]
+        # A query of which cleaning left nothing is still what was typed.
+        return list(dict.fromkeys(texts or self.table.queries[source]))
+
+    def everything(self, most: int = 50_000) -> list[str]:
+        """The texts of the photos, of at most so many spread over the table."""
+        step = max(len(self.table) // most, 1)
+        return [text for photo in range(0, len(self.table), step) for text in self.of(photo)]
+
+    def chosen(self, photos: np.ndarray, labels: np.ndarray, epoch: int) -> ChosenTexts:
+        """The texts of a batch.
+
+        Args:
+            photos: `(n,)`, the photos that were asked for.
+            labels: `(n,)`, the products of those that are shown: where a broken photo was
+                replaced by one of another product, its texts are that product's.
+            epoch: of the draw.
+        """
+        texts: list[str] = []
+        owners: list[int] = []
+        keys: list[str] = []
+        draws = self.dataset.queries_per_photo == "draw"
+        for row, (photo, label) in enumerate(zip(photos.tolist(), labels.tolist(), strict=True)):
+            shown = photo if self.groups[photo] == label else int(self.first[label])
+            known = self.of(shown)
+            if draws:
+                draw = np.random.SeedSequence([self.dataset.seed, epoch, shown]).generate_state(1)
+                known = [known[int(draw[0]) % len(known)]]
+            texts += known[: self.dataset.most_queries]
+            owners += [row] * len(known[: self.dataset.most_queries])
+            keys.append(known[0] if draws else "\n".join(sorted(known)))
+        every_row_one = len(texts) == len(keys)
+        return ChosenTexts(
+            texts,
+            None if every_row_one else np.array(owners),
+            np.array([_number(key) for key in keys]),
+        )
+
+
+def _number(text: str) -> int:
+    """Of a text's content, so that equal texts have equal numbers in all processes."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")

@@ -1,4 +1,4 @@
-"""Validation inside image–text training: retrieval both ways on photos never trained on."""
+"""Validation inside image–text training: retrieval both ways on images never trained on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visual_search.checkpoint import save_checkpoint
 from visual_search.clip_phase import ClipPhase
 from visual_search.embed import embed_images
+from visual_search.images import ImageItem
 from visual_search.keeper import Keeper
-from visual_search.text_report import write_text_report
-from visual_search.text_retrieval import BothWays, evaluate_retrieval
-from visual_search.typed_model import photo_items
+from visual_search.page import Section, Tile, TileRow, write_page
+from visual_search.pair_table import PairTable
+from visual_search.report import thumbnails, worst_and_others
+from visual_search.text_retrieval import BothWays, Relevance, evaluate_retrieval
+
+RESULTS_SHOWN = 8
+WORST_SHOWN, OTHERS_SHOWN = 30, 30
 
 
 class PairValidator(Keeper[BothWays]):
@@ -33,10 +39,10 @@ class PairValidator(Keeper[BothWays]):
         phase, encoder = self.phase, self.phase.learner.embedder
         was_training = encoder.training
         encoder.eval()
-        photos = self._photo_vectors()
+        images = self._photo_vectors()
         texts = encoder.embed_texts(phase.relevance.texts)
         encoder.train(was_training)
-        found = evaluate_retrieval(photos, texts, phase.relevance)
+        found = evaluate_retrieval(images, texts, phase.relevance)
         self.run.log(kind=kind, **found.as_dict())
         return found
 
@@ -47,7 +53,7 @@ class PairValidator(Keeper[BothWays]):
             return encoder(phase.test_vectors.to(self.device)).cpu()
         return embed_images(
             encoder.image_embedder(),
-            photo_items(phase.test),
+            phase.test.items(),
             phase.architecture.input_size,
             device=self.device,
             settings=phase.config.embedding.unmeasured(self.device.type == "cuda"),
@@ -83,7 +89,7 @@ class PairValidator(Keeper[BothWays]):
             "visual tower": phase.architecture.backbone,
             "text towers": " + ".join(phase.config.text.towers),
             "loss": phase.config.loss.name,
-            "training photos": str(len(phase.images)),
+            "training images": str(len(phase.images)),
             "texts shuffled": str(phase.config.dataset.shuffle_texts),
         }
         write_text_report(
@@ -94,3 +100,56 @@ class PairValidator(Keeper[BothWays]):
             phase.relevance,
             evaluation,
         )
+
+
+def write_text_report(
+    path: Path,
+    name: str,
+    facts: Mapping[str, str],
+    table: PairTable,
+    relevance: Relevance,
+    evaluation: BothWays,
+) -> None:
+    """Write the page: scores both ways, the worst queries, and others spread over the rest.
+
+    Args:
+        path: the html file.
+        name: of the run.
+        facts: name and value of what else stands on top.
+        table: the images that were ranked.
+        relevance: their texts and the right answers.
+        evaluation: of both directions.
+    """
+    worst_first = np.argsort(evaluation.text_to_photo.average_precisions, kind="stable")
+    worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
+    directions = {
+        direction.replace("_to_", " → "): found.as_dict()
+        for direction, found in evaluation.directions().items()
+    }
+    columns = list(next(iter(directions.values())))
+    scores = [
+        ["", *columns],
+        *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
+    ]
+    note = "Green: an image of a product of that name. Hover over an image for what it is called."
+    sections = [Section(facts=facts, tables={"": scores})]
+    for title, queries in (("Spread over all queries", others), ("The worst queries", worst)):
+        if queries:
+            rows = [_row(query, table, relevance, evaluation) for query in queries]
+            sections.append(Section(title, [note], rows=rows))
+    shown = {tile.picture for part in sections for row in part.rows for tile in row.tiles}
+    items = {key: ImageItem(table.paths[int(key[1:])]) for key in sorted(shown)}
+    write_page(path, f"{name}: text search", sections, thumbnails(items))
+
+
+def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
+    ranks, right = evaluation.photo_ranks[query], set(relevance.photos_of[query].tolist())
+    first = int(evaluation.text_to_photo.first_right[query])
+    return TileRow(
+        relevance.texts[query],
+        f"first right image: {first + 1 if first < len(ranks) else 'none'}",
+        [
+            Tile(f"g{row}", ", ".join(table.queries[row][:3]), "right" if row in right else "")
+            for row in ranks[:RESULTS_SHOWN].tolist()
+        ],
+    )

@@ -1,4 +1,4 @@
-"""Retrieval tasks between texts and photos, of a table of pairs."""
+"""Retrieval tasks between texts and images, of a table of pairs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 from torch import Tensor
 
 from visual_search.checkpoint import knows_texts, load_checkpoint
+from visual_search.contact_sheet import (
+    LETTERS_IN_A_LINE,
+    MOST_IN_A_ROW,
+    Cell,
+    write_contact_sheets,
+)
 from visual_search.hits import hits_among
 from visual_search.metrics import MAX_PREDICTIONS
 from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.rerank import Step
 from visual_search.retrieval_metrics import per_query
 from visual_search.search import top_k
-from visual_search.task_pictures import worst_queries
+from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
 from visual_search.task_scores import TaskScores
 from visual_search.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.text_retrieval import Relevance, relevance_of
-from visual_search.text_task_pictures import write_text_queries
-from visual_search.typed_model import load_typed_model, photo_items
-from visual_search.typed_queries import TypedSearch
+from visual_search.typed_queries import TextSearch, load_text_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class EmbeddedTextTask:
 
 @dataclass(frozen=True)
 class TextTask(Task[EmbeddedTextTask]):
-    """A task whose queries are texts and whose gallery is photos, or the other way round."""
+    """A task whose queries are texts and whose gallery is images, or the other way round."""
 
     table: PairTable
     relevance: Relevance
@@ -60,14 +64,14 @@ class TextTask(Task[EmbeddedTextTask]):
 
     @property
     def query_names(self) -> list[str]:
-        """The texts, or the photos' paths."""
+        """The texts, or the images' paths."""
         if self.asks_with_texts:
             return self.relevance.texts
         return [str(path) for path in self.table.paths]
 
     @property
     def query_labels(self) -> np.ndarray:
-        """`(n_queries,)`, text: a text's own, a photo's product with its first text."""
+        """`(n_queries,)`, text: a text's own, an image's product with its first text."""
         if self.asks_with_texts:
             return np.array(self.relevance.texts, dtype=object)
         said = [queries[0] for queries in self.table.queries]
@@ -107,7 +111,7 @@ class TextTask(Task[EmbeddedTextTask]):
 
     def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedTextTask:
         """Embed the texts, and the images where no embeddings of them were kept."""
-        search = TypedSearch(load_typed_model(run, input_size), photo_items(self.table), cache)
+        search = TextSearch(load_text_model(run, input_size), self.table.items(), cache)
         texts = search.model.encoder.embed_texts(self.relevance.texts)
         sides = (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
         return EmbeddedTextTask(self, *sides)
@@ -135,6 +139,71 @@ class TextTask(Task[EmbeddedTextTask]):
     ) -> None:
         """Each query with what either model found."""
         write_text_queries(file, queries, captions, models)
+
+
+def write_text_queries(
+    file: Path, queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
+) -> None:
+    """A row for each query, where texts ask; else a cell for each image.
+
+    Args:
+        file: ends in .jpg.
+        queries: to show, in this order.
+        captions: of each.
+        models: on the same task; with two, the results of the first come first.
+    """
+    if not queries:
+        return
+    if models[0].task.asks_with_texts:
+        rows = _images_found(queries, captions, models)
+    else:
+        rows = _names_given(queries, captions, models)
+    write_contact_sheets(file, rows, most_pages=1)
+
+
+def _images_found(
+    queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
+) -> list[list[Cell]]:
+    """A right image over the text, then what each model found."""
+    task = models[0].task
+    shown = (MOST_IN_A_ROW - 1) // len(models)
+    found = [model.first(queries, shown) for model in models]
+    rows = []
+    for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
+        right = set(task.right[query].tolist())
+        asked = task.table.paths[int(task.right[query][0])]
+        cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", EXPECTED)]
+        for number, ranks in enumerate(found):
+            letter = "AB"[number] if len(found) > 1 else ""
+            for rank, row in enumerate(ranks[place].tolist(), 1):
+                said = f"{letter}{rank}\n{_short(task.table.queries[row][0])}"
+                cells.append(Cell(task.table.paths[row], said, RIGHT if row in right else WRONG))
+        rows.append(cells)
+    return rows
+
+
+def _names_given(
+    queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
+) -> list[list[Cell]]:
+    """The image with its own text, and again over the first text that each model gave it."""
+    task = models[0].task
+    found = [model.first(queries, 1) for model in models]
+    cells = []
+    for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
+        image, right = task.table.paths[query], set(task.right[query].tolist())
+        cells.append(Cell(image, f"{_short(task.table.queries[query][0])}\n{caption}", QUERY))
+        for number, ranks in enumerate(found):
+            letter = f"{'AB'[number]}: " if len(found) > 1 else ""
+            answer = int(ranks[place][0])
+            colour = RIGHT if answer in right else WRONG
+            cells.append(Cell(image, _short(f"{letter}{task.relevance.texts[answer]}"), colour))
+    width = MOST_IN_A_ROW // (1 + len(models)) * (1 + len(models))
+    return [cells[start : start + width] for start in range(0, len(cells), width)]
+
+
+def _short(text: str) -> str:
+    """The beginning of a text that is too long for a line; sheets keep the end, as of paths."""
+    return text if len(text) <= LETTERS_IN_A_LINE else text[: LETTERS_IN_A_LINE - 1] + "…"
 
 
 TASK_KINDS["texts"] = TextTask

@@ -1,31 +1,122 @@
-"""From typed queries to ranked gallery photos, and from photos to names.
+"""Search by text: a trained image–text model, a gallery that answers it, names for images.
 
-search = TypedSearch(load_typed_model(Path("runs/demo_text")), gallery_photos(Path("photos")))
-search.photos_for(["красный стул"], 10)[0]        # [Hit(place=…, score=…, label=…), …]
-name_photos(search.model, [ImageItem(Path("a.jpg"))], ["стул", "стол"], 2)
+search = TextSearch(load_text_model(Path("runs/demo_text")), gallery_images(Path("photos")))
+search.images_for(["красный стул"], 10)[0]        # [Hit(place=…, score=…, label=…), …]
+name_images(search.model, [ImageItem(Path("a.jpg"))], ["стул", "стол"], 2)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from visual_search.checkpoint import Checkpoint, load_checkpoint
 from visual_search.contact_sheet import Cell
+from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.embed import Embeddings, default_device, embed_images
+from visual_search.embed_settings import EmbedSettings
 from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
 from visual_search.errors import UserError
 from visual_search.feature_store import weights_fingerprint
-from visual_search.images import ImageItem
-from visual_search.pair_table import read_pairs
-from visual_search.prompts import embed_names, language_of_names, templates_for
+from visual_search.images import SUFFIXES, ImageItem
+from visual_search.model import Architecture, Embedder
+from visual_search.pair_table import TEST, read_pairs
 from visual_search.search import top_k
 from visual_search.tables import image_items, read_gallery
-from visual_search.typed_model import TypedModel
-from visual_search.zero_shot import SUFFIXES
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    # Queries are typed, not told: the bare name comes first, and is not outvoted.
+    "ru": ("{}", "{} фото", "{} купить", "фото: {}"),
+    "en": ("{}", "{} photo", "buy {}", "a photo of {}"),
+}
+
+
+@dataclass(frozen=True)
+class TextSearchModel:
+    """What a run learnt: images and texts to one space."""
+
+    encoder: DualEncoder
+    """In evaluation mode."""
+    input_size: int
+    """Side in pixels at which images are seen."""
+    settings: EmbedSettings
+    """How images are embedded."""
+    name: str
+    """Of the run."""
+
+    @property
+    def embedder(self) -> Embedder:
+        """Pixels to unit vectors of the shared space."""
+        return self.encoder.image_embedder()
+
+
+def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
+    """A run's best image–text model, on the CPU.
+
+    Args:
+        source: run folder or checkpoint folder.
+        input_size: pixels at which images are to be seen; 0 takes the model's own.
+
+    Raises:
+        UserError: when there is none, it is damaged, or was trained without texts.
+    """
+    found = load_checkpoint(source)
+    text = _text_architecture(found)
+    encoder = rebuild_dual_encoder(found.architecture, text, files=found.path.parent)
+    try:
+        encoder.load_state_dict(dict(found.state))
+    except RuntimeError as error:
+        raise UserError(f"{found.path} does not fit its model.json: {error}") from error
+    settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
+    name = str(found.facts.get("run", source.name))
+    return TextSearchModel(
+        encoder.eval(), input_size or found.architecture.input_size, settings, name
+    )
+
+
+def load_image_side(found: Checkpoint) -> Embedder:
+    """Pixels to unit vectors of the shared space, for commands that know images alone."""
+    return load_text_model(found.path.parent).embedder
+
+
+def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Checkpoint:
+    """A checkpoint to continue from, once its parts are those of the new phase.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    found = load_checkpoint(source)
+    earlier = _text_architecture(found)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("backbone", found.architecture.backbone, visual.backbone),
+        ("pooling", found.architecture.pooling, visual.pooling),
+        ("head_conv", found.architecture.head_conv, visual.head_conv),
+    ]
+    for field in dataclasses.fields(TextArchitecture):
+        if field.name != "tokens":
+            pairs.append((field.name, getattr(earlier, field.name), getattr(text, field.name)))
+    for part, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(
+                f"pretrain_model {found.path} has {part} {theirs!r}, this phase {ours!r}"
+            )
+    return found
+
+
+def _text_architecture(found: Checkpoint) -> TextArchitecture:
+    values = found.facts.get("text")
+    if not isinstance(values, dict):
+        raise UserError(f"{found.path} knows no texts: name a run of visual_search.main_clip")
+    try:
+        return TextArchitecture(**{**values, "towers": tuple(values["towers"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{found.path}: model.json describes no text tower: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -33,27 +124,27 @@ class Hit:
     """One answer."""
 
     place: int
-    """Row of the photo in the gallery, or of the name in the list."""
+    """Row of the image in the gallery, or of the name in the list."""
     label: str
-    """The photo's path, or the name."""
+    """The image's path, or the name."""
     score: float
     """Cosine, -1..1."""
 
 
-class TypedSearch:
-    """A gallery that answers typed queries; its photos are embedded once."""
+class TextSearch:
+    """A gallery that answers queries typed as text; its images are embedded once."""
 
     def __init__(
         self,
-        model: TypedModel,
+        model: TextSearchModel,
         gallery: Sequence[ImageItem],
         cache: Path | None = None,
         progress: bool = True,
     ) -> None:
         """
         Args:
-            model: photos and texts to one space.
-            gallery: its photos; damaged ones have a place and are told in `problems`.
+            model: images and texts to one space.
+            gallery: its images; damaged ones have a place and are told in `problems`.
             cache: folder where their embeddings are kept for the next time.
             progress: whether there are progress bars.
         """
@@ -62,19 +153,19 @@ class TypedSearch:
             found = self._embedded()
         else:
             settings = {"size": model.input_size, **dataclasses.asdict(model.settings)}
-            weights = weights_fingerprint(model.photos.state_dict())
+            weights = weights_fingerprint(model.embedder.state_dict())
             key = embeddings_fingerprint(weights, self.gallery, settings)
             found, _ = cached_embeddings(cache, key, self._embedded)
         self.vectors: Tensor = found.matrix
         """`(n, d)`, unit vectors."""
         self.problems = found.problems
 
-    def photos_for(self, queries: Sequence[str], count: int = 10) -> list[list[Hit]]:
-        """The gallery photos nearest to each query, best first.
+    def images_for(self, queries: Sequence[str], count: int = 10) -> list[list[Hit]]:
+        """The gallery images nearest to each query, best first.
 
         Args:
             queries: as typed.
-            count: photos a query; fewer where the gallery is smaller.
+            count: images a query; fewer where the gallery is smaller.
 
         Raises:
             UserError: for an empty query.
@@ -86,39 +177,39 @@ class TypedSearch:
         return nearest(vectors, self.vectors, [str(i.path) for i in self.gallery], count)
 
     def _embedded(self) -> Embeddings:
-        return embedded_photos(self.model, self.gallery, "gallery", self.progress)
+        return embedded_images(self.model, self.gallery, "gallery", self.progress)
 
 
-def name_photos(
-    model: TypedModel,
-    photos: Sequence[ImageItem],
+def name_images(
+    model: TextSearchModel,
+    images: Sequence[ImageItem],
     names: Sequence[str],
     count: int = 5,
     progress: bool = True,
 ) -> list[list[Hit]]:
-    """The names nearest to each photo, best first.
+    """The names nearest to each image, best first.
 
     Args:
-        model: photos and texts to one space.
-        photos: any.
+        model: images and texts to one space.
+        images: any.
         names: candidates, in one language.
-        count: names a photo.
+        count: names an image.
         progress: whether there is a progress bar.
     """
-    vectors = embedded_photos(model, photos, "photos", progress).matrix
+    vectors = embedded_images(model, images, "images", progress).matrix
     templates = templates_for(language_of_names(names))
     return nearest(vectors, embed_names(model.encoder, names, templates), names, count)
 
 
-def embedded_photos(
-    model: TypedModel, photos: Sequence[ImageItem], label: str, progress: bool = True
+def embedded_images(
+    model: TextSearchModel, images: Sequence[ImageItem], label: str, progress: bool = True
 ) -> Embeddings:
-    """Photos as unit vectors of the space shared with texts."""
+    """Images as unit vectors of the space shared with texts."""
     device = default_device()
     model.encoder.to(device)
     return embed_images(
-        model.photos,
-        photos,
+        model.embedder,
+        images,
         model.input_size,
         device=device,
         settings=model.settings,
@@ -136,26 +227,26 @@ def nearest(asked: Tensor, answers: Tensor, labels: Sequence[str], count: int) -
     ]
 
 
-def gallery_photos(source: Path) -> list[ImageItem]:
-    """The photos of a gallery: a folder, a `gallery.csv`, or a table of pairs (its test rows).
+def gallery_images(source: Path) -> list[ImageItem]:
+    """The images of a gallery: a folder, a `gallery.csv`, or a table of pairs (its test rows).
 
     Raises:
-        UserError: when there is no photo.
+        UserError: when there is no image.
     """
     if source.is_dir():
         found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not found:
-            raise UserError(f"the folder {source} holds no photo")
+            raise UserError(f"the folder {source} holds no image")
         return [ImageItem(path) for path in found]
     if source.suffix == ".parquet":
-        return [ImageItem(path) for path in read_pairs(source, "test").paths]
+        return read_pairs(source, TEST).items()
     if source.suffix == ".csv":
         return image_items(read_gallery(source), source.parent)
     raise UserError(f"{source} is no gallery: name a folder, a gallery.csv or a pairs.parquet")
 
 
 def sheet_rows(hits: Sequence[Sequence[Hit]], captions: Sequence[str]) -> list[list[Cell]]:
-    """Rows for a contact sheet: the query stands under its first photo, above the score."""
+    """Rows for a contact sheet: the query stands under its first image, above the score."""
     return [
         [
             Cell(
@@ -167,3 +258,45 @@ def sheet_rows(hits: Sequence[Sequence[Hit]], captions: Sequence[str]) -> list[l
         ]
         for row, found in enumerate(hits)
     ]
+
+
+def templates_for(language: str, file: Path | None = None) -> tuple[str, ...]:
+    """Templates of a language, or one a line from a file.
+
+    Raises:
+        UserError: for a language without templates, or a line without `{}`.
+    """
+    if file is None:
+        if language not in TEMPLATES:
+            raise UserError(
+                f"there are no templates for {language!r}; write some into a file, one a line, "
+                "and name it with --templates"
+            )
+        return TEMPLATES[language]
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the templates {file} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line and line.count("{}") != 1:
+            raise UserError(f"{file} line {number}: {line!r} needs one {{}} for the name")
+    if not any(lines):
+        raise UserError(f"{file} has no template")
+    return tuple(line for line in lines if line)
+
+
+def embed_names(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """The mean of a name's unit vectors over the templates, as unit vectors `(n, d)`.
+
+    Prompt ensembling in the space of embeddings (Radford et al. 2021, section 3.1.4).
+    """
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    vectors = encoder.embed_texts(texts).unflatten(0, (len(names), len(templates)))
+    return F.normalize(vectors.mean(dim=1), dim=1)
+
+
+def language_of_names(names: Sequence[str]) -> str:
+    """ru where most letters are Cyrillic, else en."""
+    letters = [letter for name in names for letter in name.lower() if letter.isalpha()]
+    cyrillic = sum("\u0400" <= letter <= "\u04ff" for letter in letters)
+    return "ru" if cyrillic * 2 > len(letters) else "en"

@@ -1,8 +1,8 @@
-"""Photos to class names that were never trained on, in the challenge's format.
+"""Images to class names that were never trained on, in the challenge's format.
 
 A data set is a folder with `classes.json`, a list of names, and `img/`; a class of many kinds of
-things may be a list of names itself, and has the photos that are nearest to any of them. Where
-`labels.json` says which class each photo is of (`{"<photo>": <index>}`), the answers are scored.
+things may be a list of names itself, and has the images that are nearest to any of them. Where
+`labels.json` says which class each image is of (`{"<image>": <index>}`), the answers are scored.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from visual_search.embed import default_device, embed_images
 from visual_search.errors import UserError
 from visual_search.files import written_atomically
-from visual_search.images import ImageItem
-from visual_search.prompts import embed_names, language_of_names, templates_for
-from visual_search.typed_model import TypedModel
+from visual_search.images import SUFFIXES, ImageItem
+from visual_search.typed_queries import (
+    TextSearchModel,
+    embed_names,
+    embedded_images,
+    language_of_names,
+    templates_for,
+)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MOST_CLASSES_DRAWN = 40
 
 
@@ -31,15 +34,15 @@ class ZeroShotSet:
 
     name: str
     classes: list[list[str]]
-    """Of each, its names: one, or several that photos of it may be nearest to."""
-    photos: list[Path]
+    """Of each, its names: one, or several that images of it may be nearest to."""
+    images: list[Path]
     labels: np.ndarray | None
     """`(n,)`, int64; None where nobody says."""
 
     @property
     def ids(self) -> list[str]:
-        """Of the photos: their file names without the suffix."""
-        return [path.stem for path in self.photos]
+        """Of the images: their file names without the suffix."""
+        return [path.stem for path in self.images]
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,19 @@ class ZeroShotAnswer:
 
     data: ZeroShotSet
     predictions: np.ndarray
-    """`(n,)`, int64: the class of each photo."""
+    """`(n,)`, int64: the class of each image."""
     damaged: int
-    """Photos that could not be read; each has an answer."""
+    """Images that could not be read; each has an answer."""
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the photos with the right class, 0..1; None without labels."""
+        """Share of the images with the right class, 0..1; None without labels."""
         if self.data.labels is None:
             return None
         return float((self.predictions == self.data.labels).mean())
 
     def as_dict(self) -> dict[str, int]:
-        """Class by photo, as the challenge wants it."""
+        """Class by image, as the challenge wants it."""
         return dict(zip(self.data.ids, self.predictions.tolist(), strict=True))
 
 
@@ -76,18 +79,18 @@ def read_zero_shot_set(folder: Path) -> ZeroShotSet:
     named = [_names(folder / "classes.json", number, entry) for number, entry in enumerate(classes)]
     place = folder / "img"
     if not place.is_dir():
-        raise UserError(f"{folder} has no folder img/ with the photos")
-    photos = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not photos:
-        raise UserError(f"{place} holds no photo")
+        raise UserError(f"{folder} has no folder img/ with the images")
+    images = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not images:
+        raise UserError(f"{place} holds no image")
     stems: dict[str, Path] = {}
-    for path in photos:
+    for path in images:
         if path.stem in stems:
             raise UserError(f"{place}: {stems[path.stem].name} and {path.name} have the same id")
         stems[path.stem] = path
     labels_file = folder / "labels.json"
-    labels = _labels(labels_file, photos, len(classes)) if labels_file.is_file() else None
-    return ZeroShotSet(folder.resolve().name, named, photos, labels)
+    labels = _labels(labels_file, images, len(classes)) if labels_file.is_file() else None
+    return ZeroShotSet(folder.resolve().name, named, images, labels)
 
 
 def _names(path: Path, number: int, entry: object) -> list[str]:
@@ -107,16 +110,16 @@ def _json(path: Path) -> object:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _labels(path: Path, photos: Sequence[Path], classes: int) -> np.ndarray:
+def _labels(path: Path, images: Sequence[Path], classes: int) -> np.ndarray:
     values = _json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} must be an object: photo to class index")
+        raise UserError(f"{path} must be an object: image to class index")
     rows = []
-    for photo in photos:
-        label = values.get(photo.stem, values.get(photo.name))
+    for image in images:
+        label = values.get(image.stem, values.get(image.name))
         if type(label) is not int or not 0 <= label < classes:
             raise UserError(
-                f"{path}: the photo {photo.name} has class {label!r}, not a number from 0 to "
+                f"{path}: the image {image.name} has class {label!r}, not a number from 0 to "
                 f"{classes - 1}"
             )
         rows.append(label)
@@ -124,18 +127,18 @@ def _labels(path: Path, photos: Sequence[Path], classes: int) -> np.ndarray:
 
 
 def classify(
-    model: TypedModel,
+    model: TextSearchModel,
     data: ZeroShotSet,
     *,
     language: str = "auto",
     templates: Path | None = None,
     progress: bool = True,
 ) -> ZeroShotAnswer:
-    """Give each photo the class that has the nearest name.
+    """Give each image the class that has the nearest name.
 
     Args:
-        model: photos and texts to one space.
-        data: photos and names.
+        model: images and texts to one space.
+        data: images and names.
         language: of the names, for the templates; auto tells by their letters.
         templates: a file of templates in place of the language's own.
         progress: whether there is a progress bar.
@@ -143,18 +146,10 @@ def classify(
     names, class_of = flat_names(data.classes)
     if language == "auto":
         language = language_of_names(names)
-    device = default_device()
-    model.encoder.to(device)
-    vectors = embed_names(model.encoder, names, templates_for(language, templates))
-    embedded = embed_images(
-        model.photos,
-        [ImageItem(path) for path in data.photos],
-        model.input_size,
-        device=device,
-        settings=model.settings,
-        label=data.name,
-        progress=progress,
-    )
+    chosen = templates_for(language, templates)
+    items = [ImageItem(path) for path in data.images]
+    embedded = embedded_images(model, items, data.name, progress)
+    vectors = embed_names(model.encoder, names, chosen)
     predictions = class_of[(embedded.matrix @ vectors.T).argmax(dim=1).numpy()]
     return ZeroShotAnswer(data, predictions, len(embedded.problems))
 
@@ -172,7 +167,7 @@ def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
 
 
 def confusion(answer: ZeroShotAnswer) -> np.ndarray:
-    """How often photos of a class (row) were given a class (column), `(c, c)`, int64."""
+    """How often images of a class (row) were given a class (column), `(c, c)`, int64."""
     assert answer.data.labels is not None
     count = len(answer.data.classes)
     flat = answer.data.labels * count + answer.predictions
@@ -219,5 +214,5 @@ def _title(names: Sequence[str]) -> str:
 
 
 def predictions_of(answers: Sequence[ZeroShotAnswer]) -> Mapping[str, Mapping[str, int]]:
-    """`{data set: {photo: class index}}`, the challenge's format."""
+    """`{data set: {image: class index}}`, the challenge's format."""
     return {answer.data.name: answer.as_dict() for answer in answers}

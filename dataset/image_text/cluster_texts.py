@@ -17,7 +17,8 @@ from visual_search.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     import jsonargparse
 
-    from visual_search.text_clusters import ClusterConfig, ClusterReport, TextClusters
+    from visual_search.clip_config import ClusterConfig
+    from visual_search.text_clusters import ClusterReport, TextClusters
 
 REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
 
@@ -31,7 +32,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
     """Of the three commands."""
     import jsonargparse
 
-    from visual_search.cluster_config import ClusterConfig
+    from visual_search.clip_config import ClusterConfig
 
     fit = jsonargparse.ArgumentParser(
         description="Cluster the frequent n-grams of the training queries; write the clusters, a "
@@ -112,7 +113,7 @@ def main() -> None:
 
 
 def _fit(values: dict[str, Any]) -> None:
-    from visual_search.cluster_config import ClusterConfig
+    from visual_search.clip_config import ClusterConfig
 
     pairs, output = values.pop("pairs"), values.pop("output")
     del values["config"]

@@ -32,7 +32,7 @@ from tests.visual_search.drawn_pairs import (
 )
 from visual_search.errors import UserError
 from visual_search.pair_table import read_pairs
-from visual_search.typed_model import load_typed_model
+from visual_search.typed_queries import load_text_model
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 
@@ -201,7 +201,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         one, two = (
-            load_typed_model(tmp_path / "runs" / name / "last").encoder(pixels)
+            load_text_model(tmp_path / "runs" / name / "last").encoder(pixels)
             for name in ("one", "two")
         )
     assert one.allclose(two, atol=2e-3)

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visual_search.clip_config import PairDataConfig, PairSamplerConfig
 from visual_search.errors import UserError
-from visual_search.pair_batches import KINDS, build_pair_batches, fill_batches
+from visual_search.pair_batches import build_pair_batches, fill_batches
 
+KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
 PHOTOS = 240
 RNG = np.random.default_rng(0)
 GROUPS = RNG.integers(0, 90, PHOTOS)
@@ -20,8 +22,12 @@ GROUPS = RNG.integers(0, 90, PHOTOS)
 CLUSTERS = RNG.choice(4, PHOTOS, p=[1 / 15, 2 / 15, 4 / 15, 8 / 15])
 
 
+def settings(kind: Any, batch: int, **more: Any) -> PairDataConfig:
+    return PairDataConfig(batch_size=batch, seed=7, sampler=PairSamplerConfig(kind, **more))
+
+
 def epoch(kind: str, batch: int = 24, number: int = 0, **more: Any) -> np.ndarray:
-    sampler = build_pair_batches(kind, CLUSTERS, GROUPS, batch, seed=7, **more)
+    sampler = build_pair_batches(settings(kind, batch, **more), CLUSTERS, GROUPS)
     sampler.set_epoch(number)
     return np.array(list(sampler))
 
@@ -31,7 +37,7 @@ def test_together_processes_see_what_one_sees(kind: str) -> None:
     alone = epoch(kind, 24)
     parts = []
     for rank in range(2):
-        sampler = build_pair_batches(kind, CLUSTERS, GROUPS, 12, seed=7, rank=rank, world_size=2)
+        sampler = build_pair_batches(settings(kind, 12), CLUSTERS, GROUPS, rank, 2)
         parts.append(np.array(list(sampler)))
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), alone)
 
@@ -40,7 +46,7 @@ def test_together_processes_see_what_one_sees(kind: str) -> None:
 def test_an_epoch_depends_on_its_number_alone_and_goes_on_anywhere(kind: str) -> None:
     np.testing.assert_array_equal(epoch(kind, number=3), epoch(kind, number=3))
     assert (epoch(kind, number=3) != epoch(kind, number=4)).any()
-    sampler = build_pair_batches(kind, CLUSTERS, GROUPS, 24, seed=7)
+    sampler = build_pair_batches(settings(kind, 24), CLUSTERS, GROUPS)
     sampler.set_epoch(3, start_batch=4)
     np.testing.assert_array_equal(np.array(list(sampler)), epoch(kind, number=3)[4:])
 
@@ -147,11 +153,9 @@ def test_a_photo_that_comes_again_has_another_number() -> None:
 
 
 def test_settings_that_cannot_be_are_said() -> None:
-    with pytest.raises(UserError, match="take shuffle, cluster-balanced, hard-negatives"):
-        build_pair_batches("random", CLUSTERS, GROUPS, 8, 0)
     with pytest.raises(UserError, match=r"cluster_texts\.py assign"):
-        build_pair_batches("hard-negatives", None, GROUPS, 8, 0)
+        build_pair_batches(settings("hard-negatives", 8), None, GROUPS)
     with pytest.raises(UserError, match=r"hard_share is 1\.5"):
-        build_pair_batches("hard-negatives", CLUSTERS, GROUPS, 8, 0, hard_share=1.5)
+        build_pair_batches(settings("hard-negatives", 8, hard_share=1.5), CLUSTERS, GROUPS)
     with pytest.raises(UserError, match=r"lower dataset\.batch_size"):
-        build_pair_batches("shuffle", None, GROUPS, 500, 0)
+        build_pair_batches(settings("shuffle", 500), None, GROUPS)

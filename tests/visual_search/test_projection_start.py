@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ class Words(TextTower):
         super().__init__()
         self.encoder, self.dimension = Encoder(), 512
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        return torch.from_numpy(self.encoder.encode(texts))
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return torch.from_numpy(self.encoder.encode(list(texts)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens

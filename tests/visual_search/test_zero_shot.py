@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import draw_product
 from visual_search.errors import UserError
-from visual_search.prompts import embed_names, language_of_names, templates_for
+from visual_search.typed_queries import embed_names, language_of_names, templates_for
 from visual_search.zero_shot import (
     ZeroShotAnswer,
     confusion,
@@ -58,8 +58,8 @@ def test_answers_in_the_challenges_format(folder: Path, tmp_path: Path) -> None:
         ("classes.json", '["кот", []]', "class 1 is .*; write a name"),
         ("classes.json", '[["кот", " "]]', "class 0 is .*; write a name"),
         ("classes.json", "[", "is not valid JSON"),
-        ("labels.json", '{"0": 0}', "the photo 1.png has class None"),
-        ("labels.json", '{"0": 7}', "the photo 0.png has class 7, not a number from 0 to 2"),
+        ("labels.json", '{"0": 0}', "the image 1.png has class None"),
+        ("labels.json", '{"0": 7}', "the image 0.png has class 7, not a number from 0 to 2"),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, file: str, content: str, message: str) -> None:
