@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,77 +54,63 @@ HIDDEN_TEST = ImageCounts(queries=14_000, gallery=26_000)
 
 
 @dataclass(frozen=True)
-class StageSeconds:
-    """Where the seconds of one run went; None for a stage that the ranker says nothing about."""
-
-    total: float
-    """The call that the evaluator times."""
-    loading: float
-    """Model and tables; where the ranker does not say, all that is in no other stage."""
-    embedding: float
-    """From files to vectors, decoding included."""
-    ranking: float
-    decode: float | None = None
-    """Decoding alone; it overlaps the model, so it is part of `embedding`."""
-    reranking: float | None = None
-
-    @classmethod
-    def from_log(cls, log: Mapping[str, Any], total: float) -> StageSeconds:
-        """Read the `seconds` of the ranker's log.
-
-        Args:
-            log: what it wrote to $VISUAL_SEARCH_RANKER_LOG; empty where it writes none.
-            total: seconds of the timed call.
-        """
-        said = log.get("seconds") or {}
-        after = (said.get("ranking") or 0.0) + (said.get("reranking") or 0.0)
-        embedding = said.get("embedding")
-        if embedding is None:  # all that is in no other stage counts as work on images
-            embedding = max(total - (said.get("loading") or 0.0) - after, 0.0)
-        loading = max(total - embedding - after, 0.0)
-        ranking, decode = said.get("ranking") or 0.0, said.get("decode")
-        return cls(total, loading, embedding, ranking, decode, said.get("reranking"))
-
-
-@dataclass(frozen=True)
 class Run:
-    """One measured run."""
+    """One run, measured or predicted: where its seconds go, and its memory."""
 
     input_size: int | None
     """Pixels; None where the ranker does not say."""
     counts: ImageCounts
-    seconds: StageSeconds
     peak_memory: int
     """Bytes."""
+    loading: float
+    """Model and tables; where the ranker does not say, all that is in no other stage."""
+    embedding: float
+    """From files to vectors, decoding included."""
+    ranking: float = 0.0
+    reranking: float = 0.0
+    decode: float | None = None
+    """Decoding alone; it overlaps the model, so it is part of `embedding`."""
     rerank_reserve: float = 0.0
     """Seconds that the ranker keeps back for re-ranking, where it watches the time."""
 
-    @property
-    def embedding_seconds_per_image(self) -> float:
-        """Never 0."""
-        return max(self.seconds.embedding / self.counts.total, 1e-9)
+    @classmethod
+    def from_log(
+        cls, log: Mapping[str, Any], counts: ImageCounts, total: float, memory: int
+    ) -> Run:
+        """Read the ranker's log.
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a run would take on the hidden test, on as many cores as the evaluator has."""
-
-    loading: float
-    embedding: float
-    ranking: float
-    reranking: float
-    """What it takes, or what the ranker keeps back for it, whichever is more."""
-    memory: int
-    """Bytes."""
+        Args:
+            log: what it wrote to $VISUAL_SEARCH_RANKER_LOG; empty where it writes none.
+            counts: what it ranked.
+            total: seconds of the timed call.
+            memory: its peak in bytes.
+        """
+        said = log.get("seconds") or {}
+        ranking, reranking = said.get("ranking") or 0.0, said.get("reranking") or 0.0
+        embedding = said.get("embedding")
+        if embedding is None:  # all that is in no other stage counts as work on images
+            embedding = max(total - (said.get("loading") or 0.0) - ranking - reranking, 0.0)
+        return cls(
+            log.get("input_size") or log.get("settings", {}).get("input_size"),
+            counts,
+            memory,
+            max(total - embedding - ranking - reranking, 0.0),
+            embedding,
+            ranking,
+            reranking,
+            said.get("decode"),
+            float((log.get("clock") or {}).get("reranking_reserve_seconds") or 0.0),
+        )
 
     @property
     def seconds(self) -> float:
-        """All stages together."""
+        """All stages together: the call that the evaluator times."""
         return self.loading + self.embedding + self.ranking + self.reranking
 
-    def as_json(self) -> dict[str, float]:
-        """For result.json."""
-        return {**{k: round(v, 1) for k, v in asdict(self).items()}, "seconds": round(self.seconds)}
+    @property
+    def embedding_per_image(self) -> float:
+        """Seconds, never 0."""
+        return max(self.embedding / self.counts.total, 1e-9)
 
 
 def predict(
@@ -133,8 +119,8 @@ def predict(
     core_share: float = 1.0,
     smaller: Run | None = None,
     dry: Run | None = None,
-) -> Prediction:
-    """Scale a run to another number of images.
+) -> Run:
+    """Scale a run to another number of images, on as many cores as the evaluator has.
 
     Loading stays. Embedding grows with the images, ranking with queries x gallery, re-ranking
     with (queries + gallery) x gallery: it looks for neighbours of both sides. Where a ranker that
@@ -152,22 +138,23 @@ def predict(
         dry: a run over as many rows as `target`, or nearly, at a tiny input. Ranking, re-ranking
             and memory are scaled from it where there is one: a development set is too small.
     """
-    per_image = run.embedding_seconds_per_image
+    per_image = run.embedding_per_image
     if smaller is not None and smaller.counts.total < run.counts.total:
-        seconds = run.seconds.embedding - smaller.seconds.embedding
-        slope = seconds / (run.counts.total - smaller.counts.total)
+        slope = (run.embedding - smaller.embedding) / (run.counts.total - smaller.counts.total)
         per_image = float(np.clip(slope, 0.5 * per_image, per_image))
-    fixed = run.seconds.embedding - per_image * run.counts.total
+    fixed = run.embedding - per_image * run.counts.total
     large = dry or run
-    ranking = large.seconds.ranking * target.similarities / large.counts.similarities
-    reranking = (large.seconds.reranking or 0.0) * target.neighbours / large.counts.neighbours
+    ranking = large.ranking * target.similarities / large.counts.similarities
+    reranking = large.reranking * target.neighbours / large.counts.neighbours
     reranking = max(reranking, run.rerank_reserve)
-    return Prediction(
-        loading=run.seconds.loading + fixed,
+    return replace(
+        run,
+        counts=target,
+        loading=run.loading + fixed,
         embedding=target.total * per_image * core_share,
         ranking=ranking * core_share,
         reranking=reranking * core_share,
-        memory=max(_memory(measured, target) for measured in (run, large)),
+        peak_memory=max(_memory(measured, target) for measured in (run, large)),
     )
 
 
@@ -186,7 +173,7 @@ def dry_counts(run: Run, target: ImageCounts, seconds: float = DRY_SECONDS) -> I
         target: the hidden test.
         seconds: how long the dry run may be expected to take.
     """
-    share = min(seconds / (run.embedding_seconds_per_image / 10 * target.total), 1.0)
+    share = min(seconds / (run.embedding_per_image / 10 * target.total), 1.0)
     # Below a few thousand rows of the gallery, a top-1000 is another problem.
     share = max(share, min(4000 / target.gallery, 1.0))
     return ImageCounts(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
@@ -207,10 +194,10 @@ class Bounds:
     core_share: float = 1.0
     """Cores of the measurement divided by those of the evaluator."""
 
-    def allow(self, expected: Prediction, time_share: float = 1, memory_share: float = 1) -> bool:
+    def allow(self, expected: Run, time_share: float = 1, memory_share: float = 1) -> bool:
         """Whether it stays within a share of the limits."""
         in_time = expected.seconds <= self.seconds * time_share
-        return in_time and expected.memory <= self.memory * memory_share
+        return in_time and expected.peak_memory <= self.memory * memory_share
 
 
 @dataclass(frozen=True)
@@ -220,7 +207,8 @@ class Trial:
     input_size: int
     images_per_second: float
     """Of embedding, on this machine."""
-    prediction: Prediction
+    prediction: Run
+    """Of the hidden test."""
     fits: bool
 
 
@@ -235,7 +223,7 @@ class LargestSize:
 
 
 def find_largest_size(
-    measure: Callable[[int], Run], base: Prediction, sample: Run, bounds: Bounds
+    measure: Callable[[int], Run], base: Run, sample: Run, bounds: Bounds
 ) -> LargestSize:
     """Draw a line of seconds over squared pixels through two sizes, and run what it promises.
 
@@ -253,16 +241,15 @@ def find_largest_size(
     if own is None:
         return LargestSize(None, reason="the ranker's log names no input size")
     # A sample feels the slow first batches more than the hidden test will.
-    scale = base.embedding / sample.embedding_seconds_per_image
+    scale = base.embedding / sample.embedding_per_image
     trials: dict[int, Trial] = {}
 
     def add(run: Run) -> Trial:
         if run.input_size is None or run.input_size in trials:
             raise OtherSizeFailed("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
-        per_image, more = run.embedding_seconds_per_image, run.peak_memory - sample.peak_memory
-        expected = replace(
-            base, embedding=per_image * scale, memory=int(base.memory + max(more, 0))
-        )
+        per_image, more = run.embedding_per_image, run.peak_memory - sample.peak_memory
+        memory = base.peak_memory + max(more, 0)
+        expected = replace(base, embedding=per_image * scale, peak_memory=memory)
         fits = bounds.allow(expected, TIME_SHARE, MEMORY_SHARE)
         trials[run.input_size] = Trial(run.input_size, 1 / per_image, expected, fits)
         return trials[run.input_size]

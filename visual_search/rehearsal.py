@@ -18,7 +18,6 @@ from visual_search.capacity import (
     ImageCounts,
     LargestSize,
     OtherSizeFailed,
-    Prediction,
     Run,
     dry_counts,
     find_largest_size,
@@ -98,7 +97,7 @@ class Rehearsed:
     """`(n_queries,)`, the average precision of each query, 0..1."""
     scaled_from: ImageCounts
     """Whose ranking time and memory were scaled to the hidden test."""
-    prediction: Prediction
+    prediction: Run
     largest: LargestSize
     largest_map: float | None
     notes: list[str]
@@ -148,7 +147,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
     failure = None if bounds.allow(prediction) else _too_large(limits, prediction, found)
     # A ranker that watches the time gives up what it must, and answers.
     watches = (answer.log.get("clock") or {}).get("limit_seconds")
-    if failure and watches and prediction.memory <= limits.memory:
+    if failure and watches and prediction.peak_memory <= limits.memory:
         stage.notes.append(
             f"{failure}; as it stands, the ranker would lower the resolution on the way"
         )
@@ -194,14 +193,14 @@ def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
         return None
 
 
-def _too_large(limits: Limits, prediction: Prediction, found: LargestSize) -> str:
+def _too_large(limits: Limits, prediction: Run, found: LargestSize) -> str:
     """Why the hidden test would go past the limits, and the way out."""
     way_out = found.reason or "take a smaller model"
     if found.input_size:
         way_out = f"export it at {found.input_size} px, which fits"
     return (
         f"the hidden test would take {prediction.seconds:.0f} s and "
-        f"{prediction.memory / GB:.2f} GB; the limits are {limits.seconds:g} s and "
+        f"{prediction.peak_memory / GB:.2f} GB; the limits are {limits.seconds:g} s and "
         f"{limits.memory / GB:g} GB: {way_out}"
     )
 
@@ -226,23 +225,22 @@ def _tables(rehearsed: Rehearsed) -> dict[str, dict[str, str]]:
             "ranking, or kept for it": _seconds(expected.ranking),
             "re-ranking, or kept for it": _seconds(expected.reranking),
             "in all": f"{expected.seconds:.0f} s of {limits.seconds:g} s",
-            "memory": f"{expected.memory / GB:.2f} GB of {limits.memory / GB:g} GB",
+            "memory": f"{expected.peak_memory / GB:.2f} GB of {limits.memory / GB:g} GB",
         },
         "Largest input size that fits": _size_rows(rehearsed.largest, rehearsed.largest_map),
     }
 
 
 def _measured_rows(answer: Answer) -> dict[str, str]:
-    seconds, run = answer.run.seconds, answer.run
-    rate = 1 / run.embedding_seconds_per_image
+    run, rate = answer.run, 1 / answer.run.embedding_per_image
     rows = {
         "input size": f"{run.input_size} px" if run.input_size else "not said by the ranker",
-        "model loading": _seconds(seconds.loading),
-        "decode": _seconds(seconds.decode),
-        "embedding, decode included": f"{_seconds(seconds.embedding)} ({rate:.1f} images/s)",
-        "ranking": _seconds(seconds.ranking),
-        "re-ranking": _seconds(seconds.reranking),
-        "timed call": _seconds(seconds.total),
+        "model loading": _seconds(run.loading),
+        "decode": _seconds(run.decode),
+        "embedding, decode included": f"{_seconds(run.embedding)} ({rate:.1f} images/s)",
+        "ranking": _seconds(run.ranking),
+        "re-ranking": _seconds(run.reranking),
+        "timed call": _seconds(answer.outcome.times["rank"]),
         "import, before the timed call": _seconds(answer.outcome.times["import"]),
         "peak memory": f"{run.peak_memory / GB:.2f} GB",
     }
@@ -256,7 +254,7 @@ def _measured_rows(answer: Answer) -> dict[str, str]:
 def _size_rows(found: LargestSize, score: float | None) -> dict[str, str]:
     rows = {
         f"{trial.input_size} px": f"{trial.images_per_second:.1f} images/s, "
-        f"{trial.prediction.seconds:.0f} s and {trial.prediction.memory / GB:.2f} GB there: "
+        f"{trial.prediction.seconds:.0f} s and {trial.prediction.peak_memory / GB:.2f} GB there: "
         + ("fits" if trial.fits else "does not fit")
         for trial in found.trials
     }
@@ -285,24 +283,33 @@ def _print_tables(rehearsed: Rehearsed) -> None:
     print()
 
 
+def _stages(run: Run, digits: int) -> dict[str, float]:
+    names = ("loading", "embedding", "ranking", "reranking")
+    return {name: round(getattr(run, name), digits) for name in names}
+
+
+def _expected_json(run: Run) -> dict[str, float]:
+    return {**_stages(run, 1), "memory": run.peak_memory, "seconds": round(run.seconds)}
+
+
 def _write_result(rehearsed: Rehearsed) -> None:
     """Write result.json and report.html."""
     answer, score = rehearsed.answer, rehearsed.mean_average_precision
-    run, problems = answer.run, answer.log.get("problems", [])
+    run, total, problems = answer.run, answer.outcome.times["rank"], answer.log.get("problems", [])
     found, sandbox, output = rehearsed.largest, rehearsed.sandbox, rehearsed.request.output
     trials = [
         {
             "input_size": trial.input_size,
             "images_per_second": round(trial.images_per_second, 2),
             "fits": trial.fits,
-            **trial.prediction.as_json(),
+            **_expected_json(trial.prediction),
         }
         for trial in found.trials
     ]
     result: dict[str, Any] = {
         "mAP": score,
-        "seconds": round(run.seconds.total, 2),
-        "images_per_second": round(run.counts.total / run.seconds.total, 1),
+        "seconds": round(total, 2),
+        "images_per_second": round(run.counts.total / total, 1),
         "queries": run.counts.queries,
         "gallery": run.counts.gallery,
         "data_folder": str(rehearsed.images.folder),
@@ -312,12 +319,10 @@ def _write_result(rehearsed: Rehearsed) -> None:
             "failure": rehearsed.failure,
             "limits": {**asdict(sandbox.limits), "kept_by": sandbox.described()},
             "input_size": run.input_size,
-            "seconds": {
-                k: None if v is None else round(v, 3) for k, v in vars(run.seconds).items()
-            },
+            "seconds": {"total": round(total, 3), **_stages(run, 3), "decode": run.decode},
             "peak_memory": run.peak_memory,
             "peak_gpu_memory": answer.outcome.peak_gpu_memory,
-            "hidden_test": rehearsed.prediction.as_json(),
+            "hidden_test": _expected_json(rehearsed.prediction),
             "largest_size": {
                 "input_size": found.input_size,
                 "reason": found.reason,
@@ -330,7 +335,7 @@ def _write_result(rehearsed: Rehearsed) -> None:
     }
     write_json(output / "result.json", result)
     damaged = tuple(ImageProblem(p["path"], p["reason"]) for p in problems)
-    ranking = Ranking(answer.ranks, damaged, run.seconds.embedding, run.seconds.ranking)
+    ranking = Ranking(answer.ranks, damaged, run.embedding, run.ranking)
     notes = {f"note {number}": note for number, note in enumerate(rehearsed.notes, start=1)}
     write_report(
         output / "report.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,15 +32,11 @@ KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE", 
 # What puts a command behind a network of its own, which has none; tried in this order.
 NAMESPACES = (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net"))
 
-# What allocators say when they are refused memory, in lower case.
-MEMORY_WORDS = (
-    "can't allocate memory",
-    "cannot allocate memory",
-    "unable to allocate",
-    "bad_alloc",
-    "failed to map segment",
-    "resource temporarily unavailable",
-    "can't start new thread",
+# What allocators say when they are refused memory.
+OUT_OF_MEMORY = re.compile(
+    "memory *error|out *of *memory|allocate memory|unable to allocate|bad_alloc"
+    "|failed to map segment|resource temporarily unavailable|can't start new thread",
+    re.IGNORECASE,
 )
 STAGES = {
     "start": "before the submission was imported",
@@ -400,23 +397,17 @@ def _at(where: str | None) -> str:
 def _by(status: int) -> str:
     if status >= 0:
         return f"with exit status {status}"
-    try:
-        return f"by the signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"by the signal {signal.Signals(-status).name}"
 
 
 def _out_of_memory(outcome: Outcome) -> bool:
+    said = ""
     if outcome.error:
-        said = outcome.error["message"].lower()
-        if outcome.error["type"] in ("MemoryError", "OutOfMemoryError"):
-            return True
+        said = f"{outcome.error['type']}: {outcome.error['message']}"
     elif outcome.stage != "done" and outcome.log.exists():
         # A library that is refused memory may also abort the process, after a word on stderr.
-        said = outcome.log.read_bytes()[-4000:].decode("utf-8", "replace").lower()
-    else:
-        return False
-    return any(word in said for word in MEMORY_WORDS)
+        said = outcome.log.read_bytes()[-4000:].decode("utf-8", "replace")
+    return OUT_OF_MEMORY.search(said) is not None
 
 
 def _raised(

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from visual_search.capacity import ImageCounts, Run, StageSeconds
+from visual_search.capacity import ImageCounts, Run
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
 from visual_search.preflight import packages_to_hide, read_requirements
@@ -32,17 +32,6 @@ DRAWN_SIDE = 16
 
 class Refused(UserError):
     """The submission would fail; the message is the one sentence that says why."""
-
-
-class ShownImages(Protocol):
-    """What a submission is given to rank."""
-
-    @property
-    def counts(self) -> ImageCounts:
-        """How much there is to rank."""
-
-    def show(self, to: Path) -> tuple[Path, ...]:
-        """Fill the new folder `to`; returns the folders that must stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +54,16 @@ class RealImages:
 
     @property
     def counts(self) -> ImageCounts:
+        """How much there is to rank."""
         rows = self._rows()
         return ImageCounts(len(rows["queries.csv"]), len(rows["gallery.csv"]))
 
     def show(self, to: Path) -> tuple[Path, ...]:
-        """The tables as the evaluator shows them, without `product_id`; links to all else."""
+        """Fill the new folder `to`: the tables without `product_id`, and links to all else.
+
+        Returns:
+            The folders that must stay as they are.
+        """
         to.mkdir(parents=True)
         folder, rows = self.folder.resolve(), self._rows()
         kept = {to.resolve(), folder}
@@ -94,7 +88,7 @@ class DrawnImages:
     counts: ImageCounts
 
     def show(self, to: Path) -> tuple[Path, ...]:
-        """As many rows as are asked for, and their images."""
+        """Fill the new folder `to`, and return it: it must stay as it is."""
         rng = np.random.default_rng(0)
         box = dict(zip(BOX_COLUMNS, (0, 0, DRAWN_SIDE, DRAWN_SIDE), strict=True))
         for side, name, count, boxes in (
@@ -144,7 +138,7 @@ class Stage:
         """The files of the submission."""
         return self.folder / "checkout"
 
-    def answer(self, images: ShownImages, input_size: int | None = None) -> Answer:
+    def answer(self, images: RealImages | DrawnImages, input_size: int | None = None) -> Answer:
         """Run the submission once.
 
         Args:
@@ -172,7 +166,7 @@ class Stage:
         fault = fault_of(outcome, self.sandbox, self.hidden, self.uncommitted)
         if fault:
             # Paths of the temporary folders by the names that they have for the user.
-            known = str(getattr(images, "folder", "<data folder>"))
+            known = str(images.folder) if isinstance(images, RealImages) else "<data folder>"
             raise Refused(fault.replace(f"{self.checkout}/", "").replace(str(data), known))
         if outcome.array != "ndarray":
             raise Refused(f"the ranker returned {outcome.array}, not a numpy array of integers")
@@ -185,13 +179,7 @@ class Stage:
         if written and written not in self.notes:
             self.notes.append(written)
         log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
-        run = Run(
-            log.get("input_size") or log.get("settings", {}).get("input_size"),
-            images.counts,
-            StageSeconds.from_log(log, outcome.times["rank"]),
-            outcome.peak_memory,
-            float((log.get("clock") or {}).get("reranking_reserve_seconds") or 0.0),
-        )
+        run = Run.from_log(log, images.counts, outcome.times["rank"], outcome.peak_memory)
         return Answer(ranks, run, outcome, log)
 
     def _keep_log(self, outcome: Outcome) -> None:

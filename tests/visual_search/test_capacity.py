@@ -15,9 +15,7 @@ from visual_search.capacity import (
     ImageCounts,
     LargestSize,
     OtherSizeFailed,
-    Prediction,
     Run,
-    StageSeconds,
     dry_counts,
     find_largest_size,
     predict,
@@ -33,12 +31,10 @@ def run(
     embedding: float,
     *,
     ranking: float = 0.5,
-    reranking: float | None = None,
+    reranking: float = 0.0,
     memory: int = 10**9,
 ) -> Run:
-    total = 2.0 + embedding + ranking + (reranking or 0)
-    seconds = StageSeconds(total, 2.0, embedding, ranking, None, reranking)
-    return Run(224, ImageCounts(queries, gallery), seconds, memory)
+    return Run(224, ImageCounts(queries, gallery), memory, 2.0, embedding, ranking, reranking)
 
 
 def test_a_worked_example() -> None:
@@ -50,7 +46,7 @@ def test_a_worked_example() -> None:
     assert expected.ranking == pytest.approx(0.5 * 14_000 * 26_000 / (400 * 600))
     assert expected.reranking == pytest.approx(3 * 40_000 * 26_000 / (1000 * 600))
     assert expected.seconds == pytest.approx(2 + 1600 + expected.ranking + expected.reranking)
-    assert expected.memory == 10**9 + EMBEDDING_ROW * 39_000 + RANKS_ROW * 13_600
+    assert expected.peak_memory == 10**9 + EMBEDDING_ROW * 39_000 + RANKS_ROW * 13_600
     halved = predict(measured, HIDDEN_TEST, core_share=0.5)
     assert (halved.loading, halved.embedding) == (2.0, pytest.approx(800))
     kept = replace(measured, rerank_reserve=2 * expected.reranking)
@@ -74,7 +70,7 @@ def test_ranking_and_memory_come_from_the_dry_run() -> None:
     expected = predict(whole, HIDDEN_TEST, dry=dry)
     assert expected.ranking == pytest.approx(16.0)  # four times the similarities
     assert expected.embedding == pytest.approx(1600)
-    assert expected.memory == 3 * 10**9 + EMBEDDING_ROW * 20_000 + RANKS_ROW * 7_000
+    assert expected.peak_memory == 3 * 10**9 + EMBEDDING_ROW * 20_000 + RANKS_ROW * 7_000
 
 
 def test_a_dry_run_is_no_longer_than_it_may_be() -> None:
@@ -87,9 +83,10 @@ def test_a_dry_run_is_no_longer_than_it_may_be() -> None:
 
 def test_what_the_log_does_not_say_is_loading_or_embedding() -> None:
     said = {"loading": 1.2, "decode": 3.0, "embedding": 6.0, "ranking": 0.5, "reranking": 2.0}
-    full = StageSeconds.from_log({"seconds": said}, 10.0)
-    assert full == StageSeconds(10.0, 1.5, 6.0, 0.5, 3.0, 2.0)
-    assert StageSeconds.from_log({}, 10.0) == StageSeconds(10.0, 0.0, 10.0, 0.0)
+    log = {"seconds": said, "input_size": 224, "clock": {"reranking_reserve_seconds": 9.0}}
+    full = Run.from_log(log, SAMPLE, 10.0, 5)
+    assert full == Run(224, SAMPLE, 5, 1.5, 6.0, 0.5, 2.0, 3.0, rerank_reserve=9.0)
+    assert Run.from_log({}, SAMPLE, 10.0, 5) == Run(None, SAMPLE, 5, 0.0, 10.0)
 
 
 Cost = Callable[[int], float]
@@ -104,10 +101,11 @@ def search(
     def measure(size: int) -> Run:
         ran.append(size)
         seconds = cost(size) * SAMPLE.total
-        return Run(size, SAMPLE, StageSeconds(seconds + 1, 1, seconds, 0), int(memory(size)))
+        return Run(size, SAMPLE, int(memory(size)), 1, seconds)
 
     sample = measure(224)
-    base = Prediction(10.0, cost(224) * HIDDEN_TEST.total * share, 20.0, 0.0, sample.peak_memory)
+    embedding = cost(224) * HIDDEN_TEST.total * share
+    base = Run(224, HIDDEN_TEST, sample.peak_memory, 10.0, embedding, 20.0)
     bounds = Bounds(HIDDEN_TEST, limit, 4 * 10**9, share)
     return find_largest_size(measure, base, sample, bounds), ran[1:]
 
@@ -190,9 +188,9 @@ def test_a_model_of_one_size(
             raise OtherSizeFailed("it takes 224 px only")
         return sample
 
-    sample = Run(own, SAMPLE, StageSeconds(2.5, 1, 1.5, 0), 10**9)
+    sample = Run(own, SAMPLE, 10**9, 1, 1.5)
     bounds = Bounds(HIDDEN_TEST, 600, 4 * 10**9)
-    found = find_largest_size(measure, Prediction(10, 300, 20, 0, 10**9), sample, bounds)
+    found = find_largest_size(measure, Run(own, HIDDEN_TEST, 10**9, 10, 300, 20), sample, bounds)
     assert found.input_size == expected
     assert reason in str(found.reason)
 
