@@ -64,14 +64,13 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     except ValueError:
         raise UserError(f"--python {arguments.python} is no version such as 3.11") from None
     tree = SubmissionTree(arguments.project)
-    files = tree.files()
     yield from preflight.check_changes(tree)
-    yield from preflight.check_large_files(tree, files)
-    yield from preflight.check_weights(tree, files)
-    yield from preflight.check_aicrowd_json(tree, files)
+    yield from preflight.check_large_files(tree)
+    yield from preflight.check_weights(tree)
+    yield from preflight.check_aicrowd_json(tree)
     yield from preflight.check_set_up(tree)
-    yield from preflight.check_names_and_syntax(tree, files, (major, minor))
-    yield from preflight.check_size(tree, files)
+    yield from preflight.check_names_and_syntax(tree, (major, minor))
+    yield from preflight.check_size(tree)
     yield from preflight.check_remote(tree)
     yield from preflight.check_tag(tree, arguments.tag)
     if not arguments.no_trial:

@@ -11,13 +11,13 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from visual_search.errors import UserError
-from visual_search.submission_tree import SubmissionTree, TreeFile
+from visual_search.submission_tree import SubmissionTree
 
 # The challenge's rule: whatever is larger travels by git-LFS.
 LARGE_FILE = 5_000_000
@@ -25,7 +25,7 @@ LARGE_FILE = 5_000_000
 LARGE_REPOSITORY = 1_000_000_000
 
 # Exported weights from which a CPU is too slow for the hidden test, in bytes: 4 cores embed
-# 40,000 photos in ten minutes at 15 ms of one core each, about 0.5 GFLOP of fp32.
+# 40,000 images in ten minutes at 15 ms of one core each, about 0.5 GFLOP of fp32.
 HEAVY_WEIGHTS = 100_000_000
 
 WEIGHTS = ("my_submission/weights/model.pt", "my_submission/weights/model.json")
@@ -146,19 +146,7 @@ class Finding:
     text: str
 
 
-def ok(text: str) -> Finding:
-    """All is well."""
-    return Finding("ok", text)
-
-
-def note(text: str) -> Finding:
-    """Worth knowing."""
-    return Finding("note", text)
-
-
-def problem(text: str) -> Finding:
-    """A submission would fail; the text says what to do."""
-    return Finding("problem", text)
+ok, note, problem = (partial(Finding, state) for state in ("ok", "note", "problem"))
 
 
 def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
@@ -172,10 +160,10 @@ def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
         yield ok("everything is committed")
 
 
-def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+def check_large_files(tree: SubmissionTree) -> Iterator[Finding]:
     """Large files outside git-LFS, pointers without their file, git-LFS itself."""
-    to_lfs = set(tree.given_to_lfs([file.name for file in files]))
-    large = [file for file in files if file.oid is None and file.size > LARGE_FILE]
+    to_lfs = set(tree.given_to_lfs([file.name for file in tree.files]))
+    large = [file for file in tree.files if file.oid is None and file.size > LARGE_FILE]
     for file in large:
         what = f"{file.name} ({file.size / 1e6:.1f} MB) "
         if file.name not in to_lfs:
@@ -193,7 +181,7 @@ def check_large_files(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[F
             f"{name} is a git-LFS pointer without its file: `git lfs pull`, or add it again"
         )
     if not large and not missing:
-        pointers = sum(file.oid is not None for file in files)
+        pointers = sum(file.oid is not None for file in tree.files)
         yield ok(f"no large file outside git-LFS; {pointers} in it, all here")
     yield from _check_lfs(tree, bool(to_lfs))
 
@@ -216,9 +204,9 @@ def _check_lfs(tree: SubmissionTree, needed: bool) -> Iterator[Finding]:
     yield ok("git-lfs is installed and active")
 
 
-def check_weights(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+def check_weights(tree: SubmissionTree) -> Iterator[Finding]:
     """Whether the ranker's weights would be pushed."""
-    names = {file.name for file in files}
+    names = {file.name for file in tree.files}
     for name in WEIGHTS:
         if name in names:
             continue
@@ -234,7 +222,7 @@ def check_weights(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Findi
         yield ok("the weights are committed")
 
 
-def check_aicrowd_json(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+def check_aicrowd_json(tree: SubmissionTree) -> Iterator[Finding]:
     """The fields that the client and the evaluator read, and the GPU against the model."""
     path = tree.root / "aicrowd.json"
     try:
@@ -248,11 +236,15 @@ def check_aicrowd_json(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[
     if not isinstance(values, dict):
         yield problem("aicrowd.json is not an object of names and values")
         return
-    found = [*_wrong_fields(values)]
-    yield from found
-    if not found:
-        yield ok("aicrowd.json has every field that the client asks for")
-    yield from _check_gpu(values, files)
+    yield from list(_wrong_fields(values)) or [ok("aicrowd.json has every field that is asked for")]
+    size = sum(file.size for file in tree.files if file.name == WEIGHTS[0])
+    if size > HEAVY_WEIGHTS and values.get("gpu") is False:
+        yield problem(
+            f'aicrowd.json: gpu is false and the model has {size / 1e6:.0f} MB: set "gpu": true, '
+            "a CPU would not finish in ten minutes"
+        )
+    elif size and isinstance(values.get("gpu"), bool):
+        yield ok(f"gpu is {json.dumps(values['gpu'])} for a model of {size / 1e6:.0f} MB")
 
 
 def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
@@ -273,19 +265,6 @@ def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
     for name in ("challenge_id", "grader_id"):
         if isinstance(values.get(name), str) and values[name] != CHALLENGE:
             yield problem(f"aicrowd.json: {name} is {values[name]!r}, the challenge is {CHALLENGE}")
-
-
-def _check_gpu(values: dict[str, Any], files: list[TreeFile]) -> Iterator[Finding]:
-    size = sum(file.size for file in files if file.name == WEIGHTS[0])
-    if not size or not isinstance(values.get("gpu"), bool):
-        return
-    if size > HEAVY_WEIGHTS and not values["gpu"]:
-        yield problem(
-            f'aicrowd.json: gpu is false and the model has {size / 1e6:.0f} MB: set "gpu": true, '
-            "a CPU would not finish in ten minutes"
-        )
-    else:
-        yield ok(f"gpu is {json.dumps(values['gpu'])} for a model of {size / 1e6:.0f} MB")
 
 
 def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
@@ -322,18 +301,16 @@ def _check_apt(path: Path) -> Iterator[Finding]:
     yield ok(f"apt.txt lists {len(names)} packages" if names else "apt.txt lists no package")
 
 
-def check_names_and_syntax(
-    tree: SubmissionTree, files: list[TreeFile], python: tuple[int, int]
-) -> Iterator[Finding]:
+def check_names_and_syntax(tree: SubmissionTree, python: tuple[int, int]) -> Iterator[Finding]:
     """File names that differ in case alone, and Python that an older Python cannot read."""
     by_folded = defaultdict(list)
-    for file in files:
+    for file in tree.files:
         by_folded[file.name.casefold()].append(file.name)
     clashes = [names for names in by_folded.values() if len(names) > 1]
     for names in clashes:
         yield problem(f"{' and '.join(names)} differ in case alone: rename one")
     broken = 0
-    for file in files:
+    for file in tree.files:
         if not file.name.endswith(".py") or not (tree.root / file.name).is_file():
             continue
         try:
@@ -424,11 +401,11 @@ def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
         yield ok(f"the tag {name} is free")
 
 
-def check_size(tree: SubmissionTree, files: list[TreeFile]) -> Iterator[Finding]:
+def check_size(tree: SubmissionTree) -> Iterator[Finding]:
     """How much a push carries."""
     counted = tree.git("count-objects", "-v")
     kilobytes = sum(int(n) for n in re.findall(r"^size(?:-pack)?: (\d+)$", counted, re.MULTILINE))
-    large = sum(file.size for file in files if file.oid)
+    large = sum(file.size for file in tree.files if file.oid)
     text = f"the repository has {kilobytes / 1e3:.1f} MB in git, {large / 1e6:.1f} MB in git-LFS"
     if kilobytes * 1e3 > LARGE_REPOSITORY:
         yield problem(f"{text}: large files were committed once; start from a clean history")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from visual_search.errors import UserError
@@ -102,6 +103,7 @@ class SubmissionTree:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return None
 
+    @cached_property
     def files(self) -> list[TreeFile]:
         """Every file that would be pushed, by name."""
         found = self._files_on_disk() if self.working_tree else self._files_of_head()
@@ -148,7 +150,7 @@ class SubmissionTree:
 
     def missing_files(self) -> list[str]:
         """Pointers to a large file which is not on this machine, so that no push can carry it."""
-        return [f.name for f in self.files() if f.oid and self.large_file(f) is None]
+        return [f.name for f in self.files if f.oid and self.large_file(f) is None]
 
     def changes(self) -> dict[str, str]:
         """What is on disk and not in the last commit, less what git ignores.
@@ -190,7 +192,7 @@ class SubmissionTree:
                 checkout = ("checkout-index", "--all", "--quiet", f"--prefix={folder}/")
                 self.git(*options, *checkout, GIT_INDEX_FILE=str(index))
                 index.unlink()
-            for file in self.files():
+            for file in self.files:
                 target, large = folder / file.name, self.large_file(file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if large or self.working_tree:
