@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -60,31 +61,45 @@ class Correlation:
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Pearson's r with Fisher's interval."""
-    from scipy import stats
+    """Pearson's r with Fisher's interval: atanh, with a standard error of 1 / sqrt(n - 3)."""
+    from scipy.stats import pearsonr
 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(math.nan, -1, 1)
-    found = stats.pearsonr(x, y)
-    interval = found.confidence_interval(0.95)
-    return Correlation(float(found.statistic), float(interval.low), float(interval.high))
+    return _with_interval(pearsonr(x, y).statistic, len(x), 1)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Spearman's rho, ties at their mean rank, with Bonett and Wright's (2000) interval.
 
-    Fisher's with a standard error of sqrt((1 + rho² / 2) / (n - 3)); scipy has none.
+    Fisher's with a standard error of sqrt((1 + rho² / 2) / (n - 3)).
     """
-    from scipy import stats
+    from scipy.stats import rankdata
 
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(math.nan, -1, 1)
-    rho = float(np.clip(stats.spearmanr(x, y).statistic, -1, 1))
-    if abs(rho) == 1 or len(x) < 4:
-        return Correlation(rho, *((rho, rho) if len(x) > 3 else (-1, 1)))
-    reach = stats.norm.ppf(0.975) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
-    low, high = np.tanh(math.atanh(rho) + reach * np.array([-1, 1])).tolist()
-    return Correlation(rho, low, high)
+    rho = pearson(rankdata(x), rankdata(y)).value
+    return _with_interval(rho, len(x), 1 + rho * rho / 2)
+
+
+def _with_interval(value: float, count: int, variance: float) -> Correlation:
+    if math.isnan(value) or count < 4:
+        return Correlation(float(value), -1, 1)
+    value = float(np.clip(value, -1, 1))
+    if abs(value) == 1:
+        return Correlation(value, value, value)
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt(variance / (count - 3))
+    middle = math.atanh(value)
+    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach))
+
+
+@dataclass(frozen=True)
+class LocalScore:
+    """How one task follows the board."""
+
+    name: str
+    submissions: int
+    """Of which it is known."""
+    spearman: Correlation
+    pearson: Correlation
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,12 @@ class Predictor:
     error: float
     """Root of the mean square of what leave-one-out was wrong by, in units of the board."""
     rank_correlation: float
-    """Spearman's, of the leave-one-out predictions and the board."""
+    """Spearman's, of the leave-one-out predictions and the board; NaN says nothing."""
+
+    @property
+    def rank_correlation_text(self) -> str:
+        """In tables."""
+        return "" if math.isnan(self.rank_correlation) else f"{self.rank_correlation:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -103,10 +123,8 @@ class Study:
     """What the submissions say about the local scores."""
 
     submissions: Submissions
-    pearson: Mapping[str, Correlation]
-    spearman: Mapping[str, Correlation]
-    counts: Mapping[str, int]
-    """Submissions of which a task's score is known."""
+    scores: tuple[LocalScore, ...]
+    """The best rank correlation first."""
     tasks: tuple[Predictor, ...]
     """Each complete task by itself, the best first."""
     rules: tuple[Predictor, ...]
@@ -136,12 +154,12 @@ class Study:
         return {
             "conclusion": self.conclusion,
             "correlations": {
-                name: {
-                    "submissions": self.counts[name],
-                    "spearman": vars(self.spearman[name]),
-                    "pearson": vars(self.pearson[name]),
+                one.name: {
+                    "submissions": one.submissions,
+                    "spearman": vars(one.spearman),
+                    "pearson": vars(one.pearson),
                 }
-                for name in self.pearson
+                for one in self.scores
             },
             "tasks": [vars(one) for one in self.tasks],
             "rules": [vars(one) for one in self.rules],
@@ -165,7 +183,10 @@ def study(submissions: Submissions) -> Study:
     if np.ptp(board) == 0:
         raise UserError("all submissions have the same board score: nothing can follow it")
     known = {name: ~np.isnan(scores) for name, scores in local.items()}
-    pairs = {name: (local[name][rows], board[rows]) for name, rows in known.items()}
+    scores = []
+    for name, rows in known.items():
+        pair = local[name][rows], board[rows]
+        scores.append(LocalScore(name, int(rows.sum()), spearman(*pair), pearson(*pair)))
     complete = [name for name, rows in known.items() if rows.all()]
     if not complete:
         raise UserError(
@@ -185,9 +206,7 @@ def study(submissions: Submissions) -> Study:
     ]
     return Study(
         submissions,
-        {name: pearson(*pair) for name, pair in pairs.items()},
-        {name: spearman(*pair) for name, pair in pairs.items()},
-        {name: int(rows.sum()) for name, rows in known.items()},
+        tuple(sorted(scores, key=lambda one: -np.nan_to_num(one.spearman.value, nan=-2))),
         tuple(sorted(tasks, key=lambda task: task.error)),
         tuple(rules),
         dict(zip(complete, mix_weights(matrix, board).tolist(), strict=True)),
@@ -353,8 +372,26 @@ def write_study(folder: Path, found: Study) -> str:
     Returns:
         The tables, in Markdown.
     """
-    plots = {name: _plot(folder, name, found) for name in found.pearson}
-    correlations, predictors = correlation_rows(found), predictor_rows(found)
+    correlations = [
+        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %", "weight in the mix"],
+        *(
+            [
+                one.name,
+                str(one.submissions),
+                str(one.spearman),
+                str(one.pearson),
+                f"{found.weights[one.name]:.3f}" if one.name in found.weights else "",
+            ]
+            for one in found.scores
+        ),
+    ]
+    predictors = [
+        ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"],
+        *(
+            [one.name, f"{one.error:.4f}", one.rank_correlation_text]
+            for one in (*found.rules, *found.tasks)
+        ),
+    ]
     text = f"{markdown(correlations)}\n\n{markdown(predictors)}"
     write_json(folder / "study.json", found.as_json())
     write_text(
@@ -372,72 +409,35 @@ def write_study(folder: Path, found: Study) -> str:
         ),
         *(
             Section(
-                name,
-                [f"Spearman {found.spearman[name]}, Pearson {found.pearson[name]}"],
-                pictures={"each point a submission": path},
+                one.name,
+                [f"Spearman {one.spearman}, Pearson {one.pearson}"],
+                pictures={"each point a submission": _plot(folder, one, found.submissions)},
             )
-            for name, path in plots.items()
+            for one in found.scores
         ),
     ]
     write_page(folder / "study.html", "Local scores and the board", sections)
     return text
 
 
-def correlation_rows(found: Study) -> list[list[str]]:
-    """A row for each local score, the best rank correlation first; heading on top."""
-    order = sorted(
-        found.spearman, key=lambda name: -np.nan_to_num(found.spearman[name].value, nan=-2)
-    )
-    return [
-        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %", "weight in the mix"],
-        *(
-            [
-                name,
-                str(found.counts[name]),
-                str(found.spearman[name]),
-                str(found.pearson[name]),
-                f"{found.weights[name]:.3f}" if name in found.weights else "",
-            ]
-            for name in order
-        ),
-    ]
-
-
-def predictor_rows(found: Study) -> list[list[str]]:
-    """A row for each way to predict the board, heading first."""
-
-    def row(one: Predictor) -> list[str]:
-        rank = one.rank_correlation
-        return [one.name, f"{one.error:.4f}", "" if np.isnan(rank) else f"{rank:+.2f}"]
-
-    head = ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"]
-    return [head, *map(row, found.rules), *map(row, found.tasks)]
-
-
-def _plot(folder: Path, name: str, found: Study) -> Path:
+def _plot(folder: Path, score: LocalScore, submissions: Submissions) -> Path:
     from matplotlib.figure import Figure
 
-    x, y = found.submissions.local[name], found.submissions.board
+    x, y = submissions.local[score.name], submissions.board
     known = ~np.isnan(x)
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x[known], y[known], s=28, zorder=3)
-    for submission, here, there in zip(found.submissions.names, x, y, strict=True):
-        if not np.isnan(here):
-            axes.annotate(
-                submission, (here, there), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
+    for row in np.flatnonzero(known):
+        place = x[row], y[row]
+        words = submissions.names[row]
+        axes.annotate(words, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     if known.sum() > 1 and np.ptp(x[known]) > 0:
         ends = np.array([[x[known].min()], [x[known].max()]])
         axes.plot(ends[:, 0], fit_line(x[known][:, None], y[known])(ends), alpha=0.5)
-    axes.set(
-        xlabel=name,
-        ylabel="leaderboard",
-        title=f"Spearman {found.spearman[name]}\nPearson {found.pearson[name]}",
-    )
-    axes.title.set_fontsize(9)
+    axes.set(xlabel=score.name, ylabel="leaderboard")
     axes.grid(alpha=0.3)
-    path = folder / "plots" / (re.sub(r"[^\w.-]", "_", name) + ".png")
+    path = folder / "plots" / (re.sub(r"[^\w.-]", "_", score.name) + ".png")
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path
