@@ -1,4 +1,4 @@
-"""Which classes, and how many photos of each, several large data sets train on together."""
+"""Which classes, and how many images of each, several large data sets train on together."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def choose_classes(
 
     Args:
         images: of one source, or of several (:func:`visual_search.datasets.combined`).
-        more_than: of each source, the number of photos that a class needs more than.
-        at_most: of each source, photos of a class, drawn at random; 0 is all.
+        more_than: of each source, the number of images that a class needs more than.
+        at_most: of each source, images of a class, drawn at random; 0 is all.
         max_classes: of all sources together, drawn at random, all alike; 0 is all.
         seed: of the draws.
 
     Returns:
-        The photos that stay, in their order; their classes are numbered anew, in their order. The
+        The images that stay, in their order; their classes are numbered anew, in their order. The
         same list where nothing was asked for.
 
     Raises:
-        UserError: when a source has no class with enough photos, or a number is below 0.
+        UserError: when a source has no class with enough images, or a number is below 0.
     """
     for numbers in (more_than, at_most, (max_classes,)):
         if min(numbers) < 0:
@@ -46,16 +46,16 @@ def choose_classes(
         return images
     sources = np.zeros(len(images), np.int64) if images.sources is None else images.sources
     sizes = images.counts(images.classes)
-    # Classes without a photo are of no source; they go.
+    # Classes without an image are of no source; they go.
     source_of_class = np.full(images.classes, -1)
     source_of_class[images.labels] = sources
     enough = (source_of_class >= 0) & (sizes > np.asarray(more_than)[source_of_class])
     for source in range(len(more_than)):
         of_source = source_of_class == source
         if not enough[of_source].any():
-            photo = images.paths[int(np.flatnonzero(sources == source)[0])]
+            first = images.paths[int(np.flatnonzero(sources == source)[0])]
             raise UserError(
-                f"no class of the data set of {photo} has more than {more_than[source]} photos "
+                f"no class of the data set of {first} has more than {more_than[source]} images "
                 f"(more_than); its largest has {sizes[of_source].max()}"
             )
     kept = drawn_classes(enough, max_classes, seed)

@@ -1,4 +1,4 @@
-"""Photos side by side in rows, each row one case to look at, as JPEG pages."""
+"""Images side by side in rows, each row one case to look at, as JPEG pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visual_search.files import written_atomically
 from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
 
 CELL, CAPTION, GAP = 150, 26, 4
-"""Pixels: side of a photo, height of the two lines below it, space between."""
+"""Pixels: side of an image, height of the two lines below it, space between."""
 MOST_IN_A_ROW = 8
 ROWS_ON_A_PAGE = 24
 LETTERS_IN_A_LINE = 24
@@ -23,14 +23,14 @@ LETTERS_IN_A_LINE = 24
 
 @dataclass(frozen=True)
 class Cell:
-    """One photo of a row."""
+    """One image of a row."""
 
     path: Path
     caption: str
     colour: str
     """Of the frame: green, red, … by any name that PIL knows."""
     box: Box | None = None
-    """What of the photo is shown; None is all of it."""
+    """What of the image is shown; None is all of it."""
 
 
 def write_contact_sheets(path: Path, rows: Sequence[Sequence[Cell]], most_pages: int = 5) -> int:
@@ -40,7 +40,7 @@ def write_contact_sheets(path: Path, rows: Sequence[Sequence[Cell]], most_pages:
 
     Args:
         path: ends in .jpg.
-        rows: at most :data:`MOST_IN_A_ROW` photos of each are shown.
+        rows: at most :data:`MOST_IN_A_ROW` images of each are shown.
         most_pages: later rows are left out.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The photos of a phase: the tables that it trains on, and the one that judges it."""
+"""The images of a phase: the tables that it trains on, and the one that judges it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from visual_search.leaks import product10k_folder
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:
-    """The tables that a phase trains on, and which of their photos."""
+    """The tables that a phase trains on, and which of their images."""
     place, sides = dataset.product10k, []
     if place.use:
         lists = [(place.train_list, place.train_prefix)]
@@ -38,7 +38,7 @@ def training_sides(dataset: DatasetConfig) -> list[Side]:
 
 
 def dev_sides(dev: DevSetConfig) -> list[Side]:
-    """The tables that a phase is judged on, and which of their photos."""
+    """The tables that a phase is judged on, and which of their images."""
     if dev.table:
         return [Side(Path(dev.table), Path(dev.root) if dev.root else None, dev.fold)]
     return [Side(file, Path(dev.eval_root)) for file in dev_files(dev)]
@@ -52,7 +52,7 @@ def dev_files(dev: DevSetConfig) -> list[Path]:
 
 
 def training_images(dataset: DatasetConfig) -> LabelledImages:
-    """The training photos of all data sets, those of the classes that were chosen."""
+    """The training images of all data sets, those of the classes that were chosen."""
     place, sources = dataset.product10k, []
     if place.use:
         # Both lists number the same classes.

@@ -38,7 +38,7 @@ def draw_queries(
         file: ends in .jpg.
         queries: to show, in this order.
         captions: of each.
-        models: on the same photos; with two, the results of the first come first.
+        models: on the same images; with two, the results of the first come first.
         steps: of re-ranking.
     """
     if not queries:

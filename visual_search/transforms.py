@@ -62,7 +62,7 @@ def _flip(size: int) -> list[Callable]:
 
 
 def _larger(size: int) -> v2.Resize:
-    """The square from which the photo is cut, or that AutoAugment and its kin work on."""
+    """The square from which the image is cut, or that AutoAugment and its kin work on."""
     larger = round(size * 1.15)
     return v2.Resize((larger, larger), BICUBIC)
 
