@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from visual_search.files import write_json
 from visual_search.metrics import MAX_PREDICTIONS, average_precision
 from visual_search.progress import progress_bar
 from visual_search.reciprocal import KReciprocal
+from visual_search.report import markdown
 from visual_search.rerank import Step, describe_steps, rank, words
 from visual_search.vector_steps import (
     PCA,
@@ -209,43 +211,41 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
 
     They are written only when they beat plain cosine on the half they were not chosen on, on
     average over the splits and on the first.
-    """
 
-    rows: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
+    Args:
+        model: whose `model.json` is written.
+        splits: of the queries in two halves.
+        seed: of the first split; the others follow.
+        data: where the development set is from.
+    """
+    products = model.dev_set.query_products, model.dev_set.gallery_products
+    scores: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
     chosen = []
     for number in range(splits):
-        one, other = halves(
-            model.queries,
-            model.gallery,
-            model.dev_set.query_products,
-            model.dev_set.gallery_products,
-            seed + number,
-        )
+        one, other = halves(model.queries, model.gallery, *products, seed + number)
         label = f"split {number + 1} of {splits}"
         with progress_bar(label, "ranking", total=trials()) as bar:
-            steps = choose(one, on_score=lambda bar=bar: bar.update(1))  # type: ignore[misc]
+            steps = choose(one, on_score=partial(bar.update, 1))
         chosen.append(steps)
         for name, recipe in RECIPES.items():
-            rows[name].append(other.score(steps_of(recipe)))
-        rows["chosen"].append(other.score(steps))
+            scores[name].append(other.score(steps_of(recipe)))
+        scores["chosen"].append(other.score(steps))
         print(f"{label}: {words(steps)}")
         print(
             f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "
             f"{other.score(()):.4f} -> {other.score(steps):.4f} on the other",
             flush=True,
         )
-    print(f"\n| on the half not chosen on ({splits} splits) | mAP | spread | against plain |")
-    print("|---|---:|---:|---:|")
-    plain = np.array(rows["plain cosine"])
-    for name, values in rows.items():
+    plain = np.array(scores["plain cosine"])
+    rows = [[f"on the half not chosen on ({splits} splits)", "mAP", "spread", "against plain"]]
+    for name, values in scores.items():
         gains = np.array(values) / plain - 1
-        print(
-            f"| {name} | {np.mean(values):.4f} | {np.std(values):.4f} "
-            f"| {100 * gains.mean():+.1f} % ± {100 * gains.std():.1f} |"
-        )
-    gains = np.array(rows["chosen"]) / plain - 1
+        against = f"{100 * gains.mean():+.1f} % ± {100 * gains.std():.1f}"
+        rows.append([name, f"{np.mean(values):.4f}", f"{np.std(values):.4f}", against])
+    print(f"\n{markdown(rows)}")
+    # The gains of the last row, "chosen".
     if gains[0] > 0 and gains.mean() > 0:
-        write_steps(model.description, chosen[0], data, float(plain[0]), rows["chosen"][0])
+        _write_steps(model.description, chosen[0], data, float(plain[0]), scores["chosen"][0])
         print(f"\nwrote split 1's choice into {model.description}")
         print("next: export the run, or python local_evaluation.py --weights <export>")
     else:
@@ -254,9 +254,10 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         )
 
 
-def write_steps(description: Path, steps: Steps, data: Path, plain: float, reranked: float) -> None:
+def _write_steps(
+    description: Path, steps: Steps, data: Path, plain: float, reranked: float
+) -> None:
     """Write re-ranking steps, and what they were chosen by, into a `model.json`."""
-
     architecture, facts = read_description(description)
     facts["rerank"] = describe_steps(steps)
     facts["rerank_tuning"] = {
