@@ -240,8 +240,8 @@ def test_the_remote(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     commit(project)
     assert "has commits that are not here" in problems(check_remote, project)[0]
     git(project, "remote", "set-url", "aicrowd", "https://gitlab.localhost:1/kit.git")
-    found = check_remote(SubmissionTree(project))
-    assert [f.state for f in found if "could not be asked" in f.text] == ["note"]
+    said = check_remote(SubmissionTree(project))
+    assert [f.state for f in said if "could not be asked" in f.text] == ["note"]
 
 
 def test_the_size_of_the_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,14 @@ def refusal(project: Path, data: Path, limits: Limits = SHORT, working_tree: boo
     return str(caught.value)
 
 
+def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    return {
+        str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 @pytest.fixture(params=["namespace", "guard"])
 def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of keeping the child from the network: by the kernel, and in Python alone."""
@@ -114,83 +122,94 @@ return self.answer()
 """
 
 
+LINE = f"at my_submission/user_config.py line {BODY_LINE}"
+AN_IMAGE = "os.path.join(self.folder, self.gallery[0]['img_path'])"
+# A command of its own is no Python, so that no guard sees it; the comparison does.
+PAST_PYTHON = """
+import subprocess
+subprocess.run(["touch", os.path.join(self.folder, "gallery", "left_behind")], check=False)
+return self.answer()
+"""
+
+
 @pytest.mark.parametrize(
-    ("code", "limits", "expected"),
+    ("code", "expected"),
     [
         (
-            ranker(SLOW),
-            Limits(2, 1),
-            [
-                "time limit was exceeded: after 2 s",
-                f"user_config.py line {BODY_LINE + 1}",
-                "while it ranked",
-            ],
-        ),
-        (ranker(MEMORY), Limits(20, 1, int(1 * GB)), ["more than the 1 GB of memory"]),
-        (ranker(SPREAD), Limits(20, 1, int(0.7 * GB)), ["more than the 0.7 GB of memory"]),
-        (
             ranker("import nowhere_to_be_found"),
-            SHORT,
-            [
-                f"importing failed at my_submission/user_config.py line {BODY_LINE}",
-                "nowhere_to_be_found",
-            ],
+            [f"importing failed {LINE}", "'nowhere_to_be_found'"],
         ),
-        (ranker(top="import hypothesis"), SHORT, ["add hypothesis to requirements.txt"]),
-        (ranker("return self.answer().astype(float)"), SHORT, ["dtype float64"]),
-        (ranker("return self.answer()[:, :10]"), SHORT, ["shape (10, 10)"]),
-        (ranker("return self.answer().tolist()"), SHORT, ["returned list"]),
-        (ranker("return self.answer().astype(object)"), SHORT, ["ndarray of object"]),
+        (ranker(top="import hypothesis"), ["add hypothesis to requirements.txt"]),
+        (ranker(top="def broken(:"), ["SyntaxError", "user_config.py"]),
+        (ranker("return self.answer().astype(float)"), ["dtype float64"]),
+        (ranker("return self.answer()[:, :10]"), ["shape (10, 10)"]),
+        (ranker("return self.answer().tolist()"), ["returned list"]),
+        (ranker("return self.answer().astype(object)"), ["ndarray of object"]),
         (
             ranker("return [][3]"),
-            SHORT,
-            [
-                "raised IndexError: list index out of range at",
-                f"my_submission/user_config.py line {BODY_LINE}, while it ranked",
-            ],
+            [f"raised IndexError: list index out of range {LINE}, while it ranked"],
         ),
         (
             ranker("return self.gallery[0]['product_id']"),
-            SHORT,
-            [f"reads the column product_id at my_submission/user_config.py line {BODY_LINE}"],
+            [f"reads the column product_id {LINE}"],
         ),
-        (ranker("self.raise_aicrowd_error('no weights')"), SHORT, ["gave up: no weights"]),
-        (ranker("return undefined_name"), SHORT, ["raised NameError", "undefined_name"]),
-        (ranker("os.kill(os.getpid(), 11)"), SHORT, ["by the signal SIGSEGV while it ranked"]),
-        (ranker("os._exit(3)"), SHORT, ["with exit status 3 while it ranked"]),
-        (ranker(top="def broken(:"), SHORT, ["SyntaxError", "user_config.py"]),
+        (ranker("self.raise_aicrowd_error('no weights')"), ["gave up: no weights"]),
+        (ranker("return undefined_name"), ["raised NameError", "undefined_name"]),
+        (ranker("os.kill(os.getpid(), 11)"), ["by the signal SIGSEGV while it ranked"]),
+        (ranker("os._exit(3)"), ["with exit status 3 while it ranked"]),
+        (
+            ranker("open(os.path.join(self.folder, 'cache.npy'), 'wb')"),
+            ["tried to write", "cache.npy", LINE],
+        ),
+        (ranker(f"os.remove({AN_IMAGE})"), ["tried to write", LINE]),
+        (ranker(f"open({AN_IMAGE}, 'r+b')"), ["tried to write", LINE]),
+        (ranker(PAST_PYTHON), ["tried to write", "left_behind"]),
     ],
     ids=lambda value: value[0][:30] if isinstance(value, list) else "",
 )
 def test_each_fault_is_one_sentence(
-    tmp_path: Path, dev_folder: Path, code: str, limits: Limits, expected: list[str]
+    tmp_path: Path, dev_folder: Path, code: str, expected: list[str]
 ) -> None:
-    project = make_submission(tmp_path / "project", code)
-    sentence = refusal(project, dev_folder, limits)
+    before = state_of(dev_folder)
+    sentence = refusal(make_submission(tmp_path / "project", code), dev_folder)
     for part in expected:
         assert part in sentence
+    (dev_folder / "gallery" / "left_behind").unlink(missing_ok=True)
+    assert state_of(dev_folder) == before
+
+
+LATE = "import time; time.sleep(2.5)"
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "expected"),
+    [
+        (ranker(SLOW), Limits(2, 1), ["time limit was exceeded: after 2 s", "while it ranked"]),
+        # The time of ranking begins behind the imports.
+        (ranker(SLOW, LATE), Limits(1.5, 1), ["exceeded: after 1.5 s", "while it ranked"]),
+        (ranker(MEMORY), Limits(20, 1, int(1 * GB)), ["more than the 1 GB of memory"]),
+        (ranker(SPREAD), Limits(20, 1, int(0.7 * GB)), ["more than the 0.7 GB of memory"]),
+    ],
+)
+def test_each_limit_is_kept(
+    tmp_path: Path, dev_folder: Path, code: str, limits: Limits, expected: list[str]
+) -> None:
+    sentence = refusal(make_submission(tmp_path / "project", code), dev_folder, limits)
+    for part in expected:
+        assert part in sentence
+    if limits.memory == SHORT.memory:
+        assert f"user_config.py line {BODY_LINE + 1}" in sentence
 
 
 def test_imports_do_not_count_against_the_limit_as_the_evaluator_does_not_time_them(
     tmp_path: Path, dev_folder: Path
 ) -> None:
-    late = "import time; time.sleep({seconds})"
-    project = make_submission(tmp_path / "project", ranker(top=late.format(seconds=2.5)))
-
     def act(stage: Stage) -> None:
         answer = stage.answer(real(dev_folder))
         assert answer.outcome.times["import"] > 2.5
         assert answer.run.seconds < 1.5
 
-    with_stage(project, act, Limits(1.5, 1))
-    # The time of ranking is kept all the same, and begins behind the imports.
-    (project / "my_submission" / "user_config.py").write_text(
-        ranker(SLOW, late.format(seconds=2.5))
-    )
-    commit(project)
-    sentence = refusal(project, dev_folder, Limits(1.5, 1))
-    assert "time limit was exceeded: after 1.5 s" in sentence
-    assert "while it ranked" in sentence
+    with_stage(make_submission(tmp_path / "project", ranker(top=LATE)), act, Limits(1.5, 1))
 
 
 def test_what_never_comes_to_rank_is_stopped(
@@ -203,47 +222,18 @@ def test_what_never_comes_to_rank_is_stopped(
     assert "while it was imported" in sentence
 
 
-def test_the_network_is_refused_and_named(tmp_path: Path, dev_folder: Path, isolation: str) -> None:
-    project = make_submission(tmp_path / "project", ranker(NETWORK))
-    sentence = refusal(project, dev_folder)
-    assert (
-        f"tried to reach 192.0.2.1:8080 at my_submission/user_config.py line {BODY_LINE + 2}"
-        in sentence
-    )
-    lookup = "import socket\nsocket.getaddrinfo('models.example.org', 443)"
-    (project / "my_submission" / "user_config.py").write_text(ranker(lookup))
-    commit(project)
-    assert "tried to reach models.example.org:443" in refusal(project, dev_folder)
-
-
 @pytest.mark.parametrize(
-    "body",
+    ("body", "expected"),
     [
-        "open(os.path.join(self.folder, 'cache.npy'), 'wb')",
-        "os.remove(os.path.join(self.folder, self.gallery[0]['img_path']))",
-        "open(os.path.join(self.folder, self.gallery[0]['img_path']), 'r+b')",
+        (NETWORK, f"192.0.2.1:8080 at my_submission/user_config.py line {BODY_LINE + 2}"),
+        ("import socket\nsocket.getaddrinfo('models.example.org', 443)", "models.example.org:443"),
     ],
 )
-def test_a_write_into_the_data_folder_is_refused_and_named(
-    tmp_path: Path, dev_folder: Path, body: str
+def test_the_network_is_refused_and_named(
+    tmp_path: Path, dev_folder: Path, isolation: str, body: str, expected: str
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in dev_folder.rglob("*")}
     project = make_submission(tmp_path / "project", ranker(body))
-    sentence = refusal(project, dev_folder)
-    assert "tried to write" in sentence
-    assert f"my_submission/user_config.py line {BODY_LINE}" in sentence
-    assert {path: path.stat().st_mtime_ns for path in dev_folder.rglob("*")} == before
-
-
-def test_a_write_past_python_is_found(tmp_path: Path, dev_folder: Path) -> None:
-    """A command of its own is no Python, so that no guard sees it; the comparison does."""
-    body = """
-import subprocess
-subprocess.run(["touch", os.path.join(self.folder, "gallery", "left_behind")], check=False)
-return self.answer()
-"""
-    project = make_submission(tmp_path / "project", ranker(body))
-    assert "left_behind" in refusal(project, dev_folder)
+    assert f"tried to reach {expected}" in refusal(project, dev_folder)
 
 
 def test_what_is_not_committed_is_named(tmp_path: Path, dev_folder: Path) -> None:
@@ -306,14 +296,6 @@ def test_a_missing_lfs_object_fails_here(tmp_path: Path, dev_folder: Path) -> No
     assert "git-LFS pointer" in refusal(project, dev_folder)
     stored.write_bytes(b"weights")
     with_stage(project, lambda stage: stage.answer(real(dev_folder)))
-
-
-def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    return {
-        str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns, path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("body", ["return self.answer()", "return 1 / 0"])
