@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,35 +116,19 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
     _announce("the whole development set")
     answer = stage.answer(images)
     scores = _scores(images, answer)
-    sample, few = answer.run, None
-    sampled = images
+    sampled, sample = images, answer.run
     if images.counts.total >= 2 * request.sample:
         sampled = replace(images, sample=request.sample)
-        _announce(f"a sample of {request.sample} images", answer.run.input_size)
-        sample = few = stage.answer(sampled).run
+        _announce(f"a sample of {request.sample} images", sample.input_size)
+        sample = stage.answer(sampled).run
     dry = _dry_run(request, stage, answer.run)
-    prediction = predict(answer.run, request.hidden_test, sandbox.core_share, few, dry)
+    prediction = predict(answer.run, request.hidden_test, sandbox.core_share, sample, dry)
     bounds = Bounds(request.hidden_test, limits.seconds, limits.memory, sandbox.core_share)
-    found, largest_map = LargestSize(None, reason="not looked for (--no-largest-size)"), None
+    found = LargestSize(None, reason="not looked for (--no-largest-size)")
+    largest_map = None
     if request.largest_size:
-
-        def measure(size: int) -> Run:
-            _announce("a sample", size)
-            try:
-                return stage.answer(sampled, size).run
-            except Refused as refused:
-                raise OtherSizeFailed(str(refused)) from refused
-
-        found = find_largest_size(measure, prediction, sample, bounds)
-    if found.input_size and found.input_size == answer.run.input_size:
-        largest_map = float(scores.mean())
-    elif found.input_size:
-        _announce("the whole development set, for its mAP,", found.input_size)
-        try:
-            largest_map = float(_scores(images, stage.answer(images, found.input_size)).mean())
-        except Refused as refused:
-            reason = f"{found.input_size} px failed on the whole development set: {refused}"
-            found = LargestSize(None, found.trials, reason)
+        found = find_largest_size(partial(_run_at, stage, sampled), prediction, sample, bounds)
+        found, largest_map = _scored(found, stage, images, answer, float(scores.mean()))
     failure = None if bounds.allow(prediction) else _too_large(limits, prediction, found)
     # A ranker that watches the time gives up what it must, and answers.
     watches = (answer.log.get("clock") or {}).get("limit_seconds")
@@ -153,18 +138,31 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         )
         failure = None
     return Rehearsed(
-        request,
-        images,
-        sandbox,
-        answer,
-        scores,
-        (dry or answer.run).counts,
-        prediction,
-        found,
-        largest_map,
-        stage.notes,
-        failure,
+        *(request, images, sandbox, answer, scores, (dry or answer.run).counts),
+        *(prediction, found, largest_map, stage.notes, failure),
     )
+
+
+def _run_at(stage: Stage, sampled: RealImages, size: int) -> Run:
+    _announce("a sample", size)
+    try:
+        return stage.answer(sampled, size).run
+    except Refused as refused:
+        raise OtherSizeFailed(str(refused)) from refused
+
+
+def _scored(
+    found: LargestSize, stage: Stage, images: RealImages, answer: Answer, own_map: float
+) -> tuple[LargestSize, float | None]:
+    """The largest size and its mAP, by a run over the whole development set."""
+    if found.input_size in (None, answer.run.input_size):
+        return found, own_map if found.input_size else None
+    _announce("the whole development set, for its mAP,", found.input_size)
+    try:
+        return found, float(_scores(images, stage.answer(images, found.input_size)).mean())
+    except Refused as refused:
+        reason = f"{found.input_size} px failed on the whole development set: {refused}"
+        return LargestSize(None, found.trials, reason), None
 
 
 def _announce(step: str, size: int | None = None) -> None:
