@@ -1,8 +1,8 @@
-"""What the visual tower's own classifier says of a photo, in words.
+"""What the visual tower's own classifier says of an image, in words.
 
 A network that was trained to name 1,000 classes knows more than its features tell a small table of
 pairs. The names of the classes it sees are embedded by a text encoder, and their mean, weighted by
-its certainty, is where the photo starts in the space of texts (Norouzi et al., "Zero-Shot Learning
+its certainty, is where the image starts in the space of texts (Norouzi et al., "Zero-Shot Learning
 by Convex Combination of Semantic Embeddings", ICLR 2014).
 """
 
@@ -40,17 +40,17 @@ class ClassNames(nn.Module):
         self.register_buffer("sharpness", torch.tensor(float(sharpness)))
         self.dropout = nn.Dropout(dropout)
 
-    def fit(self, classes: Tensor, names: Tensor, photos: Tensor) -> None:
+    def fit(self, classes: Tensor, names: Tensor, images: Tensor) -> None:
         """Take over a classifier and the names' vectors, and scale the answers to a size of 1.
 
         Args:
             classes: `(1000, width)`, the classifier's rows.
             names: `(1000, 512)`, the names' vectors.
-            photos: `(n, width)`, unit vectors of photos to measure the answers' size on.
+            images: `(n, width)`, unit vectors of images to measure the answers' size on.
         """
         self.classes.copy_(classes)
         self.names.copy_(names - names.mean(dim=0))
-        size = self._mean_name(photos.to(self.names)).square().mean().sqrt()
+        size = self._mean_name(images.to(self.names)).square().mean().sqrt()
         self.names.div_(size.clamp(min=1e-6))
 
     def _mean_name(self, vectors: Tensor) -> Tensor:

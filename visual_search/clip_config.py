@@ -11,7 +11,7 @@ from visual_search.embed_settings import EmbedSettings
 
 @dataclass(frozen=True)
 class PairSamplerConfig:
-    """Which photos meet in a batch; two of one product do not while there are others.
+    """Which images meet in a batch; two of one product do not while there are others.
 
     Args:
         kind: shuffle; cluster-balanced draws small clusters of texts more often; hard-negatives
@@ -27,30 +27,30 @@ class PairSamplerConfig:
 
 @dataclass(frozen=True)
 class PairDataConfig:
-    """Photos with the queries they were chosen for.
+    """Images with the queries they were chosen for.
 
     Args:
         pairs: table of pairs (parquet); its rows of the split train are trained on, those of
             test are ranked by validation.
         root: folder its paths are relative to; empty is the table's own.
         text_column: queries, as typed, or texts, cleaned.
-        test_language: ISO 639-1: of the test photos, only queries in it are asked; empty: all.
-        queries_per_photo: draw takes another of a photo's queries in each epoch; mean takes the
+        test_language: ISO 639-1: of the test images, only queries in it are asked; empty: all.
+        queries_per_photo: draw takes another of an image's queries in each epoch; mean takes the
             mean of the embeddings of all.
-        most_queries: of mean, at most so many of a photo's queries, the first.
-        shuffle_texts: give the training photos each other's texts: what is learnt then is chance.
+        most_queries: of mean, at most so many of an image's queries, the first.
+        shuffle_texts: give the training images each other's texts: what is learnt then is chance.
         seed: of every random draw of the run.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and afterwards; 0 is as in training.
-        batch_size: photos a step and process, the negatives of each other.
-        cached_views: above 0, embed each training photo whole and in so many random crops less
+        batch_size: images a step and process, the negatives of each other.
+        cached_views: above 0, embed each training image whole and in so many random crops less
             one before the first step, and train on these features, kept in train.feature_cache;
             for a frozen visual tower, and without augmentations.
-        sampler: which photos meet in a batch.
-        augmentations: of the training photos.
-        random_erasing: share of the training photos with an erased rectangle, 0..1.
-        num_workers: processes that read training photos; 0 reads them in the training process.
-        max_broken_share: stop when more of the photos read than this share cannot be read, 0..1.
+        sampler: which images meet in a batch.
+        augmentations: of the training images.
+        random_erasing: share of the training images with an erased rectangle, 0..1.
+        num_workers: processes that read training images; 0 reads them in the training process.
+        max_broken_share: stop when more of the images read than this share cannot be read, 0..1.
     """
 
     pairs: str = "dataset/demo_text/pairs.parquet"
@@ -117,15 +117,15 @@ class ProjectionConfig:
         dropout: inside residual, 0..1.
         clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
             that is trained with them; needs a table with clusters.
-        initial: random; ridge starts photos where a ridge regression predicts the features of
+        initial: random; ridge starts images where a ridge regression predicts the features of
             their texts, and texts at these features.
-        ridge_alpha: of initial ridge, its strength, above 0, for unit vectors of the photos.
+        ridge_alpha: of initial ridge, its strength, above 0, for unit vectors of the images.
         class_names: start from the visual tower's own classifier: imagenet adds, beside its
             features, the mean of the names of the classes that it sees; needs the tower `use`.
         sharpness: of class_names, factor of the classifier's cosine before the softmax.
-        feature_noise: Gaussian noise on the photo's features in training, in units of their
+        feature_noise: Gaussian noise on the image's features in training, in units of their
             standard deviation.
-        feature_dropout: share of the photo's features dropped in training, 0..1.
+        feature_dropout: share of the image's features dropped in training, 0..1.
     """
 
     kind: Literal["linear", "residual"] = "linear"
@@ -142,7 +142,7 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """The loss over all photos and texts of the batch, of all processes together.
+    """The loss over all images and texts of the batch, of all processes together.
 
     Args:
         name: infonce (CLIP) or siglip.
@@ -151,7 +151,7 @@ class ContrastiveConfig:
         label_smoothing: of infonce, share of the target given to all alike, 0..1.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
             sum of the weights of its three parts.
-        chunk: photos whose activations are held at once; a batch of any size then needs the
+        chunk: images whose activations are held at once; a batch of any size then needs the
             memory of a chunk and a second forward pass. 0 holds the whole batch.
     """
 
@@ -168,14 +168,14 @@ class ClipConfig:
     """One phase of image–text training.
 
     Args:
-        dataset: photos with queries.
+        dataset: images with queries.
         backbone: the visual tower.
         text: the text tower.
         projection: into the shared space.
         loss: over the batch.
         optim: optimiser and schedule; backbone_lr_ratio is of both towers.
         train: the loop.
-        embedding: how photos are embedded in validation and afterwards.
+        embedding: how images are embedded in validation and afterwards.
         pretrain_model: run folder of the phase before, to start from.
     """
 

@@ -1,6 +1,6 @@
-"""Losses between photos and texts that belong together, against all others of the batch.
+"""Losses between images and texts that belong together, against all others of the batch.
 
-`similarities[i, j]` is the cosine of photo i and text j times a scale. Photos and texts may have
+`similarities[i, j]` is the cosine of image i and text j times a scale. Images and texts may have
 more than one right partner in a batch: a name that two products share is right for both.
 """
 
@@ -23,7 +23,7 @@ SIGLIP_BIAS = -10.0
 
 
 def infonce(similarities: Tensor, right: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean of the cross-entropies photo → text and text → photo (Radford et al. 2021, figure 3).
+    """Mean of the cross-entropies image → text and text → image (Radford et al. 2021, figure 3).
 
     Several right partners share the target evenly (Khosla et al. 2020, equation 2); with one
     each this is open_clip's `ClipLoss`.
@@ -102,17 +102,17 @@ class ContrastiveLoss(nn.Module):
         """Factor of the cosines, a scalar, at most :data:`LARGEST_SCALE`."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
-    def forward(self, photos: Tensor, texts: Tensor, groups: Tensor, text_ids: Tensor) -> Tensor:
+    def forward(self, images: Tensor, texts: Tensor, groups: Tensor, text_ids: Tensor) -> Tensor:
         """The loss over the rows of all processes, a scalar, the same in each.
 
         Args:
-            photos: `(n, d)`, unit vectors, of this process.
-            texts: `(n, d)`, unit vectors, row by row the photos' texts.
-            groups: `(n,)`, int64: equal where photos show the same product.
+            images: `(n, d)`, unit vectors, of this process.
+            texts: `(n, d)`, unit vectors, row by row the images' texts.
+            groups: `(n,)`, int64: equal where images show the same product.
             text_ids: `(n,)`, int64: equal where the texts are the same.
         """
-        photos, texts = gather_rows(photos.float()), gather_rows(texts.float())
+        images, texts = gather_rows(images.float()), gather_rows(texts.float())
         groups, text_ids = gather_constant(groups), gather_constant(text_ids)
         right = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
-        similarities = self.scale * photos @ texts.T
+        similarities = self.scale * images @ texts.T
         return LOSSES[self.name](similarities, right, self.label_smoothing, self.bias)

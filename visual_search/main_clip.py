@@ -1,4 +1,4 @@
-"""Train photos and queries into one space: `python -m visual_search.main_clip --config FILE …`."""
+"""Train images and queries into one space: `python -m visual_search.main_clip --config FILE …`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m visual_search.main_clip",
-        description="Train one phase on photos and the queries they were chosen for, or continue "
+        description="Train one phase on images and the queries they were chosen for, or continue "
         "it where it was killed.",
     )
     parser.add_argument("--name", type=str, required=True, help="the run is kept in runs/<name>")

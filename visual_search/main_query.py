@@ -12,15 +12,15 @@ def main() -> None:
     """Parse the arguments, search, and print what was found."""
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_query",
-        description="Rank the photos of a gallery for typed queries, or name photos.",
+        description="Rank the images of a gallery for queries typed as text, or name images.",
     )
     parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
     parser.add_argument(
-        "--gallery", type=Path, help="a folder of photos, a gallery.csv or a pairs.parquet"
+        "--gallery", type=Path, help="a folder of images, a gallery.csv or a pairs.parquet"
     )
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="as typed; several are allowed")
     parser.add_argument("--queries_file", type=Path, help="more queries, one a line")
-    parser.add_argument("--photos", type=Path, nargs="+", help="name these photos instead")
+    parser.add_argument("--photos", type=Path, nargs="+", help="name these images instead")
     parser.add_argument("--names", type=Path, help="with --photos: the candidates, one a line")
     parser.add_argument("--top", type=int, default=10, help="answers each (%(default)s)")
     parser.add_argument(
@@ -54,7 +54,7 @@ def _find_photos(arguments: argparse.Namespace) -> None:
     search = TextSearch(load_text_model(arguments.run), photos, arguments.cache)
     if search.problems:
         first = search.problems[0]
-        print(f"{len(search.problems)} damaged photos, for example {first.path}: {first.reason}")
+        print(f"{len(search.problems)} damaged images, for example {first.path}: {first.reason}")
     found = search.images_for(queries, arguments.top)
     for query, hits in zip(queries, found, strict=True):
         print(f"\n{query}")
@@ -81,7 +81,7 @@ def _name_photos(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.names} holds no name")
     missing = [path for path in arguments.photos if not path.is_file()]
     if missing:
-        raise UserError(f"the photo {missing[0]} does not exist")
+        raise UserError(f"the image {missing[0]} does not exist")
 
     from visual_search.images import ImageItem
     from visual_search.typed_queries import load_text_model, name_images

@@ -1,6 +1,6 @@
-"""Photos and the queries they were chosen for: the table that image–text training reads.
+"""Images and the queries they were chosen for: the table that image–text training reads.
 
-One row is one photo with all its queries (`pairs.parquet`); :data:`SCHEMA` says which columns.
+One row is one image with all its queries (`pairs.parquet`); :data:`SCHEMA` says which columns.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ TEXTS = pa.list_(pa.string())
 
 SCHEMA = pa.schema(
     [
-        ("image_path", pa.string()),  # relative to the folder of the photos
+        ("image_path", pa.string()),  # relative to the folder of the images
         ("image", pa.string()),  # its id, as the source has it
         ("queries", TEXTS),  # as typed; at least one
         ("texts", TEXTS),  # the same, cleaned
         ("language", TEXTS),  # of each query: ISO 639-1
-        ("group", pa.string()),  # photos of one group are right for each other's queries
+        ("group", pa.string()),  # images of one group are right for each other's queries
         ("category", pa.string()),  # empty where there is none
         ("split", pa.string()),  # "train" trains, nothing else does
     ]
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 
 CLUSTER_FIELDS = [
     ("clusters", pa.list_(pa.int32())),  # of each query
-    ("cluster", pa.int32()),  # of the photo: of the mean of its queries' embeddings
+    ("cluster", pa.int32()),  # of the image: of the mean of its queries' embeddings
 ]
 """What `cluster_texts.py assign` adds."""
 
@@ -81,18 +81,18 @@ class ArrowRows(Sequence[Value], Generic[Value]):
 
 @dataclass(frozen=True)
 class PairTable:
-    """Photos with their queries; every column has n rows."""
+    """Images with their queries; every column has n rows."""
 
     paths: Sequence[Path]
     images: ArrowRows[str]
     queries: ArrowRows[list[str]]
-    """As typed, at least one a photo."""
+    """As typed, at least one an image."""
     texts: ArrowRows[list[str]]
     """The same, cleaned."""
     languages: ArrowRows[list[str]]
     """Of each query: ISO 639-1."""
     groups: np.ndarray
-    """`(n,)`, int64, 0..g-1: photos of one group are right for each other's queries."""
+    """`(n,)`, int64, 0..g-1: images of one group are right for each other's queries."""
     categories: ArrowRows[str]
     splits: ArrowRows[str]
     clusters: np.ndarray | None = None
@@ -103,7 +103,7 @@ class PairTable:
         return len(self.groups)
 
     def items(self) -> list[ImageItem]:
-        """The photos, to be embedded."""
+        """The images, to be embedded."""
         from visual_search.images import ImageItem
 
         return [ImageItem(path) for path in self.paths]
@@ -125,7 +125,7 @@ class PairTable:
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
-    """The queries of one language, and the photos that have any.
+    """The queries of one language, and the images that have any.
 
     Args:
         table: any; clusters of queries are not kept.
@@ -147,7 +147,7 @@ def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]
             queries.append([table.queries[row][place] for place in places])
             texts.append([table.texts[row][place] for place in places])
     if not rows:
-        raise UserError(f"no photo has a query in the language {language!r}: it is ISO 639-1 (ru)")
+        raise UserError(f"no image has a query in the language {language!r}: it is ISO 639-1 (ru)")
     chosen = np.array(rows, dtype=np.int64)
     return chosen, replace(
         table.take(chosen),
@@ -209,7 +209,7 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
     place = pc.index(pc.fill_null(wrong, True), True).as_py()
     if place >= 0:
         raise UserError(
-            f"{path}: the photo {table['image_path'][place].as_py()!r} has no query, or not as "
+            f"{path}: the image {table['image_path'][place].as_py()!r} has no query, or not as "
             "many texts as queries"
         )
     folder = path.parent if root is None else root
@@ -253,43 +253,43 @@ class ChosenTexts:
 
 
 class QueryTexts:
-    """Draws a query of each photo, or takes all; the draw depends on (seed, epoch, photo) alone."""
+    """Draws a query of each image, or takes all; the draw depends on (seed, epoch, image) alone."""
 
     def __init__(self, table: PairTable, dataset: PairDataConfig) -> None:
         """
         Args:
-            table: the training photos.
-            dataset: which column, how many of a photo's queries, the draws' seed, and whether
+            table: the training images.
+            dataset: which column, how many of an image's queries, the draws' seed, and whether
                 each product gets the texts of another.
         """
         self.table, self.dataset = table, dataset
         self.rows = table.texts if dataset.text_column == "texts" else table.queries
         _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)
-        """`first` is the first photo of each product; `groups`, `(n,)`: the products, 0..g-1."""
+        """`first` is the first image of each product; `groups`, `(n,)`: the products, 0..g-1."""
         self.source = np.arange(len(table))
-        """`(n,)`: whose texts each photo is shown with."""
+        """`(n,)`: whose texts each image is shown with."""
         if dataset.shuffle_texts:
             others = np.random.default_rng(dataset.seed).permutation(len(self.first))
             self.source = self.first[others][self.groups]
 
-    def of(self, photo: int) -> list[str]:
-        """The texts that photo `photo` may be shown with, without repeats."""
-        source = int(self.source[photo])
+    def of(self, image: int) -> list[str]:
+        """The texts that image `image` may be shown with, without repeats."""
+        source = int(self.source[image])
         texts = [text for text in self.rows[source] if text.strip()]
         # A query of which cleaning left nothing is still what was typed.
         return list(dict.fromkeys(texts or self.table.queries[source]))
 
     def everything(self, most: int = 50_000) -> list[str]:
-        """The texts of the photos, of at most so many spread over the table."""
+        """The texts of the images, of at most so many spread over the table."""
         step = max(len(self.table) // most, 1)
-        return [text for photo in range(0, len(self.table), step) for text in self.of(photo)]
+        return [text for image in range(0, len(self.table), step) for text in self.of(image)]
 
-    def chosen(self, photos: np.ndarray, labels: np.ndarray, epoch: int) -> ChosenTexts:
+    def chosen(self, images: np.ndarray, labels: np.ndarray, epoch: int) -> ChosenTexts:
         """The texts of a batch.
 
         Args:
-            photos: `(n,)`, the photos that were asked for.
-            labels: `(n,)`, the products of those that are shown: where a broken photo was
+            images: `(n,)`, the images that were asked for.
+            labels: `(n,)`, the products of those that are shown: where a broken image was
                 replaced by one of another product, its texts are that product's.
             epoch: of the draw.
         """
@@ -297,8 +297,8 @@ class QueryTexts:
         owners: list[int] = []
         keys: list[str] = []
         draws = self.dataset.queries_per_photo == "draw"
-        for row, (photo, label) in enumerate(zip(photos.tolist(), labels.tolist(), strict=True)):
-            shown = photo if self.groups[photo] == label else int(self.first[label])
+        for row, (image, label) in enumerate(zip(images.tolist(), labels.tolist(), strict=True)):
+            shown = image if self.groups[image] == label else int(self.first[label])
             known = self.of(shown)
             if draws:
                 draw = np.random.SeedSequence([self.dataset.seed, epoch, shown]).generate_state(1)

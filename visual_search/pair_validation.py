@@ -143,7 +143,7 @@ def write_text_report(
 
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
-    ranks, right = evaluation.photo_ranks[query], set(relevance.photos_of[query].tolist())
+    ranks, right = evaluation.image_ranks[query], set(relevance.images_of[query].tolist())
     first = int(evaluation.text_to_photo.first_right[query])
     return TileRow(
         relevance.texts[query],

@@ -1,7 +1,7 @@
 """Where the projections into the shared space start, before anything is learnt.
 
 From random weights they have to learn from few products what closed forms know at once. Texts start
-in the space of their own features, turned at random; photos where a ridge regression predicts their
+in the space of their own features, turned at random; images where a ridge regression predicts their
 texts (Hoerl and Kennard 1970), where the visual tower's classifier names them, or at the sum of
 both. Training then moves away from there.
 """
@@ -26,7 +26,7 @@ SIZE = 3**-0.5
 
 
 def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Start photos where the visual tower's classifier names what it sees.
+    """Start images where the visual tower's classifier names what it sees.
 
     A text and a class name of the same meaning get the same place; what the features say beside it
     starts at nothing.
@@ -34,14 +34,14 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
     Args:
         encoder: with the text tower `use` and linear projections; changed in place.
         weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of photos.
+        vectors: `(n, width)`, unit vectors of images.
     """
-    photo = _linear(encoder.image_projection.projection)
+    image = _linear(encoder.image_projection.projection)
     columns = encoder.text.columns("use")
-    basis = nn.init.orthogonal_(vectors.new_empty(photo.out_features, len(columns)), SIZE)
+    basis = nn.init.orthogonal_(vectors.new_empty(image.out_features, len(columns)), SIZE)
     with torch.no_grad():
-        nn.init.zeros_(photo.weight)
-        nn.init.zeros_(photo.bias)
+        nn.init.zeros_(image.weight)
+        nn.init.zeros_(image.bias)
     _start_texts(encoder, columns, basis, torch.zeros(len(columns)))
     _start_names(encoder, weights, vectors, basis)
 
@@ -49,23 +49,23 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
 def start_from_ridge(
     encoder: DualEncoder, vectors: Tensor, texts: Sequence[Sequence[str]], alpha: float
 ) -> None:
-    """Start photos where a ridge regression predicts the features of their texts.
+    """Start images where a ridge regression predicts the features of their texts.
 
-    Minimises `sum over photos of |mean of its texts' features - W v|^2 + alpha |W|^2`, both sides
+    Minimises `sum over images of |mean of its texts' features - W v|^2 + alpha |W|^2`, both sides
     centred. Text features that are nothing before training (the table of n-grams) are left out:
     their columns stay random.
 
     Args:
         encoder: with linear projections; changed in place.
         vectors: `(n, width)`, unit vectors of the visual tower.
-        texts: of each of these photos, one or more.
+        texts: of each of these images, one or more.
         alpha: the ridge's strength, above 0.
 
     Raises:
         UserError: when there is no text feature, or they are all alike.
     """
     standardised = encoder.image_projection.standardised
-    photo = _linear(encoder.image_projection.projection)
+    image = _linear(encoder.image_projection.projection)
     features, means = _text_features(encoder, texts)
     columns = torch.nonzero(features.std(dim=0, correction=0) > 1e-6).flatten()
     if not len(columns):
@@ -73,7 +73,7 @@ def start_from_ridge(
             "projection.initial ridge needs texts whose features differ before training: add "
             "`use` to text.towers, or set projection.initial to random"
         )
-    basis = _basis(features[:, columns], photo.out_features).double()
+    basis = _basis(features[:, columns], image.out_features).double()
     known, targets = features[:, columns].double(), means[:, columns].double()
     inputs = vectors.cpu().double()
     mean, centre = targets.mean(dim=0), inputs.mean(dim=0)
@@ -85,8 +85,8 @@ def start_from_ridge(
     fitted = fitted * (lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12))
     weight = basis @ fitted.T
     with torch.no_grad():
-        photo.weight.copy_(weight * standardised.scale.cpu().double())
-        photo.bias.copy_(-(weight @ (centre - standardised.mean.cpu().double())))
+        image.weight.copy_(weight * standardised.scale.cpu().double())
+        image.bias.copy_(-(weight @ (centre - standardised.mean.cpu().double())))
     _start_texts(encoder, columns, basis, mean)
 
 
@@ -96,7 +96,7 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
     Args:
         encoder: after :func:`start_from_ridge`, with the text tower `use`; changed in place.
         weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of photos.
+        vectors: `(n, width)`, unit vectors of images.
     """
     projection = _linear(encoder.text_projections()[0])
     basis = projection.weight.detach()[:, encoder.text.columns("use")]
@@ -104,15 +104,15 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
 
 
 def _start_names(encoder: DualEncoder, weights: str, vectors: Tensor, basis: Tensor) -> None:
-    photo = encoder.image_projection
-    assert photo.names is not None
+    image = encoder.image_projection
+    assert image.names is not None
     named = torch.from_numpy(
         encoder.text.part("use").encoder.encode(in_small_letters(imagenet_names()))
     )
     classifier = imagenet_classifier(weights).to(vectors.device)
-    photo.names.fit(classifier, named.to(vectors.device), vectors)
+    image.names.fit(classifier, named.to(vectors.device), vectors)
     with torch.no_grad():
-        _linear(photo.name_projection).weight.copy_(NAMES_SHARE * basis)
+        _linear(image.name_projection).weight.copy_(NAMES_SHARE * basis)
 
 
 def _start_texts(encoder: DualEncoder, columns: Tensor, basis: Tensor, mean: Tensor) -> None:
@@ -136,15 +136,15 @@ def _basis(features: Tensor, dimension: int) -> Tensor:
 
 
 def _text_features(encoder: DualEncoder, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-    """Of the distinct texts, `(m, t)`, and the mean of each photo's, `(n, t)`; on the CPU."""
+    """Of the distinct texts, `(m, t)`, and the mean of each image's, `(n, t)`; on the CPU."""
     numbers: dict[str, int] = {}
     pairs = [
         (row, numbers.setdefault(t, len(numbers))) for row, own in enumerate(texts) for t in own
     ]
     features = encoder.text_features(list(numbers))
-    photo, text = torch.tensor(pairs).T
-    sums = torch.zeros(len(texts), features.shape[1]).index_add_(0, photo, features[text])
-    return features, sums / torch.bincount(photo, minlength=len(texts))[:, None]
+    image, text = torch.tensor(pairs).T
+    sums = torch.zeros(len(texts), features.shape[1]).index_add_(0, image, features[text])
+    return features, sums / torch.bincount(image, minlength=len(texts))[:, None]
 
 
 def _linear(module: nn.Module | None) -> nn.Linear:

@@ -1,12 +1,12 @@
-"""Text → photo and photo → text retrieval: R@1, R@5, R@10 and mAP.
+"""Text → image and image → text retrieval: R@1, R@5, R@10 and mAP.
 
     table = read_pairs(Path("pairs.parquet"), "test")
     relevance = relevance_of(table)
     both = evaluate_retrieval(photo_vectors, text_vectors, relevance)
     both.text_to_photo.recall(1), both.photo_to_text.mean_average_precision
 
-The queries of one direction are the distinct texts of the table, of the other its photos. A photo
-is right for a text when one of its product's photos carries the text, so a name that two products
+The queries of one direction are the distinct texts of the table, of the other its images. An image
+is right for a text when one of its product's images carries the text, so a name that two products
 share is right for both.
 """
 
@@ -30,44 +30,44 @@ RECALLS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which texts and photos belong together."""
+    """Which texts and images belong together."""
 
     texts: list[str]
-    """Distinct, in the order of their first photo."""
-    photos_of: list[np.ndarray]
-    """Of each text, the rows of the right photos, ascending, int64."""
+    """Distinct, in the order of their first image."""
+    images_of: list[np.ndarray]
+    """Of each text, the rows of the right images, ascending, int64."""
     texts_of: list[np.ndarray]
-    """Of each photo, the rows of the right texts, ascending, int64."""
+    """Of each image, the rows of the right texts, ascending, int64."""
 
 
 def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
     """The right answers in a table of pairs.
 
     Args:
-        table: photos with their texts and groups (products).
+        table: images with their texts and groups (products).
         column: queries, as typed, or texts, cleaned.
     """
     rows: Sequence[list[str]] = table.texts if column == "texts" else table.queries
     numbers: dict[str, int] = {}
     groups_of: list[set[int]] = []
-    photos_of_group: dict[int, list[int]] = {}
-    for photo, (texts, group) in enumerate(zip(rows, table.groups.tolist(), strict=True)):
-        photos_of_group.setdefault(group, []).append(photo)
+    images_of_group: dict[int, list[int]] = {}
+    for image, (texts, group) in enumerate(zip(rows, table.groups.tolist(), strict=True)):
+        images_of_group.setdefault(group, []).append(image)
         for text in texts:
             # Letters' case is no difference between two queries.
             number = numbers.setdefault(text.strip().lower(), len(numbers))
             if number == len(groups_of):
                 groups_of.append(set())
             groups_of[number].add(group)
-    photos_of = [
-        np.array(sorted(p for group in groups for p in photos_of_group[group]), dtype=np.int64)
+    images_of = [
+        np.array(sorted(p for group in groups for p in images_of_group[group]), dtype=np.int64)
         for groups in groups_of
     ]
     texts_of: list[list[int]] = [[] for _ in range(len(table))]
-    for number, photos in enumerate(photos_of):
-        for photo in photos.tolist():
-            texts_of[photo].append(number)
-    return Relevance(list(numbers), photos_of, [np.array(t, dtype=np.int64) for t in texts_of])
+    for number, images in enumerate(images_of):
+        for image in images.tolist():
+            texts_of[image].append(number)
+    return Relevance(list(numbers), images_of, [np.array(t, dtype=np.int64) for t in texts_of])
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class BothWays:
 
     text_to_photo: RetrievalScores
     photo_to_text: RetrievalScores
-    photo_ranks: np.ndarray
-    """`(texts, columns)`, int64: photos, best first."""
+    image_ranks: np.ndarray
+    """`(texts, columns)`, int64: images, best first."""
 
     @property
     def mean_average_precision(self) -> float:
@@ -139,18 +139,18 @@ class BothWays:
         return {"text_to_photo": self.text_to_photo, "photo_to_text": self.photo_to_text}
 
 
-def evaluate_retrieval(photos: Tensor, texts: Tensor, relevance: Relevance) -> BothWays:
-    """Rank photos for each text and texts for each photo, by inner product, and score both.
+def evaluate_retrieval(images: Tensor, texts: Tensor, relevance: Relevance) -> BothWays:
+    """Rank images for each text and texts for each image, by inner product, and score both.
 
     Args:
-        photos: `(n_photos, d)`, float, unit vectors.
+        images: `(n_images, d)`, float, unit vectors.
         texts: `(n_texts, d)`, the same, in the order of `relevance.texts`.
         relevance: the right answers.
     """
-    photo_ranks = top_k(texts, photos, MAX_PREDICTIONS)[1].cpu().numpy()
-    text_ranks = top_k(photos, texts, MAX_PREDICTIONS)[1].cpu().numpy()
+    image_ranks = top_k(texts, images, MAX_PREDICTIONS)[1].cpu().numpy()
+    text_ranks = top_k(images, texts, MAX_PREDICTIONS)[1].cpu().numpy()
     return BothWays(
-        score_rankings(photo_ranks, relevance.photos_of),
+        score_rankings(image_ranks, relevance.images_of),
         score_rankings(text_ranks, relevance.texts_of),
-        photo_ranks,
+        image_ranks,
     )

@@ -60,7 +60,7 @@ class TextTask(Task[EmbeddedTextTask]):
     @property
     def right(self) -> list[np.ndarray]:
         """Of each query, the rows of the right answers, ascending, int64."""
-        return self.relevance.photos_of if self.asks_with_texts else self.relevance.texts_of
+        return self.relevance.images_of if self.asks_with_texts else self.relevance.texts_of
 
     @property
     def query_names(self) -> list[str]:

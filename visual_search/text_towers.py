@@ -415,7 +415,7 @@ class TextTowers(nn.Module):
 
 
 def in_small_letters(texts: Sequence[str]) -> list[str]:
-    """As typed queries mostly are: names of products would else train what is never asked."""
+    """As queries are mostly typed: names of products would else train what is never asked."""
     return [text.strip().lower() for text in texts]
 
 

@@ -58,7 +58,7 @@ def test_rows_of_images_or_texts_stand_for_weighted_pairs(direction: str) -> Non
     cosines = (one / np.linalg.norm(one, axis=1)[:, None]) @ (two.T / np.linalg.norm(two, axis=1))
     images = cosines.T if direction == DIRECTIONS[0] else cosines
     found = ridge(train, test, "useful", direction, 0.3)
-    assert found.photo_ranks[:, 0].tolist() == images.argmax(axis=1).tolist()
+    assert found.image_ranks[:, 0].tolist() == images.argmax(axis=1).tolist()
 
 
 def scores(first: list[int]) -> RetrievalScores:

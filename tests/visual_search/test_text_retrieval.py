@@ -45,7 +45,7 @@ def test_relevance_follows_names_and_products(tmp_path: Path) -> None:
     table = read_pairs(write_drawn_pairs(tmp_path / "data", photos=2), "test")
     relevance = relevance_of(table)
     assert sorted(relevance.texts) == sorted({q for qs in table.queries for q in qs})
-    for text, photos in zip(relevance.texts, relevance.photos_of, strict=True):
+    for text, photos in zip(relevance.texts, relevance.images_of, strict=True):
         expected = [i for i in range(len(table)) if text in table.queries[i]]
         assert photos.tolist() == expected
     for photo, texts in enumerate(relevance.texts_of):
