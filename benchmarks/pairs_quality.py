@@ -29,7 +29,8 @@ from PIL import Image, ImageFilter
 
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
 from benchmarks.pairs_server import photo_server
-from dataset.dataset_creation_steps.run import DownloadConfig, PairsConfig, build_pairs
+from dataset.dataset_creation_steps.engine import DownloadConfig
+from dataset.dataset_creation_steps.run import PairsConfig, build_pairs
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.files import write_json, write_text
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
 PIECE_PHOTOS = 1000
+SELECTION = ["asin", "role", "url", "mean_cosine"]
 COLUMNS = ["asin", "role", "url", "file", "sha256", "bytes", "reason"]
 """What is known of each photo of the plan once it has been tried."""
 
@@ -99,8 +100,6 @@ def download_images(
     from dataset.dataset_creation_steps.photos import (
         StorePlan,
         download_pieces,
-        extend_plan,
-        read_selections,
         remove_leftovers,
     )
 
@@ -119,6 +118,55 @@ def download_images(
         retry_failed=retry_failed,
     )
     return _finish(root, pieces, wanted)
+
+
+def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
+    """The photos of one or several tables of step 3, each photo of a product once.
+
+    Raises:
+        UserError: for a missing file or column.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    from dataset.dataset_creation_steps.snapshots import row_count
+
+    for path in paths:
+        row_count(path, SELECTION)
+    table = pd.concat([pq.read_table(path, columns=SELECTION).to_pandas() for path in paths])
+    table = table.sort_values(["asin", "role", "url"], kind="stable")
+    return table.drop_duplicates(["asin", "url"]).reset_index(drop=True)
+
+
+def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataFrame:
+    """Put what is not planned yet behind what is, in pieces of so many photos.
+
+    Returns:
+        The whole plan: asin, role, url, piece (number); its index is the photo's number.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dataset.dataset_creation_steps.photos import plan_file
+
+    path = plan_file(root)
+    columns = ["asin", "role", "url", "piece"]
+    old = pq.read_table(path).to_pandas() if path.is_file() else pd.DataFrame(columns=columns)
+    known = pd.MultiIndex.from_frame(old[["asin", "url"]])
+    new = wanted[~pd.MultiIndex.from_frame(wanted[["asin", "url"]]).isin(known)]
+    if new.empty and path.is_file():
+        return old
+    first = int(old["piece"].max()) + 1 if len(old) else 0
+    numbers = first + pd.RangeIndex(len(new)) // piece_photos
+    new = new[["asin", "role", "url"]].assign(piece=numbers.to_numpy())
+    plan = pd.concat([old.astype({"piece": "int64"}), new], ignore_index=True)[columns]
+    with written_atomically(path) as temporary:
+        table = pa.Table.from_pandas(plan, preserve_index=False)
+        with pq.ParquetWriter(temporary, table.schema) as writer:
+            for _, rows in plan.groupby("piece"):
+                writer.write_table(table.slice(int(rows.index[0]), len(rows)))
+    return plan
 
 
 def _missing(root: Path, pieces: int) -> list[int]:
@@ -157,8 +205,6 @@ def _progress(root: Path, pieces: Sequence[int]) -> pd.DataFrame:
 
 def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:
     """Delete second copies and write the tables of what is there and of what is not."""
-    from dataset.dataset_creation_steps.photos import keep_one_copy
-
     table = _progress(root, range(pieces))
     there = table[table["reason"].isna()]
     files = keep_one_copy(root, zip(there["file"], there["sha256"], there["bytes"], strict=True))
@@ -178,6 +224,33 @@ def _finish(root: Path, pieces: int, wanted: pd.DataFrame) -> Kept:
     if unique.empty:
         raise UserError(f"no photo could be had; {failures_file(root)} has the reasons")
     return Kept(len(unique), len(photos) - len(unique), Counter(failed["reason"].astype(str)))
+
+
+def keep_one_copy(root: Path, photos: Iterable[tuple[str, str, int]]) -> dict[str, str]:
+    """Of each content the file that its first row has; later copies are deleted.
+
+    Args:
+        root: of the store.
+        photos: file, SHA-256 and size, in the order of the rows.
+
+    Returns:
+        File by SHA-256, of the contents that are there.
+    """
+    from dataset.dataset_creation_steps.photos import is_stored
+
+    first: dict[str, str] = {}
+    there: dict[str, str] = {}
+    for file, digest, size in photos:
+        canonical = first.setdefault(digest, file)
+        if is_stored(root, canonical, size):
+            there[digest] = canonical
+            if file != canonical:
+                (root / file).unlink(missing_ok=True)
+        elif is_stored(root, file, size):
+            (root / canonical).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).replace(root / canonical)
+            there[digest] = canonical
+    return there
 
 
 def main() -> None:

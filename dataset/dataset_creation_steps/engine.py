@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +51,7 @@ def start_engine(runner: str, ray_address: str = "auto") -> None:
     # No report of its use to Daft's makers, no bars of its own between ours.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    # `dataset` is no installed package; other processes find it where this one does.
+    # Workers import the checkout that this process runs in, whatever is installed.
     root = str(Path(__file__).resolve().parents[2])
     known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *known]))
@@ -84,39 +86,54 @@ def _join_ray(address: str) -> None:
         ) from error
 
 
-def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
-    """Limits, and what addresses are allowed; `size_hint` where addresses may be Amazon's."""
-    group = parser.add_argument_group("downloading")
-    if size_hint:
-        group.add_argument(
-            "--size-hint",
-            type=int,
-            default=500,
-            metavar="PX",
-            help="ask Amazon for photos of this longest side (_SL500_); 0: as uploaded "
-            "(%(default)s)",
+@dataclass(frozen=True)
+class DownloadConfig:
+    """How images are downloaded: `download` of a config, or options of a command.
+
+    Attributes:
+        size_hint: ask Amazon for images of this longest side, pixels (_SL500_); 0: as uploaded.
+        rate: requests a second to a host; 0: any.
+        connections: open to a host at a time.
+        timeout: seconds for one attempt.
+        attempts: for errors that may pass.
+        max_mb: of one image.
+        allow_private: also addresses that are not public, such as this machine's own.
+    """
+
+    size_hint: int = 500
+    rate: float = 100.0
+    connections: int = 32
+    timeout: float = 30.0
+    attempts: int = 4
+    max_mb: float = 20.0
+    allow_private: bool = False
+
+    def limits(self) -> DownloadLimits:
+        """As the downloader takes them."""
+        from dataset.downloads import DownloadLimits
+
+        return DownloadLimits(
+            max_bytes=int(self.max_mb * 1e6),
+            timeout=self.timeout,
+            attempts=self.attempts,
+            connections=self.connections,
+            rate=self.rate,
+            allow_private=self.allow_private,
         )
-    group.add_argument(
-        "--rate",
-        type=float,
-        default=100.0,
-        help="requests a second to a host; 0: any (%(default)s)",
-    )
-    group.add_argument(
-        "--connections", type=int, default=32, help="open to a host at a time (%(default)s)"
-    )
-    group.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds for one attempt (%(default)s)"
-    )
-    group.add_argument(
-        "--attempts", type=int, default=4, help="for errors that may pass (%(default)s)"
-    )
-    group.add_argument("--max-mb", type=float, default=20.0, help="of one photo (%(default)s)")
-    group.add_argument(
-        "--allow-private",
-        action="store_true",
-        help="also addresses that are not public, such as this machine's own",
-    )
+
+
+def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
+    """The fields of :class:`DownloadConfig`; `size_hint` where addresses may be Amazon's."""
+    group = parser.add_argument_group("downloading")
+    helps = dict(re.findall(r"^        (\w+): (.+)\.$", DownloadConfig.__doc__ or "", re.MULTILINE))
+    for field in fields(DownloadConfig):
+        option, text = f"--{field.name.replace('_', '-')}", helps[field.name]
+        if isinstance(field.default, bool):
+            group.add_argument(option, action="store_true", help=text)
+        elif size_hint or field.name != "size_hint":
+            kind = type(field.default)
+            text += " (%(default)s)"
+            group.add_argument(option, type=kind, default=field.default, help=text)
 
 
 def add_piece_options(parser: argparse.ArgumentParser, photos: int) -> None:
@@ -134,13 +151,5 @@ def add_piece_options(parser: argparse.ArgumentParser, photos: int) -> None:
 
 def limits(arguments: argparse.Namespace) -> DownloadLimits:
     """The limits that the options ask for."""
-    from dataset.downloads import DownloadLimits
-
-    return DownloadLimits(
-        max_bytes=int(arguments.max_mb * 1e6),
-        timeout=arguments.timeout,
-        attempts=arguments.attempts,
-        connections=arguments.connections,
-        rate=arguments.rate,
-        allow_private=arguments.allow_private,
-    )
+    names = {field.name for field in fields(DownloadConfig)} & vars(arguments).keys()
+    return DownloadConfig(**{name: getattr(arguments, name) for name in names}).limits()

@@ -219,7 +219,8 @@ def _embedded(
     """Embedded photos, a piece at a time."""
     from daft import col
 
-    from dataset.dataset_creation_steps.photos import FetchStage, embed_stage, stoppable
+    from dataset.dataset_creation_steps.embedding import embed_stage
+    from dataset.dataset_creation_steps.photos import FetchStage, stoppable
     from dataset.dataset_creation_steps.snapshots import whole_pieces
 
     fetch: Any = FetchStage(download, size_hint).fetch

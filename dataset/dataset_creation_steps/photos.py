@@ -1,6 +1,6 @@
-"""The two stages that the engine runs for every photo: fetch it, embed it.
+"""Images fetched by stages of the engine, and a store of them on disk, filled piece by piece.
 
-Both take and give whole batches, so that the engine holds only a few batches of photos between
+Stages take and give whole batches, so that the engine holds only a few batches of images between
 them, and the network and the model work at the same time.
 """
 
@@ -10,16 +10,14 @@ import asyncio
 import functools
 import hashlib
 import io
-import tempfile
 import threading
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daft
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from daft import DataType, Series
@@ -31,7 +29,6 @@ from dataset.dataset_creation_steps.snapshots import (
     Pieces,
     may_pass_rows,
     read_snapshot,
-    row_count,
     waves,
     while_the_network_works,
     whole_pieces,
@@ -43,17 +40,9 @@ from visual_search.files import written_atomically
 from visual_search.images import MAX_DECODED_PIXELS, UnreadableImage, decode_image
 from visual_search.progress import progress_bar
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from visual_search.model import Embedder
-    from visual_search.precision import InferencePlan
-
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
 """Fetched at a time, so that one slow photo does not hold up all others."""
-
-EMBED_BATCH = 64
 
 NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
@@ -77,6 +66,11 @@ def stoppable(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch, No
     finally:
         if not finished:
             _stopped.set()
+
+
+def is_stopped() -> bool:
+    """Whether nobody takes the results of the query any more."""
+    return _stopped.is_set()
 
 
 async def fetch_in_stage(downloader: Downloader, url: str, size_hint: int | None) -> Download:
@@ -120,94 +114,6 @@ class FetchStage:
             *(fetch_in_stage(self.downloader, url, self.size_hint) for url in urls.to_pylist())
         )
         return [{"data": download.data, "reason": download.reason} for download in got]
-
-
-class EmbedStage:
-    """Bytes of photos to embeddings, by the very function that the ranker embeds with."""
-
-    def __init__(self, run: str) -> None:
-        """
-        Args:
-            run: of the model; see :func:`load_embedder`.
-        """
-        from visual_search.embed import default_device
-
-        # The engine calls from several threads; the model has all cores for one batch at a time.
-        self.lock = threading.Lock()
-        self.device = default_device()
-        self.model, self.input_size = load_embedder(Path(run))
-        self.model.to(self.device)
-        self.plan: InferencePlan | None = None
-
-    @daft.method.batch(
-        return_dtype=DataType.struct(
-            {"vector": DataType.list(DataType.float32()), "reason": DataType.string()}
-        ),
-        batch_size=EMBED_BATCH,
-    )
-    def embed(self, data: Series) -> list[dict[str, Any]]:
-        """Of each photo a unit vector, or what is wrong with the photo; nulls stay nulls."""
-        photos = data.to_pylist()
-        there = [number for number, photo in enumerate(photos) if photo is not None]
-        answers: list[dict[str, Any]] = [{"vector": None, "reason": None} for _ in photos]
-        if not there or _stopped.is_set():
-            return answers
-        vectors, reasons = self._embedded([photos[number] for number in there])
-        for number, vector, reason in zip(there, vectors, reasons, strict=True):
-            answers[number] = {"vector": None if reason else vector, "reason": reason}
-        return answers
-
-    def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
-        from visual_search.embed import embed_images
-        from visual_search.embed_settings import EmbedSettings
-        from visual_search.images import ImageItem
-        from visual_search.precision import plan_inference
-
-        # Not "auto": a run that goes on after a kill has to embed as it did before.
-        settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
-
-        # The ranker's function reads files; these live for as long as one batch.
-        with tempfile.TemporaryDirectory() as folder:
-            items = [ImageItem(Path(folder) / str(number)) for number in range(len(photos))]
-            for item, photo in zip(items, photos, strict=True):
-                item.path.write_bytes(photo)
-            with self.lock:
-                self.plan = self.plan or plan_inference(
-                    self.model, items, self.input_size, device=self.device, settings=settings
-                )
-                found = embed_images(
-                    self.plan,
-                    items,
-                    self.input_size,
-                    device=self.device,
-                    settings=settings,
-                    progress=False,
-                )
-        problems = {problem.path: problem.reason for problem in found.problems}
-        return found.matrix.numpy(), [problems.get(str(item.path)) for item in items]
-
-
-def embed_stage(gpus: float = 0.0) -> Any:
-    """The class for the engine: a model in each worker process, with its share of GPUs."""
-    return daft.cls(EmbedStage, gpus=gpus, use_process=False)
-
-
-def load_embedder(source: Path) -> tuple[Embedder, int]:
-    """The model of a run, a checkpoint or an export, and its input side in pixels.
-
-    Raises:
-        UserError: when there is no such model.
-    """
-    import torch
-
-    from visual_search.checkpoint import load_checkpoint
-    from visual_search.model import rebuild_embedder
-
-    checkpoint = load_checkpoint(source)
-    embedder = rebuild_embedder(checkpoint.architecture)
-    embedder.load_state_dict(dict(checkpoint.state))
-    embedder = embedder.eval().to(memory_format=torch.channels_last)
-    return embedder, checkpoint.architecture.input_size
 
 
 FOLDER_IMAGES = 50_000
@@ -309,76 +215,10 @@ class StoreStage:
         return await loop.run_in_executor(self.writer, store_photo, self.root, place, download.data)
 
 
-def keep_one_copy(root: Path, photos: Iterable[tuple[str, str, int]]) -> dict[str, str]:
-    """Of each content the file that its first row has; later copies are deleted.
-
-    Args:
-        root: of the store.
-        photos: file, SHA-256 and size, in the order of the rows.
-
-    Returns:
-        File by SHA-256, of the contents that are there.
-    """
-    first: dict[str, str] = {}
-    there: dict[str, str] = {}
-    for file, digest, size in photos:
-        canonical = first.setdefault(digest, file)
-        if is_stored(root, canonical, size):
-            there[digest] = canonical
-            if file != canonical:
-                (root / file).unlink(missing_ok=True)
-        elif is_stored(root, file, size):
-            (root / canonical).parent.mkdir(parents=True, exist_ok=True)
-            (root / file).replace(root / canonical)
-            there[digest] = canonical
-    return there
-
-
 def remove_leftovers(root: Path) -> None:
     """Half-written files of a process that was killed."""
     for path in [*root.glob("*/.*.tmp"), *root.parent.glob(f".{root.name}*.tmp")]:
         path.unlink(missing_ok=True)
-
-
-COLUMNS = ["asin", "role", "url", "mean_cosine"]
-
-
-def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
-    """The photos of one or several tables of step 3, each photo of a product once.
-
-    Raises:
-        UserError: for a missing file or column.
-    """
-    for path in paths:
-        row_count(path, COLUMNS)
-    table = pd.concat([pq.read_table(path, columns=COLUMNS).to_pandas() for path in paths])
-    table = table.sort_values(["asin", "role", "url"], kind="stable")
-    return table.drop_duplicates(["asin", "url"]).reset_index(drop=True)
-
-
-def extend_plan(root: Path, wanted: pd.DataFrame, piece_photos: int) -> pd.DataFrame:
-    """Put what is not planned yet behind what is, in pieces of so many photos.
-
-    Returns:
-        The whole plan: asin, role, url, piece (number); its index is the photo's number.
-    """
-    path = plan_file(root)
-    columns = ["asin", "role", "url", "piece"]
-    old = pq.read_table(path).to_pandas() if path.is_file() else pd.DataFrame(columns=columns)
-    known = pd.MultiIndex.from_frame(old[["asin", "url"]])
-    new = wanted[~pd.MultiIndex.from_frame(wanted[["asin", "url"]]).isin(known)]
-    if new.empty and path.is_file():
-        return old
-    first = int(old["piece"].max()) + 1 if len(old) else 0
-    numbers = first + pd.RangeIndex(len(new)) // piece_photos
-    new = new[["asin", "role", "url"]].assign(piece=numbers.to_numpy())
-    plan = pd.concat([old.astype({"piece": "int64"}), new], ignore_index=True)[columns]
-    with written_atomically(path) as temporary:
-        table = pa.Table.from_pandas(plan, preserve_index=False)
-        with pq.ParquetWriter(temporary, table.schema) as writer:
-            for _, rows in plan.groupby("piece"):
-                writer.write_table(table.slice(int(rows.index[0]), len(rows)))
-    return plan
 
 
 RESULTS = ("file", "sha256", "bytes", "reason")

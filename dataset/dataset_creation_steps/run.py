@@ -9,48 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
 from visual_search.errors import UserError, exit_with_sentence
-
-if TYPE_CHECKING:
-    from dataset.downloads import DownloadLimits
-
-
-@dataclass(frozen=True)
-class DownloadConfig:
-    """How photos are downloaded.
-
-    Attributes:
-        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
-        rate: requests a second to a host; 0 is any.
-        connections: to a host at a time.
-        timeout: seconds for one attempt.
-        attempts: for errors that may pass.
-        max_mb: of one photo.
-        allow_private: also addresses that are not public.
-    """
-
-    size_hint: int = 500
-    rate: float = 100.0
-    connections: int = 32
-    timeout: float = 30.0
-    attempts: int = 4
-    max_mb: float = 20.0
-    allow_private: bool = False
-
-    def limits(self) -> DownloadLimits:
-        """As the downloader takes them."""
-        from dataset.downloads import DownloadLimits
-
-        return DownloadLimits(
-            max_bytes=int(self.max_mb * 1e6),
-            timeout=self.timeout,
-            attempts=self.attempts,
-            connections=self.connections,
-            rate=self.rate,
-            allow_private=self.allow_private,
-        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +61,6 @@ def build_pairs(config: PairsConfig) -> None:
     Raises:
         UserError: when a file is missing or a step has nothing left.
     """
-    from dataset.dataset_creation_steps.engine import start_engine
     from dataset.dataset_creation_steps.prepare_training_set import evaluation_tables
     from visual_search.checkpoint import load_checkpoint
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from dataset.image_text.query_lines import TextCounts
-
 EXAMPLES = 5
 """Dropped queries that are shown for each reason."""
 
@@ -184,8 +182,8 @@ def clean_queries(
 @dataclass
 class _FirstPass:
     counts: Cleaned
-    texts: TextCounts
-    photos: int
+    common: np.ndarray
+    """Keys of texts that stand at too many images, sorted."""
     repeated: np.ndarray
     """Keys of files that several images have, sorted."""
 
@@ -198,24 +196,32 @@ def _first_pass(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dataset.image_text.query_lines import TextCounts, keys
+    from dataset.image_text.query_lines import keys
     from visual_search.pair_table import TEXTS
 
     names = {"image": pa.string(), "file": pa.string()}
     schema = pa.schema([*names.items(), *((name, TEXTS) for name in ("queries", "texts", "langs"))])
-    counts, texts, files, photos = Cleaned(), TextCounts(), [np.zeros(0, np.uint64)], 0
+    counts, texts, files = Cleaned(), [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     with pq.ParquetWriter(path, schema) as writer:
         for block in _cleaned(_blocks(metadata, tally), config):
             counts.add_counts(block)
             if not block.images:
                 continue
-            photos += len(block.images)
-            texts.add(keys([text for row in block.texts for text in row]))
+            texts.append(keys([text for row in block.texts for text in row]))
             files.append(keys(block.files))
             columns = [block.images, block.files, block.queries, block.texts, block.languages]
             writer.write_table(pa.table(columns, schema=schema))
-    found, times = np.unique(np.concatenate(files), return_counts=True)
-    return _FirstPass(counts, texts, photos, found[times > 1])
+    images = sum(map(len, files))
+    limit = max(config.drop.max_photo_share * images, config.drop.min_common_photos - 1)
+    return _FirstPass(counts, _more_often(texts, limit), _more_often(files, 1))
+
+
+def _more_often(found: list[np.ndarray], limit: float) -> np.ndarray:
+    """The keys that occur more than `limit` times, sorted."""
+    import numpy as np
+
+    each, times = np.unique(np.concatenate(found), return_counts=True)
+    return each[times > limit]
 
 
 def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Photo]]:
@@ -273,7 +279,6 @@ def _second_pass(
     from visual_search.pair_table import SCHEMA, TEST
 
     prefix = Path(os.path.relpath(photos.resolve(), output.parent.resolve()))
-    limit = max(config.drop.max_photo_share * first.photos, config.drop.min_common_photos - 1)
     kept: Counter[str] = Counter()
     languages: Counter[str] = Counter()
     with (
@@ -281,7 +286,7 @@ def _second_pass(
         pq.ParquetWriter(temporary, SCHEMA) as writer,
     ):
         for batch in pq.ParquetFile(path).iter_batches(GROUP_PHOTOS):
-            rows = list(_informative_rows(batch, limit, first))
+            rows = list(_informative_rows(batch, first))
             _add_groups(rows, first.repeated, config.test_share)
             for row in rows:
                 row["image_path"] = str(prefix / row.pop("file"))
@@ -298,17 +303,15 @@ def _second_pass(
     return {**kept, "languages": dict(languages.most_common())}
 
 
-def _informative_rows(
-    batch: pa.RecordBatch, limit: float, first: _FirstPass
-) -> Iterator[dict[str, Any]]:
-    """The rows of a batch with those queries that stand at no more than `limit` photos."""
+def _informative_rows(batch: pa.RecordBatch, first: _FirstPass) -> Iterator[dict[str, Any]]:
+    """The rows of a batch without the queries that stand at too many images."""
     import numpy as np
 
     from dataset.image_text.cleaning import COMMON
-    from dataset.image_text.query_lines import keys
+    from dataset.image_text.query_lines import keys, places
 
     rows = batch.to_pylist()
-    common = first.texts.of(keys([text for row in rows for text in row["texts"]])) > limit
+    common = places(keys([text for row in rows for text in row["texts"]]), first.common) >= 0
     ends = np.cumsum([len(row["texts"]) for row in rows])
     names = {"queries": "queries", "texts": "texts", "language": "langs"}
     for row, dropped in zip(rows, np.split(common, ends[:-1]), strict=True):

@@ -14,10 +14,11 @@ from dataset.dataset_creation_steps.download_images import (
     Kept,
     download_images,
     failures_file,
+    keep_one_copy,
     table_file,
 )
 from dataset.dataset_creation_steps.engine import start_engine
-from dataset.dataset_creation_steps.photos import FOLDER_IMAGES, folder_of, keep_one_copy
+from dataset.dataset_creation_steps.photos import FOLDER_IMAGES, folder_of
 from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
