@@ -41,11 +41,11 @@ from visual_search.frozen import FrozenFeatures, as_it_is
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
 from visual_search.model import Embedder
-from visual_search.moving import MovingParts
 from visual_search.necks import create_neck
-from visual_search.phase import Phase
+from visual_search.optim import OptimizerState
+from visual_search.phase import ImagePhase
 from visual_search.samplers import build_batches
-from visual_search.stepping import Stepper
+from visual_search.train import optimizer_step
 from visual_search.transforms import Mixer
 
 DIMENSION = 64
@@ -116,7 +116,7 @@ class Ours:
         centers: int,
         nested: tuple[int, ...],
     ) -> None:
-        margin = MarginConfig(centers=centers, dropout=0.0, nested=nested)
+        margin = MarginConfig(centers=centers, class_margins="none", dropout=0.0, nested=nested)
         config = PhaseConfig(
             dataset=replace(DatasetConfig(), batch_size=batch),
             neck=NeckConfig("norm-linear", DIMENSION),
@@ -133,21 +133,14 @@ class Ours:
         self.loader: Any = DataLoader(frozen, batch_sampler=batches, collate_fn=as_it_is)
         neck = create_neck("norm-linear", features.shape[1], DIMENSION)
         embedder = Embedder(nn.Identity(), neck, (0.0,) * 3, (1.0,) * 3)
-        head = MarginHead(
-            DIMENSION,
-            torch.from_numpy(images.counts(classes)),
-            centers=centers,
-            scale=margin.scale,
-            margin=margin.margin,
-        )
+        head = MarginHead(DIMENSION, torch.from_numpy(images.counts(classes)), margin)
         objective = Objective(head, None, None, nested=nested)
         learner = Learner(embedder, objective, from_features=True).train()
-        accelerator = Accelerator(cpu=True)
-        self.moving = MovingParts(accelerator, config, learner, len(self.loader))
-        self.learner = learner
+        self.accelerator = Accelerator(cpu=True)
+        self.optim = OptimizerState(self.accelerator, config, learner, len(self.loader))
         unused: Any = None  # nothing is validated here
-        phase = Phase(config, training, unused, learner, unused, Mixer("none"), False)
-        self.stepper = Stepper(accelerator, phase, accelerator.prepare_model(learner), self.moving)
+        self.phase = ImagePhase(config, training, unused, learner, unused, Mixer("none"))
+        self.learner = self.accelerator.prepare_model(learner)
 
     def epoch(self) -> tuple[float, float]:
         """Seconds of one after some steps that warm up: by the clock, and of all CPUs together.
@@ -170,9 +163,9 @@ class Ours:
         for step, batch in enumerate(self.loader):
             if step == count:
                 return
-            self.moving.before_step(step, self.learner)
-            self.stepper.step([batch])
-            self.moving.after_step(self.learner)
+            self.optim.set_rates(step)
+            self.phase.before_step(step, len(self.loader))
+            optimizer_step(self.accelerator, self.phase, self.learner, self.optim, [batch])
 
 
 def peer_epoch(features: Tensor, labels: np.ndarray, classes: int, batch: int) -> tuple[float, str]:

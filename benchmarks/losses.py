@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -27,6 +27,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
+from visual_search.config import MarginConfig
 from visual_search.errors import exit_with_sentence
 from visual_search.heads import MarginHead
 from visual_search.losses import Samples
@@ -36,6 +37,7 @@ from visual_search.xbm import XbmLoss
 
 PEER = "pytorch-metric-learning"
 SCALE, MARGIN = 30.0, 0.5
+ARCFACE = MarginConfig(centers=1, scale=SCALE, margin=MARGIN, class_margins="none")
 STEP_LIMIT, MEMORY_LIMIT = 1.5, 1000.0  # of a million classes: s, MB
 
 Step = Callable[[], tuple[Tensor, Tensor]]
@@ -81,7 +83,7 @@ def margin_step(sizes: Sizes, threads: int) -> Step:
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.classes)
     counts = torch.ones(sizes.classes, dtype=torch.int64)
-    head = MarginHead(sizes.dimension, counts, centers=1, scale=SCALE, margin=MARGIN)
+    head = MarginHead(sizes.dimension, counts, ARCFACE)
     return _stepping(lambda embeddings: head(embeddings, labels).mean(), rows, head)
 
 
@@ -90,7 +92,7 @@ def peer_margin_step(sizes: Sizes, threads: int) -> Step:
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.classes)
     counts = torch.ones(sizes.classes, dtype=torch.int64)
-    head = MarginHead(sizes.dimension, counts, centers=1, scale=SCALE, margin=MARGIN)
+    head = MarginHead(sizes.dimension, counts, ARCFACE)
     peer = peer_module("pytorch_metric_learning.losses").ArcFaceLoss(
         sizes.classes, sizes.dimension, margin=float(torch.tensor(MARGIN).rad2deg()), scale=SCALE
     )
@@ -103,8 +105,8 @@ def sampled_step(sizes: Sizes, threads: int) -> Callable[[], Tensor]:
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.many_classes)
     counts = torch.ones(sizes.many_classes, dtype=torch.int64)
-    head = SampledMarginHead(sizes.dimension, counts, share=0.1, centers=1, scale=SCALE)
-    optimizer = RowSGD(head.table, lr=0.1)
+    head = SampledMarginHead(sizes.dimension, counts, replace(ARCFACE, sampled_share=0.1))
+    optimizer = RowSGD(head.table, 0.1)
     # The state belongs to the class matrix; it is touched so that memory counts it as held.
     for tensor in optimizer.state_dict().values():
         tensor.add_(0)

@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, run_way, write_job
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.evaluate import DevSet, fill_to_width, read_dev_set
 from visual_search.export import export_torchscript
@@ -94,7 +95,9 @@ def measure(
     torch.manual_seed(0)
     mean, std = (HALF, HALF) if "lite" in case.model else (CLIP_MEAN, CLIP_STD)
     with torch.device(options.device):  # a GPU draws random weights at once
-        embedder, architecture = build_embedder(case.model, case.weights, case.size, mean, std)
+        embedder, architecture = build_embedder(
+            BackboneConfig(case.model, case.weights, mean, std), case.size
+        )
     photos = [*dev_set.gallery, *dev_set.queries] * case.copies
     n_gallery = len(dev_set.gallery)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}

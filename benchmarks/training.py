@@ -38,6 +38,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
+from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
 from visual_search.datasets import LabelledImages, TrainingImages
 from visual_search.errors import UserError, exit_with_sentence
 from visual_search.heads import MarginHead
@@ -110,14 +111,14 @@ class Trainer:
         torch.manual_seed(0)
         with device:  # there random weights are drawn at once
             embedder, architecture = build_embedder(
-                case.model, "none", case.size, CLIP_MEAN, CLIP_STD
+                BackboneConfig(case.model, "none", CLIP_MEAN, CLIP_STD), case.size
             )
         counts = torch.ones(case.classes, dtype=torch.int64)
-        head = MarginHead(architecture.dimension, counts, centers=3)
+        head = MarginHead(architecture.dimension, counts, MarginConfig(class_margins="none"))
         learner = Learner(embedder, Objective(head, None, None), dropout=0.2)
         self.learner = learner.to(device).to(memory_format=torch.channels_last).train()
-        groups = parameter_groups(embedder.backbone, [embedder.neck, head], 3e-4, 0.01, 0.1)
-        self.optimizer = build_optimizer("adamw", groups)
+        groups = parameter_groups(embedder.backbone, [embedder.neck, head], OptimConfig())
+        self.optimizer = build_optimizer(OptimConfig(), groups)
         self.parameters = [p for group in groups for p in group["params"]]
         self.flops = self._count_flops()
         if compiled:

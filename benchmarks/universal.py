@@ -118,6 +118,7 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
     from visual_search.compression import Sides
     from visual_search.config_reader import parse_phase
     from visual_search.evaluate import evaluate_embeddings
+    from visual_search.phase import build_image_phase
     from visual_search.run_embeddings import RunEmbeddings
     from visual_search.run_folder import RunFolder
     from visual_search.train import train_phase
@@ -125,7 +126,7 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
     common = ["--config", CONFIG, f"--train.feature_cache={cache}", "--train.validate_every=1000"]
     _, config, text = parse_phase(jsonargparse.ArgumentParser(), [*common, *settings])
     run = RunFolder(folder, name)
-    train_phase(config, run, text)
+    train_phase(config, build_image_phase, run, text)
     embedded = RunEmbeddings(run.path)
 
     def scores(sides: Sides) -> np.ndarray:

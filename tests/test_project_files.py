@@ -32,7 +32,7 @@ ENTRY_POINTS = [
     ["-m", "visual_search.main_compress"],
     ["-m", "visual_search.main_export"],
     ["-m", "visual_search.main_soup"],
-    ["-m", "visual_search.main_sweep"],
+    ["-m", "visual_search.main_tune"],
     ["-m", "visual_search.main_cv_lb"],
     ["local_evaluation.py"],
     ["-m", "my_submission.preflight"],

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.freezing import freeze_unused, trunk_of
 from visual_search.open_clip_backbones import create_open_clip
@@ -51,37 +52,22 @@ class Backbone:
     """Side in pixels of the photos it was built for."""
 
 
-def create_backbone(
-    name: str,
-    weights: str,
-    drop_path: float = 0.0,
-    *,
-    input_size: int = 0,
-    pooling: str = "default",
-    patch_overlap: int = 0,
-    head_conv: bool = True,
-) -> Backbone:
+def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
     """Build a backbone.
 
     Args:
-        name: `timm/<model>`, `open_clip/<architecture>` or `open_clip/<architecture>/<tag>`, or
-            `unicom/<model>`.
-        weights: `none` (random), `hub` (timm's default weights), `hub:<tag>` (open_clip's
-            pretrained tag, or timm's), `package:efficientnet_lite0` (see
-            :data:`PACKAGED_WEIGHTS`), or a state-dict file.
-        drop_path: stochastic depth rate, 0..1, for models that know it.
-        input_size: side of the photos in pixels; position embeddings are resampled to it. 0 is
+        config: `name` is `timm/<model>`, `open_clip/<architecture>`,
+            `open_clip/<architecture>/<tag>` or `unicom/<model>`. `weights` are `none` (random),
+            `hub` (timm's default weights), `hub:<tag>` (open_clip's pretrained tag, or timm's),
+            `package:efficientnet_lite0` (see :data:`PACKAGED_WEIGHTS`), or a state-dict file.
+        input_size: side of the images in pixels; position embeddings are resampled to it. 0 is
             the model's own.
-        pooling: of the last feature map or tokens: `default` (the model's own), `avg`, `gem`
-            (see :class:`visual_search.pooling.GeM`), or `cls` (the class token).
-        patch_overlap: pixels that neighbouring patches of a vision transformer share.
-        head_conv: False leaves out the wide convolution in front of the pooling of EfficientNet
-            and MobileNet.
 
     Raises:
         UserError: for an unknown name, weights that cannot be had, weights that do not fit, or
             an option that the model does not know.
     """
+    name, pooling = config.name, config.pooling
     library, _, model = name.partition("/")
     if library not in LIBRARIES or not model:
         raise UserError(
@@ -92,10 +78,10 @@ def create_backbone(
         raise UserError(
             f"backbone.pooling is {pooling!r}; it can be default, cls, {', '.join(POOLINGS)}"
         )
-    if weights.partition(":")[0] == "hub":
+    if config.weights.partition(":")[0] == "hub":
         go_offline_without_network()
-    module, size = LIBRARIES[library](model, weights, drop_path, input_size, pooling, patch_overlap)
-    if not head_conv:
+    module, size = LIBRARIES[library](model, config, input_size)
+    if not config.head_conv:
         drop_head_conv(module, name)
     width = feature_width(module, size, name)
     if pooling != "default":
@@ -171,10 +157,10 @@ def checkpoint_gradients(module: nn.Module, name: str = "the backbone") -> None:
         raise refusal from error
 
 
-LIBRARIES: dict[str, Callable[[str, str, float, int, str, int], tuple[nn.Module, int]]] = {
+LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]] = {
     "timm": create_timm,
     "open_clip": create_open_clip,
     "unicom": create_unicom,
 }
-"""Builders by library: model, weights, drop_path, input_size, pooling, patch_overlap in, the
-headless network and its input size out."""
+"""Builders by library: model, configuration and input size in, the headless network and its
+input size out."""

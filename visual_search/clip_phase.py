@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.cached_views import CachedViews, kept_features
 from visual_search.clip_config import ClipConfig
-from visual_search.config import NeckConfig
 from visual_search.contrastive import ContrastiveLoss
 from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.dual_encoder import (
@@ -23,17 +23,19 @@ from visual_search.dual_encoder import (
     build_dual_encoder,
 )
 from visual_search.errors import UserError
+from visual_search.freezing import freeze_backbone
 from visual_search.images import ImageItem
-from visual_search.model import Architecture
+from visual_search.model import Architecture, build_embedder
 from visual_search.pair_batches import build_pair_batches
 from visual_search.pair_table import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
-from visual_search.phase import Batch
-from visual_search.photo_tower import build_tower, freeze_tower
+from visual_search.pair_validation import PairValidator
+from visual_search.phase import Batch, Phase
 from visual_search.projection_start import (
     add_class_names,
     start_from_class_names,
     start_from_ridge,
 )
+from visual_search.run_folder import RunFolder
 from visual_search.samplers import TrainingBatches, image_loader
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.transforms import build_augmentation
@@ -46,7 +48,7 @@ FITTED_PHOTOS = 200_000
 
 
 @dataclass
-class ClipPhase:
+class ClipPhase(Phase):
     """What an image–text phase trains, on what, and what it is measured by."""
 
     config: ClipConfig
@@ -86,12 +88,20 @@ class ClipPhase:
             None if clusters is None else torch.from_numpy(clusters)[indexes].to(device),
         )
 
-    @property
-    def idle_part(self) -> str:
-        """Prefix of the learner's tensors that are not even run in training."""
-        return "embedder.backbone.visual." if self.config.dataset.cached_views else ""
+    def __post_init__(self) -> None:
+        self.idle_part = "embedder.backbone.visual." if self.config.dataset.cached_views else ""
 
-    def fill_features(self, device: torch.device, chief: bool) -> None:
+    def validator(
+        self,
+        run: RunFolder,
+        device: torch.device,
+        average: ExponentialAverage | None,
+        soup: WeightSoup | None,
+    ) -> PairValidator:
+        """What scores both encoders and keeps the best."""
+        return PairValidator(self, run, device, average, soup)
+
+    def fill_features(self, device: torch.device, is_main_process: bool) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
         config = self.config
         visual = self.learner.to(device).embedder.visual.eval()
@@ -101,12 +111,12 @@ class ClipPhase:
                 self.architecture.input_size,
                 Path(config.train.feature_cache),
                 device=device,
-                progress=chief,
+                progress=is_main_process,
             )
         if config.backbone.trainable_blocks == 0:
-            self.test_vectors = self._plain_vectors(self.test.items(), device, chief)
+            self.test_vectors = self._plain_vectors(self.test.items(), device, is_main_process)
 
-    def start_weights(self, device: torch.device, chief: bool) -> None:
+    def start_weights(self, device: torch.device, is_main_process: bool) -> None:
         """Measure the features of a run that starts anew, and set the projections for them."""
         if self.config.pretrain_model:
             return
@@ -116,7 +126,7 @@ class ClipPhase:
         ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
         most = FITTED_PHOTOS if ridge else MEASURED_PHOTOS
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
-        vectors = self._photo_vectors(chosen, device, chief)
+        vectors = self._photo_vectors(chosen, device, is_main_process)
         encoder.image_projection.standardised.measure(vectors)
         if ridge:
             texts = [self.texts.of(photo) for photo in chosen]
@@ -126,23 +136,21 @@ class ClipPhase:
         elif names:
             start_from_class_names(encoder, weights, vectors)
 
-    def _photo_vectors(self, chosen: range, device: torch.device, chief: bool) -> Tensor:
+    def _photo_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
         if isinstance(self.images, CachedViews):
             return self.images.features[list(chosen), 0].to(device)
         items = [self.images.images.item(i) for i in chosen]
-        return self._plain_vectors(items, device, chief).to(device)
+        return self._plain_vectors(items, device, is_main_process).to(device)
 
-    def _plain_vectors(self, items: list[ImageItem], device: torch.device, chief: bool) -> Tensor:
+    def _plain_vectors(
+        self, items: list[ImageItem], device: torch.device, is_main_process: bool
+    ) -> Tensor:
         embedder = self.learner.embedder
         was_training = embedder.training
         folder, size = Path(self.config.train.feature_cache), self.architecture.input_size
-        found = kept_features(embedder.visual.eval(), items, size, folder, device, chief)
+        found = kept_features(embedder.visual.eval(), items, size, folder, device, is_main_process)
         embedder.train(was_training)
         return found.matrix
-
-    def leak_warning(self) -> str:
-        """Nothing: a table of pairs says itself which photos train."""
-        return ""
 
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
@@ -157,12 +165,12 @@ class ClipPhase:
         )
 
 
-def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
+def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
     """Read the table of pairs, build both encoders and their loss.
 
     Args:
         config: the phase.
-        chief: whether this process is the one that prints.
+        is_main_process: whether this process is the one that prints.
 
     Raises:
         UserError: when data, weights or settings are not what they should be.
@@ -177,7 +185,7 @@ def build_clip_phase(config: ClipConfig, chief: bool) -> ClipPhase:
     _check_clusters(config, table)
     texts = QueryTexts(table, dataset)
     encoder, architecture, text_architecture = _encoder(config)
-    freeze_tower(encoder.visual.backbone, config.backbone, dataset.input_size)
+    freeze_backbone(encoder.visual.backbone, config.backbone, dataset.input_size)
     encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)
     if config.train.channels_last:
         encoder.visual.to(memory_format=torch.channels_last)
@@ -261,12 +269,10 @@ def _check_clusters(config: ClipConfig, table: PairTable) -> None:
 
 def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchitecture]:
     text, projection = config.text, config.projection
-    size = config.dataset.input_size_valid or config.dataset.input_size
-    visual, architecture = build_tower(
-        config.backbone, size, NeckConfig(), continued=bool(config.pretrain_model)
-    )
-    if config.pretrain_model:
-        text = replace(text, weights="none")
+    size, backbone = config.dataset.input_size_valid or config.dataset.input_size, config.backbone
+    if config.pretrain_model:  # whose weights follow
+        backbone, text = replace(backbone, weights="none"), replace(text, weights="none")
+    visual, architecture = build_embedder(backbone, size)
     encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
     text_architecture = TextArchitecture.of(text, projection)
     if config.pretrain_model:

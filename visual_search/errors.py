@@ -31,7 +31,7 @@ EXTRA_OF_PACKAGE = {
     "open_clip": "train",
     "optuna": "tune",
     "packaging": "submit",
-    "psutil": "train",
+    "psutil": "submit",
     "py3langid": "text",
     "pyarrow": "data",
     "pymorphy3": "text",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 
 # The layers of networks that do not name them themselves, in timm's notation.
@@ -80,6 +81,21 @@ def _is_named(name: str, matcher: dict[str, Any]) -> bool:
     for entry in matcher.values():
         patterns += [part[0] for part in entry] if isinstance(entry, list | tuple) else [entry]
     return any(pattern is not None and re.match(pattern, name) for pattern in patterns)
+
+
+def freeze_backbone(backbone: nn.Module, config: BackboneConfig, input_size: int) -> None:
+    """Freeze what the configuration says is not to be trained, in place.
+
+    Args:
+        backbone: of an embedder.
+        config: which blocks and stages train.
+        input_size: side of the training images, pixels.
+    """
+    if config.trainable_blocks >= 0:
+        train_last_blocks(backbone, config.trainable_blocks)
+    freeze_stages(backbone, config.frozen_stages)
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        freeze_unused(backbone, input_size)
 
 
 def freeze_stages(backbone: nn.Module, stages: int) -> None:

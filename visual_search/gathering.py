@@ -10,12 +10,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many processes train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def _all_gather(rows: Tensor) -> Tensor:
-    rows, count = rows.contiguous(), _processes()
+    rows, count = rows.contiguous(), processes()
     own = torch.tensor([len(rows)], device=rows.device)
     lengths = [torch.empty_like(own) for _ in range(count)]
     dist.all_gather(lengths, own)
@@ -40,7 +46,7 @@ class _GatherRows(torch.autograd.Function):
         # no reduce-scatter; what is sent is a batch of embeddings, small next to a model.
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.narrow(0, dist.get_rank() * ctx.length, ctx.length)
+        return total.narrow(0, own_rank() * ctx.length, ctx.length)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -58,11 +64,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     Raises:
         ValueError: when processes hold different numbers of rows.
     """
-    return rows if _processes() == 1 else _GatherRows.apply(rows)
+    return rows if processes() == 1 else _GatherRows.apply(rows)
 
 
 @torch.no_grad()
 def gather_constant(rows: Tensor) -> Tensor:
     """As :func:`gather_rows`, of any type, without a gradient."""
     rows = rows.detach()
-    return rows if _processes() == 1 else _all_gather(rows)
+    return rows if processes() == 1 else _all_gather(rows)

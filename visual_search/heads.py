@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import Unpack
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_search.config import MarginConfig, OptimConfig
 from visual_search.errors import UserError
 from visual_search.gathering import gather_constant
-from visual_search.generators import generator_of
-from visual_search.margin_rule import MarginOptions, MarginRule
-from visual_search.margin_softmax import MarginLogits, Target, margin_softmax
-from visual_search.margins import curricular_negatives
-from visual_search.similarity import Similarities, nearest_similarity, similarities
+from visual_search.margin_softmax import (
+    MarginLogits,
+    Similarities,
+    Target,
+    margin_softmax,
+    similarities,
+)
+from visual_search.margins import MarginSchedule
+
+if TYPE_CHECKING:
+    from visual_search.row_optim import RowOptimizer
 
 # Classes whose first centres come from one generator, so that any run of classes can be made
 # without those before it.
 _SEEDED_CLASSES = 4096
+# Imprinted sub-centres of a class start this far apart, as a share of a centre's length.
+_SPREAD = 0.1
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator in main memory, seeded by all of the numbers, in their order.
+
+    They are hashed, since the generator reads the lower 32 bits of a seed only: neighbouring
+    steps of neighbouring seeds would otherwise share their draws.
+    """
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def initial_centers(
@@ -45,22 +66,6 @@ def initial_centers(
     return answer.view(-1, dimension)
 
 
-def check_head(centers: int, label_smoothing: float, focal_gamma: float) -> None:
-    """Refuse what no head can have.
-
-    Raises:
-        UserError: naming the key of the configuration.
-    """
-    if not 1 <= centers <= 255:
-        raise UserError(f"margin.centers is {centers}; write a whole number in 1..255")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise UserError(
-            f"margin.label_smoothing is {label_smoothing}; write a number from 0 to below 1"
-        )
-    if focal_gamma < 0.0:
-        raise UserError(f"margin.focal_gamma is {focal_gamma}; write 0 or more")
-
-
 def focal(losses: Tensor, gamma: float) -> Tensor:
     """(1 - p) ** gamma * losses, p = exp(-losses): rows that are right already weigh less.
 
@@ -82,39 +87,93 @@ class MarginHead(nn.Module):
     ArcFace" (ECCV 2020), equation 3.
     """
 
-    def __init__(
-        self,
-        dimension: int,
-        counts: Tensor,
-        *,
-        centers: int = 3,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        seed: int = 0,
-        **options: Unpack[MarginOptions],
-    ) -> None:
+    weight: Tensor
+    """`(own classes * centers, dimension)`."""
+
+    def __init__(self, dimension: int, counts: Tensor, config: MarginConfig, seed: int = 0) -> None:
         """
         Args:
             dimension: width of the embeddings.
             counts: `(classes,)`, training images of each class.
-            centers: sub-centres of each class, 1..255; 1 is the plain form.
-            label_smoothing: share of the label spread over all classes, 0 to below 1.
-            focal_gamma: see :func:`focal`; 0 is plain cross-entropy.
+            config: margin, sub-centres, label smoothing and focal loss.
             seed: of the first centres.
-            options: as :class:`visual_search.margin_rule.MarginRule`.
 
         Raises:
             UserError: for a value that cannot be, naming its key, `margin.…`.
         """
         super().__init__()
-        check_head(centers, label_smoothing, focal_gamma)
-        self.centers, self.label_smoothing, self.focal_gamma = centers, label_smoothing, focal_gamma
-        self.rule = MarginRule(counts, **options)
-        self.weight = nn.Parameter(initial_centers(len(counts), centers, dimension, seed))
+        if not 1 <= config.centers <= 255:
+            raise UserError(f"margin.centers is {config.centers}; write a whole number in 1..255")
+        if not 0.0 <= config.label_smoothing < 1.0:
+            raise UserError(
+                f"margin.label_smoothing is {config.label_smoothing}; write a number from 0 to "
+                "below 1"
+            )
+        if config.focal_gamma < 0.0:
+            raise UserError(f"margin.focal_gamma is {config.focal_gamma}; write 0 or more")
+        self.centers, self.classes = config.centers, len(counts)
+        self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
+        self.rule = MarginSchedule(counts, config)
+        self.start, self.stop = self._own_classes()
+        self._hold(
+            initial_centers(self.classes, self.centers, dimension, seed, self.start, self.stop)
+        )
+
+    def _own_classes(self) -> tuple[int, int]:
+        """The run `start, stop` of classes whose centres this process holds."""
+        return 0, self.classes
+
+    def _hold(self, centers: Tensor) -> None:
+        self.weight = nn.Parameter(centers)
+
+    def row_optimizer(self, optim: OptimConfig) -> RowOptimizer | None:
+        """What moves the centres, where they are not among the module's parameters."""
+        return None
+
+    def own_state_names(self) -> list[str]:
+        """Of the tensors of its state, those that differ between the processes."""
+        return []
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The state for any number of processes, on process 0. All of them have to call it."""
+        return self.state_dict()
 
     def set_progress(self, share: float) -> None:
         """Tell how much of the training is done, 0..1: a growing margin follows it."""
         self.rule.set_progress(share)
+
+    def set_centers(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Set each own class's centres to the mean of its embeddings, plus a little noise.
+
+        Weight imprinting: Qi et al., "Low-Shot Learning with Imprinted Weights" (CVPR 2018),
+        section 3.1. Classes without embeddings keep their random centres, and every centre keeps
+        the length it had.
+
+        Args:
+            embeddings: `(n, dimension)`, unit vectors, on the CPU.
+            labels: `(n,)`, int64.
+        """
+        own = (labels >= self.start) & (labels < self.stop)
+        count, width = self.stop - self.start, self.weight.shape[1]
+        sums = torch.zeros(count, width).index_add_(0, labels[own] - self.start, embeddings[own])
+        directions = F.normalize(sums, dim=1)[:, None, :].expand(-1, self.centers, -1)
+        noise = F.normalize(torch.randn(count, self.centers, width), dim=2) * _SPREAD
+        weight = self.weight.data.view(count, self.centers, width)
+        lengths = weight.norm(dim=2, keepdim=True)
+        centers = F.normalize(directions + noise, dim=2) * lengths.cpu()
+        seen = sums.norm(dim=1) > 0
+        weight[seen] = centers[seen].to(weight)
+
+    def take_centers(self, centers: Tensor) -> bool:
+        """Copy another head's centres of all classes, `(classes * centers, dimension)`.
+
+        False, and nothing done, where the shapes differ.
+        """
+        if centers.shape != (self.classes * self.centers, self.weight.shape[1]):
+            return False
+        own = slice(self.start * self.centers, self.stop * self.centers)
+        self.weight.data.copy_(centers[own])
+        return True
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of each row, `(N,)`, float32.
@@ -175,81 +234,3 @@ class MarginHead(nn.Module):
             of_rows = gather_constant(torch.logsumexp(wrong, dim=1))
             log_rivals = torch.logsumexp(of_rows, dim=0) - math.log(len(of_rows))
         self.rule.observe(gather_constant(to_target), gather_constant(lengths), log_rivals)
-
-    def logits(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scaled similarities `(N, classes)`, with the margin on the labels where there are any.
-
-        Arguments as :meth:`forward`; the state of the margin stays as it is.
-        """
-        values = nearest_similarity(
-            embeddings, self.weight, self.centers, normalize=self.rule.normalize
-        )
-        if labels is None:
-            return self.rule.scale * values
-        place = labels[:, None]
-        to_target = values.gather(1, place)
-        plain = to_target.detach().squeeze(1)
-        margins = self.rule.margins[labels]
-        lengths = embeddings.detach().to(values.dtype).norm(dim=1)
-        value, slope = self.rule.grade(plain, margins, lengths, torch.zeros_like(plain))
-        threshold = self.rule.hardness(plain, margins)
-        if threshold is not None:
-            graded = curricular_negatives(values.detach(), threshold[:, None], self.rule.pace)
-            values = _with_slope(values, *graded)
-        margined = _with_slope(to_target, value[:, None], slope[:, None])
-        return self.rule.scale * values.scatter(1, place, margined)
-
-    def soft_loss(self, embeddings: Tensor, probabilities: Tensor) -> Tensor:
-        """The loss of each row under soft targets, `(N,)`: the mean of :meth:`forward` over them.
-
-        `sum_j q_j * loss(row, label j)`, every class with its margin when it is the target: one
-        class with all probability gives :meth:`forward`, two that of mixup's weighted sum.
-        It goes through autograd and keeps several `(N, classes)` matrices.
-
-        Args:
-            embeddings: `(N, dimension)`, not normalised.
-            probabilities: `(N, classes)`, 0 or more, each row's sum 1.
-
-        Raises:
-            UserError: for curricularface, whose wrong classes are judged by one right class.
-        """
-        if self.rule.name == "curricularface":
-            raise UserError(
-                "margin.name is curricularface, which has no loss for soft targets; "
-                "write another margin, or train without soft targets"
-            )
-        values = nearest_similarity(
-            embeddings, self.weight, self.centers, normalize=self.rule.normalize
-        )
-        with torch.no_grad():
-            plain, lengths = values.detach(), embeddings.detach().to(values.dtype).norm(dim=1)
-            to_target = (plain * probabilities).sum(dim=1)
-            self._observe(to_target, lengths, plain, probabilities.argmax(dim=1))
-            draws = self.rule.draw(to_target)[:, None]
-            graded = self.rule.grade(plain, self.rule.margins, lengths[:, None], draws)
-        logits = self.rule.scale * values
-        margined = self.rule.scale * _with_slope(values, *graded)
-        log_sum = torch.logaddexp(_log_sum_of_others(logits), margined)
-        even = self.label_smoothing / logits.shape[1]
-        smoothed = logits.sum(dim=1, keepdim=True) - logits + margined
-        losses = log_sum - (1.0 - self.label_smoothing) * margined - even * smoothed
-        return (probabilities * focal(losses, self.focal_gamma)).sum(dim=1)
-
-
-def _with_slope(argument: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-    """`value`, whose gradient with respect to `argument` is `slope`."""
-    return value + slope * (argument - argument.detach())
-
-
-def _log_sum_of_others(logits: Tensor) -> Tensor:
-    """Of each entry, the logarithm of the summed exponentials of the rest of its row.
-
-    log(1 - p) on top of the row's own, except for the largest entry, whose p may be 1 to the
-    last digit: there the others are summed by themselves.
-    """
-    largest = logits.argmax(dim=1, keepdim=True)
-    is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, largest, True)
-    log_p = torch.log_softmax(logits, dim=1)
-    rest = torch.log1p(-torch.exp(log_p.masked_fill(is_largest, -math.inf)))
-    others = torch.logsumexp(logits.masked_fill(is_largest, -math.inf), dim=1, keepdim=True)
-    return torch.where(is_largest, others, rest + torch.logsumexp(logits, dim=1, keepdim=True))

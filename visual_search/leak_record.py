@@ -132,3 +132,8 @@ def _options(train: Side, test: Side) -> tuple[str, ...]:
     if test.fold != train.fold:
         found += ["--test_fold", str(test.fold)]
     return tuple(found)
+
+
+def product10k_folder(file: Path) -> Path:
+    """Where the images of a list of Product10K usually lie."""
+    return file.parent / ("train" if file.name.startswith("train") else "test")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.errors import UserError
+from visual_search.leak_record import product10k_folder
 from visual_search.near_duplicates import TooManyPairs, pairs_between
 from visual_search.photo_hashes import hashes_of_table
 from visual_search.tables import (
@@ -98,11 +99,6 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
         )
     values = found.values[readable]
     return ListedPhotos([paths[i] for i in readable], values, len(found.unreadable), fold)
-
-
-def product10k_folder(file: Path) -> Path:
-    """Where the photos of a list of Product10K usually lie."""
-    return file.parent / ("train" if file.name.startswith("train") else "test")
 
 
 def find_leaks(

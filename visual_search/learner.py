@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.heads import MarginHead
-from visual_search.imprinting import Head
 from visual_search.model import Embedder
 
 
@@ -19,7 +18,7 @@ from visual_search.model import Embedder
 class Objective:
     """The weighted sum that is minimised; a part that is None is left out."""
 
-    head: Head | None
+    head: MarginHead | None
     """`(features (N, d), labels (N,)) -> (N,)` losses."""
     pairs: nn.Module | None
     """`(unit embeddings (N, d), labels (N,), ids (N,)) -> ()` loss."""
@@ -53,7 +52,7 @@ class Learner(nn.Module):
         """
         super().__init__()
         self.embedder, self.dropout = embedder, dropout
-        self.head: Head | None = objective.head
+        self.head: MarginHead | None = objective.head
         self.pairs = objective.pairs
         self.objective = objective
         # In a tuple, since a teacher must not become a part that is trained and saved.
@@ -110,8 +109,6 @@ class Learner(nn.Module):
         assert self.head is not None
         rows = self.head(features, labels)
         nested = self.objective.nested
-        if nested:
-            assert isinstance(self.head, MarginHead)
-            for width in nested:
-                rows = rows + self.head.prefix_losses(features, labels, width)
+        for width in nested:
+            rows = rows + self.head.prefix_losses(features, labels, width)
         return rows / (1 + len(nested))

@@ -9,10 +9,6 @@ from visual_search.errors import exit_with_sentence
 
 def main() -> None:
     """Parse the arguments, train, and say where the result is."""
-    from visual_search.launching import start_missing_processes
-
-    start_missing_processes("visual_search.main_arcface")
-
     import jsonargparse
 
     from visual_search.config_reader import parse_phase
@@ -28,9 +24,10 @@ def main() -> None:
     arguments, config, resolved = parse_phase(parser)
     run = RunFolder(Path(arguments.runs), arguments.name)
 
+    from visual_search.phase import build_image_phase
     from visual_search.train import train_phase
 
-    score = train_phase(config, run, resolved, arguments.overwrite)
+    score = train_phase(config, build_image_phase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
     print(f"next: python my_submission/to_torchscript.py {run.path}")
 

@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--force", action="store_true", help="train them anew in any case")
     parser.add_argument(
-        "--launch", default="", help="what starts a phase: 'accelerate launch --num_processes 8'"
+        "--launch", default="", help="what starts a phase: 'torchrun --nproc_per_node 8'"
     )
     arguments = parser.parse_args()
 

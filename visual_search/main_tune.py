@@ -21,31 +21,36 @@ def main() -> None:
     from visual_search.config_reader import parse_phase
 
     arguments, phase, _ = parse_phase(build_parser())
-    if arguments.trials < 1:
-        raise UserError("--trials must be 1 or more")
+    if not arguments.grid and (arguments.trials or 0) < 1:
+        raise UserError("--trials must be 1 or more; or give --grid true for all combinations")
 
     from visual_search.run_folder import RunFolder
     from visual_search.tuning import (
         check_settings,
+        combinations,
         ended,
         finished,
         plot,
         read_search_space,
         tune,
         write_best,
+        write_grid,
     )
 
     folder = RunFolder(Path(arguments.runs), arguments.name).path
-    space = read_search_space(Path(arguments.search))
+    search = Path(arguments.search)
+    space = read_search_space(search)
+    trials = combinations(space, search) if arguments.grid else arguments.trials
     example = resolved({key: wanted.example() for key, wanted in space.items()})
     check_settings(folder, example, space)
     study = tune(
         folder,
         space,
         train_trial,
-        trials=arguments.trials,
+        trials=trials,
         timeout=arguments.timeout,
         seed=phase.dataset.seed,
+        grid=arguments.grid,
     )
     if ended(study):
         plot(study, space, folder / "tuning.png")
@@ -54,6 +59,8 @@ def main() -> None:
             f"no trial came to its end ({len(ended(study))} stopped); lower the rates in "
             f"{arguments.search}, or raise --trials"
         )
+    if arguments.grid:
+        print(f"\n{write_grid(study, space, folder)}\nplot {folder / 'grid.png'}")
     config, best = write_best(study, folder), study.best_trial
     print(f"best of {len(ended(study))}: trial {best.number}, mAP {best.value:.4f}")
     print(f"config {config}, plot {folder / 'tuning.png'}")
@@ -70,7 +77,13 @@ def build_parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--name", type=str, required=True, help="the search is kept in runs/<name>")
     parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-    parser.add_argument("--trials", type=int, required=True, help="in all, with earlier ones")
+    parser.add_argument("--trials", type=int | None, help="in all, with earlier ones")
+    parser.add_argument(
+        "--grid",
+        type=bool,
+        default=False,
+        help="train every combination of the choices in --search, and draw mAP over the first",
+    )
     parser.add_argument("--timeout", type=float | None, default=None, help="seconds")
     parser.add_argument(
         "--search", type=str, default="config/tune/lr_wd.yml", help="YAML: what to draw from"
@@ -79,10 +92,19 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
 
 def settings_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """This command's arguments with a trial's settings behind them."""
+    """This command's arguments with a trial's settings behind them.
+
+    Of margin.nested, widths that the trial's embedding does not have are left out.
+    """
+    from visual_search.config_reader import parse_phase
     from visual_search.phase_chain import as_options
 
-    return [*sys.argv[1:], *as_options(settings)]
+    arguments = [*sys.argv[1:], *as_options(settings)]
+    if "neck.dimension" in settings:
+        nested = parse_phase(build_parser(), arguments)[1].margin.nested
+        fitting = [width for width in nested if width < settings["neck.dimension"]]
+        arguments += as_options({"margin.nested": fitting})
+    return arguments
 
 
 def resolved(settings: Mapping[str, Any]) -> str:
@@ -95,10 +117,11 @@ def resolved(settings: Mapping[str, Any]) -> str:
 def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:
     """Train one trial, or continue it; returns its best mAP."""
     from visual_search.config_reader import parse_phase
+    from visual_search.phase import build_image_phase
     from visual_search.train import train_phase
 
     _, config, text = parse_phase(build_parser(), settings_arguments(settings))
-    return train_phase(config, run, text, on_validation=on_validation)
+    return train_phase(config, build_image_phase, run, text, on_validation=on_validation)
 
 
 if __name__ == "__main__":

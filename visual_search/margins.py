@@ -1,4 +1,4 @@
-"""Margins on the cosine to the right class: the target's logit and its slope, both in closed form.
+"""Margins on the cosine to the right class, in closed form, and which margin each row gets when.
 
 Every margin is a function of the target's cosine and a margin that returns `(value, slope)`: the
 margined cosine, still without the scale s, and its derivative with respect to the cosine. Having
@@ -17,7 +17,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from visual_search.config import MarginConfig
+from visual_search.errors import UserError
 
 CLOSEST = 1e-3
 """Slopes are taken at angles of at least this to 0 and to pi, radians."""
@@ -209,3 +212,218 @@ CLASS_MARGINS: dict[str, Callable[[Tensor, float, float, float], Tensor]] = {
     "power": power_margins,
 }
 """Margins of classes by their size, by name."""
+
+
+def _linear(progress: Tensor) -> Tensor:
+    return progress
+
+
+def _logarithmic(progress: Tensor) -> Tensor:
+    return torch.log1p(progress * (math.e - 1.0))
+
+
+GROWTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.ones_like,
+    "linear": _linear,
+    "log": _logarithmic,
+}
+"""From the share of the training that is done to that of the margin's rise, by name."""
+
+# Losses that learn from the batches, and so need those of all processes.
+OBSERVING = ("adaface", "curricularface", "adacos")
+# Weight of a new batch in the running length of embeddings: the authors' setting.
+_ADAFACE_MOMENTUM = 0.01
+
+
+def automatic_scale(classes: int) -> float:
+    """sqrt(2) * ln(C - 1), at least 1. Zhang et al., "AdaCos" (CVPR 2019), equation 12."""
+    return max(math.sqrt(2.0) * math.log(max(classes - 1, 1)), 1.0)
+
+
+class MarginSchedule(nn.Module):
+    """The margin of each row at this moment of the training, the scale of the logits, their state.
+
+    Around the formulas above stand: a margin for each class, growth over the training, random
+    draws (elasticface), and what a loss learns of the batches it has seen (adaface,
+    curricularface, adacos). What changes is in buffers, so that a checkpoint carries it.
+    """
+
+    margins: Tensor
+    scale: Tensor
+    progress: Tensor
+    length_mean: Tensor
+    length_std: Tensor
+    pace: Tensor
+
+    def __init__(self, counts: Tensor, config: MarginConfig) -> None:
+        """
+        Args:
+            counts: `(classes,)`, training images of each class.
+            config: softmax is a plain linear classifier without bias: it normalises nothing and
+                takes no scale. adacos always starts at :func:`automatic_scale`, and has no margin
+                but those of `class_margins`. sphereface takes its margin from m1, or a class
+                margin m as the factor 1 + m. What makes the margin grows together: m1 from 1, m2
+                and m3 from 0.
+
+        Raises:
+            UserError: for a value that cannot be, or that the named loss has no use for.
+        """
+        super().__init__()
+        _check(config)
+        self.config, self.name = config, config.name
+        if config.class_margins != "none":
+            of_size = CLASS_MARGINS[config.class_margins]
+            margins = of_size(counts, config.low, config.span, config.power)
+        elif self.name == "sphereface":
+            factor = config.m1 if config.m1 not in (0.0, 1.0) else SPHEREFACE_FACTOR
+            margins = torch.full((len(counts),), factor - 1.0)
+        else:
+            without = self.name in ("softmax", "adacos")
+            margins = torch.full((len(counts),), 0.0 if without else float(config.margin))
+        self.register_buffer("margins", margins.float())
+        scale = config.scale
+        if self.name == "softmax":
+            scale = 1.0
+        elif scale == 0 or self.name == "adacos":
+            scale = automatic_scale(len(counts))
+        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("progress", torch.tensor(0.0))
+        # Where the authors' code starts: so wide a spread that every length is a usual one.
+        self.register_buffer("length_mean", torch.tensor(20.0))
+        self.register_buffer("length_std", torch.tensor(100.0))
+        self.register_buffer("pace", torch.tensor(0.0))
+
+    @property
+    def normalize(self) -> bool:
+        """Whether similarities are cosines."""
+        return self.name != "softmax"
+
+    @property
+    def observes(self) -> bool:
+        """Whether :meth:`observe` wants to see the batches of a training."""
+        return self.name in OBSERVING
+
+    @torch.no_grad()
+    def set_progress(self, share: float) -> None:
+        """Tell how much of the training is done, 0..1: growing margins follow it."""
+        self.progress.fill_(min(max(share, 0.0), 1.0))
+
+    def _growth(self) -> Tensor:
+        start = self.config.grow_from
+        return start + (1.0 - start) * GROWTH[self.config.grow](self.progress)
+
+    @torch.no_grad()
+    def observe(self, similarity: Tensor, lengths: Tensor, log_rivals: Tensor | None) -> None:
+        """Learn from a batch, before its loss; nothing to learn outside of adaface and the like.
+
+        Args:
+            similarity: `(N,)`, to the right classes, of the batch of all processes together.
+            lengths: `(N,)`, of the embeddings.
+            log_rivals: of adacos, a scalar: the logarithm of the mean over rows of the summed
+                exponentials of the wrong classes' logits.
+        """
+        if self.name == "adaface":
+            spread = lengths.std() if len(lengths) > 1 else torch.zeros_like(self.length_std)
+            self.length_mean.lerp_(lengths.mean().to(self.length_mean), _ADAFACE_MOMENTUM)
+            self.length_std.lerp_(spread.to(self.length_std), _ADAFACE_MOMENTUM)
+        elif self.name == "curricularface":
+            # Huang et al. (CVPR 2020), equation 10.
+            self.pace.lerp_(similarity.mean().to(self.pace), self.config.curricular_momentum)
+        elif self.name == "adacos" and log_rivals is not None:
+            # Zhang et al. (CVPR 2019), equation 15. The median angle is that of the median
+            # cosine, the upper one of two, and the cosine of min(pi / 4, angle) the larger one.
+            median = -(-similarity).median()
+            self.scale.copy_(log_rivals / median.clamp(min=math.cos(math.pi / 4)))
+
+    def draw(self, similarity: Tensor) -> Tensor:
+        """Elasticface's deviation of each row's margin, `(N,)`; zeros for the others.
+
+        Boutros et al., "ElasticFace" (CVPR Workshops 2022), section 3.2; in the plus variants
+        (section 3.3), rows further from their class get the larger draws. From torch's global
+        generator; none outside of training.
+
+        Args:
+            similarity: `(N,)`, to the right class.
+        """
+        std = self.config.elastic_std if self.name.startswith("elasticface") else 0.0
+        if not std or not self.training:
+            return torch.zeros_like(similarity)
+        deviations = torch.randn_like(similarity) * std
+        if not self.name.endswith("plus"):
+            return deviations
+        nearest_first = similarity.argsort(descending=True)
+        return torch.empty_like(deviations).scatter_(0, nearest_first, deviations.sort().values)
+
+    def grade(self, similarity: Tensor, margins: Tensor, lengths: Tensor, draws: Tensor) -> Graded:
+        """The margin on similarities: `(value, slope)` of their common shape.
+
+        Args:
+            similarity: any shape.
+            margins: full-grown margins of the classes they belong to; all broadcast together.
+            lengths: of the embeddings, not normalised.
+            draws: of :meth:`draw`.
+        """
+        growth = self._growth().to(similarity.dtype)
+        margins = (margins.to(similarity.dtype) * growth + draws).clamp(min=0.0)
+        if self.name == "combined":
+            factor = 1.0 + (self.config.m1 - 1.0) * growth
+            return MARGINS[self.name](similarity, margins, factor, self.config.m3 * growth)
+        if self.name == "adaface":
+            usual, spread = self.length_mean, self.length_std + 1e-3
+            quality = ((lengths - usual) / spread * self.config.adaface_h).clamp(-1.0, 1.0)
+            return MARGINS[self.name](similarity, margins, quality.to(similarity.dtype))
+        return MARGINS[self.name](similarity, margins)
+
+    def hardness(self, similarity: Tensor, margins: Tensor) -> Tensor | None:
+        """Curricularface's threshold of hard wrong classes, `(N,)`; None for the others.
+
+        Args:
+            similarity: `(N,)`, to the right class.
+            margins: `(N,)`, full-grown, of the right class.
+        """
+        if self.name != "curricularface":
+            return None
+        growth = self._growth().to(similarity.dtype)
+        return shifted_cosine(similarity, margins.to(similarity.dtype) * growth)
+
+
+def _check(config: MarginConfig) -> None:
+    """Refuse what cannot be, and what the named loss would silently ignore."""
+    for key, known in (
+        ("name", [*MARGINS]),
+        ("class_margins", ["none", *CLASS_MARGINS]),
+        ("grow", [*GROWTH]),
+    ):
+        value = getattr(config, key)
+        if value not in known:
+            raise UserError(f"margin.{key} is {value!r}; it can be {', '.join(known)}")
+    for key, most in (
+        ("scale", math.inf),
+        ("margin", math.pi),
+        ("m1", math.inf),
+        ("grow_from", 1.0),
+        ("elastic_std", math.inf),
+        ("curricular_momentum", 1.0),
+    ):
+        if not 0.0 <= getattr(config, key) <= most:
+            raise UserError(
+                f"margin.{key} is {getattr(config, key)}; write a number in 0..{most:g}"
+            )
+    name = config.name
+    if config.m1 != 1.0 and name not in ("combined", "sphereface"):
+        raise UserError(
+            f"margin.m1 is {config.m1}, but {name} has no factor of the angle; write 1.0"
+        )
+    if config.m3 != 0.0 and name != "combined":
+        raise UserError(
+            f"margin.m3 is {config.m3}, but only combined has it; write 0.0, or margin.margin"
+        )
+    if name == "softmax" and config.class_margins != "none":
+        raise UserError(
+            f"margin.class_margins is {config.class_margins}, but softmax has no margin; write none"
+        )
+    marginless = name == "softmax" or (name == "adacos" and config.class_margins == "none")
+    if config.grow != "none" and marginless:
+        raise UserError(
+            f"margin.grow is {config.grow}, but {name} has no margin to grow; write none"
+        )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from visual_search.backbones import checkpoint_gradients, create_backbone
+from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.errors import UserError
 from visual_search.necks import NECKS, create_neck
-from visual_search.undrawn import Undrawn
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Architecture:
     """Pixels that neighbouring patches of a vision transformer share."""
     head_conv: bool = True
     """Whether the wide convolution in front of the pooling is kept, where there is one."""
+
+    def backbone_config(self) -> BackboneConfig:
+        """Of the backbone, without weights."""
+        pooling: Any = self.pooling
+        return BackboneConfig(
+            self.backbone,
+            "none",
+            self.mean,
+            self.std,
+            pooling,
+            self.head_conv,
+            patch_overlap=self.patch_overlap,
+        )
 
 
 class Embedder(nn.Module):
@@ -67,86 +83,79 @@ class Embedder(nn.Module):
 
 
 def build_embedder(
-    backbone: str,
-    weights: str,
-    input_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    neck: str = "none",
-    dimension: int = 0,
-    drop_path: float = 0.0,
-    *,
-    pooling: str = "default",
-    patch_overlap: int = 0,
-    gradient_checkpointing: bool = False,
-    neck_dropout: float = 0.2,
-    head_conv: bool = True,
+    backbone: BackboneConfig, input_size: int, neck: NeckConfig | None = None
 ) -> tuple[Embedder, Architecture]:
     """Build an embedder.
 
     Args:
-        backbone: as :func:`visual_search.backbones.create_backbone`, as are weights, drop_path,
-            pooling, patch_overlap and head_conv.
-        weights: of the backbone.
-        input_size: side of the photos in pixels that the embedder is measured with.
-        mean: three numbers, of pixels scaled to 0..1.
-        std: three numbers above 0.
-        neck: a key of :data:`visual_search.necks.NECKS`.
-        dimension: of the embedding; 0 keeps the backbone's own width.
-        drop_path: stochastic depth rate, 0..1.
-        pooling: default, avg, gem or cls.
-        patch_overlap: pixels.
-        gradient_checkpointing: less memory, more time in training; the same results.
-        neck_dropout: of dropout-linear-bn, 0..1; in training only.
+        backbone: the network and its weights.
+        input_size: side of the images in pixels, in validation and afterwards.
+        neck: behind it; None is none.
 
     Raises:
         UserError: for anything that does not fit; the message names the key.
     """
-    if neck not in NECKS:
-        raise UserError(f"neck.kind is {neck!r}; it can be {', '.join(NECKS)}")
+    neck = neck or NeckConfig()
+    if neck.kind not in NECKS:
+        raise UserError(f"neck.kind is {neck.kind!r}; it can be {', '.join(NECKS)}")
+    mean, std = tuple(backbone.mean), tuple(backbone.std)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
-    made = create_backbone(
-        backbone,
-        weights,
-        drop_path,
-        input_size=input_size,
-        pooling=pooling,
-        patch_overlap=patch_overlap,
-        head_conv=head_conv,
-    )
-    if gradient_checkpointing:
-        checkpoint_gradients(made.module, backbone)
-    projection = create_neck(neck, made.dimension, dimension, neck_dropout)
-    r, g, b = mean
-    sr, sg, sb = std
+    made = create_backbone(backbone, input_size)
+    if backbone.gradient_checkpointing:
+        checkpoint_gradients(made.module, backbone.name)
+    projection = create_neck(neck.kind, made.dimension, neck.dimension, neck.dropout)
     architecture = Architecture(
-        backbone,
-        neck,
-        dimension or made.dimension,
+        backbone.name,
+        neck.kind,
+        neck.dimension or made.dimension,
         input_size,
-        (r, g, b),
-        (sr, sg, sb),
-        pooling,
-        patch_overlap,
-        head_conv,
+        mean,
+        std,
+        backbone.pooling,
+        backbone.patch_overlap,
+        backbone.head_conv,
     )
     return Embedder(made.module, projection, mean, std), architecture
 
 
 def rebuild_embedder(architecture: Architecture) -> Embedder:
     """An embedder of a known architecture whose weights are all still to be loaded."""
-    with Undrawn():
+    kind: Any = architecture.neck  # whitening among them, which no configuration has
+    with SkipInit():
         embedder, _ = build_embedder(
-            architecture.backbone,
-            "none",
+            architecture.backbone_config(),
             architecture.input_size,
-            architecture.mean,
-            architecture.std,
-            architecture.neck,
-            architecture.dimension,
-            pooling=architecture.pooling,
-            patch_overlap=architecture.patch_overlap,
-            head_conv=architecture.head_conv,
+            NeckConfig(kind, architecture.dimension),
         )
     return embedder
+
+
+_DRAWS = frozenset(
+    [
+        *(getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "bernoulli_")),
+        *(getattr(init, name) for name in ("uniform_", "normal_", "trunc_normal_", "orthogonal_")),
+        *(getattr(init, name) for name in ("xavier_uniform_", "xavier_normal_", "sparse_")),
+        *(getattr(init, name) for name in ("kaiming_uniform_", "kaiming_normal_")),
+    ]
+)
+
+
+class SkipInit(TorchFunctionMode):
+    """While it is on, random initial values are left out: weights hold whatever is in memory.
+
+    Half a minute of one core for a network of a billion weights. Constants, such as the ones of a
+    norm's scale, are set as ever. Every weight has to be loaded afterwards.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)

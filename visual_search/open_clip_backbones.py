@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.patches import overlap_patches, resized_state
 from visual_search.pooling import POOLINGS, MapPooling, pooled_tokens
@@ -16,9 +17,7 @@ from visual_search.timm_backbones import pool_timm
 from visual_search.weights_files import from_hub, load_file_weights
 
 
-def create_open_clip(
-    model: str, weights: str, drop_path: float, input_size: int, pooling: str, patch_overlap: int
-) -> tuple[nn.Module, int]:
+def create_open_clip(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
     """An image tower and its input size; :mod:`visual_search.backbones` says the rest."""
     try:
         import open_clip
@@ -33,17 +32,17 @@ def create_open_clip(
             + ", ".join(open_clip.list_models()[:12])
             + ", …"
         )
-    source, _, hub_tag = weights.partition(":")
+    source, _, hub_tag = config.weights.partition(":")
     if source == "hub":
-        visual = _from_hub(architecture, hub_tag or tag, drop_path, input_size)
+        visual = _from_hub(architecture, hub_tag or tag, config.drop_path, input_size)
     else:
-        visual = _tower(architecture, drop_path, input_size)
+        visual = _tower(architecture, config.drop_path, input_size)
         if source != "none":
-            load_file_weights(visual, weights, f"open_clip/{architecture}", prefix="visual.")
+            load_file_weights(visual, config.weights, f"open_clip/{architecture}", prefix="visual.")
     size = _side(visual.image_size)
     name = f"open_clip/{architecture}"
-    overlap_patches(getattr(visual, "trunk", visual), patch_overlap, name)
-    return _pooled(visual, pooling, name), size
+    overlap_patches(getattr(visual, "trunk", visual), config.patch_overlap, name)
+    return _pooled(visual, config.pooling, name), size
 
 
 def _tower(architecture: str, drop_path: float, input_size: int) -> Any:

@@ -1,42 +1,131 @@
-"""Parameter groups and optimisers."""
+"""Optimiser, learning-rate schedule and moving average of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from visual_search.averaging import ExponentialAverage
+from visual_search.config import OptimConfig
 from visual_search.errors import UserError
-from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, RowTable
+from visual_search.freezing import layer_depths
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from visual_search.phase import RunConfig
+
+
+class OptimizerState:
+    """Optimiser, schedule and moving average of a run; what each holds is saved with the run."""
+
+    def __init__(
+        self, accelerator: Accelerator, config: RunConfig, learner: Any, total_steps: int
+    ) -> None:
+        """
+        Args:
+            accelerator: precision and processes.
+            config: of the phase.
+            learner: on its device; what of its backbone is frozen now is never trained.
+            total_steps: optimiser steps of the whole run.
+        """
+        self.accelerator, self.config = accelerator, config
+        optim, backbone, head = config.optim, learner.embedder.backbone, learner.head
+        others = [learner.embedder.neck, head, learner.pairs]
+        groups = parameter_groups(
+            backbone,
+            [part for part in others if part is not None],
+            optim,
+            layer_depths(backbone) if optim.layer_decay != 1.0 else None,
+        )
+        self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(optim, groups))
+        self.rows = None if head is None else head.row_optimizer(optim)
+        """Of the sampled class matrix, where there is one."""
+        self.schedule = Schedule(self.optimizer, optim, total_steps)
+        decay = config.train.ema_decay
+        self.average = ExponentialAverage(learner.embedder, decay) if decay else None
+
+    def set_rates(self, step: int) -> None:
+        """Set the learning rates for optimiser step `step`, from 0."""
+        self.schedule.apply(step)
+        if self.rows is not None:
+            self.rows.lr = self.config.optim.head_lr * self.schedule.factor(step)
+
+    def step(self) -> None:
+        """Move the weights along their gradients, clipped, and drop these."""
+        rows, scaler = self.rows, self.accelerator.scaler
+        if rows is not None and scaler is not None and scaler.is_enabled():
+            rows.scale_grad_(1.0 / scaler.get_scale())
+        if self.config.optim.gradient_clip:
+            self._clip_gradients(self.config.optim.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if rows is not None:
+            if not getattr(self.optimizer, "step_was_skipped", False):  # fp16 overflowed
+                rows.step()
+            rows.zero_grad()
+
+    def _clip_gradients(self, limit: float) -> None:
+        """Shorten the whole gradient, the sampled class matrix's included, to the limit."""
+        self.accelerator.unscale_gradients()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.rows is not None:
+            norm = torch.sqrt(norm.square() + self.rows.grad_norm_squared().to(norm))
+            self.rows.scale_grad_(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        clip_grads_with_norm_(parameters, limit, norm)
+
+    def learning_rates(self) -> dict[str, float]:
+        """The highest rate among the groups of head and of backbone."""
+        rates = {"lr_head": self.rows.lr if self.rows is not None else 0.0, "lr_backbone": 0.0}
+        for group in self.optimizer.param_groups:
+            key = "lr_backbone" if group["name"].startswith("backbone") else "lr_head"
+            rates[key] = max(rates[key], group["lr"])
+        return rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """What all processes share; the state of `rows` is each one's own."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "average": self.average.state_dict() if self.average is not None else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
 def parameter_groups(
     backbone: nn.Module,
     others: Iterable[nn.Module],
-    head_lr: float,
-    backbone_lr_ratio: float,
-    weight_decay: float,
-    *,
-    layer_decay: float = 1.0,
+    optim: OptimConfig,
     depths: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: the backbone at a fraction of the head's rate.
 
     Biases, the scales of normalisation layers and all other 1-D tensors have no weight decay.
     Frozen parameters (`requires_grad` false) are left out, so a backbone that is to be unfrozen
-    later is frozen after this call.
+    later is frozen after this call. A layer of the backbone has
+    `layer_decay ** (deepest - depth)` of the backbone's rate (Clark et al., "ELECTRA", ICLR 2020,
+    appendix B).
 
     Args:
         backbone: its parameters are named after its own `named_parameters()`.
         others: neck, head and losses.
-        head_lr: peak rate of `others`.
-        backbone_lr_ratio: the backbone's peak rate as a share of `head_lr`.
-        weight_decay: of matrices and kernels.
-        layer_decay: factor of the rate from each layer of the backbone to the one before it, so
-            that a layer has `layer_decay ** (deepest - depth)` of the backbone's rate (Clark et
-            al., "ELECTRA", ICLR 2020, appendix B); 1 is the same rate for all.
+        optim: rates and weight decay.
         depths: depth of each of the backbone's parameters, 0 for the stem; needed where
             `layer_decay` is not 1.
 
@@ -48,18 +137,18 @@ def parameter_groups(
     Raises:
         ValueError: for a parameter of the backbone that has no depth.
     """
-    backbone_lr = head_lr * backbone_lr_ratio
+    decay, backbone_lr = optim.layer_decay, optim.head_lr * optim.backbone_lr_ratio
     chosen: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    rates: dict[str, float] = {"backbone": backbone_lr, "head": head_lr}
-    deepest = max(depths.values(), default=0) if depths and layer_decay != 1.0 else 0
+    rates: dict[str, float] = {"backbone": backbone_lr, "head": optim.head_lr}
+    deepest = max(depths.values(), default=0) if depths and decay != 1.0 else 0
     for name, parameter, decayed in _trainable([backbone]):
         group = "backbone"
-        if layer_decay != 1.0:
+        if decay != 1.0:
             if depths is None or name not in depths:
-                raise ValueError(f"layer_decay {layer_decay} needs the depth of {name!r}")
+                raise ValueError(f"layer_decay {decay} needs the depth of {name!r}")
             above = deepest - depths[name]
             group = f"backbone_layer{depths[name]}" if above else "backbone"
-            rates[group] = backbone_lr * layer_decay**above
+            rates[group] = backbone_lr * decay**above
         chosen.setdefault((group, decayed), []).append(parameter)
     seen = {parameter for parameters in chosen.values() for parameter in parameters}
     for _, parameter, decayed in _trainable(others):
@@ -71,7 +160,7 @@ def parameter_groups(
             "params": parameters,
             "lr": rates[group],
             "peak_lr": rates[group],
-            "weight_decay": weight_decay if decayed else 0.0,
+            "weight_decay": optim.weight_decay if decayed else 0.0,
         }
         for (group, decayed), parameters in chosen.items()
     ]
@@ -90,116 +179,133 @@ def _trainable(modules: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Parameter
                     yield f"{prefix}.{name}" if prefix else name, parameter, decayed
 
 
-def build_optimizer(
-    name: str,
-    groups: list[dict[str, Any]],
-    *,
-    momentum: float = 0.9,
-    betas: tuple[float, float] = (0.9, 0.999),
-) -> torch.optim.Optimizer:
-    """The optimiser of that name over the groups.
+def build_optimizer(optim: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser `optim.name` over groups of :func:`parameter_groups`.
 
     Weight decay is decoupled from the gradient (Loshchilov and Hutter, "Decoupled Weight Decay
-    Regularization", ICLR 2019), except in adam and sgd, where it is part of the gradient.
-
-    Args:
-        name: a key of :data:`OPTIMIZERS`.
-        groups: of :func:`parameter_groups`.
-        momentum: of sgd, 0..1; above 0 it is Nesterov's.
-        betas: of the Adam family and of lion; adan has three of its own and ignores them.
+    Regularization", ICLR 2019), except in adam and sgd, where it is part of the gradient. A
+    momentum of sgd above 0 is Nesterov's; adan has three betas of its own.
 
     Raises:
         UserError: for a name nobody knows, or when there is nothing to train.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"optim.name {name!r} is unknown; write one of {', '.join(OPTIMIZERS)}")
+    import timm.optim
+
+    betas: dict[str, Any] = {"betas": optim.betas}
+    # One kernel over all parameters on a GPU: each is read once a step; torch's choice else.
+    fused: dict[str, Any] = {"fused": True if torch.cuda.is_available() else None}
+    nesterov = {"momentum": optim.momentum, "nesterov": optim.momentum > 0}
+    makers: dict[str, tuple[Any, dict[str, Any]]] = {
+        "adamw": (torch.optim.AdamW, betas | fused),
+        "adam": (torch.optim.Adam, betas | fused),
+        "sgd": (torch.optim.SGD, nesterov | fused),
+        "radam": (torch.optim.RAdam, betas | {"decoupled_weight_decay": True}),
+        "nadam": (torch.optim.NAdam, betas | {"decoupled_weight_decay": True}),
+        "lion": (timm.optim.Lion, betas),
+        "adan": (timm.optim.Adan, {}),
+        # The training loop clips the gradient; Lamb's own clipping would do it a second time.
+        "lamb": (timm.optim.Lamb, betas | {"max_grad_norm": None, "decoupled_decay": True}),
+    }
+    if optim.name not in makers:
+        raise UserError(f"optim.name {optim.name!r} is unknown; write one of {', '.join(makers)}")
     if not groups:
         raise UserError(
             "nothing is left to train: unfreeze some of the backbone "
             "(backbone.trainable_blocks, backbone.frozen_stages) or give the head a weight"
         )
-    return OPTIMIZERS[name](groups, momentum, betas)
+    maker, settings = makers[optim.name]
+    return maker(groups, **settings)
 
 
-Groups = list[dict[str, Any]]
-Betas = tuple[float, float]
+SCHEDULES = ("cosine", "constant", "step", "cyclic", "plateau")
 
 
-def build_row_optimizer(
-    name: str,
-    table: RowTable,
-    lr: float,
-    *,
-    momentum: float = 0.9,
-    betas: Betas = (0.9, 0.999),
-    weight_decay: float = 0.0,
-) -> RowOptimizer:
-    """What moves the sampled rows of a class matrix: SGD for `sgd`, AdamW for every other name.
+class Schedule:
+    """Learning rates: at each optimiser step, a share of each group's own peak rate.
 
-    Args:
-        name: of the main optimiser, a key of :data:`OPTIMIZERS`.
-        table: the class matrix.
-        lr: learning rate.
-        momentum: of SGD.
-        betas: of AdamW.
-        weight_decay: of the updated rows.
+    The share is never above 1 and, after the warm-up, never below `floor`. As both are shares of
+    the group's own peak, a floor cannot lift the small rate of a backbone. Nothing here depends
+    on the number of processes.
     """
-    if name == "sgd":
-        return RowSGD(table, lr, momentum=momentum, weight_decay=weight_decay)
-    return RowAdamW(table, lr, betas=betas, weight_decay=weight_decay)
 
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, optim: OptimConfig, total_steps: int
+    ) -> None:
+        """
+        Args:
+            optimizer: its groups have `peak_lr`, or the rate they come with is their peak.
+            optim: shape of the schedule. The warm-up is cut to a tenth of the run, so that a
+                small run on a large run's config still reaches its peak.
+            total_steps: optimiser steps of the whole run.
 
-def _fused() -> bool | None:
-    """One kernel over all parameters on a GPU: each is read once a step; torch's choice else."""
-    return True if torch.cuda.is_available() else None
+        Raises:
+            UserError: for a name nobody knows or a number out of its range.
+        """
+        if optim.schedule not in SCHEDULES:
+            raise UserError(
+                f"optim.schedule {optim.schedule!r} is unknown; write one of {', '.join(SCHEDULES)}"
+            )
+        for key, value in (("floor", optim.floor), ("gamma", optim.gamma)):
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"optim.{key} = {value} is a share of a rate: write 0 to 1")
+        if optim.cycles < 1:
+            raise UserError(f"optim.cycles = {optim.cycles}: write 1 or more")
+        self.optimizer, self.optim, self.total_steps = optimizer, optim, total_steps
+        self.warmup = min(optim.warmup_steps, max(total_steps // 10, 1))
+        self.milestones = [self._progress(round(m * total_steps)) for m in optim.milestones]
+        self.best, self.stale, self.cuts = -math.inf, 0, 0
+        for group in optimizer.param_groups:
+            group.setdefault("peak_lr", group["lr"])
+        self.apply(0)
 
+    def factor(self, step: int) -> float:
+        """The share of the peak rate, 0..1, at optimiser step `step` (0-based)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        shaped = self._shape(min(self._progress(step), 1.0)) * self.optim.gamma**self.cuts
+        return max(shaped, self.optim.floor)
 
-def _sgd(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=_fused())
+    def _shape(self, progress: float) -> float:
+        """The share of the peak at a share of the way behind the warm-up, both 0..1."""
+        optim = self.optim
+        if optim.schedule == "cosine":
+            # Loshchilov and Hutter, "SGDR" (ICLR 2017), equation 5.
+            return optim.floor + (1.0 - optim.floor) * (0.5 * (1.0 + math.cos(math.pi * progress)))
+        if optim.schedule == "step":
+            return optim.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        if optim.schedule == "cyclic":
+            # Smith, "Cyclical Learning Rates" (WACV 2017), figure 2: the warm-up is the rising
+            # side of the first triangle, and the last ends at 0.
+            triangle = abs(1.0 - 2.0 * (progress * (optim.cycles - 0.5) % 1.0))
+            return optim.floor + (1.0 - optim.floor) * triangle
+        return 1.0
 
+    def apply(self, step: int) -> None:
+        """Set every group's rate for optimiser step `step` (0-based)."""
+        factor = self.factor(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
 
-def _adam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, betas=betas, fused=_fused())
+    def observe(self, score: float) -> None:
+        """Take note of a validation's score, the higher the better; only plateau cares."""
+        if self.optim.schedule != "plateau":
+            return
+        if score > self.best:
+            self.best, self.stale = score, 0
+            return
+        self.stale += 1
+        if self.stale > self.optim.patience:
+            self.cuts, self.stale = self.cuts + 1, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run needs besides the step: plain values."""
+        best = None if self.best == -math.inf else self.best
+        return {"best": best, "stale": self.stale, "cuts": self.cuts}
 
-def _adamw(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=betas, fused=_fused())
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave; the next :meth:`apply` sets the rates."""
+        self.best = -math.inf if state["best"] is None else float(state["best"])
+        self.stale, self.cuts = int(state["stale"]), int(state["cuts"])
 
-
-def _radam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.RAdam(groups, betas=betas, decoupled_weight_decay=True)
-
-
-def _nadam(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    return torch.optim.NAdam(groups, betas=betas, decoupled_weight_decay=True)
-
-
-def _lion(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    from timm.optim import Lion
-
-    return Lion(groups, betas=betas)
-
-
-def _adan(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    from timm.optim import Adan
-
-    return Adan(groups)
-
-
-def _lamb(groups: Groups, momentum: float, betas: Betas) -> torch.optim.Optimizer:
-    from timm.optim import Lamb
-
-    # The training loop clips the gradient; Lamb's own clipping would do it a second time.
-    return Lamb(groups, betas=betas, max_grad_norm=None, decoupled_decay=True)
-
-
-OPTIMIZERS: dict[str, Callable[[Groups, float, Betas], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
-    "radam": _radam,
-    "nadam": _nadam,
-    "lion": _lion,
-    "adan": _adan,
-    "lamb": _lamb,
-}
+    def _progress(self, step: int) -> float:
+        return (step - self.warmup) / max(self.total_steps - self.warmup, 1)

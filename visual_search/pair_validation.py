@@ -5,32 +5,34 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from visual_search.checkpoint import save_checkpoint
-from visual_search.clip_phase import ClipPhase
 from visual_search.embed import embed_images
 from visual_search.images import ImageItem
-from visual_search.keeper import Keeper
 from visual_search.page import Section, Tile, TileRow, write_page
 from visual_search.pair_table import PairTable
 from visual_search.report import thumbnails, worst_and_others
 from visual_search.text_retrieval import BothWays, Relevance, evaluate_retrieval
+from visual_search.validation import BestCheckpoint
+
+if TYPE_CHECKING:
+    from visual_search.clip_phase import ClipPhase
 
 RESULTS_SHOWN = 8
 WORST_SHOWN, OTHERS_SHOWN = 30, 30
 
 
-class PairValidator(Keeper[BothWays]):
+class PairValidator(BestCheckpoint[BothWays]):
     """Scores both encoders; the score is the mean of text → photo and photo → text mAP."""
 
     phase: ClipPhase
 
-    def look_before(self) -> None:
+    def validate_before_training(self) -> None:
         """What the start is worth, before anything is learnt."""
         found = self._evaluate(kind="start")
         print(f"before training: mAP {found.mean_average_precision:.4f}", flush=True)

@@ -2,58 +2,149 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.config import MarginConfig, PhaseConfig
+from visual_search.config import (
+    BackboneConfig,
+    MarginConfig,
+    OptimConfig,
+    PhaseConfig,
+    TrainConfig,
+)
 from visual_search.datasets import TrainingImages
 from visual_search.distillation import EmbeddingDistillation
+from visual_search.embed import embed_images
+from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet
+from visual_search.freezing import freeze_backbone
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead
-from visual_search.imprinting import Head, imprint_centers, set_centers, take_centers
 from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
-from visual_search.model import Architecture, Embedder, rebuild_embedder
+from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.patches import resized_state
 from visual_search.phase_data import dev_set_of, dev_sides, training_images, training_sides
-from visual_search.photo_tower import build_tower, freeze_tower
 from visual_search.projections import Sample, start_neck
+from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
 from visual_search.samplers import TrainingBatches, build_batches, image_loader
 from visual_search.transforms import Mixer, build_augmentation
+from visual_search.validation import BestCheckpoint, Validator
 from visual_search.xbm import XbmLoss
-
-# Of MarginConfig: what does not belong to the head itself.
-NOT_OF_THE_HEAD = {
-    "weight",
-    "grow_share",
-    "sampled_share",
-    "dropout",
-    "imprint",
-    "nested",
-}
-
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
 n_skipped `(N,)`."""
 
 
+class LoadedImages(Protocol):
+    """What the loop asks of a phase's `dataset`."""
+
+    @property
+    def batch_size(self) -> int:
+        """Of one process."""
+
+    @property
+    def seed(self) -> int:
+        """Of every random draw of the run."""
+
+    @property
+    def max_broken_share(self) -> float:
+        """Of the images read so far, 0..1; more that cannot be read end the run."""
+
+
+class RunConfig(Protocol):
+    """What the loop asks of a phase's configuration."""
+
+    @property
+    def dataset(self) -> LoadedImages:
+        """What it trains on."""
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The network."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Optimiser and schedule."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """The loop."""
+
+    @property
+    def pretrain_model(self) -> str | None:
+        """The run it starts from."""
+
+
+class Phase(ABC):
+    """What is trained, on what, and what it is judged by: all that the loop knows of a phase."""
+
+    config: RunConfig
+    images: TrainingImages
+    learner: Any
+    """A module with `embedder`, `head`, `pairs` and `compile_features()`; called with what
+    :meth:`inputs` gives, it returns the loss and its parts."""
+    architecture: Architecture
+    idle_part: str = ""
+    """Prefix of the learner's tensors that are not even run in training."""
+
+    @abstractmethod
+    def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
+        """What chooses the batches of this process, and what reads them."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
+        """What the learner takes, of a batch as the loader gives it."""
+
+    @abstractmethod
+    def validator(
+        self,
+        run: RunFolder,
+        device: torch.device,
+        average: ExponentialAverage | None,
+        soup: WeightSoup | None,
+    ) -> BestCheckpoint[Any]:
+        """What scores the model and keeps the best."""
+
+    @abstractmethod
+    def describe(self, name: str) -> str:
+        """What is about to be trained, in a sentence."""
+
+    def start_weights(  # noqa: B027 - most phases have nothing to do here
+        self, device: torch.device, is_main_process: bool
+    ) -> None:
+        """Set what of a new run does not start at random or at pretrained weights."""
+
+    def fill_features(  # noqa: B027 - most phases have nothing to do here
+        self, device: torch.device, is_main_process: bool
+    ) -> None:
+        """Embed what a frozen network sees, once for the whole run."""
+
+    def before_step(self, step: int, total: int) -> None:  # noqa: B027
+        """Told the number of each optimiser step, from 0, and of how many."""
+
+    def leak_warning(self) -> str:
+        """A sentence where nobody looked whether training and development set share images."""
+        return ""
+
+
 @dataclass
-class Phase:
-    """What a phase trains, on what, and what it is measured by."""
+class ImagePhase(Phase):
+    """Images with classes, and a development set to rank."""
 
     config: PhaseConfig
     images: TrainingImages
@@ -61,10 +152,13 @@ class Phase:
     learner: Learner
     architecture: Architecture
     mixer: Mixer
-    head_continued: bool
+    head_continued: bool = False
     """Whether the class centres come from the phase before."""
     frozen: FrozenPhase | None = None
-    """Features in place of photos, where the backbone is frozen and they are kept."""
+    """Features in place of images, where the backbone is frozen and they are kept."""
+
+    def __post_init__(self) -> None:
+        self.idle_part = "" if self.frozen is None else "embedder.backbone."
 
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them.
@@ -98,26 +192,66 @@ class Phase:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
 
-    @property
-    def idle_part(self) -> str:
-        """Prefix of the learner's tensors that are not even run in training, or nothing."""
-        return "" if self.frozen is None else "embedder.backbone."
+    def validator(
+        self,
+        run: RunFolder,
+        device: torch.device,
+        average: ExponentialAverage | None,
+        soup: WeightSoup | None,
+    ) -> Validator:
+        """See :class:`Phase`."""
+        return Validator(self, run, device, average, soup)
 
-    def start_weights(self, device: torch.device, chief: bool) -> None:
-        """Start neck and head of a new run where the settings say."""
-        start_projection(self)
+    def start_weights(self, device: torch.device, is_main_process: bool) -> None:
+        """Start neck and head where `neck.initial` and `margin.imprint` say."""
+        neck, images = self.config.neck, self.images.images
+        if neck.initial != "random" and self.frozen is not None:
+            shown, labels = self.frozen.training.shown(), torch.from_numpy(images.labels)
+            sample = Sample(shown, labels, images.weights())
+            start_neck(self.learner.embedder.neck, neck.initial, sample, neck.shrinkage)
         if self.config.margin.imprint and self.learner.head and not self.head_continued:
-            imprint(self, device, chief)
+            self._imprint_centers(device, is_main_process)
 
-    def fill_features(self, device: torch.device, chief: bool) -> None:
+    def _imprint_centers(self, device: torch.device, is_main_process: bool) -> None:
+        """Start the head at the classes' mean embeddings; every process computes the same.
+
+        With random centres the first steps drag good pretrained features towards nowhere in
+        particular. Each image is embedded once, unaugmented.
+        """
+        learner, images = self.learner.to(device), self.images.images
+        embedder, was_training = learner.embedder, learner.embedder.training
+        embedder.eval()
+        if self.frozen is not None:
+            embeddings = embedded(embedder.neck, self.frozen.training.shown(), device)
+        else:
+            embeddings = embed_images(
+                embedder,
+                [images.item(i) for i in range(len(images))],
+                self.config.dataset.input_size,
+                device=device,
+                settings=EmbedSettings().unmeasured(device.type == "cuda"),
+                label="class centres",
+                progress=is_main_process,
+            ).matrix
+        embedder.train(was_training)
+        assert learner.head is not None
+        learner.head.set_centers(embeddings, torch.from_numpy(images.labels))
+
+    def fill_features(self, device: torch.device, is_main_process: bool) -> None:
         """Embed what a phase on cached features looks at; with :attr:`frozen` only."""
-        if self.frozen is None:
-            return
-        embedder = self.learner.to(device).embedder
-        self.frozen.fill(self.config, embedder, self.architecture, self.dev_set, device, chief)
+        if self.frozen is not None:
+            embedder = self.learner.to(device).embedder
+            parts = self.config, embedder, self.architecture, self.dev_set
+            self.frozen.fill(*parts, device, is_main_process)
+
+    def before_step(self, step: int, total: int) -> None:
+        """Let the margin grow."""
+        if self.learner.head is not None:
+            grown = max(self.config.margin.grow_share * total, 1.0)
+            self.learner.head.set_progress(min(step / grown, 1.0))
 
     def leak_warning(self) -> str:
-        """A sentence where nobody looked whether training and development set share photos."""
+        """A sentence where nobody looked whether training and development set share images."""
         return warning(training_sides(self.config.dataset), dev_sides(self.config.dataset.dev_set))
 
     def describe(self, name: str) -> str:
@@ -142,12 +276,12 @@ class Phase:
         return words + ("" if dev_set.own is None else ", each against all others")
 
 
-def build_phase(config: PhaseConfig, chief: bool) -> Phase:
+def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
     """Read the tables, build the model and its losses.
 
     Args:
         config: the phase.
-        chief: whether this process is the one that prints.
+        is_main_process: whether this process is the one that prints.
 
     Raises:
         UserError: when data, weights or settings are not what they should be.
@@ -159,11 +293,11 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
-    freeze_tower(embedder.backbone, config.backbone, dataset.input_size)
+    freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
     counts = torch.from_numpy(images.counts(images.classes))
     objective = _objective(config, architecture.dimension, counts)
     continued = bool(config.pretrain_model) and _continue_head(
-        objective.head, Path(config.pretrain_model or ""), chief
+        objective.head, Path(config.pretrain_model or ""), is_main_process
     )
     if config.train.channels_last:
         embedder = embedder.to(memory_format=torch.channels_last)
@@ -172,7 +306,7 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
     )
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
     cached = config.train.cache_features
-    return Phase(
+    return ImagePhase(
         config,
         training,
         dev_set,
@@ -182,33 +316,6 @@ def build_phase(config: PhaseConfig, chief: bool) -> Phase:
         continued,
         FrozenPhase(FrozenFeatures(training)) if cached else None,
     )
-
-
-def imprint(phase: Phase, device: torch.device, chief: bool) -> None:
-    """Start the head at the classes' mean embeddings; every process computes the same."""
-    learner, size = phase.learner.to(device), phase.config.dataset.input_size
-    assert learner.head is not None
-    if phase.frozen is not None:
-        was_training, neck = learner.training, learner.embedder.neck.eval()
-        embeddings = embedded(neck, phase.frozen.training.shown(), device)
-        set_centers(learner.head, embeddings, phase.images.images.labels)
-        neck.train(was_training)
-        return
-    imprint_centers(
-        learner.head, learner.embedder, phase.images.images, size, device=device, progress=chief
-    )
-
-
-def start_projection(phase: Phase) -> None:
-    """Start the neck at what `neck.initial` names, fitted to the training photos' features."""
-    neck = phase.config.neck
-    if neck.initial == "random" or phase.frozen is None:
-        return
-    images = phase.images.images
-    sample = Sample(
-        phase.frozen.training.shown(), torch.from_numpy(images.labels), images.weights()
-    )
-    start_neck(phase.learner.embedder.neck, neck.initial, sample, neck.shrinkage)
 
 
 def _check(config: PhaseConfig) -> None:
@@ -248,10 +355,10 @@ def _check_nested(margin: MarginConfig, dimension: int) -> None:
 
 
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
-    size = config.dataset.input_size_valid or config.dataset.input_size
-    embedder, architecture = build_tower(
-        config.backbone, size, config.neck, continued=bool(config.pretrain_model)
-    )
+    size, backbone = config.dataset.input_size_valid or config.dataset.input_size, config.backbone
+    if config.pretrain_model:  # whose weights follow
+        backbone = replace(backbone, weights="none")
+    embedder, architecture = build_embedder(backbone, size, config.neck)
     if config.pretrain_model:
         earlier = load_checkpoint(Path(config.pretrain_model))
         for part in ("backbone", "neck", "dimension", "pooling", "head_conv"):
@@ -267,8 +374,10 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
 def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:
     margin, teacher = config.margin, config.distillation
     _check_nested(margin, dimension)
+    head_class = MarginHead if margin.sampled_share == 1.0 else SampledMarginHead
+    head = head_class(dimension, counts, margin, config.dataset.seed) if margin.weight else None
     return Objective(
-        _head(margin, dimension, counts, config.dataset.seed) if margin.weight else None,
+        head,
         _pair_loss(config, dimension, counts),
         EmbeddingDistillation(teacher.kind) if teacher.run else None,
         margin.weight,
@@ -276,17 +385,6 @@ def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective
         teacher.weight,
         margin.nested,
     )
-
-
-def _head(margin: MarginConfig, dimension: int, counts: Tensor, seed: int) -> Head:
-    plain = {
-        field.name: getattr(margin, field.name)
-        for field in dataclasses.fields(margin)
-        if field.name not in NOT_OF_THE_HEAD
-    }
-    if margin.sampled_share == 1.0:
-        return MarginHead(dimension, counts, seed=seed, **plain)
-    return SampledMarginHead(dimension, counts, share=margin.sampled_share, seed=seed, **plain)
 
 
 def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module | None:
@@ -314,7 +412,7 @@ def _teacher(config: PhaseConfig) -> Embedder | None:
     return teacher.eval().requires_grad_(False)
 
 
-def _continue_head(head: Head | None, source: Path, chief: bool) -> bool:
+def _continue_head(head: MarginHead | None, source: Path, is_main_process: bool) -> bool:
     """Take over the class centres of the phase before, where they are of the same classes."""
     if head is None:
         return False
@@ -323,7 +421,7 @@ def _continue_head(head: Head | None, source: Path, chief: bool) -> bool:
     found = next((path for path in files if path.is_file()), None)
     state = read_state_dict(found) if found else {}
     centers = state.get("weight", state.get("table.weight"))
-    fits = centers is not None and take_centers(head, centers)
-    if chief:
+    fits = centers is not None and head.take_centers(centers)
+    if is_main_process:
         print(f"class centres: {f'continued from {found}' if fits else 'new'}")
     return fits

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from visual_search.checkpoint import fingerprint
 from visual_search.errors import UserError
 from visual_search.files import write_json, write_text
 from visual_search.run_folder import RunFolder, changed_keys
-from visual_search.warm_processes import WarmProcesses
 
 COMMANDS = ("main_arcface", "main_clip")
 """Entry points that train a phase: of photos with classes, of photos with queries."""
@@ -142,7 +141,6 @@ def run_chain(
     retrain: bool = False,
     force: bool = False,
     launch: str = "",
-    processes: WarmProcesses | None = None,
 ) -> Path:
     """Train what is not trained yet, phase by phase, each in a process of its own.
 
@@ -154,8 +152,7 @@ def run_chain(
         retrain: train finished phases anew whose settings or first weights changed.
         force: train anew in any case.
         launch: what starts a phase's process in place of `python`, such as
-            `accelerate launch --num_processes 8`.
-        processes: that phases are to run in where several chains share them; None is new ones.
+            `torchrun --nproc_per_node 8`.
 
     Returns:
         The table of all phases' scores, `runs/<chain>/phases.md`; `phases.json` is beside it.
@@ -172,32 +169,26 @@ def run_chain(
     pairs = list(zip(chain.steps, befores, strict=True))
     resolved = [resolve(step.arguments(before)) for step, before in pairs]
     outcomes: dict[str, str] = {}
-    with nullcontext(processes) if processes else warm_processes() as shared:
-        for (step, before), config in zip(pairs, resolved, strict=True):
-            if only and step.name not in only:
-                continue
-            run = RunFolder(runs, step.name)
-            state, changes = phase_state(run, config)
-            if state == "changed" and not (retrain or force):
-                raise UserError(
-                    f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it "
-                    "anew with --retrain, or change the settings back"
-                )
-            if state == "finished" and not force:
-                print(f"== {step.name}: finished, unchanged", flush=True)
-                outcomes[step.name] = "kept"
-            else:
-                print(f"== {step.name}: {_intention(state, changes)}", flush=True)
-                anew = state == "changed" or (force and state != "new")
-                _train(chain.command, step.arguments(before), run, anew, launch, shared)
-                outcomes[step.name] = "trained"
-            _write_table(chain, runs, outcomes)
+    for (step, before), config in zip(pairs, resolved, strict=True):
+        if only and step.name not in only:
+            continue
+        run = RunFolder(runs, step.name)
+        state, changes = phase_state(run, config)
+        if state == "changed" and not (retrain or force):
+            raise UserError(
+                f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it "
+                "anew with --retrain, or change the settings back"
+            )
+        if state == "finished" and not force:
+            print(f"== {step.name}: finished, unchanged", flush=True)
+            outcomes[step.name] = "kept"
+        else:
+            print(f"== {step.name}: {_intention(state, changes)}", flush=True)
+            anew = state == "changed" or (force and state != "new")
+            _train(chain.command, step.arguments(before), run, anew, launch)
+            outcomes[step.name] = "trained"
+        _write_table(chain, runs, outcomes)
     return _write_table(chain, runs, outcomes)
-
-
-def warm_processes() -> WarmProcesses:
-    """Where phases start with what they need loaded."""
-    return WarmProcesses(("visual_search.train", "timm", "matplotlib.figure"))
 
 
 def phase_state(run: RunFolder, config: str) -> tuple[str, list[str]]:
@@ -253,18 +244,15 @@ def _train(
     run: RunFolder,
     anew: bool,
     launch: str,
-    processes: WarmProcesses,
 ) -> None:
     place = ["--name", run.name, "--runs", str(run.path.parent)]
     overwrite = ["--overwrite", "true"] if anew else []
     module, options = f"visual_search.{command}", [*arguments, *place, *overwrite]
-    start = shlex.split(launch) or ["python"]
-    print(f"$ {shlex.join([*start, '-m', module, *options])}", flush=True)
+    start = shlex.split(launch)
+    print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
+    command = [*(start or [sys.executable]), "-m", module, *options]
     try:
-        if launch:
-            status = subprocess.run([*start, "-m", module, *options], check=False).returncode
-        else:
-            status = processes.run(module, options)
+        status = subprocess.run(command, check=False).returncode
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:

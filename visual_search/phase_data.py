@@ -17,8 +17,7 @@ from visual_search.datasets import (
 from visual_search.dev_tables import read_dev_table
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
-from visual_search.leak_record import Side
-from visual_search.leaks import product10k_folder
+from visual_search.leak_record import Side, product10k_folder
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:

@@ -1,4 +1,4 @@
-"""Optimisers for a table too large to be touched whole in every step.
+"""A table of class centres over several processes, and its optimisers, which touch some rows.
 
 A step brings gradients for some of the rows; only these rows, and their momentum, are read and
 written, a block at a time. Rows without a gradient stay as they are: their momentum does not fade
@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from visual_search.class_shards import collect_shards, shard_range, sum_over_processes
 from visual_search.errors import UserError
+from visual_search.gathering import own_rank, processes
 
 # Rows in one go: with their momentum they are a few megabytes.
 _BLOCK = 2048
@@ -27,16 +28,12 @@ class RowTable(nn.Module):
     weight: Tensor
     step: Tensor
 
-    def __init__(self, weight: Tensor, things: int, per: int = 1) -> None:
+    def __init__(self, weight: Tensor) -> None:
         """
         Args:
-            weight: `(own * per, d)`, float32: the rows of this process.
-            things: of all processes together, dealt by
-                :func:`visual_search.class_shards.shard_range`.
-            per: rows of each thing.
+            weight: `(rows, d)`, float32.
         """
         super().__init__()
-        self.things, self.per = things, per
         # Buffers: a main optimiser that asks for the parameters must not find them.
         self.register_buffer("weight", weight)
         self.register_buffer("step", torch.tensor(0))
@@ -128,24 +125,6 @@ class RowOptimizer(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` of this process returned."""
-        self._load(state, 0)
-
-    def full_state(self) -> dict[str, Tensor]:
-        """The state of all rows, on process 0 in main memory; empty on the others.
-
-        All processes have to call it.
-        """
-        collected = {
-            name: collect_shards(values, self.table.things, self.table.per)
-            for name, values in self.state.items()
-        }
-        return {name: values for name, values in collected.items() if values is not None}
-
-    def load_full_state(self, state: dict[str, Tensor]) -> None:
-        """Take this process's rows of what :meth:`full_state` returned, given to all of them."""
-        self._load(state, shard_range(self.table.things)[0] * self.table.per)
-
-    def _load(self, state: dict[str, Tensor], first: int) -> None:
         if state.keys() != self.state.keys():
             raise UserError(
                 f"the saved optimiser of the class matrix has {', '.join(sorted(state))}, this "
@@ -153,7 +132,7 @@ class RowOptimizer(ABC):
                 "trained with, or start the phase anew"
             )
         for name, values in self.state.items():
-            values.copy_(state[name][first : first + len(values)])
+            values.copy_(state[name])
 
 
 class RowSGD(RowOptimizer):
@@ -163,14 +142,14 @@ class RowSGD(RowOptimizer):
     """
 
     def __init__(
-        self, table: RowTable, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0
+        self, table: RowTable, lr: float, weight_decay: float = 0.0, *, momentum: float = 0.9
     ) -> None:
         """
         Args:
             table: whose rows it updates.
             lr: learning rate.
-            momentum: 0..1; 0 keeps no state.
             weight_decay: times the row is added to its gradient.
+            momentum: 0..1; 0 keeps no state.
         """
         super().__init__(table, lr, weight_decay)
         self.momentum = momentum
@@ -197,18 +176,18 @@ class RowAdamW(RowOptimizer):
         self,
         table: RowTable,
         lr: float,
+        weight_decay: float = 0.0,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
     ) -> None:
         """
         Args:
             table: whose rows it updates.
             lr: learning rate.
+            weight_decay: times `lr`, the share of itself that an updated row loses.
             betas: how slowly the means of gradients and of their squares move, 0..1.
             eps: added to the root of the mean square.
-            weight_decay: times `lr`, the share of itself that an updated row loses.
         """
         super().__init__(table, lr, weight_decay)
         self.betas, self.eps = betas, eps
@@ -224,3 +203,42 @@ class RowAdamW(RowOptimizer):
         root = (square / (1.0 - slower**updates)).sqrt_().add_(self.eps)
         weight.mul_(1.0 - self.lr * self.weight_decay)
         weight.addcdiv_(mean / (1.0 - slow**updates), root, value=-self.lr)
+
+
+def shard_range(total: int, rank: int | None = None) -> tuple[int, int]:
+    """The run `start, stop` of `total` things that a process holds; this one's by default."""
+    size = -(-total // processes())
+    start = min(size * (own_rank() if rank is None else rank), total)
+    return start, min(start + size, total)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Their sum over processes, without gradient, in the same tensor."""
+    if processes() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def collect_shards(shard: Tensor, total: int, per: int = 1) -> Tensor | None:
+    """The whole table on process 0, in main memory; None on the others. All have to call it.
+
+    Args:
+        shard: `(own, ...)`, the rows of this process.
+        total: things in the whole table, dealt by :func:`shard_range`.
+        per: rows of each thing.
+    """
+    if processes() == 1:
+        return shard.detach().cpu().clone()
+    if own_rank() > 0:
+        if len(shard):
+            dist.send(shard.detach().contiguous(), 0)
+        return None
+    whole = torch.empty((total * per, *shard.shape[1:]), dtype=shard.dtype)
+    whole[: len(shard)] = shard.detach()
+    for rank in range(1, processes()):
+        start, stop = (per * edge for edge in shard_range(total, rank))
+        if stop > start:
+            part = torch.empty_like(shard[:1]).repeat(stop - start, *[1] * (shard.dim() - 1))
+            dist.recv(part, rank)
+            whole[start:stop] = part
+    return whole

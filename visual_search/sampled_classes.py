@@ -13,28 +13,27 @@ processes. A step, first weights and sample included, is that of one process wit
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from visual_search.class_shards import (
+from visual_search.config import MarginConfig, OptimConfig
+from visual_search.errors import UserError
+from visual_search.gathering import gather_constant, own_rank, processes
+from visual_search.heads import MarginHead, focal, generator_of
+from visual_search.margin_softmax import MarginLogits, Target, similarities, similarity_gradients
+from visual_search.row_optim import (
+    RowAdamW,
+    RowOptimizer,
+    RowSGD,
+    RowTable,
     collect_shards,
-    of_first_process,
-    own_rank,
-    processes,
     shard_range,
     sum_over_processes,
 )
-from visual_search.errors import UserError
-from visual_search.gathering import gather_constant
-from visual_search.generators import generator_of
-from visual_search.heads import check_head, focal, initial_centers
-from visual_search.margin_rule import MarginOptions, MarginRule
-from visual_search.margin_softmax import MarginLogits, Target
-from visual_search.row_optim import RowTable
-from visual_search.similarity import similarities, similarity_gradients
 
 
 def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Tensor) -> Tensor:
@@ -48,7 +47,7 @@ def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Te
     return chosen
 
 
-class SampledMarginHead(nn.Module):
+class SampledMarginHead(MarginHead):
     """:class:`visual_search.heads.MarginHead` over a share of the classes in each step.
 
     In training the loss is over the classes of :func:`sampled_classes`, out of training over all.
@@ -60,51 +59,53 @@ class SampledMarginHead(nn.Module):
     (DistributedDataParallel). What moves in its margin is the same everywhere.
     """
 
-    def __init__(
-        self,
-        dimension: int,
-        counts: Tensor,
-        *,
-        share: float = 0.1,
-        centers: int = 3,
-        label_smoothing: float = 0.0,
-        focal_gamma: float = 0.0,
-        seed: int = 0,
-        **options: Unpack[MarginOptions],
-    ) -> None:
+    def __init__(self, dimension: int, counts: Tensor, config: MarginConfig, seed: int = 0) -> None:
         """
         Args:
             dimension: width of the embeddings.
             counts: `(classes,)`, training images of each class, of all processes together.
-            share: of the other classes that enters a step, above 0, up to 1.
-            centers: as :class:`visual_search.heads.MarginHead`.
-            label_smoothing: spread over the classes of the step.
-            focal_gamma: as there.
+            config: as :class:`visual_search.heads.MarginHead`, and the share of the other classes
+                that enters a step; a label is smoothed over the classes of the step.
             seed: of the first centres, which are those of MarginHead, and of the samples.
-            options: as :class:`visual_search.margin_rule.MarginRule`.
 
         Raises:
             UserError: for a value that cannot be, naming its key, `margin.…`.
         """
-        super().__init__()
-        check_head(centers, label_smoothing, focal_gamma)
-        if not 0.0 < share <= 1.0:
-            raise UserError(f"margin.sampled_share is {share}; write a number above 0, up to 1")
-        self.centers, self.label_smoothing, self.focal_gamma = centers, label_smoothing, focal_gamma
-        self.classes, self.share, self.seed = len(counts), share, seed
-        self.start, self.stop = shard_range(self.classes)
-        self.rule = MarginRule(counts, **options)
-        weight = initial_centers(self.classes, centers, dimension, seed, self.start, self.stop)
-        self.table = RowTable(weight, self.classes, centers)
+        if not 0.0 < config.sampled_share <= 1.0:
+            raise UserError(
+                f"margin.sampled_share is {config.sampled_share}; write a number above 0, up to 1"
+            )
+        super().__init__(dimension, counts, config, seed)
+        self.share, self.seed = config.sampled_share, seed
+
+    def _own_classes(self) -> tuple[int, int]:
+        return shard_range(self.classes)
+
+    def _hold(self, centers: Tensor) -> None:
+        self.table = RowTable(centers)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """`(own classes * centers, dimension)`: this process's centres."""
         return self.table.weight
 
-    def set_progress(self, share: float) -> None:
-        """Tell how much of the training is done, 0..1: a growing margin follows it."""
-        self.rule.set_progress(share)
+    def row_optimizer(self, optim: OptimConfig) -> RowOptimizer:
+        """SGD where the other weights have SGD, AdamW beside every other optimiser."""
+        if optim.name == "sgd":
+            return RowSGD(self.table, optim.head_lr, optim.weight_decay, momentum=optim.momentum)
+        return RowAdamW(self.table, optim.head_lr, optim.weight_decay, betas=optim.betas)
+
+    def own_state_names(self) -> list[str]:
+        """All: each process has its own part of the class matrix."""
+        return list(self.state_dict())
+
+    def full_state(self) -> dict[str, Tensor]:
+        """As :meth:`MarginHead.full_state`; empty on the other processes."""
+        weight = collect_shards(self.weight, self.classes, self.centers)
+        if weight is None:
+            return {}
+        rest = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+        return {**rest, "table.weight": weight}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of each row, `(N,)`, float32. All processes have to call it together.
@@ -166,7 +167,9 @@ class SampledMarginHead(nn.Module):
                 log_rivals = self._log_rivals(values, columns)
             self.rule.observe(to_target, lengths, log_rivals)
         margins = self.rule.margins[labels]
-        draws = of_first_process(self.rule.draw(to_target))
+        draws = self.rule.draw(to_target)
+        if processes() > 1:
+            dist.broadcast(draws, 0)
         value, slope = self.rule.grade(to_target, margins, lengths, draws)
         return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())
 
@@ -179,22 +182,6 @@ class SampledMarginHead(nn.Module):
             right = torch.where(columns[:, None] >= 0, -math.inf, logits.gather(1, place))
             own = torch.logsumexp(logits.scatter(1, place, right), dim=1)
         return torch.logsumexp(gather_constant(own), dim=0) - math.log(len(columns))
-
-    def full_state(self) -> dict[str, Tensor]:
-        """The state for any number of processes, on process 0; empty on the others.
-
-        All processes have to call it.
-        """
-        weight = collect_shards(self.weight, self.classes, self.centers)
-        if weight is None:
-            return {}
-        rest = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-        return {**rest, "table.weight": weight}
-
-    def load_full_state(self, state: dict[str, Tensor]) -> None:
-        """Take this process's part of what :meth:`full_state` returned, given to all of them."""
-        own = slice(self.start * self.centers, self.stop * self.centers)
-        self.load_state_dict({**state, "table.weight": state["table.weight"][own]})
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -234,14 +221,15 @@ class _SampledSoftmax(torch.autograd.Function):
             logits.similar, ctx.table.weight, of_columns, weight_factor=1.0 / processes()
         )
         if of_centers is not None:
-            ctx.table.add_gradient(_rows(logits, ctx.table), of_centers)
+            ctx.table.add_gradient(_rows(logits, ctx.table.weight.device), of_centers)
         own = sum_over_processes(of_embeddings).narrow(0, own_rank() * len(gradient), len(gradient))
         return own.to(ctx.dtype), None, None, None, None, None
 
 
-def _rows(logits: MarginLogits, table: RowTable) -> Tensor:
+def _rows(logits: MarginLogits, device: torch.device) -> Tensor:
     """The rows of the table that the columns' centres stand in."""
-    picked, device = logits.similar.picked, table.weight.device
+    similar = logits.similar
+    picked, per = similar.picked, similar.centers
     if picked is None:
-        return torch.arange(len(table.weight), device=device)
-    return (picked[:, None] * table.per + torch.arange(table.per, device=device)).flatten()
+        return torch.arange(similar.values.shape[1] * per, device=device)
+    return (picked[:, None] * per + torch.arange(per, device=device)).flatten()

@@ -6,15 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.patches import overlap_patches
 from visual_search.pooling import pooled_maps, pooled_tokens
 from visual_search.weights_files import from_hub, load_file_weights
 
 
-def create_timm(
-    model: str, weights: str, drop_path: float, input_size: int, pooling: str, patch_overlap: int
-) -> tuple[nn.Module, int]:
+def create_timm(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
     """A headless timm network and its input size; :mod:`visual_search.backbones` says the rest."""
     import timm
 
@@ -23,13 +22,13 @@ def create_timm(
         raise UserError(
             f"timm has no model {model!r}" + (f"; near it: {', '.join(near)}" if near else "")
         )
-    options = {"drop_path_rate": drop_path} if drop_path else {}
-    module: Any = _build(model, weights, options)
+    options = {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    module: Any = _build(model, config.weights, options)
     own_size = int(module.pretrained_cfg["input_size"][-1])
     if input_size not in (0, own_size):
-        module = _resized(module, model, weights, options, input_size)
-    overlap_patches(module, patch_overlap, f"timm/{model}")
-    return pool_timm(module, pooling, f"timm/{model}"), input_size or own_size
+        module = _resized(module, model, config.weights, options, input_size)
+    overlap_patches(module, config.patch_overlap, f"timm/{model}")
+    return pool_timm(module, config.pooling, f"timm/{model}"), input_size or own_size
 
 
 def _build(model: str, weights: str, options: dict[str, Any]) -> nn.Module:

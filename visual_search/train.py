@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -19,28 +22,22 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import WeightSoup
 from visual_search.checkpoint import fingerprint
-from visual_search.clip_config import ClipConfig
-from visual_search.clip_phase import ClipPhase, build_clip_phase
-from visual_search.config import PhaseConfig
 from visual_search.datasets import ReplacedImages
+from visual_search.errors import UserError
 from visual_search.files import write_json
 from visual_search.freezing import hold_frozen
-from visual_search.keeper import Keeper
-from visual_search.moving import MovingParts
-from visual_search.pair_validation import PairValidator
-from visual_search.phase import Batch, Phase, build_phase
+from visual_search.optim import OptimizerState
+from visual_search.phase import Batch, Phase, RunConfig
 from visual_search.progress import progress_bar
 from visual_search.run_folder import RunFolder
-from visual_search.sampled_classes import SampledMarginHead
 from visual_search.samplers import TrainingBatches
-from visual_search.stepping import Stepper
-from visual_search.trackers import Trackers
+from visual_search.trackers import start_trackers
 from visual_search.training_state import (
     Processes,
     load_state,
@@ -49,7 +46,6 @@ from visual_search.training_state import (
     restore_random_states,
     save_state,
 )
-from visual_search.validation import Validator, head_state
 
 # While one process validates, the others wait; a large gallery takes longer than the default.
 LONGEST_WAIT = timedelta(hours=4)
@@ -58,8 +54,12 @@ OnValidation = Callable[[int, float], None]
 """Told the optimiser step and the mAP; may raise to end the run."""
 
 
+Config = TypeVar("Config", bound=RunConfig)
+
+
 def train_phase(
-    config: PhaseConfig | ClipConfig,
+    config: Config,
+    build_phase: Callable[[Config, bool], Phase],
     run: RunFolder,
     resolved: str,
     overwrite: bool = False,
@@ -68,7 +68,9 @@ def train_phase(
     """Train a phase into a run folder, or continue there where a killed run was.
 
     Args:
-        config: the phase, of photos with classes or of photos with texts.
+        config: of the phase.
+        build_phase: from it, and whether this process is the one that prints, to the phase; it is
+            called when the processes know each other and random numbers are seeded.
         run: where it goes; nothing is touched there before data and weights are found good.
         resolved: the complete config as YAML, kept with the run.
         overwrite: replace a run of that name.
@@ -81,6 +83,7 @@ def train_phase(
         UserError: when data, weights or settings are not what they should be, and when a run of
             that name is finished or was started with other settings.
     """
+    _check_launcher(os.environ)
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         kwargs_handlers=[
@@ -92,16 +95,12 @@ def train_phase(
     set_seed(config.dataset.seed)
     # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
     torch.backends.cudnn.benchmark = True
-    chief = accelerator.is_main_process
+    is_main_process = accelerator.is_main_process
     continues = run.check(resolved, overwrite)
-    phase: Phase | ClipPhase
-    if isinstance(config, ClipConfig):
-        phase = build_clip_phase(config, chief)
-    else:
-        phase = build_phase(config, chief)
+    phase = build_phase(config, is_main_process)
     batches = phase.batches(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked before one writes
-    if chief:
+    if is_main_process:
         print(phase.describe(run.name), flush=True)
         if phase.leak_warning():
             print(f"warning: {phase.leak_warning()}", flush=True)
@@ -109,8 +108,22 @@ def train_phase(
             run.start(resolved)
             write_json(run.path / "classes.json", list(phase.images.images.class_names))
     with accelerator.main_process_first():  # the others read what the first one kept
-        phase.fill_features(accelerator.device, chief)
+        phase.fill_features(accelerator.device, is_main_process)
     return Trainer(accelerator, phase, run, batches, on_validation).train()
+
+
+def _check_launcher(environment: Mapping[str, str]) -> None:
+    """Refuse to train alone where `accelerate launch --cpu --num_processes N` asked for N.
+
+    Without MPI it starts a single process for it, without a word: then it has said where the main
+    process is, as it does for several alone, and given no rank.
+    """
+    ranked = any(name in environment for name in ("RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    if environment.get("ACCELERATE_USE_CPU") and "MASTER_ADDR" in environment and not ranked:
+        raise UserError(
+            "accelerate launch --cpu started one process, not several: on CPUs, write "
+            "torchrun --nproc_per_node 2 -m visual_search.main_arcface …"
+        )
 
 
 class Trainer:
@@ -119,14 +132,14 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        phase: Phase | ClipPhase,
+        phase: Phase,
         run: RunFolder,
         batches: tuple[TrainingBatches, DataLoader],
         on_validation: OnValidation | None = None,
     ) -> None:
         self.accelerator, self.phase, self.run = accelerator, phase, run
         self.config, self.on_validation = phase.config, on_validation
-        self.chief = accelerator.is_main_process
+        self.is_main_process = accelerator.is_main_process
         rank, count = accelerator.process_index, accelerator.num_processes
         self.processes = Processes(rank, count, accelerator.wait_for_everyone)
         self.batches, self.loader = batches
@@ -144,11 +157,11 @@ class Trainer:
         self.watch = ReplacedImages(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
         if state is None:
-            phase.start_weights(accelerator.device, self.chief)
+            phase.start_weights(accelerator.device, self.is_main_process)
         self._build()
         if state is not None:
             self._continue(state)
-        elif self.chief:
+        elif self.is_main_process:
             run.cut_metrics(0)  # of a run that was killed before its first state
 
     def _build(self) -> None:
@@ -160,16 +173,12 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(learner)
         if train.compile:
             learner.compile_features()
-        self.moving = MovingParts(self.accelerator, config, learner, self.total)
+        self.optim = OptimizerState(self.accelerator, config, learner, self.total)
         self.trained = [p for p in backbone.parameters() if p.requires_grad]
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
         soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
-        device = self.accelerator.device
-        self.validator: Keeper[Any]
-        if isinstance(self.phase, ClipPhase):
-            self.validator = PairValidator(self.phase, self.run, device, self.moving.average, soup)
-        else:
-            self.validator = Validator(self.phase, self.run, device, self.moving.average, soup)
+        average = self.optim.average
+        self.validator = self.phase.validator(self.run, self.accelerator.device, average, soup)
 
     def _set_backbone_frozen(self, frozen: bool) -> None:
         """Linear probe or fine-tuning; the processes' wrapper has to know which weights move."""
@@ -177,22 +186,21 @@ class Trainer:
             parameter.requires_grad_(not frozen)
         self.backbone_frozen = frozen
         learner = self.phase.learner
-        if isinstance(learner.head, SampledMarginHead):
-            # Each process has its own part of the class matrix.
-            ignored = [f"head.{name}" for name in learner.head.state_dict()]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, ignored)
+        if self._own_names():
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                learner, self._own_names()
+            )
         self.accelerator._models.clear()
-        wrapped = self.accelerator.prepare_model(learner)
-        self.stepper = Stepper(self.accelerator, self.phase, wrapped, self.moving)
+        self.wrapped = self.accelerator.prepare_model(learner)
 
     def train(self) -> float:
         """Run the epochs that are left; returns the best mAP."""
         train = self.config.train
-        if self.chief:
+        if self.is_main_process:
             resolved = yaml.safe_load((self.run.path / "config.yml").read_text("utf-8"))
-            self.trackers = Trackers(train.trackers, self.run.path, self.run.name, resolved)
+            self.trackers = start_trackers(train.trackers, self.run.path, resolved, self.step)
             if self.step == 0:
-                self.validator.look_before()
+                self.validator.validate_before_training()
         while self.epoch <= train.epochs:
             self._train_epoch()
             last = self.epoch == train.epochs
@@ -218,14 +226,14 @@ class Trainer:
             "batch",
             total=len(self.loader),
             initial=self.batch,
-            shown=self.chief,
+            shown=self.is_main_process,
         )
         with bar:
             for batches in grouped(self.loader, config.train.accumulate):
                 self._train_step(batches, bar)
                 if self._is_stale():
                     break
-        if self.chief:
+        if self.is_main_process:
             self.watch.write(self.run.path / "broken_images.txt")
             seconds = time.perf_counter() - started
             images = (self.batch - before) * config.dataset.batch_size * self.processes.count
@@ -235,16 +243,18 @@ class Trainer:
     def _train_step(self, batches: Sequence[Batch], bar: Any) -> None:
         """One optimiser step and what is due after it."""
         train = self.config.train
-        self.moving.before_step(self.step, self.phase.learner)
-        loss = self.stepper.step(batches)
+        self.optim.set_rates(self.step)
+        self.phase.before_step(self.step, self.total)
+        loss = optimizer_step(self.accelerator, self.phase, self.wrapped, self.optim, batches)
         self.step, self.batch = self.step + 1, self.batch + len(batches)
-        self.moving.after_step(self.phase.learner)
+        if self.optim.average is not None:
+            self.optim.average.update(self.phase.learner.embedder)
         for _, _, indexes, n_skipped in batches:
             self.watch.see(indexes, n_skipped)
         bar.update(len(batches))
         due = bool(train.save_steps) and self.step % train.save_steps == 0
         if (self.step - 1) % train.log_steps == 0:  # reading the loss waits for the device
-            self._log(self.stepper.mean_over_processes(loss), bar)
+            self._log(mean_over_processes(self.accelerator, loss), bar)
             late = time.perf_counter() - self.saved > 60 * train.save_minutes
             due = due or self._as_the_first(late)
         if train.validate_steps and self.step % train.validate_steps == 0:
@@ -259,26 +269,30 @@ class Trainer:
         hold_frozen(self.phase.learner.embedder.backbone, held)
 
     def _log(self, loss: float, bar: Any) -> None:
-        if not self.chief:
+        if not self.is_main_process:
             return
-        rates = self.moving.learning_rates()
+        rates = self.optim.learning_rates()
         self.smoothed = 0.7 * self.smoothed + 0.3 * loss if self.smoothed else loss
         bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=f"{rates['lr_head']:.1e}", refresh=False)
         self.run.log(kind="step", step=self.step, epoch=self.epoch, loss=loss, **rates)
-        self.trackers.log({"loss": loss, **rates}, self.step)
+        self._track({"loss": loss, **rates})
+
+    def _track(self, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(values, step=self.step)
 
     def _validate(self) -> None:
-        head = head_state(self.phase.learner.head)
+        head = self._head_state()
         told = [0.0, 0]
-        if self.chief:
+        if self.is_main_process:
             score = self.validator.validate(self.epoch, self.step, head)
             told = [score, self.validator.stale]
-            self.trackers.log({"mAP": score}, self.step)
+            self._track({"mAP": score})
             if self.on_validation is not None:
                 self.on_validation(self.step, score)
         score, self.stale = self._from_the_first(told)
         self.validated = self.step
-        self.moving.schedule.observe(score)
+        self.optim.schedule.observe(score)
 
     def _is_stale(self) -> bool:
         limit = self.config.train.early_stopping
@@ -297,26 +311,29 @@ class Trainer:
         common = {
             "position": [self.epoch, self.batch, self.step, self.validated, self.stale],
             "learner": without(learner.state_dict(), [*self._own_names(), *self._still_names()]),
-            "moving": self.moving.state_dict(),
+            "moving": self.optim.state_dict(),
             "validator": self.validator.state_dict(),
             "watch": self.watch.state_dict(),
-            "metrics_bytes": self.run.metrics_bytes() if self.chief else 0,
+            "metrics_bytes": self.run.metrics_bytes() if self.is_main_process else 0,
             "seconds": self.seconds + time.perf_counter() - self.started,
         }
         own = {
             "random": random_states(),
             "learner": {name: learner.state_dict()[name] for name in self._own_names()},
-            "rows": self.moving.rows.state_dict() if self.moving.rows is not None else {},
+            "rows": self.optim.rows.state_dict() if self.optim.rows is not None else {},
         }
         save_state(self.run.path / "state", self.step, common, own, self.processes)
         self.saved = time.perf_counter()
 
+    def _head_state(self) -> Mapping[str, Tensor]:
+        """The head's tensors for a checkpoint; all processes call it: a sharded one is gathered."""
+        head = self.phase.learner.head
+        return {} if head is None else head.full_state()
+
     def _own_names(self) -> list[str]:
         """Tensors of the learner that differ between the processes."""
         head = self.phase.learner.head
-        if not isinstance(head, SampledMarginHead):
-            return []
-        return [f"head.{name}" for name in head.state_dict()]
+        return [] if head is None else [f"head.{name}" for name in head.own_state_names()]
 
     def _still_names(self) -> list[str]:
         """Tensors of the learner that never change: those of a backbone that is not even run."""
@@ -330,14 +347,14 @@ class Trainer:
         learner = self.phase.learner
         self.epoch, self.batch, self.step, self.validated, self.stale = common["position"]
         learner.load_state_dict({**learner.state_dict(), **common["learner"], **own["learner"]})
-        self.moving.load_state_dict(common["moving"])
-        if self.moving.rows is not None:
-            self.moving.rows.load_state_dict(own["rows"])
+        self.optim.load_state_dict(common["moving"])
+        if self.optim.rows is not None:
+            self.optim.rows.load_state_dict(own["rows"])
         self.validator.load_state_dict(common["validator"])
         self.watch.load_state_dict(common["watch"])
         self.seconds = common["seconds"]
         self._set_backbone_frozen(self.epoch <= self.config.train.head_epochs)
-        if self.chief:
+        if self.is_main_process:
             self.run.cut_metrics(common["metrics_bytes"])
             print(
                 f"{self.run.name}: continues in epoch {self.epoch} after {self.step} steps",
@@ -346,11 +363,12 @@ class Trainer:
         restore_random_states(own["random"])
 
     def _finish(self) -> float:
-        head = head_state(self.phase.learner.head)
+        head = self._head_state()
         score = 0.0
-        if self.chief:
+        if self.is_main_process:
             self.validator.finish(self.epoch, self.step, head)
-            self.trackers.close()
+            for tracker in self.trackers:
+                tracker.finish()
             self.run.plot()
             best = self.validator.best
             score = best["mAP"]
@@ -372,3 +390,48 @@ def grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def without(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """A state dict less some of its tensors."""
     return {name: value for name, value in state.items() if name not in names}
+
+
+def optimizer_step(
+    accelerator: Accelerator,
+    phase: Phase,
+    learner: Any,
+    optim: OptimizerState,
+    batches: Sequence[Batch],
+) -> Tensor:
+    """One optimiser step over one or more batches, on any number of processes.
+
+    Args:
+        accelerator: precision and processes.
+        phase: its configuration and parts.
+        learner: the phase's, as the accelerator prepared it.
+        optim: the optimisers.
+        batches: their gradients are averaged.
+
+    Returns:
+        The mean loss, a scalar on the device.
+    """
+    losses = []
+    for number, batch in enumerate(batches, start=1):
+        # Gradients travel between the processes once a step, with the last batch.
+        closes = number == len(batches)
+        with nullcontext() if closes else accelerator.no_sync(learner):
+            loss, _ = learner(*phase.inputs(batch, accelerator.device))
+            accelerator.backward(loss / len(batches))
+        losses.append(loss.detach())
+    optim.step()
+    return torch.stack(losses).mean()
+
+
+def mean_over_processes(accelerator: Accelerator, loss: Tensor) -> float:
+    """A loss of :func:`optimizer_step` as a number; all processes have to call it.
+
+    Raises:
+        UserError: when it is not finite.
+    """
+    value = float(accelerator.reduce(loss, "mean"))
+    if not math.isfinite(value):
+        raise UserError(
+            f"the loss became {value}; lower optim.head_lr, or use train.precision no or bf16"
+        )
+    return value

@@ -7,8 +7,11 @@ earlier trials' at the same step is stopped.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import shutil
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +116,7 @@ def tune(
     trials: int,
     timeout: float | None = None,
     seed: int = 42,
+    grid: bool = False,
 ) -> optuna.Study:
     """Train trials until there are enough; a killed search continues.
 
@@ -126,6 +130,7 @@ def tune(
         trials: finished or stopped ones in all, those of earlier calls included.
         timeout: seconds after which no further trial is begun.
         seed: of the draws.
+        grid: train every combination of the space once, all to their ends, in place of drawing.
 
     Raises:
         UserError: of `train_trial`, where nothing was trained yet; later ones are kept with the
@@ -140,11 +145,16 @@ def tune(
     study = optuna.create_study(
         study_name="tuning", storage=storage, load_if_exists=True, direction="maximize"
     )
-    # With the same seed a continued search would draw its first trials a second time.
-    study.sampler = optuna.samplers.TPESampler(
-        seed=seed + len(study.trials), n_startup_trials=STARTUP_TRIALS
-    )
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+    if grid:
+        choices = {key: list(wanted.choices) for key, wanted in space.items()}
+        study.sampler = optuna.samplers.GridSampler(choices, seed=seed)
+        study.pruner = optuna.pruners.NopPruner()
+    else:
+        # With the same seed a continued search would draw its first trials a second time.
+        study.sampler = optuna.samplers.TPESampler(
+            seed=seed + len(study.trials), n_startup_trials=STARTUP_TRIALS
+        )
+        study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     _queue_interrupted(study)
     left = trials - len(ended(study))
     if left > 0:
@@ -156,6 +166,18 @@ def tune(
             callbacks=[lambda study, trial: _after_trial(study, trial, folder / "trials")],
         )
     return study
+
+
+def combinations(space: Mapping[str, Range], path: Path) -> int:
+    """How many there are in a grid.
+
+    Raises:
+        UserError: for a key of the file without choices.
+    """
+    for key, wanted in space.items():
+        if not wanted.choices:
+            raise UserError(f"{path}: {key}: --grid needs choices; write {{choices: [a, b]}}")
+    return math.prod(len(wanted.choices) for wanted in space.values())
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -204,7 +226,10 @@ def _run_trial(
             raise optuna.TrialPruned
 
     try:
-        return train_trial(settings, run, on_validation)
+        score = train_trial(settings, run, on_validation)
+        names = json.loads((run.path / "classes.json").read_text("utf-8"))
+        trial.set_user_attr("classes", len(names))
+        return score
     except (UserError, torch.OutOfMemoryError) as error:
         if not (run.path / "config.yml").exists():
             raise  # nothing was trained: every trial would end so
@@ -298,3 +323,57 @@ def _scatter(axes: Any, trials: list[optuna.trial.FrozenTrial], place: Callable)
         chosen = [trial for trial in trials if trial.state.name == state]
         scores = [trial.value for trial in chosen]
         axes.scatter([place(t) for t in chosen], scores, marker=marker, label=label)
+
+
+def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) -> str:
+    """Draw a grid's scores to `grid.png`: over its first setting, a line for each value of the
+    second, means and standard deviations over all others, such as dataset.seed.
+
+    Classes are shown as many as there were: 0, all of them, has no place on an axis.
+
+    Returns:
+        The same as a Markdown table, which is `grid.md`.
+    """
+    from matplotlib.figure import Figure
+
+    key, *others = space
+    scores: dict[Any, dict[Any, list[float]]] = {}
+    for trial in finished(study):
+        place = trial.params[key]
+        if key == "dataset.max_classes":
+            place = trial.user_attrs.get("classes", place)
+        line = scores.setdefault(trial.params[others[0]] if others else "mAP", {})
+        line.setdefault(place, []).append(float(trial.value or 0.0))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    places = sorted(set(itertools.chain(*scores.values())))
+    table = {place: [str(place)] for place in places}
+    for name, line in sorted(scores.items()):
+        means = {place: sum(line[place]) / len(line[place]) for place in sorted(line)}
+        spreads = {place: _deviation(line[place]) for place in means}
+        axes.errorbar(
+            list(means), list(means.values()), list(spreads.values()), marker="o", capsize=2,
+            label=f"{others[0]} {name}" if others else name,
+        )  # fmt: skip
+        for place in places:
+            several = place in line and len(line[place]) > 1
+            spread = f" ± {spreads[place]:.4f}" if several else ""
+            table[place].append(f"{means[place]:.4f}{spread}" if place in line else "-")
+    if all(isinstance(place, (int, float)) and place > 0 for place in places):
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.minorticks_off()
+    axes.set(xlabel=key, ylabel="mAP", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with written_atomically(folder / "grid.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    heads = [key, *(f"{others[0]} {name}" if others else name for name in sorted(scores))]
+    rows = [heads, ["---:"] * len(heads), *table.values()]
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    write_text(folder / "grid.md", text)
+    return text
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0

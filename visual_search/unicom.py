@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.pooling import pooled_tokens
 from visual_search.weights_files import load_file_weights
@@ -136,9 +137,7 @@ class Unicom(nn.Module):
         return x if self.feature is None else self.feature(x.flatten(1))
 
 
-def create_unicom(
-    model: str, weights: str, drop_path: float, input_size: int, pooling: str, patch_overlap: int
-) -> tuple[nn.Module, int]:
+def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
     """A UNICOM network and its input size; :mod:`visual_search.backbones` says the rest."""
     if model not in SIZES:
         raise UserError(f"unicom has no model {model!r}; it has {', '.join(SIZES)}")
@@ -148,20 +147,20 @@ def create_unicom(
             f"unicom/{model} takes photos of {size.input_size} pixels only: set "
             f"dataset.input_size to {size.input_size} and dataset.input_size_valid to 0"
         )
-    if patch_overlap:
+    if config.patch_overlap:
         raise UserError(f"the patches of unicom/{model} are fixed: set backbone.patch_overlap to 0")
-    if weights.partition(":")[0] in ("hub", "package"):
+    if config.weights.partition(":")[0] in ("hub", "package"):
         raise UserError(
             f"UNICOM's weights come as a file, FP16-{model}.pt or the like: set backbone.weights "
             "to where you saved it, or to none"
         )
-    network = Unicom(size, drop_path)
-    if weights != "none":
-        load_file_weights(network, weights, f"unicom/{model}")
-    if pooling == "default":
+    network = Unicom(size, config.drop_path)
+    if config.weights != "none":
+        load_file_weights(network, config.weights, f"unicom/{model}")
+    if config.pooling == "default":
         return network, size.input_size
     network.feature = None
-    return pooled_tokens(network, pooling, 0, f"unicom/{model}"), size.input_size
+    return pooled_tokens(network, config.pooling, 0, f"unicom/{model}"), size.input_size
 
 
 SIZES: dict[str, UnicomSize] = {

@@ -3,27 +3,156 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from visual_search.checkpoint import save_checkpoint
+from visual_search.averaging import ExponentialAverage, WeightSoup
+from visual_search.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.embed import embed_images
 from visual_search.evaluate import Evaluation, evaluate_on_dev_set
-from visual_search.imprinting import Head
-from visual_search.keeper import Keeper
-from visual_search.phase import Phase
 from visual_search.report import write_report
-from visual_search.sampled_classes import SampledMarginHead
+from visual_search.run_folder import RunFolder
 from visual_search.whitening import fit_whitening
 
+if TYPE_CHECKING:
+    from visual_search.phase import ImagePhase, Phase
 
-class Validator(Keeper[Evaluation]):
+
+class Evaluated(Protocol):
+    """What the kept checkpoint is chosen by."""
+
+    @property
+    def mean_average_precision(self) -> float:
+        """0..1."""
+
+
+Found = TypeVar("Found", bound=Evaluated)
+
+
+class BestCheckpoint(ABC, Generic[Found]):
+    """Scores the model now and then, whatever it is scored by; keeps the last and the best."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        run: RunFolder,
+        device: torch.device,
+        average: ExponentialAverage | None = None,
+        soup: WeightSoup | None = None,
+    ) -> None:
+        """
+        Args:
+            phase: what is trained.
+            run: where checkpoints and scores go.
+            device: where the model is.
+            average: of the weights; where there is one, it is what is scored and kept.
+            soup: collects the weights of the last validations; tried at the end.
+        """
+        self.phase, self.run, self.device = phase, run, device
+        self.average, self.soup = average, soup
+        self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
+        self.stale = 0
+        """Validations since the best one."""
+        self.best_evaluation: Found | None = None
+        """Of the best model, unless it was found before the run was killed and continued."""
+
+    def validate_before_training(self) -> None:
+        """Score a new run before its first step, where that says something."""
+
+    def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
+        """Score, save `last/`, and `best/` if it is; returns the mAP, 0..1.
+
+        Args:
+            epoch: 1-based.
+            step: optimiser steps so far.
+            head: the head's tensors, kept beside the embedder's.
+        """
+        embedder = self.phase.learner.embedder
+        with self.average.swapped(embedder) if self.average else nullcontext():
+            score = self._keep(epoch, step, head)
+            if self.soup is not None:
+                self.soup.add(embedder.state_dict())
+        return score
+
+    def finish(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Found:
+        """Try the soup, and evaluate the best model for the report."""
+        embedder = self.phase.learner.embedder
+        if self.soup is not None and len(self.soup) > 1:
+            embedder.load_state_dict(self.soup.average())
+            print(f"average of the last {len(self.soup)} validated models:", flush=True)
+            self._keep(epoch, step, head, soup=True)
+        embedder.load_state_dict(plain_state(load_checkpoint(self.run.best)))
+        whitened = self._whiten(epoch, step, head)
+        evaluation = whitened or self.best_evaluation or self._evaluate()
+        self._report(evaluation)
+        return evaluation
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run has to know."""
+        soup = self.soup.state_dict() if self.soup is not None else {}
+        return {"best": dict(self.best), "stale": self.stale, "soup": soup}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.best, self.stale = dict(state["best"]), int(state["stale"])
+        if self.soup is not None:
+            self.soup.load_state_dict(state["soup"])
+
+    def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
+        evaluation = self._evaluate()
+        score = evaluation.mean_average_precision
+        self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
+        averaged = "soup" if soup else "ema" if self.average else "no"
+        facts = {**self._facts(epoch, step, score), "averaged": averaged}
+        states = self.phase.learner.embedder.state_dict(), head
+        if not soup:
+            self._save(self.run.last, *states, facts)
+        better = score > self.best["mAP"]
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best = {"mAP": score, "epoch": epoch, "step": step}
+            self.best_evaluation = evaluation
+            self._save(self.run.best, *states, facts)
+        note = " (best so far)" if better else ""
+        print(f"epoch {epoch}, step {step}: mAP {score:.4f}{note}", flush=True)
+        return score
+
+    def _save(
+        self,
+        folder: Path,
+        embedder: Mapping[str, Tensor],
+        head: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+    ) -> None:
+        save_checkpoint(folder, self.phase.architecture, embedder, head, facts)
+
+    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Found | None:
+        """Try a last improvement on the best model; None where there is none."""
+        return None
+
+    @abstractmethod
+    def _evaluate(self) -> Found:
+        """Score the model as it is; its mode is kept."""
+
+    @abstractmethod
+    def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+        """What `model.json` says of a checkpoint."""
+
+    @abstractmethod
+    def _report(self, evaluation: Found) -> None:
+        """Write down what the best model answers."""
+
+
+class Validator(BestCheckpoint[Evaluation]):
     """Scores an image embedder on a development set."""
 
-    phase: Phase
+    phase: ImagePhase
 
     def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
         return {
@@ -105,7 +234,7 @@ class Validator(Keeper[Evaluation]):
         )
 
 
-def losses_of(phase: Phase) -> str:
+def losses_of(phase: ImagePhase) -> str:
     """What a phase is trained by, in words."""
     config = phase.config
     words: list[str] = []
@@ -116,10 +245,3 @@ def losses_of(phase: Phase) -> str:
     if config.distillation.run:
         words.append(f"distillation from {config.distillation.run}")
     return " + ".join(words)
-
-
-def head_state(head: Head | None) -> Mapping[str, Tensor]:
-    """The head's tensors for a checkpoint; all processes call it, for a sharded one is gathered."""
-    if head is None:
-        return {}
-    return head.full_state() if isinstance(head, SampledMarginHead) else head.state_dict()

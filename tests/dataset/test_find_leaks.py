@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import write_csv
 from visual_search import leaks as leaks_module
 from visual_search.checkpoint import save_checkpoint
+from visual_search.config import BackboneConfig
 from visual_search.dataset_config import (
     DatasetConfig,
     DevSetConfig,
@@ -130,7 +131,7 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
     train, test = shared
     torch.manual_seed(0)
     embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3
+        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64
     )
     model = train.parent / "model"
     save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})

@@ -14,6 +14,7 @@ from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
+from visual_search.config import BackboneConfig
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
 
@@ -21,9 +22,7 @@ from visual_search.model import build_embedder
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     export_torchscript(embedder, architecture, {}, tmp_path / "weights")
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "weights"))
     return tmp_path / "weights"

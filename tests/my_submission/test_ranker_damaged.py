@@ -12,6 +12,7 @@ import torch
 from my_submission.user_config import My_Ranker
 from tests.conftest import draw_product, write_csv
 from tests.my_submission.damaged_files import NOTHING, PARTLY, PIXELS, write_files
+from visual_search.config import BackboneConfig
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
 
@@ -21,9 +22,7 @@ BOX_HEADER = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     folder = tmp_path_factory.mktemp("weights")
     export_torchscript(embedder, architecture, {}, folder)
     return folder

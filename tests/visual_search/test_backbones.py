@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.backbones import checkpoint_gradients, create_backbone, feature_width
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 
 TINY = "timm/test_efficientnet"
@@ -93,7 +94,7 @@ MANY = [
 
 def check_a_training_step(name: str, dimension: int) -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(name, "none")
+    backbone = create_backbone(BackboneConfig(name, "none"))
     module = backbone.module.train()
     photos = torch.randn(2, 3, backbone.input_size, backbone.input_size)
     features = module(photos)
@@ -125,8 +126,8 @@ def test_many_more_backbones_train_without_their_heads(name: str, dimension: int
 
 def test_a_size_that_does_not_suit_is_refused() -> None:
     with pytest.raises(UserError, match="does not take photos of 150 pixels"):
-        create_backbone("timm/test_vit", "none", input_size=150)
-    backbone = create_backbone("open_clip/ViT-S-32", "none", input_size=96)
+        create_backbone(BackboneConfig("timm/test_vit", "none"), 150)
+    backbone = create_backbone(BackboneConfig("open_clip/ViT-S-32", "none"), 96)
     with pytest.raises(UserError, match="the backbone does not take photos of 128 pixels"):
         feature_width(backbone.module, 128)
     assert feature_width(backbone.module.train(), 96) == 384
@@ -136,7 +137,7 @@ def test_a_size_that_does_not_suit_is_refused() -> None:
 @pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_convnext", "open_clip/ViT-S-32"])
 def test_checkpointed_gradients_are_the_same(name: str) -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(name, "none", pooling="gem")
+    backbone = create_backbone(BackboneConfig(name, "none", pooling="gem"))
     module, size = backbone.module.train(), backbone.input_size
     photos = torch.randn(2, 3, size, size)
     gradients = []
@@ -153,7 +154,7 @@ def test_checkpointed_gradients_are_the_same(name: str) -> None:
 
 
 def test_checkpointing_saves_activations() -> None:
-    module = create_backbone("timm/test_vit", "none").module.train()
+    module = create_backbone(BackboneConfig("timm/test_vit", "none")).module.train()
     photos = torch.randn(2, 3, 160, 160)
 
     def kept() -> int:
@@ -174,17 +175,17 @@ def test_checkpointing_saves_activations() -> None:
 
 @pytest.mark.parametrize("name", ["timm/inception_v3", "open_clip/RN50"])
 def test_a_network_without_checkpointing_says_so(name: str) -> None:
-    module = create_backbone(name, "none").module
+    module = create_backbone(BackboneConfig(name, "none")).module
     with pytest.raises(UserError, match=r"backbone.gradient_checkpointing"):
         checkpoint_gradients(module, name)
 
 
 def test_an_option_that_a_library_lacks_is_refused() -> None:
     with pytest.raises(UserError, match=r"does not take backbone.drop_path"):
-        create_backbone("timm/vgg11", "none", 0.1)
+        create_backbone(BackboneConfig("timm/vgg11", "none", drop_path=0.1))
     with pytest.raises(UserError, match=r"does not take backbone.drop_path"):
-        create_backbone("open_clip/ViT-S-32", "none", 0.1)
-    made = create_backbone("open_clip/convnext_tiny", "none", 0.25)
+        create_backbone(BackboneConfig("open_clip/ViT-S-32", "none", drop_path=0.1))
+    made = create_backbone(BackboneConfig("open_clip/convnext_tiny", "none", drop_path=0.25))
     rates = {getattr(part, "drop_prob", 0.0) for part in made.module.modules()}
     assert max(rates) == pytest.approx(0.25)
 
@@ -197,15 +198,17 @@ def test_unknown_names_say_what_is_known() -> None:
         ("unicom/ViT-B-33", "unicom has no model"),
     ):
         with pytest.raises(UserError, match=words):
-            create_backbone(name, "none")
+            create_backbone(BackboneConfig(name, "none"))
     with pytest.raises(UserError, match="efficientnet_lite0"):
-        create_backbone(TINY, "package:nothing")
+        create_backbone(BackboneConfig(TINY, "package:nothing"))
     with pytest.raises(UserError, match=r"backbone.pooling"):
-        create_backbone(TINY, "none", pooling="median")
+        create_backbone(BackboneConfig(TINY, "none", pooling="median"))
 
 
 def test_the_head_convolution_can_be_left_out() -> None:
-    made = create_backbone("timm/tf_efficientnet_lite0", "none", input_size=64, head_conv=False)
+    made = create_backbone(
+        BackboneConfig("timm/tf_efficientnet_lite0", "none", head_conv=False), 64
+    )
     assert made.dimension == 320
     maps: dict[str, torch.Tensor] = {}
     blocks = made.module.get_submodule("blocks")
@@ -214,4 +217,4 @@ def test_the_head_convolution_can_be_left_out() -> None:
     features = made.module.eval()(pixels)
     torch.testing.assert_close(features, maps["last"].mean(dim=(2, 3)))
     with pytest.raises(UserError, match=r"backbone\.head_conv"):
-        create_backbone("timm/test_vit", "none", head_conv=False)
+        create_backbone(BackboneConfig("timm/test_vit", "none", head_conv=False))

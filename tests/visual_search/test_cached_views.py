@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from visual_search.cached_views import CachedViews, random_crop
+from visual_search.config import BackboneConfig
 from visual_search.datasets import LabelledImages, TrainingImages
 from visual_search.images import ImageItem, load_pixels
 from visual_search.model import build_embedder
@@ -26,7 +27,7 @@ def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:
     labelled = LabelledImages(paths, np.array([0, 0, 1, 1, 2, 2]))
     photos = TrainingImages(labelled, build_augmentation("none", 32), 32, 7)
     torch.manual_seed(0)
-    visual, built = build_embedder("timm/test_resnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
+    visual, built = build_embedder(BackboneConfig("timm/test_resnet", "none"), 32)
     visual.eval()
     views = CachedViews(photos, 3)
     views.fill(visual, 32, tmp_path / "cache", device=torch.device("cpu"), progress=False)

@@ -12,6 +12,7 @@ from visual_search.checkpoint import (
     read_description,
     save_checkpoint,
 )
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.export import export_torchscript
 from visual_search.model import Architecture, Embedder, build_embedder
@@ -22,7 +23,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 @pytest.fixture
 def trained() -> tuple[Embedder, Architecture]:
     torch.manual_seed(1)
-    return build_embedder("timm/test_vit", "none", 160, MEAN, STD)
+    return build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160)
 
 
 def saved(folder: Path, trained: tuple[Embedder, Architecture]) -> Path:

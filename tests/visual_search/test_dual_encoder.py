@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.clip_config import ProjectionConfig, TextConfig
+from visual_search.config import BackboneConfig
 from visual_search.contrastive import ContrastiveLoss, infonce
 from visual_search.dual_encoder import (
     ClipLearner,
@@ -25,7 +26,7 @@ TEXTS = ["красный стул", "синий стул", "стол", "крас
 
 def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
     torch.manual_seed(0)
-    visual, built = build_embedder("timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
+    visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
     projection = ProjectionConfig(dimension=6, clusters=clusters, feature_dropout=0.3)
     encoder = build_dual_encoder(visual, built.dimension, text, projection)

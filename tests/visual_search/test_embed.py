@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.conftest import draw_product
+from visual_search.config import BackboneConfig
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, load_pixels
@@ -218,7 +219,7 @@ def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
         draw_product(number, 0).save(tmp_path / f"{number}.jpg")
     items = [ImageItem(tmp_path / f"{number}.jpg") for number in range(150)]
     torch.manual_seed(0)
-    model, _ = build_embedder("timm/test_convnext", "none", 64, (0.5,) * 3, (0.5,) * 3)
+    model, _ = build_embedder(BackboneConfig("timm/test_convnext", "none"), 64)
     model.eval()
     settings = EmbedSettings(precision="fp32")
     expected = embed_images(model, items, 64, device=CPU, settings=settings, progress=False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from visual_search import export
 from visual_search.checkpoint import load_torchscript
+from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.export import (
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 def tiny(seed: int = 0) -> tuple[Embedder, Architecture]:
     torch.manual_seed(seed)
-    return build_embedder("timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3)
+    return build_embedder(BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64)
 
 
 def test_the_exported_model_answers_as_the_trained_one(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from visual_search.backbones import create_backbone
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.freezing import (
     freeze_stages,
@@ -19,7 +20,7 @@ from visual_search.unicom import Unicom, UnicomSize
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "timm/test_vit", "timm/test_convnext"])
 def test_a_step_moves_the_later_stages_only(name: str) -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(name, "none").module
+    backbone = create_backbone(BackboneConfig(name, "none")).module
     freeze_stages(backbone, 2)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     trained = [p for p in backbone.parameters() if p.requires_grad]
@@ -46,7 +47,7 @@ def test_batch_norms_can_be_held_while_their_scales_train() -> None:
 
 
 def test_faults_are_refused() -> None:
-    backbone = create_backbone("timm/test_efficientnet", "none").module
+    backbone = create_backbone(BackboneConfig("timm/test_efficientnet", "none")).module
     with pytest.raises(UserError, match="this backbone has"):
         freeze_stages(backbone, 99)
     with pytest.raises(UserError, match="timm backbones"):
@@ -67,7 +68,9 @@ def trained(module: nn.Module) -> set[str]:
 def small(name: str) -> nn.Module:
     if name == "unicom":
         return Unicom(UnicomSize(32, 8, 12, 4, 3, 10))
-    return create_backbone(name, "none", pooling="gem" if "gem" in name else "default").module
+    return create_backbone(
+        BackboneConfig(name, "none", pooling="gem" if "gem" in name else "default")
+    ).module
 
 
 @pytest.mark.parametrize(
@@ -128,15 +131,17 @@ def test_layers_deepen_along_the_network(name: str) -> None:
                 order.append(depth)
 
         value.register_hook(note)
-    size = 32 if name == "unicom" else create_backbone(name, "none").input_size
+    size = 32 if name == "unicom" else create_backbone(BackboneConfig(name, "none")).input_size
     module(torch.randn(2, 3, size, size)).square().sum().backward()
     blocks = [depth for depth in order if depth > 0]  # the stem also adds positions
     assert blocks == sorted(blocks, reverse=True)
 
 
 def test_layers_are_found_inside_wrappers() -> None:
-    plain = layer_depths(create_backbone("timm/test_vit", "none").module)
-    wrapped = layer_depths(create_backbone("timm/test_vit", "none", pooling="gem").module)
+    plain = layer_depths(create_backbone(BackboneConfig("timm/test_vit", "none")).module)
+    wrapped = layer_depths(
+        create_backbone(BackboneConfig("timm/test_vit", "none", pooling="gem")).module
+    )
     assert {f"trunk.{name}": depth for name, depth in plain.items()}.items() <= wrapped.items()
     assert wrapped["pool.p"] == max(plain.values()) + 1
 

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from visual_search import frozen
-from visual_search.config import PhaseConfig
+from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
 from visual_search.datasets import LabelledImages, TrainingImages
 from visual_search.errors import UserError
@@ -22,6 +22,7 @@ from visual_search.feature_source import Backbone
 from visual_search.feature_store import Features
 from visual_search.frozen import FrozenFeatures
 from visual_search.model import build_embedder
+from visual_search.phase import build_image_phase
 from visual_search.run_folder import RunFolder
 from visual_search.train import train_phase
 
@@ -53,13 +54,9 @@ def parsed(values: dict[str, Any], tmp_path: Path) -> tuple[PhaseConfig, str]:
 
 def train(values: dict[str, Any], tmp_path: Path, name: str, **extra: Any) -> Path:
     run = RunFolder(tmp_path / "runs", name)
-    train_phase(*_ordered(values, tmp_path, run), **extra)
-    return run.path
-
-
-def _ordered(values: dict[str, Any], tmp_path: Path, run: RunFolder) -> tuple[Any, Any, Any]:
     config, text = parsed(values, tmp_path)
-    return config, run, text
+    train_phase(config, build_image_phase, run, text, **extra)
+    return run.path
 
 
 def losses(run: Path) -> list[float]:
@@ -117,7 +114,9 @@ def test_a_killed_run_goes_on_with_the_same_weights_and_embeds_nothing_again(
 def test_the_backbone_answers_what_the_neck_is_given() -> None:
     torch.manual_seed(0)
     embedder, _ = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.25,) * 3, "norm-linear", 8
+        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3),
+        32,
+        NeckConfig("norm-linear", 8),
     )
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():

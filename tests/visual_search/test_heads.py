@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visual_search.config import MarginConfig
 from visual_search.errors import UserError
 from visual_search.heads import MarginHead, focal, initial_centers
 from visual_search.margins import MARGINS
@@ -23,9 +24,19 @@ def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
     return embeddings.to(dtype).requires_grad_(), labels
 
 
-def make(name: str = "arcface", **settings: Any) -> MarginHead:
-    options: dict[str, Any] = {"centers": 3, "scale": 12.0, "margin": M, **settings}
-    return MarginHead(DIMENSION, torch.arange(1, CLASSES + 1), name=name, **options).double()
+def margin(**settings: Any) -> MarginConfig:
+    return MarginConfig(**{"class_margins": "none", **settings})
+
+
+def make(name: str = "arcface", seed: int = 0, **settings: Any) -> MarginHead:
+    config = margin(**{"name": name, "scale": 12.0, "margin": M, **settings})
+    return MarginHead(DIMENSION, torch.arange(1, CLASSES + 1), config, seed).double()
+
+
+def cosines(head: MarginHead, embeddings: Tensor) -> Tensor:
+    """Of each row to the nearest centre of each class."""
+    of_centers = F.normalize(embeddings, dim=1) @ F.normalize(head.weight, dim=1).T
+    return of_centers.view(len(embeddings), CLASSES, -1).amax(dim=2)
 
 
 def naive_losses(
@@ -85,12 +96,6 @@ def test_losses_and_gradients_are_the_naive_ones(name: str, centers: int, smooth
     got = torch.autograd.grad((losses * weights).sum(), (embeddings, head.weight))
     torch.testing.assert_close(losses, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
-    of_logits = F.cross_entropy(
-        head.logits(embeddings, labels), labels, reduction="none", label_smoothing=smoothing
-    )
-    torch.testing.assert_close(of_logits, losses)
-    again = torch.autograd.grad((of_logits * weights).sum(), (embeddings, head.weight))
-    torch.testing.assert_close(again, got)
 
 
 @pytest.mark.parametrize("name", ["arcface", "curricularface", "softmax"])
@@ -104,39 +109,6 @@ def test_gradient_by_finite_differences(name: str) -> None:
 
     inputs = (embeddings, weight.clone().requires_grad_())
     assert torch.autograd.gradcheck(losses, inputs, fast_mode=True)
-
-
-@pytest.mark.parametrize("name", [name for name in MARGINS if name != "curricularface"])
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_soft_targets_are_the_weighted_hard_ones(name: str, gamma: float) -> None:
-    head = make(name, label_smoothing=0.1, focal_gamma=gamma).eval()
-    embeddings, labels = batch()
-    others = (labels + 1) % CLASSES
-    mixed = 0.7 * F.one_hot(labels, CLASSES) + 0.3 * F.one_hot(others, CLASSES)
-    expected = 0.7 * head(embeddings, labels) + 0.3 * head(embeddings, others)
-    wanted = torch.autograd.grad(expected.sum(), (embeddings, head.weight))
-    losses = head.soft_loss(embeddings, mixed.double())
-    got = torch.autograd.grad(losses.sum(), (embeddings, head.weight))
-    torch.testing.assert_close(losses, expected)
-    torch.testing.assert_close(got, wanted)
-
-
-def test_soft_targets_where_one_class_has_all_probability() -> None:
-    # In single precision p of the right class is 1 here; what the margin takes is still seen.
-    head = make(scale=64.0, centers=1).float().eval()
-    labels = torch.arange(ROWS)
-    embeddings = head.weight.detach()[labels].clone().requires_grad_()
-    losses = head.soft_loss(embeddings, F.one_hot(labels, CLASSES).float())
-    torch.testing.assert_close(losses, head(embeddings, labels), atol=1e-6, rtol=1e-4)
-    losses.sum().backward()
-    assert embeddings.grad is not None
-    assert embeddings.grad.isfinite().all()
-
-
-def test_soft_targets_of_curricularface_are_refused() -> None:
-    embeddings, labels = batch()
-    with pytest.raises(UserError, match=r"margin\.name"):
-        make("curricularface").soft_loss(embeddings, F.one_hot(labels, CLASSES).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -162,9 +134,9 @@ def test_finite_where_embedding_and_centre_coincide(
 def test_focal_loss_is_the_papers() -> None:
     embeddings, labels = batch()
     plain, focused = make(), make(focal_gamma=2.0)
-    logits = plain.logits(embeddings, labels)
-    p = torch.softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    torch.testing.assert_close(focused(embeddings, labels), -((1 - p) ** 2) * p.log())
+    losses = plain(embeddings, labels)
+    p = torch.exp(-losses)
+    torch.testing.assert_close(focused(embeddings, labels), (1 - p) ** 2 * losses)
     for gamma in (0.5, 2.0):
         zero = torch.zeros(1, requires_grad=True)
         focal(zero, gamma).sum().backward()
@@ -175,11 +147,12 @@ def test_focal_loss_is_the_papers() -> None:
 def test_a_margin_for_each_class() -> None:
     embeddings, labels = batch()
     head = make(class_margins="power", low=0.1, span=0.3, power=-0.5)
-    cosine = head.logits(embeddings) / 12.0
-    theta = torch.acos(cosine.gather(1, labels[:, None]).squeeze(1))
-    margins = 0.1 + 0.3 * (labels + 1.0) ** -0.5
-    right = head.logits(embeddings, labels).gather(1, labels[:, None]).squeeze(1)
-    torch.testing.assert_close(right, 12.0 * torch.cos(theta + margins), atol=1e-5, rtol=1e-5)
+    logits = 12.0 * cosines(head, embeddings)
+    theta = torch.acos(logits.gather(1, labels[:, None]) / 12.0)
+    margins = 0.1 + 0.3 * (labels[:, None] + 1.0) ** -0.5
+    logits = logits.scatter(1, labels[:, None], 12.0 * torch.cos(theta + margins))
+    expected = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(head(embeddings, labels), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +179,7 @@ def test_growing_margin(name: str, grow: str, expected: list[float]) -> None:
 
 
 def test_elastic_margins_are_drawn_in_training_only() -> None:
-    head = MarginHead(8, torch.ones(4), name="elasticface-arc", elastic_std=0.1)
+    head = MarginHead(8, torch.ones(4), margin(name="elasticface-arc", elastic_std=0.1))
     similarity = torch.linspace(-0.5, 0.9, 4000)
     torch.manual_seed(0)
     draws = head.rule.draw(similarity)
@@ -216,7 +189,7 @@ def test_elastic_margins_are_drawn_in_training_only() -> None:
 
 
 def test_elastic_plus_gives_far_rows_the_large_margins() -> None:
-    head = MarginHead(8, torch.ones(4), name="elasticface-cos-plus", elastic_std=0.1)
+    head = MarginHead(8, torch.ones(4), margin(name="elasticface-cos-plus", elastic_std=0.1))
     similarity = torch.tensor([0.1, 0.9, -0.3, 0.5])
     torch.manual_seed(0)
     draws = head.rule.draw(similarity)
@@ -230,7 +203,7 @@ def test_curricular_pace_is_the_running_mean_of_target_cosines() -> None:
     pace = 0.0
     for seed in range(3):
         embeddings, labels = batch(seed)
-        cosine = head.logits(embeddings)[torch.arange(ROWS), labels] / 12.0
+        cosine = cosines(head, embeddings)[torch.arange(ROWS), labels]
         pace = 0.1 * cosine.mean().item() + 0.9 * pace
         head(embeddings, labels)
         assert head.rule.pace.item() == pytest.approx(pace, abs=1e-6)
@@ -243,20 +216,21 @@ def test_adaface_follows_the_lengths() -> None:
     embeddings, labels = batch()
     lengths = embeddings.detach().norm(dim=1)
     mean, std = 0.99 * 20 + 0.01 * lengths.mean(), 0.99 * 100 + 0.01 * lengths.std()
-    cosine = head.logits(embeddings)[torch.arange(ROWS), labels] / 12.0
+    cosine = cosines(head, embeddings)[torch.arange(ROWS), labels]
     z = (0.5 * (lengths - mean) / (std + 1e-3)).clamp(-1, 1)
-    expected = 12 * (torch.cos(torch.acos(cosine) - M * z) - (M + M * z))
-    head(embeddings, labels)
+    right = torch.cos(torch.acos(cosine) - M * z) - (M + M * z)
+    logits = cosines(head, embeddings).scatter(1, labels[:, None], right[:, None])
+    expected = F.cross_entropy(12.0 * logits, labels, reduction="none")
+    got = head(embeddings, labels)
     assert head.rule.length_mean.item() == pytest.approx(mean.item(), rel=1e-6)
     assert head.rule.length_std.item() == pytest.approx(std.item(), rel=1e-6)
-    got = head.logits(embeddings, labels)[torch.arange(ROWS), labels]
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adacos_scale_by_hand() -> None:
     head = make("adacos")
     embeddings, labels = batch()
-    cosine = (head.logits(embeddings) / head.rule.scale).detach()
+    cosine = cosines(head, embeddings).detach()
     scale = math.sqrt(2) * math.log(CLASSES - 1)
     assert head.rule.scale.item() == pytest.approx(scale, rel=1e-6)
     sums, angles = [], []
@@ -281,9 +255,9 @@ def test_moving_state_survives_a_checkpoint(name: str) -> None:
 
 
 def test_automatic_scale() -> None:
-    head = MarginHead(4, torch.ones(101), scale=0.0)
+    head = MarginHead(4, torch.ones(101), margin(scale=0.0))
     assert head.rule.scale.item() == pytest.approx(math.sqrt(2) * math.log(100))
-    assert MarginHead(4, torch.ones(2), scale=0.0).rule.scale.item() == 1.0
+    assert MarginHead(4, torch.ones(2), margin(scale=0.0)).rule.scale.item() == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from visual_search.datasets import read_product10k
+from visual_search.config import BackboneConfig, MarginConfig, PhaseConfig
+from visual_search.dataset_config import DatasetConfig
+from visual_search.datasets import TrainingImages, read_product10k
 from visual_search.heads import MarginHead
 from visual_search.images import ImageItem, load_pixels
-from visual_search.imprinting import imprint_centers, take_centers
+from visual_search.learner import Learner, Objective
 from visual_search.model import build_embedder
+from visual_search.phase import ImagePhase
 from visual_search.sampled_classes import SampledMarginHead
+from visual_search.transforms import Mixer
 
 CPU = torch.device("cpu")
 
 
 def test_centres_stand_at_the_mean_of_their_class(product10k_folder: Path) -> None:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     images = read_product10k(product10k_folder, "train.csv", "train", 8)
-    head = MarginHead(architecture.dimension, torch.ones(8), centers=3)
+    head = MarginHead(architecture.dimension, torch.ones(8), MarginConfig(centers=3))
     before = head.weight.detach().clone().view(8, 3, -1)
     embedder.train()
-    imprint_centers(head, embedder, images, 32, device=CPU, progress=False)
+    learner = Learner(embedder, Objective(head, None, None))
+    training = TrainingImages(images, lambda image: torch.zeros(0), 32, 0)
+    unused: Any = None  # nothing is validated here
+    config = PhaseConfig(dataset=DatasetConfig(input_size=32), margin=MarginConfig(imprint=True))
+    phase = ImagePhase(config, training, unused, learner, architecture, Mixer("none"))
+    phase.start_weights(CPU, is_main_process=False)
     assert embedder.training
     after = head.weight.detach().view(8, 3, -1)
     embedder.eval()
@@ -45,14 +53,15 @@ def test_centres_stand_at_the_mean_of_their_class(product10k_folder: Path) -> No
 
 
 def test_a_head_takes_the_centres_of_another_of_the_same_classes() -> None:
-    source = MarginHead(5, torch.ones(4), centers=2, seed=1)
+    config = MarginConfig(centers=2)
+    source = MarginHead(5, torch.ones(4), config, seed=1)
     for head in (
-        MarginHead(5, torch.ones(4), centers=2, seed=2),
-        SampledMarginHead(5, torch.ones(4), centers=2, seed=2),
+        MarginHead(5, torch.ones(4), config, seed=2),
+        SampledMarginHead(5, torch.ones(4), config, seed=2),
     ):
-        assert take_centers(head, source.weight.detach())
+        assert head.take_centers(source.weight.detach())
         assert torch.equal(head.weight, source.weight)
-    other = MarginHead(5, torch.ones(4), centers=3)
+    other = MarginHead(5, torch.ones(4), MarginConfig(centers=3))
     before = other.weight.detach().clone()
-    assert not take_centers(other, source.weight.detach())
+    assert not other.take_centers(source.weight.detach())
     assert torch.equal(other.weight, before)

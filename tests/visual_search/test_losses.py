@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.visual_search.naive_pairs import naive_pair_loss
-from visual_search.losses import Samples, SoftTriple, pair_loss, weighted_rows
-from visual_search.pair_weights import PAIR_LOSSES, Contrastive, MultiSimilarity
+from visual_search.losses import (
+    PAIR_LOSSES,
+    Contrastive,
+    MultiSimilarity,
+    Samples,
+    SoftTriple,
+    pair_loss,
+    weighted_rows,
+)
 
 
 def drawn(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from my_submission.user_config import My_Ranker
 from visual_search import main_evaluate, rerank_tuning
 from visual_search.checkpoint import load_checkpoint
+from visual_search.config import BackboneConfig
 from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
 from visual_search.evaluate import DevSet, read_dev_set
@@ -26,9 +27,7 @@ from visual_search.rerank_tuning import tune
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     export_torchscript(embedder, architecture, {"run": None}, tmp_path / "weights")
     return tmp_path / "weights"
 

@@ -7,6 +7,7 @@ import torch
 import torchvision.transforms.functional as tf
 
 from visual_search.checkpoint import load_torchscript
+from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.errors import UserError
 from visual_search.export import export_torchscript, load_exported
 from visual_search.model import Architecture, build_embedder, rebuild_embedder
@@ -16,7 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def test_embeddings_are_unit_vectors_of_normalised_pixels() -> None:
     torch.manual_seed(0)
-    embedder, architecture = build_embedder("timm/test_vit", "none", 160, MEAN, STD)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160)
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     with torch.inference_mode():
         vectors = embedder.eval()(pixels)
@@ -29,7 +30,7 @@ def test_embeddings_are_unit_vectors_of_normalised_pixels() -> None:
 
 def test_neck_projects_and_is_rebuilt_with_the_rest() -> None:
     embedder, architecture = build_embedder(
-        "timm/test_vit", "none", 160, MEAN, STD, "linear-bn", 32
+        BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("linear-bn", 32)
     )
     again = rebuild_embedder(architecture)
     again.load_state_dict(embedder.state_dict())
@@ -53,17 +54,17 @@ def test_every_choice_is_rebuilt_and_exported(
 ) -> None:
     torch.manual_seed(0)
     embedder, architecture = build_embedder(
-        backbone,
-        "none",
+        BackboneConfig(
+            backbone,
+            "none",
+            MEAN,
+            STD,
+            pooling=pooling,
+            patch_overlap=overlap,
+            gradient_checkpointing=True,
+        ),
         size,
-        MEAN,
-        STD,
-        "dropout-linear-bn",
-        24,
-        pooling=pooling,
-        patch_overlap=overlap,
-        gradient_checkpointing=True,
-        neck_dropout=0.5,
+        NeckConfig("dropout-linear-bn", 24, dropout=0.5),
     )
     again = rebuild_embedder(architecture)
     again.load_state_dict(embedder.state_dict())
@@ -87,14 +88,16 @@ def test_descriptions_from_before_a_choice_are_of_its_default() -> None:
         "mean": MEAN,
         "std": STD,
     }
-    _, architecture = build_embedder("timm/test_vit", "none", 160, MEAN, STD)
+    _, architecture = build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160)
     assert Architecture(**before) == architecture  # type: ignore[arg-type]
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="linear-bn"):
-        build_embedder("timm/test_vit", "none", 160, MEAN, STD, "none", 32)
+        build_embedder(
+            BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("none", 32)
+        )
     with pytest.raises(UserError, match="std above 0"):
-        build_embedder("timm/test_vit", "none", 160, MEAN, (1, 1, 0))
+        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, (1, 1, 0)), 160)
     with pytest.raises(UserError, match="neck"):
-        build_embedder("timm/test_vit", "none", 160, MEAN, STD, "conv")
+        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("conv"))

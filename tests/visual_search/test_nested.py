@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from visual_search.config import MarginConfig
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
 from visual_search.model import Embedder
@@ -13,8 +16,12 @@ from visual_search.model import Embedder
 COUNTS = torch.tensor([3, 5, 2, 7])
 
 
+def config(**settings: Any) -> MarginConfig:
+    return MarginConfig(**{"class_margins": "none", **settings})
+
+
 def head(dimension: int, weight: torch.Tensor, centers: int) -> MarginHead:
-    made = MarginHead(dimension, COUNTS, centers=centers, scale=8.0, margin=0.3)
+    made = MarginHead(dimension, COUNTS, config(centers=centers, scale=8.0, margin=0.3))
     made.weight.data.copy_(weight)
     return made
 
@@ -55,7 +62,7 @@ def test_the_loss_is_the_mean_over_the_widths() -> None:
 
 def test_what_a_margin_learns_of_the_data_is_that_of_whole_embeddings() -> None:
     torch.manual_seed(0)
-    made = MarginHead(8, COUNTS, centers=1, name="adacos").train()
+    made = MarginHead(8, COUNTS, config(centers=1, name="adacos")).train()
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made.prefix_losses(torch.randn(4, 8), torch.arange(4), 3)
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())

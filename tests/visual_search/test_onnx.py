@@ -14,6 +14,7 @@ from tests.commands import inside
 from visual_search import main_export
 from visual_search import onnx as onnx_module
 from visual_search.checkpoint import save_checkpoint
+from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.export import embedding_settings, export_torchscript, exported_runtime
@@ -33,7 +34,9 @@ def onnx() -> None:
 def built() -> tuple[Embedder, Architecture]:
     torch.manual_seed(0)
     return build_embedder(
-        "timm/test_efficientnet", "none", SIZE, (0.5,) * 3, (0.25,) * 3, "norm-linear", 8
+        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3),
+        SIZE,
+        NeckConfig("norm-linear", 8),
     )
 
 

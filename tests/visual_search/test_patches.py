@@ -8,6 +8,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from visual_search.backbones import create_backbone
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.patches import resized_positions, resized_state
 
@@ -80,7 +81,7 @@ def test_other_shapes_are_refused_by_name() -> None:
     ],
 )
 def test_weights_of_one_input_size_serve_another(name: str, sizes: tuple[int, int]) -> None:
-    old, new = (create_backbone(name, "none", input_size=size).module for size in sizes)
+    old, new = (create_backbone(BackboneConfig(name, "none"), size).module for size in sizes)
     new.load_state_dict(resized_state(old.state_dict(), new))
     with torch.inference_mode():
         assert torch.isfinite(new.eval()(torch.randn(1, 3, sizes[1], sizes[1]))).all()
@@ -88,8 +89,8 @@ def test_weights_of_one_input_size_serve_another(name: str, sizes: tuple[int, in
 
 def test_timm_transformers_take_photos_of_other_sizes_as_well() -> None:
     torch.manual_seed(0)
-    small = create_backbone("timm/test_vit", "none", input_size=160).module.eval()
-    large = create_backbone("timm/test_vit", "none", input_size=224).module.eval()
+    small = create_backbone(BackboneConfig("timm/test_vit", "none"), 160).module.eval()
+    large = create_backbone(BackboneConfig("timm/test_vit", "none"), 224).module.eval()
     large.load_state_dict(resized_state(small.state_dict(), large))
     photos = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
@@ -108,7 +109,7 @@ def test_timm_transformers_take_photos_of_other_sizes_as_well() -> None:
 def test_overlapping_patches_make_a_finer_grid(
     name: str, patch: int, overlap: int, size: int
 ) -> None:
-    module: Any = create_backbone(name, "none", input_size=size, patch_overlap=overlap).module
+    module: Any = create_backbone(BackboneConfig(name, "none", patch_overlap=overlap), size).module
     starts = [x for x in range(size) if x % (patch - overlap) == 0 and x + patch <= size]
     positions = module.pos_embed if "timm" in name else module.positional_embedding[None]
     assert positions.shape[1] == 1 + len(starts) ** 2
@@ -136,4 +137,4 @@ def test_overlapping_patches_make_a_finer_grid(
 )
 def test_overlaps_that_cannot_be_are_refused(name: str, overlap: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        create_backbone(name, "none", patch_overlap=overlap)
+        create_backbone(BackboneConfig(name, "none", patch_overlap=overlap))

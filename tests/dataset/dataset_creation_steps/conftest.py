@@ -23,11 +23,12 @@ def jpeg(product: int, photo: int, side: int = 96) -> bytes:
 def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose cosines spread: random features, less their mean over drawn photos."""
     from visual_search.checkpoint import save_checkpoint
+    from visual_search.config import BackboneConfig, NeckConfig
     from visual_search.model import build_embedder
 
     torch.manual_seed(0)
     embedder, architecture = build_embedder(
-        "timm/test_efficientnet", "none", 64, (0.5,) * 3, (0.25,) * 3, neck="linear"
+        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64, NeckConfig("linear")
     )
     embedder.eval()
     neck = embedder.neck

@@ -3,13 +3,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from visual_search.model import build_embedder, rebuild_embedder
-from visual_search.undrawn import Undrawn
+from visual_search.config import BackboneConfig, NeckConfig
+from visual_search.model import SkipInit, build_embedder, rebuild_embedder
 
 
 def test_nothing_is_drawn_and_constants_are_set() -> None:
     before = torch.get_rng_state()
-    with Undrawn():
+    with SkipInit():
         norm = nn.BatchNorm2d(5)
         nn.Linear(4, 4), nn.Conv2d(3, 4, 3), nn.Embedding(9, 2), nn.MultiheadAttention(8, 2)
         nn.init.trunc_normal_(torch.empty(3, 3))
@@ -25,7 +25,7 @@ def test_nothing_is_drawn_and_constants_are_set() -> None:
 def test_a_rebuilt_embedder_answers_with_the_weights_it_is_given() -> None:
     for name in ("timm/test_convnext", "timm/test_vit", "timm/test_efficientnet"):
         model, architecture = build_embedder(
-            name, "none", 96, (0.5,) * 3, (0.5,) * 3, "dropout-linear-bn", 12
+            BackboneConfig(name, "none"), 96, NeckConfig("dropout-linear-bn", 12)
         )
         before = torch.get_rng_state()
         again = rebuild_embedder(architecture)
