@@ -24,10 +24,8 @@ from visual_search.images import ImageItem, ImageProblem
 
 # The code between a file and the model's answer.
 _PIXEL_CODE = (
-    "borders.py",
     "embed.py",
     "images.py",
-    "jpeg.py",
     "model.py",
     "precision.py",
 )

@@ -1,4 +1,4 @@
-"""From the bytes of a photo to a square of pixels. Bad files are an answer here, never a crash.
+"""From the bytes of an image to a square of pixels. Bad files are an answer here, never a crash.
 
 EXIF orientation is ignored everywhere: the challenge's boxes are in pixels of the stored image.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 import io
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from visual_search.borders import content_region
 from visual_search.files import LFS_POINTER
-from visual_search.jpeg import decode_plain_jpeg
+
+try:
+    import simplejpeg
+except ImportError:  # PIL reads everything that it does, at half the speed
+    simplejpeg = None
 
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
@@ -36,6 +40,11 @@ DCT_OVERSAMPLING = 2
 # which a decoder would fill with grey for seconds.
 MAX_PIXELS_A_BYTE = 8 * 64
 
+# White borders: JPEG leaves white a few steps below 255; a row or column counts as content from a
+# share of pixels that are not white (dust does not); what is left must be at least a share of each
+# side; and a margin is left round it, of the content's longer side.
+WHITE, CONTENT_SHARE, LEAST_SHARE, MARGIN = 245, 0.004, 0.1, 0.02
+
 # PIL's own guard raises far below what a scaled decode can handle; ours stands in decode_image.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -49,17 +58,17 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True)
 class ImageItem:
-    """One photo to look at: a file, and the box round the product in it if there is one."""
+    """One image to look at: a file, and the box round the product in it if there is one."""
 
     path: Path
     box: Box | None = None
     trim: bool = False
-    """Whether the white border of a photo without a box is cut away."""
+    """Whether the white border of an image without a box is cut away."""
 
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """What was wrong with one photo, and what was used in its place."""
+    """What was wrong with one image, and what was used in its place."""
 
     path: str
     reason: str
@@ -142,7 +151,7 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
 
 @dataclass(frozen=True)
 class Photo:
-    """The region of a photo to look at, decoded: RGB, maybe at a fraction of its stored size."""
+    """The region of an image to look at, decoded: RGB, maybe at a fraction of its stored size."""
 
     image: Image.Image
     """Cut to the whole pixels round the region; nothing else can bleed into a resize."""
@@ -153,7 +162,7 @@ class Photo:
 
 
 def read_photo(item: ImageItem, size: int) -> Photo:
-    """Read one photo, decoded no larger than an antialiased resize of its box to `size` needs.
+    """Read one image, decoded no larger than an antialiased resize of its box to `size` needs.
 
     Args:
         item: the file and the box.
@@ -238,7 +247,7 @@ def _region(box: Box | None, stored: tuple[int, int] | None) -> tuple[Box | None
 
 
 def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | None]:
-    """Read a photo as the model sees it in validation and in the submission; never raises.
+    """Read an image as the model sees it in validation and in the submission; never raises.
 
     The region (the box, or the whole image) is resized to a square without keeping its aspect,
     bicubic with antialiasing.
@@ -277,7 +286,7 @@ def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
     trimmed = item.trim and item.box is None
 
     def needed(width: int, height: int) -> tuple[int, int]:
-        # How much of the photo a border takes is known once it is decoded.
+        # How much of the image a border takes is known once it is decoded.
         stored = (width, height)
         return (
             stored
@@ -304,8 +313,71 @@ def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
 def _whole_pixels(pixels: np.ndarray, region: tuple[float, float, float, float]) -> np.ndarray:
     """The pixels of a region `left, top, right, bottom`, its edges rounded; at least one.
 
-    A photo is decoded at twice the target or more, so that half a pixel is a quarter there.
+    An image is decoded at twice the target or more, so that half a pixel is a quarter there.
     """
     height, width = pixels.shape[:2]
     left, top = min(round(region[0]), width - 1), min(round(region[1]), height - 1)
     return pixels[top : max(round(region[3]), top + 1), left : max(round(region[2]), left + 1)]
+
+
+def decode_plain_jpeg(
+    data: bytes, needed: Callable[[int, int], tuple[int, int]], max_pixels: int
+) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """Decode an undamaged JPEG of grey or three colours at 1/1, or at most 1/2, of its size.
+
+    Args:
+        data: the whole file.
+        needed: of the stored width and height, the width and height not to go below; it is
+            called before anything is decoded.
+        max_pixels: stored; a larger image is left to the long way.
+
+    Returns:
+        Pixels `(height, width, 3)`, uint8, RGB, and the stored width and height. None where
+        the file is anything else, or is damaged.
+    """
+    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("Gray", "YCbCr", "RGB") or width * height > max_pixels:
+            return None
+        least_width, least_height = needed(width, height)
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            min_width=least_width,
+            min_height=least_height,
+            # Scales between 1/2 and 1 take longer than the whole photo.
+            min_factor=2,
+        )
+    except ValueError:  # strict: also for what a decoder could guess
+        return None
+    return pixels, (width, height)
+
+
+def content_region(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """The part of an image inside its white border.
+
+    Args:
+        pixels: `(height, width, 3)`, uint8, RGB.
+
+    Returns:
+        `left, top, right, bottom`, right and bottom excluded, never empty: the whole image
+        where it has no white border, is all white, or shows next to nothing.
+    """
+    height, width = pixels.shape[:2]
+    marked = pixels.min(axis=2) < WHITE
+    rows = np.flatnonzero(marked.sum(axis=1) > CONTENT_SHARE * width)
+    columns = np.flatnonzero(marked.sum(axis=0) > CONTENT_SHARE * height)
+    whole = (0, 0, width, height)
+    if not len(rows) or not len(columns):
+        return whole
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    if bottom - top < LEAST_SHARE * height or right - left < LEAST_SHARE * width:
+        return whole
+    margin = round(MARGIN * max(bottom - top, right - left))
+    return (
+        max(int(left) - margin, 0),
+        max(int(top) - margin, 0),
+        min(int(right) + margin, width),
+        min(int(bottom) + margin, height),
+    )

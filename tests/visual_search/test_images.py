@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from visual_search import jpeg
+from visual_search import images
 from visual_search.images import (
     ImageItem,
     UnreadableImage,
@@ -227,7 +227,7 @@ def test_short_and_long_way_decode_the_same(
     ):
         short, _ = load_pixels(item, size)
         with monkeypatch.context() as patched:
-            patched.setattr(jpeg, "simplejpeg", None)
+            patched.setattr(images, "simplejpeg", None)
             long, _ = load_pixels(item, size)
         # The short way also knows 3/8 of the size.
         assert np.abs(short.astype(int) - long).mean() < 1
