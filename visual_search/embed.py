@@ -178,7 +178,7 @@ def _as_completed(
     the process from its end.
     """
     waiting: queue.SimpleQueue[slice] = queue.SimpleQueue()
-    done: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+    done: queue.SimpleQueue[_Batch | BaseException] = queue.SimpleQueue()
     for rows in batches:
         waiting.put(rows)
 
@@ -186,7 +186,10 @@ def _as_completed(
         torch.set_num_threads(plan.threads)
         with torch.inference_mode():
             while (rows := _taken(waiting)) is not None:
-                done.put(embed(rows))
+                try:
+                    done.put(embed(rows))
+                except BaseException as error:
+                    done.put(error)
 
     threads_before = torch.get_num_threads()
     for _ in range(plan.streams):
@@ -201,6 +204,8 @@ def _as_completed(
                 if deadline.left_to_embed() > 0:
                     continue
                 return
+            if isinstance(batch, BaseException):
+                raise batch
             left -= 1
             yield batch
     finally:

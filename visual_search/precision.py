@@ -264,7 +264,8 @@ def converted(
 def _fold_batch_norms(model: nn.Module, example: Tensor) -> None:
     """Fold each batch norm that follows a convolution into it, in place, if the answer stays.
 
-    EfficientNet-Lite0 takes a seventh less time, ResNet50 a twentieth (fp32, one CPU core). Which follow is seen by running the example: a batch norm's input *is* the output of one
+    EfficientNet-Lite0 takes a seventh less time, ResNet50 a twentieth (fp32, one CPU core).
+    Which follow is seen by running the example: a batch norm's input *is* the output of one
     convolution. timm's norms carry the activation, which stays in their place.
     """
     pairs = _convolutions_before_norms(model, example)
