@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search.transforms import AUGMENTATIONS, build_augmentation
+from visual_search.transforms import AUGMENTATIONS, Mixer, blend, build_augmentation
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -72,3 +72,132 @@ def test_it_reaches_a_spawned_worker(name: str) -> None:
     expected = augment(image)
     torch.manual_seed(0)
     assert torch.equal(pickle.loads(pickle.dumps(augment))(image), expected)
+
+
+def batch(dtype: torch.dtype = torch.uint8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (6, 3, 10, 14), generator=generator, dtype=torch.uint8)
+    return pixels.to(dtype), torch.arange(40, 46)
+
+
+def test_blending_by_hand() -> None:
+    first, second = torch.tensor([0, 10, 255, 7]), torch.tensor([255, 20, 0, 7])
+    assert blend(first.byte(), second.byte(), 0.75).tolist() == [64, 12, 191, 7]
+    halves = blend(first.float(), second.float(), 0.75)
+    assert halves.tolist() == [63.75, 12.5, 191.25, 7.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_mixup_is_the_weighted_sum_of_two_photos(dtype: torch.dtype) -> None:
+    pixels, labels = batch(dtype)
+    before = pixels.clone()
+    mixed = Mixer("mixup", 1.0)(pixels, labels, torch.Generator().manual_seed(1))
+    assert torch.equal(pixels, before)
+    assert mixed.pixels.dtype == dtype
+    assert torch.equal(mixed.labels_a, labels)
+    assert sorted(mixed.labels_b.tolist()) == labels.tolist()
+    share = mixed.weight_of_a[0].item()
+    assert 0 < share < 1
+    assert mixed.weight_of_a.tolist() == [share] * 6
+    for n, partner in enumerate((mixed.labels_b - 40).tolist()):
+        first, second = pixels[n].double().numpy(), pixels[partner].double().numpy()
+        expected = share * first + (1 - share) * second
+        tolerance = {torch.uint8: 0.5, torch.float32: 1e-3, torch.bfloat16: 2.0}[dtype]
+        assert np.abs(mixed.pixels[n].double().numpy() - expected).max() <= tolerance + 1e-4
+
+
+def test_cutmix_pastes_one_rectangle_and_counts_what_is_left() -> None:
+    labels = torch.arange(6)
+    pixels = labels.view(6, 1, 1, 1).expand(6, 3, 10, 14).byte()
+    seen = set()
+    for seed in range(60):
+        mixed = Mixer("cutmix", 1.0)(pixels, labels, torch.Generator().manual_seed(seed))
+        moved = np.flatnonzero(mixed.labels_b.numpy() != labels.numpy())
+        if len(moved) == 0:
+            continue
+        inside = (mixed.pixels[int(moved[0]), 0] != int(moved[0])).numpy()
+        for n in range(6):
+            expected = np.where(inside, int(mixed.labels_b[n]), n)
+            for channel in range(3):
+                assert (mixed.pixels[n, channel].numpy() == expected).all()
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        assert inside.sum() == len(rows) * len(columns)
+        assert len(rows) == 0 or rows[-1] - rows[0] + 1 == len(rows)
+        assert len(columns) == 0 or columns[-1] - columns[0] + 1 == len(columns)
+        assert mixed.weight_of_a.tolist() == pytest.approx([1 - inside.sum() / 140] * 6)
+        seen.add(int(inside.sum()))
+    assert len(seen) > 20
+
+
+def test_shares_follow_the_beta_distribution() -> None:
+    pixels, labels = torch.zeros(2, 1, 1, 1), torch.arange(2)
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.4, 2.0):
+        mixer = Mixer("mixup", alpha)
+        shares = np.array(
+            [mixer(pixels, labels, generator).weight_of_a[0].item() for _ in range(1500)]
+        )
+        assert shares.mean() == pytest.approx(0.5, abs=0.03)
+        assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+
+
+def test_probability_and_both_kinds() -> None:
+    pixels, labels = batch()
+    torch.manual_seed(0)
+    # A blend leaves hardly a pixel as it was; a pasted rectangle leaves a share of them.
+    kinds = {"none": 0, "mixup": 0, "cutmix": 0}
+    mixer = Mixer("both", 1.0, probability=0.6)
+    for _ in range(600):
+        mixed = mixer(pixels, labels)
+        if torch.equal(mixed.weight_of_a, torch.ones(6)) and mixed.labels_b is labels:
+            kinds["none"] += 1
+            assert torch.equal(mixed.pixels, pixels)
+            continue
+        partner = pixels[mixed.labels_b - 40]
+        whole = ((mixed.pixels == pixels) | (mixed.pixels == partner)).all()
+        kinds["cutmix" if whole else "mixup"] += 1
+    assert 190 < kinds["none"] < 290
+    assert 130 < kinds["mixup"] < 230
+    assert 130 < kinds["cutmix"] < 230
+    for same in (Mixer("none"), Mixer("both", probability=0.0)):
+        mixed = same(pixels, labels)
+        assert mixed.pixels is pixels
+        assert mixed.weight_of_a.tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_draws_come_from_torch_and_the_memory_format_stays(kind: str) -> None:
+    pixels, labels = batch()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(7)
+        mixed = Mixer(kind, 1.0)(pixels.contiguous(memory_format=layout), labels)
+        assert mixed.pixels.is_contiguous(memory_format=layout)
+        results.append(mixed.pixels)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], Mixer(kind, 1.0)(pixels, labels).pixels)
+
+
+def test_values_outside_their_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown kind"):
+        Mixer("blur")
+    with pytest.raises(ValueError, match="alpha"):
+        Mixer("mixup", 0.0)
+    with pytest.raises(ValueError, match="probability"):
+        Mixer("mixup", 1.0, 1.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_gpu_mixes_as_the_cpu_does(kind: str) -> None:
+    pixels, labels = batch()
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        mixed = Mixer(kind, 1.0)(pixels.to(device), labels.to(device))
+        assert {mixed.pixels.device.type, mixed.weight_of_a.device.type} == {device}
+        results.append((mixed.pixels.cpu().int(), mixed.labels_b.cpu(), mixed.weight_of_a.cpu()))
+    # A multiplication and an addition may be fused on either: half a grey level decides rounding.
+    assert (results[0][0] - results[1][0]).abs().max() <= 1
+    assert torch.equal(results[0][1], results[1][1])
+    assert torch.equal(results[0][2], results[1][2])
