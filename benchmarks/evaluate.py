@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.harness import Row, arguments, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, call, interpreter
-from visual_search.coarse_products import coarse_type
 from visual_search.errors import exit_with_sentence
 
 DIMENSION = 512
@@ -79,10 +78,9 @@ def rows_of(photos: int, peers: dict[str, str], options: Namespace) -> tuple[lis
     )
     flops = 2 * photos * photos * DIMENSION
     notes.append(
-        f"{case}: roofline of what makes every similarity in float32: the products alone take "
-        f"{least['seconds']:.1f} s ({flops / least['seconds'] / 1e9:.0f} GFLOP/s); ours makes half "
-        f"of them, for they are symmetric, in {str(coarse_type(DIMENSION)).rpartition('.')[2]}, "
-        f"and takes {mine['seconds'] / least['seconds']:.0%} of that; "
+        f"{case}: roofline: the products alone take {least['seconds']:.1f} s "
+        f"({flops / least['seconds'] / 1e9:.0f} GFLOP/s), "
+        f"{least['seconds'] / mine['seconds']:.0%} of ours; "
         + ", ".join(f"{name} {value:.4f}" for name, value in mine["scores"].items())
     )
     return rows, notes

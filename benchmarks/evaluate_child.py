@@ -21,11 +21,12 @@ DEPTH = 1000
 
 def ours(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:
     """Every metric of the kit."""
-    from visual_search.match_ranks import count_hits
-    from visual_search.retrieval_metrics import per_query
+    from visual_search.evaluate import nearest_rows
+    from visual_search.metrics import hits_of_ranks, per_query
 
     everyone = np.arange(len(labels))
-    hits = count_hits(embeddings, labels, embeddings, labels, everyone, DEPTH)
+    ranks = nearest_rows(embeddings, embeddings, own=everyone, width=DEPTH)
+    hits = hits_of_ranks(ranks, labels, labels, everyone)
     return {name: float(np.nanmean(values)) for name, values in per_query(hits).items()}
 
 

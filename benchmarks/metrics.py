@@ -16,7 +16,8 @@ from benchmarks.harness import (
     report,
 )
 from visual_search.errors import exit_with_sentence
-from visual_search.metrics import MAX_PREDICTIONS, average_precision
+from visual_search.evaluate import MAX_PREDICTIONS
+from visual_search.metrics import average_precision
 
 
 def loop(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 
 from benchmarks.harness import (
     MB,
@@ -23,8 +26,8 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.errors import exit_with_sentence
-from visual_search.search import BLOCK_ELEMENTS, top_k
+from visual_search.errors import UserError, exit_with_sentence
+from visual_search.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
 
 K = 1000
 # Rows of queries that peers without blocks of their own are given at once, or they would hold
@@ -130,21 +133,22 @@ def by_sorting(case: Case, threads: int) -> Search:
     return search
 
 
-def products(case: Case, threads: int) -> Search:
-    """Nothing but the matrix products, in the kit's tiles: no exact search is faster."""
+def in_blocks(case: Case, threads: int) -> Search:
+    """The kit's search where faiss is not installed."""
     torch.set_num_threads(threads)
     queries, gallery = case.matrices()
-    tile = BLOCK_ELEMENTS // 1024
-    out = torch.empty(1024, tile)
+    return lambda: top_k_in_blocks(queries, gallery, K)[1].numpy()
+
+
+def products(case: Case, threads: int) -> Search:
+    """Nothing but the matrix products, in blocks: no exact search is faster."""
+    torch.set_num_threads(threads)
+    queries, gallery = case.matrices()
 
     def search() -> None:
-        for rows in gallery.split(tile):
-            for q in queries.split(1024):
-                torch.mm(
-                    q,
-                    rows.T,
-                    out=out[: len(q), : len(rows)] if len(q) < 1024 else out[:, : len(rows)],
-                )
+        for rows in gallery.split(BLOCK_ROWS):
+            for some in queries.split(BLOCK_QUERIES):
+                some @ rows.T
 
     return search
 
@@ -167,17 +171,21 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
         searches["numpy, full sort"] = by_sorting(case, threads)
     else:
         once["usearch"] = seconds_of(searches.pop("usearch"))
-    mine, floor = ours(case, threads), products(case, threads)
+    mine, blocks, floor = (make(case, threads) for make in (ours, in_blocks, products))
     agreement = float((mine() == searches["faiss-cpu"]()).mean())
     repeats = options.repeats if case.queries * case.gallery < 1e8 else min(options.repeats, 3)
-    calls = [mine, floor, *searches.values()]
-    seconds, least, *others = alternating_medians(calls, repeats, warm_up=1)
+    calls = [mine, blocks, floor, *searches.values()]
+    seconds, seconds_of_blocks, least, *others = alternating_medians(calls, repeats, warm_up=1)
     rows = []
     for name, theirs in [*zip(searches, others, strict=True), *once.items()]:
         package = name.partition(",")[0]
         peer = f"{package} {version(package)} {WAYS.get(name, 'argsort')}"
         rows.append(lower_is_better(f"{case}: time", seconds, peer, theirs, "s"))
-    del searches, calls, mine, floor
+    flat = f"faiss-cpu {version('faiss-cpu')} {WAYS['faiss-cpu']}"
+    by_flat = others[list(searches).index("faiss-cpu")]
+    case_of_blocks = f"{case}: time without faiss"
+    rows.append(lower_is_better(case_of_blocks, seconds_of_blocks, flat, by_flat, "s"))
+    del searches, calls, mine, blocks, floor
     made = {"faiss-cpu": by_faiss, **({"usearch": by_usearch} if case.slow_peers else {})}
     mine_memory, *their_memory = (
         extra_memory(make, case, threads, own_process=not options.quick) / MB
@@ -196,6 +204,17 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
+def blas() -> str:
+    """Which kernels faiss and numpy multiply by, and with how many threads."""
+    peer_module("faiss")
+    found = [x for x in threadpool_info() if x["user_api"] == "blas"]
+    return "; ".join(
+        f"{Path(x['filepath']).parent.name}: {x['internal_api']} {x.get('version')}, kernel "
+        f"{x.get('architecture', 'unknown')}, {x['num_threads']} threads"
+        for x in found
+    )
+
+
 def seconds_of(call: Callable[[], Any]) -> float:
     """What one call takes, for a peer so slow that a first call's surcharge does not show."""
     started = time.perf_counter()
@@ -207,7 +226,10 @@ def main() -> None:
     """Measure, print, record."""
     options = arguments("Time and memory of exact search against other libraries.").parse_args()
     rows: list[Row] = []
-    notes = [f"{processor()}; {options.threads} threads, torch {torch.__version__}"]
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        if name in os.environ:
+            raise UserError(f"unset {name}: it makes faiss take a slower kernel")
+    notes = [f"{processor()}; {options.threads} threads, torch {torch.__version__}; {blas()}"]
     for case in QUICK if options.quick else CASES:
         of_case, notes_of_case = rows_of(case, options)
         rows, notes = rows + of_case, notes + notes_of_case

@@ -19,9 +19,9 @@ import numpy as np
 
 from visual_search.errors import UserError
 from visual_search.files import write_json, write_text
+from visual_search.metrics import METRICS
 from visual_search.page import Section, write_page
 from visual_search.report import markdown
-from visual_search.retrieval_metrics import METRICS
 from visual_search.task_pictures import QUERIES_SHOWN
 from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run
 from visual_search.task_scores import TaskScores
@@ -163,7 +163,7 @@ def compare(a: TaskScores, b: TaskScores, metric: str = "") -> TaskComparison:
     Args:
         a: scores of the one.
         b: of the other, on the same queries.
-        metric: of :data:`visual_search.retrieval_metrics.METRICS`; empty takes the task's own,
+        metric: of :data:`visual_search.metrics.METRICS`; empty takes the task's own,
             and mAP@1000 where that is GAP, which is no mean over queries.
 
     Raises:

@@ -73,6 +73,18 @@ def parse_config(
     return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
 
 
+def read_config(run: Path) -> PhaseConfig:
+    """The complete config that a run was trained with.
+
+    Raises:
+        UserError: when the folder has none.
+    """
+    path = run / "config.yml"
+    if not path.is_file():
+        raise UserError(f"{run} has no config.yml; name a run folder, runs/<name>")
+    return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])[1]
+
+
 def read_backbone(path: Path) -> BackboneConfig:
     """A backbone from its own file, such as `config/backbone/efficientnet_lite0.yml`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,55 @@ import pandas as pd
 
 from visual_search.datasets import check_some_exist
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
 from visual_search.images import Box, ImageItem
 from visual_search.tables import (
     boxes,
+    check_boxes,
+    image_items,
     image_names,
     line_of_row,
     read_common_table,
+    read_gallery,
+    read_queries,
     statuses,
     training_rows,
 )
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """A development set: photos on both sides, and the product that each shows."""
+
+    gallery: list[ImageItem]
+    queries: list[ImageItem]
+    gallery_products: np.ndarray
+    query_products: np.ndarray
+    own: np.ndarray | None = None
+    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
+    of each, which is never ranked for itself; None where they are others."""
+
+
+def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
+    """Read a development set in the challenge's layout, with its products.
+
+    Raises:
+        UserError: naming file, column and line: a missing file or column, an empty table, a box
+            that is not four whole numbers or has no area, no query with a photo in the gallery.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"the data folder {root} does not exist; it should hold {gallery}, {queries} and the "
+            "photos they name"
+        )
+    tables = {gallery: read_gallery(root / gallery), queries: read_queries(root / queries)}
+    for name, table in tables.items():
+        if "product_id" not in table.columns:
+            raise UserError(f"{root / name} has no column 'product_id': mAP needs it")
+    check_boxes(tables[queries], root / queries)
+    products = [table["product_id"].to_numpy(dtype=str) for table in tables.values()]
+    if not np.isin(products[1], products[0]).any():
+        raise UserError(f"no query of {root / queries} shows a product of {root / gallery}")
+    return DevSet(image_items(tables[gallery], root), image_items(tables[queries], root), *products)
 
 
 def read_dev_table(

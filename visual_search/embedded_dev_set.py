@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from visual_search.checkpoint import Checkpoint, fingerprint, load_checkpoint
+from visual_search.dev_tables import DevSet
 from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
-from visual_search.evaluate import DevSet, nearest_rows, trimmed
+from visual_search.evaluate import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
 from visual_search.export import load_model
-from visual_search.images import ImageItem
+from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import average_precision
 from visual_search.rerank import Search, Step
 
@@ -104,3 +105,74 @@ def _embed(
 
     model = load_model(checkpoint, device)
     return embed_images(model, items, size, device=device, settings=settings, label=label)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A ranking and its score on a development set."""
+
+    ranking: Ranking
+    average_precisions: np.ndarray
+    """`(n_queries,)`, 0..1."""
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The challenge's score, 0..1."""
+        return float(self.average_precisions.mean())
+
+
+def evaluate_on_dev_set(
+    model: Callable[[Tensor], Tensor],
+    dev_set: DevSet,
+    input_size: int,
+    *,
+    device: torch.device,
+    batch_size: int = 0,
+    settings: EmbedSettings | None = None,
+    steps: Sequence[Step] = (),
+    progress: bool = True,
+) -> Evaluation:
+    """Rank a development set as the submission would, and score it."""
+    ranking = rank_gallery(
+        model,
+        dev_set.gallery,
+        dev_set.queries,
+        input_size,
+        device=device,
+        batch_size=batch_size,
+        settings=settings,
+        steps=steps,
+        progress=progress,
+        own=dev_set.own,
+    )
+    return _scored(ranking, dev_set)
+
+
+def evaluate_embeddings(
+    dev_set: DevSet,
+    gallery: Tensor,
+    queries: Tensor,
+    problems: tuple[ImageProblem, ...] = (),
+    search: Search | None = None,
+) -> Evaluation:
+    """Rank and score a development set whose embeddings are at hand.
+
+    Args:
+        dev_set: its photos are not read.
+        gallery: `(n_gallery, dimension)`, float32, unit vectors or zeros.
+        queries: `(n_queries, dimension)`, the same.
+        problems: that its photos had.
+        search: finds the nearest; exact where None.
+    """
+    started = time.perf_counter()
+    ranks = nearest_rows(queries, gallery, (), dev_set.own, search)
+    seconds = time.perf_counter() - started
+    ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
+    return _scored(ranking, dev_set)
+
+
+def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
+    scores = average_precision(
+        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
+    )
+    return Evaluation(ranking, scores)

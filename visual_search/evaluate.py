@@ -1,11 +1,10 @@
-"""Rank a gallery for queries and score the ranking: one way for training, ranker and reports."""
+"""Rank a gallery for queries: one way for training, ranker and reports."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,13 @@ from torch import Tensor
 from visual_search.deadline import Deadline, call_within
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.images import ImageItem, ImageProblem
-from visual_search.metrics import MAX_PREDICTIONS, average_precision, without_own
 from visual_search.precision import InferencePlan, LoadRuntime, plan_inference
 from visual_search.rerank import Search, Step, describe_steps, move, rank
 from visual_search.search import top_k
-from visual_search.tables import check_boxes, image_items, read_gallery, read_queries
 
+MAX_PREDICTIONS = 1000
+"""Columns of a submission: the 1,000 most similar gallery images of each query."""
 # Of a time limit, for making and checking the plan of how to embed.
 PLAN_SHARE = 0.02
 
@@ -197,8 +195,9 @@ def nearest_rows(
     steps: Sequence[Step] = (),
     own: np.ndarray | None = None,
     search: Search | None = None,
+    width: int = MAX_PREDICTIONS,
 ) -> np.ndarray:
-    """The 1,000 gallery rows most similar to each query, after re-ranking, best first.
+    """The `width` gallery rows most similar to each query, after re-ranking, best first.
 
     Where re-ranking runs out of memory, plain cosine ranking answers.
 
@@ -208,11 +207,12 @@ def nearest_rows(
         steps: of re-ranking; none is plain cosine ranking.
         own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
         search: finds the nearest; exact where None.
+        width: gallery rows per query.
 
     Returns:
-        `(n_queries, columns)`, int64; fewer than 1,000 columns where the gallery is smaller.
+        `(n_queries, columns)`, int64; fewer than `width` columns where the gallery is smaller.
     """
-    return _nearest_rows(queries, gallery, steps, own, search or top_k)[0]
+    return _nearest_rows(queries, gallery, steps, own, search or top_k, width)[0]
 
 
 def _nearest_rows(
@@ -221,9 +221,10 @@ def _nearest_rows(
     steps: Sequence[Step],
     own: np.ndarray | None,
     search: Search = top_k,
+    width: int = MAX_PREDICTIONS,
 ) -> tuple[np.ndarray, float]:
     """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
-    width = MAX_PREDICTIONS + (own is not None)
+    width += own is not None
     started = time.perf_counter()
     try:
         moved_queries, moved_gallery, last = move(queries, gallery, steps)
@@ -238,6 +239,22 @@ def _nearest_rows(
     return (ranks if own is None else without_own(ranks, own)), seconds
 
 
+def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """A ranking of images against each other, without the query itself, one column fewer.
+
+    The query is known by its gallery row, not by its place: among equal images it need not come
+    first, and among more than there are columns it need not be there at all. Then the last column
+    goes.
+
+    Args:
+        ranks: `(n_queries, columns)`, gallery row indexes, each at most once in a row.
+        own: `(n_queries,)`, the gallery row of each query.
+    """
+    goes = ranks == own[:, None]
+    goes[~goes.any(axis=1), -1] = True
+    return ranks[~goes].reshape(len(ranks), ranks.shape[1] - 1)
+
+
 def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
     """Widen the ranking of a small gallery to the `width` columns that the evaluator insists on.
 
@@ -246,110 +263,3 @@ def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTION
     """
     filler = np.arange(n_gallery, n_gallery + width - ranks.shape[1], dtype=ranks.dtype)
     return np.concatenate([ranks, np.broadcast_to(filler, (len(ranks), len(filler)))], axis=1)
-
-
-@dataclass(frozen=True)
-class DevSet:
-    """A development set: photos on both sides, and the product that each shows."""
-
-    gallery: list[ImageItem]
-    queries: list[ImageItem]
-    gallery_products: np.ndarray
-    query_products: np.ndarray
-    own: np.ndarray | None = None
-    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
-    of each, which is never ranked for itself; None where they are others."""
-
-
-def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
-    """Read a development set in the challenge's layout, with its products.
-
-    Raises:
-        UserError: naming file, column and line: a missing file or column, an empty table, a box
-            that is not four whole numbers or has no area, no query with a photo in the gallery.
-    """
-    if not root.is_dir():
-        raise UserError(
-            f"the data folder {root} does not exist; it should hold {gallery}, {queries} and the "
-            "photos they name"
-        )
-    tables = {gallery: read_gallery(root / gallery), queries: read_queries(root / queries)}
-    for name, table in tables.items():
-        if "product_id" not in table.columns:
-            raise UserError(f"{root / name} has no column 'product_id': mAP needs it")
-    check_boxes(tables[queries], root / queries)
-    products = [table["product_id"].to_numpy(dtype=str) for table in tables.values()]
-    if not np.isin(products[1], products[0]).any():
-        raise UserError(f"no query of {root / queries} shows a product of {root / gallery}")
-    return DevSet(image_items(tables[gallery], root), image_items(tables[queries], root), *products)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A ranking and its score on a development set."""
-
-    ranking: Ranking
-    average_precisions: np.ndarray
-    """`(n_queries,)`, 0..1."""
-
-    @property
-    def mean_average_precision(self) -> float:
-        """The challenge's score, 0..1."""
-        return float(self.average_precisions.mean())
-
-
-def evaluate_on_dev_set(
-    model: Callable[[Tensor], Tensor],
-    dev_set: DevSet,
-    input_size: int,
-    *,
-    device: torch.device,
-    batch_size: int = 0,
-    settings: EmbedSettings | None = None,
-    steps: Sequence[Step] = (),
-    progress: bool = True,
-) -> Evaluation:
-    """Rank a development set as the submission would, and score it."""
-    ranking = rank_gallery(
-        model,
-        dev_set.gallery,
-        dev_set.queries,
-        input_size,
-        device=device,
-        batch_size=batch_size,
-        settings=settings,
-        steps=steps,
-        progress=progress,
-        own=dev_set.own,
-    )
-    return _scored(ranking, dev_set)
-
-
-def evaluate_embeddings(
-    dev_set: DevSet,
-    gallery: Tensor,
-    queries: Tensor,
-    problems: tuple[ImageProblem, ...] = (),
-    search: Search | None = None,
-) -> Evaluation:
-    """Rank and score a development set whose embeddings are at hand.
-
-    Args:
-        dev_set: its photos are not read.
-        gallery: `(n_gallery, dimension)`, float32, unit vectors or zeros.
-        queries: `(n_queries, dimension)`, the same.
-        problems: that its photos had.
-        search: finds the nearest; exact where None.
-    """
-    started = time.perf_counter()
-    ranks = nearest_rows(queries, gallery, (), dev_set.own, search)
-    seconds = time.perf_counter() - started
-    ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
-    return _scored(ranking, dev_set)
-
-
-def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
-    scores = average_precision(
-        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
-    )
-    return Evaluation(ranking, scores)

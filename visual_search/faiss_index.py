@@ -1,9 +1,9 @@
-"""Approximate search by faiss, for galleries past one machine's memory; scores are exact again.
+"""Approximate search by faiss: an index on disk for very large galleries, and small codes.
 
 An inverted file of product-quantised vectors (Jégou et al., Product Quantization for Nearest
-Neighbor Search, TPAMI 2011) lies on disk and is mapped into memory: of a billion photos a query
+Neighbor Search, TPAMI 2011) lies on disk and is mapped into memory: of a billion images a query
 reads the few lists nearest to it. The candidates are then scored by the embeddings themselves, read
-from their memory map, so that only which photos are candidates is approximate.
+from their memory map, so that only which images are candidates is approximate.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from torch import Tensor
 
 from visual_search.errors import UserError
 from visual_search.files import written_atomically
-from visual_search.search import Matrix, stable_top_k
+from visual_search.search import Matrix, order_ties, stable_top_k
+
+CODES = {"float16": "SQfp16", "int8": "SQ8", "binary": "RaBitQ"}
+"""Two bytes, a byte or a bit a dimension (and 8 bytes a row of the last: Gao and Long, RaBitQ,
+SIGMOD 2024), as faiss's index factory calls them. The queries stay in float32."""
 
 # Vectors added to the index at once.
 BLOCK_ROWS = 65_536
 # faiss wants at least 39 training vectors for each centroid, and takes no more than 256.
 TRAINING_PER_LIST = 64
 # Centroids of each part of the product quantiser: a byte names one.
-CODES = 256
+CENTROIDS = 256
 # Embeddings read for exact scores at once: 2^26 numbers are 256 MB.
 RESCORED_ELEMENTS = 1 << 26
 
@@ -113,13 +117,82 @@ def faiss_search(
     Raises:
         UserError: for a gallery too small to train the quantiser on.
     """
-    if len(gallery) < CODES:
+    if len(gallery) < CENTROIDS:
         raise UserError(
-            f"the faiss index needs {CODES} gallery photos or more, not {len(gallery)}: "
+            f"the faiss index needs {CENTROIDS} gallery images or more, not {len(gallery)}: "
             "take the exact search"
         )
     with TemporaryDirectory() as folder:
         return FaissIndex(Path(folder) / "index.faiss", gallery, settings).top_k(queries, k)
+
+
+class CodedGallery:
+    """A gallery stored in short codes, searched whole; the best few may be ordered anew."""
+
+    def __init__(
+        self,
+        kind: str,
+        gallery: Tensor,
+        sample: Tensor,
+        rescored_by: str = "",
+        candidates: int = 50,
+    ) -> None:
+        """
+        Args:
+            kind: a key of :data:`CODES`.
+            gallery: `(n, dimension)`, float32, on the CPU.
+            sample: `(m, dimension)`, what scales and means are fitted to.
+            rescored_by: a key of :data:`CODES`: longer codes that order the first hits anew. They
+                are read for these alone, so they may lie on disk.
+            candidates: how many hits of each query are ordered anew.
+
+        Raises:
+            UserError: without the package faiss.
+        """
+        try:
+            import faiss
+        except ModuleNotFoundError as error:
+            raise UserError("small codes need faiss: pip install -e '.[faiss]'") from error
+        self.index = _coded(kind, gallery, sample)
+        self.bytes_searched = self.bytes_stored = float(self.index.sa_code_size())
+        """Of a gallery image: in memory while it is searched, and stored in all."""
+        self.refined: Any = None
+        self.candidates = candidates
+        if rescored_by:
+            longer = _coded(rescored_by, gallery, sample)
+            self.refined = faiss.IndexRefine(self.index, longer)
+            self.bytes_stored += longer.sa_code_size()
+
+    def top_k(self, queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As :func:`visual_search.search.top_k`; the gallery's own rows are not looked at.
+
+        The similarities of the candidates are those of the longer codes, behind them those of
+        the shorter.
+        """
+        asked, k = _block(queries.cpu()), min(k, len(gallery))
+        found = _by_index(self.index.search(asked, k))
+        if self.refined is None:
+            return found
+        first = min(self.candidates, k)
+        best = _by_index(self.refined.search(asked, first))
+        scores, rows = (torch.cat([a, b[:, first:]], 1) for a, b in zip(best, found, strict=True))
+        return scores, rows
+
+
+def _coded(kind: str, gallery: Tensor, sample: Tensor) -> Any:
+    import faiss
+
+    index = faiss.index_factory(gallery.shape[1], CODES[kind], faiss.METRIC_INNER_PRODUCT)
+    index.train(_block(sample))
+    index.add(_block(gallery))
+    return index
+
+
+def _by_index(found: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+    """faiss's similarities and rows, equal similarities in the order of their rows."""
+    scores, rows = (torch.from_numpy(side) for side in found)
+    order_ties(scores, rows)
+    return scores, rows
 
 
 def _build(gallery: Matrix, settings: FaissSettings) -> Any:
@@ -131,7 +204,7 @@ def _build(gallery: Matrix, settings: FaissSettings) -> Any:
     # np: no polysemous training, which is slow and serves a filter that is not used here.
     kind = f"IVF{lists},PQ{code_bytes}np"
     index = faiss.index_factory(dimension, kind, faiss.METRIC_INNER_PRODUCT)
-    stride = max(n // max(lists * TRAINING_PER_LIST, CODES * TRAINING_PER_LIST), 1)
+    stride = max(n // max(lists * TRAINING_PER_LIST, CENTROIDS * TRAINING_PER_LIST), 1)
     index.train(_block(gallery[::stride]))
     for start in range(0, n, BLOCK_ROWS):
         index.add(_block(gallery[start : start + BLOCK_ROWS]))

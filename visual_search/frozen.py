@@ -15,8 +15,10 @@ from torch.utils.data import Dataset
 
 from visual_search.config import PhaseConfig
 from visual_search.datasets import TrainingImages
+from visual_search.dev_tables import DevSet
+from visual_search.embedded_dev_set import Evaluation, evaluate_embeddings
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, Evaluation, evaluate_embeddings, trimmed
+from visual_search.evaluate import trimmed
 from visual_search.feature_source import Backbone, FeatureSource
 from visual_search.feature_store import Features
 from visual_search.images import ImageProblem

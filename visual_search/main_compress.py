@@ -1,4 +1,4 @@
-"""mAP against bytes a photo: `python -m visual_search.main_compress --run runs/X`."""
+"""mAP against bytes an image: `python -m visual_search.main_compress --run runs/X`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def main() -> None:
     """Embed what the run trained on and is judged on; cut, project and encode; draw the curve."""
     options = build_parser().parse_args()
 
-    from visual_search.compression import check_dimensions, points_of, write_points
-    from visual_search.run_embeddings import RunEmbeddings
+    from visual_search.compression import RunEmbeddings, points_of, write_points
 
-    check_dimensions(options.dimensions)
+    if min(options.dimensions) < 1:
+        raise UserError("--dimensions must be whole numbers of 1 or more")
     if options.candidates < 1:
         raise UserError("--candidates must be 1 or more")
     dimensions = sorted(set(options.dimensions))

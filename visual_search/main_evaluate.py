@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from visual_search.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
+    from visual_search.dev_tables import DevSet
     from visual_search.embedded_dev_set import EmbeddedDevSet
-    from visual_search.evaluate import DevSet
 
 DATA_FOLDER = Path("dataset/development_test_data")
 COMMANDS = ("score", "tasks", "compare", "tune-rerank")
@@ -217,8 +217,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _dev_set(options: argparse.Namespace) -> DevSet:
-    from visual_search.dev_tables import read_dev_table
-    from visual_search.evaluate import read_dev_set
+    from visual_search.dev_tables import read_dev_set, read_dev_table
 
     if options.table:
         return read_dev_table(options.table, options.root, fold=options.fold)

@@ -37,6 +37,7 @@ def main() -> None:
     import torch
 
     from visual_search.checkpoint import describe_model, load_checkpoint
+    from visual_search.config_reader import read_config
     from visual_search.cores import available_cores
     from visual_search.export import DESCRIPTION_FILE, export_torchscript
     from visual_search.files import write_json, write_text
@@ -45,7 +46,6 @@ def main() -> None:
     from visual_search.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
     from visual_search.phase_data import training_images
     from visual_search.precision import converted, memory_format_of, precision_for
-    from visual_search.run_embeddings import read_config
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)
     architecture, facts, output = checkpoint.architecture, dict(checkpoint.facts), options.output

@@ -2,28 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-MAX_PREDICTIONS = 1000
-"""Columns of a submission: the 1,000 most similar gallery photos of each query."""
-# Ranks looked at together.
-HIT_ELEMENTS = 1 << 16
+from visual_search.errors import UserError
+from visual_search.evaluate import MAX_PREDICTIONS
+
+RECALLS = (1, 5, 10, 100)
+PRECISION_WIDTH = 5
+# Ranks looked at together: what is between the steps stays in the cache.
+RANK_ELEMENTS = 1 << 16
 
 
-def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """A ranking of photos against each other, without the query itself, one column fewer.
+@dataclass(frozen=True)
+class Hits:
+    """Where the relevant images stand in the rankings of queries."""
 
-    The query is known by its gallery row, not by its place: among equal photos it need not come
-    first, and among more than there are columns it need not be there at all. Then the last column
-    goes.
+    query: np.ndarray
+    """`(hits,)`, int64, rising."""
+    rank: np.ndarray
+    """`(hits,)`, int64, from 1, rising within a query."""
+    n_relevant: np.ndarray
+    """`(n_queries,)`, int64: relevant images in the gallery, at whatever rank; a query that is an
+    image of the gallery itself does not count."""
+
+
+def hits_of_ranks(
+    ranks: np.ndarray, gallery: np.ndarray, queries: np.ndarray, own: np.ndarray | None = None
+) -> Hits:
+    """The hits of rankings.
 
     Args:
-        ranks: `(n_queries, columns)`, gallery row indexes, each at most once in a row.
-        own: `(n_queries,)`, the gallery row of each query.
+        ranks: `(n_queries, columns)`, integer gallery rows, best first. A row at or above the
+            number of gallery images names no image and is never relevant: it fills up the
+            rankings of a gallery smaller than the number of columns.
+        gallery: `(n_gallery,)`, the label of each gallery image.
+        queries: `(n_queries,)`, the label of each query.
+        own: `(n_queries,)`, where the queries are images of the gallery, the row of each, which
+            `ranks` must not name (:func:`visual_search.evaluate.without_own`).
+
+    Raises:
+        ValueError: when the shapes do not fit together, or a query is ranked for itself.
     """
-    goes = ranks == own[:, None]
-    goes[~goes.any(axis=1), -1] = True
-    return ranks[~goes].reshape(len(ranks), ranks.shape[1] - 1)
+    if ranks.ndim != 2 or len(ranks) != len(queries):
+        raise ValueError(f"ranks {ranks.shape} must have a row for each of {len(queries)} queries")
+    if own is not None and (ranks == own[:, None]).any():
+        raise ValueError("a query is ranked for itself; drop it with without_own")
+    labels = np.concatenate([np.asarray(gallery), np.asarray(queries)])
+    codes = np.unique(labels, return_inverse=True)[1].astype(np.int32)
+    # One more gallery image of no label stands for every row that names none.
+    gallery_codes, query_codes = np.append(codes[: len(gallery)], -1), codes[len(gallery) :]
+    columns, places = max(ranks.shape[1], 1), [np.zeros(0, np.int64)]
+    step = max(RANK_ELEMENTS // columns, 1)
+    for start in range(0, len(ranks), step):
+        block = np.minimum(ranks[start : start + step], len(gallery))
+        relevant = gallery_codes.take(block) == query_codes[start : start + step, None]
+        places.append(np.flatnonzero(relevant) + start * columns)
+    query, column = np.divmod(np.concatenate(places), columns)
+    images = np.bincount(gallery_codes[:-1], minlength=codes.max(initial=0) + 1)
+    return Hits(query, column + 1, images[query_codes] - (own is not None))
+
+
+def hits_among(ranks: np.ndarray, relevant: Sequence[np.ndarray]) -> Hits:
+    """The hits of rankings in which a query may have any set of relevant answers.
+
+    Args:
+        ranks: `(n, columns)`, int64, best first.
+        relevant: of each query, the relevant answers.
+    """
+    found = [np.flatnonzero(np.isin(row, rows)) for row, rows in zip(ranks, relevant, strict=True)]
+    return Hits(
+        np.repeat(np.arange(len(ranks)), [len(places) for places in found]),
+        np.concatenate(found) + 1,
+        np.array([len(rows) for rows in relevant], dtype=np.int64),
+    )
+
+
+def _first(hits: Hits, limit: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """Query and rank of the hits up to a rank, which may differ from query to query."""
+    limits = np.broadcast_to(limit, len(hits.n_relevant))
+    kept = hits.rank <= limits[hits.query]
+    return hits.query[kept], hits.rank[kept]
+
+
+def _share(total: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """`total / of`; NaN where there is nothing to find."""
+    return np.divide(total, of, out=np.full(len(of), np.nan), where=of > 0)
+
+
+def _precision_share(hits: Hits, limit: np.ndarray | int) -> np.ndarray:
+    """The precision at each hit up to `limit`, added up in rank order, over the relevant images."""
+    query, rank = _first(hits, limit)
+    n_queries = len(hits.n_relevant)
+    hits_of_query = np.bincount(query, minlength=n_queries)
+    first_hit = np.cumsum(hits_of_query) - hits_of_query
+    hits_so_far = np.arange(len(query)) - first_hit[query] + 1
+    # bincount adds its weights one after the other: the sum equals a plain loop's to the last bit.
+    total = np.bincount(query, weights=hits_so_far / rank, minlength=n_queries)
+    return _share(total, hits.n_relevant)
+
+
+def average_precision_at_1000(hits: Hits) -> np.ndarray:
+    """The challenge's: the sum of P@k at the hits with k <= 1000, over the relevant images."""
+    return _precision_share(hits, MAX_PREDICTIONS)
 
 
 def average_precision(
@@ -32,82 +116,19 @@ def average_precision(
     query_products: np.ndarray,
     own: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The challenge's average precision of each query.
+    """The challenge's average precision of each query; arguments as :func:`hits_of_ranks`.
 
     `AP = sum over k <= 1000 of P@k * rel@k, divided by GTP`, where GTP is the number of gallery
-    photos that the query's product has, not capped at 1,000. Only the hits are visited, and the
-    terms are added in rank order, so the result equals the plain loop to the last bit.
-
-    Args:
-        ranks: `(n_queries, columns)`, integer gallery row indexes, best first. An index at or
-            above the number of gallery photos names no photo and is never relevant: it fills up
-            the rows of a gallery smaller than the number of columns.
-        gallery_products: `(n_gallery,)`, the product of each gallery photo.
-        query_products: `(n_queries,)`, the product of each query.
-        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: GTP does
-            not count it, and `ranks` must not name it (:func:`without_own`).
+    images that the query's product has, not capped at 1,000.
 
     Returns:
-        `(n_queries,)`, float64, 0..1. A query whose product has no gallery photo scores 0.
+        `(n_queries,)`, float64, 0..1. A query whose product has no gallery image scores 0.
 
     Raises:
-        ValueError: when the shapes do not fit together, or a query is ranked for itself.
+        ValueError: see :func:`hits_of_ranks`.
     """
-    gallery_products, query_products = np.asarray(gallery_products), np.asarray(query_products)
-    if ranks.ndim != 2 or len(ranks) != len(query_products):
-        raise ValueError(
-            f"ranks {ranks.shape} must have a row for each of {len(query_products)} queries"
-        )
-    if own is not None and (ranks == own[:, None]).any():
-        raise ValueError("a query is ranked for itself; drop it with without_own")
-    _, codes = np.unique(np.concatenate([gallery_products, query_products]), return_inverse=True)
-    # One more gallery photo of no product stands for every index that names none.
-    gallery_codes = np.append(codes[: len(gallery_products)], -1)
-    query_codes = codes[len(gallery_products) :]
-    photos_of_product = np.bincount(gallery_codes[:-1], minlength=codes.max(initial=0) + 1)
-
-    query, position = _hits(
-        ranks[:, :MAX_PREDICTIONS], gallery_codes.astype(np.int32), query_codes.astype(np.int32)
-    )
-    total = precision_sums(query, position + 1, len(query_codes))
-    wanted = photos_of_product[query_codes] - (own is not None)
-    return np.divide(total, wanted, out=np.zeros(len(query_codes)), where=wanted > 0)
-
-
-def _hits(
-    ranks: np.ndarray, gallery_codes: np.ndarray, query_codes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Query and column of each right photo, in the order of the rows.
-
-    Some rows at a time: what is between the steps stays in the cache.
-    """
-    columns, found = max(ranks.shape[1], 1), [np.zeros(0, dtype=np.int64)]
-    step = max(HIT_ELEMENTS // columns, 1)
-    for start in range(0, len(ranks), step):
-        block = np.minimum(ranks[start : start + step], len(gallery_codes) - 1)
-        same = gallery_codes.take(block) == query_codes[start : start + step, None]
-        found.append(np.flatnonzero(same) + start * columns)
-    query, position = np.divmod(np.concatenate(found), columns)
-    return query, position
-
-
-def precision_sums(query: np.ndarray, rank: np.ndarray, n_queries: int) -> np.ndarray:
-    """Of each query, the sum of the precision at its hits: the numerator of average precision.
-
-    Args:
-        query: `(hits,)`, the query of each, rising.
-        rank: `(hits,)`, from 1, rising within a query; hits that do not count are left out at
-            the end of a query only.
-        n_queries: how many there are.
-
-    Returns:
-        `(n_queries,)`, float64, with the terms added in rank order.
-    """
-    hits_of_query = np.bincount(query, minlength=n_queries)
-    first_hit = np.cumsum(hits_of_query) - hits_of_query
-    hits_so_far = np.arange(len(query)) - first_hit[query] + 1
-    # bincount adds its weights one after the other, in rank order.
-    return np.bincount(query, weights=hits_so_far / rank, minlength=n_queries)
+    hits = hits_of_ranks(ranks, gallery_products, query_products, own)
+    return np.nan_to_num(average_precision_at_1000(hits))
 
 
 def mean_average_precision(
@@ -121,3 +142,112 @@ def mean_average_precision(
     if len(query_products) == 0:
         raise ValueError("mAP is not defined without a query")
     return float(np.mean(average_precision(ranks, gallery_products, query_products)))
+
+
+def average_precision_at_r(hits: Hits) -> np.ndarray:
+    """MAP@R (Musgrave et al. 2020): the same over the first R ranks, R relevant images."""
+    return _precision_share(hits, hits.n_relevant)
+
+
+def r_precision(hits: Hits) -> np.ndarray:
+    """Share of relevant images among the first R, R being how many there are."""
+    query, _ = _first(hits, hits.n_relevant)
+    return _share(np.bincount(query, minlength=len(hits.n_relevant)), hits.n_relevant)
+
+
+def precision_at_5(hits: Hits) -> np.ndarray:
+    """mP@5 of the universal embedding challenge: relevant share of the first `min(R, 5)`."""
+    width = np.minimum(hits.n_relevant, PRECISION_WIDTH)
+    query, _ = _first(hits, width)
+    return _share(np.bincount(query, minlength=len(hits.n_relevant)), width)
+
+
+def recall_at(k: int) -> Callable[[Hits], np.ndarray]:
+    """R@k as metric learning has it: 1 where a relevant image is among the first k, else 0."""
+
+    def recall(hits: Hits) -> np.ndarray:
+        query, _ = _first(hits, k)
+        found = np.bincount(query, minlength=len(hits.n_relevant)) > 0
+        return np.where(hits.n_relevant > 0, found, np.nan)
+
+    return recall
+
+
+def global_average_precision(
+    confidence: np.ndarray, right: np.ndarray, has_match: np.ndarray
+) -> float:
+    """GAP, or micro-AP: one answer a query, all queries ranked by confidence (Perronnin 2009).
+
+    `sum over i of P(i) * rel(i), divided by M`: P(i) is the precision among the i most confident
+    answers, M the number of queries that have a match. Queries of equal confidence are taken
+    together, the precision of each being that at the end of the tie, so that their order is
+    of no account.
+
+    Args:
+        confidence: `(n_queries,)`, similarity to the first image of the ranking.
+        right: `(n_queries,)`, bool: whether that image is relevant; never for a distractor.
+        has_match: `(n_queries,)`, bool.
+
+    Returns:
+        0..1; NaN where no query has a match.
+    """
+    if not has_match.any():
+        return float("nan")
+    order = np.argsort(-confidence, kind="stable")
+    confident, correct = confidence[order], right[order].astype(np.int64)
+    last = np.append(np.flatnonzero(np.diff(confident)), len(order) - 1)
+    hits_so_far = np.cumsum(correct)[last]
+    new_hits = np.diff(hits_so_far, prepend=0)
+    return float((new_hits * hits_so_far / (last + 1)).sum() / has_match.sum())
+
+
+METRICS: dict[str, Callable[[Hits], np.ndarray]] = {
+    "mAP@1000": average_precision_at_1000,
+    "mP@5": precision_at_5,
+    **{f"R@{k}": recall_at(k) for k in RECALLS},
+    "MAP@R": average_precision_at_r,
+    "R-precision": r_precision,
+}
+"""Of each query, `(n_queries,)`, float64, 0..1, NaN where the gallery has nothing to find."""
+
+
+def per_query(hits: Hits) -> dict[str, np.ndarray]:
+    """Every metric of every query.
+
+    Args:
+        hits: of rankings with a column for each relevant image of a query at least; what is
+            deeper counts as not found.
+    """
+    return {name: metric(hits) for name, metric in METRICS.items()}
+
+
+def check_ranks(ranks: Any, n_queries: int, n_gallery: int) -> None:
+    """Refuse an array that the evaluator would refuse, or score wrongly without a word.
+
+    Raises:
+        UserError: for another type, dtype or shape, an index outside the gallery, a repeat.
+    """
+    if not isinstance(ranks, np.ndarray):
+        raise UserError(f"the ranker returned {type(ranks).__name__}, not a numpy array")
+    if not np.issubdtype(ranks.dtype, np.integer):
+        raise UserError(f"the ranker's array has dtype {ranks.dtype}; it must be an integer type")
+    if ranks.shape != (n_queries, MAX_PREDICTIONS):
+        raise UserError(
+            f"the ranker's array has shape {ranks.shape}; it must be {(n_queries, MAX_PREDICTIONS)}"
+        )
+    # A gallery of fewer images is followed by indexes that name none, up to the full width.
+    allowed = max(n_gallery, MAX_PREDICTIONS)
+    for row, column in np.argwhere((ranks < 0) | (ranks >= allowed))[:1]:
+        raise UserError(
+            f"row {row} of the ranker's array names gallery row {ranks[row, column]}; "
+            f"the gallery has rows 0 to {n_gallery - 1}"
+        )
+    for row, column in np.argwhere(ranks[:, :n_gallery] >= n_gallery)[:1]:
+        raise UserError(
+            f"row {row} of the ranker's array names gallery row {ranks[row, column]} in front of "
+            f"images of the gallery, which has rows 0 to {n_gallery - 1}"
+        )
+    in_order = np.sort(ranks, axis=1)
+    repeats = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
+    if len(repeats):
+        raise UserError(f"row {repeats[0]} of the ranker's array names a gallery row twice")

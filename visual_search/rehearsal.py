@@ -25,8 +25,10 @@ from visual_search.capacity import (
     predict,
 )
 from visual_search.deadline import degradations, listed
+from visual_search.dev_tables import read_dev_set
+from visual_search.embedded_dev_set import Evaluation
 from visual_search.errors import UserError
-from visual_search.evaluate import Evaluation, Ranking, read_dev_set
+from visual_search.evaluate import Ranking
 from visual_search.files import write_json
 from visual_search.images import ImageProblem
 from visual_search.metrics import average_precision

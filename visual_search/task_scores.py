@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visual_search.retrieval_metrics import METRICS
+from visual_search.metrics import METRICS
 
 if TYPE_CHECKING:
     from visual_search.tasks import Task

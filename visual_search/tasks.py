@@ -16,14 +16,12 @@ from torch import Tensor
 
 from visual_search.config_reader import read_part
 from visual_search.dataset_config import DevSetConfig
-from visual_search.dev_tables import read_dev_table
+from visual_search.dev_tables import DevSet, read_dev_set, read_dev_table
 from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, nearest_rows, read_dev_set
-from visual_search.hits import Hits, hits_of_ranks
-from visual_search.match_ranks import count_hits
+from visual_search.evaluate import MAX_PREDICTIONS, nearest_rows
+from visual_search.metrics import Hits, global_average_precision, hits_of_ranks, per_query
 from visual_search.rerank import Step, move
-from visual_search.retrieval_metrics import global_average_precision, per_query
 from visual_search.search import top_k
 from visual_search.task_pictures import draw_classes, draw_queries, worst_queries
 from visual_search.task_scores import TaskScores
@@ -256,12 +254,13 @@ class ImageTask(Task[EmbeddedDevSet]):
         dev_set = self.dev_set
         queries, gallery, last = move(model.queries, model.gallery, steps)
         labels = dev_set.gallery_products, dev_set.query_products
-        if last:
-            ranks = nearest_rows(model.queries, model.gallery, steps, dev_set.own)
-            hits, gap = hits_of_ranks(ranks, *labels, dev_set.own), None
-        else:
-            hits = count_hits(gallery, labels[0], queries, labels[1], dev_set.own)
-            gap = self._gap(queries, gallery, hits) if self.config.distractors else None
+        # MAP@R looks as deep as a query has relevant images.
+        most = int(np.unique(labels[0], return_counts=True)[1].max(initial=0))
+        width = MAX_PREDICTIONS if last else max(MAX_PREDICTIONS, most)
+        ranks = nearest_rows(queries, gallery, last, dev_set.own, width=width)
+        hits = hits_of_ranks(ranks, *labels, dev_set.own)
+        with_gap = self.config.distractors and not last
+        gap = self._gap(queries, gallery, hits) if with_gap else None
         return TaskScores(self, per_query(hits), gap, bool(steps))
 
     def _gap(self, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
@@ -274,7 +273,7 @@ class ImageTask(Task[EmbeddedDevSet]):
             confidence = torch.where(is_own, similarities[:, 1], confidence)
         right = np.zeros(len(queries), dtype=bool)
         right[hits.query[hits.rank == 1]] = True
-        return global_average_precision(confidence.numpy(), right, hits.wanted > 0)
+        return global_average_precision(confidence.numpy(), right, hits.n_relevant > 0)
 
     def draw_worst(
         self, folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from visual_search.hits import hits_among
-from visual_search.metrics import MAX_PREDICTIONS
+from visual_search.evaluate import MAX_PREDICTIONS
+from visual_search.metrics import average_precision_at_1000, hits_among
 from visual_search.pair_table import PairTable
-from visual_search.retrieval_metrics import average_precision_at_1000
 from visual_search.search import top_k
 
 RECALLS = (1, 5, 10)
@@ -109,7 +108,7 @@ def score_rankings(ranks: np.ndarray, right: Sequence[np.ndarray]) -> RetrievalS
         right: of each query, the right answers.
     """
     hits = hits_among(ranks, right)
-    first = np.full(len(ranks), hits.depth, dtype=np.int64)
+    first = np.full(len(ranks), ranks.shape[1], dtype=np.int64)
     np.minimum.at(first, hits.query, hits.rank - 1)
     # A query without a right answer has found none of them.
     return RetrievalScores(first, np.nan_to_num(average_precision_at_1000(hits)))

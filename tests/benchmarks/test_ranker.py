@@ -11,7 +11,7 @@ from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of,
 from benchmarks.ranker_child import WAYS, Job
 from benchmarks.ranker_peers import write_job
 from tests.conftest import PROJECT
-from visual_search.evaluate import DevSet, read_dev_set
+from visual_search.dev_tables import DevSet, read_dev_set
 from visual_search.images import ImageItem
 
 

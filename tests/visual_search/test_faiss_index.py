@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.errors import UserError
-from visual_search.faiss_index import FaissIndex, FaissSettings, faiss_search
+from visual_search.faiss_index import CodedGallery, FaissIndex, FaissSettings, faiss_search
 from visual_search.rerank import rank
 from visual_search.search import top_k
 
@@ -71,7 +71,7 @@ def test_an_index_is_kept_and_of_one_gallery(gallery: np.ndarray, tmp_path: Path
 
 def test_a_small_gallery_is_left_to_the_exact_search(gallery: np.ndarray) -> None:
     small = torch.from_numpy(gallery[:100].astype(np.float32))
-    with pytest.raises(UserError, match="needs 256 gallery photos or more, not 100"):
+    with pytest.raises(UserError, match="needs 256 gallery images or more, not 100"):
         faiss_search(small[:2], small, 10)
 
 
@@ -82,3 +82,63 @@ def test_a_ranking_can_use_it(gallery: np.ndarray) -> None:
     exact = rank(queries, everyone, (), 1000)
     assert approximate.shape == (50, 1000)
     assert (approximate[:, 0] == exact[:, 0]).all()
+
+
+def unit(rows: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, 32, generator=generator) + 0.2, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bytes_a_row", "least"),
+    [("float16", 64, 0.999), ("int8", 32, 0.95), ("binary", 12, 0)],
+)
+def test_codes_take_their_bytes_and_rank_nearly_alike(
+    kind: str, bytes_a_row: int, least: float
+) -> None:
+    queries, everyone = unit(50, 1), unit(2000)
+    coded = CodedGallery(kind, everyone, unit(400, 2))
+    assert coded.bytes_searched == coded.bytes_stored == bytes_a_row
+    scores, rows = coded.top_k(queries, everyone, 10)
+    assert (scores.diff(dim=1) <= 0).all()
+    wanted = top_k(queries, everyone, 10)[1]
+    assert recall(rows, wanted) >= least
+    if kind != "binary":
+        torch.testing.assert_close(
+            scores, (queries @ everyone.T).gather(1, rows), atol=0.05, rtol=0
+        )
+
+
+def recall(rows: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((rows[:, :, None] == wanted[:, None, :]).any(dim=1).float().mean())
+
+
+@pytest.mark.parametrize(("candidates", "k"), [(40, 100), (100, 10), (3000, 5000)])
+def test_the_first_hits_are_ordered_anew_and_the_rest_stays(candidates: int, k: int) -> None:
+    queries, everyone = unit(6, seed=3), unit(800)
+    _, plain = CodedGallery("binary", everyone, everyone).top_k(queries, everyone, 800)
+    # int8 alone scores all; its first 800 are all of them.
+    scores, order = CodedGallery("int8", everyone, everyone).top_k(queries, everyone, 800)
+    exact = torch.empty(6, 800).scatter_(1, order, scores)
+    coded = CodedGallery("binary", everyone, everyone, "int8", candidates)
+    assert (coded.bytes_searched, coded.bytes_stored) == (12, 44)
+    _, rows = coded.top_k(queries, everyone, k)
+    first = min(candidates, k, 800)
+    for row, before, of_row in zip(rows.tolist(), plain.tolist(), exact.tolist(), strict=True):
+        anew = sorted(before[:first], key=lambda index: -of_row[index])
+        assert row == [*anew, *before[first:]][:k]
+
+
+def test_rescoring_finds_more_than_bits_alone() -> None:
+    queries, everyone = unit(50, seed=4), unit(2000)
+    wanted = top_k(queries, everyone, 10)[1]
+    alone, rescored = (
+        recall(
+            CodedGallery("binary", everyone, everyone, more, 200).top_k(queries, everyone, 200)[1][
+                :, :10
+            ],
+            wanted,
+        )
+        for more in ("", "int8")
+    )
+    assert rescored > 0.85 > alone

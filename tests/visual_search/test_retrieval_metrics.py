@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from visual_search.hits import hits_of_ranks
-from visual_search.match_ranks import count_hits
-from visual_search.metrics import average_precision
-from visual_search.retrieval_metrics import METRICS, global_average_precision, per_query
+from visual_search.evaluate import nearest_rows
+from visual_search.metrics import (
+    METRICS,
+    Hits,
+    average_precision,
+    global_average_precision,
+    hits_of_ranks,
+    per_query,
+)
 
 
 def test_hand_worked_case() -> None:
@@ -41,6 +46,17 @@ def test_more_right_photos_than_columns() -> None:
     scores = per_query(hits_of_ranks(np.arange(1500)[None], labels, np.array([0])))
     assert scores["mAP@1000"] == pytest.approx([1000 / 1500])
     assert scores["MAP@R"] == scores["R-precision"] == scores["mP@5"] == [1.0]
+
+
+def hits_of_search(
+    gallery: torch.Tensor,
+    labels: np.ndarray,
+    queries: torch.Tensor,
+    query_labels: np.ndarray,
+    own: np.ndarray | None = None,
+) -> Hits:
+    ranks = nearest_rows(queries, gallery, own=own)
+    return hits_of_ranks(ranks, labels, query_labels, own)
 
 
 case = given(
@@ -82,7 +98,7 @@ def test_equals_pytorch_metric_learning(seed: int, photos: int, asked: int, clas
             torch.from_numpy(labels),
             own is not None,
         )
-        ours = per_query(count_hits(gallery, labels, asking, given_labels, own))
+        ours = per_query(hits_of_search(gallery, labels, asking, given_labels, own))
         for name, value in theirs.items():
             scored = ours[names[name]][~np.isnan(ours[names[name]])]
             if len(scored):
@@ -130,7 +146,7 @@ def test_the_challenges_map_to_the_last_bit_with_ties(
     labels, query_labels = rng.integers(0, classes, photos), rng.integers(0, classes + 2, asked)
     order = np.argsort(-(queries @ gallery.T).numpy(), axis=1, kind="stable")
     theirs = average_precision(order, labels, query_labels)
-    ours = per_query(count_hits(gallery, labels, queries, query_labels))["mAP@1000"]
+    ours = per_query(hits_of_search(gallery, labels, queries, query_labels))["mAP@1000"]
     scored = ~np.isnan(ours)
     assert ours[scored].tolist() == theirs[scored].tolist()
     assert not theirs[~scored].any()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search import search
-from visual_search.search import top_k
+from visual_search.search import stable_top_k, top_k, top_k_in_blocks
 
 
 def naive_top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -19,13 +18,24 @@ def naive_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.array([[index for _, index in row[:k]] for row in rows])
 
 
+@pytest.fixture(params=["blocks", "faiss"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of searching, also for galleries so small that faiss is not asked."""
+    if request.param == "faiss":
+        pytest.importorskip("faiss", reason="needs the extra [faiss]")
+        monkeypatch.setattr(search, "BLOCK_ROWS", 0)
+    else:
+        monkeypatch.setattr(search, "_faiss", lambda: None)
+    return str(request.param)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_queries=st.integers(1, 9),
     n_gallery=st.integers(1, 200),
     k=st.integers(1, 60),
-    block=st.one_of(st.integers(1, 2000), st.just(search.BLOCK_ELEMENTS)),
+    block=st.one_of(st.integers(1, 300), st.just(0)),
     levels=st.sampled_from([1, 2, 5, 1000]),
     order=st.sampled_from(["random", "rising", "falling"]),
 )
@@ -33,13 +43,19 @@ def test_equals_a_full_sort_with_ties_by_index(
     seed: int, n_queries: int, n_gallery: int, k: int, block: int, levels: int, order: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    # Small integers: products and sums are exact, so ties are real ties.
+    # Small integers: products and sums are exact, so ties are real ties, at the cut as well.
     queries = rng.integers(-levels, levels + 1, (n_queries, 3)).astype(np.float32)
     gallery = rng.integers(-levels, levels + 1, (n_gallery, 3)).astype(np.float32)
     if order != "random":  # every row beats, or none does, what was found before it
         rising = np.argsort(gallery @ queries[0], kind="stable")
         gallery = gallery[rising if order == "rising" else rising[::-1]]
-    scores, indexes = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), k, block)
+    both = torch.from_numpy(queries), torch.from_numpy(np.ascontiguousarray(gallery))
+    if block:
+        scores, indexes = top_k_in_blocks(*both, k, block)
+    else:  # by faiss, where it is installed
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search, "BLOCK_ROWS", 1)
+            scores, indexes = top_k(*both, k)
     expected = naive_top_k(queries @ gallery.T, min(k, n_gallery))
     np.testing.assert_array_equal(indexes.numpy(), expected)
     np.testing.assert_array_equal(
@@ -47,25 +63,21 @@ def test_equals_a_full_sort_with_ties_by_index(
     )
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    block=st.one_of(st.integers(1, 200), st.just(search.BLOCK_ELEMENTS)),
-    k=st.integers(1, 12),
-)
-def test_what_is_no_number_comes_last(seed: int, block: int, k: int) -> None:
-    rng = np.random.default_rng(seed)
-    # One column: a similarity is one product, so that numpy's is ours.
-    queries = rng.choice([1.0, -2.0, np.nan, np.inf, 0.0], (4, 1)).astype(np.float32)
-    gallery = rng.choice([1.0, 0.5, -1.0, np.nan, -np.inf], (12, 1)).astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        products = queries * gallery.T
-    products[np.isnan(products)] = -np.inf
-    _, indexes = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), k, block)
-    np.testing.assert_array_equal(indexes.numpy(), naive_top_k(products, k))
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_what_is_no_number_comes_last(way: str, k: int) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        # One column: a similarity is one product, so that numpy's is ours.
+        queries = rng.choice([1.0, -2.0, np.nan, np.inf, 0.0], (4, 1)).astype(np.float32)
+        gallery = rng.choice([1.0, 0.5, -1.0, np.nan, -np.inf], (12, 1)).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            products = queries * gallery.T
+        products[np.isnan(products)] = -np.inf
+        _, indexes = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), k)
+        np.testing.assert_array_equal(indexes.numpy(), naive_top_k(products, k))
 
 
-def test_real_numbers_in_blocks_of_the_usual_size() -> None:
+def test_real_numbers_in_blocks_of_the_usual_size(way: str) -> None:
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(70, 32, generator=generator)
     gallery = torch.randn(30_000, 32, generator=generator)
@@ -78,23 +90,33 @@ def test_real_numbers_in_blocks_of_the_usual_size() -> None:
     assert (scores.diff(dim=1) <= 0).all()
 
 
-def test_zero_and_minus_zero_tie() -> None:
+def test_all_equal_rows_come_in_the_order_of_the_gallery(way: str) -> None:
+    """A query without an embedding is a row of zeros: everything is equally far from it."""
+    _, indexes = top_k(torch.zeros(3, 8), torch.randn(20_000, 8), 1000)
+    assert torch.equal(indexes, torch.arange(1000).expand(3, -1))
+
+
+def test_zero_and_minus_zero_tie(way: str) -> None:
     _, indexes = top_k(torch.tensor([[-1.0]]), torch.tensor([[0.0], [-0.0], [0.0], [-0.0]]), 3)
     assert indexes.tolist() == [[0, 1, 2]]
+    assert stable_top_k(torch.tensor([[0.0, -0.0, 1.0, 0.0]]), 3)[1].tolist() == [[2, 0, 1]]
 
 
-def test_a_memory_map_of_half_precision_is_searched_on_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_a_memory_map_is_searched_on_disk(way: str, kind: type, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    stored = rng.integers(-8, 8, (5000, 4)).astype(np.float16)
+    stored = rng.integers(-8, 8, (5000, 4)).astype(kind)
     np.save(tmp_path / "gallery.npy", stored)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     queries = rng.integers(-8, 8, (3, 4)).astype(np.float32)
-    _, indexes = top_k(torch.from_numpy(queries), mapped, 100, 2**18)  # in blocks
+    _, indexes = top_k(torch.from_numpy(queries), mapped, 100)
     expected = naive_top_k(queries @ stored.astype(np.float32).T, 100)
+    np.testing.assert_array_equal(indexes.numpy(), expected)
+    _, indexes = top_k_in_blocks(torch.from_numpy(queries), mapped, 100, 700)
     np.testing.assert_array_equal(indexes.numpy(), expected)
 
 
-def test_empty_sides() -> None:
+def test_empty_sides(way: str) -> None:
     scores, indexes = top_k(torch.zeros(0, 3), torch.zeros(5, 3), 2)
     assert scores.shape == indexes.shape == (0, 2)
     scores, indexes = top_k(torch.zeros(2, 3), torch.zeros(0, 3), 2)
@@ -117,39 +139,3 @@ def test_a_gpu_gives_the_same_ranks() -> None:
     ours = top_k(queries.cuda(), gallery.cuda(), 300)
     for gpu, cpu in zip(ours, top_k(queries, gallery, 300), strict=True):
         torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=0)
-
-
-def test_a_first_guess_that_was_too_high_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sample is every 15th row: where these are the best, or the worst, the guess is off."""
-    thresholds: list[torch.Tensor | None] = []
-    one_pass = search._pass
-
-    def watched(*given: Any) -> torch.Tensor:
-        thresholds.append(given[-1])
-        return one_pass(*given)
-
-    monkeypatch.setattr(search, "_pass", watched)
-    rng = np.random.default_rng(0)
-    gallery = rng.integers(-3, 4, (2500, 4)).astype(np.float32)  # many ties
-    gallery[::15] += 9
-    queries = rng.integers(1, 4, (7, 4)).astype(np.float32)
-    queries[4:] *= -1
-    # One thread and so one part: all queries are searched with guesses, then four once more.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        both = torch.from_numpy(queries), torch.from_numpy(gallery)
-        scores, indexes = top_k(*both, 300, 100_000)
-    finally:
-        torch.set_num_threads(before)
-    expected = naive_top_k(queries @ gallery.T, 300)
-    np.testing.assert_array_equal(indexes.numpy(), expected)
-    np.testing.assert_array_equal(
-        scores.numpy(), np.take_along_axis(queries @ gallery.T, expected, axis=1)
-    )
-    guessed, again = thresholds
-    assert guessed is not None
-    assert again is None
-    better = (queries @ gallery.T > guessed.numpy()).sum(axis=1)
-    assert (better[:4] < 300).all()
-    assert (better[4:] >= 300).all()

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search.errors import UserError
-from visual_search.hits import hits_among
-from visual_search.retrieval_metrics import per_query
+from visual_search.metrics import hits_among, per_query
 
 
 @settings(max_examples=60, deadline=None)

@@ -18,15 +18,14 @@ import yaml
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.checkpoint import load_checkpoint
-from visual_search.compression import Sides, points_of
+from visual_search.compression import RunEmbeddings, Sides, points_of
 from visual_search.config_reader import parse_phase
+from visual_search.dev_tables import DevSet
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
 from visual_search.images import ImageItem
 from visual_search.main_arcface import main as main_arcface
 from visual_search.model import rebuild_embedder
 from visual_search.phase_chain import read_chain
-from visual_search.run_embeddings import RunEmbeddings
 
 CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
 PHASES = [path for path in CONFIGS if not path.stem.endswith("_phases")]
@@ -206,8 +205,9 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
     assert {dimension for dimension, _ in sizes} == {8, 16}
     assert sizes[8, "float32"] == (32, 32)
     assert sizes[16, "int8"] == (16, 16)
-    assert sizes[16, "binary"] == (2, 2)
-    assert sizes[16, "binary, rescored by int8"] == (2, 18)
+    # A bit a dimension, and two numbers of a row.
+    assert sizes[16, "binary"] == (10, 10)
+    assert sizes[16, "binary, rescored by int8"] == (10, 26)
     exact = next(p for p in points if (p.dimension, p.coding) == (8, "float32"))
     short = F.normalize(rows[:, :8], dim=1)
     expected = []
