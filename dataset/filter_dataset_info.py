@@ -82,7 +82,7 @@ def filter_table(
 
     Args:
         file: the table, with the columns of `dataset_info.csv`.
-        dedup: leave out near-duplicates by :func:`visual_search.deduplication.find_removals`.
+        dedup: leave out near-duplicates by :func:`visual_search.duplicates.find_removals`.
         threshold: most bits in which they differ, 0..64.
         across_classes: compare all photos, not those of a class with each other.
         min_size: of the shorter side, pixels; 0 is no limit.
@@ -144,8 +144,7 @@ def _duplicates(
     import numpy as np
     import pandas as pd
 
-    from visual_search.deduplication import find_removals
-    from visual_search.photo_hashes import hashes_of_table
+    from visual_search.duplicates import find_removals, hashes_of_table
     from visual_search.tables import image_names
 
     names = image_names(table).iloc[rows]

@@ -79,7 +79,7 @@ def describe_folder(
         folder: holds a folder for each class, at any depth; a photo's label is the path of its
             folder.
         target: where the tables go; their paths are relative to it.
-        hashes: add the perceptual hash, see `visual_search.hashing`.
+        hashes: add the perceptual hash, see `visual_search.duplicates`.
         min_images: classes with fewer readable photos are left out.
         workers: threads; 0 is by the cores.
 
@@ -201,7 +201,7 @@ def _sizes(path: Path) -> dict[str, Any]:
 
 
 def _sizes_and_hash(path: Path) -> dict[str, Any]:
-    from visual_search.hashing import hash_and_size, hash_text
+    from visual_search.duplicates import hash_and_size
 
     _check_name(path)
     try:
@@ -210,7 +210,7 @@ def _sizes_and_hash(path: Path) -> dict[str, Any]:
         raise UnreadableImage(f"the file cannot be read ({error.strerror})") from None
     found, (width, height) = hash_and_size(data)
     sample = _sample(len(data), data[:SAMPLE_BYTES], data[-SAMPLE_BYTES:])
-    return {"width": width, "height": height, "sample": sample, "hash": hash_text(found)}
+    return {"width": width, "height": height, "sample": sample, "hash": found}
 
 
 def _check_name(path: Path) -> None:

@@ -145,14 +145,9 @@ class CodedGallery:
             rescored_by: a key of :data:`CODES`: longer codes that order the first hits anew. They
                 are read for these alone, so they may lie on disk.
             candidates: how many hits of each query are ordered anew.
-
-        Raises:
-            UserError: without the package faiss.
         """
-        try:
-            import faiss
-        except ModuleNotFoundError as error:
-            raise UserError("small codes need faiss: pip install -e '.[faiss]'") from error
+        import faiss
+
         self.index = _coded(kind, gallery, sample)
         self.bytes_searched = self.bytes_stored = float(self.index.sa_code_size())
         """Of a gallery image: in memory while it is searched, and stored in all."""

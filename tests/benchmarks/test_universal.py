@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.cached_head import flops
 from benchmarks.universal import Pair, paired_interval
 
 
@@ -26,8 +25,3 @@ def test_classes_are_drawn_not_queries() -> None:
     spread = alike[::10].std() / np.sqrt(40)
     assert mean == pytest.approx(alike.mean())
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
-
-
-def test_operations_of_an_epoch_by_hand() -> None:
-    # One row: two products of 10 x 64 in the neck, three of 64 x 6 in the head, 2 each.
-    assert flops(1, 10, 2, 3) == 2 * 2 * 640 + 3 * 2 * 384

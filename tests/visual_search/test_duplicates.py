@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import draw_product
+from visual_search import duplicates
+from visual_search.duplicates import (
+    TooManyPairs,
+    hash_and_size,
+    hash_images,
+    hashes_of_table,
+    pairs_between,
+    pairs_within,
+)
+from visual_search.images import UnreadableImage, decode_image
+
+imagehash = pytest.importorskip("imagehash", reason="needs the extra [data]")
+pytest.importorskip("faiss", reason="needs the extra [data]")
+
+hashes = st.lists(st.integers(0, 2**64 - 1), max_size=40)
+flips = st.lists(st.tuples(st.integers(0, 200), st.integers(0, 63)), max_size=60)
+
+
+def naive(first: list[int], second: list[int], radius: int, within: bool) -> list[tuple[int, ...]]:
+    return [
+        (i, j, (a ^ b).bit_count())
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+        if (a ^ b).bit_count() <= radius and (i < j or not within)
+    ]
+
+
+def listed(pairs: duplicates.Pairs) -> list[tuple[int, ...]]:
+    return list(
+        zip(pairs.left.tolist(), pairs.right.tolist(), pairs.distance.tolist(), strict=True)
+    )
+
+
+def neighbours(values: list[int], changes: list[tuple[int, int]]) -> list[int]:
+    """The hashes and copies of them with some bits turned over: near-duplicates of all degrees."""
+    answer = list(values)
+    for place, bit in changes:
+        if answer:
+            answer.append(answer[place % len(answer)] ^ (1 << bit))
+    return answer
+
+
+@settings(deadline=None, max_examples=25)
+@given(hashes, flips, st.sampled_from([0, 1, 4, 10, 63, 64]), st.sampled_from([7, 1000]))
+def test_all_pairs_are_found_once(
+    values: list[int], changes: list[tuple[int, int]], radius: int, block: int
+) -> None:
+    every = neighbours(values, changes)
+    array = np.array(every, dtype=np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "BLOCK_ROWS", block)
+        patch.setattr(duplicates, "BLOCK_COLUMNS", 3 * block)
+        assert listed(pairs_within(array, radius)) == naive(every, every, radius, within=True)
+        between = pairs_between(array[:90], array[60:], radius)
+    assert listed(between) == naive(every[:90], every[60:], radius, within=False)
+
+
+def test_thousands_against_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 2500)
+    rng = np.random.default_rng(3)
+    array = rng.integers(0, 2**64, 6000, dtype=np.uint64)
+    turned = rng.integers(0, 64, (3000, 6)).astype(np.uint64)
+    array[3000:] = array[:3000] ^ np.bitwise_or.reduce(np.uint64(1) << turned, axis=1)
+    distance = np.bitwise_count(array[:, None] ^ array[None])
+    left, right = np.nonzero(np.triu(distance <= 10, 1))
+    found = pairs_within(array, 10)
+    assert np.array_equal(found.left, left)
+    assert np.array_equal(found.right, right)
+    assert np.array_equal(found.distance, distance[left, right])
+
+
+def test_many_equal_hashes_and_none() -> None:
+    same = pairs_within(np.full(300, 7, dtype=np.uint64), 4)
+    assert len(same) == 300 * 299 // 2
+    assert len(set(zip(same.left.tolist(), same.right.tolist(), strict=True))) == len(same)
+    assert len(pairs_within(np.zeros(0, dtype=np.uint64), 4)) == 0
+    assert len(pairs_between(np.zeros(0, dtype=np.uint64), np.zeros(5, dtype=np.uint64), 4)) == 0
+
+
+def test_too_many_pairs_are_not_gathered_first() -> None:
+    """All equal hashes: 900 million pairs would take 20 GB; the search stops at the first block."""
+    first, second = np.full(30_000, 7, dtype=np.uint64), np.full(30_000, 6, dtype=np.uint64)
+    with pytest.raises(TooManyPairs):
+        pairs_between(first, second, 4, most=2000)
+    assert len(pairs_between(first[:50], second[:40], 4, most=2000)) == 2000
+
+
+def test_a_radius_beyond_the_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"0\.\.64"):
+        pairs_within(np.zeros(2, dtype=np.uint64), 65)
+
+
+def images_of_all_kinds(folder: Path) -> list[Path]:
+    """Drawn images: sizes below and above 32, wide, high, grey, transparent, palettes, flat."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for i, size in enumerate([(8, 5), (32, 32), (33, 64), (640, 41), (301, 517)]):
+        noise = rng.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        for ending, mode in (("jpg", "RGB"), ("png", "L"), ("png", "RGBA"), ("gif", "P")):
+            paths.append(folder / f"{i}_{mode}.{ending}")
+            image.convert(mode).save(paths[-1])
+    paths.append(folder / "white.png")
+    Image.new("L", (50, 70), 255).save(paths[-1])
+    return paths
+
+
+def test_hashes_are_those_of_the_package(tmp_path: Path) -> None:
+    for path in images_of_all_kinds(tmp_path):
+        with Image.open(path) as image:
+            expected = str(imagehash.phash(image)), image.size
+        assert hash_and_size(path.read_bytes()) == expected, path.name
+
+
+def test_transparency_is_hashed_as_it_is_seen() -> None:
+    seen = draw_product(1, 1)
+    hidden = Image.new("RGB", (64, 64), "white")
+    hidden.paste(seen, mask=Image.new("L", (64, 64), 0))
+    assert hidden.getextrema() == ((255, 255),) * 3
+    assert str(imagehash.phash(decode_image(_png(seen)))) == hash_and_size(_png(seen))[0]
+    clear = seen.copy()
+    clear.putalpha(0)
+    assert hash_and_size(_png(clear)) == hash_and_size(_png(hidden))
+
+
+def _png(image: Image.Image) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_hashes_of_real_photos_are_those_of_the_package(real_half: Path) -> None:
+    paths = sorted(real_half.glob("gallery/*")) + sorted(real_half.glob("queries/*"))
+    chosen = random.Random(0).sample(paths, 40)
+    for path, found in zip(chosen, hash_images(chosen), strict=True):
+        with Image.open(path) as image:
+            assert f"{found:016x}" == str(imagehash.phash(image)), path.name
+
+
+def test_copies_are_near_and_others_far(real_half: Path, tmp_path: Path) -> None:
+    paths = sorted(real_half.glob("gallery/*"))[:30]
+    for path in paths:
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((image.width * 2 // 3, image.height * 2 // 3))
+            small.save(tmp_path / f"{path.stem}.jpg", quality=60)
+    copies = list(hash_images(tmp_path / f"{path.stem}.jpg" for path in paths))
+    first = list(hash_images(paths))
+    assert max((a ^ b).bit_count() for a, b in zip(first, copies, strict=True)) <= 4
+    apart = [(a ^ b).bit_count() for i, a in enumerate(first) for b in first[:i]]
+    assert np.median(apart) > 20
+
+
+def test_unreadable_images_are_answers_and_a_column_of_hashes_is_read(tmp_path: Path) -> None:
+    good, cut, text, gone = (tmp_path / f"{name}.jpg" for name in ("good", "cut", "text", "gone"))
+    draw_product(1, 1, 200).save(good)
+    cut.write_bytes(good.read_bytes()[:-900])
+    text.write_text("<html>not found</html>")
+    paths = [good, cut, text, gone]
+    own = int(hash_and_size(good.read_bytes())[0], 16)
+    answers = list(hash_images(paths))
+    assert answers[0] == own
+    assert [isinstance(answer, UnreadableImage) for answer in answers] == [False, True, True, True]
+    assert "web page" in str(answers[2])
+    table = pd.DataFrame({"hash": ["", "00000000000000ff", " ", "ffffffffffffffff"]})
+    found = hashes_of_table(table, tmp_path / "table.csv", paths)
+    assert found.values.tolist() == [own, 255, 0, 2**64 - 1]
+    assert list(found.unreadable) == [2]

@@ -1,0 +1,233 @@
+"""Perceptual hashes of images, near-duplicates by them, and which of a group to keep.
+
+The hash is `imagehash.phash`: the signs of the 8 x 8 lowest frequencies of the grey image, against
+their median. Two images of which one is a resized, recompressed or slightly retouched copy differ
+in few of the 64 bits. faiss compares all with all: a million hashes take some three minutes on two
+cores, at any distance.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from visual_search.cores import available_cores
+from visual_search.dataset_info import read_each
+from visual_search.images import UnreadableImage, decode_image, read_bytes
+from visual_search.progress import progress_bar
+
+BITS = 64
+# Hashes compared at once: 16,384 of them stay in a core's cache; 8 million results take 100 MB.
+BLOCK_ROWS, BLOCK_COLUMNS = 512, 16_384
+
+
+class TooManyPairs(Exception):
+    """There are more pairs than were asked for; the search stopped at the first too many."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of near-duplicates, in the order of `left`, then `right`."""
+
+    left: np.ndarray
+    """`(pairs,)`, int64, rows of the first array of hashes."""
+    right: np.ndarray
+    """`(pairs,)`, int64, rows of the second array (or of the same, and then above `left`)."""
+    distance: np.ndarray
+    """`(pairs,)`, int64, bits in which the two hashes differ."""
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+@dataclass(frozen=True)
+class ImageHashes:
+    """Hashes of a list of images."""
+
+    values: np.ndarray
+    """`(n,)`, uint64; 0 where there is none."""
+    unreadable: dict[int, str]
+    """Of the images without a hash: their place in the list, and why."""
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Images to leave out, in the order of the table; each has a better one that stays."""
+
+    removed: np.ndarray
+    """`(n,)`, int64, images by their number."""
+    duplicate_of: np.ndarray
+    """`(n,)`, int64, the kept image nearest to each."""
+    distance: np.ndarray
+    """`(n,)`, int64, bits between the two hashes."""
+
+
+def hash_and_size(data: bytes) -> tuple[str, tuple[int, int]]:
+    """The hash of an image file's bytes, 16 hexadecimal digits, and its width and height.
+
+    EXIF orientation is ignored, as everywhere; transparency lies on white.
+
+    Raises:
+        UnreadableImage: with the reason, also for an image that is cut off.
+    """
+    import imagehash
+
+    image = decode_image(data)
+    return str(imagehash.phash(image)), image.size
+
+
+def hash_images(paths: Iterable[Path]) -> Iterator[int | UnreadableImage]:
+    """The hash of each image in turn, or why there is none, read by a thread on each core."""
+    yield from read_each(
+        paths, lambda path: int(hash_and_size(read_bytes(path))[0], 16), available_cores()
+    )
+
+
+def hashes_of_table(
+    table: pd.DataFrame, file: Path, paths: Sequence[Path], label: str = "hashes"
+) -> ImageHashes:
+    """The hash of each row's image; only rows with an empty or no `hash` are read from disk.
+
+    Args:
+        table: as read from `file`.
+        file: where it is from, for the errors.
+        paths: of the rows' images.
+        label: what the progress bar says.
+
+    Raises:
+        UserError: with file and line of a cell that is not 16 hexadecimal digits.
+    """
+    values = np.zeros(len(paths), dtype=np.uint64)
+    missing = np.ones(len(paths), dtype=bool)
+    if "hash" in table.columns:
+        cells = table["hash"].str.strip()
+        missing = (cells == "").to_numpy()
+        given = cells[~missing]
+        values[~missing] = np.fromiter((int(cell, 16) for cell in given), np.uint64, len(given))
+    rows = np.flatnonzero(missing)
+    unreadable: dict[int, str] = {}
+    answers = hash_images(paths[row] for row in rows.tolist())
+    bar = progress_bar(label, "img", iterable=answers, total=len(rows), shown=len(rows) > 0)
+    for row, answer in zip(rows.tolist(), bar, strict=True):
+        if isinstance(answer, UnreadableImage):
+            unreadable[row] = str(answer)
+        else:
+            values[row] = answer
+    return ImageHashes(values, unreadable)
+
+
+def pairs_within(hashes: np.ndarray, radius: int) -> Pairs:
+    """All pairs of rows, each once, whose hashes differ in at most `radius` bits.
+
+    Args:
+        hashes: `(n,)`, uint64.
+        radius: 0..64, Hamming distance.
+    """
+    return pairs_between(hashes, None, radius)
+
+
+def pairs_between(
+    first: np.ndarray,
+    second: np.ndarray | None,
+    radius: int,
+    *,
+    most: int = sys.maxsize,
+    progress: bool = False,
+) -> Pairs:
+    """All pairs of a row of `first` and a row of `second` within `radius` bits.
+
+    Args:
+        first: `(n,)`, uint64.
+        second: `(m,)`, uint64; None takes pairs within `first`, each once.
+        radius: 0..64, Hamming distance.
+        most: pairs; memory holds a few times as many.
+        progress: whether there is a progress bar.
+
+    Raises:
+        TooManyPairs: as soon as there are more than `most`.
+    """
+    if not 0 <= radius <= BITS:
+        raise ValueError(f"the Hamming distance must be 0..{BITS}, not {radius}")
+    import faiss
+
+    rows = first.view(np.uint8).reshape(-1, BITS // 8)
+    columns = rows if second is None else second.view(np.uint8).reshape(-1, BITS // 8)
+    found, count = [np.zeros((3, 0), np.int64)], 0
+    starts = range(0, len(columns), BLOCK_COLUMNS)
+    for start in progress_bar("near-duplicates", "step", iterable=starts, shown=progress):
+        index = faiss.IndexBinaryFlat(BITS)
+        index.add(columns[start : start + BLOCK_COLUMNS])
+        # Of pairs within one array, those above the diagonal.
+        last = len(rows) if second is not None else min(start + BLOCK_COLUMNS, len(rows))
+        for row in range(0, last, BLOCK_ROWS):
+            some = rows[row : min(row + BLOCK_ROWS, last)]
+            limits, distance, right = index.range_search(some, radius + 1)
+            left = np.repeat(np.arange(row, row + len(some)), np.diff(limits.astype(np.int64)))
+            block = np.stack([left, right + start, distance.astype(np.int64)])
+            if second is None:
+                block = block[:, block[0] < block[1]]
+            count += block.shape[1]
+            if count > most:
+                raise TooManyPairs
+            found.append(block)
+    pairs = np.concatenate(found, axis=1)
+    return Pairs(*pairs[:, np.lexsort((pairs[1], pairs[0]))])
+
+
+def find_removals(
+    hashes: np.ndarray,
+    pixels: np.ndarray,
+    groups: np.ndarray,
+    radius: int,
+    *,
+    progress: bool = False,
+) -> Removals:
+    """Keep the best of near-duplicates.
+
+    The rule: images are looked at from the largest to the smallest, and in the order of the table
+    where they are equally large. An image goes if its hash is within `radius` bits of one of its
+    group that was kept, and is called a duplicate of the nearest of those. So whatever goes has a
+    kept image that near: a chain of small differences removes nothing that is far from all others.
+
+    Args:
+        hashes: `(n,)`, uint64.
+        pixels: `(n,)`, width x height of each image.
+        groups: `(n,)`, int64; images are compared within a group: the class, or all one.
+        radius: Hamming distance, 0..64.
+        progress: whether there is a progress bar.
+    """
+    best_first = np.lexsort((np.arange(len(hashes)), -pixels, groups))
+    _, starts, sizes = np.unique(groups[best_first], return_index=True, return_counts=True)
+    several = np.flatnonzero(sizes > 1)
+    parts = [
+        _within_group(hashes, best_first[starts[i] : starts[i] + sizes[i]], radius)
+        for i in progress_bar("duplicates", "class", iterable=several, shown=progress)
+    ]
+    removals = np.concatenate([np.zeros((3, 0), np.int64), *parts], axis=1)
+    return Removals(*removals[:, np.argsort(removals[0], kind="stable")])
+
+
+def _within_group(hashes: np.ndarray, members: np.ndarray, radius: int) -> np.ndarray:
+    """Removed, duplicate of, distance: `(3, n)`; `members` come best first."""
+    _, first, inverse = np.unique(hashes[members], return_index=True, return_inverse=True)
+    best = np.sort(first)
+    """Of each hash the best image, still best first: equal hashes need no comparing."""
+    pairs = pairs_within(hashes[members[best]], radius)
+    nearest = np.arange(len(best))
+    distance = np.zeros(len(best), dtype=np.int64)
+    # By the worse of the two, then by what it would be called a duplicate of.
+    order = np.lexsort((pairs.left, pairs.distance, pairs.right))
+    for better, worse, apart in zip(
+        *(side[order].tolist() for side in (pairs.left, pairs.right, pairs.distance)), strict=True
+    ):
+        if nearest[worse] == worse and nearest[better] == better:
+            nearest[worse], distance[worse] = better, apart
+    of_hash = np.searchsorted(best, first)[inverse]
+    kept = best[nearest[of_hash]]
+    gone = np.flatnonzero(kept != np.arange(len(members)))
+    return np.stack([members[gone], members[kept[gone]], distance[of_hash[gone]]])
