@@ -16,11 +16,10 @@ from visual_search.contact_sheet import (
     Cell,
     write_contact_sheets,
 )
-from visual_search.hits import hits_among
-from visual_search.metrics import MAX_PREDICTIONS
+from visual_search.evaluate import MAX_PREDICTIONS
+from visual_search.metrics import hits_among, per_query
 from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.rerank import Step
-from visual_search.retrieval_metrics import per_query
 from visual_search.search import top_k
 from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
 from visual_search.task_scores import TaskScores
