@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from visual_search.duplicates import TooManyPairs, hashes_of_table, pairs_between
 from visual_search.errors import UserError
 from visual_search.leak_record import product10k_folder
-from visual_search.near_duplicates import TooManyPairs, pairs_between
-from visual_search.photo_hashes import hashes_of_table
 from visual_search.tables import (
     LABELLED_PATH_COLUMNS,
     PATH_COLUMNS,

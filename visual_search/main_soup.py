@@ -28,10 +28,10 @@ def main() -> None:
     if run.path.exists():
         raise UserError(f"{run.path} exists already; choose another --name")
 
+    from visual_search.config_reader import read_config
     from visual_search.embed import default_device
-    from visual_search.evaluate import evaluate_on_dev_set
+    from visual_search.embedded_dev_set import evaluate_on_dev_set
     from visual_search.phase_data import dev_files, dev_set_of
-    from visual_search.run_embeddings import read_config
 
     ingredients = load_ingredients(options.runs)
     first = next(iter(ingredients.values()))

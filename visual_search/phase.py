@@ -23,11 +23,11 @@ from visual_search.config import (
     TrainConfig,
 )
 from visual_search.datasets import TrainingImages
+from visual_search.dev_tables import DevSet
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet
 from visual_search.freezing import freeze_backbone
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead

@@ -14,9 +14,8 @@ from visual_search.datasets import (
     read_product10k,
     read_training_table,
 )
-from visual_search.dev_tables import read_dev_table
+from visual_search.dev_tables import DevSet, read_dev_set, read_dev_table
 from visual_search.errors import UserError
-from visual_search.evaluate import DevSet, read_dev_set
 from visual_search.leak_record import Side, product10k_folder
 
 

@@ -15,8 +15,8 @@ from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.capacity import ImageCounts
 from visual_search.config import BackboneConfig
+from visual_search.dev_tables import read_dev_set
 from visual_search.errors import UserError
-from visual_search.evaluate import read_dev_set
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
 from visual_search.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
