@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,28 @@ def dev_folder(tmp_path: Path) -> Path:
         sides["queries"],
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of the smallest backbone at 32 px, with random weights; not to be changed."""
+    import torch
+
+    from visual_search.config import BackboneConfig
+    from visual_search.export import export_torchscript
+    from visual_search.model import build_embedder
+
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
+    folder = tmp_path_factory.mktemp("export")
+    export_torchscript(embedder, architecture, {}, folder)
+    return folder
+
+
+@pytest.fixture
+def weights(tiny_export: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny export that a test may change."""
+    return Path(shutil.copytree(tiny_export, tmp_path / "weights"))
 
 
 @pytest.fixture

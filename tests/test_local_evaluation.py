@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from local_evaluation import data_folder, main
 from tests.commands import inside
@@ -16,14 +15,6 @@ from visual_search.config import BackboneConfig
 from visual_search.errors import exit_with_sentence
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    export_torchscript(embedder, architecture, {}, tmp_path / "weights")
-    return tmp_path / "weights"
 
 
 def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +100,7 @@ def test_bad_input_is_one_sentence(
     assert "nowhere" in sentence("--data-folder", "nowhere")
     queries = (dev_folder / "queries.csv").read_text()
     (dev_folder / "queries.csv").write_text(queries.replace("2,2,58,58", "2,2,0,58", 1))
-    assert "queries.csv line 2: bbox_w is 0" in sentence(*weighted)
+    assert "queries.csv line 2: bbox_w is '0'" in sentence(*weighted)
     (dev_folder / "queries.csv").write_text(queries.replace("bbox_w", "width"))
     assert "no column 'bbox_w'" in sentence(*weighted)
     (dev_folder / "queries.csv").unlink()

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from my_submission import to_torchscript
@@ -14,18 +13,13 @@ from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
-from visual_search.config import BackboneConfig
-from visual_search.export import export_torchscript
-from visual_search.model import build_embedder
 
 
 @pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    export_torchscript(embedder, architecture, {}, tmp_path / "weights")
-    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "weights"))
-    return tmp_path / "weights"
+def weights(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the ranker looks for them."""
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
+    return weights
 
 
 def ranker(folder: Path) -> My_Ranker:

@@ -7,30 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from my_submission.user_config import My_Ranker
 from tests.conftest import draw_product, write_csv
 from tests.my_submission.damaged_files import NOTHING, PARTLY, PIXELS, write_files
-from visual_search.config import BackboneConfig
-from visual_search.export import export_torchscript
-from visual_search.model import build_embedder
 
 BOX_HEADER = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    folder = tmp_path_factory.mktemp("weights")
-    export_torchscript(embedder, architecture, {}, folder)
-    return folder
-
-
 @pytest.fixture
-def log(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
+def log(tiny_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tiny_export))
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(tmp_path / "log.json"))
     return tmp_path / "log.json"
 

@@ -14,11 +14,8 @@ import torch
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.capacity import ImageCounts
-from visual_search.config import BackboneConfig
 from visual_search.dev_tables import read_dev_set
 from visual_search.errors import UserError
-from visual_search.export import export_torchscript
-from visual_search.model import build_embedder
 from visual_search.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
 from visual_search.submission_run import RealImages, Refused, Stage, staged
 from visual_search.submission_tree import SubmissionTree
@@ -338,7 +335,9 @@ def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
     with_stage(project, notes)
 
 
-def test_the_kit_itself_runs_with_its_requirements_alone(tmp_path: Path, dev_folder: Path) -> None:
+def test_the_kit_itself_runs_with_its_requirements_alone(
+    tmp_path: Path, dev_folder: Path, tiny_export: Path
+) -> None:
     """The real ranker and an export, from a commit; git-LFS holds the weights where it is here."""
     project = tmp_path / "project"
     for name in ("my_submission", "visual_search"):
@@ -347,8 +346,7 @@ def test_the_kit_itself_runs_with_its_requirements_alone(tmp_path: Path, dev_fol
         )
     for name in ("requirements.txt", "aicrowd.json", ".gitattributes"):
         shutil.copy(PROJECT / name, project)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    export_torchscript(embedder, architecture, {}, project / "my_submission" / "weights")
+    shutil.copytree(tiny_export, project / "my_submission" / "weights")
     git(project, "init", "--quiet")
     with_lfs = shutil.which("git-lfs") is not None
     if with_lfs:
