@@ -6,7 +6,7 @@ Run from the repository root: python dataset/get_train_test_split.py --help
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,31 +60,15 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         "freq: of the classes of each number of photos, test_ratio test"
         + (f" (default: {default_type})" if default_type else ""),
     )
-    parser.add_argument(
-        "--min_n_samples",
-        type=int,
-        default=rule.min_n_samples,
-        help=f"minmax: fewest photos of a class that trains (default: {rule.min_n_samples})",
-    )
-    parser.add_argument(
-        "--max_n_samples",
-        type=int,
-        default=rule.max_n_samples,
-        help=f"minmax: most photos of a class that trains (default: {rule.max_n_samples})",
-    )
-    parser.add_argument(
-        "--test_ratio",
-        type=float,
-        default=rule.test_ratio,
-        help=f"freq: share of the classes that test, rounded up (default: {rule.test_ratio})",
-    )
-    parser.add_argument(
-        "--min_freq",
-        type=int,
-        default=rule.min_freq,
-        help="freq: of fewer classes with the same number of photos, all train "
-        f"(default: {rule.min_freq})",
-    )
+    for name, text in (
+        ("min_n_samples", "minmax: fewest images of a class that trains"),
+        ("max_n_samples", "minmax: most images of a class that trains"),
+        ("test_ratio", "freq: share of the classes that test, rounded up"),
+        ("min_freq", "freq: of fewer classes with the same number of images, all train"),
+    ):
+        default = getattr(rule, name)
+        text += " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     parser.add_argument(
         "--resplit",
         action="store_true",
@@ -185,14 +169,7 @@ def _marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
 
 def run(arguments: argparse.Namespace) -> None:
     """Split as the command line says, and say what came of it."""
-    rule = SplitRule(
-        arguments.split_type,
-        arguments.min_n_samples,
-        arguments.max_n_samples,
-        arguments.test_ratio,
-        arguments.min_freq,
-        arguments.random_seed,
-    )
+    rule = SplitRule(**{field.name: getattr(arguments, field.name) for field in fields(SplitRule)})
     rows = split_by_classes(arguments.dataset_info, rule, arguments.resplit)
     folder = arguments.dataset_info.parent
     for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):

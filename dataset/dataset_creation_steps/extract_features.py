@@ -149,11 +149,10 @@ def extract(
         row_count,
         snapshot_file,
         snapshot_files,
-        while_the_network_works,
-        with_rows,
-        write_snapshot,
+        write_pieces,
     )
     from visual_search import checkpoint
+    from visual_search.progress import progress_bar
 
     remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)
@@ -172,25 +171,22 @@ def extract(
         if len(may_pass_rows(read_snapshot(path)))
     )
     missing = [n for n in range(count) if n in retried or n not in done]
-    columns = ["asin", "role", "url", "vector", "reason"]
-    with _bar(parquet, count - len(missing), count) as bar:
+    initial = count - len(missing)
+    title = f"embedding {parquet.name}"
+    with progress_bar(title, "snapshot", total=count, initial=initial) as bar:
         frames = _photos(parquet, products, retried, missing, distributed)
         embedded_pieces = _embedded(frames, str(run.resolve()), download, size_hint, gpus)
-        for number, rows in while_the_network_works(embedded_pieces, bool(done), retried):
-            path = snapshot_file(parquet, number)
-            if number in retried:
-                old = read_snapshot(path)
-                rows = with_rows(old, may_pass_rows(old), rows)
-            write_snapshot(path, rows.select(columns), source)
-            bar.update()
+        write_pieces(
+            embedded_pieces,
+            bool(done),
+            retried,
+            file_of=functools.partial(snapshot_file, parquet),
+            columns=["asin", "role", "url", "vector", "reason"],
+            source=source,
+            advance=bar.update,
+        )
     embedded, failures = _summed(parquet, count)
     return Extracted(count, count - len(missing), embedded, failures)
-
-
-def _bar(parquet: Path, initial: int, count: int) -> Any:
-    from visual_search.progress import progress_bar
-
-    return progress_bar(f"embedding {parquet.name}", "snapshot", total=count, initial=initial)
 
 
 def _photos(

@@ -30,10 +30,8 @@ from dataset.dataset_creation_steps.snapshots import (
     may_pass_rows,
     read_snapshot,
     waves,
-    while_the_network_works,
     whole_pieces,
-    with_rows,
-    write_snapshot,
+    write_pieces,
 )
 from dataset.downloads import Download, Downloader, DownloadLimits
 from visual_search.files import written_atomically
@@ -290,18 +288,18 @@ def download_pieces(
     bar = progress_bar(
         f"downloading to {root.name}", "piece", total=pieces, initial=pieces - len(missing)
     )
-    columns = [*store.keys, "url", *RESULTS]
-    worked = len(undone) < pieces
     with bar:
         frames = _photos(store, retried, missing, distributed)
         stored = _stored(frames, store, download, size_hint)
-        for number, rows in while_the_network_works(stored, worked, retried):
-            path = progress_file(root, number)
-            if number in retried:
-                old = read_snapshot(path)
-                rows = with_rows(old, may_pass_rows(old), rows)
-            write_snapshot(path, rows.select(columns), source="plan")
-            bar.update()
+        write_pieces(
+            stored,
+            len(undone) < pieces,
+            retried,
+            file_of=functools.partial(progress_file, root),
+            columns=[*store.keys, "url", *RESULTS],
+            source="plan",
+            advance=bar.update,
+        )
 
 
 def _photos(

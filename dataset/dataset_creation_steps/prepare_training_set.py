@@ -45,48 +45,6 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
     return tables
 
 
-def leaked_photos(
-    table: Path, root: Path, tests: Sequence[Path], distance: int
-) -> tuple[pd.DataFrame, set[str]]:
-    """The photos of a training table that are, or look like, a photo of an evaluation table.
-
-    Args:
-        table: csv file with `image_path`.
-        root: folder of its photos.
-        tests: csv files; see :func:`visual_search.leaks.list_photos`.
-        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
-
-    Returns:
-        All pairs; and the paths, relative to `root`, of the training photos in them.
-    """
-    from visual_search.leaks import find_leaks, leak_table, list_photos
-
-    found = []
-    if tests:
-        train = list_photos(table, root, trains=True)
-        for test in tests:
-            found += find_leaks(train, list_photos(test, None, trains=False), distance)
-    paths = {str(Path(leak.train_photo).relative_to(root)) for leak in found}
-    return leak_table(found), paths
-
-
-def note_checked(tables: Sequence[Path], root: Path, tests: Sequence[Path], distance: int) -> None:
-    """Record beside each training table that it holds no photo of the evaluation tables.
-
-    Args:
-        tables: that were written.
-        root: folder of their photos.
-        tests: that they were compared with.
-        distance: bits; see :func:`leaked_photos`.
-    """
-    from visual_search.leak_record import Side, record
-
-    facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
-    for table in tables:
-        for test in tests:
-            record(Side(table, root), Side(test), facts)
-
-
 DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
 DEFAULT_THRESHOLDS = (0.5, 0.6)
@@ -178,12 +136,13 @@ def prepare_training_set(
     import pandas as pd
 
     from dataset.dataset_creation_steps.snapshots import row_count
+    from visual_search.leak_record import Side, record
 
     row_count(table, ["image_path", "label", "mean_cosine"])
     tests = evaluation_tables(evaluation)
     photos = pd.read_parquet(table).sort_values(["label", "image_path"])
     photos = photos[photos["mean_cosine"] > min(thresholds)]
-    leaked = _leaked(photos, table.with_suffix(""), output, tests, distance)
+    leaked = leaked_images(photos, table.with_suffix(""), output, tests, distance)
     photos = photos[~photos["image_path"].isin(leaked)]
     written = []
     for threshold in thresholds:
@@ -195,23 +154,42 @@ def prepare_training_set(
         with written_atomically(path) as temporary:
             kept[["image_path", "label"]].to_csv(temporary, index=False)
         written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
-    note_checked([made.path for made in written], table.with_suffix(""), tests, distance)
+    facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
+    for made in written:
+        for test in tests:
+            record(Side(made.path, table.with_suffix("")), Side(test), facts)
     return written
 
 
-def _leaked(
-    photos: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
+def leaked_images(
+    images: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
 ) -> set[str]:
-    """The photos to leave out; the pairs that say why are written beside the tables."""
+    """The images that are, or look like, one of an evaluation table; the pairs go to `LEAKS`.
 
+    Args:
+        images: with `image_path` and `label`.
+        root: folder of the images.
+        output: folder of the list of pairs.
+        tests: csv files; see :func:`visual_search.leaks.list_photos`.
+        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
+
+    Returns:
+        Their paths, relative to `root`.
+    """
+    from visual_search.leaks import find_leaks, leak_table, list_photos
+
+    found = []
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as folder:
         candidates = Path(folder) / "candidates.csv"
-        photos[["image_path", "label"]].to_csv(candidates, index=False)
-        pairs, leaked = leaked_photos(candidates, root, tests, distance)
+        images[["image_path", "label"]].to_csv(candidates, index=False)
+        if tests:
+            train = list_photos(candidates, root, trains=True)
+            for test in tests:
+                found += find_leaks(train, list_photos(test, None, trains=False), distance)
     with written_atomically(output / LEAKS) as temporary:
-        pairs.to_csv(temporary, index=False)
-    return leaked
+        leak_table(found).to_csv(temporary, index=False)
+    return {str(Path(leak.train_photo).relative_to(root)) for leak in found}
 
 
 def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:

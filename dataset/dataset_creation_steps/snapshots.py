@@ -203,6 +203,37 @@ def while_the_network_works(
         )
 
 
+def write_pieces(
+    pieces: Generator[tuple[int, pa.Table], None, None],
+    worked: bool,
+    retried: Collection[int],
+    *,
+    file_of: Callable[[int], Path],
+    columns: Sequence[str],
+    source: str,
+    advance: Callable[[], object],
+) -> None:
+    """Write each piece as it comes; of a retried one, the rows that were tried again change.
+
+    Args:
+        pieces, worked, retried: see :func:`while_the_network_works`.
+        file_of: the file of a piece.
+        columns: of the files.
+        source: what the pieces are made of; see :func:`write_snapshot`.
+        advance: called after each.
+
+    Raises:
+        UserError: when the network seems to be down.
+    """
+    for number, rows in while_the_network_works(pieces, worked, retried):
+        path = file_of(number)
+        if number in retried:
+            old = read_snapshot(path)
+            rows = with_rows(old, may_pass_rows(old), rows)
+        write_snapshot(path, rows.select(columns), source)
+        advance()
+
+
 def fingerprint(*parts: str | bytes) -> str:
     """A short text that differs where any of the parts does."""
     digest = hashlib.sha256()
