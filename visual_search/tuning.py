@@ -327,7 +327,7 @@ def _scatter(axes: Any, trials: list[optuna.trial.FrozenTrial], place: Callable)
 
 def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) -> str:
     """Draw a grid's scores to `grid.png`: over its first setting, a line for each value of the
-    second, means and standard deviations over all others, such as dataset.seed.
+    second, means and standard deviations over dataset.seed and all others.
 
     Classes are shown as many as there were: 0, all of them, has no place on an axis.
 
@@ -336,7 +336,7 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     """
     from matplotlib.figure import Figure
 
-    key, *others = space
+    key, *others = [name for name in space if name != "dataset.seed"] or [*space]
     scores: dict[Any, dict[Any, list[float]]] = {}
     for trial in finished(study):
         place = trial.params[key]
