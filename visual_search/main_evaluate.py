@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visual_search.errors import UserError, exit_with_sentence
 
@@ -196,8 +197,26 @@ def _tasks(options: argparse.Namespace) -> None:
         input_size=options.input_size,
         cache=options.cache,
         rerank=options.rerank,
-        trackers=options.trackers,
+        record=partial(_record, options.trackers) if options.trackers else None,
     )
+
+
+def _record(
+    names: Sequence[str],
+    folder: Path,
+    facts: Mapping[str, Any],
+    values: Mapping[str, float],
+    step: int,
+) -> None:
+    """Give the scores to trackers, as training gives its own."""
+    from accelerate import PartialState
+
+    from visual_search.trackers import start_trackers
+
+    PartialState()  # Accelerate's trackers ask it which process is the main one
+    for tracker in start_trackers(names, folder, facts, 0):
+        tracker.log(dict(values), step)
+        tracker.finish()
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from visual_search.report import write_task_report
 from visual_search.rerank import Step, words
 from visual_search.task_scores import TaskScores, over_tasks
 from visual_search.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
-from visual_search.trackers import Trackers
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
+
+Record = Callable[[Path, Mapping[str, Any], Mapping[str, float], int], None]
 
 
 def evaluate_tasks(
@@ -27,7 +28,7 @@ def evaluate_tasks(
     input_size: int = 0,
     cache: Path,
     rerank: bool = False,
-    trackers: Sequence[str] = (),
+    record: Record | None = None,
 ) -> dict[str, TaskScores]:
     """Score a model on every task whose data is there, and write tables, report and pictures.
 
@@ -38,7 +39,8 @@ def evaluate_tasks(
         input_size: pixels; 0 takes the model's own.
         cache: where embeddings are kept.
         rerank: apply the steps of the model's `model.json`.
-        trackers: see :class:`visual_search.trackers.Trackers`.
+        record: called with the folder, the facts of the model, every mean by name, and the step of
+            the training that the model is from.
 
     Returns:
         The scores of each task that was run.
@@ -65,30 +67,20 @@ def evaluate_tasks(
         "weights": fingerprint(run),
         "ranking": words(steps),
     }
-    step = int(checkpoint.facts.get("step") or 0)
     means = over_tasks(list(scores.values()))
     table = write_task_report(folder, list(scores.values()), means, skipped, facts)
-    _record(Trackers(trackers, folder, str(run), facts), scores, means, step)
+    if record:
+        of_tasks = {name: one.all_means() for name, one in scores.items()}
+        values = {
+            f"{name}/{metric}": value
+            for name, one in [*means.items(), *of_tasks.items()]
+            for metric, value in one.items()
+        }
+        record(folder, facts, values, int(checkpoint.facts.get("step") or 0))
     print(f"\n{table}")
     print(f"\ncompetition mean {means['competition']['score']:.4f}")
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
     return scores
-
-
-def _record(
-    trackers: Trackers,
-    scores: Mapping[str, TaskScores],
-    means: Mapping[str, Mapping[str, float]],
-    step: int,
-) -> None:
-    of_tasks = {name: one.all_means() for name, one in scores.items()}
-    values = {
-        f"{k}/{metric}": v
-        for k, one in [*means.items(), *of_tasks.items()]
-        for metric, v in one.items()
-    }
-    trackers.log(values, step)
-    trackers.close()
 
 
 def ready_tasks(
