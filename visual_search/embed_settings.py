@@ -7,6 +7,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from visual_search.errors import UserError
 
+# Choices of earlier versions, which exported models may name.
+GONE = (
+    ("backend", "openvino", "torch"),
+    ("backend", "compile", "torch"),
+    ("decoder", "nvjpeg", "cpu"),
+)
+
 
 @dataclass(frozen=True)
 class EmbedSettings:
@@ -75,10 +82,10 @@ class EmbedSettings:
         """
         if not isinstance(values, dict):
             raise UserError(f"{source}: embedding settings are an object, not {values!r}")
-        backend = values.get("backend")
-        if backend in ("openvino", "compile"):
-            print(f"{source}: backend {backend} is no longer used: PyTorch runs the model")
-            values = {**values, "backend": "torch"}
+        for key, gone, instead in GONE:
+            if values.get(key) == gone:
+                print(f"{source}: {key} {gone} is no longer there, {instead} is used")
+                values = {**values, key: instead}
         types, names = get_type_hints(cls), [field.name for field in fields(cls)]
         for key, value in values.items():
             if key not in names:

@@ -121,7 +121,8 @@ def test_an_export_of_an_earlier_version_is_loaded(
     (tmp_path / "model.bin").write_bytes(b"weights")
     settings = embedding_settings(tmp_path)
     said = capsys.readouterr().out
-    assert "model.json: backend openvino is no longer used: PyTorch runs the model" in said
+    assert "model.json: backend openvino is no longer there, torch is used" in said
+    assert "model.json: decoder nvjpeg is no longer there, cpu is used" in said
     assert settings.flip
     assert exported_runtime(tmp_path, settings, 64) is None
     load_exported(tmp_path, CPU)
