@@ -8,7 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.image_text.cleaning import CleaningRules, clean, words_of
+from dataset.image_text.cleaning import (
+    ASKING,
+    EMPTY,
+    LONG,
+    MASHED,
+    NUMBERS,
+    REPEATED,
+    SHORT,
+    UNDETERMINED,
+    CleaningRules,
+    QueryRules,
+    clean,
+    informative,
+    language_of,
+    lemma,
+    stop_words,
+    why_uninformative,
+    words_of,
+)
+from visual_search.errors import UserError
 
 KEPT_AS_TYPED = CleaningRules(lemmas=False, stop_words=False)
 
@@ -79,3 +98,84 @@ def test_what_is_clean_stays_clean(typed: str) -> None:
 @given(st.lists(st.sampled_from(["стол", "ёлка", "wi-fi", "140x200", "4k", "тёмно-синий"])))
 def test_plain_words_are_not_changed(words: list[str]) -> None:
     assert clean(" ".join(words), "ru", KEPT_AS_TYPED).split() == words
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", EMPTY),
+        ("слово " * 31, LONG),
+        ("12345 140x200", NUMBERS),
+        ("а", SHORT),
+        ("ааааааа", MASHED),
+        ("хахахахаха", MASHED),
+        ("фото купить", ASKING),
+        ("слово " * 30, None),
+        ("4k", None),
+        ("140x200 см", NUMBERS),
+        ("1.5 л 10-12 100%", NUMBERS),
+        ("ковёр 140x200 см", None),
+        ("xl", None),
+        ("фото стол", None),
+        ("ааааа стол", None),
+        ("колокол", None),
+        ("длинношеее", None),
+    ],
+)
+def test_rules(text: str, reason: str | None) -> None:
+    assert why_uninformative(text.strip(), QueryRules()) == reason
+
+
+def test_other_words_of_asking() -> None:
+    assert why_uninformative("обои", QueryRules(asking_words="обои")) == ASKING
+    assert why_uninformative("фото", QueryRules(asking_words="обои")) is None
+
+
+def test_a_query_counts_once_for_a_photo() -> None:
+    found = informative(["стол", "стул", "стол", "", ""], QueryRules())
+    assert found == [(0, None), (1, None), (2, REPEATED), (3, EMPTY), (4, EMPTY)]
+
+
+@pytest.mark.parametrize(
+    ("text", "languages", "found"),
+    [
+        ("красное платье", ("ru", "en"), "ru"),
+        ("чехол на iphone", ("ru", "en"), "ru"),
+        ("red dress", ("ru", "en"), "en"),
+        ("12 34", ("ru", "en"), UNDETERMINED),
+        ("赤い靴", ("ru", "en"), UNDETERMINED),
+        ("赤い靴", ("ru", "ja"), "ja"),
+        ("red dress", ("ru",), UNDETERMINED),
+        ("жіноча сукня", ("ru", "uk"), "uk"),
+        ("чёрные сапоги", ("uk", "ru"), "ru"),
+        ("schwarze Schuhe für Damen", ("en", "de", "ru"), "de"),
+        ("black shoes for women", ("de", "en", "ru"), "en"),
+    ],
+)
+def test_the_language_of_a_query(text: str, languages: tuple[str, ...], found: str) -> None:
+    assert language_of(text, languages) == found
+
+
+def test_an_unknown_language_is_named() -> None:
+    # Azerbaijani is written in Latin letters, and the model does not know two of these.
+    with pytest.raises(UserError, match="ISO 639-1"):
+        language_of("red dress", ("en", "bs", "tl", "sq", "nb", "sw"))
+
+
+def test_stop_words_name_nothing() -> None:
+    assert {"для", "и", "с"} <= stop_words("ru")
+    assert not {"без", "не", "стол", "белый", "большой", "машина", "окно"} & stop_words("ru")
+    assert {"the", "for"} <= stop_words("en")
+    assert not {"no", "not", "without", "case", "top", "fire"} & stop_words("en")
+    assert stop_words("xx") == frozenset()
+
+
+def test_readings_of_one_lemma_are_added_up() -> None:
+    # Each reading of "кресла" alone has a probability of 0.5 or less.
+    assert lemma("кресла", "ru", 0.9) == "кресло"
+    # "красное" may be the adjective or the noun (wine): neither is likelier.
+    assert lemma("красное", "ru", 0.6) == "красное"
+    assert lemma("красное", "ru", 0.5) == "красный"
+    assert lemma("iphone", "ru") == "iphone"
+    assert lemma("lamps", "en") == "lamp"
+    assert lemma("lamps", "xx") == "lamps"
