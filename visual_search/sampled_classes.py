@@ -124,7 +124,7 @@ class SampledMarginHead(MarginHead):
             picked=picked,
             reserve=torch.is_grad_enabled(),
         )
-        target = self._target(everyone, all_labels, similar.values, columns)
+        target = self._joint_target(everyone, all_labels, similar.values, columns)
         logits = MarginLogits(similar, columns, target, self.rule.scale.clone())
         # A tensor that needs a gradient, so that there is a backward pass for the centres even
         # when the embeddings come from a frozen model.
@@ -151,7 +151,7 @@ class SampledMarginHead(MarginHead):
         return picked, torch.where(own, columns, -1), int(chosen.sum())
 
     @torch.no_grad()
-    def _target(
+    def _joint_target(
         self, embeddings: Tensor, labels: Tensor, values: Tensor, columns: Tensor
     ) -> Target:
         """The margin on the rows of all processes; the same in each."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -201,8 +203,9 @@ def test_unknown_names_say_what_is_known() -> None:
             create_backbone(BackboneConfig(name, "none"))
     with pytest.raises(UserError, match="efficientnet_lite0"):
         create_backbone(BackboneConfig(TINY, "package:nothing"))
+    unknown: Any = "median"
     with pytest.raises(UserError, match=r"backbone.pooling"):
-        create_backbone(BackboneConfig(TINY, "none", pooling="median"))
+        create_backbone(BackboneConfig(TINY, "none", pooling=unknown))
 
 
 def test_the_head_convolution_can_be_left_out() -> None:

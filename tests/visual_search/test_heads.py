@@ -28,7 +28,8 @@ def margin(**settings: Any) -> MarginConfig:
     return MarginConfig(**{"class_margins": "none", **settings})
 
 
-def make(name: str = "arcface", seed: int = 0, **settings: Any) -> MarginHead:
+def make(name: str = "arcface", **settings: Any) -> MarginHead:
+    seed = settings.pop("seed", 0)
     config = margin(**{"name": name, "scale": 12.0, "margin": M, **settings})
     return MarginHead(DIMENSION, torch.arange(1, CLASSES + 1), config, seed).double()
 

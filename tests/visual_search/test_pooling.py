@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -41,7 +43,7 @@ def test_maps_of_either_layout_are_pooled_alike(channels_last: bool) -> None:
     assert unflattened.shape == ((2, 1, 1, 5) if channels_last else (2, 5, 1, 1))
 
 
-def features(name: str, pooling: str, photos: torch.Tensor) -> torch.Tensor:
+def features(name: str, pooling: Any, photos: torch.Tensor) -> torch.Tensor:
     """Of one random network, whatever the pooling."""
     torch.manual_seed(1)
     module = create_backbone(BackboneConfig(name, "none", pooling=pooling)).module.eval()
@@ -95,6 +97,6 @@ def test_gem_takes_the_place_of_clips_attention_pooling() -> None:
         ("timm/crossvit_9_240", "gem"),
     ],
 )
-def test_a_pooling_that_cannot_be_is_refused(name: str, pooling: str) -> None:
+def test_a_pooling_that_cannot_be_is_refused(name: str, pooling: Any) -> None:
     with pytest.raises(UserError):
         create_backbone(BackboneConfig(name, "none", pooling=pooling))
