@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.clip_config import ProjectionConfig, TextConfig
-from visual_search.config import BackboneConfig
-from visual_search.dual_encoder import DualEncoder, build_dual_encoder
-from visual_search.errors import UserError
-from visual_search.model import build_embedder
-from visual_search.projection_start import (
+from visual_search.clip_phase import (
     NAMES_SHARE,
     add_class_names,
     start_from_class_names,
     start_from_ridge,
 )
+from visual_search.config import BackboneConfig
+from visual_search.dual_encoder import DualEncoder, build_dual_encoder
+from visual_search.errors import UserError
+from visual_search.model import build_embedder
 from visual_search.text_towers import TextTower, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
