@@ -250,9 +250,9 @@ def _train(
     module, options = f"visual_search.{command}", [*arguments, *place, *overwrite]
     start = shlex.split(launch)
     print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
-    command = [*(start or [sys.executable]), "-m", module, *options]
+    words = [*(start or [sys.executable]), "-m", module, *options]
     try:
-        status = subprocess.run(command, check=False).returncode
+        status = subprocess.run(words, check=False).returncode
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_neck_projects_and_is_rebuilt_with_the_rest() -> None:
     ],
 )
 def test_every_choice_is_rebuilt_and_exported(
-    backbone: str, pooling: str, overlap: int, size: int, tmp_path: Path
+    backbone: str, pooling: Any, overlap: int, size: int, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     embedder, architecture = build_embedder(
@@ -99,5 +100,6 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         )
     with pytest.raises(UserError, match="std above 0"):
         build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, (1, 1, 0)), 160)
+    unknown: Any = "conv"
     with pytest.raises(UserError, match="neck"):
-        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("conv"))
+        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig(unknown))

@@ -97,7 +97,7 @@ def test_each_name_builds_its_own_optimiser_and_it_trains(name: str, kind: str) 
     assert losses[-1] < 0.7 * losses[0]
 
 
-def one_step(name: Any, decay: float, **options: float) -> float:
+def one_step(name: Any, decay: float, **options: Any) -> float:
     """The weight, from 1.0, after one step of rate 0.1 with gradient 0.5."""
     weight = nn.Parameter(torch.ones(1, 1))
     groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": decay}]
