@@ -18,14 +18,14 @@ from visual_search.datasets import TrainingImages
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.errors import UserError
-from visual_search.feature_store import (
+from visual_search.images import Box, ImageItem
+from visual_search.model import Embedder
+from visual_search.store import (
     Features,
     model_folder,
     stored_features,
     weights_fingerprint,
 )
-from visual_search.images import Box, ImageItem
-from visual_search.model import Embedder
 
 # What is said of a photo of which there is nothing to see.
 NOTHING_SEEN = "a grey image is used"

@@ -21,7 +21,6 @@ from visual_search.embedded_dev_set import evaluate_embeddings
 from visual_search.errors import UserError
 from visual_search.evaluate import trimmed
 from visual_search.faiss_index import CODES, CodedGallery
-from visual_search.feature_source import Backbone, FeatureSource
 from visual_search.files import write_json, write_text, written_atomically
 from visual_search.frozen import embedded
 from visual_search.images import ImageItem
@@ -30,6 +29,7 @@ from visual_search.necks import create_neck
 from visual_search.phase_data import dev_set_of, training_images
 from visual_search.projections import Sample, pca, start_neck
 from visual_search.rerank import Search
+from visual_search.store import Backbone, FeatureSource
 
 TRAINING, GALLERY, QUERIES = "training images", "gallery images", "query images"
 RESCORED_BY = ", rescored by "

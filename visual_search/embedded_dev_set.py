@@ -16,12 +16,12 @@ from visual_search.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from visual_search.dev_tables import DevSet
 from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
 from visual_search.evaluate import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
 from visual_search.export import load_model
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.metrics import average_precision
 from visual_search.rerank import Search, Step
+from visual_search.store import model_folder, stored_features
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,16 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     if dev_set.own is None:
         sides["query photos"] = dev_set.queries
     for label, items in sides.items():
-        embeddings, kept = cached_embeddings(
-            cache,
-            embeddings_fingerprint(weights, items, settings),
-            partial(_embed, checkpoint, items, size, device, embedding, label),
-        )
-        matrices.append(embeddings.matrix)
-        source_of = "read from the cache" if kept else "embedded"
-        print(f"{len(items)} {label} {source_of}", flush=True)
-        for problem in embeddings.problems[:3]:
+        make = partial(_embed, checkpoint, size, device, embedding, label)
+        found = stored_features(model_folder(cache, weights, settings), items, make)
+        matrices.append(found.matrix)
+        how = "embedded" if found.made else "read from the cache"
+        print(f"{len(items)} {label} {how}", flush=True)
+        problems = found.problems(items)
+        for problem in problems[:3]:
             print(f"  {problem.path}: {problem.reason}")
-        if len(embeddings.problems) > 3:
-            print(f"  and {len(embeddings.problems) - 3} more damaged photos")
+        if len(problems) > 3:
+            print(f"  and {len(problems) - 3} more damaged images")
     print(f"{architecture.backbone}, {size} px, {time.perf_counter() - started:.1f} s", flush=True)
     gallery, queries = matrices[0], matrices[-1]
     if dev_set.own is not None:
@@ -96,15 +94,15 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
 
 def _embed(
     checkpoint: Checkpoint,
-    items: Sequence[ImageItem],
     size: int,
     device: torch.device,
     settings: EmbedSettings,
     label: str,
+    items: Sequence[ImageItem],
+    part: str,
 ) -> Embeddings:
-
     model = load_model(checkpoint, device)
-    return embed_images(model, items, size, device=device, settings=settings, label=label)
+    return embed_images(model, items, size, device=device, settings=settings, label=label + part)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from visual_search.dev_tables import DevSet
 from visual_search.embedded_dev_set import Evaluation, evaluate_embeddings
 from visual_search.errors import UserError
 from visual_search.evaluate import trimmed
-from visual_search.feature_source import Backbone, FeatureSource
-from visual_search.feature_store import Features
 from visual_search.images import ImageProblem
 from visual_search.model import Architecture, Embedder
+from visual_search.store import Backbone, Features, FeatureSource
 
 # What load_pixels says of a photo of which there is nothing to see.
 _NOTHING = "a grey image is used"

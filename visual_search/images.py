@@ -22,6 +22,10 @@ try:
 except ImportError:  # PIL reads everything that it does, at half the speed
     simplejpeg = None
 
+PIXELS_VERSION = 1
+"""Raise it with every change of decoding, cutting or resizing: embeddings kept on disk are then
+made anew."""
+
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
 

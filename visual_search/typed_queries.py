@@ -21,13 +21,12 @@ from visual_search.contact_sheet import Cell
 from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.embedding_cache import cached_embeddings, embeddings_fingerprint
 from visual_search.errors import UserError
-from visual_search.feature_store import weights_fingerprint
 from visual_search.images import SUFFIXES, ImageItem
 from visual_search.model import Architecture, Embedder
 from visual_search.pair_table import TEST, read_pairs
 from visual_search.search import top_k
+from visual_search.store import model_folder, stored_features, weights_fingerprint
 from visual_search.tables import image_items, read_gallery
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -150,15 +149,15 @@ class TextSearch:
         """
         self.model, self.gallery, self.progress = model, list(gallery), progress
         if cache is None:
-            found = self._embedded()
+            found = self._embedded(self.gallery)
+            self.vectors: Tensor = found.matrix
+            """`(n, d)`, unit vectors."""
+            self.problems = found.problems
         else:
             settings = {"size": model.input_size, **dataclasses.asdict(model.settings)}
-            weights = weights_fingerprint(model.embedder.state_dict())
-            key = embeddings_fingerprint(weights, self.gallery, settings)
-            found, _ = cached_embeddings(cache, key, self._embedded)
-        self.vectors: Tensor = found.matrix
-        """`(n, d)`, unit vectors."""
-        self.problems = found.problems
+            folder = model_folder(cache, weights_fingerprint(model.embedder.state_dict()), settings)
+            stored = stored_features(folder, self.gallery, self._embedded)
+            self.vectors, self.problems = stored.matrix, stored.problems(self.gallery)
 
     def images_for(self, queries: Sequence[str], count: int = 10) -> list[list[Hit]]:
         """The gallery images nearest to each query, best first.
@@ -176,8 +175,8 @@ class TextSearch:
         vectors = self.model.encoder.embed_texts(list(queries))
         return nearest(vectors, self.vectors, [str(i.path) for i in self.gallery], count)
 
-    def _embedded(self) -> Embeddings:
-        return embedded_images(self.model, self.gallery, "gallery", self.progress)
+    def _embedded(self, images: Sequence[ImageItem], part: str = "") -> Embeddings:
+        return embedded_images(self.model, images, "gallery" + part, self.progress)
 
 
 def name_images(

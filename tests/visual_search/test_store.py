@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from visual_search import feature_store
+from visual_search import store
 from visual_search.embed import Embeddings
-from visual_search.feature_store import model_folder, stored_features, weights_fingerprint
 from visual_search.images import ImageItem, ImageProblem
+from visual_search.store import model_folder, stored_features, weights_fingerprint
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_only_what_is_new_is_embedded(tmp_path: Path, photos: list[ImageItem]) -
 def test_a_killed_job_keeps_the_pieces_it_finished(
     tmp_path: Path, photos: list[ImageItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_store, "PIECE", 3)
+    monkeypatch.setattr(store, "PIECE", 3)
     make = Maker()
 
     def killed_late(items: Sequence[ImageItem], part: str) -> Embeddings:

@@ -1,8 +1,8 @@
-"""Features of photos kept on disk photo by photo: a list that grows or shrinks costs what is new.
+"""Embeddings kept on disk image by image: a list that grows or shrinks costs what is new.
 
-A store is a folder named by a fingerprint of the model and of the code that makes pixels; each
-file in it holds the features of some photos and a key of each: path, box, file size, time of
-change. A killed job has kept every file it finished.
+A store is a folder named by a fingerprint of the model and of :data:`PIXELS_VERSION`; each file in
+it holds the embeddings of some images and a key of each: path, box, file size, time of change. A
+killed job has kept every file it finished. Files hold plain arrays.
 """
 
 from __future__ import annotations
@@ -11,37 +11,46 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from visual_search.embed import Embeddings
-from visual_search.embedding_cache import code_digest, item_state
+from visual_search.embed import Embeddings, embed_images
+from visual_search.embed_settings import EmbedSettings
 from visual_search.files import written_atomically
-from visual_search.images import ImageItem
+from visual_search.images import PIXELS_VERSION, ImageItem, ImageProblem
+from visual_search.model import Architecture, Embedder
 
-# Photos a file: what a killed job loses at the most, some minutes on a CPU.
+# Images a file: what a killed job loses at the most, some minutes on a CPU.
 PIECE = 4096
 _KEY_BYTES = 16
+# Settings that change no number here: another runtime is never taken, and a image's place among
+# the threads does not matter.
+_WITHOUT_EFFECT = ("backend", "min_cosine", "workers")
 
 Make = Callable[[Sequence[ImageItem], str], Embeddings]
-"""Embeds photos; the text says which part of the whole they are."""
+"""Embeds images; the text says which part of the whole they are."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a list of photos."""
+    """Features of a list of images."""
 
     matrix: Tensor
     """`(n, width)`, float32, on the CPU."""
     reasons: tuple[str, ...]
-    """`(n,)`: what was wrong with each photo; empty where nothing was."""
+    """`(n,)`: what was wrong with each image; empty where nothing was."""
     made: int
     """How many were not in the store."""
+
+    def problems(self, items: Sequence[ImageItem]) -> tuple[ImageProblem, ...]:
+        """What was wrong with which of `items`, whose features they are."""
+        told = zip(items, self.reasons, strict=True)
+        return tuple(ImageProblem(str(item.path), reason) for item, reason in told if reason)
 
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -62,9 +71,8 @@ def model_folder(root: Path, weights: str, settings: Mapping[str, Any]) -> Path:
         weights: from :func:`weights_fingerprint`.
         settings: what else the numbers depend on: architecture, input size; JSON values.
     """
-    digest = hashlib.sha256(code_digest())
-    digest.update(json.dumps([weights, settings], sort_keys=True).encode())
-    return root / digest.hexdigest()[:32]
+    facts = json.dumps([PIXELS_VERSION, weights, settings], sort_keys=True)
+    return root / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Features:
@@ -72,10 +80,10 @@ def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Fea
 
     Args:
         folder: from :func:`model_folder`; it is created.
-        items: the photos; one that is listed twice is made once.
+        items: the images; one that is listed twice is made once.
         make: embeds those that are missing, at most :data:`PIECE` at a time.
     """
-    keys = [hashlib.sha256(item_state(item)).digest()[:_KEY_BYTES] for item in items]
+    keys = [hashlib.sha256(_item_state(item)).digest()[:_KEY_BYTES] for item in items]
     rows: dict[bytes, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
@@ -92,6 +100,16 @@ def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Fea
         path = _write(folder, [keys[row] for row in piece], embedded.matrix, reasons)
         answer.take(path, [keys[row] for row in piece], rows)
     return answer.features(len(missing))
+
+
+def _item_state(item: ImageItem) -> bytes:
+    """What the pixels of one image depend on: path, box, trimming, file size, time of change."""
+    try:
+        status = item.path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+    except OSError:
+        state = []
+    return json.dumps([str(item.path.absolute()), item.box, item.trim, state]).encode()
 
 
 class _Answer:
@@ -168,3 +186,79 @@ def _write(folder: Path, keys: Sequence[bytes], matrix: Tensor, reasons: Sequenc
             reasons=np.array(json.dumps(told)),
         )
     return path
+
+
+class Backbone(Embedder):
+    """An embedder whose answer is the features in front of its neck, at their own length."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        nn.Module.__init__(self)
+        self.backbone, self.neck = embedder.backbone, nn.Identity()
+        self.register_buffer("mean", embedder.mean)
+        self.register_buffer("std", embedder.std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features `(N, width)`, float32, of pixels `(N, 3, H, W)`, 0..255."""
+        return self.features(pixels).float()
+
+
+class FeatureSource:
+    """A model, ready to embed whatever the store does not have."""
+
+    def __init__(
+        self,
+        model: Embedder,
+        architecture: Architecture,
+        settings: EmbedSettings,
+        cache: Path,
+        device: torch.device,
+        progress: bool = True,
+    ) -> None:
+        """
+        Args:
+            model: an embedder, or the :class:`Backbone` of one; it goes to `device`.
+            architecture: of the embedder.
+            settings: of the embedding; nothing in them is measured, so that the same images give
+                the same numbers.
+            cache: folder of all stores.
+            device: where the model runs.
+            progress: whether there are progress bars and lines.
+        """
+        self.model, self.device, self.progress = model.to(device).eval(), device, progress
+        self.size = architecture.input_size
+        self.settings = settings.unmeasured(device.type == "cuda")
+        part: nn.Module = model
+        if isinstance(model, Backbone):  # the neck has no part in its features
+            part, architecture = model.backbone, replace(architecture, neck="none", dimension=0)
+        embedding = asdict(self.settings)
+        for name in _WITHOUT_EFFECT:
+            del embedding[name]
+        facts = {
+            "architecture": asdict(architecture),
+            "device": device.type,
+            "embedding": embedding,
+            "kind": type(model).__name__,
+        }
+        self.folder = model_folder(cache, weights_fingerprint(part.state_dict()), facts)
+
+    def features(self, items: Sequence[ImageItem], label: str) -> Features:
+        """Of each image, in their order; `label` is what the images are called."""
+        found = stored_features(self.folder, items, self._embed_as(label))
+        if self.progress:
+            before = len(items) - found.made
+            print(f"{len(items)} {label}: {before} at hand, {found.made} embedded", flush=True)
+        return found
+
+    def _embed_as(self, label: str) -> Make:
+        def embed(images: Sequence[ImageItem], part: str) -> Embeddings:
+            return embed_images(
+                self.model,
+                images,
+                self.size,
+                device=self.device,
+                settings=self.settings,
+                label=label + part,
+                progress=self.progress,
+            )
+
+        return embed
