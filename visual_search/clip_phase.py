@@ -74,16 +74,16 @@ class ClipPhase(Phase):
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
-        photos, labels, indexes = batch[:3]
+        images, labels, indexes = batch[:3]
         epoch = int(self.images.epoch)
         chosen = self.texts.chosen(indexes.numpy(), labels.numpy(), epoch)
         tokens = self.learner.embedder.text.tokenize(chosen.texts)
         clusters = self.texts.table.clusters
-        photos = photos.to(device, non_blocking=True)
-        if self.config.train.channels_last and photos.ndim == 4:
-            photos = photos.contiguous(memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True)
+        if self.config.train.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         return (
-            photos,
+            images,
             [rows.to(device, non_blocking=True) for rows in tokens],
             None if chosen.owners is None else torch.from_numpy(chosen.owners).to(device),
             labels.to(device),
@@ -135,17 +135,17 @@ class ClipPhase(Phase):
         ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
         most = FITTED_IMAGES if ridge else MEASURED_IMAGES
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
-        vectors = self._photo_vectors(chosen, device, is_main_process)
+        vectors = self._image_vectors(chosen, device, is_main_process)
         encoder.image_projection.standardised.measure(vectors)
         if ridge:
-            texts = [self.texts.of(photo) for photo in chosen]
+            texts = [self.texts.of(image) for image in chosen]
             start_from_ridge(encoder, vectors, texts, projection.ridge_alpha)
             if names:
                 add_class_names(encoder, weights, vectors)
         elif names:
             start_from_class_names(encoder, weights, vectors)
 
-    def _photo_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
+    def _image_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
         if isinstance(self.images, CachedViews):
             return self.images.features[list(chosen), 0].to(device)
         items = [self.images.images.item(i) for i in chosen]
@@ -165,10 +165,10 @@ class ClipPhase(Phase):
         """What is about to be trained, in a sentence."""
         config = self.config
         return (
-            f"{name}: {len(self.images)} photos of {self.texts.groups.max() + 1} products; "
+            f"{name}: {len(self.images)} images of {self.texts.groups.max() + 1} products; "
             f"{config.backbone.name} at {config.dataset.input_size} px and "
             f"{' + '.join(config.text.towers)}, {self.text_architecture.dimension}-d; "
-            f"validation: {len(self.test)} photos, {len(self.relevance.texts)} texts"
+            f"validation: {len(self.test)} images, {len(self.relevance.texts)} texts"
             + (f"; {config.projection.clusters} clusters" if config.projection.clusters > 1 else "")
             + ("; TEXTS SHUFFLED" if config.dataset.shuffle_texts else "")
         )
@@ -202,16 +202,16 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
         dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
     )
     labelled = LabelledImages(table.paths, texts.groups)
-    photos = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
+    images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
     if dataset.cached_views:
-        photos = CachedViews(photos, dataset.cached_views)
+        images = CachedViews(images, dataset.cached_views)
     loss = config.loss
     contrastive = ContrastiveLoss(
         loss.name, loss.temperature, loss.learn_temperature, loss.label_smoothing
     )
     return ClipPhase(
         config,
-        photos,
+        images,
         texts,
         test,
         relevance_of(test, dataset.text_column),
@@ -225,7 +225,7 @@ def _check(config: ClipConfig) -> None:
     dataset, projection = config.dataset, config.projection
     if config.train.cache_features:
         raise UserError(
-            "train.cache_features is for photos with classes: set it to false, and "
+            "train.cache_features is for images with classes: set it to false, and "
             "dataset.cached_views to 1 or more"
         )
     if dataset.cached_views and config.backbone.trainable_blocks != 0:

@@ -41,7 +41,7 @@ class PairValidator(BestCheckpoint[BothWays]):
         phase, encoder = self.phase, self.phase.learner.embedder
         was_training = encoder.training
         encoder.eval()
-        images = self._photo_vectors()
+        images = self._image_vectors()
         texts = encoder.embed_texts(phase.relevance.texts)
         encoder.train(was_training)
         found = evaluate_retrieval(images, texts, phase.relevance)
@@ -49,7 +49,7 @@ class PairValidator(BestCheckpoint[BothWays]):
         return found
 
     @torch.no_grad()
-    def _photo_vectors(self) -> Tensor:
+    def _image_vectors(self) -> Tensor:
         phase, encoder = self.phase, self.phase.learner.embedder
         if phase.test_vectors is not None:
             return encoder(phase.test_vectors.to(self.device)).cpu()
