@@ -16,7 +16,7 @@ from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.images import ImageItem, ImageProblem
 from visual_search.precision import InferencePlan, LoadRuntime, plan_inference
-from visual_search.rerank import Search, Step, describe_steps, move, rank
+from visual_search.rerank import Search, Step, apply_steps, describe_steps, rank
 from visual_search.search import top_k
 
 MAX_PREDICTIONS = 1000
@@ -227,7 +227,7 @@ def _nearest_rows(
     width += own is not None
     started = time.perf_counter()
     try:
-        moved_queries, moved_gallery, last = move(queries, gallery, steps)
+        moved_queries, moved_gallery, last = apply_steps(queries, gallery, steps)
         moved = time.perf_counter()
         ranks = rank(moved_queries, moved_gallery, last, width, search).numpy()
         seconds = (time.perf_counter() if last else moved) - started

@@ -254,17 +254,19 @@ def _embedded(options: argparse.Namespace, dev_set: DevSet) -> EmbeddedDevSet:
 def _score(options: argparse.Namespace) -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
     from visual_search.export import exported_steps
-    from visual_search.rerank import words
+    from visual_search.rerank import format_steps
 
     model = _embedded(options, _dev_set(options))
     steps = exported_steps(model.description.parent)
-    print(f"mAP {model.score(()).mean():.4f}  {words(())}")
+    print(f"mAP {model.score(()).mean():.4f}  {format_steps(())}")
     if steps:
-        print(f"mAP {model.score(steps).mean():.4f}  {words(steps)}")
+        print(f"mAP {model.score(steps).mean():.4f}  {format_steps(steps)}")
     if options.index == "faiss":
         from visual_search.faiss_index import faiss_search
 
-        print(f"mAP {model.score((), faiss_search).mean():.4f}  {words(())} by the faiss index")
+        print(
+            f"mAP {model.score((), faiss_search).mean():.4f}  {format_steps(())} by the faiss index"
+        )
     if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     elif model.dev_set.own is None:

@@ -82,14 +82,14 @@ def rank(
     Returns:
         `(n_queries, min(k, n_gallery))`, int64, best first; ties by gallery index.
     """
-    queries, gallery, last = move(queries, gallery, steps)
+    queries, gallery, last = apply_steps(queries, gallery, steps)
     with torch.inference_mode():
         for step in last:
             return step.rank(queries, gallery, k)
         return search(queries, gallery, k)[1]
 
 
-def move(
+def apply_steps(
     queries: Tensor, gallery: Tensor, steps: Sequence[Step]
 ) -> tuple[Tensor, Tensor, tuple[KReciprocal, ...]]:
     """Embeddings after the steps that change them, and the step that ranks them, if there is one.
@@ -155,7 +155,7 @@ def describe_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
     return [{"name": name_of[type(step)], **dataclasses.asdict(step)} for step in steps]  # type: ignore[arg-type]
 
 
-def words(steps: Sequence[Step]) -> str:
+def format_steps(steps: Sequence[Step]) -> str:
     """The steps on one line, for tables and messages."""
     parts = []
     for described in describe_steps(steps):

@@ -24,7 +24,7 @@ from visual_search.metrics import average_precision
 from visual_search.progress import progress_bar
 from visual_search.reciprocal import KReciprocal
 from visual_search.report import markdown
-from visual_search.rerank import Step, describe_steps, rank, words
+from visual_search.rerank import Step, describe_steps, format_steps, rank
 from visual_search.vector_steps import (
     PCA,
     Center,
@@ -231,7 +231,7 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         for name, recipe in RECIPES.items():
             scores[name].append(other.score(steps_of(recipe)))
         scores["chosen"].append(other.score(steps))
-        print(f"{label}: {words(steps)}")
+        print(f"{label}: {format_steps(steps)}")
         print(
             f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "
             f"{other.score(()):.4f} -> {other.score(steps):.4f} on the other",

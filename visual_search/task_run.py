@@ -11,7 +11,7 @@ from visual_search.checkpoint import dimension_of, fingerprint, load_checkpoint
 from visual_search.errors import UserError
 from visual_search.export import exported_steps
 from visual_search.report import write_task_report
-from visual_search.rerank import Step, words
+from visual_search.rerank import Step, format_steps
 from visual_search.task_scores import TaskScores, over_tasks
 from visual_search.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
 
@@ -65,7 +65,7 @@ def evaluate_tasks(
         "dimension": dimension_of(checkpoint),
         "input_size": input_size or checkpoint.architecture.input_size,
         "weights": fingerprint(run),
-        "ranking": words(steps),
+        "ranking": format_steps(steps),
     }
     means = over_tasks(list(scores.values()))
     table = write_task_report(folder, list(scores.values()), means, skipped, facts)

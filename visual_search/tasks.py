@@ -21,7 +21,7 @@ from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.errors import UserError
 from visual_search.evaluate import MAX_PREDICTIONS, nearest_rows
 from visual_search.metrics import Hits, global_average_precision, hits_of_ranks, per_query
-from visual_search.rerank import Step, move
+from visual_search.rerank import Step, apply_steps
 from visual_search.search import top_k
 from visual_search.task_pictures import draw_classes, draw_queries, worst_queries
 from visual_search.task_scores import TaskScores
@@ -252,7 +252,7 @@ class ImageTask(Task[EmbeddedDevSet]):
     def score(self, model: EmbeddedDevSet, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric; GAP where there are distractors and the last step leaves cosines."""
         dev_set = self.dev_set
-        queries, gallery, last = move(model.queries, model.gallery, steps)
+        queries, gallery, last = apply_steps(model.queries, model.gallery, steps)
         labels = dev_set.gallery_products, dev_set.query_products
         # MAP@R looks as deep as a query has relevant images.
         most = int(np.unique(labels[0], return_counts=True)[1].max(initial=0))

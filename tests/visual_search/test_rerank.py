@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from visual_search.errors import UserError
-from visual_search.rerank import describe_steps, parse_steps, rank, words
+from visual_search.rerank import describe_steps, format_steps, parse_steps, rank
 from visual_search.vector_steps import (
     PCA,
     Center,
@@ -208,8 +208,8 @@ def test_steps_survive_being_written_and_read() -> None:
     steps = parse_steps(ALL, "test")
     assert parse_steps(describe_steps(steps), "test") == steps
     assert describe_steps(steps)[3] == {"name": "pca", "dimension": 6, "power": 1}
-    assert words(steps[:2]) == "power(exponent=0.7) + center(scope=sides)"
-    assert words(()) == "plain cosine"
+    assert format_steps(steps[:2]) == "power(exponent=0.7) + center(scope=sides)"
+    assert format_steps(()) == "plain cosine"
 
 
 @pytest.mark.parametrize(
