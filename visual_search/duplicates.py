@@ -167,7 +167,8 @@ def pairs_between(
         for row in range(0, last, BLOCK_ROWS):
             some = rows[row : min(row + BLOCK_ROWS, last)]
             limits, distance, right = index.range_search(some, radius + 1)
-            left = np.repeat(np.arange(row, row + len(some)), np.diff(limits.astype(np.int64)))
+            limits = limits.astype(np.int64)
+            left = np.repeat(np.arange(row, row + len(some)), limits[1:] - limits[:-1])
             block = np.stack([left, right + start, distance.astype(np.int64)])
             if second is None:
                 block = block[:, block[0] < block[1]]
