@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,7 +35,6 @@ PADDING = -1
 """Stands behind the tokens of a text that is shorter than others."""
 SHORTEST, LONGEST = 3, 5
 """Characters of an n-gram, the marks at both ends of a word included."""
-_WORD = re.compile(r"\w+")
 
 
 class Standardised(nn.Module):
@@ -116,7 +115,8 @@ class FrozenText(Standardised, TextTower):
 def features_of(text: str) -> list[str]:
     """The words of a text, and the n-grams of each between its marks `<` and `>`."""
     features: list[str] = []
-    for word in _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("ё", "е")):
+    plain = unicodedata.normalize("NFKC", text).lower().replace("ё", "е")
+    for word in re.findall(r"\w+", plain):
         features.append(f"={word}")
         marked = f"<{word}>"
         for length in range(SHORTEST, LONGEST + 1):
@@ -134,11 +134,8 @@ class HashedNgrams(TextTower):
     """The mean of the features' trained vectors, weighted by how rare each is (tf-idf).
 
     As fastText (Bojanowski et al. 2017): a word is known by itself and by its n-grams, so that
-    other forms of it, and misspelt ones, are near. Two features may share a number; with some ten
-    times more numbers than features that is rare. scikit-learn's HashingVectorizer hashes alike,
-    but not to the numbers of the tables that are trained already.
-
-    Features that no training text has count as nothing, here as in the idf.
+    other forms of it, and misspelt ones, are near. Features that no training text has count as
+    nothing. scikit-learn's HashingVectorizer has other numbers than the tables trained already.
     """
 
     idf: Tensor
@@ -153,9 +150,7 @@ class HashedNgrams(TextTower):
 
     def start_alone(self) -> None:
         """Random vectors, for a tower without another beside it: from nothing nothing is learnt."""
-        nn.init.normal_(self.table.weight)
-        with torch.no_grad():
-            self.table.weight[0].zero_()
+        self.table.reset_parameters()
 
     def fit(self, texts: Sequence[str]) -> None:
         """Weigh the features by the training texts: ln((1 + n) / (1 + df)) + 1."""
@@ -205,8 +200,6 @@ class OpenClipText(TextTower):
             )
         source, _, hub_tag = weights.partition(":")
         from_a_hub = source == "hub"
-        if from_a_hub:
-            go_offline_without_network()
 
         def build() -> Any:
             return open_clip.create_model(
@@ -216,6 +209,8 @@ class OpenClipText(TextTower):
                 force_custom_text=True,
             )
 
+        if from_a_hub:
+            go_offline_without_network()
         model = fetched(f"open_clip/{name}", build) if from_a_hub else build()
         self.text: Any = model.text
         self.text.output_tokens = False
@@ -234,8 +229,7 @@ class OpenClipText(TextTower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(n, dimension)`."""
-        features: Tensor = self.text(tokens)
-        return features
+        return cast(Tensor, self.text(tokens))
 
     def train_last(self, blocks: int, embeddings: bool) -> None:
         """See :func:`train_last`."""
@@ -278,8 +272,7 @@ class HuggingFaceText(TextTower):
         self.model: Any = model
         if self.tokenizer.pad_token is None:  # GPT-2 has none; padding is masked either way
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        # The end that is cut and filled up is the text's end, also where a model was trained
-        # with the other.
+        # The text's end is cut and filled up, also where a model was trained with the other.
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         self.tokens, self.pooling = tokens, pooling
         self.dimension = int(model.config.hidden_size)
@@ -307,8 +300,7 @@ class HuggingFaceText(TextTower):
         if self.pooling == "first":
             return hidden[:, 0]
         if self.pooling == "last":
-            last = mask.sum(dim=1) - 1
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+            return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
         weights = mask[:, :, None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -373,8 +365,7 @@ class TextTowers(nn.Module):
         super().__init__()
         self.names, self.towers = tuple(parts), list(parts.values())
         self.parts = nn.ModuleList(self.towers)
-        self.widths = tuple(tower.dimension for tower in self.towers)
-        self.dimension = sum(self.widths)
+        self.dimension = sum(tower.dimension for tower in self.towers)
 
     def part(self, name: str) -> Any:
         """The tower of that name."""
@@ -383,11 +374,11 @@ class TextTowers(nn.Module):
     def columns(self, name: str) -> Tensor:
         """Where that tower's features stand among all, `(its dimension,)`, int64."""
         place = self.names.index(name)
-        start = sum(self.widths[:place])
-        return torch.arange(start, start + self.widths[place])
+        start = sum(tower.dimension for tower in self.towers[:place])
+        return torch.arange(start, start + self.towers[place].dimension)
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Let the towers that need it look at the training texts once."""
+        """Let each tower look at the training texts once."""
         for tower in self.towers:
             tower.fit(in_small_letters(texts))
 
