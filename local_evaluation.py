@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +28,11 @@ def main() -> None:
     if arguments.weights:
         os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
 
+    from visual_search.common.files import write_json
     from visual_search.deadline import degradations, listed
     from visual_search.dev_tables import read_dev_set
     from visual_search.embedded_dev_set import Evaluation
     from visual_search.evaluate import Ranking
-    from visual_search.files import write_json
     from visual_search.images import ImageProblem
     from visual_search.metrics import average_precision, check_ranks
     from visual_search.report import write_report

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from visual_search.errors import UserError
-from visual_search.files import write_json, write_text
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, write_text
 
 FOLDER = Path(__file__).resolve().parent
 MB = 1e6

@@ -27,8 +27,8 @@ from benchmarks.harness import (
     processor,
     report,
 )
+from visual_search.common.errors import exit_with_sentence
 from visual_search.config import MarginConfig
-from visual_search.errors import exit_with_sentence
 from visual_search.heads import MarginHead
 from visual_search.losses import Samples
 from visual_search.row_optim import RowSGD

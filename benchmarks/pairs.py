@@ -41,7 +41,7 @@ from benchmarks.harness import (
 )
 from benchmarks.pairs_server import photo_server
 from benchmarks.ranker_peers import interpreter
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 MB = 1e6
 SAMPLE_MB = 150  # of the file, that both sides read several times

@@ -31,8 +31,8 @@ from benchmarks.harness import Row, arguments, higher_is_better, processor, repo
 from benchmarks.pairs_server import photo_server
 from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.run import PairsConfig, build_pairs
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import write_json, write_text
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import write_json, write_text
 
 DEMO = Path("dataset/demo/Product10K")
 WORK = Path("runs/pairs_quality")

@@ -27,9 +27,9 @@ import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, run_way, write_job
+from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig
 from visual_search.dev_tables import DevSet, read_dev_set
-from visual_search.errors import UserError, exit_with_sentence
 from visual_search.evaluate import fill_to_width
 from visual_search.export import export_torchscript
 from visual_search.metrics import average_precision

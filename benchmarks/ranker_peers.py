@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.images import ImageItem
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
 
 K = 1000

@@ -38,9 +38,9 @@ from benchmarks.harness import (
     processor,
     report,
 )
+from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
 from visual_search.datasets import LabelledImages, TrainingImages
-from visual_search.errors import UserError, exit_with_sentence
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
 from visual_search.model import build_embedder

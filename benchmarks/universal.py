@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
-from visual_search.errors import exit_with_sentence
+from visual_search.common.errors import exit_with_sentence
 
 CONFIG = "config/universal/lite0.yml"
 DIMENSION = 64

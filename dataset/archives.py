@@ -29,9 +29,9 @@ from pathlib import Path, PurePosixPath
 from string import ascii_lowercase
 from typing import IO, Any
 
-from visual_search.errors import UserError
-from visual_search.files import is_lfs_pointer, write_json
-from visual_search.progress import progress_bar
+from visual_search.common.errors import UserError
+from visual_search.common.files import is_lfs_pointer, write_json
+from visual_search.common.progress import progress_bar
 
 COPIED_AT_ONCE = 1 << 20
 UNFINISHED = ".unfinished"

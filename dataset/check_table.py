@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
     """
     from itertools import islice
 
-    from visual_search.progress import progress_bar
+    from visual_search.common.progress import progress_bar
     from visual_search.tables import line_numbers
 
     path_column, rows = _kind(file)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.get_train_test_split import add_random_seed
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +79,7 @@ def downsample(
     import pandas as pd
 
     from visual_search.class_choice import drawn_classes
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
     from visual_search.tables import read_common_table, training_rows
 
     if len(thresholds) not in (1, len(files)):

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,7 +230,7 @@ def main() -> None:
     )
     import pandas as pd
 
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
 
     filtered = file.with_name(f"{file.stem}_filtered.csv")
     report = file.with_name(f"{file.stem}_removed.csv")

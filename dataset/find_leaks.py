@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,7 @@ def main() -> None:
     arguments = parse_arguments()
     if not 0 <= arguments.threshold <= 64:
         raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
     from visual_search.leak_record import Side, record
     from visual_search.leaks import find_leaks, leak_table, list_photos
 

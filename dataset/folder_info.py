@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visual_search.cores import available_cores
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
+from visual_search.common.processes import available_cores
+from visual_search.common.progress import progress_bar
 from visual_search.dataset_info import (
     BROKEN_PHOTOS,
     DATASET_INFO,
@@ -25,10 +28,7 @@ from visual_search.dataset_info import (
     stored_size,
     write_dataset_info,
 )
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
 from visual_search.images import UnreadableImage
-from visual_search.progress import progress_bar
 
 DUPLICATE_FILES = "duplicate_files.csv"
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

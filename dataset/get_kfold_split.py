@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset import get_train_test_split
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def write_folds(
     import pandas as pd
 
     from dataset.splits import class_folds, stratified_folds
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
     from visual_search.tables import (
         ALWAYS_TEST,
         ALWAYS_TRAIN,

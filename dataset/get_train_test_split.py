@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
     import numpy as np
     import pandas as pd
 
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
     from visual_search.tables import read_common_table, training_rows
 
     table = read_common_table(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.sources import NAMES, data_set
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files
@@ -95,6 +95,7 @@ def prepare(
     Raises:
         UserError: for what is missing or damaged, with file and line, and what to do.
     """
+    from visual_search.common.progress import progress_bar
     from visual_search.dataset_info import (
         BROKEN_PHOTOS,
         DATASET_INFO,
@@ -104,7 +105,6 @@ def prepare(
         with_sizes,
         write_dataset_info,
     )
-    from visual_search.progress import progress_bar
 
     wanted = data_set(name)
     if part and part not in wanted.parts:

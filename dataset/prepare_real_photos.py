@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict
     Raises:
         UserError: for a missing file or column, and an id that is no whole number.
     """
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
 
     gallery, queries = _challenge_tables(data / "vpr_development_half")
     train, held_out = halves(gallery["product"], seed)

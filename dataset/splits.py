@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from visual_search.class_choice import places_within
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:

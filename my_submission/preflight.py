@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from visual_search.preflight import Finding

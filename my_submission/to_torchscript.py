@@ -10,7 +10,7 @@ from typing import Any
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from unittest import mock
 
 from tests.conftest import PROJECT
-from visual_search.errors import exit_with_sentence
+from visual_search.common.errors import exit_with_sentence
 
 
 def inside(main: Callable[[], None], *arguments: object) -> subprocess.CompletedProcess[str]:

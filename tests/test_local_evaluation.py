@@ -11,8 +11,8 @@ import pytest
 from local_evaluation import data_folder, main
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
+from visual_search.common.errors import exit_with_sentence
 from visual_search.config import BackboneConfig
-from visual_search.errors import exit_with_sentence
 from visual_search.export import export_torchscript
 from visual_search.model import build_embedder
 

@@ -161,7 +161,7 @@ def test_a_missing_optional_package_names_its_extra(project: Path) -> None:
         "import sys\n"
         "sys.modules['jsonargparse'] = None\n"
         "sys.argv = ['main_arcface', '--name', 'x']\n"
-        "from visual_search.errors import exit_with_sentence\n"
+        "from visual_search.common.errors import exit_with_sentence\n"
         "from visual_search.main_arcface import main\n"
         "exit_with_sentence(main)\n"
     )

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.freezing import freeze_unused, trunk_of
 from visual_search.open_clip_backbones import create_open_clip
 from visual_search.pooling import POOLINGS

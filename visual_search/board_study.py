@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visual_search.errors import UserError
-from visual_search.files import write_json, write_text, written_atomically
-from visual_search.page import Section, write_page
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, write_text, written_atomically
+from visual_search.common.page import Section, write_page
 from visual_search.report import markdown
 from visual_search.tables import line_of_row, read_table
 from visual_search.task_run import name_of_run

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visual_search.common.errors import UserError
 from visual_search.datasets import TrainingImages
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.images import Box, ImageItem
 from visual_search.model import Embedder
 from visual_search.store import (

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
-from visual_search.files import write_json, written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, written_atomically
 from visual_search.model import Architecture
 
 MODEL_FORMAT = 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 if TYPE_CHECKING:
     from visual_search.datasets import LabelledImages

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.weights_files import PACKAGED_WEIGHTS, read_state_dict
 
 IMAGENET_CLASSES = 1000

@@ -16,6 +16,7 @@ from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.cached_views import CachedViews, kept_features
 from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.clip_config import ClipConfig
+from visual_search.common.errors import UserError
 from visual_search.contrastive import ContrastiveLoss
 from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.dual_encoder import (
@@ -24,7 +25,6 @@ from visual_search.dual_encoder import (
     TextArchitecture,
     build_dual_encoder,
 )
-from visual_search.errors import UserError
 from visual_search.freezing import freeze_backbone
 from visual_search.images import ImageItem
 from visual_search.model import Architecture, build_embedder

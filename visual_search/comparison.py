@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.errors import UserError
-from visual_search.files import write_json, write_text
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, write_text
+from visual_search.common.page import Section, write_page
 from visual_search.metrics import METRICS
-from visual_search.page import Section, write_page
 from visual_search.report import markdown
 from visual_search.task_pictures import QUERIES_SHOWN
 from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.checkpoint import load_checkpoint, save_checkpoint
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.config_reader import read_config
 from visual_search.dev_tables import DevSet
 from visual_search.embed import default_device
 from visual_search.embedded_dev_set import evaluate_embeddings
-from visual_search.errors import UserError
 from visual_search.evaluate import trimmed
 from visual_search.faiss_index import CODES, CodedGallery
-from visual_search.files import write_json, write_text, written_atomically
 from visual_search.frozen import embedded
 from visual_search.images import ImageItem
 from visual_search.model import Embedder, rebuild_embedder

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, PhaseConfig
-from visual_search.errors import UserError
 
 Config = typing.TypeVar("Config")
 

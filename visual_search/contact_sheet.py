@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from visual_search.cores import available_cores
-from visual_search.files import written_atomically
+from visual_search.common.files import written_atomically
+from visual_search.common.processes import available_cores
 from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
 
 CELL, CAPTION, GAP = 150, 26, 4

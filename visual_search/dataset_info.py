@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 from visual_search.images import Box, UnreadableImage, clip_box, decode_image
 
 DATASET_INFO = "dataset_info.csv"

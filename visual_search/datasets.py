@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from visual_search.errors import UserError
-from visual_search.files import write_text
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text
 from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
 from visual_search.tables import (
     boxes,

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from visual_search.common.errors import UserError
 from visual_search.datasets import check_some_exist
-from visual_search.errors import UserError
 from visual_search.images import Box, ImageItem
 from visual_search.tables import (
     boxes,

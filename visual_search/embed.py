@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from visual_search.common.errors import first_line
+from visual_search.common.progress import progress_bar
 from visual_search.deadline import Deadline, Effort
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import first_line
 from visual_search.images import ImageItem, ImageProblem, load_pixels
 from visual_search.precision import (
     EmbedFn,
@@ -27,7 +28,6 @@ from visual_search.precision import (
     mean_of_views,
     plan_inference,
 )
-from visual_search.progress import progress_bar
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 # Choices of earlier versions, which exported models may name.
 GONE = (

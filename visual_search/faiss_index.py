@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 from visual_search.search import Matrix, order_ties, stable_top_k
 
 CODES = {"float16": "SQfp16", "int8": "SQ8", "binary": "RaBitQ"}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 
 # The layers of networks that do not name them themselves, in timm's notation.
 OPEN_CLIP_VIT = {

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from visual_search.common.errors import UserError
 from visual_search.config import PhaseConfig
 from visual_search.datasets import TrainingImages
 from visual_search.dev_tables import DevSet
 from visual_search.embedded_dev_set import Evaluation, evaluate_embeddings
-from visual_search.errors import UserError
 from visual_search.evaluate import trimmed
 from visual_search.images import ImageProblem
 from visual_search.model import Architecture, Embedder

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_search.common.errors import UserError
+from visual_search.common.processes import gather_constant
 from visual_search.config import MarginConfig, OptimConfig
-from visual_search.errors import UserError
-from visual_search.gathering import gather_constant
 from visual_search.margin_softmax import (
     MarginLogits,
     Similarities,

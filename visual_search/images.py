@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visual_search.files import LFS_POINTER
+from visual_search.common.files import LFS_POINTER
 
 try:
     import simplejpeg

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visual_search.files import write_json
+from visual_search.common.files import write_json
 
 NAMES = {f"{side}_{fact}" for side in ("train", "test") for fact in ("sha256", "root", "fold")} | {
     "test"

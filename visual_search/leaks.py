@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from visual_search.common.errors import UserError
 from visual_search.duplicates import TooManyPairs, hashes_of_table, pairs_between
-from visual_search.errors import UserError
 from visual_search.leak_record import product10k_folder
 from visual_search.tables import (
     LABELLED_PATH_COLUMNS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visual_search.errors import exit_with_sentence
+from visual_search.common.errors import exit_with_sentence
 
 
 def main() -> None:

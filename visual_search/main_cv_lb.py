@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.errors import exit_with_sentence
+from visual_search.common.errors import exit_with_sentence
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import write_json
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import write_json
 
 CATALOGUE = Path("dataset/demo")
 BACKBONE = "config/backbone/efficientnet_lite0.yml"

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from visual_search.dev_tables import DevSet
@@ -211,7 +211,7 @@ def _record(
     """Give the scores to trackers, as training gives its own."""
     from accelerate import PartialState
 
-    from visual_search.trackers import start_trackers
+    from visual_search.common.trackers import start_trackers
 
     PartialState()  # Accelerate's trackers ask it which process is the main one
     for tracker in start_trackers(names, folder, facts, 0):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,10 +37,10 @@ def main() -> None:
     import torch
 
     from visual_search.checkpoint import describe_model, load_checkpoint
+    from visual_search.common.files import write_json, write_text
+    from visual_search.common.processes import available_cores
     from visual_search.config_reader import read_config
-    from visual_search.cores import available_cores
     from visual_search.export import DESCRIPTION_FILE, export_torchscript
-    from visual_search.files import write_json, write_text
     from visual_search.images import load_pixels
     from visual_search.model import rebuild_embedder
     from visual_search.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure

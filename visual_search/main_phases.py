@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from visual_search.errors import exit_with_sentence
+from visual_search.common.errors import exit_with_sentence
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 
 def main() -> None:
@@ -61,8 +61,8 @@ def _find_photos(arguments: argparse.Namespace) -> None:
         for hit in hits:
             print(f"  {hit.score:6.3f}  {hit.label}")
     if arguments.output:
+        from visual_search.common.files import write_json
         from visual_search.contact_sheet import write_contact_sheets
-        from visual_search.files import write_json
 
         rows = [
             {"query": query, "photos": [{"path": h.label, "score": h.score} for h in hits]}
@@ -91,7 +91,7 @@ def _name_photos(arguments: argparse.Namespace) -> None:
     for path, hits in zip(arguments.photos, found, strict=True):
         print(f"{path}: " + ", ".join(f"{hit.label} {hit.score:.3f}" for hit in hits))
     if arguments.output:
-        from visual_search.files import write_json
+        from visual_search.common.files import write_json
 
         rows = [
             {"photo": str(path), "names": [{"name": h.label, "score": h.score} for h in hits]}

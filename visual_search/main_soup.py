@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +159,7 @@ def write_soup(
         data: what it was scored on.
     """
     from visual_search.checkpoint import save_checkpoint
-    from visual_search.files import write_json, write_text
+    from visual_search.common.files import write_json, write_text
 
     facts: dict[str, Any] = {
         **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    from visual_search.files import write_json
+    from visual_search.common.files import write_json
     from visual_search.typed_queries import load_text_model
     from visual_search.zero_shot import (
         classify,

@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.errors import UserError
 
 CLOSEST = 1e-3
 """Slopes are taken at angles of at least this to 0 and to pi, radians."""

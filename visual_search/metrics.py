@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.evaluate import MAX_PREDICTIONS
 
 RECALLS = (1, 5, 10, 100)

@@ -13,8 +13,8 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from visual_search.backbones import checkpoint_gradients, create_backbone
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
-from visual_search.errors import UserError
 from visual_search.necks import NECKS, create_neck
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from visual_search.cores import available_cores
-from visual_search.errors import UserError, first_line
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError, first_line
+from visual_search.common.files import written_atomically
+from visual_search.common.processes import available_cores
 from visual_search.model import Embedder
 from visual_search.precision import CPU_BATCH, EmbedFn
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.patches import overlap_patches, resized_state
 from visual_search.pooling import POOLINGS, MapPooling, pooled_tokens
 from visual_search.timm_backbones import pool_timm

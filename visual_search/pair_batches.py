@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from visual_search.clip_config import PairDataConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.samplers import Order, TrainingBatches, spread, systematic_draws
 
 

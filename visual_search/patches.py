@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def resized_positions(positions: Tensor, tokens: int, prefix: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.backbones import feature_width, read_state_dict
 from visual_search.checkpoint import load_checkpoint, plain_state
+from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
     MarginConfig,
@@ -27,7 +28,6 @@ from visual_search.dev_tables import DevSet
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.freezing import freeze_backbone
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from visual_search.class_choice import choose_classes
+from visual_search.common.errors import UserError
 from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
 from visual_search.datasets import (
     LabelledImages,
@@ -15,7 +16,6 @@ from visual_search.datasets import (
     read_training_table,
 )
 from visual_search.dev_tables import DevSet, read_dev_set, read_dev_table
-from visual_search.errors import UserError
 from visual_search.leak_record import Side, product10k_folder
 
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from visual_search.cores import available_cores
+from visual_search.common.errors import UserError, first_line
+from visual_search.common.processes import available_cores
 from visual_search.deadline import call_within
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError, first_line
 from visual_search.images import ImageItem, load_pixels
 from visual_search.model import Embedder
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.submission_tree import SubmissionTree
 
 # The challenge's rule: whatever is larger travels by git-LFS.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.whitening import fit_whitening
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.reciprocal import KReciprocal
 from visual_search.search import top_k
 from visual_search.vector_steps import (

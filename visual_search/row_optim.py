@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
-from visual_search.gathering import own_rank, processes
+from visual_search.common.errors import UserError
+from visual_search.common.processes import own_rank, processes
 
 # Rows in one go: with their momentum they are a few megabytes.
 _BLOCK = 2048

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from visual_search.errors import UserError
-from visual_search.files import write_text, written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text, written_atomically
 
 FREE_TO_CHANGE = {
     "dataset.num_workers",

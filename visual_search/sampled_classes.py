@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from visual_search.common.errors import UserError
+from visual_search.common.processes import gather_constant, own_rank, processes
 from visual_search.config import MarginConfig, OptimConfig
-from visual_search.errors import UserError
-from visual_search.gathering import gather_constant, own_rank, processes
 from visual_search.heads import MarginHead, focal, generator_of
 from visual_search.margin_softmax import MarginLogits, Target, similarities, similarity_gradients
 from visual_search.row_optim import (

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from visual_search.common.errors import UserError
 from visual_search.datasets import LabelledImages
-from visual_search.errors import UserError
 
 
 class Order(ABC):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 CHILD = Path(__file__).with_name("evaluator_child.py")
 GB = 1e9

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.cores import available_cores
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
+from visual_search.common.processes import available_cores
 
 SENTENCE_TRANSFORMERS = "sentence-transformers/"
 BATCH = 256

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visual_search.common.files import written_atomically
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.files import written_atomically
 from visual_search.images import PIXELS_VERSION, ImageItem, ImageProblem
 from visual_search.model import Architecture, Embedder
 

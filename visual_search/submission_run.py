@@ -18,8 +18,8 @@ import pandas as pd
 from PIL import Image
 
 from visual_search.capacity import ImageCounts, Run
+from visual_search.common.errors import UserError
 from visual_search.dev_tables import DevSet
-from visual_search.errors import UserError
 from visual_search.metrics import check_ranks
 from visual_search.preflight import packages_to_hide, read_requirements
 from visual_search.sandbox import GB, Job, Limits, Outcome, Sandbox, fault_of, writes_elsewhere

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from visual_search.errors import UserError
-from visual_search.files import LFS_POINTER
+from visual_search.common.errors import UserError
+from visual_search.common.files import LFS_POINTER
 
 # Git-LFS's own bound: a longer file is never a pointer.
 POINTER_BYTES = 1024

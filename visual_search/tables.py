@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pandas as pd
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.images import Box, ImageItem
 
 PATH_COLUMNS = ("file_name", "image_path", "img_path")

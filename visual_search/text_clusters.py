@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from visual_search.clip_config import ClusterConfig
-from visual_search.errors import UserError
-from visual_search.files import write_json, written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, written_atomically
 from visual_search.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
 
 MODEL, FACTS, ENCODER = "clusters.npz", "clusters.json", "encoder.npz"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from visual_search.clip_config import TextConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.weights_files import go_offline_without_network, load_file_weights
 
 MOST_REMEMBERED = 100_000

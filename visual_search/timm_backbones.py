@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.patches import overlap_patches
 from visual_search.pooling import pooled_maps, pooled_tokens
 from visual_search.weights_files import from_hub, load_file_weights

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from visual_search.errors import UserError
-from visual_search.files import write_json, written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json, written_atomically
 
 STATE_FORMAT = 1
 """Raised when an older reader would misread the files."""

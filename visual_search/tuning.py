@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from visual_search.errors import UserError
-from visual_search.files import write_text, written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text, written_atomically
 from visual_search.phase_chain import read_result
 from visual_search.run_folder import RunFolder, changed_keys
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visual_search.checkpoint import Checkpoint, load_checkpoint
+from visual_search.common.errors import UserError
 from visual_search.contact_sheet import Cell
 from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.images import SUFFIXES, ImageItem
 from visual_search.model import Architecture, Embedder
 from visual_search.pair_table import TEST, read_pairs

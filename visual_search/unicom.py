@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.pooling import pooled_tokens
 from visual_search.weights_files import load_file_weights
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.patches import resized_state
 
 HUB_ADVICE = (

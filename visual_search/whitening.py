@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 class Whitening(nn.Module):

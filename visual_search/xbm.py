@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visual_search.errors import UserError
-from visual_search.gathering import gather_constant, gather_rows
+from visual_search.common.errors import UserError
+from visual_search.common.processes import gather_constant, gather_rows
 from visual_search.losses import PAIR_LOSSES, Samples, pair_loss
 
 

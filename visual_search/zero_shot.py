@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 from visual_search.images import SUFFIXES, ImageItem
 from visual_search.typed_queries import (
     TextSearchModel,

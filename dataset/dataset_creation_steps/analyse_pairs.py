@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import add_download_options, limits
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import write_json, written_atomically
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import write_json, written_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,8 +19,8 @@ from dataset.dataset_creation_steps.engine import (
     limits,
     start_engine,
 )
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 if TYPE_CHECKING:
     from dataset.downloads import DownloadLimits

@@ -19,8 +19,8 @@ from dataset.dataset_creation_steps.engine import (
     limits,
     start_engine,
 )
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import write_text
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,7 +152,7 @@ def extract(
         write_pieces,
     )
     from visual_search import checkpoint
-    from visual_search.progress import progress_bar
+    from visual_search.common.progress import progress_bar
 
     remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)

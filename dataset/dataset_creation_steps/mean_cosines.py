@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
 from dataset.downloads import Download, Downloader, DownloadLimits
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
+from visual_search.common.progress import progress_bar
 from visual_search.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
-from visual_search.progress import progress_bar
 
 MEANS = pa.schema(
     [

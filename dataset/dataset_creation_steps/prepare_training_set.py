@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.errors import UserError, exit_with_sentence
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,8 +32,8 @@ from daft.recordbatch import RecordBatch
 from daft.schema import Schema
 
 from dataset.downloads import may_pass
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 
 SUFFIX = ".embeddings"
 FAILED_IN_A_ROW = 20

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -74,7 +74,7 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
     """
     from dataset.image_text.clusters import draw_map, write_report
     from dataset.image_text.text_statistics import TopNgrams
-    from visual_search.files import write_json
+    from visual_search.common.files import write_json
     from visual_search.pair_table import TRAIN, open_pairs
     from visual_search.text_clusters import fit_clusters
 

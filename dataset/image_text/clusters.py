@@ -20,11 +20,11 @@ from dataset.dataset_creation_steps.snapshots import (
     read_snapshot,
     write_snapshot,
 )
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
-from visual_search.page import Section, write_page
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
+from visual_search.common.page import Section, write_page
+from visual_search.common.progress import progress_bar
 from visual_search.pair_table import CLUSTER_FIELDS, SCHEMA, open_pairs
-from visual_search.progress import progress_bar
 from visual_search.text_clusters import FACTS, MODEL, ClusterReport, TextClusters
 
 PIECE_PHOTOS = 10_000

@@ -19,7 +19,7 @@ from dataset.dataset_creation_steps.engine import (
     limits,
     start_engine,
 )
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,7 +159,7 @@ def _is_whole(store: StorePlan, piece: int) -> bool:
 def _index(store: StorePlan, pieces: int, wanted: np.ndarray, kept: Kept) -> PhotoIndex:
     """Look through all pieces: which photos are there; the others are written down."""
     from dataset.image_text.query_lines import PhotoIndex
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
 
     index = PhotoIndex()
     with (
@@ -198,7 +198,7 @@ def _shrink(metadata: Path, root: Path, index: PhotoIndex, kept: Kept) -> None:
     import msgspec
 
     from dataset.image_text.query_lines import QueryLine, read_queries
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
 
     encode = msgspec.json.Encoder().encode
     with written_atomically(metadata_file(root)) as temporary, temporary.open("wb") as handle:

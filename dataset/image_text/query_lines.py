@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from dataset.dataset_creation_steps.photos import CONTENT_DIGITS, EXTENSIONS, NAME_DIGITS, plan_file
 from dataset.dataset_creation_steps.reviews import LINES, read_objects
-from visual_search.errors import UserError
-from visual_search.files import written_atomically
+from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 
 NO_IMAGE = "lines without an image"
 NO_URL = "lines without an address"

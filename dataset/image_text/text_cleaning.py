@@ -24,7 +24,7 @@ from dataset.image_text.cleaning import (
     language_of,
     words_of,
 )
-from visual_search.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +146,7 @@ def clean_queries(
     Raises:
         UserError: when the file is none of the kind, or no query is left.
     """
-    from visual_search.files import write_json
+    from visual_search.common.files import write_json
 
     if not 0 <= config.test_share < 1:
         raise UserError(f"test_share is {config.test_share}; it must be at least 0 and below 1")
@@ -227,7 +227,7 @@ def _more_often(found: list[np.ndarray], limit: float) -> np.ndarray:
 def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Photo]]:
     """Photos and queries, some thousand at a time."""
     from dataset.image_text.query_lines import read_queries
-    from visual_search.progress import progress_bar
+    from visual_search.common.progress import progress_bar
 
     with progress_bar(f"cleaning {metadata.name}", "photo") as bar:
         for rows in read_queries(metadata, tally):
@@ -246,7 +246,7 @@ def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[
     """The blocks, cleaned by several processes, in their order."""
     import multiprocessing
 
-    from visual_search.cores import available_cores
+    from visual_search.common.processes import available_cores
 
     workers = config.workers or available_cores()
     rules = (tuple(config.languages), config.words, config.drop)
@@ -275,7 +275,7 @@ def _second_pass(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from visual_search.files import written_atomically
+    from visual_search.common.files import written_atomically
     from visual_search.pair_table import SCHEMA, TEST
 
     prefix = Path(os.path.relpath(photos.resolve(), output.parent.resolve()))

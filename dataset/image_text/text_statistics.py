@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.errors import exit_with_sentence
-from visual_search.page import Section, write_page
+from visual_search.common.errors import exit_with_sentence
+from visual_search.common.page import Section, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -330,8 +330,8 @@ def _batches(
     pairs: Path,
 ) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
     """Queries, cleaned texts and languages of some photos."""
+    from visual_search.common.progress import progress_bar
     from visual_search.pair_table import open_pairs
-    from visual_search.progress import progress_bar
 
     file = open_pairs(pairs)
     columns = ["queries", "texts", "language"]
@@ -395,7 +395,7 @@ def shares(photos_of_text: Counter[int]) -> list[tuple[str, int, int]]:
 def main() -> None:
     """Count and write the page."""
     arguments = parse_arguments()
-    from visual_search.files import write_json
+    from visual_search.common.files import write_json
 
     pairs: Path = arguments.pairs
     stem = pairs.name.removesuffix(".parquet").removesuffix(".pairs")

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 from visual_search.images import Box
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")

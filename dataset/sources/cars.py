@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.sources.base import DataSet, Files, box_of_corners, split_lines, whole_number
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

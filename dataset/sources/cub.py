@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataset.sources.base import DataSet, Download, Files, pixels, split_lines, whole_number
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 from visual_search.images import Box
 
 LAST_TRAINING_CLASS = 100

@@ -19,9 +19,9 @@ from typing import Any
 
 from dataset.public_addresses import is_public, url_problem
 from dataset.sources.base import Download
-from visual_search.errors import UserError
-from visual_search.files import write_text
-from visual_search.progress import progress_bar
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text
+from visual_search.common.progress import progress_bar
 
 TIMEOUT = 60  # seconds without a byte
 ATTEMPTS = 5  # in a row without a new byte

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataset.sources.base import DataSet, Download, Files
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 
 
 def read(files: Files) -> Iterator[InfoRow]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataset.sources.base import DataSet, Files, box_of_corners, counted_lines
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import InfoRow
-from visual_search.errors import UserError
 from visual_search.images import Box
 
 PARTITION = "image_name item_id evaluation_status"

@@ -21,7 +21,7 @@ from benchmarks.harness import (
     text_table,
     with_section,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 ROWS = [
     lower_is_better("step", 0.5, "peer 1.0", 2.0, "s"),

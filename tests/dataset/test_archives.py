@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from dataset.archives import JoinedParts, UnpackedArchives, find_parts, unpack, unpack_parts
 from tests.conftest import PROJECT
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 NAME = "images_mean_50k_800"
 

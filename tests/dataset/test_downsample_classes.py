@@ -10,7 +10,7 @@ import pytest
 
 from dataset.downsample_classes import downsample
 from tests.conftest import write_csv
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def table_of(file: Path, sizes: dict[str, int]) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import write_csv
 from visual_search import leaks as leaks_module
 from visual_search.checkpoint import save_checkpoint
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.dataset_config import (
     DatasetConfig,
@@ -24,7 +25,6 @@ from visual_search.dataset_config import (
     Product10KConfig,
     TableConfig,
 )
-from visual_search.errors import UserError
 from visual_search.images import ImageItem, load_pixels
 from visual_search.leak_record import Side, fingerprint, record, record_path, unchecked, warning
 from visual_search.leaks import find_leaks, list_photos

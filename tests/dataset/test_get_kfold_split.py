@@ -10,8 +10,8 @@ import pytest
 from dataset import get_train_test_split
 from dataset.get_kfold_split import parse_arguments, write_folds
 from tests.conftest import draw_product, write_csv
+from visual_search.common.errors import UserError
 from visual_search.datasets import read_training_table
-from visual_search.errors import UserError
 
 HEADER = ["file_name", "label", "width", "height", "is_test"]
 

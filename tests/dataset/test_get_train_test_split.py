@@ -7,7 +7,7 @@ import pytest
 
 from dataset.get_train_test_split import SplitRule, split_by_classes
 from tests.conftest import write_csv
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def table_of(folder: Path, sizes: dict[str, int]) -> Path:

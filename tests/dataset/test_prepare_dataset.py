@@ -20,8 +20,8 @@ from dataset.sources import NAMES, data_set, download
 from dataset.sources.base import DataSet, Download
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
+from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.dataset_info import MOST_BROKEN_AT_THE_START
-from visual_search.errors import UserError, exit_with_sentence
 
 
 def archived(archive: Path, folder: Path, *names: str) -> None:

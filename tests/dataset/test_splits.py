@@ -14,7 +14,7 @@ from dataset.splits import (
     minmax_test_classes,
     stratified_folds,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 SEEDS = st.integers(0, 2**32 - 1)
 CLASSES = st.lists(st.integers(0, 9), min_size=8, max_size=120).map(

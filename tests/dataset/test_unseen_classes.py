@@ -16,7 +16,7 @@ from tests.conftest import draw_product, write_csv
 from tests.visual_search.test_dev_tables import naive_scores
 from visual_search import main_arcface, main_evaluate
 from visual_search.checkpoint import load_checkpoint, plain_state
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.images import ImageItem, load_pixels
 from visual_search.model import rebuild_embedder
 

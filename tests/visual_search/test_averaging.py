@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def model(seed: int = 0) -> nn.Sequential:

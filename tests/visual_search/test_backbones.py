@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.backbones import checkpoint_gradients, create_backbone, feature_width
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 
 TINY = "timm/test_efficientnet"
 

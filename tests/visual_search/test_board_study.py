@@ -24,7 +24,7 @@ from visual_search.board_study import (
     spearman,
     study,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @settings(max_examples=60, deadline=None)

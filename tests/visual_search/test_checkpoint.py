@@ -12,8 +12,8 @@ from visual_search.checkpoint import (
     read_description,
     save_checkpoint,
 )
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.export import export_torchscript
 from visual_search.model import Architecture, Embedder, build_embedder
 

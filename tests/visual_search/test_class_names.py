@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from visual_search.class_names import ClassNames, imagenet_classifier, imagenet_names
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def test_names_are_mixed_by_certainty() -> None:

@@ -19,9 +19,9 @@ from visual_search.clip_phase import (
     start_from_class_names,
     start_from_ridge,
 )
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.dual_encoder import DualEncoder, build_dual_encoder
-from visual_search.errors import UserError
 from visual_search.model import build_embedder
 from visual_search.text_towers import TextTower, TextTowers
 

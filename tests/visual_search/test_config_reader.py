@@ -6,10 +6,10 @@ import jsonargparse
 import pytest
 import yaml
 
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, PhaseConfig
 from visual_search.config_reader import parse_phase, read_backbone
 from visual_search.dataset_config import TableConfig
-from visual_search.errors import UserError
 
 
 def parsed(*arguments: str) -> tuple[PhaseConfig, str]:

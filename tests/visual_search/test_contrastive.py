@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from visual_search.common.errors import UserError
 from visual_search.contrastive import ContrastiveLoss, infonce, siglip
-from visual_search.errors import UserError
 
 
 def sides(n: int = 7, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import PROJECT, draw_product
+from visual_search.common.errors import UserError
 from visual_search.dataset_info import (
     CHUNK,
     MOST_BROKEN_AT_THE_START,
@@ -25,7 +26,6 @@ from visual_search.dataset_info import (
     with_sizes,
     write_dataset_info,
 )
-from visual_search.errors import UserError
 from visual_search.images import UnreadableImage
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.conftest import draw_product, write_csv
+from visual_search.common.errors import UserError
 from visual_search.datasets import (
     LabelledImages,
     PathList,
@@ -21,7 +22,6 @@ from visual_search.datasets import (
     read_product10k,
     read_training_table,
 )
-from visual_search.errors import UserError
 from visual_search.transforms import build_augmentation
 
 

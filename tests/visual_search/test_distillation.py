@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from visual_search.common.errors import UserError
 from visual_search.distillation import DISTILLATIONS, EmbeddingDistillation
-from visual_search.errors import UserError
 
 STUDENT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 TEACHER = torch.tensor([[0.6, 0.8], [0.0, 1.0]])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.clip_config import ProjectionConfig, TextConfig
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.contrastive import ContrastiveLoss, infonce
 from visual_search.dual_encoder import (
@@ -18,7 +19,6 @@ from visual_search.dual_encoder import (
     build_dual_encoder,
     create_projection,
 )
-from visual_search.errors import UserError
 from visual_search.model import build_embedder
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]

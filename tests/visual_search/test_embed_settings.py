@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from visual_search.common.errors import UserError
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 
 
 def test_settings_are_read_from_json_values() -> None:

@@ -9,9 +9,9 @@ from torch import nn
 
 from visual_search import export
 from visual_search.checkpoint import load_torchscript
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.export import (
     embedding_settings,
     export_torchscript,

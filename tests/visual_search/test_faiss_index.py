@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.faiss_index import CodedGallery, FaissIndex, FaissSettings, faiss_search
 from visual_search.rerank import rank
 from visual_search.search import top_k

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from visual_search.backbones import create_backbone
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.freezing import (
     freeze_stages,
     freeze_unused,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.errors import UserError
 from visual_search.heads import MarginHead, focal, initial_centers
 from visual_search.margins import MARGINS
 

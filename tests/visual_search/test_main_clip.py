@@ -30,7 +30,7 @@ from tests.visual_search.drawn_pairs import (
     small_clip,
     write_drawn_pairs,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.pair_table import read_pairs
 from visual_search.typed_queries import load_text_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visual_search import main_demo
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from my_submission.user_config import My_Ranker
 from visual_search import main_evaluate, rerank_tuning
 from visual_search.checkpoint import load_checkpoint
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.dev_tables import DevSet, read_dev_set
 from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
-from visual_search.errors import UserError
 from visual_search.export import export_torchscript, exported_steps
 from visual_search.images import ImageItem
 from visual_search.model import build_embedder

@@ -8,8 +8,8 @@ import torch
 import torchvision.transforms.functional as tf
 
 from visual_search.checkpoint import load_torchscript
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
-from visual_search.errors import UserError
 from visual_search.export import export_torchscript, load_exported
 from visual_search.model import Architecture, build_embedder, rebuild_embedder
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.necks import NECKS, create_neck
 
 

@@ -14,9 +14,9 @@ from tests.commands import inside
 from visual_search import main_export
 from visual_search import onnx as onnx_module
 from visual_search.checkpoint import save_checkpoint
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.embed_settings import EmbedSettings
-from visual_search.errors import UserError
 from visual_search.export import embedding_settings, export_torchscript, exported_runtime
 from visual_search.main_export import best_for_ranker
 from visual_search.model import Architecture, Embedder, build_embedder

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import OptimConfig
-from visual_search.errors import UserError
 from visual_search.optim import build_optimizer, parameter_groups
 
 

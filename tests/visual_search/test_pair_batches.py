@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visual_search.clip_config import PairDataConfig, PairSamplerConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.pair_batches import build_pair_batches, fill_batches
 
 KINDS = ("shuffle", "cluster-balanced", "hard-negatives")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.visual_search.drawn_pairs import write_drawn_pairs
 from visual_search.clip_config import PairDataConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.pair_table import (
     CLUSTER_FIELDS,
     SCHEMA,

@@ -8,8 +8,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from visual_search.backbones import create_backbone
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.patches import resized_positions, resized_state
 
 

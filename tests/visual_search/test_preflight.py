@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.submissions import commit, git, make_submission, ranker
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.preflight import (
     Finding,
     check_aicrowd_json,

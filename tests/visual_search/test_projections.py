@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.linalg import eigh
 from torch import Tensor
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.necks import create_neck
 from visual_search.projections import PROJECTIONS, Sample, lda, pca, start_neck
 

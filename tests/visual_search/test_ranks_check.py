@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.metrics import check_ranks
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.rerank import describe_steps, format_steps, parse_steps, rank
 from visual_search.vector_steps import (
     PCA,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, RowTable
 
 ROWS, WIDTH = 5000, 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.run_folder import RunFolder
 
 

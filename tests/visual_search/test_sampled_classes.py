@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.errors import UserError
 from visual_search.heads import MarginHead
 from visual_search.margins import MARGINS
 from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, collect_shards

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from visual_search.common.errors import UserError
 from visual_search.datasets import LabelledImages
-from visual_search.errors import UserError
 from visual_search.samplers import (
     ORDERS,
     ClassGroups,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import OptimConfig
-from visual_search.errors import UserError
 from visual_search.optim import SCHEDULES, Schedule
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import write_csv
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.tables import (
     boxes_of,
     check_boxes,

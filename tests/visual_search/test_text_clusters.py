@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from visual_search.clip_config import ClusterConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.text_clusters import TextClusters, fit_clusters
 
 THINGS = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.metrics import hits_among, per_query
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from visual_search.clip_config import TextConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.text_towers import HashedNgrams, TextTowers, features_of, hashed
 from visual_search.text_towers import create_text_towers as build
 

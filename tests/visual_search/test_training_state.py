@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.training_state import (
     Processes,
     load_state,

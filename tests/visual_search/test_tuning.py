@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 pytest.importorskip("optuna")
 

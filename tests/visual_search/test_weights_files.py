@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from visual_search.backbones import create_backbone
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.errors import UserError
 from visual_search.model import build_embedder
 from visual_search.weights_files import match_by_order, read_state_dict
 
@@ -124,7 +124,7 @@ def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
     code = (
         "from visual_search.backbones import create_backbone\n"
         "from visual_search.config import BackboneConfig\n"
-        "from visual_search.errors import UserError\n"
+        "from visual_search.common.errors import UserError\n"
         "try:\n"
         "    create_backbone(BackboneConfig('timm/test_efficientnet', 'hub:r160_in1k'))\n"
         "except UserError as error:\n"

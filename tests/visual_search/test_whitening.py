@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.whitening import Whitening, fit_whitening
 
 

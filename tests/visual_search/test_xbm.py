@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.visual_search.naive_pairs import naive_pair_loss
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.losses import PAIR_LOSSES, Samples
 from visual_search.xbm import CrossBatchMemory, XbmLoss
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import draw_product
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.typed_queries import embed_names, language_of_names, templates_for
 from visual_search.zero_shot import (
     ZeroShotAnswer,

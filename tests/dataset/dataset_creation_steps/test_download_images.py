@@ -22,7 +22,7 @@ from dataset.dataset_creation_steps.photos import FOLDER_IMAGES, folder_of
 from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dataset.dataset_creation_steps.engine import start_engine
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def test_one_runner_a_process() -> None:
@@ -21,7 +21,7 @@ def test_one_runner_a_process() -> None:
 def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> None:
     pytest.importorskip("ray")
     code = (
-        "from visual_search.errors import exit_with_sentence\n"
+        "from visual_search.common.errors import exit_with_sentence\n"
         "from dataset.dataset_creation_steps.engine import start_engine\n"
         "exit_with_sentence(lambda: start_engine('ray', 'auto'))\n"
     )

@@ -21,7 +21,7 @@ from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.checkpoint import load_checkpoint, save_checkpoint
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
 PRODUCTS = 6

@@ -25,7 +25,7 @@ from dataset.dataset_creation_steps.reviews import (
     stored_image,
     unique_photos,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 def asins(path: Path, start: int = 0, end: int = -1) -> tuple[list[Any], Counter[str]]:

@@ -16,7 +16,7 @@ from dataset.dataset_creation_steps import (
     prepare_training_set,
 )
 from dataset.dataset_creation_steps.run import PairsConfig, build_pairs
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @pytest.fixture

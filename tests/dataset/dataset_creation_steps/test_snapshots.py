@@ -27,7 +27,7 @@ from dataset.dataset_creation_steps.snapshots import (
     with_rows,
     write_snapshot,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 10_000))

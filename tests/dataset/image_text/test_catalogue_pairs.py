@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.pair_table import in_language, read_pairs, write_pairs
 
 

@@ -27,7 +27,7 @@ from dataset.image_text.cleaning import (
     why_uninformative,
     words_of,
 )
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 KEPT_AS_TYPED = CleaningRules(lemmas=False, stop_words=False)
 

@@ -18,7 +18,7 @@ from dataset.image_text.catalogue_pairs import catalogue_pairs
 from dataset.image_text.cluster_texts import fit, predict
 from dataset.image_text.clusters import assign
 from visual_search.clip_config import ClusterConfig
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 from visual_search.pair_table import SCHEMA, read_pairs, write_pairs
 from visual_search.text_clusters import TextClusters
 

@@ -30,7 +30,7 @@ from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
 from tests.dataset.dataset_creation_steps.test_five_commands import kill_at_random
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 PHOTOS = 30
 LIMITS = DownloadLimits(

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from dataset.sources.base import read_json
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 class Item(msgspec.Struct):

@@ -20,7 +20,7 @@ import pytest
 
 from dataset.sources.base import Download
 from dataset.sources.download import CHUNK, download
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 CONTENT = random.Random(0).randbytes(600_000)
 PAGE = "https://example.org/get-it-here"

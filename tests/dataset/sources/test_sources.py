@@ -15,7 +15,7 @@ import pytest
 from dataset.prepare_dataset import prepare
 from dataset.sources import NAMES, data_set
 from tests.dataset import layouts
-from visual_search.errors import UserError
+from visual_search.common.errors import UserError
 
 
 @pytest.fixture

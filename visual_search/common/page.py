@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from visual_search.files import write_text
+from visual_search.common.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 
-from visual_search.errors import UserError
-from visual_search.trackers import start_trackers
+from visual_search.common.errors import UserError
+from visual_search.common.trackers import start_trackers
 
 CONFIG: dict[str, Any] = {"train": {"epochs": 3, "trackers": ["x"]}, "optim": {"head_lr": 3e-4}}
 
@@ -98,6 +98,6 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 def test_a_missing_package_names_its_extra(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("visual_search.common.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '.\[trackers\]'"):
         start_trackers([name], tmp_path, {}, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_search.files import write_json, written_atomically
+from visual_search.common.files import write_json, written_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from visual_search.page import Section, Tile, TileRow, write_page
+from visual_search.common.page import Section, Tile, TileRow, write_page
 
 
 def test_texts_are_shown_as_they_are_and_figures_are_inside(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from accelerate import tracking
 
-from visual_search.errors import UserError
-from visual_search.files import write_text
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text
 from visual_search.run_folder import flat_settings
 
 

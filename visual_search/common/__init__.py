@@ -1,0 +1,1 @@
+"""What every part needs: errors for users, atomic files, processes and progress bars."""
