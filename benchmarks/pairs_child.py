@@ -17,7 +17,7 @@ from daft import DataType, Series
 
 from benchmarks.harness import peak_resident
 from dataset.downloads import Downloader, DownloadLimits
-from visual_search.images import ImageItem, load_pixels
+from visual_search.data.images import ImageItem, load_pixels
 
 SIDE = 224
 LIMITS = DownloadLimits(allow_private=True, rate=0)

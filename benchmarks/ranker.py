@@ -29,7 +29,7 @@ from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better
 from benchmarks.ranker_peers import PACKAGES, run_way, write_job
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig
-from visual_search.dev_tables import DevSet, read_dev_set
+from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.evaluate import fill_to_width
 from visual_search.export import export_torchscript
 from visual_search.metrics import average_precision

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from visual_search.data.images import ImageItem, load_pixels
 from visual_search.embed import embed_images
 from visual_search.export import load_exported
-from visual_search.images import ImageItem, load_pixels
 from visual_search.precision import InferencePlan, call_on, plan_inference
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.images import ImageItem
+from visual_search.data.images import ImageItem
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {

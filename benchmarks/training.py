@@ -40,12 +40,12 @@ from benchmarks.harness import (
 )
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
-from visual_search.datasets import LabelledImages, TrainingImages
+from visual_search.data.augment import build_augmentation
+from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
 from visual_search.model import build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
-from visual_search.transforms import build_augmentation
 
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 WARM_BATCHES = 3

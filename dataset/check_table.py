@@ -66,7 +66,7 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
     from itertools import islice
 
     from visual_search.common.progress import progress_bar
-    from visual_search.tables import line_numbers
+    from visual_search.data.tables import line_numbers
 
     path_column, rows = _kind(file)
     lines = line_numbers(file)
@@ -85,7 +85,7 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
 
 def _kind(file: Path) -> tuple[str, int]:
     """The column with the paths, and the number of rows, of a table that can be checked."""
-    from visual_search.tables import BOX_COLUMNS, PATH_COLUMNS, read_header
+    from visual_search.data.tables import BOX_COLUMNS, PATH_COLUMNS, read_header
 
     columns = read_header(file)
     found = [column for column in PATH_COLUMNS if column in columns]
@@ -110,7 +110,7 @@ def _kind(file: Path) -> tuple[str, int]:
 def _chunks(file: Path) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    from visual_search.tables import AS_TEXT
+    from visual_search.data.tables import AS_TEXT
 
     try:
         for table in pd.read_csv(file, chunksize=ROWS_AT_ONCE, **AS_TEXT):
@@ -120,7 +120,7 @@ def _chunks(file: Path) -> Iterator[pd.DataFrame]:
 
 
 def _cell_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
-    from visual_search.tables import schema_errors
+    from visual_search.data.tables import schema_errors
 
     for fault in schema_errors(table):
         cells = table[fault.column]
@@ -134,8 +134,8 @@ def _file_problems(
     """Photos that are missing; with `sizes` also unreadable ones and those of another size."""
     import numpy as np
 
-    from visual_search.dataset_info import read_each, stored_size
-    from visual_search.images import UnreadableImage
+    from visual_search.data.dataset_info import read_each, stored_size
+    from visual_search.data.images import UnreadableImage
 
     if not stride:
         return
@@ -156,7 +156,7 @@ def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
     """`(rows, 2)`, float64, width and height by the table, NaN where a cell is no number."""
     import numpy as np
 
-    from visual_search.tables import numbers_of
+    from visual_search.data.tables import numbers_of
 
     if not {"width", "height"} <= set(table.columns):
         return None
@@ -164,7 +164,7 @@ def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
 
 
 def _exists(path: Path) -> tuple[int, int]:
-    from visual_search.images import UnreadableImage
+    from visual_search.data.images import UnreadableImage
 
     if not path.is_file():
         raise UnreadableImage("the file does not exist")

@@ -78,9 +78,9 @@ def downsample(
     import numpy as np
     import pandas as pd
 
-    from visual_search.class_choice import drawn_classes
     from visual_search.common.files import written_atomically
-    from visual_search.tables import read_common_table, training_rows
+    from visual_search.data.class_choice import drawn_classes
+    from visual_search.data.tables import read_common_table, training_rows
 
     if len(thresholds) not in (1, len(files)):
         raise UserError(
@@ -132,7 +132,7 @@ def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
 
 def _photos(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
     """Which photos stay, `(photos,)`, bool: of the classes kept, `max_per_class` each."""
-    from visual_search.class_choice import places_within
+    from visual_search.data.class_choice import places_within
 
     stays = kept[classes]
     return stays & (places_within(classes, seed) < max_per_class) if max_per_class else stays

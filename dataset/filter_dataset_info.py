@@ -82,7 +82,7 @@ def filter_table(
 
     Args:
         file: the table, with the columns of `dataset_info.csv`.
-        dedup: leave out near-duplicates by :func:`visual_search.duplicates.find_removals`.
+        dedup: leave out near-duplicates by :func:`visual_search.data.duplicates.find_removals`.
         threshold: most bits in which they differ, 0..64.
         across_classes: compare all photos, not those of a class with each other.
         min_size: of the shorter side, pixels; 0 is no limit.
@@ -93,7 +93,7 @@ def filter_table(
     """
     import numpy as np
 
-    from visual_search.tables import read_common_table, training_rows
+    from visual_search.data.tables import read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)
@@ -116,7 +116,7 @@ def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
     """`(rows, 2)`, int64: width and height in pixels."""
     import numpy as np
 
-    from visual_search.tables import integers
+    from visual_search.data.tables import integers
 
     for column in ("width", "height"):
         if column not in table.columns:
@@ -144,8 +144,8 @@ def _duplicates(
     import numpy as np
     import pandas as pd
 
-    from visual_search.duplicates import find_removals, hashes_of_table
-    from visual_search.tables import image_names
+    from visual_search.data.duplicates import find_removals, hashes_of_table
+    from visual_search.data.tables import image_names
 
     names = image_names(table).iloc[rows]
     labels = pd.factorize(table["label"].iloc[rows])[0]
@@ -183,7 +183,7 @@ def _duplicates(
 def _removals(
     table: pd.DataFrame, reasons: np.ndarray, duplicate_of: dict[int, tuple[int, int]]
 ) -> list[Removal]:
-    from visual_search.tables import image_names
+    from visual_search.data.tables import image_names
 
     names, labels = image_names(table).to_numpy(), table["label"].to_numpy()
     removals = []
@@ -196,7 +196,7 @@ def _removals(
 
 def draw_groups(file: Path, removals: list[Removal], target: Path) -> tuple[int, int]:
     """Draw each kept photo beside its duplicates; returns the rows drawn, and all there are."""
-    from visual_search.contact_sheet import Cell, write_contact_sheets
+    from visual_search.data.contact_sheet import Cell, write_contact_sheets
 
     groups: dict[str, list[Removal]] = defaultdict(list)
     for removal in removals:

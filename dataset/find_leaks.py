@@ -17,7 +17,7 @@ from visual_search.common.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     import numpy as np
 
-    from visual_search.leaks import Cosines, Leak
+    from visual_search.data.leaks import Cosines, Leak
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,8 +68,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def cosines_by(model: Path) -> Cosines:
     """Compare whole photos by the embeddings of a model; each photo is embedded once."""
     from visual_search.checkpoint import load_checkpoint
+    from visual_search.data.images import ImageItem
     from visual_search.embed import default_device, embed_images
-    from visual_search.images import ImageItem
     from visual_search.model import rebuild_embedder
 
     found = load_checkpoint(model)
@@ -91,7 +91,7 @@ def cosines_by(model: Path) -> Cosines:
 
 def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
     """Each evaluation photo beside the training photos it equals; returns the rows drawn."""
-    from visual_search.contact_sheet import Cell, write_contact_sheets
+    from visual_search.data.contact_sheet import Cell, write_contact_sheets
 
     rows: dict[str, list[Cell]] = defaultdict(list)
     for leak in leaks:
@@ -113,8 +113,7 @@ def main() -> None:
     if not 0 <= arguments.threshold <= 64:
         raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
     from visual_search.common.files import written_atomically
-    from visual_search.leak_record import Side, record
-    from visual_search.leaks import find_leaks, leak_table, list_photos
+    from visual_search.data.leaks import Side, find_leaks, leak_table, list_photos, record
 
     cosines = cosines_by(arguments.embeddings) if arguments.embeddings else None
     fold = arguments.fold if arguments.test_fold is None else arguments.test_fold

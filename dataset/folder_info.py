@@ -19,7 +19,7 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
-from visual_search.dataset_info import (
+from visual_search.data.dataset_info import (
     BROKEN_PHOTOS,
     DATASET_INFO,
     BrokenPhotos,
@@ -28,7 +28,7 @@ from visual_search.dataset_info import (
     stored_size,
     write_dataset_info,
 )
-from visual_search.images import UnreadableImage
+from visual_search.data.images import UnreadableImage
 
 DUPLICATE_FILES = "duplicate_files.csv"
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -79,7 +79,7 @@ def describe_folder(
         folder: holds a folder for each class, at any depth; a photo's label is the path of its
             folder.
         target: where the tables go; their paths are relative to it.
-        hashes: add the perceptual hash, see `visual_search.duplicates`.
+        hashes: add the perceptual hash, see `visual_search.data.duplicates`.
         min_images: classes with fewer readable photos are left out.
         workers: threads; 0 is by the cores.
 
@@ -201,7 +201,7 @@ def _sizes(path: Path) -> dict[str, Any]:
 
 
 def _sizes_and_hash(path: Path) -> dict[str, Any]:
-    from visual_search.duplicates import hash_and_size
+    from visual_search.data.duplicates import hash_and_size
 
     _check_name(path)
     try:

@@ -71,7 +71,7 @@ def write_folds(
 
     from dataset.splits import class_folds, stratified_folds
     from visual_search.common.files import written_atomically
-    from visual_search.tables import (
+    from visual_search.data.tables import (
         ALWAYS_TEST,
         ALWAYS_TRAIN,
         read_common_table,
@@ -105,7 +105,7 @@ def _for_one_thing(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
     Queries and gallery of a test-only table stay what they are: they are scored as such.
     """
-    from visual_search.tables import ALWAYS_TRAIN
+    from visual_search.data.tables import ALWAYS_TRAIN
 
     marked = table.assign(fold=fold)
     if "is_test" in table.columns:

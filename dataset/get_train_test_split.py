@@ -128,7 +128,7 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
     import pandas as pd
 
     from visual_search.common.files import written_atomically
-    from visual_search.tables import read_common_table, training_rows
+    from visual_search.data.tables import read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)

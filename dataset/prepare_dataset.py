@@ -17,7 +17,7 @@ from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files
-    from visual_search.dataset_info import BrokenPhotos, InfoRow
+    from visual_search.data.dataset_info import BrokenPhotos, InfoRow
 
 DOWNLOADS = "downloads"
 
@@ -96,7 +96,7 @@ def prepare(
         UserError: for what is missing or damaged, with file and line, and what to do.
     """
     from visual_search.common.progress import progress_bar
-    from visual_search.dataset_info import (
+    from visual_search.data.dataset_info import (
         BROKEN_PHOTOS,
         DATASET_INFO,
         BrokenPhotos,
@@ -209,7 +209,7 @@ def main() -> None:
         f"{len(prepared.labels)} labels"
     )
     if prepared.broken:
-        from visual_search.dataset_info import BROKEN_PHOTOS
+        from visual_search.data.dataset_info import BROKEN_PHOTOS
 
         file, reason = prepared.broken.reasons[0]
         print(

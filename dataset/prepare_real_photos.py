@@ -104,7 +104,7 @@ def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict
 
 def _challenge_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Gallery and queries as text, with the product ids as numbers in a column `product`."""
-    from visual_search.tables import check_boxes, integers, read_gallery, read_queries
+    from visual_search.data.tables import check_boxes, integers, read_gallery, read_queries
 
     check_boxes(read_queries(folder / "queries.csv"), folder / "queries.csv")
     sides = []
@@ -122,7 +122,7 @@ def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
     The shop's catalogue photo of a class is one more photo of it: seller photos beside the
     phone photos are what the challenge asks to bring together.
     """
-    from visual_search.tables import read_table
+    from visual_search.data.tables import read_table
 
     columns = ["Class Name (str)", "Class ID (int)", "Iconic Image Path (str)"]
     classes = read_table(folder / "classes.csv", columns)
@@ -151,7 +151,7 @@ def _product_rows(
 
     Seller photos count whole, user photos by their box.
     """
-    from visual_search.tables import BOX_COLUMNS
+    from visual_search.data.tables import BOX_COLUMNS
 
     for side in sides:
         for row in side[side["product"].isin(products)].to_dict("records"):

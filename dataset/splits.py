@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from visual_search.class_choice import places_within
 from visual_search.common.errors import UserError
+from visual_search.data.class_choice import places_within
 
 
 def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:

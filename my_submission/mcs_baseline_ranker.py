@@ -12,6 +12,7 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
+from visual_search.data.tables import image_items, read_gallery, read_queries
 from visual_search.deadline import NOT_EMBEDDED, Deadline, degradations, listed
 from visual_search.embed import default_device
 from visual_search.embed_settings import EmbedSettings
@@ -22,7 +23,6 @@ from visual_search.export import (
     exported_steps,
     load_exported,
 )
-from visual_search.tables import image_items, read_gallery, read_queries
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 

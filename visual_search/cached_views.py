@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.datasets import TrainingImages
+from visual_search.data.datasets import TrainingImages
+from visual_search.data.images import Box, ImageItem
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.images import Box, ImageItem
 from visual_search.model import Embedder
 from visual_search.store import (
     Features,

@@ -18,7 +18,10 @@ from visual_search.class_names import imagenet_classifier, imagenet_names
 from visual_search.clip_config import ClipConfig
 from visual_search.common.errors import UserError
 from visual_search.contrastive import ContrastiveLoss
-from visual_search.datasets import LabelledImages, TrainingImages, check_some_exist
+from visual_search.data.augment import build_augmentation
+from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
+from visual_search.data.images import ImageItem
+from visual_search.data.samplers import TrainingBatches, image_loader
 from visual_search.dual_encoder import (
     ClipLearner,
     DualEncoder,
@@ -26,7 +29,6 @@ from visual_search.dual_encoder import (
     build_dual_encoder,
 )
 from visual_search.freezing import freeze_backbone
-from visual_search.images import ImageItem
 from visual_search.model import Architecture, build_embedder
 from visual_search.pair_batches import build_pair_batches
 from visual_search.pair_table import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
@@ -34,10 +36,8 @@ from visual_search.pair_validation import PairValidator
 from visual_search.phase import Batch, Phase
 from visual_search.projections import Sample, pca
 from visual_search.run_folder import RunFolder
-from visual_search.samplers import TrainingBatches, image_loader
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.text_towers import in_small_letters
-from visual_search.transforms import build_augmentation
 from visual_search.typed_queries import check_same
 
 MEASURED_IMAGES = 2048

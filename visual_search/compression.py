@@ -17,16 +17,16 @@ from visual_search.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.config_reader import read_config
-from visual_search.dev_tables import DevSet
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.factory import dev_set_of, training_images
+from visual_search.data.images import ImageItem
 from visual_search.embed import default_device
 from visual_search.embedded_dev_set import evaluate_embeddings
 from visual_search.evaluate import trimmed
 from visual_search.faiss_index import CODES, CodedGallery
 from visual_search.frozen import embedded
-from visual_search.images import ImageItem
 from visual_search.model import Embedder, rebuild_embedder
 from visual_search.necks import create_neck
-from visual_search.phase_data import dev_set_of, training_images
 from visual_search.projections import Sample, pca, start_neck
 from visual_search.rerank import Search
 from visual_search.store import Backbone, FeatureSource

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.deadline import Deadline, call_within
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.images import ImageItem, ImageProblem
 from visual_search.precision import InferencePlan, LoadRuntime, plan_inference
 from visual_search.rerank import Search, Step, apply_steps, describe_steps, rank
 from visual_search.search import top_k

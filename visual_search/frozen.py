@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from visual_search.common.errors import UserError
 from visual_search.config import PhaseConfig
-from visual_search.datasets import TrainingImages
-from visual_search.dev_tables import DevSet
+from visual_search.data.datasets import TrainingImages
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.images import ImageProblem
 from visual_search.embedded_dev_set import Evaluation, evaluate_embeddings
 from visual_search.evaluate import trimmed
-from visual_search.images import ImageProblem
 from visual_search.model import Architecture, Embedder
 from visual_search.store import Backbone, Features, FeatureSource
 
@@ -30,7 +30,7 @@ _NOTHING = "a grey image is used"
 class FrozenFeatures(Dataset):
     """Rows of features in place of photos; a photo that cannot be read has a stand-in.
 
-    It reads as :class:`visual_search.datasets.TrainingImages` does, a whole batch at once, which
+    It reads as :class:`visual_search.data.datasets.TrainingImages` does, a whole batch at once, which
     is what the loader asks for where there is `__getitems__`.
     """
 

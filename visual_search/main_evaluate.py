@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    from visual_search.dev_tables import DevSet
+    from visual_search.data.dev_sets import DevSet
     from visual_search.embedded_dev_set import EmbeddedDevSet
 
 DATA_FOLDER = Path("dataset/development_test_data")
@@ -236,7 +236,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _dev_set(options: argparse.Namespace) -> DevSet:
-    from visual_search.dev_tables import read_dev_set, read_dev_table
+    from visual_search.data.dev_sets import read_dev_set, read_dev_table
 
     if options.table:
         return read_dev_table(options.table, options.root, fold=options.fold)

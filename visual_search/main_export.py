@@ -40,11 +40,11 @@ def main() -> None:
     from visual_search.common.files import write_json, write_text
     from visual_search.common.processes import available_cores
     from visual_search.config_reader import read_config
+    from visual_search.data.factory import training_images
+    from visual_search.data.images import load_pixels
     from visual_search.export import DESCRIPTION_FILE, export_torchscript
-    from visual_search.images import load_pixels
     from visual_search.model import rebuild_embedder
     from visual_search.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
-    from visual_search.phase_data import training_images
     from visual_search.precision import converted, memory_format_of, precision_for
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)

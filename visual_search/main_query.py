@@ -62,7 +62,7 @@ def _find_photos(arguments: argparse.Namespace) -> None:
             print(f"  {hit.score:6.3f}  {hit.label}")
     if arguments.output:
         from visual_search.common.files import write_json
-        from visual_search.contact_sheet import write_contact_sheets
+        from visual_search.data.contact_sheet import write_contact_sheets
 
         rows = [
             {"query": query, "photos": [{"path": h.label, "score": h.score} for h in hits]}
@@ -83,7 +83,7 @@ def _name_photos(arguments: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"the image {missing[0]} does not exist")
 
-    from visual_search.images import ImageItem
+    from visual_search.data.images import ImageItem
     from visual_search.typed_queries import load_text_model, name_images
 
     items = [ImageItem(path) for path in arguments.photos]

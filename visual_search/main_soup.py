@@ -29,9 +29,9 @@ def main() -> None:
         raise UserError(f"{run.path} exists already; choose another --name")
 
     from visual_search.config_reader import read_config
+    from visual_search.data.factory import dev_files, dev_set_of
     from visual_search.embed import default_device
     from visual_search.embedded_dev_set import evaluate_on_dev_set
-    from visual_search.phase_data import dev_files, dev_set_of
 
     ingredients = load_ingredients(options.runs)
     first = next(iter(ingredients.values()))

@@ -2,7 +2,7 @@
 
 Two images of one group (the same product, the same content) are right for each other's queries:
 in one batch each would count as a wrong answer for the other. So they do not meet while there is
-anything else to put there. Cut and repeated as in :mod:`visual_search.samplers`.
+anything else to put there. Cut and repeated as in :mod:`visual_search.data.samplers`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from visual_search.clip_config import PairDataConfig
 from visual_search.common.errors import UserError
-from visual_search.samplers import Order, TrainingBatches, spread, systematic_draws
+from visual_search.data.samplers import Order, TrainingBatches, spread, systematic_draws
 
 
 class ShuffledPairs(Order):

@@ -21,7 +21,7 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
-    from visual_search.images import ImageItem
+    from visual_search.data.images import ImageItem
 
 TEXTS = pa.list_(pa.string())
 
@@ -104,13 +104,13 @@ class PairTable:
 
     def items(self) -> list[ImageItem]:
         """The images, to be embedded."""
-        from visual_search.images import ImageItem
+        from visual_search.data.images import ImageItem
 
         return [ImageItem(path) for path in self.paths]
 
     def take(self, indexes: np.ndarray | Sequence[int]) -> PairTable:
         """Some of the rows, in that order; groups keep their numbers."""
-        from visual_search.datasets import PathList
+        from visual_search.data.datasets import PathList
 
         rows = np.asarray(indexes, dtype=np.int64)
         columns: dict[str, Any] = {
@@ -195,7 +195,7 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
         UserError: when the file is no such table, a row has no query or not as many texts as
             queries, or there is no row of that split.
     """
-    from visual_search.datasets import PathList
+    from visual_search.data.datasets import PathList
 
     filters = None if split is None else pc.field("split") == split
     open_pairs(path)

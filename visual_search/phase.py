@@ -23,25 +23,25 @@ from visual_search.config import (
     PhaseConfig,
     TrainConfig,
 )
-from visual_search.datasets import TrainingImages
-from visual_search.dev_tables import DevSet
+from visual_search.data.augment import Mixer, build_augmentation
+from visual_search.data.datasets import TrainingImages
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
+from visual_search.data.leaks import warning
+from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.freezing import freeze_backbone
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead
-from visual_search.leak_record import warning
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
 from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.patches import resized_state
-from visual_search.phase_data import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.projections import Sample, start_neck
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
-from visual_search.samplers import TrainingBatches, build_batches, image_loader
-from visual_search.transforms import Mixer, build_augmentation
 from visual_search.validation import BestCheckpoint, Validator
 from visual_search.xbm import XbmLoss
 

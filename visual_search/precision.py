@@ -24,9 +24,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.processes import available_cores
+from visual_search.data.images import ImageItem, load_pixels
 from visual_search.deadline import call_within
 from visual_search.embed_settings import EmbedSettings
-from visual_search.images import ImageItem, load_pixels
 from visual_search.model import Embedder
 
 EmbedFn = Callable[[Tensor], Tensor]

@@ -15,9 +15,9 @@ from PIL import Image
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.common.page import Section, Tile, TileRow, data_uri, write_page
 from visual_search.common.processes import available_cores
-from visual_search.dev_tables import DevSet
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.images import ImageItem, UnreadableImage, read_photo
 from visual_search.embedded_dev_set import Evaluation
-from visual_search.images import ImageItem, UnreadableImage, read_photo
 
 if TYPE_CHECKING:
     from visual_search.task_scores import TaskScores

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from visual_search.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
-from visual_search.dev_tables import DevSet
+from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
+from visual_search.data.dev_sets import DevSet
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.evaluate import nearest_rows
 from visual_search.rerank import Step

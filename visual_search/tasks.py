@@ -16,8 +16,8 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config_reader import read_part
+from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
 from visual_search.dataset_config import DevSetConfig
-from visual_search.dev_tables import DevSet, read_dev_set, read_dev_table
 from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.evaluate import MAX_PREDICTIONS, nearest_rows
 from visual_search.metrics import Hits, global_average_precision, hits_of_ranks, per_query

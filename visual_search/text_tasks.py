@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from visual_search.checkpoint import knows_texts, load_checkpoint
-from visual_search.contact_sheet import (
+from visual_search.data.contact_sheet import (
     LETTERS_IN_A_LINE,
     MOST_IN_A_ROW,
     Cell,

@@ -56,9 +56,9 @@ class EmbedStage:
         return answers
 
     def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
+        from visual_search.data.images import ImageItem
         from visual_search.embed import embed_images
         from visual_search.embed_settings import EmbedSettings
-        from visual_search.images import ImageItem
         from visual_search.precision import plan_inference
 
         # Not "auto": a run that goes on after a kill has to embed as it did before.

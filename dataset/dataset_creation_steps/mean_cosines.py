@@ -24,7 +24,7 @@ from dataset.downloads import Download, Downloader, DownloadLimits
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 from visual_search.common.progress import progress_bar
-from visual_search.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
+from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 
 MEANS = pa.schema(
     [
@@ -213,7 +213,7 @@ def draw_around(
         download: limits; the photos are fetched for the occasion.
         size_hint: longest side to ask for, pixels.
         path: of the JPEG: green frames are kept, red ones are dropped; more pages where one is
-            too small, see :func:`visual_search.contact_sheet.write_contact_sheets`.
+            too small, see :func:`visual_search.data.contact_sheet.write_contact_sheets`.
     """
     values = means["mean_cosine"].to_numpy()
     order = np.argsort(values, kind="stable")

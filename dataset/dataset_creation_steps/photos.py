@@ -36,7 +36,7 @@ from dataset.dataset_creation_steps.snapshots import (
 from dataset.downloads import Download, Downloader, DownloadLimits
 from visual_search.common.files import written_atomically
 from visual_search.common.progress import progress_bar
-from visual_search.images import MAX_DECODED_PIXELS, UnreadableImage, decode_image
+from visual_search.data.images import MAX_DECODED_PIXELS, UnreadableImage, decode_image
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4

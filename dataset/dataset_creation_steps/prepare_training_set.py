@@ -136,7 +136,7 @@ def prepare_training_set(
     import pandas as pd
 
     from dataset.dataset_creation_steps.snapshots import row_count
-    from visual_search.leak_record import Side, record
+    from visual_search.data.leaks import Side, record
 
     row_count(table, ["image_path", "label", "mean_cosine"])
     tests = evaluation_tables(evaluation)
@@ -170,13 +170,13 @@ def leaked_images(
         images: with `image_path` and `label`.
         root: folder of the images.
         output: folder of the list of pairs.
-        tests: csv files; see :func:`visual_search.leaks.list_photos`.
+        tests: csv files; see :func:`visual_search.data.leaks.list_photos`.
         distance: bits in which the hashes of near-duplicates differ at most, 0..64.
 
     Returns:
         Their paths, relative to `root`.
     """
-    from visual_search.leaks import find_leaks, leak_table, list_photos
+    from visual_search.data.leaks import find_leaks, leak_table, list_photos
 
     found = []
     output.mkdir(parents=True, exist_ok=True)

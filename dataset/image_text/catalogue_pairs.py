@@ -91,8 +91,8 @@ def grocery_pairs(folder: Path) -> pa.Table:
 
 
 def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]:
+    from visual_search.data.tables import read_table
     from visual_search.pair_table import TEST, TRAIN
-    from visual_search.tables import read_table
 
     names = [f"name_{language}" for language in languages]
     products = read_table(folder / "products.csv", ["product_id", *names, "category", "class"])
@@ -128,8 +128,8 @@ def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]
 
 
 def _grocery_photos(folder: Path) -> Iterator[NamedPhoto]:
+    from visual_search.data.tables import read_table
     from visual_search.pair_table import TEST, TRAIN
-    from visual_search.tables import read_table
 
     columns = [
         "Class Name (str)",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from dataset.sources.base import DataSet, Files, read_json
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 
 class _Image(msgspec.Struct, gc=False):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
-from visual_search.images import Box
+from visual_search.data.dataset_info import InfoRow
+from visual_search.data.images import Box
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dataset.sources.base import DataSet, Files, box_of_corners, split_lines, whole_number
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dataset.sources.base import DataSet, Download, Files, pixels, split_lines, whole_number
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
-from visual_search.images import Box
+from visual_search.data.dataset_info import InfoRow
+from visual_search.data.images import Box
 
 LAST_TRAINING_CLASS = 100
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dataset.sources.base import DataSet, Download, Files
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 
 def read(files: Files) -> Iterator[InfoRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dataset.sources.base import DataSet, Files, csv_records
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 INDEX = "index_image_to_landmark.csv"
 SOLUTION = "retrieval_solution_v2.1.csv"

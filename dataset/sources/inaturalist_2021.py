@@ -9,7 +9,7 @@ import msgspec
 
 from dataset.sources.base import DataSet, Download, Files, read_json
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 BUCKET = "https://ml-inat-competition-datasets.s3.amazonaws.com/2021"
 

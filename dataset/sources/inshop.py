@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dataset.sources.base import DataSet, Files, box_of_corners, counted_lines
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import InfoRow
-from visual_search.images import Box
+from visual_search.data.dataset_info import InfoRow
+from visual_search.data.images import Box
 
 PARTITION = "image_name item_id evaluation_status"
 BOXES = "image_name clothes_type pose_type x_1 y_1 x_2 y_2"

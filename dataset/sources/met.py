@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from dataset.sources.base import DataSet, Download, Files, read_json
-from visual_search.dataset_info import InfoRow
+from visual_search.data.dataset_info import InfoRow
 
 PARTS = ("val", "test")
 MIRROR = "http://ptak.felk.cvut.cz/met/dataset"

@@ -11,8 +11,8 @@ from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of,
 from benchmarks.ranker_child import WAYS, Job
 from benchmarks.ranker_peers import write_job
 from tests.conftest import PROJECT
-from visual_search.dev_tables import DevSet, read_dev_set
-from visual_search.images import ImageItem
+from visual_search.data.dev_sets import DevSet, read_dev_set
+from visual_search.data.images import ImageItem
 
 
 def test_the_roofline_of_shared_cores_and_of_two_devices() -> None:

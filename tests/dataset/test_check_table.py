@@ -14,7 +14,7 @@ from dataset.sources import NAMES
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.tables import read_common_table
+from visual_search.data.tables import read_common_table
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from dataset.demo.builder.catalogue import (
 )
 from dataset.demo.builder.obj import read_model
 from dataset.demo.builder.views import View
-from visual_search.leak_record import Side, warning
+from visual_search.data.leaks import Side, warning
 
 DEMO = Path(build_demo.__file__).parent
 DEVELOPMENT = DEMO / "development_test_data"

@@ -12,7 +12,7 @@ from PIL import Image
 from dataset.filter_dataset_info import draw_groups, filter_table
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
-from visual_search.duplicates import find_removals
+from visual_search.data.duplicates import find_removals
 
 COLUMNS = ["file_name", "label", "width", "height", "is_test", "hash"]
 

@@ -15,22 +15,30 @@ import yaml
 from PIL import Image
 
 from tests.conftest import write_csv
-from visual_search import leaks as leaks_module
 from visual_search.checkpoint import save_checkpoint
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
+from visual_search.data import leaks as leaks_module
+from visual_search.data.factory import dev_sides, training_sides
+from visual_search.data.images import ImageItem, load_pixels
+from visual_search.data.leaks import (
+    Side,
+    find_leaks,
+    fingerprint,
+    list_photos,
+    record,
+    record_path,
+    unchecked,
+    warning,
+)
 from visual_search.dataset_config import (
     DatasetConfig,
     DevSetConfig,
     Product10KConfig,
     TableConfig,
 )
-from visual_search.images import ImageItem, load_pixels
-from visual_search.leak_record import Side, fingerprint, record, record_path, unchecked, warning
-from visual_search.leaks import find_leaks, list_photos
 from visual_search.main_arcface import main
 from visual_search.model import build_embedder
-from visual_search.phase_data import dev_sides, training_sides
 
 
 def scene(seed: int) -> Image.Image:

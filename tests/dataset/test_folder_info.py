@@ -15,7 +15,7 @@ from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.conftest import draw_product
 from visual_search.common.errors import UserError
-from visual_search.duplicates import hash_and_size
+from visual_search.data.duplicates import hash_and_size
 
 SCRIPT = "dataset/generate_dataset_info.py"
 TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")

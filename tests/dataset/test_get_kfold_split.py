@@ -11,7 +11,7 @@ from dataset import get_train_test_split
 from dataset.get_kfold_split import parse_arguments, write_folds
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
-from visual_search.datasets import read_training_table
+from visual_search.data.datasets import read_training_table
 
 HEADER = ["file_name", "label", "width", "height", "is_test"]
 

@@ -21,7 +21,7 @@ from dataset.sources.base import DataSet, Download
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.dataset_info import MOST_BROKEN_AT_THE_START
+from visual_search.data.dataset_info import MOST_BROKEN_AT_THE_START
 
 
 def archived(archive: Path, folder: Path, *names: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dataset.prepare_real_photos import GROCERY_TABLE, PRODUCTS_TABLE, halves, prepare
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
-from visual_search.dev_tables import read_dev_set, read_dev_table
+from visual_search.data.dev_sets import read_dev_set, read_dev_table
 
 
 @pytest.fixture

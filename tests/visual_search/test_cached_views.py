@@ -12,10 +12,10 @@ from PIL import Image
 
 from visual_search.cached_views import CachedViews, random_crop
 from visual_search.config import BackboneConfig
-from visual_search.datasets import LabelledImages, TrainingImages
-from visual_search.images import ImageItem, load_pixels
+from visual_search.data.augment import build_augmentation
+from visual_search.data.datasets import LabelledImages, TrainingImages
+from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model import build_embedder
-from visual_search.transforms import build_augmentation
 
 
 def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
-from visual_search.dev_tables import read_dev_set
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.data.images import load_pixels
 from visual_search.embedded_dev_set import evaluate_on_dev_set
 from visual_search.evaluate import fill_to_width
-from visual_search.images import load_pixels
 
 CPU = torch.device("cpu")
 

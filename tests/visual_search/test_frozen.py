@@ -17,7 +17,7 @@ from visual_search import frozen
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
-from visual_search.datasets import LabelledImages, TrainingImages
+from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.frozen import FrozenFeatures
 from visual_search.model import build_embedder
 from visual_search.phase import build_image_phase

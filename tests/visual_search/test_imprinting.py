@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from visual_search.config import BackboneConfig, MarginConfig, PhaseConfig
+from visual_search.data.augment import Mixer
+from visual_search.data.datasets import TrainingImages, read_product10k
+from visual_search.data.images import ImageItem, load_pixels
 from visual_search.dataset_config import DatasetConfig
-from visual_search.datasets import TrainingImages, read_product10k
 from visual_search.heads import MarginHead
-from visual_search.images import ImageItem, load_pixels
 from visual_search.learner import Learner, Objective
 from visual_search.model import build_embedder
 from visual_search.phase import ImagePhase
 from visual_search.sampled_classes import SampledMarginHead
-from visual_search.transforms import Mixer
 
 CPU = torch.device("cpu")
 

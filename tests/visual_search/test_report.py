@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visual_search.dev_tables import read_dev_set
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.data.images import ImageProblem
 from visual_search.embedded_dev_set import Evaluation
 from visual_search.evaluate import Ranking, fill_to_width
-from visual_search.images import ImageProblem
 from visual_search.metrics import average_precision
 from visual_search.report import write_report
 

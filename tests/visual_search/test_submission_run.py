@@ -15,7 +15,7 @@ from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.capacity import ImageCounts
 from visual_search.common.errors import UserError
-from visual_search.dev_tables import read_dev_set
+from visual_search.data.dev_sets import read_dev_set
 from visual_search.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
 from visual_search.submission_run import RealImages, Refused, Stage, staged
 from visual_search.submission_tree import SubmissionTree

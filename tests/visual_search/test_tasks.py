@@ -18,11 +18,11 @@ from visual_search import main_evaluate
 from visual_search.common.errors import UserError
 from visual_search.comparison import compare, most_changed, verdict
 from visual_search.config import BackboneConfig
-from visual_search.dev_tables import DevSet
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.images import ImageItem
 from visual_search.embed_settings import EmbedSettings
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.export import export_torchscript
-from visual_search.images import ImageItem
 from visual_search.model import build_embedder
 from visual_search.report import score_rows
 from visual_search.rerank import parse_steps

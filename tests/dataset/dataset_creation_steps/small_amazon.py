@@ -144,8 +144,8 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
 
 def _embedded(photos: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
     from visual_search.checkpoint import load_checkpoint
+    from visual_search.data.images import ImageItem
     from visual_search.embed import embed_images
-    from visual_search.images import ImageItem
     from visual_search.model import rebuild_embedder
 
     folder.mkdir(parents=True)

@@ -25,7 +25,7 @@ from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.common.errors import UserError
-from visual_search.contact_sheet import CAPTION, CELL, GAP
+from visual_search.data.contact_sheet import CAPTION, CELL, GAP
 
 
 def photos(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:

@@ -12,7 +12,7 @@ from dataset.archives import find_parts
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, pack, prepare_training_set
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.common.errors import UserError
-from visual_search.leak_record import Side, unchecked
+from visual_search.data.leaks import Side, unchecked
 
 
 def noise(seed: int) -> Image.Image:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
-from visual_search.images import Box, UnreadableImage, clip_box, decode_image
+from visual_search.data.images import Box, UnreadableImage, clip_box, decode_image
 
 DATASET_INFO = "dataset_info.csv"
 BROKEN_PHOTOS = "broken_photos.csv"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from visual_search import images
-from visual_search.images import (
+from visual_search.data import images
+from visual_search.data.images import (
     ImageItem,
     UnreadableImage,
     clip_box,

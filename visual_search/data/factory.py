@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from visual_search.class_choice import choose_classes
 from visual_search.common.errors import UserError
-from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
-from visual_search.datasets import (
+from visual_search.data.class_choice import choose_classes
+from visual_search.data.datasets import (
     LabelledImages,
     Source,
     combined,
@@ -15,8 +14,9 @@ from visual_search.datasets import (
     read_product10k,
     read_training_table,
 )
-from visual_search.dev_tables import DevSet, read_dev_set, read_dev_table
-from visual_search.leak_record import Side, product10k_folder
+from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
+from visual_search.data.leaks import Side, product10k_folder
+from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:

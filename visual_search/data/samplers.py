@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visual_search.common.errors import UserError
-from visual_search.datasets import LabelledImages
+from visual_search.data.datasets import LabelledImages
 
 
 class Order(ABC):

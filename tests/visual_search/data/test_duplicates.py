@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search import duplicates
-from visual_search.duplicates import (
+from visual_search.data import duplicates
+from visual_search.data.duplicates import (
     TooManyPairs,
     hash_and_size,
     hash_images,
@@ -20,7 +20,7 @@ from visual_search.duplicates import (
     pairs_between,
     pairs_within,
 )
-from visual_search.images import UnreadableImage, decode_image
+from visual_search.data.images import UnreadableImage, decode_image
 
 imagehash = pytest.importorskip("imagehash", reason="needs the extra [data]")
 pytest.importorskip("faiss", reason="needs the extra [data]")

@@ -11,7 +11,7 @@ import numpy as np
 from visual_search.common.errors import UserError
 
 if TYPE_CHECKING:
-    from visual_search.datasets import LabelledImages
+    from visual_search.data.datasets import LabelledImages
 
 
 def choose_classes(
@@ -24,7 +24,7 @@ def choose_classes(
     """A smaller training set, as the universal-embedding recipes draw it.
 
     Args:
-        images: of one source, or of several (:func:`visual_search.datasets.combined`).
+        images: of one source, or of several (:func:`visual_search.data.datasets.combined`).
         more_than: of each source, the number of images that a class needs more than.
         at_most: of each source, images of a class, drawn at random; 0 is all.
         max_classes: of all sources together, drawn at random, all alike; 0 is all.
@@ -67,7 +67,7 @@ def choose_classes(
 
 def _selected(images: LabelledImages, rows: np.ndarray, kept: np.ndarray) -> LabelledImages:
     # Not at the top: it brings torch, which the tools for tables can do without.
-    from visual_search.datasets import PathList
+    from visual_search.data.datasets import PathList
 
     number = np.cumsum(kept) - 1
     names = images.class_names

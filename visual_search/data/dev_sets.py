@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.datasets import check_some_exist
-from visual_search.images import Box, ImageItem
-from visual_search.tables import (
+from visual_search.data.datasets import check_some_exist
+from visual_search.data.images import Box, ImageItem
+from visual_search.data.tables import (
     boxes,
     check_boxes,
     image_items,
@@ -81,7 +81,7 @@ def read_dev_table(
     Either way, a photo that has none of its class to find is no query, unless `unmatched`.
 
     Args:
-        file: the table; see :func:`visual_search.datasets.read_training_table`.
+        file: the table; see :func:`visual_search.data.datasets.read_training_table`.
         root: folder that its paths are relative to; None is the file's own.
         fold: the fold that is held out of the training; -1 takes the rows that always test.
         all_rows: take those that train as well: of a data set that nothing trains on.

@@ -6,7 +6,14 @@ import numpy as np
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search.contact_sheet import CAPTION, CELL, GAP, Cell, caption_font, write_contact_sheets
+from visual_search.data.contact_sheet import (
+    CAPTION,
+    CELL,
+    GAP,
+    Cell,
+    caption_font,
+    write_contact_sheets,
+)
 
 
 def test_captions_have_letters_of_more_languages_than_one() -> None:

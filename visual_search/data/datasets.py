@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
-from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
-from visual_search.tables import (
+from visual_search.data.images import Box, ImageItem, UnreadableImage, read_photo
+from visual_search.data.tables import (
     boxes,
     image_names,
     integers,

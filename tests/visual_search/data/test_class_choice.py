@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.class_choice import choose_classes, drawn_classes, places_within
 from visual_search.common.errors import UserError
-from visual_search.datasets import LabelledImages, Source, combined
+from visual_search.data.class_choice import choose_classes, drawn_classes, places_within
+from visual_search.data.datasets import LabelledImages, Source, combined
 
 SEEDS = st.integers(0, 2**32 - 1)
 

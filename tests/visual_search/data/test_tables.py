@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
-from visual_search.tables import (
+from visual_search.data.tables import (
     boxes_of,
     check_boxes,
     image_items,

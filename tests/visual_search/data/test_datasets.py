@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
-from visual_search.datasets import (
+from visual_search.data.augment import build_augmentation
+from visual_search.data.datasets import (
     LabelledImages,
     PathList,
     Source,
@@ -22,7 +23,6 @@ from visual_search.datasets import (
     read_product10k,
     read_training_table,
 )
-from visual_search.transforms import build_augmentation
 
 
 def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.images import Box, ImageItem
+from visual_search.data.images import Box, ImageItem
 
 PATH_COLUMNS = ("file_name", "image_path", "img_path")
 LABELLED_PATH_COLUMNS = PATH_COLUMNS[:2]

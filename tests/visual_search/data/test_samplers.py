@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from visual_search.common.errors import UserError
-from visual_search.datasets import LabelledImages
-from visual_search.samplers import (
+from visual_search.data.datasets import LabelledImages
+from visual_search.data.samplers import (
     ORDERS,
     ClassGroups,
     Shuffle,

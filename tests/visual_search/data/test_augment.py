@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import draw_product
-from visual_search.transforms import AUGMENTATIONS, Mixer, blend, build_augmentation
+from visual_search.data.augment import AUGMENTATIONS, Mixer, blend, build_augmentation
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

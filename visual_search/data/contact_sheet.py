@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
-from visual_search.images import Box, ImageItem, UnreadableImage, read_photo
+from visual_search.data.images import Box, ImageItem, UnreadableImage, read_photo
 
 CELL, CAPTION, GAP = 150, 26, 4
 """Pixels: side of an image, height of the two lines below it, space between."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import PROJECT, draw_product
 from visual_search.common.errors import UserError
-from visual_search.dataset_info import (
+from visual_search.data.dataset_info import (
     CHUNK,
     MOST_BROKEN_AT_THE_START,
     BrokenPhotos,
@@ -26,7 +26,7 @@ from visual_search.dataset_info import (
     with_sizes,
     write_dataset_info,
 )
-from visual_search.images import UnreadableImage
+from visual_search.data.images import UnreadableImage
 
 
 def test_sizes_are_the_stored_ones_whatever_exif_says(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from visual_search.dataset_info import *\n"
+        "from visual_search.data.dataset_info import *\n"
         "folder, rows = Path(sys.argv[1]), int(sys.argv[2])\n"
         "names = (InfoRow('a.png', f'label{i:060d}') for i in range(rows))\n"
         "sized = with_sizes(names, folder, BrokenPhotos(), read=lambda path: (8, 8))\n"
