@@ -33,7 +33,7 @@ from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.evaluate import fill_to_width
 from visual_search.export import export_torchscript
 from visual_search.metrics import average_precision
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.search import top_k
 
 PROJECT = Path(__file__).resolve().parent.parent

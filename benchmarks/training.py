@@ -44,7 +44,7 @@ from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
 
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)

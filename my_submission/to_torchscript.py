@@ -62,8 +62,8 @@ def _arguments() -> argparse.Namespace:
 
 
 def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from visual_search.checkpoint import load_checkpoint
-    from visual_search.model import rebuild_embedder
+    from visual_search.model.checkpoint import load_checkpoint
+    from visual_search.model.embedder import rebuild_embedder
 
     checkpoint = load_checkpoint(source)
     print(f"exporting {checkpoint.path}", flush=True)
@@ -74,7 +74,7 @@ def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:
     from visual_search.config_reader import read_backbone
-    from visual_search.model import build_embedder
+    from visual_search.model.embedder import build_embedder
 
     backbone = read_backbone(source)
     print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)

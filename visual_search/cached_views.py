@@ -19,7 +19,7 @@ from visual_search.data.datasets import TrainingImages
 from visual_search.data.images import Box, ImageItem
 from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.model import Embedder
+from visual_search.model.embedder import Embedder
 from visual_search.store import (
     Features,
     model_folder,

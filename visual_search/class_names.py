@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.weights_files import PACKAGED_WEIGHTS, read_state_dict
+from visual_search.model.weights import PACKAGED_WEIGHTS, read_state_dict
 
 IMAGENET_CLASSES = 1000
 ENCODER_WIDTH = 512

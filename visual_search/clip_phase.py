@@ -28,13 +28,13 @@ from visual_search.dual_encoder import (
     TextArchitecture,
     build_dual_encoder,
 )
-from visual_search.freezing import freeze_backbone
-from visual_search.model import Architecture, build_embedder
+from visual_search.model.embedder import Architecture, build_embedder
+from visual_search.model.freezing import freeze_backbone
+from visual_search.model.projections import Sample, pca
 from visual_search.pair_batches import build_pair_batches
 from visual_search.pair_table import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.pair_validation import PairValidator
 from visual_search.phase import Batch, Phase
-from visual_search.projections import Sample, pca
 from visual_search.run_folder import RunFolder
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.text_towers import in_small_letters

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.config_reader import read_config
@@ -25,9 +24,9 @@ from visual_search.embedded_dev_set import evaluate_embeddings
 from visual_search.evaluate import trimmed
 from visual_search.faiss_index import CODES, CodedGallery
 from visual_search.frozen import embedded
-from visual_search.model import Embedder, rebuild_embedder
-from visual_search.necks import create_neck
-from visual_search.projections import Sample, pca, start_neck
+from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
+from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder
+from visual_search.model.projections import Sample, pca, start_neck
 from visual_search.rerank import Search
 from visual_search.store import Backbone, FeatureSource
 

@@ -17,8 +17,7 @@ from visual_search.class_names import ClassNames
 from visual_search.clip_config import ProjectionConfig, TextConfig
 from visual_search.common.errors import UserError
 from visual_search.contrastive import ContrastiveLoss
-from visual_search.model import Architecture, Embedder, rebuild_embedder
-from visual_search.necks import UnitLength
+from visual_search.model.embedder import Architecture, Embedder, UnitLength, rebuild_embedder
 from visual_search.text_towers import Standardised, TextTowers, create_text_towers
 
 TEXT_BATCH = 256

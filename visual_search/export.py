@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visual_search.checkpoint import (
+from visual_search.common.errors import UserError
+from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
+from visual_search.embed_settings import EmbedSettings
+from visual_search.model.checkpoint import (
     Checkpoint,
     describe_model,
     load_checkpoint,
@@ -21,10 +24,7 @@ from visual_search.checkpoint import (
     model_loader,
     read_description,
 )
-from visual_search.common.errors import UserError
-from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
-from visual_search.embed_settings import EmbedSettings
-from visual_search.model import Architecture, Embedder, rebuild_embedder
+from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 from visual_search.onnx import ONNX_FILE, load_onnx
 from visual_search.precision import MIN_COSINE, EmbedFn, LoadRuntime
 from visual_search.rerank import Step, parse_steps

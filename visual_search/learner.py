@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.heads import MarginHead
-from visual_search.model import Embedder
+from visual_search.model.embedder import Embedder
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from visual_search.checkpoint import describe_model, load_checkpoint
     from visual_search.common.files import write_json, write_text
     from visual_search.common.processes import available_cores
     from visual_search.config_reader import read_config
     from visual_search.data.factory import training_images
     from visual_search.data.images import load_pixels
     from visual_search.export import DESCRIPTION_FILE, export_torchscript
-    from visual_search.model import rebuild_embedder
+    from visual_search.model.checkpoint import describe_model, load_checkpoint
+    from visual_search.model.embedder import rebuild_embedder
     from visual_search.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
     from visual_search.precision import converted, memory_format_of, precision_for
 

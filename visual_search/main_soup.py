@@ -14,8 +14,8 @@ from visual_search.common.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from visual_search.checkpoint import Checkpoint
-    from visual_search.model import Embedder
+    from visual_search.model.checkpoint import Checkpoint
+    from visual_search.model.embedder import Embedder
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
         UserError: for fewer than two, one that is named twice, and one whose architecture
             differs from the first's.
     """
-    from visual_search.checkpoint import load_checkpoint
+    from visual_search.model.checkpoint import load_checkpoint
 
     found = {str(run): load_checkpoint(run) for run in runs}
     if len(found) < len(runs) or len(runs) < 2:
@@ -158,8 +158,8 @@ def write_soup(
         config: of that one, as YAML: what the soup's photos look like to the model.
         data: what it was scored on.
     """
-    from visual_search.checkpoint import save_checkpoint
     from visual_search.common.files import write_json, write_text
+    from visual_search.model.checkpoint import save_checkpoint
 
     facts: dict[str, Any] = {
         **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
@@ -190,7 +190,7 @@ def _average(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
 
 
 def _embedder(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Embedder:
-    from visual_search.model import rebuild_embedder
+    from visual_search.model.embedder import rebuild_embedder
 
     embedder = rebuild_embedder(checkpoint.architecture)
     embedder.load_state_dict(dict(state))

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.backbones import feature_width, read_state_dict
-from visual_search.checkpoint import load_checkpoint, plain_state
 from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
@@ -32,14 +30,16 @@ from visual_search.data.samplers import TrainingBatches, build_batches, image_lo
 from visual_search.distillation import EmbeddingDistillation
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.freezing import freeze_backbone
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
 from visual_search.losses import SoftTriple
-from visual_search.model import Architecture, Embedder, build_embedder, rebuild_embedder
-from visual_search.patches import resized_state
-from visual_search.projections import Sample, start_neck
+from visual_search.model.backbones import feature_width, read_state_dict
+from visual_search.model.checkpoint import load_checkpoint, plain_state
+from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
+from visual_search.model.freezing import freeze_backbone
+from visual_search.model.patches import resized_state
+from visual_search.model.projections import Sample, start_neck
 from visual_search.run_folder import RunFolder
 from visual_search.sampled_classes import SampledMarginHead
 from visual_search.validation import BestCheckpoint, Validator

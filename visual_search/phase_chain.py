@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from visual_search.checkpoint import fingerprint
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
+from visual_search.model.checkpoint import fingerprint
 from visual_search.run_folder import RunFolder, changed_keys
 
 COMMANDS = ("main_arcface", "main_clip")

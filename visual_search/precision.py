@@ -27,7 +27,7 @@ from visual_search.common.processes import available_cores
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.deadline import call_within
 from visual_search.embed_settings import EmbedSettings
-from visual_search.model import Embedder
+from visual_search.model.embedder import Embedder
 
 EmbedFn = Callable[[Tensor], Tensor]
 """uint8 pixels `(N, 3, H, W)` to unit vectors `(N, dimension)`."""

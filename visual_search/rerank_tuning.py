@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from visual_search.checkpoint import describe_model, read_description
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.embedded_dev_set import EmbeddedDevSet
 from visual_search.evaluate import MAX_PREDICTIONS
 from visual_search.metrics import average_precision
+from visual_search.model.checkpoint import describe_model, read_description
 from visual_search.reciprocal import KReciprocal
 from visual_search.report import markdown
 from visual_search.rerank import Step, describe_steps, format_steps, rank

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from visual_search.checkpoint import knows_texts, load_checkpoint
 from visual_search.data.contact_sheet import (
     LETTERS_IN_A_LINE,
     MOST_IN_A_ROW,
@@ -18,6 +17,7 @@ from visual_search.data.contact_sheet import (
 )
 from visual_search.evaluate import MAX_PREDICTIONS
 from visual_search.metrics import hits_among, per_query
+from visual_search.model.checkpoint import knows_texts, load_checkpoint
 from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.rerank import Step
 from visual_search.search import top_k

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from visual_search.clip_config import TextConfig
 from visual_search.common.errors import UserError
-from visual_search.weights_files import go_offline_without_network, load_file_weights
+from visual_search.model.weights import go_offline_without_network, load_file_weights
 
 MOST_REMEMBERED = 100_000
 """Texts whose frozen embeddings are kept in memory; 512 numbers each are 200 MB."""

@@ -27,14 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import WeightSoup
-from visual_search.checkpoint import fingerprint
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.common.trackers import start_trackers
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
-from visual_search.freezing import hold_frozen
+from visual_search.model.checkpoint import fingerprint
+from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
 from visual_search.run_folder import RunFolder

@@ -14,7 +14,7 @@ from daft import DataType, Series
 from dataset.dataset_creation_steps.photos import is_stopped
 
 if TYPE_CHECKING:
-    from visual_search.model import Embedder
+    from visual_search.model.embedder import Embedder
     from visual_search.precision import InferencePlan
 
 EMBED_BATCH = 64
@@ -98,8 +98,8 @@ def load_embedder(source: Path) -> tuple[Embedder, int]:
     """
     import torch
 
-    from visual_search.checkpoint import load_checkpoint
-    from visual_search.model import rebuild_embedder
+    from visual_search.model.checkpoint import load_checkpoint
+    from visual_search.model.embedder import rebuild_embedder
 
     checkpoint = load_checkpoint(source)
     embedder = rebuild_embedder(checkpoint.architecture)

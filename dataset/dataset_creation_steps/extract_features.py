@@ -125,7 +125,7 @@ def extract(
 
     Args:
         parquet: of step 1.
-        run: of the model, as :func:`visual_search.checkpoint.load_checkpoint` takes it.
+        run: of the model, as :func:`visual_search.model.checkpoint.load_checkpoint` takes it.
         download: limits.
         size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
         products: of one snapshot.
@@ -151,8 +151,8 @@ def extract(
         snapshot_files,
         write_pieces,
     )
-    from visual_search import checkpoint
     from visual_search.common.progress import progress_bar
+    from visual_search.model.embedder import checkpoint
 
     remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)

@@ -62,7 +62,7 @@ def build_pairs(config: PairsConfig) -> None:
         UserError: when a file is missing or a step has nothing left.
     """
     from dataset.dataset_creation_steps.prepare_training_set import evaluation_tables
-    from visual_search.checkpoint import load_checkpoint
+    from visual_search.model.checkpoint import load_checkpoint
 
     if not config.categories:
         raise UserError("categories is empty: name at least one")

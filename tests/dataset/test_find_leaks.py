@@ -15,7 +15,6 @@ import yaml
 from PIL import Image
 
 from tests.conftest import write_csv
-from visual_search.checkpoint import save_checkpoint
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data import leaks as leaks_module
@@ -38,7 +37,8 @@ from visual_search.dataset_config import (
     TableConfig,
 )
 from visual_search.main_arcface import main
-from visual_search.model import build_embedder
+from visual_search.model.checkpoint import save_checkpoint
+from visual_search.model.embedder import build_embedder
 
 
 def scene(seed: int) -> Image.Image:

@@ -15,10 +15,10 @@ from dataset import filter_dataset_info, find_leaks, generate_dataset_info, get_
 from tests.conftest import draw_product, write_csv
 from tests.visual_search.data.test_dev_sets import naive_scores
 from visual_search import main_arcface, main_evaluate
-from visual_search.checkpoint import load_checkpoint, plain_state
 from visual_search.common.errors import UserError
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.model import rebuild_embedder
+from visual_search.model.checkpoint import load_checkpoint, plain_state
+from visual_search.model.embedder import rebuild_embedder
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from torch import Tensor
 from my_submission import mcs_baseline_ranker
 from my_submission.mcs_baseline_ranker import MCS_BaseLine_Ranker
 from tests.conftest import draw_product, write_csv
-from visual_search.checkpoint import describe_model
 from visual_search.common.files import write_json
-from visual_search.model import Architecture
+from visual_search.model.checkpoint import describe_model
+from visual_search.model.embedder import Architecture
 from visual_search.vector_steps import Power
 
 SIDE = 64

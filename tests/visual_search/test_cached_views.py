@@ -15,7 +15,7 @@ from visual_search.config import BackboneConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 
 
 def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from visual_search.clip_phase import (
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.dual_encoder import DualEncoder, build_dual_encoder
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.text_towers import TextTower, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]

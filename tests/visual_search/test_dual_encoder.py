@@ -19,7 +19,7 @@ from visual_search.dual_encoder import (
     build_dual_encoder,
     create_projection,
 )
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
 

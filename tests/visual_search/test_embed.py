@@ -13,7 +13,7 @@ from visual_search.config import BackboneConfig
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.precision import EmbedFn, InferencePlan
 
 CPU = torch.device("cpu")

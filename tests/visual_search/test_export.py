@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from visual_search import export
-from visual_search.checkpoint import load_torchscript
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
@@ -18,7 +17,8 @@ from visual_search.export import (
     exported_runtime,
     load_exported,
 )
-from visual_search.model import Architecture, Embedder, build_embedder
+from visual_search.model.checkpoint import load_torchscript
+from visual_search.model.embedder import Architecture, Embedder, build_embedder
 
 CPU = torch.device("cpu")
 

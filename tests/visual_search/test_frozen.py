@@ -19,7 +19,7 @@ from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.frozen import FrozenFeatures
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
 from visual_search.run_folder import RunFolder
 from visual_search.store import Backbone, Features

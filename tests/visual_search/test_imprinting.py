@@ -12,7 +12,7 @@ from visual_search.data.images import ImageItem, load_pixels
 from visual_search.dataset_config import DatasetConfig
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
-from visual_search.model import build_embedder
+from visual_search.model.embedder import build_embedder
 from visual_search.phase import ImagePhase
 from visual_search.sampled_classes import SampledMarginHead
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tests.commands import inside
 from tests.conftest import PROJECT
-from visual_search.checkpoint import load_checkpoint
 from visual_search.main_arcface import main
+from visual_search.model.checkpoint import load_checkpoint
 
 
 def train(*arguments: str) -> subprocess.CompletedProcess[str]:

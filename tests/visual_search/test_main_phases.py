@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT
-from visual_search.checkpoint import fingerprint
+from visual_search.model.checkpoint import fingerprint
 
 
 def phases(*arguments: str) -> subprocess.CompletedProcess[str]:

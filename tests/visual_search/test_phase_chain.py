@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT
-from visual_search.checkpoint import describe_model, fingerprint
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.main_phases import resolved, resolved_pairs
-from visual_search.model import build_embedder
+from visual_search.model.checkpoint import describe_model, fingerprint
+from visual_search.model.embedder import build_embedder
 from visual_search.phase_chain import Chain, markdown, read_chain, run_chain
 
 # Writes what a finished run leaves; its "weights" are how many trainings there have been.

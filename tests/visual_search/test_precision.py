@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from tests.conftest import PROJECT, draw_product
 from visual_search import precision
-from visual_search.checkpoint import load_torchscript
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.images import ImageItem
 from visual_search.embed_settings import EmbedSettings
 from visual_search.export import export_torchscript
-from visual_search.model import Embedder, build_embedder
+from visual_search.model.checkpoint import load_torchscript
+from visual_search.model.embedder import Embedder, build_embedder
 from visual_search.precision import EmbedFn, converted, plan_inference
 
 BACKBONES = [

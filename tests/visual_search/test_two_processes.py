@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from tests.commands import alone, inside, side_by_side
-from visual_search.checkpoint import load_checkpoint
 from visual_search.main_arcface import main
-from visual_search.model import rebuild_embedder
+from visual_search.model.checkpoint import load_checkpoint
+from visual_search.model.embedder import rebuild_embedder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "arcface": {},

@@ -22,9 +22,9 @@ def jpeg(product: int, photo: int, side: int = 96) -> bytes:
 @pytest.fixture(scope="session")
 def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose cosines spread: random features, less their mean over drawn photos."""
-    from visual_search.checkpoint import save_checkpoint
     from visual_search.config import BackboneConfig, NeckConfig
-    from visual_search.model import build_embedder
+    from visual_search.model.checkpoint import save_checkpoint
+    from visual_search.model.embedder import build_embedder
 
     torch.manual_seed(0)
     embedder, architecture = build_embedder(

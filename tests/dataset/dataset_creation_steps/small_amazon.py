@@ -143,10 +143,10 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
 
 
 def _embedded(photos: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
-    from visual_search.checkpoint import load_checkpoint
     from visual_search.data.images import ImageItem
     from visual_search.embed import embed_images
-    from visual_search.model import rebuild_embedder
+    from visual_search.model.checkpoint import load_checkpoint
+    from visual_search.model.embedder import rebuild_embedder
 
     folder.mkdir(parents=True)
     checkpoint = load_checkpoint(run)

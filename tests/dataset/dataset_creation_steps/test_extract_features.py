@@ -20,8 +20,8 @@ from dataset.dataset_creation_steps.snapshots import (
 from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
-from visual_search.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.common.errors import UserError
+from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 
 LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
 PRODUCTS = 6

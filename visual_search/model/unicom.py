@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.pooling import pooled_tokens
-from visual_search.weights_files import load_file_weights
+from visual_search.model.pooling import pooled_tokens
+from visual_search.model.weights import load_file_weights
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Unicom(nn.Module):
 
 
 def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
-    """A UNICOM network and its input size; :mod:`visual_search.backbones` says the rest."""
+    """A UNICOM network and its input size; :mod:`visual_search.model.backbones` says the rest."""
     if model not in SIZES:
         raise UserError(f"unicom has no model {model!r}; it has {', '.join(SIZES)}")
     size = SIZES[model]

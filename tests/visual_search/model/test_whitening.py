@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.common.errors import UserError
-from visual_search.whitening import Whitening, fit_whitening
+from visual_search.model.projections import Whitening, fit_whitening
 
 
 def photos(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.backbones import checkpoint_gradients, create_backbone, feature_width
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
+from visual_search.model.backbones import checkpoint_gradients, create_backbone, feature_width
 
 TINY = "timm/test_efficientnet"
 

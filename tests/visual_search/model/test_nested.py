@@ -11,7 +11,7 @@ from torch import nn
 from visual_search.config import MarginConfig
 from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
-from visual_search.model import Embedder
+from visual_search.model.embedder import Embedder
 
 COUNTS = torch.tensor([3, 5, 2, 7])
 

@@ -7,10 +7,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from visual_search.backbones import create_backbone
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.patches import resized_positions, resized_state
+from visual_search.model.backbones import create_backbone
+from visual_search.model.patches import resized_positions, resized_state
 
 
 def test_positions_are_resampled_as_timm_does() -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from visual_search.config import BackboneConfig, NeckConfig
-from visual_search.model import SkipInit, build_embedder, rebuild_embedder
+from visual_search.model.embedder import SkipInit, build_embedder, rebuild_embedder
 
 
 def test_nothing_is_drawn_and_constants_are_set() -> None:

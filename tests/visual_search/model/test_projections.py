@@ -8,8 +8,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.necks import create_neck
-from visual_search.projections import PROJECTIONS, Sample, lda, pca, start_neck
+from visual_search.model.embedder import create_neck
+from visual_search.model.projections import PROJECTIONS, Sample, lda, pca, start_neck
 
 
 def sample(seed: int = 0, n: int = 200, width: int = 12, classes: int = 20) -> Sample:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search.backbones import create_backbone
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.pooling import GeM, MapPooling
+from visual_search.model.backbones import create_backbone
+from visual_search.model.pooling import GeM, MapPooling
 
 
 def test_gem_between_the_average_and_the_maximum() -> None:

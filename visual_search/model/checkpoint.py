@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, written_atomically
-from visual_search.model import Architecture
+from visual_search.model.embedder import Architecture
 
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""

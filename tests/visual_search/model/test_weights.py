@@ -10,11 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from visual_search.backbones import create_backbone
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.model import build_embedder
-from visual_search.weights_files import match_by_order, read_state_dict
+from visual_search.model.backbones import create_backbone
+from visual_search.model.embedder import build_embedder
+from visual_search.model.weights import match_by_order, read_state_dict
 
 TINY = "timm/test_efficientnet"
 
@@ -122,7 +122,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
 
 def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
     code = (
-        "from visual_search.backbones import create_backbone\n"
+        "from visual_search.model.backbones import create_backbone\n"
         "from visual_search.config import BackboneConfig\n"
         "from visual_search.common.errors import UserError\n"
         "try:\n"

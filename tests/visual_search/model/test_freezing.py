@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search.backbones import create_backbone
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.freezing import (
+from visual_search.model.backbones import create_backbone
+from visual_search.model.freezing import (
     freeze_stages,
     freeze_unused,
     hold_frozen,
     layer_depths,
     train_last_blocks,
 )
-from visual_search.unicom import Unicom, UnicomSize
+from visual_search.model.unicom import Unicom, UnicomSize
 
 
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "timm/test_vit", "timm/test_convnext"])

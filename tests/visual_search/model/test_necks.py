@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visual_search.common.errors import UserError
-from visual_search.necks import NECKS, create_neck
+from visual_search.model.embedder import NECKS, create_neck
 
 
 @pytest.mark.parametrize("kind", list(NECKS))

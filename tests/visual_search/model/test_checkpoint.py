@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from visual_search.checkpoint import (
+from visual_search.common.errors import UserError
+from visual_search.config import BackboneConfig
+from visual_search.export import export_torchscript
+from visual_search.model.checkpoint import (
     load_checkpoint,
     model_loader,
     read_description,
     save_checkpoint,
 )
-from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.export import export_torchscript
-from visual_search.model import Architecture, Embedder, build_embedder
+from visual_search.model.embedder import Architecture, Embedder, build_embedder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.patches import resized_state
+from visual_search.model.patches import resized_state
 
 HUB_ADVICE = (
     "Weights of a model hub need a network. Either run the same command once where there is one "

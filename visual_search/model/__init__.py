@@ -1,0 +1,1 @@
+"""From pixels to embeddings: backbones, pooling, projections, and their weights on disk."""
