@@ -29,11 +29,10 @@ from benchmarks.harness import (
 )
 from visual_search.common.errors import exit_with_sentence
 from visual_search.config import MarginConfig
-from visual_search.heads import MarginHead
-from visual_search.losses import Samples
-from visual_search.row_optim import RowSGD
-from visual_search.sampled_classes import SampledMarginHead
-from visual_search.xbm import XbmLoss
+from visual_search.losses.margin_head import MarginHead
+from visual_search.losses.pairs import Samples
+from visual_search.losses.partial_fc import RowSGD, SampledMarginHead
+from visual_search.losses.xbm import XbmLoss
 
 PEER = "pytorch-metric-learning"
 SCALE, MARGIN = 30.0, 0.5

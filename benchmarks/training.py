@@ -42,8 +42,8 @@ from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
+from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import build_embedder
 from visual_search.optim import build_optimizer, parameter_groups
 

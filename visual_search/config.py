@@ -71,7 +71,7 @@ class MarginConfig:
     """The classification head: a softmax whose target has to win by a margin.
 
     Args:
-        name: of the margin; the formulas are in visual_search/margins.py.
+        name: of the margin; the formulas are in visual_search/losses/margins.py.
         weight: of the head's loss; 0 leaves it to the pair losses, without a head.
         centers: sub-centres of each class; 1 is the plain form.
         scale: s, the radius of the sphere the logits live on; 0 is sqrt(2) * ln(classes - 1).

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.distillation import EmbeddingDistillation
-from visual_search.heads import MarginHead
+from visual_search.losses.distillation import EmbeddingDistillation
+from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import Embedder
 
 

@@ -27,13 +27,15 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.leaks import warning
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
-from visual_search.distillation import EmbeddingDistillation
 from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
-from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
-from visual_search.losses import SoftTriple
+from visual_search.losses.distillation import EmbeddingDistillation
+from visual_search.losses.margin_head import MarginHead
+from visual_search.losses.pairs import SoftTriple
+from visual_search.losses.partial_fc import SampledMarginHead
+from visual_search.losses.xbm import XbmLoss
 from visual_search.model.backbones import feature_width, read_state_dict
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
@@ -41,9 +43,7 @@ from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, start_neck
 from visual_search.run_folder import RunFolder
-from visual_search.sampled_classes import SampledMarginHead
 from visual_search.validation import BestCheckpoint, Validator
-from visual_search.xbm import XbmLoss
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,

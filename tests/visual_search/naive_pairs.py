@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visual_search.losses import Samples
+from visual_search.losses.pairs import Samples
 
 
 def contrastive(positives: list[Tensor], negatives: list[Tensor], threshold: float = 0.5) -> Tensor:

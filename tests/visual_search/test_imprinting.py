@@ -10,11 +10,11 @@ from visual_search.data.augment import Mixer
 from visual_search.data.datasets import TrainingImages, read_product10k
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.dataset_config import DatasetConfig
-from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
+from visual_search.losses.margin_head import MarginHead
+from visual_search.losses.partial_fc import SampledMarginHead
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import ImagePhase
-from visual_search.sampled_classes import SampledMarginHead
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.conftest import PROJECT
 from visual_search.common.processes import gather_constant, gather_rows
-from visual_search.xbm import XbmLoss
+from visual_search.losses.xbm import XbmLoss
 
 CHILD = """
 import sys

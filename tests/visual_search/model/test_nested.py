@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from visual_search.config import MarginConfig
-from visual_search.heads import MarginHead
 from visual_search.learner import Learner, Objective
+from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import Embedder
 
 COUNTS = torch.tensor([3, 5, 2, 7])

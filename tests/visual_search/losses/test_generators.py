@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from visual_search.heads import generator_of
+from visual_search.losses.margin_head import generator_of
 
 
 def test_same_numbers_same_draws_and_no_others() -> None:

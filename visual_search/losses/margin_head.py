@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 from visual_search.common.processes import gather_constant
 from visual_search.config import MarginConfig, OptimConfig
-from visual_search.margin_softmax import (
+from visual_search.losses.margin_softmax import (
     MarginLogits,
     Similarities,
     Target,
     margin_softmax,
     similarities,
 )
-from visual_search.margins import MarginSchedule
+from visual_search.losses.margins import MarginSchedule
 
 if TYPE_CHECKING:
-    from visual_search.row_optim import RowOptimizer
+    from visual_search.losses.partial_fc import RowOptimizer
 
 # Classes whose first centres come from one generator, so that any run of classes can be made
 # without those before it.
@@ -81,7 +81,7 @@ def focal(losses: Tensor, gamma: float) -> Tensor:
 
 
 class MarginHead(nn.Module):
-    """Sub-centre softmax with any margin of :data:`visual_search.margins.MARGINS`.
+    """Sub-centre softmax with any margin of :data:`visual_search.losses.margins.MARGINS`.
 
     The similarity to a class is that to the nearest of its centres: Deng et al., "Sub-center
     ArcFace" (ECCV 2020), equation 3.

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search import margin_softmax
-from visual_search.margin_softmax import Similarities, similarities, similarity_gradients
+from visual_search.losses.margin_softmax import Similarities, similarities, similarity_gradients
+from visual_search.losses.pairs import margin_softmax
 
 
 def gradients(

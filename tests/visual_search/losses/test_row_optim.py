@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, RowTable
+from visual_search.losses.partial_fc import RowAdamW, RowOptimizer, RowSGD, RowTable
 
 ROWS, WIDTH = 5000, 4
 MAKERS: dict[str, tuple[Callable[..., RowOptimizer], Any, dict[str, Any]]] = {

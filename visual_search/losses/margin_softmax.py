@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from visual_search.margins import curricular_negatives
+from visual_search.losses.margins import curricular_negatives
 
 # A block of centres of this many bytes stays in the cache between its uses, and is large enough
 # for threads to be worth waking; on a GPU, launching few kernels matters more.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.heads import MarginHead, focal, initial_centers
-from visual_search.margins import MARGINS
+from visual_search.losses.margin_head import MarginHead, focal, initial_centers
+from visual_search.losses.margins import MARGINS
 
 CLASSES, DIMENSION, ROWS = 13, 9, 6
 M = 0.4

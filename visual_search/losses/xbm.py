@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.processes import gather_constant, gather_rows
-from visual_search.losses import PAIR_LOSSES, Samples, pair_loss
+from visual_search.losses.pairs import PAIR_LOSSES, Samples, pair_loss
 
 
 class CrossBatchMemory(nn.Module):
@@ -102,7 +102,7 @@ class XbmLoss(nn.Module):
         Args:
             size: embeddings remembered; 0 leaves L(batch, batch).
             dimension: width of the embeddings.
-            loss: a key of :data:`visual_search.losses.PAIR_LOSSES`.
+            loss: a key of :data:`visual_search.losses.pairs.PAIR_LOSSES`.
             weight: of the memory's part.
             start_step: calls in training mode after which the memory's part counts. It is
                 filled from the first: the paper starts it after 1,000, when drift is slow.

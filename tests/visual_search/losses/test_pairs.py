@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.visual_search.naive_pairs import naive_pair_loss
-from visual_search.losses import (
+from visual_search.losses.pairs import (
     PAIR_LOSSES,
     Contrastive,
     MultiSimilarity,

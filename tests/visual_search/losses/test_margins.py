@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from visual_search.margins import (
+from visual_search.losses.margins import (
     MARGINS,
     adaface,
     arcface,

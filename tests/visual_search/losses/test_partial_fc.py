@@ -10,10 +10,16 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.heads import MarginHead
-from visual_search.margins import MARGINS
-from visual_search.row_optim import RowAdamW, RowOptimizer, RowSGD, collect_shards
-from visual_search.sampled_classes import SampledMarginHead, sampled_classes
+from visual_search.losses.margin_head import MarginHead
+from visual_search.losses.margins import MARGINS
+from visual_search.losses.partial_fc import (
+    RowAdamW,
+    RowOptimizer,
+    RowSGD,
+    SampledMarginHead,
+    collect_shards,
+    sampled_classes,
+)
 
 CLASSES, DIMENSION, ROWS = 41, 8, 6
 

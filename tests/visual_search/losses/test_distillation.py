@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.common.errors import UserError
-from visual_search.distillation import DISTILLATIONS, EmbeddingDistillation
+from visual_search.losses.distillation import DISTILLATIONS, EmbeddingDistillation
 
 STUDENT = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 TEACHER = torch.tensor([[0.6, 0.8], [0.0, 1.0]])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from tests.visual_search.naive_pairs import naive_pair_loss
 from visual_search.common.errors import UserError
-from visual_search.losses import PAIR_LOSSES, Samples
-from visual_search.xbm import CrossBatchMemory, XbmLoss
+from visual_search.losses.pairs import PAIR_LOSSES, Samples
+from visual_search.losses.xbm import CrossBatchMemory, XbmLoss
 
 
 def batch_of(step: int, size: int = 4, classes: int = 3, dimension: int = 5) -> Samples:

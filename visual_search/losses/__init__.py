@@ -1,0 +1,1 @@
+"""What training minimises: margin softmax, losses over pairs, cross-batch memory, distillation."""
