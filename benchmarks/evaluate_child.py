@@ -21,8 +21,8 @@ DEPTH = 1000
 
 def ours(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:
     """Every metric of the kit."""
-    from visual_search.evaluate import nearest_rows
     from visual_search.metrics import hits_of_ranks, per_query
+    from visual_search.ranking.rank import nearest_rows
 
     everyone = np.arange(len(labels))
     ranks = nearest_rows(embeddings, embeddings, own=everyone, width=DEPTH)

@@ -30,11 +30,11 @@ from benchmarks.ranker_peers import PACKAGES, run_way, write_job
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.evaluate import fill_to_width
-from visual_search.export import export_torchscript
 from visual_search.metrics import average_precision
 from visual_search.model.embedder import build_embedder
-from visual_search.search import top_k
+from visual_search.ranking.export import export_torchscript
+from visual_search.ranking.rank import fill_to_width
+from visual_search.ranking.search import top_k
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEMO = PROJECT / "dataset" / "demo" / "development_test_data"

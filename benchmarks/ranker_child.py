@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.embed import embed_images
-from visual_search.export import load_exported
-from visual_search.precision import InferencePlan, call_on, plan_inference
+from visual_search.ranking.embed import embed_images
+from visual_search.ranking.export import load_exported
+from visual_search.ranking.precision import InferencePlan, call_on, plan_inference
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def seeds_way(job: Job) -> Embedded:
 
 
 def our_way(job: Job) -> Embedded:
-    """:func:`visual_search.embed.embed_images`, with the making of its plan in the time."""
+    """:func:`visual_search.ranking.embed.embed_images`, with the making of its plan in the time."""
     model, _ = load_exported(job.weights, job.device)
     started = time.perf_counter()
     plan = plan_inference(model, job.photos, job.size, device=job.device)
     answer = embed_images(plan, job.photos, job.size, device=job.device, progress=False)
     embedded = time.perf_counter()
-    from visual_search.search import top_k
+    from visual_search.ranking.search import top_k
 
     top_k(answer.matrix[job.n_gallery :], answer.matrix[: job.n_gallery], 1000)
     return answer.matrix.numpy(), {

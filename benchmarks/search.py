@@ -27,7 +27,7 @@ from benchmarks.harness import (
     report,
 )
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
+from visual_search.ranking.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
 
 K = 1000
 # Rows of queries that peers without blocks of their own are given at once, or they would hold

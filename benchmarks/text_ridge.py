@@ -33,7 +33,6 @@ from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_views import kept_features
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.comparison import mean_interval
-from visual_search.embed import default_device
 from visual_search.pair_table import (
     TEST,
     TRAIN,
@@ -44,6 +43,7 @@ from visual_search.pair_table import (
     write_pairs,
 )
 from visual_search.phase_chain import read_chain
+from visual_search.ranking.embed import default_device
 from visual_search.text_retrieval import (
     RECALLS,
     BothWays,

@@ -68,9 +68,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def cosines_by(model: Path) -> Cosines:
     """Compare whole photos by the embeddings of a model; each photo is embedded once."""
     from visual_search.data.images import ImageItem
-    from visual_search.embed import default_device, embed_images
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
+    from visual_search.ranking.embed import default_device, embed_images
 
     found = load_checkpoint(model)
     device = default_device()

@@ -13,16 +13,16 @@ import numpy as np
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.data.tables import image_items, read_gallery, read_queries
-from visual_search.deadline import NOT_EMBEDDED, Deadline, degradations, listed
-from visual_search.embed import default_device
 from visual_search.embed_settings import EmbedSettings
-from visual_search.evaluate import MAX_PREDICTIONS, Ranking, rank_gallery
-from visual_search.export import (
+from visual_search.ranking.deadline import NOT_EMBEDDED, Deadline, degradations, listed
+from visual_search.ranking.embed import default_device
+from visual_search.ranking.export import (
     embedding_settings,
     exported_runtime,
     exported_steps,
     load_exported,
 )
+from visual_search.ranking.rank import MAX_PREDICTIONS, Ranking, rank_gallery
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
@@ -87,7 +87,7 @@ class MCS_BaseLine_Ranker:
         Returns:
             `(n_queries, 1000)`, int64, unique gallery row indexes, best first. Behind a gallery
             of fewer images follow indexes that name none, see
-            :func:`visual_search.evaluate.fill_to_width`.
+            :func:`visual_search.ranking.rank.fill_to_width`.
 
         Raises:
             NameError: what the evaluator shows in its log: a backend set by hand that fails.

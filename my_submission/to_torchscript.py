@@ -17,7 +17,7 @@ def main() -> None:
     """Export a run's best model, or a pretrained backbone as it comes."""
     arguments = _arguments()
 
-    from visual_search.export import export_torchscript
+    from visual_search.ranking.export import export_torchscript
 
     source: Path = arguments.model
     if source.suffix in (".yml", ".yaml"):

@@ -81,8 +81,8 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from visual_search.config import BackboneConfig
-    from visual_search.export import export_torchscript
     from visual_search.model.embedder import build_embedder
+    from visual_search.ranking.export import export_torchscript
 
     torch.manual_seed(0)
     embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)

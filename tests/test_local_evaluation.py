@@ -13,8 +13,8 @@ from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
 from visual_search.common.errors import exit_with_sentence
 from visual_search.config import BackboneConfig
-from visual_search.export import export_torchscript
 from visual_search.model.embedder import build_embedder
+from visual_search.ranking.export import export_torchscript
 
 
 def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -121,7 +121,7 @@ def test_the_ranker_needs_only_what_the_evaluator_installs(project: Path) -> Non
         "for name in ('accelerate', 'jsonargparse', 'matplotlib', 'jinja2', 'open_clip'):\n"
         "    sys.modules[name] = None\n"
         "import my_submission.user_config\n"
-        "import visual_search.export\n"
+        "import visual_search.ranking.export\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=120)
 

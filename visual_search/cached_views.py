@@ -17,9 +17,9 @@ from torch import Tensor
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.images import Box, ImageItem
-from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.model.embedder import Embedder
+from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.store import (
     Features,
     model_folder,

@@ -19,15 +19,15 @@ from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
-from visual_search.embed import default_device
 from visual_search.embedded_dev_set import evaluate_embeddings
-from visual_search.evaluate import trimmed
-from visual_search.faiss_index import CODES, CodedGallery
 from visual_search.frozen import embedded
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder
 from visual_search.model.projections import Sample, pca, start_neck
-from visual_search.rerank import Search
+from visual_search.ranking.embed import default_device
+from visual_search.ranking.faiss_index import CODES, CodedGallery
+from visual_search.ranking.rank import trimmed
+from visual_search.ranking.rerank import Search
 from visual_search.store import Backbone, FeatureSource
 
 TRAINING, GALLERY, QUERIES = "training images", "gallery images", "query images"

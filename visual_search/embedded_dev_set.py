@@ -14,13 +14,13 @@ from torch import Tensor
 
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
-from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.evaluate import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
-from visual_search.export import load_model
 from visual_search.metrics import average_precision
 from visual_search.model.checkpoint import Checkpoint, fingerprint, load_checkpoint
-from visual_search.rerank import Search, Step
+from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.export import load_model
+from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
+from visual_search.ranking.rerank import Search, Step
 from visual_search.store import model_folder, stored_features
 
 

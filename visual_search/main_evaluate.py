@@ -253,8 +253,8 @@ def _embedded(options: argparse.Namespace, dev_set: DevSet) -> EmbeddedDevSet:
 
 def _score(options: argparse.Namespace) -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
-    from visual_search.export import exported_steps
-    from visual_search.rerank import format_steps
+    from visual_search.ranking.export import exported_steps
+    from visual_search.ranking.rerank import format_steps
 
     model = _embedded(options, _dev_set(options))
     steps = exported_steps(model.description.parent)
@@ -262,7 +262,7 @@ def _score(options: argparse.Namespace) -> None:
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {format_steps(steps)}")
     if options.index == "faiss":
-        from visual_search.faiss_index import faiss_search
+        from visual_search.ranking.faiss_index import faiss_search
 
         print(
             f"mAP {model.score((), faiss_search).mean():.4f}  {format_steps(())} by the faiss index"

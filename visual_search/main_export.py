@@ -11,7 +11,7 @@ from visual_search.common.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from visual_search.onnx import Measured
+    from visual_search.ranking.onnx import Measured
 
 FORMATS = ("onnx-fp32", "onnx-fp16")
 # Of earlier versions.
@@ -41,11 +41,11 @@ def main() -> None:
     from visual_search.config_reader import read_config
     from visual_search.data.factory import training_images
     from visual_search.data.images import load_pixels
-    from visual_search.export import DESCRIPTION_FILE, export_torchscript
     from visual_search.model.checkpoint import describe_model, load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
-    from visual_search.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
-    from visual_search.precision import converted, memory_format_of, precision_for
+    from visual_search.ranking.export import DESCRIPTION_FILE, export_torchscript
+    from visual_search.ranking.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
+    from visual_search.ranking.precision import converted, memory_format_of, precision_for
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)
     architecture, facts, output = checkpoint.architecture, dict(checkpoint.facts), options.output

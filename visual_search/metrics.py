@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.evaluate import MAX_PREDICTIONS
+from visual_search.ranking.rank import MAX_PREDICTIONS
 
 RECALLS = (1, 5, 10, 100)
 PRECISION_WIDTH = 5
@@ -42,7 +42,7 @@ def hits_of_ranks(
         gallery: `(n_gallery,)`, the label of each gallery image.
         queries: `(n_queries,)`, the label of each query.
         own: `(n_queries,)`, where the queries are images of the gallery, the row of each, which
-            `ranks` must not name (:func:`visual_search.evaluate.without_own`).
+            `ranks` must not name (:func:`visual_search.ranking.rank.without_own`).
 
     Raises:
         ValueError: when the shapes do not fit together, or a query is ranked for itself.

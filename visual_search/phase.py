@@ -27,7 +27,6 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.leaks import warning
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
-from visual_search.embed import embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.learner import Learner, Objective
@@ -42,6 +41,7 @@ from visual_search.model.embedder import Architecture, Embedder, build_embedder,
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, start_neck
+from visual_search.ranking.embed import embed_images
 from visual_search.run_folder import RunFolder
 from visual_search.validation import BestCheckpoint, Validator
 

@@ -19,13 +19,10 @@ from torch import Tensor
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.embedded_dev_set import EmbeddedDevSet
-from visual_search.evaluate import MAX_PREDICTIONS
 from visual_search.metrics import average_precision
 from visual_search.model.checkpoint import describe_model, read_description
-from visual_search.reciprocal import KReciprocal
-from visual_search.report import markdown
-from visual_search.rerank import Step, describe_steps, format_steps, rank
-from visual_search.vector_steps import (
+from visual_search.ranking.k_reciprocal import KReciprocal
+from visual_search.ranking.postprocess import (
     PCA,
     Center,
     DatabaseAugmentation,
@@ -35,6 +32,9 @@ from visual_search.vector_steps import (
     TwoPassExpansion,
     ZScore,
 )
+from visual_search.ranking.rank import MAX_PREDICTIONS
+from visual_search.ranking.rerank import Step, describe_steps, format_steps, rank
+from visual_search.report import markdown
 
 Steps = tuple[Step, ...]
 Slots = tuple[Step | None, ...]

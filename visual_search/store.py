@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from visual_search.common.files import written_atomically
 from visual_search.data.images import PIXELS_VERSION, ImageItem, ImageProblem
-from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.model.embedder import Architecture, Embedder
+from visual_search.ranking.embed import Embeddings, embed_images
 
 # Images a file: what a killed job loses at the most, some minutes on a CPU.
 PIECE = 4096

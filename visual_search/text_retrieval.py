@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from visual_search.evaluate import MAX_PREDICTIONS
 from visual_search.metrics import average_precision_at_1000, hits_among
 from visual_search.pair_table import PairTable
-from visual_search.search import top_k
+from visual_search.ranking.rank import MAX_PREDICTIONS
+from visual_search.ranking.search import top_k
 
 RECALLS = (1, 5, 10)
 """Ranks of the recalls that are reported."""

@@ -15,12 +15,12 @@ from visual_search.data.contact_sheet import (
     Cell,
     write_contact_sheets,
 )
-from visual_search.evaluate import MAX_PREDICTIONS
 from visual_search.metrics import hits_among, per_query
 from visual_search.model.checkpoint import knows_texts, load_checkpoint
 from visual_search.pair_table import PairTable, in_language, read_pairs
-from visual_search.rerank import Step
-from visual_search.search import top_k
+from visual_search.ranking.rank import MAX_PREDICTIONS
+from visual_search.ranking.rerank import Step
+from visual_search.ranking.search import top_k
 from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
 from visual_search.task_scores import TaskScores
 from visual_search.tasks import TASK_KINDS, Task, TaskConfig

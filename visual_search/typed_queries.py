@@ -21,12 +21,12 @@ from visual_search.data.contact_sheet import Cell
 from visual_search.data.images import SUFFIXES, ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
-from visual_search.embed import Embeddings, default_device, embed_images
 from visual_search.embed_settings import EmbedSettings
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.pair_table import TEST, read_pairs
-from visual_search.search import top_k
+from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.search import top_k
 from visual_search.store import model_folder, stored_features, weights_fingerprint
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {

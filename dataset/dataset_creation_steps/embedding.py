@@ -15,7 +15,7 @@ from dataset.dataset_creation_steps.photos import is_stopped
 
 if TYPE_CHECKING:
     from visual_search.model.embedder import Embedder
-    from visual_search.precision import InferencePlan
+    from visual_search.ranking.precision import InferencePlan
 
 EMBED_BATCH = 64
 
@@ -28,7 +28,7 @@ class EmbedStage:
         Args:
             run: of the model; see :func:`load_embedder`.
         """
-        from visual_search.embed import default_device
+        from visual_search.ranking.embed import default_device
 
         # The engine calls from several threads; the model has all cores for one batch at a time.
         self.lock = threading.Lock()
@@ -57,9 +57,9 @@ class EmbedStage:
 
     def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
         from visual_search.data.images import ImageItem
-        from visual_search.embed import embed_images
         from visual_search.embed_settings import EmbedSettings
-        from visual_search.precision import plan_inference
+        from visual_search.ranking.embed import embed_images
+        from visual_search.ranking.precision import plan_inference
 
         # Not "auto": a run that goes on after a kill has to embed as it did before.
         settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")

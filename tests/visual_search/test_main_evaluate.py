@@ -17,10 +17,10 @@ from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
 from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
-from visual_search.export import export_torchscript, exported_steps
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.model.embedder import build_embedder
-from visual_search.rerank import describe_steps, parse_steps, rank
+from visual_search.ranking.export import export_torchscript, exported_steps
+from visual_search.ranking.rerank import describe_steps, parse_steps, rank
 from visual_search.rerank_tuning import tune
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from visual_search import rerank_tuning
 from visual_search.metrics import mean_average_precision
-from visual_search.rerank import rank
+from visual_search.ranking.postprocess import Center
+from visual_search.ranking.rerank import rank
 from visual_search.rerank_tuning import RECIPES, choose, halves, steps_of, trials
-from visual_search.vector_steps import Center
 
 
 @pytest.fixture

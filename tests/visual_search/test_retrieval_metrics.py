@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from visual_search.evaluate import nearest_rows
 from visual_search.metrics import (
     METRICS,
     Hits,
@@ -17,6 +16,7 @@ from visual_search.metrics import (
     hits_of_ranks,
     per_query,
 )
+from visual_search.ranking.rank import nearest_rows
 
 
 def test_hand_worked_case() -> None:

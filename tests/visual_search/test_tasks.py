@@ -22,10 +22,10 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.embed_settings import EmbedSettings
 from visual_search.embedded_dev_set import EmbeddedDevSet
-from visual_search.export import export_torchscript
 from visual_search.model.embedder import build_embedder
+from visual_search.ranking.export import export_torchscript
+from visual_search.ranking.rerank import parse_steps
 from visual_search.report import score_rows
-from visual_search.rerank import parse_steps
 from visual_search.task_run import name_of_run
 from visual_search.task_scores import over_tasks
 from visual_search.tasks import ImageTask, TaskConfig, read_task, read_tasks, what_is_missing

@@ -144,9 +144,9 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
 
 def _embedded(photos: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
     from visual_search.data.images import ImageItem
-    from visual_search.embed import embed_images
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
+    from visual_search.ranking.embed import embed_images
 
     folder.mkdir(parents=True)
     checkpoint = load_checkpoint(run)

@@ -17,8 +17,8 @@ from visual_search.data.datasets import read_training_table
 from visual_search.data.dev_sets import DevSet, read_dev_table
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.embedded_dev_set import evaluate_on_dev_set
-from visual_search.evaluate import without_own
 from visual_search.metrics import average_precision
+from visual_search.ranking.rank import without_own
 from visual_search.report import write_report
 
 CPU = torch.device("cpu")
@@ -182,7 +182,7 @@ def test_any_classes_and_any_ties_score_as_the_loop_says(
         return vectors[pixels[:, 0, 0, 0].long()]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visual_search.embed.load_pixels", numbered)
+        patch.setattr("visual_search.ranking.embed.load_pixels", numbered)
         answer = evaluate_on_dev_set(model, dev_set, 1, device=CPU, progress=False)
     assert answer.average_precisions.tolist() == list(expected.values())
 

@@ -8,7 +8,6 @@ import torch
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.export import export_torchscript
 from visual_search.model.checkpoint import (
     load_checkpoint,
     model_loader,
@@ -16,6 +15,7 @@ from visual_search.model.checkpoint import (
     save_checkpoint,
 )
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
+from visual_search.ranking.export import export_torchscript
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -9,9 +9,9 @@ import torchvision.transforms.functional as tf
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
-from visual_search.export import export_torchscript, load_exported
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Architecture, build_embedder, rebuild_embedder
+from visual_search.ranking.export import export_torchscript, load_exported
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

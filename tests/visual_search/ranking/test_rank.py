@@ -12,7 +12,7 @@ from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.data.images import load_pixels
 from visual_search.embedded_dev_set import evaluate_on_dev_set
-from visual_search.evaluate import fill_to_width
+from visual_search.ranking.rank import fill_to_width
 
 CPU = torch.device("cpu")
 

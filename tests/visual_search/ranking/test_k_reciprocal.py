@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.reciprocal import KReciprocal
+from visual_search.ranking.k_reciprocal import KReciprocal
 
 
 def dense_scores(

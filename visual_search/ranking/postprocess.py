@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visual_search.search import top_k
+from visual_search.ranking.search import top_k
 
 SOURCES = ("gallery", "queries")
 SCOPES = ("joint", "sides", "gallery")

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.reciprocal import KReciprocal
-from visual_search.search import top_k
-from visual_search.vector_steps import (
+from visual_search.ranking.k_reciprocal import KReciprocal
+from visual_search.ranking.postprocess import (
     PCA,
     Center,
     DatabaseAugmentation,
@@ -38,6 +37,7 @@ from visual_search.vector_steps import (
     TwoPassExpansion,
     ZScore,
 )
+from visual_search.ranking.search import top_k
 
 
 class VectorStep(Protocol):
@@ -63,7 +63,7 @@ STEPS: dict[str, type] = {
 
 
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Queries, gallery and k to similarities and indexes, as :func:`visual_search.search.top_k`."""
+"""Queries, gallery and k to similarities and indexes, as :func:`visual_search.ranking.search.top_k`."""
 
 
 def rank(
@@ -77,7 +77,7 @@ def rank(
         steps: in order of application; none is plain cosine ranking.
         k: gallery rows per query.
         search: for the ranking after the steps; an approximate one, such as
-            :func:`visual_search.faiss_index.faiss_search`, for very large galleries.
+            :func:`visual_search.ranking.faiss_index.faiss_search`, for very large galleries.
 
     Returns:
         `(n_queries, min(k, n_gallery))`, int64, best first; ties by gallery index.

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from visual_search.common.errors import UserError
-from visual_search.rerank import describe_steps, format_steps, parse_steps, rank
-from visual_search.vector_steps import (
+from visual_search.ranking.postprocess import (
     PCA,
     Center,
     DatabaseAugmentation,
@@ -19,6 +18,7 @@ from visual_search.vector_steps import (
     ZScore,
     nearest_others,
 )
+from visual_search.ranking.rerank import describe_steps, format_steps, parse_steps, rank
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

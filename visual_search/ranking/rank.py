@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from visual_search.data.images import ImageItem, ImageProblem
-from visual_search.deadline import Deadline, call_within
-from visual_search.embed import Embeddings, embed_images
 from visual_search.embed_settings import EmbedSettings
-from visual_search.precision import InferencePlan, LoadRuntime, plan_inference
-from visual_search.rerank import Search, Step, apply_steps, describe_steps, rank
-from visual_search.search import top_k
+from visual_search.ranking.deadline import Deadline, call_within
+from visual_search.ranking.embed import Embeddings, embed_images
+from visual_search.ranking.precision import InferencePlan, LoadRuntime, plan_inference
+from visual_search.ranking.rerank import Search, Step, apply_steps, describe_steps, rank
+from visual_search.ranking.search import top_k
 
 MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery images of each query."""

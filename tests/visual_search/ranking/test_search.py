@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search import search
-from visual_search.search import stable_top_k, top_k, top_k_in_blocks
+from visual_search.ranking import search
+from visual_search.ranking.search import stable_top_k, top_k, top_k_in_blocks
 
 
 def naive_top_k(scores: np.ndarray, k: int) -> np.ndarray:

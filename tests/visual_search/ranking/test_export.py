@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search import export
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.embed_settings import EmbedSettings
-from visual_search.export import (
+from visual_search.model.checkpoint import load_torchscript
+from visual_search.model.embedder import Architecture, Embedder, build_embedder
+from visual_search.ranking import export
+from visual_search.ranking.export import (
     embedding_settings,
     export_torchscript,
     exported_runtime,
     load_exported,
 )
-from visual_search.model.checkpoint import load_torchscript
-from visual_search.model.embedder import Architecture, Embedder, build_embedder
 
 CPU = torch.device("cpu")
 

@@ -12,15 +12,15 @@ import yaml
 from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from visual_search import main_export
-from visual_search import onnx as onnx_module
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.embed_settings import EmbedSettings
-from visual_search.export import embedding_settings, export_torchscript, exported_runtime
 from visual_search.main_export import best_for_ranker
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
-from visual_search.onnx import Measured, export_onnx, load_onnx, markdown
+from visual_search.ranking import onnx as onnx_module
+from visual_search.ranking.export import embedding_settings, export_torchscript, exported_runtime
+from visual_search.ranking.onnx import Measured, export_onnx, load_onnx, markdown
 
 SIZE = 32
 

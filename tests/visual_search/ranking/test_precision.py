@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import PROJECT, draw_product
-from visual_search import precision
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.images import ImageItem
 from visual_search.embed_settings import EmbedSettings
-from visual_search.export import export_torchscript
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Embedder, build_embedder
-from visual_search.precision import EmbedFn, converted, plan_inference
+from visual_search.ranking import precision
+from visual_search.ranking.export import export_torchscript
+from visual_search.ranking.precision import EmbedFn, converted, plan_inference
 
 BACKBONES = [
     "timm/test_efficientnet",
@@ -237,7 +237,7 @@ def test_a_runtime_that_fails_is_done_without_unless_it_was_asked_for(
 COUNT = """
 import resource, sys
 import torch
-from visual_search.precision import keep_freed_memory
+from visual_search.ranking.precision import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

@@ -25,9 +25,9 @@ from visual_search.model.checkpoint import (
     read_description,
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
-from visual_search.onnx import ONNX_FILE, load_onnx
-from visual_search.precision import MIN_COSINE, EmbedFn, LoadRuntime
-from visual_search.rerank import Step, parse_steps
+from visual_search.ranking.onnx import ONNX_FILE, load_onnx
+from visual_search.ranking.precision import MIN_COSINE, EmbedFn, LoadRuntime
+from visual_search.ranking.rerank import Step, parse_steps
 
 MODEL_FILE = "model.pt"
 DESCRIPTION_FILE = "model.json"

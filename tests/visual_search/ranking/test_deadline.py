@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
-from visual_search.deadline import Deadline, Effort, call_within, cheaper_efforts
+from visual_search.ranking.deadline import Deadline, Effort, call_within, cheaper_efforts
 
 
 class Hand:
@@ -168,7 +168,7 @@ def test_a_call_has_its_seconds() -> None:
 
 def test_a_call_that_hangs_does_not_keep_the_process() -> None:
     code = (
-        "import time; from visual_search.deadline import call_within\n"
+        "import time; from visual_search.ranking.deadline import call_within\n"
         "try: call_within(0.1, lambda: time.sleep(60))\n"
         "except TimeoutError: print('late')"
     )
