@@ -31,11 +31,11 @@ def main() -> None:
     from visual_search.common.files import write_json
     from visual_search.data.dev_sets import read_dev_set
     from visual_search.data.images import ImageProblem
-    from visual_search.embedded_dev_set import Evaluation
-    from visual_search.metrics import average_precision, check_ranks
+    from visual_search.evaluation.dev_set import Evaluation
+    from visual_search.evaluation.metrics import average_precision, check_ranks
+    from visual_search.evaluation.report import write_report
     from visual_search.ranking.deadline import degradations, listed
     from visual_search.ranking.rank import Ranking
-    from visual_search.report import write_report
 
     dev_set = read_dev_set(folder)
     print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos")

@@ -21,7 +21,7 @@ DEPTH = 1000
 
 def ours(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:
     """Every metric of the kit."""
-    from visual_search.metrics import hits_of_ranks, per_query
+    from visual_search.evaluation.metrics import hits_of_ranks, per_query
     from visual_search.ranking.rank import nearest_rows
 
     everyone = np.arange(len(labels))

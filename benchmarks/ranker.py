@@ -30,7 +30,7 @@ from benchmarks.ranker_peers import PACKAGES, run_way, write_job
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.metrics import average_precision
+from visual_search.evaluation.metrics import average_precision
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript
 from visual_search.ranking.rank import fill_to_width

@@ -32,7 +32,7 @@ from sklearn.linear_model import Ridge
 from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_views import kept_features
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.comparison import mean_interval
+from visual_search.evaluation.compare import mean_interval
 from visual_search.pair_table import (
     TEST,
     TRAIN,

@@ -117,7 +117,7 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
 
     from visual_search.compression import RunEmbeddings, Sides
     from visual_search.config_reader import parse_phase
-    from visual_search.embedded_dev_set import evaluate_embeddings
+    from visual_search.evaluation.dev_set import evaluate_embeddings
     from visual_search.phase import build_image_phase
     from visual_search.run_folder import RunFolder
     from visual_search.train import train_phase

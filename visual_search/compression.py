@@ -19,7 +19,7 @@ from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
-from visual_search.embedded_dev_set import evaluate_embeddings
+from visual_search.evaluation.dev_set import evaluate_embeddings
 from visual_search.frozen import embedded
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder

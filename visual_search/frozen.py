@@ -18,7 +18,7 @@ from visual_search.config import PhaseConfig
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageProblem
-from visual_search.embedded_dev_set import Evaluation, evaluate_embeddings
+from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.ranking.rank import trimmed
 from visual_search.store import Backbone, Features, FeatureSource

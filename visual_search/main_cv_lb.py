@@ -12,7 +12,7 @@ def main() -> None:
     """Read past submissions, compare their board scores with every local one, write the study."""
     options = build_parser().parse_args()
 
-    from visual_search.board_study import read_submissions, study, write_study
+    from visual_search.evaluation.leaderboard import read_submissions, study, write_study
 
     found = study(read_submissions(options.submissions, options.results, options.metric))
     print(write_study(options.output, found))

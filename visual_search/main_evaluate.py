@@ -17,7 +17,7 @@ from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
     from visual_search.data.dev_sets import DevSet
-    from visual_search.embedded_dev_set import EmbeddedDevSet
+    from visual_search.evaluation.dev_set import EmbeddedDevSet
 
 DATA_FOLDER = Path("dataset/development_test_data")
 COMMANDS = ("score", "tasks", "compare", "tune-rerank")
@@ -188,7 +188,7 @@ def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
 
 def _tasks(options: argparse.Namespace) -> None:
     import visual_search.text_tasks  # noqa: F401, it adds its kind of task
-    from visual_search.task_run import evaluate_tasks
+    from visual_search.evaluation.run_tasks import evaluate_tasks
 
     evaluate_tasks(
         options.run,
@@ -221,7 +221,7 @@ def _record(
 
 def _compare(options: argparse.Namespace) -> None:
     import visual_search.text_tasks  # noqa: F401, it adds its kind of task
-    from visual_search.comparison import compare_runs
+    from visual_search.evaluation.compare import compare_runs
 
     compare_runs(
         options.a,
@@ -246,7 +246,7 @@ def _dev_set(options: argparse.Namespace) -> DevSet:
 
 
 def _embedded(options: argparse.Namespace, dev_set: DevSet) -> EmbeddedDevSet:
-    from visual_search.embedded_dev_set import embed_dev_set
+    from visual_search.evaluation.dev_set import embed_dev_set
 
     return embed_dev_set(options.run, dev_set, options.input_size, options.cache)
 
@@ -276,7 +276,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from visual_search.rerank_tuning import tune
+    from visual_search.evaluation.rerank_tuning import tune
 
     dev_set = _dev_set(options)
     if dev_set.own is not None:

@@ -30,7 +30,7 @@ def main() -> None:
 
     from visual_search.config_reader import read_config
     from visual_search.data.factory import dev_files, dev_set_of
-    from visual_search.embedded_dev_set import evaluate_on_dev_set
+    from visual_search.evaluation.dev_set import evaluate_on_dev_set
     from visual_search.ranking.embed import default_device
 
     ingredients = load_ingredients(options.runs)

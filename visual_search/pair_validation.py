@@ -13,10 +13,10 @@ from torch import Tensor
 
 from visual_search.common.page import Section, Tile, TileRow, write_page
 from visual_search.data.images import ImageItem
+from visual_search.evaluation.report import thumbnails, worst_and_others
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.pair_table import PairTable
 from visual_search.ranking.embed import embed_images
-from visual_search.report import thumbnails, worst_and_others
 from visual_search.text_retrieval import BothWays, Relevance, evaluate_retrieval
 from visual_search.validation import BestCheckpoint
 

@@ -28,11 +28,11 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.data.images import ImageProblem
-from visual_search.embedded_dev_set import Evaluation
-from visual_search.metrics import average_precision
+from visual_search.evaluation.dev_set import Evaluation
+from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.report import write_report
 from visual_search.ranking.deadline import degradations, listed
 from visual_search.ranking.rank import Ranking
-from visual_search.report import write_report
 from visual_search.sandbox import GB, Limits, Sandbox
 from visual_search.submission_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
 

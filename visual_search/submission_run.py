@@ -21,7 +21,7 @@ from visual_search.capacity import ImageCounts, Run
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.tables import BOX_COLUMNS, read_table
-from visual_search.metrics import check_ranks
+from visual_search.evaluation.metrics import check_ranks
 from visual_search.preflight import packages_to_hide, read_requirements
 from visual_search.sandbox import GB, Job, Limits, Outcome, Sandbox, fault_of, writes_elsewhere
 from visual_search.submission_tree import SubmissionTree

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from visual_search.metrics import average_precision_at_1000, hits_among
+from visual_search.evaluation.metrics import average_precision_at_1000, hits_among
 from visual_search.pair_table import PairTable
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.search import top_k

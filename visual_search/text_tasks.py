@@ -15,15 +15,15 @@ from visual_search.data.contact_sheet import (
     Cell,
     write_contact_sheets,
 )
-from visual_search.metrics import hits_among, per_query
+from visual_search.evaluation.metrics import hits_among, per_query
+from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
+from visual_search.evaluation.scores import TaskScores
+from visual_search.evaluation.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.model.checkpoint import knows_texts, load_checkpoint
 from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.rerank import Step
 from visual_search.ranking.search import top_k
-from visual_search.task_pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
-from visual_search.task_scores import TaskScores
-from visual_search.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.text_retrieval import Relevance, relevance_of
 from visual_search.typed_queries import TextSearch, load_text_model
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.embedded_dev_set import Evaluation, evaluate_on_dev_set
+from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
+from visual_search.evaluation.report import write_report
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import fit_whitening
 from visual_search.ranking.embed import embed_images
-from visual_search.report import write_report
 from visual_search.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -298,7 +298,7 @@ def test_two_runs_are_compared_on_texts(trained: Path, evaluated: dict[str, Any]
 def test_texts_are_not_asked_of_a_model_without_any(
     evaluated: dict[str, Any], tmp_path: Path
 ) -> None:
-    from tests.visual_search.test_tasks import export
+    from tests.visual_search.evaluation.test_tasks import export
 
     silent = export(tmp_path / "silent", 0)
     output = tmp_path / "out"

@@ -11,17 +11,18 @@ import torch
 import torch.nn.functional as F
 
 from my_submission.user_config import My_Ranker
-from visual_search import main_evaluate, rerank_tuning
+from visual_search import main_evaluate
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
-from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
+from visual_search.evaluation import rerank_tuning
+from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
+from visual_search.evaluation.rerank_tuning import tune
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript, exported_steps
 from visual_search.ranking.rerank import describe_steps, parse_steps, rank
-from visual_search.rerank_tuning import tune
 
 
 @pytest.fixture

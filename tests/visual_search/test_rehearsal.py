@@ -14,7 +14,7 @@ from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.capacity import ImageCounts
 from visual_search.common.errors import UserError
-from visual_search.metrics import mean_average_precision
+from visual_search.evaluation.metrics import mean_average_precision
 from visual_search.rehearsal import Request
 from visual_search.rehearsal import rehearse as run_rehearsal
 from visual_search.sandbox import Limits

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search.common.errors import UserError
-from visual_search.metrics import hits_among, per_query
+from visual_search.evaluation.metrics import hits_among, per_query
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,7 +38,7 @@ def test_any_sets_of_right_answers(queries: int, gallery: int, seed: int) -> Non
 
 @pytest.mark.parametrize("line", ["distractors: true", "select: x", "query_domain: (x)"])
 def test_what_is_of_images_alone_is_refused(tmp_path: Path, line: str) -> None:
-    from visual_search.tasks import read_task
+    from visual_search.evaluation.tasks import read_task
 
     path = tmp_path / "task.yml"
     path.write_text(f"texts: {{pairs: a.parquet}}\n{line}\n")

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import draw_product, write_csv
-from tests.visual_search.test_report import Page
+from tests.visual_search.evaluation.test_report import Page
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
 from visual_search.data.dev_sets import DevSet, read_dev_table
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.embedded_dev_set import evaluate_on_dev_set
-from visual_search.metrics import average_precision
+from visual_search.evaluation.dev_set import evaluate_on_dev_set
+from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.report import write_report
 from visual_search.ranking.rank import without_own
-from visual_search.report import write_report
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.data.images import load_pixels
-from visual_search.embedded_dev_set import evaluate_on_dev_set
+from visual_search.evaluation.dev_set import evaluate_on_dev_set
 from visual_search.ranking.rank import fill_to_width
 
 CPU = torch.device("cpu")

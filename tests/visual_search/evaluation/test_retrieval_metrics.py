@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from visual_search.metrics import (
+from visual_search.evaluation.metrics import (
     METRICS,
     Hits,
     average_precision,

@@ -20,12 +20,17 @@ import numpy as np
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
 from visual_search.common.page import Section, write_page
-from visual_search.metrics import METRICS
-from visual_search.report import markdown
-from visual_search.task_pictures import QUERIES_SHOWN
-from visual_search.task_run import DEFAULT_OUTPUT, name_of_run, ready_tasks, steps_of_run
-from visual_search.task_scores import TaskScores
-from visual_search.tasks import Task
+from visual_search.evaluation.metrics import METRICS
+from visual_search.evaluation.pictures import QUERIES_SHOWN
+from visual_search.evaluation.report import markdown
+from visual_search.evaluation.run_tasks import (
+    DEFAULT_OUTPUT,
+    name_of_run,
+    ready_tasks,
+    steps_of_run,
+)
+from visual_search.evaluation.scores import TaskScores
+from visual_search.evaluation.tasks import Task
 
 DRAWS = 4000
 MIN_DIFFERING = 10
@@ -163,7 +168,7 @@ def compare(a: TaskScores, b: TaskScores, metric: str = "") -> TaskComparison:
     Args:
         a: scores of the one.
         b: of the other, on the same queries.
-        metric: of :data:`visual_search.metrics.METRICS`; empty takes the task's own,
+        metric: of :data:`visual_search.evaluation.metrics.METRICS`; empty takes the task's own,
             and mAP@1000 where that is GAP, which is no mean over queries.
 
     Raises:
@@ -255,10 +260,10 @@ def compare_runs(
         input_size: pixels; 0 takes each model's own.
         cache: where embeddings are kept.
         rerank: apply the steps of each model's `model.json`.
-        metric: see :func:`visual_search.comparison.compare`.
+        metric: see :func:`visual_search.evaluation.compare.compare`.
 
     Raises:
-        UserError: see :func:`visual_search.task_run.evaluate_tasks`.
+        UserError: see :func:`visual_search.evaluation.run_tasks.evaluate_tasks`.
     """
     folder = output or DEFAULT_OUTPUT / f"{name_of_run(a)}_vs_{name_of_run(b)}"
     steps = [steps_of_run(run) if rerank else () for run in (a, b)]

@@ -24,8 +24,8 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.common.page import Section, write_page
 from visual_search.data.tables import line_of_row, read_table
-from visual_search.report import markdown
-from visual_search.task_run import name_of_run
+from visual_search.evaluation.report import markdown
+from visual_search.evaluation.run_tasks import name_of_run
 
 NAME, BOARD, RUN = "submission", "board", "run"
 MIN_SUBMISSIONS = 5

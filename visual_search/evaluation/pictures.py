@@ -10,10 +10,10 @@ import torch
 
 from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 from visual_search.data.dev_sets import DevSet
-from visual_search.embedded_dev_set import EmbeddedDevSet
+from visual_search.evaluation.dev_set import EmbeddedDevSet
+from visual_search.evaluation.scores import TaskScores
 from visual_search.ranking.rank import nearest_rows
 from visual_search.ranking.rerank import Step
-from visual_search.task_scores import TaskScores
 
 QUERIES_SHOWN, CLASSES_SHOWN, QUERIES_OF_A_CLASS = 20, 12, 4
 QUERY, RIGHT, WRONG, EXPECTED = "royalblue", "green", "firebrick", "orange"

@@ -18,13 +18,18 @@ from visual_search.common.errors import UserError
 from visual_search.config_reader import read_part
 from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
 from visual_search.dataset_config import DevSetConfig
-from visual_search.embedded_dev_set import EmbeddedDevSet, embed_dev_set
-from visual_search.metrics import Hits, global_average_precision, hits_of_ranks, per_query
+from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
+from visual_search.evaluation.metrics import (
+    Hits,
+    global_average_precision,
+    hits_of_ranks,
+    per_query,
+)
+from visual_search.evaluation.pictures import draw_classes, draw_queries, worst_queries
+from visual_search.evaluation.scores import TaskScores
 from visual_search.ranking.rank import MAX_PREDICTIONS, nearest_rows
 from visual_search.ranking.rerank import Step, apply_steps
 from visual_search.ranking.search import top_k
-from visual_search.task_pictures import draw_classes, draw_queries, worst_queries
-from visual_search.task_scores import TaskScores
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.metrics import average_precision, mean_average_precision
+from visual_search.evaluation.metrics import average_precision, mean_average_precision
 
 
 def naive_average_precision(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from visual_search.comparison import expanded_tail, mean_interval
+from visual_search.evaluation.compare import expanded_tail, mean_interval
 
 
 def differences_of_queries(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.evaluation.report import write_task_report
+from visual_search.evaluation.scores import TaskScores, over_tasks
+from visual_search.evaluation.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
 from visual_search.model.checkpoint import dimension_of, fingerprint, load_checkpoint
 from visual_search.ranking.export import exported_steps
 from visual_search.ranking.rerank import Step, format_steps
-from visual_search.report import write_task_report
-from visual_search.task_scores import TaskScores, over_tasks
-from visual_search.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
 

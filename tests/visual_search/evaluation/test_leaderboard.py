@@ -12,7 +12,8 @@ from scipy import stats
 
 from tests.conftest import write_csv
 from visual_search import main_cv_lb
-from visual_search.board_study import (
+from visual_search.common.errors import UserError
+from visual_search.evaluation.leaderboard import (
     Submissions,
     fit_best_task,
     fit_line,
@@ -24,7 +25,6 @@ from visual_search.board_study import (
     spearman,
     study,
 )
-from visual_search.common.errors import UserError
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,19 +16,25 @@ import torch.nn.functional as F
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.common.errors import UserError
-from visual_search.comparison import compare, most_changed, verdict
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.embed_settings import EmbedSettings
-from visual_search.embedded_dev_set import EmbeddedDevSet
+from visual_search.evaluation.compare import compare, most_changed, verdict
+from visual_search.evaluation.dev_set import EmbeddedDevSet
+from visual_search.evaluation.report import score_rows
+from visual_search.evaluation.run_tasks import name_of_run
+from visual_search.evaluation.scores import over_tasks
+from visual_search.evaluation.tasks import (
+    ImageTask,
+    TaskConfig,
+    read_task,
+    read_tasks,
+    what_is_missing,
+)
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript
 from visual_search.ranking.rerank import parse_steps
-from visual_search.report import score_rows
-from visual_search.task_run import name_of_run
-from visual_search.task_scores import over_tasks
-from visual_search.tasks import ImageTask, TaskConfig, read_task, read_tasks, what_is_missing
 
 
 def export(folder: Path, seed: int) -> Path:

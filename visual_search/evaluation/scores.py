@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visual_search.metrics import METRICS
+from visual_search.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
-    from visual_search.tasks import Task
+    from visual_search.evaluation.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
-from visual_search.embedded_dev_set import EmbeddedDevSet
-from visual_search.metrics import average_precision
+from visual_search.evaluation.dev_set import EmbeddedDevSet
+from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.report import markdown
 from visual_search.model.checkpoint import describe_model, read_description
 from visual_search.ranking.k_reciprocal import KReciprocal
 from visual_search.ranking.postprocess import (
@@ -34,7 +35,6 @@ from visual_search.ranking.postprocess import (
 )
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.rerank import Step, describe_steps, format_steps, rank
-from visual_search.report import markdown
 
 Steps = tuple[Step, ...]
 Slots = tuple[Step | None, ...]

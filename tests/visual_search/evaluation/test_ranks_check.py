@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from visual_search.common.errors import UserError
-from visual_search.metrics import check_ranks
+from visual_search.evaluation.metrics import check_ranks
 
 
 def rows(n_queries: int, n_gallery: int) -> np.ndarray:

@@ -17,10 +17,10 @@ from visual_search.common.page import Section, Tile, TileRow, data_uri, write_pa
 from visual_search.common.processes import available_cores
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, UnreadableImage, read_photo
-from visual_search.embedded_dev_set import Evaluation
+from visual_search.evaluation.dev_set import Evaluation
 
 if TYPE_CHECKING:
-    from visual_search.task_scores import TaskScores
+    from visual_search.evaluation.scores import TaskScores
 
 THUMBNAIL_PIXELS = 128
 RESULTS_SHOWN = 10
@@ -157,7 +157,7 @@ def write_task_report(
         folder: pictures of its tasks, <task>_queries.jpg and <task>_classes.jpg, come into the
             report where they are there.
         scores: of the tasks that were run.
-        means: over them (:func:`visual_search.task_scores.over_tasks`).
+        means: over them (:func:`visual_search.evaluation.scores.over_tasks`).
         skipped: why each other one was not.
         facts: of the model.
 

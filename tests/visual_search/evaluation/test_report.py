@@ -11,10 +11,10 @@ from PIL import Image
 
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.data.images import ImageProblem
-from visual_search.embedded_dev_set import Evaluation
-from visual_search.metrics import average_precision
+from visual_search.evaluation.dev_set import Evaluation
+from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.report import write_report
 from visual_search.ranking.rank import Ranking, fill_to_width
-from visual_search.report import write_report
 
 
 class Page(HTMLParser):

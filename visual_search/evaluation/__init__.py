@@ -1,0 +1,1 @@
+"""From ranks to scores: metrics, retrieval tasks, comparisons of models, and their pages."""
