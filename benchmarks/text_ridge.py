@@ -33,7 +33,9 @@ from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_views import kept_features
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.evaluation.compare import mean_interval
-from visual_search.pair_table import (
+from visual_search.phase_chain import read_chain
+from visual_search.ranking.embed import default_device
+from visual_search.text.pairs import (
     TEST,
     TRAIN,
     PairTable,
@@ -42,9 +44,7 @@ from visual_search.pair_table import (
     read_pairs,
     write_pairs,
 )
-from visual_search.phase_chain import read_chain
-from visual_search.ranking.embed import default_device
-from visual_search.text_retrieval import (
+from visual_search.text.retrieval import (
     RECALLS,
     BothWays,
     Relevance,
@@ -52,8 +52,8 @@ from visual_search.text_retrieval import (
     evaluate_retrieval,
     relevance_of,
 )
-from visual_search.text_towers import FrozenText, HashedNgrams, TextTowers
-from visual_search.typed_queries import TextSearchModel, load_text_model
+from visual_search.text.search import TextSearchModel, load_text_model
+from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
 HELD_OUT_SHARE = 0.2

@@ -11,9 +11,9 @@ def main() -> None:
     """Parse the arguments, train, and say where the result is."""
     import jsonargparse
 
-    from visual_search.clip_config import ClipConfig
     from visual_search.config_reader import parse_config
     from visual_search.run_folder import RunFolder
+    from visual_search.text.config import ClipConfig
 
     parser = jsonargparse.ArgumentParser(
         prog="python -m visual_search.main_clip",
@@ -26,7 +26,7 @@ def main() -> None:
     arguments, config, resolved = parse_config(parser, ClipConfig)
     run = RunFolder(Path(arguments.runs), arguments.name)
 
-    from visual_search.clip_phase import build_clip_phase
+    from visual_search.text.phase import build_clip_phase
     from visual_search.train import train_phase
 
     score = train_phase(config, build_clip_phase, run, resolved, arguments.overwrite)

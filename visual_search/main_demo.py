@@ -149,7 +149,7 @@ def both_ways(run: Path) -> dict[str, dict[str, float]]:
 
 def write_categories(folder: Path) -> Path:
     """The test images with their categories, in the challenge's zero-shot layout."""
-    from visual_search.pair_table import TEST, read_pairs
+    from visual_search.text.pairs import TEST, read_pairs
 
     names = json.loads((CATALOGUE / "categories.json").read_text("utf-8"))
     table = read_pairs(PAIRS, TEST)

@@ -187,7 +187,7 @@ def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _tasks(options: argparse.Namespace) -> None:
-    import visual_search.text_tasks  # noqa: F401, it adds its kind of task
+    import visual_search.text.tasks  # noqa: F401, it adds its kind of task
     from visual_search.evaluation.run_tasks import evaluate_tasks
 
     evaluate_tasks(
@@ -220,7 +220,7 @@ def _record(
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import visual_search.text_tasks  # noqa: F401, it adds its kind of task
+    import visual_search.text.tasks  # noqa: F401, it adds its kind of task
     from visual_search.evaluation.compare import compare_runs
 
     compare_runs(

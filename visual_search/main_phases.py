@@ -56,8 +56,8 @@ def resolved_pairs(arguments: Sequence[str]) -> str:
     """The same of a phase of photos with queries."""
     import jsonargparse
 
-    from visual_search.clip_config import ClipConfig
     from visual_search.config_reader import parse_config
+    from visual_search.text.config import ClipConfig
 
     return parse_config(jsonargparse.ArgumentParser(), ClipConfig, arguments)[2]
 

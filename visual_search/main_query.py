@@ -48,7 +48,7 @@ def _find_photos(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of photos, gallery.csv or pairs.parquet")
 
-    from visual_search.typed_queries import TextSearch, gallery_images, load_text_model, sheet_rows
+    from visual_search.text.search import TextSearch, gallery_images, load_text_model, sheet_rows
 
     photos = gallery_images(arguments.gallery)
     search = TextSearch(load_text_model(arguments.run), photos, arguments.cache)
@@ -84,7 +84,7 @@ def _name_photos(arguments: argparse.Namespace) -> None:
         raise UserError(f"the image {missing[0]} does not exist")
 
     from visual_search.data.images import ImageItem
-    from visual_search.typed_queries import load_text_model, name_images
+    from visual_search.text.search import load_text_model, name_images
 
     items = [ImageItem(path) for path in arguments.photos]
     found = name_images(load_text_model(arguments.run), items, names, arguments.top)

@@ -29,8 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from visual_search.common.files import write_json
-    from visual_search.typed_queries import load_text_model
-    from visual_search.zero_shot import (
+    from visual_search.text.search import load_text_model
+    from visual_search.text.zero_shot import (
         classify,
         draw_confusion,
         mean_accuracy,

@@ -92,7 +92,7 @@ def grocery_pairs(folder: Path) -> pa.Table:
 
 def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]:
     from visual_search.data.tables import read_table
-    from visual_search.pair_table import TEST, TRAIN
+    from visual_search.text.pairs import TEST, TRAIN
 
     names = [f"name_{language}" for language in languages]
     products = read_table(folder / "products.csv", ["product_id", *names, "category", "class"])
@@ -129,7 +129,7 @@ def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]
 
 def _grocery_photos(folder: Path) -> Iterator[NamedPhoto]:
     from visual_search.data.tables import read_table
-    from visual_search.pair_table import TEST, TRAIN
+    from visual_search.text.pairs import TEST, TRAIN
 
     columns = [
         "Class Name (str)",
@@ -174,7 +174,7 @@ def _pairs(photos: Iterator[NamedPhoto], folder: Path) -> pa.Table:
     import pyarrow as pa
 
     from dataset.image_text.cleaning import clean
-    from visual_search.pair_table import SCHEMA
+    from visual_search.text.pairs import SCHEMA
 
     rows = [
         {
@@ -208,7 +208,7 @@ def relative_to(table: pa.Table, folder: Path, output: Path) -> pa.Table:
 def main() -> None:
     """Write the table and say what is in it."""
     arguments = parse_arguments()
-    from visual_search.pair_table import write_pairs
+    from visual_search.text.pairs import write_pairs
 
     folder: Path = arguments.catalogue
     if (folder / "classes.csv").is_file():

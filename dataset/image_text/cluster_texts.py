@@ -17,8 +17,8 @@ from visual_search.common.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     import jsonargparse
 
-    from visual_search.clip_config import ClusterConfig
-    from visual_search.text_clusters import ClusterReport, TextClusters
+    from visual_search.text.clusters import ClusterReport, TextClusters
+    from visual_search.text.config import ClusterConfig
 
 REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
 
@@ -32,7 +32,7 @@ def build_parser() -> jsonargparse.ArgumentParser:
     """Of the three commands."""
     import jsonargparse
 
-    from visual_search.clip_config import ClusterConfig
+    from visual_search.text.config import ClusterConfig
 
     fit = jsonargparse.ArgumentParser(
         description="Cluster the frequent n-grams of the training queries; write the clusters, a "
@@ -75,8 +75,8 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
     from dataset.image_text.clusters import draw_map, write_report
     from dataset.image_text.text_statistics import TopNgrams
     from visual_search.common.files import write_json
-    from visual_search.pair_table import TRAIN, open_pairs
-    from visual_search.text_clusters import fit_clusters
+    from visual_search.text.clusters import fit_clusters
+    from visual_search.text.pairs import TRAIN, open_pairs
 
     file = open_pairs(pairs)
     top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams), shorter=True)
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _fit(values: dict[str, Any]) -> None:
-    from visual_search.clip_config import ClusterConfig
+    from visual_search.text.config import ClusterConfig
 
     pairs, output = values.pop("pairs"), values.pop("output")
     del values["config"]
@@ -140,7 +140,7 @@ def _assign(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
-    from visual_search.text_clusters import TextClusters
+    from visual_search.text.clusters import TextClusters
 
     clusters = TextClusters.load(values["clusters"])
     for query, number in zip(values["queries"], predict(clusters, values["queries"]), strict=True):

@@ -24,8 +24,8 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 from visual_search.common.page import Section, write_page
 from visual_search.common.progress import progress_bar
-from visual_search.pair_table import CLUSTER_FIELDS, SCHEMA, open_pairs
-from visual_search.text_clusters import FACTS, MODEL, ClusterReport, TextClusters
+from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
+from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
 
 PIECE_PHOTOS = 10_000
 CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])

@@ -197,7 +197,7 @@ def _first_pass(
     import pyarrow.parquet as pq
 
     from dataset.image_text.query_lines import keys
-    from visual_search.pair_table import TEXTS
+    from visual_search.text.pairs import TEXTS
 
     names = {"image": pa.string(), "file": pa.string()}
     schema = pa.schema([*names.items(), *((name, TEXTS) for name in ("queries", "texts", "langs"))])
@@ -276,7 +276,7 @@ def _second_pass(
     import pyarrow.parquet as pq
 
     from visual_search.common.files import written_atomically
-    from visual_search.pair_table import SCHEMA, TEST
+    from visual_search.text.pairs import SCHEMA, TEST
 
     prefix = Path(os.path.relpath(photos.resolve(), output.parent.resolve()))
     kept: Counter[str] = Counter()
@@ -331,7 +331,7 @@ def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: fl
     A group is on one side: nothing is tested that was seen in training.
     """
     from dataset.image_text.query_lines import keys, places
-    from visual_search.pair_table import TEST, TRAIN
+    from visual_search.text.pairs import TEST, TRAIN
 
     if not rows:
         return

@@ -331,7 +331,7 @@ def _batches(
 ) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
     """Queries, cleaned texts and languages of some photos."""
     from visual_search.common.progress import progress_bar
-    from visual_search.pair_table import open_pairs
+    from visual_search.text.pairs import open_pairs
 
     file = open_pairs(pairs)
     columns = ["queries", "texts", "language"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from visual_search.text_retrieval import BothWays, Relevance, RetrievalScores
+from visual_search.text.retrieval import BothWays, Relevance, RetrievalScores
 
 pytest.importorskip("sklearn")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from visual_search.pair_table import SCHEMA, write_pairs
+from visual_search.text.pairs import SCHEMA, write_pairs
 
 COLOURS = {
     "красный": (200, 30, 30),

@@ -31,8 +31,8 @@ from tests.visual_search.drawn_pairs import (
     write_drawn_pairs,
 )
 from visual_search.common.errors import UserError
-from visual_search.pair_table import read_pairs
-from visual_search.typed_queries import load_text_model
+from visual_search.text.pairs import read_pairs
+from visual_search.text.search import load_text_model
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 

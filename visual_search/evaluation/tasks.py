@@ -301,7 +301,7 @@ class ImageTask(Task[EmbeddedDevSet]):
 
 
 TASK_KINDS: dict[str, type[Task[Any]]] = {"images": ImageTask}
-"""Of :attr:`TaskConfig.kind`; visual_search.text_tasks adds its own where it is imported."""
+"""Of :attr:`TaskConfig.kind`; visual_search.text.tasks adds its own where it is imported."""
 
 
 def read_task(path: Path) -> TaskConfig:

@@ -26,7 +26,7 @@ from visual_search.model.embedder import Architecture
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""
 
-LOADERS = {"image-text": "visual_search.typed_queries:load_image_side"}
+LOADERS = {"image-text": "visual_search.text.search:load_image_side"}
 """By kind of model, who makes its image side of a checkpoint: `module:function`, imported only
 for such a model, since the evaluator has no package that the text side needs. An embedder of
 images alone needs none."""

@@ -11,7 +11,7 @@ import pytest
 
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
 from visual_search.common.errors import UserError
-from visual_search.pair_table import in_language, read_pairs, write_pairs
+from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
 
 def test_the_demo_says_what_its_products_are_called(project: Path) -> None:

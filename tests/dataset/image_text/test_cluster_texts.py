@@ -17,10 +17,10 @@ from dataset.image_text import clusters as clusters_module
 from dataset.image_text.catalogue_pairs import catalogue_pairs
 from dataset.image_text.cluster_texts import fit, predict
 from dataset.image_text.clusters import assign
-from visual_search.clip_config import ClusterConfig
 from visual_search.common.errors import UserError
-from visual_search.pair_table import SCHEMA, read_pairs, write_pairs
-from visual_search.text_clusters import TextClusters
+from visual_search.text.clusters import TextClusters
+from visual_search.text.config import ClusterConfig
+from visual_search.text.pairs import SCHEMA, read_pairs, write_pairs
 
 CONFIG = ClusterConfig(encoder="lsa", clusters=6, scan=[2, 6])
 

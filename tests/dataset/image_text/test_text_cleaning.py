@@ -16,7 +16,7 @@ from dataset.image_text import text_cleaning
 from dataset.image_text.cleaning import CleaningConfig, QueryRules
 from dataset.image_text.text_cleaning import clean_queries, pairs_file
 from visual_search.common.errors import UserError
-from visual_search.pair_table import read_pairs
+from visual_search.text.pairs import read_pairs
 
 FILES = [f"ab/{n:032x}.jpg" for n in range(10)]
 

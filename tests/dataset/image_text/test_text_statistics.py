@@ -23,7 +23,7 @@ from dataset.image_text.text_statistics import (
     quantiles,
     shares,
 )
-from visual_search.pair_table import SCHEMA, write_pairs
+from visual_search.text.pairs import SCHEMA, write_pairs
 
 WORDS = ["стол", "стул", "кресло", "белый", "новый", "большой", "шкаф", "лампа"]
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visual_search.class_names import ClassNames
-from visual_search.clip_config import ProjectionConfig, TextConfig
 from visual_search.common.errors import UserError
-from visual_search.contrastive import ContrastiveLoss
 from visual_search.model.embedder import Architecture, Embedder, UnitLength, rebuild_embedder
-from visual_search.text_towers import Standardised, TextTowers, create_text_towers
+from visual_search.text.class_names import ClassNames
+from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.losses import ContrastiveLoss
+from visual_search.text.towers import Standardised, TextTowers, create_text_towers
 
 TEXT_BATCH = 256
 """Texts that are embedded at once."""

@@ -17,7 +17,7 @@ import numpy as np
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 from visual_search.data.images import SUFFIXES, ImageItem
-from visual_search.typed_queries import (
+from visual_search.text.search import (
     TextSearchModel,
     embed_names,
     embedded_images,

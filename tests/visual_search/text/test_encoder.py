@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.clip_config import ProjectionConfig, TextConfig
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.contrastive import ContrastiveLoss, infonce
-from visual_search.dual_encoder import (
+from visual_search.model.embedder import build_embedder
+from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.encoder import (
     ClipLearner,
     ClusterProjections,
     ResidualProjection,
     build_dual_encoder,
     create_projection,
 )
-from visual_search.model.embedder import build_embedder
+from visual_search.text.losses import ContrastiveLoss, infonce
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
 

@@ -20,12 +20,12 @@ from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG, wor
 from visual_search.evaluation.scores import TaskScores
 from visual_search.evaluation.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.model.checkpoint import knows_texts, load_checkpoint
-from visual_search.pair_table import PairTable, in_language, read_pairs
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.rerank import Step
 from visual_search.ranking.search import top_k
-from visual_search.text_retrieval import Relevance, relevance_of
-from visual_search.typed_queries import TextSearch, load_text_model
+from visual_search.text.pairs import PairTable, in_language, read_pairs
+from visual_search.text.retrieval import Relevance, relevance_of
+from visual_search.text.search import TextSearch, load_text_model
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TextTask(Task[EmbeddedTextTask]):
 
     @classmethod
     def load(cls, name: str, config: TaskConfig) -> TextTask:
-        """Read the images and texts (:func:`visual_search.pair_table.read_pairs`)."""
+        """Read the images and texts (:func:`visual_search.text.pairs.read_pairs`)."""
         given = config.texts
         root = Path(given.root) if given.root else None
         everything = read_pairs(Path(given.pairs), given.split or None, root)

@@ -20,14 +20,14 @@ from visual_search.common.errors import UserError
 from visual_search.data.contact_sheet import Cell
 from visual_search.data.images import SUFFIXES, ImageItem
 from visual_search.data.tables import image_items, read_gallery
-from visual_search.dual_encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.embed_settings import EmbedSettings
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder
-from visual_search.pair_table import TEST, read_pairs
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.search import top_k
 from visual_search.store import model_folder, stored_features, weights_fingerprint
+from visual_search.text.encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
+from visual_search.text.pairs import TEST, read_pairs
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     # Queries are typed, not told: the bare name comes first, and is not outvoted.

@@ -19,9 +19,9 @@ import numpy as np
 from torch import Tensor
 
 from visual_search.evaluation.metrics import average_precision_at_1000, hits_among
-from visual_search.pair_table import PairTable
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.search import top_k
+from visual_search.text.pairs import PairTable
 
 RECALLS = (1, 5, 10)
 """Ranks of the recalls that are reported."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visual_search.clip_config import PairDataConfig
 from visual_search.common.errors import UserError
 from visual_search.data.samplers import Order, TrainingBatches, spread, systematic_draws
+from visual_search.text.config import PairDataConfig
 
 
 class ShuffledPairs(Order):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visual_search.clip_config import PairDataConfig, PairSamplerConfig
 from visual_search.common.errors import UserError
-from visual_search.pair_batches import build_pair_batches, fill_batches
+from visual_search.text.batches import build_pair_batches, fill_batches
+from visual_search.text.config import PairDataConfig, PairSamplerConfig
 
 KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
 PHOTOS = 240

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from visual_search.clip_config import PairDataConfig
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
+from visual_search.text.config import PairDataConfig
 
 if TYPE_CHECKING:
     from visual_search.data.images import ImageItem

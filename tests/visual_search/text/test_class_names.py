@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from visual_search.class_names import ClassNames, imagenet_classifier, imagenet_names
 from visual_search.common.errors import UserError
+from visual_search.text.class_names import ClassNames, imagenet_classifier, imagenet_names
 
 
 def test_names_are_mixed_by_certainty() -> None:

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.clip_config import ClusterConfig
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, written_atomically
-from visual_search.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+from visual_search.text.config import ClusterConfig
+from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
 
 MODEL, FACTS, ENCODER = "clusters.npz", "clusters.json", "encoder.npz"
 SILHOUETTE_SAMPLE = 5000

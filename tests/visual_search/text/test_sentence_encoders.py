@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visual_search.common.errors import UserError
-from visual_search.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
 
 TEXTS = ["письменный стол", "столик", "кресло", "мягкое кресло", "лампа", "настольная лампа"]
 

@@ -10,9 +10,9 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from visual_search.clip_config import ClusterConfig
 from visual_search.common.errors import UserError
-from visual_search.text_clusters import TextClusters, fit_clusters
+from visual_search.text.clusters import TextClusters, fit_clusters
+from visual_search.text.config import ClusterConfig
 
 THINGS = {
     "мебель": ["стол", "стул", "кресло", "диван", "шкаф", "кровать", "табурет", "комод"],

@@ -15,13 +15,13 @@ from visual_search.common.page import Section, Tile, TileRow, write_page
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.report import thumbnails, worst_and_others
 from visual_search.model.checkpoint import save_checkpoint
-from visual_search.pair_table import PairTable
 from visual_search.ranking.embed import embed_images
-from visual_search.text_retrieval import BothWays, Relevance, evaluate_retrieval
+from visual_search.text.pairs import PairTable
+from visual_search.text.retrieval import BothWays, Relevance, evaluate_retrieval
 from visual_search.validation import BestCheckpoint
 
 if TYPE_CHECKING:
-    from visual_search.clip_phase import ClipPhase
+    from visual_search.text.phase import ClipPhase
 
 RESULTS_SHOWN = 8
 WORST_SHOWN, OTHERS_SHOWN = 30, 30

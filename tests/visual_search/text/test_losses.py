@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from visual_search.common.errors import UserError
-from visual_search.contrastive import ContrastiveLoss, infonce, siglip
+from visual_search.text.losses import ContrastiveLoss, infonce, siglip
 
 
 def sides(n: int = 7, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.clip_config import ProjectionConfig, TextConfig
-from visual_search.clip_phase import (
+from visual_search.common.errors import UserError
+from visual_search.config import BackboneConfig
+from visual_search.model.embedder import build_embedder
+from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.encoder import DualEncoder, build_dual_encoder
+from visual_search.text.phase import (
     NAMES_SHARE,
     add_class_names,
     start_from_class_names,
     start_from_ridge,
 )
-from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.dual_encoder import DualEncoder, build_dual_encoder
-from visual_search.model.embedder import build_embedder
-from visual_search.text_towers import TextTower, TextTowers
+from visual_search.text.towers import TextTower, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.clip_config import TextConfig
 from visual_search.common.errors import UserError
-from visual_search.text_towers import HashedNgrams, TextTowers, features_of, hashed
-from visual_search.text_towers import create_text_towers as build
+from visual_search.text.config import TextConfig
+from visual_search.text.towers import HashedNgrams, TextTowers, features_of, hashed
+from visual_search.text.towers import create_text_towers as build
 
 TEXTS = ["красный стул", "a red chair", "стол", ""]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.visual_search.drawn_pairs import write_drawn_pairs
-from visual_search.pair_table import read_pairs
-from visual_search.text_retrieval import (
+from visual_search.text.pairs import read_pairs
+from visual_search.text.retrieval import (
     Relevance,
     evaluate_retrieval,
     relevance_of,

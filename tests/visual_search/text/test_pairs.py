@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.visual_search.drawn_pairs import write_drawn_pairs
-from visual_search.clip_config import PairDataConfig
 from visual_search.common.errors import UserError
-from visual_search.pair_table import (
+from visual_search.text.config import PairDataConfig
+from visual_search.text.pairs import (
     CLUSTER_FIELDS,
     SCHEMA,
     PairTable,

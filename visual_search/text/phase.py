@@ -14,31 +14,31 @@ from torch.utils.data import DataLoader
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.cached_views import CachedViews, kept_features
-from visual_search.class_names import imagenet_classifier, imagenet_names
-from visual_search.clip_config import ClipConfig
 from visual_search.common.errors import UserError
-from visual_search.contrastive import ContrastiveLoss
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.samplers import TrainingBatches, image_loader
-from visual_search.dual_encoder import (
+from visual_search.model.embedder import Architecture, build_embedder
+from visual_search.model.freezing import freeze_backbone
+from visual_search.model.projections import Sample, pca
+from visual_search.phase import Batch, Phase
+from visual_search.run_folder import RunFolder
+from visual_search.text.batches import build_pair_batches
+from visual_search.text.class_names import imagenet_classifier, imagenet_names
+from visual_search.text.config import ClipConfig
+from visual_search.text.encoder import (
     ClipLearner,
     DualEncoder,
     TextArchitecture,
     build_dual_encoder,
 )
-from visual_search.model.embedder import Architecture, build_embedder
-from visual_search.model.freezing import freeze_backbone
-from visual_search.model.projections import Sample, pca
-from visual_search.pair_batches import build_pair_batches
-from visual_search.pair_table import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
-from visual_search.pair_validation import PairValidator
-from visual_search.phase import Batch, Phase
-from visual_search.run_folder import RunFolder
-from visual_search.text_retrieval import Relevance, relevance_of
-from visual_search.text_towers import in_small_letters
-from visual_search.typed_queries import check_same
+from visual_search.text.losses import ContrastiveLoss
+from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
+from visual_search.text.retrieval import Relevance, relevance_of
+from visual_search.text.search import check_same
+from visual_search.text.towers import in_small_letters
+from visual_search.text.validation import PairValidator
 
 MEASURED_IMAGES = 2048
 """On which the scale of the features is measured."""

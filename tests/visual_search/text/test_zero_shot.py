@@ -11,8 +11,8 @@ import torch
 
 from tests.conftest import draw_product
 from visual_search.common.errors import UserError
-from visual_search.typed_queries import embed_names, language_of_names, templates_for
-from visual_search.zero_shot import (
+from visual_search.text.search import embed_names, language_of_names, templates_for
+from visual_search.text.zero_shot import (
     ZeroShotAnswer,
     confusion,
     draw_confusion,

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from visual_search.clip_config import TextConfig
 from visual_search.common.errors import UserError
 from visual_search.model.weights import go_offline_without_network, load_file_weights
+from visual_search.text.config import TextConfig
 
 MOST_REMEMBERED = 100_000
 """Texts whose frozen embeddings are kept in memory; 512 numbers each are 200 MB."""
@@ -89,8 +89,8 @@ class FrozenText(Standardised, TextTower):
     """A sentence encoder that is not trained; its vectors are the tokens."""
 
     def __init__(self, name: str, noise: float = 0.0, dropout: float = 0.0) -> None:
-        """`name` is as :func:`visual_search.sentence_encoders.sentence_encoder` takes it."""
-        from visual_search.sentence_encoders import sentence_encoder
+        """`name` is as :func:`visual_search.text.sentence_encoders.sentence_encoder` takes it."""
+        from visual_search.text.sentence_encoders import sentence_encoder
 
         encoder = sentence_encoder(name)
         super().__init__(encoder.dimension, noise, dropout)

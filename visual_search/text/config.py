@@ -197,7 +197,7 @@ class ClusterConfig:
     Args:
         ngram: words of an n-gram; shorter texts count as a whole.
         max_ngrams: the most frequent so many are clustered.
-        encoder: of the n-grams; see :mod:`visual_search.sentence_encoders`.
+        encoder: of the n-grams; see :mod:`visual_search.text.sentence_encoders`.
         clusters: how many.
         linkage: ward, complete, average or single.
         connectivity: only n-grams that are among each other's so many nearest are joined, which

@@ -1,0 +1,1 @@
+"""Image and text in one space: towers, training, text search, zero-shot classification."""
