@@ -102,30 +102,30 @@ def _arguments() -> argparse.Namespace:
     rehearsal = parser.add_argument_group(
         "rehearsal", "run the last commit in a child process under the evaluator's limits"
     )
-    rehearsal.add_argument("--rehearse", action="store_true", help="do so")
-    rehearsal.add_argument(
+    rehearse.add_argument("--rehearse", action="store_true", help="do so")
+    rehearse.add_argument(
         "--working-tree",
         action="store_true",
         help="take the files on disk that git does not ignore, not the last commit",
     )
-    rehearsal.add_argument("--time-limit", type=float, default=600.0, help="seconds (%(default)g)")
-    rehearsal.add_argument("--cores", type=int, default=4, help="CPU cores (%(default)s)")
-    rehearsal.add_argument(
+    rehearse.add_argument("--time-limit", type=float, default=600.0, help="seconds (%(default)g)")
+    rehearse.add_argument("--cores", type=int, default=4, help="CPU cores (%(default)s)")
+    rehearse.add_argument(
         "--memory-limit", type=float, default=16.0, help="GB of memory (%(default)g)"
     )
-    rehearsal.add_argument(
+    rehearse.add_argument(
         "--sample",
         type=int,
         default=200,
         help="images of the runs that look for the largest input size (%(default)s)",
     )
-    rehearsal.add_argument(
+    rehearse.add_argument(
         "--test-queries", type=int, default=14_000, help="of the hidden test (%(default)s)"
     )
-    rehearsal.add_argument(
+    rehearse.add_argument(
         "--test-gallery", type=int, default=26_000, help="of the hidden test (%(default)s)"
     )
-    rehearsal.add_argument(
+    rehearse.add_argument(
         "--no-largest-size", action="store_true", help="do not look for the largest input size"
     )
     return parser.parse_args()
@@ -139,12 +139,12 @@ def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
     if arguments.sample < 2:
         raise UserError("--sample must be at least 2 images")
 
-    from visual_search import rehearsal
-    from visual_search.capacity import ImageCounts
-    from visual_search.sandbox import GB, Limits
+    from visual_search.submission import rehearse
+    from visual_search.submission.runtime_estimate import ImageCounts
+    from visual_search.submission.sandbox import GB, Limits
 
-    rehearsal.rehearse(
-        rehearsal.Request(
+    rehearse.rehearse(
+        rehearse.Request(
             Path.cwd(),
             folder,
             arguments.output,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    from visual_search.preflight import Finding
+    from visual_search.submission.preflight import Finding
 
 # Images of the trial run.
 TRIAL_QUERIES, TRIAL_GALLERY = 8, 12
@@ -56,8 +56,8 @@ def _arguments() -> argparse.Namespace:
 
 def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     """Every check, cheapest first."""
-    from visual_search import preflight
-    from visual_search.submission_tree import SubmissionTree
+    from visual_search.submission import preflight
+    from visual_search.submission.git_tree import SubmissionTree
 
     try:
         major, minor = map(int, arguments.python.split("."))
@@ -79,10 +79,10 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 def _trial(root: Path, clean: bool) -> Iterator[Finding]:
     """Run the commit as the evaluator would, on drawn images."""
-    from visual_search import preflight
-    from visual_search.capacity import ImageCounts
-    from visual_search.sandbox import Limits, writes_elsewhere
-    from visual_search.submission_run import DrawnImages, staged
+    from visual_search.submission import preflight
+    from visual_search.submission.run import DrawnImages, staged
+    from visual_search.submission.runtime_estimate import ImageCounts
+    from visual_search.submission.sandbox import Limits, writes_elsewhere
 
     images = DrawnImages(ImageCounts(TRIAL_QUERIES, TRIAL_GALLERY))
     # Not in the repository: the client commits whatever lies there.

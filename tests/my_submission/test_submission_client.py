@@ -22,7 +22,7 @@ import pytest
 
 from my_submission.preflight import findings
 from tests.submissions import commit, git, make_submission, ranker
-from visual_search.submission_tree import SubmissionTree
+from visual_search.submission.git_tree import SubmissionTree
 
 CLIENT = Path(sys.executable).with_name("aicrowd")
 KEY = "a-key-of-the-test"

@@ -13,12 +13,12 @@ import torch
 
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
-from visual_search.capacity import ImageCounts
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
-from visual_search.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
-from visual_search.submission_run import RealImages, Refused, Stage, staged
-from visual_search.submission_tree import SubmissionTree
+from visual_search.submission.git_tree import SubmissionTree
+from visual_search.submission.run import RealImages, Refused, Stage, staged
+from visual_search.submission.runtime_estimate import ImageCounts
+from visual_search.submission.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
 
 SHORT = Limits(seconds=20, cores=1)
 
@@ -57,7 +57,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of keeping the child from the network: by the kernel, and in Python alone."""
     if request.param == "guard":
-        monkeypatch.setattr("visual_search.sandbox.NAMESPACES", ())
+        monkeypatch.setattr("visual_search.submission.sandbox.NAMESPACES", ())
     elif not Sandbox.of_this_machine(SHORT).namespace:
         pytest.skip(f"none of {NAMESPACES} is allowed on this machine")
     return str(request.param)
@@ -213,7 +213,7 @@ def test_imports_do_not_count_against_the_limit_as_the_evaluator_does_not_time_t
 def test_what_never_comes_to_rank_is_stopped(
     tmp_path: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visual_search.sandbox.PREPARATION_SECONDS", 2.0)
+    monkeypatch.setattr("visual_search.submission.sandbox.PREPARATION_SECONDS", 2.0)
     project = make_submission(tmp_path / "project", ranker(top="import time; time.sleep(60)"))
     sentence = refusal(project, dev_folder, Limits(20, 1))
     assert "stopped after 2 s at my_submission/user_config.py line 5" in sentence

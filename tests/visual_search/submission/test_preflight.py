@@ -13,7 +13,8 @@ import pytest
 
 from tests.submissions import commit, git, make_submission, ranker
 from visual_search.common.errors import UserError
-from visual_search.preflight import (
+from visual_search.submission.git_tree import SubmissionTree
+from visual_search.submission.preflight import (
     Finding,
     check_aicrowd_json,
     check_changes,
@@ -28,7 +29,6 @@ from visual_search.preflight import (
     packages_to_hide,
     read_requirements,
 )
-from visual_search.submission_tree import SubmissionTree
 
 
 def problems(
@@ -246,7 +246,7 @@ def test_the_remote(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_size_of_the_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert problems(check_size, project) == []
-    monkeypatch.setattr("visual_search.preflight.LARGE_REPOSITORY", 1000)
+    monkeypatch.setattr("visual_search.submission.preflight.LARGE_REPOSITORY", 1000)
     assert "clean history" in problems(check_size, project)[0]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError
-from visual_search.submission_tree import SubmissionTree
+from visual_search.submission.git_tree import SubmissionTree
 
 # The challenge's rule: whatever is larger travels by git-LFS.
 LARGE_FILE = 5_000_000

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from visual_search.capacity import (
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.data.images import ImageProblem
+from visual_search.evaluation.dev_set import Evaluation
+from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.report import write_report
+from visual_search.ranking.deadline import degradations, listed
+from visual_search.ranking.rank import Ranking
+from visual_search.submission.run import Answer, DrawnImages, RealImages, Refused, Stage, staged
+from visual_search.submission.runtime_estimate import (
     DRY_SECONDS,
     DRY_SIZE,
     HIDDEN_TEST,
@@ -24,17 +34,7 @@ from visual_search.capacity import (
     find_largest_size,
     predict,
 )
-from visual_search.common.errors import UserError
-from visual_search.common.files import write_json
-from visual_search.data.dev_sets import read_dev_set
-from visual_search.data.images import ImageProblem
-from visual_search.evaluation.dev_set import Evaluation
-from visual_search.evaluation.metrics import average_precision
-from visual_search.evaluation.report import write_report
-from visual_search.ranking.deadline import degradations, listed
-from visual_search.ranking.rank import Ranking
-from visual_search.sandbox import GB, Limits, Sandbox
-from visual_search.submission_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
+from visual_search.submission.sandbox import GB, Limits, Sandbox
 
 
 @dataclass(frozen=True)

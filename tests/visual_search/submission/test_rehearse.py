@@ -12,12 +12,12 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
-from visual_search.capacity import ImageCounts
 from visual_search.common.errors import UserError
 from visual_search.evaluation.metrics import mean_average_precision
-from visual_search.rehearsal import Request
-from visual_search.rehearsal import rehearse as run_rehearsal
-from visual_search.sandbox import Limits
+from visual_search.submission.rehearse import Request
+from visual_search.submission.rehearse import rehearse as run_rehearsal
+from visual_search.submission.runtime_estimate import ImageCounts
+from visual_search.submission.sandbox import Limits
 
 # Sleeps 1 ms and 1 µs a squared pixel for each photo. At 256 px it answers another order than at
 # any other size, so that a score tells which one was run.

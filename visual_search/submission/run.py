@@ -17,14 +17,22 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from visual_search.capacity import ImageCounts, Run
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.tables import BOX_COLUMNS, read_table
 from visual_search.evaluation.metrics import check_ranks
-from visual_search.preflight import packages_to_hide, read_requirements
-from visual_search.sandbox import GB, Job, Limits, Outcome, Sandbox, fault_of, writes_elsewhere
-from visual_search.submission_tree import SubmissionTree
+from visual_search.submission.git_tree import SubmissionTree
+from visual_search.submission.preflight import packages_to_hide, read_requirements
+from visual_search.submission.runtime_estimate import ImageCounts, Run
+from visual_search.submission.sandbox import (
+    GB,
+    Job,
+    Limits,
+    Outcome,
+    Sandbox,
+    fault_of,
+    writes_elsewhere,
+)
 
 # Side of a drawn image in pixels: next to nothing to decode, yet each is another one.
 DRAWN_SIDE = 16

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visual_search.capacity import (
+from visual_search.submission.runtime_estimate import (
     EMBEDDING_ROW,
     HIDDEN_TEST,
     RANKS_ROW,

@@ -1,0 +1,1 @@
+"""A submission rehearsed under the evaluator's limits, and checked before it is pushed."""
