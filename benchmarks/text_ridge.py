@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
 
 from benchmarks.harness import Row, arguments, higher_is_better, report
-from visual_search.cached_views import kept_features
+from visual_search.cached_features import kept_features
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.evaluation.compare import mean_interval
 from visual_search.phase_chain import read_chain

@@ -12,8 +12,8 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
+from visual_search.config import EmbedSettings
 from visual_search.data.tables import image_items, read_gallery, read_queries
-from visual_search.embed_settings import EmbedSettings
 from visual_search.ranking.deadline import NOT_EMBEDDED, Deadline, degradations, listed
 from visual_search.ranking.embed import default_device
 from visual_search.ranking.export import (

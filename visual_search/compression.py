@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visual_search.cached_features import embedded
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.config_reader import read_config
@@ -20,7 +21,6 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_embeddings
-from visual_search.frozen import embedded
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder
 from visual_search.model.projections import Sample, pca, start_neck

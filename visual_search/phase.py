@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
+from visual_search.cached_features import (
+    FrozenFeatures,
+    FrozenPhase,
+    as_it_is,
+    check_cacheable,
+    embedded,
+)
 from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
+    EmbedSettings,
     MarginConfig,
     OptimConfig,
     PhaseConfig,
@@ -27,8 +35,6 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.leaks import warning
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
-from visual_search.embed_settings import EmbedSettings
-from visual_search.frozen import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable, embedded
 from visual_search.learner import Learner, Objective
 from visual_search.losses.distillation import EmbeddingDistillation
 from visual_search.losses.margin_head import MarginHead

@@ -37,9 +37,9 @@ from visual_search.model.checkpoint import fingerprint
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
-from visual_search.run_folder import RunFolder
-from visual_search.training_state import (
+from visual_search.run_folder import (
     Processes,
+    RunFolder,
     load_state,
     newest_state,
     random_states,

@@ -56,8 +56,8 @@ class EmbedStage:
         return answers
 
     def _embedded(self, photos: Sequence[bytes]) -> tuple[Any, list[str | None]]:
+        from visual_search.config import EmbedSettings
         from visual_search.data.images import ImageItem
-        from visual_search.embed_settings import EmbedSettings
         from visual_search.ranking.embed import embed_images
         from visual_search.ranking.precision import plan_inference
 

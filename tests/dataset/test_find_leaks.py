@@ -16,7 +16,13 @@ from PIL import Image
 
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
+from visual_search.config import (
+    BackboneConfig,
+    DatasetConfig,
+    DevSetConfig,
+    Product10KConfig,
+    TableConfig,
+)
 from visual_search.data import leaks as leaks_module
 from visual_search.data.factory import dev_sides, training_sides
 from visual_search.data.images import ImageItem, load_pixels
@@ -29,12 +35,6 @@ from visual_search.data.leaks import (
     record_path,
     unchecked,
     warning,
-)
-from visual_search.dataset_config import (
-    DatasetConfig,
-    DevSetConfig,
-    Product10KConfig,
-    TableConfig,
 )
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import save_checkpoint

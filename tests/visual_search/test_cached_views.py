@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from visual_search.cached_views import CachedViews, random_crop
+from visual_search.cached_features import CachedViews, random_crop
 from visual_search.config import BackboneConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages

@@ -7,9 +7,8 @@ import pytest
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig, PhaseConfig
+from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
 from visual_search.config_reader import parse_phase, read_backbone
-from visual_search.dataset_config import TableConfig
 
 
 def parsed(*arguments: str) -> tuple[PhaseConfig, str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from visual_search.common.errors import UserError
-from visual_search.embed_settings import EmbedSettings
+from visual_search.config import EmbedSettings
 
 
 def test_settings_are_read_from_json_values() -> None:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from visual_search import frozen
+from visual_search import cached_features
+from visual_search.cached_features import FrozenFeatures
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.frozen import FrozenFeatures
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
 from visual_search.run_folder import RunFolder
@@ -139,7 +139,7 @@ def test_unreadable_photos_have_stand_ins_of_their_class() -> None:
     assert training.unreadable(2, 1) == [Path("2.jpg")]
     assert rows.shown().flatten().tolist() == [0.0, 1.0, 4.0, 3.0, 4.0]
     with pytest.raises(UserError, match="none of the training photos"):
-        rows.fill(Features(torch.zeros(5, 1), (f"x{frozen._NOTHING}",) * 5, 0))
+        rows.fill(Features(torch.zeros(5, 1), (f"x{cached_features._NOTHING}",) * 5, 0))
 
 
 @pytest.mark.parametrize(

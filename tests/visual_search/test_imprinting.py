@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from visual_search.config import BackboneConfig, MarginConfig, PhaseConfig
+from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, PhaseConfig
 from visual_search.data.augment import Mixer
 from visual_search.data.datasets import TrainingImages, read_product10k
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.dataset_config import DatasetConfig
 from visual_search.learner import Learner, Objective
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from visual_search.common.errors import UserError
-from visual_search.training_state import (
+from visual_search.run_folder import (
     Processes,
     load_state,
     newest_state,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from visual_search.common.errors import UserError
+from visual_search.config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
 from visual_search.data.class_choice import choose_classes
 from visual_search.data.datasets import (
     LabelledImages,
@@ -16,7 +17,6 @@ from visual_search.data.datasets import (
 )
 from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
 from visual_search.data.leaks import Side, product10k_folder
-from visual_search.dataset_config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:

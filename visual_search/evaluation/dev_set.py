@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.config import EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
-from visual_search.embed_settings import EmbedSettings
 from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from visual_search.ranking.embed import Embeddings, default_device, embed_images

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
+from visual_search.config import DevSetConfig
 from visual_search.config_reader import read_part
 from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
-from visual_search.dataset_config import DevSetConfig
 from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.evaluation.metrics import (
     Hits,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from visual_search.common.errors import first_line
 from visual_search.common.progress import progress_bar
+from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem, load_pixels
-from visual_search.embed_settings import EmbedSettings
 from visual_search.ranking.deadline import Deadline, Effort
 from visual_search.ranking.precision import (
     EmbedFn,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
-from visual_search.embed_settings import EmbedSettings
+from visual_search.config import EmbedSettings
 from visual_search.model.checkpoint import (
     Checkpoint,
     describe_model,

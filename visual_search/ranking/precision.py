@@ -24,8 +24,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.processes import available_cores
+from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.embed_settings import EmbedSettings
 from visual_search.model.embedder import Embedder
 from visual_search.ranking.deadline import call_within
 

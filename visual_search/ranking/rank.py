@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem
-from visual_search.embed_settings import EmbedSettings
 from visual_search.ranking.deadline import Deadline, call_within
 from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.precision import InferencePlan, LoadRuntime, plan_inference

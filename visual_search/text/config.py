@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from visual_search.config import BackboneConfig, OptimConfig, TrainConfig
-from visual_search.embed_settings import EmbedSettings
+from visual_search.config import BackboneConfig, EmbedSettings, OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True)

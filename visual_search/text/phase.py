@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.cached_views import CachedViews, kept_features
+from visual_search.cached_features import CachedViews, kept_features
 from visual_search.common.errors import UserError
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist

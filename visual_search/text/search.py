@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visual_search.common.errors import UserError
+from visual_search.config import EmbedSettings
 from visual_search.data.contact_sheet import Cell
 from visual_search.data.images import SUFFIXES, ImageItem
 from visual_search.data.tables import image_items, read_gallery
-from visual_search.embed_settings import EmbedSettings
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.ranking.embed import Embeddings, default_device, embed_images

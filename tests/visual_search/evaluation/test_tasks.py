@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
-from visual_search.embed_settings import EmbedSettings
 from visual_search.evaluation.compare import compare, most_changed, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.report import score_rows

@@ -9,9 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.conftest import draw_product
-from visual_search.config import BackboneConfig
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.embed_settings import EmbedSettings
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.precision import EmbedFn, InferencePlan

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.embed_settings import EmbedSettings
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.ranking import export

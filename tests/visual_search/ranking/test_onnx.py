@@ -13,8 +13,7 @@ from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from visual_search import main_export
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig, NeckConfig
-from visual_search.embed_settings import EmbedSettings
+from visual_search.config import BackboneConfig, EmbedSettings, NeckConfig
 from visual_search.main_export import best_for_ranker
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import Architecture, Embedder, build_embedder

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from tests.conftest import PROJECT, draw_product
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem
-from visual_search.embed_settings import EmbedSettings
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Embedder, build_embedder
 from visual_search.ranking import precision
