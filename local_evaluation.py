@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report-queries", type=int, default=100, help="worst queries on the page, 0 for all"
     )
-    rehearsal = parser.add_argument_group(
+    rehearse = parser.add_argument_group(
         "rehearsal", "run the last commit in a child process under the evaluator's limits"
     )
     rehearse.add_argument("--rehearse", action="store_true", help="do so")

@@ -24,7 +24,7 @@ from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.rank import trimmed
-from visual_search.store import (
+from visual_search.ranking.store import (
     Backbone,
     Features,
     FeatureSource,
@@ -40,7 +40,7 @@ _NOTHING = "a grey image is used"
 class FrozenFeatures(Dataset):
     """Rows of features in place of photos; a photo that cannot be read has a stand-in.
 
-    It reads as :class:`visual_search.data.datasets.TrainingImages` does, a whole batch at once, which
+    It reads as :class:`TrainingImages` does, a whole batch at once, which
     is what the loader asks for where there is `__getitems__`.
     """
 

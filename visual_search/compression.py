@@ -28,7 +28,7 @@ from visual_search.ranking.embed import default_device
 from visual_search.ranking.faiss_index import CODES, CodedGallery
 from visual_search.ranking.rank import trimmed
 from visual_search.ranking.rerank import Search
-from visual_search.store import Backbone, FeatureSource
+from visual_search.ranking.store import Backbone, FeatureSource
 
 TRAINING, GALLERY, QUERIES = "training images", "gallery images", "query images"
 RESCORED_BY = ", rescored by "

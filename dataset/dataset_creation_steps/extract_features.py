@@ -152,7 +152,7 @@ def extract(
         write_pieces,
     )
     from visual_search.common.progress import progress_bar
-    from visual_search.model.embedder import checkpoint
+    from visual_search.model import checkpoint
 
     remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)

@@ -11,7 +11,7 @@ from torch import Tensor
 from visual_search import store
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.embed import Embeddings
-from visual_search.store import model_folder, stored_features, weights_fingerprint
+from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 
 
 @pytest.fixture

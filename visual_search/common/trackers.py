@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from accelerate import tracking
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
-from visual_search.run_folder import flat_settings
 
 
 def start_trackers(
@@ -98,7 +98,7 @@ def _mlflow(folder: Path, config: Mapping[str, Any], step: int) -> tracking.Gene
     )
     tracker.start()
     if not known.exists():
-        tracker.store_init_configuration(flat_settings(config))
+        tracker.store_init_configuration(pd.json_normalize(dict(config)).to_dict("records")[0])
         write_text(known, tracker.active_run.info.run_id)
     return tracker
 

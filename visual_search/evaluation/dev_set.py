@@ -21,7 +21,7 @@ from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.export import load_model
 from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
 from visual_search.ranking.rerank import Search, Step
-from visual_search.store import model_folder, stored_features
+from visual_search.ranking.store import model_folder, stored_features
 
 
 @dataclass(frozen=True)

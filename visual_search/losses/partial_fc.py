@@ -271,7 +271,7 @@ def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Te
 
 
 class SampledMarginHead(MarginHead):
-    """:class:`visual_search.losses.margin_head.MarginHead` over a share of the classes in each step.
+    """:class:`MarginHead` over a share of the classes in each step.
 
     In training the loss is over the classes of :func:`sampled_classes`, out of training over all.
     The sample changes with `table.step`, the count of updates: all backward passes of one update
@@ -287,7 +287,7 @@ class SampledMarginHead(MarginHead):
         Args:
             dimension: width of the embeddings.
             counts: `(classes,)`, training images of each class, of all processes together.
-            config: as :class:`visual_search.losses.margin_head.MarginHead`, and the share of the other classes
+            config: as :class:`MarginHead`, and the share of the other classes
                 that enters a step; a label is smoothed over the classes of the step.
             seed: of the first centres, which are those of MarginHead, and of the samples.
 

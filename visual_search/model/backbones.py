@@ -32,7 +32,7 @@ from visual_search.model.weights import (
 
 
 def create_timm(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
-    """A headless timm network and its input size; :mod:`visual_search.model.backbones` says the rest."""
+    """A headless timm network and its input size; the package says the rest."""
     import timm
 
     if not timm.is_model(model.partition(".")[0]):

@@ -125,7 +125,7 @@ def pca(sample: Sample, dimension: int, shrinkage: float = 0.0) -> Projection:
 def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
     """Linear discriminants: principal components of features whitened within their classes.
 
-    First the whitening of :func:`visual_search.model.projections.fit_whitening`, which makes directions
+    First the whitening of :func:`fit_whitening`, which makes directions
     in which photos of one class differ count less, then the principal components of its results:
     Fukunaga, "Introduction to Statistical Pattern Recognition" (1990), section 10.2, with the
     total scatter, which has the same directions.

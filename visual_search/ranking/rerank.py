@@ -63,7 +63,7 @@ STEPS: dict[str, type] = {
 
 
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Queries, gallery and k to similarities and indexes, as :func:`visual_search.ranking.search.top_k`."""
+"""Queries, gallery and k to similarities and indexes, as :func:`top_k`."""
 
 
 def rank(

@@ -1,4 +1,4 @@
-"""The evaluator's process: run as a file by :mod:`visual_search.submission.sandbox`, with a json of settings.
+"""The evaluator's process: run as a file by :mod:`~visual_search.submission.sandbox`, settings as json.
 
 Nothing of the kit is imported here: the submission brings its own copy of it.
 """
@@ -167,7 +167,7 @@ def _innermost(frames: traceback.StackSummary, checkout: str) -> str | None:
 
 
 def _run(settings: dict[str, Any], output: Path) -> dict[str, Any]:
-    """Run the submission; what it says are the fields of :class:`visual_search.submission.sandbox.Outcome`."""
+    """Run the submission; what it says are the fields of :class:`Outcome`."""
     times: dict[str, float] = {}
     stage = _enter("import", output)
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.search import top_k
-from visual_search.store import model_folder, stored_features, weights_fingerprint
+from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 from visual_search.text.encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
 from visual_search.text.pairs import TEST, read_pairs
 

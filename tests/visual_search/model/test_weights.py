@@ -139,7 +139,7 @@ def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
         text=True,
         timeout=90,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert "could not be fetched" in done.stdout
     assert "config/backbone/efficientnet_lite0.yml" in done.stdout

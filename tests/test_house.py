@@ -1,0 +1,130 @@
+"""The plan of the house: short folders, short files, and packages where they are declared.
+
+Who may import whom is checked by import-linter (`make lint`).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+MOST_MODULES = 25
+MOST_LINES = 450
+
+# What a user types, and the extras that README tells them to install for it; the package's own
+# requirements (requirements.txt) are always there.
+NEEDS = {
+    "my_submission.user_config": (),
+    "visual_search.train": ("train",),
+    "visual_search.phase": ("train",),
+    "visual_search.main_arcface": ("train",),
+    "visual_search.text.phase": ("train", "text"),
+    "visual_search.text.search": ("train", "text"),
+    "dataset.check_table": ("data",),
+    "dataset.find_leaks": ("data",),
+    "dataset.filter_dataset_info": ("data",),
+    "dataset.generate_dataset_info": ("data",),
+    "dataset.prepare_dataset": ("data",),
+    "dataset.dataset_creation_steps.get_pairs": ("data",),
+    "dataset.dataset_creation_steps.extract_features": ("data",),
+}
+
+HIDE = """
+import importlib, importlib.machinery, sys
+allowed = set(sys.argv[2].split())
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in known and top not in allowed:
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
+known = set(sys.argv[3].split())
+sys.meta_path.insert(0, Hidden())
+importlib.import_module(sys.argv[1])
+"""
+
+
+def folders(project: Path) -> list[Path]:
+    return [p for p in (project / "visual_search").rglob("*") if (p / "__init__.py").exists()]
+
+
+def test_no_folder_is_longer_than_a_screen(project: Path) -> None:
+    for folder in [project / "visual_search", *folders(project)]:
+        modules = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, folder
+
+
+def test_no_file_is_longer_than_one_idea(project: Path) -> None:
+    kept = ("visual_search", "my_submission", "dataset", "benchmarks", "tests")
+    files = [p for name in kept for p in (project / name).rglob("*.py")]
+    long = {str(p.relative_to(project)): len(p.read_text().splitlines()) for p in files}
+    assert {name: n for name, n in long.items() if n > MOST_LINES} == {}
+
+
+def test_every_package_says_what_it_is_for(project: Path) -> None:
+    for folder in folders(project):
+        text = (folder / "__init__.py").read_text()
+        assert text.startswith('"""'), folder
+        assert "import" not in text, f"{folder}: an import here makes every --help slow"
+
+
+def closure(requirements: Iterable[str]) -> set[str]:
+    """The names of the distributions that these requirements bring, themselves included."""
+    found: set[str] = set()
+    queue = [Requirement(line) for line in requirements]
+    while queue:
+        wanted = queue.pop()
+        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        key = name + "".join(f"[{extra}]" for extra in sorted(wanted.extras))
+        if key in found:
+            continue
+        found |= {key, name}
+        try:
+            lines = metadata.requires(wanted.name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for line in lines:
+            requirement = Requirement(line)
+            marker = requirement.marker
+            extras = ["", *wanted.extras]
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                queue.append(requirement)
+    return found
+
+
+@pytest.mark.parametrize("module", NEEDS)
+def test_a_module_imports_with_what_its_extras_bring(project: Path, module: str) -> None:
+    package = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    lines = (project / "requirements.txt").read_text().splitlines()
+    declared = [line for line in lines if line and not line.startswith("#")]
+    for extra in NEEDS[module]:
+        declared += package["optional-dependencies"][extra]
+    brought = closure(declared)
+    known, allowed = set(), set()
+    for top, names in metadata.packages_distributions().items():
+        known.add(top)
+        if any(re.sub(r"[-_.]+", "-", name).lower() in brought for name in names):
+            allowed.add(top)
+    known -= {"visual_search", "my_submission", "dataset", "benchmarks"}
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE, module, " ".join(allowed), " ".join(known)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("module", ["visual_search.config", "visual_search.common.errors"])
+def test_light_modules_start_without_torch(project: Path, module: str) -> None:
+    code = f"import sys, {module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=60)
