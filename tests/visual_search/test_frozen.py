@@ -21,8 +21,8 @@ from visual_search.config_reader import parse_phase
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
-from visual_search.run_folder import RunFolder
 from visual_search.ranking.store import Backbone, Features
+from visual_search.run_folder import RunFolder
 from visual_search.train import train_phase
 
 

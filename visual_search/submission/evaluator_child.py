@@ -1,4 +1,4 @@
-"""The evaluator's process: run as a file by :mod:`~visual_search.submission.sandbox`, settings as json.
+"""The evaluator's process: run as a file by `submission/sandbox.py`, settings as json.
 
 Nothing of the kit is imported here: the submission brings its own copy of it.
 """

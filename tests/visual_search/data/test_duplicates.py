@@ -158,8 +158,10 @@ def test_copies_are_near_and_others_far(real_half: Path, tmp_path: Path) -> None
         with Image.open(path) as image:
             small = image.convert("RGB").resize((image.width * 2 // 3, image.height * 2 // 3))
             small.save(tmp_path / f"{path.stem}.jpg", quality=60)
-    copies = list(hash_images(tmp_path / f"{path.stem}.jpg" for path in paths))
-    first = list(hash_images(paths))
+    copies = [
+        h for h in hash_images(tmp_path / f"{p.stem}.jpg" for p in paths) if isinstance(h, int)
+    ]
+    first = [h for h in hash_images(paths) if isinstance(h, int)]
     assert max((a ^ b).bit_count() for a, b in zip(first, copies, strict=True)) <= 4
     apart = [(a ^ b).bit_count() for i, a in enumerate(first) for b in first[:i]]
     assert np.median(apart) > 20

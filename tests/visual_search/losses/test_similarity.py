@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.losses.margin_softmax import Similarities, similarities, similarity_gradients
 from visual_search.losses import margin_softmax
+from visual_search.losses.margin_softmax import Similarities, similarities, similarity_gradients
 
 
 def gradients(

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.model.backbones import create_backbone
 from visual_search.model import unicom
+from visual_search.model.backbones import create_backbone
 from visual_search.model.unicom import SIZES, Unicom, UnicomSize
 
 TINY = UnicomSize(input_size=32, patch=8, width=12, depth=2, heads=3, embedding=10)

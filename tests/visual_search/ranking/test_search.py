@@ -105,7 +105,7 @@ def test_zero_and_minus_zero_tie(way: str) -> None:
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 def test_a_memory_map_is_searched_on_disk(way: str, kind: type, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    stored = rng.integers(-8, 8, (5000, 4)).astype(kind)
+    stored: np.ndarray = rng.integers(-8, 8, (5000, 4)).astype(kind)
     np.save(tmp_path / "gallery.npy", stored)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     queries = rng.integers(-8, 8, (3, 4)).astype(np.float32)

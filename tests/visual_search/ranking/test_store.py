@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from visual_search import store
 from visual_search.data.images import ImageItem, ImageProblem
+from visual_search.ranking import store
 from visual_search.ranking.embed import Embeddings
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 
