@@ -38,16 +38,20 @@ NEEDS = {
 }
 
 HIDE = """
-import importlib, importlib.machinery, sys
-allowed = set(sys.argv[2].split())
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
+import importlib, sys
+from importlib.machinery import PathFinder
+
+module, allowed, known = sys.argv[1], set(sys.argv[2].split()), set(sys.argv[3].split())
+
+class Visible(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in known and top not in allowed:
-            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
-known = set(sys.argv[3].split())
-sys.meta_path.insert(0, Hidden())
-importlib.import_module(sys.argv[1])
+        hidden = top in known and top not in allowed
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Visible
+importlib.import_module(module)
 """
 
 
