@@ -1,50 +1,71 @@
-# Each target does all its own set-up; a second call installs nothing again.
+# Each target installs what it runs, once; a second target adds to the same environment.
 # PYTHON picks the interpreter (3.11 or newer): make demo PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# uv, where it is on the path, installs in a fraction of pip's time.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet,$(RUN) -m pip install --quiet --disable-pip-version-check)
+PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help demo demo-text preflight test test-all lint clean
+EXTRAS_demo := train,demo
+EXTRAS_text := train,demo,text
+EXTRAS_submit := train,demo,submit
+EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,test
+
+.PHONY: help demo demo-text preflight test test-all lint lock clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (five to nine minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (about five minutes)"
 	@echo "make demo-text search the same catalogue by text (about three minutes)"
 	@echo "make preflight check everything that makes submissions fail"
-	@echo "make test      style, types and the test suite"
+	@echo "make test      style, types, imports and the test suite"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make lock      pin the newest versions of everything in constraints.txt"
 	@echo "make clean     remove the environment and what the demo wrote"
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.demo
 	$(RUN) -m visual_search.main_demo
 
-demo-text: $(VENV)/.installed
+demo-text: $(VENV)/.text
 	$(RUN) -m visual_search.main_demo --text
 
-preflight: $(VENV)/.installed
+preflight: $(VENV)/.submit
 	$(RUN) -m my_submission.preflight
 
 test: lint
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+	$(PYTEST)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
+# Pins that stand in the file stay unless UPGRADE=--upgrade; the same file serves Python 3.11 and newer.
+lock: $(VENV)/.made
+	$(RUN) -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" $(UPGRADE) \
+	  pyproject.toml --output-file constraints.txt
+
 clean:
 	rm -rf $(VENV) runs/demo runs/demo_*
 
 # Debian's Python comes without `venv`: virtualenv, unpacked into a folder of its own, stands in.
-$(VENV)/.installed: pyproject.toml requirements.txt
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: Python 3.11 or newer is needed; name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@echo "setting up $(VENV) (once; about 6 GB, a few minutes)"
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV) && \
 	  $(PYTHON) -m pip install --quiet --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV) && rm -rf $(VENV)-bootstrap; }
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[train,data,text,cluster,demo,trackers,tune,bench,export,submit,test]'
 	@touch $@
+
+# What the tests install serves the demos too.
+$(VENV)/.%: pyproject.toml requirements.txt constraints.txt | $(VENV)/.made
+	@echo "installing [$(EXTRAS_$*)] into $(VENV) (once; most of it is PyTorch, about 5 GB where the registry has only GPU builds)"
+	$(INSTALL) --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
+	@touch $@ $(if $(filter test,$*),$(VENV)/.demo $(VENV)/.text $(VENV)/.submit) $(if $(filter text submit,$*),$(VENV)/.demo)

@@ -9,9 +9,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ENTRY_POINTS = [
     ["-m", "visual_search.main_arcface"],
@@ -132,23 +135,54 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+SET_UP_FILES = ("Makefile", "pyproject.toml", "requirements.txt", "constraints.txt")
+
+
 def test_set_up_runs_once_and_again_when_the_requirements_change(
     project: Path, tmp_path: Path
 ) -> None:
-    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+    for name in SET_UP_FILES:
         shutil.copy(project / name, tmp_path)
-    for target in ("demo", "test"):
-        assert "pip install" in make(tmp_path, "--dry-run", target).stdout
+    for target in ("demo", "demo-text", "test"):
+        assert "--constraint constraints.txt" in make(tmp_path, "--dry-run", target).stdout
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / ".installed").touch()
-    for target in ("demo", "test"):
-        assert "pip install" not in make(tmp_path, "--dry-run", target).stdout
-    os.utime(tmp_path / "pyproject.toml", (2**32, 2**32))
-    assert "pip install" in make(tmp_path, "--dry-run", "demo").stdout
+    for stamp in (".made", ".demo", ".text", ".test"):
+        (tmp_path / ".venv" / stamp).touch()
+    for target in ("demo", "demo-text", "test"):
+        assert "--constraint" not in make(tmp_path, "--dry-run", target).stdout
+    os.utime(tmp_path / "constraints.txt", (2**32, 2**32))
+    assert "--constraint" in make(tmp_path, "--dry-run", "demo").stdout
+
+
+def test_each_target_installs_what_it_runs(project: Path, tmp_path: Path) -> None:
+    for name in SET_UP_FILES:
+        shutil.copy(project / name, tmp_path)
+    assert "'.[train,demo]'" in make(tmp_path, "--dry-run", "demo").stdout
+    assert "'.[train,demo,text]'" in make(tmp_path, "--dry-run", "demo-text").stdout
+
+
+def test_every_installed_package_is_pinned(project: Path) -> None:
+    """By constraints.txt, at the version that is installed; `make lock` writes it."""
+    lines = (project / "constraints.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    pins = {
+        canonicalize_name(pin.name): str(pin.specifier)
+        for pin in wanted
+        if pin.marker is None or pin.marker.evaluate()
+    }
+    package = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    for group in package["optional-dependencies"].values():
+        for line in group:
+            name = canonicalize_name(Requirement(line).name)
+            assert name in pins, f"{name} has no pin: make lock"
+            try:
+                assert pins[name] == f"=={metadata.version(name)}", name
+            except metadata.PackageNotFoundError:
+                continue
 
 
 def test_an_old_python_is_refused_with_what_to_do(project: Path, tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+    for name in SET_UP_FILES:
         shutil.copy(project / name, tmp_path)
     done = make(tmp_path, "demo", "PYTHON=false")
     assert done.returncode != 0
