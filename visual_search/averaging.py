@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 
 
@@ -29,10 +28,8 @@ class ExponentialAverage:
         """
         Args:
             module: the average starts at its weights.
-            decay: 0..1; 0.999 averages over about the last 1000 updates.
+            decay: 0 to below 1; 0.999 averages over about the last 1000 updates.
         """
-        if not 0.0 <= decay < 1.0:
-            raise UserError(f"train.ema_decay = {decay}: write 0 or more, and less than 1")
         self.decay, self.updates = decay, 0
         self.averages = {
             name: parameter.detach().float().clone()
@@ -103,8 +100,6 @@ class WeightSoup:
             folder: keep them there, a .safetensors file each; None keeps them in memory, and
                 then :meth:`state_dict` is as large as all of them.
         """
-        if last < 1:
-            raise UserError(f"train.soup_last = {last}: write 1 or more, or 0 for no average")
         self.folder, self.added, self.last = folder, 0, last
         self.held: deque[dict[str, Tensor]] = deque(maxlen=last)
         self._first_needed = 0

@@ -1,11 +1,30 @@
-"""What can be configured: frozen dataclasses with their defaults. `config_reader` fills them."""
+"""What can be configured: frozen dataclasses with their defaults. `config_reader` fills them.
+
+Their docstrings are what --help shows; ranges stand in the annotations of their fields.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from visual_search.common.errors import UserError
+from visual_search.common.embed_settings import EmbedSettings as EmbedSettings
+from visual_search.common.ranges import (
+    Amount,
+    Angle,
+    Count,
+    CountFrom1,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    ShareAbove0,
+    ShareBelow1,
+)
+
+CountOrAll = Annotated[int, Range(-1)]
+Side = Annotated[int, Range(1, 4096)]
+SideOr0 = Annotated[int, Range(0, 4096)]
 
 
 @dataclass(frozen=True)
@@ -14,14 +33,14 @@ class Product10KConfig:
 
     Args:
         use: train on it; false leaves the other tables.
-        train_valid_root: folder of the lists and of the photo folders.
-        train_prefix: folder of the training photos.
+        train_valid_root: folder of the lists and of the image folders.
+        train_prefix: folder of the training images.
         train_list: csv with the columns name, class.
-        val_prefix: folder of the test photos.
-        val_list: csv of the test photos, with the same columns.
-        weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
-        more_than: a class needs more photos than this; 0 takes all.
-        at_most: photos of a class, drawn at random; 0 takes all.
+        val_prefix: folder of the test images.
+        val_list: csv of the test images, with the same columns.
+        weight: how often an image is drawn in an epoch; 1 is once, 0.5 every second epoch.
+        more_than: a class needs more images than this; 0 takes all.
+        at_most: images of a class, drawn at random; 0 takes all.
     """
 
     use: bool = True
@@ -30,30 +49,30 @@ class Product10KConfig:
     train_list: str = "train.csv"
     val_prefix: str = "test"
     val_list: str = "test_kaggletest.csv"
-    weight: float = 1.0
-    more_than: int = 0
-    at_most: int = 0
+    weight: Positive = 1.0
+    more_than: Count = 0
+    at_most: Count = 0
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """A further table of training photos; its classes are numbered behind the others'.
+    """A further table of training images; its classes are numbered behind the others'.
 
     Args:
         file: csv: Amazon pairs (image_path, label), dataset_info.csv or folds.csv.
         root: folder its paths are relative to; empty is the csv's own.
         fold: of a folds.csv, the fold that is held out; -1 holds none out.
-        weight: how often a photo is drawn in an epoch; 1 is once, 0.5 every second epoch.
-        more_than: a class needs more photos than this; 0 takes all.
-        at_most: photos of a class, drawn at random; 0 takes all.
+        weight: how often an image is drawn in an epoch; 1 is once, 0.5 every second epoch.
+        more_than: a class needs more images than this; 0 takes all.
+        at_most: images of a class, drawn at random; 0 takes all.
     """
 
     file: str
     root: str = ""
-    fold: int = -1
-    weight: float = 1.0
-    more_than: int = 0
-    at_most: int = 0
+    fold: CountOrAll = -1
+    weight: Positive = 1.0
+    more_than: Count = 0
+    at_most: Count = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,7 @@ class DevSetConfig:
         gallery: csv with the columns seller_img_id, img_path, product_id.
         queries: csv with the columns user_img_id, img_path, bbox_x, …, bbox_h, product_id.
         table: instead of these, a dataset_info.csv or folds.csv, of which the held-out rows are
-            ranked: queries against gallery where evaluation_status says so, else each photo
+            ranked: queries against gallery where evaluation_status says so, else each image
             against all others.
         root: folder that the table's paths are relative to; empty is its own.
         fold: of a folds.csv, the fold that is held out; -1 for the rows that always test.
@@ -76,181 +95,88 @@ class DevSetConfig:
     queries: str = "queries.csv"
     table: str = ""
     root: str = ""
-    fold: int = -1
+    fold: CountOrAll = -1
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Which photos meet in a batch.
+    """Which images meet in a batch.
 
     Args:
         kind: shuffle; m-per-class for pair losses; size-balanced draws small classes more often.
-        images_per_class: of m-per-class, photos of a class in a batch.
+        images_per_class: of m-per-class, images of a class in a batch.
         size_power: of size-balanced, a class is drawn in proportion to its size to this power.
     """
 
     kind: Literal["shuffle", "m-per-class", "size-balanced"] = "shuffle"
-    images_per_class: int = 2
-    size_power: float = 0.5
+    images_per_class: CountFrom1 = 2
+    size_power: Amount = 0.5
 
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """Two photos in one, with both labels.
+    """Two images in one, with both labels.
 
     Args:
         kind: none, mixup (blended), cutmix (a patch of the other), or both in turn.
         alpha: of the beta distribution that the share is drawn from.
-        probability: share of the batches that are mixed, 0..1.
+        probability: share of the batches that are mixed.
     """
 
     kind: Literal["none", "mixup", "cutmix", "both"] = "none"
-    alpha: float = 0.4
-    probability: float = 1.0
+    alpha: Positive = 0.4
+    probability: Share = 1.0
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The photos, and how they reach the model.
+    """The images, and how they reach the model.
 
     Args:
-        product10k: the training photos.
-        tables: further training photos.
-        dev_set: the photos that validation ranks.
-        train_on_test: train on Product10K's test photos too; the run's report says so.
+        product10k: the training images.
+        tables: further training images.
+        dev_set: the images that validation ranks.
+        train_on_test: train on Product10K's test images too; the run's report says so.
         seed: of every random draw of the run.
         num_of_classes: of Product10K: at least its highest class plus one.
         max_classes: train on so many classes of all data sets together, drawn at random; 0 on all.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and in the submission; 0 is as in training.
             Convolutional networks gain from a somewhat larger one (Touvron et al. 2019).
-        batch_size: photos a step and process.
-        sampler: which photos meet in a batch.
-        augmentations: of the training photos.
+        batch_size: images a step and process.
+        sampler: which images meet in a batch.
+        augmentations: of the training images.
         augmentations_valid: none, since validation is what the submission does.
-        random_erasing: share of the training photos with an erased rectangle, 0..1.
+        random_erasing: share of the training images with an erased rectangle.
         mixing: mixup or cutmix.
-        num_workers: processes that read training photos; 0 reads them in the training process.
-        max_broken_share: stop when more of the photos read than this share cannot be read, 0..1.
+        num_workers: processes that read training images; 0 reads them in the training process.
+        max_broken_share: stop when more of the images read than this share cannot be read.
     """
 
     product10k: Product10KConfig = field(default_factory=Product10KConfig)
     tables: tuple[TableConfig, ...] = ()
     dev_set: DevSetConfig = field(default_factory=DevSetConfig)
     train_on_test: bool = False
-    seed: int = 42
-    num_of_classes: int = 9700
-    max_classes: int = 0
-    input_size: int = 224
-    input_size_valid: int = 0
-    batch_size: int = 48
+    seed: Seed = 42
+    num_of_classes: CountFrom1 = 9700
+    max_classes: Count = 0
+    input_size: Side = 224
+    input_size_valid: SideOr0 = 0
+    batch_size: CountFrom1 = 48
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     augmentations: Literal[
         "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
     ] = "autoaugment"
     augmentations_valid: Literal["none"] = "none"
-    random_erasing: float = 0.0
+    random_erasing: Share = 0.0
     mixing: MixingConfig = field(default_factory=MixingConfig)
-    num_workers: int = 8
-    max_broken_share: float = 0.05
-
-
-# Choices of earlier versions, which exported models may name.
-GONE = (
-    ("backend", "openvino", "torch"),
-    ("backend", "compile", "torch"),
-    ("decoder", "nvjpeg", "cpu"),
-)
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How images are embedded, in validation and in the submission alike.
-
-    What is "auto" or 0 follows the rules of :func:`visual_search.ranking.precision.plan_inference`.
-
-    Args:
-        precision: fp32, bf16 (CPUs that have it) or fp16 (GPUs).
-        memory_format: of the convolutions.
-        batch_size: images a step.
-        workers: threads that read images, on a CPU each also runs the model; 0: one a core.
-        decoder: of earlier versions; images are read on the CPU whatever it says.
-        backend: torch, or onnx (ONNX Runtime), which auto takes on a CPU where the export has
-            a file for it.
-        min_cosine: smallest cosine between the embeddings of onnx and of the model in fp32 at
-            which it may be taken.
-        flip: each image is also seen mirrored; its embedding is the mean.
-        crops: each image is seen in five crops of a larger square; its embedding is the mean.
-        trim_borders: cut white borders of gallery images away.
-    """
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    batch_size: int = 0
-    workers: int = 0
-    decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
-    backend: Literal["auto", "torch", "onnx"] = "auto"
-    min_cosine: float = 0.9999
-    flip: bool = False
-    crops: bool = False
-    trim_borders: bool = False
-
-    @property
-    def views(self) -> int:
-        """How often the model sees each image."""
-        return (5 if self.crops else 1) * (2 if self.flip else 1)
-
-    def unmeasured(self, on_gpu: bool) -> EmbedSettings:
-        """The same with nothing left to the machine, for what has to come out alike each time.
-
-        A training that was killed and goes on, and each of several processes, must see the same
-        embeddings to the last bit, whatever another CPU multiplies in hardware.
-
-        Args:
-            on_gpu: whether the model is on a CUDA device.
-        """
-        half: Literal["fp16", "fp32"] = "fp16" if on_gpu else "fp32"
-        return replace(
-            self,
-            precision=half if self.precision == "auto" else self.precision,
-            memory_format="channels_last" if self.memory_format == "auto" else self.memory_format,
-            batch_size=self.batch_size or (64 if on_gpu else 8),
-        )
-
-    @classmethod
-    def parsed(cls, values: Any, source: str) -> EmbedSettings:
-        """Settings from a JSON object whose keys are the names above.
-
-        Args:
-            values: what was read.
-            source: where, for the error.
-
-        Raises:
-            UserError: for an unknown key, a value of another type, a choice that there is not.
-        """
-        if not isinstance(values, dict):
-            raise UserError(f"{source}: embedding settings are an object, not {values!r}")
-        for key, gone, instead in GONE:
-            if values.get(key) == gone:
-                print(f"{source}: {key} {gone} is no longer there, {instead} is used")
-                values = {**values, key: instead}
-        types, names = get_type_hints(cls), [field.name for field in fields(cls)]
-        for key, value in values.items():
-            if key not in names:
-                raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(names)}")
-            choices = get_args(types[key])
-            if choices and value not in choices:
-                raise UserError(f"{source}: {key} is {value!r}; it can be {', '.join(choices)}")
-            if not choices and type(value) is not types[key]:
-                raise UserError(f"{source}: {key} is {value!r}, not {types[key].__name__}")
-            if isinstance(value, int | float) and value < 0:
-                raise UserError(f"{source}: {key} is {value}, it must not be below 0")
-        return cls(**values)
+    num_workers: Count = 8
+    max_broken_share: Share = 0.05
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The network that sees the photo.
+    """The network that sees the image.
 
     Args:
         name: timm/<model>, open_clip/<architecture>/<tag>, or unicom/<model>.
@@ -271,15 +197,15 @@ class BackboneConfig:
 
     name: str = "timm/tf_efficientnet_lite0"
     weights: str = "package:efficientnet_lite0"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     pooling: Literal["default", "avg", "gem", "cls"] = "default"
     head_conv: bool = True
-    drop_path: float = 0.0
-    patch_overlap: int = 0
+    drop_path: ShareBelow1 = 0.0
+    patch_overlap: Count = 0
     freeze_batchnorm: bool = False
-    frozen_stages: int = 0
-    trainable_blocks: int = -1
+    frozen_stages: Count = 0
+    trainable_blocks: CountOrAll = -1
     gradient_checkpointing: bool = False
 
 
@@ -291,18 +217,18 @@ class NeckConfig:
         kind: none, or a projection, with dropout before and batch norm behind it or without;
             norm-linear brings the backbone's features to length 1 first.
         dimension: width of the embedding; 0 keeps the backbone's.
-        dropout: of the backbone's features, for dropout-linear-bn, 0..1.
+        dropout: of the backbone's features, for dropout-linear-bn.
         initial: where the projection starts: random, or the principal components (pca) or linear
-            discriminants (lda) of the training photos' features; the latter two for linear and
+            discriminants (lda) of the training images' features; the latter two for linear and
             norm-linear, and with train.cache_features.
         shrinkage: of lda, above 0: the more, the closer to pca.
     """
 
     kind: Literal["none", "linear", "norm-linear", "linear-bn", "dropout-linear-bn"] = "none"
-    dimension: int = 0
-    dropout: float = 0.2
+    dimension: Count = 0
+    dropout: ShareBelow1 = 0.2
     initial: Literal["random", "pca", "lda"] = "random"
-    shrinkage: float = 2.0
+    shrinkage: Positive = 2.0
 
 
 @dataclass(frozen=True)
@@ -318,19 +244,19 @@ class MarginConfig:
         m1: of combined, factor of the angle; of sphereface, 0 takes its own 1.35.
         m3: of combined, subtracted from the cosine.
         class_margins: minmax: low + span * minmax(n ** power); power: low + span * n ** power;
-            n being the class's photos.
+            n being the class's images.
         low: margin of the most frequent class (minmax) or of an endless one (power), radians.
         span: what the rarest class has above it, radians.
-        power: negative; how fast the margin falls with the class's photos.
-        label_smoothing: share of the target given to all classes alike, 0..1.
-        focal_gamma: weight (1 - p) ** gamma of each photo (focal loss); 0 is cross-entropy.
+        power: negative; how fast the margin falls with the class's images.
+        label_smoothing: share of the target given to all classes alike.
+        focal_gamma: weight (1 - p) ** gamma of each image (focal loss); 0 is cross-entropy.
         grow: how the margin rises from grow_from to its full size.
-        grow_from: share of the margin at the start, 0..1.
-        grow_share: share of the training after which the margin is full, 0..1.
+        grow_from: share of the margin at the start.
+        grow_share: share of the training after which the margin is full.
         sampled_share: below 1, this share of the classes enters a step (Partial FC), besides the
             batch's own; for 100,000 classes and more. The class matrix then has an optimiser of
             its own that moves these rows alone: SGD where optim.name is sgd, else AdamW.
-        dropout: of the embedding in front of the head, 0..1.
+        dropout: of the embedding in front of the head.
         imprint: start the centres at the mean embeddings of their classes, not at random.
         nested: widths of prefixes of the embedding that the head is trained on too, so that an
             embedding may be cut there (Matryoshka); all weigh alike.
@@ -340,41 +266,32 @@ class MarginConfig:
     """
 
     name: Literal[
-        "softmax",
-        "arcface",
-        "cosface",
-        "combined",
-        "sphereface",
-        "elasticface-arc",
-        "elasticface-arc-plus",
-        "elasticface-cos",
+        "softmax", "arcface", "cosface", "combined", "sphereface", "curricularface", "adaface",
+        "adacos", "elasticface-arc", "elasticface-arc-plus", "elasticface-cos",
         "elasticface-cos-plus",
-        "curricularface",
-        "adaface",
-        "adacos",
-    ] = "arcface"
-    weight: float = 1.0
-    centers: int = 3
-    scale: float = 30.0
-    margin: float = 0.5
-    m1: float = 1.0
-    m3: float = 0.0
+    ] = "arcface"  # fmt: skip
+    weight: Amount = 1.0
+    centers: Annotated[int, Range(1, 255)] = 3
+    scale: Amount = 30.0
+    margin: Angle = 0.5
+    m1: Amount = 1.0
+    m3: Amount = 0.0
     class_margins: Literal["none", "minmax", "power"] = "minmax"
-    low: float = 0.05
-    span: float = 0.45
-    power: float = -0.25
-    label_smoothing: float = 0.0
-    focal_gamma: float = 0.0
+    low: Angle = 0.05
+    span: Angle = 0.45
+    power: Annotated[float, Range(high=0)] = -0.25
+    label_smoothing: ShareBelow1 = 0.0
+    focal_gamma: Amount = 0.0
     grow: Literal["none", "linear", "log"] = "none"
-    grow_from: float = 0.0
-    grow_share: float = 1.0
-    sampled_share: float = 1.0
-    dropout: float = 0.2
+    grow_from: Share = 0.0
+    grow_share: Share = 1.0
+    sampled_share: ShareAbove0 = 1.0
+    dropout: ShareBelow1 = 0.2
     imprint: bool = False
-    nested: tuple[int, ...] = ()
-    elastic_std: float = 0.0125
-    adaface_h: float = 0.333
-    curricular_momentum: float = 0.01
+    nested: tuple[CountFrom1, ...] = ()
+    elastic_std: Amount = 0.0125
+    adaface_h: Amount = 0.333
+    curricular_momentum: Share = 0.01
 
 
 @dataclass(frozen=True)
@@ -391,11 +308,11 @@ class PairLossConfig:
     """
 
     name: Literal["none", "contrastive", "multi-similarity", "soft-triple"] = "none"
-    weight: float = 1.0
-    threshold: float = 0.5
-    memory: int = 0
-    memory_weight: float = 1.0
-    memory_start: int = 0
+    weight: Amount = 1.0
+    threshold: Annotated[float, Range(-1, 1)] = 0.5
+    memory: Count = 0
+    memory_weight: Amount = 1.0
+    memory_start: Count = 0
 
 
 @dataclass(frozen=True)
@@ -411,7 +328,7 @@ class DistillationConfig:
 
     run: str = ""
     kind: Literal["mse", "l1", "cosine", "relational"] = "cosine"
-    weight: float = 1.0
+    weight: Amount = 1.0
 
 
 @dataclass(frozen=True)
@@ -428,7 +345,7 @@ class OptimConfig:
         betas: of the Adam family.
         schedule: shape of the rates after the warm-up.
         warmup_steps: optimiser steps of the linear warm-up; cut to a tenth of a short run.
-        floor: smallest share of its own peak that any rate falls to, 0..1.
+        floor: smallest share of its own peak that any rate falls to.
         milestones: of step, shares of the run after which the rates are multiplied by gamma.
         gamma: of step and plateau.
         patience: of plateau, validations without a gain before the rates fall.
@@ -437,20 +354,20 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "adam", "sgd", "radam", "nadam", "lion", "adan", "lamb"] = "adamw"
-    head_lr: float = 3e-4
-    backbone_lr_ratio: float = 0.01
-    layer_decay: float = 1.0
-    weight_decay: float = 0.1
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    head_lr: Amount = 3e-4
+    backbone_lr_ratio: Amount = 0.01
+    layer_decay: ShareAbove0 = 1.0
+    weight_decay: Amount = 0.1
+    momentum: ShareBelow1 = 0.9
+    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
     schedule: Literal["cosine", "constant", "step", "cyclic", "plateau"] = "cosine"
-    warmup_steps: int = 4500
-    floor: float = 0.0
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    patience: int = 2
-    cycles: int = 4
-    gradient_clip: float = 5.0
+    warmup_steps: Count = 4500
+    floor: Share = 0.0
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    gamma: Share = 0.1
+    patience: Count = 2
+    cycles: CountFrom1 = 4
+    gradient_clip: Amount = 5.0
 
 
 @dataclass(frozen=True)
@@ -458,9 +375,9 @@ class TrainConfig:
     """The loop.
 
     Args:
-        epochs: passes over the training photos.
+        epochs: passes over the training images.
         head_epochs: of them, at the start, with the backbone frozen (linear probe, then tune).
-        cache_features: embed each training photo once with the frozen backbone
+        cache_features: embed each training image once with the frozen backbone
             (backbone.trainable_blocks 0), unaugmented, and train neck and head on that.
         feature_cache: folder in which these features are kept for the next run.
         accumulate: batches an optimiser step.
@@ -475,31 +392,31 @@ class TrainConfig:
             saved after each epoch too.
         save_steps: the same in optimiser steps; 0 leaves it to the minutes.
         early_stopping: end after so many validations without a gain; 0 never.
-        ema_decay: above 0, validate and keep the moving average of the weights, 0..1.
+        ema_decay: above 0, validate and keep the moving average of the weights.
         soup_last: average the weights of this many last validations at the end; 0 does not.
         whitening: above 0, whiten the best model's embeddings by what varies within classes of
             the training set, shrunk by so much (2 is a start); kept where it validates better.
         trackers: tensorboard, wandb (offline) and mlflow, beside metrics.jsonl.
     """
 
-    epochs: int = 3
-    head_epochs: int = 0
+    epochs: CountFrom1 = 3
+    head_epochs: Count = 0
     cache_features: bool = False
     feature_cache: str = "runs/features"
-    accumulate: int = 1
+    accumulate: CountFrom1 = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
     channels_last: bool = True
     compile: bool = False
     sync_batchnorm: bool = False
-    validate_every: int = 1
-    validate_steps: int = 0
-    log_steps: int = 10
-    save_minutes: float = 10.0
-    save_steps: int = 0
-    early_stopping: int = 0
-    ema_decay: float = 0.0
-    soup_last: int = 0
-    whitening: float = 0.0
+    validate_every: CountFrom1 = 1
+    validate_steps: Count = 0
+    log_steps: CountFrom1 = 10
+    save_minutes: Amount = 10.0
+    save_steps: Count = 0
+    early_stopping: Count = 0
+    ema_decay: ShareBelow1 = 0.0
+    soup_last: Count = 0
+    whitening: Amount = 0.0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
@@ -508,7 +425,7 @@ class PhaseConfig:
     """One training phase. The loss is the weighted sum of head, pair loss and distillation.
 
     Args:
-        dataset: photos and how they are read.
+        dataset: images and how they are read.
         backbone: the network.
         neck: projection behind it.
         margin: the classification head.
@@ -516,7 +433,7 @@ class PhaseConfig:
         distillation: another run as a teacher.
         optim: optimiser and schedule.
         train: the loop.
-        embedding: how photos are embedded, in validation and in the submission of this model.
+        embedding: how images are embedded, in validation and in the submission of this model.
         pretrain_model: run folder, .safetensors checkpoint or TorchScript export to start from.
     """
 

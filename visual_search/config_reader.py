@@ -18,6 +18,7 @@ import jsonargparse
 import yaml
 
 from visual_search.common.errors import UserError
+from visual_search.common.ranges import check_ranges
 from visual_search.config import BackboneConfig, PhaseConfig
 
 Config = typing.TypeVar("Config")
@@ -26,7 +27,7 @@ Config = typing.TypeVar("Config")
 def parse_phase(
     parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[jsonargparse.Namespace, PhaseConfig, str]:
-    """A phase of photos with classes: :func:`parse_config` of a :class:`PhaseConfig`."""
+    """A phase of images with classes: :func:`parse_config` of a :class:`PhaseConfig`."""
     return parse_config(parser, PhaseConfig, arguments)
 
 
@@ -46,7 +47,8 @@ def parse_config(
         The other arguments of `parser`; the phase; and its YAML, complete with defaults.
 
     Raises:
-        UserError: naming file and key, for a key nobody knows or a value of a wrong type.
+        UserError: naming file and key, for a key nobody knows, a value of a wrong type and a
+            number out of its range.
     """
     parser.exit_on_error = False
     parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
@@ -70,6 +72,7 @@ def parse_config(
         raise UserError(_with_origin(str(error), origins)) from error
     made = parser.instantiate(parsed)
     phase = whole(**{part.name: made[part.name] for part in dataclasses.fields(whole)})
+    check_ranges(phase, where=lambda key: f"{origins[key]}: " if key in origins else "")
     return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
 
 
@@ -106,7 +109,9 @@ def read_part(path: Path, kind: type[Part]) -> Part:
         parsed = parser.parse_args([f"--part={path}"])
     except (jsonargparse.ArgumentError, TypeError) as error:
         raise UserError(f"{path}: {_last_cause(str(error))}") from error
-    return parser.instantiate(parsed).part
+    part = parser.instantiate(parsed).part
+    check_ranges(part, where=lambda key: f"{path}: ")
+    return part
 
 
 def _described(name: str, kind: type) -> str:

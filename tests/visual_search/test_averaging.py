@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from visual_search.averaging import ExponentialAverage, WeightSoup
-from visual_search.common.errors import UserError
 
 
 def model(seed: int = 0) -> nn.Sequential:
@@ -105,12 +104,6 @@ def test_a_continued_average_is_the_same_bit_by_bit(tmp_path: Path) -> None:
     assert all(torch.equal(whole.averages[n], killed.averages[n]) for n in whole.averages)
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_a_decay_out_of_range_is_refused(decay: float) -> None:
-    with pytest.raises(UserError, match=r"train.ema_decay"):
-        ExponentialAverage(nn.Linear(1, 1), decay)
-
-
 @pytest.fixture(params=["memory", "folder"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path / "soup" if request.param == "folder" else None
@@ -183,8 +176,6 @@ def test_a_snapshot_does_not_follow_the_weights(place: Path | None) -> None:
     assert torch.equal(soup.average()["weight"], before)
 
 
-def test_an_empty_soup_and_a_bad_number_are_refused() -> None:
+def test_an_empty_soup_is_refused() -> None:
     with pytest.raises(ValueError, match="no snapshot"):
         WeightSoup(2).average()
-    with pytest.raises(UserError, match=r"train.soup_last = -1"):
-        WeightSoup(-1)

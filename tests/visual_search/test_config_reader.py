@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import jsonargparse
 import pytest
 import yaml
 
 from visual_search.common.errors import UserError
+from visual_search.common.ranges import check_ranges
 from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
 from visual_search.config_reader import parse_phase, read_backbone
 
@@ -131,3 +137,42 @@ def test_tables_are_a_list_and_their_keys_are_checked_too(tmp_path: Path) -> Non
     message = refused("--config", path)
     assert path in message
     assert "'dataset.tables.0.fil'" in message
+
+
+def numbers(kind: Any) -> Iterator[tuple[Any, str]]:
+    """The dataclasses inside one, itself included, and the names of their numeric fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint)
+        elif re.search(r"\b(int|float)\b", str(hint)):
+            yield kind, field.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*numbers(PhaseConfig), *numbers(TableConfig)], ids=lambda part: str(part)
+)
+def test_every_number_has_a_range_and_says_it(kind: Any, name: str) -> None:
+    config = kind("a.csv") if kind is TableConfig else kind()
+    check_ranges(config)  # the defaults are in it
+    default = getattr(config, name)
+    for wrong in (-7, math.nan, math.inf):
+        values = (*default[:-1], wrong) if default and isinstance(default, tuple) else (wrong,)
+        value = values if isinstance(default, tuple) else wrong
+        if wrong == -7 and name == "power":
+            continue
+        with pytest.raises(UserError, match=rf"^x: a\.{name} is .*; it must be .*\d"):
+            check_ranges(dataclasses.replace(config, **{name: value}), "a.", lambda key: "x: ")
+
+
+def test_a_number_out_of_its_range_names_file_key_and_range(tmp_path: Path) -> None:
+    assert refused("--optim.head_lr=-1") == "optim.head_lr is -1.0; it must be 0 or more"
+    for text, words in (
+        ("optim: {betas: [0.9, 1]}", "optim.betas is (0.9, 1.0); it must be 0 or more, below 1"),
+        ("dataset:\n  tables:\n  - {file: a.csv, weight: 0}",
+         "dataset.tables.0.weight is 0.0; it must be above 0"),
+        ("train: {epochs: 0}", "train.epochs is 0; it must be 1 or more"),
+    ):  # fmt: skip
+        path = written(tmp_path / "a.yml", text)
+        assert refused("--config", path) == f"{path}: {words}"

@@ -20,7 +20,7 @@ def test_settings_are_read_from_json_values() -> None:
         ({"flop": True}, "unknown key 'flop'"),
         ({"flip": "yes"}, "flip is 'yes', not bool"),
         ({"precision": "fp8"}, "precision is 'fp8'; it can be auto, fp32, bf16, fp16"),
-        ({"batch_size": -1}, "must not be below 0"),
+        ({"batch_size": -1}, "batch_size is -1; it must be 0 or more"),
         ({"batch_size": True}, "not int"),
         (["flip"], "are an object"),
     ],

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
 from visual_search.common.processes import gather_constant
 from visual_search.config import MarginConfig, OptimConfig
 from visual_search.losses.margin_softmax import (
@@ -99,18 +98,9 @@ class MarginHead(nn.Module):
             seed: of the first centres.
 
         Raises:
-            UserError: for a value that cannot be, naming its key, `margin.…`.
+            UserError: for values that do not go together, naming their keys, `margin.…`.
         """
         super().__init__()
-        if not 1 <= config.centers <= 255:
-            raise UserError(f"margin.centers is {config.centers}; write a whole number in 1..255")
-        if not 0.0 <= config.label_smoothing < 1.0:
-            raise UserError(
-                f"margin.label_smoothing is {config.label_smoothing}; write a number from 0 to "
-                "below 1"
-            )
-        if config.focal_gamma < 0.0:
-            raise UserError(f"margin.focal_gamma is {config.focal_gamma}; write 0 or more")
         self.centers, self.classes = config.centers, len(counts)
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
         self.rule = MarginSchedule(counts, config)

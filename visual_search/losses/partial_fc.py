@@ -87,11 +87,6 @@ class RowOptimizer(ABC):
     """
 
     def __init__(self, table: RowTable, lr: float, weight_decay: float) -> None:
-        if lr < 0 or weight_decay < 0:
-            raise UserError(
-                f"the class matrix has a learning rate of {lr} and a weight decay of "
-                f"{weight_decay}; write 0 or more for each"
-            )
         self.table, self.lr, self.weight_decay = table, lr, weight_decay
         self.state: dict[str, Tensor] = {}
 
@@ -290,14 +285,7 @@ class SampledMarginHead(MarginHead):
             config: as :class:`MarginHead`, and the share of the other classes
                 that enters a step; a label is smoothed over the classes of the step.
             seed: of the first centres, which are those of MarginHead, and of the samples.
-
-        Raises:
-            UserError: for a value that cannot be, naming its key, `margin.…`.
         """
-        if not 0.0 < config.sampled_share <= 1.0:
-            raise UserError(
-                f"margin.sampled_share is {config.sampled_share}; write a number above 0, up to 1"
-            )
         super().__init__(dimension, counts, config, seed)
         self.share, self.seed = config.sampled_share, seed
 

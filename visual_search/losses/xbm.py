@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
 from visual_search.common.processes import gather_constant, gather_rows
 from visual_search.losses.pairs import PAIR_LOSSES, Samples, pair_loss
 
@@ -33,13 +32,8 @@ class CrossBatchMemory(nn.Module):
         Args:
             size: rows held; 0 remembers nothing. The paper's best is the whole training set.
             dimension: width of the embeddings.
-
-        Raises:
-            UserError: for a negative size.
         """
         super().__init__()
-        if size < 0:
-            raise UserError(f"pairs.memory is {size}; write 0, or how many embeddings to hold")
         self.register_buffer("embeddings", torch.zeros(size, dimension))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("ids", torch.zeros(size, dtype=torch.int64))
@@ -108,13 +102,8 @@ class XbmLoss(nn.Module):
                 filled from the first: the paper starts it after 1,000, when drift is slow.
             threshold: cosine between near and far: contrastive's threshold, multi-similarity's
                 base.
-
-        Raises:
-            UserError: for an unknown loss or a negative size.
         """
         super().__init__()
-        if loss not in PAIR_LOSSES:
-            raise UserError(f"pairs.name is {loss!r}; it can be {', '.join(PAIR_LOSSES)}")
         self.loss, self.weight, self.start_step = PAIR_LOSSES[loss](threshold), weight, start_step
         self.memory = CrossBatchMemory(size, dimension)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

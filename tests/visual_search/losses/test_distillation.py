@@ -65,8 +65,3 @@ def test_relational_equals_the_naive_loop() -> None:
 def test_other_widths_are_refused_with_what_to_do(kind: str) -> None:
     with pytest.raises(UserError, match="write relational"):
         EmbeddingDistillation(kind)(torch.zeros(2, 3), torch.zeros(2, 4))
-
-
-def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match="mse, l1, cosine, relational"):
-        EmbeddingDistillation("kl")

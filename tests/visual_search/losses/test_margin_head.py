@@ -264,19 +264,13 @@ def test_automatic_scale() -> None:
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"name": "arkface"}, "name"),
-        ({"class_margins": "max"}, "class_margins"),
         ({"name": "softmax", "class_margins": "minmax"}, "class_margins"),
         ({"name": "softmax", "grow": "linear"}, "grow"),
         ({"name": "adacos", "grow": "log"}, "grow"),
-        ({"grow": "square"}, "grow"),
         ({"m3": 0.1}, "m3"),
         ({"m1": 1.1}, "m1"),
-        ({"margin": 4.0}, "margin"),
-        ({"scale": -1.0}, "scale"),
-        ({"centers": 0}, "centers"),
-        ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"focal_gamma": -1.0}, "focal_gamma"),
+        ({"class_margins": "minmax", "low": 1.7, "span": 1.5}, "span"),
+        ({"class_margins": "power", "low": 0.0, "span": 3.2}, "span"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_key(settings: dict[str, Any], key: str) -> None:

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
@@ -119,12 +118,6 @@ def test_accumulation_over_two_backward_passes() -> None:
         whole.table.clear()
     RowSGD(parts.table, 1.0, momentum=0.0).step()
     torch.testing.assert_close(parts.weight, whole.weight - dense)
-
-
-def test_share_outside_its_range_is_refused() -> None:
-    for share in (0.0, 1.5):
-        with pytest.raises(UserError, match=r"margin\.sampled_share"):
-            SampledMarginHead(DIMENSION, counts(), settings("arcface", share=share))
 
 
 CASES = [

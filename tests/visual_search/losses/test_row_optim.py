@@ -108,8 +108,3 @@ def test_state_of_another_optimiser_is_refused() -> None:
     table = table_of(torch.zeros(2, 2))
     with pytest.raises(UserError, match="velocity"):
         RowAdamW(table, 0.1).load_state_dict(RowSGD(table, 0.1).state_dict())
-
-
-def test_negative_rates_are_refused() -> None:
-    with pytest.raises(UserError, match="0 or more"):
-        RowSGD(table_of(torch.zeros(2, 2)), -0.1)

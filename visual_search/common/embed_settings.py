@@ -1,0 +1,101 @@
+"""How images are embedded: what validation, evaluation, export and the submission have to share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from visual_search.common.errors import UserError
+from visual_search.common.ranges import Count, Share, check_ranges
+
+# Choices of earlier versions, which exported models may name.
+GONE = (
+    ("backend", "openvino", "torch"),
+    ("backend", "compile", "torch"),
+    ("decoder", "nvjpeg", "cpu"),
+)
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How images are embedded, in validation and in the submission alike.
+
+    What is "auto" or 0 follows the rules of :func:`visual_search.ranking.precision.plan_inference`.
+
+    Args:
+        precision: fp32, bf16 (CPUs that have it) or fp16 (GPUs).
+        memory_format: of the convolutions.
+        batch_size: images a step.
+        workers: threads that read images, on a CPU each also runs the model; 0: one a core.
+        decoder: of earlier versions; images are read on the CPU whatever it says.
+        backend: torch, or onnx (ONNX Runtime), which auto takes on a CPU where the export has
+            a file for it.
+        min_cosine: smallest cosine between the embeddings of onnx and of the model in fp32 at
+            which it may be taken.
+        flip: each image is also seen mirrored; its embedding is the mean.
+        crops: each image is seen in five crops of a larger square; its embedding is the mean.
+        trim_borders: cut white borders of gallery images away.
+    """
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    batch_size: Count = 0
+    workers: Count = 0
+    decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    min_cosine: Share = 0.9999
+    flip: bool = False
+    crops: bool = False
+    trim_borders: bool = False
+
+    @property
+    def views(self) -> int:
+        """How often the model sees each image."""
+        return (5 if self.crops else 1) * (2 if self.flip else 1)
+
+    def unmeasured(self, on_gpu: bool) -> EmbedSettings:
+        """The same with nothing left to the machine, for what has to come out alike each time.
+
+        A training that was killed and goes on, and each of several processes, must see the same
+        embeddings to the last bit, whatever another CPU multiplies in hardware.
+
+        Args:
+            on_gpu: whether the model is on a CUDA device.
+        """
+        half: Literal["fp16", "fp32"] = "fp16" if on_gpu else "fp32"
+        return replace(
+            self,
+            precision=half if self.precision == "auto" else self.precision,
+            memory_format="channels_last" if self.memory_format == "auto" else self.memory_format,
+            batch_size=self.batch_size or (64 if on_gpu else 8),
+        )
+
+    @classmethod
+    def parsed(cls, values: Any, source: str) -> EmbedSettings:
+        """Settings from a JSON object whose keys are the names above.
+
+        Args:
+            values: what was read.
+            source: where, for the error.
+
+        Raises:
+            UserError: for an unknown key, a value of another type, a choice that there is not.
+        """
+        if not isinstance(values, dict):
+            raise UserError(f"{source}: embedding settings are an object, not {values!r}")
+        for key, gone, instead in GONE:
+            if values.get(key) == gone:
+                print(f"{source}: {key} {gone} is no longer there, {instead} is used")
+                values = {**values, key: instead}
+        types = get_type_hints(cls)
+        for key, value in values.items():
+            if key not in types:
+                raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(types)}")
+            choices = get_args(types[key])
+            if choices and value not in choices:
+                raise UserError(f"{source}: {key} is {value!r}; it can be {', '.join(choices)}")
+            if not choices and type(value) is not types[key]:
+                raise UserError(f"{source}: {key} is {value!r}, not {types[key].__name__}")
+        settings = cls(**values)
+        check_ranges(settings, where=lambda key: f"{source}: ")
+        return settings

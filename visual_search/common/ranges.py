@@ -1,0 +1,84 @@
+"""Numbers of a configuration and what they may be: annotations of dataclass fields, checked here.
+
+`head_lr: Amount = 3e-4` is a float of 0 or more to every reader, and out of its range a sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_type_hints
+
+from visual_search.common.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number may be; without an end where that is infinite, which itself is no number."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """Whether `low` itself is left out."""
+    below: bool = False
+    """Whether `high` itself is left out."""
+
+    def __contains__(self, value: float) -> bool:
+        is_high = value > self.low if self.above else value >= self.low
+        is_low = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and is_high and is_low
+
+    def __repr__(self) -> str:
+        """As a sentence says it and --help shows it."""
+        high = f"{'below' if self.below else 'at most'} {self.high:.4g}"
+        if math.isinf(self.low):
+            return "any number" if math.isinf(self.high) else high
+        if math.isinf(self.high):
+            return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.above or self.below:
+            return f"{f'above {self.low:g}' if self.above else f'{self.low:g} or more'}, {high}"
+        return f"{self.low:g} to {self.high:.4g}"
+
+
+Amount = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Share = Annotated[float, Range(0, 1)]
+ShareBelow1 = Annotated[float, Range(0, 1, below=True)]
+ShareAbove0 = Annotated[float, Range(0, 1, above=True)]
+Angle = Annotated[float, Range(0, math.pi)]
+Count = Annotated[int, Range(0)]
+CountFrom1 = Annotated[int, Range(1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+
+def check_ranges(
+    config: Any, prefix: str = "", where: Callable[[str], str] = lambda key: ""
+) -> None:
+    """Refuse a number of a dataclass, or of one in it, that is out of the range of its field.
+
+    Args:
+        config: an instance.
+        prefix: of its keys, `dataset.`.
+        where: from a dotted key to what the sentence begins with, such as the key's file.
+
+    Raises:
+        UserError: naming key, value and range.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for name, value in vars(config).items():
+        key, several = f"{prefix}{name}", isinstance(value, tuple)
+        for number, part in enumerate(value if several else (value,)):
+            if dataclasses.is_dataclass(part):
+                check_ranges(part, f"{key}.{number}." if several else f"{key}.", where)
+            elif isinstance(part, int | float):
+                for wanted in _ranges(hints[name]):
+                    if part not in wanted:
+                        raise UserError(f"{where(key)}{key} is {value!r}; it must be {wanted}")
+
+
+def _ranges(hint: Any) -> list[Range]:
+    """Of a field's annotation: its own, or that of a tuple's or an optional's parts."""
+    own = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range)]
+    inner = [] if own else [found for part in get_args(hint) for found in _ranges(part)]
+    return own or inner[:1]
