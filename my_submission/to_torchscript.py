@@ -23,11 +23,11 @@ def main() -> None:
     if source.suffix in (".yml", ".yaml"):
         embedder, architecture, facts = _plain_backbone(source, arguments.input_size)
     else:
-        embedder, architecture, facts = _trained(source)
+        embedder, architecture, facts = _trained(source, arguments.trust)
     path = export_torchscript(embedder, architecture, facts, arguments.output)
     score = f", mAP {facts['mAP']:.4f}" if isinstance(facts.get("mAP"), float) else ""
     print(
-        f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB) and {path.with_suffix('.json')}: "
+        f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), model.safetensors and model.json: "
         f"{architecture.backbone}, {architecture.input_size} px, {architecture.dimension}-d{score}"
     )
     elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
@@ -39,7 +39,8 @@ DEFAULT_OUTPUT = Path("my_submission/weights")
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Write model.pt (TorchScript) and model.json, which the ranker finds by itself."
+        description="Write model.pt (TorchScript), model.safetensors and model.json, which the ranker "
+        "finds by itself."
     )
     parser.add_argument(
         "model",
@@ -51,6 +52,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--input_size", type=int, default=224, help="pixels, of a plain backbone (%(default)s)"
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="read an export that has model.pt alone; TorchScript can run code of its author",
+    )
     parser.add_argument("--openvino", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.openvino:
@@ -61,11 +67,16 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _trained(source: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from visual_search.model.checkpoint import load_checkpoint
+def _trained(source: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
+    from visual_search.model.checkpoint import knows_texts, load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
 
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, trust=trust)
+    if knows_texts(checkpoint):
+        raise UserError(
+            f"{checkpoint.path} is an image-text model, and the ranker takes models of images "
+            "alone: export a run of visual_search.main_arcface"
+        )
     print(f"exporting {checkpoint.path}", flush=True)
     embedder = rebuild_embedder(checkpoint.architecture)
     embedder.load_state_dict(dict(checkpoint.state))

@@ -41,9 +41,9 @@ def main() -> None:
     from visual_search.config_reader import read_config
     from visual_search.data.factory import training_images
     from visual_search.data.images import load_pixels
-    from visual_search.model.checkpoint import describe_model, load_checkpoint
+    from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
-    from visual_search.ranking.export import DESCRIPTION_FILE, export_torchscript
+    from visual_search.ranking.export import export_torchscript
     from visual_search.ranking.onnx import ONNX_FILE, export_onnx, load_onnx, markdown, measure
     from visual_search.ranking.precision import converted, memory_format_of, precision_for
 
@@ -80,7 +80,6 @@ def main() -> None:
             f"the ranker takes {best}: it answers as PyTorch does, and is faster here; for the "
             "evaluator, add onnxruntime to requirements.txt"
         )
-    write_json(output / DESCRIPTION_FILE, describe_model(architecture, facts))
     formats = [dataclasses.asdict(row) for row in measured]
     write_json(output / "formats.json", {"ranker": best, "formats": formats})
     write_text(output / "formats.md", markdown(measured))

@@ -115,6 +115,15 @@ def test_the_export_command(tmp_path: Path) -> None:
     assert f"--weights {tmp_path / 'out'}" in done.stdout
     again = inside(to_torchscript.main, tmp_path / "out", "--output", tmp_path / "copy")
     assert again.returncode == 0, again.stderr
+    # An export of earlier versions: the ranker reads it, the rest after the user's word.
+    copy = tmp_path / "copy"
+    (copy / "model.safetensors").unlink()
+    refused = inside(to_torchscript.main, copy, "--output", copy)
+    assert refused.returncode == 2
+    assert f"to_torchscript.py {copy} --trust --output {copy}" in refused.stderr
+    trusted = inside(to_torchscript.main, copy, "--trust", "--output", copy)
+    assert trusted.returncode == 0, trusted.stderr
+    assert (copy / "model.safetensors").is_file()
     gone = inside(to_torchscript.main, tmp_path / "out", "--openvino")
     assert gone.returncode == 2
     assert "--openvino is no longer there" in gone.stderr

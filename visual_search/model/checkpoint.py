@@ -2,7 +2,8 @@
 
 A checkpoint is a folder: `model.safetensors` (embedder), `head.safetensors` (its classification
 head) and `model.json` (architecture and where it comes from), the last written at the end: a
-folder without it is half-written and is never loaded.
+folder without it is half-written and is never loaded. An export has `model.pt` (TorchScript) beside
+them, for the contest; TorchScript can run code of its author while it loads.
 """
 
 from __future__ import annotations
@@ -51,14 +52,19 @@ def save_checkpoint(
     facts: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint so that a reader meets the old one or the new one, never a mixture."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").unlink(missing_ok=True)
-    for name, state in (("model", embedder), ("head", head)):
-        with written_atomically(folder / f"{name}.safetensors") as temporary:
-            save_file({key: value.contiguous().cpu() for key, value in state.items()}, temporary)
+    save_weights(folder / "model.safetensors", embedder)
+    save_weights(folder / "head.safetensors", head)
     write_json(folder / "model.json", describe_model(architecture, facts))
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    with written_atomically(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in state.items()}, temporary)
 
 
 def describe_model(architecture: Architecture, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,15 +99,18 @@ def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
         raise UserError(f"{path} is not a model description: {error!r}") from error
 
 
-def load_checkpoint(source: Path) -> Checkpoint:
-    """Load a run's best model, a checkpoint folder, a .safetensors file or a TorchScript export.
+def load_checkpoint(source: Path, *, trust: bool = False) -> Checkpoint:
+    """Load a run's best model, a checkpoint folder, an export, or a file of theirs.
 
     Args:
-        source: `runs/<name>`, `runs/<name>/last`, a `model.safetensors` in such a folder, or a
-            `model.pt` with its `model.json` beside it.
+        source: `runs/<name>`, `runs/<name>/last`, an export's folder, a `model.safetensors` in one
+            of them, or a `model.pt` with its `model.json` beside it. Where both files are there,
+            safetensors are read.
+        trust: read a `model.pt` alone, which can run code of its author.
 
     Raises:
-        UserError: when there is no such model, or it is damaged; the message says what to name.
+        UserError: when there is no such model, it is damaged, or is TorchScript alone without
+            `trust`; the message says what to do.
     """
     if source.is_dir():
         places = [source, source / "best", source / "last"]
@@ -111,10 +120,20 @@ def load_checkpoint(source: Path) -> Checkpoint:
                 f"{source} holds no finished checkpoint (no best/model.json or last/model.json); "
                 "train it first, or name another run"
             )
-        exported = found[0] / "model.pt"
-        source = exported if exported.is_file() else found[0] / "model.safetensors"
+        source = found[0] / "model.safetensors"
+        if not source.is_file() and source.with_suffix(".pt").is_file():
+            source = source.with_suffix(".pt")
     if not source.is_file():
         raise UserError(f"{source} is neither a run folder nor a model file")
+    if source.suffix == ".pt" and not trust:
+        script, source = source, source.with_suffix(".safetensors")
+        if not source.is_file():
+            folder = script.parent
+            raise UserError(
+                f"{script} is TorchScript, which can run code of its author while it loads, and "
+                f"{source.name} is not beside it; if you trust it, write that, once: python "
+                f"my_submission/to_torchscript.py {folder} --trust --output {folder}"
+            )
     architecture, facts = read_description(source.with_name("model.json"))
     is_export = source.suffix == ".pt"
     state = dict(load_torchscript(source).state_dict()) if is_export else _tensors(source)

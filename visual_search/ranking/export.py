@@ -1,19 +1,23 @@
-"""Export an embedder for the submission: `model.pt` (TorchScript) and `model.json` beside it."""
+"""Export an embedder for the submission, and load what was exported.
+
+`model.pt` (TorchScript) is what the contest wants, `model.safetensors` has its weights for all else,
+`model.json` describes both.
+"""
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
 from visual_search.config import EmbedSettings
 from visual_search.model.checkpoint import (
@@ -23,13 +27,22 @@ from visual_search.model.checkpoint import (
     load_torchscript,
     model_loader,
     read_description,
+    save_weights,
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 from visual_search.ranking.onnx import ONNX_FILE, load_onnx
-from visual_search.ranking.precision import MIN_COSINE, EmbedFn, LoadRuntime
+from visual_search.ranking.precision import (
+    MIN_COSINE,
+    EmbedFn,
+    LoadRuntime,
+    converted,
+    in_memory_format,
+    memory_format_of,
+)
 from visual_search.ranking.rerank import Step, parse_steps
 
 MODEL_FILE = "model.pt"
+WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
 RUNTIME_FILES = (ONNX_FILE, "model.xml", "model.bin")
 """The same model for other runtimes; the last two, of OpenVINO, are of earlier versions."""
@@ -42,10 +55,14 @@ def export_torchscript(
     """Trace an embedder and write it with its description; an earlier export is kept.
 
     An export of another run that was in `folder` moves to `folder/previous`, so that it can be
-    taken back; one of the same run is replaced.
+    taken back; one of the same run is replaced. Nothing is replaced before what was written has
+    been loaded and answers as the embedder does.
+
+    Returns:
+        The path of `model.pt`; `model.safetensors` and `model.json` lie beside it.
 
     Raises:
-        UserError: when the traced model does not answer as the embedder does.
+        UserError: when the written model cannot be loaded, or does not answer as the embedder does.
     """
     size = architecture.input_size
     embedder = embedder.eval().float().cpu()
@@ -53,22 +70,56 @@ def export_torchscript(
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are fixed on purpose
         traced = torch.jit.trace(embedder, example)
-        other = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
-        cosine = float((traced(other) * embedder(other)).sum(dim=1).min())
-    if not cosine >= MIN_COSINE:
-        raise UserError(
-            f"the TorchScript export of {architecture.backbone} does not answer as the model does "
-            f"(cosine {cosine:.4f}); it was not written"
-        )
-    _keep_previous(folder, facts.get("run"))
-    for name in RUNTIME_FILES:  # of another model
-        (folder / name).unlink(missing_ok=True)
-    with written_atomically(folder / MODEL_FILE) as temporary:
-        traced.save(str(temporary))
-    # The description comes last: a folder without it holds no finished export.
-    facts = {"rerank": [], **facts}
-    write_json(folder / DESCRIPTION_FILE, describe_model(architecture, facts))
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export_", dir=folder) as name:
+        staged = Path(name)
+        traced.save(str(staged / MODEL_FILE))
+        save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
+        description = describe_model(architecture, {"rerank": [], **facts})
+        write_json(staged / DESCRIPTION_FILE, description)
+        _check_export(staged, embedder, architecture)
+        _keep_previous(folder, facts.get("run"))
+        # The description goes first and comes last: a folder without it holds no finished export.
+        for name in (DESCRIPTION_FILE, *RUNTIME_FILES):
+            (folder / name).unlink(missing_ok=True)
+        for name in (MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE):
+            with written_atomically(folder / name) as temporary:
+                (staged / name).replace(temporary)
     return folder / MODEL_FILE
+
+
+def _check_export(folder: Path, embedder: Embedder, architecture: Architecture) -> None:
+    """Load an export as the ranker does, and run it in each precision that it may choose."""
+    size = architecture.input_size
+    pixels = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = embedder(pixels)
+
+    def check(embed: EmbedFn, what: str) -> None:
+        with torch.inference_mode():
+            cosine = float((embed(pixels).float() * expected).sum(dim=1).min())
+        if not cosine >= MIN_COSINE:
+            raise UserError(
+                f"the export of {architecture.backbone} does not answer as the model does "
+                f"({what}: cosine {cosine:.4f}); it was not written"
+            )
+
+    try:
+        check(load_torchscript(folder / MODEL_FILE), "TorchScript")
+        model, _ = load_exported(folder, torch.device("cpu"))
+        check(model, "rebuilt")
+        check(converted(model, "fp32", memory_format_of(model, "fp32", False), pixels), "fp32")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the export of {architecture.backbone} cannot be loaded again "
+            f"({first_line(error)}); it was not written"
+        ) from error
+    for precision in ("bf16", "fp16"):
+        try:
+            with torch.inference_mode():
+                converted(model, precision, "channels_last", pixels)(pixels)
+        except Exception as error:  # the ranker falls back in the same way
+            print(f"{precision} fails ({first_line(error)}): the ranker will take fp32 instead")
 
 
 def _keep_previous(folder: Path, run: str | None) -> None:
@@ -79,53 +130,64 @@ def _keep_previous(folder: Path, run: str | None) -> None:
         return
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
-    for name in (DESCRIPTION_FILE, MODEL_FILE, *RUNTIME_FILES):
+    for name in (DESCRIPTION_FILE, MODEL_FILE, WEIGHTS_FILE, *RUNTIME_FILES):
         if (folder / name).is_file():
-            shutil.move(folder / name, previous / name)
+            (folder / name).replace(previous / name)
+        else:  # of the export before, which is not this one's
+            (previous / name).unlink(missing_ok=True)
     print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
 
 
 def load_exported(folder: Path, device: torch.device) -> tuple[EmbedFn, Architecture]:
-    """The exported embedder, ready to embed on `device`.
+    """The user's own export, ready to embed on `device`.
 
-    Its weights go into an eager model, which answers its first batch as fast as its hundredth;
-    where the library of its backbone is not installed, the TorchScript module itself is used.
+    Its weights, from `model.safetensors` or, in an export of earlier versions, from `model.pt`, go
+    into an eager model, which answers its first batch as fast as its hundredth. Where the library
+    of its backbone is not installed, the TorchScript module itself is used.
 
     Raises:
         UserError: when something is missing or damaged; the message says what to run.
     """
-    path = folder / MODEL_FILE
-    if not path.is_file() or not (folder / DESCRIPTION_FILE).is_file():
+    files = [path for path in (folder / WEIGHTS_FILE, folder / MODEL_FILE) if path.is_file()]
+    if not files or not (folder / DESCRIPTION_FILE).is_file():
         raise UserError(
             f"there is no model in {folder}: {MODEL_FILE} and {DESCRIPTION_FILE} are made by "
             "`python my_submission/to_torchscript.py runs/<name>` from a trained run"
         )
-    if is_lfs_pointer(path):
-        raise UserError(f"{path} {POINTER}")
-    checkpoint = load_checkpoint(path)
-    return load_model(checkpoint, device), checkpoint.architecture
+    files = [path for path in files if not is_lfs_pointer(path)]
+    if not files:
+        raise UserError(f"{folder / MODEL_FILE} {POINTER}")
+    checkpoint = load_checkpoint(files[0], trust=True)
+    script = files[-1] if files[-1].name == MODEL_FILE else None
+    return load_model(checkpoint, device, script), checkpoint.architecture
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> Callable[[Tensor], Tensor]:
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, script: Path | None = None
+) -> Callable[[Tensor], Tensor]:
     """The embedder of a checkpoint or export, ready to embed on `device`.
 
+    Args:
+        checkpoint: what was found.
+        device: where it goes.
+        script: a trusted TorchScript file of the same model, for where it cannot be built.
+
     Raises:
-        UserError: when it cannot be built, and the checkpoint is no export that runs by itself.
+        UserError: when it cannot be built, and there is no `script`.
     """
-    is_export = checkpoint.path.suffix == ".pt"
+    model: nn.Module
     try:
-        model: nn.Module
-        loader = None if is_export else model_loader(checkpoint)
+        loader = model_loader(checkpoint)
         if loader is None:
             model = rebuild_embedder(checkpoint.architecture)
             model.load_state_dict(dict(checkpoint.state))
         else:
             model = loader(checkpoint)
     except (UserError, RuntimeError):
-        if not is_export:
+        if script is None:
             raise
-        model = load_torchscript(checkpoint.path)
-    return model.eval().to(device).to(memory_format=torch.channels_last)
+        model = load_torchscript(script)
+    return in_memory_format(model.eval().to(device), torch.channels_last)
 
 
 def exported_steps(folder: Path) -> tuple[Step, ...]:

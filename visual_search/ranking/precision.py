@@ -254,11 +254,22 @@ def converted(
         with torch.inference_mode(False), torch.no_grad():
             _fold_batch_norms(sharing, example)
     sharing.backbone.to(dtype)
-    sharing.to(memory_format=layout)
+    in_memory_format(sharing, layout)
     if half:
         sharing.backbone.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
         sharing.neck.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     return lambda pixels: sharing(pixels.contiguous(memory_format=layout))
+
+
+def in_memory_format(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The model with its weights in a layout of images; in place.
+
+    `Module.to` would fail on weights of five dimensions (timm's lambda networks).
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
+    return model
 
 
 def _fold_batch_norms(model: nn.Module, example: Tensor) -> None:

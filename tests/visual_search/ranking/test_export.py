@@ -9,7 +9,7 @@ from torch import nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
-from visual_search.model.checkpoint import load_torchscript
+from visual_search.model.checkpoint import fingerprint, load_checkpoint, load_torchscript
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.ranking import export
 from visual_search.ranking.export import (
@@ -84,11 +84,72 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None
     assert not list(tmp_path.glob("*"))
 
 
+def test_an_export_that_cannot_be_loaded_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_torchscript(*tiny(1), {"run": "good"}, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def broken(_: Architecture) -> Embedder:
+        raise RuntimeError("required rank 4 tensor to use channels_last format")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "load_model", lambda *_: broken(_[0]))
+        with pytest.raises(UserError, match=r"cannot be loaded again \(required rank 4"):
+            export_torchscript(*tiny(2), {"run": "bad"}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_of_five_dimensions_and_a_precision_that_fails_are_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in timm's lambda networks, of which `Module.to` makes no channels-last model."""
+    embedder, architecture = tiny()
+    embedder.register_parameter("volume", nn.Parameter(torch.ones(1, 1, 1, 1, 1)))
+    rebuild = export.rebuild_embedder
+
+    def rebuilt(found: Architecture) -> Embedder:
+        model = rebuild(found)
+        model.register_parameter("volume", nn.Parameter(torch.ones(1, 1, 1, 1, 1)))
+        return model
+
+    def converted(model: Embedder, precision: str, *rest: object) -> Embedder:
+        if precision == "fp16":
+            raise RuntimeError("no kernel")
+        return model
+
+    monkeypatch.setattr(export, "rebuild_embedder", rebuilt)
+    monkeypatch.setattr(export, "converted", converted)
+    export_torchscript(embedder, architecture, {}, tmp_path)
+    assert "fp16 fails (no kernel): the ranker will take fp32" in capsys.readouterr().out
+
+
+def test_a_script_of_a_stranger_is_not_run(tmp_path: Path) -> None:
+    """TorchScript can write files while it loads; where safetensors are there, it is not opened."""
+    run = tmp_path / "run"
+    export_torchscript(*tiny(), {}, run)
+    script = run / "model.pt"
+    good = script.read_bytes()
+    script.write_bytes(b"hostile")
+    for source in (run, script, run / "model.safetensors"):
+        assert load_checkpoint(source).path.name == "model.safetensors"
+    assert fingerprint(run)
+    (run / "model.safetensors").unlink()
+    script.write_bytes(good)
+    for source in (run, script):
+        with pytest.raises(UserError, match=rf"to_torchscript.py {run} --trust --output {run}"):
+            load_checkpoint(source)
+        assert load_checkpoint(source, trust=True).path == script
+    load_exported(run, CPU)  # the user's own, in the ranker
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"to_torchscript.py runs/<name>"):
         load_exported(tmp_path, CPU)
     export_torchscript(*tiny(), {}, tmp_path)
-    (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    for name in ("model.pt", "model.safetensors"):
+        load_exported(tmp_path, CPU)  # one of them is enough
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     with pytest.raises(UserError, match="git lfs pull"):
         load_exported(tmp_path, CPU)
 
@@ -112,6 +173,7 @@ def test_an_export_of_an_earlier_version_is_loaded(
 ) -> None:
     embedder, architecture = tiny()
     export_torchscript(embedder, architecture, {}, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     description = json.loads((tmp_path / "model.json").read_text())
     assert description.pop("kind") == "image"
     description["embedding"] = {"backend": "openvino", "decoder": "nvjpeg", "flip": True}
@@ -127,4 +189,8 @@ def test_an_export_of_an_earlier_version_is_loaded(
     load_exported(tmp_path, CPU)
     # A new export takes the old network away, and one of another run moves it out of the way.
     export_torchscript(embedder, architecture, {}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.json",
+        "model.pt",
+        "model.safetensors",
+    ]
