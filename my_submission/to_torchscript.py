@@ -39,8 +39,8 @@ DEFAULT_OUTPUT = Path("my_submission/weights")
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Write model.pt (TorchScript), model.safetensors and model.json, which the ranker "
-        "finds by itself."
+        description="Write model.pt (TorchScript), model.safetensors and model.json, which the "
+        "ranker finds by itself."
     )
     parser.add_argument(
         "model",

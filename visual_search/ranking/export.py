@@ -1,7 +1,7 @@
 """Export an embedder for the submission, and load what was exported.
 
-`model.pt` (TorchScript) is what the contest wants, `model.safetensors` has its weights for all else,
-`model.json` describes both.
+`model.pt` (TorchScript) is what the contest wants, `model.safetensors` has its weights for all
+else, `model.json` describes both.
 """
 
 from __future__ import annotations
