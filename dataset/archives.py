@@ -1,41 +1,42 @@
 """Unpacking tar and zip archives from strangers, so that a killed run can go on.
 
-Stricter than `tarfile.data_filter`: only plain files and folders are made, and none outside the
-target; a link, a device or a path that leads out stops the unpacking. And, unlike `extractall`, it
-goes on: a file gets its name only when it is whole, and one that is there already with the right
-size is kept.
+Stricter than `tarfile.data_filter`: only plain files and folders are made, none outside the target,
+and what the archive says of itself is bounded before it is read; a link, a device, a sparse file or
+a path that leads out stops the unpacking. And, unlike `extractall`, it goes on: a file gets its
+name only when it is whole, and one that is there already with the right size is kept.
 """
 
 from __future__ import annotations
 
 import bz2
 import errno
+import fcntl
 import gzip
 import io
-import json
 import lzma
+import os
 import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import accumulate, count, product
 from pathlib import Path, PurePosixPath
-from string import ascii_lowercase
 from typing import IO, Any
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import is_lfs_pointer, write_json
 from visual_search.common.progress import progress_bar
 
 COPIED_AT_ONCE = 1 << 20
-UNFINISHED = ".unfinished"
-RECORD = ".unpacked.json"
+UNFINISHED, RECORD = ".unpacking", ".unpacked.json"
+"""In the target: the file being written, and what was unpacked (see prepare_dataset)."""
+MOST_HEADER_BYTES = 8 << 10
+"""Of a long name or a pax header: Pythons before 3.11.10 take a time of their size squared."""
+SUMMED_BELOW = 1 << 28
+"""Bytes of an archive of which the sizes are always summed first."""
 
 _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -44,8 +45,13 @@ _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
 }
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _DRIVE = re.compile(r"^[A-Za-z]:")
-# `split` names parts aa, ab, … or 00, 01, …; other tools 1, 2, …
-_PART = re.compile(r"^(?P<stem>.+)\.part(?P<number>[a-z]+|[0-9]+)$")
+_HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 @dataclass
@@ -69,15 +75,15 @@ class _Member:
 
 
 def unpack(archive: Path, target: Path) -> Unpacked:
-    """Unpack a zip or tar file, whatever its compression.
+    """Unpack a zip or tar file, whatever its compression; its first bytes say what it is.
 
     Args:
-        archive: the file; its first bytes say what it is, not its name.
+        archive: the file.
         target: the folder that gets its contents; made if it is missing.
 
     Raises:
-        UserError: for what is no archive, is damaged, cut off, encrypted or unsafe, and when the
-            disk is full; it names the archive.
+        UserError: for what is no archive, is damaged, cut off, encrypted or unsafe, when there is
+            no room for it, and when another one is being unpacked into the folder.
     """
     try:
         stream = archive.open("rb")
@@ -89,35 +95,46 @@ def unpack(archive: Path, target: Path) -> Unpacked:
         return unpack_stream(stream, archive.name, target, archive.stat().st_size)
 
 
-def unpack_parts(archive: Path, target: Path) -> Unpacked:
-    """Unpack an archive that was split into parts (see :func:`find_parts`); none is written joined.
-
-    Raises:
-        UserError: see :func:`find_parts` and :func:`unpack`.
-    """
-    joined = JoinedParts(find_parts(archive))
-    with io.BufferedReader(joined, 1 << 20) as stream:
-        return unpack_stream(stream, archive.name, target, joined.size)
-
-
 def unpack_stream(stream: io.BufferedReader[Any], name: str, target: Path, size: int) -> Unpacked:
-    """Unpack an archive from the start of a stream that can seek.
+    """Unpack an archive from the start of a stream that can seek; see :func:`unpack`.
 
     Args:
         stream: of the archive.
         name: of the archive, for messages.
         target: the folder that gets the contents.
-        size: bytes of the stream, for the progress bar.
+        size: bytes of the stream.
     """
     members = _zip_members if stream.peek(4)[:4] in _ZIP else _tar_members
-    writer = _Writer(target, name)
     bar = progress_bar(f"unpacking {name}", "B", total=size, unit_scale=True)
-    with _damage_named(name), bar:
-        _check_space(lambda: members(stream, name), size, writer)
+    with _alone(target), _damage_named(name), bar:
+        writer = _Writer(target, name)
+        # A large archive is read once where the disk has plenty of room: to read it twice takes
+        # minutes. `_Writer` looks at the room of each file.
+        if size < SUMMED_BELOW or shutil.disk_usage(target).free < 2 * size:
+            sizes = (m.size for m in members(stream, name) if not (m.is_folder or writer.has(m)))
+            writer.check_room(sum(sizes))
         for member in members(stream, name):
             writer.write(member)
             bar.update(max(stream.tell() - bar.n, 0))
     return writer.result
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold the target, so that two unpackings do not write one file; a kill lets go of it."""
+    target.mkdir(parents=True, exist_ok=True)
+    folder = os.open(target, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network drive without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another archive is being unpacked into {target}: wait until that has ended"
+                ) from None
+        yield
+    finally:
+        os.close(folder)
 
 
 def _tar_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]:
@@ -129,8 +146,9 @@ def _tar_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]
     mode = "r|" if opened else "r:"
     with tarfile.open(fileobj=content, mode=mode, tarinfo=_StrictTarInfo) as tar:  # type: ignore[call-overload]
         while (member := tar.next()) is not None:
-            if not (member.isreg() or member.isdir()):
-                kind = "link" if member.issym() or member.islnk() else "device"
+            if member.issparse() or not (member.isreg() or member.isdir()):
+                link = member.issym() or member.islnk()
+                kind = "sparse file" if member.issparse() else "link" if link else "device"
                 raise UserError(f"{name} holds a {kind}, {member.name!r}: nothing more is unpacked")
             yield _Member(
                 member.name,
@@ -144,17 +162,20 @@ def _tar_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Headers that do not pass for the end of the archive when they are missing or damaged."""
+    """Headers that are bounded, and do not pass for the end of the archive when damaged."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         try:
-            return super().frombuf(buf, encoding, errors)
+            found = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             cut = len(buf) < tarfile.BLOCKSIZE
             raise _Damaged("it is cut off" if cut else str(error)) from error
+        if found.type in _HEADER_TYPES and found.size > MOST_HEADER_BYTES:
+            raise _Damaged(f"a name or header in it has {found.size} bytes")
+        return found
 
 
 def _zip_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]:
@@ -190,13 +211,8 @@ def _damage_named(name: str) -> Iterator[None]:
     except NotImplementedError as error:
         raise UserError(f"{name} cannot be unpacked here ({error})") from error
     except (
-        _Damaged,
-        EOFError,
-        OSError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
+        *(_Damaged, EOFError, OSError, ValueError, OverflowError, RecursionError),
+        *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     ) as error:
         number = error.errno if isinstance(error, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -217,7 +233,6 @@ class _Writer:
     """Writes the members of one archive below the target, and nowhere else."""
 
     def __init__(self, target: Path, archive: str) -> None:
-        target.mkdir(parents=True, exist_ok=True)
         self.target, self.archive, self.result = target.resolve(), archive, Unpacked()
         self._safe_folders: set[Path] = set()
 
@@ -226,11 +241,25 @@ class _Writer:
         path = self._path(member.name)
         return path.is_file() and not path.is_symlink() and path.stat().st_size == member.size
 
+    def check_room(self, needed: int) -> None:
+        """Refuse to begin what cannot fit.
+
+        Raises:
+            UserError: with the bytes that are needed and those that are free.
+        """
+        free = shutil.disk_usage(self.target).free
+        if free < needed:
+            raise UserError(
+                f"unpacking what is missing of {self.archive} into {self.target} takes "
+                f"{needed / 1e9:.2f} GB, but the disk has room for {free / 1e9:.2f} GB only: make "
+                "room, or name another folder"
+            )
+
     def write(self, member: _Member) -> None:
         """Write a member, unless it is there.
 
         Raises:
-            UserError: for a path that leads out of the target.
+            UserError: for a path that leads out of the target, or no room for the file.
         """
         path = self._path(member.name)
         self._make(path if member.is_folder else path.parent)
@@ -239,7 +268,8 @@ class _Writer:
         if self.has(member):
             self.result.kept += 1
             return
-        temporary = path.with_name(path.name + UNFINISHED)
+        self.check_room(member.size)
+        temporary = self.target / UNFINISHED
         temporary.unlink(missing_ok=True)  # of a killed run; a link is not followed
         try:
             with member.open() as source, temporary.open("xb") as handle:
@@ -260,6 +290,11 @@ class _Writer:
                 f"{self.archive} wants to write to {name!r}, outside of the folder it is unpacked "
                 "to: nothing more is unpacked"
             )
+        if path.parts[:1] in ((UNFINISHED,), (RECORD,)):
+            raise UserError(
+                f"{self.archive} holds {name!r}, a name that the unpacking needs for itself: "
+                "nothing more is unpacked"
+            )
         return self.target / path
 
     def _make(self, folder: Path) -> None:
@@ -275,163 +310,3 @@ class _Writer:
         if not folder.resolve().is_relative_to(self.target):
             raise UserError(f"{folder} leads out of {self.target}: {self.archive} is not unpacked")
         self._safe_folders.add(folder)
-
-
-def _check_space(members: Callable[[], Iterator[_Member]], least: int, writer: _Writer) -> None:
-    """Refuse to begin what cannot fit; only where it is tight is the archive gone through for it.
-
-    Args:
-        members: of the archive, from its start.
-        least: bytes that the contents take, or fewer.
-        writer: knows what is there.
-
-    Raises:
-        UserError: with the bytes that are missing and those that are free.
-    """
-    free = shutil.disk_usage(writer.target).free
-    if free >= 2 * least:
-        return
-    needed = sum(m.size for m in members() if not (m.is_folder or writer.has(m)))
-    if free < needed:
-        raise UserError(
-            f"unpacking what is missing of {writer.archive} into {writer.target} takes "
-            f"{needed / 1e9:.2f} GB, but the disk has room for {free / 1e9:.2f} GB only: make "
-            "room, or name another folder"
-        )
-
-
-class UnpackedArchives:
-    """The archives that were unpacked into a folder, kept in a file there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / RECORD
-        try:
-            self._done: dict[str, list[int]] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            # Without a record everything is gone through again; what is there is kept.
-            self._done = {}
-
-    def __contains__(self, archive: Path) -> bool:
-        return self._done.get(str(archive.resolve())) == _state(archive)
-
-    def unpack(self, archive: Path) -> None:
-        """Unpack an archive into the folder, unless that was done and it has not changed since."""
-        if archive not in self:
-            unpack(archive, self.folder)
-            self._done[str(archive.resolve())] = _state(archive)
-            write_json(self.file, self._done)
-
-
-def _state(archive: Path) -> list[int]:
-    status = archive.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def find_parts(stem: Path) -> list[Path]:
-    """The parts of an archive in their order.
-
-    Args:
-        stem: what stands in front of `.part…`, with or without `.tar` and the like; one of the
-            parts will do as well.
-
-    Raises:
-        UserError: when there is none, when one is missing in the sequence (it is named), is an
-            LFS pointer or empty, or differs in size from the others but the last.
-    """
-    if match := _PART.match(stem.name):
-        stem = stem.with_name(match["stem"])
-    if not stem.parent.is_dir():
-        raise UserError(f"the folder {stem.parent} does not exist")
-    groups: dict[str, dict[str, Path]] = {}
-    for path in sorted(stem.parent.iterdir()):
-        match = _PART.match(path.name)
-        if match and (match["stem"] == stem.name or match["stem"].startswith(f"{stem.name}.t")):
-            groups.setdefault(match["stem"], {})[match["number"]] = path
-    if not groups:
-        raise UserError(f"{stem.parent} has no part {stem.name}.part… (or {stem.name}.tar.part…)")
-    if len(groups) > 1:
-        raise UserError(f"{' and '.join(sorted(groups))} are both there: name the one you mean")
-    ((name, numbers),) = groups.items()
-    _refuse_gaps(stem.with_name(name), sorted(numbers, key=lambda number: (len(number), number)))
-    parts = [numbers[number] for number in sorted(numbers, key=lambda n: (len(n), n))]
-    sizes = [part.stat().st_size for part in parts]
-    for part, size in zip(parts, sizes, strict=True):
-        if is_lfs_pointer(part):
-            raise UserError(
-                f"{part} is still a git-LFS pointer: run "
-                f"`git lfs pull --include '{stem.parent.as_posix()}/{stem.name}*'` in the "
-                "repository"
-            )
-        if size == 0:
-            raise UserError(f"the part {part} is empty: get it again")
-        # `split` makes all parts but the last alike: another size is an unfinished download.
-        if size < max(sizes) and part != parts[-1]:
-            raise UserError(
-                f"the part {part} has {size} bytes, others have {max(sizes)}: get it again"
-            )
-    return parts
-
-
-def _refuse_gaps(stem: Path, numbers: Sequence[str]) -> None:
-    first = numbers[0]
-    expected: Iterator[str]
-    if first.isdigit():  # digits begin at 0 or at 1, letters at a
-        expected = (str(number).zfill(len(first)) for number in count(int(int(first) == 1)))
-    elif len(first) != len(numbers[-1]):
-        raise UserError(
-            f"the parts {stem.name}.part{first} and {stem.name}.part{numbers[-1]} are of "
-            "different archives"
-        )
-    else:
-        expected = map("".join, product(ascii_lowercase, repeat=len(first)))
-    for number, name in zip(numbers, expected, strict=False):
-        if number != name:
-            raise UserError(f"the part {stem.name}.part{name} is missing in {stem.parent}")
-
-
-class JoinedParts(io.RawIOBase):
-    """Several files as one that can be read and sought in."""
-
-    def __init__(self, parts: Sequence[Path]) -> None:
-        self.parts = list(parts)
-        self.ends = list(accumulate(part.stat().st_size for part in parts))
-        self.size = self.ends[-1]
-        """Bytes of all of them."""
-        self._at = 0
-        self._open: tuple[int, io.BufferedReader] | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}
-        self._at = max(starts[whence] + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        index = bisect_right(self.ends, self._at)
-        if index == len(self.parts):
-            return 0
-        if self._open is None or self._open[0] != index:
-            self._close_part()
-            self._open = index, self.parts[index].open("rb")
-        handle = self._open[1]
-        handle.seek(self._at - (self.ends[index - 1] if index else 0))
-        found = handle.readinto(buffer)
-        self._at += found
-        return found
-
-    def close(self) -> None:
-        self._close_part()
-        super().close()
-
-    def _close_part(self) -> None:
-        if self._open:
-            self._open[1].close()
-            self._open = None

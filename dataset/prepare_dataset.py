@@ -6,14 +6,17 @@ Run from the repository root: python dataset/prepare_dataset.py --help
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.archives import RECORD, unpack
 from dataset.sources import NAMES, data_set
 from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import write_json
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files
@@ -169,10 +172,9 @@ def _unpacked(
 
     Archives within folders and within archives are found by their official names.
     """
-    from dataset.archives import UnpackedArchives
     from dataset.sources.base import Files
 
-    done = UnpackedArchives(save_path)
+    done = _UnpackedArchives(save_path)
     waiting = list(archives)
     unpacked = bool(waiting)
     if folders:
@@ -190,6 +192,33 @@ def _unpacked(
         ]
     roots = [*folders, save_path] if unpacked else folders
     return Files(roots, save_path, data_set.layout)
+
+
+class _UnpackedArchives:
+    """The archives that were unpacked into a folder, kept in a file there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / RECORD
+        try:
+            self._done: dict[str, list[int]] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            # Without a record everything is gone through again; what is there is kept.
+            self._done = {}
+
+    def __contains__(self, archive: Path) -> bool:
+        return self._done.get(str(archive.resolve())) == self._state(archive)
+
+    def unpack(self, archive: Path) -> None:
+        """Unpack an archive into the folder, unless that was done and it has not changed since."""
+        if archive not in self:
+            unpack(archive, self.folder)
+            self._done[str(archive.resolve())] = self._state(archive)
+            write_json(self.file, self._done)
+
+    @staticmethod
+    def _state(archive: Path) -> list[int]:
+        status = archive.stat()
+        return [status.st_size, status.st_mtime_ns]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Unpack an archive that is shipped in parts, such as the review photos.
+"""Unpack an archive that is shipped in parts, such as the review photos; none is written joined.
 
 Run from the repository root: python dataset/unpack.py --help
 """
@@ -6,9 +6,20 @@ Run from the repository root: python dataset/unpack.py --help
 from __future__ import annotations
 
 import argparse
+import io
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, count, product
 from pathlib import Path
+from string import ascii_lowercase
 
-from visual_search.common.errors import exit_with_sentence
+from dataset.archives import Unpacked, unpack_stream
+from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.files import is_lfs_pointer
+
+# `split` names parts aa, ab, … or 00, 01, …; other tools 1, 2, …
+_PART = re.compile(r"^(?P<stem>.+)\.part(?P<number>[a-z]+|[0-9]+)$")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,16 +40,129 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def unpack_parts(archive: Path, target: Path) -> Unpacked:
+    """Unpack an archive that was split into parts.
+
+    Raises:
+        UserError: see :func:`find_parts` and :func:`dataset.archives.unpack`.
+    """
+    joined = JoinedParts(find_parts(archive))
+    with io.BufferedReader(joined, 1 << 20) as stream:
+        return unpack_stream(stream, archive.name, target, joined.size)
+
+
+def find_parts(stem: Path) -> list[Path]:
+    """The parts of an archive in their order.
+
+    Args:
+        stem: what stands in front of `.part…`, with or without `.tar` and the like; one of the
+            parts will do as well.
+
+    Raises:
+        UserError: when there is none, when one is missing in the sequence (it is named), is an
+            LFS pointer or empty, or differs in size from the others but the last.
+    """
+    if match := _PART.match(stem.name):
+        stem = stem.with_name(match["stem"])
+    if not stem.parent.is_dir():
+        raise UserError(f"the folder {stem.parent} does not exist")
+    archives: dict[str, list[tuple[str, Path]]] = {}
+    for path in stem.parent.iterdir():
+        match = _PART.match(path.name)
+        if match and (match["stem"] == stem.name or match["stem"].startswith(f"{stem.name}.t")):
+            archives.setdefault(match["stem"], []).append((match["number"], path))
+    if not archives:
+        raise UserError(f"{stem.parent} has no part {stem.name}.part… (or {stem.name}.tar.part…)")
+    if len(archives) > 1:
+        raise UserError(f"{' and '.join(sorted(archives))} are both there: name the one you mean")
+    ((name, found),) = archives.items()
+    found.sort(key=lambda part: (len(part[0]), part[0]))
+    _refuse_gaps(stem.with_name(name), [number for number, _ in found])
+    parts = [path for _, path in found]
+    sizes = [part.stat().st_size for part in parts]
+    for part, size in zip(parts, sizes, strict=True):
+        if is_lfs_pointer(part):
+            raise UserError(
+                f"{part} is still a git-LFS pointer: run "
+                f"`git lfs pull --include '{stem.parent.as_posix()}/{stem.name}*'` in the "
+                "repository"
+            )
+        if size == 0:
+            raise UserError(f"the part {part} is empty: get it again")
+        # `split` makes all parts but the last alike: another size is an unfinished download.
+        if size < max(sizes) and part != parts[-1]:
+            raise UserError(
+                f"the part {part} has {size} bytes, others have {max(sizes)}: get it again"
+            )
+    return parts
+
+
+def _refuse_gaps(stem: Path, numbers: Sequence[str]) -> None:
+    first, last = numbers[0], numbers[-1]
+    if first.isdigit():  # digits begin at 0 or at 1, letters at a
+        expected = (str(number).zfill(len(first)) for number in count(int(int(first) == 1)))
+    elif len(first) == len(last):
+        expected = ("".join(letters) for letters in product(ascii_lowercase, repeat=len(first)))
+    else:
+        raise UserError(
+            f"the parts {stem.name}.part{first} and {stem.name}.part{last} are of different "
+            "archives"
+        )
+    for number, name in zip(numbers, expected, strict=False):
+        if number != name:
+            raise UserError(f"the part {stem.name}.part{name} is missing in {stem.parent}")
+
+
+class JoinedParts(io.RawIOBase):
+    """Several files as one that can be read and sought in."""
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self.parts = list(parts)
+        self.ends = list(accumulate(part.stat().st_size for part in parts))
+        self.size = self.ends[-1]
+        """Bytes of all of them."""
+        self._at, self._index = 0, -1
+        self._handle: io.BufferedIOBase = io.BytesIO()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}
+        self._at = max(starts[whence] + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        index = bisect_right(self.ends, self._at)
+        if index == len(self.parts):
+            return 0
+        if self._index != index:
+            self._handle.close()
+            self._index, self._handle = index, self.parts[index].open("rb")
+        self._handle.seek(self._at - (self.ends[index - 1] if index else 0))
+        found = self._handle.readinto(buffer)
+        self._at += found
+        return found
+
+    def close(self) -> None:
+        self._handle.close()
+        super().close()
+
+
 def main() -> None:
     """Unpack, and say what there is."""
     arguments = parse_arguments()
-    from dataset.archives import unpack_parts
-
     output = arguments.output or arguments.archive.parent
     done = unpack_parts(arguments.archive, output)
     print(
         f"{output}: {done.written} files unpacked, {done.kept} were there already; the parts "
-        "are no longer needed. Name the photos' folder as `root` of the table that lists them "
+        "are no longer needed. Name the images' folder as `root` of the table that lists them "
         "(dataset.tables, see dataset/README.md)."
     )
 

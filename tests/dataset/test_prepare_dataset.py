@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -23,127 +22,84 @@ from tests.dataset import layouts
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.data.dataset_info import MOST_BROKEN_AT_THE_START
 
-
-def archived(archive: Path, folder: Path, *names: str) -> None:
-    """Some files and folders of a folder as a zip or tar file; they are moved into it."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        assert (folder / name).exists()
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w") as handle:
-            for name in names:
-                for path in sorted([folder / name, *(folder / name).rglob("*")]):
-                    handle.write(path, path.relative_to(folder))
-    else:
-        mode = "w:gz" if archive.suffix in (".gz", ".tgz") else "w"
-        with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
-            for name in names:
-                tar.add(folder / name, name)
-    for name in names:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def everything(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def offered_sop(built: Path, to: Path) -> None:
-    archived(to / "Stanford_Online_Products.zip", built, "Stanford_Online_Products")
-
-
-def offered_cars(built: Path, to: Path) -> None:
-    shutil.move(built / "cars196" / "cars_annos.mat", to)
-    archived(to / "car_ims.tgz", built / "cars196", "car_ims")
-
-
-def offered_cub(built: Path, to: Path) -> None:
-    archived(to / "CUB_200_2011.tgz", built, "CUB_200_2011", "attributes.txt")
-
-
-def offered_inshop(built: Path, to: Path) -> None:
-    """img.zip lies within the folder that one downloads, beside the lists."""
-    archived(to / "In-shop" / "Img" / "img.zip", built / "Img", "img")
-    for name in ("Anno", "Eval"):
-        shutil.move(built / name, to / "In-shop")
-
-
-def offered_aliproducts(built: Path, to: Path) -> None:
-    """Ten parts, each with photos of both folders: here two."""
-    for number, label in enumerate(("00001", "50029")):
-        names = [f"train/{label}", f"val/{label}"]
-        archived(to / f"train_val.part{number}.tar.gz", built, *names)
-    for name in ("train.json", "val.json", "product_tree.json"):
-        shutil.move(built / name, to)
-
-
-def offered_rp2k(built: Path, to: Path) -> None:
-    archived(to / "rp2k_dataset.zip", built, "all")
-
-
-def offered_products10k(built: Path, to: Path) -> None:
-    for part, table in (("train", "train.csv"), ("test", "test_kaggletest.csv")):
-        archived(to / f"{part}.zip", built, part)
-        shutil.move(built / table, to)
-
-
-def offered_met(built: Path, to: Path) -> None:
-    for name in ("MET", "test_met", "test_other", "test_noart"):
-        archived(to / f"{name}.tar.gz", built, name)
-    archived(
-        to / "ground_truth.tar.gz", built / "ground_truth", *everything(built / "ground_truth")
-    )
-
-
-def offered_hnm(built: Path, to: Path) -> None:
-    name = "h-and-m-personalized-fashion-recommendations.zip"
-    archived(to / name, built, *everything(built))
-
-
-def offered_finefood(built: Path, to: Path) -> None:
-    for name in ("Train", "Val"):
-        archived(to / f"{name}.tar", built, name)
-    shutil.move(built / "label", to)
-
-
-def offered_shopee(built: Path, to: Path) -> None:
-    archived(to / "shopee-product-matching.zip", built, *everything(built))
-
-
-def offered_inaturalist_2021(built: Path, to: Path) -> None:
-    for part in ("train", "val"):
-        archived(to / f"{part}.tar.gz", built, part)
-        archived(to / f"{part}.json.tar.gz", built, f"{part}.json")
-
-
-def offered_food101(built: Path, to: Path) -> None:
-    archived(to / "food-101.tar.gz", built, "food-101")
-
-
-def offered_glr(built: Path, to: Path) -> None:
-    archived(to / "landmark-retrieval-2020.zip", built, "index", "test")
-    for name in ("index_image_to_landmark.csv", "retrieval_solution_v2.1.csv"):
-        shutil.move(built / name, to)
-
-
-OFFERED: dict[str, Callable[[Path, Path], None]] = {
-    name: globals()[f"offered_{name}"] for name in NAMES
+OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
+    "sop": {"Stanford_Online_Products.zip": ("", "Stanford_Online_Products")},
+    "cars": {"": ("cars196", "cars_annos.mat"), "car_ims.tgz": ("cars196", "car_ims")},
+    "cub": {"CUB_200_2011.tgz": ("", "CUB_200_2011", "attributes.txt")},
+    # Its archive lies within the folder that one downloads, beside the lists.
+    "inshop": {"In-shop/Img/img.zip": ("Img", "img"), "In-shop": ("", "Anno", "Eval")},
+    # Ten parts, each with images of both folders: here two.
+    "aliproducts": {
+        "train_val.part0.tar.gz": ("", "train/00001", "val/00001"),
+        "train_val.part1.tar.gz": ("", "train/50029", "val/50029"),
+        "": ("", "train.json", "val.json", "product_tree.json"),
+    },
+    "rp2k": {"rp2k_dataset.zip": ("", "all")},
+    "products10k": {
+        "train.zip": ("", "train"),
+        "test.zip": ("", "test"),
+        "": ("", "train.csv", "test_kaggletest.csv"),
+    },
+    "met": {
+        **{
+            f"{name}.tar.gz": ("", name) for name in ("MET", "test_met", "test_other", "test_noart")
+        },
+        "ground_truth.tar.gz": ("ground_truth", "*"),
+    },
+    "hnm": {"h-and-m-personalized-fashion-recommendations.zip": ("", "*")},
+    "finefood": {"Train.tar": ("", "Train"), "Val.tar": ("", "Val"), "": ("", "label")},
+    "shopee": {"shopee-product-matching.zip": ("", "*")},
+    "inaturalist_2021": {
+        f"{name}.tar.gz": ("", name) for name in ("train", "val", "train.json", "val.json")
+    },
+    "food101": {"food-101.tar.gz": ("", "food-101")},
+    "glr": {
+        "landmark-retrieval-2020.zip": ("", "index", "test"),
+        "": ("", "index_image_to_landmark.csv", "retrieval_solution_v2.1.csv"),
+    },
 }
+"""Of each data set, its archives or folders as they are offered: where in the layout what is in
+them lies, and its names."""
+
+
+def offer(built: Path, to: Path, archives: dict[str, tuple[str, ...]]) -> None:
+    """Move a data set's files into its archives and folders."""
+    for archive, (base, *names) in archives.items():
+        target, folder = to / archive, built / base
+        found = [path for name in names for path in sorted(folder.glob(name))]
+        assert len(found) >= len(names)
+        if not target.suffix:
+            target.mkdir(exist_ok=True)
+            for path in found:
+                shutil.move(path, target)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".zip":
+            with zipfile.ZipFile(target, "w") as handle:
+                for path in (below for top in found for below in [top, *sorted(top.rglob("*"))]):
+                    handle.write(path, path.relative_to(folder))
+        else:
+            mode = "w" if target.suffix == ".tar" else "w:gz"
+            with tarfile.open(target, mode) as tar:  # type: ignore[call-overload]
+                for path in found:
+                    tar.add(path, path.relative_to(folder))
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_archives_as_they_are_offered(name: str, tmp_path: Path) -> None:
     """A folder of archives gives the same rows as the unpacked data set, and stays as it is."""
-    built, offer, expected = (tmp_path / part for part in ("built", "offer", "expected"))
-    for folder in (built, offer):
+    built, offered, expected = (tmp_path / part for part in ("built", "offer", "expected"))
+    for folder in (built, offered):
         folder.mkdir()
     layouts.BUILDERS[name](built)
     prepare(name, expected, [built])
-    OFFERED[name](built, offer)
+    offer(built, offered, OFFERED[name])
     shutil.rmtree(built)
-    before = sorted(offer.rglob("*"))
-    prepare(name, tmp_path / "out", [offer])
-    assert sorted(offer.rglob("*")) == before
+    before = sorted(offered.rglob("*"))
+    prepare(name, tmp_path / "out", [offered])
+    assert sorted(offered.rglob("*")) == before
     tables = [
         pd.read_csv(folder / "dataset_info.csv", dtype=str, keep_default_na=False)
         for folder in (expected, tmp_path / "out")
@@ -159,16 +115,25 @@ def test_archives_as_they_are_offered(name: str, tmp_path: Path) -> None:
         assert (tmp_path / "out" / file).is_file()
     # A second time nothing is unpacked.
     record = (tmp_path / "out" / ".unpacked.json").read_bytes()
-    prepare(name, tmp_path / "out", [offer])
+    prepare(name, tmp_path / "out", [offered])
     assert (tmp_path / "out" / ".unpacked.json").read_bytes() == record
 
 
 def test_an_archive_within_an_archive(tmp_path: Path) -> None:
     layouts.inshop(tmp_path)
-    archived(tmp_path / "Img" / "img.zip", tmp_path / "Img", "img")
-    archived(tmp_path / "deepfashion.zip", tmp_path, "Img", "Eval", "Anno")
-    done = prepare("inshop", tmp_path / "out", [tmp_path / "deepfashion.zip"])
+    offer(tmp_path, tmp_path, {"Img/img.zip": ("Img", "img")})
+    offer(tmp_path, tmp_path, {"deepfashion.zip": ("", "Img", "Eval", "Anno")})
+    archive = tmp_path / "deepfashion.zip"
+    done = prepare("inshop", tmp_path / "out", [archive])
     assert sum(done.rows.values()) == 12
+    # It is gone through again only when it has changed.
+    lost = next((tmp_path / "out").rglob("01_1_front.jpg"))
+    lost.unlink()
+    assert len(prepare("inshop", tmp_path / "out", [archive]).broken) == 1
+    with zipfile.ZipFile(archive, "a") as handle:
+        handle.writestr("more.txt", "more")
+    assert sum(prepare("inshop", tmp_path / "out", [archive]).rows.values()) == 11
+    assert (tmp_path / "out" / "more.txt").is_file()
 
 
 def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> None:
@@ -276,7 +241,7 @@ def test_without_a_source_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.M
     built = tmp_path / "built"
     built.mkdir()
     layouts.cub(built)
-    offered_cub(built, tmp_path)
+    offer(built, tmp_path, OFFERED["cub"])
     asked: list[Download] = []
 
     def fetched(wanted: Download, folder: Path, page: str) -> Path:

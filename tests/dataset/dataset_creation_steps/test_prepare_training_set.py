@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dataset.archives import find_parts
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, pack, prepare_training_set
+from dataset.unpack import find_parts
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.common.errors import UserError
 from visual_search.data.leaks import Side, unchecked
