@@ -134,8 +134,8 @@ def _file_problems(
     """Photos that are missing; with `sizes` also unreadable ones and those of another size."""
     import numpy as np
 
-    from visual_search.data.dataset_info import read_each, stored_size
-    from visual_search.data.images import UnreadableImage
+    from visual_search.data.dataset_info import read_each
+    from visual_search.data.image_files import UnreadableImage, stored_size
 
     if not stride:
         return
@@ -164,7 +164,7 @@ def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
 
 
 def _exists(path: Path) -> tuple[int, int]:
-    from visual_search.data.images import UnreadableImage
+    from visual_search.data.image_files import UnreadableImage
 
     if not path.is_file():
         raise UnreadableImage("the file does not exist")

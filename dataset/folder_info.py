@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -25,13 +25,18 @@ from visual_search.data.dataset_info import (
     BrokenPhotos,
     InfoRow,
     read_each,
-    stored_size,
     write_dataset_info,
 )
-from visual_search.data.images import UnreadableImage
+from visual_search.data.image_files import (
+    FORMATS,
+    UnreadableImage,
+    is_image,
+    open_file,
+    read_bytes,
+    stored_size,
+)
 
 DUPLICATE_FILES = "duplicate_files.csv"
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Files with the same size and the same bytes here are compared as a whole.
 SAMPLE_BYTES = 8192
 
@@ -50,8 +55,8 @@ class FolderInfo:
     duplicates: int = 0
     outside: int = 0
     """Photos that lie in no class folder."""
-    others: int = 0
-    """Files that are no photos."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by their ending."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,7 @@ def _describe_photos(
     journal.finish()
     if not journal.entries:
         raise UserError(
-            f"there is no photo in a class folder of {folder}; photos end in "
-            f"{', '.join(PHOTO_ENDINGS)}"
+            f"there is no image in a class folder of {folder}; images are {', '.join(FORMATS)}"
         )
 
 
@@ -145,9 +149,10 @@ def _scan(folder: Path, target: Path, info: FolderInfo) -> Iterator[Scanned]:
         folders[:] = sorted(name for name in folders if _is_below(folder, Path(place), name))
         label = os.path.relpath(place, folder)
         for name in sorted(names):
-            if not name.lower().endswith(PHOTO_ENDINGS) or name.startswith("."):
-                own = name in (DATASET_INFO, BROKEN_PHOTOS, DUPLICATE_FILES)
-                info.others += not own and not name.startswith(".")
+            if name.startswith(".") or name in (DATASET_INFO, BROKEN_PHOTOS, DUPLICATE_FILES):
+                continue
+            if not is_image(Path(place, name)):
+                info.others[Path(name).suffix.lower() or "without an ending"] += 1
             elif label == ".":
                 info.outside += 1
             else:
@@ -186,13 +191,13 @@ def _is_below(top: Path, place: Path, name: str) -> bool:
 def _count(folder: Path) -> int:
     """Photos below a folder, for the progress bar."""
     walk = os.walk(folder, followlinks=False)
-    return sum(name.lower().endswith(PHOTO_ENDINGS) for _, _, names in walk for name in names)
+    return sum(is_image(Path(place, name)) for place, _, names in walk for name in names)
 
 
 def _sizes(path: Path) -> dict[str, Any]:
     _check_name(path)
     width, height = stored_size(path)
-    with path.open("rb") as handle:
+    with open_file(path) as handle:
         head = handle.read(SAMPLE_BYTES)
         size = handle.seek(0, os.SEEK_END)
         handle.seek(max(size - SAMPLE_BYTES, 0))
@@ -204,10 +209,7 @@ def _sizes_and_hash(path: Path) -> dict[str, Any]:
     from visual_search.data.duplicates import hash_and_size
 
     _check_name(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from None
+    data = read_bytes(path)
     found, (width, height) = hash_and_size(data)
     sample = _sample(len(data), data[:SAMPLE_BYTES], data[-SAMPLE_BYTES:])
     return {"width": width, "height": height, "sample": sample, "hash": found}

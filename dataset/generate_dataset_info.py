@@ -63,10 +63,12 @@ def main() -> None:
         (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),
         (done.small_classes, f"classes with fewer than {arguments.min_images} photos, left out"),
         (done.outside, f"photos right in {arguments.dataset_path}, outside any class, left out"),
-        (done.others, "files that are no photos, left out"),
     ):
         if count:
             print(f"{count} {what}")
+    if done.others:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in done.others.most_common(5))
+        print(f"{done.others.total()} files that are no images, left out ({kinds})")
     print(f"next: python dataset/filter_dataset_info.py --dataset_info {done.table} --dedup")
 
 

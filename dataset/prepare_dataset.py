@@ -103,11 +103,11 @@ def prepare(
         BROKEN_PHOTOS,
         DATASET_INFO,
         BrokenPhotos,
-        decoded_size,
-        stored_size,
         with_sizes,
         write_dataset_info,
     )
+    from visual_search.data.image_files import stored_size
+    from visual_search.data.images import decoded_size
 
     wanted = data_set(name)
     if part and part not in wanted.parts:

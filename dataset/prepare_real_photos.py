@@ -162,14 +162,14 @@ def _product_rows(
 def _table(data: Path, prefix: Path, rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
     """The common training table, with each photo's stored size."""
     import pandas as pd
-    from PIL import Image
+
+    from visual_search.data.image_files import UnreadableImage, stored_size
 
     records = []
     for name, label, box in rows:
         try:
-            with Image.open(data / name) as image:
-                width, height = image.size
-        except OSError as error:
+            width, height = stored_size(data / name)
+        except UnreadableImage as error:
             raise UserError(f"the photo {data / name} cannot be read: {error}") from None
         records.append((str(prefix / name), label, box, width, height, 0))
     return pd.DataFrame(records, columns=list(TRAINING_COLUMNS))

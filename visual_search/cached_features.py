@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -19,6 +18,7 @@ from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings, PhaseConfig
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
+from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, ImageItem, ImageProblem
 from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
@@ -311,9 +311,8 @@ def random_crop(item: ImageItem, view: int, seed: int) -> Box | None:
         seed: of the draw, with the photo's name and the view.
     """
     try:
-        with Image.open(item.path) as photo:
-            left, top, width, height = item.box or (0, 0, *photo.size)
-    except (OSError, ValueError, SyntaxError):
+        left, top, width, height = item.box or (0, 0, *stored_size(item.path))
+    except UnreadableImage:
         return item.box
     draw = np.random.default_rng([seed, view, *item.path.name.encode()])
     area = width * height * draw.uniform(SMALLEST_CROP, 1.0)

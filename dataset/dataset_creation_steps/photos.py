@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import io
 import threading
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ import daft
 import pyarrow as pa
 import pyarrow.parquet as pq
 from daft import DataType, Series
-from PIL import Image
 
 from dataset.dataset_creation_steps.reviews import sized_image
 from dataset.dataset_creation_steps.snapshots import (
@@ -36,7 +34,8 @@ from dataset.dataset_creation_steps.snapshots import (
 from dataset.downloads import Download, Downloader, DownloadLimits
 from visual_search.common.files import written_atomically
 from visual_search.common.progress import progress_bar
-from visual_search.data.images import MAX_DECODED_PIXELS, UnreadableImage, decode_image
+from visual_search.data.image_files import FORMATS, UnreadableImage, open_image
+from visual_search.data.images import decode_image
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -122,7 +121,7 @@ NAME_DIGITS = 32
 CONTENT_DIGITS = 2
 """Of the SHA-256, for folders by content: 20,000 photos each of five million."""
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp"}
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"} | {name: name.lower() for name in FORMATS[1:]}
 
 
 @dataclass(frozen=True)
@@ -153,10 +152,7 @@ def store_photo(root: Path, row: int | None, data: bytes) -> Stored:
     problem = photo_problem(data, whole=True)
     if problem:
         return Stored(None, None, 0, problem)
-    with Image.open(io.BytesIO(data)) as image:
-        extension = EXTENSIONS.get(image.format or "")
-    if extension is None:
-        return Stored(None, None, 0, f"a format that is not kept ({image.format})")
+    extension = EXTENSIONS[open_image(data).format or ""]
     digest = hashlib.sha256(data).hexdigest()
     folder = digest[:CONTENT_DIGITS] if row is None else folder_of(row)
     file = f"{folder}/{digest[:NAME_DIGITS]}.{extension}"
@@ -349,17 +345,11 @@ def photo_problem(data: bytes, *, whole: bool = False) -> str | None:
         whole: decode all of it, which finds a cut file; else only its beginning is read.
     """
     try:
+        width, height = open_image(data).size
         if whole:
-            width, height = decode_image(data).size
-        else:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
+            decode_image(data)
     except UnreadableImage as error:
         return str(error)
-    except Exception:  # decoders raise anything; decode_image has the words for it
-        return photo_problem(data, whole=True) or "not an image of a known format"
     if min(width, height) < MIN_SIDE:
         return f"{width} x {height} pixels are too few"
-    if width * height > MAX_DECODED_PIXELS:
-        return f"{width} x {height} pixels are too many to decode"
     return None

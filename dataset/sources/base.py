@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import InfoRow
+from visual_search.data.image_files import is_image
 from visual_search.data.images import Box
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # Lists and photo folders are looked for this deep below what the user named, and not inside
 # folders with more subfolders than this: those are class folders, up to 224,000 of them.
@@ -151,7 +151,7 @@ class Files:
             base = os.path.relpath(top, self.table_folder)
             for label in _visible(top, directories=True):
                 for photo in _visible(top / label, directories=False):
-                    if photo.lower().endswith(PHOTO_SUFFIXES):
+                    if is_image(top / label / photo):
                         found = True
                         yield label, f"{base}/{label}/{photo}"
         if not found:

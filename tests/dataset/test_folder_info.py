@@ -70,7 +70,7 @@ def test_the_table_of_a_folder(folder: Path) -> None:
         {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
     ]
     assert (done.photos, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
-    assert (done.outside, done.others) == (1, 1)
+    assert (done.outside, done.others) == (1, {".txt": 1})
 
 
 @pytest.mark.parametrize("start", [".", "photos"])
@@ -110,7 +110,7 @@ def test_nothing_to_describe_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         describe_folder(tmp_path / "none", tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="no photo in a class folder"):
+    with pytest.raises(UserError, match="no image in a class folder"):
         describe_folder(tmp_path, tmp_path)
 
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
-from visual_search.data.images import Box, ImageItem, UnreadableImage, read_photo
+from visual_search.data.image_files import UnreadableImage
+from visual_search.data.images import Box, ImageItem, read_region
 
 CELL, CAPTION, GAP = 150, 26, 4
 """Pixels: side of an image, height of the two lines below it, space between."""
@@ -90,7 +91,7 @@ def caption_font() -> ImageFont.FreeTypeFont:
 def _thumbnail(cell: Cell) -> Image.Image:
     inner = CELL - 6
     try:
-        picture = read_photo(ImageItem(cell.path, cell.box), inner).image
+        picture = read_region(ImageItem(cell.path, cell.box), inner).image
     except UnreadableImage:
         return Image.new("RGB", (inner, inner), "black")
     picture.thumbnail((inner, inner))

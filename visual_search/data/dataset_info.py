@@ -15,11 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from PIL import Image
-
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
-from visual_search.data.images import Box, UnreadableImage, clip_box, decode_image
+from visual_search.data.image_files import UnreadableImage, stored_size
+from visual_search.data.images import Box, clip_box
 
 DATASET_INFO = "dataset_info.csv"
 BROKEN_PHOTOS = "broken_photos.csv"
@@ -60,34 +59,6 @@ class InfoRow(NamedTuple):
     """`train`, `query`, `gallery`, `test`, or empty."""
     is_test: bool = False
     hash: str = ""
-
-
-def stored_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a photo, from its header alone, EXIF orientation ignored.
-
-    Raises:
-        UnreadableImage: with the reason, when not even the header can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception:  # decoders raise anything; decode_image says it in words
-        return decoded_size(path)
-
-
-def decoded_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a photo whose pixels could all be decoded.
-
-    Raises:
-        UnreadableImage: with the reason, also for a photo that is cut off.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UnreadableImage("the file does not exist") from None
-    except OSError as error:
-        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from None
-    return decode_image(data).size
 
 
 def read_each(
@@ -170,7 +141,7 @@ def with_sizes(
         rows: may be millions; only some chunks of them are held.
         folder: what their paths are relative to.
         broken: is told which photos are left out.
-        read: :func:`stored_size` trusts the header, :func:`decoded_size` reads every pixel.
+        read: :func:`stored_size` trusts the header, `images.decoded_size` reads every pixel.
         workers: threads, see :func:`read_each`.
 
     Raises:

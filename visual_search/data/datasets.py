@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
-from visual_search.data.images import Box, ImageItem, UnreadableImage, read_photo
+from visual_search.data.image_files import UnreadableImage
+from visual_search.data.images import Box, ImageItem, read_region
 from visual_search.data.tables import (
     boxes,
     image_names,
@@ -309,7 +310,7 @@ class TrainingImages(Dataset):
         wanted = index % len(self)
         for n_skipped, chosen in enumerate(self.substitutes(wanted)):
             try:
-                photo = read_photo(self.images.item(chosen), self.size)
+                photo = read_region(self.images.item(chosen), self.size)
             except UnreadableImage:
                 continue
             seed = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)

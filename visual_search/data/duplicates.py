@@ -19,7 +19,8 @@ import pandas as pd
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
 from visual_search.data.dataset_info import read_each
-from visual_search.data.images import UnreadableImage, decode_image, read_bytes
+from visual_search.data.image_files import UnreadableImage, read_bytes
+from visual_search.data.images import decode_image
 
 BITS = 64
 # Hashes compared at once: 16,384 of them stay in a core's cache; 8 million results take 100 MB.

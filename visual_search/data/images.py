@@ -5,59 +5,54 @@ EXIF orientation is ignored everywhere: the challenge's boxes are in pixels of t
 
 from __future__ import annotations
 
-import io
 import math
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from visual_search.common.files import LFS_POINTER
+from visual_search.data.image_files import (
+    MAX_DECODED_PIXELS,
+    MAX_SIDE,
+    UnreadableImage,
+    open_image,
+    read_bytes,
+)
 
 try:
     import simplejpeg
 except ImportError:  # PIL reads everything that it does, at half the speed
     simplejpeg = None
 
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Raise it with every change of decoding, cutting or resizing: embeddings kept on disk are then
 made anew."""
 
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Of image files, in small letters."""
+MAX_SCANS = 100
+"""Of a progressive JPEG, each a pass over all its pixels; encoders write about ten."""
 
-# The most pixels held decoded at once: 150 million are 450 MB as RGB, a few threads of them
-# still fit into the evaluator's 16 GB. Larger JPEGs are decoded at a fraction of their size.
-MAX_DECODED_PIXELS = 150_000_000
+# One image of more pixels is decoded at a time, so that two threads do not hold two such.
+LARGE_PIXELS = 16_000_000
 
 # A JPEG is decoded at the smallest DCT scale that still leaves this many times the target's
 # pixels each way: the antialiased resize after it hides the difference (0.3 of 255 on average).
 DCT_OVERSAMPLING = 2
-
-# Every 8 x 8 block of a JPEG takes a bit at least. A damaged header can claim billions of pixels,
-# which a decoder would fill with grey for seconds.
-MAX_PIXELS_A_BYTE = 8 * 64
 
 # White borders: JPEG leaves white a few steps below 255; a row or column counts as content from a
 # share of pixels that are not white (dust does not); what is left must be at least a share of each
 # side; and a margin is left round it, of the content's longer side.
 WHITE, CONTENT_SHARE, LEAST_SHARE, MARGIN = 245, 0.004, 0.1, 0.02
 
-# PIL's own guard raises far below what a scaled decode can handle; ours stands in decode_image.
-Image.MAX_IMAGE_PIXELS = None
-
-_JPEG_END = b"\xff\xd9"
-_codecs_registered = threading.Lock()
-
-
-class UnreadableImage(Exception):
-    """No pixels could be had from a file; the message says why, without the file's name."""
+_JPEG_START, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+_ROWS_AT_ONCE = 1024
+_one_large_image = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,8 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
     Args:
         data: the whole file.
         needed: the width and height in pixels below which the *whole* image must not be
-            scaled; a JPEG larger than that is decoded at 1/2, 1/4 or 1/8 of its size.
+            scaled. A JPEG larger than that is decoded at 1/2, 1/4 or 1/8 of its size, and
+            another image of more than `LARGE_PIXELS` is averaged down.
 
     Returns:
         An RGB image, the first frame of an animation; transparency lies on white.
@@ -92,55 +88,99 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
     Raises:
         UnreadableImage: with the reason, in words for the person who has the file.
     """
-    if not data:
-        raise UnreadableImage("the file is empty (0 bytes)")
-    if data.startswith(LFS_POINTER):
-        raise UnreadableImage("the file is a git-LFS pointer: run `git lfs pull`")
-    with _codecs_registered:
-        Image.init()  # not thread-safe on its first call
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.format == "JPEG" and image.width * image.height > len(data) * MAX_PIXELS_A_BYTE:
-            raise UnreadableImage(
-                f"{image.width} x {image.height} pixels cannot be in {len(data)} bytes"
-            )
-        if needed is not None and image.format == "JPEG":
-            image.draft(image.mode, needed)
-        width, height = image.size
-        if width * height > MAX_DECODED_PIXELS:
-            raise UnreadableImage(f"{width} x {height} pixels are too many to decode")
-        image.load()
-        return to_rgb(image)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise anything from SyntaxError to MemoryError
-        raise UnreadableImage(_reason(data, error)) from error
+    image = open_image(data)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if is_jpeg and data.count(_SCAN) > MAX_SCANS:
+        raise UnreadableImage("a progressive JPEG of too many scans")
+    pixels = image.width * image.height
+    if is_jpeg:
+        _scale_jpeg(image, needed)
+        if not image.info.get("progressive"):
+            pixels = image.width * image.height
+    with _one_large_image if pixels > LARGE_PIXELS else nullcontext():
+        try:
+            image.load()
+            rgb = to_rgb(image)
+            if needed and not is_jpeg and pixels > LARGE_PIXELS:
+                factors = (max(rgb.width // needed[0], 1), max(rgb.height // needed[1], 1))
+                rgb = rgb.reduce(factors)
+        except UnreadableImage:
+            raise
+        except Exception as error:  # decoders raise anything from SyntaxError to MemoryError
+            raise UnreadableImage(str(error).strip() or type(error).__name__) from error
+        return rgb
 
 
-def _reason(data: bytes, error: Exception) -> str:
-    start = data[:512].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "the file is a web page, not an image"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image of a known format"
-    return str(error).strip() or type(error).__name__
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of an image whose pixels could all be decoded.
+
+    Raises:
+        UnreadableImage: with the reason, also for an image that is cut off.
+    """
+    data = read_bytes(path)
+    decode_image(data)
+    return open_image(data).size
+
+
+def _scale_jpeg(image: Image.Image, needed: tuple[int, int] | None) -> None:
+    """Have a JPEG decoded no larger than is needed, and never beyond the limit."""
+    width, height = image.size
+    least = math.ceil(math.sqrt(width * height / MAX_DECODED_PIXELS))
+    if least > 1:
+        scale = next(power for power in (2, 4, 8) if power >= least)
+        most = (width // scale, height // scale)
+        needed = (min(needed[0], most[0]), min(needed[1], most[1])) if needed else most
+    if needed is not None:
+        image.draft(image.mode, needed)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: 16-bit scaled to 8, transparency on white, CMYK converted."""
+    """RGB as a person sees it: deep greys scaled to 8 bits, transparency on white, CMYK converted.
+
+    Raises:
+        UnreadableImage: for values that are no numbers.
+    """
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        # 16-bit greyscale files open as 16- or 32-bit integers; PIL would clip them to white.
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        scaled = np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        convert = _scaled_to_bytes(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        convert = _on_white
+    else:
+        return image.convert("RGB")
+    # Some rows at a time: each step holds a copy of what it works on.
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        rows = (0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))
+        part = image.crop(rows)
+        part.info = image.info
+        rgb.paste(convert(part), rows)
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _scaled_to_bytes(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """How one channel of integers or floats becomes grey: by the range that its values tell.
+
+    PIL would clip them to white. 16-bit greys open as 16- or 32-bit integers; floats lie in 0..1
+    by custom; what is beyond 65,535 is shown in the range it has.
+    """
+    low, high = map(float, image.getextrema())  # type: ignore[arg-type]
+    if not math.isfinite(low + high):
+        raise UnreadableImage("its values are infinite or no numbers")
+    tops = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    top = next((top for top in tops if high <= top), high)
+
+    def convert(part: Image.Image) -> Image.Image:
+        values = np.nan_to_num(np.asarray(part).astype(np.float64) * (255.0 / top))
+        return Image.fromarray(np.clip(values, 0, 255).round().astype(np.uint8)).convert("RGB")
+
+    return convert
 
 
 def clip_box(box: Box, width: int, height: int) -> Box | None:
@@ -154,18 +194,18 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
 
 
 @dataclass(frozen=True)
-class Photo:
+class Region:
     """The region of an image to look at, decoded: RGB, maybe at a fraction of its stored size."""
 
     image: Image.Image
     """Cut to the whole pixels round the region; nothing else can bleed into a resize."""
-    region: tuple[float, float, float, float]
+    edges: tuple[float, float, float, float]
     """`left, top, right, bottom` in pixels of `image`, which can end within a pixel."""
     problem: str | None
     """What was wrong although there are pixels, such as a cut file or a box outside the image."""
 
 
-def read_photo(item: ImageItem, size: int) -> Photo:
+def read_region(item: ImageItem, size: int) -> Region:
     """Read one image, decoded no larger than an antialiased resize of its box to `size` needs.
 
     Args:
@@ -175,70 +215,29 @@ def read_photo(item: ImageItem, size: int) -> Photo:
     Raises:
         UnreadableImage: when there is nothing to show at all.
     """
-    return _photo(read_bytes(item.path), item.box, size)
+    return _decode_region(read_bytes(item.path), item.box, size)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        UnreadableImage: when there is none to read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UnreadableImage("the file does not exist") from None
-    except OSError as error:
-        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
-    except ValueError as error:  # a zero byte in the name
-        raise UnreadableImage(f"the file cannot be read ({error})") from error
-
-
-def _photo(data: bytes, wanted: Box | None, size: int) -> Photo:
-    stored = stored_size(data)
-    box, problem = _region(wanted, stored)
-    needed = _needed(stored, box, size) if stored and box else None
+def _decode_region(data: bytes, wanted: Box | None, size: int) -> Region:
+    stored = open_image(data).size
+    box, problem = _inside(wanted, stored)
+    needed = _needed(stored, box, size)
     try:
         image = decode_image(data, needed)
     except UnreadableImage as error:
-        if not data.startswith(b"\xff\xd8"):
+        if not data.startswith(_JPEG_START):
             raise
         # An end marker behind a cut JPEG lets the decoder finish with what is there.
         image = decode_image(data + _JPEG_END, needed)
         problem = f"damaged, its readable part is used ({error})"
-    if stored is None or box is None:
-        return Photo(image, (0, 0, image.width, image.height), problem)
-    return _cut(image, stored, box, problem)
-
-
-def _needed(stored: tuple[int, int], box: Box, size: int) -> tuple[int, int]:
-    """The size of the whole image at which its box can be resized to `size` without a loss."""
-    scale = max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3])
-    return math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)
-
-
-def _cut(image: Image.Image, stored: tuple[int, int], box: Box, problem: str | None) -> Photo:
-    shrink_x, shrink_y = image.width / stored[0], image.height / stored[1]
-    x, y, w, h = box
-    left, top = x * shrink_x, y * shrink_y
-    right, bottom = min((x + w) * shrink_x, image.width), min((y + h) * shrink_y, image.height)
+    left, top, right, bottom = _scaled(box, stored, image.size)
     first_x, first_y = math.floor(left), math.floor(top)
     cut = image.crop((first_x, first_y, math.ceil(right), math.ceil(bottom)))
-    region = (left - first_x, top - first_y, right - first_x, bottom - first_y)
-    return Photo(cut, region, problem)
+    return Region(cut, (left - first_x, top - first_y, right - first_x, bottom - first_y), problem)
 
 
-def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height that an image file's header tells; None where it has none."""
-    try:
-        return Image.open(io.BytesIO(data)).size
-    except Exception:  # decode_image says what is wrong
-        return None
-
-
-def _region(box: Box | None, stored: tuple[int, int] | None) -> tuple[Box | None, str | None]:
-    if stored is None:
-        return None, None
+def _inside(box: Box | None, stored: tuple[int, int]) -> tuple[Box, str | None]:
+    """The box within its image, the whole image where there is none; and what was wrong."""
     whole = (0, 0, *stored)
     if box is None:
         return whole, None
@@ -248,6 +247,21 @@ def _region(box: Box | None, stored: tuple[int, int] | None) -> tuple[Box | None
     if inside != tuple(box):
         return inside, f"box {box} reaches outside the image {stored}, it is clipped"
     return inside, None
+
+
+def _needed(stored: tuple[int, int], box: Box, size: int) -> tuple[int, int]:
+    """The size of the whole image at which its box can be resized to `size` without a loss."""
+    scale = min(max(size * DCT_OVERSAMPLING / box[2], size * DCT_OVERSAMPLING / box[3]), 1.0)
+    return math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)
+
+
+def _scaled(
+    box: Box, stored: tuple[int, int], decoded: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The edges `left, top, right, bottom` of a box in an image decoded at another size."""
+    (x, y, w, h), across, down = box, decoded[0] / stored[0], decoded[1] / stored[1]
+    right, bottom = min((x + w) * across, decoded[0]), min((y + h) * down, decoded[1])
+    return x * across, y * down, right, bottom
 
 
 def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | None]:
@@ -270,6 +284,72 @@ def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | 
     return square.transpose(2, 0, 1), ImageProblem(str(item.path), problem) if problem else None
 
 
+def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
+    """The region to look at, `(height, width, 3)`, to whole pixels of the decoded image."""
+    data = read_bytes(item.path)
+    trimmed = item.trim and item.box is None
+    if trimmed:  # how much of the image a border takes is known once it is decoded
+        size = MAX_SIDE
+    plain = _decode_plain_jpeg(data, item.box, size)
+    if plain is not None:
+        pixels, edges, problem = plain
+    else:
+        region = _decode_region(data, item.box, size)
+        pixels, edges, problem = _as_array(region.image), region.edges, region.problem
+    pixels = _whole_pixels(pixels, edges)
+    if trimmed:
+        pixels = _whole_pixels(pixels, content_region(pixels))
+    return pixels, problem
+
+
+def _decode_plain_jpeg(
+    data: bytes, wanted: Box | None, size: int
+) -> tuple[np.ndarray, tuple[float, float, float, float], str | None] | None:
+    """The whole of an undamaged JPEG of grey or three colours, at 1/1 or at most 1/2 of its size.
+
+    Returns:
+        Pixels `(height, width, 3)`, uint8, RGB; the box's edges in them, and what was wrong with
+        it. None where the file is anything else, damaged or large.
+    """
+    if simplejpeg is None or not data.startswith(_JPEG_START) or data.count(_SCAN) > MAX_SCANS:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("Gray", "YCbCr", "RGB") or width * height > MAX_DECODED_PIXELS:
+            return None
+        box, problem = _inside(wanted, (width, height))
+        least_width, least_height = _needed((width, height), box, size)
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            min_width=least_width,
+            min_height=least_height,
+            # Scales between 1/2 and 1 take longer than the whole image.
+            min_factor=2,
+        )
+    except ValueError:  # strict: also for what a decoder could guess
+        return None
+    return pixels, _scaled(box, (width, height), (pixels.shape[1], pixels.shape[0])), problem
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image; some rows at a time, for PIL hands over copies of copies."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        rows = (0, top, image.width, min(top + _ROWS_AT_ONCE, image.height))
+        pixels[top : rows[3]] = np.asarray(image.crop(rows))
+    return pixels
+
+
+def _whole_pixels(pixels: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
+    """The pixels within `left, top, right, bottom`, rounded; at least one.
+
+    An image is decoded at twice the target or more, so that half a pixel is a quarter there.
+    """
+    height, width = pixels.shape[:2]
+    left, top = min(round(edges[0]), width - 1), min(round(edges[1]), height - 1)
+    return pixels[top : max(round(edges[3]), top + 1), left : max(round(edges[2]), left + 1)]
+
+
 def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize `(height, width, 3)`, uint8, to `(size, size, 3)`: bicubic, antialiased.
 
@@ -282,80 +362,6 @@ def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     square = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return square[0].permute(1, 2, 0).numpy()
-
-
-def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
-    """The region to look at, `(height, width, 3)`, to whole pixels of the decoded photo."""
-    data = read_bytes(item.path)
-    trimmed = item.trim and item.box is None
-
-    def needed(width: int, height: int) -> tuple[int, int]:
-        # How much of the image a border takes is known once it is decoded.
-        stored = (width, height)
-        return (
-            stored
-            if trimmed
-            else _needed(stored, _region(item.box, stored)[0] or (0, 0, *stored), size)
-        )
-
-    plain = decode_plain_jpeg(data, needed, MAX_DECODED_PIXELS)
-    if plain is not None:
-        pixels, stored = plain
-        box, problem = _region(item.box, stored)
-        shrink = (pixels.shape[1] / stored[0], pixels.shape[0] / stored[1])
-        x, y, w, h = box or (0, 0, *stored)
-        region = (x * shrink[0], y * shrink[1], (x + w) * shrink[0], (y + h) * shrink[1])
-    else:
-        photo = _photo(data, item.box, 1 << 30 if trimmed else size)
-        pixels, region, problem = np.array(photo.image), photo.region, photo.problem
-    pixels = _whole_pixels(pixels, region)
-    if trimmed:
-        pixels = _whole_pixels(pixels, content_region(pixels))
-    return pixels, problem
-
-
-def _whole_pixels(pixels: np.ndarray, region: tuple[float, float, float, float]) -> np.ndarray:
-    """The pixels of a region `left, top, right, bottom`, its edges rounded; at least one.
-
-    An image is decoded at twice the target or more, so that half a pixel is a quarter there.
-    """
-    height, width = pixels.shape[:2]
-    left, top = min(round(region[0]), width - 1), min(round(region[1]), height - 1)
-    return pixels[top : max(round(region[3]), top + 1), left : max(round(region[2]), left + 1)]
-
-
-def decode_plain_jpeg(
-    data: bytes, needed: Callable[[int, int], tuple[int, int]], max_pixels: int
-) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Decode an undamaged JPEG of grey or three colours at 1/1, or at most 1/2, of its size.
-
-    Args:
-        data: the whole file.
-        needed: of the stored width and height, the width and height not to go below; it is
-            called before anything is decoded.
-        max_pixels: stored; a larger image is left to the long way.
-
-    Returns:
-        Pixels `(height, width, 3)`, uint8, RGB, and the stored width and height. None where
-        the file is anything else, or is damaged.
-    """
-    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("Gray", "YCbCr", "RGB") or width * height > max_pixels:
-            return None
-        least_width, least_height = needed(width, height)
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            min_width=least_width,
-            min_height=least_height,
-            # Scales between 1/2 and 1 take longer than the whole photo.
-            min_factor=2,
-        )
-    except ValueError:  # strict: also for what a decoder could guess
-        return None
-    return pixels, (width, height)
 
 
 def content_region(pixels: np.ndarray) -> tuple[int, int, int, int]:

@@ -16,7 +16,8 @@ from visual_search.common.files import write_json, write_text, written_atomicall
 from visual_search.common.page import Section, Tile, TileRow, data_uri, write_page
 from visual_search.common.processes import available_cores
 from visual_search.data.dev_sets import DevSet
-from visual_search.data.images import ImageItem, UnreadableImage, read_photo
+from visual_search.data.image_files import UnreadableImage
+from visual_search.data.images import ImageItem, read_region
 from visual_search.evaluation.dev_set import Evaluation
 
 if TYPE_CHECKING:
@@ -132,11 +133,11 @@ def thumbnails(items: Mapping[str, ImageItem]) -> dict[str, str]:
 
 def _thumbnail(item: ImageItem) -> str:
     try:
-        photo = read_photo(item, THUMBNAIL_PIXELS)
-        left, top, right, bottom = photo.region
+        shown = read_region(item, THUMBNAIL_PIXELS)
+        left, top, right, bottom = shown.edges
         scale = THUMBNAIL_PIXELS / max(right - left, bottom - top)
         size = (max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1))
-        picture = photo.image.resize(size, Image.Resampling.BICUBIC, box=photo.region)
+        picture = shown.image.resize(size, Image.Resampling.BICUBIC, box=shown.edges)
     except UnreadableImage:
         picture = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), (127, 127, 127))
     buffer = io.BytesIO()

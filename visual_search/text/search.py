@@ -19,7 +19,8 @@ from torch import Tensor
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
 from visual_search.data.contact_sheet import Cell
-from visual_search.data.images import SUFFIXES, ImageItem
+from visual_search.data.image_files import SUFFIXES
+from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder

@@ -16,7 +16,8 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
-from visual_search.data.images import SUFFIXES, ImageItem
+from visual_search.data.image_files import SUFFIXES
+from visual_search.data.images import ImageItem
 from visual_search.text.search import (
     TextSearchModel,
     embed_names,

@@ -20,13 +20,12 @@ from visual_search.data.dataset_info import (
     MOST_BROKEN_AT_THE_START,
     BrokenPhotos,
     InfoRow,
-    decoded_size,
     read_each,
-    stored_size,
     with_sizes,
     write_dataset_info,
 )
-from visual_search.data.images import UnreadableImage
+from visual_search.data.image_files import UnreadableImage, stored_size
+from visual_search.data.images import decoded_size
 
 
 def test_sizes_are_the_stored_ones_whatever_exif_says(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from visual_search.data.duplicates import (
     pairs_between,
     pairs_within,
 )
-from visual_search.data.images import UnreadableImage, decode_image
+from visual_search.data.image_files import UnreadableImage
+from visual_search.data.images import decode_image
 
 imagehash = pytest.importorskip("imagehash", reason="needs the extra [data]")
 pytest.importorskip("faiss", reason="needs the extra [data]")

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from visual_search.data import images
+from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import (
     ImageItem,
-    UnreadableImage,
     clip_box,
     decode_image,
     load_pixels,
-    read_photo,
+    read_region,
     to_rgb,
 )
 
@@ -61,7 +61,7 @@ def test_scaled_decode_differs_little_from_a_full_one(
     expected = np.asarray(whole.resize((160, 160), Image.Resampling.BICUBIC), dtype=float)
     assert problem is None
     assert np.abs(pixels.transpose(1, 2, 0) - expected).mean() < 1.0
-    assert read_photo(ImageItem(path, box), 160).image.width < 2000
+    assert read_region(ImageItem(path, box), 160).image.width < 2000
 
 
 def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     exif[0x0112] = 6  # "rotate by 90 degrees"
     turned = saved(photo(), tmp_path / "turned.jpg", quality=95, exif=exif)
     plain = saved(photo(), tmp_path / "plain.jpg", quality=95)
-    assert read_photo(ImageItem(turned), 200).image.size == (400, 300)
+    assert read_region(ImageItem(turned), 200).image.size == (400, 300)
     box = (10, 20, 300, 200)
     np.testing.assert_array_equal(
         load_pixels(ImageItem(turned, box), 64)[0], load_pixels(ImageItem(plain, box), 64)[0]
@@ -152,7 +152,7 @@ def test_unreadable_files_become_grey_and_are_told(tmp_path: Path, name: str) ->
 def test_missing_file_and_folder_in_its_place(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none.jpg", "does not exist"), (tmp_path, "cannot be read")):
         with pytest.raises(UnreadableImage, match=words):
-            read_photo(ImageItem(path), 16)
+            read_region(ImageItem(path), 16)
         assert load_pixels(ImageItem(path), 16)[1] is not None
 
 
@@ -195,7 +195,7 @@ def test_clipped_box_holds_the_pixels_that_box_and_image_share(
 
 def test_a_hundred_megapixels_are_decoded_small(tmp_path: Path) -> None:
     path = saved(Image.new("RGB", (10_000, 10_000), (10, 200, 30)), tmp_path / "huge.jpg")
-    opened = read_photo(ImageItem(path), 224)
+    opened = read_region(ImageItem(path), 224)
     assert opened.image.width <= 1250
     pixels, problem = load_pixels(ImageItem(path), 224)
     assert problem is None
