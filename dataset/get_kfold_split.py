@@ -47,7 +47,7 @@ def write_folds(
     save_name: str = "folds",
     whole_classes: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """Write the three tables beside `file`.
+    """Write the three tables beside `file`; all rows of an image are in one fold.
 
     Rows of a test split that the table already has (`is_test`, `evaluation_status`, fold -2) get
     fold -2, rows that a column `fold` puts at -1 keep it, and the others are spread.
@@ -58,18 +58,19 @@ def write_folds(
         random_seed: of the shuffling.
         save_name: of the files: `<save_name>.csv`, `<save_name>_train_only.csv` and
             `<save_name>_test_only.csv`.
-        whole_classes: keep a class in one fold instead of spreading its photos over all.
+        whole_classes: keep a class in one fold instead of spreading its images over all.
 
     Returns:
         The tables by file name, the folds first.
 
     Raises:
-        UserError: naming file and line for bad input; when there are fewer photos (or classes)
-            than folds.
+        UserError: naming file and lines for bad input, such as one image of two classes; when
+            there are fewer images (or classes) than folds.
     """
+    import numpy as np
     import pandas as pd
 
-    from dataset.splits import class_folds, stratified_folds
+    from dataset.splits import class_folds, image_numbers, stratified_folds
     from visual_search.common.files import written_atomically
     from visual_search.data.tables import (
         ALWAYS_TEST,
@@ -86,9 +87,12 @@ def write_folds(
     spread = folds == ALWAYS_TRAIN
     if "fold" in table.columns:
         spread &= pd.to_numeric(table["fold"]) != ALWAYS_TRAIN
+    part = folds.where(~spread, 0).to_numpy()
+    images, _ = pd.factorize(image_numbers(table, file, part)[spread])
     classes, _ = pd.factorize(table["label"][spread], sort=True)
+    first = np.unique(images, return_index=True)[1]
     choose = class_folds if whole_classes else stratified_folds
-    folds[spread] = choose(classes, k, random_seed)
+    folds[spread] = choose(classes[first], k, random_seed)[images]
     tables = {
         f"{save_name}.csv": table.assign(fold=folds),
         f"{save_name}_train_only.csv": _for_one_thing(table, ALWAYS_TRAIN),
@@ -131,11 +135,11 @@ def main() -> None:
     )
     folds, *others = tables
     numbers = tables[folds]["fold"].value_counts().sort_index()
-    words = ", ".join(f"fold {fold}: {photos}" for fold, photos in numbers.items())
-    print(f"{file.parent / folds}: {len(tables[folds])} photos; {words}")
+    words = ", ".join(f"fold {fold}: {rows}" for fold, rows in numbers.items())
+    print(f"{file.parent / folds}: {len(tables[folds])} rows; {words}")
     for name in others:
         fold = tables[name]["fold"].iloc[0]
-        print(f"{file.parent / name}: {len(tables[name])} photos, fold {fold}")
+        print(f"{file.parent / name}: {len(tables[name])} rows, fold {fold}")
     print(
         f"next: train with {{file: {file.parent / folds}, fold: 0}} in dataset.tables and "
         f"--dataset.dev_set.table {file.parent / folds} --dataset.dev_set.fold 0"

@@ -32,7 +32,7 @@ class SplitRule:
     random_seed: int = 28
 
     def test_classes(self, sizes: np.ndarray) -> np.ndarray:
-        """Which classes of these numbers of photos test, `(classes,)`, bool.
+        """Which classes of these numbers of images test, `(classes,)`, bool.
 
         Raises:
             UserError: when no class would train, or none test.
@@ -56,8 +56,8 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         "--split_type",
         choices=("minmax", "freq"),
         default=default_type,
-        help="minmax: classes of min_n_samples to max_n_samples photos train, the rest tests; "
-        "freq: of the classes of each number of photos, test_ratio test"
+        help="minmax: classes of min_n_samples to max_n_samples images train, the rest tests; "
+        "freq: of the classes of each number of images, test_ratio test"
         + (f" (default: {default_type})" if default_type else ""),
     )
     for name, text in (
@@ -72,7 +72,7 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
     parser.add_argument(
         "--resplit",
         action="store_true",
-        help="split the photos of a test split that the table already has too; else they stay out",
+        help="split the images of a test split that the table already has too; else they stay out",
     )
 
 
@@ -115,27 +115,30 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
     Args:
         file: a `dataset_info.csv`.
         rule: which classes test.
-        resplit: whether photos that are test photos already (`is_test`, `evaluation_status`,
+        resplit: whether images that are test images already (`is_test`, `evaluation_status`,
             fold -2) are split like the others; else they are in neither table.
 
     Returns:
         Rows of each table, by file name.
 
     Raises:
-        UserError: naming file and line for bad input; when no class would train, or none test.
+        UserError: naming file and lines for bad input, such as one image of two classes; when no
+            class would train, or none test.
     """
     import numpy as np
     import pandas as pd
 
+    from dataset.splits import image_numbers
     from visual_search.common.files import written_atomically
     from visual_search.data.tables import read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)
+    image_numbers(table, file, np.full(len(table), resplit) | trains)
     if not resplit:
         left_out = int((~trains).sum())
         if left_out:
-            print(f"{left_out} photos of the test split that {file} has already are left out")
+            print(f"{left_out} images of the test split that {file} has already are left out")
         table = table[trains]
     if table.empty:
         raise UserError(
@@ -173,7 +176,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = split_by_classes(arguments.dataset_info, rule, arguments.resplit)
     folder = arguments.dataset_info.parent
     for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):
-        print(f"{folder / table}: {rows[table]} photos of {rows[classes]} classes")
+        print(f"{folder / table}: {rows[table]} images of {rows[classes]} classes")
     print(
         f"next: train with {folder / TRAIN} in dataset.tables, "
         f"and --dataset.dev_set.table {folder / TEST}"

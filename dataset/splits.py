@@ -1,35 +1,72 @@
-"""Who trains and who tests: folds of photos or of classes, and splits by whole classes.
+"""Who trains and who tests: folds of images or of classes, and splits by whole classes.
 
 Everything is counted and drawn with whole columns, no loop over rows or classes, so that a
-million photos of a hundred thousand classes take a second.
+million images of a hundred thousand classes take a second.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.data.class_choice import places_within
+from visual_search.data.tables import image_names, line_of_row
+
+
+def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarray:
+    """Which image each row is of, `(rows,)`, int64, counted in the order of the rows.
+
+    An image with several boxes has several rows. They must not be torn apart: what trains would
+    be what is judged.
+
+    Args:
+        table: as :func:`visual_search.data.tables.read_common_table` gives it.
+        file: where it is from, for the errors.
+        part: `(rows,)`, of the split that each row is in already.
+
+    Raises:
+        UserError: with both lines, for an image of two classes, or in two parts of a split.
+    """
+    names = image_names(table)
+    images = pd.factorize(names.map(os.path.normpath))[0]
+    first = np.unique(images, return_index=True)[1][images]
+    for values, what in (
+        (table["label"].to_numpy(), "of two classes"),
+        (part, "in two parts of the split that the table has already"),
+    ):
+        wrong = np.flatnonzero(values != values[first])
+        if len(wrong):
+            row, other = int(wrong[0]), int(first[wrong[0]])
+            raise UserError(
+                f"{file} lines {line_of_row(file, other)} and {line_of_row(file, row)}: the image "
+                f"{names.iloc[row]!r} is {what}, so that it would train and be judged: remove one "
+                "of its rows, or mend it"
+            )
+    return images
 
 
 def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """A fold for each photo, so that every fold has its share of every class.
+    """A fold for each image, so that every fold has its share of every class.
 
-    The photos are dealt out like cards, class after class, each class shuffled: the photos of a
-    class in two folds differ by one at most, and so do the photos of two folds in all.
+    The images are dealt out like cards, class after class, each class shuffled: the images of a
+    class in two folds differ by one at most, and so do the images of two folds in all.
 
     Args:
-        classes: `(photos,)`, integers 0..classes-1.
+        classes: `(images,)`, integers 0..classes-1.
         k: number of folds.
         seed: of the shuffling.
 
     Returns:
-        `(photos,)`, int64, 0..k-1.
+        `(images,)`, int64, 0..k-1.
 
     Raises:
-        UserError: when k is below 2 or there are fewer photos than folds.
+        UserError: when k is below 2 or there are fewer images than folds.
     """
-    _check_k(k, len(classes), "photos")
+    _check_k(k, len(classes), "images")
     order = np.random.default_rng(seed).permutation(len(classes))
     order = order[np.argsort(classes[order], kind="stable")]
     folds = np.empty(len(classes), dtype=np.int64)
@@ -38,14 +75,14 @@ def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def class_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """A fold for each photo, so that all photos of a class are in the same fold.
+    """A fold for each image, so that all images of a class are in the same fold.
 
     What is held out is then of classes that training never saw. From the largest class to the
     smallest, classes of one size shuffled, they are dealt to the folds there and back (0, 1, …,
-    k-1, k-1, …, 1, 0, 0, 1, …), so that the folds have about as many photos and, give or take one,
+    k-1, k-1, …, 1, 0, 0, 1, …), so that the folds have about as many images and, give or take one,
     as many classes.
 
-    Args, returns, raises: as :func:`stratified_folds`, for classes in place of photos.
+    Args, returns, raises: as :func:`stratified_folds`, for classes in place of images.
     """
     sizes = np.bincount(classes)
     _check_k(k, len(sizes), "classes")
@@ -58,12 +95,12 @@ def class_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def minmax_test_classes(sizes: np.ndarray, smallest: int, largest: int) -> np.ndarray:
-    """Which classes test: those with fewer than `smallest` or more than `largest` photos.
+    """Which classes test: those with fewer than `smallest` or more than `largest` images.
 
     Args:
-        sizes: `(classes,)`, photos of each class.
-        smallest: fewest photos of a class that trains.
-        largest: most photos of a class that trains.
+        sizes: `(classes,)`, images of each class.
+        smallest: fewest images of a class that trains.
+        largest: most images of a class that trains.
 
     Returns:
         `(classes,)`, bool.
@@ -76,7 +113,7 @@ def minmax_test_classes(sizes: np.ndarray, smallest: int, largest: int) -> np.nd
     tests = (sizes < smallest) | (sizes > largest)
     if tests.all() or not tests.any():
         raise UserError(
-            f"{'no' if tests.all() else 'every'} class has {smallest} to {largest} photos, so that "
+            f"{'no' if tests.all() else 'every'} class has {smallest} to {largest} images, so that "
             f"{'none is left to train on' if tests.all() else 'none is left to test on'}: the "
             f"classes have {sizes.min()} to {sizes.max()}; choose --min_n_samples and "
             "--max_n_samples accordingly"
@@ -91,10 +128,10 @@ def frequency_test_classes(
 
     A frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
     test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin of
-    the classes of one photo: there would be nothing to find for it.
+    the classes of one image: there would be nothing to find for it.
 
     Args:
-        sizes: `(classes,)`, photos of each class.
+        sizes: `(classes,)`, images of each class.
         test_ratio: share of a bin's classes that test, above 0 and below 1.
         min_classes: smallest bin of which any class tests.
         seed: of the draw.
@@ -107,15 +144,15 @@ def frequency_test_classes(
     """
     if not 0 < test_ratio < 1:
         raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")
-    photos, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
-    paired = photos > 1
+    images, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
+    paired = images > 1
     # Rounded first, or 0.07 * 100 = 7.000000000000001 would become 8.
     wanted = np.ceil(np.round(test_ratio * classes_of_bin, 6)).astype(np.int64)
     enough = paired & (classes_of_bin >= min_classes)
     wanted = np.where(enough, np.minimum(wanted, classes_of_bin - 1), 0)
     if not wanted.any():
         raise UserError(
-            f"the largest frequency bin of two or more photos has "
+            f"the largest frequency bin of two or more images has "
             f"{classes_of_bin[paired].max(initial=0)} classes of one size, fewer than --min_freq "
             f"{min_classes} or only one, so that no class is left to test on; lower --min_freq, "
             "or choose --split_type minmax"

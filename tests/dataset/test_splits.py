@@ -42,20 +42,20 @@ def test_a_class_is_as_evenly_spread_as_by_scikit_learn() -> None:
         theirs[rows] = fold
     ours = stratified_folds(classes, 5, 1)
     for c in range(30):
-        photos = [
+        images = [
             sorted(Counter(folds[classes == c].tolist()).values()) for folds in (ours, theirs)
         ]
-        assert photos[0] == photos[1]
+        assert images[0] == images[1]
 
 
-def test_which_photos_of_a_class_meet_in_a_fold_depends_on_the_seed() -> None:
+def test_which_images_of_a_class_meet_in_a_fold_depends_on_the_seed() -> None:
     classes = np.zeros(40, dtype=int)
     partners: Counter[int] = Counter()
     for seed in range(300):
         folds = stratified_folds(classes, 4, seed)
         partners.update(np.flatnonzero(folds == folds[0]).tolist())
     # Photo 0 shares its fold with each other one in 9 of 39 draws: 69 of 300.
-    assert all(30 < partners[photo] < 115 for photo in range(1, 40))
+    assert all(30 < partners[image] < 115 for image in range(1, 40))
 
 
 @settings(max_examples=100, deadline=None)
@@ -71,8 +71,8 @@ def test_whole_classes_stay_together(classes: np.ndarray, k: int, seed: int) -> 
     classes_of_fold = Counter(found.pop() for found in home.values())
     assert max(classes_of_fold.values()) - min(classes_of_fold[f] for f in range(k)) <= 1
     # There and back: no fold is ahead of another by more than the largest class.
-    photos = np.bincount(folds, minlength=k)
-    assert photos.max() - photos.min() <= np.bincount(classes).max()
+    images = np.bincount(folds, minlength=k)
+    assert images.max() - images.min() <= np.bincount(classes).max()
 
 
 @settings(max_examples=150, deadline=None)
@@ -107,10 +107,10 @@ def test_shares_are_rounded_up_but_not_for_the_last_bit() -> None:
     assert frequency_test_classes(np.full(71, 4), 0.1, 10, 0).sum() == 8
 
 
-def test_a_class_of_one_photo_has_nothing_to_find_and_trains() -> None:
+def test_a_class_of_one_image_has_nothing_to_find_and_trains() -> None:
     tests = frequency_test_classes(np.repeat([1, 2], [500, 20]), 0.1, 10, 0)
     assert (tests[:500].sum(), tests[500:].sum()) == (0, 2)
-    with pytest.raises(UserError, match=r"bin of two or more photos has 0 classes .* minmax"):
+    with pytest.raises(UserError, match=r"bin of two or more images has 0 classes .* minmax"):
         frequency_test_classes(np.ones(500, dtype=int), 0.1, 10, 0)
 
 
@@ -126,10 +126,10 @@ def test_every_class_of_a_bin_gets_its_turn() -> None:
 def test_minmax_takes_both_ends_into_the_training() -> None:
     tests = minmax_test_classes(np.array([2, 3, 20, 50, 51, 1]), 3, 50)
     assert tests.tolist() == [True, False, False, False, True, True]
-    with pytest.raises(UserError, match="no class has 30 to 40 photos, so that none is left to tr"):
+    with pytest.raises(UserError, match="no class has 30 to 40 images, so that none is left to tr"):
         minmax_test_classes(np.array([2, 3, 50]), 30, 40)
     with pytest.raises(
-        UserError, match="every class has 2 to 50 photos, so that none is left to t"
+        UserError, match="every class has 2 to 50 images, so that none is left to t"
     ):
         minmax_test_classes(np.array([2, 3, 50]), 2, 50)
     with pytest.raises(UserError, match="--min_n_samples 5 is above --max_n_samples 4"):
@@ -139,7 +139,7 @@ def test_minmax_takes_both_ends_into_the_training() -> None:
 def test_impossible_folds_are_refused() -> None:
     with pytest.raises(UserError, match="--k is 1; there must be at least 2"):
         stratified_folds(np.zeros(9, dtype=int), 1, 0)
-    with pytest.raises(UserError, match="--k is 5, but there are only 3 photos"):
+    with pytest.raises(UserError, match="--k is 5, but there are only 3 images"):
         stratified_folds(np.zeros(3, dtype=int), 5, 0)
     with pytest.raises(UserError, match="only 2 classes"):
         class_folds(np.array([0, 0, 1, 1, 1]), 3, 0)
@@ -148,8 +148,8 @@ def test_impossible_folds_are_refused() -> None:
             frequency_test_classes(np.full(20, 4), ratio, 10, 0)
 
 
-def test_a_million_photos_of_100_000_classes() -> None:
-    """Seconds; a mask over the photos for each class would take hours."""
+def test_a_million_images_of_100_000_classes() -> None:
+    """Seconds; a mask over the images for each class would take hours."""
     classes = np.random.default_rng(0).integers(0, 100_000, 1_000_000)
     folds = stratified_folds(classes, 5, 0)
     table = np.zeros((100_000, 5), dtype=int)
