@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from visual_search.model.checkpoint import Checkpoint
     from visual_search.model.embedder import Embedder
+    from visual_search.run_folder import RunFolder
 
 
 def main() -> None:
-    """Score each run and their average on the first run's development set; write the average."""
+    """Score each run and their average on the first run's development set; keep the average."""
     options = build_parser().parse_args()
 
     from visual_search.run_folder import RunFolder
@@ -27,7 +28,12 @@ def main() -> None:
     run = RunFolder(options.folder, options.name)
     if run.path.exists():
         raise UserError(f"{run.path} exists already; choose another --name")
+    with run.lock():
+        average_runs(options, run)
 
+
+def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
+    """Make the soup that the options ask for, and write it into the run's folder."""
     from visual_search.config_reader import read_config
     from visual_search.data.factory import dev_files, dev_set_of
     from visual_search.evaluation.dev_set import evaluate_on_dev_set

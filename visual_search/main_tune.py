@@ -37,21 +37,23 @@ def main() -> None:
         write_grid,
     )
 
-    folder = RunFolder(Path(arguments.runs), arguments.name).path
+    run = RunFolder(Path(arguments.runs), arguments.name)
+    folder = run.path
     search = Path(arguments.search)
     space = read_search_space(search)
     trials = combinations(space, search) if arguments.grid else arguments.trials
     example = resolved({key: wanted.example() for key, wanted in space.items()})
     check_settings(folder, example, space)
-    study = tune(
-        folder,
-        space,
-        train_trial,
-        trials=trials,
-        timeout=arguments.timeout,
-        seed=phase.dataset.seed,
-        grid=arguments.grid,
-    )
+    with run.lock():
+        study = tune(
+            folder,
+            space,
+            train_trial,
+            trials=trials,
+            timeout=arguments.timeout,
+            seed=phase.dataset.seed,
+            grid=arguments.grid,
+        )
     if ended(study):
         plot(study, space, folder / "tuning.png")
     if not finished(study):

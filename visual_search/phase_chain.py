@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +18,10 @@ import yaml
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
 from visual_search.model.checkpoint import fingerprint
-from visual_search.run_folder import RunFolder, changed_keys
+from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl, from <sys/prctl.h>."""
 COMMANDS = ("main_arcface", "main_clip")
 """Entry points that train a phase: of photos with classes, of photos with queries."""
 
@@ -92,6 +96,8 @@ def read_chain(path: Path) -> Chain:
     steps = tuple(_step(path, number, entry) for number, entry in enumerate(entries, 1))
     names = [name, *(step.name for step in steps)]
     for taken in names:
+        if not NAME.fullmatch(taken):
+            raise UserError(f"{path}: the name {taken!r} is no run's: {NAME_RULE}")
         if names.count(taken) > 1:
             raise UserError(f"{path}: the name {taken!r} is there twice; each names a run folder")
     return Chain(name, steps, command)
@@ -158,8 +164,8 @@ def run_chain(
         The table of all phases' scores, `runs/<chain>/phases.md`; `phases.json` is beside it.
 
     Raises:
-        UserError: for wrong settings, before anything is trained; when a finished phase changed
-            and `retrain` is not set; when a phase fails.
+        UserError: for wrong settings, before anything is trained; when another process trains
+            the chain; when a finished phase changed and `retrain` is not set; when a phase fails.
     """
     unknown = set(only) - {step.name for step in chain.steps}
     if unknown:
@@ -169,26 +175,27 @@ def run_chain(
     pairs = list(zip(chain.steps, befores, strict=True))
     resolved = [resolve(step.arguments(before)) for step, before in pairs]
     outcomes: dict[str, str] = {}
-    for (step, before), config in zip(pairs, resolved, strict=True):
-        if only and step.name not in only:
-            continue
-        run = RunFolder(runs, step.name)
-        state, changes = phase_state(run, config)
-        if state == "changed" and not (retrain or force):
-            raise UserError(
-                f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it "
-                "anew with --retrain, or change the settings back"
-            )
-        if state == "finished" and not force:
-            print(f"== {step.name}: finished, unchanged", flush=True)
-            outcomes[step.name] = "kept"
-        else:
-            print(f"== {step.name}: {_intention(state, changes)}", flush=True)
-            anew = state == "changed" or (force and state != "new")
-            _train(chain.command, step.arguments(before), run, anew, launch)
-            outcomes[step.name] = "trained"
-        _write_table(chain, runs, outcomes)
-    return _write_table(chain, runs, outcomes)
+    with RunFolder(runs, chain.name).lock():
+        for (step, before), config in zip(pairs, resolved, strict=True):
+            if only and step.name not in only:
+                continue
+            run = RunFolder(runs, step.name)
+            state, changes = phase_state(run, config)
+            if state == "changed" and not (retrain or force):
+                raise UserError(
+                    f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it "
+                    "anew with --retrain, or change the settings back"
+                )
+            if state == "finished" and not force:
+                print(f"== {step.name}: finished, unchanged", flush=True)
+                outcomes[step.name] = "kept"
+            else:
+                print(f"== {step.name}: {_intention(state, changes)}", flush=True)
+                anew = state == "changed" or (force and state != "new")
+                _train(chain.command, step.arguments(before), run, anew, launch)
+                outcomes[step.name] = "trained"
+            _write_table(chain, runs, outcomes)
+        return _write_table(chain, runs, outcomes)
 
 
 def phase_state(run: RunFolder, config: str) -> tuple[str, list[str]]:
@@ -252,7 +259,8 @@ def _train(
     print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
     words = [*(start or [sys.executable]), "-m", module, *options]
     try:
-        status = subprocess.run(words, check=False).returncode
+        ends_too = _end_with_parent if sys.platform == "linux" else None
+        status = subprocess.run(words, check=False, preexec_fn=ends_too).returncode
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:
@@ -262,6 +270,11 @@ def _train(
         )
     if read_result(run.path) is None:
         raise UserError(f"the phase {run.name} ended without {run.path / 'result.json'}")
+
+
+def _end_with_parent() -> None:
+    """In a child, before its program: be ended with the parent, even where that is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:

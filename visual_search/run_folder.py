@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ import yaml
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 
+NAME = re.compile(r"\w[\w.-]*")
+NAME_RULE = "use letters, digits, '_', '-' and '.' only, a letter, a digit or '_' in front"
 FREE_TO_CHANGE = {
     "dataset.num_workers",
     "dataset.max_broken_share",
@@ -34,8 +39,8 @@ class RunFolder:
     """Where one run keeps what it was asked for, what it measured and what it learnt."""
 
     def __init__(self, root: Path, name: str) -> None:
-        if not re.fullmatch(r"[\w][\w.-]*", name):
-            raise UserError(f"--name {name!r}: use letters, digits, '_', '-' and '.' only")
+        if not NAME.fullmatch(name):
+            raise UserError(f"--name {name!r}: {NAME_RULE}")
         self.name, self.path = name, root / name
         self.best, self.last = self.path / "best", self.path / "last"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -48,9 +53,11 @@ class RunFolder:
             overwrite: replace a run of that name, finished or not.
 
         Raises:
-            UserError: when a run of that name is finished, or was started with other settings.
+            UserError: when a run of that name is finished, or was started with other settings, and
+                when something else has that name.
         """
         saved = self.path / "config.yml"
+        self._refuse_others()
         if overwrite or not saved.exists():
             return False
         advice = "choose another --name, or replace it with --overwrite true"
@@ -64,11 +71,52 @@ class RunFolder:
             )
         return True
 
+    def _refuse_others(self) -> None:
+        """Raise a UserError where a link, a file or a folder that is no run has the name."""
+        if self.path.is_symlink():
+            raise UserError(f"{self.path} is a link; name the run that it leads to, or another")
+        if not self.path.exists() or (self.path / "config.yml").is_file():
+            return
+        # A run that was killed at once has left an empty folder, or a temporary file.
+        if not self.path.is_dir() or any(p.suffix != ".tmp" for p in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} is no run, since it has no config.yml, and is left as it is; "
+                "choose another --name"
+            )
+
     def start(self, config: str) -> None:
-        """Create the folder, empty, and save the resolved config in it."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        """Create the folder, empty, and save the resolved config in it.
+
+        Raises:
+            UserError: when what has that name is no run.
+        """
+        self._refuse_others()
+        if self.path.exists():  # first aside, so that no half of a run is ever left
+            aside = Path(tempfile.mkdtemp(prefix=f".{self.name}.", dir=self.path.parent))
+            self.path.rename(aside / self.name)
+            shutil.rmtree(aside)
         write_text(self.path / "config.yml", config)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes away from the run till the end of the block, or of this process.
+
+        Raises:
+            UserError: when another process has it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / f".{self.name}.lock").open("a") as handle:
+            try:
+                # lockf, since what flock locks is held by forked workers of a killed run too.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise UserError(
+                    f"{self.path} is in use: another process is at work on it; wait until it "
+                    "ends, or choose another name"
+                ) from error
+            except OSError:  # a file system that knows no locks
+                pass
+            yield
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""

@@ -81,7 +81,7 @@ def train_phase(
 
     Raises:
         UserError: when data, weights or settings are not what they should be, and when a run of
-            that name is finished or was started with other settings.
+            that name is finished, was started with other settings or is being trained.
     """
     _check_launcher(os.environ)
     accelerator = Accelerator(
@@ -96,20 +96,21 @@ def train_phase(
     # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
     torch.backends.cudnn.benchmark = True
     is_main_process = accelerator.is_main_process
-    continues = run.check(resolved, overwrite)
+    run.check(resolved, overwrite)
     phase = build_phase(config, is_main_process)
     batches = phase.batches(accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked before one writes
-    if is_main_process:
-        print(phase.describe(run.name), flush=True)
-        if phase.leak_warning():
-            print(f"warning: {phase.leak_warning()}", flush=True)
-        if not continues:
-            run.start(resolved)
-            write_json(run.path / "classes.json", list(phase.images.images.class_names))
-    with accelerator.main_process_first():  # the others read what the first one kept
-        phase.fill_features(accelerator.device, is_main_process)
-    return Trainer(accelerator, phase, run, batches, on_validation).train()
+    with run.lock() if is_main_process else nullcontext():
+        if is_main_process:
+            print(phase.describe(run.name), flush=True)
+            if phase.leak_warning():
+                print(f"warning: {phase.leak_warning()}", flush=True)
+            if not run.check(resolved, overwrite):
+                run.start(resolved)
+                write_json(run.path / "classes.json", list(phase.images.images.class_names))
+        with accelerator.main_process_first():  # the others read what the first one kept
+            phase.fill_features(accelerator.device, is_main_process)
+        return Trainer(accelerator, phase, run, batches, on_validation).train()
 
 
 def _check_launcher(environment: Mapping[str, str]) -> None:

@@ -226,10 +226,7 @@ def _run_trial(
             raise optuna.TrialPruned
 
     try:
-        score = train_trial(settings, run, on_validation)
-        names = json.loads((run.path / "classes.json").read_text("utf-8"))
-        trial.set_user_attr("classes", len(names))
-        return score
+        return train_trial(settings, run, on_validation)
     except (UserError, torch.OutOfMemoryError) as error:
         if not (run.path / "config.yml").exists():
             raise  # nothing was trained: every trial would end so
@@ -249,7 +246,7 @@ def _after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, runs: Pat
     note = " (best so far)" if trial.number == best else ""
     print(f"trial {trial.number}: {settings}: {said}{note}", flush=True)
     keeps = None if best is None else _run_name(study.best_trial)
-    for run in runs.iterdir() if runs.is_dir() else ():
+    for run in runs.glob("trial_*"):
         if run.name != keeps:
             for part in ("best", "last", "state"):
                 shutil.rmtree(run / part, ignore_errors=True)
@@ -260,7 +257,8 @@ def _short(value: Any) -> str:
 
 
 def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> None:
-    """Refuse to continue a search with other settings: its trials could not be compared.
+    """Refuse a folder that is no search, and a search of other settings, which could not be
+    compared.
 
     Args:
         folder: of the search.
@@ -270,7 +268,12 @@ def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> Non
     Raises:
         UserError: naming what changed.
     """
-    for saved in sorted((folder / "trials").glob("*/config.yml"))[:1]:
+    if folder.exists() and not (folder / "study.db").is_file() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} is no search, since it has no study.db, and is left as it is; choose "
+            "another --name"
+        )
+    for saved in sorted((folder / "trials").glob("trial_*/config.yml"))[:1]:
         changes = changed_keys(saved.read_text("utf-8"), config)
         changes = [change for change in changes if change.partition(":")[0] not in space]
         if changes:
@@ -341,7 +344,8 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     for trial in finished(study):
         place = trial.params[key]
         if key == "dataset.max_classes":
-            place = trial.user_attrs.get("classes", place)
+            classes = folder / "trials" / _run_name(trial) / "classes.json"
+            place = len(json.loads(classes.read_text("utf-8")))
         line = scores.setdefault(trial.params[others[0]] if others else "mAP", {})
         line.setdefault(place, []).append(float(trial.value or 0.0))
     figure = Figure(figsize=(7, 4.2), layout="constrained")

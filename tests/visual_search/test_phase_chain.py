@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,32 @@ def test_a_failed_phase_stops_the_chain_and_the_same_command_continues(
     assert "overwrite" not in trained(place)[1]  # it continues
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's prctl")
+def test_a_killed_chain_leaves_no_training_behind(place: Path) -> None:
+    chain = write_chain(place, TWO)
+    (place / "trainer.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    launch = shlex.join([sys.executable, str(place / "trainer.py")])
+    context = multiprocessing.get_context("fork")
+    parent = context.Process(
+        target=run_chain, args=(chain, place / "runs", settings), kwargs={"launch": launch}
+    )
+    parent.start()
+    deadline = time.monotonic() + 30
+    while not (place / "pid").exists() or not (place / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
+    child = Path("/proc", (place / "pid").read_text(), "stat")
+    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the phase trains on"
+        time.sleep(0.02)
+
+
 def test_an_explicit_start_is_kept(place: Path, run: Run) -> None:
     phases = [TWO[0], {**TWO[1], "overrides": {"pretrain_model": str(place / "runs" / "one")}}]
     run(write_chain(place, phases))
@@ -214,6 +242,8 @@ def test_wrong_settings_stop_before_anything_is_trained(place: Path) -> None:
         ("{phases: [{name: a, config: a.yml}], extra: 1}", "unknown key 'extra'"),
         ("phases: [{name: a, config: a.yml}, {name: a, config: a.yml}]", "'a' is there twice"),
         ("{name: a, phases: [{name: a, config: a.yml}]}", "'a' is there twice"),
+        ("{name: ../x, phases: [{name: a, config: a.yml}]}", "the name '../x' is no run's"),
+        ("{phases: [{name: /a, config: a.yml}]}", "the name '/a' is no run's: use letters"),
         ("phases: [", "not valid YAML"),
     ],
 )

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from tests.commands import inside
 from visual_search.common.errors import UserError
 from visual_search.run_folder import RunFolder
 
@@ -40,6 +48,95 @@ def test_metrics_are_cut_back_to_a_state(tmp_path: Path) -> None:
     assert run.metrics() == [{"step": 1}]
     run.cut_metrics(10_000)
     assert run.metrics() == [{"step": 1}]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["photos", "file", "link"])
+def test_what_is_no_run_is_left_as_it_is(tmp_path: Path, kind: str, overwrite: bool) -> None:
+    run, kept = RunFolder(tmp_path / "runs", "a"), tmp_path / "kept"
+    for folder in (run.path.parent, kept):
+        folder.mkdir()
+    if kind == "photos":
+        run.path.mkdir()
+        (run.path / "holiday.jpg").touch()
+    elif kind == "file":
+        run.path.touch()
+    else:  # to a run, whose place the new one would take
+        RunFolder(tmp_path, "kept").start("x: 1\n")
+        run.path.symlink_to(kept)
+    before = sorted(tmp_path.rglob("*"))
+    words = "is a link" if kind == "link" else "no run, since it has no config.yml"
+    for attempt in (lambda: run.check("x: 1\n", overwrite), lambda: run.start("x: 1\n")):
+        with pytest.raises(UserError, match=words):
+            attempt()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_replaced_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "a")
+    run.path.mkdir()
+    (run.path / ".config.yml.7.tmp").touch()  # killed while it wrote its first file
+    run.start("x: 1\n")
+    (run.best).mkdir()
+    run.start("x: 2\n")
+    assert sorted(tmp_path.rglob("*")) == [run.path, run.path / "config.yml"]
+
+
+@contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """Another process has the lock, and has a forked worker; both are killed at the end."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+
+    def work() -> None:
+        with run.lock():
+            worker = context.Process(target=time.sleep, args=(120,), daemon=True)
+            worker.start()
+            ready.set()
+            time.sleep(120)
+
+    process = context.Process(target=work)
+    process.start()
+    try:
+        assert ready.wait(60)
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "a")
+    with held(run), pytest.raises(UserError, match="another process is at work on it"), run.lock():
+        pass
+    with run.lock():  # although the worker of the killed process still sleeps
+        pass
+    with run.lock():
+        pass
+
+
+@pytest.mark.parametrize("command", ["main_arcface", "main_phases", "main_tune", "main_soup"])
+def test_the_second_starter_of_a_name_is_told(
+    command: str, tmp_path: Path, small_phase: dict[str, Any]
+) -> None:
+    runs = tmp_path / "runs"
+    config = tmp_path / "phase.yml"
+    config.write_text(yaml.safe_dump(small_phase))
+    chain = tmp_path / "chain.yml"
+    phases = [{"name": "one", "config": "phase.yml"}]
+    chain.write_text(yaml.safe_dump({"name": "x", "phases": phases}))
+    arguments: dict[str, tuple[object, ...]] = {
+        "main_arcface": ("--config", config, "--runs", runs, "--name", "x"),
+        "main_phases": ("--config", chain, "--runs", runs),
+        "main_tune": ("--config", config, "--runs", runs, "--name", "x", "--trials", 1),
+        "main_soup": ("--runs", runs / "a", runs / "b", "--folder", runs, "--name", "x"),
+    }
+    main = importlib.import_module(f"visual_search.{command}").main
+    with held(RunFolder(runs, "x")):
+        done = inside(main, *arguments[command])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {runs / 'x'} is in use: another process")
+    assert not (runs / "x").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp", ".", "..", "a b"])

@@ -83,6 +83,10 @@ def test_a_second_call_adds_what_is_missing_with_new_draws(tmp_path: Path) -> No
 def test_other_settings_are_another_search(tmp_path: Path) -> None:
     check_settings(tmp_path, '{"train": {"epochs": 3}}', SPACE)  # nothing to continue yet
     run = RunFolder(tmp_path / "trials", "trial_000")
+    (tmp_path / "trials").mkdir()
+    with pytest.raises(UserError, match="no search, since it has no study"):
+        check_settings(tmp_path, "{}", SPACE)
+    (tmp_path / "study.db").touch()
     run.start('{"optim": {"head_lr": 0.1, "name": "sgd"}}')
     check_settings(tmp_path, '{"optim": {"head_lr": 0.2, "name": "sgd"}}', SPACE)
     with pytest.raises(UserError, match=r"optim.name: 'sgd' -> 'lion'.*another --name"):
