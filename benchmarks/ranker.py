@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, run_way, write_job
+from dataset.prepare_real_photos import CHALLENGE_FILES, find_folder
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
@@ -204,11 +205,11 @@ def notes_of(case: Case, results: dict[str, Result]) -> list[str]:
 
 
 def data_folder(named: Path | None) -> Path:
-    """The photos to measure on: the real half where it is at hand, else the demo's."""
+    """The images to measure on: a real development set where one is at hand, else the demo's."""
     if named is not None:
         return named
-    real = Path(os.getenv("VPR_REAL_DATA", str(PROJECT.parent / "shared" / "data")))
-    return real / "vpr_development_half" if (real / "vpr_development_half").is_dir() else DEMO
+    data = os.getenv("VPR_REAL_DATA")
+    return (find_folder(Path(data), CHALLENGE_FILES) if data else None) or DEMO
 
 
 def shortened(dev_set: DevSet, photos: int) -> DevSet:

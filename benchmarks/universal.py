@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
+from dataset.prepare_real_photos import GROCERY_FILES, GROCERY_TABLE, find_folder, prepare
 from visual_search.common.errors import exit_with_sentence
 
 CONFIG = "config/universal/lite0.yml"
@@ -51,13 +52,13 @@ def main() -> None:
     notes = [f"{processor()}; EfficientNet-Lite0, frozen; {CONFIG}, last epoch"]
     with TemporaryDirectory() as folder:
         cases = {"embedded catalogue, 206 other products, 3 seeds": demo(Path(folder), options)}
-        data = Path(os.getenv("VPR_REAL_DATA", "../shared/data"))
-        if (data / "grocery_store").is_dir():
+        data = os.getenv("VPR_REAL_DATA")
+        if data and find_folder(Path(data), GROCERY_FILES):
             cases["GroceryStoreDataset, classes held out, 3 folds"] = groceries(
-                Path(folder), data, options
+                Path(folder), Path(data), options
             )
         else:
-            print(f"{data} has no grocery_store: set VPR_REAL_DATA; left out", flush=True)
+            print("VPR_REAL_DATA names no GroceryStoreDataset: left out", flush=True)
         for case, pairs in cases.items():
             found = list(pairs)
             recipe, components, whole = (
@@ -95,7 +96,6 @@ def demo(folder: Path, options: argparse.Namespace) -> Iterator[Pair]:
 def groceries(folder: Path, data: Path, options: argparse.Namespace) -> Iterator[Pair]:
     """Each third of the classes held out in turn, every photo against all others of its third."""
     from dataset.get_kfold_split import write_folds
-    from dataset.prepare_real_photos import GROCERY_TABLE, prepare
 
     prepare(data, folder / "real")
     write_folds(folder / "real" / GROCERY_TABLE, 3, whole_classes=True)

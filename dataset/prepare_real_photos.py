@@ -1,10 +1,10 @@
-"""Tables for training on real photos, and for judging on products that training never saw.
+"""Tables for training on real images, and for judging on products that training never saw.
 
 Run from the repository root: python dataset/prepare_real_photos.py --help
 
-The photos stay where they are: grocery_store/ (Klasson et al. 2019) and vpr_development_half/
-(the challenge's own layout) below one folder. Half of the challenge's products train, the other
-half is the development set.
+The images stay where they are: the challenge's public development set and GroceryStoreDataset
+(Klasson et al. 2019), wherever below one folder. The products of the former are split: half train,
+half are the development set.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from visual_search.common.errors import UserError, exit_with_sentence
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_DATA = "../shared/data"
+CHALLENGE_FILES = ("gallery.csv", "queries.csv")
+GROCERY_FILES = ("classes.csv", "train.txt", "val.txt")
 TRAINING_COLUMNS = ("file_name", "label", "bbox", "width", "height", "is_test")
 GROCERY_TABLE = "train_grocery_store.csv"
 PRODUCTS_TABLE = "train_products.csv"
-TASK_COLUMNS = (*TRAINING_COLUMNS, "evaluation_status")
 GROCERY_TASK = "grocery_store.csv"
-HALF = "half_"
+ALL = "all_"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
+    known = os.getenv("VPR_REAL_DATA")
     parser = argparse.ArgumentParser(
         prog="prepare_real_photos.py",
         description=f"Write {GROCERY_TABLE}, {PRODUCTS_TABLE} (dataset_info.csv tables), and the "
         "other products' gallery.csv and queries.csv. And, to judge models that train on neither, "
-        f"all products as {HALF}gallery.csv and {HALF}queries.csv, and {GROCERY_TASK}. No photo "
+        f"all products as {ALL}gallery.csv and {ALL}queries.csv, and {GROCERY_TASK}. No image "
         "is copied: paths are relative to the output folder.",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        default=Path(os.getenv("VPR_REAL_DATA", DEFAULT_DATA)),
-        help="folder of grocery_store/ and vpr_development_half/ (default: $VPR_REAL_DATA, "
-        f"else {DEFAULT_DATA})",
+        default=Path(known) if known else None,
+        required=not known,
+        help="folder with the challenge's development_test_data/, GroceryStoreDataset/, or both, "
+        "found by their tables (default: $VPR_REAL_DATA)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("dataset/real"), help="folder of the tables"
@@ -57,70 +59,123 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def halves(products: Iterable[int], seed: int) -> tuple[set[int], set[int]]:
-    """Two disjoint halves of the product ids; of an odd number the second is larger by one."""
+    """Two disjoint halves of the product ids; of an odd number the second is larger by one.
+
+    The ids are sorted, shuffled by Python's `random.Random(seed)` and cut in the middle.
+    """
     ids = sorted(set(products))
     random.Random(seed).shuffle(ids)
     return set(ids[: len(ids) // 2]), set(ids[len(ids) // 2 :])
 
 
-def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict[str, int]:
-    """Write the tables.
+def find_folder(data: Path, files: Sequence[str], output: Path | None = None) -> Path | None:
+    """The folder at most two levels below `data` that has all of `files`; None: there is none.
 
     Args:
-        data: folder of `grocery_store/` and `vpr_development_half/`.
+        data: where to look.
+        files: by which it is known.
+        output: a folder that is not meant, for it has tables of ours.
+
+    Raises:
+        UserError: when there are several.
+    """
+    found = [
+        path.parent
+        for depth in ("", "*/", "*/*/")
+        for path in sorted(data.glob(depth + files[0]))
+        if all((path.parent / name).is_file() for name in files)
+        and (output is None or path.parent.resolve() != output.resolve())
+    ]
+    if len(found) > 1:
+        raise UserError(
+            f"{found[0]} and {found[1]} both have {' and '.join(files)}: name one of them, or a "
+            "folder that has one alone, with --data"
+        )
+    return found[0] if found else None
+
+
+def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict[str, int]:
+    """Write the tables of what there is.
+
+    Args:
+        data: folder of the challenge's development set, GroceryStoreDataset or both.
         output: where the tables go; their paths are relative to it.
-        seed: of the products' halves.
+        seed: of the products' halves, see :func:`halves`.
         swap: train on the second half instead of the first.
 
     Returns:
         Rows of each table, by file name.
 
     Raises:
-        UserError: for a missing file or column, and an id that is no whole number.
+        UserError: when there is neither; for a missing file or column, an id that is no whole
+            number, and a single product.
     """
     from visual_search.common.files import written_atomically
 
-    gallery, queries = _challenge_tables(data / "vpr_development_half")
-    train, held_out = halves(gallery["product"], seed)
-    if swap:
-        train, held_out = held_out, train
-    prefix = Path(os.path.relpath(data.resolve(), output.resolve()))
-    sides = {"gallery.csv": gallery, "queries.csv": queries}
-    tables = {
-        GROCERY_TABLE: _table(data, prefix, _grocery_rows(data / "grocery_store")),
-        PRODUCTS_TABLE: _table(data, prefix, _product_rows([gallery, queries], train)),
-    }
-    for name, side in sides.items():
-        folder = prefix / "vpr_development_half"
-        side = side.assign(img_path=[str(folder / path) for path in side["img_path"]])
-        tables[f"{HALF}{name}"] = side.drop(columns="product")
-        tables[name] = side[side["product"].isin(held_out)].drop(columns="product")
-    tables[GROCERY_TASK] = _retrieval_table(tables[GROCERY_TABLE])
+    challenge = find_folder(data, CHALLENGE_FILES, output)
+    grocery = find_folder(data, GROCERY_FILES)
+    if challenge is None and grocery is None:
+        raise UserError(
+            f"{data} holds neither the challenge's development set ({', '.join(CHALLENGE_FILES)}) "
+            f"nor GroceryStoreDataset ({', '.join(GROCERY_FILES)}): name their folder with --data"
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    if grocery:
+        images = list(_grocery_rows(grocery))
+        tables[GROCERY_TABLE] = _table(grocery, output, images)
+        # Phone images ask for the catalogue's, and none trains.
+        tables[GROCERY_TASK] = tables[GROCERY_TABLE].assign(
+            is_test=1,
+            evaluation_status=["query" if name[:1] != "/" else "gallery" for name, *_ in images],
+        )
+    if challenge:
+        tables |= _challenge_split(challenge, output, seed, swap)
     for name, table in tables.items():
         with written_atomically(output / name) as temporary:
             table.to_csv(temporary, index=False)
     return {name: len(table) for name, table in tables.items()}
 
 
-def _challenge_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _challenge_split(folder: Path, output: Path, seed: int, swap: bool) -> dict[str, pd.DataFrame]:
+    """Half of the products to train on, the others to judge, and all."""
+    sides = _challenge_tables(folder)
+    products = set(sides["gallery.csv"]["product"])
+    if len(products) < 2:
+        raise UserError(f"{folder / 'gallery.csv'} has one product: there is nothing to split")
+    train, held_out = halves(products, seed)[:: -1 if swap else 1]
+    tables = {PRODUCTS_TABLE: _table(folder, output, _product_rows(sides.values(), train))}
+    for name, side in sides.items():
+        moved = side.assign(
+            img_path=[_relative(folder / path, output) for path in side["img_path"]]
+        )
+        tables[f"{ALL}{name}"] = moved.drop(columns="product")
+        tables[name] = moved[side["product"].isin(held_out)].drop(columns="product")
+    return tables
+
+
+def _relative(image: Path, output: Path) -> str:
+    return os.path.relpath(os.path.join(image.parent.resolve(), image.name), output.resolve())
+
+
+def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Gallery and queries as text, with the product ids as numbers in a column `product`."""
     from visual_search.data.tables import check_boxes, integers, read_gallery, read_queries
 
     check_boxes(read_queries(folder / "queries.csv"), folder / "queries.csv")
-    sides = []
+    sides = {}
     for read, name in ((read_gallery, "gallery.csv"), (read_queries, "queries.csv")):
         table = read(folder / name)
         if "product_id" not in table.columns:
             raise UserError(f"{folder / name} has no column 'product_id'")
-        sides.append(table.assign(product=integers(table, "product_id", folder / name)))
-    return sides[0], sides[1]
+        sides[name] = table.assign(product=integers(table, "product_id", folder / name))
+    return sides
 
 
 def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
-    """Path below the data folder, label and box (empty) of each grocery photo.
+    """Path below the folder, label and box (empty) of each image; a catalogue's path has a `/`.
 
-    The shop's catalogue photo of a class is one more photo of it: seller photos beside the
-    phone photos are what the challenge asks to bring together.
+    The shop's catalogue image of a class is one more image of it: sellers' images beside phone
+    images are what the challenge asks to bring together.
     """
     from visual_search.data.tables import read_table
 
@@ -129,8 +184,6 @@ def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
     names = dict(zip(classes["Class ID (int)"], classes["Class Name (str)"], strict=True))
     for part in ("train", "val"):
         path = folder / f"{part}.txt"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist")
         for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             fields = [field.strip() for field in text.split(",")]
             if len(fields) != 3 or fields[1] not in names:
@@ -138,49 +191,42 @@ def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
                     f"{path} line {line}: {text!r} is not `path, class id, coarse class id` with "
                     "a class of classes.csv"
                 )
-            yield f"{folder.name}/{fields[0]}", f"{folder.name}/{names[fields[1]]}", ""
+            yield fields[0], f"grocery_store/{names[fields[1]]}", ""
     catalogue = zip(classes["Class Name (str)"], classes["Iconic Image Path (str)"], strict=True)
-    for name, photo in catalogue:
-        yield f"{folder.name}/{photo.lstrip('/')}", f"{folder.name}/{name}", ""
+    for name, image in catalogue:
+        yield f"/{image.lstrip('/')}", f"grocery_store/{name}", ""
 
 
 def _product_rows(
-    sides: Sequence[pd.DataFrame], products: set[int]
+    sides: Iterable[pd.DataFrame], products: set[int]
 ) -> Iterable[tuple[str, str, str]]:
-    """Path below the data folder, label and box of the photos of `products`.
+    """Path below the folder, label and box of the images of `products`.
 
-    Seller photos count whole, user photos by their box.
+    Sellers' images count whole, users' by their box.
     """
     from visual_search.data.tables import BOX_COLUMNS
 
     for side in sides:
         for row in side[side["product"].isin(products)].to_dict("records"):
             box = ",".join(row[column] for column in BOX_COLUMNS if column in row)
-            yield f"vpr_development_half/{row['img_path']}", f"vpr/{row['product']}", box
+            yield row["img_path"], f"vpr/{row['product']}", box
 
 
-def _table(data: Path, prefix: Path, rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    """The common training table, with each photo's stored size."""
+def _table(folder: Path, output: Path, rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
+    """The common training table, with each image's stored size."""
     import pandas as pd
 
     from visual_search.data.image_files import UnreadableImage, stored_size
 
     records = []
     for name, label, box in rows:
+        path = folder / name.lstrip("/")
         try:
-            width, height = stored_size(data / name)
+            width, height = stored_size(path)
         except UnreadableImage as error:
-            raise UserError(f"the photo {data / name} cannot be read: {error}") from None
-        records.append((str(prefix / name), label, box, width, height, 0))
+            raise UserError(f"the image {path} cannot be read: {error}") from None
+        records.append((_relative(path, output), label, box, width, height, 0))
     return pd.DataFrame(records, columns=list(TRAINING_COLUMNS))
-
-
-def _retrieval_table(groceries: pd.DataFrame) -> pd.DataFrame:
-    """The groceries as a retrieval task: phone photos ask for the catalogue's, and none trains."""
-    phone = groceries["file_name"].str.contains("/grocery_store/(?:train|val)/")
-    status = phone.map({True: "query", False: "gallery"})
-    table = groceries.assign(is_test=1, evaluation_status=status)
-    return table[list(TASK_COLUMNS)]
 
 
 def main() -> None:
@@ -188,7 +234,7 @@ def main() -> None:
     arguments = parse_arguments()
     written = prepare(arguments.data, arguments.output, arguments.seed, arguments.swap)
     for name, rows in written.items():
-        print(f"{arguments.output / name}: {rows} photos")
+        print(f"{arguments.output / name}: {rows} images")
 
 
 if __name__ == "__main__":

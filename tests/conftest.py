@@ -1,4 +1,4 @@
-"""Small catalogues of drawn photos, and where the real ones lie."""
+"""Small catalogues of drawn images, and where the real ones lie."""
 
 from __future__ import annotations
 
@@ -44,13 +44,15 @@ def project() -> Path:
 
 
 @pytest.fixture
-def real_half() -> Path:
-    """Half of the challenge's development set, where it is at hand."""
-    folder = Path(os.getenv("VPR_REAL_DATA", str(PROJECT.parent / "shared" / "data")))
-    folder = folder / "vpr_development_half"
-    if not folder.is_dir():
-        pytest.skip(f"the real photos are not at hand ({folder}); set VPR_REAL_DATA")
-    return folder
+def real_images() -> Path:
+    """The challenge's development set, or a half of it, where it is at hand."""
+    data = os.getenv("VPR_REAL_DATA")
+    if not data:
+        pytest.skip("VPR_REAL_DATA does not name the folder of the real images")
+    table = next(Path(data).glob("*/queries.csv"), None)
+    if table is None:
+        pytest.skip(f"no folder in {data} has a queries.csv")
+    return table.parent
 
 
 @pytest.fixture

