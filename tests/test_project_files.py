@@ -18,7 +18,17 @@ from packaging.utils import canonicalize_name
 
 ENTRY_POINTS = [
     ["-m", "visual_search.main_arcface"],
+    ["-m", "visual_search.main_clip"],
+    ["-m", "visual_search.main_compress"],
+    ["-m", "visual_search.main_cv_lb"],
     ["-m", "visual_search.main_demo"],
+    ["-m", "visual_search.main_evaluate"],
+    ["-m", "visual_search.main_export"],
+    ["-m", "visual_search.main_phases"],
+    ["-m", "visual_search.main_query"],
+    ["-m", "visual_search.main_soup"],
+    ["-m", "visual_search.main_tune"],
+    ["-m", "visual_search.main_zero_shot"],
     ["-m", "dataset.dataset_creation_steps.run"],
     ["dataset/dataset_creation_steps/get_pairs.py"],
     ["dataset/dataset_creation_steps/extract_features.py"],
@@ -31,12 +41,6 @@ ENTRY_POINTS = [
     ["dataset/generate_dataset_info.py"],
     ["dataset/get_kfold_split.py"],
     ["dataset/get_train_test_split.py"],
-    ["-m", "visual_search.main_evaluate"],
-    ["-m", "visual_search.main_compress"],
-    ["-m", "visual_search.main_export"],
-    ["-m", "visual_search.main_soup"],
-    ["-m", "visual_search.main_tune"],
-    ["-m", "visual_search.main_cv_lb"],
     ["local_evaluation.py"],
     ["-m", "my_submission.preflight"],
     ["my_submission/to_torchscript.py"],
@@ -222,7 +226,7 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
 
 
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
-    kit = ("dataset_info", "leaks", "pair_table", "tables")
+    kit = ("data.dataset_info", "data.leaks", "text.pairs", "data.tables")
     modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.base"]
     modules += ["dataset.folder_info", "dataset.image_text.cleaning"]
     code = (

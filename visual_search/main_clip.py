@@ -12,7 +12,6 @@ def main() -> None:
     import jsonargparse
 
     from visual_search.config_reader import parse_config
-    from visual_search.run_folder import RunFolder
     from visual_search.text.config import ClipConfig
 
     parser = jsonargparse.ArgumentParser(
@@ -24,11 +23,12 @@ def main() -> None:
     parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace a run of that name")
     arguments, config, resolved = parse_config(parser, ClipConfig)
-    run = RunFolder(Path(arguments.runs), arguments.name)
 
+    from visual_search.run_folder import RunFolder
     from visual_search.text.phase import build_clip_phase
     from visual_search.train import train_phase
 
+    run = RunFolder(Path(arguments.runs), arguments.name)
     score = train_phase(config, build_clip_phase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
     print(f"next: python -m visual_search.main_query --run {run.path} --gallery FOLDER 'a query'")
