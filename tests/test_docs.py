@@ -22,7 +22,7 @@ HISTORY = {"CHANGELOG.md", "benchmarks/RESULTS.md", "dataset/demo/ATTRIBUTION.md
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each `python …` line in the fenced blocks of a page, continuation lines joined."""
+    """The words of each `python …` line in the fenced blocks of a page."""
     text = (PROJECT / page).read_text("utf-8")
     found = []
     for block in re.findall(r"^ *```(?:bash|sh)?\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):

@@ -3,78 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def available_cores() -> int:
     """Cores this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes() -> int:
-    """How many processes train together; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def own_rank() -> int:
-    """The number of this process among them, from 0."""
-    return dist.get_rank() if processes() > 1 else 0
-
-
-def _all_gather(rows: Tensor) -> Tensor:
-    rows, count = rows.contiguous(), processes()
-    own = torch.tensor([len(rows)], device=rows.device)
-    lengths = [torch.empty_like(own) for _ in range(count)]
-    dist.all_gather(lengths, own)
-    sizes = torch.cat(lengths).tolist()
-    if len(set(sizes)) > 1:
-        raise ValueError(f"processes hold batches of different sizes, {sizes}; drop the last one")
-    parts = [torch.empty_like(rows) for _ in range(count)]
-    dist.all_gather(parts, rows)
-    return torch.cat(parts)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.length = len(rows)
-        return _all_gather(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every process's loss depends on every process's rows. Summed as a whole, since gloo has
-        # no reduce-scatter; what is sent is a batch of embeddings, small next to a model.
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.narrow(0, own_rank() * ctx.length, ctx.length)
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to each.
-
-    The gradient of a process's rows is the sum over processes of the gradients of their losses.
-    All processes have to call this, and its backward, in the same order.
-
-    Args:
-        rows: `(n, ...)`, as many in each process.
-
-    Returns:
-        `(processes * n, ...)`; `rows` itself where there is one process.
-
-    Raises:
-        ValueError: when processes hold different numbers of rows.
-    """
-    return rows if processes() == 1 else _GatherRows.apply(rows)
-
-
-@torch.no_grad()
-def gather_constant(rows: Tensor) -> Tensor:
-    """As :func:`gather_rows`, of any type, without a gradient."""
-    rows = rows.detach()
-    return rows if processes() == 1 else _all_gather(rows)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.common.processes import gather_constant
 from visual_search.config import MarginConfig, OptimConfig
+from visual_search.losses.gathering import gather_constant
 from visual_search.losses.margin_softmax import (
     MarginLogits,
     Similarities,

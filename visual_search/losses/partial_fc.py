@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from visual_search.common.errors import UserError
-from visual_search.common.processes import gather_constant, own_rank, processes
 from visual_search.config import MarginConfig, OptimConfig
+from visual_search.losses.gathering import gather_constant, own_rank, processes
 from visual_search.losses.margin_head import MarginHead, focal, generator_of
 from visual_search.losses.margin_softmax import (
     MarginLogits,

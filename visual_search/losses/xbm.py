@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.processes import gather_constant, gather_rows
+from visual_search.losses.gathering import gather_constant, gather_rows
 from visual_search.losses.pairs import PAIR_LOSSES, Samples, pair_loss
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.common.processes import gather_constant, gather_rows
+from visual_search.losses.gathering import gather_constant, gather_rows
 
 LARGEST_SCALE = 100.0
 """CLIP's limit of the learnt scale (Radford et al. 2021, section 2.5)."""

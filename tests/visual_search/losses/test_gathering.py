@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import PROJECT
-from visual_search.common.processes import gather_constant, gather_rows
+from visual_search.losses.gathering import gather_constant, gather_rows
 from visual_search.losses.xbm import XbmLoss
 
 CHILD = """
