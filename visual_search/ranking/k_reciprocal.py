@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking, sparse and by blocks.
 
 Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding (CVPR 2017). The
-published code holds several n x n matrices; here a photo's encoding is the list of its few
+published code holds several n x n matrices; here an image's encoding is the list of its few
 non-zero weights, and only a block of queries meets the whole gallery at once. Distances are
 1 - cosine, which the published code has up to a factor that it takes from each row's maximum.
 """
@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from visual_search.ranking.postprocess import check, nearest_others
-from visual_search.ranking.search import stable_top_k
+from visual_search.ranking.search import first_copies, stable_top_k
 
 # Similarities of a block of queries to the whole gallery: 2^24 in fp32 are 64 MB.
 BLOCK_ELEMENTS = 1 << 24
-# Photos whose encodings are made at once.
+# Images whose encodings are made at once.
 BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class KReciprocal:
-    """Rank by the overlap of two photos' k-reciprocal neighbourhoods and by their similarity.
+    """Rank by the overlap of two images' k-reciprocal neighbourhoods and by their similarity.
 
     Looks at queries and gallery together. The score is
     `weight * cosine + (1 - weight) * (1 - Jaccard distance)`.
@@ -52,11 +52,12 @@ class KReciprocal:
         encodings = _averaged(_encodings(both, near), near[:, : self.k2])
         of_column = encodings.rows_from(len(queries)).transposed()
         step = max(block_elements // max(len(gallery), 1), 1)
-        found = []
+        first, found = first_copies(gallery), []
         for start in range(0, len(queries), step):
             block = queries[start : start + step]
             overlap = _overlap(encodings, start, len(block), of_column, len(gallery))
-            scores = self.weight * (block @ gallery.T)
+            cosines = block @ gallery.T
+            scores = self.weight * (cosines if first is None else cosines[:, first])
             scores += (1 - self.weight) * overlap / (2 - overlap)
             found.append(stable_top_k(scores, k)[1])
         return torch.cat(found)
@@ -102,7 +103,7 @@ class _Sparse:
 
 
 def _encodings(vectors: Tensor, near: Tensor) -> _Sparse:
-    """Each photo's expanded k-reciprocal set, weighted by exp(-distance), rows adding up to 1."""
+    """Each image's expanded k-reciprocal set, weighted by exp(-distance), rows adding up to 1."""
     n = len(near)
     half = near[:, : round((near.shape[1] - 1) / 2) + 1]
     reciprocal, half_reciprocal = _reciprocal(near), _reciprocal(half)
@@ -129,7 +130,7 @@ def _reciprocal(near: Tensor) -> Tensor:
 def _expanded_sets(
     near: Tensor, reciprocal: Tensor, half: Tensor, half_reciprocal: Tensor, start: int
 ) -> Tensor:
-    """Members of R*(i, k1) of a block of photos i, as sorted keys `i * n + member`.
+    """Members of R*(i, k1) of a block of images i, as sorted keys `i * n + member`.
 
     Paper, equation 3: the half-size reciprocal set of a member c joins when more than two
     thirds of it are members already.
@@ -139,7 +140,7 @@ def _expanded_sets(
     is_member = reciprocal[start : start + BLOCK_ROWS]
     own = torch.arange(start, start + len(block), device=near.device)[:, None]
     members = (own * n + block)[is_member]
-    # (block, k1 + 1, k1 / 2 + 1): the half-size set of each candidate, as keys of photo i.
+    # (block, k1 + 1, k1 / 2 + 1): the half-size set of each candidate, as keys of image i.
     theirs, is_theirs = own[:, :, None] * n + half[block], half_reciprocal[block]
     shared = (torch.isin(theirs, members) & is_theirs).sum(dim=2)
     joins = is_member & (3 * shared > 2 * is_theirs.sum(dim=2))
@@ -147,7 +148,7 @@ def _expanded_sets(
 
 
 def _averaged(encodings: _Sparse, near: Tensor) -> _Sparse:
-    """The mean encoding of each photo's `near`, itself among them (equation 11)."""
+    """The mean encoding of each image's `near`, itself among them (equation 11)."""
     if near.shape[1] == 1:
         return encodings
     n, parts = len(near), []

@@ -24,8 +24,9 @@ def top_k(queries: Tensor, gallery: Matrix, k: int) -> tuple[Tensor, Tensor]:
     """The `k` gallery rows most similar to each query, by inner product in float32.
 
     Equal similarities are ordered by gallery row, also where they decide what comes in last: the
-    answer is that of a full stable sort. (By where they stand in the matrix product, two copies of
-    a vector can get similarities 1e-7 apart.) Memory does not grow with the gallery.
+    answer is that of a full stable sort. Copies of a vector have equal similarities, whatever the
+    number of threads: by where they stand in a matrix product they would differ by 1e-7, so each
+    is searched once. Memory does not grow with the gallery.
 
     Args:
         queries: `(n_queries, dimension)`, floating point; their device does the work.
@@ -50,19 +51,100 @@ def top_k(queries: Tensor, gallery: Matrix, k: int) -> tuple[Tensor, Tensor]:
     on_cpu = not queries.is_cuda and not (isinstance(gallery, Tensor) and gallery.is_cuda)
     # faiss reads float32 alone; a gallery of one block is one product, whatever is installed.
     as_it_is = gallery.dtype in (torch.float32, np.float32) and len(gallery) > max(k, BLOCK_ROWS)
-    if on_cpu and as_it_is and _faiss() is not None:
-        return _top_k_by_faiss(queries, gallery, k)
-    return top_k_in_blocks(queries, gallery, k)
+    first = first_copies(gallery)
+    if first is None:
+        if on_cpu and as_it_is and _faiss() is not None:
+            return _top_k_by_faiss(queries, gallery, k)
+        return top_k_in_blocks(queries, gallery, k)
+    different, group = first.unique(return_inverse=True)
+    if on_cpu and as_it_is and isinstance(gallery, Tensor) and _faiss() is not None:
+        found = _top_k_by_faiss(queries, gallery[different], min(k, len(different)))
+    else:
+        found = top_k_in_blocks(queries, gallery, k, rows=different)
+    return _with_copies(*found, group, k)
+
+
+def first_copies(gallery: Matrix) -> Tensor | None:
+    """The first of the rows that equal a row bit by bit, `(n,)`; None where no two are equal."""
+    words = max(8 // gallery.dtype.itemsize, 1)
+    # Few rows have the first eight bytes in common; these are compared whole.
+    start = gallery[:, :words]
+    bits = start.cpu().numpy() if isinstance(start, Tensor) else start
+    _, group, sizes = np.unique(_bits(bits), return_inverse=True, return_counts=True)
+    similar = np.flatnonzero(sizes[group] > 1)
+    if not len(similar):
+        return None
+    rows = gallery[torch.from_numpy(similar)] if isinstance(gallery, Tensor) else gallery[similar]
+    whole = _bits(rows.cpu().numpy() if isinstance(rows, Tensor) else rows)
+    _, places, copy_of = np.unique(whole, return_index=True, return_inverse=True)
+    if len(places) == len(similar):
+        return None
+    first = np.arange(len(gallery))
+    first[similar] = similar[places[copy_of]]
+    return torch.from_numpy(first).to(gallery.device if isinstance(gallery, Tensor) else "cpu")
+
+
+def _bits(rows: np.ndarray) -> np.ndarray:
+    """Each row as one value that is equal where all bits are."""
+    rows = np.ascontiguousarray(rows)
+    return rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
+
+
+def _with_copies(scores: Tensor, rows: Tensor, group: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of all rows, from the best of the different ones.
+
+    Args:
+        scores: of each query's best different rows, falling.
+        rows: which these are, counted among the different ones.
+        group: `(n_gallery,)`, of each row of the gallery, which of the different ones it is.
+        k: neighbours per query.
+    """
+    group = group.to(rows.device)
+    members, sizes = group.argsort(stable=True), torch.bincount(group)
+    starts = sizes.cumsum(0) - sizes
+    width = min(k, len(group))
+    best = scores.new_empty(len(rows), width)
+    found = rows.new_empty(len(rows), width)
+    copied = (sizes[rows] > 1).any(dim=1)
+    alone = ~copied
+    if alone.any():
+        best[alone], found[alone] = scores[alone, :width], members[starts[rows[alone, :width]]]
+    for query in copied.nonzero().flatten().tolist():
+        score, row = scores[query], rows[query]
+        # Of what has the score of the last place, all copies; of the rest as many as there are.
+        counts = sizes[row]
+        needed = int((counts.cumsum(0) < width).sum())
+        kept = score >= score[needed]
+        row, counts = row[kept], counts[kept]
+        before = counts.cumsum(0) - counts
+        within = torch.arange(int(counts.sum()), device=row.device)
+        every = members[(starts[row] - before).repeat_interleave(counts) + within]
+        its_score = score[kept].repeat_interleave(counts)
+        by_row = every.argsort()
+        order = by_row[its_score[by_row].argsort(descending=True, stable=True)][:width]
+        best[query], found[query] = its_score[order], every[order]
+    return best, found
 
 
 def top_k_in_blocks(
-    queries: Tensor, gallery: Matrix, k: int, block_rows: int = BLOCK_ROWS
+    queries: Tensor,
+    gallery: Matrix,
+    k: int,
+    block_rows: int = BLOCK_ROWS,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`top_k` returns, by matrix products with `block_rows` of the gallery each."""
+    """What :func:`top_k` returns, by matrix products with `block_rows` of the gallery each.
+
+    With `rows`, only these of the gallery are looked at, and named by their place in `rows`.
+    """
     tiles = queries.detach().float().split(BLOCK_QUERIES)
     best = [(tile[:, :0], tile[:, :0].long()) for tile in tiles]
-    for start in range(0, len(gallery), block_rows):
-        some = gallery[start : start + block_rows]
+    for start in range(0, len(gallery if rows is None else rows), block_rows):
+        if rows is None:
+            some = gallery[start : start + block_rows]
+        else:
+            which = rows[start : start + block_rows]
+            some = gallery[which] if isinstance(gallery, Tensor) else gallery[which.numpy()]
         # A copy of an array, for a memory map may be read-only.
         block = some.detach() if isinstance(some, Tensor) else torch.from_numpy(np.array(some))
         block = block.to(queries.device, torch.float32)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visual_search.ranking import search
+from visual_search.ranking.k_reciprocal import KReciprocal
 from visual_search.ranking.search import stable_top_k, top_k, top_k_in_blocks
 
 
@@ -50,7 +51,9 @@ def test_equals_a_full_sort_with_ties_by_index(
         rising = np.argsort(gallery @ queries[0], kind="stable")
         gallery = gallery[rising if order == "rising" else rising[::-1]]
     both = torch.from_numpy(queries), torch.from_numpy(np.ascontiguousarray(gallery))
-    if block:
+    if block == 300:  # with every copy searched once
+        scores, indexes = top_k(*both, k)
+    elif block:
         scores, indexes = top_k_in_blocks(*both, k, block)
     else:  # by faiss, where it is installed
         with pytest.MonkeyPatch.context() as patch:
@@ -61,6 +64,36 @@ def test_equals_a_full_sort_with_ties_by_index(
     np.testing.assert_array_equal(
         scores.numpy(), np.take_along_axis(queries @ gallery.T, expected, axis=1)
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_copies_rank_by_row_whatever_searches(
+    way: str, threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a matrix product, copies of a vector can get similarities that differ."""
+    generator = torch.Generator().manual_seed(0)
+    some = torch.nn.functional.normalize(torch.randn(40, 203, generator=generator)).to(dtype)
+    some[7] = 0  # as rows of images that cannot be read
+    group = torch.randint(0, 40, (531,), generator=generator)
+    queries = torch.nn.functional.normalize(torch.randn(10, 203, generator=generator))
+    queries[9] = 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = [top_k(queries, some[group], k) for k in (1, 10, 300, 600)]
+        mapped = top_k(queries, some[group].numpy(), 300)
+        overlapped = KReciprocal(weight=1).rank(queries, some[group].float(), 300)
+    finally:
+        torch.set_num_threads(before)
+    # All copies of a vector have the similarity of the vector, and come in order of their rows.
+    similarities = (queries.double() @ some.double().T).float()[:, group]
+    expected = similarities.sort(dim=1, descending=True, stable=True).indices
+    for scores, rows in found:
+        assert torch.equal(rows, expected[:, : rows.shape[1]])
+        torch.testing.assert_close(scores, similarities.gather(1, rows), atol=1e-5, rtol=1e-5)
+    assert torch.equal(mapped[1], expected[:, :300])
+    assert torch.equal(overlapped, expected[:, :300])
 
 
 @pytest.mark.parametrize("k", [1, 5, 12])
