@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,23 +32,29 @@ def main() -> None:
     from visual_search.common.files import write_json
     from visual_search.data.dev_sets import read_dev_set
     from visual_search.data.images import ImageProblem
-    from visual_search.evaluation.dev_set import Evaluation
+    from visual_search.evaluation.dev_set import Evaluation, unmatched, unmatched_sentence
     from visual_search.evaluation.metrics import average_precision, check_ranks
     from visual_search.evaluation.report import write_report
     from visual_search.ranking.deadline import degradations, listed
-    from visual_search.ranking.rank import Ranking
+    from visual_search.ranking.rank import Ranking, too_many_unreadable
 
     dev_set = read_dev_set(folder)
-    print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos")
+    print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery images")
+    check_output(arguments.output)
     ranks, seconds, log = run_submission(folder, arguments.output / "ranker_log.json")
     check_ranks(ranks, len(dev_set.queries), len(dev_set.gallery))
-    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
     images = len(dev_set.queries) + len(dev_set.gallery)
+    problems = tuple(ImageProblem(p["path"], p["reason"]) for p in log.get("problems", []))
+    if sentence := too_many_unreadable(problems, images):
+        raise UserError(f"{sentence}; a score would say nothing: mend the files")
+    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
+    without_match = unmatched(dev_set)
     result: dict[str, Any] = {
         "mAP": float(scores.mean()),
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 1),
         "queries": len(dev_set.queries),
+        "queries_without_match": without_match,
         "gallery": len(dev_set.gallery),
         "data_folder": str(folder),
         "embedding_seconds": log.get("embedding_seconds"),
@@ -55,15 +62,16 @@ def main() -> None:
         "problems": log.get("problems", []),
         "clock": log.get("clock"),
     }
-    problems = tuple(ImageProblem(p["path"], p["reason"]) for p in result["problems"])
     report = arguments.output / "report.html"
     write_json(arguments.output / "result.json", result)
     facts = {
         "mAP": f"{scores.mean():.4f}",
         "queries": str(len(dev_set.queries)),
-        "gallery photos": str(len(dev_set.gallery)),
+        "gallery images": str(len(dev_set.gallery)),
         "seconds": f"{seconds:.1f} ({images / seconds:.1f} images/s, model loading included)",
     }
+    if without_match:
+        facts["queries without a match"] = str(without_match)
     given_up = degradations(log.get("clock") or {}, log.get("input_size"))
     if given_up:
         facts["given up to be in time"] = listed(given_up)
@@ -75,9 +83,23 @@ def main() -> None:
         Evaluation(Ranking(ranks, problems, seconds, 0.0), scores),
         arguments.report_queries,
     )
+    if without_match:
+        print(unmatched_sentence(dev_set))
     print({"mAP": result["mAP"]})
     print(f"{seconds:.1f} s in all, {images / seconds:.1f} images/s; limit of the evaluator: 600 s")
     print(f"report: {report}")
+
+
+def check_output(folder: Path) -> None:
+    """Refuse, before the work, a folder into which the result could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {folder} cannot be written ({error.strerror}): name another folder"
+        ) from error
 
 
 def _arguments() -> argparse.Namespace:
@@ -87,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data-folder",
         type=Path,
-        help="holds gallery.csv, queries.csv and the photos; default: $AICROWD_DATASET_DIR, "
+        help="holds gallery.csv, queries.csv and their images; default: $AICROWD_DATASET_DIR, "
         "else public_dataset, else the demo",
     )
     parser.add_argument(
@@ -176,7 +198,7 @@ def run_submission(folder: Path, log: Path) -> tuple[np.ndarray, float, dict[str
 
     Args:
         folder: the data folder.
-        log: the file in which the ranker says where its time went and which photos are damaged.
+        log: the file in which the ranker says where its time went and which images are damaged.
 
     Returns:
         The array; the seconds of the timed call, model loading included; the ranker's log,

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, first_line, unfailing_output
 from visual_search.common.files import write_json
 from visual_search.config import EmbedSettings
 from visual_search.data.tables import image_items, read_gallery, read_queries
@@ -22,7 +22,12 @@ from visual_search.ranking.export import (
     exported_steps,
     load_exported,
 )
-from visual_search.ranking.rank import MAX_PREDICTIONS, Ranking, rank_gallery
+from visual_search.ranking.rank import (
+    MAX_PREDICTIONS,
+    Ranking,
+    rank_gallery,
+    too_many_unreadable,
+)
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent / "weights"
 
@@ -39,6 +44,7 @@ class MCS_BaseLine_Ranker:
     time_limit = 600.0
     """Seconds for everything; a subclass in user_config.py may set another."""
 
+    @unfailing_output()
     def __init__(
         self,
         dataset_path: str,
@@ -81,6 +87,7 @@ class MCS_BaseLine_Ranker:
         """Show `msg` in the evaluator's log."""
         raise NameError(msg)
 
+    @unfailing_output()
     def predict_product_ranks(self) -> np.ndarray:
         """Rank the gallery for each query.
 
@@ -106,7 +113,7 @@ class MCS_BaseLine_Ranker:
             )
         except UserError as error:
             self.raise_aicrowd_error(str(error))
-        report(ranking, self.loading_seconds)
+        report(ranking, len(self.gallery) + len(self.queries), self.loading_seconds)
         return ranking.ranks
 
 
@@ -131,9 +138,17 @@ def _embedding_settings(weights: Path) -> EmbedSettings:
         raise UserError(f"$VISUAL_SEARCH_EMBEDDING is no JSON: {error}") from error
 
 
-def report(ranking: Ranking, loading_seconds: float) -> None:
-    """Print what the user has to know; all of it goes to $VISUAL_SEARCH_RANKER_LOG where set."""
+def report(ranking: Ranking, images: int, loading_seconds: float) -> None:
+    """Print what the user has to know; all of it goes to $VISUAL_SEARCH_RANKER_LOG where set.
+
+    Args:
+        ranking: what was answered.
+        images: how many there are on both sides.
+        loading_seconds: from the start of the clock to the end of the constructor.
+    """
     problems = ranking.problems
+    if warning := too_many_unreadable(problems, images):
+        print(f"WARNING: {warning}. The ranking is worth little")
     if problems:
         print(f"{len(problems)} images were damaged or had a wrong box, for example:")
         for problem in problems[:5]:
@@ -150,7 +165,10 @@ def report(ranking: Ranking, loading_seconds: float) -> None:
         )
     log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
     if log:
-        write_json(Path(log), _log(ranking, loading_seconds))
+        try:
+            write_json(Path(log), _log(ranking, loading_seconds))
+        except OSError as error:
+            print(f"$VISUAL_SEARCH_RANKER_LOG cannot be written: {first_line(error)}")
 
 
 def _log(ranking: Ranking, loading_seconds: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import local_evaluation
 from local_evaluation import data_folder, main
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
@@ -34,6 +35,8 @@ def test_the_command_prints_and_writes_the_score(
 ) -> None:
     output = tmp_path / "out"
     (dev_folder / "queries" / "3_0.png").write_bytes(b"")
+    table = (dev_folder / "queries.csv").read_text()
+    (dev_folder / "queries.csv").write_text(table.replace("58,58,104", "58,58,999", 1))
     done = evaluate(
         *("--data-folder", str(dev_folder), "--weights", str(weights), "--output", str(output))
     )
@@ -44,6 +47,8 @@ def test_the_command_prints_and_writes_the_score(
     assert result["seconds"] > 0
     assert result["images_per_second"] == pytest.approx(20 / result["seconds"], rel=0.2)
     assert (result["queries"], result["gallery"]) == (10, 10)
+    assert result["queries_without_match"] == 1
+    assert "1 of 10 queries have no match in the gallery; each counts as 0" in done.stdout
     assert [Path(p["path"]).name for p in result["problems"]] == ["3_0.png"]
     assert "images/s" in done.stdout
     assert str(output / "report.html") in done.stdout
@@ -107,6 +112,25 @@ def test_bad_input_is_one_sentence(
     assert "queries.csv does not exist" in sentence(*weighted)
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], [])
     assert "no gallery image" in sentence(*weighted)
+
+
+def test_a_score_of_unreadable_images_and_a_result_without_a_place_are_refused(
+    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AICROWD_DATASET_DIR", "VISUAL_SEARCH_WEIGHTS", "VISUAL_SEARCH_RANKER_LOG"):
+        monkeypatch.setenv(name, "")
+    asked = ("--data-folder", dev_folder, "--weights", weights, "--output")
+    for path in sorted((dev_folder / "gallery").iterdir())[:5]:
+        path.write_bytes(b"")
+    done = inside(main, *asked, tmp_path / "out")
+    assert done.returncode == 2
+    assert "5 of 20 images could not be read" in done.stderr
+    assert not (tmp_path / "out" / "result.json").exists()
+    # Where the result cannot be written, nothing is ranked first.
+    monkeypatch.setattr(local_evaluation, "run_submission", lambda *_: pytest.fail("ranked"))
+    done = inside(main, *asked, dev_folder / "queries.csv" / "out")
+    assert done.returncode == 2
+    assert "queries.csv/out cannot be written (Not a directory): name another" in done.stderr
 
 
 def test_which_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

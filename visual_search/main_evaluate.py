@@ -253,11 +253,14 @@ def _embedded(options: argparse.Namespace, dev_set: DevSet) -> EmbeddedDevSet:
 
 def _score(options: argparse.Namespace) -> None:
     """Print the mAP with the model's own re-ranking steps and without."""
+    from visual_search.evaluation.dev_set import unmatched_sentence
     from visual_search.ranking.export import exported_steps
     from visual_search.ranking.rerank import format_steps
 
     model = _embedded(options, _dev_set(options))
     steps = exported_steps(model.description.parent)
+    if sentence := unmatched_sentence(model.dev_set):
+        print(sentence)
     print(f"mAP {model.score(()).mean():.4f}  {format_steps(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {format_steps(steps)}")

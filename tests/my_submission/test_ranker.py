@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +73,59 @@ def test_every_query_has_a_row_whatever_is_broken(
     assert "5 images were damaged or had a wrong box" in printed
     assert "0 bytes" in printed
     assert "web page" in printed
+
+
+class Broken(io.TextIOBase):
+    """A stream of which every write fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def write(self, _: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def isatty(self) -> bool:
+        raise self.error
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "closed before the start": lambda: None,
+    "closed": lambda: Broken(ValueError("I/O operation on closed file")),
+    "full": lambda: Broken(OSError(errno.ENOSPC, "No space left on device")),
+    "a broken pipe": lambda: Broken(BrokenPipeError()),
+    "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), "ascii"),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_no_print_costs_the_answer(
+    weights: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Something to tell of a file with a Cyrillic name, and no log that could be written."""
+    table = (dev_folder / "queries.csv").read_text("utf-8").replace("0_0.png", "стул.png")
+    (dev_folder / "queries.csv").write_text(table, "utf-8")
+    monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(dev_folder / "queries.csv" / "log.json"))
+    monkeypatch.setattr(sys, "stdout", STREAMS[name]())
+    monkeypatch.setattr(sys, "stderr", STREAMS[name]())
+    before = sys.stdout
+    ranks = ranker(dev_folder).predict_product_ranks()
+    assert sys.stdout is before
+    monkeypatch.undo()
+    assert ranks.shape == (10, 1000)
+
+
+def test_many_images_that_cannot_be_read_are_shouted(
+    weights: Path, dev_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [*sorted((dev_folder / "gallery").iterdir())[:5]]
+    for number, path in enumerate(broken):
+        path.write_bytes(b"")
+        ranker(dev_folder).predict_product_ranks()
+        printed = capsys.readouterr().out
+        assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 4)
 
 
 def test_a_gallery_of_more_than_1000_is_cut_to_1000(weights: Path, dev_folder: Path) -> None:

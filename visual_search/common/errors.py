@@ -1,11 +1,14 @@
-"""Errors that are the user's to solve: one sentence, no traceback."""
+"""Errors that are the user's to solve: one sentence, no traceback; and prints that never fail."""
 
 from __future__ import annotations
 
 import atexit
 import gc
+import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class UserError(Exception):
@@ -55,6 +58,11 @@ def exit_with_sentence(main: Callable[[], None]) -> None:
     """
     # At the end all goes at once; to look through what torch has loaded for garbage takes a second.
     atexit.register(gc.freeze)
+    with unfailing_output():
+        _run(main)
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
@@ -78,3 +86,48 @@ def exit_with_sentence(main: Callable[[], None]) -> None:
 def first_line(error: BaseException) -> str:
     """What an error says, on one line, for a sentence; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def unfailing_output() -> Iterator[None]:
+    """Let no print raise: what cannot be written to stdout or stderr is dropped.
+
+    A submission must not be lost to a full disc under its log, to a pipe that nobody reads, or to
+    a file name that the terminal's encoding does not have.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Unfailing(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Unfailing:
+    """A text stream whose writes do not raise; where there is no stream, none is written to."""
+
+    def __init__(self, stream: Any) -> None:
+        # Python has None in place of a stream that was closed before it started.
+        self._stream = io.StringIO() if stream is None else stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeError:
+            return self.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        except (OSError, ValueError):  # the latter of a closed stream
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -271,6 +271,8 @@ def compare_runs(
 
     def of_task(task: Task[Any]) -> TaskComparison:
         print(f"\n{task.title}", flush=True)
+        if task.note:
+            print(task.note, flush=True)
         models = [task.embed(run, input_size, cache) for run in (a, b)]
         one, other = (task.score(model, own) for model, own in zip(models, steps, strict=True))
         comparison = compare(one, other, metric)

@@ -24,6 +24,23 @@ from visual_search.ranking.rerank import Search, Step
 from visual_search.ranking.store import model_folder, stored_features
 
 
+def unmatched(dev_set: DevSet) -> int:
+    """How many queries have no image of their product in the gallery, themselves apart."""
+    products, count = np.unique(dev_set.gallery_products, return_counts=True)
+    images = dict(zip(products.tolist(), count.tolist(), strict=True))
+    least = 1 if dev_set.own is None else 2
+    return sum(images.get(product, 0) < least for product in dev_set.query_products.tolist())
+
+
+def unmatched_sentence(dev_set: DevSet) -> str:
+    """The rule for queries without a match, with their number; empty where there are none."""
+    count = unmatched(dev_set)
+    if not count:
+        return ""
+    of = f"{count} of {len(dev_set.queries)} queries"
+    return f"{of} have no match in the gallery; each counts as 0 in the mean, as in the challenge"
+
+
 @dataclass(frozen=True)
 class EmbeddedDevSet:
     """A development set as a model sees it."""
@@ -49,7 +66,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
 
     Args:
         source: a run folder, a checkpoint, or an export's folder.
-        dev_set: the photos.
+        dev_set: its images.
         input_size: pixels; 0 takes the model's own.
         cache: where embeddings are kept.
 
@@ -70,9 +87,9 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         "embedding": asdict(embedding),
     }
     started, matrices = time.perf_counter(), []
-    sides = {"gallery photos": trimmed(dev_set.gallery, embedding)}
+    sides = {"gallery images": trimmed(dev_set.gallery, embedding)}
     if dev_set.own is None:
-        sides["query photos"] = dev_set.queries
+        sides["query images"] = dev_set.queries
     for label, items in sides.items():
         make = partial(_embed, checkpoint, size, device, embedding, label)
         found = stored_features(model_folder(cache, weights, settings), items, make)
@@ -156,10 +173,10 @@ def evaluate_embeddings(
     """Rank and score a development set whose embeddings are at hand.
 
     Args:
-        dev_set: its photos are not read.
+        dev_set: its images are not read.
         gallery: `(n_gallery, dimension)`, float32, unit vectors or zeros.
         queries: `(n_queries, dimension)`, the same.
-        problems: that its photos had.
+        problems: that its images had.
         search: finds the nearest; exact where None.
     """
     started = time.perf_counter()
@@ -170,6 +187,8 @@ def evaluate_embeddings(
 
 
 def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
+    if sentence := unmatched_sentence(dev_set):
+        print(sentence, flush=True)
     scores = average_precision(
         ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
     )

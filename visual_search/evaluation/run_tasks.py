@@ -55,6 +55,8 @@ def evaluate_tasks(
     scores: dict[str, TaskScores] = {}
     for task in tasks:
         print(f"\n{task.title}", flush=True)
+        if task.note:
+            print(task.note, flush=True)
         model = task.embed(run, input_size, cache)
         scores[task.name] = one = task.score(model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.all_means().items()))

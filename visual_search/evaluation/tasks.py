@@ -18,7 +18,12 @@ from visual_search.common.errors import UserError
 from visual_search.config import DevSetConfig
 from visual_search.config_reader import read_part
 from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
-from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
+from visual_search.evaluation.dev_set import (
+    EmbeddedDevSet,
+    embed_dev_set,
+    unmatched,
+    unmatched_sentence,
+)
 from visual_search.evaluation.metrics import (
     Hits,
     global_average_precision,
@@ -109,6 +114,11 @@ class Task(ABC, Generic[Embedded]):
     def title(self) -> str:
         """In tables and reports."""
         return self.config.title or self.name
+
+    @property
+    def note(self) -> str:
+        """What has to be known beside its scores, in a sentence; mostly nothing."""
+        return ""
 
     @property
     @abstractmethod
@@ -224,6 +234,14 @@ class ImageTask(Task[EmbeddedDevSet]):
         """Whether each image asks for all others."""
         return self.dev_set.own is not None
 
+    @property
+    def note(self) -> str:
+        """How queries without a match count, where there are any."""
+        if not self.config.distractors:
+            return unmatched_sentence(self.dev_set)
+        of = f"{unmatched(self.dev_set)} of {len(self.dev_set.queries)} queries"
+        return f"{of} are distractors, which count in GAP alone"
+
     @staticmethod
     def tables(config: TaskConfig) -> list[Path]:
         """The table, or the gallery's and the queries'."""
@@ -266,7 +284,10 @@ class ImageTask(Task[EmbeddedDevSet]):
         hits = hits_of_ranks(ranks, *labels, dev_set.own)
         with_gap = self.config.distractors and not last
         gap = self._gap(queries, gallery, hits) if with_gap else None
-        return TaskScores(self, per_query(hits), gap, bool(steps))
+        values = per_query(hits)
+        if not self.config.distractors:
+            values = {name: np.nan_to_num(of_query) for name, of_query in values.items()}
+        return TaskScores(self, values, gap, bool(steps))
 
     def _gap(self, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
         """GAP of the nearest image, with its cosine as confidence."""

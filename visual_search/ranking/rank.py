@@ -23,6 +23,10 @@ MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery images of each query."""
 # Of a time limit, for making and checking the plan of how to embed.
 PLAN_SHARE = 0.02
+UNUSED = ("a grey image is used", "0 is used")
+"""How the reason ends where nothing of an image could be used."""
+MAX_UNREADABLE = 0.2
+"""Share of images of which nothing could be used, above which a score says nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Ranking:
     ranks: np.ndarray
     """`(n_queries, 1000)`, int64 gallery rows, best first; see :func:`fill_to_width`."""
     problems: tuple[ImageProblem, ...]
-    """Photos that were damaged or had a wrong box; each still has its row."""
+    """Images that were damaged or had a wrong box; each still has its row."""
     embedding_seconds: float
     ranking_seconds: float
     """Re-ranking included."""
@@ -59,8 +63,8 @@ def rank_gallery(
 
     Args:
         model: uint8 pixels `(N, 3, input_size, input_size)` to unit vectors.
-        gallery: seller photos; the ranking names them by their position here.
-        queries: user photos with their boxes.
+        gallery: the seller's images; the ranking names them by their position here.
+        queries: the users' photos with their boxes.
         input_size: side of the model's input in pixels.
         device: where the model is.
         batch_size: images a step of the model; 0: by rule.
@@ -69,7 +73,7 @@ def rank_gallery(
         steps: of re-ranking; none is plain cosine ranking.
         runtime: the same model in ONNX Runtime: see :func:`plan_inference`.
         progress: whether there are progress bars.
-        own: `(n_queries,)`, where the queries are photos of the gallery, the row of each: it is
+        own: `(n_queries,)`, where the queries are images of the gallery, the row of each: it is
             embedded once and never ranked for itself.
     """
     started = time.perf_counter()
@@ -173,8 +177,19 @@ def embedding_log(
     }
 
 
+def too_many_unreadable(problems: Sequence[ImageProblem], images: int) -> str:
+    """A sentence where more than :data:`MAX_UNREADABLE` of the images gave nothing to rank by."""
+    lost = [problem for problem in problems if problem.reason.endswith(UNUSED)]
+    if len(lost) <= MAX_UNREADABLE * images:
+        return ""
+    return (
+        f"{len(lost)} of {images} images could not be read, for example {lost[0].path}: "
+        f"{lost[0].reason}"
+    )
+
+
 def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:
-    """The gallery's photos, without their white borders where the settings say so."""
+    """The gallery's images, without their white borders where the settings say so."""
     return [replace(item, trim=True) for item in gallery] if settings.trim_borders else gallery
 
 
@@ -259,7 +274,7 @@ def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTION
     """Widen the ranking of a small gallery to the `width` columns that the evaluator insists on.
 
     The rule: behind the whole gallery come the indexes `n_gallery, n_gallery + 1, …`. They name
-    no photo, so they are never relevant, and no row repeats an index.
+    no image, so they are never relevant, and no row repeats an index.
     """
     filler = np.arange(n_gallery, n_gallery + width - ranks.shape[1], dtype=ranks.dtype)
     return np.concatenate([ranks, np.broadcast_to(filler, (len(ranks), len(filler)))], axis=1)

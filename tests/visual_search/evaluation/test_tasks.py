@@ -20,7 +20,7 @@ from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compare import compare, most_changed, verdict
-from visual_search.evaluation.dev_set import EmbeddedDevSet
+from visual_search.evaluation.dev_set import EmbeddedDevSet, evaluate_embeddings
 from visual_search.evaluation.report import score_rows
 from visual_search.evaluation.run_tasks import name_of_run
 from visual_search.evaluation.scores import over_tasks
@@ -211,6 +211,26 @@ def test_reranked_tasks_rank_what_the_steps_make(own: bool) -> None:
         expected = model.score(parsed)
         np.testing.assert_allclose(scores.values["mAP@1000"], expected, atol=1e-9)
         assert (scores.values["mAP@1000"] != plain.values["mAP@1000"]).any()
+
+
+def test_queries_without_a_match_count_as_0_wherever_a_score_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As in the challenge, whose mean is over all queries."""
+    model = drawn(0.6, 4, distractors=True)
+    n_queries = len(model.dev_set.queries)
+    matched = np.isin(model.dev_set.query_products, model.dev_set.gallery_products)
+    sentence = f"{(~matched).sum()} of {n_queries} queries have no match in the gallery"
+    task = task_of(model)
+    assert sentence in task.note
+    scores = task.score(model)
+    evaluation = evaluate_embeddings(model.dev_set, model.gallery, model.queries)  # in training
+    assert sentence in capsys.readouterr().out
+    mean = evaluation.mean_average_precision
+    assert scores.means()["mAP@1000"] == pytest.approx(mean, abs=1e-12)
+    assert mean == pytest.approx(model.score(()).mean(), abs=1e-12)
+    assert mean == pytest.approx(model.score(())[matched].sum() / n_queries, abs=1e-12)
+    assert scores.as_json()["queries"] == n_queries
 
 
 def test_distractors_count_in_gap_and_nowhere_else() -> None:
