@@ -1,4 +1,4 @@
-"""A table of a folder of photos: one folder a class, `dataset_info.csv` out.
+"""A table of a folder of images: one folder a class, `dataset_info.csv` out.
 
 Run from the repository root: python dataset/generate_dataset_info.py --help
 """
@@ -15,8 +15,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="generate_dataset_info.py",
-        description="Write dataset_info.csv of a folder that holds a folder of photos for each "
-        "class, at any depth: the label is the folder's path. Broken photos go into "
+        description="Write dataset_info.csv of a folder that holds a folder of images for each "
+        "class, at any depth: the label is the folder's path. Broken images go into "
         "broken_photos.csv instead, files with the same bytes are listed in duplicate_files.csv. "
         "When it was killed, the same command goes on where it was.",
     )
@@ -31,13 +31,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hashes",
         action="store_true",
-        help="add each photo's perceptual hash, which finds near-duplicates; reads every pixel",
+        help="add each image's perceptual hash, which finds near-duplicates; reads every pixel",
     )
     parser.add_argument(
         "--min_images",
         type=int,
         default=1,
-        help="leave out classes with fewer readable photos (default: 1)",
+        help="leave out classes with fewer readable images (default: 1)",
     )
     parser.add_argument("--workers", type=int, default=0, help="threads (default: by the cores)")
     return parser.parse_args(arguments)
@@ -57,12 +57,12 @@ def main() -> None:
         min_images=arguments.min_images,
         workers=arguments.workers,
     )
-    print(f"{done.table}: {done.photos} photos of {done.classes} classes")
+    print(f"{done.table}: {done.images} images of {done.classes} classes")
     for count, what in (
-        (done.broken, "broken photos, listed in broken_photos.csv"),
+        (done.broken, "broken images, listed in broken_photos.csv"),
         (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),
-        (done.small_classes, f"classes with fewer than {arguments.min_images} photos, left out"),
-        (done.outside, f"photos right in {arguments.dataset_path}, outside any class, left out"),
+        (done.small_classes, f"classes with fewer than {arguments.min_images} images, left out"),
+        (done.outside, f"images right in {arguments.dataset_path}, outside any class, left out"),
     ):
         if count:
             print(f"{count} {what}")

@@ -69,7 +69,7 @@ def test_the_table_of_a_folder(folder: Path) -> None:
         {"file_name": "cup/copy.png", "duplicate_of": "cup/1.png"},
         {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
     ]
-    assert (done.photos, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
+    assert (done.images, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
     assert (done.outside, done.others) == (1, {".txt": 1})
 
 
