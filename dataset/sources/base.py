@@ -223,7 +223,12 @@ class Line(NamedTuple):
 
 
 def split_lines(
-    path: Path, fields: int, *, separator: str | None = None, header: str = ""
+    path: Path,
+    fields: int,
+    *,
+    separator: str | None = None,
+    header: str = "",
+    counted: bool = False,
 ) -> Iterator[Line]:
     """The lines of a text file, split; empty ones are passed over.
 
@@ -232,49 +237,31 @@ def split_lines(
         fields: how many each line must have.
         separator: None is any white space.
         header: what the first line must be, its words separated by one space; "": there is none.
+        counted: whether the number of lines stands in front, as in DeepFashion's lists.
 
     Raises:
-        UserError: for another header, a line with another number of fields, another encoding.
+        UserError: for another header, a line with another number of fields, another encoding, and
+            more or fewer lines than announced.
     """
+    number = announced = count = 0
     for number, text in _numbered_lines(path):
-        if header and number == 1:
+        place = f"{path} line {number}"
+        if counted and number == 1:
+            announced = whole_number(text, place, "the number of images")
+        elif header and number == 1 + counted:
             if text.split() != header.split():
-                raise UserError(f"{path} line 1 is {text!r}, expected {header!r}")
-            continue
-        parts = text.split(separator)
-        if len(parts) != fields:
-            raise UserError(f"{path} line {number} has {len(parts)} fields, not {fields}: {text!r}")
-        yield Line(f"{path} line {number}", parts)
-
-
-def counted_lines(path: Path, header: str) -> Iterator[Line]:
-    """The lines of DeepFashion's lists: their number on line 1, the names of the fields on line 2.
-
-    Raises:
-        UserError: as :func:`split_lines`, and when there are more or fewer lines than announced.
-    """
-    announced = count = 0
-    fields = header.split()
-    number = 0
-    for number, text in _numbered_lines(path):
-        if number == 1:
-            announced = whole_number(text, f"{path} line 1", "the number of photos")
-        elif number == 2:
-            if text.split() != fields:
-                raise UserError(f"{path} line 2 is {text!r}, expected {header!r}")
+                raise UserError(f"{place} is {text!r}, expected {header!r}")
         else:
-            parts = text.split()
-            if len(parts) != len(fields):
-                raise UserError(
-                    f"{path} line {number} has {len(parts)} fields, not {len(fields)}: {text!r}"
-                )
+            parts = text.split(separator)
+            if len(parts) != fields:
+                raise UserError(f"{place} has {len(parts)} fields, not {fields}: {text!r}")
             count += 1
-            yield Line(f"{path} line {number}", parts)
-    if number < 2:
+            yield Line(place, parts)
+    if counted and number < 2:
         raise UserError(f"{path} is empty; expected a number, then {header!r}")
-    if count != announced:
+    if counted and count != announced:
         raise UserError(
-            f"{path} announces {announced} photos on line 1 but lists {count}: get it again"
+            f"{path} announces {announced} images on line 1 but lists {count}: get it again"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.sources.base import DataSet, Files, box_of_corners, counted_lines
+from dataset.sources.base import DataSet, Files, box_of_corners, split_lines
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import InfoRow
 from visual_search.data.images import Box
@@ -24,7 +24,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     partition = files.file("list_eval_partition.txt")
     large = files.has("img_highres") and not files.has("img")
     boxes = {} if large else _boxes(files.file("list_bbox_inshop.txt"))
-    for line in counted_lines(partition, PARTITION):
+    for line in split_lines(partition, 3, header=PARTITION, counted=True):
         name, item, status = line.fields
         if status not in STATUSES:
             raise UserError(f"{line.place}: {status!r} is none of {', '.join(STATUSES)}")
@@ -43,7 +43,7 @@ def read(files: Files) -> Iterator[InfoRow]:
 def _boxes(path: Path) -> dict[str, Box]:
     return {
         line.fields[0]: box_of_corners(line.fields[3:], line.place)
-        for line in counted_lines(path, BOXES)
+        for line in split_lines(path, 7, header=BOXES, counted=True)
     }
 
 

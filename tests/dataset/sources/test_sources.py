@@ -65,30 +65,111 @@ def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source
     assert not list((source.parent / "out").rglob("*.jpg"))
 
 
-def test_sop(source: Path) -> None:
-    layouts.sop(source)
-    table = table_of("sop", source)
-    assert counts(table, "label", "is_test") == {
-        **{(f"sop/{label}", "0"): 2 for label in (1, 2, 3)},
-        **{(f"sop/{label}", "1"): 2 for label in (4, 5)},
-    }
-    assert table["file_name"][0] == (
-        "../download/Stanford_Online_Products/bicycle_final/111085122871_0.JPG"
-    )
+def without(builder: Callable[[Path], None], *names: str) -> Callable[[Path], None]:
+    """A layout without some of its lists: the class folders say what they said."""
+
+    def build(folder: Path) -> None:
+        builder(folder)
+        for path in map(folder.joinpath, names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return build
 
 
-@pytest.mark.parametrize("build", [layouts.cars, layouts.cars_devkit, layouts.cars_csv])
-def test_cars_splits_by_class_whatever_half_a_photo_is_from(
-    build: Callable[[Path], None], source: Path
+def not_listed(folder: Path) -> None:
+    layouts.aliproducts(folder)
+    layouts.photo(folder / "train" / "00001" / "not_listed.jpg", 1, 9)
+
+
+def hnm_of_a_spreadsheet(folder: Path) -> None:
+    """Which drops the zeros in front."""
+    layouts.hnm(folder)
+    text = (folder / "articles.csv").read_text()
+    (folder / "articles.csv").write_text(text.replace("\n01", "\n1").replace(",01", ",1"))
+
+
+RP2K = ("12大三元", "乌苏啤酒 500ml")
+# Of each layout: its labels with the numbers of training and test images, and cells of columns.
+LAYOUTS: list[tuple[str, Callable[[Path], None], dict[object, tuple[int, int]], dict[str, str]]] = [
+    ("sop", layouts.sop, dict.fromkeys((1, 2, 3), (2, 0)) | dict.fromkeys((4, 5), (0, 2)), {}),
+    *(
+        (
+            "cars",
+            build,
+            dict.fromkeys((1, 97, 98), (2, 0)) | dict.fromkeys((99, 196), (0, 2)),
+            {"bbox": "5,7,40,50"},
+        )
+        for build in (layouts.cars, layouts.cars_devkit, layouts.cars_csv)
+    ),
+    (
+        "cub",  # its boxes are no corners
+        layouts.cub,
+        dict.fromkeys((1, 100), (2, 0)) | dict.fromkeys((101, 200), (0, 2)),
+        {"bbox": "6,8,30,40", "title": "Black footed Albatross"},
+    ),
+    *(
+        ("aliproducts", build, dict.fromkeys(("00001", "50029"), (3, 1)), {})
+        for build in (not_listed, without(layouts.aliproducts, "train.json", "val.json"))
+    ),
+    ("rp2k", layouts.rp2k, dict.fromkeys(RP2K, (3, 1)), {}),
+    ("products10k", layouts.products10k, dict.fromkeys(range(3), (3, 1)), {}),
+    ("food101", layouts.food101, dict.fromkeys(("apple_pie", "waffles"), (2, 1)), {}),
+    *(
+        ("hnm", build, {"0108775": (3, 0), "0110065": (2, 0)}, {})
+        for build in (layouts.hnm, hnm_of_a_spreadsheet)
+    ),
+    *(
+        ("finefood", build, dict.fromkeys((0, 1, 999), (3, 1)), {})
+        for build in (layouts.finefood, without(layouts.finefood, "label"))
+    ),
+    ("shopee", layouts.shopee, dict.fromkeys((249114794, 2937985045), (3, 0)), {}),
+    ("inaturalist_2021", layouts.inaturalist_2021, dict.fromkeys((2912, 9985), (3, 1)), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "build", "labels", "cells"), LAYOUTS)
+def test_labels_and_the_split(
+    name: str,
+    build: Callable[[Path], None],
+    labels: dict[object, tuple[int, int]],
+    cells: dict[str, str],
+    source: Path,
 ) -> None:
     build(source)
-    table = table_of("cars", source)
+    table = table_of(name, source)
     assert counts(table, "label", "is_test") == {
-        **{(f"cars/{label}", "0"): 2 for label in (1, 97, 98)},
-        **{(f"cars/{label}", "1"): 2 for label in (99, 196)},
+        (f"{name}/{label}", str(is_test)): number
+        for label, numbers in labels.items()
+        for is_test, number in enumerate(numbers)
+        if number
     }
-    assert set(table["bbox"]) == {"5,7,40,50"}
-    assert table["title"][0] == "Maker Model/1 Sedan 2012"
+    for column, cell in cells.items():
+        assert set(table[column]) == {cell}
+
+
+def test_titles_and_paths(source: Path) -> None:
+    for name, label, title in (
+        ("cars", "cars/1", "Maker Model/1 Sedan 2012"),
+        ("shopee", "shopee/249114794", 'Paper Bag Victoria Secret, "249114794"'),
+        ("inaturalist_2021", "inaturalist_2021/2912", "Western Honey Bee"),
+        ("inaturalist_2021", "inaturalist_2021/9985", "Rosa canina"),
+        ("hnm", "hnm/0108775", "Strap top"),
+    ):
+        folder = source / name
+        folder.mkdir(exist_ok=True)
+        layouts.BUILDERS[name](folder)
+        table = table_of(name, folder)
+        assert set(table["title"][table["label"] == label]) == {title}
+    (broken,) = pd.read_csv(source / "out" / "broken_photos.csv").itertuples(index=False)
+    assert broken.file_name == "../hnm/images/011/0110065051.jpg"
+    assert "does not exist" in broken.reason
+    for name, place, path in (
+        ("sop", 0, "Stanford_Online_Products/bicycle_final/111085122871_0.JPG"),
+        ("products10k", -1, "test/102.jpg"),
+    ):
+        (source / name).mkdir()
+        layouts.BUILDERS[name](source / name)
+        assert table_of(name, source / name)["file_name"].iloc[place] == f"../{name}/{path}"
 
 
 def test_cars_needs_the_classes_of_the_test_half(source: Path) -> None:
@@ -100,17 +181,6 @@ def test_cars_needs_the_classes_of_the_test_half(source: Path) -> None:
     layouts.save_struct(source / "cars_test_annos.mat", [record])
     with pytest.raises(UserError, match="cars_test_annos_withlabels"):
         table_of("cars", source)
-
-
-def test_cub_splits_by_class_and_its_boxes_are_no_corners(source: Path) -> None:
-    layouts.cub(source)
-    table = table_of("cub", source)
-    assert counts(table, "label", "is_test") == {
-        **{(f"cub/{label}", "0"): 2 for label in (1, 100)},
-        **{(f"cub/{label}", "1"): 2 for label in (101, 200)},
-    }
-    assert set(table["bbox"]) == {"6,8,30,40"}
-    assert set(table["title"]) == {"Black footed Albatross"}
 
 
 def test_inshop_keeps_queries_and_gallery_apart(source: Path) -> None:
@@ -136,41 +206,6 @@ def test_inshop_with_the_large_photos_only_has_no_boxes(source: Path) -> None:
     assert table["file_name"].str.contains("Img/img_highres/WOMEN").all()
 
 
-@pytest.mark.parametrize("lists", [True, False])
-def test_aliproducts(lists: bool, source: Path) -> None:
-    layouts.aliproducts(source)
-    if not lists:
-        for name in ("train", "val"):
-            (source / f"{name}.json").unlink()
-    else:
-        layouts.photo(source / "train" / "00001" / "not_listed.jpg", 1, 9)
-    assert counts(table_of("aliproducts", source), "label", "is_test") == {
-        (f"aliproducts/{label}", test): number
-        for label in ("00001", "50029")
-        for test, number in (("0", 3), ("1", 1))
-    }
-
-
-def test_rp2k(source: Path) -> None:
-    layouts.rp2k(source)
-    assert counts(table_of("rp2k", source), "label", "is_test") == {
-        (f"rp2k/{label}", test): number
-        for label in ("12大三元", "乌苏啤酒 500ml")
-        for test, number in (("0", 3), ("1", 1))
-    }
-
-
-def test_products10k_reads_columns_by_name(source: Path) -> None:
-    layouts.products10k(source)
-    table = table_of("products10k", source)
-    assert counts(table, "label", "is_test") == {
-        (f"products10k/{label}", test): number
-        for label in range(3)
-        for test, number in (("0", 3), ("1", 1))
-    }
-    assert table["file_name"].iloc[-1] == "../download/test/102.jpg"
-
-
 def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
     layouts.met(source)
     table = table_of("met", source)
@@ -185,15 +220,6 @@ def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
         assert (one["evaluation_status"] == "query").sum() == number
     with pytest.raises(UserError, match="val and test"):
         table_of("met", source, part="train")
-
-
-def test_food101(source: Path) -> None:
-    layouts.food101(source)
-    assert counts(table_of("food101", source), "label", "is_test") == {
-        (f"food101/{label}", test): number
-        for label in ("apple_pie", "waffles")
-        for test, number in (("0", 2), ("1", 1))
-    }
 
 
 def test_food101_lists_are_class_and_photo(source: Path) -> None:
@@ -224,50 +250,6 @@ def test_met_without_the_distractors_photos(source: Path) -> None:
     (source / "MET").mkdir()
     (source / "inner").rename(source / "MET" / "MET")
     assert "../download/MET/MET/7/0.jpg" in set(table_of("met", source)["file_name"])
-
-
-@pytest.mark.parametrize("zeros", [True, False])
-def test_hnm_has_products_of_several_articles(zeros: bool, source: Path) -> None:
-    layouts.hnm(source)
-    if not zeros:  # as a spreadsheet saves it
-        text = (source / "articles.csv").read_text()
-        (source / "articles.csv").write_text(text.replace("\n01", "\n1").replace(",01", ",1"))
-    table = table_of("hnm", source)
-    assert counts(table, "label", "is_test") == {("hnm/0108775", "0"): 3, ("hnm/0110065", "0"): 2}
-    assert set(table["title"]) == {"Strap top", "OP T-shirt (Idro)"}
-    broken = pd.read_csv(source.parent / "out" / "broken_photos.csv")
-    assert broken["file_name"].tolist() == ["../download/images/011/0110065051.jpg"]
-    assert "does not exist" in broken["reason"][0]
-
-
-@pytest.mark.parametrize("lists", [True, False])
-def test_finefood(lists: bool, source: Path) -> None:
-    layouts.finefood(source)
-    if not lists:
-        shutil.rmtree(source / "label")
-    assert counts(table_of("finefood", source), "label", "is_test") == {
-        (f"finefood/{label}", test): number
-        for label in (0, 1, 999)
-        for test, number in (("0", 3), ("1", 1))
-    }
-
-
-def test_shopee_keeps_titles(source: Path) -> None:
-    layouts.shopee(source)
-    table = table_of("shopee", source)
-    assert counts(table, "label", "title", "is_test") == {
-        (f"shopee/{group}", f'Paper Bag Victoria Secret, "{group}"', "0"): 3
-        for group in (249114794, 2937985045)
-    }
-
-
-def test_inaturalist(source: Path) -> None:
-    layouts.inaturalist_2021(source)
-    assert counts(table_of("inaturalist_2021", source), "label", "title", "is_test") == {
-        (f"inaturalist_2021/{label}", title, test): number
-        for label, title in ((2912, "Western Honey Bee"), (9985, "Rosa canina"))
-        for test, number in (("0", 3), ("1", 1))
-    }
 
 
 Damage = Callable[[Path], object]
