@@ -295,6 +295,11 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
     _check(config)
     dataset = config.dataset
     images = training_images(dataset)
+    if (config.margin.weight or config.pairs.name != "none") and not np.ptp(images.labels):
+        raise UserError(
+            "all training images are of one class, and there is none to tell it from; add others, "
+            "or raise dataset.max_classes"
+        )
     dev_set = dev_set_of(dataset.dev_set)
     embedder, architecture = _embedder(config)
     if architecture.input_size != dataset.input_size:

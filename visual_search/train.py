@@ -84,6 +84,8 @@ def train_phase(
             that name is finished, was started with other settings or is being trained.
     """
     _check_launcher(os.environ)
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision is fp16, which needs a GPU; on a CPU, write bf16 or no")
     accelerator = Accelerator(
         mixed_precision=config.train.precision,
         kwargs_handlers=[

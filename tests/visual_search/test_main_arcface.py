@@ -120,6 +120,9 @@ def test_bad_input_is_one_sentence_and_touches_nothing(
         (("--dataset.batch_size", "99"), "dataset.batch_size = 99"),
         (("--pretrain_model", "runs/none"), "runs/none"),
         (("--dataset.input_sze", "3"), "--dataset.input_sze"),
+        (("--dataset.max_classes", "1"), "all training images are of one class"),
+        (("--train.precision", "fp16"), "which needs a GPU"),
+        (("--dataset.product10k.weight", "0.001"), "gives an epoch no image"),
     ):
         done = inside(main, *common, *arguments)
         assert done.returncode == 2

@@ -45,6 +45,13 @@ class LabelledOrder(Order):
         sizes = np.bincount(self.sources, minlength=len(images.source_weights))
         self.draws = np.rint(sizes * np.asarray(images.source_weights)).astype(np.int64)
         """Images drawn from each source in an epoch, `(sources,)`: its weight times its size."""
+        if (self.draws == 0).any():
+            least = int(self.draws.argmin())
+            raise UserError(
+                f"a data set of {sizes[least]} images with the weight "
+                f"{images.source_weights[least]:g} gives an epoch no image; write a larger "
+                "weight, or leave the data set out"
+            )
 
     def __len__(self) -> int:
         return int(self.draws.sum())

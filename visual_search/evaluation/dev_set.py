@@ -17,7 +17,13 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import Checkpoint, fingerprint, load_checkpoint
-from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.embed import (
+    NOT_FINITE,
+    Embeddings,
+    default_device,
+    embed_images,
+    refuse_broken_model,
+)
 from visual_search.ranking.export import load_model
 from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
 from visual_search.ranking.rerank import Search, Step
@@ -97,6 +103,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         how = "embedded" if found.made else "read from the cache"
         print(f"{len(items)} {label} {how}", flush=True)
         problems = found.problems(items)
+        refuse_broken_model(problems, len(items))
         for problem in problems[:3]:
             print(f"  {problem.path}: {problem.reason}")
         if len(problems) > 3:
@@ -179,6 +186,9 @@ def evaluate_embeddings(
         problems: that its images had.
         search: finds the nearest; exact where None.
     """
+    for side in (gallery, queries):
+        broken = ~side.isfinite().all(dim=1)
+        refuse_broken_model([ImageProblem("", NOT_FINITE)] * int(broken.sum()), len(side))
     started = time.perf_counter()
     ranks = nearest_rows(queries, gallery, (), dev_set.own, search)
     seconds = time.perf_counter() - started
@@ -187,6 +197,8 @@ def evaluate_embeddings(
 
 
 def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
+    queries = len(dev_set.queries) if dev_set.own is None else 0
+    refuse_broken_model(ranking.problems, len(dev_set.gallery) + queries)
     if sentence := unmatched_sentence(dev_set):
         print(sentence, flush=True)
     scores = average_precision(

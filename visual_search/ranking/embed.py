@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from visual_search.common.errors import first_line
+from visual_search.common.errors import UserError, first_line
 from visual_search.common.progress import progress_bar
 from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem, load_pixels
@@ -48,6 +48,26 @@ class Embeddings:
     """Rows that were not finite and were computed again in fp32."""
     zeroed: int = 0
     """Rows that were not finite even then."""
+
+
+NOT_FINITE = "the model gave no finite embedding; 0 is used"
+
+
+def refuse_broken_model(problems: Sequence[ImageProblem], images: int) -> None:
+    """Raise a UserError where the model embeds none or few of the images: there is no score then.
+
+    The ranker never asks: it has to answer whatever is broken.
+
+    Args:
+        problems: that were found while the images were embedded.
+        images: how many there were.
+    """
+    broken = sum(problem.reason == NOT_FINITE for problem in problems)
+    if 2 * broken > images:
+        raise UserError(
+            f"the model is broken: its embeddings of {broken} of {images} images are not finite "
+            "numbers; take an earlier checkpoint, or train anew with a lower optim.head_lr"
+        )
 
 
 def default_device() -> torch.device:
@@ -271,8 +291,7 @@ class _Embedder:
             vectors, broken = replace_non_finite(vectors)
         done = time.perf_counter()
         for k in broken:
-            reason = "the model gave no finite embedding; 0 is used"
-            found[k] = ImageProblem(str(items[k].path), reason)
+            found[k] = ImageProblem(str(items[k].path), NOT_FINITE)
         problems = {rows.start + k: problem for k, problem in enumerate(found) if problem}
         self.deadline.record(effort, len(items), loaded - begun, done - loaded)
         return _Batch(

@@ -15,7 +15,7 @@ from visual_search.common.page import Section, Tile, TileRow, write_page
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.report import thumbnails, worst_and_others
 from visual_search.model.checkpoint import save_checkpoint
-from visual_search.ranking.embed import embed_images
+from visual_search.ranking.embed import embed_images, refuse_broken_model
 from visual_search.text.pairs import PairTable
 from visual_search.text.retrieval import BothWays, Relevance, evaluate_retrieval
 from visual_search.validation import BestCheckpoint
@@ -53,14 +53,16 @@ class PairValidator(BestCheckpoint[BothWays]):
         phase, encoder = self.phase, self.phase.learner.embedder
         if phase.test_vectors is not None:
             return encoder(phase.test_vectors.to(self.device)).cpu()
-        return embed_images(
+        found = embed_images(
             encoder.image_embedder(),
             phase.test.items(),
             phase.architecture.input_size,
             device=self.device,
             settings=phase.config.embedding.unmeasured(self.device.type == "cuda"),
             label="validation",
-        ).matrix
+        )
+        refuse_broken_model(found.problems, len(found.matrix))
+        return found.matrix
 
     def _save(
         self,

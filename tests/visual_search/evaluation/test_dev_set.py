@@ -1,0 +1,50 @@
+"""A model whose embeddings are no numbers has no score, whichever way it is asked for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from visual_search.common.errors import UserError
+from visual_search.config import BackboneConfig
+from visual_search.data.dev_sets import DevSet, read_dev_set
+from visual_search.evaluation.dev_set import (
+    embed_dev_set,
+    evaluate_embeddings,
+    evaluate_on_dev_set,
+)
+from visual_search.model.checkpoint import save_checkpoint
+from visual_search.model.embedder import build_embedder
+
+
+def in_training(dev_set: DevSet, folder: Path) -> None:
+    embedder, _ = broken_model()
+    evaluate_on_dev_set(embedder, dev_set, 32, device=torch.device("cpu"), progress=False)
+
+
+def of_cached_features(dev_set: DevSet, folder: Path) -> None:
+    gallery = torch.full((len(dev_set.gallery), 4), torch.nan)
+    evaluate_embeddings(dev_set, gallery, gallery)
+
+
+def of_a_run(dev_set: DevSet, folder: Path) -> None:
+    embedder, architecture = broken_model()
+    save_checkpoint(folder / "best", architecture, embedder.state_dict(), {}, {})
+    embed_dev_set(folder, dev_set, 32, folder / "cache")
+
+
+def broken_model() -> tuple:
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
+    next(embedder.parameters()).data.fill_(torch.nan)
+    return embedder.eval(), architecture
+
+
+@pytest.mark.parametrize("way", [in_training, of_cached_features, of_a_run])
+def test_a_broken_model_has_no_score(
+    way: Callable[[DevSet, Path], None], dev_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"model is broken: .* (10 of 10|20 of 20) images"):
+        way(read_dev_set(dev_folder), tmp_path)
