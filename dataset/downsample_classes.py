@@ -1,4 +1,4 @@
-"""Fewer classes and fewer photos a class, for training on several large data sets together.
+"""Fewer classes and fewer images a class, for training on several large data sets together.
 
 Run from the repository root: python dataset/downsample_classes.py --help
 """
@@ -22,8 +22,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="downsample_classes.py",
-        description="Keep classes with more than THRESHOLD training photos, of each at most "
-        "MAX_PER_CLASS photos and, of all tables together, at most MAX_CLASSES classes, drawn at "
+        description="Keep classes with more than THRESHOLD training images, of each at most "
+        "MAX_PER_CLASS images and, of all tables together, at most MAX_CLASSES classes, drawn at "
         "random. Test rows stay. Each table is written beside its own, with _downsampled added "
         "to its name. The universal-embedding recipe: --dataset_info product10k.csv "
         "landmarks.csv inshop.csv --threshold 15 150 20 --max_per_class 20.",
@@ -36,11 +36,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[0],
-        help="a class needs more training photos than this: one number, or one for each table "
+        help="a class needs more training images than this: one number, or one for each table "
         "(default: 0)",
     )
     parser.add_argument(
-        "--max_per_class", type=int, default=20, help="photos, 0 for all (default: 20)"
+        "--max_per_class", type=int, default=20, help="images, 0 for all (default: 20)"
     )
     parser.add_argument(
         "--max_classes", type=int, default=0, help="of all tables together (default: 0, all)"
@@ -64,7 +64,7 @@ def downsample(
     Args:
         files: `dataset_info.csv` tables.
         thresholds: one for all of them, or one for each.
-        max_per_class: training photos of a class, drawn at random; 0 keeps all.
+        max_per_class: training images of a class, drawn at random; 0 keeps all.
         max_classes: classes in all, drawn at random, all alike; 0 keeps all.
         random_seed: of the draws.
 
@@ -73,7 +73,7 @@ def downsample(
 
     Raises:
         UserError: naming file and line for bad input; for another number of thresholds than of
-            tables; when no class of a table has more photos than its threshold.
+            tables; when no class of a table has more images than its threshold.
     """
     import numpy as np
     import pandas as pd
@@ -109,7 +109,7 @@ def downsample(
         files, tables, trains, classes, kept, strict=True
     ):
         stays = ~rows
-        stays[rows] = _photos(numbers, chosen, max_per_class, random_seed)
+        stays[rows] = _images(numbers, chosen, max_per_class, random_seed)
         path = file.with_name(f"{file.stem}_downsampled.csv")
         with written_atomically(path) as temporary:
             table[stays].to_csv(temporary, index=False)
@@ -118,20 +118,20 @@ def downsample(
 
 
 def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
-    """Which classes have more than `threshold` photos, `(classes,)`, bool."""
+    """Which classes have more than `threshold` images, `(classes,)`, bool."""
     import numpy as np
 
     sizes = np.bincount(classes)
     if not (sizes > threshold).any():
         raise UserError(
-            f"no class of {file} has more than {threshold} training photos; the largest has "
+            f"no class of {file} has more than {threshold} training images; the largest has "
             f"{sizes.max(initial=0)}"
         )
     return sizes > threshold
 
 
-def _photos(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
-    """Which photos stay, `(photos,)`, bool: of the classes kept, `max_per_class` each."""
+def _images(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
+    """Which images stay, `(images,)`, bool: of the classes kept, `max_per_class` each."""
     from visual_search.data.class_choice import places_within
 
     stays = kept[classes]
@@ -149,7 +149,7 @@ def main() -> None:
         arguments.random_seed,
     )
     for path, table in written.items():
-        print(f"{path}: {len(table)} photos of {table['label'].nunique()} classes")
+        print(f"{path}: {len(table)} images of {table['label'].nunique()} classes")
     print("next: name these tables in dataset.tables of a training config")
 
 

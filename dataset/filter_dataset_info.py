@@ -1,4 +1,4 @@
-"""Clean a table of photos: too small, too large, and near-duplicates of a better photo.
+"""Clean a table of images: too small, too large, and near-duplicates of a better image.
 
 Run from the repository root: python dataset/filter_dataset_info.py --help
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError, exit_with_sentence
 
@@ -27,8 +26,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="filter_dataset_info.py",
         description="Write <name>_filtered.csv and, of what was left out, <name>_removed.csv "
         "(what, why, duplicate of which, distance) beside a dataset_info.csv. Only rows that "
-        "train are ever left out. Of near-duplicates the largest photo stays, of equally large "
-        "ones the first; every photo left out has a kept one within the threshold.",
+        "train are ever left out. Of near-duplicates the largest image stays, of equally large "
+        "ones the first; every image left out has a kept one within the threshold.",
     )
     parser.add_argument("--dataset_info", type=Path, required=True, help="the table to clean")
     parser.add_argument(
@@ -43,13 +42,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--across-classes",
         action="store_true",
-        help="a photo of one class can be a duplicate of one of another",
+        help="an image of one class can be a duplicate of one of another",
     )
     parser.add_argument(
-        "--min_size", type=int, default=0, help="leave out photos with a side below, in pixels"
+        "--min_size", type=int, default=0, help="leave out images with a side below, in pixels"
     )
     parser.add_argument(
-        "--max_size", type=int, default=0, help="leave out photos with a side above, in pixels"
+        "--max_size", type=int, default=0, help="leave out images with a side above, in pixels"
     )
     parser.add_argument(
         "--contact-sheet",
@@ -57,16 +56,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="draw the groups as <name>_duplicates.jpg, the least similar first",
     )
     return parser.parse_args(arguments)
-
-
-class Removal(NamedTuple):
-    """One row of the table that is left out; the fields are the report's columns."""
-
-    file_name: str
-    label: str
-    reason: str
-    duplicate_of: str = ""
-    distance: int | str = ""
 
 
 def filter_table(
@@ -77,39 +66,44 @@ def filter_table(
     across_classes: bool = False,
     min_size: int = 0,
     max_size: int = 0,
-) -> tuple[pd.DataFrame, list[Removal]]:
-    """The rows to keep, as text and in their order, and what is left out.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows to keep, as text and in their order, and a report of what is left out.
 
     Args:
         file: the table, with the columns of `dataset_info.csv`.
         dedup: leave out near-duplicates by :func:`visual_search.data.duplicates.find_removals`.
         threshold: most bits in which they differ, 0..64.
-        across_classes: compare all photos, not those of a class with each other.
+        across_classes: compare all images, not those of a class with each other.
         min_size: of the shorter side, pixels; 0 is no limit.
         max_size: of the longer side, pixels; 0 is no limit.
+
+    Returns:
+        The rows of the table, and `REPORT_COLUMNS` of the others.
 
     Raises:
         UserError: naming file, column and line of what is wrong in the table.
     """
     import numpy as np
+    import pandas as pd
 
-    from visual_search.data.tables import read_common_table, training_rows
+    from visual_search.data.tables import image_names, read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)
-    reasons = np.full(len(table), "", dtype=object)
+    report = pd.DataFrame("", index=range(len(table)), columns=list(REPORT_COLUMNS), dtype=object)
+    report["file_name"], report["label"] = image_names(table).to_numpy(), table["label"].to_numpy()
     if min_size or max_size or dedup:
         sides = _sides(table, file)
-        if min_size:
-            _note(reasons, trains & (sides.min(axis=1) < min_size), f"a side below {min_size} px")
+        large, small = sides.max(axis=1), sides.min(axis=1)
         if max_size:
-            _note(reasons, trains & (sides.max(axis=1) > max_size), f"a side above {max_size} px")
-    duplicate_of: dict[int, tuple[int, int]] = {}
+            report.loc[trains & (large > max_size), "reason"] = f"a side above {max_size} px"
+        report.loc[trains & (small < min_size), "reason"] = f"a side below {min_size} px"
     if dedup:
-        rows = np.flatnonzero(trains & (reasons == ""))
+        rows = np.flatnonzero(trains & (report["reason"] == "").to_numpy())
         pixels = sides[rows].prod(axis=1)
-        duplicate_of = _duplicates(table, file, rows, pixels, reasons, threshold, across_classes)
-    return table[reasons == ""], _removals(table, reasons, duplicate_of)
+        _mark_duplicates(report, table, file, rows, pixels, threshold, across_classes)
+    stays = (report["reason"] == "").to_numpy()
+    return table[stays], report[~stays]
 
 
 def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
@@ -124,41 +118,33 @@ def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
     return np.stack([integers(table, column, file) for column in ("width", "height")], axis=1)
 
 
-def _note(reasons: np.ndarray, rows: np.ndarray, reason: str) -> None:
-    reasons[rows & (reasons == "")] = reason
-
-
-def _duplicates(
+def _mark_duplicates(
+    report: pd.DataFrame,
     table: pd.DataFrame,
     file: Path,
     rows: np.ndarray,
     pixels: np.ndarray,
-    reasons: np.ndarray,
     threshold: int,
     across_classes: bool,
-) -> dict[int, tuple[int, int]]:
-    """Of each row that is a near-duplicate: the row kept in its place, and the distance.
+) -> None:
+    """Write into the report which of `rows` are near-duplicates of which image, and how near.
 
-    Rows of the same file (several boxes in it) are one photo: they stay or go together.
+    Rows of the same file (several boxes in it) are one image: they stay or go together.
     """
     import numpy as np
     import pandas as pd
 
     from visual_search.data.duplicates import find_removals, hashes_of_table
-    from visual_search.data.tables import image_names
 
-    names = image_names(table).iloc[rows]
-    labels = pd.factorize(table["label"].iloc[rows])[0]
-    groups = np.zeros(len(rows), dtype=np.int64) if across_classes else labels
-    keys = pd.DataFrame({"name": names.to_numpy(), "group": groups})
-    photo_of_row = pd.factorize(pd.MultiIndex.from_frame(keys))[0]
-    _, first = np.unique(photo_of_row, return_index=True)
-    photos = rows[first]
-    paths = [file.parent / name for name in names.iloc[first]]
-    found = hashes_of_table(table.iloc[photos], file, paths)
-    for photo, reason in found.unreadable.items():
-        reasons[rows[photo_of_row == photo]] = f"unreadable: {reason}"
-    readable = np.setdiff1d(np.arange(len(photos)), list(found.unreadable))
+    names, labels = report["file_name"].to_numpy()[rows], report["label"].iloc[rows]
+    groups = np.zeros(len(rows), np.int64) if across_classes else pd.factorize(labels)[0]
+    image_of_row = pd.factorize(pd.MultiIndex.from_arrays([names, groups]))[0]
+    first = np.unique(image_of_row, return_index=True)[1]
+    images = rows[first]
+    found = hashes_of_table(table.iloc[images], file, [file.parent / name for name in names[first]])
+    for image, reason in found.unreadable.items():
+        report.loc[rows[image_of_row == image], "reason"] = f"unreadable: {reason}"
+    readable = np.setdiff1d(np.arange(len(images)), list(found.unreadable))
     removals = find_removals(
         found.values[readable],
         pixels[first][readable],
@@ -166,50 +152,27 @@ def _duplicates(
         threshold,
         progress=True,
     )
-    answer: dict[int, tuple[int, int]] = {}
-    rows_of_photo = pd.Series(rows).groupby(photo_of_row).indices
-    for gone, kept, distance in zip(
-        readable[removals.removed].tolist(),
-        readable[removals.duplicate_of].tolist(),
-        removals.distance.tolist(),
-        strict=True,
-    ):
-        for place in rows_of_photo[gone]:
-            answer[int(rows[place])] = (int(photos[kept]), distance)
-    reasons[list(answer)] = NEAR_DUPLICATE
-    return answer
+    place = np.full(len(images), -1)
+    place[readable[removals.removed]] = np.arange(len(removals.removed))
+    of_row = place[image_of_row]
+    gone, of_row = rows[of_row >= 0], of_row[of_row >= 0]
+    report.loc[gone, "reason"] = NEAR_DUPLICATE
+    report.loc[gone, "duplicate_of"] = names[first][readable][removals.duplicate_of[of_row]]
+    report.loc[gone, "distance"] = removals.distance[of_row]
 
 
-def _removals(
-    table: pd.DataFrame, reasons: np.ndarray, duplicate_of: dict[int, tuple[int, int]]
-) -> list[Removal]:
-    from visual_search.data.tables import image_names
-
-    names, labels = image_names(table).to_numpy(), table["label"].to_numpy()
-    removals = []
-    for row in (reasons != "").nonzero()[0].tolist():
-        kept, distance = duplicate_of.get(row, (None, ""))
-        of = "" if kept is None else names[kept]
-        removals.append(Removal(names[row], labels[row], reasons[row], of, distance))
-    return removals
-
-
-def draw_groups(file: Path, removals: list[Removal], target: Path) -> tuple[int, int]:
-    """Draw each kept photo beside its duplicates; returns the rows drawn, and all there are."""
+def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, int]:
+    """Draw each kept image beside its duplicates; returns the rows drawn, and all there are."""
     from visual_search.data.contact_sheet import Cell, write_contact_sheets
 
-    groups: dict[str, list[Removal]] = defaultdict(list)
-    for removal in removals:
-        if removal.duplicate_of:
-            groups[removal.duplicate_of].append(removal)
     rows = []
-    for kept, members in groups.items():
-        members.sort(key=lambda member: -int(member.distance))
-        cells = [Cell(file.parent / kept, f"kept\n{os.path.basename(kept)}", "green")]
-        for member in members:
-            caption = f"{member.distance} bits\n{os.path.basename(member.file_name)}"
-            cells.append(Cell(file.parent / member.file_name, caption, "red"))
-        rows.append((-int(members[0].distance), cells))
+    for kept, members in report[report["duplicate_of"] != ""].groupby("duplicate_of", sort=False):
+        members = members.sort_values("distance", ascending=False, kind="stable")
+        cells = [Cell(file.parent / str(kept), f"kept\n{os.path.basename(str(kept))}", "green")]
+        for name, distance in zip(members["file_name"], members["distance"], strict=True):
+            caption = f"{distance} bits\n{os.path.basename(name)}"
+            cells.append(Cell(file.parent / name, caption, "red"))
+        rows.append((-int(members["distance"].iloc[0]), cells))
     rows.sort(key=lambda row: row[0])
     return write_contact_sheets(target, [cells for _, cells in rows]), len(rows)
 
@@ -220,7 +183,7 @@ def main() -> None:
     if not 0 <= arguments.threshold <= 64:
         raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
     file: Path = arguments.dataset_info
-    table, removals = filter_table(
+    table, removed = filter_table(
         file,
         dedup=arguments.dedup,
         threshold=arguments.threshold,
@@ -228,24 +191,19 @@ def main() -> None:
         min_size=arguments.min_size,
         max_size=arguments.max_size,
     )
-    import pandas as pd
-
     from visual_search.common.files import written_atomically
 
     filtered = file.with_name(f"{file.stem}_filtered.csv")
     report = file.with_name(f"{file.stem}_removed.csv")
-    for path, rows in (
-        (filtered, table),
-        (report, pd.DataFrame(removals, columns=list(REPORT_COLUMNS))),
-    ):
+    for path, rows in ((filtered, table), (report, removed)):
         with written_atomically(path) as temporary:
             rows.to_csv(temporary, index=False, lineterminator="\n")
-    print(f"{filtered}: {len(table)} rows stay; {report}: {len(removals)} left out")
-    for reason, count in Counter(removal.reason for removal in removals).most_common(10):
+    print(f"{filtered}: {len(table)} rows stay; {report}: {len(removed)} left out")
+    for reason, count in removed["reason"].value_counts().head(10).items():
         print(f"  {count} {reason}")
     if arguments.contact_sheet:
         target = file.with_name(f"{file.stem}_duplicates.jpg")
-        drawn, groups = draw_groups(file, removals, target)
+        drawn, groups = draw_groups(file, removed, target)
         print(f"{target}: {drawn} of {groups} groups drawn" if groups else "no group to draw")
     print(f"next: python dataset/get_kfold_split.py --dataset_info {filtered}")
 

@@ -42,6 +42,7 @@ BAD = {
         f"\ufeff{HEADER}\na.png,x,maybe,0\n",
         "line 2: is_test is 'maybe'",
     ),
+    "bad hash": ("file_name,label,hash\na.png,x,xyz\n", "line 2: hash is 'xyz'; write 16"),
     "other columns": ("name,label\na.png,x\n", "one of the columns"),
     "no label": ("file_name,class\na.png,x\n", "no column '?label"),
     "nothing": ("", "is empty"),

@@ -25,7 +25,7 @@ def training(table: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(table["label"][table["is_test"].astype(int) == 0]))
 
 
-def test_more_photos_than_the_threshold_and_at_most_n_a_class(tmp_path: Path) -> None:
+def test_more_images_than_the_threshold_and_at_most_n_a_class(tmp_path: Path) -> None:
     file = table_of(tmp_path / "a.csv", {"fifteen": 15, "sixteen": 16, "many": 50, "one": 1})
     before = file.read_bytes()
     written = downsample([file], [15], max_per_class=20)
@@ -46,13 +46,13 @@ def test_more_photos_than_the_threshold_and_at_most_n_a_class(tmp_path: Path) ->
     }
 
 
-def test_photos_are_drawn_and_not_the_first(tmp_path: Path) -> None:
+def test_images_are_drawn_and_not_the_first(tmp_path: Path) -> None:
     file = table_of(tmp_path / "a.csv", {"many": 60})
     drawn: Counter[str] = Counter()
     for seed in range(60):
         (table,) = downsample([file], [0], 15, random_seed=seed).values()
         drawn.update(table["file_name"][table["is_test"] == "0"])
-    # Each of 60 photos in a quarter of 60 draws.
+    # Each of 60 images in a quarter of 60 draws.
     assert len(drawn) == 60
     assert min(drawn.values()) > 3
     assert max(drawn.values()) < 32
@@ -83,7 +83,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
     assert set(training(first).values()) == {4}
     assert len(training(first)) == 7
     assert not first.equals(other)
-    # A table's photos are drawn alike, whatever stands beside it.
+    # A table's images are drawn alike, whatever stands beside it.
     friend = table_of(tmp_path / "b.csv", {"d": 9})
     alone = downsample([file], [3], 4, random_seed=5)[tmp_path / "a_downsampled.csv"]
     beside = downsample([friend, file], [3], 4, random_seed=5)[tmp_path / "a_downsampled.csv"]
@@ -92,7 +92,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
 
 def test_bad_input_is_named(tmp_path: Path, project: Path) -> None:
     file = table_of(tmp_path / "a.csv", {"x": 10})
-    with pytest.raises(UserError, match=r"no class of .*a\.csv has more than 10 training photos"):
+    with pytest.raises(UserError, match=r"no class of .*a\.csv has more than 10 training images"):
         downsample([file], [10])
     with pytest.raises(UserError, match="--threshold has 2 numbers for 1 tables"):
         downsample([file], [10, 20])
@@ -103,5 +103,5 @@ def test_bad_input_is_named(tmp_path: Path, project: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     command = [sys.executable, "dataset/downsample_classes.py", "--dataset_info", str(file)]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
-    assert "a_downsampled.csv: 11 photos of 1 classes" in done.stdout
+    assert "a_downsampled.csv: 11 images of 1 classes" in done.stdout
     assert "next: " in done.stdout

