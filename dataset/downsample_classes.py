@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.get_train_test_split import add_random_seed
+from dataset.options import add_random_seed, whole_number
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -33,17 +33,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threshold",
-        type=int,
+        type=whole_number(0),
         nargs="+",
         default=[0],
         help="a class needs more training images than this: one number, or one for each table "
         "(default: 0)",
     )
     parser.add_argument(
-        "--max_per_class", type=int, default=20, help="images, 0 for all (default: 20)"
+        "--max_per_class", type=whole_number(0), default=20, help="images, 0 for all (default: 20)"
     )
     parser.add_argument(
-        "--max_classes", type=int, default=0, help="of all tables together (default: 0, all)"
+        "--max_classes",
+        type=whole_number(0),
+        default=0,
+        help="of all tables together (default: 0, all)",
     )
     add_random_seed(parser)
     return parser.parse_args(arguments)
@@ -87,8 +90,6 @@ def downsample(
             f"--threshold has {len(thresholds)} numbers for {len(files)} tables; "
             "give one for all, or one for each"
         )
-    if min(*thresholds, max_per_class, max_classes) < 0:
-        raise UserError("--threshold, --max_per_class and --max_classes must be 0 or above")
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("--dataset_info names a table twice")
     thresholds = list(thresholds) * (len(files) if len(thresholds) == 1 else 1)

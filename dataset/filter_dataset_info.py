@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.options import add_threshold, whole_number
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -33,23 +34,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dedup", action="store_true", help="leave out near-duplicates within a class"
     )
-    parser.add_argument(
-        "--threshold",
-        type=int,
-        default=10,
-        help="most bits, of 64, in which the hashes of near-duplicates differ (default: 10)",
-    )
+    add_threshold(parser, "the hashes of near-duplicates differ")
     parser.add_argument(
         "--across-classes",
         action="store_true",
         help="an image of one class can be a duplicate of one of another",
     )
-    parser.add_argument(
-        "--min_size", type=int, default=0, help="leave out images with a side below, in pixels"
-    )
-    parser.add_argument(
-        "--max_size", type=int, default=0, help="leave out images with a side above, in pixels"
-    )
+    for option, words in (("--min_size", "below"), ("--max_size", "above")):
+        parser.add_argument(
+            option,
+            type=whole_number(0),
+            default=0,
+            help=f"leave out images with a side {words}, in pixels (default: 0, none)",
+        )
     parser.add_argument(
         "--contact-sheet",
         action="store_true",
@@ -180,8 +177,6 @@ def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, in
 def main() -> None:
     """Write the tables and say what was left out."""
     arguments = parse_arguments()
-    if not 0 <= arguments.threshold <= 64:
-        raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
     file: Path = arguments.dataset_info
     table, removed = filter_table(
         file,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.options import add_threshold
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -41,12 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--test_fold", type=int, help="the same of --test's tables, where it is another (--fold)"
     )
-    parser.add_argument(
-        "--threshold",
-        type=int,
-        default=10,
-        help="most bits, of 64, in which the hashes differ (default: 10)",
-    )
+    add_threshold(parser, "the hashes differ")
     parser.add_argument(
         "--embeddings",
         type=Path,
@@ -110,11 +106,13 @@ def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
 def main() -> None:
     """Compare each training table with each evaluation table, and keep the record."""
     arguments = parse_arguments()
-    if not 0 <= arguments.threshold <= 64:
-        raise UserError(f"--threshold is a number of bits, 0..64, not {arguments.threshold}")
     from visual_search.common.files import written_atomically
     from visual_search.data.leaks import Side, find_leaks, leak_table, list_photos, record
 
+    for option in ("train", "test"):
+        files = [file.resolve() for file in getattr(arguments, option)]
+        if len(set(files)) < len(files):
+            raise UserError(f"--{option} names a table twice")
     cosines = cosines_by(arguments.embeddings) if arguments.embeddings else None
     fold = arguments.fold if arguments.test_fold is None else arguments.test_fold
     tests = {file: list_photos(file, arguments.test_root, False, fold) for file in arguments.test}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from dataset.options import whole_number
+from visual_search.common.errors import exit_with_sentence
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,19 +36,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--min_images",
-        type=int,
+        type=whole_number(1),
         default=1,
         help="leave out classes with fewer readable images (default: 1)",
     )
-    parser.add_argument("--workers", type=int, default=0, help="threads (default: by the cores)")
+    parser.add_argument(
+        "--workers", type=whole_number(0), default=0, help="threads (default: by the cores)"
+    )
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     """Write the table and say what is in it."""
     arguments = parse_arguments()
-    if arguments.min_images < 1:
-        raise UserError(f"--min_images must be 1 or more, not {arguments.min_images}")
     from dataset.folder_info import describe_folder
 
     done = describe_folder(

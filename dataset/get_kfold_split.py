@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset import get_train_test_split
+from dataset.options import whole_number
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "get_train_test_split.py does.",
     )
     get_train_test_split.add_common_options(parser)
-    parser.add_argument("--k", type=int, default=5, help="number of folds (default: 5)")
+    parser.add_argument("--k", type=whole_number(2), default=5, help="number of folds (default: 5)")
     parser.add_argument(
         "--save_name", default="folds", help="of the files, in front of .csv (default: folds)"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.options import add_random_seed, whole_number
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
     ):
         default = getattr(rule, name)
         text += " (default: %(default)s)"
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+        kind = float if name == "test_ratio" else whole_number(0)
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     parser.add_argument(
         "--resplit",
         action="store_true",
@@ -82,19 +84,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--dataset_info", type=Path, required=True, help="the table; the split is written beside it"
     )
     add_random_seed(parser)
-
-
-def add_random_seed(parser: argparse.ArgumentParser) -> None:
-    """The seed, which numpy wants to be 0 or above."""
-
-    def seed(text: str) -> int:
-        if not text.isdecimal():
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or above")
-        return int(text)
-
-    parser.add_argument(
-        "--random_seed", type=seed, default=28, help="of every random draw (default: 28)"
-    )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

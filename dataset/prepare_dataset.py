@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.archives import RECORD, unpack
+from dataset.options import whole_number
 from dataset.sources import NAMES, data_set
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.common.files import write_json
@@ -54,7 +55,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="decode every photo instead of reading its header: finds cut files, takes ten times "
         "as long",
     )
-    parser.add_argument("--workers", type=int, default=0, help="threads (default: four a core)")
+    parser.add_argument(
+        "--workers", type=whole_number(0), default=0, help="threads (default: four a core)"
+    )
     return parser.parse_args(arguments)
 
 
