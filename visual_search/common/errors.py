@@ -96,7 +96,7 @@ def unfailing_output() -> Iterator[None]:
     a file name that the terminal's encoding does not have.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Unfailing(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (_Unfailing(stream) for stream in before)
     try:
         yield
     finally:

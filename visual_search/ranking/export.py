@@ -30,7 +30,6 @@ from visual_search.model.checkpoint import (
     save_weights,
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
-from visual_search.ranking.onnx import ONNX_FILE, load_onnx
 from visual_search.ranking.precision import (
     MIN_COSINE,
     EmbedFn,
@@ -44,6 +43,7 @@ from visual_search.ranking.rerank import Step, parse_steps
 MODEL_FILE = "model.pt"
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
+ONNX_FILE = "model.onnx"
 RUNTIME_FILES = (ONNX_FILE, "model.xml", "model.bin")
 """The same model for other runtimes; the last two, of OpenVINO, are of earlier versions."""
 POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
@@ -230,6 +230,8 @@ def exported_runtime(folder: Path, settings: EmbedSettings, input_size: int) -> 
     elif architecture.input_size != input_size:
         missing = f"it was exported for {architecture.input_size} px, not {input_size}"
     else:
+        from visual_search.ranking.onnx import load_onnx
+
         return partial(load_onnx, path)
     if settings.backend == "onnx":
         raise UserError(f"embedding.backend is onnx, but {missing}")

@@ -21,9 +21,6 @@ from visual_search.common.processes import available_cores
 from visual_search.model.embedder import Embedder
 from visual_search.ranking.precision import CPU_BATCH, EmbedFn
 
-ONNX_FILE = "model.onnx"
-"""Where the ranker looks for it, beside `model.pt`."""
-PRECISIONS = ("fp32", "fp16")
 INPUT, OUTPUT = "pixels", "embeddings"
 ROUNDS = 5
 

@@ -1,11 +1,27 @@
+"""The metrics beside independent implementations: loops and three libraries."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import average_precision_score
 
-from visual_search.evaluation.metrics import average_precision, mean_average_precision
+from visual_search.common.errors import UserError
+from visual_search.evaluation.metrics import (
+    METRICS,
+    Hits,
+    average_precision,
+    check_ranks,
+    global_average_precision,
+    hits_of_ranks,
+    mean_average_precision,
+    per_query,
+)
+from visual_search.ranking.rank import nearest_rows
 
 
 def naive_average_precision(
@@ -16,39 +32,42 @@ def naive_average_precision(
     # Lists: looking at an array's numbers one by one takes several times as long.
     gallery = gallery_products.tolist()
     for row, product in zip(ranks.tolist(), query_products.tolist(), strict=True):
-        photos = sum(1 for other in gallery if other == product)
+        images = sum(1 for other in gallery if other == product)
         hits, total = 0, 0.0
         for k, index in enumerate(row[:1000], start=1):
             if index < len(gallery) and gallery[index] == product:
                 hits += 1
                 total += hits / k
-        answers.append(total / photos if photos else 0.0)
+        answers.append(total / images if images else 0.0)
     return answers
 
 
 def test_hand_worked_case() -> None:
     gallery = np.array(["a", "b", "a", "c"])
-    # Product a has photos 0 and 2, found at ranks 1 and 3: (1/1 + 2/3) / 2.
-    # Product c has photo 3, found at rank 4: (1/4) / 1.
+    # Product a has images 0 and 2, found at ranks 1 and 3: (1/1 + 2/3) / 2.
+    # Product c has image 3, found at rank 4: (1/4) / 1.
     ranks = np.array([[0, 1, 2, 3], [0, 1, 2, 3]])
     scores = average_precision(ranks, gallery, np.array(["a", "c"]))
     np.testing.assert_allclose(scores, [(1 + 2 / 3) / 2, 0.25])
     assert mean_average_precision(ranks, gallery, np.array(["a", "c"])) == scores.mean()
 
 
-def test_photos_that_were_not_returned_still_count_below_the_line() -> None:
+def test_images_that_were_not_returned_still_count_below_the_line() -> None:
     gallery = np.array([7, 7, 7, 8])
     assert average_precision(np.array([[0]]), gallery, np.array([7])) == pytest.approx([1 / 3])
 
 
-def test_more_photos_than_columns_are_not_capped_at_1000() -> None:
-    # 1,500 photos of the product; the 1,000 best are all right: sum of ones is 1,000 of 1,500.
+def test_more_images_than_columns_are_not_capped_at_1000() -> None:
+    # 1,500 images of the product; the 1,000 best are all right: sum of ones is 1,000 of 1,500.
     gallery = np.zeros(1500, dtype=np.int64)
     ranks = np.arange(1500)[None]
     assert average_precision(ranks, gallery, np.array([0])) == pytest.approx([1000 / 1500])
+    scores = per_query(hits_of_ranks(ranks, gallery, np.array([0])))
+    assert scores["mAP@1000"] == pytest.approx([1000 / 1500])
+    assert scores["MAP@R"] == scores["R-precision"] == scores["mP@5"] == [1.0]
 
 
-def test_perfect_ranking_scores_one_and_product_without_photo_scores_zero() -> None:
+def test_perfect_ranking_scores_one_and_product_without_image_scores_zero() -> None:
     gallery = np.array([1, 1, 2])
     ranks = np.array([[1, 0, 2], [0, 1, 2]])
     np.testing.assert_array_equal(average_precision(ranks, gallery, np.array([1, 9])), [1.0, 0.0])
@@ -67,7 +86,7 @@ def test_a_wrong_number_of_rows_is_refused() -> None:
         mean_average_precision(np.zeros((0, 4), dtype=int), np.zeros(4), np.zeros(0))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_gallery=st.integers(1, 1200),
@@ -84,3 +103,204 @@ def test_equals_the_loop_to_the_last_bit(
     ranks = np.stack([rng.permutation(width)[:1000] for _ in range(n_queries)])
     ours = average_precision(ranks, gallery, queries)
     assert ours.tolist() == naive_average_precision(ranks, gallery, queries)
+
+
+def test_hand_worked_case_of_every_metric() -> None:
+    labels = np.array(["a", "b", "a", "c", "a", "b"])
+    # The first query finds a at ranks 1, 3 and 5; the second its only c at rank 6; the third is
+    # of no class that the gallery has.
+    ranks = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5, 3], [0, 1, 2, 3, 4, 5]])
+    scores = per_query(hits_of_ranks(ranks, labels, np.array(["a", "c", "z"])))
+    nan = np.nan
+    expected = {
+        "mAP@1000": [(1 + 2 / 3 + 3 / 5) / 3, 1 / 6, nan],
+        "mP@5": [2 / 3, 0.0, nan],  # of the first min(3, 5), and of the first 1
+        "R@1": [1, 0, nan],
+        "R@5": [1, 0, nan],
+        "R@10": [1, 1, nan],
+        "R@100": [1, 1, nan],
+        "MAP@R": [(1 + 2 / 3) / 3, 0.0, nan],
+        "R-precision": [2 / 3, 0.0, nan],
+    }
+    assert scores.keys() == expected.keys() == METRICS.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, err_msg=name)
+
+
+def hits_of_search(
+    gallery: torch.Tensor,
+    labels: np.ndarray,
+    queries: torch.Tensor,
+    query_labels: np.ndarray,
+    own: np.ndarray | None = None,
+) -> Hits:
+    ranks = nearest_rows(queries, gallery, own=own)
+    return hits_of_ranks(ranks, labels, query_labels, own)
+
+
+case = given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(2, 50),
+    asked=st.integers(1, 10),
+    classes=st.integers(1, 12),
+)
+
+
+def integer_vectors(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Exact sums; and all of one length, so that distance and inner product rank alike."""
+    signs = rng.choice([-1.0, 1.0], (count, 8))
+    return torch.from_numpy(signs.astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@case
+def test_equals_pytorch_metric_learning(seed: int, images: int, asked: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    gallery, queries = (
+        torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, 8))).float())
+        for n in (images, asked)
+    )
+    labels, query_labels = rng.integers(0, classes, images), rng.integers(0, classes + 2, asked)
+    names = {
+        "precision_at_1": "R@1",
+        "r_precision": "R-precision",
+        "mean_average_precision_at_r": "MAP@R",
+        "mean_average_precision": "mAP@1000",
+    }
+    calculator = AccuracyCalculator(include=tuple(names), device=torch.device("cpu"))
+    for own in (None, np.arange(images)):
+        asking, given_labels = (queries, query_labels) if own is None else (gallery, labels)
+        theirs = calculator.get_accuracy(
+            asking,
+            torch.from_numpy(given_labels),
+            gallery,
+            torch.from_numpy(labels),
+            own is not None,
+        )
+        ours = per_query(hits_of_search(gallery, labels, asking, given_labels, own))
+        for name, value in theirs.items():
+            scored = ours[names[name]][~np.isnan(ours[names[name]])]
+            if len(scored):
+                assert scored.mean() == pytest.approx(value, abs=1e-9), name
+            else:
+                assert np.isnan(value)
+
+
+@settings(max_examples=25, deadline=None)
+@case
+def test_equals_torchmetrics(seed: int, images: int, asked: int, classes: int) -> None:
+    functional = pytest.importorskip("torchmetrics.functional.retrieval")
+    rng = np.random.default_rng(seed)
+    labels, query_labels = rng.integers(0, classes, images), rng.integers(0, classes, asked)
+    ranks = np.stack([rng.permutation(images) for _ in range(asked)])
+    ours = per_query(hits_of_ranks(ranks, labels, query_labels))
+    for query, row in enumerate(ranks):
+        scores = torch.empty(images)
+        scores[torch.from_numpy(row)] = torch.arange(images, 0, -1).float()
+        right = torch.from_numpy(labels == query_labels[query])
+        if not right.any():
+            assert all(np.isnan(values[query]) for values in ours.values())
+            continue
+        width = min(int(right.sum()), 5)
+        expected = {
+            "mAP@1000": functional.retrieval_average_precision(scores, right),
+            "mP@5": functional.retrieval_precision(scores, right, top_k=width),
+            "R-precision": functional.retrieval_r_precision(scores, right),
+            **{
+                f"R@{k}": functional.retrieval_hit_rate(scores, right, top_k=min(k, images))
+                for k in (1, 5, 10, 100)
+            },
+        }
+        for name, value in expected.items():
+            assert ours[name][query] == pytest.approx(float(value), abs=1e-6), name
+
+
+@settings(max_examples=60, deadline=None)
+@case
+def test_the_challenges_map_to_the_last_bit_with_ties(
+    seed: int, images: int, asked: int, classes: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    gallery, queries = integer_vectors(rng, images), integer_vectors(rng, asked)
+    labels, query_labels = rng.integers(0, classes, images), rng.integers(0, classes + 2, asked)
+    order = np.argsort(-(queries @ gallery.T).numpy(), axis=1, kind="stable")
+    theirs = average_precision(order, labels, query_labels)
+    ours = per_query(hits_of_search(gallery, labels, queries, query_labels))["mAP@1000"]
+    scored = ~np.isnan(ours)
+    assert ours[scored].tolist() == theirs[scored].tolist()
+    assert not theirs[~scored].any()
+
+
+def naive_gap(confidence: np.ndarray, right: np.ndarray, has_match: np.ndarray) -> float:
+    order = np.argsort(-confidence)
+    hits, total = 0, 0.0
+    for place, query in enumerate(order, 1):
+        if right[query]:
+            hits += 1
+            total += hits / place
+    return total / has_match.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), queries=st.integers(1, 40), steps=st.integers(1, 30))
+def test_gap_equals_scikit_learn_with_ties_and_the_loop_without(
+    seed: int, queries: int, steps: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    has_match = rng.random(queries) < 0.7
+    right = has_match & (rng.random(queries) < 0.6)
+    tied, untied = rng.integers(0, steps, queries) / steps, rng.permutation(queries) / queries
+    if not has_match.any():
+        assert np.isnan(global_average_precision(tied, right, has_match))
+        return
+    # scikit-learn divides by the right answers, GAP by the queries that have one.
+    reference = average_precision_score(right, tied) if right.any() else 0.0
+    expected = reference * right.sum() / has_match.sum()
+    assert global_average_precision(tied, right, has_match) == pytest.approx(expected)
+    expected = naive_gap(untied, right, has_match)
+    assert global_average_precision(untied, right, has_match) == pytest.approx(expected)
+
+
+def test_a_confident_distractor_costs_gap() -> None:
+    right, has_match = np.array([False, True, True]), np.array([False, True, True])
+    first = global_average_precision(np.array([0.9, 0.8, 0.7]), right, has_match)
+    last = global_average_precision(np.array([0.1, 0.8, 0.7]), right, has_match)
+    assert first == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert last == 1.0
+
+
+def rows(n_queries: int, n_gallery: int) -> np.ndarray:
+    width = max(n_gallery, 1000)
+    rng = np.random.default_rng(0)
+    real = np.stack([rng.permutation(n_gallery)[:1000] for _ in range(n_queries)])
+    filler = np.tile(np.arange(n_gallery, width), (n_queries, 1))
+    return np.concatenate([real, filler], axis=1)[:, :1000]
+
+
+@pytest.mark.parametrize("n_gallery", [3, 1000, 1400])
+def test_valid_arrays_pass(n_gallery: int) -> None:
+    check_ranks(rows(4, n_gallery), 4, n_gallery)
+
+
+def test_arrays_that_would_fail_or_score_wrongly_are_refused() -> None:
+    good = rows(4, 1400)
+
+    def refusal(ranks: object, n_gallery: int = 1400) -> str:
+        with pytest.raises(UserError) as caught:
+            check_ranks(ranks, 4, n_gallery)
+        return str(caught.value)
+
+    assert "list" in refusal(good.tolist())
+    assert "float64" in refusal(good.astype(float))
+    assert "(3, 1000)" in refusal(good[:3])
+    assert "(4, 999)" in refusal(good[:, :999])
+    negative, outside, twice = good.copy(), good.copy(), good.copy()
+    negative[2, 5] = -1
+    outside[1, 7] = 1400
+    twice[3, 9] = twice[3, 0]
+    assert "row 2" in refusal(negative)
+    assert "gallery row 1400" in refusal(outside)
+    assert "row 3 of the ranker's array names a gallery row twice" in refusal(twice)
+    early = rows(4, 3)
+    early[0, [0, 3]] = early[0, [3, 0]]
+    assert "in front of" in refusal(early, 3)
