@@ -268,8 +268,7 @@ def _list_duplicates(entries: list[Entry], target: Path) -> int:
     pairs = []
     for entry in entries:
         if counts[entry.sample] > 1:
-            with open_file(target / entry.name) as handle:
-                digest = hashlib.file_digest(handle, "sha256").digest()
+            digest = hashlib.sha256(read_bytes(target / entry.name)).digest()
             original = first.setdefault(digest, entry.name)
             if original != entry.name:
                 pairs.append((entry.name, original))

@@ -88,8 +88,8 @@ def write_folds(
     spread = folds == ALWAYS_TRAIN
     if "fold" in table.columns:
         spread &= pd.to_numeric(table["fold"]) != ALWAYS_TRAIN
-    part = folds.where(~spread, 0).to_numpy()
-    images, _ = pd.factorize(image_numbers(table, file, part)[spread])
+    kinds = folds.where(~spread, 0).to_numpy()
+    images, _ = pd.factorize(image_numbers(table, file, kinds)[spread])
     classes, _ = pd.factorize(table["label"][spread], sort=True)
     first = np.unique(images, return_index=True)[1]
     choose = class_folds if whole_classes else stratified_folds

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -90,7 +91,7 @@ def hnm_of_a_spreadsheet(folder: Path) -> None:
 
 RP2K = ("12大三元", "乌苏啤酒 500ml")
 # Of each layout: its labels with the numbers of training and test images, and cells of columns.
-LAYOUTS: list[tuple[str, Callable[[Path], None], dict[object, tuple[int, int]], dict[str, str]]] = [
+LAYOUTS: list[tuple[str, Callable[[Path], None], dict[Any, tuple[int, int]], dict[str, str]]] = [
     ("sop", layouts.sop, dict.fromkeys((1, 2, 3), (2, 0)) | dict.fromkeys((4, 5), (0, 2)), {}),
     *(
         (
@@ -131,7 +132,7 @@ LAYOUTS: list[tuple[str, Callable[[Path], None], dict[object, tuple[int, int]], 
 def test_labels_and_the_split(
     name: str,
     build: Callable[[Path], None],
-    labels: dict[object, tuple[int, int]],
+    labels: dict[Any, tuple[int, int]],
     cells: dict[str, str],
     source: Path,
 ) -> None:
@@ -160,9 +161,9 @@ def test_titles_and_paths(source: Path) -> None:
         layouts.BUILDERS[name](folder)
         table = table_of(name, folder)
         assert set(table["title"][table["label"] == label]) == {title}
-    (broken,) = pd.read_csv(source / "out" / "broken_photos.csv").itertuples(index=False)
-    assert broken.file_name == "../hnm/images/011/0110065051.jpg"
-    assert "does not exist" in broken.reason
+    broken = pd.read_csv(source / "out" / "broken_photos.csv")
+    assert broken["file_name"].tolist() == ["../hnm/images/011/0110065051.jpg"]
+    assert "does not exist" in broken["reason"][0]
     for name, place, path in (
         ("sop", 0, "Stanford_Online_Products/bicycle_final/111085122871_0.JPG"),
         ("products10k", -1, "test/102.jpg"),
