@@ -1,6 +1,6 @@
 """Downloading many small files politely: pooled connections, limits, retries, reasons.
 
-    async with Downloader(DownloadLimits()) as downloader:
+    async with Downloader(DownloadConfig()) as downloader:
         download = await downloader.fetch(url)
 
 Nothing is raised for a URL: a :class:`Download` has the bytes, or the reason why there are none.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import threading
@@ -18,53 +19,44 @@ import weakref
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
 from dataset.public_addresses import NOT_PUBLIC, public_socket, url_problem
+from visual_search.data.image_files import FORMATS, UnreadableImage, open_image
+from visual_search.data.images import decode_image
+
+if TYPE_CHECKING:
+    from dataset.dataset_creation_steps.engine import DownloadConfig
 
 AGENT = "visual-search/0.1 (image data set builder)"
 
+BACKOFF = 0.5
+"""Seconds before the second attempt; doubled for each one after it."""
+LONGEST_WAIT = 60.0
+"""Seconds: where a server asks for more, the file gets no further attempt and the server's other
+files a pause of this length."""
+REDIRECTS = 5
+"""At most so many in a row; they are no attempts."""
+
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """What a server says when it may answer otherwise a moment later."""
-
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+NOT_THERE = {"HTTP 400", "HTTP 403", "HTTP 404", "HTTP 410"}
 
 TRIED = " (attempt "
 """Stands in the reason of a failure that may pass."""
 
 REFUSED_TYPES = ("text/", "application/json", "application/xml", "application/xhtml")
-"""Media types that no photo has: a page saying that something went wrong."""
+"""Media types that no image has: a page saying that something went wrong."""
 
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"} | {name: name.lower() for name in FORMATS[1:]}
+"""Of the formats that are compared and kept."""
 
-@dataclass(frozen=True)
-class DownloadLimits:
-    """How far a download may go.
-
-    Attributes:
-        max_bytes: of one file.
-        timeout: seconds for one attempt, from connecting to the last byte.
-        attempts: at most so many for one URL, redirects not counted.
-        backoff: seconds before the second attempt, doubled for each one after it.
-        longest_wait: seconds; where a server asks for more (Retry-After), the file gets no further
-            attempt and the server's others a pause of this length.
-        connections: open to one host at a time.
-        rate: requests a second to one host; 0 is no limit.
-        redirects: at most so many in a row.
-        allow_private: also addresses that are not public, such as this machine's own; a redirect
-            still leads to another host only where that is public.
-    """
-
-    max_bytes: int = 20_000_000
-    timeout: float = 30.0
-    attempts: int = 4
-    backoff: float = 0.5
-    longest_wait: float = 60.0
-    connections: int = 32
-    rate: float = 100.0
-    redirects: int = 5
-    allow_private: bool = False
+MIN_SIDE = 16
+"""Pixels; a shop's server sends a single transparent pixel in place of an image that it lost."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +111,9 @@ class HostPace:
 class Downloader:
     """Fetches URLs; one for each event loop, shared by all tasks that run there."""
 
-    def __init__(self, limits: DownloadLimits) -> None:
-        self.limits = limits
-        self._pace = HostPace(limits.rate)
+    def __init__(self, config: DownloadConfig) -> None:
+        self.config = config
+        self._pace = HostPace(config.rate)
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> Downloader:
@@ -133,7 +125,7 @@ class Downloader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        await _close(self._sessions)
 
     def _session(self, private: bool) -> aiohttp.ClientSession:
         """The connections to any address, or to public ones only."""
@@ -143,66 +135,74 @@ class Downloader:
                 weakref.finalize(self, _close_dropped, self._sessions, loop)
             connector = aiohttp.TCPConnector(
                 limit=0,
-                limit_per_host=self.limits.connections,
+                limit_per_host=self.config.connections,
                 socket_factory=None if private else public_socket,
             )
             self._sessions[private] = aiohttp.ClientSession(
                 connector=connector,
-                timeout=aiohttp.ClientTimeout(total=self.limits.timeout),
+                timeout=aiohttp.ClientTimeout(total=self.config.timeout),
                 headers={"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.5"},
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,  # through a proxy, the address connected to is the proxy's
             )
         return self._sessions[private]
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await _closed(self._sessions)
+    async def fetch_image(self, url: str) -> Download:
+        """An image in the wanted size; where the server has no such size, as it is.
+
+        The bytes are looked at: what does not begin as an image of at least some pixels is refused.
+        """
+        sized = url if self.config.size_hint is None else sized_image(url, self.config.size_hint)
+        found = await self.fetch(sized)
+        if sized != url and found.reason in NOT_THERE:
+            found = await self.fetch(url)
+        problem = found.reason if found.data is None else image_problem(found.data)
+        return Download(url, None if problem else found.data, problem)
 
     async def fetch(self, url: str) -> Download:
         """One file. Errors that may pass are tried again, with growing pauses.
 
+        Whatever goes wrong is the URL's own reason: nothing that a server says ends the job.
+
         Args:
             url: http or https.
         """
-        wait = self.limits.backoff
-        for attempt in range(1, self.limits.attempts + 1):
+        wait = BACKOFF
+        for attempt in range(1, self.config.attempts + 1):
             try:
                 return Download(url, await self._attempt(url), None)
-            except _Failed as failed:
+            except Exception as error:
+                failed = _failure(error)
                 pause = failed.wait if failed.wait is not None else wait * random.uniform(0.5, 1.0)
-                last = attempt == self.limits.attempts or pause > self.limits.longest_wait
+                last = attempt == self.config.attempts or pause > LONGEST_WAIT
                 if not failed.retry or last:
-                    tried = f"{TRIED}{attempt} of {self.limits.attempts})" if failed.retry else ""
+                    tried = f"{TRIED}{attempt} of {self.config.attempts})" if failed.retry else ""
                     return Download(url, None, f"{failed.reason}{tried}")
                 await asyncio.sleep(pause)
                 wait *= 2
         raise AssertionError("the last attempt returns")
 
     async def _attempt(self, url: str) -> bytes:
+        # A private host may be named by the table itself, never by a redirect from elsewhere.
         trusted: str | None = None
-        for number in range(self.limits.redirects + 1):
+        for number in range(REDIRECTS + 1):
             problem = url_problem(url)
             if problem:
                 raise _Failed(problem)
-            try:
-                if number == 0 and self.limits.allow_private:
-                    trusted = URL(url).host
-                found = await self._request(url, trusted)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _failure(error) from error
+            if number == 0 and self.config.allow_private:
+                trusted = URL(url).host
+            found = await self._request(URL(url), trusted)
             if isinstance(found, bytes):
                 return found
             url = found
-        raise _Failed(f"more than {self.limits.redirects} redirects")
+        raise _Failed(f"more than {REDIRECTS} redirects")
 
-    async def _request(self, url: str, trusted: str | None) -> bytes | str:
+    async def _request(self, target: URL, trusted: str | None) -> bytes | str:
         """The body, or where a redirect leads; `trusted` is the host that need not be public."""
-        target = URL(url)
         await self._pace.turn(target.host or "")
         session = self._session(private=target.host == trusted)
         async with session.get(target, allow_redirects=False) as response:
-            if response.status in REDIRECTS:
+            if response.status in REDIRECT_STATUSES:
                 place = response.headers.get("Location")
                 if not place:
                     raise _Failed(f"HTTP {response.status} without a place to go to")
@@ -217,11 +217,11 @@ class Downloader:
     def _refusal(self, response: aiohttp.ClientResponse) -> _Failed:
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None:
-            self._pace.pause(response.url.host or "", min(wait, self.limits.longest_wait))
+            self._pace.pause(response.url.host or "", min(wait, LONGEST_WAIT))
         return _Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        limit = self.limits.max_bytes
+        limit = int(self.config.max_mb * 1e6)
         too_large = _Failed(f"larger than {limit} bytes")
         if (response.content_length or 0) > limit:
             raise too_large
@@ -236,7 +236,7 @@ class Downloader:
         return b"".join(chunks)
 
 
-async def _closed(sessions: dict[bool, aiohttp.ClientSession]) -> None:
+async def _close(sessions: dict[bool, aiohttp.ClientSession]) -> None:
     while sessions:
         await sessions.popitem()[1].close()
 
@@ -247,7 +247,7 @@ def _close_dropped(
     """Close what a downloader left open that was dropped, or lives on until the program ends."""
     if not sessions or not loop.is_running():
         return
-    closing = asyncio.run_coroutine_threadsafe(_closed(sessions), loop)
+    closing = asyncio.run_coroutine_threadsafe(_close(sessions), loop)
     if threading.get_ident() != getattr(loop, "_thread_id", None):
         closing.result(timeout=5)
 
@@ -265,13 +265,15 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except Exception:  # the parser raises whatever it stumbles over, OverflowError say
             return None
     return max(0.0, seconds) if seconds == seconds else None
 
 
 def _failure(error: Exception) -> _Failed:
     """The reason in words, and whether another attempt is worth it."""
+    if isinstance(error, _Failed):
+        return error
     # A host with several addresses reports several errors as one; only the text remains.
     if NOT_PUBLIC in str(getattr(error, "os_error", "")):
         return _Failed(f"refused: {NOT_PUBLIC}")
@@ -284,10 +286,52 @@ def _failure(error: Exception) -> _Failed:
         return _Failed(f"no trusted connection ({error})")
     if isinstance(error, aiohttp.ClientPayloadError):
         return _Failed("the answer was cut short", retry=True)
+    words = str(getattr(error, "os_error", None) or error)[:120] or type(error).__name__
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return _Failed(f"the connection failed ({_short(error)})", retry=True)
-    return _Failed(f"no valid answer ({_short(error)})")
+        return _Failed(f"the connection failed ({words})", retry=True)
+    return _Failed(f"no valid answer ({words})")
 
 
-def _short(error: Exception) -> str:
-    return str(getattr(error, "os_error", None) or error)[:120] or type(error).__name__
+# What stands between the id and the extension asks for a size or a cut-out: `._SY88`,
+# `._SX38_SY50_CR,0,0,38,50_`.
+_AMAZON = re.compile(
+    r"^(?P<head>https?://[^?#]*/images/[A-Z]/[^/?#.]+)(?:\._[^/?#]*)?(?P<end>\.\w+)$"
+)
+
+
+def sized_image(url: str, side: int) -> str:
+    """The address of the same image, scaled by Amazon's server.
+
+    Two addresses of one image in different sizes give the same text.
+
+    Args:
+        url: an address; one that is not of Amazon's form is returned as it is.
+        side: of the longest side, pixels; 0 asks for the image as it was uploaded.
+    """
+    found = _AMAZON.match(url)
+    if not found:
+        return url
+    return found["head"] + (f"._SL{side}_" if side else "") + found["end"]
+
+
+def image_problem(data: bytes, *, whole: bool = False) -> str | None:
+    """What is wrong with the bytes of an image, None for nothing.
+
+    Args:
+        data: the whole file.
+        whole: decode all of it, which finds a cut file; else only its beginning is read.
+    """
+    try:
+        width, height = open_image(data).size
+        if whole:
+            decode_image(data)
+    except UnreadableImage as error:
+        return str(error)
+    if min(width, height) < MIN_SIDE:
+        return f"{width} x {height} pixels are too few"
+    return None
+
+
+def extension(data: bytes) -> str:
+    """`jpg` and so on, for an image that has no problem."""
+    return EXTENSIONS[open_image(data).format or ""]

@@ -9,19 +9,26 @@ check stands where a connection is made: on the very address that the socket is 
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
 SCHEMES = ("http", "https")
+NOT_PUBLIC = "not a public address"
 
 # Prefixes in whose last 32 bits an IPv4 address stands: IPv4-mapped, IPv4-compatible, the
 # translated form of RFC 6145, and NAT64 (RFC 6052).
 _IPV4_INSIDE = [
-    IPv6Network(text) for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96")
+    ip_network(text) for text in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96")
 ]
-
-NOT_PUBLIC = "not a public address"
+# All that IANA has given out of IPv6 for the public; site-local addresses, NAT64 of one's own
+# network (RFC 8215) and whatever comes to be reserved lie outside.
+_GLOBAL_UNICAST = ip_network("2000::/3")
+# Public by Python's tables, but not by IANA's; and the address at which Azure's machines ask their
+# host for metadata.
+_REFUSED = [
+    ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20")
+]
 
 
 class AddressRefused(OSError):
@@ -40,11 +47,14 @@ def is_public(address: str) -> bool:
         ValueError: for anything that is no address.
     """
     found = ip_address(address.partition("%")[0])
-    inner = _ipv4_inside(found) if isinstance(found, IPv6Address) else None
-    if inner is not None:
-        return is_public(str(inner))
+    if isinstance(found, IPv6Address):
+        inner = _ipv4_inside(found)
+        if inner is not None:
+            return is_public(str(inner))
+        if found not in _GLOBAL_UNICAST:
+            return False
     # "Global" includes some multicast ranges.
-    return found.is_global and not found.is_multicast
+    return found.is_global and not found.is_multicast and not any(found in net for net in _REFUSED)
 
 
 def _ipv4_inside(address: IPv6Address) -> IPv4Address | None:

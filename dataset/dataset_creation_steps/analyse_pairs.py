@@ -1,4 +1,4 @@
-"""Step 3: how alike the photos of a product are, and which of them are kept.
+"""Step 3: how alike the images of a product are, and which of them are kept.
 
 python dataset/dataset_creation_steps/analyse_pairs.py X.parquet "X.parquet_*.embeddings"
 python dataset/dataset_creation_steps/analyse_pairs.py X.parquet --threshold 0.6 0.5
@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.dataset_creation_steps.engine import add_download_options, limits
+from dataset.dataset_creation_steps.engine import (
+    DownloadConfig,
+    add_download_options,
+    download_config,
+)
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from dataset.dataset_creation_steps.mean_cosines import PairCounts
-    from dataset.downloads import DownloadLimits
 
 DEFAULT_THRESHOLDS = (0.6, 0.5)
 
@@ -29,9 +30,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="analyse_pairs.py",
-        description="Step 3: compare every photo of the shop with every buyer's photo of the same "
-        "product (once), then keep the photos whose mean cosine is above a threshold (any, in "
-        "seconds). Draws a histogram and the photos around each threshold.",
+        description="Step 3: compare every image of the shop with every buyer's image of the same "
+        "product (once), then keep the images whose mean cosine is above a threshold (any, in "
+        "seconds). Draws a histogram and the images around each threshold.",
     )
     parser.add_argument("parquet", type=Path, help="of get_pairs.py")
     parser.add_argument(
@@ -43,34 +44,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.6 0.5"
     )
     parser.add_argument(
-        "--min-images", type=int, default=2, help="photos a product must keep (%(default)s)"
+        "--min-images", type=int, default=2, help="images a product must keep (%(default)s)"
     )
     parser.add_argument(
         "--pictures",
         type=int,
         default=12,
-        help="photos to show on each side of a threshold; 0: none (%(default)s)",
+        help="images to show on each side of a threshold; 0: none (%(default)s)",
     )
     add_download_options(parser)
     return parser.parse_args(arguments)
 
 
-def output_names(parquet: Path) -> dict[str, Path]:
-    """The table of means, its counts and its histogram."""
-    stem = parquet.with_suffix("")
-    return {
-        "means": stem.with_name(f"{stem.name}_mean_cosines.parquet"),
-        "counts": stem.with_name(f"{stem.name}_mean_cosines.json"),
-        "histogram": stem.with_name(f"{stem.name}_mean_cosines.png"),
-    }
+def means_file(parquet: Path) -> Path:
+    """`<Category>_mean_cosines.parquet`; its counts (.json) and histogram (.png) lie beside it."""
+    return parquet.with_name(f"{parquet.stem}_mean_cosines.parquet")
 
 
 def selection_file(parquet: Path, threshold: float) -> Path:
     """`<Category>_mean_05.parquet`."""
     from dataset.dataset_creation_steps.mean_cosines import threshold_name
 
-    stem = parquet.with_suffix("")
-    return stem.with_name(f"{stem.name}_mean_{threshold_name(threshold)}.parquet")
+    return parquet.with_name(f"{parquet.stem}_mean_{threshold_name(threshold)}.parquet")
 
 
 def analyse(
@@ -85,7 +80,7 @@ def analyse(
         parquet: of step 1; names the outputs.
         embeddings: pattern of the snapshots' names; None is `<parquet>_*.embeddings`.
         thresholds: of the mean cosine, -1..1.
-        min_images: photos a product must keep.
+        min_images: images a product must keep.
 
     Returns:
         What each threshold keeps.
@@ -100,17 +95,12 @@ def analyse(
     for threshold in thresholds:
         if not -1 <= threshold < 1:
             raise UserError(f"--threshold {threshold}: a cosine is from -1 to below 1")
-    names = output_names(parquet)
     pattern = embeddings or f"{glob.escape(str(parquet))}_*.embeddings"
     snapshots = sorted(map(Path, glob.glob(pattern)))
     if not snapshots:
         raise UserError(f"no file fits {pattern!r}: run extract_features.py {parquet} first")
-    if not names["counts"].is_file():
-        names["means"].unlink(missing_ok=True)  # written before its counts, by a killed process
-    found = write_means(snapshots, names["means"])
-    if found is not None:
-        _keep_counts(found, names["counts"])
-    means = pq.read_table(names["means"])
+    write_means(snapshots, means_file(parquet))
+    means = pq.read_table(means_file(parquet))
     kept = {threshold: cut(means, threshold, min_images) for threshold in thresholds}
     for threshold, table in kept.items():
         with written_atomically(selection_file(parquet, threshold)) as temporary:
@@ -118,28 +108,19 @@ def analyse(
     return kept
 
 
-def _keep_counts(found: PairCounts, path: Path) -> None:
-    write_json(path, {**found.counts, "histogram_of_pairs": found.histogram.tolist()})
-
-
 def show(
-    parquet: Path, thresholds: Sequence[float], download: DownloadLimits, size_hint: int, count: int
+    parquet: Path, thresholds: Sequence[float], config: DownloadConfig, count: int
 ) -> list[Path]:
-    """Draw the histogram and, around each threshold, so many photos a side; what was written."""
-    import json
-
+    """Draw the histogram and, around each threshold, so many images a side; what was written."""
     import pyarrow.parquet as pq
 
     from dataset.dataset_creation_steps.mean_cosines import draw_around, draw_histogram
 
-    names = output_names(parquet)
-    means = pq.read_table(names["means"])
-    pairs = json.loads(names["counts"].read_text("utf-8"))["histogram_of_pairs"]
-    draw_histogram(means["mean_cosine"].to_numpy(), pairs, thresholds, names["histogram"])
-    written = [names["histogram"]]
+    written = [draw_histogram(means_file(parquet), thresholds)]
+    means = pq.read_table(means_file(parquet))
     for threshold in thresholds if count else ():
         path = selection_file(parquet, threshold).with_suffix(".jpg")
-        draw_around(means, threshold, count, download, size_hint, path)
+        draw_around(means, threshold, count, config, path)
         written.append(path)
     return written
 
@@ -152,12 +133,10 @@ def main() -> None:
     for threshold, table in kept.items():
         products = len(table["asin"].unique())
         print(
-            f"above {threshold:g}: {table.num_rows} photos of {products} products "
+            f"above {threshold:g}: {table.num_rows} images of {products} products "
             f"({selection_file(parquet, threshold)})"
         )
-    written = show(
-        parquet, arguments.threshold, limits(arguments), arguments.size_hint, arguments.pictures
-    )
+    written = show(parquet, arguments.threshold, download_config(arguments), arguments.pictures)
     print("pictures: " + ", ".join(map(str, written)))
     lowest = selection_file(parquet, min(arguments.threshold))
     print(f"next: python dataset/dataset_creation_steps/download_images.py {lowest}")

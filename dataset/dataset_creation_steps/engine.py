@@ -7,12 +7,8 @@ import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError
-
-if TYPE_CHECKING:
-    from dataset.downloads import DownloadLimits
 
 RUNNERS = ("native", "ray")
 _started: list[str] = []
@@ -94,32 +90,19 @@ class DownloadConfig:
         size_hint: ask Amazon for images of this longest side, pixels (_SL500_); 0: as uploaded.
         rate: requests a second to a host; 0: any.
         connections: open to a host at a time.
-        timeout: seconds for one attempt.
+        timeout: seconds for one attempt, from connecting to the last byte.
         attempts: for errors that may pass.
         max_mb: of one image.
         allow_private: also addresses that are not public, such as this machine's own.
     """
 
-    size_hint: int = 500
+    size_hint: int | None = 500
     rate: float = 100.0
     connections: int = 32
     timeout: float = 30.0
     attempts: int = 4
     max_mb: float = 20.0
     allow_private: bool = False
-
-    def limits(self) -> DownloadLimits:
-        """As the downloader takes them."""
-        from dataset.downloads import DownloadLimits
-
-        return DownloadLimits(
-            max_bytes=int(self.max_mb * 1e6),
-            timeout=self.timeout,
-            attempts=self.attempts,
-            connections=self.connections,
-            rate=self.rate,
-            allow_private=self.allow_private,
-        )
 
 
 def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
@@ -136,20 +119,20 @@ def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = T
             group.add_argument(option, type=kind, default=field.default, help=text)
 
 
-def add_piece_options(parser: argparse.ArgumentParser, photos: int) -> None:
-    """How photos that are kept come in pieces; `photos` of one, where nothing is said."""
+def download_config(arguments: argparse.Namespace) -> DownloadConfig:
+    """What :func:`add_download_options` read; without `size_hint`, addresses stay as they are."""
+    given = {"size_hint": None, **vars(arguments)}
+    return DownloadConfig(**{field.name: given[field.name] for field in fields(DownloadConfig)})
+
+
+def add_piece_options(parser: argparse.ArgumentParser) -> None:
+    """How many images that are kept are downloaded between two records of what is done."""
     parser.add_argument(
         "--piece-photos",
         type=int,
-        default=photos,
-        help="photos between two records of what is done (%(default)s)",
+        default=1000,
+        help="images between two records of what is done (%(default)s)",
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="try again what failed for a passing reason"
     )
-
-
-def limits(arguments: argparse.Namespace) -> DownloadLimits:
-    """The limits that the options ask for."""
-    names = {field.name for field in fields(DownloadConfig)} & vars(arguments).keys()
-    return DownloadConfig(**{name: getattr(arguments, name) for name in names}).limits()

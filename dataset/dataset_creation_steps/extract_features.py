@@ -1,4 +1,4 @@
-"""Step 2: an embedding of every photo of the shop and of the buyers; no photo is kept.
+"""Step 2: an embedding of every image of the shop and of the buyers; no image is kept.
 
 python dataset/dataset_creation_steps/extract_features.py X.parquet --run runs/arcface_2nd
 """
@@ -8,24 +8,23 @@ from __future__ import annotations
 import argparse
 import functools
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset.dataset_creation_steps.engine import (
+    DownloadConfig,
     add_download_options,
     add_runner_options,
-    limits,
+    download_config,
     start_engine,
 )
 from visual_search.common.errors import UserError, exit_with_sentence
-from visual_search.common.files import write_text
+from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from dataset.downloads import DownloadLimits
 
 PRODUCTS_A_SNAPSHOT = 1000
 COLUMNS = ["asin", "product_images", "user_images"]
@@ -41,14 +40,14 @@ class Extracted:
     """Of these, files that an earlier call had written."""
     embedded: int
     failures: Counter[str]
-    """Photos without an embedding, by reason."""
+    """Images without an embedding, by reason."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="extract_features.py",
-        description="Step 2: download and embed every photo of a parquet file of step 1 into "
+        description="Step 2: download and embed every image of a parquet file of step 1 into "
         "<parquet>_NNNNN.embeddings, one for each thousand products. Killed at any "
         "moment, the same command goes on where it was.",
     )
@@ -81,40 +80,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_photos(parquet: str, products: int, retried: frozenset[int], number: int) -> pa.Table:
-    """The photos of so many products, or those to try again: asin, role and url."""
-    import pyarrow as pa
-
-    from dataset.dataset_creation_steps.snapshots import (
-        PHOTOS,
-        may_pass_rows,
-        read_rows,
-        read_snapshot,
-        snapshot_file,
-    )
-
-    if number in retried:
-        table = read_snapshot(snapshot_file(Path(parquet), number))
-        return table.take(pa.array(may_pass_rows(table))).select(["asin", "role", "url"])
-
-    rows: list[tuple[str, str, str]] = []
-    start = number * products
-    for batch in read_rows(Path(parquet), start, start + products, COLUMNS):
-        for row in batch.to_pylist():
-            for role, column in (("product", "product_images"), ("user", "user_images")):
-                rows += [(row["asin"], role, url) for url in row[column]]
-    names = ("asin", "role", "url")
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
-    schema = pa.schema([PHOTOS.field(name) for name in names])
-    return pa.table({name: columns.get(name, ()) for name in names}, schema=schema)
-
-
 def extract(
     parquet: Path,
     run: Path,
-    download: DownloadLimits,
+    config: DownloadConfig,
     *,
-    size_hint: int = 500,
     products: int = PRODUCTS_A_SNAPSHOT,
     gpus: float = 0.0,
     distributed: bool = False,
@@ -126,12 +96,11 @@ def extract(
     Args:
         parquet: of step 1.
         run: of the model, as :func:`visual_search.model.checkpoint.load_checkpoint` takes it.
-        download: limits.
-        size_hint: longest side to ask Amazon's servers for, pixels; 0 is as uploaded.
+        config: limits of the downloads.
         products: of one snapshot.
         gpus: of a cluster, for each of its workers' models.
         distributed: whether each snapshot may be made on another machine.
-        retry_failed: try photos again that failed for a reason that may have passed.
+        retry_failed: try images again that failed for a reason that may have passed.
         overwrite: delete snapshots that were made of something else, and make these, too. Those of
             this model, table and size stay, so that a killed call can be repeated as it was.
 
@@ -139,17 +108,16 @@ def extract(
         UserError: when file or model is missing, or the snapshots are of another model.
     """
     from dataset.dataset_creation_steps.snapshots import (
-        check_source,
+        IMAGES,
         file_fingerprint,
         fingerprint,
-        keep_of_source,
-        may_pass_rows,
-        read_snapshot,
+        read_rows,
         remove_leftovers,
         row_count,
         snapshot_file,
         snapshot_files,
-        write_pieces,
+        source_of,
+        work_on_pieces,
     )
     from visual_search.common.progress import progress_bar
     from visual_search.model import checkpoint
@@ -157,115 +125,112 @@ def extract(
     remove_leftovers(parquet)
     count = -(-row_count(parquet, COLUMNS) // products)
     source = fingerprint(
-        file_fingerprint(parquet), checkpoint.fingerprint(run), f"{size_hint} {products}"
+        file_fingerprint(parquet), checkpoint.fingerprint(run), f"{config.size_hint} {products}"
     )
-    if overwrite:
-        keep_of_source(parquet, source, count)
-    done = snapshot_files(parquet)
-    for path in done.values():
-        advice = "start with --overwrite, or name the same --run, --size-hint and --products"
-        check_source(path, source, advice)
-    retried = frozenset(
-        number
-        for number, path in (done if retry_failed else {}).items()
-        if len(may_pass_rows(read_snapshot(path)))
-    )
-    missing = [n for n in range(count) if n in retried or n not in done]
-    initial = count - len(missing)
-    title = f"embedding {parquet.name}"
-    with progress_bar(title, "snapshot", total=count, initial=initial) as bar:
-        frames = _photos(parquet, products, retried, missing, distributed)
-        embedded_pieces = _embedded(frames, str(run.resolve()), download, size_hint, gpus)
-        write_pieces(
-            embedded_pieces,
-            bool(done),
-            retried,
-            file_of=functools.partial(snapshot_file, parquet),
-            columns=["asin", "role", "url", "vector", "reason"],
-            source=source,
-            advance=bar.update,
+    for number, path in snapshot_files(parquet).items():
+        if number < count and source_of(path) == source:
+            continue
+        if not overwrite:
+            raise UserError(
+                f"{path} was made from another input or another model: start with "
+                "--overwrite, or name the same --run, --size-hint and --products"
+            )
+        path.unlink()
+
+    def rows_of(number: int) -> pa.Table:
+        start = number * products
+        return image_rows(read_rows(parquet, start, start + products, COLUMNS))
+
+    undone = sorted(set(range(count)) - set(snapshot_files(parquet)))
+    with progress_bar(f"embedding {parquet.name}", "snapshot", total=count) as bar:
+        worked_on = work_on_pieces(
+            functools.partial(snapshot_file, parquet),
+            count,
+            undone,
+            rows_of,
+            _stages(run, config, gpus) if undone or retry_failed else lambda frame: frame,
+            IMAGES.names,
+            source,
+            retry_failed=retry_failed,
+            distributed=distributed,
+            progress=bar,
         )
     embedded, failures = _summed(parquet, count)
-    return Extracted(count, count - len(missing), embedded, failures)
+    return Extracted(count, count - worked_on, embedded, failures)
 
 
-def _photos(
-    parquet: Path,
-    products: int,
-    retried: frozenset[int],
-    numbers: Sequence[int],
-    distributed: bool,
-) -> Iterator[Any]:
-    """The addresses of all photos of some pieces, as frames of the engine's."""
-    from dataset.dataset_creation_steps.snapshots import PHOTOS, PieceReader, Pieces, waves
+def image_rows(products: pa.Table) -> pa.Table:
+    """The images of some products, those of one together: asin, role and url."""
+    import pyarrow as pa
 
-    columns = tuple((name, PHOTOS.field(name).type) for name in ("asin", "role", "url"))
-    read = functools.partial(read_photos, str(parquet.resolve()), products, retried)
-    for some, tasks in waves(numbers, distributed) if numbers else ():
-        yield Pieces(PieceReader(columns, read), some, tasks).read()
+    from dataset.dataset_creation_steps.snapshots import IMAGES
+
+    rows = [
+        {"asin": row["asin"], "role": role, "url": url}
+        for row in products.to_pylist()
+        for role, column in (("product", "product_images"), ("user", "user_images"))
+        for url in row[column]
+    ]
+    schema = pa.schema([IMAGES.field(name) for name in ("asin", "role", "url")])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _embedded(
-    frames: Iterator[Any],
-    run: str,
-    download: DownloadLimits,
-    size_hint: int,
-    gpus: float,
-) -> Generator[tuple[int, pa.Table], None, None]:
-    """Embedded photos, a piece at a time."""
+def _stages(run: Path, config: DownloadConfig, gpus: float) -> Callable[[Any], Any]:
+    """Fetch and embed: a frame with `url` gets `vector` and `reason`."""
+    import daft
     from daft import col
 
-    from dataset.dataset_creation_steps.embedding import embed_stage
-    from dataset.dataset_creation_steps.photos import FetchStage, stoppable
-    from dataset.dataset_creation_steps.snapshots import whole_pieces
+    from dataset.dataset_creation_steps.embedding import EmbedStage
+    from dataset.dataset_creation_steps.image_store import FetchStage
 
-    fetch: Any = FetchStage(download, size_hint).fetch
-    embed = embed_stage(gpus)(run).embed
-    for frame in frames:
+    fetch: Any = FetchStage(config).fetch
+    # A model in each worker process, with its share of GPUs.
+    embed = daft.cls(EmbedStage, gpus=gpus, use_process=False)(str(run.resolve())).embed
+
+    def stages(frame: Any) -> Any:
         frame = frame.with_column("got", fetch(col("url")))
         frame = frame.with_column("made", embed(col("got")["data"]))
         reason = col("got")["reason"].fill_null(col("made")["reason"])
         frame = frame.with_columns({"vector": col("made")["vector"], "reason": reason})
-        batches = frame.exclude("got", "made").to_arrow_iter(results_buffer_size=None)
-        yield from whole_pieces(stoppable(batches))
+        return frame.exclude("got", "made")
+
+    return stages
 
 
 def _summed(parquet: Path, count: int) -> tuple[int, Counter[str]]:
-    """Photos with an embedding, and reasons of those without; the list of them is written."""
-    from dataset.dataset_creation_steps.snapshots import read_snapshot, snapshot_file
+    """Images with an embedding, and reasons of those without; the list of them is written."""
+    import pandas as pd
 
-    embedded, failures, lines = 0, Counter[str](), ["asin,role,url,reason"]
+    from dataset.dataset_creation_steps.snapshots import IMAGES, read_snapshot, snapshot_file
+
+    embedded = 0
+    columns = [name for name in IMAGES.names if name != "vector"]
+    failed = [pd.DataFrame(columns=columns)]
     for number in range(count):
-        table = read_snapshot(snapshot_file(parquet, number)).drop_columns("vector")
-        for row in table.to_pylist():
-            if row["reason"] is None:
-                embedded += 1
-                continue
-            failures[row["reason"]] += 1
-            lines.append(",".join(_cell(row[name]) for name in ("asin", "role", "url", "reason")))
-    write_text(failures_file(parquet), "\n".join(lines) + "\n")
-    return embedded, failures
-
-
-def _cell(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
+        table = read_snapshot(snapshot_file(parquet, number)).select(columns).to_pandas()
+        failures = table[table["reason"].notna()]
+        embedded += len(table) - len(failures)
+        failed.append(failures)
+    found = pd.concat(failed)
+    with written_atomically(failures_file(parquet)) as temporary:
+        found.to_csv(temporary, index=False)
+    return embedded, Counter(found["reason"].tolist())
 
 
 def failures_file(parquet: Path) -> Path:
-    """The photos without an embedding, each with its reason."""
+    """The images without an embedding, each with its reason."""
     return parquet.with_name(f"{parquet.name}.failures.csv")
 
 
 def main() -> None:
-    """Write the snapshots and say what came of the photos."""
+    """Write the snapshots and say what came of the images."""
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     parquet: Path = arguments.parquet
     found = extract(
         parquet,
         arguments.run,
-        limits(arguments),
-        size_hint=arguments.size_hint,
+        download_config(arguments),
         products=arguments.products,
         gpus=arguments.gpus,
         distributed=arguments.runner == "ray",
@@ -275,12 +240,12 @@ def main() -> None:
     for reason, count in found.failures.most_common(10):
         print(f"{count:8d} without an embedding: {reason}")
     print(
-        f"{found.embedded} photos embedded, {found.failures.total()} not "
+        f"{found.embedded} images embedded, {found.failures.total()} not "
         f"({failures_file(parquet)}); {found.snapshots} snapshots, {found.earlier} of them from "
         "an earlier call"
     )
     if not found.embedded:
-        raise UserError("no photo could be embedded; the reasons are above")
+        raise UserError("no image could be embedded; the reasons are above")
     print(
         "next: python dataset/dataset_creation_steps/analyse_pairs.py "
         f'{parquet} "{parquet}_*.embeddings"'

@@ -1,4 +1,4 @@
-"""Step 1: the products whose reviews have photos.
+"""Step 1: the products whose reviews have images.
 
 python dataset/dataset_creation_steps/get_pairs.py X.json.gz --meta meta_X.json.gz
 """
@@ -6,30 +6,29 @@ python dataset/dataset_creation_steps/get_pairs.py X.json.gz --meta meta_X.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.common.files import write_json, written_atomically
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 PRODUCTS_A_GROUP = 1000
 """Products of a row group, which is also what one snapshot of step 2 holds."""
+ROWS_A_GROUP = 4096
+"""Of what is read, before it is joined."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="get_pairs.py",
-        description="Step 1: write a parquet file of the products that have photos of their own "
-        "and reviews with photos. Junk and broken lines are counted, never fatal.",
+        description="Step 1: write a parquet file of the products that have images of their own "
+        "and reviews with images. Junk and broken lines are counted, never fatal.",
     )
     parser.add_argument("reviews", type=Path, help="<Category>.json or .json.gz, a review a line")
     parser.add_argument(
@@ -82,126 +81,123 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
         What was counted; it is in `<output>.summary.json` as well.
 
     Raises:
-        UserError: when a file is missing, or no product has both kinds of photos.
+        UserError: when a file is missing or of another kind, or no product has both kinds of
+            images.
     """
+    from dataset.dataset_creation_steps.reviews import beginning
+
     for path in (reviews, meta):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
     parts = output.with_name(f".{output.name}.parts")
     shutil.rmtree(parts, ignore_errors=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    parts.mkdir(parents=True)
     try:
         summary: dict[str, Any] = {
-            "reviews": _extract(reviews, "reviews", parts / "reviews"),
-            "products": _extract(meta, "products", parts / "products"),
+            "reviews": extract(reviews, "reviews", parts / "reviews.parquet"),
+            "products": extract(meta, "products", parts / "products.parquet"),
             "inputs": inputs(reviews, meta),
         }
-        summary["products"]["duplicate asins, merged"] = _duplicates(parts / "products")
-        summary |= _write(_joined(parts), output)
+        summary["products"]["duplicate asins, merged"] = _duplicates(parts / "products.parquet")
+        summary["pairs"] = _write(_joined(parts), output)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     if not summary["pairs"]["products"]:
         output.unlink(missing_ok=True)
         raise UserError(
-            f"no product of {meta} has photos and a review with photos in {reviews}: do both "
-            f"files belong to the same category? counted: {json.dumps(summary)}"
+            f"no product of {meta} (it begins {beginning(meta)}) has images and a review with "
+            f"images in {reviews} (it begins {beginning(reviews)}): do both files belong to the "
+            f"same category? counted: {json.dumps(summary)}"
         )
     write_json(summary_file(output), summary)
     return summary
 
 
-def _extract(path: Path, kind: str, folder: Path) -> dict[str, int]:
-    """Read a file once and keep its rows with photos in `folder`; its counts."""
-    import daft
+def extract(path: Path, kind: str, output: Path) -> dict[str, int]:
+    """Read a file once and keep its rows with images, `asin, title, urls`; what was counted.
 
-    from dataset.dataset_creation_steps.reviews import AmazonFile
-
-    AmazonFile(path, kind).read().write_parquet(str(folder))
-    ends = daft.read_parquet(f"{folder}/*.parquet").where(daft.col("tally").not_null())
-    tally: Counter[str] = Counter()
-    for text in ends.select("tally").to_pydict()["tally"]:
-        tally.update(json.loads(text))
-    return dict(sorted(tally.items()))
-
-
-def _rows(folder: Path) -> Any:
-    import daft
-
-    return daft.read_parquet(f"{folder}/*.parquet").where(daft.col("asin").not_null())
-
-
-def _duplicates(folder: Path) -> int:
-    """Rows of products whose asin an earlier row had."""
-    import daft
-
-    sizes = _rows(folder).groupby("asin").agg(daft.col("title").count("all").alias("rows"))
-    counted = sizes.agg(daft.col("rows").sum(), daft.col("asin").count().alias("asins")).to_pydict()
-    return int((counted["rows"][0] or 0) - counted["asins"][0])
-
-
-def _joined(parts: Path) -> Any:
-    """A row for each product with both kinds of photos, sorted by asin."""
-    import daft
-
-    def photos(name: str, column: str) -> Any:
-        lists = _rows(parts / name).select("asin", "urls").explode("urls")
-        return lists.groupby("asin").agg(daft.col("urls").list_agg_distinct().alias(column))
-
-    users = photos("reviews", "user_images")
-    # Only what reviews have photos of goes on from here: most products have none.
-    wanted = _rows(parts / "products").join(users.select("asin"), on="asin", how="semi")
-    titles = wanted.groupby("asin").agg(daft.col("title").max())
-    lists = wanted.select("asin", "urls").explode("urls").groupby("asin")
-    shop = lists.agg(daft.col("urls").list_agg_distinct().alias("product_images"))
-    return titles.join(shop, on="asin").join(users, on="asin").sort("asin")
-
-
-def _write(joined: Any, output: Path) -> dict[str, Any]:
-    """Write the parquet file; how many products and photos it has."""
+    Args:
+        path: of reviews or products.
+        kind: `reviews` or `products`.
+        output: a parquet file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    lists = pa.list_(pa.string())
-    schema = pa.schema(
-        [
-            ("asin", pa.string()),
-            ("title", pa.string()),
-            ("product_images", lists),
-            ("user_images", lists),
-        ]
+    from dataset.dataset_creation_steps.reviews import READERS, Fields, read_objects
+
+    tally: Counter[str] = Counter()
+    text = pa.string()
+    schema = pa.schema([("asin", text), ("title", text), ("urls", pa.list_(text))])
+    reader = READERS[kind]
+    rows: list[Any] = []
+    with pq.ParquetWriter(output, schema) as writer:
+        # An empty block behind the last one writes what is left.
+        for block in itertools.chain(read_objects(path, tally, Fields), [[]]):
+            rows += [row for fields in block if (row := reader(fields, tally)) is not None]
+            if rows and (len(rows) >= ROWS_A_GROUP or not block):
+                columns = [list(column) for column in zip(*rows, strict=True)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                rows.clear()
+    return dict(sorted(tally.items()))
+
+
+def _duplicates(products: Path) -> int:
+    """Rows whose asin an earlier row had."""
+    import daft
+
+    asins = daft.read_parquet(str(products)).select("asin")
+    return int(asins.count_rows() - asins.distinct().count_rows())
+
+
+def _joined(parts: Path) -> Any:
+    """A row for each product with both kinds of images, sorted by asin."""
+    import daft
+
+    def images(rows: Any, column: str) -> Any:
+        lists = rows.select("asin", "urls").explode("urls")
+        return lists.groupby("asin").agg(daft.col("urls").list_agg_distinct().alias(column))
+
+    users = images(daft.read_parquet(str(parts / "reviews.parquet")), "user_images")
+    # Only what reviews have images of goes on from here: most products have none.
+    products = daft.read_parquet(str(parts / "products.parquet"))
+    wanted = products.join(users.select("asin"), on="asin", how="semi")
+    titles = wanted.groupby("asin").agg(daft.col("title").max())
+    return (
+        titles.join(images(wanted, "product_images"), on="asin").join(users, on="asin").sort("asin")
     )
-    counts = Counter({"products": 0, "product_images": 0, "user_images": 0})
-    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for group in _groups(joined.to_arrow_iter()):
-            table = _unique(group, schema)
-            counts["products"] += table.num_rows
-            for column in ("product_images", "user_images"):
-                counts[column] += len(table[column].combine_chunks().flatten())
-            writer.write_table(table)
-    return {"pairs": dict(counts)}
 
 
-def _unique(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+def _write(joined: Any, output: Path) -> dict[str, int]:
+    """Write the parquet file; how many products and images it has."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    from dataset.dataset_creation_steps.reviews import unique_photos
+    from dataset.dataset_creation_steps.reviews import unique_images
 
-    for row in rows:
-        row["product_images"] = unique_photos(row["product_images"])
-        row["user_images"] = unique_photos(row["user_images"])
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
+    columns = ("product_images", "user_images")
+    lists = [(name, pa.list_(pa.string())) for name in columns]
+    schema = pa.schema([("asin", pa.string()), ("title", pa.string()), *lists])
+    counts = Counter({"products": 0, **dict.fromkeys(columns, 0)})
     rows: list[dict[str, Any]] = []
-    for batch in batches:
-        for row in batch.to_pylist():
-            rows.append(row)
-            if len(rows) == PRODUCTS_A_GROUP:
-                yield rows
-                rows = []
-    if rows:
-        yield rows
+
+    def write(group: list[dict[str, Any]]) -> None:
+        for row in group:
+            for name in columns:
+                row[name] = unique_images(row[name])
+                counts[name] += len(row[name])
+        counts["products"] += len(group)
+        writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for batch in joined.to_arrow_iter():
+            rows += batch.to_pylist()
+            while len(rows) >= PRODUCTS_A_GROUP:
+                write(rows[:PRODUCTS_A_GROUP])
+                del rows[:PRODUCTS_A_GROUP]
+        if rows:
+            write(rows)
+    return dict(counts)
 
 
 def main() -> None:
@@ -217,7 +213,7 @@ def main() -> None:
         print(f"{part}: " + ", ".join(f"{n} {what}" for what, n in summary[part].items()))
     pairs = summary["pairs"]
     print(
-        f"{output}: {pairs['products']} products with {pairs['product_images']} photos of the "
+        f"{output}: {pairs['products']} products with {pairs['product_images']} images of the "
         f"shop and {pairs['user_images']} of buyers; the counts are in {summary_file(output)}"
     )
     print(f"next: python dataset/dataset_creation_steps/extract_features.py {output}")

@@ -1,12 +1,13 @@
-"""How much each photo looks like the photos of the other side of its product.
+"""How much each image looks like the images of the other side of its product.
 
-Of a product with shop photos p and buyers' photos u, all pairs are compared; a photo's figure is
+Of a product, each of the shop's images is compared with each of the buyers'; an image's figure is
 the mean cosine over its pairs. It is computed once; a threshold is then a filter of the table.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
-from dataset.downloads import Download, Downloader, DownloadLimits
+from dataset.downloads import Download, Downloader
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_json, written_atomically
 from visual_search.common.progress import progress_bar
 from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 
@@ -38,6 +40,7 @@ MEANS = pa.schema(
 
 BINS = np.linspace(-1.0, 1.0, 201)
 """Edges of the histogram of all pairs' cosines."""
+HISTOGRAM = "histogram_of_pairs"
 
 
 @dataclass
@@ -50,7 +53,7 @@ class PairCounts:
 
 
 def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
-    """Compare the photos of all products and write the table of means.
+    """Compare the images of all products; write the table of means, and the counts as JSON.
 
     Args:
         snapshots: of step 2.
@@ -62,12 +65,24 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
 
     Raises:
         UserError: when a snapshot is damaged, when they are of several models or inputs, or when
-            no product has photos of both sides.
+            no product has images of both sides.
     """
-    source = _identity(snapshots)
-    if output.is_file() and (pq.read_schema(output).metadata or {}).get(b"source") == source:
+    facts = [(path.name, path.stat()) for path in snapshots]
+    source = fingerprint(
+        *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
+    ).encode()
+    counts = output.with_suffix(".json")
+    made = output.is_file() and counts.is_file()  # the counts are written last
+    if made and (pq.read_schema(output).metadata or {}).get(b"source") == source:
         return None
-    _refuse_mixture(snapshots)
+    # Cosines between the embeddings of two models mean nothing, and pieces would overlap.
+    first, *others = snapshots
+    for path in others:
+        if source_of(path) != source_of(first):
+            raise UserError(
+                f"{first} and {path} were made from different inputs or models: run "
+                "extract_features.py with --overwrite, or name the snapshots of one call"
+            )
     found = PairCounts()
     schema = MEANS.with_metadata({b"source": source})
     with written_atomically(output) as temporary:
@@ -76,40 +91,22 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
                 writer.write_table(mean_cosines(read_snapshot(path), found).cast(schema))
         if not found.counts["pairs"]:
             raise UserError(
-                f"no product in {snapshots[0]} … has an embedded photo of the shop and of a "
+                f"no product in {snapshots[0]} … has an embedded image of the shop and of a "
                 "buyer; see the reasons in the .failures.csv of step 2"
             )
+    write_json(counts, {**found.counts, HISTOGRAM: found.histogram.tolist()})
     return found
 
 
-def _refuse_mixture(snapshots: Sequence[Path]) -> None:
-    """Cosines between the embeddings of two models mean nothing, and pieces would overlap."""
-    first, *others = snapshots
-    source = source_of(first)
-    for path in others:
-        if source_of(path) != source:
-            raise UserError(
-                f"{first} and {path} were made from different inputs or models: run "
-                "extract_features.py with --overwrite, or name the snapshots of one call"
-            )
-
-
-def _identity(snapshots: Sequence[Path]) -> bytes:
-    facts = [(path.name, path.stat()) for path in snapshots]
-    return fingerprint(
-        *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
-    ).encode()
-
-
-def mean_cosines(photos: pa.Table, found: PairCounts) -> pa.Table:
-    """The rows of :data:`MEANS` of a snapshot: photos that have an embedding and a counterpart.
+def mean_cosines(images: pa.Table, found: PairCounts) -> pa.Table:
+    """The rows of :data:`MEANS` of a snapshot: images that have an embedding and a counterpart.
 
     Args:
-        photos: asin, role, url, vector of length 1 (or null); a product's rows stand together.
+        images: asin, role, url, vector of length 1 (or null); a product's rows stand together.
         found: what was compared is added to it.
     """
-    table = photos.filter(pc.is_valid(photos["vector"])).combine_chunks()
-    found.counts["photos without an embedding"] += photos.num_rows - table.num_rows
+    table = images.filter(pc.is_valid(images["vector"])).combine_chunks()
+    found.counts["photos without an embedding"] += images.num_rows - table.num_rows
     found.counts["photos with an embedding"] += table.num_rows
     means = np.full(table.num_rows, np.nan)
     pairs = np.zeros(table.num_rows, dtype=np.int32)
@@ -143,12 +140,12 @@ def _products(asins: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
 
 
 def cut(means: pa.Table, threshold: float, min_images: int) -> pa.Table:
-    """The photos whose mean cosine is above a threshold, of products that keep enough of them.
+    """The images whose mean cosine is above a threshold, of products that keep enough of them.
 
     Args:
         means: of :func:`write_means`.
         threshold: -1..1; a mean has to be above it.
-        min_images: a product with fewer photos left goes: a single photo makes no pair.
+        min_images: a product with fewer images left goes: a single image makes no pair.
     """
     kept = means.filter(pc.greater(means["mean_cosine"], threshold))
     codes = kept["asin"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -163,55 +160,53 @@ def threshold_name(threshold: float) -> str:
 
 
 WIDTH = MOST_IN_A_ROW // 2 * 2
-"""Photos in a row of the sheet: no pair is torn apart."""
+"""Images in a row of the sheet: no pair is torn apart."""
 
 OTHER_SIDE = {"product": "user", "user": "product"}
 WHOSE = {"product": "shop's", "user": "buyer's"}
 
 
-def draw_histogram(
-    means: np.ndarray, pairs: Sequence[int], thresholds: Sequence[float], path: Path
-) -> None:
-    """How many pairs and how many photos have which cosine.
+def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
+    """How many pairs and how many images have which cosine, the thresholds as lines.
 
     Args:
-        means: mean cosine of each photo.
-        pairs: pairs by cosine, between the edges of :data:`BINS`.
-        thresholds: drawn as lines.
-        path: of the PNG.
+        table: of :func:`write_means`.
+        thresholds: of the mean cosine.
+
+    Returns:
+        The PNG, beside the table.
     """
     from matplotlib.figure import Figure
+
+    means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
+    pairs = json.loads(table.with_suffix(".json").read_text("utf-8"))[HISTOGRAM]
+    path = table.with_suffix(".png")
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.stairs(pairs, BINS, fill=True)
-    left.set(title="pairs (photo of the shop x buyer's photo)", xlabel="cosine", ylabel="pairs")
+    left.set(title="pairs (image of the shop x buyer's image)", xlabel="cosine", ylabel="pairs")
     right.hist(means, bins=BINS)
-    right.set(title="photos", xlabel="mean cosine over a photo's pairs", ylabel="photos")
+    right.set(title="images", xlabel="mean cosine over an image's pairs", ylabel="images")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         for threshold in thresholds:
             axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+    return path
 
 
 def draw_around(
-    means: pa.Table,
-    threshold: float,
-    count: int,
-    download: DownloadLimits,
-    size_hint: int,
-    path: Path,
+    means: pa.Table, threshold: float, count: int, config: DownloadConfig, path: Path
 ) -> None:
-    """The photos whose mean is next to a threshold, each beside a photo it was compared with.
+    """The images whose mean is next to a threshold, each beside an image it was compared with.
 
     Args:
         means: asin, role, url, mean_cosine.
         threshold: of the mean cosine.
-        count: photos above and photos below it.
-        download: limits; the photos are fetched for the occasion.
-        size_hint: longest side to ask for, pixels.
+        count: images above and images below it.
+        config: limits of the downloads; the images are fetched for the occasion.
         path: of the JPEG: green frames are kept, red ones are dropped; more pages where one is
             too small, see :func:`visual_search.data.contact_sheet.write_contact_sheets`.
     """
@@ -223,10 +218,10 @@ def draw_around(
     partners = typical_partners(means, shown)
     pairs = zip((row["url"] for row in shown), partners, strict=True)
     urls = [url for pair in pairs for url in pair]
-    photos = asyncio.run(_fetched(urls, download, size_hint))
+    images = asyncio.run(_fetched(urls, config))
     with tempfile.TemporaryDirectory() as folder:
         cells: list[Cell] = []
-        for row, *pair in zip(shown, photos[::2], photos[1::2], strict=True):
+        for row, *pair in zip(shown, images[::2], images[1::2], strict=True):
             cells += _pair(row, row["mean_cosine"] > threshold, pair, Path(folder, str(len(cells))))
         # What is dropped begins a row of its own.
         parts = cells[: 2 * len(sides[0])], cells[2 * len(sides[0]) :]
@@ -235,10 +230,10 @@ def draw_around(
 
 
 def typical_partners(means: pa.Table, shown: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each photo the most typical photo of the other side of the same product.
+    """Of each image the most typical image of the other side of the same product.
 
     Args:
-        means: all photos: asin, role, url, mean_cosine.
+        means: all images: asin, role, url, mean_cosine.
         shown: some of its rows.
 
     Returns:
@@ -254,24 +249,22 @@ def typical_partners(means: pa.Table, shown: Sequence[dict[str, Any]]) -> list[s
 
 
 def _pair(
-    row: dict[str, Any], kept: bool, photos: Sequence[Download], place: Path
+    row: dict[str, Any], kept: bool, images: Sequence[Download], place: Path
 ) -> Iterator[Cell]:
-    """A photo and its partner, whose files are put at `place`."""
+    """A image and its partner, whose files are put at `place`."""
     colour, verdict = ("green", "kept") if kept else ("red", "dropped")
     first = f"{row['mean_cosine']:.3f} {verdict}"
     captions = (
         f"{first}: {WHOSE[row['role']]}",
         f"beside: {WHOSE[OTHER_SIDE[row['role']]]}",
     )
-    for number, (photo, caption) in enumerate(zip(photos, captions, strict=True)):
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         file = place.with_name(f"{place.name}_{number}")
-        if photo.data is not None:
-            file.write_bytes(photo.data)
-        yield Cell(file, f"{caption}\n{photo.reason}" if photo.reason else caption, colour)
+        if image.data is not None:
+            file.write_bytes(image.data)
+        yield Cell(file, f"{caption}\n{image.reason}" if image.reason else caption, colour)
 
 
-async def _fetched(urls: Sequence[str], download: DownloadLimits, size: int) -> list[Download]:
-    from dataset.dataset_creation_steps.photos import fetch_photo
-
-    async with Downloader(download) as downloader:
-        return list(await asyncio.gather(*(fetch_photo(downloader, url, size) for url in urls)))
+async def _fetched(urls: Sequence[str], config: DownloadConfig) -> list[Download]:
+    async with Downloader(config) as downloader:
+        return list(await asyncio.gather(*map(downloader.fetch_image, urls)))

@@ -57,7 +57,7 @@ class TrainingTable:
 
     path: Path
     threshold: float
-    photos: int
+    images: int
     labels: int
 
 
@@ -277,7 +277,7 @@ def main() -> None:
     if not evaluation:
         print("no evaluation set was named: the photos are not checked for leaks")
     for made in written:
-        print(f"{made.path}: {made.photos} photos of {made.labels} products")
+        print(f"{made.path}: {made.images} photos of {made.labels} products")
     root = table.with_suffix("")
     if arguments.pack:
         parts = pack_photos(written, root, int(arguments.part_size * 1e6))

@@ -75,14 +75,14 @@ def build_pairs(config: PairsConfig) -> None:
     load_checkpoint(config.run)
     files = {name: category_files(config.folder, name) for name in config.categories}
     if not config.evaluation:
-        print("evaluation is empty: the photos are not checked for leaks", flush=True)
+        print("evaluation is empty: the images are not checked for leaks", flush=True)
     start_engine(config.runner, config.ray_address)
     selections = [_one_category(config, *pair) for pair in files.values()]
     _training_set(config, selections)
 
 
 def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
-    """Steps 1 to 3; the table of photos above the lowest threshold."""
+    """Steps 1 to 3; the table of images above the lowest threshold."""
     from dataset.dataset_creation_steps import analyse_pairs, extract_features, get_pairs
 
     pairs = get_pairs.default_output(reviews)
@@ -91,23 +91,21 @@ def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
     else:
         counts = get_pairs.get_pairs(reviews, meta, pairs)["pairs"]
         print(f"{pairs}: {counts['products']} products", flush=True)
-    limits, hint = config.download.limits(), config.download.size_hint
     found = extract_features.extract(
         pairs,
         config.run,
-        limits,
-        size_hint=hint,
+        config.download,
         products=config.snapshot_products,
         gpus=config.gpus,
         distributed=config.runner == "ray",
         retry_failed=config.retry_failed,
         overwrite=config.overwrite,
     )
-    print(f"{found.embedded} photos embedded, {found.failures.total()} not", flush=True)
+    print(f"{found.embedded} images embedded, {found.failures.total()} not", flush=True)
     kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
     for threshold, table in kept.items():
-        print(f"above {threshold:g}: {table.num_rows} photos", flush=True)
-    analyse_pairs.show(pairs, config.thresholds, limits, hint, config.pictures)
+        print(f"above {threshold:g}: {table.num_rows} images", flush=True)
+    analyse_pairs.show(pairs, config.thresholds, config.download, config.pictures)
     return analyse_pairs.selection_file(pairs, min(config.thresholds))
 
 
@@ -118,13 +116,12 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
     kept = download_images.download_images(
         selections,
         config.images,
-        config.download.limits(),
-        size_hint=config.download.size_hint,
+        config.download,
         piece_photos=config.piece_photos,
         distributed=config.runner == "ray",
         retry_failed=config.retry_failed,
     )
-    print(f"{kept.photos} photos in {config.images}", flush=True)
+    print(f"{kept.images} images in {config.images}", flush=True)
     tables = prepare_training_set.prepare_training_set(
         download_images.table_file(config.images),
         config.images.parent,
@@ -134,7 +131,7 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
         distance=config.distance,
     )
     for made in tables:
-        print(f"{made.path}: {made.photos} photos of {made.labels} products")
+        print(f"{made.path}: {made.images} images of {made.labels} products")
     if config.pack:
         size = int(config.part_size * 1e6)
         parts = prepare_training_set.pack_photos(tables, config.images, size)

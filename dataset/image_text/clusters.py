@@ -1,9 +1,8 @@
-"""The cluster of each query and of each photo, added to a table of pairs, piece by piece."""
+"""The cluster of each query and image, added to a table of pairs; the report and map of a fit."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +12,25 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from dataset.dataset_creation_steps.snapshots import (
-    check_source,
     file_fingerprint,
     fingerprint,
     read_rows,
     read_snapshot,
+    source_of,
     write_snapshot,
 )
-from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
 from visual_search.common.page import Section, write_page
 from visual_search.common.progress import progress_bar
 from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
 from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
 
-PIECE_PHOTOS = 10_000
+PIECE_IMAGES = 10_000
 CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])
 
 
 def assign(
-    pairs: Path, clusters: Path, output: Path, piece_photos: int = PIECE_PHOTOS
+    pairs: Path, clusters: Path, output: Path, piece_images: int = PIECE_IMAGES
 ) -> list[int]:
     """Write the table with the columns `clusters` and `cluster`.
 
@@ -42,10 +40,10 @@ def assign(
         pairs: the table, with or without clusters.
         clusters: folder of the clusters.
         output: the table to write; it may be the same.
-        piece_photos: photos between two records of what is done.
+        piece_images: images between two records of what is done.
 
     Returns:
-        Photos of each cluster.
+        Images of each cluster.
 
     Raises:
         UserError: when one of them is missing or none of the kind.
@@ -57,14 +55,16 @@ def assign(
     )
     work = output.with_name(f".{output.name}.clusters")
     work.mkdir(parents=True, exist_ok=True)
-    starts = range(0, rows, piece_photos)
+    starts = range(0, rows, piece_images)
     sizes = np.zeros(known.count, dtype=np.int64)
-    with progress_bar("clustering", "photo", total=rows) as bar:
+    with progress_bar("clustering", "image", total=rows) as bar:
         for start in starts:
             path = work / f"{start}.piece"
-            if not _is_done(path, source):
-                write_snapshot(path, _piece(pairs, start, piece_photos, known), source)
-            bar.update(min(piece_photos, rows - start))
+            # A piece of another table or other clusters is done again.
+            if not path.is_file() or source_of(path) != source:
+                table = read_rows(pairs, start, start + piece_images, SCHEMA.names)
+                write_snapshot(path, clustered(table, known), source)
+            bar.update(min(piece_images, rows - start))
     with written_atomically(output) as temporary, pq.ParquetWriter(temporary, CLUSTERED) as writer:
         for start in starts:
             table = read_snapshot(work / f"{start}.piece")
@@ -74,38 +74,17 @@ def assign(
     return sizes.tolist()
 
 
-def _is_done(path: Path, source: str) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        check_source(path, source, "")
-    except UserError:  # of another table or other clusters: done again
-        return False
-    return True
-
-
-def _piece(pairs: Path, start: int, photos: int, clusters: TextClusters) -> pa.Table:
-    batches = read_rows(pairs, start, start + photos, SCHEMA.names)
-    table = pa.Table.from_batches(batches)
-    of_queries: list[list[int]] = []
-    of_photos: list[int] = []
-    for queries, photo in _clusters(table["texts"].to_pylist(), clusters):
-        of_queries.append(queries)
-        of_photos.append(photo)
-    for field, column in zip(CLUSTER_FIELDS, (of_queries, of_photos), strict=True):
+def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
+    """The rows with the cluster of each query, and that of the mean of an image's embeddings."""
+    texts = table["texts"].to_pylist()
+    ends = np.cumsum([len(row) for row in texts])[:-1]
+    vectors = clusters.encoder.encode([text for row in texts for text in row])
+    of_queries = np.split(clusters.predict_vectors(vectors), ends)
+    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends)])
+    columns = ([row.tolist() for row in of_queries], clusters.predict_vectors(means).tolist())
+    for field, column in zip(CLUSTER_FIELDS, columns, strict=True):
         table = table.append_column(pa.field(*field), pa.array(column, field[1]))
     return table
-
-
-def _clusters(texts: list[list[str]], clusters: TextClusters) -> Iterator[tuple[list[int], int]]:
-    """For each photo the clusters of its queries, and that of the mean of their embeddings."""
-    ends = np.cumsum([len(row) for row in texts])
-    vectors = clusters.encoder.encode([text for row in texts for text in row])
-    of_queries = clusters.predict_vectors(vectors)
-    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends[:-1])])
-    of_photos = clusters.predict_vectors(means)
-    for queries, photo in zip(np.split(of_queries, ends[:-1]), of_photos.tolist(), strict=True):
-        yield queries.tolist(), photo
 
 
 MAP_POINTS = 3000

@@ -1,4 +1,4 @@
-"""Step 1: keep the photos of `images.json`, and the queries of those that are there.
+"""Step 1: keep the images of `images.json`, and the queries of those that are there.
 
 python dataset/image_text/download_images.py images.json metadata.json
 """
@@ -7,30 +7,24 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import (
+    DownloadConfig,
     add_download_options,
     add_piece_options,
     add_runner_options,
-    limits,
+    download_config,
     start_engine,
 )
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-    from dataset.dataset_creation_steps.photos import StorePlan
-    from dataset.downloads import DownloadLimits
-    from dataset.image_text.query_lines import PhotoIndex
-
 DEFAULT_OUTPUT = Path("dataset/image_text_photos")
-PIECE_PHOTOS = 1000
 FAILURES = ["image", "url", "reason"]
 
 
@@ -39,18 +33,16 @@ class Kept:
     """What a call left.
 
     Attributes:
-        photos: images whose photo is there.
+        images: ids whose image is there.
         contents: different contents among them.
-        several: photos left out, as their image has another one from another address.
-        failures: photos that could not be had, by reason.
+        failures: images that could not be had, by reason.
         lines: of metadata.json that were kept.
         queries: in them.
         tally: what was counted while reading, and what was left out.
     """
 
-    photos: int = 0
+    images: int = 0
     contents: int = 0
-    several: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     lines: int = 0
     queries: int = 0
@@ -61,8 +53,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="download_images.py",
-        description="Download the photos of images.json, each content once, and write "
-        "metadata.json again with those lines whose photo is there, and its file. Killed at any "
+        description="Download the images of images.json, each content once, and write "
+        "metadata.json again with those lines whose image is there, and its file. Killed at any "
         "moment, the same command goes on where it was.",
     )
     parser.add_argument("images", type=Path, help='images.json: {"image": 1, "url": "http://…"}')
@@ -73,21 +65,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--output",
         type=Path,
         default=DEFAULT_OUTPUT,
-        help="folder of the photos; the tables stand beside it (%(default)s)",
+        help="folder of the images; the tables stand beside it (%(default)s)",
     )
-    add_piece_options(parser, PIECE_PHOTOS)
+    add_piece_options(parser)
     add_download_options(parser, size_hint=False)
     add_runner_options(parser)
     return parser.parse_args(arguments)
 
 
 def metadata_file(root: Path) -> Path:
-    """The lines of `metadata.json` whose photo is there, beside the folder of photos."""
+    """The lines of `metadata.json` whose image is there, beside the folder of images."""
     return root.with_name(f"{root.name}.metadata.json")
 
 
 def failures_file(root: Path) -> Path:
-    """The photos that could not be had, each with its reason."""
+    """The images that could not be had, each with its reason."""
     return root.with_name(f"{root.name}.failures.csv")
 
 
@@ -95,9 +87,9 @@ def download_images(
     images: Path,
     metadata: Path,
     root: Path,
-    download: DownloadLimits,
+    config: DownloadConfig,
     *,
-    piece_photos: int = PIECE_PHOTOS,
+    piece_photos: int = 1000,
     distributed: bool = False,
     retry_failed: bool = False,
 ) -> Kept:
@@ -106,113 +98,73 @@ def download_images(
     Args:
         images: ids and addresses, JSON lines, plain or gzipped.
         metadata: ids and queries, likewise.
-        root: folder of the photos; on a cluster all machines see it.
-        download: limits.
-        piece_photos: photos between two records of what is done.
-        distributed: whether each piece may be fetched by another machine.
-        retry_failed: try photos again that failed for a reason that may have passed.
+        root: folder of the images; on a cluster all machines see it.
+        config, piece_photos, distributed, retry_failed: see :meth:`ImageStore.fill`.
 
     Raises:
         UserError: when a file is missing or has nothing of its kind, nothing could be had, or no
-            photo has a query.
+            image has a query.
     """
-    from dataset.dataset_creation_steps.photos import StorePlan, download_pieces, remove_leftovers
-    from dataset.image_text.query_lines import extend_plan, read_images
+    from dataset.dataset_creation_steps.image_store import ImageStore
+    from dataset.image_text.query_lines import read_images
+    from visual_search.common.files import written_atomically
 
     for path in (images, metadata):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
     if metadata_file(root).resolve() == metadata.resolve():
         raise UserError(f"{metadata} would be overwritten: name another --output")
-    root.mkdir(parents=True, exist_ok=True)
     kept = Kept()
-    pieces, wanted = extend_plan(root, read_images(images, kept.tally), piece_photos)
-    remove_leftovers(root)
-    store = StorePlan(root, ("image",), by_content=True)
-    download_pieces(
-        store,
-        pieces,
-        [piece for piece in range(pieces) if not _is_whole(store, piece)],
-        download,
-        size_hint=None,
+    found = ImageStore(root, ("image", "url"), by_content=True).fill(
+        read_images(images, kept.tally),
+        config,
+        piece_photos=piece_photos,
         distributed=distributed,
         retry_failed=retry_failed,
     )
-    index = _index(store, pieces, wanted, kept)
-    _shrink(metadata, root, index, kept)
+    failed = found.filter(found["file"].is_null()).select(FAILURES).to_pandas()
+    kept.failures.update(failed["reason"].tolist())
+    with written_atomically(failures_file(root)) as temporary:
+        failed.to_csv(temporary, index=False)
+    found = found.filter(found["file"].is_valid()).select(["image", "file"])
+    if not found.num_rows:
+        raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
+    kept.contents = len(found["file"].unique())
+    _shrink(metadata, root, found, kept)
     return kept
 
 
-def _is_whole(store: StorePlan, piece: int) -> bool:
-    """Whether a piece is done and all its photos are still there."""
-    from dataset.dataset_creation_steps.photos import is_stored, progress_file
+def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
+    """Write the lines of `metadata.json` whose image is there, each with its file.
 
-    if not progress_file(store.root, piece).is_file():
-        return False
-    table = store.read_piece(piece).select(["file", "bytes"]).to_pydict()
-    return all(
-        file is None or is_stored(store.root, file, size)
-        for file, size in zip(table["file"], table["bytes"], strict=True)
-    )
-
-
-def _index(store: StorePlan, pieces: int, wanted: np.ndarray, kept: Kept) -> PhotoIndex:
-    """Look through all pieces: which photos are there; the others are written down."""
-    from dataset.image_text.query_lines import PhotoIndex
-    from visual_search.common.files import written_atomically
-
-    index = PhotoIndex()
-    with (
-        written_atomically(failures_file(store.root)) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as handle,
-    ):
-        handle.write(",".join(FAILURES) + "\n")
-        for table in _wanted_rows(store, pieces, wanted):
-            there = table.filter(table["file"].is_valid())
-            if there.num_rows:
-                index.add(there["image"].to_pylist(), there["file"].to_pylist())
-            failed = table.filter(table["file"].is_null()).select(FAILURES).to_pandas()
-            kept.failures.update(failed["reason"].tolist())
-            failed.to_csv(handle, index=False, header=False)
-    kept.several = index.finish()
-    kept.photos, kept.contents = len(index), index.contents()
-    if not kept.photos:
-        raise UserError(f"no photo could be had; {failures_file(store.root)} has the reasons")
-    return index
-
-
-def _wanted_rows(store: StorePlan, pieces: int, wanted: np.ndarray) -> Iterator[pa.Table]:
-    """What came of the photos that are wanted now; the plan may hold more, of earlier calls."""
-    import pyarrow as pa
-
-    from dataset.image_text.query_lines import photo_keys, places
-
-    for piece in range(pieces):
-        table = store.read_piece(piece)
-        found = photo_keys(table["image"].to_pylist(), table["url"].to_pylist())
-        yield table.filter(pa.array(places(found, wanted) >= 0))
-
-
-def _shrink(metadata: Path, root: Path, index: PhotoIndex, kept: Kept) -> None:
-    """Write the lines of `metadata.json` whose photo is there, each with its file."""
+    Args:
+        found: `image` and `file`; of several files of an image the first counts.
+    """
     import msgspec
+    import pandas as pd
 
-    from dataset.image_text.query_lines import QueryLine, read_queries
+    from dataset.dataset_creation_steps.snapshots import keys
+    from dataset.image_text.query_lines import read_queries
     from visual_search.common.files import written_atomically
 
+    index = pd.Index(keys(found["image"].to_pylist()))
+    first = ~index.duplicated()
+    files, index = found["file"].filter(first).combine_chunks(), index[first]
+    kept.images = len(index)
     encode = msgspec.json.Encoder().encode
     with written_atomically(metadata_file(root)) as temporary, temporary.open("wb") as handle:
         for rows in read_queries(metadata, kept.tally):
-            files = index.files([image for image, _ in rows]) if rows else []
-            for (_, line), file in zip(rows, files, strict=True):
-                if file is None:
+            places = index.get_indexer(keys([image for image, _ in rows]))
+            for (_, line), place in zip(rows, places.tolist(), strict=True):
+                if place < 0:
                     continue
-                handle.write(encode(QueryLine(line.image, line.queries, file)) + b"\n")
+                line.file = files[place].as_py()
+                handle.write(encode(line) + b"\n")
                 kept.lines += 1
                 kept.queries += len(line.queries)
     if not kept.lines:
         raise UserError(
-            f"not one line of {metadata} has a photo that is there: do both files belong together?"
+            f"not one line of {metadata} has an image that is there: do both files belong together?"
         )
 
 
@@ -225,7 +177,7 @@ def main() -> None:
         arguments.images,
         arguments.metadata,
         root,
-        limits(arguments),
+        download_config(arguments),
         piece_photos=arguments.piece_photos,
         distributed=arguments.runner == "ray",
         retry_failed=arguments.retry_failed,
@@ -235,10 +187,10 @@ def main() -> None:
     for reason, count in kept.failures.most_common(10):
         print(f"{count:8d} not there: {reason}")
     print(
-        f"{kept.photos} photos of {kept.contents} contents in {root}, "
+        f"{kept.images} images of {kept.contents} contents in {root}, "
         f"{kept.failures.total()} could not be had ({failures_file(root)})"
     )
-    print(f"{metadata_file(root)}: {kept.lines} photos with {kept.queries} queries")
+    print(f"{metadata_file(root)}: {kept.lines} images with {kept.queries} queries")
     print(f"next: python dataset/image_text/text_cleaning.py {metadata_file(root)}")
 
 

@@ -196,7 +196,7 @@ def _first_pass(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dataset.image_text.query_lines import keys
+    from dataset.dataset_creation_steps.snapshots import keys
     from visual_search.text.pairs import TEXTS
 
     names = {"image": pa.string(), "file": pa.string()}
@@ -307,11 +307,11 @@ def _informative_rows(batch: pa.RecordBatch, first: _FirstPass) -> Iterator[dict
     """The rows of a batch without the queries that stand at too many images."""
     import numpy as np
 
+    from dataset.dataset_creation_steps.snapshots import keys
     from dataset.image_text.cleaning import COMMON
-    from dataset.image_text.query_lines import keys, places
 
     rows = batch.to_pylist()
-    common = places(keys([text for row in rows for text in row["texts"]]), first.common) >= 0
+    common = np.isin(keys([text for row in rows for text in row["texts"]]), first.common)
     ends = np.cumsum([len(row["texts"]) for row in rows])
     names = {"queries": "queries", "texts": "texts", "language": "langs"}
     for row, dropped in zip(rows, np.split(common, ends[:-1]), strict=True):
@@ -330,12 +330,14 @@ def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: fl
     Images of the same content are one group, and so are photos with exactly the same texts.
     A group is on one side: nothing is tested that was seen in training.
     """
-    from dataset.image_text.query_lines import keys, places
+    import numpy as np
+
+    from dataset.dataset_creation_steps.snapshots import keys
     from visual_search.text.pairs import TEST, TRAIN
 
     if not rows:
         return
-    same_file = places(keys([row["file"] for row in rows]), repeated) >= 0
+    same_file = np.isin(keys([row["file"] for row in rows]), repeated)
     sides = [
         f"photo {row['file']}" if same else "texts " + "\n".join(sorted(row["texts"]))
         for row, same in zip(rows, same_file, strict=True)

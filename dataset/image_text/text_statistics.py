@@ -77,6 +77,165 @@ class TopNgrams:
 
 BLUE, RED = "#3b74b9", "crimson"
 SHOWN_LANGUAGES = 12
+ORDERS = (1, 2, 3)
+TOP = 25
+BATCH_IMAGES = 10_000
+LONGEST = {"characters": 300, "words": 40, "queries": 40}
+"""Last bin of each histogram; what is longer counts there."""
+QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+
+
+@dataclass
+class Statistics:
+    """What was counted in a table of pairs.
+
+    Attributes:
+        images: rows.
+        queries: in all.
+        lengths: how many queries (images, for `queries`) have how many characters, words, queries.
+        ngrams: runs of 1, 2 and 3 cleaned words.
+        languages: queries by language.
+        images_of_text: different texts by the number of images they stand at.
+        growth: words seen, and different ones among them, as reading went on.
+    """
+
+    images: int = 0
+    queries: int = 0
+    lengths: dict[str, Counter[int]] = field(
+        default_factory=lambda: {name: Counter() for name in LONGEST}
+    )
+    ngrams: dict[int, TopNgrams] = field(
+        default_factory=lambda: {order: TopNgrams(order) for order in ORDERS}
+    )
+    languages: Counter[str] = field(default_factory=Counter)
+    images_of_text: Counter[int] = field(default_factory=Counter)
+    growth: list[tuple[int, int]] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as numbers."""
+        factor, exponent = heaps_law(self.growth)
+        texts, alone = self.images_of_text.total(), self.images_of_text[1]
+        return {
+            "photos": self.images,
+            "queries": self.queries,
+            "different texts": texts,
+            "texts at one photo only": alone,
+            "texts at several photos": texts - alone,
+            "queries whose text stands at several photos": self.queries - alone,
+            "words": self.growth[-1][0],
+            "different words": self.growth[-1][1],
+            "vocabulary growth": {"factor": factor, "exponent": exponent},
+            "languages": dict(self.languages.most_common()),
+            "lengths": {name: quantiles(found) for name, found in self.lengths.items()},
+            "ngrams": {
+                str(order): {"counted too low by at most": found.error}
+                | {"top": found.most_common(TOP)}
+                for order, found in self.ngrams.items()
+            },
+        }
+
+
+def count(pairs: Path) -> Statistics:
+    """Read a table of pairs once, a few thousand images at a time.
+
+    In memory stay 8 bytes for each query, each different word, and at most a million n-grams.
+
+    Raises:
+        UserError: when it is no such table.
+    """
+    import numpy as np
+
+    from dataset.dataset_creation_steps.snapshots import keys
+
+    found = Statistics()
+    words, vocabulary, texts = 0, set[str](), [np.zeros(0, np.uint64)]
+    for queries, cleaned, languages in _batches(pairs):
+        raw = [query for row in queries for query in row]
+        flat = [text for row in cleaned for text in row]
+        found.images += len(queries)
+        found.queries += len(raw)
+        sizes = {
+            "queries": map(len, queries),
+            "characters": map(len, raw),
+            "words": (len(query.split()) for query in raw),
+        }
+        for name, lengths in sizes.items():
+            found.lengths[name].update(min(length, LONGEST[name]) for length in lengths)
+        found.languages.update(language for row in languages for language in row)
+        for top in found.ngrams.values():
+            top.add(flat)
+        said = [word for text in flat for word in text.split()]
+        words += len(said)
+        vocabulary.update(said)
+        found.growth.append((words, len(vocabulary)))
+        texts.append(keys(flat))
+    _, times = np.unique(np.concatenate(texts), return_counts=True)
+    found.images_of_text.update(times.tolist())
+    return found
+
+
+def _batches(
+    pairs: Path,
+) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
+    """Queries, cleaned texts and languages of some images."""
+    from visual_search.common.progress import progress_bar
+    from visual_search.text.pairs import open_pairs
+
+    file = open_pairs(pairs)
+    columns = ["queries", "texts", "language"]
+    with progress_bar("counting", "image", total=file.metadata.num_rows) as bar:
+        # Small steps at first, so that the growth of the vocabulary shows from its beginning.
+        size = 100
+        for batch in file.iter_batches(BATCH_IMAGES, columns=columns):
+            start = 0
+            while start < batch.num_rows:
+                rows = batch.slice(start, size)
+                start += size
+                size = min(2 * size, BATCH_IMAGES)
+                bar.update(rows.num_rows)
+                queries, texts, languages = (rows[name].to_pylist() for name in columns)
+                yield queries, texts, languages
+
+
+def quantiles(lengths: Counter[int]) -> dict[str, float]:
+    """Mean and quantiles of a histogram: the least value that so many do not exceed."""
+    import numpy as np
+
+    if not lengths:
+        return {"mean": 0.0}
+    values, times = np.array(list(lengths.items())).T
+    names, shares = zip(*QUANTILES.items(), strict=True)
+    found = np.quantile(values, shares, weights=times, method="inverted_cdf")
+    mean = float(np.average(values, weights=times))
+    return {"mean": mean} | dict(zip(names, found.astype(float).tolist(), strict=True))
+
+
+def heaps_law(growth: list[tuple[int, int]]) -> tuple[float, float]:
+    """K and beta of Heaps' law, V = K n ** beta, by least squares of the logarithms.
+
+    Args:
+        growth: words seen n, different ones V.
+
+    Returns:
+        Factor and exponent; 1 says that each word is new, below 0.5 that few come any more.
+    """
+    import numpy as np
+
+    points = np.array([point for point in growth if min(point) > 0], dtype=np.float64)
+    if len(np.unique(points[:, 0] if len(points) else [])) < 2:
+        return float("nan"), float("nan")
+    slope, intercept = np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)
+    return float(np.exp(intercept)), float(slope)
+
+
+def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
+    """Images a text stands at, as ranges; different texts, and queries, that do."""
+    rows = []
+    for low, high in ((1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, None)):
+        inside = {n: t for n, t in images_of_text.items() if low <= n <= (high or n)}
+        name = str(low) if low == high else f"{low} to {high}" if high else f"{low}…"
+        rows.append((name, sum(inside.values()), sum(n * times for n, times in inside.items())))
+    return rows
 
 
 def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str, Any]) -> None:
@@ -88,31 +247,30 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
         found: what was counted.
         summary: of it.
     """
-    plain = {key: f"{value:,}" for key, value in summary.items() if isinstance(value, int)}
+    duplicates = [
+        (label, f"{texts:,}", f"{queries:,}")
+        for label, texts, queries in shares(found.images_of_text)
+    ]
+    heading = ("images with the text", "different texts", "queries")
     sections = [
-        Section("In all", facts=plain),
+        Section(
+            "In all",
+            facts={key: f"{value:,}" for key, value in summary.items() if isinstance(value, int)},
+        ),
         Section(
             "Lengths",
             ["Of the queries as typed. Box: the middle half; whiskers: 5 % and 95 %."],
             pictures={"": lengths_figure(found.lengths)},
         ),
-        *(_ngram_section(order, found) for order in ORDERS),
+        *(_ngram_section(order, top) for order, top in found.ngrams.items()),
         Section(
             "Languages",
             pictures={"": _bars(found.languages.most_common(SHOWN_LANGUAGES), "queries")},
         ),
         Section(
             "Duplicates",
-            ["A text that stands at many photos tells them less apart, and makes wrong negatives."],
-            tables={
-                "": [
-                    ("photos with the text", "different texts", "queries"),
-                    *(
-                        (label, f"{texts:,}", f"{queries:,}")
-                        for label, texts, queries in shares(found.photos_of_text)
-                    ),
-                ]
-            },
+            ["A text that stands at many images tells them less apart, and makes wrong negatives."],
+            tables={"": [heading, *duplicates]},
         ),
         Section(
             "Growth of the vocabulary",
@@ -128,15 +286,14 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
 
 def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
     """Histograms with the box plot above each."""
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     titles = {
         "characters": "characters of a query",
         "words": "words of a query",
-        "queries": "queries of a photo",
+        "queries": "queries of an image",
     }
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(2, 3, height_ratios=(1, 5), sharex="col")
     for column, (key, title) in enumerate(titles.items()):
@@ -158,8 +315,7 @@ def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
     return figure
 
 
-def _ngram_section(order: int, found: Statistics) -> Section:
-    top = found.ngrams[order]
+def _ngram_section(order: int, top: TopNgrams) -> Section:
     title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
     note = "Cleaned words."
     if top.error:
@@ -187,88 +343,23 @@ def _bars(rows: list[tuple[str, int]], unit: str) -> Figure:
 def growth_figure(growth: list[tuple[int, int]], law: dict[str, float]) -> Figure:
     """Different words against words seen, both as logarithms."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     axes = figure.subplots()
     seen = [words for words, _ in growth]
     axes.loglog(seen, [different for _, different in growth], "o-", color=BLUE, markersize=3)
-    if law["exponent"] == law["exponent"]:  # a number, not nan
-        factor, exponent = law["factor"], law["exponent"]
+    factor, exponent = law["factor"], law["exponent"]
+    if exponent == exponent:  # a number, not nan
         label = f"V = {factor:.2g} n^{exponent:.2f}"
         fitted = [factor * words**exponent for words in seen]
         axes.loglog(seen, fitted, "--", color=RED, linewidth=1, label=label)
         axes.legend()
-    from matplotlib.ticker import NullFormatter
-
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="words seen", ylabel="different words")
     axes.grid(alpha=0.3, which="both")
     return figure
-
-
-ORDERS = (1, 2, 3)
-TOP = 25
-BATCH_PHOTOS = 10_000
-LONGEST = {"characters": 300, "words": 40, "queries": 40}
-"""Last bin of each histogram; what is longer counts there."""
-
-
-def _histograms() -> dict[str, Counter[int]]:
-    return {name: Counter() for name in LONGEST}
-
-
-@dataclass
-class Statistics:
-    """What was counted in a table of pairs.
-
-    Attributes:
-        photos: rows.
-        queries: in all.
-        lengths: how many queries (photos, for `queries`) have how many characters, words, queries.
-        ngrams: runs of 1, 2 and 3 cleaned words.
-        languages: queries by language.
-        photos_of_text: different texts by the number of photos they stand at.
-        growth: words seen, and different ones among them, as reading went on.
-    """
-
-    photos: int = 0
-    queries: int = 0
-    lengths: dict[str, Counter[int]] = field(default_factory=_histograms)
-    ngrams: dict[int, TopNgrams] = field(
-        default_factory=lambda: {order: TopNgrams(order) for order in ORDERS}
-    )
-    languages: Counter[str] = field(default_factory=Counter)
-    photos_of_text: Counter[int] = field(default_factory=Counter)
-    growth: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def texts(self) -> int:
-        """Different cleaned texts."""
-        return self.photos_of_text.total()
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as numbers."""
-        factor, exponent = heaps_law(self.growth)
-        alone = self.photos_of_text[1]
-        return {
-            "photos": self.photos,
-            "queries": self.queries,
-            "different texts": self.texts,
-            "texts at one photo only": alone,
-            "texts at several photos": self.texts - alone,
-            "queries whose text stands at several photos": self.queries - alone,
-            "words": self.growth[-1][0],
-            "different words": self.growth[-1][1],
-            "vocabulary growth": {"factor": factor, "exponent": exponent},
-            "languages": dict(self.languages.most_common()),
-            "lengths": {name: quantiles(found) for name, found in self.lengths.items()},
-            "ngrams": {
-                str(order): {"counted too low by at most": found.error}
-                | {"top": found.most_common(TOP)}
-                for order, found in self.ngrams.items()
-            },
-        }
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -285,113 +376,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def count(pairs: Path) -> Statistics:
-    """Read a table of pairs once, a few thousand photos at a time.
-
-    In memory stay 8 bytes for each query and each different word, and at most a million n-grams.
-
-    Raises:
-        UserError: when it is no such table.
-    """
-    import numpy as np
-
-    from dataset.image_text.query_lines import KeySet, keys
-
-    found = Statistics()
-    vocabulary, words, different, texts = KeySet(), 0, 0, [np.zeros(0, np.uint64)]
-    for queries, cleaned, languages in _batches(pairs):
-        found.photos += len(queries)
-        found.lengths["queries"].update(_capped("queries", map(len, queries)))
-        raw = [query for row in queries for query in row]
-        flat = [text for row in cleaned for text in row]
-        found.queries += len(raw)
-        found.lengths["characters"].update(_capped("characters", map(len, raw)))
-        found.lengths["words"].update(_capped("words", (len(query.split()) for query in raw)))
-        found.languages.update(language for row in languages for language in row)
-        for top in found.ngrams.values():
-            top.add(flat)
-        said = [word for text in flat for word in text.split()]
-        words += len(said)
-        if said:
-            different += int(vocabulary.add(keys(said)).sum())
-        found.growth.append((words, different))
-        texts.append(keys(flat))
-    _, times = np.unique(np.concatenate(texts), return_counts=True)
-    sizes, of_size = np.unique(times, return_counts=True)
-    found.photos_of_text.update(dict(zip(sizes.tolist(), of_size.tolist(), strict=True)))
-    return found
-
-
-def _capped(name: str, lengths: Iterator[int]) -> Iterator[int]:
-    return (min(length, LONGEST[name]) for length in lengths)
-
-
-def _batches(
-    pairs: Path,
-) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
-    """Queries, cleaned texts and languages of some photos."""
-    from visual_search.common.progress import progress_bar
-    from visual_search.text.pairs import open_pairs
-
-    file = open_pairs(pairs)
-    columns = ["queries", "texts", "language"]
-    with progress_bar("counting", "photo", total=file.metadata.num_rows) as bar:
-        # Small steps at first, so that the growth of the vocabulary shows from its beginning.
-        size = 100
-        for batch in file.iter_batches(BATCH_PHOTOS, columns=columns):
-            start = 0
-            while start < batch.num_rows:
-                rows = batch.slice(start, size)
-                start += size
-                size = min(2 * size, BATCH_PHOTOS)
-                bar.update(rows.num_rows)
-                queries, texts, languages = (rows[name].to_pylist() for name in columns)
-                yield queries, texts, languages
-
-
-def quantiles(lengths: Counter[int]) -> dict[str, float]:
-    """Mean and quantiles of a histogram: the least value that so many do not exceed."""
-    total = lengths.total()
-    found = {"mean": sum(length * times for length, times in lengths.items()) / max(total, 1)}
-    for name, share in (("p5", 0.05), ("p25", 0.25), ("median", 0.5), ("p75", 0.75), ("p95", 0.95)):
-        below = 0
-        for length in sorted(lengths):
-            below += lengths[length]
-            if below >= share * total:
-                found[name] = float(length)
-                break
-    return found
-
-
-def heaps_law(growth: list[tuple[int, int]]) -> tuple[float, float]:
-    """K and beta of Heaps' law, V = K n ** beta, by least squares of the logarithms.
-
-    Args:
-        growth: words seen n, different ones V.
-
-    Returns:
-        Factor and exponent; 1 says that each word is new, below 0.5 that few come any more.
-    """
-    import numpy as np
-
-    points = np.array([point for point in growth if min(point) > 0], dtype=np.float64)
-    if len(np.unique(points[:, 0] if len(points) else [])) < 2:
-        return float("nan"), float("nan")
-    slope, intercept = np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)
-    return float(np.exp(intercept)), float(slope)
-
-
-def shares(photos_of_text: Counter[int]) -> list[tuple[str, int, int]]:
-    """Photos a text stands at, as ranges; different texts, and queries, that do."""
-    edges = [(1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, 1 << 62)]
-    rows = []
-    for low, high in edges:
-        inside = {n: times for n, times in photos_of_text.items() if low <= n <= high}
-        name = str(low) if low == high else f"{low} to {high}" if high < 1 << 62 else f"{low}…"
-        rows.append((name, sum(inside.values()), sum(n * times for n, times in inside.items())))
-    return rows
-
-
 def main() -> None:
     """Count and write the page."""
     arguments = parse_arguments()
@@ -405,7 +389,8 @@ def main() -> None:
     write_statistics(page, pairs.name, found, summary)
     write_json(page.with_suffix(".json"), summary)
     print(
-        f"{page}: {found.photos} photos, {found.queries} queries, {found.texts} different texts, "
+        f"{page}: {found.images} images, {found.queries} queries, "
+        f"{summary['different texts']} different texts, "
         f"{summary['different words']} different words"
     )
     print(f"next: python dataset/image_text/cluster_texts.py fit {pairs}")

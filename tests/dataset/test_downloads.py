@@ -3,20 +3,30 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+from PIL import Image
 
-from dataset.downloads import Download, Downloader, DownloadLimits, HostPace, retry_after
+from dataset import downloads
+from dataset.dataset_creation_steps.engine import DownloadConfig
+from dataset.downloads import Download, Downloader, HostPace, retry_after
 from tests.conftest import draw_product
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from tests.dataset.dataset_creation_steps.photo_server import PIXEL, PhotoServer, running
 
-LOOPBACK = DownloadLimits(allow_private=True, timeout=1.0, backoff=0.01, rate=0, attempts=3)
+LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "BACKOFF", 0.01)
 
 
 def photo(number: int = 0, side: int = 64) -> bytes:
@@ -31,16 +41,16 @@ def server() -> Iterator[PhotoServer]:
         yield found
 
 
-def fetch(urls: list[str], limits: DownloadLimits = LOOPBACK) -> list[Download]:
+def fetch(urls: list[str], config: DownloadConfig = LOOPBACK) -> list[Download]:
     async def all_of_them() -> list[Download]:
-        async with Downloader(limits) as downloader:
+        async with Downloader(config) as downloader:
             return list(await asyncio.gather(*(downloader.fetch(url) for url in urls)))
 
     return asyncio.run(all_of_them())
 
 
 def reason(url: str, **changes: Any) -> str:
-    (found,) = fetch([url], DownloadLimits(**{**LOOPBACK.__dict__, **changes}))
+    (found,) = fetch([url], replace(LOOPBACK, **changes))
     assert found.data is None
     assert found.reason is not None
     return found.reason
@@ -48,9 +58,9 @@ def reason(url: str, **changes: Any) -> str:
 
 def test_files_come_as_they_are_over_few_connections(server: PhotoServer) -> None:
     before = server.connections
-    limits = DownloadLimits(allow_private=True, rate=0, connections=8)
+    config = DownloadConfig(allow_private=True, rate=0, connections=8)
     urls = [server.url(f"images/I/{n}.jpg") for n in range(200)]
-    found = fetch(urls, limits)
+    found = fetch(urls, config)
     assert [download.data for download in found] == [photo(n) for n in range(200)]
     assert [download.url for download in found] == urls
     assert server.connections - before <= 8
@@ -86,7 +96,7 @@ def test_what_does_not_pass_is_said(
 
 
 def test_a_file_that_is_too_large_is_left(server: PhotoServer) -> None:
-    assert reason(server.url("huge/3.jpg"), max_bytes=1_000_000) == "larger than 1000000 bytes"
+    assert reason(server.url("huge/3.jpg"), max_mb=1) == "larger than 1000000 bytes"
 
 
 def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoServer) -> None:
@@ -104,15 +114,15 @@ def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoS
     assert server.times["/images/I/5.jpg"][-1] - start >= 1.0
 
 
-def test_a_pause_that_is_too_long_ends_it(server: PhotoServer) -> None:
-    assert reason(server.url("429/6.jpg"), longest_wait=0.5) == "HTTP 429 (attempt 1 of 3)"
-
-
-def test_a_pause_that_is_too_long_holds_the_other_files_up(server: PhotoServer) -> None:
+def test_a_pause_that_is_too_long_ends_it_and_holds_the_other_files_up(
+    server: PhotoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As long as is allowed, with a rate as well as without one."""
+    monkeypatch.setattr(downloads, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(downloads, "BACKOFF", 0.2)
     for number, rate in ((7, 0.0), (8, 100.0)):
-        limits = replace(LOOPBACK, longest_wait=0.5, rate=rate, backoff=0.2)
-        found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], limits)
+        config = replace(LOOPBACK, rate=rate)
+        found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], config)
         assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
         assert found[1].data == photo(number)
         (asked,) = server.times[f"/429/{number}.jpg"]
@@ -229,7 +239,130 @@ def test_retry_after_is_seconds_or_a_date() -> None:
     assert retry_after(None) is None
     assert retry_after("7") == 7.0
     assert retry_after("-3") == 0.0
-    assert retry_after("soon") is None
-    assert retry_after("nan") is None
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 95 <= (retry_after(date) or 0) <= 101
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("soon", "nan", "inf", "-inf", "1e400", "9" * 5000, "", "\xff", "٣", "0x10", "7, 8"),
+        "Wed, 21 Oct 99999999999999 07:28:00 GMT",
+        "Wed, 99999999999999 Oct 2015 07:28:00 GMT",
+        "Wed, 21 Oct 2015 07:28:99999999999999 GMT",
+        "Wed, 21 Oct 2015 07:28:00 +99999999999999",
+        "Wed, 21 Oct 0000 07:28:00 GMT",
+    ],
+)
+def test_no_retry_after_ends_anything(value: str) -> None:
+    found = retry_after(value)
+    assert found is None or found >= 0
+
+
+ANSWERS = {
+    "retry-after": b"HTTP/1.1 503 x\r\nRetry-After: Wed, 21 Oct 99999999999999 07:28:00 GMT\r\n"
+    b"Content-Length: 0\r\n\r\n",
+    "no HTTP": b"SSH-2.0-OpenSSH_9\r\n",
+    "nothing": b"",
+    "status": b"HTTP/1.1 99999999999 x\r\n\r\n",
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\n",
+    "long header": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+    "encoding": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "media type": b"HTTP/1.1 200 OK\r\nContent-Type: \xff;;;=\r\nContent-Length: 0\r\n\r\n",
+    "place": b"HTTP/1.1 302 x\r\nLocation: http://[::1\r\nContent-Length: 0\r\n\r\n",
+    "port": b"HTTP/1.1 302 x\r\nLocation: http://a:99999999/\r\nContent-Length: 0\r\n\r\n",
+    "host": b"HTTP/1.1 302 x\r\nLocation: http://\xe9%00" + b"a" * 300 + b"/\r\n\r\n",
+}
+
+
+def test_whatever_a_server_says_is_the_reason_of_its_own_file() -> None:
+    def serve(listening: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                name = connection.recv(4096).split(b" ")[1].decode().strip("/")
+                connection.sendall(ANSWERS[unquote(name)])
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        found = fetch([address + quote(name) for name in ANSWERS], replace(LOOPBACK, attempts=2))
+    for name, download in zip(ANSWERS, found, strict=True):
+        assert download.data is None, name
+        assert download.reason, name
+    assert found[0].reason == "HTTP 503 (attempt 2 of 2)"
+
+
+HOST = "https://images-na.ssl-images-amazon.com/images/I/"
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("71eG75FTJJL._SY88.jpg", "71eG75FTJJL"),
+        ("71eG75FTJJL._SL500_.jpg", "71eG75FTJJL"),
+        ("71eG75FTJJL._SX38_SY50_CR,0,0,38,50_.jpg", "71eG75FTJJL"),
+        ("71eG75FTJJL.jpg", "71eG75FTJJL"),
+        ("41+aB-%2B_L._SS40_.jpg", "41+aB-%2B_L"),
+    ],
+)
+def test_any_size_of_an_image_is_the_same_image(name: str, stored: str) -> None:
+    assert downloads.sized_image(HOST + name, 500) == f"{HOST}{stored}._SL500_.jpg"
+    assert downloads.sized_image(HOST + name, 0) == f"{HOST}{stored}.jpg"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://shop.example/photo._SY88.jpg", HOST + "x.jpg?size=2", "file:///images/I/x.jpg", ""],
+)
+def test_other_addresses_stay_as_they_are(url: str) -> None:
+    assert downloads.sized_image(url, 500) == downloads.sized_image(url, 0) == url
+
+
+def encoded(kind: str, side: int = 64) -> bytes:
+    data, image = io.BytesIO(), draw_product(1, 1, side)
+    more = {"save_all": True, "append_images": [draw_product(1, 2, side)]} if kind == "MPO" else {}
+    image.save(data, kind, **more)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind", list(downloads.EXTENSIONS))
+@pytest.mark.parametrize("whole", [False, True])
+def test_every_format_that_is_kept_passes(kind: str, whole: bool) -> None:
+    assert downloads.image_problem(encoded(kind), whole=whole) is None
+    assert downloads.extension(encoded(kind)) == downloads.EXTENSIONS[kind]
+
+
+def test_a_cut_image_is_found_where_all_of_it_is_read() -> None:
+    data = encoded("JPEG", 256)[:-200]
+    assert downloads.image_problem(data) is None
+    assert "truncated" in (downloads.image_problem(data, whole=True) or "")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty"),
+        (PIXEL, "1 x 1 pixels are too few"),
+        (b"<html>sorry</html>", "web page"),
+        (b"\xff\xd8\xff\xe0nothing", ""),
+        (b"GIF89a", ""),
+        (encoded("PPM"), ""),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_no_image_is_said(data: bytes, expected: str, whole: bool) -> None:
+    """By the step that compares images and by the one that keeps them alike."""
+    found = downloads.image_problem(data, whole=whole)
+    assert found
+    assert expected in found
+
+
+def test_an_image_of_too_many_pixels_is_refused_from_its_beginning() -> None:
+    data = io.BytesIO()
+    Image.new("L", (20_000, 20_000)).save(data, "PNG")
+    assert "too many" in (downloads.image_problem(data.getvalue()) or "")

@@ -8,23 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset.dataset_creation_steps.download_images import (
     Kept,
     download_images,
     failures_file,
-    keep_one_copy,
     table_file,
 )
-from dataset.dataset_creation_steps.engine import start_engine
-from dataset.dataset_creation_steps.photos import FOLDER_IMAGES, folder_of
-from dataset.downloads import DownloadLimits
+from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
+from dataset.dataset_creation_steps.image_store import (
+    FOLDER_IMAGES,
+    ImageStore,
+    first_files,
+    folder_of,
+    keep_one_copy,
+)
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.common.errors import UserError
 
-LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
+CONFIG = DownloadConfig(allow_private=True, rate=0, attempts=2, timeout=5)
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def selection(path: Path, rows: list[tuple[str, str, float]]) -> Path:
 
 
 def call(path: Path, root: Path, **more: bool) -> Kept:
-    return download_images([path], root, LIMITS, piece_photos=5, **more)
+    return download_images([path], root, CONFIG, piece_photos=5, **more)
 
 
 def kept_names(server: PhotoServer, root: Path) -> dict[str, str]:
@@ -62,7 +68,7 @@ def test_each_content_is_kept_once_where_it_fits_best(server: PhotoServer, tmp_p
     rows = [(f"B{p}", server.url(f"images/I/{p}x{i}.jpg"), 0.7) for p in range(6) for i in range(4)]
     rows += [("B3", server.url("images/I/copy.jpg"), 0.9), ("B1", server.url("404/1x1.jpg"), 0.8)]
     kept = call(selection(tmp_path / "s.parquet", rows), root)
-    assert (kept.photos, kept.duplicates, dict(kept.failures)) == (24, 1, {"HTTP 404": 1})
+    assert (kept.images, kept.duplicates, dict(kept.failures)) == (24, 1, {"HTTP 404": 1})
     found = kept_names(server, root)
     assert found == {f"{p}x{i}.jpg": f"B{p}" for p in range(6) for i in range(4)} | {
         "0x0.jpg": "B3"
@@ -80,7 +86,7 @@ def test_more_photos_are_put_behind_and_fewer_shrink_the_table(
     call(few, root)
     before = server.requests.total()
     everything = call(selection(tmp_path / "all.parquet", rows), root)
-    assert everything.photos == 24
+    assert everything.images == 24
     assert server.requests.total() == before + 12
     call(few, root)
     assert server.requests.total() == before + 12
@@ -112,10 +118,10 @@ def test_failures_that_may_pass_are_tried_again_on_request(
     chosen = selection(tmp_path / "s.parquet", rows)
     assert call(chosen, root).failures["HTTP 503 (attempt 2 of 2)"] == 1
     before = server.requests.total()
-    assert call(chosen, root).photos == 3
+    assert call(chosen, root).images == 3
     assert server.requests.total() == before
     again = call(chosen, root, retry_failed=True)
-    assert (again.photos, dict(again.failures)) == (4, {"HTTP 404": 1})
+    assert (again.images, dict(again.failures)) == (4, {"HTTP 404": 1})
     assert server.requests.total() == before + 1  # the one photo, not its whole piece
 
 
@@ -134,7 +140,7 @@ def test_a_small_last_piece_that_fails_does_not_block(server: PhotoServer, tmp_p
     rows = [("B0", server.url(f"images/I/{p}x0.jpg"), 0.7) for p in range(5)]
     rows += [("B9", server.url("down/1x1.jpg"), 0.7)]
     kept = call(selection(tmp_path / "s.parquet", rows), root)
-    assert (kept.photos, dict(kept.failures)) == (5, {"HTTP 503 (attempt 2 of 2)": 1})
+    assert (kept.images, dict(kept.failures)) == (5, {"HTTP 503 (attempt 2 of 2)": 1})
 
 
 def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_path: Path) -> None:
@@ -146,7 +152,7 @@ def test_a_network_that_goes_down_stops_the_step_soon(server: PhotoServer, tmp_p
     server.slow = 1.0
     start = time.monotonic()
     with pytest.raises(UserError, match="is the network down"):
-        download_images([chosen], root, replace(LIMITS, connections=8), piece_photos=25)
+        download_images([chosen], root, replace(CONFIG, connections=8), piece_photos=25)
     assert time.monotonic() - start < 60  # eight a second would take 250 s
 
 
@@ -154,16 +160,35 @@ def test_of_copies_the_first_row_keeps_its_file(tmp_path: Path) -> None:
     for file in ("000/a.jpg", "001/a.jpg", "001/b.jpg"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(file[-5:].encode())
-    rows = [
-        ("000/a.jpg", "A", 5),
-        ("000/b.jpg", "B", 5),
-        ("001/a.jpg", "A", 5),
-        ("001/b.jpg", "B", 5),
-    ]
+    files = ["000/a.jpg", None, "000/b.jpg", "001/a.jpg", "001/b.jpg", "001/c.jpg"]
+    digests = ["A", None, "B", "A", "B", "C"]
+    first = first_files(pa.table({"file": files, "sha256": digests})).to_pylist()
+    assert first == ["000/a.jpg", None, "000/b.jpg", "000/a.jpg", "000/b.jpg", "001/c.jpg"]
     # b's first file is gone; its copy takes the place.
-    assert keep_one_copy(tmp_path, rows) == {"A": "000/a.jpg", "B": "000/b.jpg"}
+    kept = [
+        keep_one_copy(tmp_path, file, one, 5)
+        for file, one in zip(files, first, strict=True)
+        if file and one
+    ]
+    assert kept == ["000/a.jpg", None, "000/a.jpg", "000/b.jpg", None]
     assert sorted(path.name for path in tmp_path.glob("*/*.jpg")) == ["a.jpg", "b.jpg"]
-    assert keep_one_copy(tmp_path, [("000/c.jpg", "C", 5)]) == {}
+
+
+def test_the_plan_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    """It had the number of the piece as a column."""
+    store = ImageStore(tmp_path, ("asin", "role", "url"))
+    store.plan_file.parent.mkdir()
+    old = pd.DataFrame(
+        {"asin": list("AAB"), "role": "user", "url": list("xyx"), "piece": [0, 0, 1]}
+    )
+    with pq.ParquetWriter(store.plan_file, pa.Schema.from_pandas(old)) as writer:
+        for _, rows in old.groupby("piece"):
+            writer.write_table(pa.Table.from_pandas(rows, preserve_index=False))
+    wanted = {"asin": list("ABBC"), "role": ["user"] * 4, "url": list("yzxx")}
+    assert store.extend_plan(pa.table(wanted), 5) == [2, 1, 2]
+    plan = pq.read_table(store.plan_file).to_pylist()
+    assert [row["asin"] + row["url"] for row in plan] == ["Ax", "Ay", "Bx", "Bz", "Cx"]
+    assert store.extend_plan(pa.table(wanted), 5) == [2, 1, 2]
 
 
 def test_folders_hold_fifty_thousand() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dataset.dataset_creation_steps import snapshots
-from dataset.dataset_creation_steps.engine import start_engine
+from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
 from dataset.dataset_creation_steps.extract_features import Extracted, extract
 from dataset.dataset_creation_steps.snapshots import (
     read_snapshot,
@@ -17,13 +17,12 @@ from dataset.dataset_creation_steps.snapshots import (
     snapshot_files,
     source_of,
 )
-from dataset.downloads import DownloadLimits
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.common.errors import UserError
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 
-LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=2, backoff=0.01, timeout=5)
+CONFIG = DownloadConfig(size_hint=0, allow_private=True, rate=0, attempts=2, timeout=5)
 PRODUCTS = 6
 
 
@@ -60,7 +59,7 @@ def other_run(model_run: Path, tmp_path: Path) -> Path:
 
 
 def call(pairs: Path, run: Path, products: int = 2, *, overwrite: bool = False) -> Extracted:
-    return extract(pairs, run, LIMITS, size_hint=0, products=products, overwrite=overwrite)
+    return extract(pairs, run, CONFIG, products=products, overwrite=overwrite)
 
 
 def asins(pairs: Path) -> list[str]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.mean_cosines import (
     MEANS,
     PairCounts,
@@ -19,9 +20,12 @@ from dataset.dataset_creation_steps.mean_cosines import (
     typical_partners,
     write_means,
 )
-from dataset.dataset_creation_steps.photos import stoppable
-from dataset.dataset_creation_steps.snapshots import PHOTOS, snapshot_file, write_snapshot
-from dataset.downloads import DownloadLimits
+from dataset.dataset_creation_steps.snapshots import (
+    IMAGES,
+    snapshot_file,
+    stoppable,
+    write_snapshot,
+)
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
 from visual_search.common.errors import UserError
@@ -36,7 +40,7 @@ def photos(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
         "vector": [vector for _, _, vector in rows],
         "reason": [None if vector else "gone" for _, _, vector in rows],
     }
-    return pa.table(columns, schema=PHOTOS)
+    return pa.table(columns, schema=IMAGES)
 
 
 def test_a_case_by_hand() -> None:
@@ -147,7 +151,7 @@ def test_names_of_thresholds(threshold: float, name: str) -> None:
     assert threshold_name(threshold) == name
 
 
-LIMITS = DownloadLimits(allow_private=True, rate=0, attempts=1, timeout=5)
+CONFIG = DownloadConfig(size_hint=0, allow_private=True, rate=0, attempts=1, timeout=5)
 
 
 def table(rows: list[tuple[str, str, str, float]]) -> pa.Table:
@@ -186,7 +190,7 @@ def test_kept_photos_stand_in_green_above_dropped_ones_in_red(tmp_path: Path) ->
             for i, role in enumerate(("product", "user"))
         ]
         rows[0] = (*rows[0][:2], server.url("404/gone.jpg"), rows[0][3])
-        draw_around(table(rows), 0.45, 9, LIMITS, 0, tmp_path / "X_mean_045.jpg")
+        draw_around(table(rows), 0.45, 9, CONFIG, tmp_path / "X_mean_045.jpg")
         assert server.requests.total() == 2 * len(rows)  # each photo, and as a partner
     sheet = np.asarray(Image.open(tmp_path / "X_mean_045.jpg")).astype(int)
     height = CELL + CAPTION + GAP

@@ -50,7 +50,7 @@ def test_each_threshold_has_its_table(store: Path, tmp_path: Path) -> None:
     # 0 and 1 are below 0.5, and 2 is left alone; 3 to 5 are below 0.6 (0.6 itself is not above).
     assert paths(made[0].path) == [f"{n:02d}" for n in range(3, 12)]
     assert paths(made[1].path) == [f"{n:02d}" for n in range(6, 12)]
-    assert (made[0].photos, made[0].labels) == (9, 3)
+    assert (made[0].images, made[0].labels) == (9, 3)
 
 
 def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: Path) -> None:

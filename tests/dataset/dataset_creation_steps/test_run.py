@@ -50,7 +50,7 @@ def test_each_step_is_told_its_options(
     monkeypatch.setattr(download_images, "download_images", step(kept))
     monkeypatch.setattr(prepare_training_set, "prepare_training_set", step([]))
     build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
-    assert "evaluation is empty: the photos are not checked for leaks" in capsys.readouterr().out
+    assert "evaluation is empty: the images are not checked for leaks" in capsys.readouterr().out
     assert (told["overwrite"], told["distance"]) == (True, 9)
 
 

@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from dataset.dataset_creation_steps.snapshots import (
     FAILED_IN_A_ROW,
-    PIECE_COLUMNS,
-    check_source,
     fingerprint,
-    keep_of_source,
+    keys,
     may_pass_rows,
     read_rows,
     read_snapshot,
     row_count,
     snapshot_file,
     snapshot_files,
+    source_of,
     while_the_network_works,
     whole_pieces,
     with_rows,
@@ -32,7 +31,7 @@ from visual_search.common.errors import UserError
 
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 10_000))
 def test_pieces_are_whole_whatever_the_order(sizes: list[int], seed: int) -> None:
-    rows = [(n, size, place) for n, size in enumerate(sizes) for place in range(size)]
+    rows = [(n, place) for n, size in enumerate(sizes) for place in range(size)]
     chance = random.Random(seed)
     chance.shuffle(rows)
     batches = []
@@ -40,35 +39,24 @@ def test_pieces_are_whole_whatever_the_order(sizes: list[int], seed: int) -> Non
         size = chance.randint(1, 5)
         share, rows = rows[:size], rows[size:]
         columns = [pa.array(list(column)) for column in zip(*share, strict=True)]
-        batches.append(pa.record_batch(columns, schema=pa.schema(PIECE_COLUMNS)))
-    found = dict(whole_pieces(iter(batches)))
+        batches.append(pa.record_batch(columns, ["piece", "place"]))
+    found = dict(whole_pieces(iter(batches), dict(enumerate(sizes))))
     assert {n: table["place"].to_pylist() for n, table in found.items()} == {
         n: list(range(size)) for n, size in enumerate(sizes)
     }
 
 
-def test_a_snapshot_of_another_source_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet_00000.embeddings"
-    table = pa.table({"reason": ["gone", None]})
-    write_snapshot(path, table, "one")
-    assert read_snapshot(path).to_pylist() == table.to_pylist()
-    check_source(path, "one", "")
-    with pytest.raises(UserError, match="made from another input or another model: do this"):
-        check_source(path, "two", "do this")
-
-
-def test_only_the_snapshots_of_one_source_stay(tmp_path: Path) -> None:
+def test_a_snapshot_says_what_it_was_made_of(tmp_path: Path) -> None:
     parquet = tmp_path / "x[1].parquet"
-    table = pa.table({"reason": ["gone"]})
-    for number, source in enumerate(["new", "old", "new", "new"]):
+    table = pa.table({"reason": ["gone", None]})
+    for number, source in enumerate(["new", "old"]):
         write_snapshot(snapshot_file(parquet, number), table, source)
-    snapshot_file(parquet, 4).write_bytes(b"not arrow")
+    snapshot_file(parquet, 2).write_bytes(b"not arrow")
     write_snapshot(snapshot_file(tmp_path / "y.parquet", 1), table, "old")
     (tmp_path / "x[1].parquet_mean.embeddings").touch()
-    assert list(snapshot_files(parquet)) == [0, 1, 2, 3, 4]
-    keep_of_source(parquet, "new", 3)
-    assert snapshot_files(parquet) == {n: snapshot_file(parquet, n) for n in (0, 2)}
-    assert len(list(tmp_path.iterdir())) == 4
+    assert read_snapshot(snapshot_file(parquet, 0)).to_pylist() == table.to_pylist()
+    found = {number: source_of(path) for number, path in snapshot_files(parquet).items()}
+    assert found == {0: "new", 1: "old", 2: None}
 
 
 def failed(count: int, reason: str = "HTTP 503 (attempt 4 of 4)") -> pa.Table:
@@ -87,15 +75,15 @@ def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
             taken(*tables)
     assert taken(failed(1), worked=True) == [0]
     assert taken(failed(1), failed(2), gone, failed(1)) == [2, 0, 1, 3]
-    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} photos of piece 1"):
+    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} images of piece 1"):
         taken(gone, many)
     nearly = failed(FAILED_IN_A_ROW - 1)
     assert taken(*[nearly, gone] * 3, nearly, worked=True) == list(range(7))
-    with pytest.raises(UserError, match="not one of the 1 photos of piece 2"):
+    with pytest.raises(UserError, match="not one of the 1 images of piece 2"):
         taken(gone, nearly, failed(1))
     # What failed before may fail again, and says nothing of the network.
     assert taken(many, many, retried=(0, 1)) == [0, 1]
-    with pytest.raises(UserError, match="photos of piece 1 could"):
+    with pytest.raises(UserError, match="images of piece 1 could"):
         taken(many, failed(2), retried=(0,))
 
 
@@ -117,10 +105,8 @@ def test_any_rows_of_a_parquet_file(start: int, length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.parquet"
         pq.write_table(pa.table({"n": list(range(25)), "m": ["x"] * 25}), path, row_group_size=7)
-        batches = read_rows(path, start, start + length, ["n"])
-        assert [row["n"] for b in batches for row in b.to_pylist()] == list(range(25))[
-            start : start + length
-        ]
+        found = read_rows(path, start, start + length, ["n"])
+        assert found.to_pydict() == {"n": list(range(25))[start : start + length]}
 
 
 def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
@@ -138,3 +124,8 @@ def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
 def test_fingerprints_know_where_a_part_ends() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint("ab", "c") == fingerprint(b"ab", "c")
+
+
+def test_different_texts_have_different_keys() -> None:
+    assert len(np.unique(keys([f"ёлка {n}" for n in range(50_000)]))) == 50_000
+    assert keys(["1", "ёлка", "1"]).tolist()[0::2] == keys(["1"]).tolist() * 2

@@ -90,5 +90,5 @@ def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_pat
         assert list(asked.texts[row]) == [both.texts[row][0]]
         assert both.languages[row] == ["ru", "en"]
     assert (asked.groups == both.groups).all()
-    with pytest.raises(UserError, match="no photo has a query in the language 'fr'"):
+    with pytest.raises(UserError, match="has a query in the language 'fr'"):
         in_language(both, "fr")

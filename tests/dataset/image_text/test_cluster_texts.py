@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -70,7 +71,7 @@ def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
         row["language"] += other["language"]
     pairs, output = tmp_path / "p.parquet", tmp_path / "clustered.parquet"
     write_pairs(pairs, SCHEMA.empty_table().from_pylist(source, schema=SCHEMA))
-    sizes = assign(pairs, demo.with_name("demo.clusters"), output, piece_photos=7)
+    sizes = assign(pairs, demo.with_name("demo.clusters"), output, piece_images=7)
     clusters = TextClusters.load(demo.with_name("demo.clusters"))
     table = read_pairs(output)
     assert table.clusters is not None
@@ -94,21 +95,21 @@ def test_a_stopped_assignment_goes_on(
 ) -> None:
     folder, output = demo.with_name("demo.clusters"), tmp_path / "out.parquet"
     done: list[int] = []
-    whole = clusters_module._piece
+    whole = clusters_module.clustered
 
-    def piece(pairs: Path, start: int, photos: int, clusters: TextClusters) -> object:
+    def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(start)
-        return whole(pairs, start, photos, clusters)
+        done.append(table.num_rows)
+        return whole(table, clusters)
 
-    monkeypatch.setattr(clusters_module, "_piece", piece)
+    monkeypatch.setattr(clusters_module, "clustered", clustered)
     with pytest.raises(KeyboardInterrupt):
-        assign(demo, folder, output, piece_photos=1000)
+        assign(demo, folder, output, piece_images=1000)
     assert not output.exists()
     done[:] = [-1]
-    assign(demo, folder, output, piece_photos=1000)
-    assert done == [-1, 2000]
+    assign(demo, folder, output, piece_images=1000)
+    assert done == [-1, pq.read_metadata(demo).num_rows - 2000]
     assert pq.read_table(output).select(SCHEMA.names) == pq.read_table(demo)
 
 

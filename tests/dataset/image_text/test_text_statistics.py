@@ -61,7 +61,7 @@ def check(found: Statistics, pairs: Path) -> None:
     queries = [query for row in rows for query in row["queries"]]
     texts = [text for row in rows for text in row["texts"]]
     words = [word for text in texts for word in text.split()]
-    assert (found.photos, found.queries, found.texts) == (3000, len(queries), len(set(texts)))
+    assert (found.images, found.queries) == (3000, len(queries))
     assert found.lengths["characters"] == Counter(map(len, queries))
     assert found.lengths["words"] == Counter(len(query.split()) for query in queries)
     assert found.lengths["queries"] == Counter(len(row["queries"]) for row in rows)
@@ -70,7 +70,7 @@ def check(found: Statistics, pairs: Path) -> None:
         " ".join(text.split()[k : k + 3]) for text in texts for k in range(len(text.split()) - 2)
     )
     assert dict(found.ngrams[3].most_common()) == triples
-    assert found.photos_of_text == Counter(Counter(texts).values())
+    assert found.images_of_text == Counter(Counter(texts).values())
     assert found.growth[-1] == (len(words), len(set(words)))
     some = found.growth[2][0]
     assert found.growth[2] == (some, len(set(words[:some])))
