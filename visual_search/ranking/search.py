@@ -68,15 +68,12 @@ def first_copies(gallery: Matrix) -> Tensor | None:
     """The first of the rows that equal a row bit by bit, `(n,)`; None where no two are equal."""
     words = max(8 // gallery.dtype.itemsize, 1)
     # Few rows have the first eight bytes in common; these are compared whole.
-    start = gallery[:, :words]
-    bits = start.cpu().numpy() if isinstance(start, Tensor) else start
-    _, group, sizes = np.unique(_bits(bits), return_inverse=True, return_counts=True)
+    _, group, sizes = np.unique(_bits(gallery[:, :words]), return_inverse=True, return_counts=True)
     similar = np.flatnonzero(sizes[group] > 1)
     if not len(similar):
         return None
     rows = gallery[torch.from_numpy(similar)] if isinstance(gallery, Tensor) else gallery[similar]
-    whole = _bits(rows.cpu().numpy() if isinstance(rows, Tensor) else rows)
-    _, places, copy_of = np.unique(whole, return_index=True, return_inverse=True)
+    _, places, copy_of = np.unique(_bits(rows), return_index=True, return_inverse=True)
     if len(places) == len(similar):
         return None
     first = np.arange(len(gallery))
@@ -84,8 +81,10 @@ def first_copies(gallery: Matrix) -> Tensor | None:
     return torch.from_numpy(first).to(gallery.device if isinstance(gallery, Tensor) else "cpu")
 
 
-def _bits(rows: np.ndarray) -> np.ndarray:
+def _bits(rows: Matrix) -> np.ndarray:
     """Each row as one value that is equal where all bits are."""
+    if isinstance(rows, Tensor):  # as bytes, for numpy knows no bfloat16
+        rows = rows.detach().contiguous().view(torch.uint8).cpu().numpy()
     rows = np.ascontiguousarray(rows)
     return rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).reshape(-1)
 

@@ -67,7 +67,7 @@ def test_equals_a_full_sort_with_ties_by_index(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_copies_rank_by_row_whatever_searches(
     way: str, threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,8 @@ def test_copies_rank_by_row_whatever_searches(
     torch.set_num_threads(threads)
     try:
         found = [top_k(queries, some[group], k) for k in (1, 10, 300, 600)]
-        mapped = top_k(queries, some[group].numpy(), 300)
+        copied = some[group] if dtype == torch.bfloat16 else some[group].numpy()
+        mapped = top_k(queries, copied, 300)
         overlapped = KReciprocal(weight=1).rank(queries, some[group].float(), 300)
     finally:
         torch.set_num_threads(before)
