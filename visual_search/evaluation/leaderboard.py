@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
@@ -112,11 +112,6 @@ class Predictor:
     rank_correlation: float
     """Spearman's, of the leave-one-out predictions and the board; NaN says nothing."""
 
-    @property
-    def rank_correlation_text(self) -> str:
-        """In tables."""
-        return "" if math.isnan(self.rank_correlation) else f"{self.rank_correlation:+.2f}"
-
 
 @dataclass(frozen=True)
 class Study:
@@ -154,11 +149,7 @@ class Study:
         return {
             "conclusion": self.conclusion,
             "correlations": {
-                one.name: {
-                    "submissions": one.submissions,
-                    "spearman": vars(one.spearman),
-                    "pearson": vars(one.pearson),
-                }
+                one.name: {key: value for key, value in asdict(one).items() if key != "name"}
                 for one in self.scores
             },
             "tasks": [vars(one) for one in self.tasks],
@@ -262,8 +253,7 @@ def fit_plain_mean(matrix: np.ndarray, board: np.ndarray) -> Predict:
 
 def fit_mix(matrix: np.ndarray, board: np.ndarray) -> Predict:
     """The weighted mix of :func:`mix_weights`."""
-    weights = mix_weights(matrix, board)
-    return lambda asked: board.mean() + (asked - matrix.mean(axis=0)) @ weights
+    return _by_weights(mix_weights(matrix, board), matrix, board)
 
 
 def mix_weights(matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
@@ -273,14 +263,14 @@ def mix_weights(matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
     """
 
     def mix(ridge: float) -> Fit:
-        def fit(x: np.ndarray, y: np.ndarray) -> Predict:
-            weights = _ridge_weights(x, y, ridge)
-            return lambda asked: y.mean() + (asked - x.mean(axis=0)) @ weights
-
-        return fit
+        return lambda x, y: _by_weights(_ridge_weights(x, y, ridge), x, y)
 
     best = _best([mix(ridge) for ridge in RIDGES], matrix, board)
     return _ridge_weights(matrix, board, RIDGES[best])
+
+
+def _by_weights(weights: np.ndarray, matrix: np.ndarray, board: np.ndarray) -> Predict:
+    return lambda asked: board.mean() + (asked - matrix.mean(axis=0)) @ weights
 
 
 def _ridge_weights(matrix: np.ndarray, board: np.ndarray, ridge: float) -> np.ndarray:
@@ -388,7 +378,7 @@ def write_study(folder: Path, found: Study) -> str:
     predictors = [
         ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"],
         *(
-            [one.name, f"{one.error:.4f}", one.rank_correlation_text]
+            [one.name, f"{one.error:.4f}", f"{one.rank_correlation:+.2f}".replace("+nan", "")]
             for one in (*found.rules, *found.tasks)
         ),
     ]
