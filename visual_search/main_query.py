@@ -36,22 +36,27 @@ def main() -> None:
     if arguments.top < 1:
         raise UserError(f"--top is {arguments.top}; write 1 or more")
     if arguments.photos:
-        _name_photos(arguments)
+        _name_images(arguments)
     else:
-        _find_photos(arguments)
+        _find_images(arguments)
 
 
-def _find_photos(arguments: argparse.Namespace) -> None:
-    queries = [*arguments.queries, *(_lines(arguments.queries_file))]
-    if not queries:
+def _find_images(arguments: argparse.Namespace) -> None:
+    if not arguments.queries and not arguments.queries_file:
         raise UserError("there is no query: type one in quotes, or name --queries_file")
     if arguments.gallery is None:
-        raise UserError("--gallery is missing: a folder of photos, gallery.csv or pairs.parquet")
+        raise UserError("--gallery is missing: a folder of images, gallery.csv or pairs.parquet")
 
-    from visual_search.text.search import TextSearch, gallery_images, load_text_model, sheet_rows
+    from visual_search.text.search import TextSearch, gallery_images, load_text_model, read_lines
 
-    photos = gallery_images(arguments.gallery)
-    search = TextSearch(load_text_model(arguments.run), photos, arguments.cache)
+    queries = list(arguments.queries)
+    if arguments.queries_file:
+        queries += read_lines(arguments.queries_file)
+    if not queries:
+        raise UserError(f"{arguments.queries_file} holds no query: write some, one a line")
+    images = gallery_images(arguments.gallery)
+    search = TextSearch(load_text_model(arguments.run), images, arguments.cache)
+    print(f"{arguments.gallery}: {len(images)} images, {len(queries)} queries")
     if search.problems:
         first = search.problems[0]
         print(f"{len(search.problems)} damaged images, for example {first.path}: {first.reason}")
@@ -62,32 +67,41 @@ def _find_photos(arguments: argparse.Namespace) -> None:
             print(f"  {hit.score:6.3f}  {hit.label}")
     if arguments.output:
         from visual_search.common.files import write_json
-        from visual_search.data.contact_sheet import write_contact_sheets
+        from visual_search.data.contact_sheet import Cell, write_contact_sheets
 
         rows = [
             {"query": query, "photos": [{"path": h.label, "score": h.score} for h in hits]}
             for query, hits in zip(queries, found, strict=True)
         ]
+        # The query stands under its first image, above the score.
+        cells = [
+            [
+                Cell(Path(hit.label), f"{query}\n" * (place == 0) + f"{hit.score:.3f}", "gainsboro")
+                for place, hit in enumerate(hits)
+            ]
+            for query, hits in zip(queries, found, strict=True)
+        ]
         write_json(arguments.output / "results.json", rows)
-        write_contact_sheets(arguments.output / "results.jpg", sheet_rows(found, queries))
+        write_contact_sheets(arguments.output / "results.jpg", cells)
         print(f"\nwritten: {arguments.output / 'results.json'}, {arguments.output / 'results.jpg'}")
 
 
-def _name_photos(arguments: argparse.Namespace) -> None:
+def _name_images(arguments: argparse.Namespace) -> None:
     if arguments.names is None:
         raise UserError("--photos needs --names: a file with the candidate names, one a line")
-    names = _lines(arguments.names)
-    if not names:
-        raise UserError(f"{arguments.names} holds no name")
     missing = [path for path in arguments.photos if not path.is_file()]
     if missing:
-        raise UserError(f"the image {missing[0]} does not exist")
+        raise UserError(f"the image {missing[0]} does not exist ({len(missing)} of --photos)")
 
     from visual_search.data.images import ImageItem
-    from visual_search.text.search import load_text_model, name_images
+    from visual_search.text.search import load_text_model, name_images, read_lines
 
+    names = read_lines(arguments.names)
+    if not names:
+        raise UserError(f"{arguments.names} holds no name: write some, one a line")
     items = [ImageItem(path) for path in arguments.photos]
     found = name_images(load_text_model(arguments.run), items, names, arguments.top)
+    print(f"{len(items)} images, {len(names)} names")
     for path, hits in zip(arguments.photos, found, strict=True):
         print(f"{path}: " + ", ".join(f"{hit.label} {hit.score:.3f}" for hit in hits))
     if arguments.output:
@@ -98,15 +112,6 @@ def _name_photos(arguments: argparse.Namespace) -> None:
             for path, hits in zip(arguments.photos, found, strict=True)
         ]
         write_json(arguments.output / "results.json", rows)
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ def main() -> None:
         classify,
         draw_confusion,
         mean_accuracy,
-        predictions_of,
         read_zero_shot_set,
     )
 
@@ -44,27 +43,26 @@ def main() -> None:
         raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
     model = load_text_model(arguments.run)
     output = arguments.output or arguments.run / "zero_shot"
-    answers = [
-        classify(model, data, language=arguments.language, templates=arguments.templates)
-        for data in sets
-    ]
+    answers = [classify(model, data, arguments.language, arguments.templates) for data in sets]
     rows: dict[str, Any] = {}
     for answer in answers:
-        data = answer.data
+        data, chance = answer.data, 1 / len(answer.data.classes)
         rows[data.name] = {
             "photos": len(data.images),
             "damaged": answer.damaged,
             "classes": len(data.classes),
-            "chance": 1 / len(data.classes),
+            "chance": chance,
             "accuracy": answer.accuracy,
         }
         words = "no labels.json, not scored"
         if answer.accuracy is not None:
-            words = f"accuracy {answer.accuracy:.3f} (chance {1 / len(data.classes):.3f})"
+            words = f"accuracy {answer.accuracy:.3f} (chance {chance:.3f})"
             draw_confusion(output / f"confusion_{data.name}.png", answer)
-        print(f"{data.name}: {len(data.images)} images, {len(data.classes)} classes: {words}")
+        images = f"{len(data.images)} images ({answer.damaged} damaged)"
+        print(f"{data.name}: {images}, {len(data.classes)} classes: {words}")
     score = mean_accuracy(answers)
-    write_json(output / "predictions.json", predictions_of(answers))
+    predictions = {answer.data.name: answer.as_dict() for answer in answers}
+    write_json(output / "predictions.json", predictions)
     write_json(output / "result.json", {"score": score, "data": rows})
     if score is not None:
         print(f"score {score:.2f} (mean accuracy × 100)")

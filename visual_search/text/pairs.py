@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("queries", TEXTS),  # as typed; at least one
         ("texts", TEXTS),  # the same, cleaned
         ("language", TEXTS),  # of each query: ISO 639-1
-        ("group", pa.string()),  # images of one group are right for each other's queries
+        ("group", pa.string()),  # images of a group are relevant to each other's queries
         ("category", pa.string()),  # empty where there is none
         ("split", pa.string()),  # "train" trains, nothing else does
     ]
@@ -46,11 +46,10 @@ CLUSTER_FIELDS = [
 
 TRAIN, TEST = "train", "test"
 
-
 Value = TypeVar("Value")
 
 
-class ArrowRows(Sequence[Value], Generic[Value]):
+class ArrowRows(Sequence[Value]):
     """A column of Arrow's as a sequence of Python values, each made when it is asked for.
 
     Millions of lists of texts stay in one block of memory, which worker processes share.
@@ -62,17 +61,9 @@ class ArrowRows(Sequence[Value], Generic[Value]):
     def __len__(self) -> int:
         return len(self._array)
 
-    @overload
-    def __getitem__(self, index: int) -> Value: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Value]: ...
-    def __getitem__(self, index: int | slice) -> Value | list[Value]:
-        if isinstance(index, slice):
-            return list(self._array[index].to_pylist())
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        found: Value = self._array[index % len(self)].as_py()
-        return found
+    def __getitem__(self, index: Any) -> Any:
+        """The value of one row."""
+        return self._array[int(index)].as_py()
 
     def take(self, indexes: np.ndarray) -> ArrowRows[Value]:
         """The rows of `indexes`, int64."""
@@ -84,7 +75,6 @@ class PairTable:
     """Images with their queries; every column has n rows."""
 
     paths: Sequence[Path]
-    images: ArrowRows[str]
     queries: ArrowRows[list[str]]
     """As typed, at least one an image."""
     texts: ArrowRows[list[str]]
@@ -92,12 +82,10 @@ class PairTable:
     languages: ArrowRows[list[str]]
     """Of each query: ISO 639-1."""
     groups: np.ndarray
-    """`(n,)`, int64, 0..g-1: images of one group are right for each other's queries."""
+    """`(n,)`, int64, 0..g-1: images of one group are relevant to each other's queries."""
     categories: ArrowRows[str]
-    splits: ArrowRows[str]
     clusters: np.ndarray | None = None
     """`(n,)`, int64; None where no clusters were assigned."""
-    query_clusters: ArrowRows[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -108,27 +96,31 @@ class PairTable:
 
         return [ImageItem(path) for path in self.paths]
 
+    def rows_of(self, column: str) -> Sequence[list[str]]:
+        """The texts of each image: `queries`, as typed, or `texts`, cleaned."""
+        return self.texts if column == "texts" else self.queries
+
     def take(self, indexes: np.ndarray | Sequence[int]) -> PairTable:
         """Some of the rows, in that order; groups keep their numbers."""
         from visual_search.data.datasets import PathList
 
         rows = np.asarray(indexes, dtype=np.int64)
-        columns: dict[str, Any] = {
-            field.name: getattr(self, field.name) for field in fields(self)[1:]
-        }
-        paths = PathList(self.paths[row] for row in rows.tolist())
-        taken: dict[str, Any] = {
-            name: column if column is None else column.take(rows)
-            for name, column in columns.items()
-        }
-        return PairTable(paths, **taken)
+        return PairTable(
+            PathList(self.paths[row] for row in rows.tolist()),
+            self.queries.take(rows),
+            self.texts.take(rows),
+            self.languages.take(rows),
+            self.groups[rows],
+            self.categories.take(rows),
+            None if self.clusters is None else self.clusters[rows],
+        )
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
     """The queries of one language, and the images that have any.
 
     Args:
-        table: any; clusters of queries are not kept.
+        table: any.
         language: ISO 639-1; empty takes all.
 
     Returns:
@@ -139,23 +131,20 @@ def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]
     """
     if not language:
         return np.arange(len(table)), table
-    rows, queries, texts = [], [], []
-    for row, spoken in enumerate(table.languages):
-        places = [place for place, said in enumerate(spoken) if said == language]
-        if places:
-            rows.append(row)
-            queries.append([table.queries[row][place] for place in places])
-            texts.append([table.texts[row][place] for place in places])
-    if not rows:
+    places = [
+        [place for place, said in enumerate(spoken) if said == language]
+        for spoken in table.languages
+    ]
+    rows = np.flatnonzero([len(kept) for kept in places])
+    if not len(rows):
         raise UserError(f"no image has a query in the language {language!r}: it is ISO 639-1 (ru)")
-    chosen = np.array(rows, dtype=np.int64)
-    return chosen, replace(
-        table.take(chosen),
-        queries=ArrowRows(pa.array(queries, TEXTS)),
-        texts=ArrowRows(pa.array(texts, TEXTS)),
-        languages=ArrowRows(pa.array([[language] * len(q) for q in queries], TEXTS)),
-        query_clusters=None,
-    )
+
+    def kept(column: ArrowRows[list[str]]) -> ArrowRows[list[str]]:
+        chosen = [[column[row][place] for place in places[row]] for row in rows.tolist()]
+        return ArrowRows(pa.array(chosen, TEXTS))
+
+    columns = {"queries": table.queries, "texts": table.texts, "languages": table.languages}
+    return rows, replace(table.take(rows), **{name: kept(c) for name, c in columns.items()})
 
 
 def open_pairs(path: Path) -> pq.ParquetFile:
@@ -217,15 +206,12 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
     groups = table["group"].combine_chunks().dictionary_encode().indices
     return PairTable(
         paths=PathList(folder / name.as_py() for name in table["image_path"]),
-        images=ArrowRows(table["image"]),
         queries=ArrowRows(table["queries"]),
         texts=ArrowRows(table["texts"]),
         languages=ArrowRows(table["language"]),
         groups=groups.to_numpy().astype(np.int64),
         categories=ArrowRows(table["category"]),
-        splits=ArrowRows(table["split"]),
         clusters=table["cluster"].to_numpy().astype(np.int64) if clustered else None,
-        query_clusters=ArrowRows(table["clusters"]) if clustered else None,
     )
 
 
@@ -263,7 +249,7 @@ class QueryTexts:
                 each product gets the texts of another.
         """
         self.table, self.dataset = table, dataset
-        self.rows = table.texts if dataset.text_column == "texts" else table.queries
+        self.rows = table.rows_of(dataset.text_column)
         _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)
         """`first` is the first image of each product; `groups`, `(n,)`: the products, 0..g-1."""
         self.source = np.arange(len(table))

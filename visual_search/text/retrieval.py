@@ -46,11 +46,12 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
         table: images with their texts and groups (products).
         column: queries, as typed, or texts, cleaned.
     """
-    rows: Sequence[list[str]] = table.texts if column == "texts" else table.queries
     numbers: dict[str, int] = {}
     groups_of: list[set[int]] = []
     images_of_group: dict[int, list[int]] = {}
-    for image, (texts, group) in enumerate(zip(rows, table.groups.tolist(), strict=True)):
+    for image, (texts, group) in enumerate(
+        zip(table.rows_of(column), table.groups.tolist(), strict=True)
+    ):
         images_of_group.setdefault(group, []).append(image)
         for text in texts:
             # Letters' case is no difference between two queries.

@@ -8,6 +8,7 @@ name_images(search.model, [ImageItem(Path("a.jpg"))], ["стул", "стол"], 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
-from visual_search.data.contact_sheet import Cell
-from visual_search.data.image_files import SUFFIXES
+from visual_search.data.image_files import is_image
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
@@ -54,6 +54,19 @@ class TextSearchModel:
     def embedder(self) -> Embedder:
         """Pixels to unit vectors of the shared space."""
         return self.encoder.image_embedder()
+
+    def embed_images(self, images: Sequence[ImageItem], part: str = "") -> Embeddings:
+        """Images as unit vectors of the shared space; `part` of the whole is in the progress."""
+        device = default_device()
+        self.encoder.to(device)
+        return embed_images(
+            self.embedder,
+            images,
+            self.input_size,
+            device=device,
+            settings=self.settings,
+            label="images" + part,
+        )
 
 
 def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
@@ -135,29 +148,24 @@ class TextSearch:
     """A gallery that answers queries typed as text; its images are embedded once."""
 
     def __init__(
-        self,
-        model: TextSearchModel,
-        gallery: Sequence[ImageItem],
-        cache: Path | None = None,
-        progress: bool = True,
+        self, model: TextSearchModel, gallery: Sequence[ImageItem], cache: Path | None = None
     ) -> None:
         """
         Args:
             model: images and texts to one space.
-            gallery: its images; damaged ones have a place and are told in `problems`.
+            gallery: its images; damaged ones have a place and are listed in `problems`.
             cache: folder where their embeddings are kept for the next time.
-            progress: whether there are progress bars.
         """
-        self.model, self.gallery, self.progress = model, list(gallery), progress
+        self.model, self.gallery = model, list(gallery)
         if cache is None:
-            found = self._embedded(self.gallery)
+            found = model.embed_images(self.gallery)
             self.vectors: Tensor = found.matrix
             """`(n, d)`, unit vectors."""
             self.problems = found.problems
         else:
             settings = {"size": model.input_size, **dataclasses.asdict(model.settings)}
             folder = model_folder(cache, weights_fingerprint(model.embedder.state_dict()), settings)
-            stored = stored_features(folder, self.gallery, self._embedded)
+            stored = stored_features(folder, self.gallery, model.embed_images)
             self.vectors, self.problems = stored.matrix, stored.problems(self.gallery)
 
     def images_for(self, queries: Sequence[str], count: int = 10) -> list[list[Hit]]:
@@ -170,22 +178,14 @@ class TextSearch:
         Raises:
             UserError: for an empty query.
         """
-        for query in queries:
-            if not query.strip():
-                raise UserError("an empty query finds nothing: type a word or more")
+        if not all(query.strip() for query in queries):
+            raise UserError("an empty query finds nothing: type a word or more")
         vectors = self.model.encoder.embed_texts(list(queries))
         return nearest(vectors, self.vectors, [str(i.path) for i in self.gallery], count)
 
-    def _embedded(self, images: Sequence[ImageItem], part: str = "") -> Embeddings:
-        return embedded_images(self.model, images, "gallery" + part, self.progress)
-
 
 def name_images(
-    model: TextSearchModel,
-    images: Sequence[ImageItem],
-    names: Sequence[str],
-    count: int = 5,
-    progress: bool = True,
+    model: TextSearchModel, images: Sequence[ImageItem], names: Sequence[str], count: int = 5
 ) -> list[list[Hit]]:
     """The names nearest to each image, best first.
 
@@ -194,28 +194,10 @@ def name_images(
         images: any.
         names: candidates, in one language.
         count: names an image.
-        progress: whether there is a progress bar.
     """
-    vectors = embedded_images(model, images, "images", progress).matrix
     templates = templates_for(language_of_names(names))
+    vectors = model.embed_images(images).matrix
     return nearest(vectors, embed_names(model.encoder, names, templates), names, count)
-
-
-def embedded_images(
-    model: TextSearchModel, images: Sequence[ImageItem], label: str, progress: bool = True
-) -> Embeddings:
-    """Images as unit vectors of the space shared with texts."""
-    device = default_device()
-    model.encoder.to(device)
-    return embed_images(
-        model.embedder,
-        images,
-        model.input_size,
-        device=device,
-        settings=model.settings,
-        label=label,
-        progress=progress,
-    )
 
 
 def nearest(asked: Tensor, answers: Tensor, labels: Sequence[str], count: int) -> list[list[Hit]]:
@@ -234,10 +216,7 @@ def gallery_images(source: Path) -> list[ImageItem]:
         UserError: when there is no image.
     """
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"the folder {source} holds no image")
-        return [ImageItem(path) for path in found]
+        return [ImageItem(path) for path in images_in(source, "**/*")]
     if source.suffix == ".parquet":
         return read_pairs(source, TEST).items()
     if source.suffix == ".csv":
@@ -245,19 +224,52 @@ def gallery_images(source: Path) -> list[ImageItem]:
     raise UserError(f"{source} is no gallery: name a folder, a gallery.csv or a pairs.parquet")
 
 
-def sheet_rows(hits: Sequence[Sequence[Hit]], captions: Sequence[str]) -> list[list[Cell]]:
-    """Rows for a contact sheet: the query stands under its first image, above the score."""
-    return [
-        [
-            Cell(
-                Path(hit.label),
-                f"{captions[row]}\n" * (place == 0) + f"{hit.score:.3f}",
-                "gainsboro",
-            )
-            for place, hit in enumerate(found)
-        ]
-        for row, found in enumerate(hits)
-    ]
+def images_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """The images among a folder's files, by content, in the order of their names.
+
+    Other files are counted in a line on stdout.
+
+    Args:
+        folder: to look into.
+        pattern: of the files; `**/*` takes those of all folders below.
+
+    Raises:
+        UserError: when none of them is an image.
+    """
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in sorted(path for path in folder.glob(pattern) if path.is_file()):
+        if is_image(path):
+            images.append(path)
+        else:
+            others[path.suffix.lower() or "without an ending"] += 1
+    counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+    if not images:
+        raise UserError(
+            f"{folder} holds no image" + (f", but other files: {counts}" * bool(others))
+        )
+    if others:
+        print(f"{folder}: {len(images)} images; passed over, as they are no images: {counts}")
+    return images
+
+
+def read_text(path: Path) -> str:
+    """A text file as somebody wrote it: UTF-8, with or without a byte-order mark.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8 ({error})") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, stripped; empty ones are left out."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def templates_for(language: str, file: Path | None = None) -> tuple[str, ...]:
@@ -273,16 +285,12 @@ def templates_for(language: str, file: Path | None = None) -> tuple[str, ...]:
                 "and name it with --templates"
             )
         return TEMPLATES[language]
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the templates {file} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line and line.count("{}") != 1:
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip() and line.count("{}") != 1:
             raise UserError(f"{file} line {number}: {line!r} needs one {{}} for the name")
-    if not any(lines):
-        raise UserError(f"{file} has no template")
-    return tuple(line for line in lines if line)
+    if not (templates := tuple(read_lines(file))):
+        raise UserError(f"{file} has no template: write some, one a line")
+    return templates
 
 
 def embed_names(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -8,7 +8,7 @@ things may be a list of names itself, and has the images that are nearest to any
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
-from visual_search.data.image_files import SUFFIXES
 from visual_search.data.images import ImageItem
 from visual_search.text.search import (
     TextSearchModel,
     embed_names,
-    embedded_images,
+    images_in,
     language_of_names,
+    read_text,
     templates_for,
 )
 
@@ -39,11 +39,6 @@ class ZeroShotSet:
     images: list[Path]
     labels: np.ndarray | None
     """`(n,)`, int64; None where nobody says."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Of the images: their file names without the suffix."""
-        return [path.stem for path in self.images]
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,9 @@ class ZeroShotAnswer:
         return float((self.predictions == self.data.labels).mean())
 
     def as_dict(self) -> dict[str, int]:
-        """Class by image, as the challenge wants it."""
-        return dict(zip(self.data.ids, self.predictions.tolist(), strict=True))
+        """Class index by image, its file's name without the ending: the challenge's format."""
+        ids = [path.stem for path in self.data.images]
+        return dict(zip(ids, self.predictions.tolist(), strict=True))
 
 
 def read_zero_shot_set(folder: Path) -> ZeroShotSet:
@@ -80,10 +76,8 @@ def read_zero_shot_set(folder: Path) -> ZeroShotSet:
     named = [_names(folder / "classes.json", number, entry) for number, entry in enumerate(classes)]
     place = folder / "img"
     if not place.is_dir():
-        raise UserError(f"{folder} has no folder img/ with the images")
-    images = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not images:
-        raise UserError(f"{place} holds no image")
+        raise UserError(f"{folder} has no folder img/: put the images there")
+    images = images_in(place)
     stems: dict[str, Path] = {}
     for path in images:
         if path.stem in stems:
@@ -104,9 +98,7 @@ def _names(path: Path, number: int, entry: object) -> list[str]:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        return json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
@@ -128,12 +120,7 @@ def _labels(path: Path, images: Sequence[Path], classes: int) -> np.ndarray:
 
 
 def classify(
-    model: TextSearchModel,
-    data: ZeroShotSet,
-    *,
-    language: str = "auto",
-    templates: Path | None = None,
-    progress: bool = True,
+    model: TextSearchModel, data: ZeroShotSet, language: str = "auto", templates: Path | None = None
 ) -> ZeroShotAnswer:
     """Give each image the class that has the nearest name.
 
@@ -142,23 +129,15 @@ def classify(
         data: images and names.
         language: of the names, for the templates; auto tells by their letters.
         templates: a file of templates in place of the language's own.
-        progress: whether there is a progress bar.
     """
-    names, class_of = flat_names(data.classes)
+    names = [name for several in data.classes for name in several]
+    class_of = np.repeat(np.arange(len(data.classes)), [len(several) for several in data.classes])
     if language == "auto":
         language = language_of_names(names)
-    chosen = templates_for(language, templates)
-    items = [ImageItem(path) for path in data.images]
-    embedded = embedded_images(model, items, data.name, progress)
-    vectors = embed_names(model.encoder, names, chosen)
-    predictions = class_of[(embedded.matrix @ vectors.T).argmax(dim=1).numpy()]
-    return ZeroShotAnswer(data, predictions, len(embedded.problems))
-
-
-def flat_names(classes: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
-    """All names of all classes, and the class of each, `(names,)`, int64."""
-    class_of = np.repeat(np.arange(len(classes)), [len(names) for names in classes])
-    return [name for names in classes for name in names], class_of
+    vectors = embed_names(model.encoder, names, templates_for(language, templates))
+    embedded = model.embed_images([ImageItem(path) for path in data.images])
+    nearest = (embedded.matrix @ vectors.T).argmax(dim=1).numpy()
+    return ZeroShotAnswer(data, class_of[nearest], len(embedded.problems))
 
 
 def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
@@ -193,7 +172,8 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    names = [_title(answer.data.classes[index]) for index in shown]
+    classes = [answer.data.classes[index] for index in shown]
+    names = [names[0][:24] + ", …" * (len(names) > 1) for names in classes]
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="said", ylabel="is")
@@ -207,13 +187,3 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-
-
-def _title(names: Sequence[str]) -> str:
-    """What a class is called in a picture."""
-    return f"{names[0][:24]}, …" if len(names) > 1 else names[0][:24]
-
-
-def predictions_of(answers: Sequence[ZeroShotAnswer]) -> Mapping[str, Mapping[str, int]]:
-    """`{data set: {image: class index}}`, the challenge's format."""
-    return {answer.data.name: answer.as_dict() for answer in answers}

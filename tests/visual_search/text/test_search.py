@@ -1,0 +1,107 @@
+"""What images a gallery has, files that people wrote, and prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import draw_product
+from visual_search.common.errors import UserError
+from visual_search.text.search import (
+    embed_names,
+    gallery_images,
+    language_of_names,
+    read_lines,
+    templates_for,
+)
+from visual_search.text.zero_shot import read_zero_shot_set
+
+FORMATS = {"a.jpg": "JPEG", "b.JFIF": "JPEG", "c.jpe": "JPEG", "d": "PNG", "e.dat": "WEBP"}
+
+
+def zero_shot_images(folder: Path) -> list[Path]:
+    (folder.parent / "classes.json").write_text('["cat"]')
+    return read_zero_shot_set(folder.parent).images
+
+
+READERS: dict[str, Callable[[Path], list[Path]]] = {
+    "gallery": lambda folder: [item.path for item in gallery_images(folder)],
+    "zero-shot": zero_shot_images,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_images_are_known_by_content_and_others_are_counted(
+    reader: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "img"
+    folder.mkdir()
+    for name in ("notes.txt", "more.TXT", "Makefile"):
+        (folder / name).write_text("no image")
+    with pytest.raises(UserError, match=r"img holds no image, but other files: 2 \.txt, 1 without"):
+        READERS[reader](folder)
+    for number, (name, kind) in enumerate(FORMATS.items()):
+        draw_product(number, 0).save(folder / name, kind)
+    (folder / "z.png").write_text("damaged, and reported as such")
+    assert [path.name for path in READERS[reader](folder)] == [*FORMATS, "z.png"]
+    counts = "img: 6 images; passed over, as they are no images: 2 .txt, 1 without an ending"
+    assert counts in capsys.readouterr().out
+
+
+def test_a_gallery_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "nested").mkdir()
+    draw_product(0, 0).save(tmp_path / "nested" / "0.png")
+    assert [item.path.name for item in gallery_images(tmp_path)] == ["0.png"]
+    with pytest.raises(UserError, match="is no gallery: name a folder"):
+        gallery_images(tmp_path / "missing")
+
+
+TEXT_FILES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
+    "names or queries": ("стул\n\n стол \n", read_lines, ["стул", "стол"]),
+    "templates": ("{}\n\nна фото {}\n", lambda p: templates_for("ru", p), ("{}", "на фото {}")),
+    "classes.json": ('["кот"]', lambda p: read_zero_shot_set(p.parent).classes, [["кот"]]),
+    "labels.json": ('{"0": 0}', lambda p: read_zero_shot_set(p.parent).labels, [0]),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_FILES)
+def test_a_byte_order_mark_is_no_part_of_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    draw_product(0, 0).save(tmp_path / "img" / "0.png")
+    (tmp_path / "classes.json").write_text(json.dumps(["кот"]))
+    content, read, expected = TEXT_FILES[name]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(content, encoding=encoding)
+        assert read(tmp_path / name) == expected
+    (tmp_path / name).write_bytes("стул".encode("cp1251"))
+    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text"):
+        read(tmp_path / name)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    assert language_of_names(["стул", "IKEA", "стол"]) == "ru"
+    assert language_of_names(["chair"]) == "en"
+    with pytest.raises(UserError, match="no templates for 'fi'"):
+        templates_for("fi")
+    file = tmp_path / "templates.txt"
+    for content, message in (("{}\n\nна фото\n", r"templates\.txt line 3"), ("\n", "no template")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            templates_for("ru", file)
+
+    class Encoder:
+        """Places a text by its length."""
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            angles = torch.tensor([float(len(text)) for text in texts])
+            return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    vectors = embed_names(Encoder(), ["a", "bb"], ["{}", "x{}"])  # type: ignore[arg-type]
+    expected = torch.tensor([[np.cos(1.5), np.sin(1.5)], [np.cos(2.5), np.sin(2.5)]])
+    torch.testing.assert_close(vectors, expected.float())
