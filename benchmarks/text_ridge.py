@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from subprocess import run as run_command
 from typing import Any
 
 import numpy as np
@@ -33,8 +31,10 @@ from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_features import kept_features
 from visual_search.common.errors import UserError, exit_with_sentence
 from visual_search.evaluation.compare import mean_interval
-from visual_search.phase_chain import read_chain
+from visual_search.main_phases import resolved_pairs
+from visual_search.phase_chain import read_chain, run_chain
 from visual_search.ranking.embed import default_device
+from visual_search.text import retrieval
 from visual_search.text.pairs import (
     TEST,
     TRAIN,
@@ -44,20 +44,14 @@ from visual_search.text.pairs import (
     read_pairs,
     write_pairs,
 )
-from visual_search.text.retrieval import (
-    RECALLS,
-    BothWays,
-    Relevance,
-    RetrievalScores,
-    evaluate_retrieval,
-    relevance_of,
-)
+from visual_search.text.retrieval import BothWays, Relevance, RetrievalScores, relevance_of
 from visual_search.text.search import TextSearchModel, load_text_model
 from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
 HELD_OUT_SHARE = 0.2
 DIRECTIONS = ("image to text", "text to image")
+ALL_FEATURES = "all of them"
 CACHE = Path("runs/features")
 
 
@@ -107,7 +101,7 @@ def ridge(train: Data, judged: Data, features: str, direction: str, alpha: float
         fitted = Ridge(alpha=alpha).fit(texts, shares.T @ images / weights[:, None], weights)
         sides = judged.images - centre, fitted.predict(new_texts) - centre
     unit = [F.normalize(torch.from_numpy(side), dim=1).float() for side in sides]
-    return evaluate_retrieval(unit[0], unit[1], judged.relevance)
+    return retrieval.evaluate_retrieval(unit[0], unit[1], judged.relevance)
 
 
 def best_ridge(
@@ -129,21 +123,21 @@ def best_ridge(
 
 def mean_recall(scores: BothWays) -> float:
     """The mean of R@1, R@5 and R@10 of both directions, 0..1."""
-    return float(np.mean([s.recall(k) for s in scores.directions().values() for k in RECALLS]))
+    both = scores.directions().values()
+    return float(np.mean([one.recall(k) for one in both for k in retrieval.RECALLS]))
 
 
-def judge(
-    runs: Mapping[str, Path], pairs: Path, root: Path | None, column: str, language: str
-) -> Judged:
+def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Judged:
     """Fit ridges to a table's training rows; score them and the runs on its test rows.
 
     Args:
-        runs: of main_clip, by name; the first one's frozen towers give the ridge's features.
+        runs: of main_clip, by name. The first one's frozen towers give the ridge's features, and
+            its settings say which texts are asked, in which language; all of train are learnt from.
         pairs: table of pairs.
         root: folder of its images; None is the table's own.
-        column: queries or texts.
-        language: of the queries that are judged; empty is all. All of train are learnt from.
     """
+    data = _settings(next(iter(runs.values())))
+    column, language = data["text_column"], data["test_language"]
     train = read_pairs(pairs, TRAIN, root)
     _, test = in_language(read_pairs(pairs, TEST, root), language)
     relevance = relevance_of(test, column)
@@ -154,9 +148,15 @@ def judge(
         with torch.no_grad():
             images = model.encoder(_seen(model, test).to(default_device())).cpu()
         texts = model.encoder.embed_texts(relevance.texts)
-        systems[name] = evaluate_retrieval(images, texts, relevance)
+        systems[name] = retrieval.evaluate_retrieval(images, texts, relevance)
     choices = {name: choice for name, (choice, _) in ridges.items()}
     return Judged(relevance, test.groups, systems, choices)
+
+
+def _settings(run: Path) -> Mapping[str, Any]:
+    """What a run was trained on."""
+    values: Mapping[str, Any] = yaml.safe_load((run / "config.yml").read_text("utf-8"))["dataset"]
+    return values
 
 
 def _seen(model: TextSearchModel, table: PairTable) -> torch.Tensor:
@@ -193,9 +193,6 @@ def _ridges(
     return found
 
 
-ALL_FEATURES = "all of them"
-
-
 def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """What the frozen text towers give, each alone and all together, `(m, t)`."""
     made: dict[str, np.ndarray] = {}
@@ -208,9 +205,7 @@ def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.nda
             made[name] = F.normalize(bags, dim=1)[:, idf > 0].double().numpy()
     if not made:
         raise UserError("the first run has no frozen text features (use, hashed) for the ridge")
-    if len(made) > 1:
-        made[ALL_FEATURES] = np.hstack(list(made.values()))
-    return made
+    return made | ({ALL_FEATURES: np.hstack(list(made.values()))} if len(made) > 1 else {})
 
 
 def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> np.ndarray:
@@ -255,7 +250,7 @@ def rows_of(parts: Sequence[Judged]) -> tuple[list[Row], list[str]]:
     ridges = list(parts[0].choices)
     rows, notes = [], []
     runs = [name for name in parts[0].systems if name not in ridges]
-    for run, peer, k in itertools.product(runs, ridges, RECALLS):
+    for run, peer, k in itertools.product(runs, ridges, retrieval.RECALLS):
         theirs = pooled(parts, peer)
         for direction, scores in pooled(parts, run).items():
             words, other = f"{run}, {direction.replace('_', ' ')}", theirs[direction]
@@ -296,22 +291,14 @@ def fold_tables(pairs: Path, folder: Path, folds: int, seed: int = 42) -> list[P
 
 def train_on_fold(chain: Path, table: Path, runs: Path) -> dict[str, Path]:
     """Train a chain's phases on another table; their run folders by the phases' names."""
-    steps = read_chain(chain).steps
-    phases = [
-        {
-            "name": f"{step.name}_{table.stem}",
-            "config": str(step.config.resolve()),
-            "overrides": {**step.overrides, "dataset.pairs": str(table), "dataset.root": ""},
-        }
-        for step in steps
-    ]
-    values = {"name": table.stem, "command": "main_clip", "phases": phases}
-    config = table.with_suffix(".yml")
-    config.write_text(yaml.safe_dump(values), "utf-8")
-    command = [sys.executable, "-m", "visual_search.main_phases", "--config", str(config)]
-    if run_command([*command, "--runs", str(runs)], check=False).returncode:
-        raise UserError(f"the chain {config} did not train; it has said why")
-    return {step.name: runs / f"{step.name}_{table.stem}" for step in steps}
+    read, data = read_chain(chain), {"dataset.pairs": str(table), "dataset.root": ""}
+    names = [f"{step.name}_{table.stem}" for step in read.steps]
+    steps = tuple(
+        replace(step, name=name, overrides={**step.overrides, **data})
+        for step, name in zip(read.steps, names, strict=True)
+    )
+    run_chain(replace(read, name=table.stem, steps=steps), runs, resolved_pairs)
+    return {step.name: runs / name for step, name in zip(read.steps, names, strict=True)}
 
 
 def judged_parts(options: argparse.Namespace) -> list[Judged]:
@@ -319,23 +306,15 @@ def judged_parts(options: argparse.Namespace) -> list[Judged]:
     if options.runs:
         data = _settings(options.runs[0])
         root = Path(data["root"]) if data["root"] and not options.pairs else None
-        pairs = options.pairs or Path(data["pairs"])
         runs = {run.name: run for run in options.runs}
-        return [judge(runs, pairs, root, data["text_column"], data["test_language"])]
+        return [judge(runs, options.pairs or Path(data["pairs"]), root)]
     if not (options.config and options.pairs):
         raise UserError("name --runs, or --config (a chain of main_clip) and --pairs")
     parts = []
     for table in fold_tables(options.pairs, options.folder, options.folds):
         print(f"\n== {table.stem.replace('_', ' ')} of {options.folds}", flush=True)
-        runs = train_on_fold(options.config, table, options.folder)
-        data = _settings(next(iter(runs.values())))
-        parts.append(judge(runs, table, None, data["text_column"], data["test_language"]))
+        parts.append(judge(train_on_fold(options.config, table, options.folder), table))
     return parts
-
-
-def _settings(run: Path) -> Mapping[str, Any]:
-    values: Mapping[str, Any] = yaml.safe_load((run / "config.yml").read_text("utf-8"))["dataset"]
-    return values
 
 
 def main() -> None:

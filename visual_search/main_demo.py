@@ -53,7 +53,7 @@ def search_by_image() -> dict[str, Any]:
     zero_shot = evaluate("runs/demo/zero_shot", "--weights", "runs/demo/zero_shot")
 
     headline("2. Training, in five phases, on other products than those it will be asked for")
-    phases = train_chain("config/demo/phases.yml", "runs/demo/phases.json")
+    phases = train_chain("demo")
 
     headline("3. Export and submission, through the organiser's interface")
     best = max(phases, key=lambda phase: phase["mAP"])
@@ -81,7 +81,7 @@ def search_by_text() -> dict[str, Any]:
     python("dataset/image_text/catalogue_pairs.py", *catalogue)
 
     headline("2. Training in two stages; the products that are asked for are others")
-    stages = train_chain("config/demo_text/phases.yml", "runs/demo_text/phases.json")
+    stages = train_chain("demo_text")
     run = f"runs/{stages[-1]['name']}"
 
     headline("3. Zero-shot: the categories of products never trained on, by name alone")
@@ -125,10 +125,10 @@ def python(*arguments: str) -> None:
         raise UserError(f"the demo stopped: `python {shlex.join(arguments)}` ended with {status}")
 
 
-def train_chain(config: str, table: str) -> list[dict[str, Any]]:
+def train_chain(name: str) -> list[dict[str, Any]]:
     """Train a chain of phases anew; name, mAP, best epoch and seconds of each."""
-    python("-m", "visual_search.main_phases", "--config", config, "--force")
-    rows = json.loads(Path(table).read_text("utf-8"))["phases"]
+    python("-m", "visual_search.main_phases", "--config", f"config/{name}/phases.yml", "--force")
+    rows = json.loads(Path(f"runs/{name}/phases.json").read_text("utf-8"))["phases"]
     return [{key: row[key] for key in ("name", "mAP", "epoch", "seconds")} for row in rows]
 
 

@@ -15,6 +15,7 @@ from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
 from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
 from visual_search.config_reader import parse_phase, read_backbone
+from visual_search.text.config import ClipConfig
 
 
 def parsed(*arguments: str) -> tuple[PhaseConfig, str]:
@@ -151,7 +152,9 @@ def numbers(kind: Any) -> Iterator[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [*numbers(PhaseConfig), *numbers(TableConfig)], ids=lambda part: str(part)
+    ("kind", "name"),
+    dict.fromkeys(n for whole in (PhaseConfig, TableConfig, ClipConfig) for n in numbers(whole)),
+    ids=lambda part: str(part),
 )
 def test_every_number_has_a_range_and_says_it(kind: Any, name: str) -> None:
     config = kind("a.csv") if kind is TableConfig else kind()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import importlib
-import io
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import alone, side_by_side
+from tests.commands import inside, side_by_side
 from tests.conftest import PROJECT
 from tests.visual_search.drawn_pairs import (
     COLOURS,
@@ -30,22 +26,28 @@ from tests.visual_search.drawn_pairs import (
     small_clip,
     write_drawn_pairs,
 )
-from visual_search.common.errors import UserError
+from visual_search import phase_chain
+from visual_search.run_folder import RunFolder
 from visual_search.text.pairs import read_pairs
 from visual_search.text.search import load_text_model
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 
 
-def inside(name: str, *arguments: str) -> str:
-    """The same in this process, which has loaded what it needs."""
-    entry = importlib.import_module(f"visual_search.{name}")
-    told = io.StringIO()
+def run(module: str, *arguments: object) -> str:
+    """What a command prints, in this process, when it ends well."""
     torch.set_num_threads(1)  # the networks are too small for more
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told):
-        patch.setattr(sys, "argv", [name, *arguments])
-        entry.main()
-    return told.getvalue()
+    done = inside(importlib.import_module(module).main, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train(folder: Path, name: str, *options: object, runs: str = "runs") -> Path:
+    """The folder of a run of `clip.yml`."""
+    place = ("--config", folder / "clip.yml", "--runs", folder / runs, "--name", name)
+    told = run("visual_search.main_clip", *place, *options)
+    assert "done: mAP" in told
+    return folder / runs / name
 
 
 def written(path: Path, values: dict[str, Any]) -> Path:
@@ -53,26 +55,23 @@ def written(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained run, its table, and a run on shuffled texts."""
-    folder = tmp_path_factory.mktemp("typed")
-    values = small_clip(write_drawn_pairs(folder / "data"))
-    config = written(folder / "clip.yml", values)
-    common = ("--config", str(config), "--runs", str(folder / "runs"))
-    alone("visual_search.main_clip", *common, "--name", "right")
-    inside("main_clip", *common, "--name", "shuffled", "--dataset.shuffle_texts", "true")
+    folder = tmp_path_factory.mktemp("clip")
+    written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
+    train(folder, "right")
+    train(folder, "shuffled", "--dataset.shuffle_texts", "true")
     return folder
 
 
-def retrieval(run: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "retrieval"][-1]
-
-
 def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> None:
-    right = retrieval(trained / "runs" / "right")
-    shuffled = retrieval(trained / "runs" / "shuffled")
+    right, shuffled = (lines(trained / "runs" / n, "retrieval")[-1] for n in ("right", "shuffled"))
     # Nine products with two names each: chance is a ninth.
     assert right["text_to_photo"]["R@1"] >= 0.6
     assert right["photo_to_text"]["mAP"] >= 0.6
@@ -82,57 +81,62 @@ def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> 
 
 @pytest.mark.parametrize("shuffled", ["false", "true"])
 def test_a_ridge_start_finds_names_unless_they_are_shuffled(trained: Path, shuffled: str) -> None:
-    runs, name = trained / "starts", f"ridge_{shuffled}"
-    options = ("--projection.initial", "ridge", "--dataset.shuffle_texts", shuffled)
-    inside(
-        "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(runs), "--name", name,
-        "--train.epochs", "1", "--train.validate_every", "1", "--optim.warmup_steps", "0",
-        "--train.feature_cache", str(trained / "features"), *options,
+    start = train(
+        trained, f"ridge_{shuffled}", "--projection.initial", "ridge",
+        "--train.epochs", 1, "--train.validate_every", 1, "--optim.warmup_steps", 0,
+        "--train.feature_cache", trained / "features", "--dataset.shuffle_texts", shuffled,
     )  # fmt: skip
-    lines = map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
-    start = next(line for line in lines if line["kind"] == "start")
-    found = start["photo_to_text"]["mAP"]
+    found = lines(start, "start")[0]["photo_to_text"]["mAP"]
     # Chance is 0.31; the visual tower is one of random weights.
     assert found <= 0.45 if shuffled == "true" else found >= 0.6
 
 
-def test_a_ridge_start_needs_linear_projections(trained: Path) -> None:
-    with pytest.raises(UserError, match=r"projection\.initial ridge needs projection\.kind linear"):
-        inside(
-            "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(trained / "starts"),
-            "--name", "none", "--projection.initial", "ridge", "--projection.kind", "residual",
-        )  # fmt: skip
-
-
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
-    run = trained / "runs" / "right"
-    expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
-    assert sorted(p.name for p in run.iterdir()) == [*expected, "report.html", "result.json"]
-    page = (run / "report.html").read_text()
+    folder = trained / "runs" / "right"
+    files = {"best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"}
+    assert {p.name for p in folder.iterdir()} >= files | {"report.html", "result.json"}
+    page = (folder / "report.html").read_text()
     assert "красный квадрат" in page
     assert "text → photo" in page
 
 
 def test_queries_from_the_command_line(trained: Path) -> None:
-    run, gallery = trained / "runs" / "right", trained / "data" / "pairs.parquet"
-    output = trained / "found"
-    told = inside(
-        "main_query", "--run", str(run), "--gallery", str(gallery), "--top", "3", "--output",
-        str(output), "--cache", str(trained / "cache"), "красный квадрат", "полоса зеленый",
+    gallery, output = trained / "data" / "pairs.parquet", trained / "found"
+    query = ("visual_search.main_query", "--run", trained / "runs" / "right")
+    told = run(
+        *query, "--gallery", gallery, "--top", 3, "--output", output,
+        "--cache", trained / "cache", "красный квадрат", "полоса зеленый",
     )  # fmt: skip
-    assert "красный квадрат" in told
+    assert "pairs.parquet: 54 images, 2 queries" in told
+    assert "\nкрасный квадрат\n" in told
     rows = json.loads((output / "results.json").read_text())
     assert [len(row["photos"]) for row in rows] == [3, 3]
     assert rows[0]["photos"][0]["path"].split("/")[-1].startswith("0_")
     assert rows[1]["photos"][0]["path"].split("/")[-1].startswith("1_")
     assert (output / "results.jpg").stat().st_size > 1000
-    names = written(trained / "names.txt", {})
+    names, image = trained / "names.txt", trained / "data" / "photos" / "2_0_1.png"
     names.write_text("красный\nсиний\nжёлтый\n")
-    photo = trained / "data" / "photos" / "2_0_1.png"
-    told = inside(
-        "main_query", "--run", str(run), "--photos", str(photo), "--names", str(names), "--top", "1"
-    )
+    told = run(*query, "--photos", image, "--names", names, "--top", 1)
+    assert told.startswith("1 images, 3 names\n")
     assert ": синий" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gallery", "x"), "there is no query: type one in quotes"),
+        (("стул",), "--gallery is missing"),
+        (("--gallery", "x", "--top", "0", "стул"), "--top is 0; write 1 or more"),
+        (("--photos", "a.jpg"), "--photos needs --names"),
+        (("--photos", "a.jpg", "--names", "b.txt"), "the image a.jpg does not exist"),
+    ],
+)
+def test_what_a_query_lacks_is_said(options: tuple[str, ...], message: str) -> None:
+    from visual_search import main_query
+
+    done = inside(main_query.main, "--run", "runs/none", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_zero_shot_from_the_command_line(trained: Path) -> None:
@@ -144,33 +148,30 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
         if (list(COLOURS)[colour], FORMS[form]) in HELD_OUT:
             (folder / "img" / path.name).write_bytes(path.read_bytes())
             labels[path.stem] = colour
-    classes = list(COLOURS)
-    (folder / "classes.json").write_text(json.dumps(classes))
+    (folder / "classes.json").write_text(json.dumps(list(COLOURS)))
     (folder / "labels.json").write_text(json.dumps(labels))
-    run = trained / "runs" / "right"
-    told = inside("main_zero_shot", "--run", str(run), "--data", str(folder))
-    result = json.loads((run / "zero_shot" / "result.json").read_text())
+    output = trained / "zero_shot"
+    place = ("--run", trained / "runs" / "right", "--data", folder, "--output", output)
+    told = run("visual_search.main_zero_shot", *place)
+    result = json.loads((output / "result.json").read_text())
     accuracy = result["data"]["forms"]["accuracy"]
     assert accuracy >= 0.7
     assert result["score"] == pytest.approx(100 * accuracy)
-    predictions = json.loads((run / "zero_shot" / "predictions.json").read_text())["forms"]
+    predictions = json.loads((output / "predictions.json").read_text())["forms"]
     right = sum(predictions[name] == label for name, label in labels.items())
     assert right / len(labels) == pytest.approx(accuracy)
-    assert (run / "zero_shot" / "confusion_forms.png").is_file()
-    assert f"accuracy {accuracy:.3f}" in told
-    shutil.rmtree(run / "zero_shot")
+    assert (output / "confusion_forms.png").is_file()
+    assert f"forms: 54 images (0 damaged), 6 classes: accuracy {accuracy:.3f}" in told
 
 
 def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
-    run = trained / "runs" / "right"
-    told = inside(
-        "main_clip", "--config", str(trained / "clip.yml"), "--runs", str(trained / "runs"),
-        "--name", "next", "--pretrain_model", str(run), "--optim.head_lr", "1e-9",
-        "--train.epochs", "1", "--dataset.queries_per_photo", "mean", "--loss.chunk", "5",
+    before = trained / "runs" / "right"
+    after = train(
+        trained, "next", "--pretrain_model", before, "--optim.head_lr", "1e-9",
+        "--train.epochs", 1, "--dataset.queries_per_photo", "mean", "--loss.chunk", 5,
     )  # fmt: skip
-    before, after = retrieval(run), retrieval(trained / "runs" / "next")
-    assert after["text_to_photo"]["mAP"] == pytest.approx(before["text_to_photo"]["mAP"], abs=0.05)
-    assert "done: mAP" in told
+    scores = [lines(run, "retrieval")[-1]["text_to_photo"]["mAP"] for run in (before, after)]
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -184,27 +185,20 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
     values["backbone"] = {"name": "timm/test_vit", "weights": "none"}
     values["dataset"] |= {"queries_per_photo": "mean" if variant == "siglip" else "draw"}
-    values["train"] = {"epochs": 3, "validate_every": 3, "log_steps": 1}
-    values |= VARIANTS[variant]
-    config = written(tmp_path / "clip.yml", values)
-    common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
-    inside("main_clip", *common, "--name", "one", "--dataset.batch_size", "12")
-    two = ("--name", "two", "--dataset.batch_size", "6")
-    side_by_side(2, "visual_search.main_clip", *common, *two)
-    losses = []
-    for name in ("one", "two"):
-        text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
-        losses.append([line["loss"] for line in lines if line["kind"] == "step"])
-    assert len(losses[0]) == 15
+    values["train"] = {"epochs": 2, "validate_every": 2, "log_steps": 1}
+    config = written(tmp_path / "clip.yml", values | VARIANTS[variant])
+    one = train(tmp_path, "one", "--dataset.batch_size", 12)
+    two = ("--config", config, "--runs", one.parent, "--name", "two", "--dataset.batch_size", 6)
+    side_by_side(2, "visual_search.main_clip", *two)
+    losses = [
+        [line["loss"] for line in lines(one.with_name(name), "step")] for name in ("one", "two")
+    ]
+    assert len(losses[0]) == 10
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    models = [load_text_model(one.with_name(name) / "last").encoder for name in ("one", "two")]
     with torch.no_grad():
-        one, two = (
-            load_text_model(tmp_path / "runs" / name / "last").encoder(pixels)
-            for name in ("one", "two")
-        )
-    assert one.allclose(two, atol=2e-3)
+        assert models[0](pixels).allclose(models[1](pixels), atol=2e-3)
 
 
 @pytest.mark.slow
@@ -214,13 +208,13 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     values["projection"] |= {"feature_noise": 0.1, "feature_dropout": 0.1}
     values["train"] = {"epochs": 4, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9}
     config = written(tmp_path / "clip.yml", values)
-    common = ["--config", str(config), "--runs", str(tmp_path / "runs")]
-    alone("visual_search.main_clip", *common, "--name", "calm")
+    calm = train(tmp_path, "calm")
     rng, state = random.Random(0), tmp_path / "runs" / "killed" / "state"
+    command = ["--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "killed"]
     for _ in range(2):
         before = {path.name for path in state.glob("step-*")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "visual_search.main_clip", *common, "--name", "killed"],
+            [sys.executable, "-m", "visual_search.main_clip", *command],
             cwd=PROJECT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
@@ -231,118 +225,100 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
         time.sleep(rng.random() * 0.2)
         process.kill()
         process.wait()
-    alone("visual_search.main_clip", *common, "--name", "killed")
-    calm, killed = (
-        load_file(tmp_path / "runs" / name / "last" / "model.safetensors")
-        for name in ("calm", "killed")
-    )
-    assert calm.keys() == killed.keys()
-    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+    killed = train(tmp_path, "killed")
+    weights = [load_file(run / "last" / "model.safetensors") for run in (calm, killed)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained: Path) -> dict[str, Any]:
-    """Both directions and the photos alone as tasks; the better run, beside the shuffled one."""
-    pairs = trained / "data" / "pairs.parquet"
-    folder = trained / "tasks"
+def tasks(trained: Path) -> list[Path]:
+    """The images alone, and both directions, as tasks."""
+    pairs, folder = trained / "data" / "pairs.parquet", trained / "tasks"
     folder.mkdir()
     for direction in ("text-to-photo", "photo-to-text"):
         texts = {"pairs": str(pairs), "direction": direction}
         written(folder / f"{direction}.yml", {"texts": texts, "metric": "R@1"})
-    with (folder / "table.csv").open("w") as table:
-        table.write("image_path,label\n")
-        for path in sorted((trained / "data" / "photos").glob("*.png")):
-            table.write(f"{path},{path.stem.rsplit('_', 1)[0]}\n")
-    photos = {"dev_set": {"table": str(folder / "table.csv")}, "rows": "all"}
-    written(folder / "photos.yml", photos)
-    tasks = [str(path) for path in sorted(folder.glob("*.yml"))]
-    return {"tasks": tasks, "folder": folder}
+    images = sorted((trained / "data" / "photos").glob("*.png"))
+    rows = [f"{path},{path.stem.rsplit('_', 1)[0]}" for path in images]
+    (folder / "table.csv").write_text("\n".join(["image_path,label", *rows]))
+    alone = {"dev_set": {"table": str(folder / "table.csv")}, "rows": "all"}
+    written(folder / "photos.yml", alone)
+    return sorted(folder.glob("*.yml"))
 
 
-def test_tasks_between_texts_and_photos(trained: Path, evaluated: dict[str, Any]) -> None:
-    run, output = trained / "runs" / "right", evaluated["folder"] / "out"
-    cache = ("--cache", str(trained / "cache"))
-    tasks = ("--tasks", *evaluated["tasks"], "--output", str(output))
-    inside("main_evaluate", "tasks", "--run", str(run), *tasks, *cache)
-    results = json.loads((output / "results.json").read_text())
+def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_path: Path) -> None:
+    right, shared = trained / "runs" / "right", ("--cache", trained / "cache")
+    call = ("--run", right, "--tasks", *tasks, "--output", tmp_path, *shared)
+    run("visual_search.main_evaluate", "tasks", *call)
+    results = json.loads((tmp_path / "results.json").read_text())
     assert results["dimension"] == 32
     found = results["tasks"]
     # What training recorded of the model that it kept.
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scored = [line for line in lines if line["kind"] == "retrieval"]
+    scored = lines(right, "retrieval")
     best = max(scored, key=lambda line: sum(line[d]["mAP"] for d in DIRECTIONS))
     for name in DIRECTIONS:
         means = found[name.replace("_", "-")]["mean_over_queries"]
         for metric in ("R@1", "R@5", "R@10"):
             assert means[metric] == pytest.approx(best[name][metric])
         assert means["mAP@1000"] == pytest.approx(best[name]["mAP"])
-        assert (output / f"{name.replace('_', '-')}_queries.jpg").stat().st_size > 1000
+        assert (tmp_path / f"{name.replace('_', '-')}_queries.jpg").stat().st_size > 1000
     assert found["text-to-photo"]["queries"] == 2 * len(HELD_OUT)
     assert found["text-to-photo"]["gallery"] == found["photo-to-text"]["queries"] == 54
     assert found["photos"]["queries"] == 144
-    rows = (output / "scores" / "text-to-photo.csv").read_text().splitlines()
+    rows = (tmp_path / "scores" / "text-to-photo.csv").read_text().splitlines()
     assert any(row.startswith("красный квадрат,") for row in rows)
-
-
-def test_two_runs_are_compared_on_texts(trained: Path, evaluated: dict[str, Any]) -> None:
-    runs = [str(trained / "runs" / name) for name in ("right", "shuffled")]
-    output = evaluated["folder"] / "compared"
-    cache = ("--cache", str(trained / "cache"))
-    tasks = ("--tasks", *evaluated["tasks"][-1:], "--output", str(output))
-    inside("main_evaluate", "compare", *runs, *tasks, *cache)
-    found = json.loads((output / "comparison.json").read_text())
-    assert found["verdict"] == "A is better on 1 of 1 tasks"
+    # The better run beside the shuffled one.
+    runs = [trained / "runs" / name for name in ("right", "shuffled")]
+    output = tmp_path / "compared"
+    call = (*runs, "--tasks", tasks[-1], "--output", output, *shared)
+    run("visual_search.main_evaluate", "compare", *call)
+    compared = json.loads((output / "comparison.json").read_text())
+    assert compared["verdict"] == "A is better on 1 of 1 tasks"
     assert (output / "text-to-photo_changed.jpg").stat().st_size > 1000
 
 
 def test_texts_are_not_asked_of_a_model_without_any(
-    evaluated: dict[str, Any], tmp_path: Path
+    tasks: list[Path], tiny_export: Path, tmp_path: Path
 ) -> None:
-    from tests.visual_search.evaluation.test_tasks import export
-
-    silent = export(tmp_path / "silent", 0)
-    output = tmp_path / "out"
-    call = ("--tasks", *evaluated["tasks"], "--cache", str(tmp_path / "cache"))
-    told = inside("main_evaluate", "tasks", "--run", str(silent), *call, "--output", str(output))
+    call = ("--tasks", *tasks, "--cache", tmp_path / "cache", "--output", tmp_path)
+    told = run("visual_search.main_evaluate", "tasks", "--run", tiny_export, *call)
     assert "knows no texts: it takes a run of visual_search.main_clip" in told
-    results = json.loads((output / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["tasks"]) == ["photos"]
     assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]
 
 
-def test_a_ridge_beside_runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_folds_stand_beside_a_ridge(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained runs; then a chain that is trained on folds, in which each product tests once."""
     pytest.importorskip("sklearn")
     from benchmarks import text_ridge
 
-    runs = [str(trained / "runs" / name) for name in ("right", "shuffled")]
     monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
-    monkeypatch.setattr(sys, "argv", ["text_ridge", "--no-record", "--runs", *runs])
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
-        text_ridge.main()
-    assert "| right, text to photo |" in told.getvalue()
-    assert "part 1, ridge: " in told.getvalue()
+    runs = [trained / "runs" / name for name in ("right", "shuffled")]
+    told = run("benchmarks.text_ridge", "--no-record", "--runs", *runs)
+    assert "| right, text to photo |" in told
+    assert "part 1, ridge: " in told
 
+    def in_process(command: str, arguments: list[str], fold: RunFolder, *_: object) -> None:
+        place = ("--name", fold.name, "--runs", fold.path.parent)
+        run(f"visual_search.{command}", *arguments, *place)
 
-@pytest.mark.slow
-def test_folds_ask_for_each_product_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("sklearn")
-    from benchmarks import text_ridge
-
+    monkeypatch.setattr(phase_chain, "_train", in_process)
     folder = trained / "folded"
     folder.mkdir()
     values = yaml.safe_load((trained / "clip.yml").read_text())
-    written(folder / "clip.yml", values | {"train": values["train"] | {"epochs": 1}})
+    written(folder / "clip.yml", values | {"train": {"epochs": 1, "validate_every": 1}})
     steps = [{"name": "one", "config": "clip.yml"}]
-    chain = {"name": "small", "command": "main_clip", "phases": steps}
-    written(folder / "chain.yml", chain)
-    pairs = trained / "data" / "pairs.parquet"
-    options = argparse.Namespace(
-        runs=None, config=folder / "chain.yml", pairs=pairs, folds=2, folder=folder / "runs"
-    )
-    monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
-    parts = text_ridge.judged_parts(options)
-    assert [list(part.systems) for part in parts] == [["ridge", "one"]] * 2
+    chain = folder / "chain.yml"
+    written(chain, {"name": "small", "command": "main_clip", "phases": steps})
+    place = ("--config", chain, "--folder", folder / "runs", "--folds", 2)
+    pairs = ("--pairs", trained / "data" / "pairs.parquet")
+    told = run("benchmarks.text_ridge", "--no-record", *place, *pairs)
+    assert "| one, text to photo |" in told
+    assert "part 2, ridge: " in told
     tests = [read_pairs(folder / "runs" / f"fold_{k}.parquet", "test") for k in (1, 2)]
     products = [{queries[0] for queries in table.queries} for table in tests]
     assert not products[0] & products[1]

@@ -1,6 +1,6 @@
 """Which images meet in a batch, for losses whose negatives are the rest of the batch.
 
-Two images of one group (the same product, the same content) are right for each other's queries:
+Two images of one group (the same product, the same content) are relevant to each other's queries:
 in one batch each would count as a wrong answer for the other. So they do not meet while there is
 anything else to put there. Cut and repeated as in :mod:`visual_search.data.samplers`.
 """
@@ -216,19 +216,15 @@ def build_pair_batches(
             here is what all see together.
 
     Raises:
-        UserError: for a share outside 0..1, missing clusters, and when an epoch fills no batch.
+        UserError: for missing clusters, and when an epoch fills no batch.
     """
     sampler = dataset.sampler
-    if not 0 <= sampler.hard_share <= 1:
-        raise UserError(
-            f"dataset.sampler.hard_share is {sampler.hard_share}; it must lie within 0 and 1"
-        )
     if sampler.kind == "shuffle":
         order = ShuffledPairs(groups)
     elif clusters is None:
         raise UserError(
-            f"the sampler {sampler.kind!r} needs clusters, and the table of pairs has none: run "
-            "`python dataset/image_text/cluster_texts.py assign`"
+            f"dataset.sampler.kind {sampler.kind} needs clusters, and the table of pairs has none: "
+            "run `python dataset/image_text/cluster_texts.py assign`"
         )
     elif sampler.kind == "cluster-balanced":
         order = ClusterBalanced(groups, clusters, sampler.cluster_power)

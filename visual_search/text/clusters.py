@@ -23,6 +23,7 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, written_atomically
+from visual_search.common.ranges import check_ranges
 from visual_search.text.config import ClusterConfig
 from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
 
@@ -148,13 +149,14 @@ def fit_clusters(
         The clusters, the largest first; and how good they are.
 
     Raises:
-        UserError: when there are fewer n-grams than clusters.
+        UserError: for a number out of its range, and when there are fewer n-grams than clusters.
     """
+    check_ranges(config)
     grams = grams[: config.max_ngrams]
-    if not 2 <= config.clusters < len(grams):
+    if config.clusters >= len(grams):
         raise UserError(
-            f"clusters is {config.clusters}; it must be at least 2 and less than the "
-            f"{len(grams)} different n-grams there are"
+            f"clusters is {config.clusters}; it must be less than the {len(grams)} different "
+            "n-grams there are"
         )
     texts = [gram for gram, _ in grams]
     counts = np.array([count for _, count in grams], dtype=np.int64)

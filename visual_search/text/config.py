@@ -1,11 +1,29 @@
-"""What can be configured in image–text training; the parts shared with `config` are its own."""
+"""What can be configured in image–text training and in the clustering of texts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from visual_search.config import BackboneConfig, EmbedSettings, OptimConfig, TrainConfig
+from visual_search.common.ranges import (
+    Amount,
+    Count,
+    CountFrom1,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    ShareBelow1,
+)
+from visual_search.config import (
+    BackboneConfig,
+    CountOrAll,
+    EmbedSettings,
+    OptimConfig,
+    Side,
+    SideOr0,
+    TrainConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -15,13 +33,13 @@ class PairSamplerConfig:
     Args:
         kind: shuffle; cluster-balanced draws small clusters of texts more often; hard-negatives
             fills a part of each batch from one cluster. The last two need a table with clusters.
-        hard_share: of hard-negatives, share of a batch that is of one cluster, 0..1.
+        hard_share: of hard-negatives, share of a batch that is of one cluster.
         cluster_power: of cluster-balanced, a cluster is drawn in proportion to its size to this.
     """
 
     kind: Literal["shuffle", "cluster-balanced", "hard-negatives"] = "shuffle"
-    hard_share: float = 0.5
-    cluster_power: float = 0.5
+    hard_share: Share = 0.5
+    cluster_power: Amount = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,9 +65,9 @@ class PairDataConfig:
             for a frozen visual tower, and without augmentations.
         sampler: which images meet in a batch.
         augmentations: of the training images.
-        random_erasing: share of the training images with an erased rectangle, 0..1.
+        random_erasing: share of the training images with an erased rectangle.
         num_workers: processes that read training images; 0 reads them in the training process.
-        max_broken_share: stop when more of the images read than this share cannot be read, 0..1.
+        max_broken_share: stop when more of the images read than this share cannot be read.
     """
 
     pairs: str = "dataset/demo_text/pairs.parquet"
@@ -57,20 +75,20 @@ class PairDataConfig:
     text_column: Literal["queries", "texts"] = "queries"
     test_language: str = ""
     queries_per_photo: Literal["draw", "mean"] = "draw"
-    most_queries: int = 8
+    most_queries: CountFrom1 = 8
     shuffle_texts: bool = False
-    seed: int = 42
-    input_size: int = 224
-    input_size_valid: int = 0
-    batch_size: int = 256
-    cached_views: int = 0
+    seed: Seed = 42
+    input_size: Side = 224
+    input_size_valid: SideOr0 = 0
+    batch_size: CountFrom1 = 256
+    cached_views: Count = 0
     sampler: PairSamplerConfig = field(default_factory=PairSamplerConfig)
     augmentations: Literal[
         "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
     ] = "plain"
-    random_erasing: float = 0.0
-    num_workers: int = 8
-    max_broken_share: float = 0.05
+    random_erasing: Share = 0.0
+    num_workers: Count = 8
+    max_broken_share: Share = 0.05
 
 
 @dataclass(frozen=True)
@@ -90,19 +108,19 @@ class TextConfig:
         dimension: of hashed, width of its table.
         noise: Gaussian noise on the features of frozen encoders in training, in units of their
             standard deviation.
-        dropout: share of these features dropped in training, 0..1.
+        dropout: share of these features dropped in training.
     """
 
     towers: tuple[str, ...] = ("hashed",)
     weights: str = "none"
-    trainable_blocks: int = -1
+    trainable_blocks: CountOrAll = -1
     train_embeddings: bool = True
-    tokens: int = 77
+    tokens: CountFrom1 = 77
     pooling: Literal["mean", "first", "last"] = "mean"
-    buckets: int = 20000
-    dimension: int = 256
-    noise: float = 0.0
-    dropout: float = 0.0
+    buckets: CountFrom1 = 20000
+    dimension: CountFrom1 = 256
+    noise: Amount = 0.0
+    dropout: ShareBelow1 = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,30 +131,30 @@ class ProjectionConfig:
         kind: linear, or residual: a block (linear, quick-GELU, linear, dropout,
             residual, LayerNorm).
         dimension: of the shared space.
-        dropout: inside residual, 0..1.
+        dropout: inside residual.
         clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
             that is trained with them; needs a table with clusters.
         initial: random; ridge starts images where a ridge regression predicts the features of
             their texts, and texts at these features.
-        ridge_alpha: of initial ridge, its strength, above 0, for unit vectors of the images.
+        ridge_alpha: of initial ridge, its strength, for unit vectors of the images.
         class_names: start from the visual tower's own classifier: imagenet adds, beside its
             features, the mean of the names of the classes that it sees; needs the tower `use`.
         sharpness: of class_names, factor of the classifier's cosine before the softmax.
         feature_noise: Gaussian noise on the image's features in training, in units of their
             standard deviation.
-        feature_dropout: share of the image's features dropped in training, 0..1.
+        feature_dropout: share of the image's features dropped in training.
     """
 
     kind: Literal["linear", "residual"] = "linear"
-    dimension: int = 512
-    dropout: float = 0.5
-    clusters: int = 1
+    dimension: CountFrom1 = 512
+    dropout: ShareBelow1 = 0.5
+    clusters: CountFrom1 = 1
     initial: Literal["random", "ridge"] = "random"
-    ridge_alpha: float = 1.0
+    ridge_alpha: Positive = 1.0
     class_names: Literal["none", "imagenet"] = "none"
-    sharpness: float = 10.0
-    feature_noise: float = 0.0
-    feature_dropout: float = 0.0
+    sharpness: Positive = 10.0
+    feature_noise: Amount = 0.0
+    feature_dropout: ShareBelow1 = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,9 +163,9 @@ class ContrastiveConfig:
 
     Args:
         name: infonce (CLIP) or siglip.
-        temperature: at the start; the scale of the cosines is 1 / temperature.
+        temperature: at the start, 0.01 or more; the scale of the cosines is 1 / temperature.
         learn_temperature: train it.
-        label_smoothing: of infonce, share of the target given to all alike, 0..1.
+        label_smoothing: of infonce, share of the target given to all alike.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
             sum of the weights of its three parts.
         chunk: images whose activations are held at once; a batch of any size then needs the
@@ -155,11 +173,11 @@ class ContrastiveConfig:
     """
 
     name: Literal["infonce", "siglip"] = "infonce"
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(0.01)] = 0.07
     learn_temperature: bool = True
-    label_smoothing: float = 0.0
-    cluster_weight: float = 1.0
-    chunk: int = 0
+    label_smoothing: Share = 0.0
+    cluster_weight: Amount = 1.0
+    chunk: Count = 0
 
 
 @dataclass(frozen=True)
@@ -207,13 +225,13 @@ class ClusterConfig:
         scan: other numbers of clusters whose silhouette is reported.
     """
 
-    ngram: int = 3
-    max_ngrams: int = 20_000
+    ngram: CountFrom1 = 3
+    max_ngrams: CountFrom1 = 20_000
     encoder: str = "use"
-    clusters: int = 10
+    clusters: Annotated[int, Range(2)] = 10
     linkage: str = "ward"
-    connectivity: int = 0
-    neighbours: int = 4
-    hold_out: float = 0.1
-    seed: int = 42
+    connectivity: Count = 0
+    neighbours: CountFrom1 = 4
+    hold_out: ShareBelow1 = 0.1
+    seed: Seed = 42
     scan: list[int] = field(default_factory=lambda: [2, 5, 10, 15, 20, 30, 50])

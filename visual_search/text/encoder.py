@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visual_search.common.errors import UserError
-from visual_search.model.embedder import Architecture, Embedder, UnitLength, rebuild_embedder
+from visual_search.model.embedder import Embedder
 from visual_search.text.class_names import ClassNames
-from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.config import ContrastiveConfig, ProjectionConfig, TextConfig
 from visual_search.text.losses import ContrastiveLoss
 from visual_search.text.towers import Standardised, TextTowers, create_text_towers
 
@@ -42,17 +41,9 @@ class TextArchitecture:
     @classmethod
     def of(cls, text: TextConfig, projection: ProjectionConfig) -> TextArchitecture:
         """What of a phase's settings shapes the network."""
-        return cls(
-            tuple(text.towers),
-            text.tokens,
-            text.pooling,
-            text.buckets,
-            text.dimension,
-            projection.kind,
-            projection.dimension,
-            projection.clusters,
-            projection.class_names != "none",
-        )
+        tower = tuple(text.towers), text.tokens, text.pooling, text.buckets, text.dimension
+        space = projection.kind, projection.dimension, projection.clusters
+        return cls(*tower, *space, projection.class_names != "none")
 
     def settings(self) -> tuple[TextConfig, ProjectionConfig]:
         """The settings that build this network with random weights."""
@@ -89,16 +80,10 @@ class ResidualProjection(nn.Module):
 
 
 def create_projection(kind: str, width: int, dimension: int, dropout: float = 0.5) -> nn.Module:
-    """A projection by name: linear or residual.
-
-    Raises:
-        UserError: for another name.
-    """
-    if kind == "linear":
-        return nn.Linear(width, dimension)
+    """A projection by name: linear or residual."""
     if kind == "residual":
         return ResidualProjection(width, dimension, dropout)
-    raise UserError(f"projection.kind is {kind!r}; it can be linear, residual")
+    return nn.Linear(width, dimension)
 
 
 class ClusterProjections(nn.Module):
@@ -134,12 +119,12 @@ class ClusterProjections(nn.Module):
         return (weights[:, :, None] * projected).sum(dim=1), logits
 
 
-class Float32UnitLength(UnitLength):
+class Float32UnitLength(nn.Module):
     """Rows of length 1 in float32, whatever precision the backbone runs in."""
 
     def forward(self, features: Tensor) -> Tensor:
         """`(n, width)`."""
-        return super().forward(features.float())
+        return F.normalize(features.float(), dim=1)
 
 
 class ImageProjection(nn.Module):
@@ -319,35 +304,15 @@ def build_dual_encoder(
     return DualEncoder(visual, towers, image, of_texts)
 
 
-def rebuild_dual_encoder(
-    visual: Architecture, text: TextArchitecture, files: Path | None = None
-) -> DualEncoder:
-    """A model of a known architecture with random weights, to load others into."""
-    return build_dual_encoder(rebuild_embedder(visual), visual.dimension, *text.settings(), files)
-
-
 class ClipLearner(nn.Module):
     """Both encoders and their loss, so that any parallel wrapper fits round all of it."""
 
-    def __init__(
-        self,
-        embedder: DualEncoder,
-        loss: ContrastiveLoss,
-        cluster_weight: float = 1.0,
-        chunk: int = 0,
-    ) -> None:
-        """
-        Args:
-            embedder: what is kept in the end.
-            loss: over the batch.
-            cluster_weight: of the cluster classifier's cross-entropy.
-            chunk: images whose activations are held at once; 0: all.
-        """
+    def __init__(self, embedder: DualEncoder, loss: ContrastiveConfig) -> None:
         super().__init__()
-        self.embedder, self.pairs = embedder, loss
+        self.embedder, self.pairs = embedder, ContrastiveLoss(loss)
         # The loop asks for a classification head; here is none.
         self.head = None
-        self.cluster_weight, self.chunk = cluster_weight, chunk
+        self.cluster_weight, self.chunk = loss.cluster_weight, loss.chunk
         self._images: Callable[[Tensor], Tensor] = embedder.features
 
     def compile_features(self) -> None:

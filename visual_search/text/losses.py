@@ -7,14 +7,13 @@ more than one right partner in a batch: a name that two products share is right 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
 from visual_search.losses.gathering import gather_constant, gather_rows
+from visual_search.text.config import ContrastiveConfig
 
 LARGEST_SCALE = 100.0
 """CLIP's limit of the learnt scale (Radford et al. 2021, section 2.5)."""
@@ -64,38 +63,15 @@ def siglip(similarities: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     return -F.logsigmoid(signs * (similarities + bias)).sum() / len(similarities)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float, Tensor], Tensor]] = {
-    "infonce": lambda similarities, right, smoothing, bias: infonce(similarities, right, smoothing),
-    "siglip": lambda similarities, right, smoothing, bias: siglip(similarities, right, bias),
-}
-
-
 class ContrastiveLoss(nn.Module):
     """The loss of a batch that is spread over processes, with its learnt temperature."""
 
-    def __init__(
-        self,
-        name: str,
-        temperature: float,
-        learn_temperature: bool = True,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        """
-        Args:
-            name: a key of :data:`LOSSES`.
-            temperature: above 0; the scale starts at its inverse.
-            learn_temperature: train the scale, and siglip's bias.
-            label_smoothing: of infonce, 0..1.
-        """
+    def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
-        if name not in LOSSES:
-            raise UserError(f"loss.name is {name!r}; it can be {', '.join(LOSSES)}")
-        if not temperature >= 1 / LARGEST_SCALE:
-            raise UserError(f"loss.temperature is {temperature}; write {1 / LARGEST_SCALE} or more")
-        self.name, self.label_smoothing = name, label_smoothing
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
-        learns_bias = learn_temperature and name == "siglip"
-        self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), learns_bias)
+        self.name, self.label_smoothing = config.name, config.label_smoothing
+        learns, start = config.learn_temperature, -math.log(config.temperature)
+        self.log_scale = nn.Parameter(torch.tensor(start), learns)
+        self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), learns and config.name == "siglip")
 
     @property
     def scale(self) -> Tensor:
@@ -115,4 +91,6 @@ class ContrastiveLoss(nn.Module):
         groups, text_ids = gather_constant(groups), gather_constant(text_ids)
         right = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
         similarities = self.scale * images @ texts.T
-        return LOSSES[self.name](similarities, right, self.label_smoothing, self.bias)
+        if self.name == "siglip":
+            return siglip(similarities, right, self.bias)
+        return infonce(similarities, right, self.label_smoothing)

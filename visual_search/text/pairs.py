@@ -143,8 +143,12 @@ def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]
         chosen = [[column[row][place] for place in places[row]] for row in rows.tolist()]
         return ArrowRows(pa.array(chosen, TEXTS))
 
-    columns = {"queries": table.queries, "texts": table.texts, "languages": table.languages}
-    return rows, replace(table.take(rows), **{name: kept(c) for name, c in columns.items()})
+    return rows, replace(
+        table.take(rows),
+        queries=kept(table.queries),
+        texts=kept(table.texts),
+        languages=kept(table.languages),
+    )
 
 
 def open_pairs(path: Path) -> pq.ParquetFile:

@@ -33,7 +33,6 @@ from visual_search.text.encoder import (
     TextArchitecture,
     build_dual_encoder,
 )
-from visual_search.text.losses import ContrastiveLoss
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same
@@ -205,59 +204,47 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
     images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
     if dataset.cached_views:
         images = CachedViews(images, dataset.cached_views)
-    loss = config.loss
-    contrastive = ContrastiveLoss(
-        loss.name, loss.temperature, loss.learn_temperature, loss.label_smoothing
-    )
     return ClipPhase(
         config,
         images,
         texts,
         test,
         relevance_of(test, dataset.text_column),
-        ClipLearner(encoder, contrastive, loss.cluster_weight, loss.chunk),
+        ClipLearner(encoder, config.loss),
         architecture,
         text_architecture,
     )
 
 
 def _check(config: ClipConfig) -> None:
-    dataset, projection = config.dataset, config.projection
-    if config.train.cache_features:
-        raise UserError(
-            "train.cache_features is for images with classes: set it to false, and "
-            "dataset.cached_views to 1 or more"
-        )
-    if dataset.cached_views and config.backbone.trainable_blocks != 0:
-        raise UserError(
-            "dataset.cached_views are of a frozen visual tower: set backbone.trainable_blocks "
-            "to 0, or dataset.cached_views to 0"
-        )
-    if dataset.cached_views and (dataset.augmentations != "none" or dataset.random_erasing):
-        raise UserError(
-            "dataset.cached_views are crops without other augmentations: set "
-            "dataset.augmentations to none and dataset.random_erasing to 0"
-        )
-    if config.optim.layer_decay != 1.0:
-        raise UserError("optim.layer_decay is for one tower: set it to 1 here")
-    if config.train.whitening:
-        raise UserError("train.whitening has no classes to fit to here: set it to 0")
-    if config.backbone.drop_path and dataset.cached_views:
-        raise UserError("backbone.drop_path changes nothing in a frozen tower: set it to 0")
-    if not 0 <= config.train.head_epochs <= config.train.epochs:
-        raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
-    if projection.class_names == "imagenet" and (
-        "use" not in config.text.towers or projection.kind != "linear"
-    ):
-        raise UserError(
-            "projection.class_names imagenet needs `use` among text.towers and projection.kind "
-            "linear"
-        )
-
-    if projection.initial == "ridge" and projection.kind != "linear":
-        raise UserError("projection.initial ridge needs projection.kind linear")
-    if not projection.ridge_alpha > 0:
-        raise UserError(f"projection.ridge_alpha is {projection.ridge_alpha}; write more than 0")
+    dataset, projection, train = config.dataset, config.projection, config.train
+    linear = projection.kind == "linear"
+    plain = dataset.augmentations == "none" and not dataset.random_erasing
+    named = projection.class_names == "imagenet"
+    wrong = {
+        "train.cache_features is for images with classes: set it to false, and "
+        "dataset.cached_views to 1 or more": train.cache_features,
+        "dataset.cached_views are of a frozen visual tower: set backbone.trainable_blocks to 0, or "
+        "dataset.cached_views to 0": dataset.cached_views and config.backbone.trainable_blocks != 0,
+        "dataset.cached_views are crops without other augmentations: set dataset.augmentations to "
+        "none and dataset.random_erasing to 0": dataset.cached_views and not plain,
+        "backbone.drop_path changes nothing in a frozen tower: set it to 0": (
+            dataset.cached_views and config.backbone.drop_path
+        ),
+        "optim.layer_decay is for one tower: set it to 1 here": config.optim.layer_decay != 1.0,
+        "train.whitening has no classes to fit to here: set it to 0": train.whitening,
+        f"train.head_epochs is {train.head_epochs}; it must be 0 to {train.epochs}, which is "
+        "train.epochs": train.head_epochs > train.epochs,
+        "projection.class_names imagenet needs `use` in text.towers and projection.kind linear": (
+            named and not (linear and "use" in config.text.towers)
+        ),
+        "projection.initial ridge needs projection.kind linear": (
+            projection.initial == "ridge" and not linear
+        ),
+    }
+    for sentence, applies in wrong.items():
+        if applies:
+            raise UserError(sentence)
 
 
 def _check_clusters(config: ClipConfig, table: PairTable) -> None:

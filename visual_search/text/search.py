@@ -23,11 +23,11 @@ from visual_search.data.image_files import is_image
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
-from visual_search.model.embedder import Architecture, Embedder
+from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
-from visual_search.text.encoder import DualEncoder, TextArchitecture, rebuild_dual_encoder
+from visual_search.text.encoder import DualEncoder, TextArchitecture, build_dual_encoder
 from visual_search.text.pairs import TEST, read_pairs
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -81,7 +81,8 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     """
     found = load_checkpoint(source)
     text = _text_architecture(found)
-    encoder = rebuild_dual_encoder(found.architecture, text, files=found.path.parent)
+    visual, width = rebuild_embedder(found.architecture), found.architecture.dimension
+    encoder = build_dual_encoder(visual, width, *text.settings(), files=found.path.parent)
     try:
         encoder.load_state_dict(dict(found.state))
     except RuntimeError as error:

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from visual_search.common.errors import UserError
 from visual_search.model.weights import go_offline_without_network, load_file_weights
 from visual_search.text.config import TextConfig
+from visual_search.text.sentence_encoders import sentence_encoder
 
 MOST_REMEMBERED = 100_000
 """Texts whose frozen embeddings are kept in memory; 512 numbers each are 200 MB."""
@@ -90,8 +91,6 @@ class FrozenText(Standardised, TextTower):
 
     def __init__(self, name: str, noise: float = 0.0, dropout: float = 0.0) -> None:
         """`name` is as :func:`visual_search.text.sentence_encoders.sentence_encoder` takes it."""
-        from visual_search.text.sentence_encoders import sentence_encoder
-
         encoder = sentence_encoder(name)
         super().__init__(encoder.dimension, noise, dropout)
         self.encoder, self.dimension = encoder, encoder.dimension
@@ -341,18 +340,17 @@ def train_last(
     lists = {n: m for n, m in network.named_modules() if isinstance(m, nn.ModuleList)}
     prefix, stack = max(lists.items(), key=lambda entry: len(entry[1]), default=("", ()))
     count = len(stack)
-    if not -1 <= blocks <= count:
+    if blocks > count:
         raise UserError(
             f"text.trainable_blocks is {blocks}; this tower has {count} blocks: write 0..{count}, "
             "or -1 to train them all"
         )
     first = 0 if blocks == -1 else count - blocks
     for name, parameter in network.named_parameters():
-        inner = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else ""
         if any(part in name.split(".") for part in embedding_names):
             trains = embeddings
-        elif inner:
-            trains = int(inner.partition(".")[0]) >= first
+        elif name.startswith(f"{prefix}."):
+            trains = int(name.removeprefix(f"{prefix}.").partition(".")[0]) >= first
         else:
             trains = blocks != 0
         parameter.requires_grad_(trains)
@@ -391,11 +389,7 @@ class TextTowers(nn.Module):
         return torch.cat([part(rows) for part, rows in zip(self.parts, tokens, strict=True)], dim=1)
 
     def train_last(self, blocks: int, embeddings: bool) -> None:
-        """Train the last `blocks` blocks (-1 all, 0 none), and the embeddings or not.
-
-        Raises:
-            UserError: when a tower has not that many blocks.
-        """
+        """Train the last `blocks` blocks (-1 all, 0 none), and the embeddings or not."""
         for tower in self.towers:
             tower.train_last(blocks, embeddings)
 

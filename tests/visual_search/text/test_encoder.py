@@ -8,18 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
-from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.config import ContrastiveConfig, ProjectionConfig, TextConfig
 from visual_search.text.encoder import (
     ClipLearner,
     ClusterProjections,
     ResidualProjection,
     build_dual_encoder,
-    create_projection,
 )
-from visual_search.text.losses import ContrastiveLoss, infonce
+from visual_search.text.losses import infonce
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
 
@@ -31,7 +29,7 @@ def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
     projection = ProjectionConfig(dimension=6, clusters=clusters, feature_dropout=0.3)
     encoder = build_dual_encoder(visual, built.dimension, text, projection)
     encoder.text.fit(TEXTS)
-    return ClipLearner(encoder, ContrastiveLoss("infonce", 0.1), 0.5, chunk)
+    return ClipLearner(encoder, ContrastiveConfig(temperature=0.1, cluster_weight=0.5, chunk=chunk))
 
 
 def batch(encoder: Any) -> dict[str, Any]:
@@ -150,8 +148,3 @@ def test_both_losses_reach_the_classifier() -> None:
     mixed(torch.randn(6, 5)).square().sum().backward()
     assert mixed.classifier.weight.grad is not None
     assert mixed.classifier.weight.grad.abs().sum() > 0
-
-
-def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(UserError, match="linear, residual"):
-        create_projection("cubic", 3, 3)
