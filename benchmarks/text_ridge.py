@@ -64,7 +64,6 @@ class Data:
     texts: Mapping[str, np.ndarray]
     """By the features' name, `(m, t)`, float: of the distinct texts."""
     relevance: Relevance
-    """The right answers between the n images and the m texts."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,6 @@ def _ridges(
     model: TextSearchModel, train: PairTable, test: PairTable, column: str, language: str
 ) -> dict[str, tuple[str, BothWays]]:
     """`ridge` on the frozen encoders' features, and `ridge with n-grams` that may take tf-idf."""
-    held = held_out(train, test, column)
-    seen = {id(table): _seen(model, table).double().numpy() for table in (train, test)}
 
     def data(table: PairTable, chosen: np.ndarray, spoken: str) -> Data:
         kept, asked = in_language(table.take(chosen), spoken)
@@ -179,6 +176,8 @@ def _ridges(
         texts = _text_features(model.encoder.text, relevance.texts)
         return Data(seen[id(table)][chosen[kept]], texts, relevance)
 
+    held = held_out(train, test, column)
+    seen = {id(table): _seen(model, table).double().numpy() for table in (train, test)}
     parts = {
         "train": data(train, np.flatnonzero(~held), ""),
         "held out": data(train, np.flatnonzero(held), language),
@@ -231,7 +230,7 @@ def pooled(parts: Sequence[Judged], system: str) -> dict[str, RetrievalScores]:
     found = [part.systems[system].directions() for part in parts]
     return {
         name: RetrievalScores(
-            np.concatenate([f[name].first_right for f in found]),
+            np.concatenate([f[name].first_relevant for f in found]),
             np.concatenate([f[name].average_precisions for f in found]),
         )
         for name in found[0]
@@ -271,19 +270,17 @@ def fold_tables(pairs: Path, folder: Path, folds: int, seed: int = 42) -> list[P
         UserError: when the table is none, or has fewer products than folds.
     """
     table = open_pairs(pairs).read()
-    groups = table["group"].to_pylist()
-    products = sorted(set(groups))
+    groups = table["group"].to_numpy()
+    products, numbers = np.unique(groups, return_inverse=True)
     if not 2 <= folds <= len(products):
-        raise UserError(f"{pairs} has {len(products)} products: they make 2 to as many folds")
-    dealt = np.random.default_rng(seed).permutation(len(products)) % folds
-    fold_of = dict(zip(products, dealt.tolist(), strict=True))
+        raise UserError(f"{pairs} has {len(products)} products: --folds can be 2 to as many")
+    fold_of = (np.random.default_rng(seed).permutation(len(products)) % folds)[numbers]
     absolute = [str(pairs.parent.resolve() / name) for name in table["image_path"].to_pylist()]
     written = []
-    folder.mkdir(parents=True, exist_ok=True)
     for fold in range(folds):
-        splits = [TEST if fold_of[group] == fold else TRAIN for group in groups]
         columns = {name: table[name] for name in table.column_names}
-        columns |= {"image_path": pa.array(absolute), "split": pa.array(splits)}
+        splits = np.where(fold_of == fold, TEST, TRAIN)
+        columns |= {"image_path": pa.array(absolute), "split": pa.array(splits.tolist())}
         written.append(folder / f"fold_{fold + 1}.parquet")
         write_pairs(written[-1], pa.table(columns))
     return written

@@ -28,12 +28,8 @@ def main() -> None:
         prog="python -m visual_search.main_demo",
         description="Train, export, rank and score on the embedded catalogue; about five minutes.",
     )
-    parser.add_argument(
-        "--text",
-        action="store_true",
-        help="train images and Russian names into one space instead, and search by text; three "
-        "minutes",
-    )
+    words = "train images and Russian names into one space, and search by text; three minutes"
+    parser.add_argument("--text", action="store_true", help=words)
     arguments = parser.parse_args()
     if not Path(BACKBONE).is_file():
         raise UserError("start it in the project's top folder: make demo, make demo-text")
@@ -94,9 +90,12 @@ def search_by_text() -> dict[str, Any]:
     python("-m", "visual_search.main_query", "--run", run, *options, *QUERIES)
 
     headline("Result, on products that were never trained on")
-    scores = {stage["name"]: both_ways(Path("runs", stage["name"])) for stage in stages}
-    for name, directions in scores.items():
-        for direction, values in directions.items():
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for name in (stage["name"] for stage in stages):
+        lines = map(json.loads, Path("runs", name, "metrics.jsonl").read_text("utf-8").splitlines())
+        last = [line for line in lines if line["kind"] == "retrieval"][-1]
+        scores[name] = {key: last[key] for key in ("text_to_photo", "photo_to_text")}
+        for direction, values in scores[name].items():
             shown = "   ".join(f"{key} {value:.3f}" for key, value in values.items())
             print(f"{name:<21} {direction.replace('_', ' '):<14} {shown}")
     print(f"zero-shot accuracy {found['accuracy']:.3f} (chance {found['chance']:.3f})")
@@ -138,13 +137,6 @@ def evaluate(output: str, *options: str) -> dict[str, Any]:
     python("local_evaluation.py", "--data-folder", data, "--output", output, *options)
     result: dict[str, Any] = json.loads((Path(output) / "result.json").read_text("utf-8"))
     return result
-
-
-def both_ways(run: Path) -> dict[str, dict[str, float]]:
-    """The scores of a run's last validation, by direction."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    last = [line for line in lines if line["kind"] == "retrieval"][-1]
-    return {key: last[key] for key in ("text_to_photo", "photo_to_text")}
 
 
 def write_categories(folder: Path) -> Path:

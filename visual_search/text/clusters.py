@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,7 @@ class TextClusters:
         return len(self.names)
 
     def predict(self, texts: Sequence[str]) -> np.ndarray:
-        """The cluster of each text, `(n,)`, int64.
-
-        Args:
-            texts: cleaned, as those that were clustered.
-        """
+        """The cluster of each text, `(n,)`, int64; texts are cleaned, as the clustered ones."""
         return self.predict_vectors(self.encoder.encode(texts))
 
     def predict_vectors(self, vectors: np.ndarray) -> np.ndarray:
@@ -221,24 +217,24 @@ def _silhouettes(
 
 
 def _names(texts: Sequence[str], counts: np.ndarray, labels: np.ndarray) -> list[str]:
-    """For each cluster the words that set it apart: frequent there, and rarer elsewhere."""
+    """For each cluster the words with the largest part in its divergence from all texts."""
     inside = [Counter[str]() for _ in range(int(labels.max()) + 1)]
     for text, count, label in zip(texts, counts.tolist(), labels.tolist(), strict=True):
         for word in set(text.split()):
             inside[label][word] += count
     everywhere: Counter[str] = sum(inside, Counter())
-    return [_telling(words, everywhere) for words in inside]
 
+    total = everywhere.total()
 
-def _telling(words: Mapping[str, int], everywhere: Mapping[str, int]) -> str:
-    """The words with the largest part in the divergence of a cluster from all texts."""
-    here, total = sum(words.values()), sum(everywhere.values())
+    def telling(words: Counter[str]) -> str:
+        here = words.total()
+        shares = {word: count / here for word, count in words.items()}
+        parts = {
+            w: share * math.log(share / (everywhere[w] / total)) for w, share in shares.items()
+        }
+        return ", ".join(sorted(words, key=lambda word: (-parts[word], word))[:NAME_WORDS])
 
-    def part(word: str) -> float:
-        share = words[word] / here
-        return share * math.log(share / (everywhere[word] / total))
-
-    return ", ".join(sorted(words, key=lambda word: (-part(word), word))[:NAME_WORDS])
+    return [telling(words) for words in inside]
 
 
 def _report(

@@ -150,7 +150,7 @@ class ImageProjection(nn.Module):
 
 
 class DualEncoder(nn.Module):
-    """A visual tower, text towers, and a projection behind each."""
+    """A visual tower (pixels to unit vectors), text towers, and a projection behind each."""
 
     def __init__(
         self,
@@ -159,13 +159,6 @@ class DualEncoder(nn.Module):
         image_projection: ImageProjection,
         text_projection: nn.Module,
     ) -> None:
-        """
-        Args:
-            visual: pixels to unit vectors, before the shared space.
-            text: tokens to features.
-            image_projection: of these unit vectors.
-            text_projection: of the features.
-        """
         super().__init__()
         # Named as in an image embedder: the loop trains them at the backbone's and the head's rate.
         self.backbone = nn.ModuleDict({"visual": visual, "text": text})

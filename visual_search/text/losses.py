@@ -1,7 +1,7 @@
 """Losses between images and texts that belong together, against all others of the batch.
 
 `similarities[i, j]` is the cosine of image i and text j times a scale. Images and texts may have
-more than one right partner in a batch: a name that two products share is right for both.
+more than one positive in a batch: a name that two products share is right for both.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ SIGLIP_BIAS = -10.0
 """SigLIP's start: nearly all pairs of a batch are wrong ones (Zhai et al. 2023, section 3.2)."""
 
 
-def infonce(similarities: Tensor, right: Tensor, smoothing: float = 0.0) -> Tensor:
+def infonce(similarities: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean of the cross-entropies image → text and text → image (Radford et al. 2021, figure 3).
 
-    Several right partners share the target evenly (Khosla et al. 2020, equation 2); with one
+    Several positives share the target evenly (Khosla et al. 2020, equation 2); with one
     each this is open_clip's `ClipLoss`.
 
     Args:
         similarities: `(n, n)`, scaled cosines.
-        right: `(n, n)`, bool, with a true value in every row and column.
-        smoothing: share of the target given to all partners alike, 0..1.
+        positives: `(n, n)`, bool, with a true value in every row and column.
+        smoothing: share of the target given to all pairs alike, 0..1.
 
     Returns:
         A scalar.
     """
     return (
-        _row_entropy(similarities, right, smoothing)
-        + _row_entropy(similarities.T, right.T, smoothing)
+        _row_entropy(similarities, positives, smoothing)
+        + _row_entropy(similarities.T, positives.T, smoothing)
     ) / 2
 
 
-def _row_entropy(similarities: Tensor, right: Tensor, smoothing: float) -> Tensor:
-    target = right.to(similarities.dtype)
+def _row_entropy(similarities: Tensor, positives: Tensor, smoothing: float) -> Tensor:
+    target = positives.to(similarities.dtype)
     target = target / target.sum(dim=1, keepdim=True)
     target = target * (1 - smoothing) + smoothing / target.shape[1]
     return -(target * similarities.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def siglip(similarities: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+def siglip(similarities: Tensor, positives: Tensor, bias: Tensor) -> Tensor:
     """Every pair is a yes-or-no question (Zhai et al. 2023, algorithm 1); open_clip's `SigLipLoss`.
 
     Args:
         similarities: `(n, n)`, scaled cosines.
-        right: `(n, n)`, bool.
+        positives: `(n, n)`, bool.
         bias: scalar, added to all.
 
     Returns:
         A scalar: the sum over all pairs, divided by n.
     """
-    signs = right.to(similarities.dtype) * 2 - 1
+    signs = positives.to(similarities.dtype) * 2 - 1
     return -F.logsigmoid(signs * (similarities + bias)).sum() / len(similarities)
 
 
@@ -89,8 +89,8 @@ class ContrastiveLoss(nn.Module):
         """
         images, texts = gather_rows(images.float()), gather_rows(texts.float())
         groups, text_ids = gather_constant(groups), gather_constant(text_ids)
-        right = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
+        positives = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
         similarities = self.scale * images @ texts.T
         if self.name == "siglip":
-            return siglip(similarities, right, self.bias)
-        return infonce(similarities, right, self.label_smoothing)
+            return siglip(similarities, positives, self.bias)
+        return infonce(similarities, positives, self.label_smoothing)

@@ -2,12 +2,12 @@
 
     table = read_pairs(Path("pairs.parquet"), "test")
     relevance = relevance_of(table)
-    both = evaluate_retrieval(photo_vectors, text_vectors, relevance)
+    both = evaluate_retrieval(image_vectors, text_vectors, relevance)
     both.text_to_photo.recall(1), both.photo_to_text.mean_average_precision
 
 The queries of one direction are the distinct texts of the table, of the other its images. An image
-is right for a text when one of its product's images carries the text, so a name that two products
-share is right for both.
+is relevant to a text when one of its product's images carries the text, so a name that two products
+share is relevant to both.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Relevance:
     texts: list[str]
     """Distinct, in the order of their first image."""
     images_of: list[np.ndarray]
-    """Of each text, the rows of the right images, ascending, int64."""
+    """Of each text, the rows of the relevant images, ascending, int64."""
     texts_of: list[np.ndarray]
-    """Of each image, the rows of the right texts, ascending, int64."""
+    """Of each image, the rows of the relevant texts, ascending, int64."""
 
 
 def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
-    """The right answers in a table of pairs.
+    """The relevant answers in a table of pairs.
 
     Args:
         table: images with their texts and groups (products).
@@ -74,18 +74,18 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
 class RetrievalScores:
     """How one direction went, query by query."""
 
-    first_right: np.ndarray
-    """`(n,)`, int64: 0-based rank of the first right answer; the ranking's width where none was."""
+    first_relevant: np.ndarray
+    """`(n,)`, int64: 0-based rank of the first relevant answer; the width where none is."""
     average_precisions: np.ndarray
     """`(n,)`, 0..1, over the first 1,000 answers."""
 
     def recall(self, k: int) -> float:
-        """Share of the queries with a right answer among the first `k` (R@k), 0..1."""
+        """Share of the queries with a relevant answer among the first `k` (R@k), 0..1."""
         return float(self.hits(k).mean())
 
     def hits(self, k: int) -> np.ndarray:
-        """`(n,)`, 1.0 where a right answer is among the first `k`."""
-        return (self.first_right < k).astype(np.float64)
+        """`(n,)`, 1.0 where a relevant answer is among the first `k`."""
+        return (self.first_relevant < k).astype(np.float64)
 
     @property
     def mean_average_precision(self) -> float:
@@ -98,20 +98,20 @@ class RetrievalScores:
         return {**recalls, "mAP": self.mean_average_precision}
 
 
-def score_rankings(ranks: np.ndarray, right: Sequence[np.ndarray]) -> RetrievalScores:
-    """Score a ranking in which a query may have any set of right answers.
+def score_rankings(ranks: np.ndarray, relevant: Sequence[np.ndarray]) -> RetrievalScores:
+    """Score a ranking in which a query may have any set of relevant answers.
 
-    `AP = sum over the right answers found of (right ones so far / rank)`, divided by the number
-    of right answers that there are.
+    `AP = sum over the relevant answers found of (relevant ones so far / rank)`, divided by the
+    number of relevant answers that there are.
 
     Args:
         ranks: `(n, columns)`, int64, best first.
-        right: of each query, the right answers.
+        relevant: of each query, the relevant answers.
     """
-    hits = hits_among(ranks, right)
+    hits = hits_among(ranks, relevant)
     first = np.full(len(ranks), ranks.shape[1], dtype=np.int64)
     np.minimum.at(first, hits.query, hits.rank - 1)
-    # A query without a right answer has found none of them.
+    # A query without a relevant answer has found none of them.
     return RetrievalScores(first, np.nan_to_num(average_precision_at_1000(hits)))
 
 
@@ -145,7 +145,7 @@ def evaluate_retrieval(images: Tensor, texts: Tensor, relevance: Relevance) -> B
     Args:
         images: `(n_images, d)`, float, unit vectors.
         texts: `(n_texts, d)`, the same, in the order of `relevance.texts`.
-        relevance: the right answers.
+        relevance: the relevant answers.
     """
     image_ranks = top_k(texts, images, MAX_PREDICTIONS)[1].cpu().numpy()
     text_ranks = top_k(images, texts, MAX_PREDICTIONS)[1].cpu().numpy()

@@ -47,8 +47,6 @@ class TextSearchModel:
     """Side in pixels at which images are seen."""
     settings: EmbedSettings
     """How images are embedded."""
-    name: str
-    """Of the run."""
 
     @property
     def embedder(self) -> Embedder:
@@ -88,10 +86,7 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     except RuntimeError as error:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
-    name = str(found.facts.get("run", source.name))
-    return TextSearchModel(
-        encoder.eval(), input_size or found.architecture.input_size, settings, name
-    )
+    return TextSearchModel(encoder.eval(), input_size or found.architecture.input_size, settings)
 
 
 def load_image_side(found: Checkpoint) -> Embedder:

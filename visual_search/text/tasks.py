@@ -57,8 +57,8 @@ class TextTask(Task[EmbeddedTextTask]):
         return self.config.texts.direction == "text-to-photo"
 
     @property
-    def right(self) -> list[np.ndarray]:
-        """Of each query, the rows of the right answers, ascending, int64."""
+    def relevant(self) -> list[np.ndarray]:
+        """Of each query, the rows of the relevant answers, ascending, int64."""
         return self.relevance.images_of if self.asks_with_texts else self.relevance.texts_of
 
     @property
@@ -80,7 +80,7 @@ class TextTask(Task[EmbeddedTextTask]):
     @property
     def domains(self) -> np.ndarray:
         """`(n_queries,)`, text."""
-        return np.full(len(self.right), self.config.domain, dtype=object)
+        return np.full(len(self.relevant), self.config.domain, dtype=object)
 
     @property
     def gallery_size(self) -> int:
@@ -117,9 +117,9 @@ class TextTask(Task[EmbeddedTextTask]):
 
     def score(self, model: EmbeddedTextTask, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric but GAP; steps of re-ranking are of images alone and do nothing here."""
-        depth = max(MAX_PREDICTIONS, max(len(rows) for rows in self.right))
+        depth = max(MAX_PREDICTIONS, max(len(rows) for rows in self.relevant))
         ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
-        return TaskScores(self, per_query(hits_among(ranks, self.right)), None, False)
+        return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None, False)
 
     def draw_worst(
         self, folder: Path, scores: TaskScores, model: EmbeddedTextTask, steps: Sequence[Step]
@@ -127,7 +127,7 @@ class TextTask(Task[EmbeddedTextTask]):
         """The worst queries."""
         queries, values = worst_queries(scores), scores.values["mAP@1000"]
         captions = [f"AP {values[query]:.3f}" for query in queries]
-        write_text_queries(folder / f"{self.name}_queries.jpg", queries, captions, [model])
+        self.draw_changed(folder / f"{self.name}_queries.jpg", queries, captions, [model])
 
     def draw_changed(
         self,
@@ -136,41 +136,26 @@ class TextTask(Task[EmbeddedTextTask]):
         captions: Sequence[str],
         models: Sequence[EmbeddedTextTask],
     ) -> None:
-        """Each query with what either model found."""
-        write_text_queries(file, queries, captions, models)
+        """A row for each query, where texts ask; else a cell for each image.
 
-
-def write_text_queries(
-    file: Path, queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
-) -> None:
-    """A row for each query, where texts ask; else a cell for each image.
-
-    Args:
-        file: ends in .jpg.
-        queries: to show, in this order.
-        captions: of each.
-        models: on the same task; with two, the results of the first come first.
-    """
-    if not queries:
-        return
-    if models[0].task.asks_with_texts:
-        rows = _images_found(queries, captions, models)
-    else:
-        rows = _names_given(queries, captions, models)
-    write_contact_sheets(file, rows, most_pages=1)
+        With two models, the results of the first come first.
+        """
+        if queries:
+            draw = _images_found if self.asks_with_texts else _names_given
+            write_contact_sheets(file, draw(queries, captions, models), most_pages=1)
 
 
 def _images_found(
     queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
 ) -> list[list[Cell]]:
-    """A right image over the text, then what each model found."""
+    """A relevant image over the text, then what each model found."""
     task = models[0].task
     shown = (MOST_IN_A_ROW - 1) // len(models)
     found = [model.first(queries, shown) for model in models]
     rows = []
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
-        right = set(task.right[query].tolist())
-        asked = task.table.paths[int(task.right[query][0])]
+        right = set(task.relevant[query].tolist())
+        asked = task.table.paths[int(task.relevant[query][0])]
         cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", EXPECTED)]
         for number, ranks in enumerate(found):
             letter = "AB"[number] if len(found) > 1 else ""
@@ -189,7 +174,7 @@ def _names_given(
     found = [model.first(queries, 1) for model in models]
     cells = []
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
-        image, right = task.table.paths[query], set(task.right[query].tolist())
+        image, right = task.table.paths[query], set(task.relevant[query].tolist())
         cells.append(Cell(image, f"{_short(task.table.queries[query][0])}\n{caption}", QUERY))
         for number, ranks in enumerate(found):
             letter = f"{'AB'[number]}: " if len(found) > 1 else ""

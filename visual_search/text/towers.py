@@ -183,7 +183,7 @@ class OpenClipText(TextTower):
     """The text side of an open_clip model, its projection included."""
 
     def __init__(self, name: str, weights: str = "none", tokens: int = 77) -> None:
-        """`<architecture>[/<tag>]`; weights are `hub`, `hub:<tag>`, `none`, or a state-dict file.
+        """`<architecture>[/<tag>]`; weights are `hub`, `none`, or a state-dict file.
 
         Raises:
             UserError: for an unknown architecture, or weights that cannot be had.
@@ -197,23 +197,21 @@ class OpenClipText(TextTower):
             raise UserError(
                 f"text.towers: open_clip has no architecture {architecture!r}; it has {some}, …"
             )
-        source, _, hub_tag = weights.partition(":")
-        from_a_hub = source == "hub"
 
         def build() -> Any:
             return open_clip.create_model(
                 architecture,
-                pretrained=(hub_tag or tag or None) if from_a_hub else None,
+                pretrained=tag or None if weights == "hub" else None,
                 pretrained_hf=False,
                 force_custom_text=True,
             )
 
-        if from_a_hub:
+        if weights == "hub":
             go_offline_without_network()
-        model = fetched(f"open_clip/{name}", build) if from_a_hub else build()
+        model = fetched(f"open_clip/{name}", build) if weights == "hub" else build()
         self.text: Any = model.text
         self.text.output_tokens = False
-        if source not in ("hub", "none"):
+        if weights not in ("hub", "none"):
             load_file_weights(self.text, weights, f"open_clip/{architecture}", prefix="text.")
         self.tokens = min(tokens, int(self.text.context_length))
         self.tokenizer: Any = open_clip.get_tokenizer(architecture)

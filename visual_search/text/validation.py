@@ -119,7 +119,7 @@ class PairValidator(BestCheckpoint[BothWays]):
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
     ranks, right = evaluation.image_ranks[query], set(relevance.images_of[query].tolist())
-    first = int(evaluation.text_to_photo.first_right[query])
+    first = int(evaluation.text_to_photo.first_relevant[query])
     return TileRow(
         relevance.texts[query],
         f"first relevant image: {first + 1 if first < len(ranks) else 'none'}",

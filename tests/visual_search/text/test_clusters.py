@@ -83,19 +83,17 @@ def test_kept_and_read_again_it_says_the_same(tmp_path: Path, encoder: str) -> N
             assert all(array.dtype != object for array in arrays.values())
 
 
-def test_near_neighbours_alone_give_about_the_same_clusters(fitted: TextClusters) -> None:
+def test_options_of_the_tree(fitted: TextClusters) -> None:
     near, _ = fit_clusters(GRAMS, replace(CONFIG, connectivity=10))
     assert adjusted_rand_score(near.labels, fitted.labels) > 0.5
-
-
-def test_only_the_most_frequent_are_clustered() -> None:
-    clusters, report = fit_clusters(GRAMS, replace(CONFIG, max_ngrams=24, encoder="lsa"))
-    assert report.ngrams == len(clusters.vectors) == 24
+    few, report = fit_clusters(GRAMS, replace(CONFIG, max_ngrams=24, encoder="lsa"))
+    assert report.ngrams == len(few.vectors) == 24
 
 
 def test_too_few_texts_and_missing_folders_are_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="less than the 3 different n-grams"):
-        fit_clusters(GRAMS[:3], CONFIG)
+    for clusters, words in ((3, "less than the 3 different n-grams"), (1, "2 or more")):
+        with pytest.raises(UserError, match=f"clusters is {clusters}; it must be {words}"):
+            fit_clusters(GRAMS[:3], replace(CONFIG, clusters=clusters))
     with pytest.raises(UserError, match="has no readable clusters"):
         TextClusters.load(tmp_path)
     (tmp_path / "clusters.json").write_text("{}")

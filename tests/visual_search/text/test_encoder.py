@@ -139,12 +139,6 @@ def test_projections_are_mixed_by_the_classifier() -> None:
         weights = torch.softmax(mixed.classifier(row), dim=0)
         parts = [w * p(row) for w, p in zip(weights, mixed.projections, strict=True)]
         torch.testing.assert_close(vector, torch.stack(parts).sum(0))
-
-
-def test_both_losses_reach_the_classifier() -> None:
-    mixed = ClusterProjections("linear", 5, 3, clusters=2)
-    for parameter in mixed.projections[1].parameters():
-        torch.nn.init.normal_(parameter)
-    mixed(torch.randn(6, 5)).square().sum().backward()
-    assert mixed.classifier.weight.grad is not None
-    assert mixed.classifier.weight.grad.abs().sum() > 0
+    # The loss behind the projections reaches the classifier too.
+    output.square().sum().backward()
+    assert mixed.classifier.weight.grad.abs().sum() > 0  # type: ignore[union-attr]

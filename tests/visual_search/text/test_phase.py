@@ -1,8 +1,10 @@
-"""Starts of the projections against scikit-learn's ridge and principal components."""
+"""Settings that do not fit; starts of the projections against scikit-learn."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,47 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
-from visual_search.text.config import ProjectionConfig, TextConfig
+from visual_search.text.config import ClipConfig, ProjectionConfig, TextConfig
 from visual_search.text.encoder import DualEncoder, build_dual_encoder
 from visual_search.text.phase import (
     NAMES_SHARE,
     add_class_names,
+    build_clip_phase,
     start_from_class_names,
     start_from_ridge,
 )
 from visual_search.text.towers import TextTower, TextTowers
+
+WRONG: dict[str, dict[str, Any]] = {
+    "train.cache_features is for images with classes": {"train": {"cache_features": True}},
+    "dataset.cached_views are of a frozen visual tower": {"dataset": {"cached_views": 1}},
+    "dataset.cached_views are crops without other augmentations": {
+        "dataset": {"cached_views": 1},
+        "backbone": {"trainable_blocks": 0},
+    },
+    "backbone.drop_path changes nothing in a frozen tower": {
+        "dataset": {"cached_views": 1, "augmentations": "none"},
+        "backbone": {"trainable_blocks": 0, "drop_path": 0.1},
+    },
+    "optim.layer_decay is for one tower": {"optim": {"layer_decay": 0.9}},
+    "train.whitening has no classes": {"train": {"whitening": 16}},
+    "train.head_epochs is 9; it must be 0 to 4": {"train": {"head_epochs": 9, "epochs": 4}},
+    "projection.class_names imagenet needs `use`": {"projection": {"class_names": "imagenet"}},
+    "projection.initial ridge needs projection.kind linear": {
+        "projection": {"initial": "ridge", "kind": "residual"}
+    },
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_settings_that_do_not_fit_are_refused(message: str) -> None:
+    config = ClipConfig()
+    changed = {
+        part: replace(getattr(config, part), **keys) for part, keys in WRONG[message].items()
+    }
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_clip_phase(replace(config, **changed), is_main_process=True)
+
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
@@ -43,7 +77,7 @@ def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
     return made
 
 
-def photos(made: DualEncoder) -> Tensor:
+def image_vectors(made: DualEncoder) -> Tensor:
     width = made.image_projection.standardised.mean.shape[0]
     vectors = F.normalize(torch.randn(len(OWN), width), dim=1)
     made.image_projection.standardised.measure(vectors)
@@ -67,7 +101,7 @@ def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
     from sklearn.decomposition import PCA
 
     made = encoder(dimension).train()
-    vectors = photos(made)
+    vectors = image_vectors(made)
     start_from_ridge(made, vectors, OWN, alpha=0.3)
     assert made.training
     targets = np.array([features(made, own).mean(axis=0) for own in OWN])
@@ -109,13 +143,13 @@ def with_names(tmp_path: Path) -> tuple[DualEncoder, Path, Tensor]:
     made = encoder(512, class_names=True).eval()
     made.backbone["text"] = TextTowers({"hashed": made.text.part("hashed"), "use": Words()})
     made.neck["text"] = nn.Linear(8 + 512, 512)
-    vectors = photos(made)
+    vectors = image_vectors(made)
     weights = tmp_path / "model.pt"
     torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, weights)
     return made, weights, vectors
 
 
-def test_photos_start_at_the_names_of_their_classes(tmp_path: Path) -> None:
+def test_images_start_at_the_names_of_their_classes(tmp_path: Path) -> None:
     made, weights, vectors = with_names(tmp_path)
     start_from_class_names(made, str(weights), vectors)
     with torch.no_grad():
@@ -146,6 +180,6 @@ def test_names_are_added_to_the_ridge(tmp_path: Path) -> None:
 
 def test_texts_that_are_all_alike_start_nothing() -> None:
     made = encoder(8)
-    vectors = photos(made)
+    vectors = image_vectors(made)
     with pytest.raises(UserError, match="features differ before training: add `use`"):
         start_from_ridge(made, vectors, [["стол"]] * len(OWN), alpha=1.0)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.visual_search.drawn_pairs import write_drawn_pairs
+from visual_search.evaluation.metrics import hits_among, per_query
 from visual_search.text.pairs import read_pairs
 from visual_search.text.retrieval import (
     Relevance,
@@ -23,33 +24,41 @@ from visual_search.text.retrieval import (
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
 def test_scores_are_those_of_a_loop(seed: int, queries: int, answers: int) -> None:
+    """Inside training (`score_rankings`), and of tasks (`per_query`)."""
     rng = np.random.default_rng(seed)
     ranks = np.stack([rng.permutation(answers) for _ in range(queries)])
     right = [np.flatnonzero(rng.random(answers) < 0.4) for _ in range(queries)]
-    scores = score_rankings(ranks, right)
+    right[0] = np.array([answers - 1])  # one query has an answer at least
+    scores, of_tasks = score_rankings(ranks, right), per_query(hits_among(ranks, right))
     for query in range(queries):
-        found, total, first = 0, 0.0, answers
+        found, total, first, wanted = 0, 0.0, answers, set(right[query].tolist())
         for place, answer in enumerate(ranks[query].tolist()):
-            if answer in right[query].tolist():
+            if answer in wanted:
                 first = min(first, place)
                 found += 1
                 total += found / (place + 1)
-        expected = total / len(right[query]) if len(right[query]) else 0.0
-        assert scores.first_right[query] == first
-        assert scores.average_precisions[query] == pytest.approx(expected)
+        assert scores.first_relevant[query] == first
+        assert scores.average_precisions[query] == pytest.approx(total / max(len(wanted), 1))
+        if wanted:
+            assert of_tasks["mAP@1000"][query] == pytest.approx(total / len(wanted))
+            assert [of_tasks[f"R@{k}"][query] for k in (1, 5, 10)] == [
+                first < k for k in (1, 5, 10)
+            ]
+            among = wanted & set(ranks[query][: len(wanted)].tolist())
+            assert of_tasks["R-precision"][query] == pytest.approx(len(among) / len(wanted))
     for k in (1, 5, 10):
-        assert scores.recall(k) == pytest.approx(np.mean([f < k for f in scores.first_right]))
+        assert scores.recall(k) == pytest.approx(np.mean([f < k for f in scores.first_relevant]))
 
 
 def test_relevance_follows_names_and_products(tmp_path: Path) -> None:
     table = read_pairs(write_drawn_pairs(tmp_path / "data", photos=2), "test")
     relevance = relevance_of(table)
     assert sorted(relevance.texts) == sorted({q for qs in table.queries for q in qs})
-    for text, photos in zip(relevance.texts, relevance.images_of, strict=True):
+    for text, images in zip(relevance.texts, relevance.images_of, strict=True):
         expected = [i for i in range(len(table)) if text in table.queries[i]]
-        assert photos.tolist() == expected
-    for photo, texts in enumerate(relevance.texts_of):
-        assert [relevance.texts[t] for t in texts] == table.queries[photo]
+        assert images.tolist() == expected
+    for image, texts in enumerate(relevance.texts_of):
+        assert [relevance.texts[t] for t in texts] == table.queries[image]
 
 
 def test_both_directions() -> None:
@@ -59,11 +68,11 @@ def test_both_directions() -> None:
         [np.array([0]), np.array([0]), np.array([1])],
     )
     texts = torch.eye(2)
-    photos = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    both = evaluate_retrieval(photos, texts, relevance)
-    # a: photos 0, 2, 1 -> hits at 1 and 3; b: photos 1, 2, 0 -> hit at 2.
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    both = evaluate_retrieval(images, texts, relevance)
+    # a: images 0, 2, 1 -> hits at 1 and 3; b: images 1, 2, 0 -> hit at 2.
     assert both.text_to_photo.average_precisions == pytest.approx([(1 + 2 / 3) / 2, 0.5])
     assert both.text_to_photo.recall(1) == 0.5
-    assert both.photo_to_text.first_right.tolist() == [0, 1, 0]
+    assert both.photo_to_text.first_relevant.tolist() == [0, 1, 0]
     assert both.mean_average_precision == pytest.approx((2 / 3 + 2.5 / 3) / 2)
     assert set(both.as_dict()["text_to_photo"]) == {"R@1", "R@5", "R@10", "mAP"}
