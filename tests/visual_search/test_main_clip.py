@@ -27,9 +27,11 @@ from tests.visual_search.drawn_pairs import (
     write_drawn_pairs,
 )
 from visual_search import phase_chain
+from visual_search.common.errors import UserError
 from visual_search.run_folder import RunFolder
 from visual_search.text.pairs import read_pairs
-from visual_search.text.search import load_text_model
+from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
+from visual_search.text.zero_shot import ZeroShotSet, classify
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 
@@ -137,6 +139,21 @@ def test_what_a_query_lacks_is_said(options: tuple[str, ...], message: str) -> N
     done = inside(main_query.main, "--run", "runs/none", *options)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_model_of_nans_is_said_to_be_broken(trained: Path, tmp_path: Path) -> None:
+    model = load_text_model(trained / "runs" / "right")
+    torch.nn.init.constant_(next(model.encoder.neck.parameters()), torch.nan)
+    images = gallery_images(trained / "data" / "pairs.parquet")[:6]
+    data = ZeroShotSet("six", [["круг"], ["крест"]], [image.path for image in images], None)
+    for ask in (
+        lambda: TextSearch(model, images),
+        lambda: TextSearch(model, images, tmp_path),
+        lambda: name_images(model, images, ["круг"]),
+        lambda: classify(model, data),
+    ):
+        with pytest.raises(UserError, match=r"the model is broken: .* 6 of 6 images"):
+            ask()
 
 
 def test_zero_shot_from_the_command_line(trained: Path) -> None:

@@ -24,7 +24,12 @@ from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
-from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.embed import (
+    Embeddings,
+    default_device,
+    embed_images,
+    refuse_broken_model,
+)
 from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 from visual_search.text.encoder import DualEncoder, TextArchitecture, build_dual_encoder
@@ -54,17 +59,19 @@ class TextSearchModel:
         return self.encoder.image_embedder()
 
     def embed_images(self, images: Sequence[ImageItem], part: str = "") -> Embeddings:
-        """Images as unit vectors of the shared space; `part` of the whole is in the progress."""
+        """Images as unit vectors of the shared space; `part` of the whole is in the progress.
+
+        Raises:
+            UserError: when the model is broken.
+        """
         device = default_device()
         self.encoder.to(device)
-        return embed_images(
-            self.embedder,
-            images,
-            self.input_size,
-            device=device,
-            settings=self.settings,
-            label="images" + part,
+        label, settings = "images" + part, self.settings
+        found = embed_images(
+            self.embedder, images, self.input_size, device=device, settings=settings, label=label
         )
+        refuse_broken_model(found.problems, len(images))
+        return found
 
 
 def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
