@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-ROWS_AT_ONCE = 50_000
 SAMPLE = 1000
 FILES = ("sample", "all", "none")
 
@@ -63,18 +62,15 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
     Raises:
         UserError: when it is no table of photos at all: no csv, no row, a missing column.
     """
-    from itertools import islice
-
     from visual_search.common.progress import progress_bar
-    from visual_search.data.tables import line_numbers
+    from visual_search.data.tables import table_chunks
 
     path_column, rows = _kind(file)
-    lines = line_numbers(file)
     stride = {"sample": max(rows // SAMPLE, 1), "all": 1, "none": 0}[files]
     folder = file.parent if root is None else root
     with progress_bar(f"checking {file.name}", "row", total=rows) as bar:
-        for table in _chunks(file):
-            numbers = list(islice(lines, len(table)))
+        for table in table_chunks(file):
+            numbers = table.index.tolist()
             found = [
                 *_cell_problems(table, numbers),
                 *_file_problems(table, numbers, path_column, folder, stride, sizes=files == "all"),
@@ -85,9 +81,12 @@ def problems(file: Path, root: Path | None = None, files: str = "sample") -> Ite
 
 def _kind(file: Path) -> tuple[str, int]:
     """The column with the paths, and the number of rows, of a table that can be checked."""
-    from visual_search.data.tables import BOX_COLUMNS, PATH_COLUMNS, read_header
+    from visual_search.data.schema import BOX_COLUMNS, PATH_COLUMNS
+    from visual_search.data.tables import table_chunks
 
-    columns = read_header(file)
+    chunks = table_chunks(file)
+    table = next(chunks)
+    columns = table.columns.tolist()
     found = [column for column in PATH_COLUMNS if column in columns]
     if len(found) != 1:
         raise UserError(
@@ -100,27 +99,14 @@ def _kind(file: Path) -> tuple[str, int]:
     missing = [column for column in needed if column not in columns]
     if missing:
         raise UserError(f"{file} has no column {', '.join(missing)}; it has {', '.join(columns)}")
-    with file.open("rb") as handle:
-        rows = sum(1 for line in handle if line.strip()) - 1
-    if rows < 1:
+    rows = len(table) + sum(map(len, chunks))
+    if not rows:
         raise UserError(f"{file} lists no photo")
     return found[0], rows
 
 
-def _chunks(file: Path) -> Iterator[pd.DataFrame]:
-    import pandas as pd
-
-    from visual_search.data.tables import AS_TEXT
-
-    try:
-        for table in pd.read_csv(file, chunksize=ROWS_AT_ONCE, **AS_TEXT):
-            yield table.reset_index(drop=True)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a readable csv file: {error}") from error
-
-
 def _cell_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
-    from visual_search.data.tables import schema_errors
+    from visual_search.data.schema import schema_errors
 
     for fault in schema_errors(table):
         cells = table[fault.column]
@@ -156,7 +142,7 @@ def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
     """`(rows, 2)`, float64, width and height by the table, NaN where a cell is no number."""
     import numpy as np
 
-    from visual_search.data.tables import numbers_of
+    from visual_search.data.schema import numbers_of
 
     if not {"width", "height"} <= set(table.columns):
         return None

@@ -107,7 +107,7 @@ def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
     """`(rows, 2)`, int64: width and height in pixels."""
     import numpy as np
 
-    from visual_search.data.tables import integers
+    from visual_search.data.schema import integers
 
     for column in ("width", "height"):
         if column not in table.columns:

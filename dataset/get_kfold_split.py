@@ -73,12 +73,8 @@ def write_folds(
 
     from dataset.splits import class_folds, image_numbers, stratified_folds
     from visual_search.common.files import written_atomically
-    from visual_search.data.tables import (
-        ALWAYS_TEST,
-        ALWAYS_TRAIN,
-        read_common_table,
-        training_rows,
-    )
+    from visual_search.data.schema import ALWAYS_TEST, ALWAYS_TRAIN
+    from visual_search.data.tables import read_common_table, training_rows
 
     if not save_name or Path(save_name).name != save_name:
         raise UserError(f"--save_name {save_name!r} must be a plain file name, without a folder")
@@ -110,7 +106,7 @@ def _for_one_thing(table: pd.DataFrame, fold: int) -> pd.DataFrame:
 
     Queries and gallery of a test-only table stay what they are: they are scored as such.
     """
-    from visual_search.data.tables import ALWAYS_TRAIN
+    from visual_search.data.schema import ALWAYS_TRAIN
 
     marked = table.assign(fold=fold)
     if "is_test" in table.columns:

@@ -159,7 +159,8 @@ def _relative(image: Path, output: Path) -> str:
 
 def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Gallery and queries as text, with the product ids as numbers in a column `product`."""
-    from visual_search.data.tables import check_boxes, integers, read_gallery, read_queries
+    from visual_search.data.schema import check_boxes, integers
+    from visual_search.data.tables import read_gallery, read_queries
 
     check_boxes(read_queries(folder / "queries.csv"), folder / "queries.csv")
     sides = {}
@@ -204,7 +205,7 @@ def _product_rows(
 
     Sellers' images count whole, users' by their box.
     """
-    from visual_search.data.tables import BOX_COLUMNS
+    from visual_search.data.schema import BOX_COLUMNS
 
     for side in sides:
         for row in side[side["product"].isin(products)].to_dict("records"):

@@ -71,8 +71,11 @@ class MCS_BaseLine_Ranker:
             self.device = default_device()
             weights = Path(os.getenv("VISUAL_SEARCH_WEIGHTS", str(WEIGHTS_FOLDER)))
             folder = Path(dataset_path)
-            self.gallery = image_items(read_gallery(Path(gallery_csv_path)), folder)
-            self.queries = image_items(read_queries(Path(queries_csv_path)), folder)
+            # A bad row costs itself alone: see `read_table`.
+            gallery = read_gallery(Path(gallery_csv_path), forgiving=True)
+            queries = read_queries(Path(queries_csv_path), forgiving=True)
+            self.gallery = image_items(gallery, folder)
+            self.queries = image_items(queries, folder)
             self.model, architecture = load_exported(weights, self.device)
             size = int(_number("VISUAL_SEARCH_INPUT_SIZE", architecture.input_size))
             self.architecture = replace(architecture, input_size=size)

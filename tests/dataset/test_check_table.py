@@ -14,6 +14,7 @@ from dataset.sources import NAMES
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
 from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.data import tables
 from visual_search.data.tables import read_common_table
 
 
@@ -83,7 +84,7 @@ def test_lines_agree_with_the_csv_module_in_chunks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With cells of several lines, wherever the chunks end."""
-    monkeypatch.setattr(check_table, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 7)
     rows = [["a.png", "" if n % 5 == 3 else "x", "t\n" * (n % 3)] for n in range(60)]
     file = write_csv(folder / "dataset_info.csv", ["file_name", "label", "title"], rows)
     lines, before = [], 0

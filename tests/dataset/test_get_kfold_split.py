@@ -77,7 +77,7 @@ def test_a_query_gallery_protocol_is_kept(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "info.csv", ["file_name", "label", "evaluation_status"], rows)
     folds, train, test = write_folds(file, k=2).values()
     assert folds["fold"][2:4].tolist() == [-2, -2]
-    assert sorted(folds["fold"][[0, 1, 4]]) in ([0, 0, 1], [0, 1, 1])
+    assert sorted(folds["fold"].iloc[[0, 1, 4]]) in ([0, 0, 1], [0, 1, 1])
     assert folds["evaluation_status"].tolist() == [row[2] for row in rows]
     assert train["evaluation_status"].tolist() == ["train"] * 5
     assert test["evaluation_status"].tolist() == ["test", "test", "query", "gallery", "test"]

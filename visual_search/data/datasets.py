@@ -22,13 +22,15 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
 from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import Box, ImageItem, read_region
+from visual_search.data.schema import integers
 from visual_search.data.tables import (
     boxes,
     image_names,
-    integers,
     read_common_table,
     read_table,
+    tell,
     training_rows,
+    twins,
 )
 
 # A handful of broken images at the start of a run says nothing about the share.
@@ -139,14 +141,15 @@ def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> Labe
     if len(outside):
         row = int(outside[0])
         raise UserError(
-            f"{path} line {row + 2}: class {labels[row]} does not fit "
+            f"{path} line {rows.index[row]}: class {labels[row]} does not fit "
             f"dataset.num_of_classes = {classes} (classes 0..{classes - 1})"
         )
     images = folder / prefix
     if not images.is_dir():
         raise UserError(f"the folder {images} does not exist; {path} lists images in it")
     paths = PathList(os.path.join(images, name) for name in rows["name"])
-    check_some_exist(paths, path, images)
+    missing = check_some_exist(paths, path, images)
+    tell(f"{path}: {len(paths)} images of {len(np.unique(labels))} classes{missing}")
     return LabelledImages(paths, labels, class_names=tuple(map(str, range(classes))))
 
 
@@ -184,11 +187,14 @@ def read_training_table(
         )
     given = boxes(table)
     given = None if given is None else given[trains]
-    table = table[trains]
+    n_rows, table = len(table), table[trains]
     folder = file.parent if root is None else root
     paths = PathList(os.path.join(folder, path) for path in image_names(table))
-    check_some_exist(paths, file, folder)
+    missing = check_some_exist(paths, file, folder)
     numbers, labels = pd.factorize(table["label"], sort=True)
+    tell(f"{file}: {n_rows} rows, {len(paths)} train, {len(labels)} classes{missing}")
+    if alike := twins(table["label"], file):
+        tell(f"these labels are different classes; if they should be one, mend: {alike[0]}")
     prefix = f"{name}/" if name else ""
     return LabelledImages(
         paths,
@@ -198,10 +204,13 @@ def read_training_table(
     )
 
 
-def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
+def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> str:
     """Refuse a list without images, or one most of whose images are absent.
 
     A thousand images spread over the list are looked for.
+
+    Returns:
+        What to add to a sentence about the list: how many of them are missing; empty for none.
 
     Raises:
         UserError: naming the table, and the folder in which its images were looked for.
@@ -209,14 +218,18 @@ def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> None:
     if not paths:
         raise UserError(f"{table} lists no image")
     looked_for = paths[:: max(len(paths) // 1000, 1)]
-    absent = [path for path in looked_for if not path.exists()]
+    absent = [path for path in looked_for if not os.path.exists(path)]
     if len(absent) == len(looked_for):
-        raise UserError(f"none of the images of {table} is in {folder}, for example {absent[0]}")
+        raise UserError(
+            f"none of the images of {table} is in {folder}, for example {absent[0]}"
+            + (": write / in place of \\ in its paths" if "\\" in str(absent[0]) else "")
+        )
     if len(absent) > len(looked_for) / 2:
         raise UserError(
             f"{len(absent)} of {len(looked_for)} images of {table} are not in {folder}, for "
             f"example {absent[0]}; python dataset/check_table.py {table} lists them"
         )
+    return f"; {len(absent)} of {len(looked_for)} looked for are missing" if absent else ""
 
 
 def joined(parts: Sequence[LabelledImages]) -> LabelledImages:

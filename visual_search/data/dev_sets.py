@@ -1,4 +1,7 @@
-"""A development set from a table: query against gallery, or each photo against all others."""
+"""Development sets: the challenge's layout, or a table's rows that do not train.
+
+Query against gallery, or each image against all others (leave-one-out).
+"""
 
 from __future__ import annotations
 
@@ -11,32 +14,49 @@ import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import check_some_exist
-from visual_search.data.images import Box, ImageItem
+from visual_search.data.images import ImageItem
+from visual_search.data.schema import check_boxes, check_table
 from visual_search.data.tables import (
+    as_box,
     boxes,
-    check_boxes,
     image_items,
     image_names,
-    line_of_row,
     read_common_table,
     read_gallery,
     read_queries,
     statuses,
+    tell,
     training_rows,
+    twins,
+    values_of,
 )
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """A development set: photos on both sides, and the product that each shows."""
+    """A development set: images on both sides, and the product that each shows."""
 
     gallery: list[ImageItem]
     queries: list[ImageItem]
     gallery_products: np.ndarray
     query_products: np.ndarray
     own: np.ndarray | None = None
-    """`(n_queries,)`, int64: where the queries are photos of the gallery (leave-one-out), the row
+    """`(n_queries,)`, int64: where the queries are images of the gallery (leave-one-out), the row
     of each, which is never ranked for itself; None where they are others."""
+
+    @property
+    def unmatched(self) -> int:
+        """Queries without an image of their product in the gallery (beside themselves)."""
+        products, counts = np.unique(self.gallery_products, return_counts=True)
+        places = np.searchsorted(products, self.query_products).clip(max=len(products) - 1)
+        found = np.where(products[places] == self.query_products, counts[places], 0)
+        return int((found <= (self.own is not None)).sum())
+
+    def describe(self) -> str:
+        """How much there is, in words."""
+        words = f"{len(self.queries)} queries, {len(self.gallery)} gallery images"
+        count = self.unmatched
+        return words + (f"; {count} queries have no match in the gallery" if count else "")
 
 
 def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queries.csv") -> DevSet:
@@ -44,22 +64,45 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
 
     Raises:
         UserError: naming file, column and line: a missing file or column, an empty table, a box
-            that is not four whole numbers or has no area, no query with a photo in the gallery.
+            that is not four whole numbers or has no area, an empty product id, no query with an
+            image in the gallery, most images missing.
     """
     if not root.is_dir():
         raise UserError(
             f"the data folder {root} does not exist; it should hold {gallery}, {queries} and the "
-            "photos they name"
+            "images they name"
         )
     tables = {gallery: read_gallery(root / gallery), queries: read_queries(root / queries)}
     for name, table in tables.items():
         if "product_id" not in table.columns:
             raise UserError(f"{root / name} has no column 'product_id': mAP needs it")
+        check_table(table[["img_path", "product_id"]], root / name)
     check_boxes(tables[queries], root / queries)
-    products = [table["product_id"].to_numpy(dtype=str) for table in tables.values()]
-    if not np.isin(products[1], products[0]).any():
-        raise UserError(f"no query of {root / queries} shows a product of {root / gallery}")
-    return DevSet(image_items(tables[gallery], root), image_items(tables[queries], root), *products)
+    products = _products(*(table["product_id"] for table in tables.values()))
+    sides = [image_items(table, root) for table in tables.values()]
+    dev_set = DevSet(sides[0], sides[1], products[0], products[1])
+    if dev_set.unmatched == len(dev_set.queries):
+        raise UserError(
+            f"no query of {root / queries} shows a product of {root / gallery}: "
+            f"{str(products[1][0])!r} (line {tables[queries].index[0]}) is none of the gallery's, "
+            f"such as {str(products[0][0])!r}"
+        )
+    for items, name in ((dev_set.gallery, gallery), (dev_set.queries, queries)):
+        if missing := check_some_exist([item.path for item in items], root / name, root):
+            tell(f"{root / name}{missing}")
+    for ids, name in zip(products, (gallery, queries), strict=True):
+        if alike := twins(pd.Series(ids, tables[name].index), root / name):
+            tell(f"these products are different; if they should be one, mend: {alike[0]}")
+    tell(f"{root}: {dev_set.describe()}")
+    return dev_set
+
+
+def _products(*columns: pd.Series) -> list[np.ndarray]:
+    """Product ids by value; where all of them are whole numbers, leading zeros do not count."""
+    ids = [values_of(column) for column in columns]
+    if all(column.str.fullmatch("-?[0-9]{1,18}").all() for column in ids):
+        ids = [column.map(int) for column in ids]
+    return [column.to_numpy().astype(str) for column in ids]
 
 
 def read_dev_table(
@@ -77,8 +120,8 @@ def read_dev_table(
     Where `evaluation_status` names queries, and no fold is asked for, they are ranked against the
     gallery that it names, as their data set's protocol wants it; where it names none (the Met
     data set), against all other rows. Otherwise the held-out rows (`is_test` 1, status test, fold
-    -2, and those of `fold`) are ranked leave-one-out: each photo is a query against all others.
-    Either way, a photo that has none of its class to find is no query, unless `unmatched`.
+    -2, and those of `fold`) are ranked leave-one-out: each image is a query against all others.
+    Either way, an image that has none of its class to find is no query, unless `unmatched`.
 
     Args:
         file: the table; see :func:`visual_search.data.datasets.read_training_table`.
@@ -90,12 +133,12 @@ def read_dev_table(
         unmatched: queries with nothing to find (distractors) stay queries.
 
     Returns:
-        The photos; a product is the row's label.
+        The images; a product is the row's label.
 
     Raises:
         UserError: naming file and line for bad input; for a table without a held-out row, without
-            two held-out photos of a class (or a query with a photo in the gallery), when no photo
-            of it exists, and for a held-out photo that is listed twice.
+            two held-out images of a class (or a query with an image in the gallery), when no image
+            of it exists, and for a held-out image that is listed twice.
     """
     table = read_common_table(file)
     trains, status = training_rows(table, file, fold), statuses(table)
@@ -117,17 +160,24 @@ def read_dev_table(
     folder = file.parent if root is None else root
     given = boxes(table)
     items = _items(image_names(table)[held_out], folder, None if given is None else given[held_out])
-    check_some_exist([item.path for item in items[:1000]], file, folder)
+    missing = check_some_exist([item.path for item in items], file, folder)
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
-        return _query_to_gallery(items, labels, status[held_out] == "query", file, unmatched)
-    _refuse_repeats(items, np.flatnonzero(held_out), file)
-    return _leave_one_out(items, labels, file, unmatched)
+        is_query = status[held_out] == "query"
+        dev_set = _query_to_gallery(items, labels, is_query, file, unmatched)
+        n_asked = int(is_query.sum())
+    else:
+        _refuse_repeats(items, table.index[held_out].tolist(), file)
+        dev_set, n_asked = _leave_one_out(items, labels, file, unmatched), len(items)
+    n_left = n_asked - len(dev_set.queries)
+    left = f"; {n_left} without a match are no queries" if n_left else ""
+    tell(f"{file}: {len(table)} rows, {dev_set.describe()}{left}{missing}")
+    return dev_set
 
 
 def _selected(names: pd.Series, select: str, file: Path) -> np.ndarray:
     found = np.array([re.search(select, name) is not None for name in names], dtype=bool)
-    if not found.any():
+    if len(names) and not found.any():
         raise UserError(f"select {select!r} is found in none of the {len(names)} paths of {file}")
     return found
 
@@ -137,14 +187,9 @@ def _items(names: pd.Series, folder: Path, given: np.ndarray | None) -> list[Ima
     if given is None:
         return [ImageItem(path) for path in paths]
     return [
-        ImageItem(path, _as_box(box) if box[2] else None)
+        ImageItem(path, as_box(box) if box[2] else None)
         for path, box in zip(paths, given.tolist(), strict=True)
     ]
-
-
-def _as_box(values: list[int]) -> Box:
-    x, y, w, h = values
-    return x, y, w, h
 
 
 def _query_to_gallery(
@@ -155,7 +200,7 @@ def _query_to_gallery(
     queries = np.flatnonzero(is_query if unmatched else matched)
     if not matched.any():
         raise UserError(
-            f"no query of {file} has a photo of its class in the gallery: {is_query.sum()} rows "
+            f"no query of {file} has an image of its class in the gallery: {is_query.sum()} rows "
             f"have evaluation_status query, and {len(gallery)} are the gallery"
         )
     return DevSet(
@@ -166,16 +211,15 @@ def _query_to_gallery(
     )
 
 
-def _refuse_repeats(items: list[ImageItem], rows: np.ndarray, file: Path) -> None:
-    """A photo that is there twice would find its own copy, which proves nothing."""
+def _refuse_repeats(items: list[ImageItem], lines: list[int], file: Path) -> None:
+    """An image that is there twice would find its own copy, which proves nothing."""
     seen: dict[ImageItem, int] = {}
-    for item, row in zip(items, rows.tolist(), strict=True):
-        first = seen.setdefault(item, row)
-        if first != row:
+    for item, line in zip(items, lines, strict=True):
+        first = seen.setdefault(item, line)
+        if first != line:
             raise UserError(
-                f"{file} line {line_of_row(file, row)} holds out the photo {item.path} (with the "
-                f"same box) of line {line_of_row(file, first)} again: it would find itself; remove "
-                "one of the two lines"
+                f"{file} line {line} holds out the image {item.path} (with the same box) of line "
+                f"{first} again: it would find itself; remove one of the two lines"
             )
 
 
@@ -187,7 +231,7 @@ def _leave_one_out(
     own = np.arange(len(items)) if unmatched else np.flatnonzero(matched)
     if not matched.any():
         raise UserError(
-            f"no two held-out photos of {file} are of the same class ({len(items)} photos of as "
+            f"no two held-out images of {file} are of the same class ({len(items)} images of as "
             "many classes): there is nothing to find"
         )
     return DevSet(items, [items[row] for row in own], labels, labels[own], own)

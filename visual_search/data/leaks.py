@@ -17,9 +17,9 @@ import pandas as pd
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.data.duplicates import TooManyPairs, hashes_of_table, pairs_between
+from visual_search.data.schema import PATH_COLUMNS
 from visual_search.data.tables import (
     LABELLED_PATH_COLUMNS,
-    PATH_COLUMNS,
     read_common_table,
     read_table,
     training_rows,

@@ -1,154 +1,215 @@
 """Reading csv tables: what is missing or wrong is said with file, line, column and what to write.
 
 The tables are told apart by their column of paths (:data:`PATH_COLUMNS`): `dataset_info.csv` and
-`folds.csv`, Amazon pairs, and the challenge's `gallery.csv` and `queries.csv`.
+`folds.csv`, Amazon pairs, and the challenge's `gallery.csv` and `queries.csv`. docs/data.md has
+the rules for users. In every table that is read here the index is the line on which a row begins.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.data.images import Box, ImageItem
+from visual_search.data.schema import (
+    ALWAYS_TEST,
+    BOX_COLUMNS,
+    NO,
+    PATH_COLUMNS,
+    boxes_of,
+    check_table,
+    numbers_of,
+)
 
-PATH_COLUMNS = ("file_name", "image_path", "img_path")
 LABELLED_PATH_COLUMNS = PATH_COLUMNS[:2]
 """Of tables with a column `label`: `file_name` (dataset_info.csv, folds.csv), `image_path`."""
-BOX_COLUMNS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
-STATUSES = ("", "train", "query", "gallery", "test")
-YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
-ALWAYS_TRAIN, ALWAYS_TEST = -1, -2
-# Everything is read as text: what is a number is decided where it is used.
-AS_TEXT: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+ROWS_AT_ONCE = 50_000
+
+# Columns that other people's tables split by, and the words that say so.
+SPLIT_COLUMNS = ("split", "subset", "partition")
+SPLIT_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Iterable[str], *, forgiving: bool = False) -> pd.DataFrame:
     """Read a csv file that must have `columns`, every cell as text; other columns are kept.
 
+    Args:
+        path: UTF-8, with or without a byte-order mark, and any line ends.
+        columns: that must be there.
+        forgiving: cut a row with too many cells and fill one with too few, instead of refusing
+            the file: one bad row must not lose a submission.
+
     Raises:
-        UserError: naming the file, and the column where one is missing.
+        UserError: naming the file, and the column where one is missing, or the line that is wrong.
     """
-    table = _read(path, None)
+    table = pd.concat(list(table_chunks(path, forgiving=forgiving)))
     missing = [column for column in columns if column not in table.columns]
     if missing:
+        only = str(table.columns[0]) if len(table.columns) == 1 else ""
+        mark = next((mark for mark in ";\t|" if mark in only), "")
         raise UserError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(map(repr, table.columns))}"
+            + (f": save it with commas in place of {mark!r}" if mark else "")
         )
     return table
 
 
-def read_header(path: Path) -> list[str]:
-    """The names of the columns of a csv file.
+def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFrame]:
+    """The rows of a csv file as tables of 50,000 rows; at least one, which may have no row.
 
-    Raises:
-        UserError: as :func:`read_table`.
+    Args, raises: as :func:`read_table`.
     """
-    return list(_read(path, 0).columns)
-
-
-def _read(path: Path, rows: int | None) -> pd.DataFrame:
     if not path.parent.is_dir():
         raise UserError(
             f"the folder {path.parent} does not exist; {path.name} was looked for there"
         )
     if not path.is_file():
         raise UserError(f"{path} does not exist")
+    rows = _rows(path, forgiving)
+    _, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    kept = [place for place, name in enumerate(names) if name]
+    columns = [names[place] for place in kept]
+    if not columns:
+        raise UserError(f"{path} is empty; its first line must name its columns")
+    repeated = [name for name in columns if columns.count(name) > 1]
+    if repeated:
+        raise UserError(f"{path} has the column {repeated[0]!r} twice; remove or rename one")
+    first = True
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        first = False
+        lines, cells = [line for line, _ in chunk], [row for _, row in chunk]
+        if any(len(row) != len(names) for row in cells):
+            _check_lengths(path, len(names), lines, cells, forgiving)
+        by_column = list(zip(*cells, strict=True))
+        values = {names[place]: by_column[place] for place in kept}
+        yield pd.DataFrame(values, index=lines, dtype=object)
+    if first:
+        yield pd.DataFrame(columns=columns, index=pd.Index([], dtype=np.int64), dtype=object)
+
+
+def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
+    """The cells of the header and of each row, and the line it begins on; blank lines are none."""
+    # Where forgiving, a path that is not UTF-8 comes back as the bytes that the disk knows.
+    errors = "surrogateescape" if forgiving else "strict"
     try:
-        return pd.read_csv(path, nrows=rows, **AS_TEXT)
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; its first line must name its columns") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable csv file: {error}") from error
+        with path.open(newline="", encoding="utf-8-sig", errors=errors) as handle:
+            lines: Iterable[str] = handle if forgiving else _without_zero_bytes(handle, path)
+            reader, before = csv.reader(lines, strict=True), 0
+            try:
+                for cells in reader:
+                    if cells:
+                        yield before + 1, cells
+                    before = reader.line_num
+            except csv.Error as error:
+                raise UserError(
+                    f"{path} is not a readable csv file: line {before + 1}: {error}"
+                ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not a readable csv file: it is not UTF-8 ({error.reason} at byte "
+            f"{error.start}); save it as CSV UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def line_numbers(path: Path) -> Iterator[int]:
-    """The line on which each row of a csv file begins; the header is not among the rows.
+def _without_zero_bytes(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(
+                f"{path} is not a readable csv file: line {number} has a zero byte: it is "
+                "damaged, or UTF-16; save it as CSV UTF-8"
+            )
+        yield line
 
-    Cells may have line breaks, and empty lines are no rows: a row's line is not its number.
+
+def _check_lengths(
+    path: Path, width: int, lines: list[int], rows: list[list[str]], forgiving: bool
+) -> None:
+    """Refuse the first row that has not `width` cells; where forgiving, mend them all in place."""
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) == width:
+            continue
+        if not forgiving:
+            what = "put a cell that has a comma in it into double quotes"
+            if len(row) < width:
+                what = "write a comma for every empty cell"
+            elif not any(map(str.strip, row[width:])):
+                what = "remove the commas at its end"
+            raise UserError(
+                f"{path} line {line} has {len(row)} cells, but {width} columns are named: {what}"
+            )
+        row[:] = [*row, *[""] * width][:width]
+
+
+def value_of(cell: str) -> str:
+    """An id or a label as it is compared: stripped, composed (Unicode NFC), `12.0` as `12`.
+
+    Leading zeros stay: `012` may be a name. :func:`read_dev_set` drops them where there are
+    numbers alone on both sides.
     """
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.reader(handle)
-        before, header = 0, True
-        for cells in reader:
-            if cells and not header:
-                yield before + 1
-            header = header and not cells
-            before = reader.line_num
+    text = unicodedata.normalize("NFC", cell.strip())
+    whole = re.fullmatch(r"(-?[0-9]+)\.0*", text)
+    return whole[1] if whole else text
 
 
-def line_of_row(path: Path, row: int) -> int:
-    """The line on which a row of a csv file begins; row 0 is the first behind the header."""
-    return next(islice(line_numbers(path), row, None))
+def values_of(cells: pd.Series) -> pd.Series:
+    """A column of ids or labels, each as :func:`value_of` has it."""
+    return cells.map({cell: value_of(cell) for cell in cells.unique()})
 
 
-def check_table(table: pd.DataFrame, path: Path) -> None:
-    """Refuse a table in which a cell breaks a rule.
-
-    Raises:
-        UserError: with file, line, column and cell of the first row of the first faulty column,
-            and what to write instead.
-    """
-    for error in schema_errors(table):
-        _refuse(table, path, *error)
-
-
-def check_boxes(table: pd.DataFrame, path: Path) -> None:
-    """Refuse boxes that cannot be meant: not whole numbers, or without any area.
-
-    Raises:
-        UserError: as :func:`check_table`.
-    """
-    check_table(table[list(BOX_COLUMNS)], path)
+def twins(cells: pd.Series, file: Path) -> list[str]:
+    """Pairs of values that only letter case, inner spaces or leading zeros tell apart, in words."""
+    first: dict[str, str] = {}
+    found: list[str] = []
+    for cell in cells.unique():
+        name = re.sub(r"^0+(?=[0-9]+$)", "", " ".join(cell.split()).casefold())
+        other = first.setdefault(name, cell)
+        if other != cell:
+            lines = [cells.index[cells == value][0] for value in (other, cell)]
+            found.append(f"{other!r} (line {lines[0]}) and {cell!r} (line {lines[1]}) of {file}")
+            if len(found) == 3:  # enough to see what is meant; each costs a look at all rows
+                break
+    return found
 
 
-def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    """A column as int64.
-
-    Raises:
-        UserError: with file, column and line of the first value that is no whole number.
-    """
-    values = numbers_of(table[column])
-    wrong = np.flatnonzero(np.isnan(values))
-    if len(wrong):
-        _refuse(table, path, column, wrong, "write a whole number")
-    return values.astype(np.int64)
+def tell(sentence: str) -> None:
+    """Say on standard error what was read; of processes that train together, one speaks."""
+    if os.getenv("RANK", "0") == "0":
+        print(sentence, file=sys.stderr)
 
 
-def _refuse(
-    table: pd.DataFrame, path: Path, column: str, rows: np.ndarray, expected: str
-) -> NoReturn:
-    cell, line = table[column].iloc[rows[0]], line_of_row(path, int(rows[0]))
-    more = f" (and {len(rows) - 1} more lines)" if len(rows) > 1 else ""
-    raise UserError(f"{path} line {line}: {column} is {cell!r}; {expected}{more}")
-
-
-def read_gallery(path: Path) -> pd.DataFrame:
+def read_gallery(path: Path, *, forgiving: bool = False) -> pd.DataFrame:
     """The challenge's `gallery.csv`: `seller_img_id, img_path` and, where known, `product_id`.
 
     Raises:
-        UserError: naming file and column, also when it lists no image.
+        UserError: as :func:`read_table`; also when it lists no image.
     """
-    table = read_table(path, ["seller_img_id", "img_path"])
+    table = read_table(path, ["seller_img_id", "img_path"], forgiving=forgiving)
     if table.empty:
         raise UserError(f"{path} lists no gallery image: there is nothing to rank")
     return table
 
 
-def read_queries(path: Path) -> pd.DataFrame:
+def read_queries(path: Path, *, forgiving: bool = False) -> pd.DataFrame:
     """The challenge's `queries.csv`: `user_img_id, img_path`, the box, maybe `product_id`.
 
     Raises:
-        UserError: naming file and column, also when it lists no query.
+        UserError: as :func:`read_table`; also when it lists no query.
     """
-    table = read_table(path, ["user_img_id", "img_path", *BOX_COLUMNS])
+    table = read_table(path, ["user_img_id", "img_path", *BOX_COLUMNS], forgiving=forgiving)
     if table.empty:
         raise UserError(f"{path} lists no query")
     return table
@@ -170,21 +231,22 @@ def image_items(table: pd.DataFrame, folder: Path) -> list[ImageItem]:
     numbers = np.where(np.isfinite(numbers).all(axis=1, keepdims=True), numbers, 0).round()
     # Far outside any image, yet safe to convert.
     boxes = np.clip(numbers, -(2**31), 2**31).astype(np.int64).tolist()
-    return [ImageItem(path, _as_box(box)) for path, box in zip(paths, boxes, strict=True)]
+    return [ImageItem(path, as_box(box)) for path, box in zip(paths, boxes, strict=True)]
 
 
-def _as_box(values: list[int]) -> Box:
+def as_box(values: list[int]) -> Box:
+    """Four numbers as a box."""
     x, y, w, h = values
     return x, y, w, h
 
 
 def read_common_table(file: Path) -> pd.DataFrame:
-    """The table with every cell as it stands in the file, as text.
+    """The table with every cell as text: labels as :func:`value_of`, others as they stand.
 
     Raises:
         UserError: naming file and column or line: no column `label`, not exactly one of the
-            path columns `image_path` and `file_name`, and the first cell that breaks a rule of
-            :data:`RULES`.
+            path columns `image_path` and `file_name`, the first cell that breaks a rule of
+            :data:`RULES`, and a column of another kit that says what trains.
     """
     table = read_table(file, ["label"])
     paths = [column for column in LABELLED_PATH_COLUMNS if column in table.columns]
@@ -195,7 +257,22 @@ def read_common_table(file: Path) -> pd.DataFrame:
             f"{', '.join(map(repr, table.columns))}"
         )
     check_table(table, file)
-    return table
+    _refuse_other_splits(table, file)
+    return table.assign(label=values_of(table["label"]))
+
+
+def _refuse_other_splits(table: pd.DataFrame, file: Path) -> None:
+    """Rows that another kit's column keeps from training must not train without a word."""
+    if {"is_test", "evaluation_status", "fold"} & set(table.columns):
+        return
+    for column in SPLIT_COLUMNS:
+        words = set(table[column].str.strip().str.casefold()) if column in table.columns else set()
+        if words - {"train", "training"} and words <= SPLIT_WORDS:
+            raise UserError(
+                f"{file} has a column {column!r} ({', '.join(sorted(words))}), which is not read: "
+                "rename it to 'evaluation_status' (train, query, gallery or test) to keep rows "
+                "from training, or remove it to train on all"
+            )
 
 
 def image_names(table: pd.DataFrame) -> pd.Series:
@@ -247,116 +324,3 @@ def boxes(table: pd.DataFrame) -> np.ndarray | None:
         return None
     found, given = boxes_of(table["bbox"])
     return np.where(given[:, None], found, 0).astype(np.int64)
-
-
-class SchemaError(NamedTuple):
-    """What is wrong in one column."""
-
-    column: str
-    rows: np.ndarray
-    """Positions of the rows, int64, ascending; never empty."""
-    expected: str
-    """What to write instead."""
-
-
-def schema_errors(table: pd.DataFrame) -> Iterator[SchemaError]:
-    """Everything that is wrong in the cells of a table that was read as text.
-
-    Columns without a rule are passed over. Whether the images exist is not asked here.
-    """
-    for column in table.columns:
-        if column in RULES:
-            expected, wrong = RULES[column]
-            yield from _error(column, wrong(table[column]), expected)
-    if "bbox" in table.columns:
-        yield from _box_errors(table, "bbox", *boxes_of(table["bbox"]))
-    elif set(BOX_COLUMNS) <= set(table.columns):
-        numbers = np.stack([numbers_of(table[column]) for column in BOX_COLUMNS], axis=1)
-        whole = np.isfinite(numbers).all(axis=1)
-        yield from _box_errors(table, BOX_COLUMNS[0], np.where(whole[:, None], numbers, 1), whole)
-
-
-def boxes_of(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes `x,y,w,h` of a column `bbox`.
-
-    Returns:
-        `(rows, 4)`, float64, rounded, NaN where the cell is no box; and `(rows,)`, bool: whether
-        there is something in the cell.
-    """
-    cells = cells.str.strip(" []()")
-    given = (cells != "").to_numpy(dtype=bool)
-    boxes = np.full((len(cells), 4), np.nan)
-    if given.any():
-        parts = cells[given].str.split(",", expand=True).reindex(columns=range(5))
-        numbers = parts.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        # The fifth column has something in it only where a cell has too many numbers.
-        wrong = ~np.isfinite(numbers[:, :4]).all(axis=1) | parts[4].notna().to_numpy()
-        boxes[given] = np.where(wrong[:, None], np.nan, numbers[:, :4].round())
-    return boxes, given
-
-
-def _box_errors(
-    table: pd.DataFrame, column: str, boxes: np.ndarray, given: np.ndarray
-) -> Iterator[SchemaError]:
-    readable = np.isfinite(boxes).all(axis=1)
-    yield from _error(column, given & ~readable, "write four numbers x,y,w,h")
-    flat = readable & given & (boxes[:, 2:] <= 0).any(axis=1)
-    yield from _error(column, flat, "width and height must be above 0 (x,y,w,h)")
-    if {"width", "height"} <= set(table.columns):
-        size = np.stack([numbers_of(table["width"]), numbers_of(table["height"])], axis=1)
-        ends = boxes[:, :2] + boxes[:, 2:]
-        # NaN, where a size or a box is unreadable, compares as inside: it is told already.
-        outside = (boxes[:, :2] < 0).any(axis=1) | (ends > size).any(axis=1)
-        expected = "it must lie within the width and height of the image (x,y,w,h)"
-        yield from _error(column, outside & given & readable & ~flat, expected)
-
-
-def numbers_of(cells: pd.Series) -> np.ndarray:
-    """The cells as float64, NaN where one is no whole number."""
-    numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64)
-    return np.where(np.isfinite(numbers) & (numbers == np.round(numbers)), numbers, np.nan)
-
-
-def _error(column: str, wrong: pd.Series | np.ndarray, expected: str) -> Iterator[SchemaError]:
-    rows = np.flatnonzero(wrong)
-    if len(rows):
-        yield SchemaError(column, rows, expected)
-
-
-def _empty(cells: pd.Series) -> pd.Series:
-    return cells.str.strip() == ""
-
-
-def _below(least: int) -> Callable[[pd.Series], np.ndarray]:
-    # NaN, which is no whole number, is not at least anything.
-    return lambda cells: ~(numbers_of(cells) >= least)
-
-
-# What each column must be, and which of its cells are wrong.
-RULES: dict[str, tuple[str, Callable[[pd.Series], pd.Series | np.ndarray]]] = {
-    **dict.fromkeys((*PATH_COLUMNS, "label"), ("it must not be empty", _empty)),
-    "is_test": (
-        "write 0 or 1",
-        lambda cells: ~cells.str.strip().str.lower().isin(YES + NO),
-    ),
-    "evaluation_status": (
-        "write train, query, gallery or test",
-        lambda cells: ~cells.str.strip().str.lower().isin(STATUSES),
-    ),
-    "fold": (
-        "write a whole number: -1 (always train), -2 (never), or a fold from 0 on",
-        _below(ALWAYS_TEST),
-    ),
-    **{
-        column: ("write pixels: a whole number above 0", _below(1))
-        for column in ("width", "height", "bbox_w", "bbox_h")
-    },
-    **{
-        column: ("write a whole number", lambda cells: np.isnan(numbers_of(cells)))
-        for column in ("bbox_x", "bbox_y", "seller_img_id", "user_img_id", "product_id")
-    },
-    "hash": (
-        "write 16 hexadecimal digits, or nothing",
-        lambda cells: ~cells.str.fullmatch(r"(?:[0-9a-fA-F]{16})?"),
-    ),
-}

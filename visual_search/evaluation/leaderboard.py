@@ -23,7 +23,7 @@ import pandas as pd
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.common.page import Section, write_page
-from visual_search.data.tables import line_of_row, read_table
+from visual_search.data.tables import read_table
 from visual_search.evaluation.report import markdown
 from visual_search.evaluation.run_tasks import name_of_run
 
@@ -305,7 +305,7 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions
     board = _numbers(table, BOARD, file)
     if np.isnan(board).any():
         row = int(np.flatnonzero(np.isnan(board))[0])
-        raise UserError(f"{file} line {line_of_row(file, row)}: board is empty")
+        raise UserError(f"{file} line {table.index[row]}: board is empty")
     local = {
         str(column): _numbers(table, str(column), file)
         for column in table.columns
@@ -314,7 +314,7 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions
     if RUN in table.columns:
         for row, run in enumerate(table[RUN]):
             if run:
-                line = line_of_row(file, row)
+                line = table.index[row]
                 for task, score in _scores(
                     Path(run), results, metric, f"{file} line {line}"
                 ).items():
@@ -332,7 +332,7 @@ def _numbers(table: pd.DataFrame, column: str, file: Path) -> np.ndarray:
     numbers = pd.to_numeric(text.where(text != ""), errors="coerce").to_numpy(np.float64)
     wrong = np.flatnonzero(~np.isfinite(numbers) & (text != "").to_numpy())
     if len(wrong):
-        line, cell = line_of_row(file, int(wrong[0])), table[column].iloc[wrong[0]]
+        line, cell = table.index[wrong[0]], table[column].iloc[wrong[0]]
         raise UserError(f"{file} line {line}: {column} is {cell!r}, not a number")
     return numbers
 

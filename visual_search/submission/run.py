@@ -19,7 +19,8 @@ from PIL import Image
 
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import DevSet
-from visual_search.data.tables import BOX_COLUMNS, read_table
+from visual_search.data.schema import BOX_COLUMNS
+from visual_search.data.tables import read_table
 from visual_search.evaluation.metrics import check_ranks
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.preflight import packages_to_hide, read_requirements

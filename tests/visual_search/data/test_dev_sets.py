@@ -248,11 +248,11 @@ def test_queries_without_a_gallery_are_ranked_against_all_other_rows(folder: Pat
 def test_bad_tables_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"table.csv has no held-out row .* or name a fold"):
         read_dev_table(table(folder, "is_test", "a0 x 0\na1 x 0"))
-    with pytest.raises(UserError, match=r"no two held-out photos of .* are of the same class"):
+    with pytest.raises(UserError, match=r"no two held-out images of .* are of the same class"):
         read_dev_table(table(folder, "is_test", "a0 x 0\na1 x 1\nb0 y 1"))
-    with pytest.raises(UserError, match=r"no query of .* has a photo of its class"):
+    with pytest.raises(UserError, match=r"no query of .* has an image of its class"):
         read_dev_table(table(folder, "evaluation_status", "a0 x query\na1 y gallery"))
-    with pytest.raises(UserError, match=r"line 4 holds out the photo .*a0.png .* of line 2 again"):
+    with pytest.raises(UserError, match=r"line 4 holds out the image .*a0.png .* of line 2 again"):
         read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\na0 x 1"))
     with pytest.raises(UserError, match=r"line 3: bbox is '1,2,3'; write four numbers"):
         read_dev_table(table(folder, "is_test,bbox", "a0 x 1 -\na1 x 1 1,2,3"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset.check_table import problems
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
+from visual_search.data.datasets import read_product10k, read_training_table
+from visual_search.data.dev_sets import read_dev_set, read_dev_table
+from visual_search.data.leaks import list_photos
+from visual_search.data.schema import boxes_of, check_boxes, integers, schema_errors
 from visual_search.data.tables import (
-    boxes_of,
-    check_boxes,
     image_items,
-    integers,
-    line_numbers,
+    read_common_table,
     read_gallery,
     read_queries,
     read_table,
-    schema_errors,
+    value_of,
 )
 
 QUERY_COLUMNS = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
@@ -42,18 +46,216 @@ def test_missing_folder_file_and_column_are_named(tmp_path: Path) -> None:
     assert "'klass'" in message
 
 
-def test_files_that_are_no_csv(tmp_path: Path) -> None:
-    (tmp_path / "empty.csv").write_bytes(b"")
-    (tmp_path / "ragged.csv").write_text('a,b\n1,2\n1,2,3,4\n"')
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00a,b")
-    for name in ("empty.csv", "ragged.csv", "binary.csv"):
-        assert name in refusal(read_table, tmp_path / name, ["a"])
+def test_a_table_with_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name;label\na.png;1\n")
+    assert "save it with commas in place of ';'" in refusal(
+        read_table, tmp_path / "t.csv", ["label"]
+    )
 
 
-def test_spreadsheet_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
-    path = tmp_path / "bom.csv"
-    path.write_bytes("\ufeffname,class\nfoto ё.jpg,1\n".encode())
-    assert read_table(path, ["name"])["name"].tolist() == ["foto ё.jpg"]
+def training(path: Path) -> object:
+    return read_training_table(path).class_names
+
+
+def dev_table(path: Path) -> object:
+    return read_dev_table(path, all_rows=True, leave_one_out=True).gallery_products.tolist()
+
+
+def gallery(path: Path) -> object:
+    return read_dev_set(path.parent, path.name, "queries.csv").gallery_products.tolist()
+
+
+def queries(path: Path) -> object:
+    return read_dev_set(path.parent, "gallery.csv", path.name).query_products.tolist()
+
+
+def product10k(path: Path) -> object:
+    return read_product10k(path.parent, path.name, ".", 9).labels.tolist()
+
+
+# Every reader of a table: what it calls the columns of the path and of the label, the columns that
+# it wants besides, and a row of them.
+READERS: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
+    "training": (training, "file_name", "label", "title", "t"),
+    "pairs": (training, "image_path", "label", "title", "t"),
+    "development table": (dev_table, "file_name", "label", "title", "t"),
+    "gallery": (gallery, "img_path", "product_id", "seller_img_id", "1"),
+    "queries": (
+        queries,
+        "img_path",
+        "product_id",
+        "user_img_id,bbox_x,bbox_y,bbox_w,bbox_h",
+        "1,0,0,9,9",
+    ),
+    "Product10K": (product10k, "name", "class", "group", "1"),
+    "leaks": (lambda path: list_photos(path, None, True).paths, "file_name", "label", "title", "t"),
+    "check_table": (lambda path: list(problems(path)), "file_name", "label", "title", "t"),
+}
+READ = [name for name in READERS if name not in ("leaks", "check_table")]
+
+
+@pytest.fixture
+def place(dev_folder: Path) -> Path:
+    """A folder with a.png, b.png and c.png beside a good gallery.csv and queries.csv."""
+    for letter in "abc":
+        os.link(dev_folder / "gallery" / "0_0.png", dev_folder / f"{letter}.png")
+    rows = ["1,a.png,5", "2,b.png,5"]
+    (dev_folder / "gallery.csv").write_text("\n".join(["seller_img_id,img_path,product_id", *rows]))
+    header = "user_img_id,img_path,bbox_x,bbox_y,bbox_w,bbox_h,product_id"
+    (dev_folder / "queries.csv").write_text(f"{header}\n1,a.png,0,0,9,9,5\n")
+    return dev_folder
+
+
+def text_for(name: str, labels: list[str]) -> str:
+    """A table of the images a.png, b.png, … with these labels, for a reader."""
+    _, path, label, others, values = READERS[name]
+    rows = [f"{letter}.png,{cell},{values}" for letter, cell in zip("abc", labels, strict=False)]
+    return "\n".join([f"{path},{label},{others}", *rows]) + "\n"
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "is empty; its first line must name its columns"),
+        (lambda text: text.split("\n")[0] + "\n", "lists no|no row to train|no held-out|not one"),
+        (lambda text: text.replace("b.png", '"b.png'), "not a readable csv file: line 3"),
+        (lambda text: text.replace("b.png", "b\0.png"), "line 3 has a zero byte"),
+        (lambda text: text.replace("b.png", "b.png,b"), "line 3 has .* double quotes"),
+        (lambda text: text.replace("b.png,5,", "b.png,"), "line 3 has .* every empty cell"),
+        (
+            lambda text: text.replace("\n", ",\n").replace(",\n", "\n", 1),
+            r"line 2 has .* remove the commas at its end",
+        ),
+        (lambda text: "\n\n" + text.replace("b.png", "\n\nb.png,,"), "line 7 has"),
+        (
+            lambda text: text.replace("\n", ",title\n", 1).replace("title,t", "x,t"),
+            "line 2 has|twice",
+        ),
+        (lambda text: text.encode("utf-16"), "not a readable csv file: it is not UTF-8"),
+        (lambda text: text.replace("b.png", "\xfc").encode("latin-1"), "it is not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_refused_by_every_reader(
+    place: Path, name: str, change: Callable[[str], str | bytes], message: str
+) -> None:
+    changed = change(text_for(name, ["5", "5", "5"]))
+    path = place / "t.csv"
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    with pytest.raises(UserError, match=message) as caught:
+        READERS[name][0](path)
+    assert "t.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_marks_are_no_matter(
+    place: Path, name: str, end: str, mark: str
+) -> None:
+    path = place / "t.csv"
+    text = text_for(name, ["5", "5", "6"])
+    path.write_text(text)
+    expected = READERS[name][0](path)
+    path.write_bytes((mark + text.replace("\n", 2 * end)).encode())
+    assert READERS[name][0](path) == expected
+    # A column without a name is what a spreadsheet or pandas puts beside a table.
+    path.write_text(text.replace("\n", ",\n"))
+    assert READERS[name][0](path) == expected
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("cell", ["", " ", "nan", "<NA>", "None"])
+def test_an_empty_label_is_refused_with_its_line(place: Path, name: str, cell: str) -> None:
+    (place / "t.csv").write_text(text_for(name, ["5", "5", cell]))
+    with pytest.raises(UserError, match=r"t\.csv line 4: (label|product_id|class) is"):
+        READERS[name][0](place / "t.csv")
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("cell", [" 5", "5 ", "5.0", "5."])
+def test_labels_are_compared_by_value(place: Path, name: str, cell: str) -> None:
+    (place / "t.csv").write_text(text_for(name, ["5", "5", "5"]))
+    expected = READERS[name][0](place / "t.csv")
+    (place / "t.csv").write_text(text_for(name, ["5", "5", cell]))
+    assert READERS[name][0](place / "t.csv") == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        (" 12.0 ", "12"),
+        ("-3.", "-3"),
+        ("012", "012"),
+        ("012.0", "012"),
+        ("1.5", "1.5"),
+        ("u\u0308", "\xfc"),
+        ("a  b", "a  b"),
+        ("none", "none"),
+    ],
+)
+def test_the_value_of_a_label(cell: str, value: str) -> None:
+    assert value_of(cell) == value
+
+
+def test_leading_zeros_count_unless_there_are_numbers_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "t.csv").write_text(text_for("queries", ["005", "5", "05.0"]))
+    assert queries(place / "t.csv") == ["5", "5", "5"]
+    (place / "t.csv").write_text(text_for("queries", ["005", "5", "x"]))
+    assert queries(place / "t.csv") == ["005", "5", "x"]
+    output = capsys.readouterr().err
+    assert "'005' (line 2) and '5' (line 3)" in output
+    assert "3 queries, 2 gallery images; 2 queries have no match in the gallery" in output
+    (place / "t.csv").write_text(text_for("training", ["Wren", "wren", "owl"]))
+    assert training(place / "t.csv") == ("Wren", "owl", "wren")
+    assert "'Wren' (line 2) and 'wren' (line 3)" in capsys.readouterr().err
+    (place / "t.csv").write_text(text_for("queries", ["x", "y", "z"]))
+    with pytest.raises(UserError, match=r"no query .*'x' \(line 2\) is none .* such as '5'"):
+        queries(place / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["gallery", "queries"])
+def test_the_ranker_pays_with_the_bad_row_alone(place: Path, name: str) -> None:
+    read = {"gallery": read_gallery, "queries": read_queries}[name]
+    path = place / "t.csv"
+    path.write_text(text_for(name, ["5", "5", "5"]))
+    expected = image_items(read(path), place)
+    lines = path.read_text().splitlines()
+    # Commas at the end, too many and too few cells, a zero byte, bytes that are no UTF-8.
+    for row, wrong in ((1, lines[1] + ",,,"), (2, f"x,{lines[2]},y"), (3, ""), (3, "c\0\xfc,5,1")):
+        rows = [*lines[:row], wrong or "c.png", *lines[row + 1 :]]
+        path.write_bytes("\n".join(rows).encode("latin-1"))
+        items = image_items(read(path, forgiving=True), place)
+        assert len(items) == 3
+        for place_in_list, (item, good) in enumerate(zip(items, expected, strict=True), 1):
+            assert item == good or place_in_list == row
+    assert image_items(read(path, forgiving=True), place)[0].path.is_file()
+
+
+@pytest.mark.parametrize("read", [read_common_table, training, dev_table])
+def test_a_split_of_another_kit_is_asked_about(place: Path, read: Callable[[Path], object]) -> None:
+    path = place / "t.csv"
+    rows = [["a.png", 1, "train"], ["b.png", 1, "train"], ["c.png", 1, "Val "]]
+    write_csv(path, ["file_name", "label", "split"], rows)
+    with pytest.raises(UserError, match=r"t.csv has a column 'split' .*'evaluation_status'"):
+        read(path)
+    write_csv(path, ["file_name", "label", "split"], rows[:2])
+    read(path)
+    write_csv(path, ["file_name", "label", "split", "is_test"], [[*row, 0] for row in rows])
+    read(path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_table_without_any_of_its_images_is_refused(place: Path, name: str) -> None:
+    path = place / "t.csv"
+    path.write_text(text_for(name, ["5", "5", "5"]).replace(".png", "\\.png"))
+    if name == "check_table":
+        assert len(list(problems(path))) == 3
+        return
+    with pytest.raises(UserError, match=r"none of the images of .*t\.csv .* write /|not one photo"):
+        READERS[name][0](path)
 
 
 def test_numbers_are_refused_with_their_line(tmp_path: Path) -> None:
@@ -101,13 +303,13 @@ def found(**columns: list[str]) -> dict[str, list[int]]:
 @pytest.mark.parametrize(
     ("column", "right", "wrong"),
     [
-        ("label", ["a", "0"], ["", " "]),
+        ("label", ["a", "0", "none"], ["", " ", "nan", "None", "NULL"]),
         ("is_test", ["0", "1", "1.0", "True", "no", ""], ["2", "maybe"]),
         ("evaluation_status", ["", "train", "Query", "gallery", "test"], ["probe"]),
         ("fold", ["-2", "-1", "0", "4.0"], ["-3", "", "1.5", "x", "inf"]),
         ("width", ["1", "640.0"], ["0", "-4", "", "wide", "nan"]),
         ("hash", ["", "0123456789abcDEF"], ["0123", "0123456789abcdeg"]),
-        ("product_id", ["0", "-1", "7"], ["", "a7"]),
+        ("product_id", ["0", "-1", "a7"], ["", "nan", "<NA>", " "]),
         ("bbox", ["", "1,2,3,4", "[1, 2.4, 3, 4]"], ["1,2,3", "1,2,3,4,5", "a,2,3,4", "1 2 3 4"]),
         ("anything else", ["", "x"], []),
     ],
@@ -157,4 +359,4 @@ def test_lines_of_rows(tmp_path_factory: pytest.TempPathFactory, rows: list[list
     write_csv(path, ["a", "b"], rows)
     with path.open(newline="") as handle:
         assert len(list(csv.reader(handle))) == len(rows) + 1
-    assert list(line_numbers(path)) == expected
+    assert read_table(path, ["a"]).index.tolist() == expected
