@@ -101,8 +101,7 @@ def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFram
 
 def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     """The cells of the header and of each row, and the line it begins on; blank lines are none."""
-    # Where forgiving, a path that is not UTF-8 comes back as the bytes that the disk knows.
-    errors = "surrogateescape" if forgiving else "strict"
+    errors = "replace" if forgiving else "strict"
     try:
         with path.open(newline="", encoding="utf-8-sig", errors=errors) as handle:
             lines: Iterable[str] = handle if forgiving else _without_zero_bytes(handle, path)
