@@ -14,7 +14,7 @@ import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.data.class_choice import places_within
-from visual_search.data.tables import image_names, line_of_row
+from visual_search.data.tables import image_names
 
 
 def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarr
         if len(wrong):
             row, other = int(wrong[0]), int(first[wrong[0]])
             raise UserError(
-                f"{file} lines {line_of_row(file, other)} and {line_of_row(file, row)}: the image "
+                f"{file} lines {table.index[other]} and {table.index[row]}: the image "
                 f"{names.iloc[row]!r} is {what}, so that it would train and be judged: remove one "
                 "of its rows, or mend it"
             )
