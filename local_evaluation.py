@@ -32,7 +32,7 @@ def main() -> None:
     from visual_search.common.files import write_json
     from visual_search.data.dev_sets import read_dev_set
     from visual_search.data.images import ImageProblem
-    from visual_search.evaluation.dev_set import Evaluation, unmatched, unmatched_sentence
+    from visual_search.evaluation.dev_set import Evaluation, unmatched_sentence
     from visual_search.evaluation.metrics import average_precision, check_ranks
     from visual_search.evaluation.report import write_report
     from visual_search.ranking.deadline import degradations, listed
@@ -48,7 +48,7 @@ def main() -> None:
     if sentence := too_many_unreadable(problems, images):
         raise UserError(f"{sentence}; a score would say nothing: mend the files")
     scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
-    without_match = unmatched(dev_set)
+    without_match = dev_set.unmatched
     result: dict[str, Any] = {
         "mAP": float(scores.mean()),
         "seconds": round(seconds, 2),

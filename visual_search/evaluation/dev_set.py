@@ -30,17 +30,9 @@ from visual_search.ranking.rerank import Search, Step
 from visual_search.ranking.store import model_folder, stored_features
 
 
-def unmatched(dev_set: DevSet) -> int:
-    """How many queries have no image of their product in the gallery, themselves apart."""
-    products, count = np.unique(dev_set.gallery_products, return_counts=True)
-    images = dict(zip(products.tolist(), count.tolist(), strict=True))
-    least = 1 if dev_set.own is None else 2
-    return sum(images.get(product, 0) < least for product in dev_set.query_products.tolist())
-
-
 def unmatched_sentence(dev_set: DevSet) -> str:
     """The rule for queries without a match, with their number; empty where there are none."""
-    count = unmatched(dev_set)
+    count = dev_set.unmatched
     if not count:
         return ""
     of = f"{count} of {len(dev_set.queries)} queries"

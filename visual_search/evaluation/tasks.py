@@ -21,7 +21,6 @@ from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
 from visual_search.evaluation.dev_set import (
     EmbeddedDevSet,
     embed_dev_set,
-    unmatched,
     unmatched_sentence,
 )
 from visual_search.evaluation.metrics import (
@@ -239,7 +238,7 @@ class ImageTask(Task[EmbeddedDevSet]):
         """How queries without a match count, where there are any."""
         if not self.config.distractors:
             return unmatched_sentence(self.dev_set)
-        of = f"{unmatched(self.dev_set)} of {len(self.dev_set.queries)} queries"
+        of = f"{self.dev_set.unmatched} of {len(self.dev_set.queries)} queries"
         return f"{of} are distractors, which count in GAP alone"
 
     @staticmethod
