@@ -48,7 +48,7 @@ class Center:
 
     scope: str = "joint"
     """joint: the mean of all; sides: each side its own mean, which also takes out what phone
-    photos and shop photos differ in throughout; gallery: the gallery's mean for both."""
+    photos and shop images differ in throughout; gallery: the gallery's mean for both."""
 
     def __post_init__(self) -> None:
         check(self.scope in SCOPES, f"scope is {self.scope!r}; it can be {', '.join(SCOPES)}")
@@ -109,7 +109,7 @@ class PCA:
 
 @dataclass(frozen=True)
 class DatabaseAugmentation:
-    """Add to each gallery photo its nearest ones, weighted by similarity to the power `alpha`.
+    """Add to each gallery image its nearest ones, weighted by similarity to the power `alpha`.
 
     Database-side augmentation: Arandjelović and Zisserman (CVPR 2012); Gordo et al., End-to-end
     Learning of Deep Visual Representations for Image Retrieval (IJCV 2017), section 5.
@@ -131,7 +131,7 @@ class DatabaseAugmentation:
 
 @dataclass(frozen=True)
 class QueryExpansion:
-    """Add to each query its nearest photos, weighted by similarity to the power `alpha`.
+    """Add to each query its nearest images, weighted by similarity to the power `alpha`.
 
     alpha 0: average query expansion (Chum et al., Total Recall, ICCV 2007); above: alpha query
     expansion (Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI
@@ -154,11 +154,11 @@ class QueryExpansion:
 
 @dataclass(frozen=True)
 class SwappedDatabaseAugmentation:
-    """Gallery photos and queries both take in their nearest *queries*, then the joint z-score.
+    """Gallery images and queries both take in their nearest *queries*, then the joint z-score.
 
     The post-processing of a winning system of the 2023 challenge, whose author swapped the two
     sides of the usual database-side augmentation. Neighbours are those of the jointly standardised
-    vectors; the sums are of the vectors themselves, with weights that fall from 1 for the photo
+    vectors; the sums are of the vectors themselves, with weights that fall from 1 for the image
     itself by `decades` powers of ten to the last neighbour.
     """
 
@@ -190,9 +190,9 @@ class SwappedDatabaseAugmentation:
 
 @dataclass(frozen=True)
 class TwoPassExpansion:
-    """Expand a query by its nearest gallery photo, rank again, and expand it by the nearest two.
+    """Expand a query by its nearest gallery image, rank again, and expand it by the nearest two.
 
-    The query expansion of the 2023 challenge's first place. A photo farther away than `cut` is
+    The query expansion of the 2023 challenge's first place. An image farther away than `cut` is
     replaced by the query itself. Distances are Euclidean between unit vectors here; theirs had
     sums of unit vectors, and took both passes' neighbours from the first ranking.
     """

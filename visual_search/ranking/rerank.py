@@ -13,7 +13,7 @@ query at a time can use only those that do not:
 | power, dba and query_expansion (source gallery), two_pass_expansion, center (scope gallery) | no |
 | center (scopes joint, sides), zscore, pca, swapped_dba, k_reciprocal, dba and query_expansion (source queries) | yes |
 
-Rows of zeros, which stand for photos without an embedding, stay zeros.
+Rows of zeros, which stand for images without an embedding, stay zeros.
 """  # noqa: E501
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from visual_search.ranking.embed import Embeddings, embed_images
 # Images a file: what a killed job loses at the most, some minutes on a CPU.
 PIECE = 4096
 _KEY_BYTES = 16
-# Settings that change no number here: another runtime is never taken, and a image's place among
+# Settings that change no number here: another runtime is never taken, and an image's place among
 # the threads does not matter.
 _WITHOUT_EFFECT = ("backend", "min_cosine", "workers")
 
