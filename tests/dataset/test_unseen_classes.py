@@ -109,7 +109,7 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
     for kept in ("embedded", "read from the cache"):
         run(monkeypatch, main_evaluate.main, "score", *options)
         said = capsys.readouterr().out
-        assert f"7 gallery photos {kept}" in said
+        assert f"7 gallery images {kept}" in said
         assert "6 of them are queries, each against all others" in said
         assert f"mAP {best.facts['mAP']:.4f}" in said
     with pytest.raises(UserError, match="tune-rerank needs queries apart from the gallery"):

@@ -54,14 +54,19 @@ def test_a_second_call_reads_the_embeddings(
 ) -> None:
     run(monkeypatch, tmp_path)
     first = capsys.readouterr().out
-    assert "10 gallery photos embedded" in first
+    assert "10 gallery images embedded" in first
+    assert "no match" not in first
     run(monkeypatch, tmp_path)
     second = capsys.readouterr().out
-    assert "10 gallery photos read from the cache" in second
-    assert "10 query photos read from the cache" in second
+    assert "10 gallery images read from the cache" in second
+    assert "10 query images read from the cache" in second
     assert second.splitlines()[-2:] == first.splitlines()[-2:]
+    table = (dev_folder / "queries.csv").read_text()
+    (dev_folder / "queries.csv").write_text(table.replace("58,58,104", "58,58,999", 1))
     run(monkeypatch, tmp_path, "--input_size", "48")
-    assert "10 gallery photos embedded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 gallery images embedded" in said
+    assert "1 of 10 queries have no match in the gallery; each counts as 0" in said
 
 
 def write_steps(export: Path, steps: Sequence[Mapping[str, object]]) -> None:
