@@ -1,4 +1,4 @@
-"""List everything that is wrong in a table of photos.
+"""List everything that is wrong in a table of images.
 
 Run from the repository root: python dataset/check_table.py --help
 """
@@ -6,6 +6,7 @@ Run from the repository root: python dataset/check_table.py --help
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from visual_search.common.errors import UserError, exit_with_sentence
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 SAMPLE = 1000
@@ -24,9 +24,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="check_table.py",
-        description="List all problems of a table of photos with their lines: dataset_info.csv, "
+        description="List all problems of a table of images with their lines: dataset_info.csv, "
         "folds.csv, Amazon pairs (image_path,label), gallery.csv or queries.csv. Columns, types, "
-        "boxes within the photos, and whether the photos exist.",
+        "boxes within the images, and whether the images exist.",
     )
     parser.add_argument("table", type=Path, help="the csv file")
     parser.add_argument(
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--files",
         choices=FILES,
         default="sample",
-        help=f"photos that are looked at: {SAMPLE} spread over the table, all (their headers are "
+        help=f"images that are looked at: {SAMPLE} spread over the table, all (their headers are "
         "read, too, and compared with width and height), or none (default: sample)",
     )
     return parser.parse_args(arguments)
@@ -51,125 +51,150 @@ class Problem(NamedTuple):
     what: str
 
 
-def problems(file: Path, root: Path | None = None, files: str = "sample") -> Iterator[Problem]:
-    """Everything that is wrong in a table, chunk by chunk in the order of the rows.
+class Checked(NamedTuple):
+    """What came of checking a table."""
+
+    problems: list[Problem]
+    """In the order of their lines."""
+    looked_at: int
+    """Images whose files were looked at."""
+    notes: list[str]
+    """What may be meant: labels or ids that are nearly equal, with their lines."""
+
+
+def check(file: Path, root: Path | None = None, files: str = "sample") -> Checked:
+    """Everything that is wrong in a table.
 
     Args:
         file: the csv file.
         root: folder that its paths are relative to; None is the file's own.
-        files: one of `FILES`: which photos are looked at.
+        files: one of `FILES`: which images are looked at.
 
     Raises:
-        UserError: when it is no table of photos at all: no csv, no row, a missing column.
+        UserError: when it is no table of images at all: no csv, no row, a missing column.
     """
-    from visual_search.common.progress import progress_bar
-    from visual_search.data.tables import table_chunks
+    from visual_search.data.tables import read_table, twins
 
-    path_column, rows = _kind(file)
-    stride = {"sample": max(rows // SAMPLE, 1), "all": 1, "none": 0}[files]
-    folder = file.parent if root is None else root
-    with progress_bar(f"checking {file.name}", "row", total=rows) as bar:
-        for table in table_chunks(file):
-            numbers = table.index.tolist()
-            found = [
-                *_cell_problems(table, numbers),
-                *_file_problems(table, numbers, path_column, folder, stride, sizes=files == "all"),
-            ]
-            yield from sorted(found)
-            bar.update(len(table))
+    table = read_table(file, [])
+    column = _path_column(file, table)
+    looked_at = {
+        "all": table,
+        "sample": table[:: max(len(table) // SAMPLE, 1)],
+        "none": table[:0],
+    }[files]
+    looked_at = looked_at[looked_at[column].str.strip() != ""]
+    found = [*_cell_problems(table), *_row_problems(table, column)]
+    found += _file_problems(looked_at, column, root or file.parent, sizes=files == "all")
+    names = [name for name in ("label", "product_id") if name in table.columns]
+    return Checked(
+        sorted(found), len(looked_at), [pair for name in names for pair in twins(table[name], file)]
+    )
 
 
-def _kind(file: Path) -> tuple[str, int]:
-    """The column with the paths, and the number of rows, of a table that can be checked."""
+def _path_column(file: Path, table: pd.DataFrame) -> str:
+    """The column with the paths of a table that can be checked."""
     from visual_search.data.schema import BOX_COLUMNS, PATH_COLUMNS
-    from visual_search.data.tables import table_chunks
 
-    chunks = table_chunks(file)
-    table = next(chunks)
     columns = table.columns.tolist()
     found = [column for column in PATH_COLUMNS if column in columns]
     if len(found) != 1:
         raise UserError(
-            f"{file} needs the photos' paths in one of the columns {', '.join(PATH_COLUMNS)}; it "
+            f"{file} needs the images' paths in one of the columns {', '.join(PATH_COLUMNS)}; it "
             f"has {', '.join(columns)}"
         )
-    needed = {"img_path": [], "file_name": ["label"], "image_path": ["label"]}[found[0]]
+    needed = ["label"]
     if found == ["img_path"]:
         needed = ["user_img_id", *BOX_COLUMNS] if "user_img_id" in columns else ["seller_img_id"]
     missing = [column for column in needed if column not in columns]
     if missing:
         raise UserError(f"{file} has no column {', '.join(missing)}; it has {', '.join(columns)}")
-    rows = len(table) + sum(map(len, chunks))
-    if not rows:
-        raise UserError(f"{file} lists no photo")
-    return found[0], rows
+    if table.empty:
+        raise UserError(f"{file} lists no image")
+    return found[0]
 
 
-def _cell_problems(table: pd.DataFrame, lines: list[int]) -> Iterator[Problem]:
+def _cell_problems(table: pd.DataFrame) -> Iterator[Problem]:
     from visual_search.data.schema import schema_errors
 
     for fault in schema_errors(table):
-        cells = table[fault.column]
-        for row in fault.rows.tolist():
-            yield Problem(lines[row], fault.column, f"is {cells.iloc[row]!r}; {fault.expected}")
+        cells = table[fault.column].iloc[fault.rows]
+        for line, cell in cells.items():
+            yield Problem(int(str(line)), fault.column, f"is {cell!r}; {fault.expected}")
+
+
+def _row_problems(table: pd.DataFrame, column: str) -> Iterator[Problem]:
+    """One image under two labels, and rows that are there twice."""
+    import pandas as pd
+
+    from visual_search.data.tables import values_of
+
+    if "label" not in table.columns:
+        return
+    table = table[(table[column].str.strip() != "") & (table["label"].str.strip() != "")]
+    image = table[column].str.strip().map(os.path.normpath)
+    lines = pd.Series(table.index, index=table.index)
+    rows = pd.DataFrame({"image": image, "label": values_of(table["label"])})
+    rows["bbox"] = table.get("bbox", "")
+    first = lines.groupby(rows["image"]).transform("first")
+    for line in lines[rows["label"] != rows["label"].loc[first].to_numpy()]:
+        what = f"is {table['label'][line]!r}, but line {first[line]} has this image under "
+        yield Problem(line, "label", f"{what}{table['label'][first[line]]!r}")
+    again = rows.duplicated()
+    first = lines.groupby([rows[name] for name in rows]).transform("first")
+    for line in lines[again]:
+        yield Problem(line, column, f"is {table[column][line]!r}, as line {first[line]} has it")
 
 
 def _file_problems(
-    table: pd.DataFrame, lines: list[int], column: str, folder: Path, stride: int, *, sizes: bool
+    table: pd.DataFrame, column: str, folder: Path, *, sizes: bool
 ) -> Iterator[Problem]:
-    """Photos that are missing; with `sizes` also unreadable ones and those of another size."""
+    """Images that are missing; with `sizes` also unreadable ones and those of another size."""
     import numpy as np
 
+    from visual_search.common.progress import progress_bar
     from visual_search.data.dataset_info import read_each
     from visual_search.data.image_files import UnreadableImage, stored_size
-
-    if not stride:
-        return
-    names = table[column].tolist()
-    asked = [row for row in range(0, len(names), stride) if names[row].strip()]
-    answers = read_each((folder / names[row] for row in asked), stored_size if sizes else _exists)
-    told = _told_sizes(table) if sizes else None
-    for row, answer in zip(asked, answers, strict=True):
-        if isinstance(answer, UnreadableImage):
-            yield Problem(lines[row], column, f"is {names[row]!r}; {answer}")
-        elif told is not None and np.isfinite(told[row]).all() and tuple(told[row]) != answer:
-            width, height = told[row].astype(int)
-            what = f"is {width} x {height}, but the photo has {answer[0]} x {answer[1]}"
-            yield Problem(lines[row], "width", what)
-
-
-def _told_sizes(table: pd.DataFrame) -> np.ndarray | None:
-    """`(rows, 2)`, float64, width and height by the table, NaN where a cell is no number."""
-    import numpy as np
-
     from visual_search.data.schema import numbers_of
 
-    if not {"width", "height"} <= set(table.columns):
-        return None
-    return np.stack([numbers_of(table["width"]), numbers_of(table["height"])], axis=1)
+    told = np.full((len(table), 2), np.nan)
+    if sizes and {"width", "height"} <= set(table.columns):
+        told = np.stack([numbers_of(table["width"]), numbers_of(table["height"])], axis=1)
+    answers = read_each(
+        (folder / name for name in table[column]), stored_size if sizes else _exists
+    )
+    rows = zip(table.index, table[column], told, answers, strict=True)
+    with progress_bar("looking at images", "img", total=len(table), iterable=rows) as bar:
+        for line, name, size, answer in bar:
+            if isinstance(answer, UnreadableImage):
+                yield Problem(line, column, f"is {name!r}; {answer}")
+            elif np.isfinite(size).all() and tuple(size) != answer:
+                width, height = size.astype(int)
+                what = f"is {width} x {height}, but the image has {answer[0]} x {answer[1]}"
+                yield Problem(line, "width", what)
 
 
 def _exists(path: Path) -> tuple[int, int]:
-    from visual_search.data.image_files import UnreadableImage
+    from visual_search.data.image_files import open_file
 
-    if not path.is_file():
-        raise UnreadableImage("the file does not exist")
+    open_file(path).close()
     return 0, 0
 
 
 def main() -> None:
     """Print the problems; the exit status is 2 where there are any."""
     arguments = parse_arguments()
-    count = 0
-    for problem in problems(arguments.table, arguments.root, arguments.files):
+    found = check(arguments.table, arguments.root, arguments.files)
+    for problem in found.problems:
         print(f"{arguments.table} line {problem.line}: {problem.column} {problem.what}")
-        count += 1
-    if count:
-        raise UserError(f"{arguments.table} has {count} problems; mend the lines above")
-    looked = {"sample": f"{SAMPLE} of its photos", "all": "all photos", "none": "no photo"}
+    for note in found.notes:
+        print(f"nearly equal, is one meant? {note}")
+    if found.problems:
+        raise UserError(
+            f"{arguments.table} has {len(found.problems)} problems; mend the lines above"
+        )
     print(
-        f"{arguments.table}: nothing is wrong ({looked[arguments.files]} looked at); train on it: "
-        "name it in dataset.tables (dataset/README.md)"
+        f"{arguments.table}: nothing is wrong ({found.looked_at} image files looked at); train on "
+        "it: name it in dataset.tables (dataset/README.md)"
     )
 
 

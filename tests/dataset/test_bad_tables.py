@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.check_table import problems
+from dataset.check_table import check
 from dataset.downsample_classes import downsample
 from dataset.filter_dataset_info import filter_table
 from dataset.get_kfold_split import write_folds
@@ -18,13 +18,13 @@ from visual_search.data.datasets import read_training_table
 from visual_search.data.leaks import list_photos
 
 
-def check(file: Path) -> None:
-    for problem in problems(file):
+def checked(file: Path) -> None:
+    for problem in check(file).problems:
         raise UserError(f"{file} line {problem.line}: {problem.column} {problem.what}")
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "check_table": check,
+    "check_table": checked,
     "downsample_classes": lambda file: downsample([file], [0]),
     "filter_dataset_info": lambda file: filter_table(file, dedup=True),
     "find_leaks": lambda file: list_photos(file, None, True, -1),
@@ -37,12 +37,14 @@ HEADER = "file_name,label,is_test,fold"
 BAD = {
     "blank label": (f"{HEADER}\na.png,x,0,0\nb.png,,0,0\n", r"line 3: label is ''; it must not be"),
     "blank lines": (f"{HEADER}\n\na.png,x,0,0\n\nb.png, ,0,0\n", r"line 5: label is ' '"),
-    "lines within cells": (f"{HEADER},t\na.png,x,0,0,'\n'\na.png,x,2,0,t\n", "line 4: is_test"),
+    "lines within cells": (f"{HEADER},t\na.png,x,0,0,'\n'\nb.png,x,2,0,t\n", "line 4: is_test"),
     "byte-order mark": (
         f"\ufeff{HEADER}\na.png,x,maybe,0\n",
         "line 2: is_test is 'maybe'",
     ),
     "bad hash": ("file_name,label,hash\na.png,x,xyz\n", "line 2: hash is 'xyz'; write 16"),
+    "old line ends": (f"{HEADER}\ra.png,x,0,0\rb.png,x,0,half\r", "line 3: fold is 'half'"),
+    "zero byte": (f"{HEADER}\na.png,x,0,0\nb\0.png,x,0,0\n", "line 3"),
     "other columns": ("name,label\na.png,x\n", "one of the columns"),
     "no label": ("file_name,class\na.png,x\n", "no column '?label"),
     "nothing": ("", "is empty"),

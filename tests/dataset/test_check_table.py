@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset import check_table
-from dataset.check_table import main, problems
+from dataset.check_table import check, main
 from dataset.prepare_dataset import prepare
 from dataset.sources import NAMES
 from tests.conftest import PROJECT, draw_product, write_csv
@@ -26,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def found(file: Path, **options: str) -> list[tuple[int, str]]:
-    return [(problem.line, problem.column) for problem in problems(file, **options)]  # type: ignore[arg-type]
+    return [(problem.line, problem.column) for problem in check(file, **options).problems]  # type: ignore[arg-type]
 
 
 COLUMNS = [
@@ -94,7 +95,8 @@ def test_lines_agree_with_the_csv_module_in_chunks(
             if row[1] == "":
                 lines.append(before + 1)
             before = reader.line_num
-    assert found(file) == [(line, "label") for line in lines]
+    labels = [problem for problem in found(file) if problem[1] == "label"]
+    assert labels == [(line, "label") for line in lines]
 
 
 def test_sizes_are_compared_and_broken_photos_found_on_demand(folder: Path) -> None:
@@ -102,12 +104,12 @@ def test_sizes_are_compared_and_broken_photos_found_on_demand(folder: Path) -> N
     rows = [["a.png", "x", 40, 41], ["b.png", "x", 40, 40], ["c.png", "x", 40, 40]]
     file = write_csv(folder / "t.csv", ["file_name", "label", "width", "height"], rows)
     assert found(file) == []
-    listed = list(problems(file, files="all"))
+    listed = check(file, files="all").problems
     assert [(problem.line, problem.column) for problem in listed] == [
         (2, "width"),
         (3, "file_name"),
     ]
-    assert listed[0].what == "is 40 x 41, but the photo has 40 x 40"
+    assert listed[0].what == "is 40 x 41, but the image has 40 x 40"
     assert "0 bytes" in listed[1].what
 
 
@@ -115,7 +117,32 @@ def test_a_sample_is_spread_over_the_table(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(check_table, "SAMPLE", 10)
     names = ["a.png"] * 50 + ["missing.png"] * 50
     file = write_csv(folder / "t.csv", ["image_path", "label"], [[name, "x"] for name in names])
-    assert len(found(file)) == 5
+    checked = check(file)
+    missing = [problem for problem in checked.problems if "does not exist" in problem.what]
+    assert (len(missing), checked.looked_at) == (5, 10)
+
+
+def test_images_of_two_labels_rows_twice_and_near_equal_labels(folder: Path) -> None:
+    rows = [("a", "5"), ("b", "x"), ("./a", "6"), ("c", "5.0"), ("c", "5")]
+    rows += [("d", "Cup"), ("e", "cup")]
+    file = write_csv(folder / "t.csv", ["file_name", "label"], [(f"{n}.png", x) for n, x in rows])
+    checked = check(file)
+    assert [(problem.line, problem.what) for problem in checked.problems] == [
+        (4, "is '6', but line 2 has this image under '5'"),
+        (6, "is 'c.png', as line 5 has it"),
+    ]
+    assert any("'Cup' (line 7) and 'cup' (line 8)" in note for note in checked.notes)
+    # Two boxes of one image are two rows.
+    boxes = [("a.png", "x", "0,0,9,9"), ("a.png", "x", "9,9,9,9")]
+    assert not check(write_csv(file, ["file_name", "label", "bbox"], boxes)).problems
+
+
+@pytest.mark.parametrize("files", ["sample", "all"])
+def test_what_is_no_file_costs_its_own_line(files: str, folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    names = ["pipe.png", "x" * 300 + ".png", ".", "a.png/b.png", "a.png"]
+    file = write_csv(folder / "t.csv", ["file_name", "label"], [(name, "x") for name in names])
+    assert found(file, files=files) == [(line, "file_name") for line in (2, 3, 4, 5)]
 
 
 def test_the_challenges_tables(dev_folder: Path) -> None:
@@ -130,11 +157,11 @@ def test_the_challenges_tables(dev_folder: Path) -> None:
     ("text", "words"),
     [
         ("", "is empty"),
-        ("photo,label\na.png,x\n", "needs the photos' paths"),
-        ("file_name,image_path,label\na,a,a\n", "needs the photos' paths"),
+        ("photo,label\na.png,x\n", "needs the images' paths"),
+        ("file_name,image_path,label\na,a,a\n", "needs the images' paths"),
         ("file_name,class\na.png,x\n", "no column label"),
         ("img_path,user_img_id\na.png,1\n", "no column bbox_x"),
-        ("file_name,label\n", "lists no photo"),
+        ("file_name,label\n", "lists no image"),
         ('file_name,label\n"a.png,x\n', "not a readable csv"),
     ],
 )
