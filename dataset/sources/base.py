@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -329,37 +328,23 @@ def csv_records(
         may_be_empty: that it must have, too.
 
     Raises:
-        UserError: for a missing column, a row with another number of cells or an empty cell in
-            one of `columns`, another encoding.
+        UserError: for a missing column, an empty cell in one of `columns`, and as
+            :func:`visual_search.data.tables.table_chunks`.
     """
-    line = 1
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle)
-            names = next(reader, [])
-            missing = [name for name in (*columns, *may_be_empty) if name not in names]
-            if missing:
-                raise UserError(
-                    f"{path} has no column {', '.join(map(repr, missing))}; it has "
-                    f"{', '.join(map(repr, names)) or 'none'}"
-                )
-            for cells in reader:
-                line = reader.line_num
-                if not cells:
-                    continue
-                if len(cells) != len(names):
-                    raise UserError(
-                        f"{path} line {line} has {len(cells)} cells, but {len(names)} columns"
-                    )
-                values = dict(zip(names, cells, strict=True))
-                empty = [name for name in columns if not values[name].strip()]
-                if empty:
-                    raise UserError(f"{path} line {line}: {empty[0]} is empty")
-                yield Record(f"{path} line {line}", values)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} behind line {line} is not UTF-8 text: {error.reason}") from error
-    except csv.Error as error:
-        raise UserError(f"{path} line {line + 1} is not readable csv: {error}") from error
+    from visual_search.data.tables import table_chunks
+
+    for table in table_chunks(path):
+        missing = [name for name in (*columns, *may_be_empty) if name not in table.columns]
+        if missing:
+            raise UserError(
+                f"{path} has no column {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(map(repr, table.columns))}"
+            )
+        for line, values in zip(table.index, table.to_dict("records"), strict=True):
+            empty = [name for name in columns if not values[name].strip()]
+            if empty:
+                raise UserError(f"{path} line {line}: {empty[0]} is empty")
+            yield Record(f"{path} line {line}", {str(name): cell for name, cell in values.items()})
 
 
 def whole_number(text: str, place: str, what: str) -> int:
