@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.losses.margin_head import MarginHead, focal, initial_centers
+from visual_search.losses.margin_head import MarginHead, focal, generator_of, initial_centers
 from visual_search.losses.margins import MARGINS
 
 CLASSES, DIMENSION, ROWS = 13, 9, 6
@@ -334,3 +334,13 @@ def test_equal_to_pytorch_metric_learning(name: str, peer: str, settings: dict[s
     if name != "sphereface":
         torch.testing.assert_close(got[0], wanted[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(got[1], wanted[1].T, atol=1e-6, rtol=1e-5)
+
+
+def test_same_numbers_same_draws_and_no_others() -> None:
+    def draws(*numbers: int) -> float:
+        return float(torch.rand((), generator=generator_of(*numbers), dtype=torch.float64))
+
+    asked = [(seed, step) for seed in (0, 1, 1 << 32, -1) for step in range(50)]
+    assert draws(3, 4) == draws(3, 4)
+    assert len({draws(*numbers) for numbers in asked}) == len(asked)
+    assert draws(1, 2) != draws(2, 1)
