@@ -104,6 +104,11 @@ class DownloadConfig:
     max_mb: float = 20.0
     allow_private: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("connections", "timeout", "attempts", "max_mb"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+
 
 def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
     """The fields of :class:`DownloadConfig`; `size_hint` where addresses may be Amazon's."""

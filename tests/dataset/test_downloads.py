@@ -20,6 +20,7 @@ from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.downloads import Download, Downloader, HostPace, retry_after
 from tests.conftest import draw_product
 from tests.dataset.dataset_creation_steps.photo_server import PIXEL, PhotoServer, running
+from visual_search.common.errors import UserError
 
 LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
 
@@ -366,3 +367,9 @@ def test_an_image_of_too_many_pixels_is_refused_from_its_beginning() -> None:
     data = io.BytesIO()
     Image.new("L", (20_000, 20_000)).save(data, "PNG")
     assert "too many" in (downloads.image_problem(data.getvalue()) or "")
+
+
+@pytest.mark.parametrize("name", ["connections", "timeout", "attempts", "max_mb"])
+def test_limits_of_nothing_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 0; it must be above 0"):
+        replace(LOOPBACK, **{name: 0})
