@@ -103,9 +103,10 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     """The cells of the header and of each row, and the line it begins on; blank lines are none."""
     errors = "replace" if forgiving else "strict"
     try:
+        if not forgiving:
+            _refuse_zero_bytes(path)
         with path.open(newline="", encoding="utf-8-sig", errors=errors) as handle:
-            lines: Iterable[str] = handle if forgiving else _without_zero_bytes(handle, path)
-            reader, before = csv.reader(lines, strict=True), 0
+            reader, before = csv.reader(handle, strict=True), 0
             try:
                 for cells in reader:
                     if cells:
@@ -124,14 +125,17 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _without_zero_bytes(lines: Iterable[str], path: Path) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            raise UserError(
-                f"{path} is not a readable csv file: line {number} has a zero byte: it is "
-                "damaged, or UTF-16; save it as CSV UTF-8"
-            )
-        yield line
+def _refuse_zero_bytes(path: Path) -> None:
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            if b"\0" in block:
+                place = handle.tell() - len(block) + block.index(b"\0")
+                handle.seek(0)
+                line = 1 + len(re.findall(rb"\r\n|\r|\n", handle.read(place)))
+                raise UserError(
+                    f"{path} is not a readable csv file: line {line} has a zero byte: it is "
+                    "damaged, or UTF-16; save it as CSV UTF-8"
+                )
 
 
 def _check_lengths(

@@ -132,7 +132,7 @@ def text_for(name: str, labels: list[str]) -> str:
             lambda text: text.replace("\n", ",title\n", 1).replace("title,t", "x,t"),
             "line 2 has|twice",
         ),
-        (lambda text: text.encode("utf-16"), "not a readable csv file: it is not UTF-8"),
+        (lambda text: text.encode("utf-16"), "not a readable csv file: line 1 .* or UTF-16"),
         (lambda text: text.replace("b.png", "\xfc").encode("latin-1"), "it is not UTF-8"),
     ],
 )
