@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import io
 import sys
@@ -14,6 +15,19 @@ from typing import Any
 class UserError(Exception):
     """Something in the user's files, settings or machine; the message says what to do about it."""
 
+
+WAYS_OUT = {
+    errno.ENOSPC: "free some space and run the command again; files that stand there are whole",
+    errno.EDQUOT: "free some space and run the command again; files that stand there are whole",
+    errno.EROFS: "write to another folder, this one is read-only",
+    errno.EACCES: "mend the permissions, or name another file or folder",
+    errno.EPERM: "mend the permissions, or name another file or folder",
+    errno.ENOENT: "name what exists; a folder may have been removed while the command ran",
+    errno.ENOTDIR: "a part of the path is a file: name another folder",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENAMETOOLONG: "take a shorter name",
+}
+"""What the user can do about an error of the file system."""
 
 # Packages beyond requirements.txt, and the extra of pyproject.toml that brings them.
 EXTRA_OF_PACKAGE = {
@@ -54,7 +68,7 @@ EXTRA_OF_PACKAGE = {
 def exit_with_sentence(main: Callable[[], None]) -> None:
     """Run an entry point; what the user can mend becomes `error: …` on stderr and exit status 2.
 
-    That is a :class:`UserError`, or an optional package that is not installed.
+    That is a :class:`UserError`, what the file system refuses, or a package that is not installed.
     """
     # At the end all goes at once; to look through what torch has loaded for garbage takes a second.
     atexit.register(gc.freeze)
@@ -67,6 +81,12 @@ def _run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in WAYS_OUT:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}: {WAYS_OUT[error.errno]}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

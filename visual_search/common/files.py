@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,41 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is renamed to `path`, else removed.
 
-    The folder is created. The file is flushed to disk before the rename, so that a power cut
-    leaves either the old file or the new one.
+    The folder is created. The name is random: two containers on one folder both have a process 1.
+    The file is flushed to disk before the rename, so that a power cut leaves either the old file
+    or the new one.
+
+    Raises:
+        OSError: as the file system does, naming `path` rather than the temporary name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent
+        )
+        os.close(handle)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's are for the owner alone
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, name):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@cache
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

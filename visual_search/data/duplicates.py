@@ -19,10 +19,14 @@ import pandas as pd
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
 from visual_search.data.dataset_info import read_each
-from visual_search.data.image_files import UnreadableImage, read_bytes
+from visual_search.data.image_files import UnreadableImage, open_image, read_bytes
 from visual_search.data.images import decode_image
 
 BITS = 64
+# Steps of grey between the darkest and the lightest pixel of what counts as one colour: the signs
+# of its frequencies are noise. Tables of older versions hold the second value for a white image.
+CONSTANT_RANGE = 2
+CONSTANT_HASHES = np.array([0, 1 << (BITS - 1)], dtype=np.uint64)
 # Hashes compared at once: 16,384 of them stay in a core's cache; 8 million results take 100 MB.
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 16_384
 
@@ -73,13 +77,17 @@ def hash_and_size(data: bytes) -> tuple[str, tuple[int, int]]:
 
     EXIF orientation is ignored, as everywhere; transparency lies on white.
 
+    An image of one colour has the hash 0, which is near to nothing.
+
     Raises:
         UnreadableImage: with the reason, also for an image that is cut off.
     """
     import imagehash
 
-    image = decode_image(data)
-    return str(imagehash.phash(image)), image.size
+    image, size = decode_image(data), open_image(data).size
+    low, high = image.convert("L").getextrema()
+    constant = high - low <= CONSTANT_RANGE
+    return "0" * (BITS // 4) if constant else str(imagehash.phash(image)), size
 
 
 def hash_images(paths: Iterable[Path]) -> Iterator[int | UnreadableImage]:
@@ -156,8 +164,12 @@ def pairs_between(
         raise ValueError(f"the Hamming distance must be 0..{BITS}, not {radius}")
     import faiss
 
-    rows = first.view(np.uint8).reshape(-1, BITS // 8)
-    columns = rows if second is None else second.view(np.uint8).reshape(-1, BITS // 8)
+    left_rows = np.flatnonzero(~np.isin(first, CONSTANT_HASHES))
+    right_rows = left_rows
+    rows = columns = first[left_rows].view(np.uint8).reshape(-1, BITS // 8)
+    if second is not None:
+        right_rows = np.flatnonzero(~np.isin(second, CONSTANT_HASHES))
+        columns = second[right_rows].view(np.uint8).reshape(-1, BITS // 8)
     found, count = [np.zeros((3, 0), np.int64)], 0
     starts = range(0, len(columns), BLOCK_COLUMNS)
     for start in progress_bar("near-duplicates", "step", iterable=starts, shown=progress):
@@ -178,7 +190,8 @@ def pairs_between(
                 raise TooManyPairs
             found.append(block)
     pairs = np.concatenate(found, axis=1)
-    return Pairs(*pairs[:, np.lexsort((pairs[1], pairs[0]))])
+    left, right, distance = pairs[:, np.lexsort((pairs[1], pairs[0]))]
+    return Pairs(left_rows[left], right_rows[right], distance)
 
 
 def find_removals(
@@ -204,6 +217,7 @@ def find_removals(
         progress: whether there is a progress bar.
     """
     best_first = np.lexsort((np.arange(len(hashes)), -pixels, groups))
+    best_first = best_first[~np.isin(hashes[best_first], CONSTANT_HASHES)]
     _, starts, sizes = np.unique(groups[best_first], return_index=True, return_counts=True)
     several = np.flatnonzero(sizes > 1)
     parts = [

@@ -5,10 +5,12 @@ EXIF orientation is ignored everywhere: the challenge's boxes are in pixels of t
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from PIL import Image
 
 from visual_search.data.image_files import (
     MAX_DECODED_PIXELS,
-    MAX_SIDE,
     UnreadableImage,
     open_image,
     read_bytes,
@@ -38,21 +39,25 @@ Box = tuple[int, int, int, int]
 MAX_SCANS = 100
 """Of a progressive JPEG, each a pass over all its pixels; encoders write about ten."""
 
-# One image of more pixels is decoded at a time, so that two threads do not hold two such.
+# One image of more stored pixels is decoded at a time: two threads do not hold two of them.
 LARGE_PIXELS = 16_000_000
 
 # A JPEG is decoded at the smallest DCT scale that still leaves this many times the target's
 # pixels each way: the antialiased resize after it hides the difference (0.3 of 255 on average).
 DCT_OVERSAMPLING = 2
 
+TRIM_SIZE = 1500
+"""The size in place of the target's at which an image is decoded whose white border is cut away."""
+
 # White borders: JPEG leaves white a few steps below 255; a row or column counts as content from a
 # share of pixels that are not white (dust does not); what is left must be at least a share of each
 # side; and a margin is left round it, of the content's longer side.
 WHITE, CONTENT_SHARE, LEAST_SHARE, MARGIN = 245, 0.004, 0.1, 0.02
 
-_JPEG_START, _JPEG_END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_SCAN, _PROGRESSIVE = b"\xff\xda", b"\xff\xc2"
 _ROWS_AT_ONCE = 1024
-_one_large_image = threading.Lock()
+_one_large_image = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -92,23 +97,37 @@ def decode_image(data: bytes, needed: tuple[int, int] | None = None) -> Image.Im
     is_jpeg = image.format in ("JPEG", "MPO")
     if is_jpeg and data.count(_SCAN) > MAX_SCANS:
         raise UnreadableImage("a progressive JPEG of too many scans")
-    pixels = image.width * image.height
+    stored = image.size
     if is_jpeg:
         _scale_jpeg(image, needed)
-        if not image.info.get("progressive"):
-            pixels = image.width * image.height
-    with _one_large_image if pixels > LARGE_PIXELS else nullcontext():
+    with _alone_if_large(stored):
         try:
             image.load()
             rgb = to_rgb(image)
-            if needed and not is_jpeg and pixels > LARGE_PIXELS:
-                factors = (max(rgb.width // needed[0], 1), max(rgb.height // needed[1], 1))
-                rgb = rgb.reduce(factors)
+            if needed and not is_jpeg and _is_large(stored):
+                rgb = rgb.reduce((max(rgb.width // needed[0], 1), max(rgb.height // needed[1], 1)))
         except UnreadableImage:
             raise
         except Exception as error:  # decoders raise anything from SyntaxError to MemoryError
             raise UnreadableImage(str(error).strip() or type(error).__name__) from error
         return rgb
+
+
+def _is_large(size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > LARGE_PIXELS
+
+
+@contextmanager
+def _alone_if_large(size: tuple[int, int]) -> Iterator[None]:
+    if not _is_large(size):
+        yield
+        return
+    with _one_large_image:
+        try:
+            yield
+        finally:
+            if sys.platform == "linux":  # glibc keeps what was freed, for each thread anew
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def decoded_size(path: Path) -> tuple[int, int]:
@@ -222,17 +241,19 @@ def _decode_region(data: bytes, wanted: Box | None, size: int) -> Region:
     stored = open_image(data).size
     box, problem = _inside(wanted, stored)
     needed = _needed(stored, box, size)
-    try:
-        image = decode_image(data, needed)
-    except UnreadableImage as error:
-        if not data.startswith(_JPEG_START):
-            raise
-        # An end marker behind a cut JPEG lets the decoder finish with what is there.
-        image = decode_image(data + _JPEG_END, needed)
-        problem = f"damaged, its readable part is used ({error})"
-    left, top, right, bottom = _scaled(box, stored, image.size)
-    first_x, first_y = math.floor(left), math.floor(top)
-    cut = image.crop((first_x, first_y, math.ceil(right), math.ceil(bottom)))
+    with _alone_if_large(stored):
+        try:
+            image = decode_image(data, needed)
+        except UnreadableImage as error:
+            if not data.startswith(_JPEG_START):
+                raise
+            # An end marker behind a cut JPEG lets the decoder finish with what is there.
+            image = decode_image(data + _JPEG_END, needed)
+            problem = f"damaged, its readable part is used ({error})"
+        left, top, right, bottom = _scaled(box, stored, image.size)
+        first_x, first_y = math.floor(left), math.floor(top)
+        cut = image.crop((first_x, first_y, math.ceil(right), math.ceil(bottom)))
+        del image
     return Region(cut, (left - first_x, top - first_y, right - first_x, bottom - first_y), problem)
 
 
@@ -289,7 +310,7 @@ def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
     data = read_bytes(item.path)
     trimmed = item.trim and item.box is None
     if trimmed:  # how much of the image a border takes is known once it is decoded
-        size = MAX_SIDE
+        size = max(size, TRIM_SIZE)
     plain = _decode_plain_jpeg(data, item.box, size)
     if plain is not None:
         pixels, edges, problem = plain
@@ -316,6 +337,8 @@ def _decode_plain_jpeg(
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("Gray", "YCbCr", "RGB") or width * height > MAX_DECODED_PIXELS:
+            return None
+        if _is_large((width, height)) and _PROGRESSIVE in data:  # held at full size
             return None
         box, problem = _inside(wanted, (width, height))
         least_width, least_height = _needed((width, height), box, size)

@@ -336,7 +336,7 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
             f"git@{host}:<user>/<repository>.git`"
         )
     else:
-        address = tree.ask("remote", "get-url", "aicrowd") or ""
+        address = without_credentials(tree.ask("remote", "get-url", "aicrowd") or "")
         if host not in address:
             yield problem(
                 f"the remote aicrowd is {address}: the client fails on an address without {host}"
@@ -356,6 +356,11 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
         yield note("the client is not on the PATH: pip install -e '.[submit]'")
 
 
+def without_credentials(text: str) -> str:
+    """A text whose URLs name no user, password or token any more."""
+    return re.sub(r"(\w+://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
+
+
 def _check_push(tree: SubmissionTree) -> Finding:
     """Whether a bare `git push aicrowd` works: the client runs it after it made the tag."""
     command = ("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd")
@@ -364,7 +369,7 @@ def _check_push(tree: SubmissionTree) -> Finding:
     except subprocess.TimeoutExpired:
         return note("the remote aicrowd did not answer in time")
     except subprocess.CalledProcessError as error:
-        said = str(error.stdout + error.stderr).strip()
+        said = without_credentials(str(error.stdout + error.stderr).strip())
     else:
         return ok("`git push aicrowd` would go through")
     if "has no upstream branch" in said:

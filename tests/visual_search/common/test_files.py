@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.errors import WAYS_OUT, exit_with_sentence
+from visual_search.common.files import write_json, write_text, written_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "a.json"
     write_json(path, {"text": "ё", "n": 1})
     assert json.loads(path.read_text(encoding="utf-8")) == {"text": "ё", "n": 1}
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
     def interrupted() -> None:
         with written_atomically(path) as temporary:
@@ -24,15 +29,64 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(path.parent.iterdir()) == [path]
 
 
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
 def test_a_full_disk_is_an_error_not_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_text("old")
 
     def filled() -> None:
         with written_atomically(path) as temporary:
+            temporary.unlink()
             temporary.symlink_to("/dev/full")
             temporary.write_bytes(b"x" * 10_000)
 
     with pytest.raises(OSError, match="No space"):
         filled()
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_often(path: Path) -> None:
+    os.getpid = lambda: 1  # type: ignore[assignment]
+    for number in range(100):
+        write_text(path, str(number) * 1000)
+        text = path.read_text()
+        assert len(set(text)) <= 2
+        assert len(text) in (1000, 2000)
+
+
+def test_two_containers_write_one_file(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(_write_often, [tmp_path / "a.txt"] * 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", WAYS_OUT)
+def test_what_the_file_system_refuses_is_one_sentence(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.txt"
+
+    def refused(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refused)
+    with pytest.raises(SystemExit) as ended:
+        exit_with_sentence(lambda: write_text(path, "new"))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {path}: {os.strerror(number)}: {WAYS_OUT[number]}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    def broken() -> None:
+        raise OSError(errno.EIO, "Input/output error", "a")
+
+    with pytest.raises(OSError, match="Input/output"):
+        exit_with_sentence(broken)

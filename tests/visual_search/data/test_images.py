@@ -262,3 +262,25 @@ def test_trimming_meets_photos_without_content(tmp_path: Path) -> None:
         pixels, problem = load_pixels(ImageItem(saved(image, tmp_path / name), trim=True), 16)
         assert problem is None
         assert (pixels == pixels[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("top", "dtype", "name"),
+    [
+        (1.0, np.float32, "unit.tiff"),
+        (255.0, np.float32, "bytes.tiff"),
+        (65535.0, np.float32, "deep.tiff"),
+        (3.0e6, np.float32, "counts.tiff"),
+        (200_000, np.int32, "counts32.tiff"),
+        (65535, np.int32, "deep32.tiff"),
+        (65535, np.uint16, "deep16.tiff"),
+    ],
+)
+def test_deep_greys_are_scaled_by_the_range_they_use(
+    tmp_path: Path, top: float, dtype: type, name: str
+) -> None:
+    ramp = np.linspace(0, top, 64).astype(dtype)[None].repeat(64, axis=0)
+    path = saved(Image.fromarray(ramp), tmp_path / name)
+    pixels, problem = load_pixels(ImageItem(path), 64)
+    assert problem is None
+    np.testing.assert_allclose(pixels[0], np.linspace(0, 255, 64)[None].repeat(64, 0), atol=1)

@@ -28,6 +28,7 @@ from visual_search.submission.preflight import (
     installed_for,
     packages_to_hide,
     read_requirements,
+    without_credentials,
 )
 
 
@@ -319,3 +320,21 @@ def test_lines_of_requirements(tmp_path: Path) -> None:
         read_requirements(path)
     with pytest.raises(UserError, match="does not exist"):
         read_requirements(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://oauth2:SECRET@host/a.git", "https://host/a.git"),
+        ("https://SECRET@host/a.git", "https://host/a.git"),
+        ("https://user:SE@CRET@host:8080/a.git", "https://host:8080/a.git"),
+        (
+            "fatal: 'ssh://git:SECRET@host/a' is no repository",
+            "fatal: 'ssh://host/a' is no repository",
+        ),
+        ("git@host:user/a.git", "git@host:user/a.git"),
+        ("https://host/a@b", "https://host/a@b"),
+    ],
+)
+def test_credentials_are_cut_out_of_addresses(address: str, shown: str) -> None:
+    assert without_credentials(address) == shown
