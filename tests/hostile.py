@@ -105,13 +105,20 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 """By name: the bytes, and words of the reason."""
 
+
+def sparse_file(path: Path) -> None:
+    """A terabyte that takes no room."""
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe.jpg": (os.mkfifo, "a pipe, a device"),
     "device.jpg": (lambda path: path.symlink_to("/dev/zero"), "a pipe, a device"),
     "folder.jpg": (Path.mkdir, "a folder"),
     "nowhere.jpg": (lambda path: path.symlink_to(path.with_name("none")), "does not exist"),
     "loop.jpg": (lambda path: path.symlink_to(path), "cannot be read"),
-    "huge.jpg": (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "too many"),
+    "huge.jpg": (sparse_file, "too many"),
 }
 """By name: what makes the file, and words of the reason."""
 

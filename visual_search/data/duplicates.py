@@ -85,8 +85,7 @@ def hash_and_size(data: bytes) -> tuple[str, tuple[int, int]]:
     import imagehash
 
     image, size = decode_image(data), open_image(data).size
-    low, high = image.convert("L").getextrema()
-    constant = high - low <= CONSTANT_RANGE
+    constant = np.ptp(np.asarray(image.convert("L"))) <= CONSTANT_RANGE
     return "0" * (BITS // 4) if constant else str(imagehash.phash(image)), size
 
 

@@ -52,7 +52,7 @@ def test_a_full_disk_is_an_error_not_half_a_file(tmp_path: Path) -> None:
 
 
 def _write_often(path: Path) -> None:
-    os.getpid = lambda: 1  # type: ignore[assignment]
+    os.getpid = lambda: 1
     for number in range(100):
         write_text(path, str(number) * 1000)
         text = path.read_text()

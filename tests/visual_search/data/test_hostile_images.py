@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from dataset.check_table import problems
-from dataset.dataset_creation_steps.photos import photo_problem
+from dataset.check_table import check
+from dataset.downloads import image_problem
 from dataset.folder_info import describe_folder
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.hostile import CONTENTS, HOSTILE, chunk, heavy_images, make_hostile, png
@@ -71,7 +71,7 @@ def by_hashing(paths: list[Path]) -> Reasons:
 def by_folder_info(paths: list[Path]) -> Reasons:
     folder = paths[0].parent.parent
     done = describe_folder(folder, folder / "table", hashes=True)
-    assert done.photos == 1
+    assert done.images == 1
     assert done.others == {".ico": 1}
     with (folder / "table" / "broken_photos.csv").open(newline="", encoding="utf-8") as handle:
         found = {Path(row["file_name"]).name: row["reason"] for row in csv.DictReader(handle)}
@@ -81,7 +81,7 @@ def by_folder_info(paths: list[Path]) -> Reasons:
 def by_check_table(paths: list[Path]) -> Reasons:
     rows = [[f"class/{path.name}", 1] for path in paths]
     table = write_csv(paths[0].parent.parent / "info.csv", ["file_name", "label"], rows)
-    return {paths[found.line - 2].name: found.what for found in problems(table, files="all")}
+    return {paths[found.line - 2].name: found.what for found in check(table, files="all").problems}
 
 
 def by_contact_sheet(paths: list[Path]) -> Reasons:
@@ -96,14 +96,14 @@ def by_report(paths: list[Path]) -> Reasons:
 
 
 def by_random_crop(paths: list[Path]) -> Reasons:
-    crops = {path.name: random_crop(ImageItem(path), 0, 0) for path in paths}
-    return {name: None for name in HOSTILE if crops[name] is None} | dict.fromkeys(DECODED)
+    uncut = [path.name for path in paths if random_crop(ImageItem(path), 0, 0) is None]
+    return dict.fromkeys([*uncut, *DECODED])
 
 
 def by_download(paths: list[Path]) -> Reasons:
-    found = {path.name: photo_problem(path.read_bytes(), whole=True) for path in paths[:1]}
+    found = {path.name: image_problem(path.read_bytes(), whole=True) for path in paths[:1]}
     assert found == {"good.png": None}
-    return {name: photo_problem(make(), whole=True) for name, (make, _) in CONTENTS.items()}
+    return {name: image_problem(make(), whole=True) for name, (make, _) in CONTENTS.items()}
 
 
 DECODED = ("scans.jpg", "infinite.tiff")
@@ -166,11 +166,11 @@ def test_what_an_image_is_its_content_says(tmp_path: Path) -> None:
         pixels, problem = load_pixels(ImageItem(path), 32)
         assert problem is None
         assert np.abs(pixels.transpose(1, 2, 0) - expected).mean() < 12, path
-        assert photo_problem(path.read_bytes(), whole=True) is None
+        assert image_problem(path.read_bytes(), whole=True) is None
     notes = tmp_path / "photos" / "notes.txt"
     notes.write_text("size: 40")
     assert not is_image(notes)
-    assert describe_folder(tmp_path / "photos", tmp_path / "table").photos == len(paths)
+    assert describe_folder(tmp_path / "photos", tmp_path / "table").images == len(paths)
 
 
 def test_a_large_colour_profile_costs_nothing(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_trimming_meets_photos_without_content(tmp_path: Path) -> None:
 def test_deep_greys_are_scaled_by_the_range_they_use(
     tmp_path: Path, top: float, dtype: type, name: str
 ) -> None:
-    ramp = np.linspace(0, top, 64).astype(dtype)[None].repeat(64, axis=0)
+    ramp: np.ndarray = np.linspace(0, top, 64).astype(dtype)[None].repeat(64, axis=0)
     path = saved(Image.fromarray(ramp), tmp_path / name)
     pixels, problem = load_pixels(ImageItem(path), 64)
     assert problem is None
