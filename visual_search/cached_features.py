@@ -33,7 +33,7 @@ from visual_search.ranking.store import (
     weights_fingerprint,
 )
 
-# What load_pixels says of a photo of which there is nothing to see.
+# What load_pixels says of an image of which there is nothing to see.
 _NOTHING = "a grey image is used"
 
 
@@ -200,8 +200,6 @@ def check_cacheable(config: PhaseConfig) -> None:
             )
 
 
-# What is said of a photo of which there is nothing to see.
-NOTHING_SEEN = "a grey image is used"
 SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3
 """Share of the photo's area in a crop at the least, and its width to height at the most."""
 
@@ -261,7 +259,7 @@ class CachedViews(TrainingImages):
         ]
         found = kept_features(visual, items, input_size, folder, device, progress)
         self.features = found.matrix.unflatten(0, (-1, self.views))
-        unread = np.array([reason.endswith(NOTHING_SEEN) for reason in found.reasons])
+        unread = np.array([reason.endswith(_NOTHING) for reason in found.reasons])
         self.broken = np.asarray(unread.reshape(-1, self.views).any(axis=1))
 
 
