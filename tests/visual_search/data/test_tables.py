@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset.check_table import problems
+from dataset.check_table import check
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_product10k, read_training_table
@@ -89,7 +89,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
     ),
     "Product10K": (product10k, "name", "class", "group", "1"),
     "leaks": (lambda path: list_photos(path, None, True).paths, "file_name", "label", "title", "t"),
-    "check_table": (lambda path: list(problems(path)), "file_name", "label", "title", "t"),
+    "check_table": (lambda path: check(path).problems, "file_name", "label", "title", "t"),
 }
 READ = [name for name in READERS if name not in ("leaks", "check_table")]
 
@@ -252,7 +252,7 @@ def test_a_table_without_any_of_its_images_is_refused(place: Path, name: str) ->
     path = place / "t.csv"
     path.write_text(text_for(name, ["5", "5", "5"]).replace(".png", "\\.png"))
     if name == "check_table":
-        assert len(list(problems(path))) == 3
+        assert len(check(path).problems) == 3
         return
     with pytest.raises(UserError, match=r"none of the images of .*t\.csv .* write /|not one photo"):
         READERS[name][0](path)
