@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,4 +225,4 @@ def run_submission(folder: Path, log: Path) -> tuple[np.ndarray, float, dict[str
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, call, interpreter
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 DIMENSION = 512
 # Stanford Online Products' test photos and classes; a smaller case has as many photos a class.
@@ -120,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

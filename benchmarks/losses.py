@@ -27,7 +27,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 from visual_search.config import MarginConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import Samples
@@ -287,4 +287,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

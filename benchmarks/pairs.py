@@ -43,7 +43,7 @@ from benchmarks.harness import (
 )
 from benchmarks.ranker_peers import interpreter
 from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.data.images import ImageItem, load_pixels
 
 MB = 1e6
@@ -322,4 +322,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -28,7 +28,7 @@ import torch
 from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
 from benchmarks.ranker_peers import PACKAGES, run_way, write_job
 from dataset.prepare_real_photos import CHALLENGE_FILES, find_folder
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.evaluation.metrics import average_precision
@@ -266,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -26,7 +26,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.ranking.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
 
 K = 1000
@@ -237,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

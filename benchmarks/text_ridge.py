@@ -29,7 +29,7 @@ from sklearn.linear_model import Ridge
 
 from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_features import kept_features
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.evaluation.compare import mean_interval
 from visual_search.main_phases import resolved_pairs
 from visual_search.phase_chain import read_chain, run_chain
@@ -327,4 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

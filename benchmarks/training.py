@@ -38,7 +38,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
@@ -370,4 +370,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

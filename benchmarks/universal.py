@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
 from dataset.prepare_real_photos import GROCERY_FILES, GROCERY_TABLE, find_folder, prepare
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 CONFIG = "config/universal/lite0.yml"
 DIMENSION = 64
@@ -161,4 +161,4 @@ def paired_interval(pairs: list[Pair]) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.options import add_threshold
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,4 +173,4 @@ def _advice(confirmed: Sequence[bool | None]) -> str:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

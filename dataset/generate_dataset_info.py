@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from dataset.options import whole_number
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

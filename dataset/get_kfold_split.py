@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dataset import get_train_test_split
 from dataset.options import whole_number
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dataset.archives import RECORD, unpack
 from dataset.options import whole_number
 from dataset.sources import NAMES, data_set
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_json
 
 if TYPE_CHECKING:
@@ -255,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

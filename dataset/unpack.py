@@ -15,7 +15,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from dataset.archives import Unpacked, unpack_stream
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import is_lfs_pointer
 
 # `split` names parts aa, ab, … or 00, 01, …; other tools 1, 2, …
@@ -168,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

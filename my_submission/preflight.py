@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from visual_search.submission.preflight import Finding
@@ -114,4 +114,4 @@ def _trial(root: Path, clean: bool) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -10,7 +10,7 @@ from typing import Any
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 
 def main() -> None:
@@ -94,4 +94,4 @@ def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, 
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

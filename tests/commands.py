@@ -12,7 +12,7 @@ from collections.abc import Callable
 from unittest import mock
 
 from tests.conftest import PROJECT
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 
 def inside(main: Callable[[], None], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
         contextlib.redirect_stderr(err),
     ):
         try:
-            exit_with_sentence(main)
+            run_command(main)
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

@@ -12,7 +12,7 @@ import local_evaluation
 from local_evaluation import data_folder, main
 from tests.commands import inside
 from tests.conftest import PROJECT, write_csv
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript
@@ -94,7 +94,7 @@ def test_bad_input_is_one_sentence(
         output = ("--output", str(tmp_path / "out"))
         monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *output, *arguments])
         with pytest.raises(SystemExit) as caught:
-            exit_with_sentence(main)
+            run_command(main)
         assert caught.value.code == 2
         assert not (tmp_path / "out" / "result.json").exists()
         return capsys.readouterr().err

@@ -199,9 +199,9 @@ def test_a_missing_optional_package_names_its_extra(project: Path) -> None:
         "import sys\n"
         "sys.modules['jsonargparse'] = None\n"
         "sys.argv = ['main_arcface', '--name', 'x']\n"
-        "from visual_search.common.errors import exit_with_sentence\n"
+        "from visual_search.common.errors import run_command\n"
         "from visual_search.main_arcface import main\n"
-        "exit_with_sentence(main)\n"
+        "run_command(main)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False

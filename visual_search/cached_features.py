@@ -1,4 +1,4 @@
-"""Training on the features of a frozen backbone: each photo goes through it once."""
+"""Training on the features of a frozen backbone: each image goes through it once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NOTHING = "a grey image is used"
 
 
 class FrozenFeatures(Dataset):
-    """Rows of features in place of photos; a photo that cannot be read has a stand-in.
+    """Rows of features in place of images; an image that cannot be read has a stand-in.
 
     It reads as :class:`TrainingImages` does, a whole batch at once, which
     is what the loader asks for where there is `__getitems__`.
@@ -47,7 +47,7 @@ class FrozenFeatures(Dataset):
     def __init__(self, images: TrainingImages) -> None:
         """
         Args:
-            images: the photos, in their order; nothing can be read before :meth:`fill`.
+            images: the images, in their order; nothing can be read before :meth:`fill`.
         """
         self.images = images
         self.matrix = torch.zeros(0, 0)
@@ -56,15 +56,15 @@ class FrozenFeatures(Dataset):
         self._n_skipped = torch.zeros(len(images), dtype=torch.int64)
 
     def fill(self, features: Features) -> None:
-        """Take the features of all photos.
+        """Take the features of all images.
 
         Raises:
-            UserError: when no photo can be read.
+            UserError: when no image can be read.
         """
         self.matrix = features.matrix
         broken = np.array([reason.endswith(_NOTHING) for reason in features.reasons])
         if broken.all():
-            raise UserError("none of the training photos can be read")
+            raise UserError("none of the training images can be read")
         for row in np.flatnonzero(broken).tolist():
             for n_skipped, other in enumerate(self.images.substitutes(row)):
                 if not broken[other]:
@@ -75,11 +75,11 @@ class FrozenFeatures(Dataset):
         return len(self.images)
 
     def shown(self) -> Tensor:
-        """The features of all photos, `(n, width)`, stand-ins in the place of unreadable ones."""
+        """The features of all images, `(n, width)`, stand-ins in the place of unreadable ones."""
         return self.matrix[self._substitute] if self._n_skipped.any() else self.matrix
 
     def __getitems__(self, indexes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features `(N, width)`, labels, photos, how many unreadable ones came first, `(N,)`."""
+        """Features `(N, width)`, labels, images, how many unreadable ones came first, `(N,)`."""
         wanted = torch.as_tensor(indexes) % len(self)
         shown = self._substitute[wanted]
         return self.matrix[shown], self.labels[shown], wanted, self._n_skipped[wanted]
@@ -108,7 +108,7 @@ class FrozenPhase:
         device: torch.device,
         progress: bool,
     ) -> None:
-        """Embed the training photos and the development set, or read what was kept.
+        """Embed the training images and the development set, or read what was kept.
 
         Args:
             config: of the phase.
@@ -128,11 +128,11 @@ class FrozenPhase:
         )
         images = self.training.images.images
         items = [images.item(row) for row in range(len(images))]
-        self.training.fill(source.features(items, "training photos"))
+        self.training.fill(source.features(items, "training images"))
         gallery = trimmed(dev_set.gallery, config.embedding)
-        self.gallery = source.features(gallery, "gallery photos")
+        self.gallery = source.features(gallery, "gallery images")
         if dev_set.own is None:
-            self.queries = source.features(dev_set.queries, "query photos")
+            self.queries = source.features(dev_set.queries, "query images")
 
     def evaluate(self, neck: nn.Module, dev_set: DevSet, device: torch.device) -> Evaluation:
         """Score the development set as the neck embeds it; its mode is left as it is."""
@@ -166,7 +166,7 @@ def embedded(neck: nn.Module, features: Tensor, device: torch.device) -> Tensor:
 
 
 def check_cacheable(config: PhaseConfig) -> None:
-    """Refuse settings that features of plain photos cannot serve.
+    """Refuse settings that features of plain images cannot serve.
 
     Raises:
         UserError: naming the key.
@@ -195,26 +195,26 @@ def check_cacheable(config: PhaseConfig) -> None:
     for words, applies in wrong.items():
         if applies:
             raise UserError(
-                f"train.cache_features trains on features of unchanged photos: {words}, or set it "
+                f"train.cache_features trains on features of unchanged images: {words}, or set it "
                 "to false"
             )
 
 
 SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3
-"""Share of the photo's area in a crop at the least, and its width to height at the most."""
+"""Share of the image's area in a crop at the least, and its width to height at the most."""
 
 
 class CachedViews(TrainingImages):
     """As :class:`TrainingImages`, with a view's features in place of pixels.
 
-    Which view is shown depends on (seed, epoch, index) alone. View 0 is the whole photo.
+    Which view is shown depends on (seed, epoch, index) alone. View 0 is the whole image.
     """
 
     def __init__(self, photos: TrainingImages, views: int) -> None:
         """
         Args:
-            photos: what is shown; nothing can be read before :meth:`fill`.
-            views: of each photo, 1 or more.
+            images: what is shown; nothing can be read before :meth:`fill`.
+            views: of each image, 1 or more.
         """
         super().__init__(photos.images, photos.augment, photos.size, photos.seed)
         self.views = views
@@ -223,7 +223,7 @@ class CachedViews(TrainingImages):
         self.broken: np.ndarray = np.zeros(len(photos), dtype=bool)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
-        """Features `(width,)`; label; photo; how many unreadable photos came first."""
+        """Features `(width,)`; label; image; how many unreadable images came first."""
         wanted = index % len(self)
         for n_skipped, chosen in enumerate(self.substitutes(wanted)):
             if self.broken[chosen]:
@@ -231,7 +231,7 @@ class CachedViews(TrainingImages):
             state = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
             view = int(state[0]) % self.views
             return self.features[chosen, view], int(self.images.labels[chosen]), wanted, n_skipped
-        raise UserError("none of the training photos can be read")
+        raise UserError("none of the training images can be read")
 
     def fill(
         self,
@@ -242,7 +242,7 @@ class CachedViews(TrainingImages):
         device: torch.device,
         progress: bool = True,
     ) -> None:
-        """Embed each photo and its crops, or read from the store what was embedded before.
+        """Embed each image and its crops, or read from the store what was embedded before.
 
         Args:
             visual: the frozen tower, in evaluation mode, on `device`.
@@ -271,11 +271,11 @@ def kept_features(
     device: torch.device,
     progress: bool = True,
 ) -> Features:
-    """Photos as a frozen tower sees them, from the store where they were seen before.
+    """Images as a frozen tower sees them, from the store where they were seen before.
 
     Args:
         visual: the tower, in evaluation mode, on `device`.
-        items: the photos.
+        items: the images.
         input_size: side in pixels.
         folder: of all stores.
         device: where the tower is.
@@ -291,7 +291,7 @@ def kept_features(
             input_size,
             device=device,
             settings=EmbedSettings().unmeasured(device.type == "cuda"),
-            label=f"photos{part}",
+            label=f"images{part}",
             progress=progress,
         )
 
@@ -299,14 +299,14 @@ def kept_features(
 
 
 def random_crop(item: ImageItem, view: int, seed: int) -> Box | None:
-    """A random part of a photo; the whole one where its size cannot be told.
+    """A random part of an image; the whole one where its size cannot be told.
 
-    As torchvision's RandomResizedCrop draws it, of the photo's own box where it has one.
+    As torchvision's RandomResizedCrop draws it, of the image's own box where it has one.
 
     Args:
-        item: the photo.
+        item: the image.
         view: its number; each has another crop.
-        seed: of the draw, with the photo's name and the view.
+        seed: of the draw, with the image's name and the view.
     """
     try:
         left, top, width, height = item.box or (0, 0, *stored_size(item.path))

@@ -39,7 +39,7 @@ CANDIDATES = 50
 
 @dataclass(frozen=True)
 class Sides:
-    """Embeddings of one model: of the training photos, and of both sides of a development set."""
+    """Embeddings of one model: of the training images, and of both sides of a development set."""
 
     training: Tensor
     """`(n, dimension)`, unit vectors: what projections and scales are fitted to."""
@@ -56,7 +56,7 @@ class Sides:
         return Sides(*(F.normalize(side[:, :dimension], dim=1) for side in self._all()))
 
     def reduced(self, dimension: int) -> Sides:
-        """Principal components of the training photos' embeddings."""
+        """Principal components of the training images' embeddings."""
         labels = torch.zeros(len(self.training), dtype=torch.int64)
         made = pca(Sample(self.training, labels), dimension)
         parts = (side @ made.weight.T + made.bias for side in self._all())
@@ -74,7 +74,7 @@ class Point:
     dimension: int
     coding: str
     bytes_searched: float
-    """Of a gallery photo, in memory while it is searched."""
+    """Of a gallery image, in memory while it is searched."""
     bytes_stored: float
     """The same with what is read for the candidates alone."""
     average_precisions: np.ndarray
@@ -173,7 +173,7 @@ def _plot(points: Sequence[Point], path: Path, title: str) -> Path:
                 )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="bytes of a gallery photo while it is searched", ylabel="mAP", title=title)
+    axes.set(xlabel="bytes of a gallery image while it is searched", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     with written_atomically(path) as temporary:

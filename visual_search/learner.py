@@ -76,11 +76,11 @@ class Learner(nn.Module):
         """The loss, a scalar, and its parts before weighting.
 
         Args:
-            pixels: `(N, 3, H, W)`, uint8, or float 0..255 where photos were mixed.
+            pixels: `(N, 3, H, W)`, uint8, or float 0..255 where images were mixed.
             labels: `(N,)`, int64.
-            ids: `(N,)`, int64, the photo's number in the training set.
-            other_labels: `(N,)`, of the second photo in a mixed one.
-            share: `(N,)`, of the first photo, 0..1.
+            ids: `(N,)`, int64, the image's number in the training set.
+            other_labels: `(N,)`, of the second image in a mixed one.
+            share: `(N,)`, of the first image, 0..1.
         """
         features = self._features(pixels)
         parts: dict[str, Tensor] = {}

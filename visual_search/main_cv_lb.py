@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 
 def main() -> None:
@@ -48,4 +48,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_json
 
 CATALOGUE = Path("dataset/demo")
@@ -158,4 +158,4 @@ def write_categories(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,4 +134,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def resolved(arguments: Sequence[str]) -> str:
 
 
 def resolved_pairs(arguments: Sequence[str]) -> str:
-    """The same of a phase of photos with queries."""
+    """The same of a phase of images with queries."""
     import jsonargparse
 
     from visual_search.config_reader import parse_config
@@ -63,4 +63,4 @@ def resolved_pairs(arguments: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

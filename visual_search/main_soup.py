@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +161,7 @@ def write_soup(
         soup: what goes into it.
         kind: a key of :data:`SOUPS`.
         sample: one of the ingredients.
-        config: of that one, as YAML: what the soup's photos look like to the model.
+        config: of that one, as YAML: what the soup's images look like to the model.
         data: what it was scored on.
     """
     from visual_search.common.files import write_json, write_text
@@ -211,4 +211,4 @@ SOUPS: dict[str, Callable[[Mapping[str, Checkpoint], Score], Soup]] = {
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

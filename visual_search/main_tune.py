@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -127,4 +127,4 @@ def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnVa
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

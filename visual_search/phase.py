@@ -264,17 +264,17 @@ class ImagePhase(Phase):
         """What is about to be trained, in a sentence."""
         dataset, images = self.config.dataset, self.images.images
         return (
-            f"{name}: {len(self.images)} photos of {len(np.unique(images.labels))} classes, "
+            f"{name}: {len(self.images)} images of {len(np.unique(images.labels))} classes, "
             f"{self.config.backbone.name} at {dataset.input_size} px (validation "
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
             f"validation: {self._validation()}"
-            + ("; trains on Product10K's test photos too" if dataset.train_on_test else "")
+            + ("; trains on Product10K's test images too" if dataset.train_on_test else "")
             + ("" if self.frozen is None else "; backbone frozen, features kept")
         )
 
     def _validation(self) -> str:
         dev_set = self.dev_set
-        words = f"{len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery photos"
+        words = f"{len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery images"
         if self.config.dataset.dev_set.table:
             classes = np.unique(dev_set.query_products)
             unseen = np.setdiff1d(classes, self.images.images.class_names)
@@ -339,7 +339,7 @@ def _check(config: PhaseConfig) -> None:
         )
     if pairs.name != "none" and dataset.mixing.kind != "none":
         raise UserError(
-            "dataset.mixing gives a photo two classes, which pairs.name cannot use; set one of "
+            "dataset.mixing gives an image two classes, which pairs.name cannot use; set one of "
             "the two to none"
         )
     if pairs.memory and pairs.name == "soft-triple":

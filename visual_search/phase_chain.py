@@ -23,7 +23,7 @@ from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl, from <sys/prctl.h>."""
 COMMANDS = ("main_arcface", "main_clip")
-"""Entry points that train a phase: of photos with classes, of photos with queries."""
+"""Entry points that train a phase: of images with classes, of images with queries."""
 
 Resolve = Callable[[Sequence[str]], str]
 """From a phase's command-line arguments to its complete config as YAML."""

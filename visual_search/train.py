@@ -1,4 +1,4 @@
-"""Train one phase: photos and classes in, a run folder with the best embedder out."""
+"""Train one phase: images and classes in, a run folder with the best embedder out."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class Trainer:
         return self._finish()
 
     def _train_epoch(self) -> None:
-        """The rest of the current pass over the training photos."""
+        """The rest of the current pass over the training images."""
         config, phase = self.config, self.phase
         phase.images.set_epoch(self.epoch)
         self.batches.set_epoch(self.epoch, self.batch)

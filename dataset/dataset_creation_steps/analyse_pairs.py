@@ -17,7 +17,7 @@ from dataset.dataset_creation_steps.engine import (
     add_download_options,
     download_config,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
@@ -143,4 +143,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -20,7 +20,7 @@ from dataset.dataset_creation_steps.engine import (
     download_config,
     start_engine,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
 
 if TYPE_CHECKING:
@@ -162,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_json, written_atomically
 
 PRODUCTS_A_GROUP = 1000
@@ -220,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

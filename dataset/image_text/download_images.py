@@ -19,7 +19,7 @@ from dataset.dataset_creation_steps.engine import (
     download_config,
     start_engine,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -24,7 +24,7 @@ from dataset.image_text.cleaning import (
     language_of,
     words_of,
 )
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -385,4 +385,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

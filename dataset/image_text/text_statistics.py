@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import exit_with_sentence
+from visual_search.common.errors import run_command
 from visual_search.common.page import Section, write_page
 
 if TYPE_CHECKING:
@@ -397,4 +397,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_with_sentence(main)
+    run_command(main)

@@ -14,7 +14,7 @@ from dataset.prepare_dataset import prepare
 from dataset.sources import NAMES
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.data import tables
 from visual_search.data.tables import read_common_table
 
@@ -185,7 +185,7 @@ def test_the_command(
     file = write_csv(folder / "t.csv", ["file_name", "label"], [["a.png", "x"], ["z.png", ""]])
     monkeypatch.setattr(sys, "argv", ["check_table.py", str(file)])
     with pytest.raises(SystemExit) as caught:
-        exit_with_sentence(main)
+        run_command(main)
     assert caught.value.code == 2
     output = capsys.readouterr()
     assert output.out.splitlines() == [

@@ -193,7 +193,7 @@ def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="has none of the columns"):
         list_photos(wrong, None, True)
     absent = write_csv(tmp_path / "absent.csv", ["image_path", "label"], [("a.png", "x")])
-    with pytest.raises(UserError, match="not one photo"):
+    with pytest.raises(UserError, match="not one image"):
         list_photos(absent, None, True)
 
 

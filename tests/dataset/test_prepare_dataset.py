@@ -19,7 +19,7 @@ from dataset.sources import NAMES, data_set, download
 from dataset.sources.base import DataSet, Download
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
-from visual_search.common.errors import UserError, exit_with_sentence
+from visual_search.common.errors import UserError, run_command
 from visual_search.data.dataset_info import MOST_BROKEN_AT_THE_START
 
 OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -232,7 +232,7 @@ def test_the_command(
         command = ["prepare_dataset.py", "--dataset", name, "--save_path", out, *rest]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as caught:
-            exit_with_sentence(main)
+            run_command(main)
         assert caught.value.code == 2
         assert words in capsys.readouterr().err
 
@@ -274,6 +274,6 @@ def test_photos_that_are_all_missing_stop_the_work_early(tmp_path: Path) -> None
     (source / "train").mkdir(parents=True)
     rows = [(f"{n}.jpg", n, 0) for n in range(5 * MOST_BROKEN_AT_THE_START)]
     write_csv(source / "train.csv", ["name", "class", "group"], rows)
-    with pytest.raises(UserError, match="none of the first 1000 photos can be read"):
+    with pytest.raises(UserError, match="none of the first 1000 images can be read"):
         prepare("products10k", tmp_path / "out", [source])
     assert not (tmp_path / "out" / "dataset_info.csv").exists()

@@ -86,10 +86,10 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
         *("--dataset.dev_set.table", str(table)),
     )
     said = capsys.readouterr().out
-    assert "24 photos of 6 classes" in said
+    assert "24 images of 6 classes" in said
     assert "nobody has looked yet" not in said
     assert (
-        "validation: 6 queries, 7 gallery photos of a table, 3 of 3 classes not in training, "
+        "validation: 6 queries, 7 gallery images of a table, 3 of 3 classes not in training, "
         "each against all others" in said
     )
     best = load_checkpoint(tmp_path / "runs" / "unseen")
@@ -141,8 +141,8 @@ def test_a_fold_of_photos_and_a_fold_of_classes(
             *("--dataset.dev_set.table", str(folds), "--dataset.dev_set.fold", "1"),
         )
         said = capsys.readouterr().out
-        assert f"{len(table) - sizes.sum()} photos of" in said
+        assert f"{len(table) - sizes.sum()} images of" in said
         assert (
-            f"validation: {queries.sum()} queries, {sizes.sum()} gallery photos of a table, "
+            f"validation: {queries.sum()} queries, {sizes.sum()} gallery images of a table, "
             f"{len(unseen)} of {len(queries)} classes not in training" in said
         )

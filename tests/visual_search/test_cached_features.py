@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_with_the_same_weights_and_embeds_nothing_again(
     resumed = train(universal, tmp_path, "killed")
     told = capsys.readouterr().out
     assert "continues in epoch 2" in told
-    assert "24 training photos: 24 at hand, 0 embedded" in told
+    assert "24 training images: 24 at hand, 0 embedded" in told
     for part in ("best/model", "last/model", "last/head"):
         ours, theirs = (load_file(run / f"{part}.safetensors") for run in (whole, resumed))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -142,7 +142,7 @@ def test_unreadable_photos_have_stand_ins_of_their_class() -> None:
     assert passed_over.tolist() == [1, 0, 1, 0]
     assert training.unreadable(2, 1) == [Path("2.jpg")]
     assert rows.shown().flatten().tolist() == [0.0, 1.0, 4.0, 3.0, 4.0]
-    with pytest.raises(UserError, match="none of the training photos"):
+    with pytest.raises(UserError, match="none of the training images"):
         rows.fill(Features(torch.zeros(5, 1), (f"x{cached_features._NOTHING}",) * 5, 0))
 
 

@@ -98,14 +98,14 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
     metrics = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, metrics) if line["kind"] == "step"]
     assert losses[-1] < 0.7 * losses[0]
-    assert "trains on Product10K's test photos too" in done.stdout
+    assert "trains on Product10K's test images too" in done.stdout
     # The score of the whitened model, better or not, is the one that its file gives.
     scores = [line["mAP"] for line in map(json.loads, metrics) if "mAP" in line]
     assert len(scores) == 2
     best = load_checkpoint(tmp_path / "runs" / "x")
     assert best.facts["mAP"] == max(scores)
     assert best.architecture.neck == ("whitening" if scores[1] > scores[0] else "none")
-    assert "test photos</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
+    assert "test images</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
 
 
 def test_bad_input_is_one_sentence_and_touches_nothing(

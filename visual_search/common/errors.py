@@ -65,7 +65,7 @@ EXTRA_OF_PACKAGE = {
 }
 
 
-def exit_with_sentence(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None]) -> None:
     """Run an entry point; what the user can mend becomes `error: …` on stderr and exit status 2.
 
     That is a :class:`UserError`, what the file system refuses, or a package that is not installed.

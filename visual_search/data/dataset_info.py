@@ -1,6 +1,6 @@
-"""Writing `dataset_info.csv`, the common table of training photos, at any number of rows.
+"""Writing `dataset_info.csv`, the common table of training images, at any number of rows.
 
-Rows are streamed from the reader of a data set through the reading of the photos' sizes to the
+Rows are streamed from the reader of a data set through the reading of the images' sizes to the
 file, so that memory does not grow with their number.
 """
 
@@ -35,7 +35,7 @@ COLUMNS = (
 )
 OPTIONAL_COLUMNS = ("title", "bbox", "evaluation_status", "hash")
 
-# Photos a thread looks at before it hands its answers over: a future each would cost more than
+# Images a thread looks at before it hands its answers over: a future each would cost more than
 # the reading of a header.
 CHUNK = 128
 MOST_BROKEN_AT_THE_START = 1000
@@ -44,17 +44,17 @@ Facts = TypeVar("Facts")
 
 
 class InfoRow(NamedTuple):
-    """One photo of `dataset_info.csv`."""
+    """One image of `dataset_info.csv`."""
 
     file_name: str
     """Relative to the folder of the table."""
     label: str
     title: str = ""
     bbox: Box | None = None
-    """`x, y, w, h` in pixels of the stored photo; None is the whole photo."""
+    """`x, y, w, h` in pixels of the stored image; None is the whole image."""
     width: int = 0
     height: int = 0
-    """Pixels of the stored photo, EXIF orientation ignored; 0 is not known yet."""
+    """Pixels of the stored image, EXIF orientation ignored; 0 is not known yet."""
     evaluation_status: str = ""
     """`train`, `query`, `gallery`, `test`, or empty."""
     is_test: bool = False
@@ -64,7 +64,7 @@ class InfoRow(NamedTuple):
 def read_each(
     paths: Iterable[Path], read: Callable[[Path], Facts], workers: int = 0
 ) -> Iterator[Facts | UnreadableImage]:
-    """What `read` says of each photo, in the order of `paths`, read by several threads ahead.
+    """What `read` says of each image, in the order of `paths`, read by several threads ahead.
 
     Args:
         paths: may be endless; only some chunks of them are held.
@@ -98,7 +98,7 @@ def read_each(
 
 
 class BrokenPhotos:
-    """The photos that a table leaves out, and why."""
+    """The images that a table leaves out, and why."""
 
     def __init__(self) -> None:
         self.reasons: list[tuple[str, str]] = []
@@ -132,20 +132,20 @@ def with_sizes(
     read: Callable[[Path], tuple[int, int]] = stored_size,
     workers: int = 0,
 ) -> Iterator[InfoRow]:
-    """The rows with the sizes of their photos, in their order, without those of broken photos.
+    """The rows with the sizes of their images, in their order, without those of broken images.
 
-    A box that reaches outside its photo is cut to it; a row whose box lies outside altogether,
+    A box that reaches outside its image is cut to it; a row whose box lies outside altogether,
     or has no area, counts as broken.
 
     Args:
         rows: may be millions; only some chunks of them are held.
         folder: what their paths are relative to.
-        broken: is told which photos are left out.
+        broken: is told which images are left out.
         read: :func:`stored_size` trusts the header, `images.decoded_size` reads every pixel.
         workers: threads, see :func:`read_each`.
 
     Raises:
-        UserError: when none of the first thousand photos can be read.
+        UserError: when none of the first thousand images can be read.
     """
     ahead: deque[InfoRow] = deque()
 
@@ -168,7 +168,7 @@ def with_sizes(
                 yield row._replace(width=width, height=height, bbox=box)
         if seen == len(broken) == MOST_BROKEN_AT_THE_START:
             raise UserError(
-                f"none of the first {seen} photos can be read, for example "
+                f"none of the first {seen} images can be read, for example "
                 f"{folder / broken.reasons[0][0]}: {broken.reasons[0][1]}"
             )
 
@@ -206,5 +206,5 @@ def write_dataset_info(file: Path, rows: Iterable[InfoRow], optional: Collection
             }
             writer.writerow([values[name] for name in columns])
         if not count:
-            raise UserError(f"there is no photo to write into {file}")
+            raise UserError(f"there is no image to write into {file}")
     return count

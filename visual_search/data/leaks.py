@@ -1,4 +1,4 @@
-"""Photos that training and evaluation share: near-duplicates by hash, confirmed by embedding."""
+"""Images that training and evaluation share: near-duplicates by hash, confirmed by embedding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = {f"{side}_{fact}" for side in ("train", "test") for fact in ("sha256", "
 
 @dataclass(frozen=True)
 class Side:
-    """Which photos of a table train, or are judged on."""
+    """Which images of a table train, or are judged on."""
 
     table: Path
     root: Path | None = None
@@ -75,7 +75,7 @@ def record(train: Side, test: Side, facts: dict[str, Any]) -> Path:
 
     Args:
         train: what trains; the note lies beside its table.
-        test: the photos of the evaluation.
+        test: the images of the evaluation.
         facts: what was found.
     """
     path = record_path(train.table)
@@ -128,7 +128,7 @@ def warning(train: Sequence[Side], test: Sequence[Side]) -> str:
         for more, (ours, theirs) in options.items()
     ]
     return (
-        "nobody has looked yet whether training and development set share photos: "
+        "nobody has looked yet whether training and development set share images: "
         + " && ".join(commands)
     )
 
@@ -153,29 +153,29 @@ def product10k_folder(file: Path) -> Path:
 
 # The column of the paths says which kind of table it is; Product10K's lists have `name`.
 COLUMNS = (*PATH_COLUMNS, "name")
-# More would not be looked at by anybody, and mean that the threshold does not tell photos apart.
+# More would not be looked at by anybody, and mean that the threshold does not tell images apart.
 MOST_PAIRS = 5_000_000
 
 Cosines = Callable[[Sequence[Path], Sequence[Path]], np.ndarray]
-"""Of each pair of photos, the cosine of their embeddings, -1..1."""
+"""Of each pair of images, the cosine of their embeddings, -1..1."""
 
 
 @dataclass(frozen=True)
 class ListedPhotos:
-    """The photos of one or several tables, each once."""
+    """The images of one or several tables, each once."""
 
     paths: list[Path]
     hashes: np.ndarray
     """`(n,)`, uint64."""
     unreadable: int
-    """Photos that were listed but have no hash."""
+    """Images that were listed but have no hash."""
     fold: int = -1
     """The fold that was held out; -1 where there is none, or the table has no folds."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A photo of the evaluation that is also a photo of the training, or nearly."""
+    """An image of the evaluation that is also an image of the training, or nearly."""
 
     test_photo: str
     train_photo: str
@@ -188,7 +188,7 @@ class Leak:
 
 
 def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> ListedPhotos:
-    """The photos of a table and their hashes, from its column `hash` or from the photos.
+    """The images of a table and their hashes, from its column `hash` or from the images.
 
     Args:
         file: `dataset_info.csv` or `folds.csv`, Amazon pairs, the challenge's `gallery.csv` or
@@ -199,7 +199,7 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
         fold: of a folds.csv, the fold that does not train; -1 is none.
 
     Raises:
-        UserError: naming file, column and line of what is wrong; also when not one photo of it
+        UserError: naming file, column and line of what is wrong; also when not one image of it
             can be read.
     """
     table = read_table(file, [])
@@ -207,7 +207,7 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
     if column is None or (column == "name" and "class" not in table.columns):
         raise UserError(
             f"{file} has none of the columns {', '.join(map(repr, COLUMNS))} (the last with "
-            f"'class') that name photos; it has {', '.join(map(repr, table.columns))}"
+            f"'class') that name images; it has {', '.join(map(repr, table.columns))}"
         )
     folder = file.parent if root is None else root
     fold = fold if "fold" in table.columns else -1
@@ -224,7 +224,7 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
     readable = [i for i in range(len(paths)) if i not in found.unreadable]
     if not readable:
         raise UserError(
-            f"not one photo of {file} can be read"
+            f"not one image of {file} can be read"
             + (f", for example {paths[0]}: {found.unreadable[0]}" if paths else ": it lists none")
         )
     values = found.values[readable]
@@ -240,11 +240,11 @@ def find_leaks(
     *,
     progress: bool = True,
 ) -> list[Leak]:
-    """Every pair of a test and a train photo within `radius` bits, nearest pairs first.
+    """Every pair of a test and a train image within `radius` bits, nearest pairs first.
 
     Args:
-        train: the photos that train.
-        test: the photos that are judged on.
+        train: the images that train.
+        test: the images that are judged on.
         radius: Hamming distance, 0..64.
         cosines: compares the embeddings of such pairs; None leaves it at the hashes.
         threshold: cosine from which on a pair is confirmed.

@@ -33,7 +33,7 @@ def _relational(ours: Tensor, theirs: Tensor) -> Tensor:
 class EmbeddingDistillation(nn.Module):
     """Pulls a student's embeddings to a teacher's.
 
-    `mse` is the mean over photos of |student - teacher|^2, the square of their distance; `l1`
+    `mse` is the mean over images of |student - teacher|^2, the square of their distance; `l1`
     that of the summed absolute differences; `cosine` that of 1 - cosine. `relational` matches the
     batch's matrices of cosines, off the diagonal, in Huber's loss, and so allows for any two
     widths: Park et al., "Relational Knowledge Distillation" (CVPR 2019), section 3.2, with the
@@ -54,7 +54,7 @@ class EmbeddingDistillation(nn.Module):
 
         Args:
             embeddings: `(N, d)`, unit vectors.
-            teacher: `(N, d_t)`, unit vectors of the same photos; no gradient flows to them.
+            teacher: `(N, d_t)`, unit vectors of the same images; no gradient flows to them.
                 `d_t` is `d`, except for relational.
 
         Raises:

@@ -1,7 +1,7 @@
 """Cross-batch memory: embeddings of earlier batches as further references of the present one.
 
 Wang et al., "Cross-Batch Memory for Embedding Learning" (CVPR 2020): embeddings drift slowly, so
-those of the last thousands of photos are nearly as good as fresh ones, and cost no forward pass.
+those of the last thousands of images are nearly as good as fresh ones, and cost no forward pass.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class XbmLoss(nn.Module):
     """L(batch, batch) + weight * L(batch, memory), then the batch joins the memory.
 
     Wang et al. (2020), algorithm 1, with the batch among the references once instead of twice.
-    An older embedding of the very photo is no positive: ids tell, never similarity, so equal
-    photos under different ids are. Each process returns the mean over its own anchors, with the
+    An older embedding of the very image is no positive: ids tell, never similarity, so equal
+    images under different ids are. Each process returns the mean over its own anchors, with the
     batches of all processes as references; averaged over processes, loss and gradient are those
     of one process with the joint batch.
     """
@@ -114,7 +114,7 @@ class XbmLoss(nn.Module):
         Args:
             embeddings: `(n, dimension)`, unit vectors, as many in each process.
             labels: `(n,)`, int64.
-            ids: `(n,)`, int64, one for each photo of the training set.
+            ids: `(n,)`, int64, one for each image of the training set.
         """
         batch = Samples(embeddings, labels, ids)
         joint = Samples(gather_rows(embeddings), gather_constant(labels), gather_constant(ids))

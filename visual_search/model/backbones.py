@@ -62,7 +62,7 @@ def _build(model: str, weights: str, options: dict[str, Any]) -> nn.Module:
 
     def build(**more: Any) -> nn.Module:
         try:
-            # Transformers that can resample their position embedding to any photo's size.
+            # Transformers that can resample their position embedding to any image's size.
             return timm.create_model(
                 full_name, pretrained=is_hub, dynamic_img_size=True, **heads, **options, **more
             )
@@ -206,7 +206,7 @@ def _side(size: int | tuple[int, int]) -> int:
 
 
 def _pooled(visual: Any, pooling: str, name: str) -> nn.Module:
-    """A tower that gives one vector a photo."""
+    """A tower that gives one vector an image."""
     if hasattr(visual, "output_tokens"):
         visual.output_tokens = False  # CoCa's would go to its text decoder
     if pooling == "default":
@@ -251,7 +251,7 @@ class Backbone:
     dimension: int
     """Width of its features, as measured."""
     input_size: int
-    """Side in pixels of the photos it was built for."""
+    """Side in pixels of the images it was built for."""
 
 
 def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
@@ -308,18 +308,18 @@ def drop_head_conv(module: nn.Module, name: str) -> None:
 
 
 def feature_width(module: nn.Module, input_size: int, name: str = "the backbone") -> int:
-    """Width of the features, as one blank photo gives them.
+    """Width of the features, as one blank image gives them.
 
     What a library says of it is not always what comes out: a network may widen its features
-    behind the pooling, or take only photos of one size.
+    behind the pooling, or take only images of one size.
 
     Args:
-        module: photos `(N, 3, H, W)` to features `(N, dimension)`; its mode is kept.
-        input_size: side of the photo in pixels.
+        module: images `(N, 3, H, W)` to features `(N, dimension)`; its mode is kept.
+        input_size: side of the image in pixels.
         name: of the network, for messages.
 
     Raises:
-        UserError: when the network does not take such photos, or does not give vectors.
+        UserError: when the network does not take such images, or does not give vectors.
     """
     was_training = module.training
     parameter = next(module.parameters())
@@ -330,13 +330,13 @@ def feature_width(module: nn.Module, input_size: int, name: str = "the backbone"
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{name} does not take photos of {input_size} pixels ({cause}): set "
+            f"{name} does not take images of {input_size} pixels ({cause}): set "
             "dataset.input_size to a size that it takes, and dataset.input_size_valid to 0"
         ) from error
     finally:
         module.train(was_training)
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
-        raise UserError(f"{name} does not give one vector a photo; choose another backbone.name")
+        raise UserError(f"{name} does not give one vector an image; choose another backbone.name")
     return features.shape[1]
 
 

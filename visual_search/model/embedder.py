@@ -133,7 +133,7 @@ class Architecture:
 
 
 class Embedder(nn.Module):
-    """Photos to unit vectors whose inner product is the cosine similarity.
+    """Images to unit vectors whose inner product is the cosine similarity.
 
     The pixel statistics are buffers: whoever has the model normalises as it was trained.
     """

@@ -158,8 +158,8 @@ def freeze_unused(backbone: nn.Module, input_size: int) -> None:
     Processes that train together would wait for its gradient in vain.
 
     Args:
-        backbone: photos `(N, 3, H, W)` to features; its mode is kept.
-        input_size: side of the photos in pixels.
+        backbone: images `(N, 3, H, W)` to features; its mode is kept.
+        input_size: side of the images in pixels.
     """
     was_training = backbone.training
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]

@@ -21,7 +21,7 @@ def resized_positions(positions: Tensor, tokens: int, prefix: int) -> Tensor:
     Args:
         positions: `(1, prefix + a * a, channels)` or `(prefix + a * a, channels)`.
         tokens: `prefix + b * b`.
-        prefix: tokens without a place in the photo, kept as they are.
+        prefix: tokens without a place in the image, kept as they are.
 
     Returns:
         As `positions`, with `tokens` tokens.

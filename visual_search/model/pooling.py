@@ -1,4 +1,4 @@
-"""From the last feature map, or the last tokens, to one vector a photo."""
+"""From the last feature map, or the last tokens, to one vector an image."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TokenPooling(nn.Module):
     def __init__(self, trunk: nn.Module, pool: nn.Module | None, prefix: int) -> None:
         """
         Args:
-            trunk: photos to tokens `(N, prefix + patches, channels)`, or to `(N, channels, H, W)`.
+            trunk: images to tokens `(N, prefix + patches, channels)`, or to `(N, channels, H, W)`.
             pool: of the patches' tokens; none takes the class token.
             prefix: class and register tokens in front of the patches'.
         """
@@ -85,7 +85,7 @@ class TokenPooling(nn.Module):
         self.trunk, self.pool, self.prefix = trunk, pool, prefix
 
     def forward(self, images: Tensor) -> Tensor:
-        """Photos `(N, 3, H, W)` to features `(N, channels)`."""
+        """Images `(N, 3, H, W)` to features `(N, channels)`."""
         tokens = self.trunk(images)
         if tokens.ndim == 4:
             tokens = tokens.flatten(2).transpose(1, 2)
@@ -136,7 +136,7 @@ def pooled_tokens(trunk: nn.Module, kind: str, prefix: int, name: str) -> TokenP
     """Pool the tokens that `trunk` gives.
 
     Args:
-        trunk: photos to tokens, as in :class:`TokenPooling`.
+        trunk: images to tokens, as in :class:`TokenPooling`.
         kind: avg or gem, of the patches' tokens; cls, the first token.
         prefix: tokens in front of the patches'.
         name: of the network, for messages.

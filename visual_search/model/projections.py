@@ -20,7 +20,7 @@ class Whitening(nn.Module):
     """Within-class covariance normalisation of unit vectors, as the last layer of an embedder.
 
     `y = (x / |x| - mean) W`, `W W' = (S + shrinkage * tr(S) / d * I)^-1`, S being the covariance
-    of photos round the mean of their class: Hatch, Kajarekar and Stolcke, "Within-class
+    of images round the mean of their class: Hatch, Kajarekar and Stolcke, "Within-class
     covariance normalization for SVM-based speaker recognition" (Interspeech 2006), section 3,
     with the shrinkage of Ledoit and Wolf (2004) by a fixed share.
     """
@@ -49,12 +49,12 @@ def fit_whitening(
 
     Args:
         embeddings: `(n, width)`, unit vectors.
-        labels: `(n,)`, int64; classes of one photo say nothing and are left out.
+        labels: `(n,)`, int64; classes of one image say nothing and are left out.
         shrinkage: above 0; the more, the closer to no whitening at all.
-        weights: `(n,)`, above 0, how much each photo counts; None is all alike.
+        weights: `(n,)`, above 0, how much each image counts; None is all alike.
 
     Raises:
-        UserError: when no class has two photos, or the shrinkage is not above 0.
+        UserError: when no class has two images, or the shrinkage is not above 0.
     """
     if shrinkage <= 0:
         raise UserError(
@@ -64,7 +64,7 @@ def fit_whitening(
     paired = torch.bincount(labels)[labels] > 1
     if not paired.any():
         raise UserError(
-            "no training class has two photos, so nothing is known of what varies within one: set "
+            "no training class has two images, so nothing is known of what varies within one: set "
             "train.whitening to 0, neck.initial to pca"
         )
     everything = embeddings.double()
@@ -111,7 +111,7 @@ def pca(sample: Sample, dimension: int, shrinkage: float = 0.0) -> Projection:
 
     Args:
         sample: the labels do not matter.
-        dimension: 1..width; those that n photos cannot show hold no variance.
+        dimension: 1..width; those that n images cannot show hold no variance.
         shrinkage: has no part in it.
 
     Raises:
@@ -126,18 +126,18 @@ def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
     """Linear discriminants: principal components of features whitened within their classes.
 
     First the whitening of :func:`fit_whitening`, which makes directions
-    in which photos of one class differ count less, then the principal components of its results:
+    in which images of one class differ count less, then the principal components of its results:
     Fukunaga, "Introduction to Statistical Pattern Recognition" (1990), section 10.2, with the
     total scatter, which has the same directions.
 
     Args:
-        sample: some of its classes have two photos or more; for unit vectors.
-        dimension: 1..width; those that n photos cannot show hold no variance.
+        sample: some of its classes have two images or more; for unit vectors.
+        dimension: 1..width; those that n images cannot show hold no variance.
         shrinkage: of the scatter within classes towards a sphere, above 0; the more, the closer
             to plain principal components.
 
     Raises:
-        UserError: as :func:`pca`; when no class has two photos; for a shrinkage that is not
+        UserError: as :func:`pca`; when no class has two images; for a shrinkage that is not
             above 0.
     """
     _check(sample, dimension)

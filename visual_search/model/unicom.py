@@ -92,7 +92,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Unicom(nn.Module):
-    """Photos of one size to features."""
+    """Images of one size to features."""
 
     def __init__(self, size: UnicomSize, drop_path: float = 0.0) -> None:
         """
@@ -144,7 +144,7 @@ def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[
     size = SIZES[model]
     if input_size not in (0, size.input_size):
         raise UserError(
-            f"unicom/{model} takes photos of {size.input_size} pixels only: set "
+            f"unicom/{model} takes images of {size.input_size} pixels only: set "
             f"dataset.input_size to {size.input_size} and dataset.input_size_valid to 0"
         )
     if config.patch_overlap:

@@ -21,9 +21,9 @@ def test_one_runner_a_process() -> None:
 def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> None:
     pytest.importorskip("ray")
     code = (
-        "from visual_search.common.errors import exit_with_sentence\n"
+        "from visual_search.common.errors import run_command\n"
         "from dataset.dataset_creation_steps.engine import start_engine\n"
-        "exit_with_sentence(lambda: start_engine('ray', 'auto'))\n"
+        "run_command(lambda: start_engine('ray', 'auto'))\n"
     )
     alone = environment | {"RAY_TMPDIR": "/nonexistent"}
     done = subprocess.run(

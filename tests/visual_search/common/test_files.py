@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_search.common.errors import WAYS_OUT, exit_with_sentence
+from visual_search.common.errors import WAYS_OUT, run_command
 from visual_search.common.files import write_json, write_text, written_atomically
 
 
@@ -77,7 +77,7 @@ def test_what_the_file_system_refuses_is_one_sentence(
 
     monkeypatch.setattr("os.fsync", refused)
     with pytest.raises(SystemExit) as ended:
-        exit_with_sentence(lambda: write_text(path, "new"))
+        run_command(lambda: write_text(path, "new"))
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == f"error: {path}: {os.strerror(number)}: {WAYS_OUT[number]}\n"
@@ -89,4 +89,4 @@ def test_other_errors_keep_their_traceback() -> None:
         raise OSError(errno.EIO, "Input/output error", "a")
 
     with pytest.raises(OSError, match="Input/output"):
-        exit_with_sentence(broken)
+        run_command(broken)

@@ -142,7 +142,7 @@ def test_a_failed_table_leaves_the_old_one(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="no more"):
         write_dataset_info(table, failing())
-    with pytest.raises(UserError, match="no photo"):
+    with pytest.raises(UserError, match="no image"):
         write_dataset_info(table, [])
     assert table.read_bytes() == before
     assert list(tmp_path.iterdir()) == [table]
@@ -150,7 +150,7 @@ def test_a_failed_table_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
     rows = (InfoRow(f"{number}.jpg", "a") for number in range(10 * MOST_BROKEN_AT_THE_START))
-    with pytest.raises(UserError, match="first 1000 photos can be read"):
+    with pytest.raises(UserError, match="first 1000 images can be read"):
         list(with_sizes(rows, tmp_path, BrokenPhotos()))
 
 

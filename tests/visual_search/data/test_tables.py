@@ -254,7 +254,7 @@ def test_a_table_without_any_of_its_images_is_refused(place: Path, name: str) ->
     if name == "check_table":
         assert len(check(path).problems) == 3
         return
-    with pytest.raises(UserError, match=r"none of the images of .*t\.csv .* write /|not one photo"):
+    with pytest.raises(UserError, match=r"none of the images of .*t\.csv .* write /|not one image"):
         READERS[name][0](path)
 
 

@@ -127,10 +127,10 @@ def test_many_more_backbones_train_without_their_heads(name: str, dimension: int
 
 
 def test_a_size_that_does_not_suit_is_refused() -> None:
-    with pytest.raises(UserError, match="does not take photos of 150 pixels"):
+    with pytest.raises(UserError, match="does not take images of 150 pixels"):
         create_backbone(BackboneConfig("timm/test_vit", "none"), 150)
     backbone = create_backbone(BackboneConfig("open_clip/ViT-S-32", "none"), 96)
-    with pytest.raises(UserError, match="the backbone does not take photos of 128 pixels"):
+    with pytest.raises(UserError, match="the backbone does not take images of 128 pixels"):
         feature_width(backbone.module, 128)
     assert feature_width(backbone.module.train(), 96) == 384
     assert backbone.module.training

@@ -89,7 +89,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"write 1\.\.12"):
         pca(sample(), 13)
     alone = Sample(sample().features, torch.arange(200))
-    with pytest.raises(UserError, match="no training class has two photos"):
+    with pytest.raises(UserError, match="no training class has two images"):
         lda(alone, 4)
     with pytest.raises(UserError, match="the shrinkage is 0"):
         lda(sample(), 4, 0.0)

@@ -133,7 +133,7 @@ def test_tokens_can_be_pooled_instead_of_flattened() -> None:
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="photos of 32 pixels only"):
+    with pytest.raises(UserError, match="images of 32 pixels only"):
         create_backbone(BackboneConfig("unicom/tiny", "none"), 64)
     with pytest.raises(UserError, match=r"backbone.patch_overlap to 0"):
         create_backbone(BackboneConfig("unicom/tiny", "none", patch_overlap=2))

@@ -61,7 +61,7 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
     lonely = torch.cat([vectors, vectors[:1]]), torch.cat([labels, torch.tensor([99])])
     one, two = (fit_whitening(*pair, shrinkage=1.0) for pair in ((vectors, labels), lonely))
     torch.testing.assert_close(one.projection, two.projection)
-    with pytest.raises(UserError, match="two photos"):
+    with pytest.raises(UserError, match="two images"):
         fit_whitening(vectors[:3], torch.arange(3), shrinkage=1.0)
     with pytest.raises(UserError, match=r"train\.whitening"):
         fit_whitening(vectors, labels, shrinkage=0.0)
