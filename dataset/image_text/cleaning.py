@@ -45,6 +45,7 @@ _HASHTAG = re.compile(r"(?<!\w)[#@]\w+")
 _FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")
 _STRESS = re.compile(r"(?<=[\u0400-\u052f])[\u0300\u0301]")
 # Soft hyphens, joiners, marks of direction, byte order marks.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNSEEN = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _INCHES = re.compile(r"(?<=\d)\s*(?:″|''|”|“|\")")
 _UNIT = (
@@ -100,7 +101,7 @@ def words_of(text: str) -> list[str]:
 
 def normalized(text: str) -> str:
     """Lower case in one spelling, without links, hashtags and what cannot be seen."""
-    text = _FRACTION.sub(" ", html.unescape(text)).replace("№", " ")
+    text = _CONTROL.sub(" ", _FRACTION.sub(" ", html.unescape(text))).replace("№", " ")
     text = _INCHES.sub('"', text)
     # Composes й and ё out of letter and mark, and makes ² and full-width letters plain ones.
     text = unicodedata.normalize("NFKC", text).lower()

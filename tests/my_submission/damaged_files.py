@@ -147,9 +147,9 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "animated.png": (lambda: _animated("PNG"), PIXELS),
     "photo.bmp": (lambda: _saved(_photo(), "BMP"), PIXELS),
     "photo.avif": (lambda: _saved(_photo(), "AVIF"), PIXELS),
-    "photo.jp2": (lambda: _saved(_photo(), "JPEG2000"), PIXELS),
-    "photo.ppm": (lambda: _saved(_photo(), "PPM"), PIXELS),
-    "icon.ico": (lambda: _saved(_photo(), "ICO"), PIXELS),
+    "photo.jp2": (lambda: _saved(_photo(), "JPEG2000"), NOTHING),
+    "photo.ppm": (lambda: _saved(_photo(), "PPM"), NOTHING),
+    "icon.ico": (lambda: _saved(_photo(), "ICO"), NOTHING),
     "hundred_megapixels.jpg": (
         lambda: _saved(Image.new("RGB", (10_000, 10_000), (9, 99, 200)), "JPEG"),
         PIXELS,

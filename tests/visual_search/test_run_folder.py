@@ -147,7 +147,7 @@ def test_the_second_starter_of_a_name_is_told(
     with held(RunFolder(runs, "x")):
         done = inside(main, *arguments[command])
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: {runs / 'x'} is in use: another process")
+    assert f"error: {runs / 'x'} is in use: another process" in done.stderr
     assert not (runs / "x").exists()
 
 

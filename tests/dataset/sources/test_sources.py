@@ -324,7 +324,7 @@ CASES: list[tuple[str, Damage, str]] = [
         lambda f: edited(f / "label/val_finetune.txt", "a.jpg 1\n", "a.jpg\n"),
         "line 2 has",
     ),
-    ("shopee", lambda f: (f / "train.csv").write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
+    ("shopee", lambda f: (f / "train.csv").write_bytes(b"\xff\xfe"), "not UTF-8"),
     (
         "inaturalist_2021",
         lambda f: edited(f / "val.json", '"image_id": 1000', '"image_id": 7'),

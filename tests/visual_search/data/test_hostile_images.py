@@ -29,7 +29,7 @@ from visual_search.ranking.embed import embed_images
 Reasons = dict[str, str | None]
 """By file name; None where a reader went on without a word."""
 
-MEMORY_OF_HEAVY_IMAGES = 1_500_000_000
+MEMORY_OF_HEAVY_IMAGES = 1_536 << 20
 
 
 @pytest.fixture(scope="module")

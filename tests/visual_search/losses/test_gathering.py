@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from datetime import timedelta
 from torch.nn.parallel import DistributedDataParallel
-from tests.visual_search.common.test_gathering import Net, batch_of, trained
-from visual_search.common.processes import gather_constant, gather_rows
+from tests.visual_search.losses.test_gathering import Net, batch_of, trained
+from visual_search.losses.gathering import gather_constant, gather_rows
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group(
