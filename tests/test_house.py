@@ -24,9 +24,6 @@ MOST_LINES = 450
 NEEDS = {
     "my_submission.user_config": (),
     "visual_search.train": ("train",),
-    "visual_search.phase": ("train",),
-    "visual_search.main_arcface": ("train",),
-    "visual_search.text.phase": ("train", "text"),
     "visual_search.text.search": ("train", "text"),
     "dataset.check_table": ("data",),
     "dataset.find_leaks": ("data",),

@@ -62,7 +62,7 @@ def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     return {key: {**one.get(key, {}), **two.get(key, {})} for key in {**one, **two}}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["memory", pytest.param("sampled", marks=pytest.mark.slow)])
 def test_killed_at_random_moments(
     variant: str, tmp_path: Path, product10k_folder: Path, dev_folder: Path
 ) -> None:

@@ -26,7 +26,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Memory and sampled classes in two processes are tested beside their losses, too.
+@pytest.mark.parametrize(
+    "variant",
+    ["arcface", *(pytest.param(v, marks=pytest.mark.slow) for v in ("sampled", "memory"))],
+)
 def test_the_loss_curve_is_that_of_the_doubled_batch(
     variant: str,
     tmp_path: Path,
