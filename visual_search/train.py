@@ -30,7 +30,6 @@ from visual_search.averaging import WeightSoup
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
-from visual_search.common.trackers import start_trackers
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
 from visual_search.model.checkpoint import fingerprint
@@ -195,13 +194,17 @@ class Trainer:
             )
         self.accelerator._models.clear()
         self.wrapped = self.accelerator.prepare_model(learner)
+        self.trackers: list[Any] = []
 
     def train(self) -> float:
         """Run the epochs that are left; returns the best mAP."""
         train = self.config.train
         if self.is_main_process:
-            resolved = yaml.safe_load((self.run.path / "config.yml").read_text("utf-8"))
-            self.trackers = start_trackers(train.trackers, self.run.path, resolved, self.step)
+            if train.trackers:
+                from visual_search.common.trackers import start_trackers
+
+                resolved = yaml.safe_load((self.run.path / "config.yml").read_text("utf-8"))
+                self.trackers = start_trackers(train.trackers, self.run.path, resolved, self.step)
             if self.step == 0:
                 self.validator.validate_before_training()
         while self.epoch <= train.epochs:

@@ -20,7 +20,6 @@ from visual_search.config import BackboneConfig
 from visual_search.model.freezing import freeze_unused, trunk_of
 from visual_search.model.patches import overlap_patches, resized_state
 from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
-from visual_search.model.unicom import create_unicom
 from visual_search.model.weights import (
     PACKAGED_WEIGHTS,
     from_hub,
@@ -357,6 +356,13 @@ def checkpoint_gradients(module: nn.Module, name: str = "the backbone") -> None:
         trunk.set_grad_checkpointing(True)
     except (AssertionError, NotImplementedError, AttributeError) as error:
         raise refusal from error
+
+
+def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
+    """A UNICOM transformer and its input size; :mod:`visual_search.model.unicom` says the rest."""
+    from visual_search.model import unicom
+
+    return unicom.create_unicom(model, config, input_size)
 
 
 LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]] = {
