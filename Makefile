@@ -16,7 +16,7 @@ EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,te
 .PHONY: help demo demo-text preflight test test-all lint lock clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (about five minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (five to twelve minutes)"
 	@echo "make demo-text search the same catalogue by text (about three minutes)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types, imports and the test suite"
