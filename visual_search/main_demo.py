@@ -26,7 +26,7 @@ def main() -> None:
     """Run one of the two demos and say what it measured."""
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_demo",
-        description="Train, export, rank and score on the embedded catalogue; five to twelve minutes.",
+        description="Train, export, rank and score on the embedded catalogue; 5 to 12 minutes.",
     )
     words = "train images and Russian names into one space, and search by text; three minutes"
     parser.add_argument("--text", action="store_true", help=words)
