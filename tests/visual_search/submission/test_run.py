@@ -361,4 +361,5 @@ def test_the_kit_itself_runs_with_its_requirements_alone(
 
     with_stage(project, act, Limits(60, 2))
     pointers = [file.name for file in SubmissionTree(project).files if file.oid]
-    assert pointers == (["my_submission/weights/model.pt"] if with_lfs else [])
+    models = [f"my_submission/weights/model.{kind}" for kind in ("pt", "safetensors")]
+    assert pointers == (models if with_lfs else [])
