@@ -1,1 +1,3 @@
-"""Train image embedders and rank gallery photos for a user's photo."""
+"""Train image embedders and rank gallery images for a user's photo."""
+
+__version__ = "0.1.0"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,6 +21,7 @@ from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, ImageItem, ImageProblem
 from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
+from visual_search.model.projections import project_features
 from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.rank import trimmed
 from visual_search.ranking.store import (
@@ -137,12 +137,12 @@ class FrozenPhase:
     def evaluate(self, neck: nn.Module, dev_set: DevSet, device: torch.device) -> Evaluation:
         """Score the development set as the neck embeds it; its mode is left as it is."""
         assert self.gallery is not None
-        gallery = embedded(neck, self.gallery.matrix, device)
+        gallery = project_features(neck, self.gallery.matrix, device)
         if self.queries is None:
             assert dev_set.own is not None
             queries = gallery[torch.from_numpy(dev_set.own)]
         else:
-            queries = embedded(neck, self.queries.matrix, device)
+            queries = project_features(neck, self.queries.matrix, device)
         return evaluate_embeddings(dev_set, gallery, queries, self._problems(dev_set))
 
     def _problems(self, dev_set: DevSet) -> tuple[ImageProblem, ...]:
@@ -154,15 +154,6 @@ class FrozenPhase:
             for item, reason in zip(items, features.reasons, strict=True)
             if reason
         )
-
-
-@torch.no_grad()
-def embedded(neck: nn.Module, features: Tensor, device: torch.device) -> Tensor:
-    """Unit vectors `(n, dimension)`, on the CPU, of features `(n, width)`."""
-    parts = [
-        F.normalize(neck(part.to(device)).float(), dim=1).cpu() for part in features.split(8192)
-    ]
-    return torch.cat(parts)
 
 
 def check_cacheable(config: PhaseConfig) -> None:

@@ -1,4 +1,4 @@
-"""mAP against bytes an image: `python -m visual_search.main_compress --run runs/X`."""
+"""Measure mAP against bytes an image: `python -m visual_search.main_compress --run runs/X`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Embed what the run trained on and is judged on; cut, project and encode; draw the curve."""
     options = build_parser().parse_args()
 
-    from visual_search.compression import RunEmbeddings, points_of, write_points
+    from visual_search.evaluation.compression import RunEmbeddings, points_of, write_points
 
     if min(options.dimensions) < 1:
         raise UserError("--dimensions must be whole numbers of 1 or more")

@@ -1,4 +1,4 @@
-"""Which local task follows the board: `python -m visual_search.main_cv_lb --submissions FILE`."""
+"""Find the local task that follows the leaderboard: `main_cv_lb --submissions FILE`."""
 
 from __future__ import annotations
 

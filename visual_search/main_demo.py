@@ -1,4 +1,4 @@
-"""The README's own commands on the embedded catalogue: `make demo`, and `make demo-text`."""
+"""Run the README's commands on the demo catalogue: `make demo`, and `make demo-text`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX beside TorchScript: `python -m visual_search.main_export --run runs/X --output exports`."""
+"""Write ONNX beside TorchScript: `main_export --run runs/X --output exports`."""
 
 from __future__ import annotations
 

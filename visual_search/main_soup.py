@@ -187,7 +187,7 @@ def _scores(ingredients: Mapping[str, Checkpoint], score: Score) -> dict[str, fl
 
 
 def _average(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
-    from visual_search.averaging import WeightSoup
+    from visual_search.model.averaging import WeightSoup
 
     mixture = WeightSoup(len(parts))
     for part in parts:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from visual_search.averaging import ExponentialAverage
 from visual_search.common.errors import UserError
 from visual_search.config import OptimConfig
+from visual_search.model.averaging import ExponentialAverage
 from visual_search.model.freezing import layer_depths
 
 if TYPE_CHECKING:

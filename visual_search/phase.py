@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.cached_features import (
     FrozenFeatures,
     FrozenPhase,
     as_it_is,
     check_cacheable,
-    embedded,
 )
 from visual_search.common.errors import UserError
 from visual_search.config import (
@@ -41,12 +39,13 @@ from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import SoftTriple
 from visual_search.losses.partial_fc import SampledMarginHead
 from visual_search.losses.xbm import XbmLoss
+from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.backbones import feature_width, read_state_dict
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
-from visual_search.model.projections import Sample, start_neck
+from visual_search.model.projections import Sample, project_features, start_neck
 from visual_search.ranking.embed import embed_images
 from visual_search.run_folder import RunFolder
 from visual_search.validation import BestCheckpoint, Validator
@@ -228,7 +227,7 @@ class ImagePhase(Phase):
         embedder, was_training = learner.embedder, learner.embedder.training
         embedder.eval()
         if self.frozen is not None:
-            embeddings = embedded(embedder.neck, self.frozen.training.shown(), device)
+            embeddings = project_features(embedder.neck, self.frozen.training.shown(), device)
         else:
             embeddings = embed_images(
                 embedder,

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from visual_search.averaging import WeightSoup
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
+from visual_search.model.averaging import WeightSoup
 from visual_search.model.checkpoint import fingerprint
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState

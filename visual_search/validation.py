@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
 from visual_search.evaluation.report import write_report
+from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import fit_whitening
 from visual_search.ranking.embed import embed_images

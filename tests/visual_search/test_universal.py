@@ -18,10 +18,10 @@ import yaml
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
-from visual_search.compression import RunEmbeddings, Sides, points_of
 from visual_search.config_reader import parse_phase
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
+from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
 from visual_search.main_arcface import main as main_arcface
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.model.embedder import rebuild_embedder

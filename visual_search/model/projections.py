@@ -205,3 +205,12 @@ def _unit_length(sample: Sample, weight: Tensor, bias: Tensor) -> Projection:
 
 PROJECTIONS: dict[str, Callable[[Sample, int, float], Projection]] = {"pca": pca, "lda": lda}
 """Projections by name; each takes a sample, the dimension and the shrinkage."""
+
+
+@torch.no_grad()
+def project_features(neck: nn.Module, features: Tensor, device: torch.device) -> Tensor:
+    """Unit vectors `(n, dimension)`, on the CPU, of features `(n, width)`."""
+    parts = [
+        F.normalize(neck(part.to(device)).float(), dim=1).cpu() for part in features.split(8192)
+    ]
+    return torch.cat(parts)

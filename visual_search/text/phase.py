@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from visual_search.averaging import ExponentialAverage, WeightSoup
 from visual_search.cached_features import CachedViews, kept_features
 from visual_search.common.errors import UserError
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.samplers import TrainingBatches, image_loader
+from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.projections import Sample, pca

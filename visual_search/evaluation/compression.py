@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.cached_features import embedded
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text, written_atomically
 from visual_search.config_reader import read_config
@@ -23,7 +22,7 @@ from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_embeddings
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder
-from visual_search.model.projections import Sample, pca, start_neck
+from visual_search.model.projections import Sample, pca, project_features, start_neck
 from visual_search.ranking.embed import default_device
 from visual_search.ranking.faiss_index import CODES, CodedGallery
 from visual_search.ranking.rank import trimmed
@@ -270,7 +269,7 @@ class RunEmbeddings:
     def _sides(self, model: Embedder, neck: nn.Module) -> Sides:
         def of(side: str) -> Tensor:
             device = default_device()
-            return embedded(neck.to(device), self._features(model, side), device)
+            return project_features(neck.to(device), self._features(model, side), device)
 
         training, gallery, own = of(TRAINING), of(GALLERY), self.dev_set.own
         queries = of(QUERIES) if own is None else gallery[torch.from_numpy(own)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from visual_search.averaging import ExponentialAverage, WeightSoup
+from visual_search.model.averaging import ExponentialAverage, WeightSoup
 
 
 def model(seed: int = 0) -> nn.Sequential:
