@@ -35,6 +35,7 @@ def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    mp.set_start_method("fork", force=True)  # as of a process that was started anew
     os.chdir(PROJECT)
     os.environ.clear()
     os.environ.update(environment)

@@ -51,7 +51,7 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert saved["margin"]["centers"] == 3
 
     # The same seed gives the same weights; a taken name is refused before anything is touched.
-    again = run(
+    again = run_python(
         "-m", "visual_search.main_arcface", *common, "--name", "again", "--dataset.num_workers", "2"
     )
     assert again.returncode == 0, again.stderr
