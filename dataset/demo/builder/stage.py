@@ -13,6 +13,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from dataset.demo.builder import shading
+from dataset.demo.builder.meshes import bounds
 from dataset.demo.builder.views import View
 
 Array = np.ndarray
@@ -185,7 +186,7 @@ class Stage:
     ) -> Array:
         """Share of the key light that reaches each pixel, 0..1; glass casts no shadow."""
         solid = [actor for actor in casters if actor.GetProperty().GetOpacity() > 0.7]
-        low, high = _box(casters)
+        low, high = bounds(casters)
         centre, radius = (low + high) / 2, float(np.linalg.norm(high - low) / 2)
         direction = lights.key_direction / np.linalg.norm(lights.key_direction)
         camera = vtk.vtkCamera()
@@ -233,14 +234,9 @@ def _camera(view: View, renderer: vtk.vtkRenderer) -> vtk.vtkCamera:
     return camera
 
 
-def _box(actors: list[vtk.vtkActor]) -> tuple[Array, Array]:
-    boxes = np.array([actor.GetBounds() for actor in actors]).reshape(-1, 3, 2)
-    return boxes[:, :, 0].min(axis=0), boxes[:, :, 1].max(axis=0)
-
-
 def _reach(actors: list[vtk.vtkActor]) -> float:
     """How far (cm) things darken each other: a fraction of the objects' size."""
-    low, high = _box(actors)
+    low, high = bounds(actors)
     return 0.12 * float(np.linalg.norm(high - low))
 
 

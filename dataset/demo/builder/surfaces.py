@@ -3,23 +3,13 @@
 import numpy as np
 import vtk
 
-from dataset.demo.builder.meshes import image_texture
+from dataset.demo.builder.meshes import image_texture, shaded
 from dataset.demo.builder.textures import Surface
 
 
 def _actor(source: vtk.vtkPolyDataAlgorithm, shine: float) -> vtk.vtkActor:
     source.Update()
-    mapper = vtk.vtkPolyDataMapper()
-    mapper.SetInputData(source.GetOutput())
-    actor = vtk.vtkActor()
-    actor.SetMapper(mapper)
-    prop = actor.GetProperty()
-    prop.SetInterpolationToPhong()
-    prop.SetAmbient(0.0)
-    prop.SetDiffuse(1.0)
-    prop.SetSpecular(shine)
-    prop.SetSpecularPower(25)
-    return actor
+    return shaded(source.GetOutput(), shine, 25)
 
 
 def plane(

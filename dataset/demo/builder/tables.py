@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset.demo.builder import plan
@@ -11,12 +11,6 @@ from dataset.demo.builder.plan import Photo
 
 Box = tuple[int, int, int, int]
 
-PRODUCT_COLUMNS = [
-    *("product_id", "name_en", "name_ru", "category", "author", "licence", "split", "class"),
-]
-QUERY_COLUMNS = [
-    *("user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"),
-]
 LICENCE_LINKS = {
     "CC-BY 3.0": "https://creativecommons.org/licenses/by/3.0/",
     "CC-BY 3.0 US": "https://creativecommons.org/licenses/by/3.0/us/",
@@ -42,15 +36,6 @@ The licence of each model holds for its renderings. No author endorses this proj
 """
 
 
-def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write one table with Unix line ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
 def _digest(product: Product) -> str:
     return hashlib.blake2b(product.key.encode()).hexdigest()
 
@@ -73,60 +58,43 @@ def write_tables(
     """Write every csv of the data set; boxes maps the names of query photos to x, y, w, h."""
     ids, classes = numbered(products), classes_of(products)
     groups = {name: i for i, name in enumerate(sorted({p.category for p in products}))}
-    _write_product10k(output, photos, classes, groups)
-    _write_development(output, photos, ids, boxes)
-    write_csv(
-        output / "products.csv",
-        PRODUCT_COLUMNS,
-        (
+    train, test, gallery, queries = (
+        [(i, p.name, p.product) for i, p in enumerate(plan.shuffled(photos, folder))]
+        for folder in (plan.TRAIN, plan.TEST, plan.GALLERY, plan.QUERIES)
+    )
+
+    def credit(p: Product) -> tuple[object, ...]:
+        return ids[p.key], p.name_en, p.name_ru, p.category, p.author, p.licence
+
+    tables: dict[str, tuple[str, Sequence[Sequence[object]]]] = {
+        "Product10K/train.csv": (
+            "name class group",
+            [(name, classes[of.key], groups[of.category]) for _, name, of in train],
+        ),
+        "Product10K/test_kaggletest.csv": (
+            "name class Usage",
+            [(name, classes[of.key], "Private" if i % 3 else "Public") for i, name, of in test],
+        ),
+        "development_test_data/gallery.csv": (
+            "seller_img_id img_path product_id",
+            [(i, f"gallery/{name}", ids[of.key]) for i, name, of in gallery],
+        ),
+        "development_test_data/queries.csv": (
+            "user_img_id img_path bbox_x bbox_y bbox_w bbox_h product_id",
+            [(i, f"queries/{name}", *boxes[name], ids[of.key]) for i, name, of in queries],
+        ),
+        "products.csv": (
+            "product_id name_en name_ru category author licence split class",
             [
-                *(ids[p.key], p.name_en, p.name_ru, p.category, p.author, p.licence, p.split),
-                classes.get(p.key, ""),
-            ]
-            for p in sorted(products, key=lambda p: ids[p.key])
+                [*credit(p), p.split, classes.get(p.key, "")]
+                for p in sorted(products, key=lambda p: ids[p.key])
+            ],
         ),
-    )
-
-
-def _write_product10k(
-    output: Path, photos: list[Photo], classes: dict[str, int], groups: dict[str, int]
-) -> None:
-    train = plan.shuffled(photos, plan.TRAIN)
-    write_csv(
-        output / "Product10K" / "train.csv",
-        ["name", "class", "group"],
-        ((p.name, classes[p.product.key], groups[p.product.category]) for p in train),
-    )
-    test = plan.shuffled(photos, plan.TEST)
-    write_csv(
-        output / "Product10K" / "test_kaggletest.csv",
-        ["name", "class", "Usage"],
-        (
-            (p.name, classes[p.product.key], "Private" if i % 3 else "Public")
-            for i, p in enumerate(test)
-        ),
-    )
-
-
-def _write_development(
-    output: Path, photos: list[Photo], ids: dict[str, int], boxes: Mapping[str, Box]
-) -> None:
-    folder = output / "development_test_data"
-    gallery = plan.shuffled(photos, plan.GALLERY)
-    write_csv(
-        folder / "gallery.csv",
-        ["seller_img_id", "img_path", "product_id"],
-        ((i, f"gallery/{p.name}", ids[p.product.key]) for i, p in enumerate(gallery)),
-    )
-    queries = plan.shuffled(photos, plan.QUERIES)
-    write_csv(
-        folder / "queries.csv",
-        QUERY_COLUMNS,
-        (
-            (i, f"queries/{p.name}", *boxes[p.name], ids[p.product.key])
-            for i, p in enumerate(queries)
-        ),
-    )
+    }
+    for name, (header, rows) in tables.items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        with (output / name).open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle, lineterminator="\n").writerows([header.split(), *rows])
 
 
 def write_attribution(output: Path, products: list[Product]) -> None:

@@ -4,7 +4,7 @@ Every painter takes a random generator and returns a tile of SIDE x SIDE x 3 flo
 0..1 that repeats without a seam, together with the width of the tile in centimetres.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ SIDE = 384
 
 Array = np.ndarray
 Painter = Callable[[np.random.Generator], tuple[Array, float]]
+Choices = list[tuple[Painter, float]]
+"""Painters to draw from, and the shine of what they paint."""
 
 
 @dataclass(frozen=True)
@@ -51,46 +53,20 @@ def _grid() -> tuple[Array, Array]:
     return rows, columns
 
 
-def _choose(rng: np.random.Generator, colours: list[tuple[int, int, int]]) -> Array:
+def _choose(rng: np.random.Generator, colours: Sequence[tuple[int, ...]]) -> Array:
     """One of the named 8-bit colours with a little variation, as three floats in 0..1."""
-    colour = np.array(colours[rng.integers(len(colours))]) / 255.0
+    colour = np.array(colours[int(rng.integers(len(colours)))]) / 255.0
     return np.clip(colour + rng.normal(0, 0.04) + rng.normal(0, 0.012, 3), 0.02, 0.98)
 
 
-WOODS = [
-    (176, 130, 84),
-    (141, 96, 58),
-    (101, 66, 43),
-    (205, 170, 125),
-    (222, 200, 168),
-    (150, 118, 92),
-    (120, 110, 102),
-    (66, 46, 36),
-]
-PAINTS = [
-    (236, 232, 224),
-    (225, 218, 200),
-    (205, 214, 220),
-    (198, 210, 190),
-    (228, 205, 190),
-    (170, 178, 184),
-    (214, 190, 130),
-    (120, 142, 160),
-    (150, 90, 80),
-    (92, 110, 98),
-    (240, 240, 240),
-]
-CLOTHS = [
-    (160, 150, 140),
-    (90, 95, 105),
-    (130, 60, 60),
-    (60, 80, 110),
-    (190, 175, 150),
-    (110, 120, 90),
-    (210, 205, 198),
-    (70, 60, 70),
-    (170, 120, 80),
-]
+def _colours(text: str) -> list[tuple[int, ...]]:
+    """8-bit colours of their hexadecimal codes."""
+    return [tuple(bytes.fromhex(code)) for code in text.split()]
+
+
+WOODS = _colours("b08254 8d603a 65422b cdaa7d dec8a8 96765c 786e66 422e24")
+PAINTS = _colours("ece8e0 e1dac8 cdd6dc c6d2be e4cdbe aab2b8 d6be82 788ea0 965a50 5c6e62 f0f0f0")
+CLOTHS = _colours("a0968c 5a5f69 823c3c 3c506e beaf96 6e785a d2cdc6 463c46 aa7850")
 
 
 def wood(rng: np.random.Generator) -> tuple[Array, float]:
@@ -275,49 +251,23 @@ def paper(rng: np.random.Generator) -> tuple[Array, float]:
     return picture.astype(np.float32), float(rng.uniform(35, 60))
 
 
-FLOORS: list[tuple[Painter, float]] = [
-    (wood, 0.35),
-    (tiles, 0.3),
-    (carpet, 0.05),
-    (concrete, 0.1),
-    (terrazzo, 0.2),
+FLOORS: Choices = [(wood, 0.35), (tiles, 0.3), (carpet, 0.05), (concrete, 0.1), (terrazzo, 0.2)]
+WALLS: Choices = [
+    *(2 * [(plaster, 0.02)]),
+    *[(wallpaper, 0.03), (bricks, 0.02), (tiles, 0.2), (wood, 0.1)],
 ]
-WALLS: list[tuple[Painter, float]] = [
-    (plaster, 0.02),
-    (plaster, 0.02),
-    (wallpaper, 0.03),
-    (bricks, 0.02),
-    (tiles, 0.2),
-    (wood, 0.1),
+TABLES: Choices = [
+    *[(wood, 0.3), (wood, 0.2), (cloth, 0.02), (stone, 0.4), (plaster, 0.2)],
+    *[(carpet, 0.02), (paper, 0.05), (tiles, 0.3)],
 ]
-TABLES: list[tuple[Painter, float]] = [
-    (wood, 0.3),
-    (wood, 0.2),
-    (cloth, 0.02),
-    (stone, 0.4),
-    (plaster, 0.2),
-    (carpet, 0.02),
-    (paper, 0.05),
-    (tiles, 0.3),
-]
-GROUNDS: list[tuple[Painter, float]] = [
-    (grass, 0.0),
-    (asphalt, 0.02),
-    (paving, 0.03),
-    (concrete, 0.03),
-    (wood, 0.1),
-]
-OUTDOOR_WALLS: list[tuple[Painter, float]] = [
-    (bricks, 0.02),
-    (foliage, 0.0),
-    (foliage, 0.0),
-    (concrete, 0.02),
-    (plaster, 0.02),
-    (wood, 0.05),
+GROUNDS: Choices = [(grass, 0.0), (asphalt, 0.02), (paving, 0.03), (concrete, 0.03), (wood, 0.1)]
+OUTDOOR_WALLS: Choices = [
+    *[(bricks, 0.02), (foliage, 0.0), (foliage, 0.0), (concrete, 0.02)],
+    *[(plaster, 0.02), (wood, 0.05)],
 ]
 
 
-def paint(rng: np.random.Generator, choices: list[tuple[Painter, float]]) -> Surface:
+def paint(rng: np.random.Generator, choices: Choices) -> Surface:
     """Draw one of the painters and let it paint."""
     painter, shine = choices[rng.integers(len(choices))]
     pixels, width_cm = painter(rng)
