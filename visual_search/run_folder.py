@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, write_text, written_atomically
+from visual_search.common.files import write_figure, write_json, write_text, written_atomically
 
 NAME = re.compile(r"\w[\w.-]*")
 NAME_RULE = "use letters, digits, '_', '-' and '.' only, a letter, a digit or '_' in front"
@@ -161,8 +161,7 @@ class RunFolder:
         for axes in (loss, rates, score):
             axes.grid(alpha=0.3)
         path = self.path / "plots" / "training.png"
-        with written_atomically(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        write_figure(path, figure)
         return path
 
 

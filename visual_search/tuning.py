@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_text, written_atomically
+from visual_search.common.files import write_figure, write_text
 from visual_search.phase_chain import read_result
 from visual_search.run_folder import RunFolder, changed_keys
 
@@ -314,8 +314,7 @@ def plot(study: optuna.Study, space: Mapping[str, Range], path: Path) -> None:
         axes.set(title=key, xscale="log" if wanted.log else "linear")
     for axes in panels:
         axes.grid(alpha=0.3)
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)
 
 
 def _position(value: Any) -> Any:
@@ -372,8 +371,7 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     axes.set(xlabel=key, ylabel="mAP", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with written_atomically(folder / "grid.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(folder / "grid.png", figure)
     heads = [key, *(f"{others[0]} {name}" if others else name for name in sorted(scores))]
     rows = [heads, ["---:"] * len(heads), *table.values()]
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)

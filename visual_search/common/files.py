@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """What the file begins with that git holds in place of a large one."""
@@ -65,6 +69,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index, with Unix line ends, atomically."""
+    with written_atomically(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure of matplotlib as PNG, atomically."""
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def is_lfs_pointer(path: Path) -> bool:

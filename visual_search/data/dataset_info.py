@@ -21,7 +21,7 @@ from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, clip_box
 
 DATASET_INFO = "dataset_info.csv"
-BROKEN_PHOTOS = "broken_photos.csv"
+BROKEN_IMAGES = "broken_photos.csv"
 COLUMNS = (
     "file_name",
     "label",
@@ -97,37 +97,30 @@ def read_each(
                 future.cancel()
 
 
-class BrokenPhotos:
-    """The images that a table leaves out, and why."""
+Broken = list[tuple[str, str]]
+"""`file_name` of the images that a table leaves out, and the reason."""
 
-    def __init__(self) -> None:
-        self.reasons: list[tuple[str, str]] = []
-        """`file_name` and reason."""
 
-    def __len__(self) -> int:
-        return len(self.reasons)
-
-    def add(self, file_name: str, reason: str) -> None:
-        """Take note of one."""
-        self.reasons.append((file_name, reason))
-
-    def write(self, file: Path) -> None:
-        """List them in a csv file, `file_name,reason`; one of an earlier run goes if none are."""
-        if not self.reasons:
-            file.unlink(missing_ok=True)
-            return
+def write_list(file: Path, columns: tuple[str, str], rows: list[tuple[str, str]]) -> None:
+    """Write a csv file of two columns; one of an earlier run goes where there are no rows."""
+    file.unlink(missing_ok=True)
+    if rows:
         with (
             written_atomically(file) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as handle,
         ):
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerows([("file_name", "reason"), *self.reasons])
+            csv.writer(handle, lineterminator="\n").writerows([columns, *rows])
+
+
+def write_broken(file: Path, broken: Broken) -> None:
+    """List the broken images, unless there are none."""
+    write_list(file, ("file_name", "reason"), broken)
 
 
 def with_sizes(
     rows: Iterable[InfoRow],
     folder: Path,
-    broken: BrokenPhotos,
+    broken: Broken,
     *,
     read: Callable[[Path], tuple[int, int]] = stored_size,
     workers: int = 0,
@@ -157,19 +150,19 @@ def with_sizes(
     for seen, answer in enumerate(read_each(paths(), read, workers), 1):
         row = ahead.popleft()
         if isinstance(answer, UnreadableImage):
-            broken.add(row.file_name, str(answer))
+            broken.append((row.file_name, str(answer)))
         else:
             width, height = answer
             box = row.bbox and clip_box(row.bbox, width, height)
             if row.bbox and not box:
                 reason = f"no part of its box {row.bbox} lies in its {width} x {height} pixels"
-                broken.add(row.file_name, reason)
+                broken.append((row.file_name, reason))
             else:
                 yield row._replace(width=width, height=height, bbox=box)
         if seen == len(broken) == MOST_BROKEN_AT_THE_START:
             raise UserError(
                 f"none of the first {seen} images can be read, for example "
-                f"{folder / broken.reasons[0][0]}: {broken.reasons[0][1]}"
+                f"{folder / broken[0][0]}: {broken[0][1]}"
             )
 
 

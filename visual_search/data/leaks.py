@@ -161,7 +161,7 @@ Cosines = Callable[[Sequence[Path], Sequence[Path]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class ListedPhotos:
+class ListedImages:
     """The images of one or several tables, each once."""
 
     paths: list[Path]
@@ -187,7 +187,7 @@ class Leak:
     """Whether the cosine reaches the threshold; None as above."""
 
 
-def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> ListedPhotos:
+def list_images(file: Path, root: Path | None, trains: bool, fold: int = -1) -> ListedImages:
     """The images of a table and their hashes, from its column `hash` or from the images.
 
     Args:
@@ -228,12 +228,12 @@ def list_photos(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
             + (f", for example {paths[0]}: {found.unreadable[0]}" if paths else ": it lists none")
         )
     values = found.values[readable]
-    return ListedPhotos([paths[i] for i in readable], values, len(found.unreadable), fold)
+    return ListedImages([paths[i] for i in readable], values, len(found.unreadable), fold)
 
 
 def find_leaks(
-    train: ListedPhotos,
-    test: ListedPhotos,
+    train: ListedImages,
+    test: ListedImages,
     radius: int,
     cosines: Cosines | None = None,
     threshold: float = 0.9,

@@ -22,7 +22,7 @@ from visual_search.data.datasets import LabelledImages
 class Order(ABC):
     """How the images of an epoch are drawn."""
 
-    photos: int
+    size: int
     """How many there are; an epoch may show one several times, or not at all."""
 
     @abstractmethod
@@ -38,7 +38,7 @@ class LabelledOrder(Order):
     """Images of classes, from one or several sources."""
 
     def __init__(self, images: LabelledImages) -> None:
-        self.images, self.photos = images, len(images)
+        self.images, self.size = images, len(images)
         self.sources = (
             np.zeros(len(images), dtype=np.int64) if images.sources is None else images.sources
         )
@@ -226,7 +226,7 @@ class TrainingBatches(Sampler[list[int]]):
         together = self.batch_size * self.world_size
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.order.draw(rng, together)[: len(self) * together]
-        indexes = _number_repeats(drawn, self.order.photos)
+        indexes = _number_repeats(drawn, self.order.size)
         mine = indexes.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
         for batch in mine[self.start_batch :]:
             yield batch.tolist()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, write_text, written_atomically
+from visual_search.common.files import write_figure, write_json, write_text
 from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
@@ -175,8 +175,7 @@ def _plot(points: Sequence[Point], path: Path, title: str) -> Path:
     axes.set(xlabel="bytes of a gallery image while it is searched", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)
     return path
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, write_text, written_atomically
+from visual_search.common.files import write_figure, write_json, write_text
 from visual_search.common.page import Section, write_page
 from visual_search.data.tables import read_table
 from visual_search.evaluation.report import markdown
@@ -428,6 +428,5 @@ def _plot(folder: Path, score: LocalScore, submissions: Submissions) -> Path:
     axes.set(xlabel=score.name, ylabel="leaderboard")
     axes.grid(alpha=0.3)
     path = folder / "plots" / (re.sub(r"[^\w.-]", "_", score.name) + ".png")
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)
     return path

@@ -22,14 +22,14 @@ class ShuffledPairs(Order):
     """Every image once, in random order."""
 
     def __init__(self, groups: np.ndarray) -> None:
-        self.groups, self.photos = groups, len(groups)
+        self.groups, self.size = groups, len(groups)
 
     def __len__(self) -> int:
-        return self.photos
+        return self.size
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """An epoch's images; no group twice in a batch where that can be had."""
-        return fill_batches(rng.permutation(self.photos), self.groups, batch)
+        return fill_batches(rng.permutation(self.size), self.groups, batch)
 
 
 class ClusterBalanced(ShuffledPairs):
@@ -48,7 +48,7 @@ class ClusterBalanced(ShuffledPairs):
         there = rng.permutation(np.flatnonzero(counts))
         draws = np.zeros(len(counts), dtype=np.int64)
         shares = counts[there].astype(np.float64) ** self.power
-        draws[there] = systematic_draws(shares, self.photos, rng)
+        draws[there] = systematic_draws(shares, self.size, rng)
         drawn = rng.permutation(spread(self.clusters, draws, rng))
         return fill_batches(drawn, self.groups, batch)
 
@@ -67,7 +67,7 @@ class HardNegatives(ShuffledPairs):
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """An epoch's images: in each batch a run of one cluster, mixed among others."""
         run = max(1, round(self.hard_share * batch))
-        mixed = rng.permutation(self.photos)
+        mixed = rng.permutation(self.size)
         runs: list[np.ndarray] = []
         rest: list[np.ndarray] = []
         by_cluster = mixed[np.argsort(self.clusters[mixed], kind="stable")]
@@ -77,7 +77,7 @@ class HardNegatives(ShuffledPairs):
             runs += list(spaced[:whole].reshape(-1, run))
             rest.append(spaced[whole:])
         order = rng.permutation(len(runs)).tolist()
-        batches = self.photos // batch
+        batches = self.size // batch
         starts = [runs[number] for number in order[:batches]]
         pool = np.concatenate([*rest, *(runs[number] for number in order[batches:])])
         drawn = fill_batches(rng.permutation(pool), self.groups, batch, starts)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_figure
 from visual_search.data.images import ImageItem
 from visual_search.text.search import (
     TextSearchModel,
@@ -185,5 +185,4 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)

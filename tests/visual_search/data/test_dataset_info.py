@@ -18,10 +18,11 @@ from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import (
     CHUNK,
     MOST_BROKEN_AT_THE_START,
-    BrokenPhotos,
+    Broken,
     InfoRow,
     read_each,
     with_sizes,
+    write_broken,
     write_dataset_info,
 )
 from visual_search.data.image_files import UnreadableImage, stored_size
@@ -101,7 +102,7 @@ def test_rows_to_table(tmp_path: Path) -> None:
         InfoRow("c.png", "x/2", bbox=(30, 0, 5, 5)),
         InfoRow("e.png", "x/2"),
     ]
-    broken = BrokenPhotos()
+    broken: Broken = []
     table, side = tmp_path / "out" / "dataset_info.csv", tmp_path / "out" / "broken.csv"
     written = write_dataset_info(
         table, with_sizes(rows, tmp_path, broken), ["title", "bbox", "evaluation_status"]
@@ -122,12 +123,12 @@ def test_rows_to_table(tmp_path: Path) -> None:
             ["a.png", "x/1", 'a "red" shoe, new', "25,5,5,10", "30", "20", "", "0"],
             ["b.png", "x/2", "", "", "30", "20", "query", "1"],
         ]
-    broken.write(side)
+    write_broken(side, broken)
     with side.open(newline="") as handle:
         listed = list(csv.reader(handle))
     assert [line[0] for line in listed] == ["file_name", "d.png", "c.png", "e.png"]
     assert "lies in its 30 x 20 pixels" in listed[2][1]
-    BrokenPhotos().write(side)
+    write_broken(side, [])
     assert not side.exists()
 
 
@@ -151,7 +152,7 @@ def test_a_failed_table_leaves_the_old_one(tmp_path: Path) -> None:
 def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
     rows = (InfoRow(f"{number}.jpg", "a") for number in range(10 * MOST_BROKEN_AT_THE_START))
     with pytest.raises(UserError, match="first 1000 images can be read"):
-        list(with_sizes(rows, tmp_path, BrokenPhotos()))
+        list(with_sizes(rows, tmp_path, []))
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         "from visual_search.data.dataset_info import *\n"
         "folder, rows = Path(sys.argv[1]), int(sys.argv[2])\n"
         "names = (InfoRow('a.png', f'label{i:060d}') for i in range(rows))\n"
-        "sized = with_sizes(names, folder, BrokenPhotos(), read=lambda path: (8, 8))\n"
+        "sized = with_sizes(names, folder, [], read=lambda path: (8, 8))\n"
         "write_dataset_info(folder / 'dataset_info.csv', sized)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )

@@ -16,7 +16,7 @@ from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
-from visual_search.data.leaks import list_photos
+from visual_search.data.leaks import list_images
 from visual_search.data.schema import boxes_of, check_boxes, integers, schema_errors
 from visual_search.data.tables import (
     image_items,
@@ -88,7 +88,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
         "1,0,0,9,9",
     ),
     "Product10K": (product10k, "name", "class", "group", "1"),
-    "leaks": (lambda path: list_photos(path, None, True).paths, "file_name", "label", "title", "t"),
+    "leaks": (lambda path: list_images(path, None, True).paths, "file_name", "label", "title", "t"),
     "check_table": (lambda path: check(path).problems, "file_name", "label", "title", "t"),
 }
 READ = [name for name in READERS if name not in ("leaks", "check_table")]
