@@ -8,7 +8,6 @@ import importlib
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -57,14 +56,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of both sides")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs; the median counts")
-    parser.add_argument(
-        "--quick", action="store_true", help="small sizes, to see that it runs; records nothing"
-    )
-    parser.add_argument(
-        "--no-record", action="store_true", help="print only; leave RESULTS.md as it is"
-    )
+    add = parser.add_argument
+    add("--threads", type=int, default=2, help="CPU threads of both sides")
+    add("--repeats", type=int, default=7, help="timed runs; the median counts")
+    add("--quick", action="store_true", help="small sizes, to see that it runs; records nothing")
+    add("--no-record", action="store_true", help="print only; leave RESULTS.md as it is")
     return parser
 
 
@@ -88,10 +84,7 @@ def alternating_medians(
 ) -> list[float]:
     """Median seconds of each call, run in turns so that all meet the same weather.
 
-    Args:
-        calls: each returns when its work is done; on a GPU it has to wait for that.
-        repeats: timed rounds.
-        warm_up: rounds before them.
+    Each returns when its work is done: on a GPU it has to wait for that.
     """
     seconds: list[list[float]] = [[] for _ in calls]
     for number in range(warm_up + repeats):
@@ -111,16 +104,12 @@ def extra_memory(
 ) -> float:
     """Bytes that a step takes beyond what its inputs and weights do, at its peak.
 
-    In a process of its own, so that no earlier work lends it memory: `make(*given)` builds inputs
-    and weights and returns the step; the figure is the process's peak resident memory over
-    three steps, less its memory before. Gradients that a step leaves behind count.
-
-    Args:
-        make: a function at the top of a module.
-        given: its arguments; they are pickled.
-        warm_up: arguments of a small case that is run first: kernels that libraries load into
-            memory on their first use are not the step's.
-        own_process: False saves the start of one, and may miss what was lent.
+    In a process of its own, so that no earlier work lends it memory: `make(*given)`, a function at
+    the top of a module, builds inputs and weights and returns the step; the figure is the peak
+    resident memory over three steps, less the memory before. Gradients that a step leaves behind
+    count. `warm_up` is a small case that is run first: kernels that libraries load into memory on
+    their first use are not the step's. Without its own process the start of one is saved, and what
+    was lent may be missed.
     """
     if not own_process:
         return _extra_memory(make, given, warm_up)
@@ -130,9 +119,7 @@ def extra_memory(
 
 
 def _extra_memory(
-    make: Callable[..., Callable[[], Any]],
-    given: tuple[Any, ...],
-    warm_up: tuple[Any, ...] | None,
+    make: Callable[..., Callable[[], Any]], given: tuple[Any, ...], warm_up: tuple[Any, ...] | None
 ) -> float:
     if warm_up is not None:
         make(*warm_up)()
@@ -146,32 +133,22 @@ def _extra_memory(
 def _forget_peak() -> float:
     """Start counting the peak anew; the memory held now, bytes."""
     # What building the inputs freed but the C library kept would else be lent to the step.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
     return peak_resident()
 
 
 def peak_resident() -> float:
-    """Peak resident memory of this process, bytes; on Linux since :func:`_forget_peak`."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return float(line.split()[1]) * 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    """Peak resident memory of this process (Linux's), bytes; since :func:`_forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * float(status.partition("VmHWM:")[2].split()[0])
 
 
 def bind_to_cores(count: int) -> None:
-    """Keep this process, its threads and what it will start to so many cores, where that can be.
+    """Keep this process, its threads and what it will start to so many cores (Linux).
 
     Both sides then have the same cores, however many threads either of them starts.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        return
     chosen = sorted(os.sched_getaffinity(0))[:count]
     for task in os.listdir("/proc/self/task"):  # libraries may have started theirs
         os.sched_setaffinity(int(task), chosen)
@@ -179,13 +156,9 @@ def bind_to_cores(count: int) -> None:
 
 def processor() -> str:
     """The CPU's name and what of it may be used."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = found[0].partition(":")[2].strip() if found else name
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {count} cores"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or [platform.machine()])[0]}, {len(os.sched_getaffinity(0))} cores"
 
 
 def text_table(rows: Sequence[Row]) -> str:
@@ -210,14 +183,7 @@ machine it names. A section is of the day it was recorded on, and of the code of
 
 
 def record(name: str, rows: Sequence[Row], notes: Sequence[str], folder: Path = FOLDER) -> None:
-    """Rewrite the section of one benchmark in RESULTS.md, and its `results/<name>.json`.
-
-    Args:
-        name: of the benchmark, the heading of its section.
-        rows: its figures.
-        notes: lines below them: machine, threads, roofline.
-        folder: holds RESULTS.md; other sections of it stay as they are.
-    """
+    """Rewrite the section of one benchmark in RESULTS.md, and its `results/<name>.json`."""
     write_json(folder / "results" / f"{name}.json", [asdict(row) for row in rows])
     path = folder / "RESULTS.md"
     before = path.read_text(encoding="utf-8") if path.exists() else HEADING

@@ -157,10 +157,8 @@ def xbm_step(sizes: Sizes, threads: int) -> Step:
 def peer_xbm_step(sizes: Sizes, threads: int, normalize: bool = True) -> Step:
     """The same formula in the peer's: its negatives cost s - threshold unless told otherwise.
 
-    Args:
-        sizes: of the batch and its memory; the peer's holds the batch itself on top.
-        threads: of the CPU.
-        normalize: as its cosine distance does in every step, the whole memory included.
+    Its memory holds the batch itself on top. `normalize`: as its cosine distance does in every
+    step, the whole memory included.
     """
     torch.set_num_threads(threads)
     losses = peer_module("pytorch_metric_learning.losses")

@@ -300,11 +300,10 @@ PARTS = {"reading": reading, "downloading": downloading}
 def main() -> None:
     """Measure both and record."""
     parser = arguments(__doc__.partition("\n")[0])
-    parser.add_argument("--size-mb", type=float, default=5000, help="of the large file of reviews")
-    parser.add_argument("--photos", type=int, default=6000, help="to download")
-    parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure"
-    )
+    add = parser.add_argument
+    add("--size-mb", type=float, default=5000, help="of the large file of reviews")
+    add("--photos", type=int, default=6000, help="to download")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
     options = parser.parse_args()
     if options.quick:
         options.size_mb, options.photos = 60.0, 600

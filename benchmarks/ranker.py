@@ -129,13 +129,7 @@ def measure(
 
 
 def summary(runs: Sequence[dict[str, Any]], photos: int, mean_ap: float) -> Result:
-    """The median run.
-
-    Args:
-        runs: seconds of the stages of each.
-        photos: that were read.
-        mean_ap: of their embeddings.
-    """
+    """The median of runs, seconds of the stages of each, that read so many images."""
     middle = statistics.median_low(run["embedding"] for run in runs)
     stages = next(run for run in runs if run["embedding"] == middle)
     return Result(photos / middle, mean_ap, stages)
@@ -175,12 +169,9 @@ def rows_of(case: Case, results: dict[str, Result], on_gpu: bool) -> list[Row]:
 
 
 def roofline(decode: float, model: float, separate: bool) -> float:
-    """Photos a second at the most.
+    """Images a second at the most, by those of reading and of the model alone.
 
-    Args:
-        decode: photos a second of reading alone.
-        model: of the model alone.
-        separate: whether two devices share the work; else the same cores do both.
+    `separate`: two devices share the work; else the same cores do both.
     """
     return min(decode, model) if separate else 1 / (1 / decode + 1 / model)
 
@@ -229,11 +220,12 @@ def shortened(dev_set: DevSet, photos: int) -> DevSet:
 def main() -> None:
     """Measure every case and print the table."""
     parser = arguments(str(__doc__).partition("\n")[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the model")
-    parser.add_argument("--data", type=Path, help="a development set; default: the real half")
-    parser.add_argument("--photos", type=int, default=0, help="take so many; 0: all")
-    parser.add_argument("--models", nargs="*", help="of the cases, those whose name holds one")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="of the model")
+    add("--data", type=Path, help="a development set; default: the real half")
+    add("--photos", type=int, default=0, help="take so many; 0: all")
+    add("--models", nargs="*", help="of the cases, those whose name holds one")
+    add(
         "--ways", nargs="*", choices=list(OTHERS), default=list(OTHERS), help="whom to compare with"
     )
     parser.set_defaults(repeats=3)

@@ -190,10 +190,7 @@ def _rooflines(plan: InferencePlan, job: Job) -> dict[str, float]:
     with _one_thread_each(streams) as pool:
         list(pool.map(pass_on, range(streams)))
     seconds = time.perf_counter() - started
-    return {
-        "decode_alone": decode,
-        "model_alone": rounds * streams * plan.batch_size / seconds,
-    }
+    return {"decode_alone": decode, "model_alone": rounds * streams * plan.batch_size / seconds}
 
 
 def _one_thread_each(count: int) -> ThreadPoolExecutor:
@@ -270,8 +267,7 @@ def main() -> None:
     """Embed, and write `<job>.<way>.npy` and `<job>.<way>.json`."""
     way, path = sys.argv[1], Path(sys.argv[2])
     job = Job.read(path)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cores])
     torch.set_num_threads(job.cores)
     vectors, seconds = WAYS[way](job)
     np.save(path.with_suffix(f".{way}.npy"), vectors)

@@ -42,8 +42,6 @@ class Case:
     queries: int
     gallery: int
     dimension: int
-    slow_peers: bool = True
-    """Whether peers that take ten times as long are timed as often; else usearch is timed once."""
 
     def __str__(self) -> str:
         return f"{self.queries:,} x {self.gallery:,} x {self.dimension}, top {K}"
@@ -58,11 +56,7 @@ class Case:
         return sides[0], sides[1]
 
 
-CASES = [
-    Case(256, 200_000, 512),
-    Case(10_000, 100_000, 512, False),
-    Case(1000, 1_000_000, 512, False),
-]
+CASES = [Case(256, 200_000, 512), Case(10_000, 100_000, 512), Case(1000, 1_000_000, 512)]
 QUICK = [Case(64, 20_000, 64)]
 
 Search = Callable[[], Any]
@@ -122,17 +116,6 @@ def by_numpy(case: Case, threads: int) -> Search:
     return search
 
 
-def by_sorting(case: Case, threads: int) -> Search:
-    """All similarities of some queries, sorted in full."""
-    queries, gallery = (side.numpy() for side in case.matrices())
-
-    def search() -> np.ndarray:
-        parts = np.array_split(queries, -(-len(queries) // PEER_ROWS))
-        return np.concatenate([np.argsort(-(q @ gallery.T), axis=1)[:, :K] for q in parts])
-
-    return search
-
-
 def in_blocks(case: Case, threads: int) -> Search:
     """The kit's search where faiss is not installed."""
     torch.set_num_threads(threads)
@@ -166,11 +149,7 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     """Time against each peer, memory against faiss, and the roofline."""
     threads = options.threads
     searches = {name: make(case, threads) for name, make in PEERS.items()}
-    once: dict[str, float] = {}
-    if case.slow_peers:
-        searches["numpy, full sort"] = by_sorting(case, threads)
-    else:
-        once["usearch"] = seconds_of(searches.pop("usearch"))
+    once = {"usearch": seconds_of(searches.pop("usearch"))}
     mine, blocks, floor = (make(case, threads) for make in (ours, in_blocks, products))
     agreement = float((mine() == searches["faiss-cpu"]()).mean())
     repeats = options.repeats if case.queries * case.gallery < 1e8 else min(options.repeats, 3)
@@ -178,30 +157,26 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     seconds, seconds_of_blocks, least, *others = alternating_medians(calls, repeats, warm_up=1)
     rows = []
     for name, theirs in [*zip(searches, others, strict=True), *once.items()]:
-        package = name.partition(",")[0]
-        peer = f"{package} {version(package)} {WAYS.get(name, 'argsort')}"
+        peer = f"{name} {version(name)} {WAYS[name]}"
         rows.append(lower_is_better(f"{case}: time", seconds, peer, theirs, "s"))
     flat = f"faiss-cpu {version('faiss-cpu')} {WAYS['faiss-cpu']}"
     by_flat = others[list(searches).index("faiss-cpu")]
     case_of_blocks = f"{case}: time without faiss"
     rows.append(lower_is_better(case_of_blocks, seconds_of_blocks, flat, by_flat, "s"))
     del searches, calls, mine, blocks, floor
-    made = {"faiss-cpu": by_faiss, **({"usearch": by_usearch} if case.slow_peers else {})}
-    mine_memory, *their_memory = (
+    memory = (
         extra_memory(make, case, threads, own_process=not options.quick) / MB
-        for make in (ours, *made.values())
+        for make in (ours, by_faiss)
     )
-    for package, theirs in zip(made, their_memory, strict=True):
-        peer = f"{package} {version(package)} {WAYS[package]}"
-        name = f"{case}: memory beside the vectors"
-        rows.append(lower_is_better(name, mine_memory, peer, theirs, "MB"))
+    name = f"{case}: memory beside the vectors"
+    rows.append(lower_is_better(name, next(memory), flat, next(memory), "MB"))
     flops = 2 * case.queries * case.gallery * case.dimension
-    notes = [
+    note = (
         f"{case}: the products alone take {least:.2f} s ({flops / least / 1e9:.0f} GFLOP/s), "
-        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss",
-    ]
-    notes += [f"{case}: {name} was timed once, without a warm-up" for name in once]
-    return rows, notes
+        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss; usearch was "
+        "timed once, without a warm-up"
+    )
+    return rows, [note]
 
 
 def blas() -> str:

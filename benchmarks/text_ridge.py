@@ -129,11 +129,8 @@ def mean_recall(scores: BothWays) -> float:
 def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Judged:
     """Fit ridges to a table's training rows; score them and the runs on its test rows.
 
-    Args:
-        runs: of main_clip, by name. The first one's frozen towers give the ridge's features, and
-            its settings say which texts are asked, in which language; all of train are learnt from.
-        pairs: table of pairs.
-        root: folder of its images; None is the table's own.
+    The first run's frozen towers give the ridge's features, and its settings say which texts are
+    asked, in which language; all of train are learnt from.
     """
     data = _settings(next(iter(runs.values())))
     column, language = data["text_column"], data["test_language"]
@@ -208,13 +205,10 @@ def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.nda
 
 
 def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> np.ndarray:
-    """A fifth of the training rows that stand to the others as the test's do to all of them.
+    """fifth of the training rows that stand to the others as the test's do to all of them, bool.
 
     Where most texts of the test are new, these are whole products; where the test shows other
     images of the same products, single images.
-
-    Returns:
-        `(n,)`, bool.
     """
     known = set(relevance_of(train, column).texts)
     asked = relevance_of(test, column).texts
@@ -317,11 +311,12 @@ def judged_parts(options: argparse.Namespace) -> list[Judged]:
 def main() -> None:
     """Train or load, fit, judge, and print the table."""
     parser = arguments("Image-text runs beside a ridge between the same frozen features.")
-    parser.add_argument("--runs", type=Path, nargs="+", help="trained runs of main_clip")
-    parser.add_argument("--config", type=Path, help="or a chain, to be trained on each fold")
-    parser.add_argument("--pairs", type=Path, help="table of pairs; of --runs, their own")
-    parser.add_argument("--folds", type=int, default=5, help="of the products")
-    parser.add_argument("--folder", type=Path, default=Path("runs/text_ridge"), help="of the folds")
+    add = parser.add_argument
+    add("--runs", type=Path, nargs="+", help="trained runs of main_clip")
+    add("--config", type=Path, help="or a chain, to be trained on each fold")
+    add("--pairs", type=Path, help="table of pairs; of --runs, their own")
+    add("--folds", type=int, default=5, help="of the products")
+    add("--folder", type=Path, default=Path("runs/text_ridge"), help="of the folds")
     options = parser.parse_args()
     report("text_ridge", *rows_of(judged_parts(options)), options)
 

@@ -172,7 +172,7 @@ class Trainer:
         return 3 * int(counter.get_total_flops())
 
 
-def fastest_product(device: torch.device, half: bool) -> float:
+def fastest_product(device: torch.device, half: bool, repeats: int) -> float:
     """FLOP/s of one large product of matrices: what can be had at all."""
     side = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if half else torch.float32
@@ -184,7 +184,7 @@ def fastest_product(device: torch.device, half: bool) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    (seconds,) = alternating_medians([products], 5)
+    (seconds,) = alternating_medians([products], repeats)
     return 2 * side**3 * (10 if device.type == "cuda" else 1) / seconds
 
 
@@ -280,7 +280,8 @@ def _rows(
     model, decode, whole = rates
     half, on_gpu = options.precision == "bf16", trainer.device.type == "cuda"
     of_photo = trainer.flops / case.batch
-    measured, nominal = fastest_product(trainer.device, half), nominal_peak(trainer.device, half)
+    measured = fastest_product(trainer.device, half, options.repeats)
+    nominal = nominal_peak(trainer.device, half)
     peak = nominal or measured
     source = "data sheet" if nominal else "large product, measured"
     # Workers decode on cores of their own beside a GPU; on a CPU both take turns.
@@ -321,14 +322,13 @@ def parsed_options() -> Namespace:
         UserError: for a device that is not there.
     """
     parser = arguments("Images/s, memory and share of the device's peak of training steps.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="trains on it")
-    parser.add_argument("--models", nargs="+", metavar="MODEL:PIXELS:BATCH", help="other models")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU")
-    parser.add_argument("--batches", type=int, default=0, help="timed, read from files; 0: chosen")
-    parser.add_argument("--workers", type=int, default=-1, help="that decode; -1: 8, or the cores")
-    parser.add_argument(
-        "--no-compile", dest="compile", action="store_false", help="leave out torch.compile"
-    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="trains on it")
+    add("--models", nargs="+", metavar="MODEL:PIXELS:BATCH", help="other models")
+    add("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU")
+    add("--batches", type=int, default=0, help="timed, read from files; 0: chosen")
+    add("--workers", type=int, default=-1, help="that decode; -1: 8, or the cores")
+    add("--no-compile", dest="compile", action="store_false", help="leave out torch.compile")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from benchmarks.harness import (
     text_table,
     with_section,
 )
+from tests.commands import inside
 from visual_search.common.errors import UserError
 
 ROWS = [
@@ -40,8 +41,6 @@ def test_a_ratio_above_1_is_always_ours_being_better() -> None:
 
 
 def test_a_bound_process_and_its_children_have_one_core(project: Path) -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("cores cannot be chosen here")
     code = (
         "import os, subprocess, sys, threading\n"
         "from benchmarks.harness import bind_to_cores\n"
@@ -119,34 +118,25 @@ def test_a_missing_peer_names_the_extra() -> None:
         peer_module("no_such_package.part")
 
 
-@pytest.mark.parametrize("name", ["losses", pytest.param("training", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["losses", "training"])
 def test_a_quick_run_prints_a_table_and_records_nothing(project: Path, name: str) -> None:
     if name == "losses":
         pytest.importorskip("pytorch_metric_learning")
+    import torch  # here, and not where the processes that measure memory load it too
+
+    main = importlib.import_module(f"benchmarks.{name}").main
     results = project / "benchmarks" / "RESULTS.md"
     before = results.read_bytes() if results.exists() else None
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--repeats", "1", "--threads", "1"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = inside(main, "--quick", "--repeats", 1, "--threads", torch.get_num_threads())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| case | ours | peer |")
     assert "roofline" in done.stdout
     assert before == (results.read_bytes() if results.exists() else None)
 
 
-def test_settings_that_cannot_be_are_told_in_a_sentence(project: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training", "--quick", "--models", "timm/resnet18"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+def test_settings_that_cannot_be_are_told_in_a_sentence() -> None:
+    from benchmarks.training import main
+
+    done = inside(main, "--quick", "--models", "timm/resnet18")
     assert done.returncode == 2
     assert "write <model>:<pixels>:<batch>" in done.stderr
