@@ -24,8 +24,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
@@ -45,13 +46,8 @@ _DECOMPRESSORS: dict[bytes, Callable[[Any], Any]] = {
 }
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_HEADER_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+_HEADER_TYPES = (b"x", b"g", b"X", b"L", b"K")
+"""Of pax, Solaris and GNU: what they hold is read into memory."""
 
 
 @dataclass
@@ -59,7 +55,6 @@ class Unpacked:
     """What came of an archive."""
 
     written: int = 0
-    """Files that were written."""
     kept: int = 0
     """Files that were there already, with the right size."""
 
@@ -71,15 +66,11 @@ class _Member:
     name: str
     size: int
     is_folder: bool
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
 
 
 def unpack(archive: Path, target: Path) -> Unpacked:
     """Unpack a zip or tar file, whatever its compression; its first bytes say what it is.
-
-    Args:
-        archive: the file.
-        target: the folder that gets its contents; made if it is missing.
 
     Raises:
         UserError: for what is no archive, is damaged, cut off, encrypted or unsafe, when there is
@@ -96,14 +87,7 @@ def unpack(archive: Path, target: Path) -> Unpacked:
 
 
 def unpack_stream(stream: io.BufferedReader[Any], name: str, target: Path, size: int) -> Unpacked:
-    """Unpack an archive from the start of a stream that can seek; see :func:`unpack`.
-
-    Args:
-        stream: of the archive.
-        name: of the archive, for messages.
-        target: the folder that gets the contents.
-        size: bytes of the stream.
-    """
+    """Unpack an archive of `size` bytes from a stream that can seek; `name` is for messages."""
     members = _zip_members if stream.peek(4)[:4] in _ZIP else _tar_members
     bar = progress_bar(f"unpacking {name}", "B", total=size, unit_scale=True)
     with _alone(target), _damage_named(name), bar:
@@ -150,12 +134,8 @@ def _tar_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]
                 link = member.issym() or member.islnk()
                 kind = "sparse file" if member.issparse() else "link" if link else "device"
                 raise UserError(f"{name} holds a {kind}, {member.name!r}: nothing more is unpacked")
-            yield _Member(
-                member.name,
-                member.size if member.isreg() else 0,
-                member.isdir(),
-                lambda member=member: tar.extractfile(member),  # type: ignore[misc]
-            )
+            size = member.size if member.isreg() else 0
+            yield _Member(member.name, size, member.isdir(), partial(tar.extractfile, member))
             tar.members = []  # members already seen would be kept, half a kilobyte each
     while content.read(COPIED_AT_ONCE):  # so that a checksum behind the end is looked at
         pass
@@ -191,12 +171,7 @@ def _zip_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]
                 raise UserError(
                     f"{name} is encrypted: unpack it with its password and give the folder instead"
                 )
-            yield _Member(
-                path,
-                member.file_size,
-                member.is_dir(),
-                lambda member=member: archive.open(member),  # type: ignore[misc]
-            )
+            yield _Member(path, member.file_size, member.is_dir(), partial(archive.open, member))
 
 
 class _Damaged(Exception):
@@ -242,11 +217,7 @@ class _Writer:
         return path.is_file() and not path.is_symlink() and path.stat().st_size == member.size
 
     def check_room(self, needed: int) -> None:
-        """Refuse to begin what cannot fit.
-
-        Raises:
-            UserError: with the bytes that are needed and those that are free.
-        """
+        """Refuse to begin what cannot fit: a UserError with the bytes needed and those free."""
         free = shutil.disk_usage(self.target).free
         if free < needed:
             raise UserError(
@@ -256,11 +227,7 @@ class _Writer:
             )
 
     def write(self, member: _Member) -> None:
-        """Write a member, unless it is there.
-
-        Raises:
-            UserError: for a path that leads out of the target, or no room for the file.
-        """
+        """Write a member, unless it is there; a UserError for a way out, or no room."""
         path = self._path(member.name)
         self._make(path if member.is_folder else path.parent)
         if member.is_folder:

@@ -28,11 +28,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "folds.csv, Amazon pairs (image_path,label), gallery.csv or queries.csv. Columns, types, "
         "boxes within the images, and whether the images exist.",
     )
-    parser.add_argument("table", type=Path, help="the csv file")
-    parser.add_argument(
-        "--root", type=Path, help="folder that its paths are relative to (default: the table's)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("table", type=Path, help="the csv file")
+    add("--root", type=Path, help="folder that its paths are relative to (default: the table's)")
+    add(
         "--files",
         choices=FILES,
         default="sample",
@@ -63,11 +62,9 @@ class Checked(NamedTuple):
 
 
 def check(file: Path, root: Path | None = None, files: str = "sample") -> Checked:
-    """Everything that is wrong in a table.
+    """Everything that is wrong in a table; its paths are relative to `root`, or its own folder.
 
     Args:
-        file: the csv file.
-        root: folder that its paths are relative to; None is the file's own.
         files: one of `FILES`: which images are looked at.
 
     Raises:
@@ -77,11 +74,9 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
 
     table = read_table(file, [])
     column = _path_column(file, table)
-    looked_at = {
-        "all": table,
-        "sample": table[:: max(len(table) // SAMPLE, 1)],
-        "none": table[:0],
-    }[files]
+    looked_at = {"all": table, "sample": table[:: max(len(table) // SAMPLE, 1)], "none": table[:0]}[
+        files
+    ]
     looked_at = looked_at[looked_at[column].str.strip() != ""]
     found = [*_cell_problems(table), *_row_problems(table, column)]
     found += _file_problems(looked_at, column, root or file.parent, sizes=files == "all")

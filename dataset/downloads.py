@@ -160,12 +160,9 @@ class Downloader:
         return Download(url, None if problem else found.data, problem)
 
     async def fetch(self, url: str) -> Download:
-        """One file. Errors that may pass are tried again, with growing pauses.
+        """One http or https file. Errors that may pass are tried again, with growing pauses.
 
         Whatever goes wrong is the URL's own reason: nothing that a server says ends the job.
-
-        Args:
-            url: http or https.
         """
         wait = BACKOFF
         for attempt in range(1, self.config.attempts + 1):
@@ -300,13 +297,10 @@ _AMAZON = re.compile(
 
 
 def sized_image(url: str, side: int) -> str:
-    """The address of the same image, scaled by Amazon's server.
+    """The address of the same image, its longest side scaled to so many pixels by Amazon's server.
 
-    Two addresses of one image in different sizes give the same text.
-
-    Args:
-        url: an address; one that is not of Amazon's form is returned as it is.
-        side: of the longest side, pixels; 0 asks for the image as it was uploaded.
+    Two addresses of one image give the same text; another form than Amazon's is returned as it is,
+    and 0 asks for the image as it was uploaded.
     """
     found = _AMAZON.match(url)
     if not found:
@@ -315,12 +309,7 @@ def sized_image(url: str, side: int) -> str:
 
 
 def image_problem(data: bytes, *, whole: bool = False) -> str | None:
-    """What is wrong with the bytes of an image, None for nothing.
-
-    Args:
-        data: the whole file.
-        whole: decode all of it, which finds a cut file; else only its beginning is read.
-    """
+    """What is wrong with the bytes of an image, None for nothing; `whole` decodes it to its end."""
     try:
         width, height = open_image(data).size
         if whole:

@@ -28,10 +28,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "to its name. The universal-embedding recipe: --dataset_info product10k.csv "
         "landmarks.csv inshop.csv --threshold 15 150 20 --max_per_class 20.",
     )
-    parser.add_argument(
-        "--dataset_info", type=Path, nargs="+", required=True, help="one table or several"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--dataset_info", type=Path, nargs="+", required=True, help="one table or several")
+    add(
         "--threshold",
         type=whole_number(0),
         nargs="+",
@@ -39,10 +38,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="a class needs more training images than this: one number, or one for each table "
         "(default: 0)",
     )
-    parser.add_argument(
-        "--max_per_class", type=whole_number(0), default=20, help="images, 0 for all (default: 20)"
-    )
-    parser.add_argument(
+    add("--max_per_class", type=whole_number(0), default=20, help="images, 0 for all (default: 20)")
+    add(
         "--max_classes",
         type=whole_number(0),
         default=0,
@@ -59,20 +56,15 @@ def downsample(
     max_classes: int = 0,
     random_seed: int = 28,
 ) -> dict[Path, pd.DataFrame]:
-    """Write a smaller table beside each of `files`.
+    """Write a smaller table beside each of `files`; the tables written, by file.
 
     Rows that do not train (`is_test`, `evaluation_status`, fold -2) are kept as they are. The same
     label in two tables is two classes.
 
     Args:
-        files: `dataset_info.csv` tables.
         thresholds: one for all of them, or one for each.
         max_per_class: training images of a class, drawn at random; 0 keeps all.
         max_classes: classes in all, drawn at random, all alike; 0 keeps all.
-        random_seed: of the draws.
-
-    Returns:
-        The tables written, by file.
 
     Raises:
         UserError: naming file and line for bad input; for another number of thresholds than of
@@ -81,7 +73,7 @@ def downsample(
     import numpy as np
     import pandas as pd
 
-    from visual_search.common.files import written_atomically
+    from visual_search.common.files import write_csv
     from visual_search.data.class_choice import drawn_classes
     from visual_search.data.tables import read_common_table, training_rows
 
@@ -95,14 +87,9 @@ def downsample(
     thresholds = list(thresholds) * (len(files) if len(thresholds) == 1 else 1)
     tables = [read_common_table(file) for file in files]
     trains = [training_rows(table, file) for table, file in zip(tables, files, strict=True)]
-    classes = [
-        pd.factorize(table["label"][rows], sort=True)[0]
-        for table, rows in zip(tables, trains, strict=True)
-    ]
-    kept = [
-        _frequent(numbers, threshold, file)
-        for numbers, threshold, file in zip(classes, thresholds, files, strict=True)
-    ]
+    labels = (table["label"][rows] for table, rows in zip(tables, trains, strict=True))
+    classes = [pd.factorize(label, sort=True)[0] for label in labels]
+    kept = list(map(_frequent, classes, thresholds, files))
     drawn = drawn_classes(np.concatenate(kept), max_classes, random_seed)
     kept = np.split(drawn, np.cumsum([len(part) for part in kept])[:-1])
     written = {}
@@ -112,8 +99,7 @@ def downsample(
         stays = ~rows
         stays[rows] = _images(numbers, chosen, max_per_class, random_seed)
         path = file.with_name(f"{file.stem}_downsampled.csv")
-        with written_atomically(path) as temporary:
-            table[stays].to_csv(temporary, index=False)
+        write_csv(path, table[stays])
         written[path] = table[stays]
     return written
 
@@ -142,13 +128,11 @@ def _images(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int
 def main() -> None:
     """Write the smaller tables and say what is in them."""
     arguments = parse_arguments()
-    written = downsample(
-        arguments.dataset_info,
-        arguments.threshold,
-        arguments.max_per_class,
-        arguments.max_classes,
-        arguments.random_seed,
+    files, thresholds, *limits = (
+        getattr(arguments, name)
+        for name in ("dataset_info", "threshold", "max_per_class", "max_classes", "random_seed")
     )
+    written = downsample(files, thresholds, *limits)
     for path, table in written.items():
         print(f"{path}: {len(table)} images of {table['label'].nunique()} classes")
     print("next: name these tables in dataset.tables of a training config")

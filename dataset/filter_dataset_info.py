@@ -30,24 +30,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "train are ever left out. Of near-duplicates the largest image stays, of equally large "
         "ones the first; every image left out has a kept one within the threshold.",
     )
-    parser.add_argument("--dataset_info", type=Path, required=True, help="the table to clean")
-    parser.add_argument(
-        "--dedup", action="store_true", help="leave out near-duplicates within a class"
-    )
+    add = parser.add_argument
+    add("--dataset_info", type=Path, required=True, help="the table to clean")
+    add("--dedup", action="store_true", help="leave out near-duplicates within a class")
     add_threshold(parser, "the hashes of near-duplicates differ")
-    parser.add_argument(
+    add(
         "--across-classes",
         action="store_true",
         help="an image of one class can be a duplicate of one of another",
     )
     for option, words in (("--min_size", "below"), ("--max_size", "above")):
-        parser.add_argument(
+        add(
             option,
             type=whole_number(0),
             default=0,
             help=f"leave out images with a side {words}, in pixels (default: 0, none)",
         )
-    parser.add_argument(
+    add(
         "--contact-sheet",
         action="store_true",
         help="draw the groups as <name>_duplicates.jpg, the least similar first",
@@ -64,18 +63,13 @@ def filter_table(
     min_size: int = 0,
     max_size: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows to keep, as text and in their order, and a report of what is left out.
+    """The rows to keep, as text and in their order, and `REPORT_COLUMNS` of those left out.
 
     Args:
-        file: the table, with the columns of `dataset_info.csv`.
-        dedup: leave out near-duplicates by :func:`visual_search.data.duplicates.find_removals`.
-        threshold: most bits in which they differ, 0..64.
+        threshold: most bits in which near-duplicates differ, 0..64.
         across_classes: compare all images, not those of a class with each other.
         min_size: of the shorter side, pixels; 0 is no limit.
-        max_size: of the longer side, pixels; 0 is no limit.
-
-    Returns:
-        The rows of the table, and `REPORT_COLUMNS` of the others.
+        max_size: of the longer side, likewise.
 
     Raises:
         UserError: naming file, column and line of what is wrong in the table.
@@ -176,27 +170,20 @@ def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, in
 
 def main() -> None:
     """Write the tables and say what was left out."""
-    arguments = parse_arguments()
-    file: Path = arguments.dataset_info
-    table, removed = filter_table(
-        file,
-        dedup=arguments.dedup,
-        threshold=arguments.threshold,
-        across_classes=arguments.across_classes,
-        min_size=arguments.min_size,
-        max_size=arguments.max_size,
-    )
-    from visual_search.common.files import written_atomically
+    arguments = vars(parse_arguments())
+    file: Path = arguments.pop("dataset_info")
+    sheet = arguments.pop("contact_sheet")
+    table, removed = filter_table(file, **arguments)
+    from visual_search.common.files import write_csv
 
     filtered = file.with_name(f"{file.stem}_filtered.csv")
     report = file.with_name(f"{file.stem}_removed.csv")
     for path, rows in ((filtered, table), (report, removed)):
-        with written_atomically(path) as temporary:
-            rows.to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(path, rows)
     print(f"{filtered}: {len(table)} rows stay; {report}: {len(removed)} left out")
     for reason, count in removed["reason"].value_counts().head(10).items():
         print(f"  {count} {reason}")
-    if arguments.contact_sheet:
+    if sheet:
         target = file.with_name(f"{file.stem}_duplicates.jpg")
         drawn, groups = draw_groups(file, removed, target)
         print(f"{target}: {drawn} of {groups} groups drawn" if groups else "no group to draw")

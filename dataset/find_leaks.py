@@ -1,4 +1,4 @@
-"""Find photos that training and evaluation share; a score on such photos proves nothing.
+"""Find images that training and evaluation share; a score on such images proves nothing.
 
 Run from the repository root: python dataset/find_leaks.py --help
 """
@@ -25,44 +25,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="find_leaks.py",
-        description="Look for near-duplicates between training and evaluation photos, by "
+        description="Look for near-duplicates between training and evaluation images, by "
         "perceptual hash, confirmed by embedding. Writes leaks.csv and, where there are any, the "
         "contact sheet leaks.jpg; the record beside each training table keeps training from "
         "warning. Tables: dataset_info.csv, folds.csv, Amazon pairs, the challenge's gallery.csv "
         "and queries.csv, Product10K's lists. Of a table with rows of both kinds, --train takes "
         "those that train and --test the others.",
     )
-    parser.add_argument("--train", type=Path, nargs="+", required=True, help="training tables")
-    parser.add_argument("--test", type=Path, nargs="+", required=True, help="evaluation tables")
-    parser.add_argument("--train_root", type=Path, help="folder of --train's paths (its own)")
-    parser.add_argument("--test_root", type=Path, help="folder of --test's paths (its own)")
-    parser.add_argument(
-        "--fold", type=int, default=-1, help="of a folds.csv, the fold that is held out"
-    )
-    parser.add_argument(
-        "--test_fold", type=int, help="the same of --test's tables, where it is another (--fold)"
-    )
+    add = parser.add_argument
+    add("--train", type=Path, nargs="+", required=True, help="training tables")
+    add("--test", type=Path, nargs="+", required=True, help="evaluation tables")
+    add("--train_root", type=Path, help="folder of --train's paths (its own)")
+    add("--test_root", type=Path, help="folder of --test's paths (its own)")
+    add("--fold", type=int, default=-1, help="of a folds.csv, the fold that is held out")
+    add("--test_fold", type=int, help="the same of --test's tables, where it is another (--fold)")
     add_threshold(parser, "the hashes differ")
-    parser.add_argument(
+    add(
         "--embeddings",
         type=Path,
         metavar="RUN_OR_EXPORT",
         help="model that compares the pairs found: a run, a checkpoint, or an export",
     )
-    parser.add_argument(
+    add(
         "--cosine",
         type=float,
         default=0.9,
         help="of the two embeddings, from which on a pair is confirmed (default: 0.9)",
     )
-    parser.add_argument(
-        "--save_path", type=Path, help="folder of leaks.csv (default: that of the first --train)"
-    )
+    add("--save_path", type=Path, help="folder of leaks.csv (default: that of the first --train)")
     return parser.parse_args(arguments)
 
 
 def cosines_by(model: Path) -> Cosines:
-    """Compare whole photos by the embeddings of a model; each photo is embedded once."""
+    """Compare whole images by the embeddings of a model; each image is embedded once."""
     from visual_search.data.images import ImageItem
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
@@ -78,7 +73,7 @@ def cosines_by(model: Path) -> Cosines:
         place = {path: i for i, path in enumerate(dict.fromkeys([*first, *second]))}
         items = [ImageItem(path) for path in place]
         size = found.architecture.input_size
-        matrix = embed_images(embedder, items, size, device=device, label="photos of pairs").matrix
+        matrix = embed_images(embedder, items, size, device=device, label="images of pairs").matrix
         left, right = ([place[path] for path in side] for side in (first, second))
         return (matrix[left] * matrix[right]).sum(dim=1).numpy()
 
@@ -86,7 +81,7 @@ def cosines_by(model: Path) -> Cosines:
 
 
 def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
-    """Each evaluation photo beside the training photos it equals; returns the rows drawn."""
+    """Each evaluation image beside the training images it equals; returns the rows drawn."""
     from visual_search.data.contact_sheet import Cell, write_contact_sheets
 
     rows: dict[str, list[Cell]] = defaultdict(list)
@@ -106,8 +101,8 @@ def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
 def main() -> None:
     """Compare each training table with each evaluation table, and keep the record."""
     arguments = parse_arguments()
-    from visual_search.common.files import written_atomically
-    from visual_search.data.leaks import Side, find_leaks, leak_table, list_photos, record
+    from visual_search.common.files import write_csv
+    from visual_search.data.leaks import Side, find_leaks, leak_table, list_images, record
 
     for option in ("train", "test"):
         files = [file.resolve() for file in getattr(arguments, option)]
@@ -115,30 +110,30 @@ def main() -> None:
             raise UserError(f"--{option} names a table twice")
     cosines = cosines_by(arguments.embeddings) if arguments.embeddings else None
     fold = arguments.fold if arguments.test_fold is None else arguments.test_fold
-    tests = {file: list_photos(file, arguments.test_root, False, fold) for file in arguments.test}
+    tests = {file: list_images(file, arguments.test_root, False, fold) for file in arguments.test}
     found: list[Leak] = []
     for file in arguments.train:
-        train = list_photos(file, arguments.train_root, True, arguments.fold)
+        train = list_images(file, arguments.train_root, True, arguments.fold)
         for other, test in tests.items():
             if file.samefile(other) and train.paths == test.paths:
                 raise UserError(
-                    f"{file} is named on both sides and holds out no row, so that every photo "
+                    f"{file} is named on both sides and holds out no row, so that every image "
                     "would equal itself: name the fold that is held out with --fold"
                 )
             leaks = find_leaks(train, test, arguments.threshold, cosines, arguments.cosine)
-            photos = len({leak.test_photo for leak in leaks if leak.confirmed is not False})
+            images = len({leak.test_photo for leak in leaks if leak.confirmed is not False})
             print(
-                f"{file} and {other}: {photos} of {len(test.paths)} evaluation photos are "
+                f"{file} and {other}: {images} of {len(test.paths)} evaluation images are "
                 f"{'near-duplicates' if cosines is None else 'confirmed near-duplicates'} of "
-                f"training photos ({len(leaks)} pairs within {arguments.threshold} bits)"
+                f"training images ({len(leaks)} pairs within {arguments.threshold} bits)"
             )
             unreadable = train.unreadable + test.unreadable
             if unreadable:
-                print(f"  {unreadable} photos cannot be read and were not compared")
+                print(f"  {unreadable} images cannot be read and were not compared")
             facts = {
                 "threshold": arguments.threshold,
                 "pairs": len(leaks),
-                "evaluation_photos": photos,
+                "evaluation_photos": images,
                 "cosine": arguments.cosine if cosines else None,
                 "unreadable": unreadable,
             }
@@ -149,12 +144,11 @@ def main() -> None:
             )
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
-    with written_atomically(folder / "leaks.csv") as temporary:
-        leak_table(found).to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(folder / "leaks.csv", leak_table(found))
     drawn = draw_leaks(found, folder / "leaks.jpg")
     if drawn:
         print(
-            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} photos drawn); next: "
+            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} images drawn); next: "
             + _advice([leak.confirmed for leak in found])
         )
     else:
@@ -163,7 +157,7 @@ def main() -> None:
 
 def _advice(confirmed: Sequence[bool | None]) -> str:
     if any(confirmed):
-        return "leave the training photos of confirmed pairs out of the training table"
+        return "leave the training images of confirmed pairs out of the training table"
     if None in confirmed:
         return (
             "look at the picture, for goods on white look alike to a hash (--embeddings "

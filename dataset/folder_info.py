@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -14,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
 from visual_search.data.dataset_info import (
-    BROKEN_PHOTOS,
+    BROKEN_IMAGES,
     DATASET_INFO,
-    BrokenPhotos,
     InfoRow,
     read_each,
+    write_broken,
     write_dataset_info,
+    write_list,
 )
 from visual_search.data.image_files import (
     FORMATS,
@@ -78,13 +77,12 @@ class Entry(NamedTuple):
 def describe_folder(
     folder: Path, target: Path, *, hashes: bool = False, min_images: int = 1, workers: int = 0
 ) -> FolderInfo:
-    """Write `dataset_info.csv`, `broken_photos.csv` and `duplicate_files.csv`.
+    """Write `dataset_info.csv`, `broken_photos.csv` and `duplicate_files.csv` of class folders.
 
-    The order is that of the names, so the same folder gives the same tables.
+    Class folders lie at any depth: an image's label is the path of its folder. The order is that of
+    the names, so the same folder gives the same tables.
 
     Args:
-        folder: holds a folder for each class, at any depth; an image's label is the path of its
-            folder.
         target: where the tables go; their paths are relative to it.
         hashes: add the perceptual hash, see `visual_search.data.duplicates`.
         min_images: classes with fewer readable images are left out.
@@ -114,12 +112,13 @@ def describe_folder(
         if not e.reason and e.label in kept
     )
     info.images = write_dataset_info(info.table, rows, ["hash"] if hashes else [])
-    broken = BrokenPhotos()
-    for entry in entries:
-        if entry.reason:
-            broken.add(entry.name.encode("utf-8", "backslashreplace").decode(), entry.reason)
+    broken = [
+        (entry.name.encode("utf-8", "backslashreplace").decode(), entry.reason)
+        for entry in entries
+        if entry.reason
+    ]
     info.broken = len(broken)
-    broken.write(target / BROKEN_PHOTOS)
+    write_broken(target / BROKEN_IMAGES, broken)
     info.duplicates = _list_duplicates(entries, target)
     journal.unlink()
     return info
@@ -128,15 +127,10 @@ def describe_folder(
 def _read_images(
     found: list[Entry], target: Path, journal: Path, settings: str, hashes: bool, workers: int
 ) -> list[Entry]:
-    """Find out what is not in the journal yet about the images, and write it down there.
+    """Find out what a killed run's journal does not know yet about the images, and write it there.
 
     Args:
-        found: the images, in their order.
-        target: what their names are relative to.
-        journal: of a killed run, or a new one.
-        settings: what decides over the entries: a journal with others is begun anew.
-        hashes: also the perceptual hash.
-        workers: threads; 0 is by the cores.
+        journal with other `settings` is begun anew.
     """
     known = _read_journal(journal, settings)
 
@@ -147,10 +141,8 @@ def _read_images(
     workers = workers or (available_cores() if hashes else 0)
     new = read_each((target / e.name for e in found if not is_known(e)), read, workers)
     entries = []
-    with (
-        journal.open("a", encoding="utf-8") as handle,
-        progress_bar("images", "img", iterable=found) as bar,
-    ):
+    bar = progress_bar("images", "img", iterable=found)
+    with journal.open("a", encoding="utf-8") as handle, bar:
         for entry in bar:
             if is_known(entry):
                 entries.append(known[entry.name])
@@ -190,7 +182,7 @@ def _scan(folder: Path, target: Path, info: FolderInfo) -> Iterator[Entry]:
         label = os.path.relpath(place, folder)
         for name in sorted(names):
             path = Path(place, name)
-            if name.startswith(".") or name in (DATASET_INFO, BROKEN_PHOTOS, DUPLICATE_FILES):
+            if name.startswith(".") or name in (DATASET_INFO, BROKEN_IMAGES, DUPLICATE_FILES):
                 continue
             if not is_image(path):
                 info.others[path.suffix.lower() or "without an ending"] += 1
@@ -211,10 +203,7 @@ def _refuse(error: OSError) -> None:
 def _is_below(top: Path, place: Path, name: str) -> bool:
     """Whether to go into a folder: not into hidden ones, nor by a link into one we came from.
 
-    Args:
-        top: where the walk began.
-        place: where it is; the way there may itself lead over links.
-        name: of a folder there.
+    The way from `top`, where the walk began, to `place` may itself lead over links.
     """
     if name.startswith("."):
         return False
@@ -222,8 +211,7 @@ def _is_below(top: Path, place: Path, name: str) -> bool:
     if not path.is_symlink():
         return True
     target, way = path.resolve(), [place, *place.parents]
-    real = [step.resolve() for step in way[: way.index(top) + 1]]
-    return not any(target in (step / "_").parents for step in real)
+    return not any(step.resolve().is_relative_to(target) for step in way[: way.index(top) + 1])
 
 
 def _sizes(path: Path) -> dict[str, Any]:
@@ -272,13 +260,5 @@ def _list_duplicates(entries: list[Entry], target: Path) -> int:
             original = first.setdefault(digest, entry.name)
             if original != entry.name:
                 pairs.append((entry.name, original))
-    file = target / DUPLICATE_FILES
-    file.unlink(missing_ok=True)
-    if pairs:
-        with (
-            written_atomically(file) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as handle,
-        ):
-            rows = [("file_name", "duplicate_of"), *pairs]
-            csv.writer(handle, lineterminator="\n").writerows(rows)
+    write_list(target / DUPLICATE_FILES, ("file_name", "duplicate_of"), pairs)
     return len(pairs)

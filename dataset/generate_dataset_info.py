@@ -21,28 +21,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "broken_photos.csv instead, files with the same bytes are listed in duplicate_files.csv. "
         "When it was killed, the same command goes on where it was.",
     )
-    parser.add_argument(
-        "--dataset_path", type=Path, required=True, help="folder of the class folders"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--dataset_path", type=Path, required=True, help="folder of the class folders")
+    add(
         "--save_path",
         type=Path,
         help="folder of the tables; paths in them are relative to it (default: the dataset_path)",
     )
-    parser.add_argument(
+    add(
         "--hashes",
         action="store_true",
         help="add each image's perceptual hash, which finds near-duplicates; reads every pixel",
     )
-    parser.add_argument(
+    add(
         "--min_images",
         type=whole_number(1),
         default=1,
         help="leave out classes with fewer readable images (default: 1)",
     )
-    parser.add_argument(
-        "--workers", type=whole_number(0), default=0, help="threads (default: by the cores)"
-    )
+    add("--workers", type=whole_number(0), default=0, help="threads (default: by the cores)")
     return parser.parse_args(arguments)
 
 
@@ -51,19 +48,15 @@ def main() -> None:
     arguments = parse_arguments()
     from dataset.folder_info import describe_folder
 
-    done = describe_folder(
-        arguments.dataset_path,
-        arguments.save_path or arguments.dataset_path,
-        hashes=arguments.hashes,
-        min_images=arguments.min_images,
-        workers=arguments.workers,
-    )
+    given = {name: getattr(arguments, name) for name in ("hashes", "min_images", "workers")}
+    folder = arguments.dataset_path
+    done = describe_folder(folder, arguments.save_path or folder, **given)
     print(f"{done.table}: {done.images} images of {done.classes} classes")
     for count, what in (
         (done.broken, "broken images, listed in broken_photos.csv"),
         (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),
         (done.small_classes, f"classes with fewer than {arguments.min_images} images, left out"),
-        (done.outside, f"images right in {arguments.dataset_path}, outside any class, left out"),
+        (done.outside, f"images right in {folder}, outside any class, left out"),
     ):
         if count:
             print(f"{count} {what}")

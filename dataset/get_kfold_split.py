@@ -28,11 +28,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "get_train_test_split.py does.",
     )
     get_train_test_split.add_common_options(parser)
-    parser.add_argument("--k", type=whole_number(2), default=5, help="number of folds (default: 5)")
-    parser.add_argument(
-        "--save_name", default="folds", help="of the files, in front of .csv (default: folds)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--k", type=whole_number(2), default=5, help="number of folds (default: 5)")
+    add("--save_name", default="folds", help="of the files, in front of .csv (default: folds)")
+    add(
         "--whole_classes",
         action="store_true",
         help="keep a class in one fold, so that what is held out is of classes never seen",
@@ -48,31 +47,23 @@ def write_folds(
     save_name: str = "folds",
     whole_classes: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """Write the three tables beside `file`; all rows of an image are in one fold.
+    """Write the three tables beside `file`, and return them by name; an image's rows share a fold.
 
     Rows of a test split that the table already has (`is_test`, `evaluation_status`, fold -2) get
-    fold -2, rows that a column `fold` puts at -1 keep it, and the others are spread.
+    fold -2, rows that a column `fold` puts at -1 keep it, and the others are spread into `k` folds.
 
     Args:
-        file: a `dataset_info.csv`.
-        k: number of folds.
-        random_seed: of the shuffling.
-        save_name: of the files: `<save_name>.csv`, `<save_name>_train_only.csv` and
-            `<save_name>_test_only.csv`.
         whole_classes: keep a class in one fold instead of spreading its images over all.
 
-    Returns:
-        The tables by file name, the folds first.
-
     Raises:
-        UserError: naming file and lines for bad input, such as one image of two classes; when
-            there are fewer images (or classes) than folds.
+        UserError: naming file and lines for bad input, such as one image of two classes; when there
+            are fewer images (or classes) than folds.
     """
     import numpy as np
     import pandas as pd
 
     from dataset.splits import class_folds, image_numbers, stratified_folds
-    from visual_search.common.files import written_atomically
+    from visual_search.common.files import write_csv
     from visual_search.data.schema import ALWAYS_TEST, ALWAYS_TRAIN
     from visual_search.data.tables import read_common_table, training_rows
 
@@ -96,8 +87,7 @@ def write_folds(
         f"{save_name}_test_only.csv": _for_one_thing(table, ALWAYS_TEST),
     }
     for name, part in tables.items():
-        with written_atomically(file.parent / name) as temporary:
-            part.to_csv(temporary, index=False)
+        write_csv(file.parent / name, part)
     return tables
 
 

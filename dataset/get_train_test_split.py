@@ -46,14 +46,10 @@ class SplitRule:
 
 
 def add_split_options(parser: argparse.ArgumentParser, default_type: str | None) -> None:
-    """The options of a split by classes, but for `--random_seed`.
-
-    Args:
-        parser: gets the options.
-        default_type: of `--split_type`; None: there is no such split unless it is asked for.
-    """
+    """The options of a split by classes; without a default type there is none unless asked for."""
     rule = SplitRule()
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--split_type",
         choices=("minmax", "freq"),
         default=default_type,
@@ -70,8 +66,8 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         default = getattr(rule, name)
         text += " (default: %(default)s)"
         kind = float if name == "test_ratio" else whole_number(0)
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-    parser.add_argument(
+        add(f"--{name}", type=kind, default=default, help=text)
+    add(
         "--resplit",
         action="store_true",
         help="split the images of a test split that the table already has too; else they stay out",
@@ -99,16 +95,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict[str, int]:
-    """Write the two tables and the two lists of classes beside `file`.
+    """Write the two tables and the two lists of classes beside `file`; rows of each, by file name.
 
     Args:
-        file: a `dataset_info.csv`.
-        rule: which classes test.
-        resplit: whether images that are test images already (`is_test`, `evaluation_status`,
-            fold -2) are split like the others; else they are in neither table.
-
-    Returns:
-        Rows of each table, by file name.
+        resplit: whether images that are test images already (`is_test`, `evaluation_status`, fold
+            -2) are split like the others; else they are in neither table.
 
     Raises:
         UserError: naming file and lines for bad input, such as one image of two classes; when no
@@ -118,7 +109,7 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
     import pandas as pd
 
     from dataset.splits import image_numbers
-    from visual_search.common.files import written_atomically
+    from visual_search.common.files import write_csv
     from visual_search.data.tables import read_common_table, training_rows
 
     table = read_common_table(file)
@@ -146,8 +137,7 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
         TEST_CLASSES: frequencies[tests],
     }
     for name, part in tables.items():
-        with written_atomically(file.parent / name) as temporary:
-            part.to_csv(temporary, index=False)
+        write_csv(file.parent / name, part)
     return {name: len(part) for name, part in tables.items()}
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from visual_search.common.errors import UserError
 from visual_search.common.ranges import Range
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 
 def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -23,6 +28,19 @@ def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def parsed(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
+    """The command line with its YAML, less `config`; what is wrong with it is a UserError."""
+    import jsonargparse
+
+    try:
+        arguments = parser.parse_args()
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    values: dict[str, Any] = parser.instantiate(arguments).as_dict()
+    values.pop("config", None)
+    return values
 
 
 def add_random_seed(parser: argparse.ArgumentParser) -> None:

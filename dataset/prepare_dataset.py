@@ -21,7 +21,7 @@ from visual_search.common.files import write_json
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files
-    from visual_search.data.dataset_info import BrokenPhotos, InfoRow
+    from visual_search.data.dataset_info import Broken, InfoRow
 
 DOWNLOADS = "downloads"
 
@@ -31,14 +31,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prepare_dataset.py",
         description="Write dataset_info.csv of a public data set. Its archives are unpacked into "
-        "the output folder, a folder is left as it is and its photos are not copied. Without "
+        "the output folder, a folder is left as it is and its images are not copied. Without "
         "--source, what has a stable public address is downloaded; a run that was stopped goes on.",
     )
-    parser.add_argument("--dataset", required=True, choices=NAMES, help="which data set")
-    parser.add_argument(
-        "--save_path", required=True, type=Path, help="folder of the table and of what is unpacked"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--dataset", required=True, choices=NAMES, help="which data set")
+    add("--save_path", required=True, type=Path, help="folder of the table and of what is unpacked")
+    add(
         "--source",
         type=Path,
         nargs="+",
@@ -46,18 +45,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="what you downloaded: archives (zip, tar, tar.gz …), or folders of them or of the "
         "unpacked data set",
     )
-    parser.add_argument(
-        "--part", default="", help="of met: queries of one list only, val or test (default: both)"
-    )
-    parser.add_argument(
+    add("--part", default="", help="of met: queries of one list only, val or test (default: both)")
+    add(
         "--verify",
         action="store_true",
-        help="decode every photo instead of reading its header: finds cut files, takes ten times "
+        help="decode every image instead of reading its header: finds cut files, takes ten times "
         "as long",
     )
-    parser.add_argument(
-        "--workers", type=whole_number(0), default=0, help="threads (default: four a core)"
-    )
+    add("--workers", type=whole_number(0), default=0, help="threads (default: four a core)")
     return parser.parse_args(arguments)
 
 
@@ -66,7 +61,7 @@ class Prepared:
     """What a table has."""
 
     table: Path
-    broken: BrokenPhotos
+    broken: Broken = field(default_factory=list)
     rows: Counter[str] = field(default_factory=Counter)
     """By `train`, `test`, `query` and `gallery`."""
     labels: set[str] = field(default_factory=set)
@@ -88,14 +83,13 @@ def prepare(
     verify: bool = False,
     workers: int = 0,
 ) -> Prepared:
-    """Write `dataset_info.csv`, and `broken_photos.csv` where some photos cannot be read.
+    """Write `dataset_info.csv`, and `broken_photos.csv` where some images cannot be read.
 
     Args:
-        name: one of `NAMES`.
-        save_path: folder of both; archives are unpacked into it.
-        sources: archives and folders; empty: the data set is downloaded.
+        sources: archives, unpacked into `save_path`, and folders; empty: the data set is
+            downloaded.
         part: one of the data set's parts, where it has some; empty is all of them.
-        verify: decode every photo, instead of reading its header only.
+        verify: decode every image, instead of reading its header only.
         workers: threads; 0 is four a core.
 
     Raises:
@@ -103,10 +97,10 @@ def prepare(
     """
     from visual_search.common.progress import progress_bar
     from visual_search.data.dataset_info import (
-        BROKEN_PHOTOS,
+        BROKEN_IMAGES,
         DATASET_INFO,
-        BrokenPhotos,
         with_sizes,
+        write_broken,
         write_dataset_info,
     )
     from visual_search.data.image_files import stored_size
@@ -121,17 +115,12 @@ def prepare(
         archives = _downloaded(wanted, save_path)
     files = _unpacked(wanted, folders, archives, save_path)
     files.part = part
-    prepared = Prepared(save_path / DATASET_INFO, BrokenPhotos())
-    with progress_bar(name, "photo", iterable=wanted.read(files)) as rows:
-        sized = with_sizes(
-            rows,
-            save_path,
-            prepared.broken,
-            read=decoded_size if verify else stored_size,
-            workers=workers,
-        )
+    prepared = Prepared(save_path / DATASET_INFO)
+    read = decoded_size if verify else stored_size
+    with progress_bar(name, "image", iterable=wanted.read(files)) as rows:
+        sized = with_sizes(rows, save_path, prepared.broken, read=read, workers=workers)
         write_dataset_info(prepared.table, prepared.count(sized), wanted.columns)
-    prepared.broken.write(save_path / BROKEN_PHOTOS)
+    write_broken(save_path / BROKEN_IMAGES, prepared.broken)
     return prepared
 
 
@@ -227,26 +216,20 @@ class _UnpackedArchives:
 def main() -> None:
     """Prepare the table, and say what it has and what comes next."""
     arguments = parse_arguments()
-    prepared = prepare(
-        arguments.dataset,
-        arguments.save_path,
-        arguments.source,
-        part=arguments.part,
-        verify=arguments.verify,
-        workers=arguments.workers,
-    )
+    given = {name: getattr(arguments, name) for name in ("part", "verify", "workers")}
+    prepared = prepare(arguments.dataset, arguments.save_path, arguments.source, **given)
     rows = ", ".join(f"{count} {status}" for status, count in prepared.rows.items())
     print(
-        f"{prepared.table}: {sum(prepared.rows.values())} photos ({rows}), "
+        f"{prepared.table}: {sum(prepared.rows.values())} images ({rows}), "
         f"{len(prepared.labels)} labels"
     )
     if prepared.broken:
-        from visual_search.data.dataset_info import BROKEN_PHOTOS
+        from visual_search.data.dataset_info import BROKEN_IMAGES
 
-        file, reason = prepared.broken.reasons[0]
+        file, reason = prepared.broken[0]
         print(
-            f"{len(prepared.broken)} photos are left out, for example {file} ({reason}): see "
-            f"{arguments.save_path / BROKEN_PHOTOS}"
+            f"{len(prepared.broken)} images are left out, for example {file} ({reason}): see "
+            f"{arguments.save_path / BROKEN_IMAGES}"
         )
     print(
         f"Train on it: name it in dataset.tables (dataset/README.md), or check it: "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHALLENGE_FILES = ("gallery.csv", "queries.csv")
 GROCERY_FILES = ("classes.csv", "train.txt", "val.txt")
+CLASS_ID, CLASS_NAME, ICON = "Class ID (int)", "Class Name (str)", "Iconic Image Path (str)"
 TRAINING_COLUMNS = ("file_name", "label", "bbox", "width", "height", "is_test")
 GROCERY_TABLE = "train_grocery_store.csv"
 PRODUCTS_TABLE = "train_products.csv"
@@ -40,7 +41,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         f"all products as {ALL}gallery.csv and {ALL}queries.csv, and {GROCERY_TASK}. No image "
         "is copied: paths are relative to the output folder.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--data",
         type=Path,
         default=Path(known) if known else None,
@@ -48,13 +50,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder with the challenge's development_test_data/, GroceryStoreDataset/, or both, "
         "found by their tables (default: $VPR_REAL_DATA)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("dataset/real"), help="folder of the tables"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the products' halves (default: 0)")
-    parser.add_argument(
-        "--swap", action="store_true", help="train on the half that is else judged, and vice versa"
-    )
+    add("--output", type=Path, default=Path("dataset/real"), help="folder of the tables")
+    add("--seed", type=int, default=0, help="of the products' halves (default: 0)")
+    add("--swap", action="store_true", help="train on the half that is else judged, and vice versa")
     return parser.parse_args(arguments)
 
 
@@ -71,10 +69,7 @@ def halves(products: Iterable[int], seed: int) -> tuple[set[int], set[int]]:
 def find_folder(data: Path, files: Sequence[str], output: Path | None = None) -> Path | None:
     """The folder at most two levels below `data` that has all of `files`; None: there is none.
 
-    Args:
-        data: where to look.
-        files: by which it is known.
-        output: a folder that is not meant, for it has tables of ours.
+    `output` is not meant, for it has tables of ours.
 
     Raises:
         UserError: when there are several.
@@ -95,22 +90,16 @@ def find_folder(data: Path, files: Sequence[str], output: Path | None = None) ->
 
 
 def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict[str, int]:
-    """Write the tables of what there is.
+    """Write the tables of the challenge's development set, of GroceryStoreDataset, or both.
 
-    Args:
-        data: folder of the challenge's development set, GroceryStoreDataset or both.
-        output: where the tables go; their paths are relative to it.
-        seed: of the products' halves, see :func:`halves`.
-        swap: train on the second half instead of the first.
-
-    Returns:
-        Rows of each table, by file name.
+    They are looked for below `data`; paths are relative to `output`. `swap` trains on the second of
+    the products' :func:`halves` instead of the first. Returns the rows of each table, by file name.
 
     Raises:
         UserError: when there is neither; for a missing file or column, an id that is no whole
             number, and a single product.
     """
-    from visual_search.common.files import written_atomically
+    from visual_search.common.files import write_csv
 
     challenge = find_folder(data, CHALLENGE_FILES, output)
     grocery = find_folder(data, GROCERY_FILES)
@@ -131,8 +120,7 @@ def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict
     if challenge:
         tables |= _challenge_split(challenge, output, seed, swap)
     for name, table in tables.items():
-        with written_atomically(output / name) as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(output / name, table)
     return {name: len(table) for name, table in tables.items()}
 
 
@@ -172,7 +160,33 @@ def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
     return sides
 
 
-def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
+def grocery_images(
+    folder: Path, columns: Sequence[str] = ()
+) -> Iterator[tuple[str, str, dict[Hashable, str]]]:
+    """Part (`train`, `val`), path below the folder, and row of classes.csv of each phone image.
+
+    Ids, names and `columns` are there.
+
+    Raises:
+        UserError: naming file, line or column of what is wrong.
+    """
+    from dataset.sources.base import split_lines
+    from visual_search.data.tables import read_table
+
+    classes = read_table(folder / "classes.csv", [CLASS_ID, CLASS_NAME, *columns])
+    by_id = {row[CLASS_ID]: row for row in classes.to_dict("records")}
+    for part in ("train", "val"):
+        for line in split_lines(folder / f"{part}.txt", 3, separator=","):
+            path, number, _ = (field.strip() for field in line.fields)
+            if number not in by_id:
+                raise UserError(
+                    f"{line.place}: {','.join(line.fields)!r} is not `path, class id, coarse "
+                    "class id` with a class of classes.csv"
+                )
+            yield part, path, by_id[number]
+
+
+def _grocery_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Path below the folder, label and box (empty) of each image; a catalogue's path has a `/`.
 
     The shop's catalogue image of a class is one more image of it: sellers' images beside phone
@@ -180,21 +194,10 @@ def _grocery_rows(folder: Path) -> Iterable[tuple[str, str, str]]:
     """
     from visual_search.data.tables import read_table
 
-    columns = ["Class Name (str)", "Class ID (int)", "Iconic Image Path (str)"]
-    classes = read_table(folder / "classes.csv", columns)
-    names = dict(zip(classes["Class ID (int)"], classes["Class Name (str)"], strict=True))
-    for part in ("train", "val"):
-        path = folder / f"{part}.txt"
-        for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            fields = [field.strip() for field in text.split(",")]
-            if len(fields) != 3 or fields[1] not in names:
-                raise UserError(
-                    f"{path} line {line}: {text!r} is not `path, class id, coarse class id` with "
-                    "a class of classes.csv"
-                )
-            yield fields[0], f"grocery_store/{names[fields[1]]}", ""
-    catalogue = zip(classes["Class Name (str)"], classes["Iconic Image Path (str)"], strict=True)
-    for name, image in catalogue:
+    for _, path, row in grocery_images(folder):
+        yield path, f"grocery_store/{row[CLASS_NAME]}", ""
+    classes = read_table(folder / "classes.csv", [CLASS_NAME, ICON])
+    for name, image in zip(classes[CLASS_NAME], classes[ICON], strict=True):
         yield f"/{image.lstrip('/')}", f"grocery_store/{name}", ""
 
 

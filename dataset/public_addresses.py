@@ -36,12 +36,9 @@ class AddressRefused(OSError):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, as text, is one of the public internet.
+    """Whether an IP address, as text, perhaps with a zone (`fe80::1%eth0`), is public.
 
     An IPv6 address that carries an IPv4 address (mapped, 6to4, Teredo, NAT64) is as public as that.
-
-    Args:
-        address: IPv4 or IPv6; a zone (`fe80::1%eth0`) is allowed.
 
     Raises:
         ValueError: for anything that is no address.
@@ -66,11 +63,7 @@ def _ipv4_inside(address: IPv6Address) -> IPv4Address | None:
 
 
 def public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an entry of `socket.getaddrinfo`, only if its address is public.
-
-    Raises:
-        AddressRefused: for any other address.
-    """
+    """socket for an entry of `getaddrinfo`; AddressRefused where its address is not public."""
     family, kind, protocol, _, address = info
     if family not in (socket.AF_INET, socket.AF_INET6) or not is_public(address[0]):
         raise AddressRefused(f"{address[0]} is {NOT_PUBLIC}")

@@ -20,13 +20,8 @@ from visual_search.data.tables import image_names
 def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarray:
     """Which image each row is of, `(rows,)`, int64, counted in the order of the rows.
 
-    An image with several boxes has several rows. They must not be torn apart: what trains would
-    be what is judged.
-
-    Args:
-        table: as :func:`visual_search.data.tables.read_common_table` gives it.
-        file: where it is from, for the errors.
-        part: `(rows,)`, of the split that each row is in already.
+    An image with several boxes has several rows. They must not be torn apart: what trains would be
+    what is judged. `part` `(rows,)` is what of a split each row is in already.
 
     Raises:
         UserError: with both lines, for an image of two classes, or in two parts of a split.
@@ -50,18 +45,10 @@ def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarr
 
 
 def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """A fold for each image, so that every fold has its share of every class.
+    """fold 0..k-1 for each image of `classes` `(images,)`: every fold has its share of every class.
 
     The images are dealt out like cards, class after class, each class shuffled: the images of a
     class in two folds differ by one at most, and so do the images of two folds in all.
-
-    Args:
-        classes: `(images,)`, integers 0..classes-1.
-        k: number of folds.
-        seed: of the shuffling.
-
-    Returns:
-        `(images,)`, int64, 0..k-1.
 
     Raises:
         UserError: when k is below 2 or there are fewer images than folds.
@@ -75,14 +62,12 @@ def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def class_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """A fold for each image, so that all images of a class are in the same fold.
+    """fold for each image, so that all images of a class are in the same fold.
 
     What is held out is then of classes that training never saw. From the largest class to the
     smallest, classes of one size shuffled, they are dealt to the folds there and back (0, 1, …,
     k-1, k-1, …, 1, 0, 0, 1, …), so that the folds have about as many images and, give or take one,
-    as many classes.
-
-    Args, returns, raises: as :func:`stratified_folds`, for classes in place of images.
+    as many classes. As :func:`stratified_folds`, for classes in place of images.
     """
     sizes = np.bincount(classes)
     _check_k(k, len(sizes), "classes")
@@ -95,15 +80,7 @@ def class_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 
 def minmax_test_classes(sizes: np.ndarray, smallest: int, largest: int) -> np.ndarray:
-    """Which classes test: those with fewer than `smallest` or more than `largest` images.
-
-    Args:
-        sizes: `(classes,)`, images of each class.
-        smallest: fewest images of a class that trains.
-        largest: most images of a class that trains.
-
-    Returns:
-        `(classes,)`, bool.
+    """Which of the classes of these sizes test, bool: those outside smallest to largest.
 
     Raises:
         UserError: when no class would train, or none test.
@@ -124,23 +101,15 @@ def minmax_test_classes(sizes: np.ndarray, smallest: int, largest: int) -> np.nd
 def frequency_test_classes(
     sizes: np.ndarray, test_ratio: float, min_classes: int, seed: int
 ) -> np.ndarray:
-    """Which classes test: a share of every frequency bin, drawn at random.
-
-    A frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
-    test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin of
-    the classes of one image: there would be nothing to find for it.
+    """Which of the classes of these sizes test, bool: a random share of every frequency bin.
 
     Args:
-        sizes: `(classes,)`, images of each class.
-        test_ratio: share of a bin's classes that test, above 0 and below 1.
-        min_classes: smallest bin of which any class tests.
-        seed: of the draw.
-
-    Returns:
-        `(classes,)`, bool.
+        frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
+            test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin
+            of the classes of one image: there would be nothing to find for it.
 
     Raises:
-        UserError: for a ratio outside, and when no class would test.
+        UserError: for a ratio not between 0 and 1, and when no class would test.
     """
     if not 0 < test_ratio < 1:
         raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")

@@ -41,11 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def unpack_parts(archive: Path, target: Path) -> Unpacked:
-    """Unpack an archive that was split into parts.
-
-    Raises:
-        UserError: see :func:`find_parts` and :func:`dataset.archives.unpack`.
-    """
+    """Unpack an archive that was split into parts; see :func:`find_parts`."""
     joined = JoinedParts(find_parts(archive))
     with io.BufferedReader(joined, 1 << 20) as stream:
         return unpack_stream(stream, archive.name, target, joined.size)
@@ -54,13 +50,12 @@ def unpack_parts(archive: Path, target: Path) -> Unpacked:
 def find_parts(stem: Path) -> list[Path]:
     """The parts of an archive in their order.
 
-    Args:
-        stem: what stands in front of `.part…`, with or without `.tar` and the like; one of the
-            parts will do as well.
+    `stem` is what stands in front of `.part…`, with or without `.tar` and the like; one of the
+    parts will do as well.
 
     Raises:
-        UserError: when there is none, when one is missing in the sequence (it is named), is an
-            LFS pointer or empty, or differs in size from the others but the last.
+        UserError: when there is none, when one is missing in the sequence (it is named), is an LFS
+            pointer or empty, or differs in size from the others but the last.
     """
     if match := _PART.match(stem.name):
         stem = stem.with_name(match["stem"])

@@ -34,19 +34,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "product (once), then keep the images whose mean cosine is above a threshold (any, in "
         "seconds). Draws a histogram and the images around each threshold.",
     )
-    parser.add_argument("parquet", type=Path, help="of get_pairs.py")
-    parser.add_argument(
+    add = parser.add_argument
+    add("parquet", type=Path, help="of get_pairs.py")
+    add(
         "embeddings",
         nargs="?",
         help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
     )
-    parser.add_argument(
-        "--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.6 0.5"
-    )
-    parser.add_argument(
-        "--min-images", type=int, default=2, help="images a product must keep (%(default)s)"
-    )
-    parser.add_argument(
+    add("--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.6 0.5")
+    add("--min-images", type=int, default=2, help="images a product must keep (%(default)s)")
+    add(
         "--pictures",
         type=int,
         default=12,
@@ -69,21 +66,13 @@ def selection_file(parquet: Path, threshold: float) -> Path:
 
 
 def analyse(
-    parquet: Path,
-    embeddings: str | None,
-    thresholds: Sequence[float],
-    min_images: int = 2,
+    parquet: Path, embeddings: str | None, thresholds: Sequence[float], min_images: int = 2
 ) -> dict[float, pa.Table]:
     """Write the table of means, unless it is there, and a table for each threshold.
 
-    Args:
-        parquet: of step 1; names the outputs.
-        embeddings: pattern of the snapshots' names; None is `<parquet>_*.embeddings`.
-        thresholds: of the mean cosine, -1..1.
-        min_images: images a product must keep.
-
-    Returns:
-        What each threshold keeps.
+    `embeddings` is the pattern of the snapshots' names (None: `<parquet>_*.embeddings`), a
+    threshold of the mean cosine in -1..1, `min_images` what a product must keep. Returns what each
+    threshold keeps.
 
     Raises:
         UserError: when there is no snapshot, or a threshold is out of range.

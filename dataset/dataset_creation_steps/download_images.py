@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import (
-    DownloadConfig,
-    add_download_options,
-    add_piece_options,
-    add_runner_options,
-    download_config,
+    Filling,
+    add_filling_options,
+    failures_file,
+    filling,
+    print_failures,
     start_engine,
 )
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_csv, written_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,9 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the images (%(default)s)"
     )
-    add_piece_options(parser)
-    add_download_options(parser)
-    add_runner_options(parser)
+    add_filling_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -64,26 +62,8 @@ def table_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.parquet")
 
 
-def failures_file(root: Path) -> Path:
-    """The images that could not be had, each with its reason."""
-    return root.with_name(f"{root.name}.failures.csv")
-
-
-def download_images(
-    selections: Sequence[Path],
-    root: Path,
-    config: DownloadConfig,
-    *,
-    piece_photos: int = 1000,
-    distributed: bool = False,
-    retry_failed: bool = False,
-) -> Kept:
-    """Download what is missing, keep each content once, and write the table.
-
-    Args:
-        selections: tables of step 3.
-        root: folder of the images; on a cluster all machines see it.
-        config, piece_photos, distributed, retry_failed: see :meth:`ImageStore.fill`.
+def download_images(selections: Sequence[Path], root: Path, how: Filling) -> Kept:
+    """Download what is missing of step 3's tables, keep each content once, and write the table.
 
     Raises:
         UserError: when a table is missing or nothing could be had.
@@ -93,13 +73,8 @@ def download_images(
     from dataset.dataset_creation_steps.image_store import ImageStore
 
     wanted = read_selections(selections)
-    found = ImageStore(root, ("asin", "role", "url")).fill(
-        pa.Table.from_pandas(wanted, preserve_index=False),
-        config,
-        piece_photos=piece_photos,
-        distributed=distributed,
-        retry_failed=retry_failed,
-    )
+    rows = pa.Table.from_pandas(wanted, preserve_index=False)
+    found = ImageStore(root, ("asin", "role", "url")).fill(rows, how)
     table = wanted.merge(found.drop("role").to_pandas(), on=["asin", "url"], how="left")
     failed = table[table["file"].isna()]
     images = table[table["file"].notna()]
@@ -110,8 +85,7 @@ def download_images(
     columns = ["image_path", "label", "role", "url", "mean_cosine", "sha256", "bytes"]
     with written_atomically(table_file(root)) as temporary:
         unique[columns].to_parquet(temporary, index=False)
-    with written_atomically(failures_file(root)) as temporary:
-        failed[["asin", "role", "url", "reason"]].to_csv(temporary, index=False)
+    write_csv(failures_file(root), failed[["asin", "role", "url", "reason"]])
     if unique.empty:
         raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
     return Kept(len(unique), len(images) - len(unique), Counter(failed["reason"].astype(str)))
@@ -140,16 +114,8 @@ def main() -> None:
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     root: Path = arguments.output
-    kept = download_images(
-        arguments.selections,
-        root,
-        download_config(arguments),
-        piece_photos=arguments.piece_photos,
-        distributed=arguments.runner == "ray",
-        retry_failed=arguments.retry_failed,
-    )
-    for reason, count in kept.failures.most_common(10):
-        print(f"{count:8d} not there: {reason}")
+    kept = download_images(arguments.selections, root, filling(arguments))
+    print_failures(kept.failures, "not there")
     print(
         f"{kept.images} images in {root}, {kept.duplicates} copies of others left out, "
         f"{kept.failures.total()} could not be had ({failures_file(root)}); table: "

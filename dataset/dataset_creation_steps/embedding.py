@@ -27,13 +27,7 @@ class EmbedStage:
     """Bytes of images to embeddings; give it to `daft.cls`, a model in each worker process."""
 
     def __init__(self, run: str) -> None:
-        """
-        Args:
-            run: of the model: a run, a checkpoint or an export.
-
-        Raises:
-            UserError: when there is no such model.
-        """
+        """`run`: a run, a checkpoint or an export; a UserError where there is no such model."""
         # The engine calls from several threads; the model has all cores for one batch at a time.
         self.lock = threading.Lock()
         self.device = default_device()

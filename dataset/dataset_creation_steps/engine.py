@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -130,14 +131,47 @@ def download_config(arguments: argparse.Namespace) -> DownloadConfig:
     return DownloadConfig(**{field.name: given[field.name] for field in fields(DownloadConfig)})
 
 
-def add_piece_options(parser: argparse.ArgumentParser) -> None:
-    """How many images that are kept are downloaded between two records of what is done."""
-    parser.add_argument(
-        "--piece-photos",
-        type=int,
-        default=1000,
-        help="images between two records of what is done (%(default)s)",
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
-    )
+@dataclass(frozen=True)
+class Filling:
+    """How a folder of images is filled."""
+
+    download: DownloadConfig
+    piece_images: int = 1000
+    """Between two records of what is done."""
+    distributed: bool = False
+    """Whether each piece may be fetched by another machine; all of them see the folder."""
+    retry_failed: bool = False
+    """Try images again that failed for a reason that may have passed."""
+
+
+def add_filling_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
+    """Those of :class:`Filling`, and where it runs."""
+    text = "images between two records of what is done (%(default)s)"
+    parser.add_argument("--piece-photos", type=int, default=1000, help=text)
+    add_retry_option(parser)
+    add_download_options(parser, size_hint=size_hint)
+    add_runner_options(parser)
+
+
+def add_retry_option(parser: argparse.ArgumentParser) -> None:
+    """`--retry-failed`."""
+    text = "try again what failed for a passing reason"
+    parser.add_argument("--retry-failed", action="store_true", help=text)
+
+
+def filling(arguments: argparse.Namespace) -> Filling:
+    """What :func:`add_filling_options` read."""
+    distributed = arguments.runner == "ray"
+    config = download_config(arguments)
+    return Filling(config, arguments.piece_photos, distributed, arguments.retry_failed)
+
+
+def failures_file(work: Path) -> Path:
+    """Beside a folder or a table: its images that could not be had, each with its reason."""
+    return work.with_name(f"{work.name}.failures.csv")
+
+
+def print_failures(failures: Counter[str], what: str) -> None:
+    """The most frequent reasons."""
+    for reason, count in failures.most_common(10):
+        print(f"{count:8d} {what}: {reason}")

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 from dataset.dataset_creation_steps.engine import (
     DownloadConfig,
     add_download_options,
+    add_retry_option,
     add_runner_options,
     download_config,
+    failures_file,
+    print_failures,
     start_engine,
 )
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_csv
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,26 +54,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "<parquet>_NNNNN.embeddings, one for each thousand products. Killed at any "
         "moment, the same command goes on where it was.",
     )
-    parser.add_argument("parquet", type=Path, help="of get_pairs.py")
-    parser.add_argument(
+    add = parser.add_argument
+    add("parquet", type=Path, help="of get_pairs.py")
+    add(
         "--run",
         type=Path,
         default=Path("runs/arcface_2nd"),
         help="the model: a run, a checkpoint or an export (%(default)s)",
     )
-    parser.add_argument(
-        "--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)"
-    )
-    parser.add_argument(
-        "--products",
-        type=int,
-        default=PRODUCTS_A_SNAPSHOT,
-        help="of one snapshot (%(default)s)",
-    )
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="try again what failed for a passing reason"
-    )
-    parser.add_argument(
+    add("--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)")
+    add("--products", type=int, default=PRODUCTS_A_SNAPSHOT, help="of one snapshot (%(default)s)")
+    add_retry_option(parser)
+    add(
         "--overwrite",
         action="store_true",
         help="delete snapshots of another model, input or size and make them anew",
@@ -91,44 +86,32 @@ def extract(
     retry_failed: bool = False,
     overwrite: bool = False,
 ) -> Extracted:
-    """Write the snapshots that are missing.
+    """Write the snapshots of step 1's table that are missing, by the model of `run`.
 
     Args:
-        parquet: of step 1.
-        run: of the model, as :func:`visual_search.model.checkpoint.load_checkpoint` takes it.
-        config: limits of the downloads.
         products: of one snapshot.
         gpus: of a cluster, for each of its workers' models.
         distributed: whether each snapshot may be made on another machine.
         retry_failed: try images again that failed for a reason that may have passed.
-        overwrite: delete snapshots that were made of something else, and make these, too. Those of
-            this model, table and size stay, so that a killed call can be repeated as it was.
+        overwrite: delete snapshots of something else, and make these, too. Those of this model,
+            table and size stay, so that a killed call can be repeated as it was.
 
     Raises:
         UserError: when file or model is missing, or the snapshots are of another model.
     """
-    from dataset.dataset_creation_steps.snapshots import (
-        IMAGES,
-        file_fingerprint,
-        fingerprint,
-        read_rows,
-        remove_leftovers,
-        row_count,
-        snapshot_file,
-        snapshot_files,
-        source_of,
-        work_on_pieces,
-    )
+    from dataset.dataset_creation_steps import snapshots
     from visual_search.common.progress import progress_bar
     from visual_search.model import checkpoint
 
-    remove_leftovers(parquet)
-    count = -(-row_count(parquet, COLUMNS) // products)
-    source = fingerprint(
-        file_fingerprint(parquet), checkpoint.fingerprint(run), f"{config.size_hint} {products}"
+    snapshots.remove_leftovers(parquet)
+    count = -(-snapshots.row_count(parquet, COLUMNS) // products)
+    source = snapshots.fingerprint(
+        snapshots.file_fingerprint(parquet),
+        checkpoint.fingerprint(run),
+        f"{config.size_hint} {products}",
     )
-    for number, path in snapshot_files(parquet).items():
-        if number < count and source_of(path) == source:
+    for number, path in snapshots.snapshot_files(parquet).items():
+        if number < count and snapshots.source_of(path) == source:
             continue
         if not overwrite:
             raise UserError(
@@ -139,17 +122,17 @@ def extract(
 
     def rows_of(number: int) -> pa.Table:
         start = number * products
-        return image_rows(read_rows(parquet, start, start + products, COLUMNS))
+        return image_rows(snapshots.read_rows(parquet, start, start + products, COLUMNS))
 
-    undone = sorted(set(range(count)) - set(snapshot_files(parquet)))
+    undone = sorted(set(range(count)) - set(snapshots.snapshot_files(parquet)))
     with progress_bar(f"embedding {parquet.name}", "snapshot", total=count) as bar:
-        worked_on = work_on_pieces(
-            functools.partial(snapshot_file, parquet),
+        worked_on = snapshots.work_on_pieces(
+            functools.partial(snapshots.snapshot_file, parquet),
             count,
             undone,
             rows_of,
             _stages(run, config, gpus) if undone or retry_failed else lambda frame: frame,
-            IMAGES.names,
+            snapshots.IMAGES.names,
             source,
             retry_failed=retry_failed,
             distributed=distributed,
@@ -212,14 +195,8 @@ def _summed(parquet: Path, count: int) -> tuple[int, Counter[str]]:
         embedded += len(table) - len(failures)
         failed.append(failures)
     found = pd.concat(failed)
-    with written_atomically(failures_file(parquet)) as temporary:
-        found.to_csv(temporary, index=False)
+    write_csv(failures_file(parquet), found)
     return embedded, Counter(found["reason"].tolist())
-
-
-def failures_file(parquet: Path) -> Path:
-    """The images without an embedding, each with its reason."""
-    return parquet.with_name(f"{parquet.name}.failures.csv")
 
 
 def main() -> None:
@@ -227,18 +204,12 @@ def main() -> None:
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     parquet: Path = arguments.parquet
-    found = extract(
-        parquet,
-        arguments.run,
-        download_config(arguments),
-        products=arguments.products,
-        gpus=arguments.gpus,
-        distributed=arguments.runner == "ray",
-        retry_failed=arguments.retry_failed,
-        overwrite=arguments.overwrite,
-    )
-    for reason, count in found.failures.most_common(10):
-        print(f"{count:8d} without an embedding: {reason}")
+    names = ("products", "gpus", "retry_failed", "overwrite")
+    given = {name: getattr(arguments, name) for name in names}
+    distributed = arguments.runner == "ray"
+    config = download_config(arguments)
+    found = extract(parquet, arguments.run, config, distributed=distributed, **given)
+    print_failures(found.failures, "without an embedding")
     print(
         f"{found.embedded} images embedded, {found.failures.total()} not "
         f"({failures_file(parquet)}); {found.snapshots} snapshots, {found.earlier} of them from "

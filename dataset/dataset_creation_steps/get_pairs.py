@@ -30,13 +30,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Step 1: write a parquet file of the products that have images of their own "
         "and reviews with images. Junk and broken lines are counted, never fatal.",
     )
-    parser.add_argument("reviews", type=Path, help="<Category>.json or .json.gz, a review a line")
-    parser.add_argument(
-        "--meta", type=Path, help="products of the category (default: meta_<reviews> beside it)"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="default: the reviews' name with .parquet, beside them"
-    )
+    add = parser.add_argument
+    add("reviews", type=Path, help="<Category>.json or .json.gz, a review a line")
+    add("--meta", type=Path, help="products of the category (default: meta_<reviews> beside it)")
+    add("--output", type=Path, help="default: the reviews' name with .parquet, beside them")
     add_runner_options(parser)
     return parser.parse_args(arguments)
 
@@ -54,31 +51,25 @@ def summary_file(pairs: Path) -> Path:
 
 def inputs(reviews: Path, meta: Path) -> list[dict[str, Any]]:
     """What tells one pair of files from another without reading it."""
-    stats = [(path.name, path.stat()) for path in (reviews, meta)]
     return [
-        {"name": name, "bytes": stat.st_size, "changed": stat.st_mtime_ns} for name, stat in stats
+        {"name": path.name, "bytes": path.stat().st_size, "changed": path.stat().st_mtime_ns}
+        for path in (reviews, meta)
     ]
 
 
 def is_finished(reviews: Path, meta: Path, output: Path) -> bool:
     """Whether `output` was made of these very files."""
     summary = summary_file(output)
-    if not (output.is_file() and summary.is_file() and reviews.is_file() and meta.is_file()):
+    if not all(path.is_file() for path in (output, summary, reviews, meta)):
         return False
     return bool(json.loads(summary.read_text("utf-8")).get("inputs") == inputs(reviews, meta))
 
 
 def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
-    """Join reviews and products.
+    """Join reviews and products, one a line, and write them; what was counted, also as JSON.
 
-    Args:
-        reviews: a review a line, JSON, plain or gzipped.
-        meta: a product a line.
-        output: written with the columns `asin`, `title`, `product_images`, `user_images`
-            (lists of addresses), sorted by asin, :data:`PRODUCTS_A_GROUP` in a row group.
-
-    Returns:
-        What was counted; it is in `<output>.summary.json` as well.
+    The columns are `asin`, `title`, `product_images` and `user_images` (lists of addresses), sorted
+    by asin, :data:`PRODUCTS_A_GROUP` in a row group.
 
     Raises:
         UserError: when a file is missing or of another kind, or no product has both kinds of
@@ -114,13 +105,7 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
 
 
 def extract(path: Path, kind: str, output: Path) -> dict[str, int]:
-    """Read a file once and keep its rows with images, `asin, title, urls`; what was counted.
-
-    Args:
-        path: of reviews or products.
-        kind: `reviews` or `products`.
-        output: a parquet file.
-    """
+    """Read a file of `reviews` or `products` once, keep its rows with images, and count."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -179,24 +164,14 @@ def _write(joined: Any, output: Path) -> dict[str, int]:
     lists = [(name, pa.list_(pa.string())) for name in columns]
     schema = pa.schema([("asin", pa.string()), ("title", pa.string()), *lists])
     counts = Counter({"products": 0, **dict.fromkeys(columns, 0)})
-    rows: list[dict[str, Any]] = []
-
-    def write(group: list[dict[str, Any]]) -> None:
-        for row in group:
-            for name in columns:
+    rows = (row for batch in joined.to_arrow_iter() for row in batch.to_pylist())
+    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while group := list(itertools.islice(rows, PRODUCTS_A_GROUP)):
+            for row, name in itertools.product(group, columns):
                 row[name] = unique_images(row[name])
                 counts[name] += len(row[name])
-        counts["products"] += len(group)
-        writer.write_table(pa.Table.from_pylist(group, schema=schema))
-
-    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for batch in joined.to_arrow_iter():
-            rows += batch.to_pylist()
-            while len(rows) >= PRODUCTS_A_GROUP:
-                write(rows[:PRODUCTS_A_GROUP])
-                del rows[:PRODUCTS_A_GROUP]
-        if rows:
-            write(rows)
+            counts["products"] += len(group)
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     return dict(counts)
 
 

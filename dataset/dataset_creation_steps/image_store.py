@@ -22,13 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from daft import DataType, Series
 
-from dataset.dataset_creation_steps.engine import DownloadConfig
-from dataset.dataset_creation_steps.snapshots import (
-    is_stopped,
-    keys,
-    read_snapshot,
-    work_on_pieces,
-)
+from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
+from dataset.dataset_creation_steps.snapshots import is_stopped, keys, read_snapshot, work_on_pieces
 from dataset.downloads import Download, Downloader, extension, image_problem
 from visual_search.common.files import written_atomically
 from visual_search.common.progress import progress_bar
@@ -109,11 +104,7 @@ class StoreStage:
 def store_image(root: Path, folder: str | None, data: bytes) -> dict[str, Any]:
     """Write an image that decodes, unless it is there; its :data:`RESULTS`.
 
-    Args:
-        root: folder of the folders.
-        folder: that it is put into; None: the content decides, one of 256, so that a content has
-            one file wherever it comes from.
-        data: the whole file.
+    Without a `folder` its content decides, so that it has one file wherever it comes from.
     """
     problem = image_problem(data, whole=True)
     if problem:
@@ -162,23 +153,8 @@ class ImageStore:
         """What came of a piece of the plan."""
         return self.root / ".progress" / f"{piece:05d}.photos"
 
-    def fill(
-        self,
-        wanted: pa.Table,
-        config: DownloadConfig,
-        *,
-        piece_photos: int,
-        distributed: bool,
-        retry_failed: bool,
-    ) -> pa.Table:
-        """Download what is missing and keep each content once.
-
-        Args:
-            wanted: rows with the columns of the plan.
-            config: limits of the downloads.
-            piece_photos: images between two records of what is done.
-            distributed: whether each piece may be fetched by another machine.
-            retry_failed: try images again that failed for a reason that may have passed.
+    def fill(self, wanted: pa.Table, how: Filling) -> pa.Table:
+        """Download what is missing of `wanted` (the plan's columns) and keep each content once.
 
         Returns:
             What came of the wanted images, in the order of the plan (which may hold more, of
@@ -188,13 +164,13 @@ class ImageStore:
             UserError: when the network seems to be down.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        sizes = self.extend_plan(wanted, piece_photos)
+        sizes = self.extend_plan(wanted, how.piece_images)
         for leftover in [
             *self.root.glob("*/.*.tmp"),
             *self.root.parent.glob(f".{glob.escape(self.root.name)}*.tmp"),
         ]:
             leftover.unlink(missing_ok=True)  # half-written by a process that was killed
-        self._download(sizes, config, distributed=distributed, retry_failed=retry_failed)
+        self._download(sizes, how)
         found = self._results(range(len(sizes)))
         if not self.by_content:
             found = self._keep_one_copy(found)
@@ -207,7 +183,7 @@ class ImageStore:
             found.append(keys([f"{first}\t{url}" for first, url in zip(*names, strict=True)]))
         return np.concatenate(found)
 
-    def extend_plan(self, wanted: pa.Table, piece_photos: int) -> list[int]:
+    def extend_plan(self, wanted: pa.Table, piece_images: int) -> list[int]:
         """Put what is not planned yet behind what is; the sizes of all pieces."""
         columns = list(self.columns)
         schema = pa.schema([(name, pa.string()) for name in columns])
@@ -219,7 +195,7 @@ class ImageStore:
         found = self._row_keys(wanted)
         new = pd.Series(found).duplicated().to_numpy() | np.isin(found, known)
         rows = wanted.select(columns).cast(schema).filter(pa.array(~new)).combine_chunks()
-        pieces += [rows.slice(at, piece_photos) for at in range(0, rows.num_rows, piece_photos)]
+        pieces += [rows.slice(at, piece_images) for at in range(0, rows.num_rows, piece_images)]
         if rows.num_rows or not there:
             with (
                 written_atomically(self.plan_file) as temporary,
@@ -229,11 +205,9 @@ class ImageStore:
                     writer.write_table(piece)
         return [piece.num_rows for piece in pieces]
 
-    def _download(
-        self, sizes: Sequence[int], config: DownloadConfig, *, distributed: bool, retry_failed: bool
-    ) -> None:
+    def _download(self, sizes: Sequence[int], how: Filling) -> None:
         starts = np.cumsum([0, *sizes])
-        stage: Any = StoreStage(str(self.root.resolve()), config).store
+        stage: Any = StoreStage(str(self.root.resolve()), how.download).store
 
         def rows_of(piece: int) -> pa.Table:
             table = pq.ParquetFile(self.plan_file).read_row_group(piece, columns=[*self.columns])
@@ -255,8 +229,8 @@ class ImageStore:
                 stages,
                 [*self.columns, *RESULTS],
                 "plan",
-                retry_failed=retry_failed,
-                distributed=distributed,
+                retry_failed=how.retry_failed,
+                distributed=how.distributed,
                 progress=bar,
             )
 

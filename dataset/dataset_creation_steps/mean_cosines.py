@@ -24,7 +24,7 @@ from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
 from dataset.downloads import Download, Downloader
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.files import write_figure, write_json, written_atomically
 from visual_search.common.progress import progress_bar
 from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 
@@ -53,19 +53,14 @@ class PairCounts:
 
 
 def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
-    """Compare the images of all products; write the table of means, and the counts as JSON.
+    """Compare the images of all products of some snapshots; write :data:`MEANS` and the counts.
 
     Args:
-        snapshots: of step 2.
-        output: a parquet file with the columns of :data:`MEANS`. One that was made of these very
-            snapshots is left as it is.
-
-    Returns:
-        What was compared; None where the table was there already.
+        table that was made of these very snapshots is left as it is; None is returned then.
 
     Raises:
-        UserError: when a snapshot is damaged, when they are of several models or inputs, or when
-            no product has images of both sides.
+        UserError: when a snapshot is damaged, when they are of several models or inputs, or when no
+            product has images of both sides.
     """
     facts = [(path.name, path.stat()) for path in snapshots]
     source = fingerprint(
@@ -140,12 +135,10 @@ def _products(asins: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
 
 
 def cut(means: pa.Table, threshold: float, min_images: int) -> pa.Table:
-    """The images whose mean cosine is above a threshold, of products that keep enough of them.
+    """The images whose mean is above a threshold, -1..1, of products that keep `min_images`.
 
     Args:
-        means: of :func:`write_means`.
-        threshold: -1..1; a mean has to be above it.
-        min_images: a product with fewer images left goes: a single image makes no pair.
+        single image makes no pair.
     """
     kept = means.filter(pc.greater(means["mean_cosine"], threshold))
     codes = kept["asin"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -167,15 +160,7 @@ WHOSE = {"product": "shop's", "user": "buyer's"}
 
 
 def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
-    """How many pairs and how many images have which cosine, the thresholds as lines.
-
-    Args:
-        table: of :func:`write_means`.
-        thresholds: of the mean cosine.
-
-    Returns:
-        The PNG, beside the table.
-    """
+    """How many pairs and how many images have which cosine, as a PNG beside the table of means."""
     from matplotlib.figure import Figure
 
     means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
@@ -192,23 +177,16 @@ def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
         axes.grid(alpha=0.3)
         for threshold in thresholds:
             axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)
     return path
 
 
 def draw_around(
     means: pa.Table, threshold: float, count: int, config: DownloadConfig, path: Path
 ) -> None:
-    """The images whose mean is next to a threshold, each beside an image it was compared with.
+    """Draw the `count` images above and below a threshold, each beside one of the other side.
 
-    Args:
-        means: asin, role, url, mean_cosine.
-        threshold: of the mean cosine.
-        count: images above and images below it.
-        config: limits of the downloads; the images are fetched for the occasion.
-        path: of the JPEG: green frames are kept, red ones are dropped; more pages where one is
-            too small, see :func:`visual_search.data.contact_sheet.write_contact_sheets`.
+    Green frames are kept, red ones are dropped; the images are fetched for the occasion.
     """
     values = means["mean_cosine"].to_numpy()
     order = np.argsort(values, kind="stable")
@@ -230,15 +208,7 @@ def draw_around(
 
 
 def typical_partners(means: pa.Table, shown: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each image the most typical image of the other side of the same product.
-
-    Args:
-        means: all images: asin, role, url, mean_cosine.
-        shown: some of its rows.
-
-    Returns:
-        Addresses, as many as `shown`.
-    """
+    """Of each shown row the address of the other side's most typical image of the same product."""
     asins = pa.array(sorted({row["asin"] for row in shown}), pa.string())
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for row in means.filter(pc.is_in(means["asin"], value_set=asins)).to_pylist():
@@ -254,10 +224,7 @@ def _pair(
     """A image and its partner, whose files are put at `place`."""
     colour, verdict = ("green", "kept") if kept else ("red", "dropped")
     first = f"{row['mean_cosine']:.3f} {verdict}"
-    captions = (
-        f"{first}: {WHOSE[row['role']]}",
-        f"beside: {WHOSE[OTHER_SIDE[row['role']]]}",
-    )
+    captions = (f"{first}: {WHOSE[row['role']]}", f"beside: {WHOSE[OTHER_SIDE[row['role']]]}")
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         file = place.with_name(f"{place.name}_{number}")
         if image.data is not None:

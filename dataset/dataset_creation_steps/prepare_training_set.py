@@ -1,4 +1,4 @@
-"""Step 5: the tables that a phase trains on, without photos of the evaluation sets.
+"""Step 5: the tables that a phase trains on, without images of the evaluation sets.
 
 python dataset/dataset_creation_steps/prepare_training_set.py dataset/images_mean_50k.parquet
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
             lists = " and ".join(LISTS)
             raise UserError(
                 f"--evaluation {place}: neither a csv file nor a folder with {lists}; put "
-                "the photos that judge there, name them, or name none to look for no leaks "
+                "the images that judge there, name them, or name none to look for no leaks "
                 "(--evaluation alone; evaluation: [] in a config)"
             )
         tables += found
@@ -66,40 +66,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prepare_training_set.py",
         description="Step 5: write amazon_review_mean_05_full_images.csv and …_06_… "
-        "(image_path,label) of the photos of step 4, less those that also stand in an evaluation "
-        "set, and pack the photos on request.",
+        "(image_path,label) of the images of step 4, less those that also stand in an evaluation "
+        "set, and pack the images on request.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "table",
         type=Path,
         nargs="?",
         default=DEFAULT_TABLE,
-        help="of download_images.py, beside the folder of the photos (%(default)s)",
+        help="of download_images.py, beside the folder of the images (%(default)s)",
     )
-    parser.add_argument(
-        "--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.5 0.6"
-    )
-    parser.add_argument(
-        "--min-images", type=int, default=2, help="photos a product must have (%(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="folder of the tables (default: the table's)")
-    parser.add_argument(
+    add("--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.5 0.6")
+    add("--min-images", type=int, default=2, help="images a product must have (%(default)s)")
+    add("--output", type=Path, help="folder of the tables (default: the table's)")
+    add(
         "--evaluation",
         type=Path,
         nargs="*",
-        help="tables, or folders with gallery.csv and queries.csv, of photos that must not be "
+        help="tables, or folders with gallery.csv and queries.csv, of images that must not be "
         f"trained on (default: {DEFAULT_EVALUATION} where it exists)",
     )
-    parser.add_argument(
+    add(
         "--distance",
         type=int,
         default=4,
         help="bits in which the 64-bit hashes of near-duplicates differ at most (%(default)s)",
     )
-    parser.add_argument("--pack", action="store_true", help="also write the photos as tar parts")
-    parser.add_argument(
-        "--part-size", type=float, default=1900, help="of a tar part, MB (%(default)s)"
-    )
+    add("--pack", action="store_true", help="also write the images as tar parts")
+    add("--part-size", type=float, default=1900, help="of a tar part, MB (%(default)s)")
     return parser.parse_args(arguments)
 
 
@@ -122,12 +117,10 @@ def prepare_training_set(
     """Write a table for each threshold, and `amazon_review_leaks.csv` of what was left out.
 
     Args:
-        table: of step 4; the photos lie in the folder of its name without `.parquet`.
-        output: folder of the tables.
-        thresholds: of the mean cosine; a photo's has to be above it.
-        evaluation: tables of photos, or folders with such; what looks like one of these photos
-            is left out.
-        min_images: photos a label must have.
+        table: of step 4; the images lie in the folder of its name without `.parquet`.
+        thresholds: of the mean cosine; an image's has to be above it.
+        evaluation: tables of images, or folders with such; what looks like one of them is left out.
+        min_images: images a label must have.
         distance: bits in which the hashes of near-duplicates differ at most, 0..64.
 
     Raises:
@@ -140,19 +133,18 @@ def prepare_training_set(
 
     row_count(table, ["image_path", "label", "mean_cosine"])
     tests = evaluation_tables(evaluation)
-    photos = pd.read_parquet(table).sort_values(["label", "image_path"])
-    photos = photos[photos["mean_cosine"] > min(thresholds)]
-    leaked = leaked_images(photos, table.with_suffix(""), output, tests, distance)
-    photos = photos[~photos["image_path"].isin(leaked)]
+    images = pd.read_parquet(table).sort_values(["label", "image_path"])
+    images = images[images["mean_cosine"] > min(thresholds)]
+    leaked = leaked_images(images, table.with_suffix(""), output, tests, distance)
+    images = images[~images["image_path"].isin(leaked)]
     written = []
     for threshold in thresholds:
-        kept = photos[photos["mean_cosine"] > threshold]
+        kept = images[images["mean_cosine"] > threshold]
         kept = kept[kept.groupby("label")["label"].transform("size") >= min_images]
         if kept.empty:
-            raise UserError(f"no product has {min_images} photos above {threshold:g} in {table}")
+            raise UserError(f"no product has {min_images} images above {threshold:g} in {table}")
         path = output / csv_name(threshold)
-        with written_atomically(path) as temporary:
-            kept[["image_path", "label"]].to_csv(temporary, index=False)
+        write_csv(path, kept[["image_path", "label"]])
         written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
     facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
     for made in written:
@@ -164,19 +156,11 @@ def prepare_training_set(
 def leaked_images(
     images: pd.DataFrame, root: Path, output: Path, tests: Sequence[Path], distance: int
 ) -> set[str]:
-    """The images that are, or look like, one of an evaluation table; the pairs go to `LEAKS`.
+    """The images that look like one of the tables `tests`; the pairs are listed in `LEAKS`.
 
-    Args:
-        images: with `image_path` and `label`.
-        root: folder of the images.
-        output: folder of the list of pairs.
-        tests: csv files; see :func:`visual_search.data.leaks.list_photos`.
-        distance: bits in which the hashes of near-duplicates differ at most, 0..64.
-
-    Returns:
-        Their paths, relative to `root`.
+    Their paths are relative to `root`.
     """
-    from visual_search.data.leaks import find_leaks, leak_table, list_photos
+    from visual_search.data.leaks import find_leaks, leak_table, list_images
 
     found = []
     output.mkdir(parents=True, exist_ok=True)
@@ -184,22 +168,15 @@ def leaked_images(
         candidates = Path(folder) / "candidates.csv"
         images[["image_path", "label"]].to_csv(candidates, index=False)
         if tests:
-            train = list_photos(candidates, root, trains=True)
+            train = list_images(candidates, root, trains=True)
             for test in tests:
-                found += find_leaks(train, list_photos(test, None, trains=False), distance)
-    with written_atomically(output / LEAKS) as temporary:
-        leak_table(found).to_csv(temporary, index=False)
+                found += find_leaks(train, list_images(test, None, trains=False), distance)
+    write_csv(output / LEAKS, leak_table(found))
     return {str(Path(leak.train_photo).relative_to(root)) for leak in found}
 
 
-def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
-    """The images of all tables as `images_mean_50k_<thousands of images>.tar.partaa`, ….
-
-    Args:
-        tables: that were written.
-        root: folder of the images.
-        part_size: bytes.
-    """
+def pack_images(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
+    """The images of all tables as `images_mean_50k_<thousands of images>.tar.partaa`, …."""
     import pandas as pd
 
     files = set().union(*(pd.read_csv(table.path, dtype=str)["image_path"] for table in tables))
@@ -210,12 +187,8 @@ def pack_photos(tables: Sequence[TrainingTable], root: Path, part_size: int) -> 
 def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[Path]:
     """Write files as `<stem>.partaa`, … by `tar | split`; the same files give the same bytes.
 
-    Args:
-        root: folder of the files; its name stands in front of theirs in the archive.
-        files: relative to `root`.
-        stem: of the parts, such as `images_mean_50k_800.tar`. Parts of an earlier call are
-            replaced.
-        part_size: bytes of every part but the last.
+    The name of `root` stands in front of theirs in the archive. Parts of an earlier call are
+    replaced.
 
     Raises:
         UserError: when a file is missing or there would be too many parts.
@@ -275,16 +248,16 @@ def main() -> None:
         distance=arguments.distance,
     )
     if not evaluation:
-        print("no evaluation set was named: the photos are not checked for leaks")
+        print("no evaluation set was named: the images are not checked for leaks")
     for made in written:
-        print(f"{made.path}: {made.images} photos of {made.labels} products")
+        print(f"{made.path}: {made.images} images of {made.labels} products")
     root = table.with_suffix("")
     if arguments.pack:
-        parts = pack_photos(written, root, int(arguments.part_size * 1e6))
+        parts = pack_images(written, root, int(arguments.part_size * 1e6))
         print(
             f"{parts[0]} … {parts[-1].name}: {len(parts)} parts; join them with dataset/unpack.py"
         )
-    print(f"next: python -m visual_search.main_phases --config config/phases.yml (photos: {root})")
+    print(f"next: python -m visual_search.main_phases --config config/phases.yml (images: {root})")
 
 
 if __name__ == "__main__":

@@ -37,14 +37,11 @@ Found = TypeVar("Found", bound=msgspec.Struct)
 
 
 def read_objects(path: Path, tally: Counter[str], fields: type[Found]) -> Iterator[list[Found]]:
-    """The objects of a file, some thousand at a time.
+    """The objects of a file, plain or gzipped, some thousand at a time.
 
-    Lines are JSON, or, as in Amazon's dumps before 2018, dicts as Python prints them.
-
-    Args:
-        path: plain or gzipped; which one is seen from its first bytes.
-        tally: counts lines, broken lines and a damaged end.
-        fields: what is looked at; all other fields are checked for their form and skipped.
+    Lines are JSON, or, as in Amazon's dumps before 2018, dicts as Python prints them. What `fields`
+    does not name is checked for its form and skipped; `tally` counts lines, broken ones and a
+    damaged end.
 
     Raises:
         UserError: when the file cannot be opened, or is of another kind as a whole.
@@ -98,11 +95,7 @@ def _lines(pieces: Iterator[bytes], tally: Counter[str]) -> Iterator[list[bytes]
 
 
 def _pieces(path: Path, tally: Counter[str]) -> Iterator[bytes]:
-    """The unpacked content of a file, a few hundred thousand bytes at a time.
-
-    Raises:
-        UserError: when it cannot be opened, or begins as something that has no objects.
-    """
+    """The unpacked content of a file, some at a time; a UserError for what has no objects."""
     pieces = _read(path)
     first = next(pieces, b"")
     for _ in range(PACKED):
@@ -119,11 +112,7 @@ def _pieces(path: Path, tally: Counter[str]) -> Iterator[bytes]:
 
 
 def kind_problem(start: bytes) -> str | None:
-    """What a file is, by its first bytes, that has no object a line; None where nothing is clear.
-
-    Args:
-        start: unpacked.
-    """
+    """What a file that begins so, unpacked, is that has no object a line; None: not clear."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(LFS_POINTER):
         return "is a git-LFS pointer: run `git lfs pull`"
@@ -179,7 +168,7 @@ JUNK = "getTime"
 
 JUNK_ROWS = "junk rows (getTime in the title)"
 NO_ASIN = "rows without asin"
-NO_PHOTO = "rows without photos"
+NO_IMAGE = "rows without photos"
 STRING_FIELDS = "image fields that are a string"
 WRONG_FIELDS = "image fields of a wrong type"
 WRONG_URLS = "image entries that are no http(s) address"
@@ -230,7 +219,7 @@ def _row(fields: Fields, images: list[str], tally: Counter[str]) -> Row | None:
         tally[NO_ASIN] += 1
         return None
     if not images:
-        tally[NO_PHOTO] += 1
+        tally[NO_IMAGE] += 1
         return None
     title = fields.title if isinstance(fields.title, str) else ""
     return fields.asin.strip(), title, images

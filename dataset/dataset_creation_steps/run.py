@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
+from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
+from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
 
 
@@ -113,14 +114,9 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
     """Steps 4 and 5."""
     from dataset.dataset_creation_steps import download_images, prepare_training_set
 
-    kept = download_images.download_images(
-        selections,
-        config.images,
-        config.download,
-        piece_photos=config.piece_photos,
-        distributed=config.runner == "ray",
-        retry_failed=config.retry_failed,
-    )
+    ray = config.runner == "ray"
+    how = Filling(config.download, config.piece_photos, ray, config.retry_failed)
+    kept = download_images.download_images(selections, config.images, how)
     print(f"{kept.images} images in {config.images}", flush=True)
     tables = prepare_training_set.prepare_training_set(
         download_images.table_file(config.images),
@@ -134,7 +130,7 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
         print(f"{made.path}: {made.images} images of {made.labels} products")
     if config.pack:
         size = int(config.part_size * 1e6)
-        parts = prepare_training_set.pack_photos(tables, config.images, size)
+        parts = prepare_training_set.pack_images(tables, config.images, size)
         print(f"{parts[0]} … {parts[-1].name}: {len(parts)} parts")
 
 
@@ -150,13 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
     parser.add_class_arguments(PairsConfig)
-    try:
-        arguments = parser.parse_args()
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    values = parser.instantiate(arguments)
-    del values["config"]
-    build_pairs(PairsConfig(**values.as_dict()))
+    build_pairs(PairsConfig(**parsed(parser)))
     print("next: python -m visual_search.main_phases --config config/phases.yml")
 
 

@@ -89,13 +89,7 @@ def snapshot_files(parquet: Path) -> dict[int, Path]:
 
 
 def write_snapshot(path: Path, table: pa.Table, source: str) -> None:
-    """Write one piece, atomically.
-
-    Args:
-        path: of the file.
-        table: its rows.
-        source: what the rows were made of; :func:`source_of` says it later.
-    """
+    """Write one piece, atomically; :func:`source_of` says later what it was made of."""
     table = table.replace_schema_metadata({"source": source})
     with written_atomically(path) as temporary, pa.OSFile(str(temporary), "wb") as handle:
         options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -104,11 +98,7 @@ def write_snapshot(path: Path, table: pa.Table, source: str) -> None:
 
 
 def read_snapshot(path: Path) -> pa.Table:
-    """The rows of one piece.
-
-    Raises:
-        UserError: when it is no such file.
-    """
+    """The rows of one piece; a UserError for what is none."""
     try:
         with pa.memory_map(str(path)) as handle:
             return pa.ipc.open_file(handle).read_all()
@@ -173,16 +163,12 @@ def through_stages(
     stages: Callable[[Any], Any],
     distributed: bool,
 ) -> Generator[tuple[int, pa.Table], None, None]:
-    """Send the rows of pieces through the engine.
+    """Send the rows of pieces through the engine; a piece comes as soon as its last row has.
 
     Args:
-        numbers: of the pieces.
         rows_of: the rows of piece number so-and-so, at least one.
         stages: adds columns to a frame of the engine's.
         distributed: whether each piece may be worked on by another machine.
-
-    Yields:
-        The number of a piece as soon as its last row has come, and its rows in their order.
     """
     import daft
 
@@ -224,13 +210,10 @@ def while_the_network_works(
 ) -> Iterator[tuple[int, pa.Table]]:
     """The pieces, up to where the network, not the images, is to blame; those stay undone.
 
-    A piece of a few images may well fail as a whole, the last one say. It is taken as it is where
-    others came, or it would be tried for ever; until one has come, it waits.
-
     Args:
-        pieces: their numbers and rows, with a `reason`; closed at the end.
-        worked: whether an earlier call has finished pieces over this network.
-        retried: pieces that hold only what has failed before, and may fail again.
+        piece of a few images may well fail as a whole, the last one say. It is taken as it is where
+            others came (or had come: `worked`), or it would be tried for ever; until one has come,
+            it waits. Those that are `retried` hold only what has failed before, and may fail again.
 
     Raises:
         UserError: when :data:`FAILED_IN_A_ROW` images or more, all of one piece or of several that
@@ -276,18 +259,8 @@ def work_on_pieces(
 ) -> int:
     """Do the pieces that are not done, and, on request, again the rows that may have passed.
 
-    Args:
-        file_of: the file of a piece.
-        count: of all pieces.
-        undone: numbers of those without a whole file.
-        rows_of, stages, distributed: see :func:`through_stages`.
-        columns: of the files.
-        source: what the pieces are made of; see :func:`write_snapshot`.
-        retry_failed: try again what failed for a reason that may have passed.
-        progress: a bar over the pieces.
-
-    Returns:
-        Pieces that were worked on.
+    Of `count` pieces those in `undone` have no whole file `file_of(number)`; `source` is what they
+    are made of. Returns how many were worked on.
 
     Raises:
         UserError: when the network seems to be down; see :func:`while_the_network_works`.
@@ -331,11 +304,7 @@ def read_rows(path: Path, start: int, stop: int, columns: list[str]) -> pa.Table
 
 
 def row_count(path: Path, columns: Iterable[str]) -> int:
-    """Rows of a parquet file that must have `columns`.
-
-    Raises:
-        UserError: when it is missing, no parquet file, or without one of them.
-    """
+    """Rows of a parquet file that must have `columns`, or a UserError."""
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""From search queries and the photos they led to, to tables that image–text training reads."""
+"""From search queries and the images they led to, to tables that image–text training reads."""

@@ -1,4 +1,4 @@
-"""A catalogue with names as a table of pairs: the demo's furniture, or the grocery photos.
+"""A catalogue with names as a table of pairs: the demo's furniture, or groceries.
 
 python dataset/image_text/catalogue_pairs.py --output dataset/demo_text/pairs.parquet
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.prepare_real_photos import CLASS_ID, CLASS_NAME, grocery_images
 from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ LANGUAGES = ("ru", "en")
 
 
 @dataclass(frozen=True)
-class NamedPhoto:
-    """A photo and what is said of the product on it."""
+class NamedImage:
+    """An image and what is said of the product on it."""
 
     path: Path
     texts: tuple[str, ...]
@@ -36,24 +37,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="catalogue_pairs.py",
-        description="Write the photos of a catalogue with the names of their products as a table "
-        "of pairs (parquet). No photo is copied: paths are relative to the table's folder.",
+        description="Write the images of a catalogue with the names of their products as a table "
+        "of pairs (parquet). No image is copied: paths are relative to the table's folder.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--catalogue",
         type=Path,
         default=Path("dataset/demo"),
         help="folder of the demo (products.csv) or of GroceryStoreDataset (classes.csv) "
         "(%(default)s)",
     )
-    parser.add_argument(
+    add(
         "--language",
         choices=LANGUAGES,
         nargs="+",
         default=["ru"],
         help="of the demo's names, one or both (ru)",
     )
-    parser.add_argument(
+    add(
         "--output",
         type=Path,
         default=Path("dataset/demo_text/pairs.parquet"),
@@ -63,114 +65,64 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def catalogue_pairs(folder: Path, languages: Sequence[str] = ("ru",)) -> pa.Table:
-    """The demo's catalogue: training products' photos train, the gallery of the others tests.
+    """The demo as pairs: training products' images train, the gallery of the others tests.
 
-    Args:
-        folder: with `products.csv`, `Product10K/` and `development_test_data/`.
-        languages: of the names, ru, en or both; each photo gets the name in each.
-
-    Returns:
-        A table of pairs whose `image_path` is relative to `folder`.
-
-    Raises:
-        UserError: for a missing file or column.
+    Each image gets the product's name in each of the languages. Paths are relative to `folder`; a
+    UserError names a missing file or column.
     """
-    return _pairs(_demo_photos(folder, languages), folder)
+    return _pairs(_demo_images(folder, languages), folder)
 
 
 def grocery_pairs(folder: Path) -> pa.Table:
     """GroceryStoreDataset (Klasson et al. 2019): a class's name and description, in English.
 
-    Photos of train.txt train, those of val.txt test; a group is a class, a category what the data
-    set calls a coarse class.
-
-    Raises:
-        UserError: for a missing file or column.
+    Images of train.txt train, those of val.txt test; a group is a class, a category what the data
+    set calls a coarse class. A UserError names a missing file or column.
     """
-    return _pairs(_grocery_photos(folder), folder)
+    return _pairs(_grocery_images(folder), folder)
 
 
-def _demo_photos(folder: Path, languages: Sequence[str]) -> Iterator[NamedPhoto]:
+def _demo_images(folder: Path, languages: Sequence[str]) -> Iterator[NamedImage]:
     from visual_search.data.tables import read_table
     from visual_search.text.pairs import TEST, TRAIN
 
     names = [f"name_{language}" for language in languages]
     products = read_table(folder / "products.csv", ["product_id", *names, "category", "class"])
-    by_class = {row["class"]: row for _, row in products.iterrows() if row["class"]}
-    by_id = {row["product_id"]: row for _, row in products.iterrows()}
-    lists = [
-        ("Product10K/train.csv", "name", "class", "Product10K/train", by_class, TRAIN),
-        ("Product10K/test_kaggletest.csv", "name", "class", "Product10K/test", by_class, TRAIN),
-        (
-            "development_test_data/gallery.csv",
-            "img_path",
-            "product_id",
-            "development_test_data",
-            by_id,
-            TEST,
-        ),
-    ]
-    for table, photo, key, place, known, split in lists:
-        for _, row in read_table(folder / table, [photo, key]).iterrows():
+    by_class, by_id = (
+        {row[key]: row for row in products.to_dict("records") if row[key]}
+        for key in ("class", "product_id")
+    )
+    trained = "name", "class", by_class, TRAIN
+    judged = "img_path", "product_id", by_id, TEST
+    for table, place, image, key, known, split in (
+        ("Product10K/train.csv", "Product10K/train", *trained),
+        ("Product10K/test_kaggletest.csv", "Product10K/test", *trained),
+        ("development_test_data/gallery.csv", "development_test_data", *judged),
+    ):
+        for row in read_table(folder / table, [image, key]).to_dict("records"):
             product = known.get(row[key])
             if product is None:
                 raise UserError(
                     f"{folder / table}: {key} {row[key]!r} is not in {folder / 'products.csv'}"
                 )
-            yield NamedPhoto(
-                folder / place / row[photo],
-                tuple(product[name] for name in names),
-                tuple(languages),
-                product["product_id"],
-                product["category"],
-                split,
-            )
+            said, group = tuple(product[name] for name in names), product["product_id"]
+            path = folder / place / row[image]
+            yield NamedImage(path, said, tuple(languages), group, product["category"], split)
 
 
-def _grocery_photos(folder: Path) -> Iterator[NamedPhoto]:
-    from visual_search.data.tables import read_table
+def _grocery_images(folder: Path) -> Iterator[NamedImage]:
     from visual_search.text.pairs import TEST, TRAIN
 
-    columns = [
-        "Class Name (str)",
-        "Class ID (int)",
-        "Coarse Class Name (str)",
-        "Product Description Path (str)",
-    ]
-    classes = {}
-    for _, row in read_table(folder / "classes.csv", columns).iterrows():
-        name, number, coarse, description = (row[column] for column in columns)
-        text = _read(folder / description.lstrip("/"))
-        classes[number] = (_words(name), " ".join(text.split()), _words(coarse))
-    for table, split in (("train.txt", TRAIN), ("val.txt", TEST)):
-        lines = _read(folder / table).splitlines()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            path, _, rest = (part.strip() for part in line.partition(","))
-            known = rest.partition(",")[0].strip()
-            if known not in classes:
-                raise UserError(
-                    f"{folder / table} line {number}: {line!r} is not `path, class id, coarse "
-                    "class id` with a class of classes.csv"
-                )
-            name, description, coarse = classes[known]
-            said = (name, description)
-            yield NamedPhoto(folder / path, said, ("en", "en"), known, coarse, split)
+    coarse, description = "Coarse Class Name (str)", "Product Description Path (str)"
+    for part, path, of in grocery_images(folder, [coarse, description]):
+        text = folder / of[description].lstrip("/")
+        name, category = (of[column].replace("-", " ") for column in (CLASS_NAME, coarse))
+        said = name, " ".join(text.read_text(encoding="utf-8").split())
+        split = TRAIN if part == "train" else TEST
+        yield NamedImage(folder / path, said, ("en", "en"), of[CLASS_ID], category, split)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-
-
-def _words(name: str) -> str:
-    return name.replace("-", " ")
-
-
-def _pairs(photos: Iterator[NamedPhoto], folder: Path) -> pa.Table:
+def _pairs(images: Iterator[NamedImage], folder: Path) -> pa.Table:
     import pyarrow as pa
 
     from dataset.image_text.cleaning import clean
@@ -178,19 +130,16 @@ def _pairs(photos: Iterator[NamedPhoto], folder: Path) -> pa.Table:
 
     rows = [
         {
-            "image_path": str(photo.path.relative_to(folder)),
-            "image": photo.path.stem,
-            "queries": list(photo.texts),
-            "texts": [
-                clean(text, language)
-                for text, language in zip(photo.texts, photo.languages, strict=True)
-            ],
-            "language": list(photo.languages),
-            "group": photo.product,
-            "category": photo.category,
-            "split": photo.split,
+            "image_path": str(image.path.relative_to(folder)),
+            "image": image.path.stem,
+            "queries": list(image.texts),
+            "texts": list(map(clean, image.texts, image.languages)),
+            "language": list(image.languages),
+            "group": image.product,
+            "category": image.category,
+            "split": image.split,
         }
-        for photo in photos
+        for image in images
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -220,7 +169,7 @@ def main() -> None:
     write_pairs(arguments.output, relative_to(table, folder, arguments.output))
     counts = table["split"].value_counts().to_pylist()
     parts = ", ".join(f"{count['counts']} {count['values']}" for count in counts)
-    print(f"{arguments.output}: {table.num_rows} photos ({parts})")
+    print(f"{arguments.output}: {table.num_rows} images ({parts})")
 
 
 if __name__ == "__main__":

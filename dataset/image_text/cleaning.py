@@ -73,9 +73,7 @@ def clean(text: str, language: str = "ru", rules: CleaningRules | None = None) -
     """The words of a query, separated by single spaces; empty where none is left.
 
     Args:
-        text: as typed.
         language: ISO 639-1, for stop words and lemmas; one that is unknown has neither.
-        rules: how far to go; all of it when None.
     """
     return clean_words(words_of(text), language, rules or CleaningRules())
 
@@ -137,12 +135,8 @@ _LATIN_CODES = (
 LATIN_LANGUAGES = frozenset(_LATIN_CODES.split())
 
 # Letters that only some Cyrillic alphabets have.
-_TELLING = {
-    "uk": re.compile(r"[іїєґ]", re.I),
-    "be": re.compile(r"ў", re.I),
-    "kk": re.compile(r"[әғқңөұүһ]", re.I),
-    "ru": re.compile(r"[ыэъё]", re.I),
-}
+_LETTERS = {"uk": "[іїєґ]", "be": "ў", "kk": "[әғқңөұүһ]", "ru": "[ыэъё]"}
+_TELLING = {language: re.compile(letters, re.I) for language, letters in _LETTERS.items()}
 
 # Snowball's and NLTK's lists. They hold only words that name nothing; longer lists take
 # "table", "white" and "big" for stop words.
@@ -169,14 +163,9 @@ _MORPHY = frozenset({"ru", "uk"})
 
 
 def language_of(text: str, languages: tuple[str, ...] = ("ru", "en")) -> str:
-    """Which of some languages a text is in.
+    """Which of some languages (ISO 639-1) a raw or cleaned text is in, or :data:`UNDETERMINED`.
 
-    Args:
-        text: raw or cleaned.
-        languages: that may occur, ISO 639-1; the first is preferred where letters tell nothing.
-
-    Returns:
-        One of `languages`, or :data:`UNDETERMINED`.
+    The first is preferred where letters tell nothing.
     """
     cyrillic, latin = len(_CYRILLIC.findall(text)), len(_LATIN.findall(text))
     if cyrillic >= latin and cyrillic:
@@ -220,15 +209,11 @@ def stop_words(language: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=200_000)
 def lemma(word: str, language: str, min_score: float = 0.5) -> str:
-    """The dictionary form of a word: "кресла" is "кресло".
+    """The dictionary form of a lower-case word: "кресла" is "кресло".
 
     For Russian and Ukrainian pymorphy3 gives every reading of a form with its probability. Those of
-    one lemma are added up first: "кресла" is 0.5 genitive and 0.5 plural, and both are "кресло".
-
-    Args:
-        word: lower case.
-        language: ISO 639-1.
-        min_score: the word stays as it is where the likeliest lemma is less likely than this.
+    one lemma are added up first: "кресла" is 0.5 genitive and 0.5 plural, and both are "кресло". A
+    word stays as it is where its likeliest lemma is less likely than `min_score`.
     """
     if language in _MORPHY:
         if not _CYRILLIC.search(word):
@@ -268,8 +253,8 @@ NUMBERS = "numbers, sizes and units only"
 SHORT = "a single letter"
 MASHED = "one letter over and over"
 ASKING = "only words of asking"
-REPEATED = "the same query of the same photo"
-COMMON = "stands at too many photos"
+REPEATED = "the same query of the same image"
+COMMON = "stands at too many images"
 
 _MASHED = re.compile(r"^(\w{1,2})\1{3,}$|(\w)\2{4,}")
 _NUMBER = re.compile(r"\d+(?:[./x-]\d+)*[%\"]?$")
@@ -292,8 +277,8 @@ class QueryRules:
     Attributes:
         max_words: of a query.
         asking_words: lemmas, separated by spaces; a query of nothing else is dropped.
-        max_photo_share: a query at more than this share of all photos tells them not apart; 1: any.
-        min_common_photos: … and at no fewer photos than this.
+        max_photo_share: a query at more than this share of all images tells them not apart; 1: any.
+        min_common_photos: … and at no fewer images than this.
     """
 
     max_words: int = 30
@@ -303,12 +288,7 @@ class QueryRules:
 
 
 def why_uninformative(text: str, rules: QueryRules) -> str | None:
-    """The reason to drop a query, or None.
-
-    Args:
-        text: cleaned.
-        rules: where the lines are.
-    """
+    """The reason to drop a cleaned query, or None."""
     words = text.split()
     if not words:
         return EMPTY
@@ -325,25 +305,18 @@ def why_uninformative(text: str, rules: QueryRules) -> str | None:
     return None
 
 
-_known: dict[str, frozenset[str]] = {}
-
-
+@functools.cache
 def _asking(words: str) -> frozenset[str]:
-    if words not in _known:
-        _known[words] = frozenset(words.split())
-    return _known[words]
+    return frozenset(words.split())
 
 
-def informative(texts: Sequence[str], rules: QueryRules) -> list[tuple[int, str | None]]:
-    """The queries of one photo: number, and the reason to drop it or None."""
+def reasons_to_drop(texts: Sequence[str], rules: QueryRules) -> list[str | None]:
+    """Of each query of one image the reason to drop it, or None."""
     seen: set[str] = set()
-    found: list[tuple[int, str | None]] = []
-    for number, text in enumerate(texts):
-        reason = why_uninformative(text, rules)
-        if reason is None and text in seen:
-            reason = REPEATED
+    found = []
+    for text in texts:
+        found.append(why_uninformative(text, rules) or (REPEATED if text in seen else None))
         seen.add(text)
-        found.append((number, reason))
     return found
 
 
@@ -355,7 +328,7 @@ class CleaningConfig:
         languages: that may occur, ISO 639-1.
         words: what becomes of a query's words.
         drop: which queries say nothing.
-        test_share: of all photos, by groups.
+        test_share: of all images, by groups.
         workers: processes; 0 is one for each core.
     """
 

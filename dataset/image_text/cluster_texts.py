@@ -1,4 +1,4 @@
-"""Step 4: clusters of queries, for a projection each, and for batches of photos that are alike.
+"""Step 4: clusters of queries, for a projection each, and for batches of images that are alike.
 
 python dataset/image_text/cluster_texts.py fit X.pairs.parquet
 python dataset/image_text/cluster_texts.py assign X.pairs.parquet
@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visual_search.common.errors import UserError, run_command
+from dataset.options import parsed
+from visual_search.common.errors import run_command
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -34,31 +35,29 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
     from visual_search.text.config import ClusterConfig
 
-    fit = jsonargparse.ArgumentParser(
-        description="Cluster the frequent n-grams of the training queries; write the clusters, a "
-        "report and a map.",
-        exit_on_error=False,
+    def command(description: str) -> jsonargparse.ArgumentParser:
+        return jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+
+    fit = command(
+        "Cluster the frequent n-grams of the training queries; write the clusters, a report and a "
+        "map."
     )
     fit.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
     fit.add_argument("--config", action="config", help="config/image_text/clusters.yml")
     fit.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
     fit.add_class_arguments(ClusterConfig)
-    assign = jsonargparse.ArgumentParser(
-        description="Add to a table of pairs the cluster of each query and of each photo. Killed, "
-        "the same command goes on where it was.",
-        exit_on_error=False,
+    assign = command(
+        "Add to a table of pairs the cluster of each query and of each image. Killed, the same "
+        "command goes on where it was."
     )
     assign.add_argument("pairs", type=Path, help="X.pairs.parquet")
     assign.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
     assign.add_argument("--output", type=Path | None, help="table (default: the same)")
-    predict = jsonargparse.ArgumentParser(
-        description="Say which cluster queries belong to.", exit_on_error=False
-    )
+    predict = command("Say which cluster queries belong to.")
     predict.add_argument("clusters", type=Path, help="X.clusters")
     predict.add_argument("queries", type=str, nargs="+", help="as typed")
-    parser = jsonargparse.ArgumentParser(
-        prog="cluster_texts.py", description="Clusters of queries.", exit_on_error=False
-    )
+    parser = command("Clusters of queries.")
+    parser.prog = "cluster_texts.py"
     commands = parser.add_subcommands()
     commands.add_subcommand("fit", fit, help="make clusters")
     commands.add_subcommand("assign", assign, help="add them to a table of pairs")
@@ -100,16 +99,9 @@ def predict(clusters: TextClusters, queries: Sequence[str]) -> list[int]:
 
 def main() -> None:
     """Run one of the three."""
-    import jsonargparse
-
-    parser = build_parser()
-    try:
-        arguments = parser.parse_args()
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    name = str(arguments.subcommand)
-    values = parser.instantiate(arguments).as_dict()[name]
-    {"fit": _fit, "assign": _assign, "predict": _predict}[name](values)
+    values = parsed(build_parser())
+    name = values["subcommand"]
+    {"fit": _fit, "assign": _assign, "predict": _predict}[name](values[name])
 
 
 def _fit(values: dict[str, Any]) -> None:
@@ -136,7 +128,7 @@ def _assign(values: dict[str, Any]) -> None:
     pairs = values["pairs"]
     output = values["output"] or pairs
     sizes = assign(pairs, values["clusters"] or clusters_folder(pairs), output)
-    print(f"{output}: photos of clusters 0, 1, …: {', '.join(map(str, sizes))}")
+    print(f"{output}: images of clusters 0, 1, …: {', '.join(map(str, sizes))}")
 
 
 def _predict(values: dict[str, Any]) -> None:

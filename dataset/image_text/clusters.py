@@ -19,7 +19,7 @@ from dataset.dataset_creation_steps.snapshots import (
     source_of,
     write_snapshot,
 )
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_figure, written_atomically
 from visual_search.common.page import Section, write_page
 from visual_search.common.progress import progress_bar
 from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
@@ -32,21 +32,12 @@ CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])
 def assign(
     pairs: Path, clusters: Path, output: Path, piece_images: int = PIECE_IMAGES
 ) -> list[int]:
-    """Write the table with the columns `clusters` and `cluster`.
+    """Write the table of pairs with the columns `clusters` and `cluster`; images of each cluster.
 
-    Pieces that are done lie beside the output until all are.
-
-    Args:
-        pairs: the table, with or without clusters.
-        clusters: folder of the clusters.
-        output: the table to write; it may be the same.
-        piece_images: images between two records of what is done.
-
-    Returns:
-        Images of each cluster.
+    Pieces that are done lie beside the output, which may be the same table, until all are.
 
     Raises:
-        UserError: when one of them is missing or none of the kind.
+        UserError: when table or clusters are missing or none of the kind.
     """
     rows = open_pairs(pairs).metadata.num_rows
     known = TextClusters.load(clusters)
@@ -122,23 +113,18 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     for number in range(min(clusters.count, LABELLED)):
         inside = places[labels == number]
         if len(inside):
+            frame = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[number]}
             axes.annotate(
                 f"{number}: {clusters.names[number]}",
                 _medoid(inside),
                 fontsize=8,
                 ha="center",
                 va="center",
-                bbox={
-                    "boxstyle": "round,pad=0.2",
-                    "fc": "white",
-                    "ec": colours[number],
-                    "alpha": 0.85,
-                },
+                bbox=frame | {"alpha": 0.85},
             )
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_figure(path, figure)
 
 
 def _medoid(places: np.ndarray) -> tuple[float, float]:
@@ -158,20 +144,12 @@ def write_report(
         "silhouette": f"{report.silhouette:.3f}",
         "accuracy of the vote on held-out n-grams": accuracy,
     }
+    silhouettes = [f"{silhouette:+.3f}" for silhouette in report.silhouettes]
+    examples = [" · ".join(some) for some in report.examples]
+    names, numbers = clusters.names, range(clusters.count)
     rows: list[tuple[object, ...]] = [
         ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
-        *(
-            (number, clusters.names[number], *row)
-            for number, row in enumerate(
-                zip(
-                    report.sizes,
-                    report.weights,
-                    [f"{silhouette:+.3f}" for silhouette in report.silhouettes],
-                    [" · ".join(examples) for examples in report.examples],
-                    strict=True,
-                )
-            )
-        ),
+        *zip(numbers, names, report.sizes, report.weights, silhouettes, examples, strict=True),
     ]
     sections = [
         Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),

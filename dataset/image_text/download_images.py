@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import (
-    DownloadConfig,
-    add_download_options,
-    add_piece_options,
-    add_runner_options,
-    download_config,
+    Filling,
+    add_filling_options,
+    failures_file,
+    filling,
+    print_failures,
     start_engine,
 )
 from visual_search.common.errors import UserError, run_command
@@ -30,23 +30,14 @@ FAILURES = ["image", "url", "reason"]
 
 @dataclass
 class Kept:
-    """What a call left.
+    """What a call left."""
 
-    Attributes:
-        images: ids whose image is there.
-        contents: different contents among them.
-        failures: images that could not be had, by reason.
-        lines: of metadata.json that were kept.
-        queries: in them.
-        tally: what was counted while reading, and what was left out.
-    """
-
-    images: int = 0
-    contents: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    lines: int = 0
-    queries: int = 0
-    tally: Counter[str] = field(default_factory=Counter)
+    images: int = 0  # ids whose image is there
+    contents: int = 0  # different ones among them
+    failures: Counter[str] = field(default_factory=Counter)  # by reason
+    lines: int = 0  # of metadata.json that were kept
+    queries: int = 0  # in them
+    tally: Counter[str] = field(default_factory=Counter)  # what was read and left out
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -57,19 +48,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "metadata.json again with those lines whose image is there, and its file. Killed at any "
         "moment, the same command goes on where it was.",
     )
-    parser.add_argument("images", type=Path, help='images.json: {"image": 1, "url": "http://…"}')
-    parser.add_argument(
-        "metadata", type=Path, help='metadata.json: {"image": 1, "queries": ["…", "…"]}'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("images", type=Path, help='images.json: {"image": 1, "url": "http://…"}')
+    add("metadata", type=Path, help='metadata.json: {"image": 1, "queries": ["…", "…"]}')
+    add(
         "--output",
         type=Path,
         default=DEFAULT_OUTPUT,
         help="folder of the images; the tables stand beside it (%(default)s)",
     )
-    add_piece_options(parser)
-    add_download_options(parser, size_hint=False)
-    add_runner_options(parser)
+    add_filling_options(parser, size_hint=False)
     return parser.parse_args(arguments)
 
 
@@ -78,28 +66,10 @@ def metadata_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.metadata.json")
 
 
-def failures_file(root: Path) -> Path:
-    """The images that could not be had, each with its reason."""
-    return root.with_name(f"{root.name}.failures.csv")
+def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> Kept:
+    """Download what is missing of `images`, and shrink `metadata` to what is there.
 
-
-def download_images(
-    images: Path,
-    metadata: Path,
-    root: Path,
-    config: DownloadConfig,
-    *,
-    piece_photos: int = 1000,
-    distributed: bool = False,
-    retry_failed: bool = False,
-) -> Kept:
-    """Download what is missing and shrink `metadata.json` to what is there.
-
-    Args:
-        images: ids and addresses, JSON lines, plain or gzipped.
-        metadata: ids and queries, likewise.
-        root: folder of the images; on a cluster all machines see it.
-        config, piece_photos, distributed, retry_failed: see :meth:`ImageStore.fill`.
+    Both are JSON lines, plain or gzipped.
 
     Raises:
         UserError: when a file is missing or has nothing of its kind, nothing could be had, or no
@@ -107,7 +77,7 @@ def download_images(
     """
     from dataset.dataset_creation_steps.image_store import ImageStore
     from dataset.image_text.query_lines import read_images
-    from visual_search.common.files import written_atomically
+    from visual_search.common.files import write_csv
 
     for path in (images, metadata):
         if not path.is_file():
@@ -115,17 +85,11 @@ def download_images(
     if metadata_file(root).resolve() == metadata.resolve():
         raise UserError(f"{metadata} would be overwritten: name another --output")
     kept = Kept()
-    found = ImageStore(root, ("image", "url"), by_content=True).fill(
-        read_images(images, kept.tally),
-        config,
-        piece_photos=piece_photos,
-        distributed=distributed,
-        retry_failed=retry_failed,
-    )
+    store = ImageStore(root, ("image", "url"), by_content=True)
+    found = store.fill(read_images(images, kept.tally), how)
     failed = found.filter(found["file"].is_null()).select(FAILURES).to_pandas()
     kept.failures.update(failed["reason"].tolist())
-    with written_atomically(failures_file(root)) as temporary:
-        failed.to_csv(temporary, index=False)
+    write_csv(failures_file(root), failed)
     found = found.filter(found["file"].is_valid()).select(["image", "file"])
     if not found.num_rows:
         raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
@@ -173,19 +137,10 @@ def main() -> None:
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     root: Path = arguments.output
-    kept = download_images(
-        arguments.images,
-        arguments.metadata,
-        root,
-        download_config(arguments),
-        piece_photos=arguments.piece_photos,
-        distributed=arguments.runner == "ray",
-        retry_failed=arguments.retry_failed,
-    )
+    kept = download_images(arguments.images, arguments.metadata, root, filling(arguments))
     for what, count in sorted(kept.tally.items()):
         print(f"{count:8d} {what}")
-    for reason, count in kept.failures.most_common(10):
-        print(f"{count:8d} not there: {reason}")
+    print_failures(kept.failures, "not there")
     print(
         f"{kept.images} images of {kept.contents} contents in {root}, "
         f"{kept.failures.total()} could not be had ({failures_file(root)})"

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset.image_text.cleaning import (
+    COMMON,
     CleaningConfig,
     CleaningRules,
     QueryRules,
     clean_words,
-    informative,
     language_of,
+    reasons_to_drop,
     words_of,
 )
+from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -32,34 +34,26 @@ if TYPE_CHECKING:
 
 EXAMPLES = 5
 """Dropped queries that are shown for each reason."""
+BLOCK_IMAGES = 2000
+GROUP_IMAGES = 10_000
+"""Rows of a row group."""
 
-Photo = tuple[str, str, list[str]]
-"""Image id, file, queries as typed."""
+Image = tuple[str, str, list[str]]
+"""Id, file, queries as typed."""
+Row = tuple[str, str, list[str], list[str], list[str]]
+"""The same with the cleaned texts and the languages of the queries."""
 
 
 @dataclass
 class Cleaned:
-    """Photos with the queries that are left, and what became of the others.
+    """Images with the queries that are left, and what became of the others."""
 
-    Attributes:
-        images: ids.
-        files: of the photos.
-        queries: as typed.
-        texts: cleaned, one for each query.
-        languages: of each query.
-        dropped: queries by the reason why they were dropped.
-        examples: some of them.
-        read: queries in all.
-    """
-
-    images: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    queries: list[list[str]] = field(default_factory=list)
-    texts: list[list[str]] = field(default_factory=list)
-    languages: list[list[str]] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
     read: int = 0
+    """Queries in all."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Queries by the reason."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, query: str) -> None:
         """Count a query that is dropped."""
@@ -77,71 +71,47 @@ class Cleaned:
             shown += [query for query in queries if query not in shown][: EXAMPLES - len(shown)]
 
 
-def clean_photos(
-    photos: Sequence[Photo], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
+def clean_images(
+    images: Sequence[Image], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
 ) -> Cleaned:
-    """Clean all queries of some photos; a photo without a query that says something is left out."""
+    """Clean all queries of some images; one without a query that says something is left out."""
     found = Cleaned()
-    for image, file, queries in photos:
+    for image, file, queries in images:
         found.read += len(queries)
         said = [words_of(query) for query in queries]
         spoken = [language_of(" ".join(words), languages) for words in said]
-        texts = [
-            clean_words(words, language, rules)
-            for words, language in zip(said, spoken, strict=True)
-        ]
+        pairs = zip(said, spoken, strict=True)
+        texts = [clean_words(words, language, rules) for words, language in pairs]
         kept = []
-        for number, reason in informative(texts, drop):
+        for number, reason in enumerate(reasons_to_drop(texts, drop)):
             if reason is None:
                 kept.append(number)
             else:
                 found.drop(reason, queries[number])
         if kept:
-            found.images.append(image)
-            found.files.append(file)
-            found.queries.append([queries[number] for number in kept])
-            found.texts.append([texts[number] for number in kept])
-            found.languages.append([spoken[number] for number in kept])
+            left = ([column[number] for number in kept] for column in (queries, texts, spoken))
+            found.rows.append((image, file, *left))
     return found
-
-
-def single_thread() -> None:
-    """For a worker beside others: linear algebra on one core."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
-ENDING = ".metadata.json"
-BLOCK_PHOTOS = 2000
-GROUP_PHOTOS = 10_000
-"""Rows of a row group."""
 
 
 def pairs_file(metadata: Path) -> Path:
     """`X.pairs.parquet` for `X.metadata.json`."""
-    return metadata.with_name(f"{metadata.name.removesuffix(ENDING)}.pairs.parquet")
+    return images_folder(metadata).with_name(f"{images_folder(metadata).name}.pairs.parquet")
 
 
-def photos_folder(metadata: Path) -> Path:
-    """`X` for `X.metadata.json`, where `download_images.py` put the photos."""
-    return metadata.with_name(metadata.name.removesuffix(ENDING))
+def images_folder(metadata: Path) -> Path:
+    """`X` for `X.metadata.json`, where `download_images.py` put the images."""
+    return metadata.with_name(metadata.name.removesuffix(".metadata.json"))
 
 
 def clean_queries(
-    metadata: Path, output: Path, photos: Path, config: CleaningConfig
+    metadata: Path, output: Path, images: Path, config: CleaningConfig
 ) -> dict[str, Any]:
-    """Write the table of pairs.
+    """Write the table of pairs of what `download_images.py` wrote, whose files lie in `images`.
 
     Queries are cleaned by several processes into a file beside the output; how often each text
-    stands there is counted meanwhile. A second pass drops those that stand at too many photos.
-
-    Args:
-        metadata: what `download_images.py` wrote.
-        output: the table.
-        photos: folder that a line's `file` is relative to.
-        config: what to do.
-
-    Returns:
-        What was counted; also written to `<output>.summary.json`.
+    stands there is counted meanwhile. A second pass drops those that stand at too many images.
+    What was counted is returned, and written to `<output>.summary.json`.
 
     Raises:
         UserError: when the file is none of the kind, or no query is left.
@@ -162,7 +132,7 @@ def clean_queries(
     tally: Counter[str] = Counter()
     try:
         first = _first_pass(metadata, work / "cleaned.parquet", config, tally)
-        kept = _second_pass(work / "cleaned.parquet", output, photos, config, first)
+        kept = _second_pass(work / "cleaned.parquet", output, images, config, first)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     counts = first.counts
@@ -205,12 +175,11 @@ def _first_pass(
     with pq.ParquetWriter(path, schema) as writer:
         for block in _cleaned(_blocks(metadata, tally), config):
             counts.add_counts(block)
-            if not block.images:
-                continue
-            texts.append(keys([text for row in block.texts for text in row]))
-            files.append(keys(block.files))
-            columns = [block.images, block.files, block.queries, block.texts, block.languages]
-            writer.write_table(pa.table(columns, schema=schema))
+            if block.rows:
+                columns = [list(column) for column in zip(*block.rows, strict=True)]
+                texts.append(keys([text for row in columns[3] for text in row]))
+                files.append(keys(columns[1]))
+                writer.write_table(pa.table(columns, schema=schema))
     images = sum(map(len, files))
     limit = max(config.drop.max_photo_share * images, config.drop.min_common_photos - 1)
     return _FirstPass(counts, _more_often(texts, limit), _more_often(files, 1))
@@ -224,25 +193,25 @@ def _more_often(found: list[np.ndarray], limit: float) -> np.ndarray:
     return each[times > limit]
 
 
-def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Photo]]:
-    """Photos and queries, some thousand at a time."""
+def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Image]]:
+    """Images and queries, some thousand at a time."""
     from dataset.image_text.query_lines import read_queries
     from visual_search.common.progress import progress_bar
 
-    with progress_bar(f"cleaning {metadata.name}", "photo") as bar:
+    with progress_bar(f"cleaning {metadata.name}", "image") as bar:
         for rows in read_queries(metadata, tally):
             if any(line.file is None for _, line in rows):
                 raise UserError(
                     f'{metadata} has lines without "file": give the file that download_images.py '
                     "wrote, not the one it read"
                 )
-            photos = [(image, str(line.file), line.queries) for image, line in rows]
-            for start in range(0, len(photos), BLOCK_PHOTOS):
-                yield photos[start : start + BLOCK_PHOTOS]
-            bar.update(len(photos))
+            images = [(image, str(line.file), line.queries) for image, line in rows]
+            for start in range(0, len(images), BLOCK_IMAGES):
+                yield images[start : start + BLOCK_IMAGES]
+            bar.update(len(images))
 
 
-def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[Cleaned]:
+def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[Cleaned]:
     """The blocks, cleaned by several processes, in their order."""
     import multiprocessing
 
@@ -250,18 +219,22 @@ def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[
 
     workers = config.workers or available_cores()
     rules = (tuple(config.languages), config.words, config.drop)
-    first = next(blocks, [])
+    yield clean_images(next(blocks, []), *rules)
     second = next(blocks, None)
-    yield clean_photos(first, *rules)
     if second is None:
         return
-    # Not forked: the engine's threads may hold locks.
-    context = multiprocessing.get_context("spawn")
+    # Not forked: the engine's threads may hold locks. Linear algebra on one core each.
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        initializer=os.putenv,
+        initargs=("OMP_NUM_THREADS", "1"),
+    )
     waiting: deque[Future[Cleaned]] = deque()
-    with ProcessPoolExecutor(workers, context, initializer=single_thread) as pool:
-        waiting.append(pool.submit(clean_photos, second, *rules))
+    with pool:
+        waiting.append(pool.submit(clean_images, second, *rules))
         for block in blocks:
-            waiting.append(pool.submit(clean_photos, block, *rules))
+            waiting.append(pool.submit(clean_images, block, *rules))
             if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -269,23 +242,20 @@ def _cleaned(blocks: Iterator[list[Photo]], config: CleaningConfig) -> Iterator[
 
 
 def _second_pass(
-    path: Path, output: Path, photos: Path, config: CleaningConfig, first: _FirstPass
+    path: Path, output: Path, images: Path, config: CleaningConfig, first: _FirstPass
 ) -> dict[str, Any]:
-    """Drop what stands at too many photos, and write the rest as pairs."""
+    """Drop what stands at too many images, and write the rest as pairs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from visual_search.common.files import written_atomically
     from visual_search.text.pairs import SCHEMA, TEST
 
-    prefix = Path(os.path.relpath(photos.resolve(), output.parent.resolve()))
+    prefix = Path(os.path.relpath(images.resolve(), output.parent.resolve()))
     kept: Counter[str] = Counter()
     languages: Counter[str] = Counter()
-    with (
-        written_atomically(output) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA) as writer,
-    ):
-        for batch in pq.ParquetFile(path).iter_batches(GROUP_PHOTOS):
+    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for batch in pq.ParquetFile(path).iter_batches(GROUP_IMAGES):
             rows = list(_informative_rows(batch, first))
             _add_groups(rows, first.repeated, config.test_share)
             for row in rows:
@@ -308,7 +278,6 @@ def _informative_rows(batch: pa.RecordBatch, first: _FirstPass) -> Iterator[dict
     import numpy as np
 
     from dataset.dataset_creation_steps.snapshots import keys
-    from dataset.image_text.cleaning import COMMON
 
     rows = batch.to_pylist()
     common = np.isin(keys([text for row in rows for text in row["texts"]]), first.common)
@@ -325,9 +294,9 @@ def _informative_rows(batch: pa.RecordBatch, first: _FirstPass) -> Iterator[dict
 
 
 def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: float) -> None:
-    """Which photos are right for each other's queries, and who tests.
+    """Which images are right for each other's queries, and who tests.
 
-    Images of the same content are one group, and so are photos with exactly the same texts.
+    Images of the same content are one group, and so are images with exactly the same texts.
     A group is on one side: nothing is tested that was seen in training.
     """
     import numpy as np
@@ -360,24 +329,18 @@ def main() -> None:
     parser.add_argument("metadata", type=Path, help="X.metadata.json of download_images.py")
     parser.add_argument("--config", action="config", help="YAML file; several merge left to right")
     parser.add_argument("--output", type=Path | None, help="the table (default: X.pairs.parquet)")
-    parser.add_argument("--photos", type=Path | None, help="folder of the photos (default: X)")
+    parser.add_argument("--photos", type=Path | None, help="folder of the images (default: X)")
     parser.add_class_arguments(CleaningConfig)
-    try:
-        arguments = parser.parse_args()
-    except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    values = parser.instantiate(arguments).as_dict()
-    metadata, photos = values.pop("metadata"), values.pop("photos")
+    values = parsed(parser)
+    metadata, images = values.pop("metadata"), values.pop("photos")
     output = values.pop("output") or pairs_file(metadata)
-    del values["config"]
-    summary = clean_queries(
-        metadata, output, photos or photos_folder(metadata), CleaningConfig(**values)
-    )
+    config = CleaningConfig(**values)
+    summary = clean_queries(metadata, output, images or images_folder(metadata), config)
     for reason, found in summary["dropped"].items():
         examples = ", ".join(repr(query) for query in found["examples"][:3])
         print(f"{found['queries']:8d} dropped: {reason} ({examples})")
     print(
-        f"{output}: {summary['photos']} photos ({summary['test photos']} to test with), "
+        f"{output}: {summary['photos']} images ({summary['test photos']} to test with), "
         f"{summary['kept queries']} of {summary['queries']} queries; languages: "
         + ", ".join(f"{name} {count}" for name, count in summary["languages"].items())
     )

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 def ngrams(text: str, n: int, shorter: bool = False) -> list[str]:
-    """All runs of n words.
-
-    Args:
-        text: words separated by single spaces.
-        n: words of a run, at least 1.
-        shorter: whether a text of fewer words is one itself, unless it is empty.
-    """
+    """All runs of n words; if `shorter`, a text of fewer words is one, unless it is empty."""
     words = text.split()
     if shorter and 0 < len(words) < n:
         return [" ".join(words)]
@@ -41,12 +35,7 @@ class TopNgrams:
     """
 
     def __init__(self, n: int, capacity: int = 1_000_000, *, shorter: bool = False) -> None:
-        """
-        Args:
-            n: words of a run.
-            capacity: n-grams in memory; about 150 bytes each.
-            shorter: whether a text of fewer words is one itself.
-        """
+        """`capacity` n-grams are held, 150 bytes each; `shorter`: see :func:`ngrams`."""
         self.n, self.capacity, self.shorter = n, capacity, shorter
         self.error = 0
         self._counts: Counter[str] = Counter()
@@ -55,15 +44,10 @@ class TopNgrams:
         """Count the n-grams of some texts."""
         self._counts.update(gram for text in texts for gram in ngrams(text, self.n, self.shorter))
         while len(self._counts) > self.capacity:
-            self._forget()
-
-    def _forget(self) -> None:
-        """Take the smallest count off all; those that had no more are gone."""
-        least = min(self._counts.values())
-        self.error += least
-        self._counts = Counter(
-            {gram: count - least for gram, count in self._counts.items() if count > least}
-        )
+            least = min(self._counts.values())
+            self.error += least
+            left = {gram: count - least for gram, count in self._counts.items() if count > least}
+            self._counts = Counter(left)
 
     def most_common(self, k: int | None = None) -> list[tuple[str, int]]:
         """The k most frequent and their counts, most frequent first; equal ones by their text."""
@@ -87,29 +71,22 @@ QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 
 @dataclass
 class Statistics:
-    """What was counted in a table of pairs.
-
-    Attributes:
-        images: rows.
-        queries: in all.
-        lengths: how many queries (images, for `queries`) have how many characters, words, queries.
-        ngrams: runs of 1, 2 and 3 cleaned words.
-        languages: queries by language.
-        images_of_text: different texts by the number of images they stand at.
-        growth: words seen, and different ones among them, as reading went on.
-    """
+    """What was counted in a table of pairs."""
 
     images: int = 0
     queries: int = 0
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {name: Counter() for name in LONGEST}
     )
+    """How many queries (images, for `queries`) have how many characters, words, queries."""
     ngrams: dict[int, TopNgrams] = field(
         default_factory=lambda: {order: TopNgrams(order) for order in ORDERS}
     )
     languages: Counter[str] = field(default_factory=Counter)
     images_of_text: Counter[int] = field(default_factory=Counter)
+    """Different texts by the number of images they stand at."""
     growth: list[tuple[int, int]] = field(default_factory=list)
+    """Words seen, and different ones among them, as reading went on."""
 
     def summary(self) -> dict[str, Any]:
         """The figures as numbers."""
@@ -139,9 +116,6 @@ def count(pairs: Path) -> Statistics:
     """Read a table of pairs once, a few thousand images at a time.
 
     In memory stay 8 bytes for each query, each different word, and at most a million n-grams.
-
-    Raises:
-        UserError: when it is no such table.
     """
     import numpy as np
 
@@ -174,9 +148,7 @@ def count(pairs: Path) -> Statistics:
     return found
 
 
-def _batches(
-    pairs: Path,
-) -> Iterator[tuple[list[list[str]], list[list[str]], list[list[str]]]]:
+def _batches(pairs: Path) -> Iterator[tuple[list[list[str]], ...]]:
     """Queries, cleaned texts and languages of some images."""
     from visual_search.common.progress import progress_bar
     from visual_search.text.pairs import open_pairs
@@ -193,8 +165,7 @@ def _batches(
                 start += size
                 size = min(2 * size, BATCH_IMAGES)
                 bar.update(rows.num_rows)
-                queries, texts, languages = (rows[name].to_pylist() for name in columns)
-                yield queries, texts, languages
+                yield tuple(rows[name].to_pylist() for name in columns)
 
 
 def quantiles(lengths: Counter[int]) -> dict[str, float]:
@@ -213,11 +184,7 @@ def quantiles(lengths: Counter[int]) -> dict[str, float]:
 def heaps_law(growth: list[tuple[int, int]]) -> tuple[float, float]:
     """K and beta of Heaps' law, V = K n ** beta, by least squares of the logarithms.
 
-    Args:
-        growth: words seen n, different ones V.
-
-    Returns:
-        Factor and exponent; 1 says that each word is new, below 0.5 that few come any more.
+    V different words among n seen; beta 1 says that each is new, below 0.5 that few come any more.
     """
     import numpy as np
 
@@ -239,14 +206,7 @@ def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
 
 
 def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str, Any]) -> None:
-    """Write the page.
-
-    Args:
-        path: of the html file.
-        name: of the table that was counted.
-        found: what was counted.
-        summary: of it.
-    """
+    """Write the html page of what was counted in the table `name`."""
     duplicates = [
         (label, f"{texts:,}", f"{queries:,}")
         for label, texts, queries in shares(found.images_of_text)
@@ -362,23 +322,17 @@ def growth_figure(growth: list[tuple[int, int]], law: dict[str, float]) -> Figur
     return figure
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def main() -> None:
+    """Count and write the page."""
     parser = argparse.ArgumentParser(
         prog="text_statistics.py",
         description="Count lengths, n-grams, languages, duplicates and the growth of the "
         "vocabulary of a table of pairs; write them as a page with figures (html) and as json.",
     )
     parser.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
-    parser.add_argument(
-        "--output", type=Path, help="the page (default: X.statistics.html; and .json beside it)"
-    )
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    """Count and write the page."""
-    arguments = parse_arguments()
+    text = "the page (default: X.statistics.html; and .json beside it)"
+    parser.add_argument("--output", type=Path, help=text)
+    arguments = parser.parse_args()
     from visual_search.common.files import write_json
 
     pairs: Path = arguments.pairs

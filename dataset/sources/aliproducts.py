@@ -20,19 +20,19 @@ class _Table(msgspec.Struct):
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The photos of `train` and `val`, by their json where there is one, else by class folder."""
+    """The images of `train` and `val`, by their json where there is one, else by class folder."""
     for part, is_test in (("train", False), ("val", True)):
-        for label, path in _photos(files, part):
+        for label, path in _images(files, part):
             yield InfoRow(path, f"aliproducts/{label}", is_test=is_test)
 
 
-def _photos(files: Files, part: str) -> Iterator[tuple[str, str]]:
+def _images(files: Files, part: str) -> Iterator[tuple[str, str]]:
     if not files.has(f"{part}.json"):
-        yield from files.class_photos(part)
+        yield from files.class_images(part)
         return
     for image in read_json(files.file(f"{part}.json"), _Table).images:
         label = str(image.class_id)
-        yield label, files.photo(f"{part}/{label}/{image.image_id}")
+        yield label, files.image(f"{part}/{label}/{image.image_id}")
 
 
 DATA_SET = DataSet(

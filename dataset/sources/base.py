@@ -17,7 +17,7 @@ from visual_search.data.images import Box
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
-# Lists and photo folders are looked for this deep below what the user named, and not inside
+# Lists and image folders are looked for this deep below what the user named, and not inside
 # folders with more subfolders than this: those are class folders, up to 224,000 of them.
 DEPTH, MOST_SUBFOLDERS = 4, 100
 
@@ -48,7 +48,7 @@ class DataSet:
     page: str
     """Where a person gets it."""
     layout: str
-    """Its lists and photo folders, in words for the person who looks for them."""
+    """Its lists and image folders, in words for the person who looks for them."""
     read: Callable[[Files], Iterator[InfoRow]]
     """Rows without sizes, in the order of its lists; paths relative to the table."""
     columns: Sequence[str] = ()
@@ -62,15 +62,10 @@ class DataSet:
 
 
 class Files:
-    """The lists and photos of one data set below some folders."""
+    """The lists and images of one data set below some folders."""
 
     def __init__(self, roots: Sequence[Path], table_folder: Path, layout: str) -> None:
-        """
-        Args:
-            roots: what the user has, and what was unpacked.
-            table_folder: what the paths of the table are relative to.
-            layout: see :class:`DataSet`.
-        """
+        """Look below `roots`; the table's paths are relative to `table_folder`."""
         self.roots = [root.resolve() for root in roots]
         self.table_folder, self.layout = table_folder.resolve(), layout
         self.part = ""
@@ -81,12 +76,7 @@ class Files:
         return any((folder / name).exists() for folder in self._folders)
 
     def archives(self, holdings: Mapping[str, str], wanted: Callable[[str], bool]) -> list[Path]:
-        """The archives with the given names (which may have wildcards).
-
-        Args:
-            holdings: what each holds, by its name.
-            wanted: whether archives with that are wanted.
-        """
+        """The archives with names (or wildcards) of `holdings` whose content is wanted."""
         names = [name for name, held in holdings.items() if wanted(held)]
         return [
             path
@@ -97,24 +87,18 @@ class Files:
         ]
 
     def file(self, *names: str) -> Path:
-        """The list with the first of these names that there is.
-
-        Raises:
-            UserError: when there is none, with the layout that is expected.
-        """
+        """The list with the first of these names that there is, or a UserError with the layout."""
         for name in names:
             for folder in self._folders:
                 if (folder / name).is_file():
                     return folder / name
         raise self.missing(" or ".join(names))
 
-    def photo(self, name: str) -> str:
-        """Path of a photo relative to the table; `name` starts with one of the set's folders.
+    def image(self, name: str) -> str:
+        """Path of an image relative to the table; `name` starts with one of the set's folders.
 
-        Whether the photo exists is not asked: the reading of its size finds out.
-
-        Raises:
-            UserError: when there is no such folder at all.
+        Whether it exists is not asked: the reading of its size finds out. A UserError where there
+        is no such folder at all.
         """
         head = name.partition("/")[0]
         if head not in self._holders:
@@ -128,17 +112,17 @@ class Files:
             raise self.missing(f"the folder {head}/")
         if len(holders) > 1:
             # `MET/MET/1/0.jpg` is a usual outcome of unpacking, and so is one folder for each
-            # archive: the photo itself decides.
+            # archive: the image itself decides.
             for folder, base in holders:
                 if (folder / name).is_file():
                     return f"{base}/{name}"
         return f"{holders[0][1]}/{name}"
 
-    def class_photos(self, name: str) -> Iterator[tuple[str, str]]:
-        """Label and path relative to the table of `<name>/<class>/<photo>`, in order of their text.
+    def class_images(self, name: str) -> Iterator[tuple[str, str]]:
+        """Label and path of each `<name>/<class>/<image>`, in order of their text.
 
         Raises:
-            UserError: when there is no such folder, or no photo in it.
+            UserError: when there is no such folder, or no image in it.
         """
         tops = [folder / name for folder in self._folders if (folder / name).is_dir()]
         if not tops:
@@ -149,12 +133,12 @@ class Files:
         for top in inner or tops:
             base = os.path.relpath(top, self.table_folder)
             for label in _visible(top, directories=True):
-                for photo in _visible(top / label, directories=False):
-                    if is_image(top / label / photo):
+                for image in _visible(top / label, directories=False):
+                    if is_image(top / label / image):
                         found = True
-                        yield label, f"{base}/{label}/{photo}"
+                        yield label, f"{base}/{label}/{image}"
         if not found:
-            raise UserError(f"no photo is in the class folders of {tops[0]}; {self._expected}")
+            raise UserError(f"no image is in the class folders of {tops[0]}; {self._expected}")
 
     def missing(self, what: str) -> UserError:
         """The error for something that is not there."""
@@ -229,33 +213,37 @@ def split_lines(
     header: str = "",
     counted: bool = False,
 ) -> Iterator[Line]:
-    """The lines of a text file, split; empty ones are passed over.
+    """The lines of a UTF-8 text file, split into so many fields; empty ones are passed over.
 
     Args:
-        path: UTF-8 text.
-        fields: how many each line must have.
         separator: None is any white space.
         header: what the first line must be, its words separated by one space; "": there is none.
         counted: whether the number of lines stands in front, as in DeepFashion's lists.
 
     Raises:
-        UserError: for another header, a line with another number of fields, another encoding, and
-            more or fewer lines than announced.
+        UserError: for another header, number of fields or encoding, and more or fewer lines than
+            announced.
     """
     number = announced = count = 0
-    for number, text in _numbered_lines(path):
-        place = f"{path} line {number}"
-        if counted and number == 1:
-            announced = whole_number(text, place, "the number of images")
-        elif header and number == 1 + counted:
-            if text.split() != header.split():
-                raise UserError(f"{place} is {text!r}, expected {header!r}")
-        else:
-            parts = text.split(separator)
-            if len(parts) != fields:
-                raise UserError(f"{place} has {len(parts)} fields, not {fields}: {text!r}")
-            count += 1
-            yield Line(place, parts)
+    try:
+        with path.open(encoding="utf-8-sig") as handle:
+            for number, line in enumerate(handle, 1):
+                text, place = line.strip(), f"{path} line {number}"
+                if counted and number == 1:
+                    announced = whole_number(text, place, "the number of images")
+                elif header and number == 1 + counted:
+                    if text.split() != header.split():
+                        raise UserError(f"{place} is {text!r}, expected {header!r}")
+                elif text:
+                    parts = text.split(separator)
+                    if len(parts) != fields:
+                        raise UserError(f"{place} has {len(parts)} fields, not {fields}: {text!r}")
+                    count += 1
+                    yield Line(place, parts)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
     if counted and number < 2:
         raise UserError(f"{path} is empty; expected a number, then {header!r}")
     if counted and count != announced:
@@ -264,27 +252,13 @@ def split_lines(
         )
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as handle:
-            for number, text in enumerate(handle, 1):
-                if text.strip():
-                    yield number, text.strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
-
-
 Found = TypeVar("Found")
 
 
 def read_json(path: Path, kind: type[Found]) -> Found:
-    """A JSON file as typed structs; what they do not name is skipped.
+    """UTF-8 JSON file as a `msgspec.Struct`, or a list of one; what that does not name is skipped.
 
-    Args:
-        path: UTF-8. `NaN` and infinities, which JSON does not know but annotation files have, are
-            taken for null.
-        kind: a `msgspec.Struct`, or a list of one.
+    `NaN` and infinities, which JSON does not know but annotation files have, are taken for null.
 
     Raises:
         UserError: for a file that is missing, damaged, or of another form; it says where.
@@ -320,15 +294,10 @@ class Record(NamedTuple):
 def csv_records(
     path: Path, columns: Sequence[str], may_be_empty: Sequence[str] = ()
 ) -> Iterator[Record]:
-    """The rows of a csv file by the names of its columns, one by one.
-
-    Args:
-        path: UTF-8 csv with a header.
-        columns: that it must have, filled in every row.
-        may_be_empty: that it must have, too.
+    """The rows of a csv file, by the names of columns that it must have, filled or `may_be_empty`.
 
     Raises:
-        UserError: for a missing column, an empty cell in one of `columns`, and as
+        UserError: for a missing column, an empty cell, and as
             :func:`visual_search.data.tables.table_chunks`.
     """
     from visual_search.data.tables import table_chunks
@@ -348,11 +317,7 @@ def csv_records(
 
 
 def whole_number(text: str, place: str, what: str) -> int:
-    """`text` as an int; `60.0` is one too.
-
-    Raises:
-        UserError: naming the place and what it should be.
-    """
+    """`text` as an int; `60.0` is one too. A UserError names the place and what it should be."""
     try:
         value = float(text)
         if value == int(value):
@@ -363,11 +328,7 @@ def whole_number(text: str, place: str, what: str) -> int:
 
 
 def pixels(texts: Sequence[str], place: str) -> list[int]:
-    """Coordinates, rounded to whole pixels.
-
-    Raises:
-        UserError: naming the place, for what is no number.
-    """
+    """Coordinates, rounded to whole pixels; a UserError names the place of what is no number."""
     try:
         return [round(float(text)) for text in texts]
     except (ValueError, OverflowError):
@@ -375,12 +336,9 @@ def pixels(texts: Sequence[str], place: str) -> list[int]:
 
 
 def box_of_corners(corners: Sequence[str], place: str) -> Box:
-    """`x, y, w, h` of the corners `x1, y1, x2, y2`.
+    """`x, y, w, h` of the corners `x1, y1, x2, y2`; see :func:`pixels`.
 
-    One without an area is passed on: the photo is then left out, and listed.
-
-    Raises:
-        UserError: see :func:`pixels`.
+    One without an area is passed on: the image is then left out, and listed.
     """
     x1, y1, x2, y2 = pixels(corners, place)
     return x1, y1, x2 - x1, y2 - y1

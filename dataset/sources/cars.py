@@ -1,7 +1,7 @@
 """Stanford Cars (Krause et al. 2013); the retrieval split trains on its first 98 classes.
 
 It goes round in three shapes: `cars_annos.mat` with `car_ims/`; the devkits of its training and
-test half, which number their photos each from 1; and csv files with class folders.
+test half, which number their images each from 1; and csv files with class folders.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The rows of whichever shape there is. Which half a photo is from says nothing here."""
+    """The rows of whichever shape there is. Which half an image is from says nothing here."""
     if files.has("cars_annos.mat"):
         yield from _matlab_rows(files, files.file("cars_annos.mat"), "relative_im_path", "")
     elif files.has("anno_train.csv"):
@@ -50,7 +50,7 @@ def _matlab_rows(files: Files, path: Path, name_field: str, prefix: str) -> Iter
         place = f"{path} annotation {number}"
         label = whole_number(str(annotation["class"]), place, "the class")
         yield _row(
-            files.photo(prefix + str(annotation[name_field])),
+            files.image(prefix + str(annotation[name_field])),
             label,
             names.get(label, ""),
             [str(annotation[corner]) for corner in CORNERS],
@@ -97,7 +97,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _csv_rows(files: Files) -> Iterator[InfoRow]:
-    """`fname,x1,y1,x2,y2,class` without a header; photos lie in folders named by class."""
+    """`fname,x1,y1,x2,y2,class` without a header; images lie in folders named by class."""
     names = _csv_names(files.file("names.csv"))
     for part in ("train", "test"):
         for line in split_lines(files.file(f"anno_{part}.csv"), 6, separator=","):
@@ -106,7 +106,7 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
             if label not in names:
                 raise UserError(f"{line.place}: class {label} is not in names.csv")
             # A class name with a slash became a folder name with a hyphen.
-            path = files.photo(f"{part}/{names[label].replace('/', '-')}/{name}")
+            path = files.image(f"{part}/{names[label].replace('/', '-')}/{name}")
             yield _row(path, label, names[label], corners, line.place)
 
 

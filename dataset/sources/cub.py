@@ -14,7 +14,7 @@ LAST_TRAINING_CLASS = 100
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The rows of `images.txt`, with class and box by the photo's number."""
+    """The rows of `images.txt`, with class and box by the image's number."""
     images = files.file("images.txt")
     labels = _classes(files.file("image_class_labels.txt"))
     boxes = _boxes(files.file("bounding_boxes.txt"))
@@ -22,10 +22,10 @@ def read(files: Files) -> Iterator[InfoRow]:
         number, path = line.fields
         if number not in labels or number not in boxes:
             name = "image_class_labels.txt" if number not in labels else "bounding_boxes.txt"
-            raise UserError(f"{line.place}: photo {number} is not in {name}")
+            raise UserError(f"{line.place}: image {number} is not in {name}")
         label = labels[number]
         yield InfoRow(
-            files.photo(f"images/{path}"),
+            files.image(f"images/{path}"),
             f"cub/{label}",
             path.partition("/")[0].partition(".")[2].replace("_", " "),
             boxes[number],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import io
 import socket
 import ssl
 import time
@@ -34,17 +33,12 @@ UNFINISHED, VALIDATOR = ".unfinished", ".validator"
 def download(
     wanted: Download, folder: Path, page: str, *, private: bool = False, pause: float = 1.0
 ) -> Path:
-    """Get a file, or what is still missing of it.
+    """Get a file into a folder, or what is still missing of it; one that is there is whole.
 
     Args:
-        wanted: where it is, and what is known about it.
-        folder: that it is put into; a file that is there under its name is whole.
         page: where a person gets it, for the error.
         private: whether the address may be one of a private network.
         pause: seconds before the second attempt; each further one waits twice as long.
-
-    Returns:
-        The file.
 
     Raises:
         UserError: naming the page, when the server cannot be reached or does not have the file,
@@ -130,8 +124,10 @@ def _receive(response: HTTPResponse, wanted: Download, part: Path, start: int, p
             handle = part.open("ab" if continued else "wb", buffering=0)
         with handle:
             while chunk := _next_chunk(response):
+                view = memoryview(chunk)
                 with _disk_named(part):
-                    _write(handle, chunk)
+                    while view:  # a nearly full disk takes a part before it refuses the rest
+                        view = view[handle.write(view) :]
                 bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise _Unfinished
@@ -143,13 +139,6 @@ def _next_chunk(response: HTTPResponse) -> bytes:
         return response.read(CHUNK)
     except OSError as error:
         raise _Unfinished from error
-
-
-def _write(handle: io.FileIO, chunk: bytes) -> None:
-    """All of a chunk: a nearly full disk takes a part of it before it refuses the rest."""
-    view = memoryview(chunk)
-    while view:
-        view = view[handle.write(view) :]
 
 
 @contextmanager

@@ -9,22 +9,22 @@ from visual_search.data.dataset_info import InfoRow
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The photos of the lists, whose lines are `0/photo.jpg 0`; without lists, of class folders."""
+    """The images of the lists, whose lines are `0/photo.jpg 0`; without lists, of class folders."""
     for part, table, is_test in (
         ("Train", "train_finetune.txt", False),
         ("Val", "val_finetune.txt", True),
     ):
-        for label, path in _photos(files, part, table):
+        for label, path in _images(files, part, table):
             yield InfoRow(path, f"finefood/{label}", is_test=is_test)
 
 
-def _photos(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:
+def _images(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:
     if not files.has(table):
-        yield from files.class_photos(part)
+        yield from files.class_images(part)
         return
     for line in split_lines(files.file(table), 2):
         path, label = line.fields
-        yield label, files.photo(f"{part}/{path}")
+        yield label, files.image(f"{part}/{path}")
 
 
 DATA_SET = DataSet(

@@ -1,11 +1,10 @@
-"""Food-101: dishes, split by photo (Bossard et al. 2014)."""
+"""Food-101: dishes, split by image (Bossard et al. 2014)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dataset.sources.base import DataSet, Download, Files
-from visual_search.common.errors import UserError
+from dataset.sources.base import DataSet, Download, Files, split_lines
 from visual_search.data.dataset_info import InfoRow
 
 
@@ -13,11 +12,9 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The rows of both lists, each line `class/photo` without the suffix."""
     for part, is_test in (("train", False), ("test", True)):
         table = files.file(f"{part}.txt", f"meta/{part}.txt")
-        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
-            label, slash, photo = line.strip().partition("/")
-            if not (label and slash and photo):
-                raise UserError(f"{table} line {number}: {line!r} is not `class/photo`")
-            path = files.photo(f"images/{label}/{photo}.jpg")
+        for line in split_lines(table, 2, separator="/"):
+            label, image = line.fields
+            path = files.image(f"images/{label}/{image}.jpg")
             yield InfoRow(path, f"food101/{label}", is_test=is_test)
 
 

@@ -12,33 +12,33 @@ SOLUTION = "retrieval_solution_v2.1.csv"
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The photos of the index, then the queries; both by landmark.
+    """The images of the index, then the queries; both by landmark.
 
-    The solution lists photos of each query. A query is given their landmark; one that nothing is
-    listed for gets a label of its own (a distractor), and so does one with photos of several
+    The solution lists images of each query. A query is given their landmark; one that nothing is
+    listed for gets a label of its own (a distractor), and so does one with images of several
     landmarks or of none: by class its answer cannot be said.
     """
     landmark_of: dict[str, str] = {}
     for record in csv_records(files.file(INDEX), ["id", "landmark_id"]):
-        photo = record.values["id"]
-        landmark_of[photo] = record.values["landmark_id"]
-        path = files.photo(_place("index", photo))
-        yield InfoRow(path, f"glr/{landmark_of[photo]}", evaluation_status="gallery", is_test=True)
+        image = record.values["id"]
+        landmark_of[image] = record.values["landmark_id"]
+        path = files.image(_place("index", image))
+        yield InfoRow(path, f"glr/{landmark_of[image]}", evaluation_status="gallery", is_test=True)
     for record in csv_records(files.file(SOLUTION, "retrieval_solution.csv"), ["id", "images"]):
         query = record.values["id"]
-        landmarks = {landmark_of.get(photo) for photo in record.values["images"].split()}
+        landmarks = {landmark_of.get(image) for image in record.values["images"].split()}
         label = landmarks.pop() if len(landmarks) == 1 else None
         yield InfoRow(
-            files.photo(_place("test", query)),
+            files.image(_place("test", query)),
             f"glr/no_match/{query}" if label is None else f"glr/{label}",
             evaluation_status="query",
             is_test=True,
         )
 
 
-def _place(part: str, photo: str) -> str:
+def _place(part: str, image: str) -> str:
     """Folders are named after the first three letters of an id."""
-    return f"{part}/{photo[0]}/{photo[1]}/{photo[2]}/{photo}.jpg"
+    return f"{part}/{image[0]}/{image[1]}/{image[2]}/{image}.jpg"
 
 
 DATA_SET = DataSet(

@@ -1,4 +1,4 @@
-"""H&M Personalized Fashion Recommendations: one photo an article, several articles a product."""
+"""H&M Personalized Fashion Recommendations: one image an article, several articles a product."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from visual_search.data.dataset_info import InfoRow
 def read(files: Files) -> Iterator[InfoRow]:
     """The rows of `articles.csv`.
 
-    The label is `product_code`: `article_id` would give one photo a class. Some articles have
-    no photo; they count as broken.
+    The label is `product_code`: `article_id` would give one image a class. Some articles have
+    no image; they count as broken.
     """
     columns = ["article_id", "product_code"]
     for record in csv_records(files.file("articles.csv"), columns, ["prod_name"]):
@@ -20,7 +20,7 @@ def read(files: Files) -> Iterator[InfoRow]:
         article = record.values["article_id"].strip().zfill(10)
         product = record.values["product_code"].strip().zfill(7)
         yield InfoRow(
-            files.photo(f"images/{article[:3]}/{article}.jpg"),
+            files.image(f"images/{article[:3]}/{article}.jpg"),
             f"hnm/{product}",
             record.values["prod_name"],
         )

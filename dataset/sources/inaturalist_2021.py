@@ -1,4 +1,4 @@
-"""iNaturalist 2021: 2.7 million photos of 10,000 species, with annotations in COCO's form."""
+"""iNaturalist 2021: 2.7 million images of 10,000 species, with annotations in COCO's form."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Table(msgspec.Struct):
 
 
 def read(files: Files) -> Iterator[InfoRow]:
-    """The photos of the training list (of the small one where there is no other) and of `val`."""
+    """The images of the training list (of the small one where there is no other) and of `val`."""
     for table, is_test in (
         (files.file("train.json", "train_mini.json"), False),
         (files.file("val.json"), True),
@@ -53,7 +53,7 @@ def _rows(files: Files, table: Path, is_test: bool) -> Iterator[InfoRow]:
         category = category_of.get(image.id)
         if category is None:
             raise UserError(f"{table}: image {image.id} has no annotation")
-        path = files.photo(image.file_name)
+        path = files.image(image.file_name)
         label = f"inaturalist_2021/{category}"
         yield InfoRow(path, label, titles.get(category, ""), is_test=is_test)
 

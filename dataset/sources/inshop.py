@@ -18,7 +18,7 @@ STATUSES = ("train", "query", "gallery")
 def read(files: Files) -> Iterator[InfoRow]:
     """The rows of the partition, with their boxes.
 
-    The boxes belong to the photos of img.zip; where there are only the large ones of
+    The boxes belong to the images of img.zip; where there are only the large ones of
     img_highres.zip, they are left out.
     """
     partition = files.file("list_eval_partition.txt")
@@ -32,7 +32,7 @@ def read(files: Files) -> Iterator[InfoRow]:
             raise UserError(f"{line.place}: {name} is not in list_bbox_inshop.txt")
         path = name.replace("img/", "img_highres/", 1) if large else name
         yield InfoRow(
-            files.photo(path),
+            files.image(path),
             f"inshop/{item}",
             bbox=boxes.get(name),
             evaluation_status=status,

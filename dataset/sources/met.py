@@ -1,4 +1,4 @@
-"""The Met dataset: visitors' photos of exhibits, among photos of other things (Ypsilantis 2021)."""
+"""The Met dataset: visitors' photos of exhibits, among images of other things (Ypsilantis 2021)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class _Query(msgspec.Struct, gc=False):
 def read(files: Files) -> Iterator[InfoRow]:
     """The exhibits, which train and are what the queries are searched among; then the queries.
 
-    A query without an exhibit (a distractor) gets a label that no other photo has, so that
+    A query without an exhibit (a distractor) gets a label that no other image has, so that
     nothing is right for it. Distractors whose folder was not downloaded are left out.
     """
     exhibits = files.file("MET_database.json", "mini_MET_database.json")
     for entry in read_json(exhibits, list[_Exhibit]):
-        yield InfoRow(files.photo(entry.path), f"met/{entry.id}", evaluation_status="train")
+        yield InfoRow(files.image(entry.path), f"met/{entry.id}", evaluation_status="train")
     for part in (files.part,) if files.part else PARTS:
         for query in read_json(files.file(f"{part}set.json"), list[_Query]):
             if query.MET_id is not None:
@@ -41,7 +41,7 @@ def read(files: Files) -> Iterator[InfoRow]:
                 label = f"met/no_match/{Path(query.path).with_suffix('')}"
             else:
                 continue
-            path = files.photo(query.path)
+            path = files.image(query.path)
             yield InfoRow(path, label, evaluation_status="query", is_test=True)
 
 

@@ -1,4 +1,4 @@
-"""Products-10K (Bai et al. 2020): its training photos, and the labelled test photos."""
+"""Products-10K (Bai et al. 2020): its training images, and the labelled test photos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The rows of both lists; their columns are read by name, as their order differs."""
     for table, folder in (("train.csv", "train"), ("test_kaggletest.csv", "test")):
         for record in csv_records(files.file(table), ["name", "class"]):
-            path = files.photo(f"{folder}/{record.values['name']}")
+            path = files.image(f"{folder}/{record.values['name']}")
             label = f"products10k/{record.values['class']}"
             yield InfoRow(path, label, is_test=folder == "test")
 

@@ -11,7 +11,7 @@ from visual_search.data.dataset_info import InfoRow
 def read(files: Files) -> Iterator[InfoRow]:
     """The class folders of `all/train` and `all/test`."""
     for part, is_test in (("all/train", False), ("all/test", True)):
-        for label, path in files.class_photos(part):
+        for label, path in files.class_images(part):
             yield InfoRow(path, f"rp2k/{label}", is_test=is_test)
 
 

@@ -1,4 +1,4 @@
-"""Shopee Product Matching: sellers' photos and titles; a group is one product."""
+"""Shopee Product Matching: sellers' images and titles; a group is one product."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     """
     for record in csv_records(files.file("train.csv"), ["image", "label_group"], ["title"]):
         yield InfoRow(
-            files.photo(f"train_images/{record.values['image']}"),
+            files.image(f"train_images/{record.values['image']}"),
             f"shopee/{record.values['label_group']}",
             record.values["title"],
         )

@@ -15,14 +15,14 @@ def read(files: Files) -> Iterator[InfoRow]:
     for name, is_test in (("Ebay_train.txt", False), ("Ebay_test.txt", True)):
         for line in split_lines(files.file(name), 4, header=HEADER):
             _, label, _, path = line.fields
-            yield InfoRow(files.photo(path), f"sop/{label}", is_test=is_test)
+            yield InfoRow(files.image(path), f"sop/{label}", is_test=is_test)
 
 
 DATA_SET = DataSet(
     name="sop",
     title="Stanford Online Products",
     page="https://cvgl.stanford.edu/projects/lifted_struct/",
-    layout="Stanford_Online_Products/ with Ebay_train.txt, Ebay_test.txt and the photo folders "
+    layout="Stanford_Online_Products/ with Ebay_train.txt, Ebay_test.txt and the image folders "
     "(bicycle_final/ …)",
     read=read,
     archives={"Stanford_Online_Products.zip": "Ebay_train.txt"},
