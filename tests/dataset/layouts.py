@@ -17,7 +17,7 @@ from tests.conftest import draw_product, write_csv
 SIDE = 64
 
 
-def photo(path: Path, product: int, number: int) -> None:
+def image(path: Path, product: int, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_product(product, number, SIDE).save(path)
 
@@ -28,7 +28,7 @@ def lines(path: Path, rows: Iterable[str]) -> None:
 
 
 def sop(folder: Path) -> None:
-    """Classes are numbered across both lists; photos end in upper-case JPG."""
+    """Classes are numbered across both lists; images end in upper-case JPG."""
     root = folder / "Stanford_Online_Products"
     header = "image_id class_id super_class_id path"
     number, every = 0, [header]
@@ -38,7 +38,7 @@ def sop(folder: Path) -> None:
             for index in range(2):
                 number += 1
                 name = f"bicycle_final/11108512287{label}_{index}.JPG"
-                photo(root / name, label, index)
+                image(root / name, label, index)
                 rows.append(f"{number} {label} 1 {name}")
         lines(root / f"Ebay_{part}.txt", rows)
         every += rows[1:]
@@ -73,7 +73,7 @@ def cars(folder: Path) -> None:
     for label in CAR_CLASSES:
         for index in range(2):
             name = f"car_ims/{len(records) + 1:06d}.jpg"
-            photo(root / name, label, index)
+            image(root / name, label, index)
             corners = {key: np.uint16(value) for key, value in CAR_CORNERS.items()}
             label_and_half = {"class": np.uint8(label), "test": np.uint8(index)}
             records.append({"relative_im_path": name, **corners, **label_and_half})
@@ -81,14 +81,14 @@ def cars(folder: Path) -> None:
 
 
 def cars_devkit(folder: Path) -> None:
-    """The training and test half, with photos numbered each from 1."""
+    """The training and test half, with images numbered each from 1."""
     for half, table in (
         ("train", "devkit/cars_train_annos"),
         ("test", "cars_test_annos_withlabels"),
     ):
         records = []
         for number, label in enumerate(CAR_CLASSES, 1):
-            photo(folder / f"cars_{half}" / f"{number:05d}.jpg", label, half == "test")
+            image(folder / f"cars_{half}" / f"{number:05d}.jpg", label, half == "test")
             corners = {key: np.uint16(CAR_CORNERS[key]) for key in sorted(CAR_CORNERS)}
             records.append({**corners, "class": np.uint8(label), "fname": f"{number:05d}.jpg"})
         save_struct(folder / f"{table}.mat", records)
@@ -103,7 +103,7 @@ def cars_csv(folder: Path) -> None:
         for number, label in enumerate(CAR_CLASSES, 1):
             name = CAR_NAMES[label - 1].replace("/", "-")
             file = f"{number:05d}.jpg"
-            photo(folder / "car_data" / "car_data" / half / name / file, label, half == "test")
+            image(folder / "car_data" / "car_data" / half / name / file, label, half == "test")
             rows.append(f"{file},5,7,45,57,{label}")
         lines(folder / f"anno_{half}.csv", rows)
 
@@ -117,7 +117,7 @@ def cub(folder: Path) -> None:
         for index in range(2):
             number = len(images) + 1
             name = f"{label:03d}.Black_footed_Albatross/Black_Footed_Albatross_{number:04d}.jpg"
-            photo(root / "images" / name, label, index)
+            image(root / "images" / name, label, index)
             images.append(f"{number} {name}")
             labels.append(f"{number} {label}")
             boxes.append(f"{number} 6.0 8.0 30.0 40.0")
@@ -137,7 +137,7 @@ def inshop(folder: Path) -> None:
     for item, side in items:
         for index in range(3):
             name = f"img/WOMEN/Dresses/id_{item:08d}/0{index + 1}_1_front.jpg"
-            photo(folder / "Img" / name, item, index)
+            image(folder / "Img" / name, item, index)
             status = side if side == "train" else ("query", "gallery", "gallery")[index]
             rows.append(f"{name:<80} id_{item:08d}    {status}")
             boxes.append(f"{name:<80} 1  1  010 012 040 052")
@@ -153,7 +153,7 @@ def aliproducts(folder: Path) -> None:
         for label in ("00001", "50029"):
             for index in range(count):
                 name = f"{part == 'val':d}{label}{index}.jpg"
-                photo(folder / part / label / name, int(label), index)
+                image(folder / part / label / name, int(label), index)
                 images.append({"image_id": name, "class_id": label})
         (folder / f"{part}.json").write_text(json.dumps({"images": images}))
     (folder / "product_tree.json").write_text("{}")
@@ -164,7 +164,7 @@ def rp2k(folder: Path) -> None:
     for part, count in (("train", 3), ("test", 1)):
         for number, label in enumerate(("12大三元", "乌苏啤酒 500ml")):
             for index in range(count):
-                photo(folder / "all" / part / label / f"0{index}_crop.jpg", number, index)
+                image(folder / "all" / part / label / f"0{index}_crop.jpg", number, index)
     (folder / "all" / "train" / "12大三元" / "._00_crop.jpg").write_bytes(b"Mac OS X")
     (folder / "all" / ".DS_Store").write_bytes(b"Bud1")
 
@@ -174,31 +174,31 @@ def products10k(folder: Path) -> None:
     rows = [(f"{n}.jpg", n // 3, 0) for n in range(9)]
     write_csv(folder / "train.csv", ["name", "class", "group"], rows)
     for name, label, _ in rows:
-        photo(folder / "train" / name, label, int(name[0]))
+        image(folder / "train" / name, label, int(name[0]))
     tests = [(label, f"{100 + label}.jpg", "Public") for label in range(3)]
     write_csv(folder / "test_kaggletest.csv", ["class", "name", "Usage"], tests)
     for label, name, _ in tests:
-        photo(folder / "test" / name, label, 10)
+        image(folder / "test" / name, label, 10)
 
 
 def met(folder: Path) -> None:
-    """Two queries have an exhibit, the distractors none; photographer and url say nothing."""
+    """Two queries have an exhibit, the distractors none; imagegrapher and url say nothing."""
     exhibits: list[dict[str, object]] = [
         {"id": n, "path": f"MET/{n}/{i}.jpg"} for n in (7, 449, 80001) for i in range(2)
     ]
     sets: dict[str, list[dict[str, object]]] = {
         "val": [
-            {"MET_id": 449, "path": "test_met/ab12.jpg", "photographer": "a", "url": "b"},
+            {"MET_id": 449, "path": "test_met/ab12.jpg", "imagegrapher": "a", "url": "b"},
             {"category": "Paintings", "path": "test_other/cd34.jpg", "url": "b"},
         ],
         "test": [
-            {"MET_id": 7, "path": "test_met/ef56.jpg", "photographer": "a", "url": "b"},
+            {"MET_id": 7, "path": "test_met/ef56.jpg", "imagegrapher": "a", "url": "b"},
             {"path": "test_noart/gh78.jpg", "url": "b"},
             {"path": "test_noart/ij90.jpg", "url": "b"},
         ],
     }
     for number, entry in enumerate([*exhibits, *sets["val"], *sets["test"]]):
-        photo(folder / str(entry["path"]), number // 2, number)
+        image(folder / str(entry["path"]), number // 2, number)
     truth = folder / "ground_truth"
     truth.mkdir()
     (truth / "MET_database.json").write_text(json.dumps(exhibits))
@@ -210,13 +210,13 @@ HNM_COLUMNS = "article_id,product_code,prod_name,product_type_no,colour_group_na
 
 
 def hnm(folder: Path) -> None:
-    """Ids begin with zeros; the last article has no photo."""
+    """Ids begin with zeros; the last article has no image."""
     rows = []
     for product, name in (("0108775", "Strap top"), ("0110065", "OP T-shirt (Idro)")):
         for variant in (15, 44, 51):
             article = f"{product}{variant:03d}"
             rows.append([article, product, name, 253, "Black", 'With "straps",\nin jersey'])
-            photo(folder / "images" / article[:3] / f"{article}.jpg", int(product), variant)
+            image(folder / "images" / article[:3] / f"{article}.jpg", int(product), variant)
     (folder / "images" / "011" / "0110065051.jpg").unlink()
     write_csv(folder / "articles.csv", HNM_COLUMNS.split(","), rows)
     write_csv(folder / "customers.csv", ["customer_id"], [["0000"]])
@@ -228,7 +228,7 @@ def finefood(folder: Path) -> None:
         rows = []
         for label in (0, 1, 999):
             for index in range(count):
-                photo(folder / part / str(label) / f"{index}a.jpg", label, index)
+                image(folder / part / str(label) / f"{index}a.jpg", label, index)
                 rows.append(f"{label}/{index}a.jpg {label}")
         lines(folder / "label" / f"{table}.txt", rows)
 
@@ -238,7 +238,7 @@ def shopee(folder: Path) -> None:
     for group in (249114794, 2937985045):
         for index in range(3):
             name = f"000{index}a68f6f02f5f18d0086720b9b{group % 100}.jpg"
-            photo(folder / "train_images" / name, group % 100, index)
+            image(folder / "train_images" / name, group % 100, index)
             title = f'Paper Bag Victoria Secret, "{group}"'
             rows.append([f"train_{group}{index}", name, "94974f937d4c2433", title, group])
     header = ["posting_id", "image", "image_phash", "title", "label_group"]
@@ -256,7 +256,7 @@ def inaturalist_2021(folder: Path) -> None:
             for index in range(count):
                 number = 1000 + len(images)
                 name = f"{part}/{directory}/{number:08x}-6f93-4b87.jpg"
-                photo(folder / name, label, index)
+                image(folder / name, label, index)
                 images.append(
                     {
                         "id": number,
@@ -287,31 +287,26 @@ def inaturalist_2021(folder: Path) -> None:
 
 
 def food101(folder: Path) -> None:
-    """Lists name photos without their suffix."""
+    """Lists name images without their suffix."""
     for part, numbers in (("train", (1, 2)), ("test", (3,))):
         names = [
             f"{dish}/{n}0{k}" for k, dish in enumerate(("apple_pie", "waffles")) for n in numbers
         ]
         lines(folder / "food-101" / "meta" / f"{part}.txt", names)
         for number, name in enumerate(names):
-            photo(folder / "food-101" / "images" / f"{name}.jpg", number, len(part))
+            image(folder / "food-101" / "images" / f"{name}.jpg", number, len(part))
 
 
 def glr(folder: Path) -> None:
     """Two landmarks in the index; a query of each, one of both, one of none."""
     index = {"0123": 7, "01ff": 7, "a1b2": 9}
     write_csv(folder / "index_image_to_landmark.csv", ["id", "landmark_id"], index.items())
-    queries = {
-        "b0b0": "0123 01ff",
-        "b0c0": "a1b2",
-        "c0c0": "0123 a1b2",
-        "c0d0": "None",
-    }
+    queries = {"b0b0": "0123 01ff", "b0c0": "a1b2", "c0c0": "0123 a1b2", "c0d0": "None"}
     rows = [[query, images, "Public"] for query, images in queries.items()]
     write_csv(folder / "retrieval_solution_v2.1.csv", ["id", "images", "Usage"], rows)
     for part, names in (("index", index), ("test", queries)):
         for number, name in enumerate(names):
-            photo(folder / part / name[0] / name[1] / name[2] / f"{name}.jpg", number, len(part))
+            image(folder / part / name[0] / name[1] / name[2] / f"{name}.jpg", number, len(part))
 
 
 BUILDERS: dict[str, Callable[[Path], None]] = {

@@ -24,6 +24,7 @@ from dataset.archives import unpack
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 
+Write = Callable[[bytes], Path]
 TAR_MODES = ["w", "w:gz", "w:bz2", "w:xz"]
 
 
@@ -68,7 +69,7 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Callable[[bytes], Path]:
+def archive(tmp_path: Path) -> Write:
     """Write an archive's bytes to a file, whose name says nothing."""
 
     def write(data: bytes) -> Path:
@@ -82,7 +83,7 @@ def archive(tmp_path: Path) -> Callable[[bytes], Path]:
 
 @pytest.mark.parametrize("mode", [*TAR_MODES, "zip"])
 def test_what_is_missing_is_written_and_what_is_whole_is_kept(
-    mode: str, archive: Callable[[bytes], Path], tmp_path: Path
+    mode: str, archive: Write, tmp_path: Path
 ) -> None:
     files = {**contents(12), "乌苏啤酒/e.jpg": b"e", "x" * 120 + "/y": b"long"}
     path = archive(zip_of(files) if mode == "zip" else tar_of(files, mode))
@@ -96,9 +97,7 @@ def test_what_is_missing_is_written_and_what_is_whole_is_kept(
     assert unpacked(tmp_path / "out") == files
 
 
-def test_no_name_but_its_own_is_in_the_way(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_no_name_but_its_own_is_in_the_way(archive: Write, tmp_path: Path) -> None:
     """`a` was once written as `a.unfinished`, so that a file of that name was lost."""
     files = {"a.unfinished": b"1", "a": b"2", "b/.unpacking": b"3"}
     unpack(archive(tar_of(files)), tmp_path / "out")
@@ -176,7 +175,7 @@ HOSTILE = [
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("data", "words"), HOSTILE, ids=lambda value: str(value)[:20])
 def test_a_hostile_archive_is_refused(
-    data: bytes, words: str, packed: bool, archive: Callable[[bytes], Path], tmp_path: Path
+    data: bytes, words: str, packed: bool, archive: Write, tmp_path: Path
 ) -> None:
     path = archive(gzip.compress(data) if packed and data[:2] != b"PK" else data)
     (tmp_path / "parts" / "secret").write_bytes(b"secret")
@@ -192,9 +191,7 @@ def test_a_hostile_archive_is_refused(
     assert not Path("/tmp/evil.jpg").exists()
 
 
-def test_a_link_in_the_target_is_not_followed_out_of_it(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_a_link_in_the_target_is_not_followed_out_of_it(archive: Write, tmp_path: Path) -> None:
     path = archive(tar_of({"a/evil.jpg": b"evil"}))
     outside, output = tmp_path / "outside", tmp_path / "out"
     outside.mkdir()
@@ -212,9 +209,7 @@ def test_a_link_in_the_target_is_not_followed_out_of_it(
     assert (output / "a" / "evil.jpg").read_bytes() == b"evil"
 
 
-def test_two_at_once_do_not_write_one_folder(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_two_at_once_do_not_write_one_folder(archive: Write, tmp_path: Path) -> None:
     path = archive(tar_of(GOOD))
     with archives._alone(tmp_path / "out"), pytest.raises(UserError, match="another archive is"):
         unpack(path, tmp_path / "out")
@@ -223,7 +218,7 @@ def test_two_at_once_do_not_write_one_folder(
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "zip"])
 def test_an_archive_that_is_cut_off_anywhere_is_named(
-    mode: str, archive: Callable[[bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, archive: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "SUMMED_BELOW", 0)  # read once, as a large one
     files = contents(12)
@@ -242,9 +237,7 @@ def test_an_archive_that_is_cut_off_anywhere_is_named(
 
 
 @pytest.mark.parametrize("mode", TAR_MODES)
-def test_a_damaged_archive_is_named(
-    mode: str, archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_a_damaged_archive_is_named(mode: str, archive: Write, tmp_path: Path) -> None:
     data = bytearray(tar_of(contents(12), mode))
     place = 2048 * 5 + 100 if mode == "w" else len(data) // 2  # within a header
     data[place : place + 40] = bytes(byte ^ 0x55 for byte in data[place : place + 40])
@@ -252,9 +245,7 @@ def test_a_damaged_archive_is_named(
         unpack(archive(bytes(data)), tmp_path / "out")
 
 
-def test_a_damaged_file_within_is_not_left_behind(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_a_damaged_file_within_is_not_left_behind(archive: Write, tmp_path: Path) -> None:
     data = zip_of({"a.jpg": b"a" * 500, "b.jpg": b"b" * 500}, zipfile.ZIP_STORED)
     with pytest.raises(UserError, match=r"a\.bin is no whole archive: Bad CRC-32"):
         unpack(archive(data.replace(b"b" * 500, b"b" * 499 + b"c")), tmp_path / "out")
@@ -270,18 +261,14 @@ def test_a_damaged_file_within_is_not_left_behind(
         (with_flag(zip_of(GOOD), lambda byte: byte | 1, 0), r"a\.bin is encrypted"),
     ],
 )
-def test_what_cannot_be_unpacked(
-    data: bytes, words: str, archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_what_cannot_be_unpacked(data: bytes, words: str, archive: Write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         unpack(archive(data), tmp_path / "out")
     with pytest.raises(UserError, match="cannot be read"):
         unpack(tmp_path / "none.zip", tmp_path / "out")
 
 
-def test_names_in_utf8_without_the_flag_that_says_so(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_names_in_utf8_without_the_flag_that_says_so(archive: Write, tmp_path: Path) -> None:
     name = "12大三元/a.jpg"
     path = archive(with_flag(zip_of({name: b"a"}), lambda byte: byte & ~0x08, 1))
     assert zipfile.ZipFile(path).namelist() != [name]
@@ -291,7 +278,7 @@ def test_names_in_utf8_without_the_flag_that_says_so(
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "zip"])
 def test_only_what_the_archive_has_written_counts_as_room(
-    mode: str, archive: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+    mode: str, archive: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive may lie in the very folder that it is unpacked to."""
     files = contents(30)
@@ -329,7 +316,7 @@ BLOWN_UP = {f"{i}.jpg": bytes([i]) * 100_000 for i in range(20)}
 
 
 def test_a_small_disk_is_told_before_or_fills_up_and_it_goes_on(
-    small_disk: Path, archive: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, archive: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = archive(gzip.compress(tar_of(BLOWN_UP)))
     with pytest.raises(UserError, match="the disk has room for"):
@@ -348,9 +335,7 @@ def test_a_small_disk_is_told_before_or_fills_up_and_it_goes_on(
     assert unpacked(small_disk) == BLOWN_UP
 
 
-def test_a_file_larger_than_may_be_written(
-    archive: Callable[[bytes], Path], tmp_path: Path
-) -> None:
+def test_a_file_larger_than_may_be_written(archive: Write, tmp_path: Path) -> None:
     path = archive(gzip.compress(tar_of(BLOWN_UP))).rename(tmp_path / "a.tar.partaa")
     done = subprocess.run(
         [sys.executable, "dataset/unpack.py", str(path)],

@@ -15,7 +15,7 @@ from dataset.get_train_test_split import SplitRule, split_by_classes
 from tests.conftest import draw_product
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
-from visual_search.data.leaks import list_photos
+from visual_search.data.leaks import list_images
 
 
 def checked(file: Path) -> None:
@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "check_table": checked,
     "downsample_classes": lambda file: downsample([file], [0]),
     "filter_dataset_info": lambda file: filter_table(file, dedup=True),
-    "find_leaks": lambda file: list_photos(file, None, True, -1),
+    "find_leaks": lambda file: list_images(file, None, True, -1),
     "get_kfold_split": write_folds,
     "get_train_test_split": lambda file: split_by_classes(file, SplitRule("minmax")),
     "training": read_training_table,
@@ -38,10 +38,7 @@ BAD = {
     "blank label": (f"{HEADER}\na.png,x,0,0\nb.png,,0,0\n", r"line 3: label is ''; it must not be"),
     "blank lines": (f"{HEADER}\n\na.png,x,0,0\n\nb.png, ,0,0\n", r"line 5: label is ' '"),
     "lines within cells": (f"{HEADER},t\na.png,x,0,0,'\n'\nb.png,x,2,0,t\n", "line 4: is_test"),
-    "byte-order mark": (
-        f"\ufeff{HEADER}\na.png,x,maybe,0\n",
-        "line 2: is_test is 'maybe'",
-    ),
+    "byte-order mark": (f"\ufeff{HEADER}\na.png,x,maybe,0\n", "line 2: is_test is 'maybe'"),
     "bad hash": ("file_name,label,hash\na.png,x,xyz\n", "line 2: hash is 'xyz'; write 16"),
     "old line ends": (f"{HEADER}\ra.png,x,0,0\rb.png,x,0,half\r", "line 3: fold is 'half'"),
     "zero byte": (f"{HEADER}\na.png,x,0,0\nb\0.png,x,0,0\n", "line 3"),

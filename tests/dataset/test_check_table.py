@@ -2,19 +2,15 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dataset import check_table
 from dataset.check_table import check, main
-from dataset.prepare_dataset import prepare
-from dataset.sources import NAMES
-from tests.conftest import PROJECT, draw_product, write_csv
-from tests.dataset import layouts
-from visual_search.common.errors import UserError, run_command
+from tests.commands import inside
+from tests.conftest import draw_product, write_csv
+from visual_search.common.errors import UserError
 from visual_search.data import tables
 from visual_search.data.tables import read_common_table
 
@@ -99,7 +95,7 @@ def test_lines_agree_with_the_csv_module_in_chunks(
     assert labels == [(line, "label") for line in lines]
 
 
-def test_sizes_are_compared_and_broken_photos_found_on_demand(folder: Path) -> None:
+def test_sizes_are_compared_and_broken_images_found_on_demand(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"")
     rows = [["a.png", "x", 40, 41], ["b.png", "x", 40, 40], ["c.png", "x", 40, 40]]
     file = write_csv(folder / "t.csv", ["file_name", "label", "width", "height"], rows)
@@ -171,35 +167,15 @@ def test_what_is_no_table(folder: Path, text: str, words: str) -> None:
         found(folder / "t.csv")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_prepared_table_is_right(name: str, tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    layouts.BUILDERS[name](tmp_path / "source")
-    table = prepare(name, tmp_path / "out", [tmp_path / "source"]).table
-    assert found(table, files="all") == []
-
-
-def test_the_command(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(folder: Path) -> None:
     file = write_csv(folder / "t.csv", ["file_name", "label"], [["a.png", "x"], ["z.png", ""]])
-    monkeypatch.setattr(sys, "argv", ["check_table.py", str(file)])
-    with pytest.raises(SystemExit) as caught:
-        run_command(main)
-    assert caught.value.code == 2
-    output = capsys.readouterr()
-    assert output.out.splitlines() == [
+    done = inside(main, file)
+    assert done.returncode == 2
+    assert done.stdout.splitlines() == [
         f"{file} line 3: file_name is 'z.png'; the file does not exist",
         f"{file} line 3: label is ''; it must not be empty",
     ]
-    assert f"error: {file} has 2 problems" in output.err
+    assert f"error: {file} has 2 problems" in done.stderr
     draw_product(1, 1).save(folder / "z.png")
     write_csv(file, ["file_name", "label"], [["a.png", "x"], ["z.png", "x"]])
-    done = subprocess.run(
-        [sys.executable, "dataset/check_table.py", str(file)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "nothing is wrong" in done.stdout
+    assert "nothing is wrong" in inside(main, file).stdout

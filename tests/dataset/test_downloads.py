@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,13 +15,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from PIL import Image
 
 from dataset import downloads
 from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.downloads import Download, Downloader, HostPace, retry_after
 from tests.conftest import draw_product
-from tests.dataset.dataset_creation_steps.photo_server import PIXEL, PhotoServer, running
+from tests.dataset.dataset_creation_steps.image_server import PIXEL, ImageServer, running
 from visual_search.common.errors import UserError
 
 LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
@@ -30,15 +31,15 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "BACKOFF", 0.01)
 
 
-def photo(number: int = 0, side: int = 64) -> bytes:
+def image(number: int = 0, side: int = 64) -> bytes:
     data = io.BytesIO()
     draw_product(number, 0, side).save(data, "JPEG")
     return data.getvalue()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PhotoServer]:
-    with running(PhotoServer({f"{n}.jpg": photo(n) for n in range(200)})) as found:
+def server() -> Iterator[ImageServer]:
+    with running(ImageServer({f"{n}.jpg": image(n) for n in range(200)})) as found:
         yield found
 
 
@@ -57,20 +58,20 @@ def reason(url: str, **changes: Any) -> str:
     return found.reason
 
 
-def test_files_come_as_they_are_over_few_connections(server: PhotoServer) -> None:
+def test_files_come_as_they_are_over_few_connections(server: ImageServer) -> None:
     before = server.connections
     config = DownloadConfig(allow_private=True, rate=0, connections=8)
     urls = [server.url(f"images/I/{n}.jpg") for n in range(200)]
     found = fetch(urls, config)
-    assert [download.data for download in found] == [photo(n) for n in range(200)]
+    assert [download.data for download in found] == [image(n) for n in range(200)]
     assert [download.url for download in found] == urls
     assert server.connections - before <= 8
 
 
 @pytest.mark.parametrize("fault", ["429", "503", "moved"])
-def test_what_passes_is_waited_for(server: PhotoServer, fault: str) -> None:
+def test_what_passes_is_waited_for(server: ImageServer, fault: str) -> None:
     (found,) = fetch([server.url(f"{fault}/1.jpg")])
-    assert found.data == photo(1)
+    assert found.data == image(1)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_what_passes_is_waited_for(server: PhotoServer, fault: str) -> None:
     ],
 )
 def test_what_does_not_pass_is_said(
-    server: PhotoServer, fault: str, expected: str, requests: int
+    server: ImageServer, fault: str, expected: str, requests: int
 ) -> None:
     path = f"{fault}/2.jpg"
     attempts = 2 if fault == "slow" else 3
@@ -96,11 +97,11 @@ def test_what_does_not_pass_is_said(
     assert server.requests[f"/{path}"] == requests
 
 
-def test_a_file_that_is_too_large_is_left(server: PhotoServer) -> None:
+def test_a_file_that_is_too_large_is_left(server: ImageServer) -> None:
     assert reason(server.url("huge/3.jpg"), max_mb=1) == "larger than 1000000 bytes"
 
 
-def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoServer) -> None:
+def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: ImageServer) -> None:
     start = time.monotonic()
 
     async def one_after_the_other() -> None:
@@ -116,7 +117,7 @@ def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: PhotoS
 
 
 def test_a_pause_that_is_too_long_ends_it_and_holds_the_other_files_up(
-    server: PhotoServer, monkeypatch: pytest.MonkeyPatch
+    server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As long as is allowed, with a rate as well as without one."""
     monkeypatch.setattr(downloads, "LONGEST_WAIT", 0.5)
@@ -125,7 +126,7 @@ def test_a_pause_that_is_too_long_ends_it_and_holds_the_other_files_up(
         config = replace(LOOPBACK, rate=rate)
         found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], config)
         assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
-        assert found[1].data == photo(number)
+        assert found[1].data == image(number)
         (asked,) = server.times[f"/429/{number}.jpg"]
         # With a rate the first request may still be waiting for its turn, and is held up, too.
         _, second, _ = server.times[f"/503/{number}.jpg"]
@@ -170,7 +171,7 @@ def test_a_pause_holds_those_up_that_wait_for_their_turn() -> None:
         "0.0.0.0",
     ],
 )
-def test_addresses_that_are_not_public_are_refused(server: PhotoServer, address: str) -> None:
+def test_addresses_that_are_not_public_are_refused(server: ImageServer, address: str) -> None:
     before = server.connections
     found = reason(f"http://{address}:{server.port}/images/I/0.jpg", allow_private=False)
     assert any(part in found for part in ("not a public", "no address", "not a canonical"))
@@ -178,16 +179,16 @@ def test_addresses_that_are_not_public_are_refused(server: PhotoServer, address:
 
 
 def test_a_redirect_to_a_private_address_is_refused_even_where_private_ones_are_allowed() -> None:
-    secret = PhotoServer({"secret.jpg": photo()})
+    secret = ImageServer({"secret.jpg": image()})
     with running(secret):
         inside = f"http://localhost:{secret.port}/images/I/secret.jpg"
-        with running(PhotoServer({}, private=inside)) as server:
+        with running(ImageServer({}, private=inside)) as server:
             assert reason(server.url("private/x.jpg")) == "refused: not a public address"
     assert not secret.requests
 
 
 def test_a_name_that_changes_its_address_reaches_nothing(
-    server: PhotoServer, monkeypatch: pytest.MonkeyPatch
+    server: ImageServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is public when it is looked at, and this machine when it is connected to."""
     asked: list[str] = []
@@ -364,9 +365,10 @@ def test_what_is_no_image_is_said(data: bytes, expected: str, whole: bool) -> No
 
 
 def test_an_image_of_too_many_pixels_is_refused_from_its_beginning() -> None:
-    data = io.BytesIO()
-    Image.new("L", (20_000, 20_000)).save(data, "PNG")
-    assert "too many" in (downloads.image_problem(data.getvalue()) or "")
+    data = encoded("PNG")
+    size = b"IHDR" + struct.pack(">II", 20_000, 20_000) + data[24:29]
+    large = data[:12] + size + struct.pack(">I", zlib.crc32(size)) + data[33:]
+    assert "too many" in (downloads.image_problem(large) or "")
 
 
 @pytest.mark.parametrize("name", ["connections", "timeout", "attempts", "max_mb"])

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from dataset.downsample_classes import downsample
+from dataset.downsample_classes import downsample, main
+from tests.commands import inside
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 
@@ -90,7 +89,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(alone, beside)
 
 
-def test_bad_input_is_named(tmp_path: Path, project: Path) -> None:
+def test_bad_input_is_named(tmp_path: Path) -> None:
     file = table_of(tmp_path / "a.csv", {"x": 10})
     with pytest.raises(UserError, match=r"no class of .*a\.csv has more than 10 training images"):
         downsample([file], [10])
@@ -99,7 +98,6 @@ def test_bad_input_is_named(tmp_path: Path, project: Path) -> None:
     with pytest.raises(UserError, match="names a table twice"):
         downsample([file, file], [1])
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
-    command = [sys.executable, "dataset/downsample_classes.py", "--dataset_info", str(file)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    done = inside(main, "--dataset_info", file)
     assert "a_downsampled.csv: 11 images of 1 classes" in done.stdout
     assert "next: " in done.stdout

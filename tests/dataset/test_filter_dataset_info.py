@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dataset.filter_dataset_info import draw_groups, filter_table
+from dataset.filter_dataset_info import draw_groups, filter_table, main
+from tests.commands import inside
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.duplicates import find_removals
@@ -94,8 +93,7 @@ def test_the_rule_against_a_plain_loop() -> None:
 
 def test_sizes(tmp_path: Path) -> None:
     file = table(
-        tmp_path,
-        [("a", "x", 10, 90, 0, 0), ("b", "x", 50, 50, 0, 0), ("c", "x", 50, 120, 0, 0)],
+        tmp_path, [("a", "x", 10, 90, 0, 0), ("b", "x", 50, 50, 0, 0), ("c", "x", 50, 120, 0, 0)]
     )
     kept, removals = filter_table(file, min_size=20, max_size=100)
     assert kept["file_name"].tolist() == ["b"]
@@ -122,18 +120,9 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_the_command_removes_copies_whatever_their_names(project: Path, images: Path) -> None:
+def test_the_command_removes_copies_whatever_their_names(images: Path) -> None:
     """A stray line break in a name once kept every duplicate in a table like this."""
-    done = subprocess.run(
-        [
-            *(sys.executable, str(project / "dataset/filter_dataset_info.py")),
-            *("--dataset_info", str(images), "--dedup", "--contact-sheet"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=images.parent,
-    )
+    done = inside(main, "--dataset_info", images, "--dedup", "--contact-sheet")
     folder = images.parent
     kept = [row["file_name"] for row in read(folder / "dataset_info_filtered.csv")]
     assert kept == ["0.png", "1.png", "2.png"]

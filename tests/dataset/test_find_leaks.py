@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
+from dataset.find_leaks import main as find_leaks_main
+from tests.commands import inside
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.config import (
@@ -30,7 +30,7 @@ from visual_search.data.leaks import (
     Side,
     find_leaks,
     fingerprint,
-    list_photos,
+    list_images,
     record,
     record_path,
     unchecked,
@@ -50,7 +50,7 @@ def scene(seed: int) -> Image.Image:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> tuple[Path, Path]:
-    """A training table of Amazon pairs whose photos 3 and 5 are copies of queries 0 and 1."""
+    """A training table of Amazon pairs whose images 3 and 5 are copies of queries 0 and 1."""
     for folder in ("train", "queries"):
         (tmp_path / folder).mkdir()
     for i in range(8):
@@ -58,9 +58,7 @@ def shared(tmp_path: Path) -> tuple[Path, Path]:
     for query, source in enumerate((3, 5, 20, 21)):
         scene(source).resize((90, 90)).save(tmp_path / "queries" / f"{query}.jpg", quality=85)
     train = write_csv(
-        tmp_path / "pairs.csv",
-        ["image_path", "label"],
-        [(f"train/{i}.png", i) for i in range(8)],
+        tmp_path / "pairs.csv", ["image_path", "label"], [(f"train/{i}.png", i) for i in range(8)]
     )
     test = write_csv(
         tmp_path / "queries.csv",
@@ -70,20 +68,11 @@ def shared(tmp_path: Path) -> tuple[Path, Path]:
     return train, test
 
 
-def run(project: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(project / "dataset/find_leaks.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) -> None:
+def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     train, test = shared
-    done = run(project, "--train", train, "--test", test)
+    done = inside(find_leaks_main, "--train", train, "--test", test)
     assert done.returncode == 0, done.stderr
-    assert "2 of 4 evaluation photos are near-duplicates" in done.stdout
+    assert "2 of 4 evaluation images are near-duplicates" in done.stdout
     assert "--embeddings RUN_OR_EXPORT asks a model" in done.stdout
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -101,7 +90,7 @@ def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) ->
     clean = [(f"train/{i}.png", i) for i in range(8) if i not in (3, 5)]
     write_csv(train, ["image_path", "label"], clean)
     assert unchecked(*sides) == [(Side(train), Side(test))]
-    done = run(project, "--train", train, "--test", test)
+    done = inside(find_leaks_main, "--train", train, "--test", test)
     assert "no leak" in done.stdout
     assert not (train.parent / "leaks.jpg").exists()
     assert not unchecked(*sides)
@@ -109,7 +98,7 @@ def test_copies_are_found_and_drawn(project: Path, shared: tuple[Path, Path]) ->
 
 def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
     train, test = (
-        list_photos(file, None, side) for file, side in zip(shared, (True, False), strict=True)
+        list_images(file, None, side) for file, side in zip(shared, (True, False), strict=True)
     )
     asked: list[tuple[str, str]] = []
 
@@ -128,13 +117,13 @@ def test_more_pairs_than_anybody_looks_at_are_refused(
 ) -> None:
     monkeypatch.setattr(leaks_module, "MOST_PAIRS", 1)
     train, test = (
-        list_photos(file, None, side) for file, side in zip(shared, (True, False), strict=True)
+        list_images(file, None, side) for file, side in zip(shared, (True, False), strict=True)
     )
     with pytest.raises(UserError, match="more than 1 pairs lie within 10 bits: lower --threshold"):
         find_leaks(train, test, 10, progress=False)
 
 
-def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) -> None:
+def test_a_model_compares_the_pairs(shared: tuple[Path, Path]) -> None:
     """By the command, perhaps in half precision; each cosine as it is worked out alone."""
     train, test = shared
     torch.manual_seed(0)
@@ -144,7 +133,7 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
     model = train.parent / "model"
     save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
     options = ["--threshold", 40, "--embeddings", model, "--cosine"]
-    done = run(project, "--train", train, "--test", test, *options, 0.9)
+    done = inside(find_leaks_main, "--train", train, "--test", test, *options, 0.9)
     assert done.returncode == 0, done.stderr
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
@@ -161,23 +150,23 @@ def test_a_model_compares_the_pairs(project: Path, shared: tuple[Path, Path]) ->
         cosine = float(embedded(row["test_photo"]) @ embedded(row["train_photo"]))
         assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-2)
         assert abs(cosine - 0.9) < 1e-2 or row["confirmed"] == str(cosine >= 0.9)
-    photos = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
-    assert ("next: leave the training photos" if photos else "next: nothing") in done.stdout
-    assert f"{len(photos)} of 4 evaluation photos are confirmed near-duplicates" in done.stdout
+    images = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
+    assert ("next: leave the training images" if images else "next: nothing") in done.stdout
+    assert f"{len(images)} of 4 evaluation images are confirmed near-duplicates" in done.stdout
     (note,) = json.loads(record_path(train).read_text())
-    assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(photos))
+    assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(images))
 
 
 def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
     lists = write_csv(tmp_path / "train.csv", ["name", "class"], [("1.png", 0), ("2.png", 0)])
-    assert [path.name for path in list_photos(lists, None, True).paths] == ["1.png", "2.png"]
+    assert [path.name for path in list_images(lists, None, True).paths] == ["1.png", "2.png"]
     header = ["file_name", "label", "is_test", "hash"]
     both = write_csv(
         tmp_path / "dataset_info.csv",
         header,
         [("no/such.png", "x", 0, f"{7:016x}"), ("no/other.png", "x", 1, f"{9:016x}")],
     )
-    sides = [list_photos(both, None, trains) for trains in (True, False)]
+    sides = [list_images(both, None, trains) for trains in (True, False)]
     assert [side.hashes.tolist() for side in sides] == [[7], [9]]
     leaks = find_leaks(sides[0], sides[1], 4, progress=False)
     assert [(Path(leak.train_photo).name, leak.distance) for leak in leaks] == [("such.png", 3)]
@@ -186,15 +175,15 @@ def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
         ["file_name", "label", "fold", "hash"],
         [("a", "x", 0, f"{1:016x}"), ("b", "x", 1, f"{2:016x}"), ("c", "x", -1, f"{3:016x}")],
     )
-    assert list_photos(folds, None, True, fold=1).hashes.tolist() == [1, 3]
-    assert list_photos(folds, None, False, fold=1).hashes.tolist() == [2]
-    assert [list_photos(file, None, True, fold=1).fold for file in (folds, lists)] == [1, -1]
+    assert list_images(folds, None, True, fold=1).hashes.tolist() == [1, 3]
+    assert list_images(folds, None, False, fold=1).hashes.tolist() == [2]
+    assert [list_images(file, None, True, fold=1).fold for file in (folds, lists)] == [1, -1]
     wrong = write_csv(tmp_path / "wrong.csv", ["photo"], [("a",)])
     with pytest.raises(UserError, match="has none of the columns"):
-        list_photos(wrong, None, True)
+        list_images(wrong, None, True)
     absent = write_csv(tmp_path / "absent.csv", ["image_path", "label"], [("a.png", "x")])
     with pytest.raises(UserError, match="not one image"):
-        list_photos(absent, None, True)
+        list_images(absent, None, True)
 
 
 def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
@@ -218,7 +207,7 @@ def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_record_knows_fold_and_folder(tmp_path: Path) -> None:
-    """The photos that trained in fold 0 are judged on in fold 1, of the very same tables."""
+    """The images that trained in fold 0 are judged on in fold 1, of the very same tables."""
     folds, judged = tmp_path / "folds.csv", tmp_path / "judged.csv"
     for path in (folds, judged):
         path.write_text(path.name)
@@ -229,33 +218,35 @@ def test_a_record_knows_fold_and_folder(tmp_path: Path) -> None:
     for fold in (0, 1):
         record(Side(folds, fold=fold), Side(judged), {})
     assert unchecked([Side(folds, fold=0), Side(folds, fold=1)], [Side(judged)]) == []
-    # Elsewhere other photos may have the same names; the table's own folder is the usual one.
-    photos = tmp_path / "other photos"
+    # Elsewhere other images may have the same names; the table's own folder is the usual one.
+    images = tmp_path / "other images"
     assert unchecked([Side(folds, tmp_path, 0)], [Side(judged, tmp_path)]) == []
-    words = warning([Side(folds, photos, 0), Side(folds, fold=2)], [Side(judged, photos)])
-    assert f"--train_root '{photos}' --test_root '{photos}' --fold 0 --test_fold -1 && " in words
-    assert words.endswith(f"--test_root '{photos}' --fold 2 --test_fold -1")
+    words = warning([Side(folds, images, 0), Side(folds, fold=2)], [Side(judged, images)])
+    assert f"--train_root '{images}' --test_root '{images}' --fold 0 --test_fold -1 && " in words
+    assert words.endswith(f"--test_root '{images}' --fold 2 --test_fold -1")
 
 
 def test_the_command_that_a_warning_prints_ends_it(
-    tmp_path: Path, project: Path, shared: tuple[Path, Path]
+    tmp_path: Path, shared: tuple[Path, Path]
 ) -> None:
     """Of one folds.csv, fold 1 is judged on; its paths lie below another folder."""
-    photos, tables = tmp_path / "train", tmp_path / "tables"
+    images, tables = tmp_path / "train", tmp_path / "tables"
     tables.mkdir()
     rows = [(f"{i}.png", i, i % 3) for i in range(6)]
-    scene(3).save(photos / "4.png")  # a photo of fold 0 stands in fold 1, too
+    scene(3).save(images / "4.png")  # an image of fold 0 stands in fold 1, too
     folds = write_csv(tables / "folds.csv", ["file_name", "label", "fold"], rows)
-    side = Side(folds, photos, 1)
-    done = run(project, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2]))
+    side = Side(folds, images, 1)
+    done = inside(
+        find_leaks_main, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2])
+    )
     assert done.returncode == 0, done.stderr
     with (tables / "leaks.csv").open(newline="") as handle:
         (leak,) = csv.DictReader(handle)
     assert [Path(leak[f"{name}_photo"]).name for name in ("test", "train")] == ["4.png", "3.png"]
     assert warning([side], [side]) == ""
     # Without the fold the table would be compared with itself.
-    roots = ["--train_root", photos, "--test_root", photos]
-    done = run(project, "--train", folds, "--test", folds, *roots)
+    roots = ["--train_root", images, "--test_root", images]
+    done = inside(find_leaks_main, "--train", folds, "--test", folds, *roots)
     assert done.returncode == 2
     assert "name the fold that is held out with --fold" in done.stderr
 
@@ -264,12 +255,10 @@ def test_the_command_that_a_warning_prints_ends_it(
     ("product10k", "folder"),
     [(Product10KConfig(), "."), (Product10KConfig(train_prefix="photos"), "photos")],
 )
-def test_a_phase_says_which_photos_it_looks_at(product10k: Product10KConfig, folder: str) -> None:
+def test_a_phase_says_which_images_it_looks_at(product10k: Product10KConfig, folder: str) -> None:
     table = TableConfig("tables/folds.csv", root="photos", fold=2)
     dataset = DatasetConfig(
-        product10k,
-        (table,),
-        DevSetConfig(table="folds.csv", root="elsewhere", fold=3),
+        product10k, (table,), DevSetConfig(table="folds.csv", root="elsewhere", fold=3)
     )
     lists, entry = training_sides(dataset)
     assert lists.folder == folder
@@ -284,8 +273,6 @@ def test_training_warns_until_somebody_looked(
     dev_folder: Path,
     small_phase: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     looked: bool,
 ) -> None:
     if looked:
@@ -293,10 +280,8 @@ def test_training_warns_until_somebody_looked(
             record(Side(product10k_folder / "train.csv"), Side(dev_folder / name), {})
     values = {**small_phase, "train": {"epochs": 1}}
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
-    arguments = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]
-    monkeypatch.setattr(sys, "argv", ["main_arcface", *map(str, arguments)])
-    main()
-    warned = "warning: nobody has looked yet" in capsys.readouterr().out
+    where = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]
+    warned = "warning: nobody has looked yet" in inside(main, *where).stdout
     assert warned is not looked
     report = (tmp_path / "runs" / "run" / "report.html").read_text(encoding="utf-8")
     assert ("nobody has looked yet" in report) is not looked

@@ -17,7 +17,6 @@ from tests.conftest import draw_product
 from visual_search.common.errors import UserError
 from visual_search.data.duplicates import hash_and_size
 
-SCRIPT = "dataset/generate_dataset_info.py"
 TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")
 
 
@@ -32,16 +31,16 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     for label, count in (("cup", 3), ("shoe/left", 2), ("lamp", 1)):
         (root / label).mkdir(parents=True)
-        for photo in range(count):
-            side = 40 + 8 * photo
-            draw_product(len(label), photo, side).save(root / label / f"{photo}.png")
+        for image in range(count):
+            side = 40 + 8 * image
+            draw_product(len(label), image, side).save(root / label / f"{image}.png")
     (root / "cup" / "copy.png").write_bytes((root / "cup" / "1.png").read_bytes())
     odd = 'two\nlines, "quotes" & a \' ü.PNG'
     (root / "cup" / odd).write_bytes((root / "lamp" / "0.png").read_bytes())
     (root / "cup" / "empty.jpg").touch()
     (root / "cup" / "page.jpg").write_text("<html>not found</html>")
     (root / "cup" / "gone.jpg").symlink_to(root / "nowhere.jpg")
-    (root / "cup" / "notes.txt").write_text("no photo")
+    (root / "cup" / "notes.txt").write_text("no image")
     (root / "cup" / "to_the_top").symlink_to(root)
     (root / "stray.png").write_bytes((root / "lamp" / "0.png").read_bytes())
     return root
@@ -116,36 +115,30 @@ def test_nothing_to_describe_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Enough photos, some broken, for a process to be killed among them."""
+    """Enough images, some broken, for a process to be killed among them."""
     root = tmp_path / "many"
     source = tmp_path / "source.jpg"
-    draw_product(1, 1, 700).save(source)
+    draw_product(1, 1, 500).save(source)
     for label in range(4):
         (root / str(label)).mkdir(parents=True)
-        for photo in range(150):
-            path = root / str(label) / f"{photo:04}.jpg"
-            if photo % 100 == 50:
+        for image in range(50):
+            path = root / str(label) / f"{image:04}.jpg"
+            if image == 40:
                 path.write_bytes(b"broken")
             else:
                 os.link(source, path)
     return root
 
 
-def command(project: Path, folder: Path, target: Path) -> list[str]:
-    script = str(project / SCRIPT)
-    return [
-        *(sys.executable, script, "--dataset_path", str(folder), "--save_path", str(target)),
-        *("--hashes", "--workers", "1"),
-    ]
-
-
 def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(
     project: Path, many: Path, tmp_path: Path
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(project, many, whole), check=True, capture_output=True)
+    describe_folder(many, whole, hashes=True)
     journal = killed / ".dataset_info.csv.journal"
-    process = subprocess.Popen(command(project, many, killed), stderr=subprocess.DEVNULL)
+    script = [sys.executable, "dataset/generate_dataset_info.py", "--hashes", "--workers", "1"]
+    where = ["--dataset_path", str(many), "--save_path", str(killed)]
+    process = subprocess.Popen([*script, *where], cwd=project, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 8000):
         assert process.poll() is None, "it was done before it could be killed"
@@ -168,13 +161,13 @@ def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folder_info, "_sizes_and_hash", counted)
         describe_folder(many, killed, hashes=True)
-    assert len(read) == 600 - known
+    assert len(read) == 200 - known
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not journal.exists()
 
 
-def test_a_journal_is_believed_only_where_the_photos_are_as_they_were(
+def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
     folder: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "tables"

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset import get_train_test_split
+from dataset import get_kfold_split, get_train_test_split
 from dataset.get_kfold_split import parse_arguments, write_folds
 from dataset.get_train_test_split import SplitRule, split_by_classes
+from tests.commands import inside
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
@@ -20,12 +19,12 @@ HEADER = ["file_name", "label", "width", "height", "is_test"]
 
 
 def table_of(folder: Path, sizes: dict[str, int], test: dict[str, int] | None = None) -> Path:
-    """`label: photos` that train, and that test."""
+    """`label: images` that train, and that test."""
     rows = [
-        [f"{label}/{photo}_{is_test}.jpg", label, 64, 48, is_test]
+        [f"{label}/{image}_{is_test}.jpg", label, 64, 48, is_test]
         for is_test, part in ((0, sizes), (1, test or {}))
-        for label, photos in part.items()
-        for photo in range(photos)
+        for label, images in part.items()
+        for image in range(images)
     ]
     return write_csv(folder / "dataset_info.csv", HEADER, rows)
 
@@ -147,35 +146,25 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["i.csv"]
 
 
-@pytest.mark.parametrize("script", ["get_kfold_split.py", "get_train_test_split.py"])
-def test_both_commands_split_by_classes(script: str, project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("main", [get_kfold_split.main, get_train_test_split.main])
+def test_both_commands_split_by_classes(main: Callable[[], None], tmp_path: Path) -> None:
     file = table_of(tmp_path, {"few": 2, "some": 3, "more": 50, "many": 51})
-    command = [sys.executable, f"dataset/{script}", "--dataset_info", str(file)]
-    done = subprocess.run(
-        [*command, "--split_type", "minmax"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = inside(main, "--dataset_info", file, "--split_type", "minmax")
     assert "dataset_train.csv: 53 images of 2 classes" in done.stdout
     assert "dataset_test.csv: 53 images of 2 classes" in done.stdout
     assert "next: train with" in done.stdout
     assert not (tmp_path / "folds.csv").exists()
 
 
-def test_folds_from_the_command_line(project: Path, tmp_path: Path) -> None:
+def test_folds_from_the_command_line(tmp_path: Path) -> None:
     file = table_of(tmp_path, {"a": 4, "b": 2, "c": 2}, test={"a": 1})
-    command = [sys.executable, str(project / "dataset/get_kfold_split.py")]
-    command += ["--dataset_info", file.name, "--k", "2", "--save_name", "halves", "--whole_classes"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    options = ["--dataset_info", file, "--k", 2, "--save_name", "halves", "--whole_classes"]
+    done = inside(get_kfold_split.main, *options)
     assert "halves.csv: 9 rows; fold -2: 1, fold 0: 4, fold 1: 4" in done.stdout
     assert "halves_train_only.csv: 9 rows, fold -1" in done.stdout
     assert "halves_test_only.csv: 9 rows, fold -2" in done.stdout
     folds = pd.read_csv(tmp_path / "halves.csv").query("fold >= 0")
     assert folds.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
-    failed = subprocess.run(
-        [*command, "--k", "9"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    failed = inside(get_kfold_split.main, *options, "--k", 9)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: --k is 9")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,9 +15,11 @@ import yaml
 from dataset.prepare_dataset import main, prepare
 from dataset.sources import NAMES, data_set, download
 from dataset.sources.base import DataSet, Download
-from tests.conftest import PROJECT, draw_product, write_csv
+from tests.commands import inside
+from tests.conftest import draw_product, write_csv
 from tests.dataset import layouts
-from visual_search.common.errors import UserError, run_command
+from visual_search import main_arcface
+from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import MOST_BROKEN_AT_THE_START
 
 OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -137,14 +137,14 @@ def test_an_archive_within_an_archive(tmp_path: Path) -> None:
 
 
 def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> None:
-    """All that have any in one run whose single step has every photo that trains."""
-    tables, photos = [], 0
+    """All that have any in one run whose single step has every image that trains."""
+    tables, images = [], 0
     for name in NAMES:
         folder = tmp_path / name
         folder.mkdir()
         layouts.BUILDERS[name](folder)
         done = prepare(name, tmp_path / "tables" / name, [folder])
-        photos += done.rows["train"]
+        images += done.rows["train"]
         if name != "glr":  # its index and queries only test
             tables.append({"file": str(done.table)})
     config = {
@@ -153,7 +153,7 @@ def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> Non
             "tables": tables,
             "dev_set": {"eval_root": str(dev_folder)},
             "input_size": 32,
-            "batch_size": photos,
+            "batch_size": images,
             "augmentations": "flip",
             "num_workers": 0,
         },
@@ -161,16 +161,9 @@ def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> Non
         "train": {"epochs": 1},
     }
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(config))
-    command = ["--config", str(tmp_path / "phase.yml"), "--runs", str(tmp_path / "runs")]
-    done_training = subprocess.run(
-        [sys.executable, "-m", "visual_search.main_arcface", *command, "--name", "all"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done_training.returncode == 0, done_training.stderr
+    where = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "all"]
+    trained = inside(main_arcface.main, *where)
+    assert trained.returncode == 0, trained.stderr
     run = tmp_path / "runs" / "all"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics if line["kind"] == "epoch"] == [1]
@@ -180,7 +173,7 @@ def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> Non
     assert not held_out & set(classes)
 
 
-def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
+def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     layouts.products10k(source)
@@ -201,24 +194,15 @@ def test_broken_photos_are_listed_and_left_out(tmp_path: Path) -> None:
     assert not (tmp_path / "quick" / "broken_photos.csv").exists()
 
 
-def test_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     layouts.inshop(source)
     (source / "Img" / "img" / "WOMEN" / "Dresses" / "id_00000001" / "01_1_front.jpg").unlink()
-    command = ["--dataset", "inshop", "--save_path", str(tmp_path / "out"), "--source", str(source)]
-    done = subprocess.run(
-        [sys.executable, "dataset/prepare_dataset.py", *command],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = inside(main, "--dataset", "inshop", "--save_path", tmp_path / "out", "--source", source)
     assert done.returncode == 0, done.stderr
-    assert "11 photos (5 train, 2 query, 4 gallery), 4 labels" in done.stdout
-    assert "1 photos are left out" in done.stdout
+    assert "11 images (5 train, 2 query, 4 gallery), 4 labels" in done.stdout
+    assert "1 images are left out" in done.stdout
     assert "check_table.py" in done.stdout
 
     for arguments, words in (
@@ -229,12 +213,9 @@ def test_the_command(
         (["sop", str(tmp_path / "out"), "--part", "val"], "sop has none"),
     ):
         name, out, *rest = arguments
-        command = ["prepare_dataset.py", "--dataset", name, "--save_path", out, *rest]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as caught:
-            run_command(main)
-        assert caught.value.code == 2
-        assert words in capsys.readouterr().err
+        done = inside(main, "--dataset", name, "--save_path", out, *rest)
+        assert done.returncode == 2
+        assert words in done.stderr
 
 
 def test_without_a_source_it_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +250,7 @@ def test_downloads_are_archives_that_the_reader_knows() -> None:
             assert len(wanted.sha256) in (0, 64)
 
 
-def test_photos_that_are_all_missing_stop_the_work_early(tmp_path: Path) -> None:
+def test_images_that_are_all_missing_stop_the_work_early(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "train").mkdir(parents=True)
     rows = [(f"{n}.jpg", n, 0) for n in range(5 * MOST_BROKEN_AT_THE_START)]

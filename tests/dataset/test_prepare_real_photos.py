@@ -67,7 +67,7 @@ def test_the_tables_of_a_small_folder(data: Path, tmp_path: Path) -> None:
     }
     assert grocery["width"].tolist()[:3] == [20, 21, 22]
     assert grocery["bbox"].isna().all()
-    # Seller photos whole, user photos by their box.
+    # Seller images whole, user images by their box.
     boxes = dict(zip(products["file_name"], products["bbox"].fillna(""), strict=True))
     assert {box for name, box in boxes.items() if "/queries/" in name} == {"2,2,58,58"}
     assert {box for name, box in boxes.items() if "/gallery/" in name} == {""}

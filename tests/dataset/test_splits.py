@@ -54,7 +54,7 @@ def test_which_images_of_a_class_meet_in_a_fold_depends_on_the_seed() -> None:
     for seed in range(300):
         folds = stratified_folds(classes, 4, seed)
         partners.update(np.flatnonzero(folds == folds[0]).tolist())
-    # Photo 0 shares its fold with each other one in 9 of 39 draws: 69 of 300.
+    # Image 0 shares its fold with each other one in 9 of 39 draws: 69 of 300.
     assert all(30 < partners[image] < 115 for image in range(1, 40))
 
 

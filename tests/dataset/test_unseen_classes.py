@@ -22,14 +22,14 @@ from visual_search.model.embedder import rebuild_embedder
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Six classes of four photos, three of two, and one of one; one photo is there twice."""
+def images(tmp_path: Path) -> Path:
+    """Six classes of four images, three of two, and one of one; one image is there twice."""
     folder = tmp_path / "photos"
     for product in range(10):
         (folder / f"kind{product % 2}" / f"p{product}").mkdir(parents=True)
-        for photo in range(4 if product < 6 else 2 if product < 9 else 1):
-            image = draw_product(product, photo)
-            image.save(folder / f"kind{product % 2}" / f"p{product}" / f"{photo}.png")
+        for image in range(4 if product < 6 else 2 if product < 9 else 1):
+            drawn = draw_product(product, image)
+            drawn.save(folder / f"kind{product % 2}" / f"p{product}" / f"{image}.png")
     draw_product(6, 0).save(folder / "kind0" / "p6" / "copy.png")
     return folder
 
@@ -54,7 +54,7 @@ def train(monkeypatch: pytest.MonkeyPatch, runs: Path, *options: str) -> None:
 
 
 def test_from_a_folder_to_a_score_on_classes_that_never_trained(
-    photos: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -63,7 +63,7 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
     run(
         monkeypatch,
         generate_dataset_info.main,
-        *("--dataset_path", str(photos), "--save_path", str(tables), "--hashes"),
+        *("--dataset_path", str(images), "--save_path", str(tables), "--hashes"),
     )
     info = tables / "dataset_info.csv"
     run(
@@ -116,13 +116,13 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
         run(monkeypatch, main_evaluate.main, "tune-rerank", *options)
 
 
-def test_a_fold_of_photos_and_a_fold_of_classes(
-    photos: Path,
+def test_a_fold_of_images_and_a_fold_of_classes(
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = sorted(photos.rglob("?.png"))
+    names = sorted(images.rglob("?.png"))
     rows = [[path.relative_to(tmp_path), path.parent.name] for path in names]
     info = write_csv(tmp_path / "dataset_info.csv", ["file_name", "label"], rows)
     folds = tmp_path / "folds.csv"

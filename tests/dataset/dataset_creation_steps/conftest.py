@@ -1,4 +1,4 @@
-"""A small Amazon: photos on a loopback server, reviews and products in the true format."""
+"""A small Amazon: images on a loopback server, reviews and products in the true format."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from tests.conftest import draw_product
 
 
-def jpeg(product: int, photo: int, side: int = 96) -> bytes:
+def jpeg(product: int, image: int, side: int = 96) -> bytes:
     data = io.BytesIO()
-    draw_product(product, photo, side).save(data, "JPEG", quality=92)
+    draw_product(product, image, side).save(data, "JPEG", quality=92)
     return data.getvalue()
 
 
 @pytest.fixture(scope="session")
 def model_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose cosines spread: random features, less their mean over drawn photos."""
+    """A tiny model whose cosines spread: random features, less their mean over drawn images."""
     from visual_search.config import BackboneConfig, NeckConfig
     from visual_search.model.checkpoint import save_checkpoint
     from visual_search.model.embedder import build_embedder

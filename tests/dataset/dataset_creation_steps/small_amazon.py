@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tests.dataset.dataset_creation_steps.conftest import jpeg
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer
+from tests.dataset.dataset_creation_steps.image_server import ImageServer
 
 PASSING = ("429", "503", "moved")
 FAULTS = (
@@ -28,20 +28,20 @@ FAULTS = (
 
 @dataclass
 class Truth:
-    """Which photo (name on the server) each address of a product gives; None for a broken one."""
+    """Which image (name on the server) each address of a product gives; None for a broken one."""
 
     product: dict[str, dict[str, str | None]] = field(default_factory=dict)
     user: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
 
-def make_photos(products: int) -> dict[str, bytes]:
-    """Two photos of the shop's and three of buyers for each product; and one in one size only."""
-    photos = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(products) for i in range(5)}
-    photos["exact/only.jpg"] = jpeg(0, 77)
-    return photos
+def make_images(products: int) -> dict[str, bytes]:
+    """Two images of the shop's and three of buyers for each product; and one in one size only."""
+    images = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(products) for i in range(5)}
+    images["exact/only.jpg"] = jpeg(0, 77)
+    return images
 
 
-def write_files(folder: Path, server: PhotoServer, products: int, name: str = "X") -> Truth:
+def write_files(folder: Path, server: ImageServer, products: int, name: str = "X") -> Truth:
     """`<name>.json.gz` (cut short) and `meta_<name>.json`; what they hold."""
     truth = Truth()
     reviews: list[Any] = []
@@ -51,7 +51,7 @@ def write_files(folder: Path, server: PhotoServer, products: int, name: str = "X
         truth.product[asin], truth.user[asin] = {}, {}
         _product(asin, p, server, truth, meta)
         for i in range(2, 5):
-            # Every fifth photo shows another product.
+            # Every fifth image shows another product.
             shown = (p + 7) % products if (3 * p + i) % 5 == 0 else p
             url = server.url(f"images/I/{shown}x{i}._SY88.jpg")
             truth.user[asin][url] = f"{shown}x{i}.jpg"
@@ -75,11 +75,11 @@ def write_files(folder: Path, server: PhotoServer, products: int, name: str = "X
     return truth
 
 
-def _product(asin: str, p: int, server: PhotoServer, truth: Truth, meta: list[Any]) -> None:
+def _product(asin: str, p: int, server: ImageServer, truth: Truth, meta: list[Any]) -> None:
     urls = [server.url(f"images/I/{p}x{i}.jpg") for i in range(2)]
     small = [url.replace(".jpg", "._SS40_.jpg") for url in urls]
     truth.product[asin] = {urls[0]: f"{p}x0.jpg", urls[1]: f"{p}x1.jpg"}
-    if p % 4 == 0:  # the same product twice, a photo each
+    if p % 4 == 0:  # the same product twice, an image each
         meta.append({"asin": asin, "title": "t", "imageURLHighRes": urls[:1]})
         meta.append({"asin": asin, "title": "t", "imageURLHighRes": urls[1:]})
     elif p % 4 == 1:  # only the small ones
@@ -103,17 +103,17 @@ def _write(folder: Path, name: str, reviews: list[Any], meta: list[Any]) -> None
         "[1, 2]",
         '{"asin": "B\xff"'.encode("latin-1").decode("latin-1"),
     ]
-    filler = [json.dumps({"asin": "B000", "reviewText": str(n) * 9}) for n in range(20_000)]
+    filler = [json.dumps({"asin": "B000", "reviewText": str(n) * 9}) for n in range(5_000)]
     packed = gzip.compress("\n".join([*lines, *filler]).encode())
     (folder / f"{name}.json.gz").write_bytes(packed[: len(packed) * 3 // 4])
     (folder / f"meta_{name}.json").write_text("\n".join(json.dumps(row) for row in meta))
 
 
 def expected_csv(
-    truth: Truth, photos: dict[str, bytes], run: Path, folder: Path, threshold: float, lowest: float
+    truth: Truth, images: dict[str, bytes], run: Path, folder: Path, threshold: float, lowest: float
 ) -> list[tuple[str, str]]:
-    """Path and label of each photo to train on, sorted as in the csv."""
-    vectors = _embedded(photos, run, folder)
+    """Path and label of each image to train on, sorted as in the csv."""
+    vectors = _embedded(images, run, folder)
     means: list[tuple[float, str, str, str]] = []  # mean, asin, url, name
     for asin, shop in truth.product.items():
         sides = [
@@ -131,9 +131,9 @@ def expected_csv(
     kept = _enough([row for row in means if row[0] > lowest])
     best: dict[bytes, tuple[float, str, str, str]] = {}
     for row in sorted(kept, key=lambda row: (-row[0], row[1], row[2])):
-        best.setdefault(photos[row[3]], row)
+        best.setdefault(images[row[3]], row)
     final = _enough([row for row in best.values() if row[0] > threshold])
-    digests = [(hashlib.sha256(photos[row[3]]).hexdigest()[:32], row[1]) for row in final]
+    digests = [(hashlib.sha256(images[row[3]]).hexdigest()[:32], row[1]) for row in final]
     return sorted(((f"000/{digest}.jpg", asin) for digest, asin in digests), key=lambda x: x[::-1])
 
 
@@ -142,7 +142,7 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
     return [row for row in rows if labels.count(row[1]) >= 2]
 
 
-def _embedded(photos: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
+def _embedded(images: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
     from visual_search.data.images import ImageItem
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder
@@ -152,10 +152,10 @@ def _embedded(photos: dict[str, bytes], run: Path, folder: Path) -> dict[str, np
     checkpoint = load_checkpoint(run)
     model = rebuild_embedder(checkpoint.architecture).eval()
     model.load_state_dict(dict(checkpoint.state))
-    paths = [folder / name.replace("/", "_") for name in photos]
-    for path, data in zip(paths, photos.values(), strict=True):
+    paths = [folder / name.replace("/", "_") for name in images]
+    for path, data in zip(paths, images.values(), strict=True):
         path.write_bytes(data)
     found = embed_images(
         model, [ImageItem(path) for path in paths], 64, device=torch.device("cpu"), progress=False
     )
-    return dict(zip(photos, found.matrix.numpy(), strict=True))
+    return dict(zip(images, found.matrix.numpy(), strict=True))

@@ -18,7 +18,7 @@ from dataset.dataset_creation_steps.snapshots import (
     source_of,
 )
 from tests.dataset.dataset_creation_steps.conftest import jpeg
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from visual_search.common.errors import UserError
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 
@@ -27,16 +27,16 @@ PRODUCTS = 6
 
 
 @pytest.fixture
-def server() -> Iterator[PhotoServer]:
+def server() -> Iterator[ImageServer]:
     start_engine("native")
-    photos = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(PRODUCTS) for i in range(2)}
-    with running(PhotoServer(photos)) as found:
+    images = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(PRODUCTS) for i in range(2)}
+    with running(ImageServer(images)) as found:
         yield found
 
 
 @pytest.fixture
-def pairs(server: PhotoServer, tmp_path: Path) -> Path:
-    """A table of step 1, with a photo of the shop and one of a buyer for each product."""
+def pairs(server: ImageServer, tmp_path: Path) -> Path:
+    """A table of step 1, with an image of the shop and one of a buyer for each product."""
     sides = [[[server.url(f"images/I/{p}x{i}.jpg")] for p in range(PRODUCTS)] for i in range(2)]
     columns = {
         "asin": [f"B{p}" for p in range(PRODUCTS)],
@@ -68,7 +68,7 @@ def asins(pairs: Path) -> list[str]:
 
 
 def test_overwriting_leaves_no_snapshot_of_another_model(
-    server: PhotoServer, pairs: Path, model_run: Path, other_run: Path
+    server: ImageServer, pairs: Path, model_run: Path, other_run: Path
 ) -> None:
     assert call(pairs, model_run).snapshots == 3
     with pytest.raises(UserError, match="from another input or another model: start with --overw"):

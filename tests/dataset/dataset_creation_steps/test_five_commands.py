@@ -11,49 +11,55 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from dataset import downloads
+from dataset.dataset_creation_steps import (
+    analyse_pairs,
+    download_images,
+    extract_features,
+    get_pairs,
+    prepare_training_set,
+    run,
+    snapshots,
+)
+from tests.commands import inside
+from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import (
     FAULTS,
     PASSING,
     Truth,
     expected_csv,
-    make_photos,
+    make_images,
     write_files,
 )
 
 PRODUCTS = 24
 STEPS = "dataset/dataset_creation_steps"
-DOWNLOAD = ["--allow-private", "--timeout", "2", "--attempts", "3", "--rate", "0"]
+DOWNLOAD = ["--allow-private", "--timeout", "0.5", "--attempts", "3", "--rate", "0"]
 
 
 @pytest.fixture
-def server() -> Iterator[PhotoServer]:
-    with running(PhotoServer(make_photos(PRODUCTS))) as found:
+def server() -> Iterator[ImageServer]:
+    with running(ImageServer(make_images(PRODUCTS))) as found:
         found.slow = 5.0
         yield found
 
 
 @pytest.fixture
-def command(project: Path, environment: dict[str, str]) -> Callable[..., str]:
-    def call(*arguments: object) -> str:
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "BACKOFF", 0.05)
 
-    return call
+
+def command(main: Callable[[], None], *arguments: object) -> str:
+    done = inside(main, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def rows(path: Path) -> list[tuple[str, ...]]:
@@ -61,26 +67,25 @@ def rows(path: Path) -> list[tuple[str, ...]]:
         return [tuple(row) for row in csv.reader(handle)]
 
 
-def check(folder: Path, truth: Truth, server: PhotoServer, run: Path) -> None:
+def check(
+    folder: Path, truth: Truth, server: ImageServer, model: Path, products: int = PRODUCTS
+) -> None:
     for threshold, name in ((0.5, "05"), (0.6, "06")):
         work = folder / f"reference_{name}"
-        expected = expected_csv(truth, server.photos, run, work, threshold, 0.5)
-        assert 10 <= len(expected) < 3 * PRODUCTS
+        expected = expected_csv(truth, server.images, model, work, threshold, 0.5)
+        assert products // 3 <= len(expected) < 3 * products
         found = rows(folder / f"amazon_review_mean_{name}_full_images.csv")
         assert found == [("image_path", "label"), *expected]
         for path, _ in expected:
-            assert (folder / "images_mean_50k" / path).read_bytes() in server.photos.values()
+            assert (folder / "images_mean_50k" / path).read_bytes() in server.images.values()
 
 
-def test_five_commands(
-    command: Callable[..., str], server: PhotoServer, model_run: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> None:
     truth = write_files(tmp_path, server, PRODUCTS)
     pairs = tmp_path / "X.parquet"
 
-    said = command(
-        f"{STEPS}/get_pairs.py", tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json"
-    )
+    said = command(get_pairs.main, tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json")
     assert f"next: python {STEPS}/extract_features.py {pairs}" in said
     summary = json.loads((tmp_path / "X.parquet.summary.json").read_text())
     assert summary["reviews"]["broken lines"] == 4  # one of them is where the file was cut
@@ -92,15 +97,12 @@ def test_five_commands(
     assert summary["products"]["junk rows (getTime in the title)"] == PRODUCTS
     assert summary["products"]["duplicate asins, merged"] == PRODUCTS // 4
     table = pd.read_parquet(pairs).set_index("asin")
-    assert {asin: set(urls) for asin, urls in table["user_images"].items()} == {
-        asin: set(urls) for asin, urls in truth.user.items()
-    }
-    assert {asin: set(urls) for asin, urls in table["product_images"].items()} == {
-        asin: set(urls) for asin, urls in truth.product.items()
-    }
+    for column, side in (("user_images", truth.user), ("product_images", truth.product)):
+        found = {asin: set(urls) for asin, urls in table[column].items()}
+        assert found == {asin: set(urls) for asin, urls in side.items()}
 
-    extract = [f"{STEPS}/extract_features.py", pairs, "--run", model_run, *DOWNLOAD]
-    said = command(*extract, "--products", 10)
+    extract = [pairs, "--run", model_run, *DOWNLOAD, "--products", 10]
+    said = command(extract_features.main, *extract)
     assert f"{len(FAULTS) - len(PASSING)} not" in said
     assert sorted(path.name for path in tmp_path.glob("*.embeddings")) == [
         f"X.parquet_{n:05d}.embeddings" for n in range(3)
@@ -113,52 +115,74 @@ def test_five_commands(
     assert redirected["reason"].item() == "refused: not a public address"
     assert any("_SL500_" in path for path in server.requests)
     before = server.requests.total()
-    assert "3 of them from an earlier call" in command(*extract, "--products", 10)
+    assert "3 of them from an earlier call" in command(extract_features.main, *extract)
     assert server.requests.total() == before
 
-    analyse = [f"{STEPS}/analyse_pairs.py", pairs, f"{pairs}_*.embeddings", "--allow-private"]
-    command(*analyse, "--threshold", "0.6", "0.5", "--pictures", "4")
+    thresholds = ["--threshold", "0.6", "0.5", "--pictures", "4", "--allow-private"]
+    command(analyse_pairs.main, pairs, f"{pairs}_*.embeddings", *thresholds)
     for name in ("X_mean_05.jpg", "X_mean_06.jpg", "X_mean_cosines.png"):
         assert (tmp_path / name).stat().st_size > 5000
 
     store = tmp_path / "images_mean_50k"
-    command(
-        f"{STEPS}/download_images.py", tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD
-    )
-    said = command(
-        f"{STEPS}/prepare_training_set.py",
-        f"{store}.parquet",
-        "--evaluation",
-        "--pack",
-        "--part-size",
-        "0.02",
-    )
+    command(download_images.main, tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD)
+    pack = ["--evaluation", "--pack", "--part-size", "0.02"]
+    said = command(prepare_training_set.main, f"{store}.parquet", *pack)
     assert "not checked for leaks" in said
     check(tmp_path, truth, server, model_run)
 
     parts = sorted(tmp_path.glob("images_mean_50k_*.tar.part*"))
     assert {path.stat().st_size for path in parts[:-1]} == {20_000}
-    packed = subprocess.run(
-        ["tar", "-t"],
-        input=b"".join(part.read_bytes() for part in parts),
-        capture_output=True,
-        check=True,
-    )
+    archive = b"".join(part.read_bytes() for part in parts)
+    packed = subprocess.run(["tar", "-t"], input=archive, capture_output=True, check=True)
     listed = rows(tmp_path / "amazon_review_mean_05_full_images.csv")[1:]
     assert packed.stdout.decode().split() == sorted(f"images_mean_50k/{path}" for path, _ in listed)
 
 
-def job(folder: Path, run: Path, *more: str) -> list[str]:
-    """The command for all steps, in small pieces."""
+def job(folder: Path, model: Path, *more: str) -> list[str]:
+    """The options of all steps, in small pieces."""
     return [
-        *(sys.executable, "-m", "dataset.dataset_creation_steps.run"),
         *("--config", "config/amazon_pairs.yml", "--folder", str(folder), "--categories", "[X]"),
-        *("--run", str(run), "--images", str(folder / "images_mean_50k"), "--evaluation", "[]"),
+        *("--run", str(model), "--images", str(folder / "images_mean_50k"), "--evaluation", "[]"),
         *("--snapshot_products", "3", "--piece_photos", "10", "--pictures", "0"),
         *("--download.allow_private", "true", "--download.timeout", "2"),
         *("--download.attempts", "3", "--download.rate", "0", "--download.connections", "4"),
         *more,
     ]
+
+
+def process_of(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dataset.dataset_creation_steps.run", *arguments]
+
+
+@contextmanager
+def stopped_at(numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C once so many pieces are written, counted over all calls within."""
+    write, left, written = snapshots.write_snapshot, list(numbers), 0
+
+    def stops(*given: Any) -> None:
+        nonlocal written
+        write(*given)
+        written += 1
+        if left and written == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "write_snapshot", stops)
+        yield
+    assert not left
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stopped_in_its_steps_the_result_is_the_same(
+    server: ImageServer, model_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = write_files(tmp_path, server, 12)
+    options = job(tmp_path, model_run, "--download.timeout", "0.4", "--download.connections", "16")
+    with stopped_at([2, 6], monkeypatch):  # of four snapshots and some pieces of images
+        assert [inside(run.main, *options).returncode for _ in range(3)] == [130, 130, 0]
+    check(tmp_path, truth, server, model_run, 12)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def kill_at_random(
@@ -205,52 +229,39 @@ def pieces(folder: Path) -> int:
     return sum(1 for kind in ("embeddings", "photos") for _ in folder.rglob(f"*.{kind}"))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_killed_at_random_moments_the_result_is_the_same(
-    project: Path,
-    environment: dict[str, str],
-    server: PhotoServer,
-    model_run: Path,
-    tmp_path: Path,
-    kills: int,
+    project: Path, environment: dict[str, str], server: ImageServer, model_run: Path, tmp_path: Path
 ) -> None:
     truth = write_files(tmp_path, server, PRODUCTS)
     server.delay = 0.05
-    arguments = job(tmp_path, model_run)
-    assert kill_at_random(arguments, tmp_path, project, environment, kills) >= (kills + 1) // 2
-    done = subprocess.run(
-        arguments, cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = process_of(*job(tmp_path, model_run))
+    assert kill_at_random(arguments, tmp_path, project, environment, 8) >= 4
+    subprocess.run(arguments, cwd=project, env=environment, capture_output=True, check=True)
     check(tmp_path, truth, server, model_run)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow
 def test_the_same_on_a_ray_cluster_of_two_workers(
-    project: Path,
-    environment: dict[str, str],
-    server: PhotoServer,
-    model_run: Path,
-    tmp_path: Path,
+    project: Path, environment: dict[str, str], server: ImageServer, model_run: Path, tmp_path: Path
 ) -> None:
+    truth = write_files(tmp_path, server, PRODUCTS)
+    with two_workers() as address:
+        arguments = job(tmp_path, model_run, "--runner", "ray", "--ray_address", address)
+        subprocess.run(process_of(*arguments), cwd=project, env=environment, check=True)
+    check(tmp_path, truth, server, model_run)
+
+
+@contextmanager
+def two_workers() -> Iterator[str]:
+    """The address of a cluster of Ray."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    truth = write_files(tmp_path, server, PRODUCTS)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        done = subprocess.run(
-            job(tmp_path, model_run, "--runner", "ray", "--ray_address", cluster.address),
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
+        yield cluster.address
     finally:
         cluster.shutdown()
-    assert done.returncode == 0, done.stderr
-    check(tmp_path, truth, server, model_run)

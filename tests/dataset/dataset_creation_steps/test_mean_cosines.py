@@ -27,12 +27,12 @@ from dataset.dataset_creation_steps.snapshots import (
     write_snapshot,
 )
 from tests.dataset.dataset_creation_steps.conftest import jpeg
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from visual_search.common.errors import UserError
 from visual_search.data.contact_sheet import CAPTION, CELL, GAP
 
 
-def photos(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
+def images(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
     columns = {
         "asin": [asin for asin, _, _ in rows],
         "role": [role for _, role, _ in rows],
@@ -44,7 +44,7 @@ def photos(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
 
 
 def test_a_case_by_hand() -> None:
-    table = photos(
+    table = images(
         [
             ("a", "product", [1.0, 0.0]),
             ("a", "product", [0.0, 1.0]),
@@ -96,12 +96,12 @@ def test_as_plain_loops_give_it(seed: int) -> None:
             expected[f"u{number}"] = sum(cosines) / len(cosines)
     if not rows:
         return
-    found = mean_cosines(photos(rows), PairCounts())
+    found = mean_cosines(images(rows), PairCounts())
     got = dict(zip(found["url"].to_pylist(), found["mean_cosine"].to_pylist(), strict=True))
     assert got == pytest.approx(expected, abs=1e-6)
 
 
-def test_cut_is_above_and_drops_photos_left_alone() -> None:
+def test_cut_is_above_and_drops_images_left_alone() -> None:
     columns = [["a", "a", "b", "b", "b"], ["product", "user"] * 2 + ["user"], list("12345")]
     means = pa.table([*columns, [0.5, 0.7, 0.51, 0.6, 0.4], [1] * 5], schema=MEANS)
     assert cut(means, 0.5, 2)["url"].to_pylist() == ["3", "4"]
@@ -113,13 +113,13 @@ def test_the_table_is_made_once_for_the_same_snapshots(tmp_path: Path) -> None:
     paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(2)]
     for number, path in enumerate(paths):
         rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
-        write_snapshot(path, photos(list(rows)), "source")
+        write_snapshot(path, images(list(rows)), "source")
     output = tmp_path / "means.parquet"
     first = write_means(paths, output)
     assert first is not None
     assert first.counts["pairs"] == 2
     assert write_means(paths, output) is None
-    others = photos([("q", "product", [1.0, 0.0]), ("q", "user", [0.0, 1.0])])
+    others = images([("q", "product", [1.0, 0.0]), ("q", "user", [0.0, 1.0])])
     write_snapshot(paths[1], others, "source")
     again = write_means(paths, output)
     assert again is not None
@@ -130,7 +130,7 @@ def test_snapshots_of_two_models_are_not_mixed(tmp_path: Path) -> None:
     paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(3)]
     for number, path in enumerate(paths):
         rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
-        write_snapshot(path, photos(list(rows)), "old" if number == 2 else "new")
+        write_snapshot(path, images(list(rows)), "old" if number == 2 else "new")
     with pytest.raises(UserError, match=r"_00000.*_00002.* different inputs or models: .*overwr"):
         write_means(paths, tmp_path / "means.parquet")
     assert not (tmp_path / "means.parquet").exists()
@@ -178,12 +178,12 @@ def test_partners_are_what_a_search_of_the_whole_table_finds() -> None:
     assert typical_partners(means, shown) == expected
 
 
-def test_kept_photos_stand_in_green_above_dropped_ones_in_red(tmp_path: Path) -> None:
+def test_kept_images_stand_in_green_above_dropped_ones_in_red(tmp_path: Path) -> None:
     given_up = stoppable(iter([pa.record_batch({"a": [1]})]))
     next(given_up)
     given_up.close()  # a query that nobody waits for any more stops its own stages alone
-    photos = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(6) for i in range(2)}
-    with running(PhotoServer(photos)) as server:
+    images = {f"{p}x{i}.jpg": jpeg(p, i) for p in range(6) for i in range(2)}
+    with running(ImageServer(images)) as server:
         rows = [
             (f"B{p}", role, server.url(f"images/I/{p}x{i}.jpg"), 0.1 * p + 0.2)
             for p in range(6)
@@ -191,10 +191,10 @@ def test_kept_photos_stand_in_green_above_dropped_ones_in_red(tmp_path: Path) ->
         ]
         rows[0] = (*rows[0][:2], server.url("404/gone.jpg"), rows[0][3])
         draw_around(table(rows), 0.45, 9, CONFIG, tmp_path / "X_mean_045.jpg")
-        assert server.requests.total() == 2 * len(rows)  # each photo, and as a partner
+        assert server.requests.total() == 2 * len(rows)  # each image, and as a partner
     sheet = np.asarray(Image.open(tmp_path / "X_mean_045.jpg")).astype(int)
     height = CELL + CAPTION + GAP
-    # Above are three products, each photo with its partner: 12 photos, 8 of them in a row.
+    # Above are three products, each image with its partner: 12 images, 8 of them in a row.
     assert sheet.shape[:2] == (4 * height + GAP, 8 * (CELL + GAP) + GAP)
     frames = [
         sheet[GAP + row * height + 1, GAP + column * (CELL + GAP) + 20]

@@ -16,7 +16,7 @@ from visual_search.data.leaks import Side, unchecked
 
 
 def noise(seed: int) -> Image.Image:
-    """A photo that no other resembles."""
+    """An image that no other resembles."""
     import numpy as np
 
     values = np.random.default_rng(seed).integers(0, 255, (12, 12, 3), dtype=np.uint8)
@@ -25,7 +25,7 @@ def noise(seed: int) -> Image.Image:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """Twelve photos of four products; means from 0.45 up."""
+    """Twelve images of four products; means from 0.45 up."""
     folder = tmp_path / "images_mean_50k"
     (folder / "000").mkdir(parents=True)
     rows = []
@@ -53,10 +53,10 @@ def test_each_threshold_has_its_table(store: Path, tmp_path: Path) -> None:
     assert (made[0].images, made[0].labels) == (9, 3)
 
 
-def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: Path) -> None:
+def test_what_looks_like_an_evaluation_image_is_left_out(store: Path, tmp_path: Path) -> None:
     judged = tmp_path / "development_test_data"
     (judged / "gallery").mkdir(parents=True)
-    # One photo smaller and compressed harder, one as it is, one of something else.
+    # One image smaller and compressed harder, one as it is, one of something else.
     noise(7).resize((64, 64)).save(judged / "gallery" / "a.jpg", quality=60)
     noise(10).save(judged / "gallery" / "b.jpg", quality=95)
     noise(99).save(judged / "gallery" / "c.jpg")
@@ -66,14 +66,14 @@ def test_what_looks_like_an_evaluation_photo_is_left_out(store: Path, tmp_path: 
     assert paths(made[0].path) == ["03", "04", "05", "06", "08", "09", "11"]
     leaks = pd.read_csv(tmp_path / LEAKS)
     assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
-    # As a phase names them: the photos lie in a folder beside the table.
+    # As a phase names them: the images lie in a folder beside the table.
     side = Side(made[0].path, store.with_suffix(""))
     assert unchecked([side], [Side(judged / "gallery.csv", judged)]) == []
     assert unchecked([Side(made[0].path)], [Side(judged / "gallery.csv")])
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no product has 2 photos above 0\.9"):
+    with pytest.raises(UserError, match=r"no product has 2 images above 0\.9"):
         prepare_training_set(store, tmp_path, [0.9], [])
     with pytest.raises(UserError, match="neither a csv file nor a folder"):
         prepare_training_set(store, tmp_path, [0.5], [tmp_path / "none"])
@@ -151,7 +151,7 @@ def test_a_kill_while_parts_are_exchanged_is_noticed(
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_a_photo_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
+def test_a_image_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
     root = tmp_path / "images"
     root.mkdir()
     (root / "a.jpg").write_bytes(jpeg(0, 0))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
+from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs, main
+from tests.commands import inside
 from visual_search.common.errors import UserError
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
@@ -32,25 +31,13 @@ def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
     assert len({row["image_path"] for row in rows}) == len(rows) > 2000
 
 
-def test_the_command_writes_paths_that_can_be_used(
-    project: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
-    def command(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "dataset/image_text/catalogue_pairs.py", *more],
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
+def test_the_command_writes_paths_that_can_be_used(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "pairs.parquet"
-    done = command("--output", str(output))
+    done = inside(main, "--output", output)
     assert done.returncode == 0, done.stderr
     table = read_pairs(output, "test")
     assert all(path.is_file() for path in table.paths[:20])
-    done = command("--catalogue", str(tmp_path), "--output", str(output))
+    done = inside(main, "--catalogue", tmp_path, "--output", output)
     assert done.returncode == 2
     assert "neither products.csv nor classes.csv" in done.stderr
 

@@ -20,9 +20,9 @@ from dataset.image_text.cleaning import (
     CleaningRules,
     QueryRules,
     clean,
-    informative,
     language_of,
     lemma,
+    reasons_to_drop,
     stop_words,
     why_uninformative,
     words_of,
@@ -131,9 +131,9 @@ def test_other_words_of_asking() -> None:
     assert why_uninformative("фото", QueryRules(asking_words="обои")) is None
 
 
-def test_a_query_counts_once_for_a_photo() -> None:
-    found = informative(["стол", "стул", "стол", "", ""], QueryRules())
-    assert found == [(0, None), (1, None), (2, REPEATED), (3, EMPTY), (4, EMPTY)]
+def test_a_query_counts_once_for_a_image() -> None:
+    found = reasons_to_drop(["стол", "стул", "стол", "", ""], QueryRules())
+    assert found == [None, None, REPEATED, EMPTY, EMPTY]
 
 
 @pytest.mark.parametrize(

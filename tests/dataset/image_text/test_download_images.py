@@ -1,4 +1,4 @@
-"""Photos and queries from a loopback server with every fault, in this process and killed."""
+"""Images and queries from a loopback server with every fault, in this process and killed."""
 
 from __future__ import annotations
 
@@ -14,41 +14,52 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
-from dataset.image_text.download_images import (
-    Kept,
-    download_images,
+from dataset import downloads
+from dataset.dataset_creation_steps.engine import (
+    DownloadConfig,
+    Filling,
     failures_file,
-    metadata_file,
+    start_engine,
 )
+from dataset.image_text.download_images import Kept, download_images, main, metadata_file
 from dataset.image_text.query_lines import image_id
+from tests.commands import inside
 from tests.dataset.dataset_creation_steps.conftest import jpeg
-from tests.dataset.dataset_creation_steps.photo_server import PhotoServer, running
+from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
-from tests.dataset.dataset_creation_steps.test_five_commands import kill_at_random
+from tests.dataset.dataset_creation_steps.test_five_commands import (
+    kill_at_random,
+    stopped_at,
+    two_workers,
+)
 from visual_search.common.errors import UserError
 
-PHOTOS = 30
+IMAGES = 30
 CONFIG = DownloadConfig(size_hint=None, allow_private=True, rate=0, attempts=3, timeout=1, max_mb=2)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "BACKOFF", 0.05)
+
+
 @pytest.fixture
-def server() -> Iterator[PhotoServer]:
-    photos = {f"{n}.jpg": jpeg(n, 0) for n in range(PHOTOS)}
-    photos["copy.jpg"] = photos["0.jpg"]
-    with running(PhotoServer(photos)) as found:
+def server() -> Iterator[ImageServer]:
+    images = {f"{n}.jpg": jpeg(n, 0) for n in range(IMAGES)}
+    images["copy.jpg"] = images["0.jpg"]
+    with running(ImageServer(images)) as found:
         found.slow = 2.0
         yield found
 
 
-def write_files(folder: Path, server: PhotoServer) -> dict[str, tuple[bytes, list[str]]]:
+def write_files(folder: Path, server: ImageServer) -> dict[str, tuple[bytes, list[str]]]:
     """`images.json` (cut gzip), `metadata.json`; of each image that is to be had what it is."""
     images: list[Any] = [
-        {"image": n, "url": server.url(f"images/I/{n}.jpg")} for n in range(PHOTOS)
+        {"image": n, "url": server.url(f"images/I/{n}.jpg")} for n in range(IMAGES)
     ]
     # An address of Amazon's form, which is left as it is.
     images[6]["url"] = server.url("images/I/6._SY88.jpg")
-    names = {str(n): f"{n}.jpg" for n in range(PHOTOS)}
+    names = {str(n): f"{n}.jpg" for n in range(IMAGES)}
     for fault in FAULTS:
         images.append({"image": fault, "url": server.url(f"{fault}/3.jpg")})
         if fault in PASSING:
@@ -73,7 +84,7 @@ def write_files(folder: Path, server: PhotoServer) -> dict[str, tuple[bytes, lis
         "".join(json.dumps(query, ensure_ascii=False) + "\n" for query in queries)
     )
     return {
-        image: (server.photos[name], [f"запрос {image}", "ёлка"]) for image, name in names.items()
+        image: (server.images[name], [f"запрос {image}", "ёлка"]) for image, name in names.items()
     }
 
 
@@ -92,17 +103,11 @@ def check(root: Path, truth: dict[str, tuple[bytes, list[str]]]) -> None:
 
 
 def call(folder: Path, **more: bool) -> Kept:
-    return download_images(
-        folder / "images.json",
-        folder / "metadata.json",
-        folder / "photos",
-        CONFIG,
-        piece_photos=8,
-        **more,
-    )
+    how = Filling(CONFIG, 8, **more)
+    return download_images(folder / "images.json", folder / "metadata.json", folder / "photos", how)
 
 
-def test_what_is_there_is_kept_with_its_queries(server: PhotoServer, tmp_path: Path) -> None:
+def test_what_is_there_is_kept_with_its_queries(server: ImageServer, tmp_path: Path) -> None:
     start_engine("native")
     truth = write_files(tmp_path, server)
     kept = call(tmp_path)
@@ -112,7 +117,7 @@ def test_what_is_there_is_kept_with_its_queries(server: PhotoServer, tmp_path: P
     assert kept.tally["lines without an image"] == 1
     assert kept.tally["lines without an address"] == 1
     assert kept.tally["lines without a query"] == 1
-    assert (kept.images, kept.contents) == (len(truth) + 1, PHOTOS)
+    assert (kept.images, kept.contents) == (len(truth) + 1, IMAGES)
     assert (kept.lines, kept.queries) == (len(truth), 2 * len(truth))
     failures = pd.read_csv(failures_file(tmp_path / "photos"), dtype=str).set_index("image")
     assert set(failures.index) == {*FAULTS, "huge"} - set(PASSING)
@@ -136,14 +141,14 @@ def test_what_is_there_is_kept_with_its_queries(server: PhotoServer, tmp_path: P
 
 
 def test_more_images_are_put_behind_and_dropped_ones_leave_the_table(
-    server: PhotoServer, tmp_path: Path
+    server: ImageServer, tmp_path: Path
 ) -> None:
     start_engine("native")
 
     def write(numbers: range, directory: str) -> None:
         rows = [{"image": n, "url": server.url(f"{directory}/{n}.jpg")} for n in numbers]
         (tmp_path / "images.json").write_text("\n".join(map(json.dumps, rows)))
-        queries = [{"image": n, "queries": ["стол"]} for n in range(PHOTOS)]
+        queries = [{"image": n, "queries": ["стол"]} for n in range(IMAGES)]
         (tmp_path / "metadata.json").write_text("\n".join(map(json.dumps, queries)))
 
     write(range(10, 15), "images/I")
@@ -153,13 +158,13 @@ def test_more_images_are_put_behind_and_dropped_ones_leave_the_table(
     assert server.requests.total() == 8
     write(range(9, 11), "images/I")
     assert call(tmp_path).lines == 2
-    # The same image at another address: the photo is fetched from there, the old one is not used.
+    # The same image at another address: the image is fetched from there, the old one is not used.
     write(range(9, 11), "404")
     with pytest.raises(UserError, match=r"no image could be had; .*failures\.csv"):
         call(tmp_path)
 
 
-def test_files_that_do_not_belong_together_are_refused(server: PhotoServer, tmp_path: Path) -> None:
+def test_files_that_do_not_belong_together_are_refused(server: ImageServer, tmp_path: Path) -> None:
     start_engine("native")
     (tmp_path / "images.json").write_text(
         json.dumps({"image": 1, "url": server.url("images/I/1.jpg")})
@@ -176,59 +181,56 @@ def test_files_that_do_not_belong_together_are_refused(server: PhotoServer, tmp_
             tmp_path / "images.json",
             tmp_path / "photos.metadata.json",
             tmp_path / "photos",
-            CONFIG,
+            Filling(CONFIG),
         )
 
 
-def job(folder: Path, *more: str) -> list[str]:
+def test_stopped_in_its_pieces_the_result_is_the_same(
+    server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = write_files(tmp_path, server)
+    with stopped_at([2, 4], monkeypatch):
+        codes = [inside(main, *job(tmp_path, timeout="0.4")).returncode for _ in range(2)]
+        done = inside(main, *job(tmp_path, timeout="0.4"))
+    assert (codes, done.returncode) == ([130, 130], 0), done.stderr
+    assert "next: python dataset/image_text/text_cleaning.py" in done.stdout
+    check(tmp_path / "photos", truth)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def job(folder: Path, *more: str, timeout: str = "1") -> list[str]:
     return [
-        *(sys.executable, "dataset/image_text/download_images.py"),
         *(str(folder / "images.json"), str(folder / "metadata.json")),
         *("--output", str(folder / "photos"), "--piece-photos", "8", "--allow-private"),
-        *("--rate", "0", "--attempts", "4", "--timeout", "2", "--max-mb", "2", *more),
+        *("--rate", "0", "--attempts", "3", "--timeout", timeout, "--max-mb", "2", *more),
     ]
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def process_of(*arguments: str) -> list[str]:
+    return [sys.executable, "dataset/image_text/download_images.py", *arguments]
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_the_result_is_the_same(
-    project: Path, environment: dict[str, str], server: PhotoServer, tmp_path: Path, kills: int
+    project: Path, environment: dict[str, str], server: ImageServer, tmp_path: Path
 ) -> None:
     truth = write_files(tmp_path, server)
     server.delay = 0.05
-    arguments = job(tmp_path, "--connections", "4")
-    assert kill_at_random(arguments, tmp_path, project, environment, kills) >= 1
-    done = subprocess.run(
-        arguments, cwd=project, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "next: python dataset/image_text/text_cleaning.py" in done.stdout
+    arguments = process_of(*job(tmp_path, "--connections", "4"))
+    assert kill_at_random(arguments, tmp_path, project, environment, 6) >= 1
+    subprocess.run(arguments, cwd=project, env=environment, capture_output=True, check=True)
     check(tmp_path / "photos", truth)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow
 def test_the_same_on_a_ray_cluster_of_two_workers(
-    project: Path, environment: dict[str, str], server: PhotoServer, tmp_path: Path
+    project: Path, environment: dict[str, str], server: ImageServer, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     truth = write_files(tmp_path, server)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        done = subprocess.run(
-            job(tmp_path, "--runner", "ray", "--ray-address", cluster.address),
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
-    finally:
-        cluster.shutdown()
-    assert done.returncode == 0, done.stderr
+    with two_workers() as address:
+        arguments = job(tmp_path, "--runner", "ray", "--ray-address", address)
+        subprocess.run(process_of(*arguments), cwd=project, env=environment, check=True)
     check(tmp_path / "photos", truth)
 
 

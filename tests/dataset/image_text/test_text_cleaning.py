@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import pytest
 
 from dataset.image_text import text_cleaning
 from dataset.image_text.cleaning import CleaningConfig, QueryRules
-from dataset.image_text.text_cleaning import clean_queries, pairs_file
+from dataset.image_text.text_cleaning import clean_queries, main, pairs_file
+from tests.commands import inside
 from visual_search.common.errors import UserError
 from visual_search.text.pairs import read_pairs
 
@@ -22,7 +21,7 @@ FILES = [f"ab/{n:032x}.jpg" for n in range(10)]
 
 
 def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
-    path = folder / "photos.metadata.json"
+    path = folder / "images.metadata.json"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -61,7 +60,7 @@ def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
     assert rows[1]["texts"] == ["desk lamp"]
     assert rows[1]["language"] == ["en"]
     groups = {row["image"]: row["group"] for row in rows}
-    assert groups["1"] == groups["5"]  # the same photo
+    assert groups["1"] == groups["5"]  # the same image
     assert groups["6"] == groups["7"]  # the same text
     assert len(set(groups.values())) == 4
     assert {reason: found["queries"] for reason, found in summary["dropped"].items()} == {
@@ -76,7 +75,7 @@ def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
     assert str(read_pairs(pairs_file(path)).paths[0]).endswith(FILES[0])
 
 
-def test_what_stands_at_too_many_photos_is_dropped(tmp_path: Path) -> None:
+def test_what_stands_at_too_many_images_is_dropped(tmp_path: Path) -> None:
     lines = [
         {"image": n, "queries": ["картина"] * (n < 30) + [f"стол {n}а"], "file": f"ab/{n:032x}.jpg"}
         for n in range(100)
@@ -86,7 +85,7 @@ def test_what_stands_at_too_many_photos_is_dropped(tmp_path: Path) -> None:
         test_share=0.0, drop=QueryRules(max_photo_share=0.3, min_common_photos=10)
     )
     summary, rows = run(path, config)
-    assert summary["dropped"]["stands at too many photos"] == {
+    assert summary["dropped"]["stands at too many images"] == {
         "queries": 31,
         "examples": ["картина"],
     }
@@ -107,7 +106,7 @@ def test_several_processes_give_what_one_gives_and_groups_are_on_one_side(
     path = write(tmp_path, lines)
     config = CleaningConfig(test_share=0.3, workers=2)
     alone, expected = run(path, config)  # one block: no other process
-    monkeypatch.setattr(text_cleaning, "BLOCK_PHOTOS", 30)
+    monkeypatch.setattr(text_cleaning, "BLOCK_IMAGES", 30)
     together, found = run(path, config)
     assert (together, found) == (alone, expected)
     sides: dict[str, set[str]] = {}
@@ -129,31 +128,17 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "other.json", CleaningConfig(test_share=1.0))
 
 
-def test_the_command_reads_its_rules_from_yaml(
-    project: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_command_reads_its_rules_from_yaml(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image": 1, "queries": ["стол", "обои"], "file": FILES[0]}])
     own = tmp_path / "own.yml"
     own.write_text("drop: {asking_words: обои}\ntest_share: 0\n")
-
-    def command(*more: str) -> subprocess.CompletedProcess[str]:
-        script = "dataset/image_text/text_cleaning.py"
-        config = ["--config", "config/image_text/cleaning.yml", "--config", str(own)]
-        return subprocess.run(
-            [sys.executable, script, str(path), *config, *more],
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    done = command()
+    rules = ["--config", "config/image_text/cleaning.yml", "--config", own]
+    done = inside(main, path, *rules)
     assert done.returncode == 0, done.stderr
     assert "1 dropped: only words of asking ('обои')" in done.stdout
-    assert "1 photos (0 to test with), 1 of 2 queries; languages: ru 1" in done.stdout
+    assert "1 images (0 to test with), 1 of 2 queries; languages: ru 1" in done.stdout
     assert f"next: python dataset/image_text/text_statistics.py {pairs_file(path)}" in done.stdout
-    wrong = command("--drop.max_wrods", "3")
+    wrong = inside(main, path, *rules, "--drop.max_wrods", "3")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")
     assert "max_wrods" in wrong.stderr

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.image_text.text_statistics import (
-    Statistics,
     TopNgrams,
     count,
     heaps_law,
+    main,
     ngrams,
     quantiles,
     shares,
 )
+from tests.commands import inside
 from visual_search.text.pairs import SCHEMA, write_pairs
 
 WORDS = ["стол", "стул", "кресло", "белый", "новый", "большой", "шкаф", "лампа"]
@@ -54,9 +54,8 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def check(found: Statistics, pairs: Path) -> None:
-    import pyarrow.parquet as pq
-
+def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
+    found = count(pairs)
     rows = pq.read_table(pairs).to_pylist()
     queries = [query for row in rows for query in row["queries"]]
     texts = [text for row in rows for text in row["texts"]]
@@ -77,20 +76,8 @@ def check(found: Statistics, pairs: Path) -> None:
     assert found.languages == Counter(lang for row in rows for lang in row["language"])
 
 
-def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
-    check(count(pairs), pairs)
-
-
-def test_the_page_has_every_figure(pairs: Path, project: Path, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "dataset/image_text/text_statistics.py", str(pairs)],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_page_has_every_figure(pairs: Path) -> None:
+    assert inside(main, pairs).returncode == 0
     page = pairs.with_name("small.statistics.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert "http" not in page.split("</head>")[1]

@@ -30,6 +30,7 @@ PAGE = "https://example.org/get-it-here"
 class Behaviour:
     """What the server does; each request takes the next of `cuts`."""
 
+    address: str = ""
     content: bytes = CONTENT
     cuts: list[int] = field(default_factory=list)
     """Bytes after which a connection is broken."""
@@ -43,12 +44,9 @@ class Behaviour:
 
 
 @pytest.fixture
-def behaviour() -> Behaviour:
-    return Behaviour()
+def server() -> Iterator[Behaviour]:
+    behaviour = Behaviour()
 
-
-@pytest.fixture
-def address(behaviour: Behaviour) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -95,37 +93,34 @@ def address(behaviour: Behaviour) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/train.tar.gz"
-    server.shutdown()
-    server.server_close()
+    behaviour.address = f"http://127.0.0.1:{listening.server_port}/train.tar.gz"
+    yield behaviour
+    listening.shutdown()
+    listening.server_close()
 
 
 def get(address: str, folder: Path, **known: object) -> Path:
     return download(Download(address, **known), folder, PAGE, private=True, pause=0.001)  # type: ignore[arg-type]
 
 
-def test_a_file_is_checked_and_not_fetched_twice(
-    address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
+def test_a_file_is_checked_and_not_fetched_twice(server: Behaviour, tmp_path: Path) -> None:
     known = {"size": len(CONTENT), "md5": hashlib.md5(CONTENT).hexdigest()}
     for _ in range(2):
-        file = get(address, tmp_path, **known)
+        file = get(server.address, tmp_path, **known)
         assert file == tmp_path / "train.tar.gz"
         assert file.read_bytes() == CONTENT
-    assert behaviour.requests == [None]
+    assert server.requests == [None]
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_broken_connection_goes_on_where_it_was(
-    address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
-    behaviour.cuts = [100_000, 0, 50_000, 0, 0, 0]
-    assert get(address, tmp_path).read_bytes() == CONTENT
-    assert behaviour.requests[:3] == [None, "bytes=100000-", "bytes=100000-"]
-    assert behaviour.requests[-1] == "bytes=150000-"
+def test_a_broken_connection_goes_on_where_it_was(server: Behaviour, tmp_path: Path) -> None:
+    server.cuts = [100_000, 0, 50_000, 0, 0, 0]
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
+    assert server.requests[:3] == [None, "bytes=100000-", "bytes=100000-"]
+    assert server.requests[-1] == "bytes=150000-"
 
 
 @pytest.mark.parametrize(
@@ -137,11 +132,7 @@ def test_a_broken_connection_goes_on_where_it_was(
     ],
 )
 def test_an_error_while_reading_is_the_networks(
-    error: OSError,
-    address: str,
-    behaviour: Behaviour,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    error: OSError, server: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the disk's: it is tried again, from where it was."""
     read, calls = http.client.HTTPResponse.read, iter(range(100))
@@ -152,12 +143,12 @@ def test_an_error_while_reading_is_the_networks(
         return read(response, amount)
 
     monkeypatch.setattr(http.client.HTTPResponse, "read", fails_once)
-    assert get(address, tmp_path).read_bytes() == CONTENT
-    assert behaviour.requests == [None, f"bytes={CHUNK}-"]
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, f"bytes={CHUNK}-"]
 
 
 def test_a_broken_handshake_is_tried_again_but_no_wrong_certificate(
-    address: str, behaviour: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, errors = urllib.request.OpenerDirector.open, [ssl.SSLError(1, "record layer failure")]
 
@@ -167,87 +158,79 @@ def test_a_broken_handshake_is_tried_again_but_no_wrong_certificate(
         return opened(*given, **more)
 
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", fails)
-    assert get(address, tmp_path / "a").read_bytes() == CONTENT
+    assert get(server.address, tmp_path / "a").read_bytes() == CONTENT
     errors.append(ssl.SSLCertVerificationError(1, "self-signed certificate"))
     with pytest.raises(UserError, match="self-signed certificate"):
-        get(address, tmp_path / "b")
-    assert len(behaviour.requests) == 1
+        get(server.address, tmp_path / "b")
+    assert len(server.requests) == 1
 
 
-def test_another_run_goes_on_too(address: str, behaviour: Behaviour, tmp_path: Path) -> None:
-    behaviour.cuts = [100_000, 0, 0, 0, 0, 0]
+def test_another_run_goes_on_too(server: Behaviour, tmp_path: Path) -> None:
+    server.cuts = [100_000, 0, 0, 0, 0, 0]
     with pytest.raises(UserError, match=rf"connection broke 5 times; get .* {PAGE} yourself"):
-        get(address, tmp_path)
-    behaviour.requests.clear()
-    behaviour.cuts.clear()
-    assert get(address, tmp_path).read_bytes() == CONTENT
-    assert behaviour.requests == ["bytes=100000-"]
+        get(server.address, tmp_path)
+    server.requests.clear()
+    server.cuts.clear()
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
+    assert server.requests == ["bytes=100000-"]
 
 
-def test_a_server_without_ranges_begins_anew(
-    address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
-    behaviour.ranges, behaviour.cuts = False, [100_000]
-    assert get(address, tmp_path).read_bytes() == CONTENT
+def test_a_server_without_ranges_begins_anew(server: Behaviour, tmp_path: Path) -> None:
+    server.ranges, server.cuts = False, [100_000]
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_meanwhile_begins_anew(
-    address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
-    behaviour.cuts = [100_000, 0, 0, 0, 0, 0]
+def test_a_file_that_changed_meanwhile_begins_anew(server: Behaviour, tmp_path: Path) -> None:
+    server.cuts = [100_000, 0, 0, 0, 0, 0]
     with pytest.raises(UserError):
-        get(address, tmp_path)
-    behaviour.content, behaviour.etag = CONTENT[::-1], '"two"'
-    behaviour.cuts.clear()
-    assert get(address, tmp_path).read_bytes() == CONTENT[::-1]
+        get(server.address, tmp_path)
+    server.content, server.etag = CONTENT[::-1], '"two"'
+    server.cuts.clear()
+    assert get(server.address, tmp_path).read_bytes() == CONTENT[::-1]
 
 
 def test_a_run_killed_just_before_the_end_needs_nothing_more(
-    address: str, behaviour: Behaviour, tmp_path: Path
+    server: Behaviour, tmp_path: Path
 ) -> None:
     (tmp_path / "train.tar.gz.unfinished").write_bytes(CONTENT)
     (tmp_path / "train.tar.gz.unfinished.validator").write_text('"one"')
-    assert get(address, tmp_path).read_bytes() == CONTENT
-    assert behaviour.requests == [f"bytes={len(CONTENT)}-"]
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [f"bytes={len(CONTENT)}-"]
     # More than the server has is of another file.
     (tmp_path / "train.tar.gz").unlink()
     (tmp_path / "train.tar.gz.unfinished").write_bytes(CONTENT + b"x")
     (tmp_path / "train.tar.gz.unfinished.validator").write_text('"one"')
-    assert get(address, tmp_path).read_bytes() == CONTENT
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again(address: str, behaviour: Behaviour, tmp_path: Path) -> None:
-    behaviour.statuses = [503, 429, 500]
-    assert get(address, tmp_path).read_bytes() == CONTENT
-    assert len(behaviour.requests) == 4
+def test_a_busy_server_is_asked_again(server: Behaviour, tmp_path: Path) -> None:
+    server.statuses = [503, 429, 500]
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-def test_a_missing_file_names_the_page(
-    status: int, address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
-    behaviour.statuses = [status]
+def test_a_missing_file_names_the_page(status: int, server: Behaviour, tmp_path: Path) -> None:
+    server.statuses = [status]
     with pytest.raises(UserError, match=f"{status}.*{PAGE} yourself"):
-        get(address, tmp_path)
-    assert len(behaviour.requests) == 1
+        get(server.address, tmp_path)
+    assert len(server.requests) == 1
 
 
-def test_a_web_page_is_no_archive(address: str, behaviour: Behaviour, tmp_path: Path) -> None:
-    behaviour.content_type = "text/html; charset=utf-8"
+def test_a_web_page_is_no_archive(server: Behaviour, tmp_path: Path) -> None:
+    server.content_type = "text/html; charset=utf-8"
     with pytest.raises(UserError, match="a web page"):
-        get(address, tmp_path)
+        get(server.address, tmp_path)
 
 
-def test_a_wrong_size_or_checksum_is_not_kept(
-    address: str, behaviour: Behaviour, tmp_path: Path
-) -> None:
+def test_a_wrong_size_or_checksum_is_not_kept(server: Behaviour, tmp_path: Path) -> None:
     for known, words in (
         ({"size": 600_001}, "600000 bytes there, 600001 are expected"),
         ({"md5": "0" * 32}, "its md5 is"),
         ({"sha256": "0" * 64}, "its sha256 is"),
     ):
         with pytest.raises(UserError, match=words):
-            get(address, tmp_path, **known)
+            get(server.address, tmp_path, **known)
         assert not (tmp_path / "train.tar.gz").exists()
         assert not list(tmp_path.glob("*.unfinished"))
 
@@ -257,27 +240,29 @@ def test_nobody_listens(tmp_path: Path) -> None:
         get("http://127.0.0.1:9/x.zip", tmp_path)
 
 
-def test_private_networks_are_not_asked(address: str, behaviour: Behaviour, tmp_path: Path) -> None:
+def test_private_networks_are_not_asked(server: Behaviour, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="private network"):
-        download(Download(address), tmp_path, PAGE)
-    assert not behaviour.requests
+        download(Download(server.address), tmp_path, PAGE)
+    assert not server.requests
     with pytest.raises(UserError, match="not an http"):
         get("file:///etc/passwd", tmp_path)
-    behaviour.redirect = "ftp://127.0.0.1/x"
+    server.redirect = "ftp://127.0.0.1/x"
     with pytest.raises(UserError, match="not an http"):
-        get(address, tmp_path)
-    behaviour.redirect = address.replace("train.tar.gz", "moved")
-    assert get(address, tmp_path).read_bytes() == CONTENT
+        get(server.address, tmp_path)
+    server.redirect = server.address.replace("train.tar.gz", "moved")
+    assert get(server.address, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_told(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(
+    server: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
         with pytest.raises(UserError, match="cannot be written: File too large"):
-            get(address, tmp_path)
+            get(server.address, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert get(address, tmp_path).read_bytes() == CONTENT
+    assert get(server.address, tmp_path).read_bytes() == CONTENT

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from dataset.check_table import check
 from dataset.prepare_dataset import prepare
 from dataset.sources import NAMES, data_set
 from tests.dataset import layouts
@@ -62,7 +63,8 @@ def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source
     assert not table["file_name"].duplicated().any()
     expected = ["file_name", "label", *data_set(name).columns, "width", "height", "is_test"]
     assert sorted(table.columns) == sorted(expected)
-    # No photo is copied.
+    assert check(source.parent / "out" / "dataset_info.csv", files="all").problems == []
+    # No image is copied.
     assert not list((source.parent / "out").rglob("*.jpg"))
 
 
@@ -79,7 +81,7 @@ def without(builder: Callable[[Path], None], *names: str) -> Callable[[Path], No
 
 def not_listed(folder: Path) -> None:
     layouts.aliproducts(folder)
-    layouts.photo(folder / "train" / "00001" / "not_listed.jpg", 1, 9)
+    layouts.image(folder / "train" / "00001" / "not_listed.jpg", 1, 9)
 
 
 def hnm_of_a_spreadsheet(folder: Path) -> None:
@@ -199,7 +201,7 @@ def test_inshop_keeps_queries_and_gallery_apart(source: Path) -> None:
     assert set(table["bbox"]) == {"10,12,30,40"}
 
 
-def test_inshop_with_the_large_photos_only_has_no_boxes(source: Path) -> None:
+def test_inshop_with_the_large_images_only_has_no_boxes(source: Path) -> None:
     layouts.inshop(source)
     (source / "Img" / "img").rename(source / "Img" / "img_highres")
     table = table_of("inshop", source)
@@ -223,14 +225,14 @@ def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
         table_of("met", source, part="train")
 
 
-def test_food101_lists_are_class_and_photo(source: Path) -> None:
+def test_food101_lists_are_class_and_image(source: Path) -> None:
     layouts.food101(source)
     layouts.lines(source / "food-101" / "meta" / "test.txt", ["apple_pie"])
-    with pytest.raises(UserError, match=r"test\.txt line 1: 'apple_pie' is not"):
+    with pytest.raises(UserError, match=r"test\.txt line 1 has 1 fields, not 2: 'apple_pie'"):
         table_of("food101", source)
 
 
-def test_glr_gives_queries_the_landmark_of_their_photos(source: Path) -> None:
+def test_glr_gives_queries_the_landmark_of_their_images(source: Path) -> None:
     layouts.glr(source)
     table = table_of("glr", source)
     assert counts(table, "evaluation_status", "is_test") == {("gallery", "1"): 3, ("query", "1"): 4}
@@ -241,7 +243,7 @@ def test_glr_gives_queries_the_landmark_of_their_photos(source: Path) -> None:
     assert table["file_name"].iloc[0] == "../download/index/0/1/2/0123.jpg"
 
 
-def test_met_without_the_distractors_photos(source: Path) -> None:
+def test_met_without_the_distractors_images(source: Path) -> None:
     layouts.met(source)
     shutil.rmtree(source / "test_noart")
     table = table_of("met", source)
@@ -291,7 +293,7 @@ CASES: list[tuple[str, Damage, str]] = [
     (
         "cub",
         lambda f: edited(f / ROOT_CUB / "image_class_labels.txt", "2 1\n", ""),
-        "line 2: photo 2",
+        "line 2: image 2",
     ),
     ("cub", lambda f: edited(f / ROOT_CUB / "image_class_labels.txt", "2 1\n", "2 x\n"), "line 2"),
     ("inshop", lambda f: edited(f / "Eval/list_eval_partition.txt", "12", "13"), "announces 13"),
@@ -347,12 +349,12 @@ def test_damaged_and_missing_lists_are_one_sentence(
     assert not (source.parent / "out" / "dataset_info.csv").exists()
 
 
-def test_a_box_without_area_costs_its_photo_only(source: Path) -> None:
+def test_a_box_without_area_costs_its_image_only(source: Path) -> None:
     layouts.inshop(source)
     edited(source / "Anno/list_bbox_inshop.txt", "040", "010")
     done = prepare("inshop", source.parent / "out", [source])
     assert sum(done.rows.values()) == 11
-    assert "no part of its box (10, 12, 0, 40)" in done.broken.reasons[0][1]
+    assert "no part of its box (10, 12, 0, 40)" in done.broken[0][1]
 
 
 def test_each_archive_was_unpacked_into_a_folder_of_its_own(source: Path) -> None:
@@ -376,7 +378,7 @@ def test_an_archive_of_an_unknown_name_is_pointed_out(source: Path) -> None:
         table_of("shopee", source)
 
 
-def test_lists_on_another_place_than_the_photos(source: Path, tmp_path: Path) -> None:
+def test_lists_on_another_place_than_the_images(source: Path, tmp_path: Path) -> None:
     """MET.tar.gz was unpacked onto one disk, the lists onto another."""
     layouts.met(source)
     elsewhere = tmp_path / "lists"

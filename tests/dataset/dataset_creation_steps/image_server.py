@@ -1,4 +1,4 @@
-"""A loopback server of photos with every fault that the internet has to offer."""
+"""A loopback server of images with every fault that the internet has to offer."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 
 
-class PhotoServer:
-    """Serves `photos` (name to bytes) below `/images/I/`, and faults below their own names.
+class ImageServer:
+    """Serves `images` (name to bytes) below `/images/I/`, and faults below their own names.
 
-    `/404/…`, `/429/…` (once, with Retry-After, then the photo), `/503/…` (twice), `/down/…`
+    `/404/…`, `/429/…` (once, with Retry-After, then the image), `/503/…` (twice), `/down/…`
     (always 503), `/slow/…` (longer than anyone waits), `/truncated/…` (fewer bytes than
-    announced), `/cut/…` (half a photo, well announced), `/html/…`, `/page/…` (a page that says it
-    is a photo), `/loop/…`, `/private/…` (redirects to `private`), `/moved/…` (to the photo),
+    announced), `/cut/…` (half an image, well announced), `/html/…`, `/page/…` (a page that says it
+    is an image), `/loop/…`, `/private/…` (redirects to `private`), `/moved/…` (to the image),
     `/file/…` (to a file:// address), `/pixel/…`, `/empty/…`, `/huge/…`, `/reset/…`.
     """
 
-    def __init__(self, photos: dict[str, bytes], private: str = "http://10.0.0.1/") -> None:
-        self.photos, self.private = photos, private
+    def __init__(self, images: dict[str, bytes], private: str = "http://10.0.0.1/") -> None:
+        self.images, self.private = images, private
         self.requests: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {}
         self.connections = 0
         self.port = 0
         self.delay, self.slow = 0.0, 3.0
 
-    def photo(self, path: str) -> bytes:
-        """As Amazon's servers do, a photo is there in all sizes; `exact/…` is in one only."""
+    def image(self, path: str) -> bytes:
+        """As Amazon's servers do, an image is there in all sizes; `exact/…` is in one only."""
         name = PurePosixPath(path).name
         if "/exact/" in path:
-            return self.photos.get(f"exact/{name}", b"")
-        return self.photos.get(re.sub(r"\._\w+_?\.", ".", name), b"")
+            return self.images.get(f"exact/{name}", b"")
+        return self.images.get(re.sub(r"\._\w+_?\.", ".", name), b"")
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -49,7 +49,7 @@ PIXEL = (
 
 
 @contextmanager
-def running(server: PhotoServer) -> Iterator[PhotoServer]:
+def running(server: ImageServer) -> Iterator[ImageServer]:
     """The server, on a free port."""
     lock = threading.Lock()
 
@@ -86,16 +86,16 @@ def running(server: PhotoServer) -> Iterator[PhotoServer]:
             if server.delay:
                 time.sleep(server.delay)
             parts = PurePosixPath(self.path).parts
-            photo = server.photo(self.path)
+            image = server.image(self.path)
             fault = parts[1] if len(parts) > 1 else ""
             try:
-                self.faulty(fault, photo, seen)
+                self.faulty(fault, image, seen)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
-        def faulty(self, fault: str, photo: bytes, seen: int) -> None:
-            if fault == "images" and photo:
-                self.answer(photo)
+        def faulty(self, fault: str, image: bytes, seen: int) -> None:
+            if fault == "images" and image:
+                self.answer(image)
             elif fault == "429" and seen == 1:
                 self.send_response(429)
                 self.send_header("Retry-After", "1")
@@ -104,22 +104,22 @@ def running(server: PhotoServer) -> Iterator[PhotoServer]:
             elif (fault == "503" and seen <= 2) or fault == "down":
                 self.answer(b"busy", "text/plain", 503)
             elif fault in ("429", "503"):
-                self.answer(photo)
+                self.answer(image)
             elif fault == "slow":
                 time.sleep(server.slow)
-                self.answer(photo)
+                self.answer(image)
             elif fault in ("truncated", "reset"):
                 self.send_response(200)
                 self.send_header("Content-Type", "image/jpeg")
-                self.send_header("Content-Length", str(len(photo)))
+                self.send_header("Content-Length", str(len(image)))
                 self.end_headers()
-                self.wfile.write(photo[: len(photo) // 2])
+                self.wfile.write(image[: len(image) // 2])
                 if fault == "reset":
                     off = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # linger on, 0 s: RST, not FIN
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
                 self.close_connection = True
             elif fault == "cut":
-                self.answer(photo[: len(photo) // 2])
+                self.answer(image[: len(image) // 2])
             elif fault == "html":
                 self.answer(b"<html>sorry</html>", "text/html; charset=utf-8")
             elif fault == "page":
@@ -137,9 +137,9 @@ def running(server: PhotoServer) -> Iterator[PhotoServer]:
             elif fault == "empty":
                 self.answer(b"")
             elif fault == "huge":
-                self.answer(photo + b"\0" * 3_000_000)
+                self.answer(image + b"\0" * 3_000_000)
             else:
-                self.answer(b"no such photo", "text/plain", 404)
+                self.answer(b"no such image", "text/plain", 404)
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
