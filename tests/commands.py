@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
-from tests.conftest import PROJECT
+from tests.warm import PythonProcess, run_python
 from visual_search.common.errors import run_command
 
 
@@ -39,37 +40,33 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
 
 def alone(module: str, *arguments: object) -> str:
     """What `python -m module` prints, on one thread, when it ends well."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=PROJECT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python("-m", module, *arguments, environment={"OMP_NUM_THREADS": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def side_by_side(processes: int, module: str, *arguments: object) -> None:
-    """One training by several processes, which are told of each other as torchrun tells them."""
+def side_by_side(folder: Path, processes: int, module: str, *arguments: object) -> None:
+    """One training by several processes, which are told of each other as torchrun tells them.
+
+    Args:
+        folder: gets what each prints.
+        processes: how many.
+        module: whose command they run.
+        arguments: of the command.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank{rank}.log" for rank in range(processes)]
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=PROJECT,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        PythonProcess(
+            *("-m", module, *arguments),
+            out=log,
+            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank in range(processes)
+        for rank, log in enumerate(logs)
     ]
-    for process in started:
-        printed, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, printed
+    for process, log in zip(started, logs, strict=True):
+        assert process.wait() == 0, log.read_text()

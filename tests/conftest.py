@@ -15,6 +15,9 @@ from PIL import Image, ImageDraw
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+# Two workers share the cores, and the networks are tiny: more threads only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

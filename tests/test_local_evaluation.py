@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,23 +10,12 @@ import pytest
 import local_evaluation
 from local_evaluation import data_folder, main
 from tests.commands import inside
-from tests.conftest import PROJECT, write_csv
+from tests.conftest import write_csv
+from tests.warm import run_python
 from visual_search.common.errors import run_command
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript
-
-
-def evaluate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "local_evaluation.py", *arguments],
-        cwd=PROJECT,
-        env={"PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
 
 
 def test_the_command_prints_and_writes_the_score(
@@ -37,8 +25,9 @@ def test_the_command_prints_and_writes_the_score(
     (dev_folder / "queries" / "3_0.png").write_bytes(b"")
     table = (dev_folder / "queries.csv").read_text()
     (dev_folder / "queries.csv").write_text(table.replace("58,58,104", "58,58,999", 1))
-    done = evaluate(
-        *("--data-folder", str(dev_folder), "--weights", str(weights), "--output", str(output))
+    done = run_python(
+        "local_evaluation.py",
+        *("--data-folder", str(dev_folder), "--weights", str(weights), "--output", str(output)),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((output / "result.json").read_text())
@@ -68,9 +57,10 @@ def test_what_the_clock_gave_up_is_told(weights: Path, dev_folder: Path, tmp_pat
     description["rerank"] = [{"name": "dba"}] * 1300
     (weights / "model.json").write_text(json.dumps(description))
     output = tmp_path / "out"
-    done = evaluate(
+    done = run_python(
+        "local_evaluation.py",
         *("--data-folder", str(dev_folder), "--weights", str(weights), "--output", str(output)),
-        VISUAL_SEARCH_TIME_LIMIT="60",
+        environment={"VISUAL_SEARCH_TIME_LIMIT": "60"},
     )
     assert done.returncode == 0, done.stderr
     assert "to answer in 60 s the ranker gave up: re-ranking: all" in done.stdout

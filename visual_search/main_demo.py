@@ -37,8 +37,10 @@ def main() -> None:
     summary = search_by_text() if arguments.text else search_by_image()
     summary["seconds"] = round(time.perf_counter() - started, 1)
     path = Path("runs", "demo_text" if arguments.text else "demo", "summary.json")
+    following = summary.pop("next")
     write_json(path, summary)
-    print(f"report  {summary['report']}\nsummary {path}   ({summary['seconds']:.0f} s)")
+    print(f"\nopen    {summary['report']}\nnext    {following}")
+    print(f"summary {path}   ({summary['seconds']:.0f} s)")
 
 
 def search_by_image() -> dict[str, Any]:
@@ -47,6 +49,12 @@ def search_by_image() -> dict[str, Any]:
     plain = ("--output", "runs/demo/zero_shot", "--input_size", INPUT_SIZE)
     python("my_submission/to_torchscript.py", BACKBONE, *plain)
     zero_shot = evaluate("runs/demo/zero_shot", "--weights", "runs/demo/zero_shot")
+
+    print(
+        f"untrained: mAP {zero_shot['mAP']:.4f}; open runs/demo/zero_shot/report.html while the "
+        "five phases train",
+        flush=True,
+    )
 
     headline("2. Training, in five phases, on other products than those it will be asked for")
     phases = train_chain("demo")
@@ -67,6 +75,7 @@ def search_by_image() -> dict[str, Any]:
         "phases": phases,
         "images_per_second": trained["images_per_second"],
         "report": "runs/local_evaluation/report.html",
+        "next": "your own images: docs/own_images.md; search by text: make demo-text",
     }
 
 
@@ -104,6 +113,8 @@ def search_by_text() -> dict[str, Any]:
         "zero_shot_accuracy": found["accuracy"],
         "zero_shot_chance": found["chance"],
         "report": f"{run}/report.html",
+        "next": f"ask it: .venv/bin/python -m visual_search.main_query --run {run} "
+        f"--gallery {PAIRS} 'белый шкаф'",
     }
 
 

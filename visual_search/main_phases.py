@@ -40,7 +40,7 @@ def main() -> None:
         force=arguments.force,
         launch=arguments.launch,
     )
-    print(f"\n{table.read_text('utf-8')}\ntable: {table}")
+    print(f"table: {table}")
 
 
 def resolved(arguments: Sequence[str]) -> str:

@@ -37,11 +37,13 @@ class Step:
         name: of its run.
         config: its YAML file.
         overrides: dotted key to value, as on the command line.
+        purpose: what the phase is for, a line that is printed when it starts.
     """
 
     name: str
     config: Path
     overrides: Mapping[str, Any]
+    purpose: str = ""
 
     def arguments(self, before: Path | None) -> list[str]:
         """The phase's settings as its entry point takes them; `before` is the earlier run."""
@@ -73,8 +75,8 @@ def read_chain(path: Path) -> Chain:
     """A chain from its YAML file.
 
     `name` (else the file's own) is the chain's; `command` trains its phases, main_arcface or
-    main_clip; `phases` is a list of `name`, `config`, a path relative to the file, and
-    `overrides`, keys and values as in a phase's own YAML.
+    main_clip; `phases` is a list of `name`, `config`, a path relative to the file,
+    `overrides`, keys and values as in a phase's own YAML, and `purpose`, a line for its reader.
 
     Raises:
         UserError: naming the file and what is wrong in it.
@@ -107,14 +109,15 @@ def _step(path: Path, number: int, entry: Any) -> Step:
     place = f"{path}: phase {number}"
     if not isinstance(entry, dict):
         raise UserError(f"{place} must be a table with 'name' and 'config', not {entry!r}")
-    _check_keys(place, entry, ("name", "config"), ("overrides",))
+    _check_keys(place, entry, ("name", "config"), ("overrides", "purpose"))
     overrides = entry.get("overrides") or {}
     if not isinstance(overrides, dict):
         raise UserError(f"{place}: overrides must be a table of keys and values")
     config = path.parent / str(entry["config"])
     if not config.is_file():
         raise UserError(f"{place}: there is no {config}; 'config' is relative to {path.parent}/")
-    return Step(str(entry["name"]), config, dict(_dotted(overrides)))
+    purpose = str(entry.get("purpose") or "")
+    return Step(str(entry["name"]), config, dict(_dotted(overrides)), purpose)
 
 
 def _check_keys(
@@ -190,11 +193,13 @@ def run_chain(
                 print(f"== {step.name}: finished, unchanged", flush=True)
                 outcomes[step.name] = "kept"
             else:
-                print(f"== {step.name}: {_intention(state, changes)}", flush=True)
+                print(f"\n== {step.name}: {_intention(state, changes)}", flush=True)
+                if step.purpose:
+                    print(f"   {step.purpose}", flush=True)
                 anew = state == "changed" or (force and state != "new")
                 _train(chain.command, step.arguments(before), run, anew, launch)
                 outcomes[step.name] = "trained"
-            _write_table(chain, runs, outcomes)
+            print(f"\n{_write_table(chain, runs, outcomes).read_text('utf-8')}", flush=True)
         return _write_table(chain, runs, outcomes)
 
 

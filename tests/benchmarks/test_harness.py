@@ -118,7 +118,7 @@ def test_a_missing_peer_names_the_extra() -> None:
         peer_module("no_such_package.part")
 
 
-@pytest.mark.parametrize("name", ["losses", "training"])
+@pytest.mark.parametrize("name", ["losses", pytest.param("training", marks=pytest.mark.slow)])
 def test_a_quick_run_prints_a_table_and_records_nothing(project: Path, name: str) -> None:
     if name == "losses":
         pytest.importorskip("pytorch_metric_learning")

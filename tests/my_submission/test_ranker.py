@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import io
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ from my_submission import to_torchscript
 from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.user_config import My_Ranker
 from tests.commands import inside
-from tests.conftest import PROJECT, write_csv
+from tests.conftest import write_csv
+from tests.warm import run_python
 
 
 @pytest.fixture
@@ -152,21 +152,17 @@ def test_what_is_missing_goes_through_the_evaluators_channel(
         ranker(dev_folder)
 
 
-def export(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "my_submission/to_torchscript.py", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_the_export_command(tmp_path: Path) -> None:
     plain = tmp_path / "tiny.yml"
     plain.write_text("name: timm/test_efficientnet\nweights: none\n")
-    done = export(str(plain), "--output", str(tmp_path / "out"), "--input_size", "32")
+    done = run_python(
+        "my_submission/to_torchscript.py",
+        str(plain),
+        "--output",
+        str(tmp_path / "out"),
+        "--input_size",
+        "32",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.json").is_file()
     assert f"--weights {tmp_path / 'out'}" in done.stdout

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,9 @@ from safetensors.torch import load_file
 
 from tests.commands import inside
 from tests.conftest import PROJECT
+from tests.warm import run_python
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
-
-
-def train(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "visual_search.main_arcface", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -43,7 +31,7 @@ def config(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
 
 def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     common = ("--config", str(config), "--runs", str(tmp_path / "runs"))
-    done = train(*common, "--name", "first")
+    done = run_python("-m", "visual_search.main_arcface", *common, "--name", "first")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "first"
     expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
@@ -63,7 +51,9 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert saved["margin"]["centers"] == 3
 
     # The same seed gives the same weights; a taken name is refused before anything is touched.
-    again = train(*common, "--name", "again", "--dataset.num_workers", "2")
+    again = run_python(
+        "-m", "visual_search.main_arcface", *common, "--name", "again", "--dataset.num_workers", "2"
+    )
     assert again.returncode == 0, again.stderr
     one, two = (
         load_file(tmp_path / "runs" / name / "last" / "model.safetensors")

@@ -6,8 +6,6 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.commands import inside, side_by_side
-from tests.conftest import PROJECT
 from tests.visual_search.drawn_pairs import (
     COLOURS,
     FORMS,
@@ -26,6 +23,7 @@ from tests.visual_search.drawn_pairs import (
     small_clip,
     write_drawn_pairs,
 )
+from tests.warm import PythonProcess
 from visual_search import phase_chain
 from visual_search.common.errors import UserError
 from visual_search.run_folder import RunFolder
@@ -206,7 +204,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_pat
     config = written(tmp_path / "clip.yml", values | VARIANTS[variant])
     one = train(tmp_path, "one", "--dataset.batch_size", 12)
     two = ("--config", config, "--runs", one.parent, "--name", "two", "--dataset.batch_size", 6)
-    side_by_side(2, "visual_search.main_clip", *two)
+    side_by_side(tmp_path, 2, "visual_search.main_clip", *two)
     losses = [
         [line["loss"] for line in lines(one.with_name(name), "step")] for name in ("one", "two")
     ]
@@ -227,15 +225,13 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     config = written(tmp_path / "clip.yml", values)
     calm = train(tmp_path, "calm")
     rng, state = random.Random(0), tmp_path / "runs" / "killed" / "state"
-    command = ["--config", str(config), "--runs", str(tmp_path / "runs"), "--name", "killed"]
+    command = ("--config", config, "--runs", tmp_path / "runs", "--name", "killed")
     for _ in range(2):
         before = {path.name for path in state.glob("step-*")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "visual_search.main_clip", *command],
-            cwd=PROJECT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        process = PythonProcess(
+            *("-m", "visual_search.main_clip", *command),
+            out=Path(os.devnull),
+            environment={"OMP_NUM_THREADS": "1"},
         )
         while process.poll() is None and not {p.name for p in state.glob("step-*")} - before:
             time.sleep(0.005)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import PROJECT
+from tests.warm import run_python
 from visual_search.model.checkpoint import fingerprint
-
-
-def phases(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "visual_search.main_phases", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -44,10 +31,12 @@ def chain(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
     return path
 
 
+# The demo of `.ci/run` trains a chain of five; a chain of stand-ins is in test_phase_chain.py.
+@pytest.mark.slow
 def test_two_phases_from_the_command_line(chain: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     command = ("--config", str(chain), "--runs", str(runs))
-    done = phases(*command)
+    done = run_python("-m", "visual_search.main_phases", *command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "$ python -m visual_search.main_arcface --config" in done.stdout
     results = {name: json.loads((runs / name / "result.json").read_text()) for name in names()}
@@ -60,14 +49,14 @@ def test_two_phases_from_the_command_line(chain: Path, tmp_path: Path) -> None:
     for name in names():
         assert f"| {name} | {results[name]['mAP']:.4f} |" in done.stdout
 
-    again = phases(*command)
+    again = run_python("-m", "visual_search.main_phases", *command)
     assert again.returncode == 0, again.stderr
     assert "main_arcface" not in again.stdout
     assert again.stdout.count("finished, unchanged") == 2
 
     text = chain.read_text()
     chain.write_text(text.replace("train.epochs: 1", "train.epochs: 3"))
-    refused = phases(*command)
+    refused = run_python("-m", "visual_search.main_phases", *command)
     assert refused.returncode == 2
     assert "train.epochs: 1 -> 3" in refused.stderr
     assert "--retrain" in refused.stderr
@@ -78,7 +67,7 @@ def names() -> tuple[str, str]:
 
 
 def test_a_missing_chain_is_one_sentence(tmp_path: Path) -> None:
-    done = phases("--config", str(tmp_path / "none.yml"))
+    done = run_python("-m", "visual_search.main_phases", "--config", str(tmp_path / "none.yml"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: the chain ")
     assert len(done.stderr.splitlines()) == 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,10 @@ import pytest
 import yaml
 
 from tests.commands import inside
-from tests.conftest import PROJECT
+from tests.warm import run_python
 from visual_search.main_tune import main
 
 pytest.importorskip("optuna")
-
-
-def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "visual_search.main_tune", *arguments],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def command(tmp_path: Path, small_phase: dict[str, Any]) -> tuple[str, ...]:
 
 
 def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = tune(*command, "--trials", "2")
+    done = run_python("-m", "visual_search.main_tune", *command, "--trials", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs" / "search"
     assert (folder / "tuning.png").read_bytes()[:4] == b"\x89PNG"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import PROJECT
+from tests.warm import PythonProcess
 
 COMMON: dict[str, Any] = {
     "dataset": {"num_of_classes": 6, "input_size": 32, "batch_size": 4, "num_workers": 1},
@@ -40,16 +38,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def start(config: Path, name: str) -> subprocess.Popen[bytes]:
+def start(config: Path, name: str) -> PythonProcess:
     runs = config.parent / "runs"
-    command = [sys.executable, "-m", "visual_search.main_arcface", "--config", str(config)]
-    with (config.parent / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [*command, "--runs", str(runs), "--name", name], cwd=PROJECT, stdout=log, stderr=log
-        )
+    command = ("-m", "visual_search.main_arcface", "--config", config, "--runs", runs)
+    return PythonProcess(*command, "--name", name, out=config.parent / f"{name}.log")
 
 
-def wait_for_growth(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_growth(folder: Path, process: PythonProcess) -> None:
     """Return when the run has a state that was not there before, or has ended."""
     before = {path.name for path in folder.glob("state/step-*")}
     while process.poll() is None:

@@ -26,13 +26,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Memory and sampled classes in two processes are tested beside their losses, too.
 @pytest.mark.parametrize(
-    "variant",
-    ["arcface", *(pytest.param(v, marks=pytest.mark.slow) for v in ("sampled", "memory"))],
+    ("variant", "launcher"),
+    [
+        ("arcface", "ours"),
+        ("sampled", "ours"),
+        ("memory", "ours"),
+        pytest.param("arcface", "torchrun", marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_curve_is_that_of_the_doubled_batch(
     variant: str,
+    launcher: str,
     tmp_path: Path,
     product10k_folder: Path,
     dev_folder: Path,
@@ -60,12 +65,12 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     done = inside(main, *common, "--name", "one", "--dataset.batch_size", "8")
     assert done.returncode == 0, done.stderr
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
-    if variant == "arcface":
+    if launcher == "torchrun":
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         launch = ("--nproc_per_node", "2", "--master_port", "29600")
         alone("torch.distributed.run", *launch, "-m", "visual_search.main_arcface", *halved)
     else:  # without the seconds that the launcher takes
-        side_by_side(2, "visual_search.main_arcface", *halved)
+        side_by_side(tmp_path, 2, "visual_search.main_arcface", *halved)
 
     losses = []
     for name in ("one", "two"):
