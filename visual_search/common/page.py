@@ -123,7 +123,7 @@ def _cells(rows: Rows) -> list[list[_Cell]]:
     body = [[_cell(str(value)) for value in row] for row in rows[1:]]
     head = [
         # A column's name stands on the right where its numbers do.
-        _Cell("th", str(name), False, any(row[place].is_number for row in body))
+        _Cell("th" if name else "td", str(name), False, any(row[place].is_number for row in body))
         for place, name in enumerate(rows[0])
     ]
     return [head, *body]
