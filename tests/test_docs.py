@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parent.parent
+from tests.commands import inside
+from tests.conftest import PROJECT
+from visual_search.main_arcface import main as main_arcface
+from visual_search.main_clip import main as main_clip
+
 PAGES = sorted(
     page.relative_to(PROJECT).as_posix()
     for pattern in ("*.md", "docs/*.md", "dataset/**/*.md", "benchmarks/*.md")
@@ -39,6 +43,8 @@ CASES = [
     if page not in HISTORY
     for words in commands(page)
 ]
+
+TRAINED = {command.__module__: command for command in (main_arcface, main_clip)}
 
 
 @functools.cache
@@ -74,6 +80,9 @@ def test_a_command_of_the_docs_exists_with_its_options(page: str, words: list[st
             assert re.search(rf"{re.escape(name)}(?![\w.-])", text), f"{name} is no option"
         elif re.fullmatch(r"config/[\w/.-]+\.ya?ml", word):
             assert (PROJECT / word).is_file(), f"{word} does not exist"
+    if entry[-1] in TRAINED and rest:  # their values are read, too
+        done = inside(TRAINED[entry[-1]], *rest, "--print_config")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES)
