@@ -11,13 +11,15 @@ PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-work
 EXTRAS_demo := train,demo
 EXTRAS_text := train,demo,text
 EXTRAS_submit := train,demo,submit
-EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,test
+EXTRAS_serve := train,demo,text,serve
+EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,serve,test
 
-.PHONY: help demo demo-text preflight test test-all lint lock clean
+.PHONY: help demo demo-text serve preflight test test-all lint lock clean
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (five to twelve minutes)"
 	@echo "make demo-text search the same catalogue by text (about three minutes)"
+	@echo "make serve     search the demo's catalogue in the browser, at http://127.0.0.1:8000 (after make demo)"
 	@echo "make preflight check everything that makes submissions fail"
 	@echo "make test      style, types, imports and the test suite"
 	@echo "make test-all  the same with the slow tests"
@@ -29,6 +31,9 @@ demo: $(VENV)/.demo
 
 demo-text: $(VENV)/.text
 	$(RUN) -m visual_search.main_demo --text
+
+serve: $(VENV)/.serve
+	$(RUN) -m visual_search.main_demo --serve
 
 preflight: $(VENV)/.submit
 	$(RUN) -m my_submission.preflight
@@ -68,4 +73,5 @@ $(VENV)/.made:
 $(VENV)/.%: pyproject.toml requirements.txt constraints.txt | $(VENV)/.made
 	@echo "installing [$(EXTRAS_$*)] into $(VENV) (once; most of it is PyTorch, about 5 GB where the registry has only GPU builds)"
 	$(INSTALL) --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
-	@touch $@ $(if $(filter test,$*),$(VENV)/.demo $(VENV)/.text $(VENV)/.submit) $(if $(filter text submit,$*),$(VENV)/.demo)
+	@touch $@ $(if $(filter test,$*),$(VENV)/.demo $(VENV)/.text $(VENV)/.submit $(VENV)/.serve) \
+	  $(if $(filter text submit serve,$*),$(VENV)/.demo) $(if $(filter serve,$*),$(VENV)/.text)

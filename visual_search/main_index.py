@@ -1,0 +1,132 @@
+"""Fill the search service's index: `python -m visual_search.main_index --run … --gallery …`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visual_search.common.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from visual_search.serve.store import Store
+
+DEFAULT_DATABASE = "runs/index"
+
+
+def main() -> None:
+    """Bring the index up to a gallery, embed it with another model, or change over to that."""
+    options = build_parser().parse_args()
+    if not (options.run or options.drop_old or options.export_clicks):
+        raise UserError("there is nothing to do: name --run, --export-clicks or --drop-old")
+    if options.run is None and (options.gallery or options.judged or options.switch):
+        raise UserError("--run is missing: the run or export that embeds the images")
+    if options.sync and not options.gallery:
+        raise UserError("--sync needs --gallery: what is not in it is removed from the index")
+
+    from visual_search.serve.database import Database
+    from visual_search.serve.store import Store
+
+    database = Database(options.database)
+    try:
+        store = Store(database)
+        if options.export_clicks:
+            from visual_search.serve.judged import export_clicks
+
+            print(export_clicks(store, options.export_clicks))
+        if options.run:
+            _index(store, options)
+        if options.drop_old:
+            print(f"dropped: {', '.join(store.drop_others()) or 'nothing: there is one model'}")
+    finally:
+        database.close()
+
+
+def _index(store: Store, options: argparse.Namespace) -> None:
+    from visual_search.serve.gallery import read_products
+    from visual_search.serve.indexing import Report, fill, index_products
+    from visual_search.serve.query_model import QueryModel
+
+    products = read_products(options.gallery) if options.gallery else []
+    model, report = QueryModel(options.run), Report()
+    if options.gallery:
+        report = index_products(store, model, products, sync=options.sync)
+    indexed = fill(store, model, report)
+    print(report)
+    if options.approximate is not None:
+        from visual_search.serve.recall import measured_recall
+
+        store.make_approximate(indexed, options.approximate)
+        indexed = store.model(indexed.id)
+        if options.approximate:
+            print(measured_recall(store, indexed))
+    if options.judged:
+        from visual_search.serve.judged import calibrate, compare_with_current, read_judged
+
+        queries = read_judged(options.judged, store)
+        print(calibrate(store, indexed, model, queries))
+        if not indexed.current:
+            print(compare_with_current(store, indexed, model, queries))
+    if not indexed.current and options.switch:
+        while missing := store.switch(indexed):
+            print(f"{missing} images came meanwhile", flush=True)
+            fill(store, model, report)
+        print(f"{indexed.name} answers from now on; --drop-old removes the model before it")
+    elif not indexed.current:
+        print(f"{indexed.name} is complete beside the model that answers; --switch changes over")
+    else:
+        print("next: python -m visual_search.main_serve --database " + options.database)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_index",
+        description="Fill an index that visual_search.main_serve answers from. Only what is new or "
+        "changed is embedded; a killed command goes on where it was. Needs pip install -e "
+        "'.[serve]'.",
+    )
+    parser.add_argument(
+        "--database",
+        default=DEFAULT_DATABASE,
+        help="a folder, in which a server starts by itself, or postgresql://… (%(default)s)",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help="run or export folder; another than the one that answers is embedded beside it",
+    )
+    parser.add_argument(
+        "--gallery", type=Path, help="products.jsonl, gallery.csv or dataset_info.csv"
+    )
+    parser.add_argument(
+        "--sync", action="store_true", help="remove products that --gallery does not list"
+    )
+    parser.add_argument(
+        "--judged",
+        type=Path,
+        help="queries.csv with product_id: calibrates probabilities of being right, and compares "
+        "with the model that answers; clicks that were logged with their images are added",
+    )
+    parser.add_argument(
+        "--approximate",
+        action=argparse.BooleanOptionalAction,
+        help="search through an HNSW index, and say its recall; --no-approximate: exactly again",
+    )
+    parser.add_argument(
+        "--switch", action="store_true", help="let the model of --run answer from now on"
+    )
+    parser.add_argument(
+        "--drop-old", action="store_true", help="remove the models that do not answer"
+    )
+    parser.add_argument(
+        "--export-clicks",
+        type=Path,
+        metavar="FOLDER",
+        help="write queries that led to a click as a task of main_evaluate",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

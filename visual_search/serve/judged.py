@@ -1,0 +1,166 @@
+"""Queries whose product is known, from a table and from clicks: calibration, and comparisons."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_text, written_atomically
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.images import ImageItem
+from visual_search.data.schema import BOX_COLUMNS
+from visual_search.data.tables import as_box, image_items, read_queries, tell, values_of
+from visual_search.evaluation.compare import compare, comparison_rows, verdict
+from visual_search.evaluation.dev_set import EmbeddedDevSet
+from visual_search.evaluation.report import markdown
+from visual_search.evaluation.tasks import ImageTask, TaskConfig
+from visual_search.ranking.rank import UNUSED
+from visual_search.ranking.search import top_k
+from visual_search.serve.calibration import fit
+from visual_search.serve.query_log import clicked
+from visual_search.serve.query_model import QueryModel
+from visual_search.serve.records import IndexedModel
+from visual_search.serve.store import Store
+
+CALIBRATED_HITS = 10
+Judged = list[tuple[ImageItem, str]]
+"""Queries, and the product that each shows."""
+
+
+def read_judged(path: Path, store: Store) -> Judged:
+    """The queries of a `queries.csv` with `product_id`, and those that clicks judged.
+
+    Raises:
+        UserError: for a table with a fault, or none of whose products is in the index.
+    """
+    table = read_queries(path)
+    if "product_id" not in table.columns:
+        raise UserError(f"{path} has no column 'product_id': it says what each query shows")
+    products = values_of(table["product_id"])
+    judged = list(zip(image_items(table, path.parent), products, strict=True))
+    judged += clicked_queries(store)
+    there = store.product_ids()
+    kept = [(item, product) for item, product in judged if product in there]
+    if not kept:
+        raise UserError(f"no product_id of {path} is in the index, for example {products.iloc[0]}")
+    tell(f"{path}: {len(table)} queries, and {len(judged) - len(table)} of clicks; "
+         f"{len(judged) - len(kept)} show products that the index does not have")  # fmt: skip
+    return kept
+
+
+def clicked_queries(store: Store) -> Judged:
+    """Logged queries by image, with the product that was clicked last."""
+    return [
+        (ImageItem(Path(row["image"]), as_box(row["box"]) if row["box"] else None), row["product"])
+        for row in clicked(store.database)
+    ]
+
+
+def export_clicks(store: Store, folder: Path) -> str:
+    """Write queries that led to a click, and the index's images, as a retrieval task.
+
+    Returns:
+        What was written, and the command that reads it.
+
+    Raises:
+        UserError: where there are none.
+    """
+    judged = [(item, product) for item, product in clicked_queries(store) if item.path.is_file()]
+    if not judged:
+        raise UserError(
+            "no query by image has led to a click yet: main_serve keeps images with --log-images"
+        )
+    gallery = store.images()
+    _write_csv(
+        folder / "gallery.csv",
+        ["seller_img_id", "img_path", "product_id"],
+        [(image, item.path, product) for image, product, item in gallery],
+    )
+    whole = (0, 0, 1 << 16, 1 << 16)  # is clipped to the image
+    _write_csv(
+        folder / "queries.csv",
+        ["user_img_id", "img_path", *BOX_COLUMNS, "product_id"],
+        [
+            (number, item.path, *(item.box or whole), product)
+            for number, (item, product) in enumerate(judged)
+        ],
+    )
+    task = folder / "clicks.yml"
+    write_text(task, f"title: Clicks\ndev_set: {{eval_root: {folder.absolute()}}}\nmetric: R@1\n")
+    return (
+        f"{task}: {len(judged)} queries, {len(gallery)} images\nnext: python -m "
+        f"visual_search.main_evaluate compare RUN_A RUN_B --tasks {task}"
+    )
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with written_atomically(path) as temporary, temporary.open("w", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+
+
+def calibrate(store: Store, indexed: IndexedModel, model: QueryModel, judged: Judged) -> str:
+    """Ask each query of the whole index and of the index without its product, fit, and store.
+
+    Returns:
+        What came out, in a line.
+    """
+    judged, asked = _embedded(model, judged)
+    _, owners, matrix = store.vectors(indexed)
+    wanted = np.array([product for _, product in judged], object)
+    found, rows = top_k(torch.from_numpy(asked), torch.from_numpy(matrix), len(matrix))
+    scores, right = [], []
+    for query, (cosines, order) in enumerate(zip(found.numpy(), owners[rows.numpy()], strict=True)):
+        _, first = np.unique(order.astype(str), return_index=True)
+        places = np.sort(first)  # of the best image of each product
+        for kept in (places, places[order[places] != wanted[query]]):
+            best = kept[:CALIBRATED_HITS]
+            if len(best) < CALIBRATED_HITS:
+                raise UserError(f"an index of {len(places)} products is too small to calibrate on")
+            scores.append(cosines[best])
+            right.append(order[best] == wanted[query])
+    calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2))
+    store.keep_calibration(indexed, calibration.as_json())
+    return (
+        f"calibrated on {len(judged)} queries, with their products and without: expected error "
+        f"{calibration.error:.3f} on products that were not fitted on"
+    )
+
+
+def _embedded(model: QueryModel, judged: Judged) -> tuple[Judged, np.ndarray]:
+    found = model.embed([item for item, _ in judged])
+    lost = {problem.path for problem in found.problems if problem.reason.endswith(UNUSED)}
+    kept = [place for place, (item, _) in enumerate(judged) if str(item.path) not in lost]
+    return [judged[place] for place in kept], found.matrix.numpy()[kept]
+
+
+def compare_with_current(
+    store: Store, indexed: IndexedModel, model: QueryModel, judged: Judged
+) -> str:
+    """The model that answers (A) and another (B) on judged queries, as `main_evaluate compare`."""
+    current = next(one for one in store.models() if one.current)
+    sides = []
+    for one, with_model in ((current, QueryModel(Path(current.source))), (indexed, model)):
+        kept, asked = _embedded(with_model, judged)
+        images, owners, matrix = store.vectors(one)
+        paths = {image: item for image, _, item in store.images()}
+        dev_set = DevSet(
+            [paths[image] for image in images.tolist()],
+            [item for item, _ in kept],
+            owners.astype(str),
+            np.array([product for _, product in kept], str),
+        )
+        task = ImageTask("judged", TaskConfig(title="judged queries"), dev_set)
+        embedded = EmbeddedDevSet(
+            dev_set, torch.from_numpy(matrix), torch.from_numpy(asked), Path(one.source)
+        )
+        sides.append(task.score(embedded))
+    compared = [compare(*sides)]
+    return (
+        f"A: {current.name}, B: {indexed.name}\n\n{markdown(comparison_rows(compared))}\n\n"
+        f"{verdict(compared)}"
+    )

@@ -1,0 +1,251 @@
+"""A trained model as the service has it: images and texts to vectors, and where the product is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visual_search.common.errors import UserError
+from visual_search.config import EmbedSettings
+from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
+from visual_search.model.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
+from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.export import load_model
+from visual_search.ranking.precision import InferencePlan, plan_inference
+from visual_search.ranking.rank import UNUSED, trimmed
+
+BATCH = 16
+"""Waiting queries that are embedded together at the most."""
+WAITING = 64
+"""Queries that may wait."""
+BOX_LEVEL, BOX_SIDE = 0.5, 64
+"""A place belongs to the product from this share of the highest activation on; the map is
+enlarged to so many places a side first."""
+
+
+class QueryModel:
+    """A model, ready to embed the gallery's images, and queries as the ranker does."""
+
+    def __init__(self, source: Path) -> None:
+        """
+        Args:
+            source: a run folder, a checkpoint, or an export's folder.
+
+        Raises:
+            UserError: when there is no model, or it is damaged.
+        """
+        checkpoint = load_checkpoint(source)
+        self.source, self.device = source.absolute(), default_device()
+        self.size = checkpoint.architecture.input_size
+        self.dimension = dimension_of(checkpoint)
+        self.settings = EmbedSettings.parsed(
+            checkpoint.facts.get("embedding") or {}, str(checkpoint.path)
+        )
+        self.encoder: Any = None
+        """Of texts, where the model knows them."""
+        if knows_texts(checkpoint):
+            from visual_search.text.search import load_text_model
+
+            self.encoder = load_text_model(source).encoder.to(self.device)
+            self.embedder: Any = self.encoder.image_embedder().eval()
+        else:
+            self.embedder = load_model(checkpoint, self.device)
+        facts = [fingerprint(source), self.size, asdict(self.settings), PIXELS_VERSION]
+        self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._plan: InferencePlan | None = None
+
+    def embed(self, items: Sequence[ImageItem], *, gallery: bool = False) -> Embeddings:
+        """Images as unit vectors; `gallery`: with their white borders cut as the settings say."""
+        if gallery:
+            items = trimmed(items, self.settings)
+        if self._plan is None:
+            self._plan = plan_inference(
+                *(self.embedder, items, self.size), device=self.device, settings=self.settings
+            )
+        return embed_images(
+            self._plan,
+            items,
+            self.size,
+            device=self.device,
+            settings=self.settings,
+            progress=False,
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts as unit vectors `(n, dimension)`, float32.
+
+        Raises:
+            UserError: where the model knows none.
+        """
+        if self.encoder is None:
+            raise UserError("this model knows no texts: ask with an image")
+        return self.encoder.embed_texts(list(texts))
+
+    def propose_box(self, item: ImageItem) -> Box | None:
+        """Where the product of an image is likely to be, from the model's last feature map.
+
+        The box round the places whose features are longer than half of the longest; None where
+        the model shows no map, or all of the image is alike.
+        """
+        from visual_search.data.image_files import stored_size
+
+        width, height = stored_size(item.path)
+        pixels = torch.from_numpy(load_pixels(item, self.size)[0])[None].to(self.device)
+        with torch.inference_mode():
+            places = _activations(self.embedder, pixels)
+        if places is None:
+            return None
+        shape = (BOX_SIDE, BOX_SIDE)
+        places = F.interpolate(places[None, None], shape, mode="bicubic", align_corners=False)[0, 0]
+        places = (places - places.min()) / (places.max() - places.min()).clamp(min=1e-9)
+        rows, columns = (places > BOX_LEVEL).nonzero(as_tuple=True)
+        if not len(rows):
+            return None
+        left, right = int(columns.min()) / BOX_SIDE, (int(columns.max()) + 1) / BOX_SIDE
+        top, bottom = int(rows.min()) / BOX_SIDE, (int(rows.max()) + 1) / BOX_SIDE
+        x, y = round(left * width), round(top * height)
+        return x, y, max(round(right * width) - x, 1), max(round(bottom * height) - y, 1)
+
+
+def _activations(model: Any, pixels: Tensor) -> Tensor | None:
+    """The length of the features at each place of the last map or tokens, `(h, w)`."""
+    if not isinstance(model, nn.Module):
+        return None
+    last: list[Tensor] = []
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and (found := _as_map(output[:1])) is not None:
+            last[:] = [found]
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        model(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return last[0] if last else None
+
+
+def _as_map(features: Tensor) -> Tensor | None:
+    """`(1, C, h, w)`, `(1, h, w, C)` or `(1, tokens, C)` as lengths `(h, w)`; None for others."""
+    if features.ndim == 4 and features.shape[2] == features.shape[3] > 1:
+        return features.float().norm(dim=1)[0]
+    if features.ndim == 4 and features.shape[1] == features.shape[2] > 1:
+        return features.float().norm(dim=3)[0]
+    if features.ndim == 3 and (side := math.isqrt(features.shape[1])) > 1:
+        # Class tokens and registers stand in front of the patches.
+        return features[0, -side * side :].float().norm(dim=1).view(side, side)
+    return None
+
+
+class Embedded(NamedTuple):
+    """A query as the model sees it."""
+
+    vector: np.ndarray
+    """`(dimension,)`, float32, of length 1."""
+    note: str | None
+    """What was wrong although it could be used."""
+
+
+class UnusableQueryError(Exception):
+    """Nothing of a query could be used; why, for the one who asks."""
+
+
+class BusyError(Exception):
+    """More queries wait than can be answered in time."""
+
+
+class ModelThread:
+    """The one thread that runs a model: it takes what waits, images together and texts together."""
+
+    def __init__(self, model: QueryModel) -> None:
+        self.model = model
+        self._waiting: queue.Queue[tuple[Future[Any], str, Any] | None] = queue.Queue(WAITING)
+        # A daemon: a model that hangs must not keep the process from its end.
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    def submit(self, kind: str, query: Any) -> Future[Any]:
+        """Ask for an `image` (an ImageItem) of a query or the `gallery`, a `text`, or a `box`.
+
+        Raises:
+            BusyError: where too many wait.
+        """
+        answer: Future[Any] = Future()
+        try:
+            self._waiting.put_nowait((answer, kind, query))
+        except queue.Full:
+            raise BusyError from None
+        return answer
+
+    @property
+    def waiting(self) -> int:
+        """Queries that wait."""
+        return self._waiting.qsize()
+
+    def stop(self) -> None:
+        """End the thread once all that waits is answered."""
+        self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while len(batch) < BATCH:
+                try:
+                    found = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if found is None:
+                    self._waiting.put(None)
+                    break
+                batch.append(found)
+            live = [entry for entry in batch if entry[0].set_running_or_notify_cancel()]
+            for kind, answer in (
+                ("image", self._images),
+                ("text", self._texts),
+                ("box", self._box),
+            ):
+                some = [(future, query) for future, what, query in live if what == kind]
+                if some:
+                    try:
+                        answer(*zip(*some, strict=True))
+                    except Exception as error:
+                        for future, _ in some:
+                            if not future.done():
+                                future.set_exception(error)
+
+    def _gallery(self, futures: Sequence[Future[Any]], items: Sequence[ImageItem]) -> None:
+        self._images(futures, items, gallery=True)
+
+    def _images(
+        self, futures: Sequence[Future[Any]], items: Sequence[ImageItem], gallery: bool = False
+    ) -> None:
+        found = self.model.embed(items, gallery=gallery)
+        reasons = {problem.path: problem.reason for problem in found.problems}
+        for future, item, vector in zip(futures, items, found.matrix.numpy(), strict=True):
+            reason = reasons.get(str(item.path))
+            if reason and reason.endswith(UNUSED):
+                future.set_exception(UnusableQueryError(reason.rsplit(";", 1)[0]))
+            else:
+                future.set_result(Embedded(vector, reason))
+
+    def _texts(self, futures: Sequence[Future[Any]], texts: Sequence[str]) -> None:
+        for future, vector in zip(futures, self.model.embed_texts(texts).numpy(), strict=True):
+            future.set_result(Embedded(vector, None))
+
+    def _box(self, futures: Sequence[Future[Any]], items: Sequence[ImageItem]) -> None:
+        for future, item in zip(futures, items, strict=True):
+            future.set_result(self.model.propose_box(item))
