@@ -35,7 +35,7 @@ from visual_search.serve.service import Asked, Service, parsed_attributes
 
 PAGE = Path(__file__).with_name("page.html")
 MOST_HITS = 100
-Sizes = Literal[160, 320, 640, 1280]
+SIDES = (160, 320, 640, 1280)
 
 BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
 BoxText = Annotated[
@@ -217,9 +217,10 @@ def _add_products(app: FastAPI, service: Service) -> None:
             raise Refusal(404, "there is no such product")
 
     @app.get("/images/{image}", response_class=Response)
-    def picture(image: int, size: Annotated[Sizes, Query()] = 320) -> Response:
-        """An indexed image as JPEG, no side longer than `size` pixels."""
-        data = service.thumbnail(image, size) if 0 <= image < 1 << 63 else None
+    def picture(image: int, size: Annotated[int, Query(ge=1, le=SIDES[-1])] = 320) -> Response:
+        """An indexed image as JPEG, about `size` pixels at its longest."""
+        side = next(side for side in SIDES if side >= size)
+        data = service.thumbnail(image, side) if 0 <= image < 1 << 63 else None
         if data is None:
             raise Refusal(404, "there is no such image")
         return Response(data, 200, {"cache-control": "public, max-age=3600"}, "image/jpeg")

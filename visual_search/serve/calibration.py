@@ -15,6 +15,8 @@ import numpy as np
 from visual_search.common.errors import UserError
 
 LEAST_QUERIES = 40
+ABSENT_SHARE = 0.25
+"""How many of all queries are taken to ask for what is not there."""
 FOLDS = 5
 BINS = 10
 SURE, LIKELY = 0.8, 0.4
@@ -34,8 +36,8 @@ class Calibration:
     error: float
     """Expected calibration error on queries that were not fitted on, 0..1."""
     queries: int
-    reliability: Sequence[tuple[float, float, int]] = ()
-    """Of each tenth that has queries: mean probability, share that was right, queries."""
+    reliability: Sequence[tuple[float, float, float]] = ()
+    """Of each tenth that was said: mean probability, share that was right, share of queries."""
 
     @classmethod
     def parsed(cls, values: Mapping[str, Any] | None) -> Calibration | None:
@@ -56,8 +58,10 @@ class Calibration:
         return "sure" if probability >= SURE else "likely" if probability >= LIKELY else "perhaps"
 
 
-def fit(scores: np.ndarray, right: np.ndarray, groups: np.ndarray) -> Calibration:
-    """Fit on answered queries, those without their product among them.
+def fit(
+    scores: np.ndarray, right: np.ndarray, groups: np.ndarray, absent: np.ndarray
+) -> Calibration:
+    """Fit on answered queries, each with its product in the index and without.
 
     Logistic regression weighs score and lead, isotonic regression makes a probability of it. The
     error is of five folds, no product in two of them.
@@ -66,6 +70,8 @@ def fit(scores: np.ndarray, right: np.ndarray, groups: np.ndarray) -> Calibratio
         scores: `(queries, hits)`, falling, a product each, two hits or more.
         right: `(queries, hits)`, bool: whether a hit is the query's product.
         groups: `(queries,)`, the product of each query.
+        absent: `(queries,)`, bool: whether it was asked without its product; these count less
+            than the others, so that they make up :data:`ABSENT_SHARE`.
 
     Raises:
         UserError: for too few queries, or where all or none are answered rightly.
@@ -79,15 +85,17 @@ def fit(scores: np.ndarray, right: np.ndarray, groups: np.ndarray) -> Calibratio
             f"right, are too few to calibrate on: judge {LEAST_QUERIES} products or more"
         )
     features = _features(scores)
+    weights = np.where(absent, ABSENT_SHARE / (1 - ABSENT_SHARE), 1.0)
     held_out = np.zeros(len(first))
     for fitted, asked in GroupKFold(FOLDS).split(features, groups=groups):
-        slopes, steps = _fit_first(features[fitted], first[fitted])
+        slopes, steps = _fit_first(features[fitted], first[fitted], weights[fitted])
         held_out[asked] = _interpolated(steps, features[asked] @ np.array(slopes))
-    reliability = _reliability(held_out, first)
-    error = sum(abs(said - was) * count for said, was, count in reliability) / len(first)
-    slopes, steps = _fit_first(features, first)
-    any_hit = _isotonic(scores.ravel(), right.ravel())
-    return Calibration(slopes, steps, any_hit, float(error), len(first), reliability)
+    reliability = _reliability(held_out, first, weights)
+    error = sum(abs(said - was) * share for said, was, share in reliability)
+    slopes, steps = _fit_first(features, first, weights)
+    hits = scores.shape[1]
+    any_hit = _isotonic(scores.ravel(), right.ravel(), weights.repeat(hits))
+    return Calibration(slopes, steps, any_hit, error, len(first), reliability)
 
 
 def _features(scores: Any) -> np.ndarray:
@@ -99,18 +107,20 @@ def _features(scores: Any) -> np.ndarray:
 Steps = tuple[list[float], list[float]]
 
 
-def _fit_first(features: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float], Steps]:
+def _fit_first(
+    features: np.ndarray, right: np.ndarray, weights: np.ndarray
+) -> tuple[tuple[float, float], Steps]:
     from sklearn.linear_model import LogisticRegression
 
-    weight, lead = LogisticRegression(C=1e4, max_iter=1000).fit(features, right).coef_[0].tolist()
-    slopes = float(weight), float(lead)
-    return slopes, _isotonic(features @ np.array(slopes), right)
+    fitted = LogisticRegression(C=1e4, max_iter=1000).fit(features, right, weights)
+    score, lead = map(float, fitted.coef_[0])
+    return (score, lead), _isotonic(features @ np.array([score, lead]), right, weights)
 
 
-def _isotonic(values: np.ndarray, right: np.ndarray) -> Steps:
+def _isotonic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Steps:
     from sklearn.isotonic import IsotonicRegression
 
-    fitted = IsotonicRegression(y_min=0, y_max=1).fit(values, right.astype(float))
+    fitted = IsotonicRegression(y_min=0, y_max=1).fit(values, right.astype(float), weights)
     return fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
 
 
@@ -118,12 +128,19 @@ def _interpolated(steps: Steps, values: np.ndarray) -> np.ndarray:
     return np.interp(values, *steps)
 
 
-def _reliability(said: np.ndarray, right: np.ndarray) -> list[tuple[float, float, int]]:
+def _reliability(
+    said: np.ndarray, right: np.ndarray, weights: np.ndarray
+) -> list[tuple[float, float, float]]:
     tenth = np.minimum((said * BINS).astype(int), BINS - 1)
+    shares = np.bincount(tenth, weights, BINS) / weights.sum()
     return [
-        (float(said[tenth == bin_].mean()), float(right[tenth == bin_].mean()), int(count))
-        for bin_, count in enumerate(np.bincount(tenth, minlength=BINS))
-        if count
+        (
+            float(np.average(said[tenth == bin_], weights=weights[tenth == bin_])),
+            float(np.average(right[tenth == bin_], weights=weights[tenth == bin_])),
+            float(share),
+        )
+        for bin_, share in enumerate(shares)
+        if share
     ]
 
 
@@ -131,13 +148,14 @@ def draw_reliability(calibration: Calibration, file: Any) -> None:
     """A picture of how often was right what was said, on queries that were not fitted on."""
     from matplotlib.figure import Figure
 
-    said, was, counts = map(np.array, zip(*calibration.reliability, strict=True))
+    said, was, shares = map(np.array, zip(*calibration.reliability, strict=True))
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
     axes.plot(said, was, marker="o")
-    for x, y, count in zip(said, was, counts, strict=True):
-        axes.annotate(f"{count}", (x, y), textcoords="offset points", xytext=(4, -11), fontsize=8)
+    for x, y, share in zip(said, was, shares, strict=True):
+        words = f"{share:.0%}"
+        axes.annotate(words, (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
     axes.set(xlabel="probability that was said", ylabel="share that was right")
     axes.set_title(f"{calibration.queries} answers, error {calibration.error:.3f}", fontsize=10)
     figure.savefig(file, dpi=110, format="png")

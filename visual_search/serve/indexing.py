@@ -168,7 +168,8 @@ def embed_gallery(
 def fill(store: Store, model: QueryModel, report: Report) -> IndexedModel:
     """Embed every image of the index that lacks this model's embedding; others answer meanwhile."""
     indexed = register(store, model)
-    with progress_bar("embedding", "img", total=store.count_missing(indexed)) as bar:
+    total = store.count_missing(indexed)
+    with progress_bar("embedding", "img", total=total, shown=total > 0) as bar:
         while rows := store.missing(indexed, IMAGES_AT_ONCE):
             answers = embed_gallery(model, [item for _, _, item in rows], report)
             pairs = list(zip(rows, answers, strict=True))

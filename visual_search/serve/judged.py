@@ -123,7 +123,8 @@ def calibrate(store: Store, indexed: IndexedModel, model: QueryModel, judged: Ju
                 raise UserError(f"an index of {len(places)} products is too small to calibrate on")
             scores.append(cosines[best])
             right.append(order[best] == wanted[query])
-    calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2))
+    absent = np.tile([False, True], len(wanted))
+    calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2), absent)
     store.keep_calibration(indexed, calibration.as_json())
     return (
         f"calibrated on {len(judged)} queries, with their products and without: expected error "

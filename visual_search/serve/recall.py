@@ -7,7 +7,7 @@ import numpy as np
 from visual_search.serve.records import IndexedModel
 from visual_search.serve.store import Store
 
-PROBES, DEPTH = 200, 100
+PROBES, DEPTH = 100, 100
 
 
 def measured_recall(store: Store, model: IndexedModel, seed: int = 0) -> str:

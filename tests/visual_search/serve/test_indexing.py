@@ -1,0 +1,189 @@
+"""Filling an index by the command: new, changed, gone, damaged; another model beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.commands import inside
+from tests.conftest import draw_product, write_csv
+from visual_search import main_evaluate, main_index
+from visual_search.data.images import ImageItem, load_pixels
+from visual_search.ranking.export import load_exported
+from visual_search.serve.database import Database
+from visual_search.serve.query_log import log_click, log_query
+from visual_search.serve.store import Store
+
+
+@pytest.fixture
+def own_shop(shop: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(shop.parent, tmp_path / "shop")) / shop.name
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[Store]:
+    database = Database(address, connections=2)
+    yield Store(database)
+    database.close()
+
+
+def index(address: str, run: Path, *arguments: object) -> str:
+    done = inside(main_index.main, "--database", address, "--run", run, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines_of(table: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in table.read_text().splitlines()]
+
+
+def write_lines(table: Path, lines: list[dict[str, object]]) -> None:
+    table.write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_embeddings_are_the_models(
+    address: str, tiny_export: Path, own_shop: Path, store: Store
+) -> None:
+    told = index(address, tiny_export, "--gallery", own_shop)
+    assert "12 products: 12 new or changed, 0 removed; 24 images embedded" in told
+    (model,) = store.models()
+    images, owners, matrix = store.vectors(model)
+    embed, architecture = load_exported(tiny_export, torch.device("cpu"))
+    for image, owner, vector in zip(images.tolist(), owners, matrix, strict=True):
+        item = store.image(image)
+        assert item is not None
+        assert item.path.name.startswith(owner[1:] + "_")
+        pixels, _ = load_pixels(item, architecture.input_size)
+        with torch.inference_mode():
+            expected = embed(torch.from_numpy(pixels)[None])[0].numpy()
+        assert float(vector @ expected) == pytest.approx(1, abs=2e-3)
+
+
+def test_only_what_changed_is_embedded_again(
+    address: str, tiny_export: Path, own_shop: Path, store: Store
+) -> None:
+    index(address, tiny_export, "--gallery", own_shop)
+    assert "0 new or changed, 0 removed; 0 images" in index(
+        address, tiny_export, "--gallery", own_shop
+    )
+    lines = lines_of(own_shop)
+    lines[0]["title"] = "another"  # facts alone
+    draw_product(50, 0).save(own_shop.parent / "1_0.png")  # a file
+    os.utime(own_shop.parent / "1_0.png", (1, 1))
+    (own_shop.parent / "2_1.png").write_bytes(b"no image")  # damaged
+    lines[3]["images"] = ["3_0.png"]  # an image less
+    write_lines(own_shop, lines[:-1])  # a product less
+    told = index(address, tiny_export, "--gallery", own_shop, "--sync")
+    assert "11 products: 4 new or changed, 1 removed; 1 images embedded" in told
+    assert "1 images left out" in told
+    assert "2_1.png: not an image" in told
+    assert store.product_ids() == {f"p{n}" for n in range(11)}
+    assert len(store.images()) == 24 - 1 - 1 - 2
+    found = store.product("p0")
+    assert found is not None
+    assert found[0].title == "another"
+
+
+def test_another_model_is_filled_beside_and_takes_over(
+    address: str, tiny_export: Path, other_export: Path, shop: Path, store: Store
+) -> None:
+    index(address, tiny_export, "--gallery", shop)
+    refused = inside(
+        main_index.main, "--database", address, "--run", other_export, "--gallery", shop
+    )
+    assert refused.returncode == 2
+    assert f"--run {tiny_export}" in refused.stderr
+    told = index(address, other_export)
+    assert "24 images embedded" in told
+    assert "--switch changes over" in told
+    assert [model.current for model in store.models()] == [True, False]
+    assert "answers from now on" in index(address, other_export, "--switch")
+    assert [model.current for model in store.models()] == [False, True]
+    done = inside(main_index.main, "--database", address, "--drop-old")
+    assert f"dropped: {tiny_export.name}" in done.stdout
+
+
+def test_judged_queries_calibrate_and_compare(
+    address: str, tiny_export: Path, other_export: Path, tmp_path: Path, store: Store
+) -> None:
+    products = [{"id": f"{n}", "images": [f"{n}_0.png"]} for n in range(50)]
+    rows = []
+    for number in range(50):
+        for photo in range(2):
+            draw_product(number, photo).save(tmp_path / f"{number}_{photo}.png")
+        rows.append([number, f"{number}_1.png", 0, 0, 64, 64, number])
+    write_lines(tmp_path / "products.jsonl", products)
+    header = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"]
+    judged = write_csv(tmp_path / "queries.csv", header, rows)
+    told = index(address, tiny_export, "--gallery", tmp_path / "products.jsonl", "--judged", judged)
+    assert "calibrated on 50 queries" in told
+    assert store.models()[0].calibration
+    told = index(address, other_export, "--judged", judged)
+    assert "| judged queries | mAP@1000 |" in told
+    assert "undecided" in told or "is better" in told
+
+    refused = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
+    assert "--log-images" in refused.stderr
+    model = store.models()[0]
+    for number in range(12):
+        image = str(tmp_path / f"{number}_1.png")
+        query = log_query(store.database, model.id, {}, image=image, box=(0, 0, 64, 64))
+        assert log_click(store.database, query, f"{number}")
+    liked = store.images()[20][0]
+    query = log_query(store.database, model.id, {}, liked=liked)
+    log_click(store.database, query, "3")
+    done = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
+    assert "13 queries, 50 images" in done.stdout
+    task = tmp_path / "task" / "clicks.yml"
+    scored = inside(
+        main_evaluate.main,
+        *("tasks", "--run", tiny_export, "--tasks", task, "--cache", tmp_path / "cache"),
+        *("--output", tmp_path / "scores"),
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert "Clicks" in scored.stdout
+
+
+def test_what_was_missing_by_a_kill_is_made_up(
+    address: str, tiny_export: Path, shop: Path, store: Store
+) -> None:
+    index(address, tiny_export, "--gallery", shop)
+    (model,) = store.models()
+    before = store.vectors(model)
+    with store.database.connection() as connection:
+        connection.execute("DELETE FROM embeddings WHERE image % 2 = 0")
+    index(address, tiny_export)
+    images, owners, matrix = store.vectors(model)
+    assert np.array_equal(images, before[0])
+    assert np.array_equal(owners, before[1])
+    assert np.allclose(matrix, before[2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--database", "x"], "nothing to do"),
+        (["--gallery", "x.csv", "--drop-old"], "--run is missing"),
+        (["--run", "runs/none", "--sync"], "--sync needs --gallery"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str) -> None:
+    done = inside(main_index.main, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_an_image_item_has_its_box(shop: Path, address: str, tiny_export: Path) -> None:
+    index(address, tiny_export, "--gallery", shop)
+    database = Database(address, connections=1)
+    items = [item for _, _, item in Store(database).images()]
+    database.close()
+    assert ImageItem(shop.parent / "0_1.png", (2, 2, 60, 60)) in items

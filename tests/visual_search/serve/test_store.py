@@ -1,0 +1,219 @@
+"""The index: the same answers as the exact search of the kit, changes whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.visual_search.serve.conftest import new_database
+from visual_search.common.errors import UserError
+from visual_search.ranking.search import top_k
+from visual_search.serve.database import Database
+from visual_search.serve.recall import measured_recall
+from visual_search.serve.records import (
+    Filters,
+    IndexedImage,
+    IndexedModel,
+    Product,
+    StaleModelError,
+)
+from visual_search.serve.store import Store
+
+DIMENSION = 24
+
+
+def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Vectors of length 1, in steps of half precision."""
+    rows = rng.standard_normal((*shape, DIMENSION)).astype(np.float32)
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float16)
+
+
+def product(number: int, vectors: np.ndarray, model: IndexedModel) -> Product:
+    images = [
+        IndexedImage(f"/shop/{number}_{place}.jpg", None, "1", {model.id: vector})
+        for place, vector in enumerate(vectors)
+    ]
+    facts = (f"t{number}", f"c{number % 5}", float(number % 97), number % 3 == 0)
+    return Product(f"p{number:05}", *facts, {"size": number % 4, "tags": [number % 2]}, images)
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[Store]:
+    database = Database(address, connections=4)
+    yield Store(database)
+    database.close()
+
+
+@pytest.fixture
+def model(store: Store) -> IndexedModel:
+    return store.add_model("runs/a", "a", DIMENSION)
+
+
+class Filled:
+    """An index, and the same as arrays."""
+
+    def __init__(self, address: str, products: int) -> None:
+        rng = np.random.default_rng(3)
+        self.store = Store(Database(address))
+        self.model = self.store.add_model("runs/a", "a", DIMENSION)
+        self.vectors = unit(rng, products, 2)
+        self.store.put(
+            [product(n, rows, self.model) for n, rows in enumerate(self.vectors)], [self.model.id]
+        )
+        self.images, self.owners, matrix = self.store.vectors(self.model)
+        assert np.array_equal(matrix, self.vectors.reshape(-1, DIMENSION))
+
+
+@pytest.fixture(scope="module")
+def filled(server: str) -> Iterator[Filled]:
+    made = Filled(new_database(server), 700)
+    yield made
+    made.store.database.close()
+
+
+def passes(number: int, filters: Filters) -> bool:
+    return (
+        (not filters.categories or f"c{number % 5}" in filters.categories)
+        and (filters.price_min is None or number % 97 >= filters.price_min)
+        and (filters.price_max is None or number % 97 <= filters.price_max)
+        and (filters.in_stock is None or (number % 3 == 0) == filters.in_stock)
+        and (not filters.attributes or number % 4 == filters.attributes["size"])
+    )
+
+
+def drawn_filters(rng: np.random.Generator) -> Filters:
+    return Filters(
+        tuple(f"c{c}" for c in range(5) if rng.random() < 0.3),
+        float(rng.integers(97)) if rng.random() < 0.3 else None,
+        float(rng.integers(97)) if rng.random() < 0.3 else None,
+        bool(rng.random() < 0.5) if rng.random() < 0.3 else None,
+        {"size": int(rng.integers(4))} if rng.random() < 0.3 else {},
+    )
+
+
+@pytest.mark.parametrize("queries", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_the_first_hundred_are_those_of_the_exact_search(filled: Filled, queries: int) -> None:
+    rng = np.random.default_rng(queries)
+    matrix = torch.from_numpy(filled.vectors.reshape(-1, DIMENSION)).float()
+    numbers = np.array([int(owner[1:]) for owner in filled.owners])
+    for _ in range(queries):
+        filters, query = drawn_filters(rng), unit(rng).astype(np.float32)
+        kept = np.flatnonzero([passes(number, filters) for number in numbers])
+        hits = filled.store.search(filled.model, query, 100, filters, by_product=False)
+        scores = np.array([hit.score for hit in hits])
+        if not len(kept):
+            assert not hits
+            continue
+        expected, rows = top_k(torch.from_numpy(query)[None], matrix[kept], 100)
+        assert np.allclose(scores, expected[0], atol=1e-5)
+        found = [hit.image for hit in hits]
+        right = filled.images[kept[rows[0].numpy()]].tolist()
+        # Sums of another order differ by 1e-7: neighbours that near may change places.
+        for place in np.flatnonzero(np.array(found) != np.array(right)):
+            near = np.flatnonzero(np.abs(scores - scores[place]) < 1e-6)
+            assert len(near) > 1 or place == len(found) - 1
+
+
+def test_each_product_once_with_its_best_image(filled: Filled) -> None:
+    query = filled.vectors[7, 1].astype(np.float32)
+    hits = filled.store.search(filled.model, query, 50)
+    best = (filled.vectors.astype(np.float32) @ query).max(axis=1)
+    order = np.argsort(-best, kind="stable")[:50]
+    assert [hit.product.id for hit in hits] == [f"p{number:05}" for number in order]
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    assert hits[0].product == replace(product(7, filled.vectors[7], filled.model), images=())
+
+
+def test_the_approximate_search_says_what_it_loses_and_keeps_filters(filled: Filled) -> None:
+    filled.store.make_approximate(filled.model, True)
+    approximate = filled.store.model(filled.model.id)
+    try:
+        words = measured_recall(filled.store, approximate)
+        share = float(words.split("finds ")[1].split("%")[0])
+        assert 80 < share <= 100
+        rare = Filters(price_max=0.0)
+        hits = filled.store.search(approximate, filled.vectors[0, 0], 5, rare)
+        assert len(hits) == 5
+        assert all(hit.product.price == 0 for hit in hits)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    finally:
+        filled.store.make_approximate(filled.model, False)
+
+
+def test_a_product_of_many_images_leaves_room_for_others(store: Store, model: IndexedModel) -> None:
+    rng = np.random.default_rng(0)
+    query = unit(rng)
+    near = np.repeat(query[None], 300, axis=0)
+    store.put([product(0, near, model), product(1, unit(rng, 1), model)], [model.id])
+    assert [hit.product.id for hit in store.search(model, query, 2)] == ["p00000", "p00001"]
+
+
+def test_a_replaced_product_keeps_the_ids_of_images_that_stay(
+    store: Store, model: IndexedModel
+) -> None:
+    rng = np.random.default_rng(1)
+    first = product(0, unit(rng, 3), model)
+    store.put([first], [model.id])
+    found = store.product("p00000")
+    assert found is not None
+    _, before = found
+    kept = replace(first.images[1], vectors={})  # unchanged: its embedding stays
+    store.put([replace(first, title="new", images=[kept])], [model.id])
+    found = store.product("p00000")
+    assert found is not None
+    assert found[0].title == "new"
+    assert found[1] == [before[1]]
+    assert store.vector_of(model, before[1]) is not None
+    assert store.count_missing(model) == 0
+
+
+def test_a_changed_image_loses_what_other_models_made_of_it(
+    store: Store, model: IndexedModel
+) -> None:
+    rng = np.random.default_rng(1)
+    shown = product(0, unit(rng, 1), model)
+    store.put([shown], [model.id])
+    other = store.add_model("runs/b", "b", DIMENSION)
+    ((image, owner, _),) = store.missing(other, 10)
+    store.add_embeddings(other, [(image, owner, unit(rng))], {})
+    assert store.count_missing(other) == 0
+    store.put([product(0, unit(rng, 1), model)], [model.id])
+    assert store.count_missing(other) == 1
+    assert store.switch(other) == 1  # not before all is embedded
+    assert store.model(model.id).current
+    store.add_embeddings(other, [(image, owner, unit(rng))], {})
+    assert store.switch(other) == 0
+    with pytest.raises(StaleModelError):
+        store.put([shown], [model.id])
+    assert store.drop_others() == ["a"]
+    assert [one.source for one in store.models()] == ["runs/b"]
+    assert len(store.search(other, unit(rng), 5)) == 1
+
+
+def test_a_failure_within_leaves_nothing_of_a_portion(store: Store, model: IndexedModel) -> None:
+    rng = np.random.default_rng(1)
+    wrong = product(1, np.zeros((1, 3), np.float16), model)  # of another length: found at its end
+    store.make_approximate(model, True)
+    with pytest.raises(Exception, match="dimensions"):
+        store.put([product(0, unit(rng, 1), model), wrong], [model.id])
+    assert store.product_ids() == set()
+
+
+def test_an_embedding_too_long_for_hnsw_is_refused(store: Store) -> None:
+    long = store.add_model("runs/long", "long", 5000)
+    with pytest.raises(UserError, match="4000"):
+        store.make_approximate(long, True)
+
+
+def test_deleted_products_are_gone_with_images_and_embeddings(
+    store: Store, model: IndexedModel
+) -> None:
+    rng = np.random.default_rng(1)
+    store.put([product(n, unit(rng, 2), model) for n in range(3)], [model.id])
+    assert store.delete(["p00001", "none"]) == 1
+    assert {owner for _, owner, _ in store.images()} == {"p00000", "p00002"}
+    assert len(store.vectors(model)[0]) == 4
