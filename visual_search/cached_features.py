@@ -24,6 +24,7 @@ from visual_search.model.embedder import Architecture, Embedder
 from visual_search.model.projections import project_features
 from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.rank import trimmed
+from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import (
     Backbone,
     Features,
@@ -134,7 +135,9 @@ class FrozenPhase:
         if dev_set.own is None:
             self.queries = source.features(dev_set.queries, "query images")
 
-    def evaluate(self, neck: nn.Module, dev_set: DevSet, device: torch.device) -> Evaluation:
+    def evaluate(
+        self, neck: nn.Module, dev_set: DevSet, device: torch.device, steps: Sequence[Step] = ()
+    ) -> Evaluation:
         """Score the development set as the neck embeds it; its mode is left as it is."""
         assert self.gallery is not None
         gallery = project_features(neck, self.gallery.matrix, device)
@@ -143,7 +146,8 @@ class FrozenPhase:
             queries = gallery[torch.from_numpy(dev_set.own)]
         else:
             queries = project_features(neck, self.queries.matrix, device)
-        return evaluate_embeddings(dev_set, gallery, queries, self._problems(dev_set))
+        problems = self._problems(dev_set)
+        return evaluate_embeddings(dev_set, gallery, queries, problems, steps=steps)
 
     def _problems(self, dev_set: DevSet) -> tuple[ImageProblem, ...]:
         sides = [(self.gallery, dev_set.gallery), (self.queries, dev_set.queries)]

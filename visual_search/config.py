@@ -8,170 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from visual_search.common.dataset_config import DatasetConfig as DatasetConfig
+from visual_search.common.dataset_config import DevSetConfig as DevSetConfig
+from visual_search.common.dataset_config import Product10KConfig as Product10KConfig
+from visual_search.common.dataset_config import TableConfig as TableConfig
 from visual_search.common.embed_settings import EmbedSettings as EmbedSettings
 from visual_search.common.ranges import (
     Amount,
     Angle,
     Count,
     CountFrom1,
+    CountOrAll,
     Positive,
     Range,
-    Seed,
     Share,
     ShareAbove0,
     ShareBelow1,
 )
+from visual_search.common.unused import Unless, When
 
-CountOrAll = Annotated[int, Range(-1)]
-Side = Annotated[int, Range(1, 4096)]
-SideOr0 = Annotated[int, Range(0, 4096)]
-
-
-@dataclass(frozen=True)
-class Product10KConfig:
-    """Where Product10K, or a data set in its layout, lies.
-
-    Args:
-        use: train on it; false leaves the other tables.
-        train_valid_root: folder of the lists and of the image folders.
-        train_prefix: folder of the training images.
-        train_list: csv with the columns name, class.
-        val_prefix: folder of the test images.
-        val_list: csv of the test images, with the same columns.
-        weight: how often an image is drawn in an epoch; 1 is once, 0.5 every second epoch.
-        more_than: a class needs more images than this; 0 takes all.
-        at_most: images of a class, drawn at random; 0 takes all.
-    """
-
-    use: bool = True
-    train_valid_root: str = "dataset/Product10K"
-    train_prefix: str = "train"
-    train_list: str = "train.csv"
-    val_prefix: str = "test"
-    val_list: str = "test_kaggletest.csv"
-    weight: Positive = 1.0
-    more_than: Count = 0
-    at_most: Count = 0
-
-
-@dataclass(frozen=True)
-class TableConfig:
-    """A further table of training images; its classes are numbered behind the others'.
-
-    Args:
-        file: csv: Amazon pairs (image_path, label), dataset_info.csv or folds.csv.
-        root: folder its paths are relative to; empty is the csv's own.
-        fold: of a folds.csv, the fold that is held out; -1 holds none out.
-        weight: how often an image is drawn in an epoch; 1 is once, 0.5 every second epoch.
-        more_than: a class needs more images than this; 0 takes all.
-        at_most: images of a class, drawn at random; 0 takes all.
-    """
-
-    file: str
-    root: str = ""
-    fold: CountOrAll = -1
-    weight: Positive = 1.0
-    more_than: Count = 0
-    at_most: Count = 0
-
-
-@dataclass(frozen=True)
-class DevSetConfig:
-    """The development set that validation ranks: in the challenge's layout, or a table.
-
-    Args:
-        eval_root: folder that the image paths of both tables are relative to.
-        gallery: csv with the columns seller_img_id, img_path, product_id.
-        queries: csv with the columns user_img_id, img_path, bbox_x, …, bbox_h, product_id.
-        table: instead of these, a dataset_info.csv or folds.csv, of which the held-out rows are
-            ranked: queries against gallery where evaluation_status says so, else each image
-            against all others.
-        root: folder that the table's paths are relative to; empty is its own.
-        fold: of a folds.csv, the fold that is held out; -1 for the rows that always test.
-    """
-
-    eval_root: str = "dataset/development_test_data"
-    gallery: str = "gallery.csv"
-    queries: str = "queries.csv"
-    table: str = ""
-    root: str = ""
-    fold: CountOrAll = -1
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """Which images meet in a batch.
-
-    Args:
-        kind: shuffle; m-per-class for pair losses; size-balanced draws small classes more often.
-        images_per_class: of m-per-class, images of a class in a batch.
-        size_power: of size-balanced, a class is drawn in proportion to its size to this power.
-    """
-
-    kind: Literal["shuffle", "m-per-class", "size-balanced"] = "shuffle"
-    images_per_class: CountFrom1 = 2
-    size_power: Amount = 0.5
-
-
-@dataclass(frozen=True)
-class MixingConfig:
-    """Two images in one, with both labels.
-
-    Args:
-        kind: none, mixup (blended), cutmix (a patch of the other), or both in turn.
-        alpha: of the beta distribution that the share is drawn from.
-        probability: share of the batches that are mixed.
-    """
-
-    kind: Literal["none", "mixup", "cutmix", "both"] = "none"
-    alpha: Positive = 0.4
-    probability: Share = 1.0
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """The images, and how they reach the model.
-
-    Args:
-        product10k: the training images.
-        tables: further training images.
-        dev_set: the images that validation ranks.
-        train_on_test: train on Product10K's test images too; the run's report says so.
-        seed: of every random draw of the run.
-        num_of_classes: of Product10K: at least its highest class plus one.
-        max_classes: train on so many classes of all data sets together, drawn at random; 0 on all.
-        input_size: side of the model's input in training, in pixels.
-        input_size_valid: the same in validation and in the submission; 0 is as in training.
-            Convolutional networks gain from a somewhat larger one (Touvron et al. 2019).
-        batch_size: images a step and process.
-        sampler: which images meet in a batch.
-        augmentations: of the training images.
-        augmentations_valid: none, since validation is what the submission does.
-        random_erasing: share of the training images with an erased rectangle.
-        mixing: mixup or cutmix.
-        num_workers: processes that read training images; 0 reads them in the training process.
-        max_broken_share: stop when more of the images read than this share cannot be read.
-    """
-
-    product10k: Product10KConfig = field(default_factory=Product10KConfig)
-    tables: tuple[TableConfig, ...] = ()
-    dev_set: DevSetConfig = field(default_factory=DevSetConfig)
-    train_on_test: bool = False
-    seed: Seed = 42
-    num_of_classes: CountFrom1 = 9700
-    max_classes: Count = 0
-    input_size: Side = 224
-    input_size_valid: SideOr0 = 0
-    batch_size: CountFrom1 = 48
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    augmentations: Literal[
-        "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
-    ] = "autoaugment"
-    augmentations_valid: Literal["none"] = "none"
-    random_erasing: Share = 0.0
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-    num_workers: Count = 8
-    max_broken_share: Share = 0.05
+_MOVES = Unless("backbone.trainable_blocks", 0)
 
 
 @dataclass(frozen=True)
@@ -226,9 +82,9 @@ class NeckConfig:
 
     kind: Literal["none", "linear", "norm-linear", "linear-bn", "dropout-linear-bn"] = "none"
     dimension: Count = 0
-    dropout: ShareBelow1 = 0.2
+    dropout: Annotated[ShareBelow1, When("kind", "dropout-linear-bn")] = 0.2
     initial: Literal["random", "pca", "lda"] = "random"
-    shrinkage: Positive = 2.0
+    shrinkage: Annotated[Positive, When("initial", "lda")] = 2.0
 
 
 @dataclass(frozen=True)
@@ -272,26 +128,28 @@ class MarginConfig:
     ] = "arcface"  # fmt: skip
     weight: Amount = 1.0
     centers: Annotated[int, Range(1, 255)] = 3
-    scale: Amount = 30.0
-    margin: Angle = 0.5
-    m1: Amount = 1.0
-    m3: Amount = 0.0
-    class_margins: Literal["none", "minmax", "power"] = "minmax"
-    low: Angle = 0.05
-    span: Angle = 0.45
-    power: Annotated[float, Range(high=0)] = -0.25
+    scale: Annotated[Amount, Unless("name", "softmax", "adacos")] = 30.0
+    margin: Annotated[
+        Angle, When("class_margins", "none"), Unless("name", "softmax", "adacos", "sphereface")
+    ] = 0.5
+    m1: Annotated[Amount, When("name", "combined", "sphereface")] = 1.0
+    m3: Annotated[Amount, When("name", "combined")] = 0.0
+    class_margins: Literal["none", "minmax", "power"] = "none"
+    low: Annotated[Angle, When("class_margins")] = 0.05
+    span: Annotated[Angle, When("class_margins")] = 0.45
+    power: Annotated[float, Range(high=0), When("class_margins")] = -0.25
     label_smoothing: ShareBelow1 = 0.0
     focal_gamma: Amount = 0.0
     grow: Literal["none", "linear", "log"] = "none"
-    grow_from: Share = 0.0
-    grow_share: Share = 1.0
+    grow_from: Annotated[Share, When("grow")] = 0.0
+    grow_share: Annotated[Share, When("grow")] = 1.0
     sampled_share: ShareAbove0 = 1.0
     dropout: ShareBelow1 = 0.2
     imprint: bool = False
     nested: tuple[CountFrom1, ...] = ()
-    elastic_std: Amount = 0.0125
-    adaface_h: Amount = 0.333
-    curricular_momentum: Share = 0.01
+    elastic_std: Annotated[Amount, When("name", "elasticface-")] = 0.0125
+    adaface_h: Annotated[Amount, When("name", "adaface")] = 0.333
+    curricular_momentum: Annotated[Share, When("name", "curricularface")] = 0.01
 
 
 @dataclass(frozen=True)
@@ -309,10 +167,10 @@ class PairLossConfig:
 
     name: Literal["none", "contrastive", "multi-similarity", "soft-triple"] = "none"
     weight: Amount = 1.0
-    threshold: Annotated[float, Range(-1, 1)] = 0.5
+    threshold: Annotated[float, Range(-1, 1), Unless("name", "soft-triple")] = 0.5
     memory: Count = 0
-    memory_weight: Amount = 1.0
-    memory_start: Count = 0
+    memory_weight: Annotated[Amount, When("memory")] = 1.0
+    memory_start: Annotated[Count, When("memory")] = 0
 
 
 @dataclass(frozen=True)
@@ -355,18 +213,18 @@ class OptimConfig:
 
     name: Literal["adamw", "adam", "sgd", "radam", "nadam", "lion", "adan", "lamb"] = "adamw"
     head_lr: Amount = 3e-4
-    backbone_lr_ratio: Amount = 0.01
-    layer_decay: ShareAbove0 = 1.0
+    backbone_lr_ratio: Annotated[Amount, _MOVES] = 0.01
+    layer_decay: Annotated[ShareAbove0, _MOVES] = 1.0
     weight_decay: Amount = 0.1
-    momentum: ShareBelow1 = 0.9
-    betas: tuple[ShareBelow1, ShareBelow1] = (0.9, 0.999)
+    momentum: Annotated[ShareBelow1, When("name", "sgd")] = 0.9
+    betas: Annotated[tuple[ShareBelow1, ShareBelow1], Unless("name", "sgd", "adan")] = (0.9, 0.999)
     schedule: Literal["cosine", "constant", "step", "cyclic", "plateau"] = "cosine"
     warmup_steps: Count = 4500
-    floor: Share = 0.0
-    milestones: tuple[Share, ...] = (0.5, 0.75)
-    gamma: Share = 0.1
-    patience: Count = 2
-    cycles: CountFrom1 = 4
+    floor: Annotated[Share, Unless("schedule", "constant")] = 0.0
+    milestones: Annotated[tuple[Share, ...], When("schedule", "step")] = (0.5, 0.75)
+    gamma: Annotated[Share, When("schedule", "step", "plateau")] = 0.1
+    patience: Annotated[Count, When("schedule", "plateau")] = 2
+    cycles: Annotated[CountFrom1, When("schedule", "cyclic")] = 4
     gradient_clip: Amount = 5.0
 
 
@@ -387,6 +245,8 @@ class TrainConfig:
         sync_batchnorm: batch statistics over all processes (GPU).
         validate_every: epochs between two validations; the last epoch is always validated.
         validate_steps: validate every so many optimiser steps too; 0 only by epochs.
+        validate_share: the same in shares of an epoch, such as 0.25.
+        validate_reranked: score by the re-ranking steps of `rerank`, as the submission does.
         log_steps: optimiser steps between two lines of loss and rates in metrics.jsonl.
         save_minutes: between two saves of the state that a killed run continues from; it is
             saved after each epoch too.
@@ -400,7 +260,7 @@ class TrainConfig:
     """
 
     epochs: CountFrom1 = 3
-    head_epochs: Count = 0
+    head_epochs: Annotated[Count, _MOVES] = 0
     cache_features: bool = False
     feature_cache: str = "runs/features"
     accumulate: CountFrom1 = 1
@@ -410,6 +270,8 @@ class TrainConfig:
     sync_batchnorm: bool = False
     validate_every: CountFrom1 = 1
     validate_steps: Count = 0
+    validate_share: Annotated[Share, When("validate_steps", 0)] = 0.0
+    validate_reranked: bool = False
     log_steps: CountFrom1 = 10
     save_minutes: Amount = 10.0
     save_steps: Count = 0
@@ -434,16 +296,30 @@ class PhaseConfig:
         optim: optimiser and schedule.
         train: the loop.
         embedding: how images are embedded, in validation and in the submission of this model.
+        rerank: re-ranking steps of the submission, in their order, such as swapped_dba; the export
+            writes them into model.json, and train.validate_reranked scores by them.
         pretrain_model: run folder, .safetensors checkpoint or TorchScript export to start from.
     """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: Annotated[
+        BackboneConfig,
+        Unless(
+            "train.cache_features", only=("drop_path", "freeze_batchnorm", "gradient_checkpointing")
+        ),
+    ] = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
-    margin: MarginConfig = field(default_factory=MarginConfig)
-    pairs: PairLossConfig = field(default_factory=PairLossConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    margin: Annotated[MarginConfig, When("margin.weight")] = field(default_factory=MarginConfig)
+    pairs: Annotated[PairLossConfig, When("pairs.name")] = field(default_factory=PairLossConfig)
+    distillation: Annotated[DistillationConfig, When("distillation.run")] = field(
+        default_factory=DistillationConfig
+    )
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: Annotated[
+        TrainConfig,
+        When("train.cache_features", only=("feature_cache",)),
+        When(".rerank", only=("validate_reranked",)),
+    ] = field(default_factory=TrainConfig)
     embedding: EmbedSettings = field(default_factory=EmbedSettings)
+    rerank: tuple[str, ...] = ()
     pretrain_model: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import typing
@@ -19,6 +20,8 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
+from visual_search.common.unused import unused
+from visual_search.common.words import spelled_out
 from visual_search.config import BackboneConfig, PhaseConfig
 
 Config = typing.TypeVar("Config")
@@ -41,7 +44,7 @@ def parse_config(
     Args:
         parser: with the entry point's own options.
         kind: the phase's dataclass.
-        arguments: of the command line.
+        arguments: of the command line, options and words: see `common/words.py`.
 
     Returns:
         The other arguments of `parser`; the phase; and its YAML, complete with defaults.
@@ -62,7 +65,7 @@ def parse_config(
             parser.add_argument(
                 f"--{part.name}", type=hint, default=part.default, help=_described(part.name, kind)
             )
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = spelled_out(sys.argv[1:] if arguments is None else arguments, kind)
     origins: dict[str, Path] = {}
     for path in _config_files(arguments):
         origins.update(_checked_keys(path, kind))
@@ -74,6 +77,21 @@ def parse_config(
     phase = whole(**{part.name: made[part.name] for part in dataclasses.fields(whole)})
     check_ranges(phase, where=lambda key: f"{origins[key]}: " if key in origins else "")
     return made, phase, yaml.safe_dump(dataclasses.asdict(phase), sort_keys=False)
+
+
+def tell_unused(phase: Any, arguments: Sequence[str] | None = None) -> None:
+    """Say of each key that was set and changes nothing that it does; the first process alone.
+
+    Args:
+        phase: as read.
+        arguments: of the command line: what is typed there counts as set, be it the default.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    words = spelled_out(sys.argv[1:] if arguments is None else arguments, type(phase))
+    typed = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    for sentence in unused(phase, typed):
+        print(f"note: {sentence}", flush=True)
 
 
 def read_config(run: Path) -> PhaseConfig:

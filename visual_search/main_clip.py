@@ -11,7 +11,7 @@ def main() -> None:
     """Parse the arguments, train, and say where the result is."""
     import jsonargparse
 
-    from visual_search.config_reader import parse_config
+    from visual_search.config_reader import parse_config, tell_unused
     from visual_search.text.config import ClipConfig
 
     parser = jsonargparse.ArgumentParser(
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace a run of that name")
     arguments, config, resolved = parse_config(parser, ClipConfig)
+    tell_unused(config)
 
     from visual_search.run_folder import RunFolder
     from visual_search.text.phase import build_clip_phase

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parse the arguments, train the trials that are missing, write the best config and a plot."""
-    from visual_search.config_reader import parse_phase
+    from visual_search.config_reader import parse_phase, tell_unused
 
     arguments, phase, _ = parse_phase(build_parser())
     if not arguments.grid and (arguments.trials or 0) < 1:
@@ -42,7 +42,9 @@ def main() -> None:
     search = Path(arguments.search)
     space = read_search_space(search)
     trials = combinations(space, search) if arguments.grid else arguments.trials
-    example = resolved({key: wanted.example() for key, wanted in space.items()})
+    drawn = settings_arguments({key: wanted.example() for key, wanted in space.items()})
+    _, phase, example = parse_phase(build_parser(), drawn)
+    tell_unused(phase, drawn)
     check_settings(folder, example, space)
     with run.lock():
         study = tune(
@@ -107,13 +109,6 @@ def settings_arguments(settings: Mapping[str, Any]) -> list[str]:
         fitting = [width for width in nested if width < settings["neck.dimension"]]
         arguments += as_options({"margin.nested": fitting})
     return arguments
-
-
-def resolved(settings: Mapping[str, Any]) -> str:
-    """The complete config, as YAML, of a trial."""
-    from visual_search.config_reader import parse_phase
-
-    return parse_phase(build_parser(), settings_arguments(settings))[2]
 
 
 def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnValidation) -> float:

@@ -47,6 +47,7 @@ from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, project_features, start_neck
 from visual_search.ranking.embed import embed_images
+from visual_search.ranking.rerank import named_steps
 from visual_search.run_folder import RunFolder
 from visual_search.validation import BestCheckpoint, Validator
 
@@ -180,6 +181,7 @@ class ImagePhase(Phase):
             world_size=processes,
             images_per_class=dataset.sampler.images_per_class,
             size_power=dataset.sampler.size_power,
+            by_size=dataset.sampler.by_size,
         )
         if self.frozen is not None:  # in memory: nothing for worker processes to do
             rows: DataLoader = DataLoader(
@@ -262,9 +264,11 @@ class ImagePhase(Phase):
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
         dataset, images = self.config.dataset, self.images.images
+        weights = f"weights {self.config.backbone.weights}"
         return (
             f"{name}: {len(self.images)} images of {len(np.unique(images.labels))} classes, "
-            f"{self.config.backbone.name} at {dataset.input_size} px (validation "
+            f"{self.config.backbone.name} (from {self.config.pretrain_model or weights}) at "
+            f"{dataset.input_size} px (validation "
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
             f"validation: {self._validation()}"
             + ("; trains on Product10K's test images too" if dataset.train_on_test else "")
@@ -331,6 +335,7 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
 def _check(config: PhaseConfig) -> None:
     margin, pairs, dataset = config.margin, config.pairs, config.dataset
     check_cacheable(config)
+    named_steps(config.rerank, [], "rerank")
     if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
         raise UserError(
             "margin.weight is 0, pairs.name none and distillation.run empty: nothing is left to "

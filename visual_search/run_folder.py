@@ -24,6 +24,7 @@ from visual_search.common.files import write_figure, write_json, write_text, wri
 NAME = re.compile(r"\w[\w.-]*")
 NAME_RULE = "use letters, digits, '_', '-' and '.' only, a letter, a digit or '_' in front"
 FREE_TO_CHANGE = {
+    "rerank",
     "dataset.num_workers",
     "dataset.max_broken_share",
     "train.feature_cache",
@@ -165,16 +166,25 @@ class RunFolder:
         return path
 
 
+OFF = (None, False, 0, "", "none", [], {})
+"""What a setting is where it changes nothing; one that came with a later version starts so."""
+
+
 def changed_keys(before: str, after: str) -> list[str]:
     """The settings that differ between two resolved configs, `key: old -> new`.
 
-    Those that change no weight are left out: :data:`FREE_TO_CHANGE`.
+    Those that change no weight are left out: :data:`FREE_TO_CHANGE`, the settings of a head that
+    neither has, and what only one version of the kit knows and is off in the other.
     """
     old, new = (flat_settings(yaml.safe_load(text) or {}) for text in (before, after))
+    headless = old.get("margin.weight") == new.get("margin.weight") == 0
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
+        if old.get(key) != new.get(key)
+        and key not in FREE_TO_CHANGE
+        and not (headless and key.startswith("margin."))
+        and not ((key not in old or key not in new) and old.get(key, new.get(key)) in OFF)
     ]
 
 

@@ -147,6 +147,9 @@ class Trainer:
         self.batches, self.loader = batches
         per_epoch = -(-len(self.loader) // self.config.train.accumulate)
         self.total = per_epoch * self.config.train.epochs
+        share = round(self.config.train.validate_share * per_epoch)
+        self.validates_each = self.config.train.validate_steps or share
+        """Optimiser steps; 0 after epochs alone."""
         self.epoch, self.batch, self.step = 1, 0, 0
         self.validated = self.stale = 0
         """Step of the last validation, and validations since the best one."""
@@ -263,7 +266,7 @@ class Trainer:
             self._log(mean_over_processes(self.accelerator, loss), bar)
             late = time.perf_counter() - self.saved > 60 * train.save_minutes
             due = due or self._as_the_first(late)
-        if train.validate_steps and self.step % train.validate_steps == 0:
+        if self.validates_each and self.step % self.validates_each == 0:
             self._validate()
             self._set_mode()
         if due:

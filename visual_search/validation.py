@@ -18,6 +18,7 @@ from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import fit_whitening
 from visual_search.ranking.embed import embed_images
+from visual_search.ranking.rerank import Step, describe_steps, named_steps
 from visual_search.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class Validator(BestCheckpoint[Evaluation]):
     phase: ImagePhase
 
     def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+        steps = named_steps(self.phase.config.rerank, [], "rerank")
         return {
             "run": self.run.name,
             "losses": losses_of(self.phase),
@@ -163,7 +165,14 @@ class Validator(BestCheckpoint[Evaluation]):
             "mAP": score,
             "trained_on_test": self.phase.config.dataset.train_on_test,
             "embedding": dataclasses.asdict(self.phase.config.embedding),
+            **({"rerank": describe_steps(steps)} if steps else {}),
         }
+
+    def _steps(self) -> tuple[Step, ...]:
+        """Those that validation ranks by."""
+        config = self.phase.config
+        asked = config.rerank if config.train.validate_reranked else ()
+        return named_steps(asked, [], "rerank")
 
     def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation | None:
         """Fit a whitening behind the best model; None where there is none or it does not help."""
@@ -200,7 +209,9 @@ class Validator(BestCheckpoint[Evaluation]):
         embedder, frozen = self.phase.learner.embedder, self.phase.frozen
         training = embedder.training
         if frozen is not None:
-            found = frozen.evaluate(embedder.neck.eval(), self.phase.dev_set, self.device)
+            found = frozen.evaluate(
+                embedder.neck.eval(), self.phase.dev_set, self.device, self._steps()
+            )
             embedder.train(training)
             return found
         evaluation = evaluate_on_dev_set(
@@ -209,6 +220,7 @@ class Validator(BestCheckpoint[Evaluation]):
             self.phase.architecture.input_size,
             device=self.device,
             settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
+            steps=self._steps(),
         )
         embedder.train(training)
         return evaluation

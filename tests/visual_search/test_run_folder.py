@@ -21,6 +21,7 @@ from visual_search.common.errors import UserError
 from visual_search.run_folder import (
     Processes,
     RunFolder,
+    changed_keys,
     load_state,
     newest_state,
     random_states,
@@ -48,6 +49,26 @@ def test_an_unfinished_run_continues_a_finished_one_is_replaced_only_when_asked(
     run.start("x: 2\n")
     assert run.metrics() == []
     assert (run.path / "config.yml").read_text() == "x: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        ("{}", "{new: {list: '', share: 0.0, use: false, rerank: []}}", []),
+        ("{}", "{new: {by_size: true}}", ["new.by_size: None -> True"]),
+        ("{gone: none}", "{}", []),
+        ("{margin: {weight: 0.0, low: 1}}", "{margin: {weight: 0, low: 2}}", []),
+        (
+            "{margin: {weight: 1, low: 1}}",
+            "{margin: {weight: 1, low: 2}}",
+            ["margin.low: 1 -> 2"],
+        ),
+    ],
+)
+def test_what_another_version_did_not_know_is_no_change_while_it_is_off(
+    old: str, new: str, changes: list[str]
+) -> None:
+    assert changed_keys(old, new) == changes
 
 
 def test_metrics_are_cut_back_to_a_state(tmp_path: Path) -> None:

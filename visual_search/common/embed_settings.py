@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import Count, Share, check_ranges
+from visual_search.common.unused import Unless, When
 
 # Choices of earlier versions, which exported models may name.
 GONE = (
@@ -41,9 +42,9 @@ class EmbedSettings:
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     batch_size: Count = 0
     workers: Count = 0
-    decoder: Literal["auto", "cpu", "nvjpeg"] = "auto"
+    decoder: Annotated[Literal["auto", "cpu", "nvjpeg"], When("")] = "auto"
     backend: Literal["auto", "torch", "onnx"] = "auto"
-    min_cosine: Share = 0.9999
+    min_cosine: Annotated[Share, Unless("backend", "torch")] = 0.9999
     flip: bool = False
     crops: bool = False
     trim_borders: bool = False

@@ -49,6 +49,9 @@ ShareAbove0 = Annotated[float, Range(0, 1, above=True)]
 Angle = Annotated[float, Range(0, math.pi)]
 Count = Annotated[int, Range(0)]
 CountFrom1 = Annotated[int, Range(1)]
+CountOrAll = Annotated[int, Range(-1)]
+Side = Annotated[int, Range(1, 4096)]
+SideOr0 = Annotated[int, Range(0, 4096)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 

@@ -56,6 +56,11 @@ def _none(size: int) -> list[Callable]:
     return []
 
 
+def _default(size: int) -> list[Callable]:
+    """AutoAugment's ImageNet policy on a slightly larger square, as the challenge's winner had."""
+    return [_larger(size), v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)]
+
+
 def _flip(size: int) -> list[Callable]:
     """Mirrored half of the time."""
     return [v2.RandomHorizontalFlip()]
@@ -133,6 +138,7 @@ class _MostlyRotate(torch.nn.Module):
 
 AUGMENTATIONS: dict[str, Callable[[int], list[Callable]]] = {
     "none": _none,
+    "default": _default,
     "flip": _flip,
     "plain": _plain,
     "autoaugment": _autoaugment,

@@ -30,7 +30,7 @@ def training_sides(dataset: DatasetConfig) -> list[Side]:
             file = Path(place.train_valid_root, name)
             folder = Path(place.train_valid_root, prefix)
             sides.append(Side(file, None if folder == product10k_folder(file) else folder))
-    for entry in dataset.tables:
+    for entry in dataset.all_tables():
         sides.append(Side(Path(entry.file), Path(entry.root) if entry.root else None, entry.fold))
     return sides
 
@@ -60,7 +60,7 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
         root, classes = Path(place.train_valid_root), dataset.num_of_classes
         parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
         sources.append(Source(joined(parts), place.weight))
-    for entry in dataset.tables:
+    for entry in dataset.all_tables():
         folder = Path(entry.root) if entry.root else None
         images = read_training_table(Path(entry.file), folder, fold=entry.fold)
         sources.append(Source(images, entry.weight))
@@ -70,7 +70,7 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
         )
     limits: list[Product10KConfig | TableConfig] = [
         *([place] if place.use else []),
-        *dataset.tables,
+        *dataset.all_tables(),
     ]
     return choose_classes(
         combined(sources),

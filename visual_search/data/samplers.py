@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages
 
+LOOK_AHEAD = 1000
+"""Members that are looked through for one that is not in the batch yet."""
+
 
 class Order(ABC):
     """How the images of an epoch are drawn."""
@@ -95,22 +98,29 @@ class SizeBalanced(LabelledOrder):
 class ClassGroups(LabelledOrder):
     """Groups of a few images of one class, as pair losses need them (M per class).
 
-    The classes of a source take turns in random order, whatever their sizes, and do not meet
-    twice in a batch while there are others. The images of a class take turns too: an image comes
-    again only when all of its class have been there, in a group and over the epoch.
+    The classes of a source take turns in random order, whatever their sizes, or come in proportion
+    to their sizes, and do not meet twice in a batch while there are others. The images of a class
+    take turns too: an image comes again only when all of its class have been there, in a group and
+    over the epoch.
     """
 
-    def __init__(self, images: LabelledImages, per_class: int = 2) -> None:
+    def __init__(self, images: LabelledImages, per_class: int = 2, by_size: bool = False) -> None:
         super().__init__(images)
-        self.per_class = per_class
+        self.per_class, self.by_size = per_class, by_size
         self.draws = np.maximum(self.draws // per_class, 1) * per_class
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """An epoch's images, each `per_class` of them of one class."""
         labels = self.images.labels
         by_class = np.argsort(labels, kind="stable")
-        ends = np.cumsum(self.images.counts(self.images.classes)).tolist()
+        counts = self.images.counts(self.images.classes)
+        ends = np.cumsum(counts).tolist()
         of_source = [np.unique(labels[self.sources == s]) for s in range(len(self.draws))]
+        if self.by_size:
+            of_source = [
+                np.repeat(classes, systematic_draws(counts[classes], total // self.per_class, rng))
+                for classes, total in zip(of_source, self.draws.tolist(), strict=True)
+            ]
         rows_of = _Turns(lambda label: by_class[ends[label - 1] if label else 0 : ends[label]], rng)
         classes = _Turns(lambda source: of_source[source], rng)
         groups = np.repeat(np.arange(len(self.draws)), self.draws // self.per_class)
@@ -138,7 +148,7 @@ class _Turns:
         self.waiting: dict[int, list[int]] = {}
 
     def take(self, group: int, avoid: Collection[int]) -> int:
-        """The next of `group`; of a new round, one of `avoid` only when no other is left."""
+        """The next of `group`; one of `avoid` only when no other is left, or far ahead."""
         waiting = self.waiting.get(group)
         if not waiting:
             waiting = self.waiting[group] = self.members(group).tolist()
@@ -146,6 +156,10 @@ class _Turns:
             if avoid:
                 # The last of the list comes first.
                 waiting.sort(key=lambda member: member not in avoid)
+        if waiting[-1] in avoid:  # of members that come several times in a round
+            for place in range(len(waiting) - 2, max(len(waiting) - LOOK_AHEAD, 0) - 1, -1):
+                if waiting[place] not in avoid:
+                    return waiting.pop(place)
         return waiting.pop()
 
 
@@ -242,6 +256,7 @@ def build_batches(
     world_size: int = 1,
     images_per_class: int = 2,
     size_power: float = 0.5,
+    by_size: bool = False,
 ) -> TrainingBatches:
     """The batches of one process.
 
@@ -254,6 +269,7 @@ def build_batches(
         world_size: processes that train together.
         images_per_class: for m-per-class, images of a class in a batch.
         size_power: for size-balanced, a class is drawn in proportion to its size to this power.
+        by_size: for m-per-class, classes come in proportion to their sizes, not equally often.
 
     Raises:
         KeyError: for an unknown kind.
@@ -265,14 +281,14 @@ def build_batches(
             f"dataset.batch_size = {batch_size} is no multiple of "
             f"dataset.sampler.images_per_class = {images_per_class}; make it one"
         )
-    order = ORDERS[kind](images, images_per_class, size_power)
+    order = ORDERS[kind](images, images_per_class, size_power, by_size)
     return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)
 
 
-ORDERS: dict[str, Callable[[LabelledImages, int, float], Order]] = {
-    "shuffle": lambda images, _per_class, _power: Shuffle(images),
-    "m-per-class": lambda images, per_class, _power: ClassGroups(images, per_class),
-    "size-balanced": lambda images, _per_class, power: SizeBalanced(images, power),
+ORDERS: dict[str, Callable[[LabelledImages, int, float, bool], Order]] = {
+    "shuffle": lambda images, *_: Shuffle(images),
+    "m-per-class": lambda images, per_class, _, by_size: ClassGroups(images, per_class, by_size),
+    "size-balanced": lambda images, _, power, __: SizeBalanced(images, power),
 }
 
 

@@ -168,6 +168,7 @@ def evaluate_embeddings(
     queries: Tensor,
     problems: tuple[ImageProblem, ...] = (),
     search: Search | None = None,
+    steps: Sequence[Step] = (),
 ) -> Evaluation:
     """Rank and score a development set whose embeddings are at hand.
 
@@ -177,12 +178,13 @@ def evaluate_embeddings(
         queries: `(n_queries, dimension)`, the same.
         problems: that its images had.
         search: finds the nearest; exact where None.
+        steps: of re-ranking.
     """
     for side in (gallery, queries):
         broken = ~side.isfinite().all(dim=1)
         refuse_broken_model([ImageProblem("", NOT_FINITE)] * int(broken.sum()), len(side))
     started = time.perf_counter()
-    ranks = nearest_rows(queries, gallery, (), dev_set.own, search)
+    ranks = nearest_rows(queries, gallery, steps, dev_set.own, search)
     seconds = time.perf_counter() - started
     ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
     return _scored(ranking, dev_set)

@@ -19,6 +19,7 @@ Rows of zeros, which stand for images without an embedding, stay zeros.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -147,6 +148,29 @@ def _parse_step(value: Any, where: str) -> Step:
         return STEPS[name](**given)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def named_steps(words: Sequence[str], tuned: Any, where: str) -> tuple[Step, ...]:
+    """The steps that a user names: `none`, `tuned`, names in their order, or a list as JSON.
+
+    Args:
+        words: of a command line or a configuration.
+        tuned: what `tuned` stands for: the list that a model's description has.
+        where: option or key, for the message.
+
+    Raises:
+        UserError: see :func:`parse_steps`.
+    """
+    if list(words) == ["none"]:
+        return ()
+    if list(words) == ["tuned"]:
+        return parse_steps(tuned, where)
+    if words and words[0].lstrip().startswith("["):
+        try:
+            return parse_steps(json.loads(" ".join(words)), where)
+        except ValueError as error:
+            raise UserError(f"{where} is not valid JSON: {error}") from error
+    return parse_steps([{"name": word} for word in words], where)
 
 
 def describe_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:

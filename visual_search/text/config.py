@@ -9,21 +9,25 @@ from visual_search.common.ranges import (
     Amount,
     Count,
     CountFrom1,
+    CountOrAll,
     Positive,
     Range,
     Seed,
     Share,
     ShareBelow1,
-)
-from visual_search.config import (
-    BackboneConfig,
-    CountOrAll,
-    EmbedSettings,
-    OptimConfig,
     Side,
     SideOr0,
+)
+from visual_search.common.unused import Unless, When
+from visual_search.config import (
+    BackboneConfig,
+    EmbedSettings,
+    OptimConfig,
     TrainConfig,
 )
+
+_LEARNT = When("towers", "open_clip/", "hf/")
+_FROZEN = When("towers", "use", "sentence-transformers/")
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class PairSamplerConfig:
     """
 
     kind: Literal["shuffle", "cluster-balanced", "hard-negatives"] = "shuffle"
-    hard_share: Share = 0.5
-    cluster_power: Amount = 0.5
+    hard_share: Annotated[Share, When("kind", "hard-negatives")] = 0.5
+    cluster_power: Annotated[Amount, When("kind", "cluster-balanced")] = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class PairDataConfig:
     text_column: Literal["queries", "texts"] = "queries"
     test_language: str = ""
     queries_per_photo: Literal["draw", "mean"] = "draw"
-    most_queries: CountFrom1 = 8
+    most_queries: Annotated[CountFrom1, When("queries_per_photo", "mean")] = 8
     shuffle_texts: bool = False
     seed: Seed = 42
     input_size: Side = 224
@@ -84,10 +88,10 @@ class PairDataConfig:
     cached_views: Count = 0
     sampler: PairSamplerConfig = field(default_factory=PairSamplerConfig)
     augmentations: Literal[
-        "none", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
+        "none", "default", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
     ] = "plain"
     random_erasing: Share = 0.0
-    num_workers: Count = 8
+    num_workers: Annotated[Count, Unless("cached_views")] = 8
     max_broken_share: Share = 0.05
 
 
@@ -112,15 +116,15 @@ class TextConfig:
     """
 
     towers: tuple[str, ...] = ("hashed",)
-    weights: str = "none"
-    trainable_blocks: CountOrAll = -1
-    train_embeddings: bool = True
-    tokens: CountFrom1 = 77
-    pooling: Literal["mean", "first", "last"] = "mean"
-    buckets: CountFrom1 = 20000
-    dimension: CountFrom1 = 256
-    noise: Amount = 0.0
-    dropout: ShareBelow1 = 0.0
+    weights: Annotated[str, _LEARNT] = "none"
+    trainable_blocks: Annotated[CountOrAll, _LEARNT] = -1
+    train_embeddings: Annotated[bool, When("towers", "hashed", "open_clip/", "hf/")] = True
+    tokens: Annotated[CountFrom1, _LEARNT] = 77
+    pooling: Annotated[Literal["mean", "first", "last"], When("towers", "hf/")] = "mean"
+    buckets: Annotated[CountFrom1, When("towers", "hashed")] = 20000
+    dimension: Annotated[CountFrom1, When("towers", "hashed")] = 256
+    noise: Annotated[Amount, _FROZEN] = 0.0
+    dropout: Annotated[ShareBelow1, _FROZEN] = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,12 @@ class ProjectionConfig:
 
     kind: Literal["linear", "residual"] = "linear"
     dimension: CountFrom1 = 512
-    dropout: ShareBelow1 = 0.5
+    dropout: Annotated[ShareBelow1, When("kind", "residual")] = 0.5
     clusters: CountFrom1 = 1
-    initial: Literal["random", "ridge"] = "random"
-    ridge_alpha: Positive = 1.0
+    initial: Annotated[Literal["random", "ridge"], Unless(".pretrain_model")] = "random"
+    ridge_alpha: Annotated[Positive, When("initial", "ridge"), Unless(".pretrain_model")] = 1.0
     class_names: Literal["none", "imagenet"] = "none"
-    sharpness: Positive = 10.0
+    sharpness: Annotated[Positive, When("class_names")] = 10.0
     feature_noise: Amount = 0.0
     feature_dropout: ShareBelow1 = 0.0
 
@@ -175,8 +179,8 @@ class ContrastiveConfig:
     name: Literal["infonce", "siglip"] = "infonce"
     temperature: Annotated[float, Range(0.01)] = 0.07
     learn_temperature: bool = True
-    label_smoothing: Share = 0.0
-    cluster_weight: Amount = 1.0
+    label_smoothing: Annotated[Share, When("name", "infonce")] = 0.0
+    cluster_weight: Annotated[Amount, Unless("projection.clusters", 1)] = 1.0
     chunk: Count = 0
 
 

@@ -152,6 +152,26 @@ def test_groups_of_a_class(sizes: list[int], per_class: int, groups: int, seed: 
             assert len(set(order[i : i + groups])) == len(order[i : i + groups])
 
 
+def test_groups_in_proportion_to_the_sizes_of_the_classes() -> None:
+    """A class of n photos of N has n / N of the pairs, and its photos take turns."""
+    sizes = [40, 20, 10, 6, 4, 200]
+    images = photos(sizes, [0, 0, 0, 0, 0, 1])
+    for seed in range(4):
+        rows = drawn(ClassGroups(images, 2, by_size=True), seed, batch=4)
+        pairs = images.labels[rows].reshape(-1, 2)
+        assert (pairs[:, 0] == pairs[:, 1]).all()
+        found = np.bincount(pairs[:, 0], minlength=6)
+        assert abs(found - np.array(sizes) / 2).max() <= 1
+        times = Counter(rows)
+        assert all(times[row] <= 2 for row in range(len(images)))
+    # In a source of its own, no class is there twice in a batch while another one is left.
+    images = photos([12, 12, 12, 12])
+    batches = images.labels[drawn(ClassGroups(images, 2, by_size=True), 0, 4)].reshape(-1, 2, 2)
+    same = (batches[:, 0, 0] == batches[:, 1, 0]).mean()
+    assert same <= 0.1
+    assert ORDERS["m-per-class"](images, 2, 0.5, True).by_size  # type: ignore[attr-defined]
+
+
 def test_groups_keep_the_shares_of_the_sources() -> None:
     images = photos([10, 30, 20, 4], [0, 0, 1, 1], (1.0, 2.0))
     times = Counter(images.labels[drawn(ClassGroups(images, 4))].tolist())

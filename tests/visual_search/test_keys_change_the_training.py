@@ -1,0 +1,115 @@
+"""A key of which the command says nothing changes what is trained: each key, by a real training."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import inside
+from tests.visual_search.test_unused import CASES, another, with_key
+from visual_search.common.errors import UserError
+from visual_search.common.unused import unused
+from visual_search.config import PhaseConfig
+from visual_search.main_arcface import main
+from visual_search.phase import build_image_phase
+from visual_search.run_folder import FREE_TO_CHANGE, RunFolder
+from visual_search.train import train_phase
+
+# What changes no score, by its nature: speed, memory, folders, what is written when, trackers.
+SILENT = {
+    *FREE_TO_CHANGE, "dataset.augmentations_valid", "backbone.gradient_checkpointing",
+    "train.channels_last", "train.compile", "train.sync_batchnorm", "embedding.memory_format",
+    "embedding.batch_size", "embedding.workers", "embedding.backend", "embedding.min_cosine",
+    "embedding.precision",
+    # Of these, the tiny data and model of this test have none: borders, other files, layers.
+    "embedding.trim_borders", "dataset.product10k.train_valid_root", "dataset.tables",
+    "dataset.num_of_classes", "backbone.drop_path", "dataset.product10k.more_than",
+    "dataset.product10k.at_most", "backbone.weights",
+}  # fmt: skip
+
+VALUES: dict[str, Any] = {
+    "dataset.input_size": 40, "dataset.input_size_valid": 40, "dataset.max_classes": 3,
+    "dataset.batch_size": 4, "dataset.product10k.weight": 0.5, "neck.dimension": 8,
+    "neck.kind": "linear", "backbone.name": "timm/test_resnet", "backbone.pooling": "gem",
+    "backbone.trainable_blocks": 1, "backbone.frozen_stages": 2, "train.head_epochs": 1,
+    "train.validate_every": 2, "train.validate_steps": 3, "train.early_stopping": 1,
+    "train.soup_last": 2, "train.whitening": 1.0, "optim.warmup_steps": 0, "margin.scale": 4.0,
+    "optim.gradient_clip": 0.01, "optim.floor": 0.5, "margin.nested": (4, 8), "train.epochs": 1,
+    "margin.class_margins": "minmax", "dataset.mixing.kind": "mixup", "pairs.name": "contrastive",
+    "margin.sampled_share": 0.5, "optim.weight_decay": 5.0, "backbone.head_conv": False,
+    "train.precision": "bf16",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, str]:
+    return {}
+
+
+def observed(config: PhaseConfig, folder: Path) -> str:
+    """All that a training leaves, less times and words: a digest, or the sentence that refuses."""
+    done = RunFolder(folder, "x")
+    try:
+        train_phase(config, build_image_phase, done, "x: 1", True)
+    except UserError as error:
+        return f"refused: {error}"
+    files = [*sorted(done.path.glob("*/*.safetensors")), done.path / "classes.json"]
+    lines = [line for line in done.metrics() if line["kind"] != "epoch"]
+    marks = [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+    said = b"".join(path.read_bytes() for path in files) + repr(marks).encode()
+    return hashlib.sha256(said).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "hint", "default"),
+    [case.values[1:] for case in CASES if case.values[0] is PhaseConfig],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_key_of_which_nothing_is_said_changes_the_training(
+    key: str,
+    hint: Any,
+    default: Any,
+    small_phase: dict[str, Any],
+    tmp_path: Path,
+    seen: dict[str, str],
+) -> None:
+    config = PhaseConfig()
+    for part, values in small_phase.items():
+        for name, value in values.items():
+            inner = value if isinstance(value, dict) else {"": value}
+            for last, setting in inner.items():
+                path = ".".join(filter(None, (part, name, last)))
+                config = with_key(config, path, setting)
+    for path, setting in {
+        "train.epochs": 2, "train.validate_every": 1, "optim.head_lr": 0.01,
+        "optim.backbone_lr_ratio": 1.0, "train.log_steps": 1,
+    }.items():  # fmt: skip
+        config = with_key(config, path, setting)
+    now = config
+    for name in key.split("."):
+        now = getattr(now, name)
+    changed = with_key(config, key, VALUES.get(key, another(key, hint, now)))
+    if key in SILENT or unused(changed, {key}):
+        return
+    if "plain" not in seen:
+        seen["plain"] = observed(config, tmp_path / "plain")
+    made = observed(changed, tmp_path / "changed")
+    assert made != seen["plain"]
+    if made.startswith("refused"):
+        assert key.rpartition(".")[2] in made or "_other" in made
+
+
+def test_the_command_says_it(small_phase: dict[str, Any], tmp_path: Path) -> None:
+    done = inside(main, "--name", "x", "--optim.momentum", "0.9", "--dataset.batch_size", "x")
+    assert done.returncode == 2  # the wrong value comes first, and alone
+    done = inside(
+        main,
+        *("--name", "x", "--runs", tmp_path, "--optim.momentum", "0.9"),
+        *("--dataset.product10k.train_valid_root", tmp_path / "none"),
+    )
+    assert done.returncode == 2
+    assert "note: optim.momentum is 0.9, which changes nothing: optim.name is adamw" in done.stdout
