@@ -148,6 +148,11 @@ def _arguments() -> argparse.Namespace:
         "--test-gallery", type=int, default=26_000, help="of the hidden test (%(default)s)"
     )
     rehearse.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="pass where the ranker says that something runs the slow way",
+    )
+    rehearse.add_argument(
         "--no-largest-size", action="store_true", help="do not look for the largest input size"
     )
     return parser.parse_args()
@@ -177,6 +182,7 @@ def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
             not arguments.no_largest_size,
             ImageCounts(arguments.test_queries, arguments.test_gallery),
             arguments.report_queries,
+            arguments.allow_fallback,
         )
     )
 

@@ -44,6 +44,11 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="install requirements.txt into a new environment and run there (minutes, gigabytes)",
     )
+    parser.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="pass where the ranker says that something runs the slow way",
+    )
     parser.add_argument("--no-trial", action="store_true", help="do not run the last commit")
     parser.add_argument(
         "--python", default="3.11", help="Python of the evaluator, for the syntax (%(default)s)"
@@ -74,10 +79,10 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
     yield from preflight.check_remote(tree)
     yield from preflight.check_tag(tree, arguments.tag)
     if not arguments.no_trial:
-        yield from _trial(tree.root, arguments.clean_env)
+        yield from _trial(tree.root, arguments.clean_env, arguments.allow_fallback)
 
 
-def _trial(root: Path, clean: bool) -> Iterator[Finding]:
+def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
     """Run the commit as the evaluator would, on drawn images."""
     from visual_search.submission import preflight
     from visual_search.submission.run import DrawnImages, staged
@@ -92,6 +97,7 @@ def _trial(root: Path, clean: bool) -> Iterator[Finding]:
             tempfile.TemporaryDirectory(prefix="preflight_") as folder,
             staged(root, Limits(TRIAL_SECONDS), log) as stage,
         ):
+            stage.allow_fallback = allow_fallback
             if clean:
                 requirements = stage.checkout / "requirements.txt"
                 stage.python = preflight.make_environment(

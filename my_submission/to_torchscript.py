@@ -18,17 +18,22 @@ def main() -> None:
     arguments = _arguments()
 
     from visual_search.ranking.export import export_torchscript
+    from visual_search.ranking.rerank import describe_steps, format_steps, named_steps
 
     source: Path = arguments.model
     if source.suffix in (".yml", ".yaml"):
-        embedder, architecture, facts = _plain_backbone(source, arguments.input_size)
+        embedder, architecture, facts = _plain_backbone(source, arguments.input_size or 224)
     else:
-        embedder, architecture, facts = _trained(source, arguments.trust)
+        embedder, architecture, facts = _trained(source, arguments.input_size, arguments.trust)
+    steps = named_steps(arguments.rerank, facts.get("rerank", []), "--rerank")
+    facts["rerank"] = describe_steps(steps)
     path = export_torchscript(embedder, architecture, facts, arguments.output)
     score = f", mAP {facts['mAP']:.4f}" if isinstance(facts.get("mAP"), float) else ""
+    size = f"{architecture.input_size} px, {architecture.dimension}-d"
     print(
         f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), model.safetensors and model.json: "
-        f"{architecture.backbone}, {architecture.input_size} px, {architecture.dimension}-d{score}"
+        f"{architecture.backbone}, {size}{score}; "
+        f"ranks by {format_steps(steps)}"
     )
     elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
     print(f"next: python local_evaluation.py{elsewhere}")
@@ -50,7 +55,18 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="default: %(default)s")
     parser.add_argument(
-        "--input_size", type=int, default=224, help="pixels, of a plain backbone (%(default)s)"
+        "--input_size",
+        type=int,
+        help="pixels, such as 272; default: those that the run was validated at, 224 of a plain "
+        "backbone. Position embeddings are resampled",
+    )
+    parser.add_argument(
+        "--rerank",
+        nargs="+",
+        default=["tuned"],
+        metavar="STEP",
+        help="none, swapped_dba or other steps in their order, or a list as JSON; default: tuned, "
+        "which is what the run's model.json has",
     )
     parser.add_argument(
         "--trust",
@@ -67,9 +83,9 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _trained(source: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
+def _trained(source: Path, input_size: int | None, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
     from visual_search.model.checkpoint import knows_texts, load_checkpoint
-    from visual_search.model.embedder import rebuild_embedder
+    from visual_search.ranking.export import trained_embedder
 
     checkpoint = load_checkpoint(source, trust=trust)
     if knows_texts(checkpoint):
@@ -78,9 +94,7 @@ def _trained(source: Path, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
             "alone: export a run of visual_search.main_arcface"
         )
     print(f"exporting {checkpoint.path}", flush=True)
-    embedder = rebuild_embedder(checkpoint.architecture)
-    embedder.load_state_dict(dict(checkpoint.state))
-    return embedder, checkpoint.architecture, dict(checkpoint.facts)
+    return trained_embedder(checkpoint, input_size)
 
 
 def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:

@@ -42,23 +42,22 @@ def main() -> None:
     from visual_search.data.factory import training_images
     from visual_search.data.images import load_pixels
     from visual_search.model.checkpoint import load_checkpoint
-    from visual_search.model.embedder import rebuild_embedder
-    from visual_search.ranking.export import ONNX_FILE, export_torchscript
+    from visual_search.ranking.export import ONNX_FILE, export_torchscript, trained_embedder
     from visual_search.ranking.onnx import export_onnx, load_onnx, markdown, measure
     from visual_search.ranking.precision import converted, memory_format_of, precision_for
+    from visual_search.ranking.rerank import describe_steps, named_steps
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)
-    architecture, facts, output = checkpoint.architecture, dict(checkpoint.facts), options.output
-    size = architecture.input_size
-    embedder = rebuild_embedder(architecture).eval()
-    embedder.load_state_dict(dict(checkpoint.state))
+    embedder, architecture, facts = trained_embedder(checkpoint, options.input_size)
+    embedder, size, output = embedder.eval(), architecture.input_size, options.output
+    steps = named_steps(options.rerank, facts.get("rerank", []), "--rerank")
     listed = training_images(config.dataset)
     rows = np.random.default_rng(0).permutation(len(listed))[: options.images]
     pixels = [load_pixels(listed.item(int(row)), size)[0] for row in rows]
     images = torch.from_numpy(np.stack(pixels))
 
     settings = {**(facts.get("embedding") or {}), "min_cosine": options.min_cosine}
-    facts = {"rerank": [], **facts, "embedding": settings}
+    facts |= {"rerank": describe_steps(steps), "embedding": settings}
     file = export_torchscript(embedder, architecture, facts, output)
     compare = partial(measure, embedder=embedder, images=images)
     measured = []
@@ -116,6 +115,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=list(FORMATS),
         metavar="FORMAT",
         help=f"{', '.join(FORMATS)}; default: all",
+    )
+    parser.add_argument("--input_size", type=int, help="pixels; default: the run's own")
+    parser.add_argument(
+        "--rerank",
+        nargs="+",
+        default=["tuned"],
+        metavar="STEP",
+        help="as of my_submission/to_torchscript.py; default: what the run's model.json has",
     )
     parser.add_argument(
         "--images",

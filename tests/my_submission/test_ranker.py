@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,23 @@ def test_the_export_command(tmp_path: Path) -> None:
     trusted = inside(to_torchscript.main, copy, "--trust", "--output", copy)
     assert trusted.returncode == 0, trusted.stderr
     assert (copy / "model.safetensors").is_file()
+    larger = inside(
+        *(to_torchscript.main, tmp_path / "out", "--output", copy),
+        *("--input_size", "40", "--rerank", "center", "swapped_dba"),
+    )
+    assert larger.returncode == 0, larger.stderr
+    assert "40 px" in larger.stdout
+    assert "ranks by center(scope=joint) + swapped_dba(gallery_neighbours=9" in larger.stdout
+    said = json.loads((copy / "model.json").read_text())
+    assert said["architecture"]["input_size"] == 40
+    assert [step["name"] for step in said["rerank"]] == ["center", "swapped_dba"]
+    assert said["packages"] == ["timm"]
+    again = inside(to_torchscript.main, copy, "--output", copy, "--rerank", "none")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((copy / "model.json").read_text())["rerank"] == []
+    wrong = inside(to_torchscript.main, copy, "--output", copy, "--rerank", "swaped_dba")
+    assert wrong.returncode == 2
+    assert "--rerank[0].name is 'swaped_dba'; it can be power, center," in wrong.stderr
     gone = inside(to_torchscript.main, tmp_path / "out", "--openvino")
     assert gone.returncode == 2
     assert "--openvino is no longer there" in gone.stderr

@@ -123,7 +123,7 @@ def create_open_clip(model: str, config: BackboneConfig, input_size: int) -> tup
         import open_clip
     except ImportError as error:
         raise UserError(
-            "open_clip backbones need the package open_clip_torch: pip install -e '.[train]'"
+            "open_clip backbones need the package: pip install open_clip_torch"
         ) from error
     architecture, _, tag = model.partition("/")
     if architecture not in open_clip.list_models():
@@ -238,6 +238,7 @@ __all__ = [
     "feature_width",
     "load_file_weights",
     "match_by_order",
+    "packages_of",
     "read_state_dict",
 ]
 
@@ -372,3 +373,8 @@ LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]
 }
 """Builders by library: model, configuration and input size in, the headless network and its
 input size out."""
+
+
+def packages_of(backbone: str) -> list[str]:
+    """What has to be installed, beside torch, to build a backbone of this name."""
+    return ["open_clip_torch"] if backbone.startswith("open_clip/") else ["timm"]

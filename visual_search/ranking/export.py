@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
 from visual_search.config import EmbedSettings
+from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
     Checkpoint,
     describe_model,
@@ -30,6 +32,7 @@ from visual_search.model.checkpoint import (
     save_weights,
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
+from visual_search.model.patches import resized_state
 from visual_search.ranking.precision import (
     MIN_COSINE,
     EmbedFn,
@@ -47,6 +50,46 @@ ONNX_FILE = "model.onnx"
 RUNTIME_FILES = (ONNX_FILE, "model.xml", "model.bin")
 """The same model for other runtimes; the last two, of OpenVINO, are of earlier versions."""
 POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
+
+
+Shout = Callable[[str], None]
+"""Told what the ranker has to do without; it prints it, and a rehearsal fails of it."""
+
+
+def trained_embedder(
+    checkpoint: Checkpoint, input_size: int | None = None
+) -> tuple[Embedder, Architecture, dict[str, Any]]:
+    """The embedder of a run or an export, for images of any size that it takes.
+
+    Args:
+        checkpoint: what was found.
+        input_size: side of its images in pixels; None is the one that it was validated at.
+            Position embeddings are resampled for another one.
+
+    Returns:
+        Embedder, architecture, and the facts of `model.json`; without the score, which is of
+        another size.
+
+    Raises:
+        UserError: when the network does not take images of that size.
+    """
+    architecture, facts = checkpoint.architecture, dict(checkpoint.facts)
+    state = dict(checkpoint.state)
+    if input_size in (None, architecture.input_size):
+        embedder = rebuild_embedder(architecture)
+    else:
+        facts |= {"mAP": None, "validated_at": architecture.input_size}
+        architecture = replace(architecture, input_size=input_size)
+        try:
+            embedder = rebuild_embedder(architecture)
+        except (UserError, RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"{architecture.backbone} does not take images of {input_size} pixels "
+                f"({first_line(error)}): name another --input_size"
+            ) from error
+        state = resized_state(state, embedder)
+    embedder.load_state_dict(state)
+    return embedder, architecture, facts
 
 
 def export_torchscript(
@@ -75,7 +118,10 @@ def export_torchscript(
         staged = Path(name)
         traced.save(str(staged / MODEL_FILE))
         save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
-        description = describe_model(architecture, {"rerank": [], **facts})
+        description = describe_model(
+            architecture,
+            {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
+        )
         write_json(staged / DESCRIPTION_FILE, description)
         _check_export(staged, embedder, architecture)
         _keep_previous(folder, facts.get("run"))
@@ -138,12 +184,14 @@ def _keep_previous(folder: Path, run: str | None) -> None:
     print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
 
 
-def load_exported(folder: Path, device: torch.device) -> tuple[EmbedFn, Architecture]:
+def load_exported(
+    folder: Path, device: torch.device, shout: Shout = print
+) -> tuple[EmbedFn, Architecture]:
     """The user's own export, ready to embed on `device`.
 
     Its weights, from `model.safetensors` or, in an export of earlier versions, from `model.pt`, go
     into an eager model, which answers its first batch as fast as its hundredth. Where the library
-    of its backbone is not installed, the TorchScript module itself is used.
+    of its backbone is not installed, the TorchScript module itself is used, and `shout` is told.
 
     Raises:
         UserError: when something is missing or damaged; the message says what to run.
@@ -159,11 +207,14 @@ def load_exported(folder: Path, device: torch.device) -> tuple[EmbedFn, Architec
         raise UserError(f"{folder / MODEL_FILE} {POINTER}")
     checkpoint = load_checkpoint(files[0], trust=True)
     script = files[-1] if files[-1].name == MODEL_FILE else None
-    return load_model(checkpoint, device, script), checkpoint.architecture
+    return load_model(checkpoint, device, script, shout), checkpoint.architecture
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, script: Path | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    script: Path | None = None,
+    shout: Shout = print,
 ) -> Callable[[Tensor], Tensor]:
     """The embedder of a checkpoint or export, ready to embed on `device`.
 
@@ -171,6 +222,7 @@ def load_model(
         checkpoint: what was found.
         device: where it goes.
         script: a trusted TorchScript file of the same model, for where it cannot be built.
+        shout: told of it then.
 
     Raises:
         UserError: when it cannot be built, and there is no `script`.
@@ -183,9 +235,15 @@ def load_model(
             model.load_state_dict(dict(checkpoint.state))
         else:
             model = loader(checkpoint)
-    except (UserError, RuntimeError):
+    except (UserError, RuntimeError) as error:
         if script is None:
             raise
+        packages = ", ".join(packages_of(checkpoint.architecture.backbone))
+        shout(
+            f"the model cannot be built here ({first_line(error)}), so the traced {script.name} "
+            "runs in its place, slow to warm up and under autocast: requirements.txt has to bring "
+            f"{packages}"
+        )
         model = load_torchscript(script)
     return in_memory_format(model.eval().to(device), torch.channels_last)
 
@@ -211,8 +269,12 @@ def embedding_settings(folder: Path) -> EmbedSettings:
     return EmbedSettings.parsed(facts.get("embedding") or {}, str(folder / DESCRIPTION_FILE))
 
 
-def exported_runtime(folder: Path, settings: EmbedSettings, input_size: int) -> LoadRuntime | None:
+def exported_runtime(
+    folder: Path, settings: EmbedSettings, input_size: int, shout: Shout = print
+) -> LoadRuntime | None:
     """The export for ONNX Runtime, where there is one that can be used at `input_size`.
+
+    `shout` is told where there is one that cannot.
 
     Raises:
         UserError: when the settings ask for it and something is missing.
@@ -235,6 +297,6 @@ def exported_runtime(folder: Path, settings: EmbedSettings, input_size: int) -> 
         return partial(load_onnx, path)
     if settings.backend == "onnx":
         raise UserError(f"embedding.backend is onnx, but {missing}")
-    if POINTER in missing:
-        print(f"{missing}; PyTorch runs the model")
+    if path.is_file():
+        shout(f"{path} is not used, PyTorch runs the model: {missing}")
     return None

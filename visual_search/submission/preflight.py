@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.model.backbones import packages_of
+from visual_search.model.checkpoint import read_description
 from visual_search.submission.git_tree import SubmissionTree
 
 # The challenge's rule: whatever is larger travels by git-LFS.
@@ -39,8 +41,7 @@ CLIENT_FIELDS = {
     "gpu": bool,
     "description": str,
 }
-# How long the remote may take to answer.
-REMOTE_SECONDS = 15.0
+REMOTE_SECONDS = 15.0  # that the remote may take to answer
 
 # The client splits the remote's address at this host, and fails after the push without it.
 CLIENT_HOST = "gitlab.aicrowd.com"
@@ -272,7 +273,9 @@ def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
     if (tree.root / "Dockerfile").is_file():
         yield note("a Dockerfile sets up the evaluator: requirements.txt and apt.txt may be unread")
     try:
-        missing = installed_for(read_requirements(tree.root / "requirements.txt"))[1]
+        brought, missing = installed_for(read_requirements(tree.root / "requirements.txt"))
+        if (tree.root / WEIGHTS[1]).is_file():
+            yield from _check_packages(tree.root / WEIGHTS[1], brought)
     except UserError as error:
         yield problem(str(error).replace(f"{tree.root}/", ""))
     else:
@@ -284,6 +287,17 @@ def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
         else:
             yield ok("requirements.txt is satisfied by what is installed here")
     yield from _check_apt(tree.root / "apt.txt")
+
+
+def _check_packages(description: Path, brought: set[str]) -> Iterator[Finding]:
+    """Whether the exported model is built by what requirements.txt brings."""
+    architecture, facts = read_description(description)
+    for package in facts.get("packages") or packages_of(architecture.backbone):
+        if package.lower().replace("_", "-") not in brought:
+            yield problem(
+                f"requirements.txt lacks {package}, of which the model is: add it, or the slow "
+                "traced module runs in its place"
+            )
 
 
 def _check_apt(path: Path) -> Iterator[Finding]:

@@ -141,6 +141,8 @@ class Stage:
     notes: list[str] = field(default_factory=list)
     python: str = sys.executable
     runs: int = 0
+    allow_fallback: bool = False
+    """Whether a ranker may say that something runs the slow way."""
 
     @property
     def checkout(self) -> Path:
@@ -188,6 +190,10 @@ class Stage:
         if written and written not in self.notes:
             self.notes.append(written)
         log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
+        if log.get("fallbacks") and not self.allow_fallback:
+            raise Refused(
+                f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"
+            )
         run = Run.from_log(log, images.counts, outcome.times["rank"], outcome.peak_memory)
         return Answer(ranks, run, outcome, log)
 

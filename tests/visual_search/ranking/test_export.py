@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from visual_search.ranking.export import (
     export_torchscript,
     exported_runtime,
     load_exported,
+    trained_embedder,
 )
 
 CPU = torch.device("cpu")
@@ -53,11 +55,33 @@ def test_without_the_backbone_library_the_torchscript_itself_answers(
         raise UserError("open_clip backbones need the package open_clip_torch")
 
     monkeypatch.setattr(export, "rebuild_embedder", not_installed)
-    model, _ = load_exported(tmp_path, CPU)
+    shouted: list[str] = []
+    model, _ = load_exported(tmp_path, CPU, shouted.append)
     assert isinstance(model, torch.jit.ScriptModule)
+    (words,) = shouted
+    assert "open_clip_torch), so the traced model.pt runs in its place" in words
+    assert "requirements.txt has to bring timm" in words
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(model(pixels), embedder(pixels), atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_is_exported_for_a_larger_image(tmp_path: Path) -> None:
+    """A ViT: timm resamples the position embedding of its own network for the new size."""
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_vit", "none"), 160)
+    export_torchscript(embedder, architecture, {"run": "a", "mAP": 0.5}, tmp_path)
+    larger, found, facts = trained_embedder(load_checkpoint(tmp_path), 192)
+    assert (found.input_size, facts["mAP"], facts["validated_at"]) == (192, None, 160)
+    trunk: Any = embedder.backbone
+    trunk.set_input_size((192, 192))
+    pixels = torch.randint(0, 256, (2, 3, 192, 192), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(larger.eval()(pixels), embedder.eval()(pixels))
+    _, found, facts = trained_embedder(load_checkpoint(tmp_path), 160)
+    assert (found, facts["mAP"]) == (architecture, 0.5)
+    with pytest.raises(UserError, match="does not take images of 3 pixels"):
+        trained_embedder(load_checkpoint(tmp_path), 3)
 
 
 def test_an_earlier_export_is_kept(tmp_path: Path) -> None:

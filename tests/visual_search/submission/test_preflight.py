@@ -13,6 +13,8 @@ import pytest
 
 from tests.submissions import commit, git, make_submission, ranker
 from visual_search.common.errors import UserError
+from visual_search.model.checkpoint import describe_model
+from visual_search.model.embedder import Architecture
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.preflight import (
     Finding,
@@ -191,6 +193,16 @@ def test_requirements_and_packages(
     (project / name).write_bytes(content)
     found = problems(check_set_up, project)
     assert expected in found[0] if expected else found == []
+
+
+def test_the_model_is_built_by_what_the_evaluator_installs(project: Path, weights: Path) -> None:
+    architecture = Architecture("open_clip/ViT-B-32/x", "none", 512, 224, (0.5,) * 3, (0.5,) * 3)
+    (weights / "model.json").write_text(json.dumps(describe_model(architecture, {})))
+    (project / "requirements.txt").write_text("timm\n")
+    (text,) = problems(check_set_up, project)
+    assert "requirements.txt lacks open_clip_torch, of which the model is" in text
+    (project / "requirements.txt").write_text("timm\nopen_clip_torch\n")
+    assert problems(check_set_up, project) == []
 
 
 def test_names_and_syntax(project: Path) -> None:

@@ -118,6 +118,12 @@ except OSError:
     pass  # a ranker that goes on without would lose minutes there
 return self.answer()
 """
+FALLS_BACK = """
+import json
+with open(os.environ["VISUAL_SEARCH_RANKER_LOG"], "w") as handle:
+    json.dump({"seconds": {}, "fallbacks": ["the traced model.pt runs"]}, handle)
+return self.answer()
+"""
 
 
 LINE = f"at my_submission/user_config.py line {BODY_LINE}"
@@ -162,6 +168,7 @@ return self.answer()
         (ranker(f"os.remove({AN_IMAGE})"), ["tried to write", LINE]),
         (ranker(f"open({AN_IMAGE}, 'r+b')"), ["tried to write", LINE]),
         (ranker(PAST_PYTHON), ["tried to write", "left_behind"]),
+        (ranker(FALLS_BACK), ["the traced model.pt runs", "--allow-fallback"]),
     ],
     ids=lambda value: value[0][:30] if isinstance(value, list) else "",
 )
