@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="what you downloaded: archives (zip, tar, tar.gz …), or folders of them or of the "
         "unpacked data set",
     )
-    add("--part", default="", help="of met: queries of one list only, val or test (default: both)")
+    add("--part", default="", help="of met: val or test alone; of glr: train or retrieval")
     add(
         "--verify",
         action="store_true",

@@ -17,6 +17,7 @@ from dataset.dataset_creation_steps.engine import (
     add_filling_options,
     failures_file,
     filling,
+    in_project,
     print_failures,
     start_engine,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
+SOURCES = Path("dataset/amazon")
 SELECTION = ["asin", "role", "url", "mean_cosine"]
 
 
@@ -49,12 +51,39 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "50,000, each content once, and write a table of those that are there. Killed at any "
         "moment, the same command goes on where it was.",
     )
-    parser.add_argument("selections", type=Path, nargs="+", help="<Category>_mean_05.parquet …")
     parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the images (%(default)s)"
+        "selections",
+        type=Path,
+        nargs="*",
+        help="<Category>_mean_05.parquet …; default: of each category that is here, or in "
+        "dataset/amazon, the one of the lowest threshold",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=in_project(DEFAULT_OUTPUT),
+        help="folder of the images (%(default)s)",
     )
     add_filling_options(parser)
     return parser.parse_args(arguments)
+
+
+def selections_here() -> list[Path]:
+    """What :func:`analyse_pairs` wrote here, in a folder here, or in `dataset/amazon`.
+
+    Raises:
+        UserError: where there is nothing.
+    """
+    for folder, pattern in ((Path(), "*"), (Path(), "*/*"), (in_project(SOURCES), "*")):
+        found = sorted(folder.glob(f"{pattern}_mean_[0-9]*.parquet"), reverse=True)
+        # The last of a category has the lowest threshold, which the others are part of.
+        lowest = {str(path).rpartition("_mean_")[0]: path for path in found}
+        if lowest:
+            return sorted(lowest.values())
+    raise UserError(
+        f"there is no <Category>_mean_05.parquet here, nor in {in_project(SOURCES)}: "
+        "run analyse_pairs.py first, or name its tables"
+    )
 
 
 def table_file(root: Path) -> Path:
@@ -114,7 +143,9 @@ def main() -> None:
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     root: Path = arguments.output
-    kept = download_images(arguments.selections, root, filling(arguments))
+    selections = arguments.selections or selections_here()
+    print(f"reading {', '.join(map(str, selections))}", flush=True)
+    kept = download_images(selections, root, filling(arguments))
     print_failures(kept.failures, "not there")
     print(
         f"{kept.images} images in {root}, {kept.duplicates} copies of others left out, "

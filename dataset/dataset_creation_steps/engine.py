@@ -175,3 +175,13 @@ def print_failures(failures: Counter[str], what: str) -> None:
     """The most frequent reasons."""
     for reason, count in failures.most_common(10):
         print(f"{count:8d} {what}: {reason}")
+
+
+def in_project(path: Path) -> Path:
+    """A path of the project from wherever a command is typed.
+
+    Args:
+        path: relative to the project's root; as it is where its first folder is here, too.
+    """
+    root = Path(__file__).resolve().parent.parent.parent
+    return path if Path(path.parts[0]).is_dir() else root / path

@@ -20,6 +20,7 @@ from dataset.dataset_creation_steps.engine import (
     add_runner_options,
     download_config,
     failures_file,
+    in_project,
     print_failures,
     start_engine,
 )
@@ -59,8 +60,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--run",
         type=Path,
-        default=Path("runs/arcface_2nd"),
-        help="the model: a run, a checkpoint or an export (%(default)s)",
+        help="the model: a run, a checkpoint or an export; default: the newest of runs/ with "
+        "arcface_2nd in its name",
     )
     add("--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)")
     add("--products", type=int, default=PRODUCTS_A_SNAPSHOT, help="of one snapshot (%(default)s)")
@@ -73,6 +74,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_download_options(parser)
     add_runner_options(parser)
     return parser.parse_args(arguments)
+
+
+def second_phase() -> Path:
+    """The newest finished run of a second phase, `runs/*arcface_2nd*`."""
+    runs = in_project(Path("runs"))
+    found = [path for path in runs.glob("*arcface_2nd*") if (path / "best/model.json").is_file()]
+    newest = max(found, key=lambda path: (path / "best/model.json").stat().st_mtime, default=None)
+    return newest or runs / "arcface_2nd"
 
 
 def extract(
@@ -208,7 +217,9 @@ def main() -> None:
     given = {name: getattr(arguments, name) for name in names}
     distributed = arguments.runner == "ray"
     config = download_config(arguments)
-    found = extract(parquet, arguments.run, config, distributed=distributed, **given)
+    run = arguments.run or second_phase()
+    print(f"the model that compares is {run}", flush=True)
+    found = extract(parquet, run, config, distributed=distributed, **given)
     print_failures(found.failures, "without an embedding")
     print(
         f"{found.embedded} images embedded, {found.failures.total()} not "

@@ -38,6 +38,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def category_file(name: Path) -> Path:
+    """The file of this name, gzipped or not, whichever is there."""
+    if name.is_file():
+        return name
+    other = name.with_suffix("") if name.suffix == ".gz" else name.with_name(f"{name.name}.gz")
+    return other if other.is_file() else name
+
+
 def default_output(reviews: Path) -> Path:
     """`<Category>.parquet` beside `<Category>.json.gz`."""
     name = reviews.name.removesuffix(".gz").removesuffix(".json")
@@ -178,8 +186,8 @@ def _write(joined: Any, output: Path) -> dict[str, int]:
 def main() -> None:
     """Write the pairs and say what was found."""
     arguments = parse_arguments()
-    reviews: Path = arguments.reviews
-    meta = arguments.meta or reviews.with_name(f"meta_{reviews.name}")
+    reviews = category_file(arguments.reviews)
+    meta = arguments.meta or category_file(reviews.with_name(f"meta_{reviews.name}"))
     output = arguments.output or default_output(reviews)
     start_engine(arguments.runner, arguments.ray_address)
     print(f"reading {reviews} and {meta}", flush=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataset.dataset_creation_steps.engine import in_project
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
 
@@ -74,7 +75,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "table",
         type=Path,
         nargs="?",
-        default=DEFAULT_TABLE,
+        default=in_project(DEFAULT_TABLE),
         help="of download_images.py, beside the folder of the images (%(default)s)",
     )
     add("--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.5 0.6")
@@ -176,11 +177,11 @@ def leaked_images(
 
 
 def pack_images(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
-    """The images of all tables as `images_mean_50k_<thousands of images>.tar.partaa`, …."""
+    """The images of all tables as `images_mean_50k_<thousands of images>.partaa`, …."""
     import pandas as pd
 
     files = set().union(*(pd.read_csv(table.path, dtype=str)["image_path"] for table in tables))
-    stem = root.with_name(f"{root.name}_{max(1, round(len(files) / 1000))}.tar")
+    stem = root.with_name(f"{root.name}_{max(1, round(len(files) / 1000))}")
     return pack(root, files, stem, part_size)
 
 
@@ -237,7 +238,8 @@ def main() -> None:
     table: Path = arguments.table
     evaluation = arguments.evaluation
     if evaluation is None:
-        evaluation = [DEFAULT_EVALUATION] if DEFAULT_EVALUATION.is_dir() else []
+        place = in_project(DEFAULT_EVALUATION)
+        evaluation = [place] if place.is_dir() else []
     output = arguments.output or table.parent
     written = prepare_training_set(
         table,

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.sources.base import DataSet, Files, box_of_corners, split_lines, whole_number
+from dataset.sources.base import (
+    DataSet,
+    Download,
+    Files,
+    box_of_corners,
+    split_lines,
+    whole_number,
+)
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import InfoRow
 
@@ -131,4 +138,5 @@ DATA_SET = DataSet(
         "cars_test.tgz": "cars_test",
         "car_devkit.tgz": "cars_train_annos.mat",
     },
+    downloads=(Download("http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip"),),
 )

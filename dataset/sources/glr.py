@@ -1,4 +1,4 @@
-"""Google Landmarks v2, retrieval: queries against the index (Weyand et al. 2020)."""
+"""Google Landmarks v2 (Weyand et al. 2020): training photos, and queries against the index."""
 
 from __future__ import annotations
 
@@ -9,9 +9,33 @@ from visual_search.data.dataset_info import InfoRow
 
 INDEX = "index_image_to_landmark.csv"
 SOLUTION = "retrieval_solution_v2.1.csv"
+TRAIN, CLEANED = "train.csv", "train_clean.csv"
+PARTS = ("train", "retrieval")
 
 
 def read(files: Files) -> Iterator[InfoRow]:
+    """The training images, where there is a list of them, then index and queries, the same.
+
+    Of the two lists of training images the cleaned one is taken where it is there.
+    """
+    trains = files.has(TRAIN) or files.has(CLEANED)
+    if files.part == "train" or (not files.part and trains):
+        yield from _training(files)
+    if files.part == "retrieval" or (not files.part and (files.has(INDEX) or not trains)):
+        yield from _retrieval(files)
+
+
+def _training(files: Files) -> Iterator[InfoRow]:
+    """By landmark: an image a line, or, in the cleaned list, a landmark a line."""
+    cleaned = files.has(CLEANED)
+    columns = ["landmark_id", "images" if cleaned else "id"]
+    for record in csv_records(files.file(CLEANED, TRAIN), columns):
+        for image in record.values[columns[1]].split():
+            path = files.image(_place("train", image))
+            yield InfoRow(path, f"glr/{record.values['landmark_id']}", evaluation_status="train")
+
+
+def _retrieval(files: Files) -> Iterator[InfoRow]:
     """The images of the index, then the queries; both by landmark.
 
     The solution lists images of each query. A query is given their landmark; one that nothing is
@@ -43,10 +67,12 @@ def _place(part: str, image: str) -> str:
 
 DATA_SET = DataSet(
     name="glr",
-    title="Google Landmarks v2, retrieval",
+    title="Google Landmarks v2",
     page="https://github.com/cvdfoundation/google-landmark",
-    layout=f"index/ and test/, unpacked (index/0/1/2/012….jpg), {INDEX} and {SOLUTION}",
+    layout=f"train/ (train/0/1/2/012….jpg) with {CLEANED} or {TRAIN}; index/ and test/, the same, "
+    f"with {INDEX} and {SOLUTION}",
     read=read,
     columns=("evaluation_status",),
     archives={"landmark-retrieval-*.zip": "index"},
+    parts=PARTS,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dataset.sources.base import DataSet, Files, split_lines
+from dataset.sources.base import DataSet, Download, Files, split_lines
 from visual_search.data.dataset_info import InfoRow
 
 HEADER = "image_id class_id super_class_id path"
@@ -26,4 +26,5 @@ DATA_SET = DataSet(
     "(bicycle_final/ …)",
     read=read,
     archives={"Stanford_Online_Products.zip": "Ebay_train.txt"},
+    downloads=(Download("http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip"),),
 )

@@ -309,6 +309,18 @@ def glr(folder: Path) -> None:
             image(folder / part / name[0] / name[1] / name[2] / f"{name}.jpg", number, len(part))
 
 
+def glr_train(folder: Path, cleaned: bool) -> None:
+    """Two landmarks to train on; the cleaned list leaves an image of the first out."""
+    landmarks = {"0abc": 5, "0abd": 5, "1def": 5, "2f00": 6}
+    rows = [[name, f"http://x/{name}", landmark] for name, landmark in landmarks.items()]
+    write_csv(folder / "train.csv", ["id", "url", "landmark_id"], rows)
+    if cleaned:
+        rows = [[5, "0abc 0abd"], [6, "2f00"]]
+        write_csv(folder / "train_clean.csv", ["landmark_id", "images"], rows)
+    for number, name in enumerate(landmarks):
+        image(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg", number, 5)
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     builder.__name__: builder
     for builder in (

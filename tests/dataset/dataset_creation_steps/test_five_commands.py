@@ -130,7 +130,7 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
     assert "not checked for leaks" in said
     check(tmp_path, truth, server, model_run)
 
-    parts = sorted(tmp_path.glob("images_mean_50k_*.tar.part*"))
+    parts = sorted(tmp_path.glob("images_mean_50k_*.part*"))
     assert {path.stat().st_size for path in parts[:-1]} == {20_000}
     archive = b"".join(part.read_bytes() for part in parts)
     packed = subprocess.run(["tar", "-t"], input=archive, capture_output=True, check=True)

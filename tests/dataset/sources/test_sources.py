@@ -225,6 +225,19 @@ def test_met_keeps_exhibits_queries_and_distractors_apart(source: Path) -> None:
         table_of("met", source, part="train")
 
 
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_glr_has_training_images_by_landmark(source: Path, cleaned: bool) -> None:
+    layouts.glr_train(source, cleaned)
+    table = table_of("glr", source)
+    assert counts(table, "evaluation_status", "label") == {
+        ("train", "glr/5"): 2 if cleaned else 3,
+        ("train", "glr/6"): 1,
+    }
+    assert table["file_name"].iloc[0] == "../download/train/0/a/b/0abc.jpg"
+    layouts.glr(source)  # the lists of the other part beside it: both
+    assert len(table_of("glr", source)) == (3 if cleaned else 4) + 7
+
+
 def test_food101_lists_are_class_and_image(source: Path) -> None:
     layouts.food101(source)
     layouts.lines(source / "food-101" / "meta" / "test.txt", ["apple_pie"])
