@@ -1,0 +1,388 @@
+"""What the README files of the systems people come from tell them to type, typed here.
+
+Commands and snippets stand as they are published, placeholders filled in. Where a system keeps its
+files elsewhere, :data:`PLACES` says where they are here. Data and models are small; each command
+runs to its end. docs/coming_from.md has the same tables for people.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from my_submission import to_torchscript
+from tests.commands import inside
+from tests.conftest import PROJECT, draw_product, write_csv
+from tests.dataset import layouts
+from tests.dataset.dataset_creation_steps.conftest import model_run as model_run
+from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
+from tests.dataset.dataset_creation_steps.small_amazon import make_images, write_files
+from visual_search import main_arcface
+from visual_search.config_reader import read_config
+
+PLACES = {
+    "tools/train.py": "visual_search.main_arcface",
+    "visual_search.main_arcface": "visual_search.main_arcface",
+    "data/prepare_dataset.py": "dataset.prepare_dataset",
+    "data/generate_dataset_info.py": "dataset.generate_dataset_info",
+    "data/filter_dataset_info.py": "dataset.filter_dataset_info",
+    "data/get_kfold_split.py": "dataset.get_kfold_split",
+}
+"""By what a system's README calls, the module that is called here."""
+TINY = "name: timm/test_efficientnet\nweights: none\n"
+SMALL = "--backbone.name timm/test_efficientnet --backbone.weights none --dataset.input_size 32"
+QUICK = "--dataset.batch_size 6 --dataset.num_workers 0 --train.epochs 1 --train.compile false"
+
+
+def typed(line: str, *more: object) -> str:
+    """Run a published command in this folder, and give back what it prints."""
+    words = shlex.split(line)
+    words = words[words.index("python") + 1 :]
+    program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    done = inside(importlib.import_module(PLACES[program]).main, *rest, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to type in, with the project's configs and the smallest of networks."""
+    shutil.copytree(PROJECT / "config", tmp_path / "config")
+    for name in ("openclip_vit_b32", "convnext_xxlarge", "efficientnetv2_b1"):
+        (tmp_path / "config" / "backbone" / f"{name}.yml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# The challenge's winner.
+
+DATASET = """
+dataset:
+    product10k:
+        train_valid_root: '<path_to_Product10K_dir>'
+        train_prefix: 'train/'
+        train_list: 'train.csv'
+        val_prefix: 'test/'
+        val_list: 'test_kaggletest.csv'
+
+    dev_set:
+        eval_root: "<path_to_development_test_data>"
+        gallery: 'gallery.csv'
+        queries: 'queries.csv'
+
+    seed: 42
+    num_of_classes: 9700
+    input_size: 224
+    batch_size: 48
+    augmentations: 'default'
+    augmentations_valid: 'default'
+    num_workers: 8
+"""
+AMAZON = """
+    amazon_review:
+        root: '<path_to_Amazon-review_dir>'
+        prefix: 'images_mean_50k/'
+        list: 'amazon_review_mean_06_full_images.csv'
+"""
+
+
+@pytest.fixture
+def challenge(here: Path, product10k_folder: Path, dev_folder: Path) -> Path:
+    """A config that begins with the published section; Amazon's layout beside Product10K."""
+    folder = here / "Amazon-review"
+    (folder / "images_mean_50k").mkdir(parents=True)
+    rows = []
+    for product in range(3):
+        for photo in range(2):
+            name = f"{product}_{photo}.png"
+            draw_product(40 + product, photo).save(folder / "images_mean_50k" / name)
+            rows.append([name, product])
+    for threshold in ("05", "06"):
+        name = f"amazon_review_mean_{threshold}_full_images.csv"
+        write_csv(folder / name, ["image_path", "label"], rows)
+    text = DATASET.replace("<path_to_Product10K_dir>", f"{product10k_folder}/")
+    text = text.replace("<path_to_development_test_data>", str(dev_folder))
+    path = here / "config" / "theirs.yml"
+    path.write_text(text)
+    return path
+
+
+def test_their_dataset_section_trains_as_it_stands(challenge: Path, here: Path) -> None:
+    said = typed(
+        f"python -m visual_search.main_arcface --config {challenge} --name arcface_1st "
+        f"{SMALL} {QUICK}"
+    )
+    assert "24 images of 6 classes" in said
+    config = read_config(here / "runs/arcface_1st").dataset
+    assert (config.seed, config.num_of_classes, config.augmentations) == (42, 9700, "default")
+    assert "val_prefix is test/, which changes nothing: dataset.train_on_test is false" in said
+
+
+def test_their_amazon_section_is_a_table_of_the_xbm_phases(challenge: Path, here: Path) -> None:
+    text = challenge.read_text() + AMAZON.replace("<path_to_Amazon-review_dir>", "Amazon-review/")
+    challenge.write_text(text)
+    said = typed(
+        f"python -m visual_search.main_arcface --config {challenge} --name xbm_1st {SMALL} {QUICK} "
+        "--pairs config/pairs/xbm.yml --margin.weight 0 --dataset.sampler.kind m-per-class"
+    )
+    assert "30 images of 9 classes" in said
+    exported = inside(
+        *(to_torchscript.main, "runs/xbm_1st", "--output", "weights"),
+        *("--input_size", "40", "--rerank", "swapped_dba"),
+    )
+    assert exported.returncode == 0, exported.stderr
+    model = json.loads((here / "weights/model.json").read_text())
+    assert model["architecture"]["input_size"] == 40
+    assert model["rerank"][0]["name"] == "swapped_dba"
+
+
+@pytest.mark.slow
+def test_their_five_phases_from_the_first_to_the_export(challenge: Path, here: Path) -> None:
+    (here / "dataset").mkdir()
+    (here / "dataset/Product10K").symlink_to(here / "Product10K")
+    (here / "dataset/development_test_data").symlink_to(here / "development_test_data")
+    (here / "dataset/images_mean_50k").symlink_to(here / "Amazon-review/images_mean_50k")
+    for table in (here / "Amazon-review").glob("*.csv"):
+        (here / "dataset" / table.name).symlink_to(table)
+    for phase in ("arcface_1st", "arcface_2nd", "xbm_1st", "xbm_2nd", "xbm_3st"):
+        said = typed(
+            f"python -m visual_search.main_arcface --config config/{phase}.yml --name {phase} "
+            f"{QUICK} --train.precision no --dataset.input_size 32 --pairs.memory 12"
+            if "xbm" in phase
+            else f"python -m visual_search.main_arcface --config config/{phase}.yml --name {phase} "
+            f"{QUICK} --train.precision no --dataset.input_size 32"
+        )
+        assert "done: mAP" in said
+    done = inside(to_torchscript.main, "runs/xbm_3st", "--output", "weights")
+    assert done.returncode == 0, done.stderr
+    assert "ranks by swapped_dba(" in done.stdout
+
+
+@pytest.mark.slow
+def test_their_five_scripts_typed_in_their_folder(here: Path, model_run: Path) -> None:
+    """A checkout of its own, in whose folder of scripts the commands are typed."""
+    root = here / "checkout"
+    skipped = shutil.ignore_patterns("demo", "__pycache__", "real")
+    for name in ("dataset", "visual_search"):
+        shutil.copytree(PROJECT / name, root / name, ignore=skipped)
+    shutil.copytree(model_run, root / "runs" / "my_arcface_2nd" / "best")
+    steps = root / "dataset" / "dataset_creation_steps"
+    with running(ImageServer(make_images(8))) as server:
+        write_files(steps, server, 8, "Office_Products")
+        local = "--allow-private --timeout 2 --attempts 3 --rate 0"
+        said = ""
+        for line in (
+            "python get_pairs.py Office_Products.json",
+            f"python extract_features.py Office_Products.parquet {local}",
+            'python analyse_pairs.py Office_Products.parquet "Office_Products.parquet_*.embeddings"'
+            " --allow-private",
+            f"python download_images.py {local}",
+            "python prepare_training_set.py --pack",
+        ):
+            done = subprocess.run(
+                [sys.executable, *shlex.split(line)[1:]],
+                cwd=steps,
+                env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
+    assert f"the model that compares is {root / 'runs' / 'my_arcface_2nd'}" in said
+    assert (root / "dataset" / "amazon_review_mean_05_full_images.csv").is_file()
+    parts, whole = "dataset/images_mean_50k_1.parta*", "images_mean_50k_1.tar"
+    join = f"cat {parts} > {whole}; tar -xf {whole}"
+    subprocess.run(["bash", "-c", join], cwd=root, check=True)
+    packed = {path.name for path in (root / "images_mean_50k").rglob("*.jpg")}
+    assert packed
+    assert packed <= {path.name for path in (root / "dataset/images_mean_50k").rglob("*.jpg")}
+
+
+# Easy metric learning.
+
+
+@pytest.fixture
+def classes(here: Path) -> Path:
+    """`dataset_folder/class_1/image1.jpg` and so on."""
+    for number in range(8):
+        folder = here / "dataset_folder" / f"class_{number}"
+        folder.mkdir(parents=True)
+        for photo in range(6 if number else 2):
+            draw_product(number, photo).save(folder / f"image{photo}.png")
+    return here / "dataset_folder"
+
+
+def test_their_own_folder_from_pictures_to_splits(classes: Path) -> None:
+    typed(f"python data/generate_dataset_info.py --dataset_path {classes} --hashes")
+    info = classes / "dataset_info.csv"
+    typed(f"python data/filter_dataset_info.py --dataset_info {info} --dedup")
+    assert (classes / "dataset_info_filtered.csv").is_file()
+    typed(f"python data/get_kfold_split.py --dataset_info {info}")
+    for name in ("folds", "folds_train_only", "folds_test_only"):
+        assert (classes / f"{name}.csv").is_file()
+    typed(f"python data/get_kfold_split.py --dataset_info {info} --split_type minmax")
+    typed(
+        f"python data/get_kfold_split.py --dataset_info {info} --split_type freq --test_ratio 0.2 "
+        "--min_freq 5 --random_seed 3"
+    )
+
+
+@pytest.fixture
+def shops(here: Path, classes: Path) -> Path:
+    """In-Shop and Products-10K, prepared: tables of the same pictures, half of the classes test."""
+    for name in ("inshop", "products10k"):
+        rows = [
+            [
+                path.relative_to(classes).as_posix(),
+                path.parent.name,
+                int(path.parent.name[-1] > "3"),
+            ]
+            for path in sorted(classes.glob("*/*.png"))
+        ]
+        folder = here / "dataset" / name
+        shutil.copytree(classes, folder)
+        write_csv(folder / "dataset_info.csv", ["file_name", "label", "is_test"], rows)
+    return here / "dataset"
+
+
+def test_their_example_trains_as_it_stands(shops: Path, here: Path) -> None:
+    said = typed(
+        "python tools/train.py backbone=openclip_vit_b32 dataset=inshop "
+        "evaluation/data=products10k batch_size=32 epochs=10",
+        *("batch_size=8", "epochs=1", "img_size=32", "num_workers=0"),
+    )
+    run = here / "runs" / "openclip_vit_b32_inshop_products10k"
+    assert f"checkpoint {run.relative_to(here)}/best" in said
+    config = read_config(run)
+    assert config.backbone.name == "timm/test_efficientnet"
+    assert config.dataset.tables[0].file == "dataset/inshop/dataset_info.csv"
+    assert config.dataset.dev_set.table == "dataset/products10k/dataset_info.csv"
+    assert (config.dataset.batch_size, config.train.epochs) == (8, 1)
+    assert (config.margin.name, config.neck.kind) == ("arcface", "dropout-linear-bn")
+
+
+@pytest.mark.slow
+def test_their_example_under_accelerate_launch(shops: Path, here: Path) -> None:
+    """`accelerate launch tools/train.py backbone=openclip_vit_l {and other …}`."""
+    (here / "config" / "backbone" / "openclip_vit_l.yml").write_text(TINY)
+    line = (
+        "accelerate launch --num_processes 1 -m visual_search.main_arcface backbone=openclip_vit_l "
+        "dataset=inshop batch_size=8 epochs=1 img_size=32 num_workers=0"
+    )
+    program = Path(sys.executable).with_name("accelerate")
+    done = subprocess.run(
+        [str(program), *shlex.split(line)[1:]],
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (here / "runs" / "openclip_vit_l_inshop" / "best" / "model.json").is_file()
+
+
+MARGINS = sorted((PROJECT / "config/margin").glob("*.yml"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.stem in ("softmax", "combined") else pytest.mark.slow)
+        for path in MARGINS
+    ],
+    ids=lambda path: path.stem,
+)
+def test_each_margin_trains_by_its_name(path: Path, challenge: Path, here: Path) -> None:
+    said = typed(
+        f"python -m visual_search.main_arcface --config {challenge} {SMALL} {QUICK} "
+        f"margin={path.stem} exp_name={path.stem} --train.validate_every 9"
+    )
+    assert "done: mAP" in said
+    assert "note: margin" not in said
+    named = yaml.safe_load(path.read_text()).get("name", "arcface")
+    assert read_config(here / "runs" / path.stem).margin.name == named
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("backbon=openclip_vit_b32", "did you mean backbone=openclip_vit_b32?"),
+        ("backbone=openclip_vit_b31", "did you mean openclip_vit_b32?"),
+        ("batchsize=32", "did you mean batch_size=32?"),
+        ("dataset=cub", "did you mean cub200?"),
+        ("evaluation/data=product10k", "did you mean products10k?"),
+        ("optim.learning_rate=1", "did you mean learning_rate=1?"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_nearest(words: str, expected: str) -> None:
+    done = inside(main_arcface.main, *words.split())
+    assert done.returncode == 2
+    assert expected in done.stderr
+
+
+def test_the_parts_are_there_by_the_names_they_had() -> None:
+    from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig
+    from visual_search.config_reader import read_part
+
+    names = {
+        "dataset": "sop cars196 cub200 inshop aliproducts rp2k products10k met hnm finefood shopee "
+        "inaturalist_2021",
+        "backbone": "efficientnetv2_b1 openclip_vit_b32 openclip_vit_l unicom_vit_b32 "
+        "convnext_tiny",
+        "margin": "softmax arcface adacos adaface combined cosface curricularface elasticface "
+        "sphereface subcenter_arcface",
+    }
+    kinds: dict[str, Any] = {
+        "dataset": DatasetConfig, "backbone": BackboneConfig, "margin": MarginConfig
+    }  # fmt: skip
+    for part, wanted in names.items():
+        for name in wanted.split():
+            read_part(PROJECT / "config" / part / f"{name}.yml", kinds[part])
+
+
+# The universal embedding.
+
+
+def test_landmarks_and_products_of_4000_classes_train_a_step(
+    here: Path, product10k_folder: Path, dev_folder: Path
+) -> None:
+    layouts.glr_train(here / "GLDv2", cleaned=True)
+    typed(
+        "python data/prepare_dataset.py --dataset glr --part train --save_path dataset/landmarks "
+        "--source GLDv2"
+    )
+    (here / "dataset/Product10K").symlink_to(product10k_folder)
+    (here / "dataset/development_test_data").symlink_to(dev_folder)
+    from dataset import downsample_classes
+
+    table = "dataset/landmarks/dataset_info.csv"
+    done = inside(
+        *(downsample_classes.main, "--dataset_info", table, "--threshold", "1"),
+        *("--max_classes", "4000"),
+    )
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(Path("config/universal/clip_vit_b32.yml").read_text())
+    config["dataset"]["product10k"]["more_than"] = 2
+    config["dataset"]["tables"] = [{"file": table, "more_than": 1, "at_most": 20}]
+    config["backbone"] |= yaml.safe_load(TINY)
+    config["neck"]["dimension"], config["margin"]["nested"] = 4, []
+    config["neck"]["initial"] = "random"
+    Path("config/universal/clip_vit_b32.yml").write_text(yaml.safe_dump(config))
+    said = typed(
+        "python -m visual_search.main_arcface --config config/universal/clip_vit_b32.yml "
+        "--dataset.input_size 32 --dataset.batch_size 8 --train.epochs 1"
+    )
+    assert "26 images of 7 classes" in said
