@@ -1,7 +1,7 @@
 """One way to score embeddings, in a process of its own: `evaluate_child WAY JOB.npz`.
 
-It imports nothing of the benchmark's own environment but numpy and torch, for OML stands in
-another one. What it prints last is JSON: seconds, peak memory and scores.
+It imports little of the benchmark's own environment but numpy and torch, for OML stands in another
+one. What it prints last is JSON: seconds, peak memory and scores.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from benchmarks.harness import peak_resident
 
 Scores = dict[str, float]
 DEPTH = 1000
@@ -94,12 +96,6 @@ WAYS: dict[str, Callable[[torch.Tensor, np.ndarray], Scores]] = {
     "pml_short": metric_learning("max_bin_count"),
     "oml": oml,
 }
-
-
-def peak_resident() -> float:
-    """Bytes."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return float(line.split()[1]) * 1024
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, lower_is_better, processor, report
-from benchmarks.ranker_peers import PACKAGES, run_way, write_job
+from benchmarks.ranker_child import Job
+from benchmarks.ranker_peers import PACKAGES, run_way
 from dataset.prepare_real_photos import CHALLENGE_FILES, find_folder
 from visual_search.common.errors import UserError, run_command
 from visual_search.config import BackboneConfig
@@ -108,16 +109,10 @@ def measure(
         job = Path(temporary) / "job.json"
         export_torchscript(embedder, architecture, {}, job.parent / "weights")
         del embedder
-        write_job(
-            job,
-            job.parent / "weights",
-            case.size,
-            photos,
-            n_gallery,
-            batch=case.batch,
-            cores=options.threads,
-            device=options.device,
-        )
+        weights, folder = job.parent / "weights", job.parent / "photos"
+        device = torch.device(options.device)
+        given = case.size, photos, n_gallery, folder, case.batch, options.threads, device
+        Job(weights, *given).write(job)
         for number in range(options.repeats):
             for way in ways:
                 print(f"{case}: {way}, run {number + 1} of {options.repeats}", flush=True)
@@ -237,7 +232,7 @@ def main() -> None:
         for case in CASES[options.device]
         if not options.models or any(name in case.model for name in options.models)
     ]
-    ways, folder = ["ours", *options.ways], data_folder(options.data)
+    ways, folder = ["ours", *options.ways], data_folder(options.data).resolve()
     if options.quick:
         cases, ways, folder = QUICK, ["ours", "seed"], DEMO
         options.repeats, options.photos = 1, 60

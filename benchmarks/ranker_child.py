@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +46,24 @@ class Job:
     cores: int
     device: torch.device
 
+    def write(self, path: Path) -> None:
+        """Write what :meth:`read` reads, and the folder of links."""
+        self.folder.mkdir()
+        for number, item in enumerate(self.photos):
+            (self.folder / f"{number:06d}.jpg").symlink_to(item.path.resolve())
+        path.write_text(json.dumps(asdict(self), default=str), "utf-8")
+
     @classmethod
     def read(cls, path: Path) -> Job:
-        """What :func:`benchmarks.ranker_peers.write_job` wrote."""
+        """What was written."""
         values = json.loads(path.read_text("utf-8"))
         photos = [
-            ImageItem(Path(name), None if box is None else tuple(box))
-            for name, box in values["photos"]
+            ImageItem(Path(item["path"]), item["box"] and tuple(item["box"]), item["trim"])
+            for item in values["photos"]
         ]
-        return cls(
-            Path(values["weights"]),
-            values["size"],
-            photos,
-            values["n_gallery"],
-            Path(values["folder"]),
-            values["batch"],
-            values["cores"],
-            torch.device(values["device"]),
-        )
+        paths = {name: Path(values[name]) for name in ("weights", "folder")}
+        device = torch.device(values["device"])
+        return cls(**values | paths | {"photos": photos, "device": device})
 
 
 class TimedModel(nn.Module):

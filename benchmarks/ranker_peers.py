@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.data.images import ImageItem
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = {
@@ -88,35 +87,6 @@ def call(command: Sequence[str], environment: dict[str, str]) -> str:
     if done.returncode:
         raise UserError(f"{' '.join(command[:6])} failed: {done.stderr.strip()[-600:]}")
     return done.stdout
-
-
-def write_job(
-    path: Path,
-    weights: Path,
-    size: int,
-    photos: Sequence[ImageItem],
-    n_gallery: int,
-    *,
-    batch: int,
-    cores: int,
-    device: str,
-) -> None:
-    """Write what every way is given, and a folder of links to the photos."""
-    folder = path.parent / "photos"
-    folder.mkdir()
-    for number, item in enumerate(photos):
-        (folder / f"{number:06d}.jpg").symlink_to(item.path.resolve())
-    values: dict[str, Any] = {
-        "weights": str(weights),
-        "size": size,
-        "photos": [[str(item.path.resolve()), item.box] for item in photos],
-        "n_gallery": n_gallery,
-        "folder": str(folder),
-        "batch": batch,
-        "cores": cores,
-        "device": device,
-    }
-    path.write_text(json.dumps(values), "utf-8")
 
 
 def run_way(way: str, job: Path) -> tuple[np.ndarray, dict[str, Any]]:

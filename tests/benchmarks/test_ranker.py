@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of, shortened, summary
 from benchmarks.ranker_child import WAYS, Job
-from benchmarks.ranker_peers import write_job
 from tests.conftest import PROJECT
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
@@ -61,11 +61,11 @@ def test_rows_and_notes_name_the_bottleneck() -> None:
 
 def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
     photos = [ImageItem(tmp_path / "a.jpg"), ImageItem(tmp_path / "b.jpg", (1, 2, 3, 4))]
-    path = tmp_path / "job.json"
-    write_job(path, tmp_path, 64, photos, 1, batch=8, cores=2, device="cpu")
+    path, folder = tmp_path / "job.json", tmp_path / "photos"
+    written = Job(tmp_path, 64, photos, 1, folder, batch=8, cores=2, device=torch.device("cpu"))
+    written.write(path)
     job = Job.read(path)
-    assert job.photos == photos
-    assert (job.size, job.n_gallery, job.batch, job.cores) == (64, 1, 8, 2)
+    assert job == written
     assert (job.folder / "000001.jpg").readlink() == tmp_path / "b.jpg"
 
 
