@@ -18,7 +18,6 @@ import time
 import weakref
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -119,12 +118,7 @@ class Downloader:
     async def __aenter__(self) -> Downloader:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await _close(self._sessions)
 
     def _session(self, private: bool) -> aiohttp.ClientSession:

@@ -9,6 +9,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,11 +192,10 @@ class _UnpackedArchives:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / RECORD
-        try:
-            self._done: dict[str, list[int]] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            # Without a record everything is gone through again; what is there is kept.
-            self._done = {}
+        self._done: dict[str, list[int]] = {}
+        # Without a record everything is gone through again; what is there is kept.
+        with suppress(FileNotFoundError, ValueError):
+            self._done = json.loads(self.file.read_text(encoding="utf-8"))
 
     def __contains__(self, archive: Path) -> bool:
         return self._done.get(str(archive.resolve())) == self._state(archive)

@@ -109,7 +109,6 @@ def extract(
         UserError: when file or model is missing, or the snapshots are of another model.
     """
     from dataset.dataset_creation_steps import snapshots
-    from visual_search.common.progress import progress_bar
     from visual_search.model import checkpoint
 
     snapshots.remove_leftovers(parquet)
@@ -134,19 +133,18 @@ def extract(
         return image_rows(snapshots.read_rows(parquet, start, start + products, COLUMNS))
 
     undone = sorted(set(range(count)) - set(snapshots.snapshot_files(parquet)))
-    with progress_bar(f"embedding {parquet.name}", "snapshot", total=count) as bar:
-        worked_on = snapshots.work_on_pieces(
-            functools.partial(snapshots.snapshot_file, parquet),
-            count,
-            undone,
-            rows_of,
-            _stages(run, config, gpus) if undone or retry_failed else lambda frame: frame,
-            snapshots.IMAGES.names,
-            source,
-            retry_failed=retry_failed,
-            distributed=distributed,
-            progress=bar,
-        )
+    worked_on = snapshots.work_on_pieces(
+        functools.partial(snapshots.snapshot_file, parquet),
+        count,
+        undone,
+        rows_of,
+        _stages(run, config, gpus) if undone or retry_failed else lambda frame: frame,
+        snapshots.IMAGES.names,
+        source,
+        f"embedding {parquet.name}",
+        retry_failed=retry_failed,
+        distributed=distributed,
+    )
     embedded, failures = _summed(parquet, count)
     return Extracted(count, count - worked_on, embedded, failures)
 

@@ -26,7 +26,6 @@ from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
 from dataset.dataset_creation_steps.snapshots import is_stopped, keys, read_snapshot, work_on_pieces
 from dataset.downloads import Download, Downloader, extension, image_problem
 from visual_search.common.files import written_atomically
-from visual_search.common.progress import progress_bar
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -220,19 +219,18 @@ class ImageStore:
             columns = {name: daft.col("got")[name] for name in RESULTS}
             return frame.with_columns(columns).exclude("got", "folder")
 
-        with progress_bar(f"downloading to {self.root.name}", "piece", total=len(sizes)) as bar:
-            work_on_pieces(
-                self.progress_file,
-                len(sizes),
-                self._undone(len(sizes)),
-                rows_of,
-                stages,
-                [*self.columns, *RESULTS],
-                "plan",
-                retry_failed=how.retry_failed,
-                distributed=how.distributed,
-                progress=bar,
-            )
+        work_on_pieces(
+            self.progress_file,
+            len(sizes),
+            self._undone(len(sizes)),
+            rows_of,
+            stages,
+            [*self.columns, *RESULTS],
+            "plan",
+            f"downloading to {self.root.name}",
+            retry_failed=how.retry_failed,
+            distributed=how.distributed,
+        )
 
     def _results(self, pieces: Iterable[int]) -> pa.Table:
         """What came of some pieces: the columns of the plan, :data:`RESULTS` and `piece`."""
@@ -260,15 +258,11 @@ class ImageStore:
 
     def _keep_one_copy(self, table: pa.Table) -> pa.Table:
         """Of each content the file that its first row has; later copies are deleted."""
-        rows = zip(
-            *(table[name].to_pylist() for name in ("file", "bytes")),
-            first_files(table).to_pylist(),
-            strict=True,
-        )
-        files: list[str | None] = []
-        for file, size, first in rows:
-            kept = None if file is None else keep_one_copy(self.root, file, first, size)
-            files.append(kept)
+        rows = zip(*(column.to_pylist() for column in (table["file"], table["bytes"])), strict=True)
+        files = [
+            file and keep_one_copy(self.root, file, first, size)
+            for (file, size), first in zip(rows, first_files(table).to_pylist(), strict=True)
+        ]
         place = table.schema.get_field_index("file")
         return table.set_column(place, "file", pa.array(files, pa.string()))
 

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from dataset.downloads import may_pass
 from visual_search.common.errors import UserError
 from visual_search.common.files import written_atomically
+from visual_search.common.progress import progress_bar
 
 SUFFIX = ".embeddings"
 FAILED_IN_A_ROW = 20
@@ -252,10 +253,10 @@ def work_on_pieces(
     stages: Callable[[Any], Any],
     columns: Sequence[str],
     source: str,
+    label: str,
     *,
     retry_failed: bool,
     distributed: bool,
-    progress: Any,
 ) -> int:
     """Do the pieces that are not done, and, on request, again the rows that may have passed.
 
@@ -276,14 +277,14 @@ def work_on_pieces(
         return table.take(pa.array(again[number])) if number in again else table
 
     numbers = sorted([*undone, *again])
-    progress.update(count - len(numbers))
     found = through_stages(numbers, rows, stages, distributed)
-    for number, table in while_the_network_works(found, len(undone) < count, again):
-        table = table.select(columns)
-        if number in again:
-            table = with_rows(read_snapshot(file_of(number)), again[number], table)
-        write_snapshot(file_of(number), table, source)
-        progress.update()
+    with progress_bar(label, "piece", total=count, initial=count - len(numbers)) as bar:
+        for number, table in while_the_network_works(found, len(undone) < count, again):
+            table = table.select(columns)
+            if number in again:
+                table = with_rows(read_snapshot(file_of(number)), again[number], table)
+            write_snapshot(file_of(number), table, source)
+            bar.update()
     return len(numbers)
 
 
