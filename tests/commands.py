@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from tests.warm import PythonProcess, run_python
-from visual_search.common.errors import run_command
+from visual_search.common.errors import UserError, run_command
 
 
 def inside(main: Callable[[], None], *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -36,6 +38,12 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def refused(words: str, call: Callable[..., object], *given: object, **more: object) -> None:
+    """A call ends in a sentence for the user in which `words`, a pattern, are found."""
+    with pytest.raises(UserError, match=words):
+        call(*given, **more)
 
 
 def alone(module: str, *arguments: object) -> str:

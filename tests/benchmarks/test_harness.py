@@ -21,8 +21,7 @@ from benchmarks.harness import (
     text_table,
     with_section,
 )
-from tests.commands import inside
-from visual_search.common.errors import UserError
+from tests.commands import inside, refused
 
 ROWS = [
     lower_is_better("step", 0.5, "peer 1.0", 2.0, "s"),
@@ -114,8 +113,7 @@ def test_extra_memory_is_the_steps_own() -> None:
 
 
 def test_a_missing_peer_names_the_extra() -> None:
-    with pytest.raises(UserError, match=r"no_such_package.*\[bench\]"):
-        peer_module("no_such_package.part")
+    refused(r"no_such_package.*\[bench\]", peer_module, "no_such_package.part")
 
 
 @pytest.mark.parametrize("name", ["losses", pytest.param("training", marks=pytest.mark.slow)])

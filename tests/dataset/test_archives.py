@@ -21,6 +21,7 @@ import pytest
 
 from dataset import archives
 from dataset.archives import unpack
+from tests.commands import refused
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 
@@ -181,8 +182,7 @@ def test_a_hostile_archive_is_refused(
     (tmp_path / "parts" / "secret").write_bytes(b"secret")
     output = tmp_path / "deep" / "out"
     tracemalloc.start()
-    with pytest.raises(UserError, match=words):
-        unpack(path, output)
+    refused(words, unpack, path, output)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000
@@ -197,8 +197,7 @@ def test_a_link_in_the_target_is_not_followed_out_of_it(archive: Write, tmp_path
     outside.mkdir()
     output.mkdir()
     (output / "a").symlink_to(outside)
-    with pytest.raises(UserError, match="leads out of"):
-        unpack(path, output)
+    refused("leads out of", unpack, path, output)
     (output / "a").unlink()
     (output / "a").mkdir()
     (outside / "kept").write_bytes(b"kept")
@@ -241,8 +240,7 @@ def test_a_damaged_archive_is_named(mode: str, archive: Write, tmp_path: Path) -
     data = bytearray(tar_of(contents(12), mode))
     place = 2048 * 5 + 100 if mode == "w" else len(data) // 2  # within a header
     data[place : place + 40] = bytes(byte ^ 0x55 for byte in data[place : place + 40])
-    with pytest.raises(UserError, match=r"a\.bin is no whole archive"):
-        unpack(archive(bytes(data)), tmp_path / "out")
+    refused(r"a\.bin is no whole archive", unpack, archive(bytes(data)), tmp_path / "out")
 
 
 def test_a_damaged_file_within_is_not_left_behind(archive: Write, tmp_path: Path) -> None:
@@ -262,10 +260,8 @@ def test_a_damaged_file_within_is_not_left_behind(archive: Write, tmp_path: Path
     ],
 )
 def test_what_cannot_be_unpacked(data: bytes, words: str, archive: Write, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=words):
-        unpack(archive(data), tmp_path / "out")
-    with pytest.raises(UserError, match="cannot be read"):
-        unpack(tmp_path / "none.zip", tmp_path / "out")
+    refused(words, unpack, archive(data), tmp_path / "out")
+    refused("cannot be read", unpack, tmp_path / "none.zip", tmp_path / "out")
 
 
 def test_names_in_utf8_without_the_flag_that_says_so(archive: Write, tmp_path: Path) -> None:
@@ -289,8 +285,7 @@ def test_only_what_the_archive_has_written_counts_as_room(
     monkeypatch.setattr("dataset.archives.shutil.disk_usage", lambda _: room)
     for summed_below in (archives.SUMMED_BELOW, 0):
         monkeypatch.setattr(archives, "SUMMED_BELOW", summed_below)
-        with pytest.raises(UserError, match=r"missing of a\.bin .* the disk has room for .* make"):
-            unpack(path, path.parent)
+        refused(r"missing of a\.bin .* the disk has room for .* make", unpack, path, path.parent)
         assert not (path.parent / "images").exists()
     for name, data in list(files.items())[1:]:
         (path.parent / name).parent.mkdir(parents=True, exist_ok=True)
@@ -319,17 +314,14 @@ def test_a_small_disk_is_told_before_or_fills_up_and_it_goes_on(
     small_disk: Path, archive: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = archive(gzip.compress(tar_of(BLOWN_UP)))
-    with pytest.raises(UserError, match="the disk has room for"):
-        unpack(path, small_disk)
+    refused("the disk has room for", unpack, path, small_disk)
     assert not unpacked(small_disk)
     monkeypatch.setattr(archives, "SUMMED_BELOW", 0)
-    with pytest.raises(UserError, match="the disk has room for"):
-        unpack(path, small_disk)
+    refused("the disk has room for", unpack, path, small_disk)
     assert 3 <= len(unpacked(small_disk)) <= 5
     with monkeypatch.context() as patch:
         patch.setattr(archives._Writer, "check_room", lambda writer, needed: None)
-        with pytest.raises(UserError, match="the disk is full while unpacking"):
-            unpack(path, small_disk)
+        refused("the disk is full while unpacking", unpack, path, small_disk)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert unpack(path, small_disk).kept >= 3
     assert unpacked(small_disk) == BLOWN_UP

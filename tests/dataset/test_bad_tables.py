@@ -12,6 +12,7 @@ from dataset.downsample_classes import downsample
 from dataset.filter_dataset_info import filter_table
 from dataset.get_kfold_split import write_folds
 from dataset.get_train_test_split import SplitRule, split_by_classes
+from tests.commands import refused
 from tests.conftest import draw_product
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
@@ -63,5 +64,4 @@ def test_a_bad_table_is_told_alike(reader: str, bad: str, tmp_path: Path) -> Non
         READERS[reader](file)
     assert str(file) in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "t.csv"]
-    with pytest.raises(UserError, match=r"none\.csv does not exist"):
-        READERS[reader](tmp_path / "none.csv")
+    refused(r"none\.csv does not exist", READERS[reader], tmp_path / "none.csv")

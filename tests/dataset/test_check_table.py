@@ -8,9 +8,8 @@ import pytest
 
 from dataset import check_table
 from dataset.check_table import check, main
-from tests.commands import inside
+from tests.commands import inside, refused
 from tests.conftest import draw_product, write_csv
-from visual_search.common.errors import UserError
 from visual_search.data import tables
 from visual_search.data.tables import read_common_table
 
@@ -69,12 +68,10 @@ def test_every_problem_with_its_line(folder: Path) -> None:
     assert found(file, files="all") == expected
     assert found(file, files="none") == expected[:-1]
     # Reading for training stops at the first of the first column, on the same line.
-    with pytest.raises(UserError, match=r"line 3: file_name is ''; it must not be empty$"):
-        read_common_table(file)
+    refused(r"line 3: file_name is ''; it must not be empty$", read_common_table, file)
     good = [row for row in rows if row[0] in ("a.png", "f.png")]
     write_csv(file, COLUMNS, good)
-    with pytest.raises(UserError, match="line 3: bbox is '20,0,21,5'; it must lie within"):
-        read_common_table(file)
+    refused("line 3: bbox is '20,0,21,5'; it must lie within", read_common_table, file)
 
 
 def test_lines_agree_with_the_csv_module_in_chunks(
@@ -163,8 +160,7 @@ def test_the_challenges_tables(dev_folder: Path) -> None:
 )
 def test_what_is_no_table(folder: Path, text: str, words: str) -> None:
     (folder / "t.csv").write_text(text)
-    with pytest.raises(UserError, match=words):
-        found(folder / "t.csv")
+    refused(words, found, folder / "t.csv")
 
 
 def test_the_command(folder: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from dataset.check_table import check
 from dataset.demo import build_demo
 from dataset.demo.builder import boxes, plan, tables
 from dataset.demo.builder.catalogue import (
@@ -25,7 +25,7 @@ from dataset.demo.builder.catalogue import (
 )
 from dataset.demo.builder.obj import read_model
 from dataset.demo.builder.views import View
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.data.leaks import Side, warning
 
 DEMO = Path(build_demo.__file__).parent
@@ -159,8 +159,7 @@ def test_read_model_resolves_relative_numbers_and_drops_degenerate_faces(tmp_pat
 
 
 def test_missing_source_names_the_package(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="apt-get install sweethome3d-furniture"):
-        read_catalogue(tmp_path)
+    refused("apt-get install sweethome3d-furniture", read_catalogue, tmp_path)
 
 
 def test_help_is_fast() -> None:
@@ -203,14 +202,7 @@ def test_development_tables_are_consistent() -> None:
         on_disk = {f"{folder}/{path.name}" for path in (DEVELOPMENT / folder).iterdir()}
         assert {row["img_path"] for row in table} == on_disk
         assert len(table) == len(on_disk)
-    for row in queries:
-        x, y, w, h = (int(row[f"bbox_{side}"]) for side in "xywh")
-        with Image.open(DEVELOPMENT / row["img_path"]) as picture:
-            width, height = picture.size
-        assert min(x, y) >= 0
-        assert min(w, h) >= 8
-        assert x + w <= width
-        assert y + h <= height
+        assert check(DEVELOPMENT / f"{folder}.csv", files="all").problems == []
 
 
 def test_product10k_tables_are_consistent() -> None:

@@ -4,12 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from dataset.downsample_classes import downsample, main
-from tests.commands import inside
+from tests.commands import inside, refused
 from tests.conftest import write_csv
-from visual_search.common.errors import UserError
 
 
 def table_of(file: Path, sizes: dict[str, int]) -> Path:
@@ -91,12 +89,9 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     file = table_of(tmp_path / "a.csv", {"x": 10})
-    with pytest.raises(UserError, match=r"no class of .*a\.csv has more than 10 training images"):
-        downsample([file], [10])
-    with pytest.raises(UserError, match="--threshold has 2 numbers for 1 tables"):
-        downsample([file], [10, 20])
-    with pytest.raises(UserError, match="names a table twice"):
-        downsample([file, file], [1])
+    refused(r"no class of .*a\.csv has more than 10 training images", downsample, [file], [10])
+    refused("--threshold has 2 numbers for 1 tables", downsample, [file], [10, 20])
+    refused("names a table twice", downsample, [file, file], [1])
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     done = inside(main, "--dataset_info", file)
     assert "a_downsampled.csv: 11 images of 1 classes" in done.stdout

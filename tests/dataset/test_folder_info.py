@@ -13,8 +13,8 @@ from PIL import Image
 
 from dataset import folder_info
 from dataset.folder_info import describe_folder
+from tests.commands import refused
 from tests.conftest import draw_product
-from visual_search.common.errors import UserError
 from visual_search.data.duplicates import hash_and_size
 
 TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")
@@ -106,11 +106,9 @@ def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) ->
 
 
 def test_nothing_to_describe_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        describe_folder(tmp_path / "none", tmp_path)
+    refused("does not exist", describe_folder, tmp_path / "none", tmp_path)
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError, match="no image in a class folder"):
-        describe_folder(tmp_path, tmp_path)
+    refused("no image in a class folder", describe_folder, tmp_path, tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from dataset import get_kfold_split, get_train_test_split
 from dataset.get_kfold_split import parse_arguments, write_folds
 from dataset.get_train_test_split import SplitRule, split_by_classes
-from tests.commands import inside
+from tests.commands import inside, refused
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
@@ -115,8 +115,7 @@ def test_an_image_that_would_train_and_be_judged_is_refused(
     file = tmp_path / "info.csv"
     more = [f"{i}.jpg,x,0" for i in range(4)]
     file.write_text("\n".join(["file_name,label,is_test", "a.jpg,x,0", *cells, *more]))
-    with pytest.raises(UserError, match=words):
-        split(file)
+    refused(words, split, file)
     assert [path.name for path in tmp_path.iterdir()] == ["info.csv"]
 
 
@@ -139,10 +138,8 @@ def test_defaults_are_the_documented_ones() -> None:
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "i.csv", ["file_name", "label", "is_test"], [["a.jpg", "x", 0]])
-    with pytest.raises(UserError, match="--k is 5, but there are only 1 images"):
-        write_folds(file)
-    with pytest.raises(UserError, match="--save_name 'a/b' must be a plain file name"):
-        write_folds(file, save_name="a/b")
+    refused("--k is 5, but there are only 1 images", write_folds, file)
+    refused("--save_name 'a/b' must be a plain file name", write_folds, file, save_name="a/b")
     assert [path.name for path in tmp_path.iterdir()] == ["i.csv"]
 
 

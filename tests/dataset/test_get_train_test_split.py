@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from dataset.get_train_test_split import SplitRule, split_by_classes
+from tests.commands import refused
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 
@@ -111,10 +112,8 @@ def test_a_test_split_that_is_there_already_stays_out(
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     file = table_of(tmp_path, {"a": 4, "b": 5})
-    with pytest.raises(UserError, match="lower --min_freq"):
-        split_by_classes(file, SplitRule())
-    with pytest.raises(UserError, match="every class has 3 to 50 images"):
-        split_by_classes(file, SplitRule("minmax"))
+    refused("lower --min_freq", split_by_classes, file, SplitRule())
+    refused("every class has 3 to 50 images", split_by_classes, file, SplitRule("minmax"))
     file.write_text("file_name,label,is_test\na.jpg,x,1\n")
     with pytest.raises(UserError, match="no training row to split; --resplit splits its test rows"):
         split_by_classes(file, SplitRule())

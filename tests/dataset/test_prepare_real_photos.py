@@ -15,6 +15,7 @@ from dataset.prepare_real_photos import (
     parse_arguments,
     prepare,
 )
+from tests.commands import refused
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
@@ -115,22 +116,18 @@ def test_faults_are_named(data: Path, tmp_path: Path) -> None:
     grocery = data / "GroceryStoreDataset" / "dataset"
     lines = (grocery / "val.txt").read_text()
     (grocery / "val.txt").write_text("val/Apple/b.jpg, 0, 0\nval/Leek/b.jpg, 8, 0\n")
-    with pytest.raises(UserError, match=r"val.txt line 2: .*8, 0"):
-        prepare(data, tmp_path / "real")
+    refused(r"val.txt line 2: .*8, 0", prepare, data, tmp_path / "real")
     (grocery / "val.txt").write_text(lines)
     (grocery / "train" / "Leek" / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"Leek/a\.jpg cannot be read: the file is empty"):
-        prepare(data, tmp_path / "real")
+    refused(r"Leek/a\.jpg cannot be read: the file is empty", prepare, data, tmp_path / "real")
     with pytest.raises(UserError, match="holds neither the challenge's development set"):
         prepare(tmp_path / "nowhere", tmp_path / "real")
     challenge = data / "development_test_data"
     shutil.copytree(challenge, data / "copy")
-    with pytest.raises(UserError, match=r"copy and .*development_test_data both have"):
-        prepare(data, tmp_path / "real")
+    refused(r"copy and .*development_test_data both have", prepare, data, tmp_path / "real")
     text = (challenge / "gallery.csv").read_text().splitlines()
     (challenge / "gallery.csv").write_text("\n".join(text[:3]))
-    with pytest.raises(UserError, match=r"gallery\.csv has one product"):
-        prepare(challenge, tmp_path / "real")
+    refused(r"gallery\.csv has one product", prepare, challenge, tmp_path / "real")
     assert not (tmp_path / "real").exists()
 
 

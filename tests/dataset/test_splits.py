@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.splits import (
@@ -14,6 +14,7 @@ from dataset.splits import (
     minmax_test_classes,
     stratified_folds,
 )
+from tests.commands import refused
 from visual_search.common.errors import UserError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -22,7 +23,6 @@ CLASSES = st.lists(st.integers(0, 9), min_size=8, max_size=120).map(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(classes=CLASSES, k=st.integers(2, 8), seed=SEEDS)
 def test_every_fold_has_its_share_of_every_class(classes: np.ndarray, k: int, seed: int) -> None:
     folds = stratified_folds(classes, k, seed)
@@ -58,12 +58,10 @@ def test_which_images_of_a_class_meet_in_a_fold_depends_on_the_seed() -> None:
     assert all(30 < partners[image] < 115 for image in range(1, 40))
 
 
-@settings(max_examples=100, deadline=None)
 @given(classes=CLASSES, k=st.integers(2, 4), seed=SEEDS)
 def test_whole_classes_stay_together(classes: np.ndarray, k: int, seed: int) -> None:
     if len(np.unique(classes)) < k:
-        with pytest.raises(UserError, match="classes to spread"):
-            class_folds(classes, k, seed)
+        refused("classes to spread", class_folds, classes, k, seed)
         return
     folds = class_folds(classes, k, seed)
     home = {c: set(folds[classes == c].tolist()) for c in np.unique(classes)}
@@ -75,7 +73,6 @@ def test_whole_classes_stay_together(classes: np.ndarray, k: int, seed: int) -> 
     assert images.max() - images.min() <= np.bincount(classes).max()
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=90).map(np.array),
     ratio=st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.99]),
@@ -90,8 +87,7 @@ def test_a_share_of_every_large_frequency_bin_tests(
         share = min(math.ceil(round(ratio * number, 6)), number - 1)
         expected[size] = 0 if number < min_classes or size == 1 else share
     if not any(expected.values()):
-        with pytest.raises(UserError, match="lower --min_freq"):
-            frequency_test_classes(sizes, ratio, min_classes, seed)
+        refused("lower --min_freq", frequency_test_classes, sizes, ratio, min_classes, seed)
         return
     tests = frequency_test_classes(sizes, ratio, min_classes, seed)
     found = Counter(sizes[tests].tolist())
@@ -137,15 +133,11 @@ def test_minmax_takes_both_ends_into_the_training() -> None:
 
 
 def test_impossible_folds_are_refused() -> None:
-    with pytest.raises(UserError, match="--k is 1; there must be at least 2"):
-        stratified_folds(np.zeros(9, dtype=int), 1, 0)
-    with pytest.raises(UserError, match="--k is 5, but there are only 3 images"):
-        stratified_folds(np.zeros(3, dtype=int), 5, 0)
-    with pytest.raises(UserError, match="only 2 classes"):
-        class_folds(np.array([0, 0, 1, 1, 1]), 3, 0)
+    refused("--k is 1; there must be at least 2", stratified_folds, np.zeros(9, dtype=int), 1, 0)
+    refused("--k is 5, but there are only 3 images", stratified_folds, np.zeros(3, dtype=int), 5, 0)
+    refused("only 2 classes", class_folds, np.array([0, 0, 1, 1, 1]), 3, 0)
     for ratio in (0.0, 1.0, -1.0, float("nan")):
-        with pytest.raises(UserError, match="--test_ratio"):
-            frequency_test_classes(np.full(20, 4), ratio, 10, 0)
+        refused("--test_ratio", frequency_test_classes, np.full(20, 4), ratio, 10, 0)
 
 
 def test_a_million_images_of_100_000_classes() -> None:

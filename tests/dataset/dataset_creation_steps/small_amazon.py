@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ FAULTS = (
     *("404", "down", "slow", "truncated", "cut", "html", "page", "loop", "private", "file"),
     *("pixel", "empty", "reset"),
 )
+QUICK_FAULTS = tuple(fault for fault in FAULTS if fault != "slow")
 
 
 @dataclass
@@ -41,8 +43,10 @@ def make_images(products: int) -> dict[str, bytes]:
     return images
 
 
-def write_files(folder: Path, server: ImageServer, products: int, name: str = "X") -> Truth:
-    """`<name>.json.gz` (cut short) and `meta_<name>.json`; what they hold."""
+def write_files(
+    folder: Path, server: ImageServer, products: int, faults: Sequence[str] = FAULTS
+) -> Truth:
+    """`X.json.gz` (cut short) and `meta_X.json`; what they hold."""
     truth = Truth()
     reviews: list[Any] = []
     meta: list[Any] = []
@@ -57,7 +61,7 @@ def write_files(folder: Path, server: ImageServer, products: int, name: str = "X
             truth.user[asin][url] = f"{shown}x{i}.jpg"
             reviews.append({"asin": asin, "overall": 5.0, "image": [url], "verified": True})
         reviews.append({"asin": asin, "overall": 1.0, "reviewText": 'no "image": here'})
-    for number, fault in enumerate(FAULTS):
+    for number, fault in enumerate(faults):
         asin = f"B{number % products:03d}"
         url = server.url(f"{fault}/{number % products}x4.jpg")
         truth.user[asin][url] = f"{number % products}x4.jpg" if fault in PASSING else None
@@ -71,7 +75,7 @@ def write_files(folder: Path, server: ImageServer, products: int, name: str = "X
         {"image": [server.url("images/I/1x3.jpg")]},
         {"asin": "NOT_SOLD", "image": [server.url("images/I/1x3.jpg")]},
     ]
-    _write(folder, name, reviews, meta)
+    _write(folder, reviews, meta)
     return truth
 
 
@@ -94,7 +98,7 @@ def _product(asin: str, p: int, server: ImageServer, truth: Truth, meta: list[An
     meta.append({"asin": asin, "title": junk, "imageURLHighRes": [server.url("404/junk.jpg")]})
 
 
-def _write(folder: Path, name: str, reviews: list[Any], meta: list[Any]) -> None:
+def _write(folder: Path, reviews: list[Any], meta: list[Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row) for row in reviews]
     lines[3:3] = [
@@ -105,15 +109,14 @@ def _write(folder: Path, name: str, reviews: list[Any], meta: list[Any]) -> None
     ]
     filler = [json.dumps({"asin": "B000", "reviewText": str(n) * 9}) for n in range(5_000)]
     packed = gzip.compress("\n".join([*lines, *filler]).encode())
-    (folder / f"{name}.json.gz").write_bytes(packed[: len(packed) * 3 // 4])
-    (folder / f"meta_{name}.json").write_text("\n".join(json.dumps(row) for row in meta))
+    (folder / "X.json.gz").write_bytes(packed[: len(packed) * 3 // 4])
+    (folder / "meta_X.json").write_text("\n".join(json.dumps(row) for row in meta))
 
 
 def expected_csv(
-    truth: Truth, images: dict[str, bytes], run: Path, folder: Path, threshold: float, lowest: float
+    truth: Truth, images: dict[str, bytes], vectors: dict[str, np.ndarray], threshold: float
 ) -> list[tuple[str, str]]:
-    """Path and label of each image to train on, sorted as in the csv."""
-    vectors = _embedded(images, run, folder)
+    """Path and label of each image to train on, sorted as in the csv; 0.5 was downloaded."""
     means: list[tuple[float, str, str, str]] = []  # mean, asin, url, name
     for asin, shop in truth.product.items():
         sides = [
@@ -128,7 +131,7 @@ def expected_csv(
                 ]
                 if cosines:
                     means.append((sum(cosines) / len(cosines), asin, url, name))
-    kept = _enough([row for row in means if row[0] > lowest])
+    kept = _enough([row for row in means if row[0] > 0.5])
     best: dict[bytes, tuple[float, str, str, str]] = {}
     for row in sorted(kept, key=lambda row: (-row[0], row[1], row[2])):
         best.setdefault(images[row[3]], row)
@@ -142,7 +145,7 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
     return [row for row in rows if labels.count(row[1]) >= 2]
 
 
-def _embedded(images: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
+def embedded(images: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
     from visual_search.data.images import ImageItem
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.model.embedder import rebuild_embedder

@@ -25,6 +25,7 @@ from dataset.dataset_creation_steps.image_store import (
     folder_of,
     keep_one_copy,
 )
+from tests.commands import refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from visual_search.common.errors import UserError
@@ -129,8 +130,7 @@ def test_a_network_that_is_down_leaves_nothing_done(server: ImageServer, tmp_pat
     nobody = "http://127.0.0.1:1"
     rows = [("B0", f"{nobody}/images/I/0x{i}.jpg", 0.7) for i in range(3)]
     chosen = selection(tmp_path / "s.parquet", rows)
-    with pytest.raises(UserError, match="is the network down"):
-        call(chosen, root)
+    refused("is the network down", call, chosen, root)
     assert not list(root.glob(".progress/*.photos"))
 
 

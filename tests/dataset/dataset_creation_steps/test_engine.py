@@ -6,16 +6,14 @@ import sys
 import pytest
 
 from dataset.dataset_creation_steps.engine import start_engine
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 
 def test_one_runner_a_process() -> None:
     start_engine("native")
     start_engine("native")
-    with pytest.raises(UserError, match="runs on native already"):
-        start_engine("ray")
-    with pytest.raises(UserError, match="it can be native, ray"):
-        start_engine("spark")
+    refused("runs on native already", start_engine, "ray")
+    refused("it can be native, ray", start_engine, "spark")
 
 
 def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> None:

@@ -17,9 +17,9 @@ from dataset.dataset_creation_steps.snapshots import (
     snapshot_files,
     source_of,
 )
+from tests.commands import refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
-from visual_search.common.errors import UserError
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG = DownloadConfig(size_hint=0, allow_private=True, rate=0, attempts=2, timeout=5)
@@ -71,8 +71,7 @@ def test_overwriting_leaves_no_snapshot_of_another_model(
     server: ImageServer, pairs: Path, model_run: Path, other_run: Path
 ) -> None:
     assert call(pairs, model_run).snapshots == 3
-    with pytest.raises(UserError, match="from another input or another model: start with --overw"):
-        call(pairs, other_run)
+    refused("from another input or another model: start with --overw", call, pairs, other_run)
     found = call(pairs, other_run, 3, overwrite=True)
     # The third snapshot, with more products, was of the call before.
     assert (found.snapshots, found.earlier, found.embedded) == (2, 0, 2 * PRODUCTS)

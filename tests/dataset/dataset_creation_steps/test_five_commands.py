@@ -31,9 +31,10 @@ from dataset.dataset_creation_steps import (
 from tests.commands import inside
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import (
-    FAULTS,
     PASSING,
+    QUICK_FAULTS,
     Truth,
+    embedded,
     expected_csv,
     make_images,
     write_files,
@@ -41,7 +42,7 @@ from tests.dataset.dataset_creation_steps.small_amazon import (
 
 PRODUCTS = 24
 STEPS = "dataset/dataset_creation_steps"
-DOWNLOAD = ["--allow-private", "--timeout", "0.5", "--attempts", "3", "--rate", "0"]
+DOWNLOAD = ["--allow-private", "--timeout", "9", "--attempts", "3", "--rate", "0"]
 
 
 @pytest.fixture
@@ -67,13 +68,11 @@ def rows(path: Path) -> list[tuple[str, ...]]:
         return [tuple(row) for row in csv.reader(handle)]
 
 
-def check(
-    folder: Path, truth: Truth, server: ImageServer, model: Path, products: int = PRODUCTS
-) -> None:
+def check(folder: Path, truth: Truth, server: ImageServer, model: Path) -> None:
+    vectors = embedded(server.images, model, folder / "reference")
     for threshold, name in ((0.5, "05"), (0.6, "06")):
-        work = folder / f"reference_{name}"
-        expected = expected_csv(truth, server.images, model, work, threshold, 0.5)
-        assert products // 3 <= len(expected) < 3 * products
+        expected = expected_csv(truth, server.images, vectors, threshold)
+        assert len(truth.product) // 3 <= len(expected) < 3 * len(truth.product)
         found = rows(folder / f"amazon_review_mean_{name}_full_images.csv")
         assert found == [("image_path", "label"), *expected]
         for path, _ in expected:
@@ -82,7 +81,7 @@ def check(
 
 @pytest.mark.usefixtures("impatient")
 def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> None:
-    truth = write_files(tmp_path, server, PRODUCTS)
+    truth = write_files(tmp_path, server, PRODUCTS, QUICK_FAULTS)
     pairs = tmp_path / "X.parquet"
 
     said = command(get_pairs.main, tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json")
@@ -103,7 +102,7 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
 
     extract = [pairs, "--run", model_run, *DOWNLOAD, "--products", 10]
     said = command(extract_features.main, *extract)
-    assert f"{len(FAULTS) - len(PASSING)} not" in said
+    assert f"{len(QUICK_FAULTS) - len(PASSING)} not" in said
     assert sorted(path.name for path in tmp_path.glob("*.embeddings")) == [
         f"X.parquet_{n:05d}.embeddings" for n in range(3)
     ]
@@ -175,13 +174,14 @@ def stopped_at(numbers: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.mark.usefixtures("impatient")
 def test_stopped_in_its_steps_the_result_is_the_same(
-    server: ImageServer, model_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    truth = write_files(tmp_path, server, 12)
-    options = job(tmp_path, model_run, "--download.timeout", "0.4", "--download.connections", "16")
-    with stopped_at([2, 6], monkeypatch):  # of four snapshots and some pieces of images
+    options = job(tmp_path, model_run, "--download.timeout", "9", "--download.connections", "16")
+    # Of three snapshots and some pieces of images.
+    with running(ImageServer(make_images(8))) as server, stopped_at([2, 4], monkeypatch):
+        truth = write_files(tmp_path, server, 8, QUICK_FAULTS)
         assert [inside(run.main, *options).returncode for _ in range(3)] == [130, 130, 0]
-    check(tmp_path, truth, server, model_run, 12)
+    check(tmp_path, truth, server, model_run)
     assert not list(tmp_path.rglob("*.tmp"))
 
 

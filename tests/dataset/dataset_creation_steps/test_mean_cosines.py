@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -77,7 +77,6 @@ def test_a_case_by_hand() -> None:
     assert found.histogram.sum() == 5
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000))
 def test_as_plain_loops_give_it(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, pack, prepare_training_set
 from dataset.unpack import find_parts
+from tests.commands import refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.common.errors import UserError
 from visual_search.data.leaks import Side, unchecked
@@ -73,12 +74,10 @@ def test_what_looks_like_an_evaluation_image_is_left_out(store: Path, tmp_path: 
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no product has 2 images above 0\.9"):
-        prepare_training_set(store, tmp_path, [0.9], [])
+    refused(r"no product has 2 images above 0\.9", prepare_training_set, store, tmp_path, [0.9], [])
     with pytest.raises(UserError, match="neither a csv file nor a folder"):
         prepare_training_set(store, tmp_path, [0.5], [tmp_path / "none"])
-    with pytest.raises(UserError, match="does not exist"):
-        prepare_training_set(tmp_path / "none.parquet", tmp_path, [0.5], [])
+    refused("does not exist", prepare_training_set, tmp_path / "none.parquet", tmp_path, [0.5], [])
 
 
 def test_packed_twice_gives_the_same_bytes_and_old_parts_go(tmp_path: Path) -> None:
@@ -157,12 +156,10 @@ def test_a_image_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
     (root / "a.jpg").write_bytes(jpeg(0, 0))
     (before,) = pack(root, ["a.jpg"], tmp_path / "x.tar", 1_000_000)
     data = before.read_bytes()
-    with pytest.raises(UserError, match="run download_images"):
-        pack(root, ["a.jpg", "b.jpg"], tmp_path / "x.tar", 1_000_000)
+    refused("run download_images", pack, root, ["a.jpg", "b.jpg"], tmp_path / "x.tar", 1_000_000)
     assert before.read_bytes() == data
     assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_part_size_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be above 0"):
-        pack(tmp_path, [], tmp_path / "x.tar", 0)
+    refused("must be above 0", pack, tmp_path, [], tmp_path / "x.tar", 0)

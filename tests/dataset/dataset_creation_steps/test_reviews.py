@@ -21,7 +21,7 @@ from dataset.dataset_creation_steps.reviews import (
     read_objects,
     unique_images,
 )
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.common.files import LFS_POINTER
 
 
@@ -116,8 +116,7 @@ def test_a_file_of_another_kind_is_said_by_how_it_begins(
     content: bytes, expected: str, packed: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "x").write_bytes(gzip.compress(content) if packed else content)
-    with pytest.raises(UserError, match=expected):
-        asins(tmp_path / "x")
+    refused(expected, asins, tmp_path / "x")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -167,8 +166,7 @@ def test_damage_within_a_gzip_ends_it(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        asins(tmp_path / "none.json")
+    refused("cannot be read", asins, tmp_path / "none.json")
 
 
 HOST = "https://images-na.ssl-images-amazon.com/images/I/"

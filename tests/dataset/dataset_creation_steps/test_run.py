@@ -16,7 +16,7 @@ from dataset.dataset_creation_steps import (
     prepare_training_set,
 )
 from dataset.dataset_creation_steps.run import PairsConfig, build_pairs
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 
 @pytest.fixture
@@ -77,5 +77,4 @@ def test_what_is_missing_is_said_before_the_work(
 ) -> None:
     monkeypatch.setattr(get_pairs, "get_pairs", lambda *_: pytest.fail("it works already"))
     given = {"folder": amazon, "categories": ["X"], "run": model_run, **changes}
-    with pytest.raises(UserError, match=words):
-        build_pairs(PairsConfig(**given))
+    refused(words, build_pairs, PairsConfig(**given))

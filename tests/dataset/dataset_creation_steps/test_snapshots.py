@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ from dataset.dataset_creation_steps.snapshots import (
     with_rows,
     write_snapshot,
 )
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 
 @given(st.lists(st.integers(1, 9), max_size=6), st.integers(0, 10_000))
@@ -71,20 +70,16 @@ def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
         return [number for number, _ in while_the_network_works(pieces, worked, retried)]
 
     for tables in ((failed(1),), (failed(1), failed(2)), (many, gone)):
-        with pytest.raises(UserError, match="is the network down"):
-            taken(*tables)
+        refused("is the network down", taken, *tables)
     assert taken(failed(1), worked=True) == [0]
     assert taken(failed(1), failed(2), gone, failed(1)) == [2, 0, 1, 3]
-    with pytest.raises(UserError, match=f"not one of the {FAILED_IN_A_ROW} images of piece 1"):
-        taken(gone, many)
+    refused(f"not one of the {FAILED_IN_A_ROW} images of piece 1", taken, gone, many)
     nearly = failed(FAILED_IN_A_ROW - 1)
     assert taken(*[nearly, gone] * 3, nearly, worked=True) == list(range(7))
-    with pytest.raises(UserError, match="not one of the 1 images of piece 2"):
-        taken(gone, nearly, failed(1))
+    refused("not one of the 1 images of piece 2", taken, gone, nearly, failed(1))
     # What failed before may fail again, and says nothing of the network.
     assert taken(many, many, retried=(0, 1)) == [0, 1]
-    with pytest.raises(UserError, match="images of piece 1 could"):
-        taken(many, failed(2), retried=(0,))
+    refused("images of piece 1 could", taken, many, failed(2), retried=(0,))
 
 
 def test_rows_are_replaced_in_their_places() -> None:
@@ -111,14 +106,11 @@ def test_any_rows_of_a_parquet_file(start: int, length: int) -> None:
 
 def test_files_that_are_no_parquet_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    with pytest.raises(UserError, match="does not exist"):
-        row_count(path, ["a"])
+    refused("does not exist", row_count, path, ["a"])
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="not a readable parquet file"):
-        row_count(path, ["a"])
+    refused("not a readable parquet file", row_count, path, ["a"])
     pq.write_table(pa.table({"b": [1]}), path)
-    with pytest.raises(UserError, match="has no column 'a'; it has b"):
-        row_count(path, ["a"])
+    refused("has no column 'a'; it has b", row_count, path, ["a"])
 
 
 def test_fingerprints_know_where_a_part_ends() -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import pytest
-
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs, main
-from tests.commands import inside
-from visual_search.common.errors import UserError
+from tests.commands import inside, refused
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
 
@@ -59,11 +56,9 @@ def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
     assert (first["group"], first["category"]) == ("7", "Red Apple")
     assert second["image_path"] == "val/b.jpg"
     (tmp_path / "val.txt").unlink()
-    with pytest.raises(UserError, match=r"val\.txt does not exist"):
-        grocery_pairs(tmp_path)
+    refused(r"val\.txt does not exist", grocery_pairs, tmp_path)
     (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
-    with pytest.raises(UserError, match=r"val\.txt line 1: .* with a class of classes\.csv"):
-        grocery_pairs(tmp_path)
+    refused(r"val\.txt line 1: .* with a class of classes\.csv", grocery_pairs, tmp_path)
 
 
 def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_path: Path) -> None:
@@ -77,5 +72,4 @@ def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_pat
         assert list(asked.texts[row]) == [both.texts[row][0]]
         assert both.languages[row] == ["ru", "en"]
     assert (asked.groups == both.groups).all()
-    with pytest.raises(UserError, match="has a query in the language 'fr'"):
-        in_language(both, "fr")
+    refused("has a query in the language 'fr'", in_language, both, "fr")

@@ -27,7 +27,7 @@ from dataset.image_text.cleaning import (
     why_uninformative,
     words_of,
 )
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 KEPT_AS_TYPED = CleaningRules(lemmas=False, stop_words=False)
 
@@ -158,8 +158,7 @@ def test_the_language_of_a_query(text: str, languages: tuple[str, ...], found: s
 
 def test_an_unknown_language_is_named() -> None:
     # Azerbaijani is written in Latin letters, and the model does not know two of these.
-    with pytest.raises(UserError, match="ISO 639-1"):
-        language_of("red dress", ("en", "bs", "tl", "sq", "nb", "sw"))
+    refused("ISO 639-1", language_of, "red dress", ("en", "bs", "tl", "sq", "nb", "sw"))
 
 
 def test_stop_words_name_nothing() -> None:

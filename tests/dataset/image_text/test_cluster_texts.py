@@ -15,8 +15,7 @@ from dataset.image_text import clusters as clusters_module
 from dataset.image_text.catalogue_pairs import catalogue_pairs
 from dataset.image_text.cluster_texts import fit, main, predict
 from dataset.image_text.clusters import assign
-from tests.commands import inside
-from visual_search.common.errors import UserError
+from tests.commands import inside, refused
 from visual_search.text.clusters import TextClusters
 from visual_search.text.config import ClusterConfig
 from visual_search.text.pairs import SCHEMA, read_pairs, write_pairs
@@ -138,5 +137,4 @@ def test_the_yaml_says_what_the_defaults_are(project: Path) -> None:
 def test_too_small_a_table_is_said(demo: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "p.parquet"
     write_pairs(pairs, pq.read_table(demo).slice(0, 3))
-    with pytest.raises(UserError, match="n-grams there are"):
-        fit(pairs, tmp_path / "c", CONFIG)
+    refused("n-grams there are", fit, pairs, tmp_path / "c", CONFIG)

@@ -13,7 +13,7 @@ import pytest
 from dataset.image_text import text_cleaning
 from dataset.image_text.cleaning import CleaningConfig, QueryRules
 from dataset.image_text.text_cleaning import clean_queries, main, pairs_file
-from tests.commands import inside
+from tests.commands import inside, refused
 from visual_search.common.errors import UserError
 from visual_search.text.pairs import read_pairs
 
@@ -118,14 +118,11 @@ def test_several_processes_give_what_one_gives_and_groups_are_on_one_side(
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='lines without "file"'):
-        run(write(tmp_path, [{"image": 1, "queries": ["стол"]}]))
+    refused('lines without "file"', run, write(tmp_path, [{"image": 1, "queries": ["стол"]}]))
     with pytest.raises(UserError, match="no query is left of 1"):
         run(write(tmp_path, [{"image": 1, "queries": ["фото"], "file": FILES[0]}]))
-    with pytest.raises(UserError, match="does not exist"):
-        run(tmp_path / "other.json")
-    with pytest.raises(UserError, match="test_share is 1"):
-        run(tmp_path / "other.json", CleaningConfig(test_share=1.0))
+    refused("does not exist", run, tmp_path / "other.json")
+    refused("test_share is 1", run, tmp_path / "other.json", CleaningConfig(test_share=1.0))
 
 
 def test_the_command_reads_its_rules_from_yaml(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from dataset.sources.base import read_json
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 
 class Item(msgspec.Struct):
@@ -43,7 +43,5 @@ def test_what_is_named_is_read_and_the_rest_skipped(tmp_path: Path) -> None:
 )
 def test_damage_is_said_with_its_place(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(UserError, match=words):
-        read_json(tmp_path / "a.json", Table)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_json(tmp_path / "b.json", Table)
+    refused(words, read_json, tmp_path / "a.json", Table)
+    refused("cannot be read", read_json, tmp_path / "b.json", Table)

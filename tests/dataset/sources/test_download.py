@@ -20,6 +20,7 @@ import pytest
 
 from dataset.sources.base import Download
 from dataset.sources.download import CHUNK, download
+from tests.commands import refused
 from visual_search.common.errors import UserError
 
 CONTENT = random.Random(0).randbytes(600_000)
@@ -160,15 +161,13 @@ def test_a_broken_handshake_is_tried_again_but_no_wrong_certificate(
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", fails)
     assert get(server.address, tmp_path / "a").read_bytes() == CONTENT
     errors.append(ssl.SSLCertVerificationError(1, "self-signed certificate"))
-    with pytest.raises(UserError, match="self-signed certificate"):
-        get(server.address, tmp_path / "b")
+    refused("self-signed certificate", get, server.address, tmp_path / "b")
     assert len(server.requests) == 1
 
 
 def test_another_run_goes_on_too(server: Behaviour, tmp_path: Path) -> None:
     server.cuts = [100_000, 0, 0, 0, 0, 0]
-    with pytest.raises(UserError, match=rf"connection broke 5 times; get .* {PAGE} yourself"):
-        get(server.address, tmp_path)
+    refused(rf"connection broke 5 times; get .* {PAGE} yourself", get, server.address, tmp_path)
     server.requests.clear()
     server.cuts.clear()
     assert get(server.address, tmp_path).read_bytes() == CONTENT
@@ -212,15 +211,13 @@ def test_a_busy_server_is_asked_again(server: Behaviour, tmp_path: Path) -> None
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_missing_file_names_the_page(status: int, server: Behaviour, tmp_path: Path) -> None:
     server.statuses = [status]
-    with pytest.raises(UserError, match=f"{status}.*{PAGE} yourself"):
-        get(server.address, tmp_path)
+    refused(f"{status}.*{PAGE} yourself", get, server.address, tmp_path)
     assert len(server.requests) == 1
 
 
 def test_a_web_page_is_no_archive(server: Behaviour, tmp_path: Path) -> None:
     server.content_type = "text/html; charset=utf-8"
-    with pytest.raises(UserError, match="a web page"):
-        get(server.address, tmp_path)
+    refused("a web page", get, server.address, tmp_path)
 
 
 def test_a_wrong_size_or_checksum_is_not_kept(server: Behaviour, tmp_path: Path) -> None:
@@ -229,26 +226,21 @@ def test_a_wrong_size_or_checksum_is_not_kept(server: Behaviour, tmp_path: Path)
         ({"md5": "0" * 32}, "its md5 is"),
         ({"sha256": "0" * 64}, "its sha256 is"),
     ):
-        with pytest.raises(UserError, match=words):
-            get(server.address, tmp_path, **known)
+        refused(words, get, server.address, tmp_path, **known)
         assert not (tmp_path / "train.tar.gz").exists()
         assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="connection broke 5 times"):
-        get("http://127.0.0.1:9/x.zip", tmp_path)
+    refused("connection broke 5 times", get, "http://127.0.0.1:9/x.zip", tmp_path)
 
 
 def test_private_networks_are_not_asked(server: Behaviour, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="private network"):
-        download(Download(server.address), tmp_path, PAGE)
+    refused("private network", download, Download(server.address), tmp_path, PAGE)
     assert not server.requests
-    with pytest.raises(UserError, match="not an http"):
-        get("file:///etc/passwd", tmp_path)
+    refused("not an http", get, "file:///etc/passwd", tmp_path)
     server.redirect = "ftp://127.0.0.1/x"
-    with pytest.raises(UserError, match="not an http"):
-        get(server.address, tmp_path)
+    refused("not an http", get, server.address, tmp_path)
     server.redirect = server.address.replace("train.tar.gz", "moved")
     assert get(server.address, tmp_path).read_bytes() == CONTENT
 
@@ -261,8 +253,7 @@ def test_a_full_disk_is_told(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot be written: File too large"):
-            get(server.address, tmp_path)
+        refused("cannot be written: File too large", get, server.address, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert get(server.address, tmp_path).read_bytes() == CONTENT
