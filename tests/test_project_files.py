@@ -224,3 +224,20 @@ def test_tools_for_tables_start_without_torch(project: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=60)
+
+
+def test_the_wheel_holds_what_is_not_python(project: Path) -> None:
+    """Pages and migrations beside the modules that read them."""
+    tool = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]
+    held = {
+        path
+        for package, patterns in tool["package-data"].items()
+        for pattern in patterns
+        for path in (project / package.replace(".", "/")).glob(pattern)
+    }
+    beside = {
+        path
+        for path in (project / "visual_search").rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert beside == held
