@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor: a batch spread over processes meets itself."""
+"""What processes that train together share: rows of a batch, sums, and parts of a table."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class _GatherRows(torch.autograd.Function):
         # Every process's loss depends on every process's rows. Summed as a whole, since gloo has
         # no reduce-scatter; what is sent is a batch of embeddings, small next to a model.
         total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.narrow(0, own_rank() * ctx.length, ctx.length)
+        return own_rows(sum_over_processes(total), ctx.length)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -67,8 +66,52 @@ def gather_rows(rows: Tensor) -> Tensor:
     return rows if processes() == 1 else _GatherRows.apply(rows)
 
 
+def own_rows(joint: Tensor, count: int) -> Tensor:
+    """Of the rows of all processes, the `count` of this one."""
+    return joint.narrow(0, own_rank() * count, count)
+
+
 @torch.no_grad()
 def gather_constant(rows: Tensor) -> Tensor:
     """As :func:`gather_rows`, of any type, without a gradient."""
     rows = rows.detach()
     return rows if processes() == 1 else _all_gather(rows)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Their sum over processes, without gradient, in the same tensor."""
+    if processes() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def shard_range(total: int, rank: int | None = None) -> tuple[int, int]:
+    """The run `start, stop` of `total` things that a process holds; this one's by default."""
+    size = -(-total // processes())
+    start = min(size * (own_rank() if rank is None else rank), total)
+    return start, min(start + size, total)
+
+
+def collect_shards(shard: Tensor, total: int, per: int = 1) -> Tensor | None:
+    """The whole table on process 0, in main memory; None on the others. All have to call it.
+
+    Args:
+        shard: `(own, ...)`, the rows of this process.
+        total: things in the whole table, dealt by :func:`shard_range`.
+        per: rows of each thing.
+    """
+    if processes() == 1:
+        return shard.detach().cpu().clone()
+    if own_rank() > 0:
+        if len(shard):
+            dist.send(shard.detach().contiguous(), 0)
+        return None
+    whole = torch.empty((total * per, *shard.shape[1:]), dtype=shard.dtype)
+    whole[: len(shard)] = shard.detach()
+    for rank in range(1, processes()):
+        start, stop = (per * edge for edge in shard_range(total, rank))
+        if stop > start:
+            part = shard.new_empty(stop - start, *shard.shape[1:])
+            dist.recv(part, rank)
+            whole[start:stop] = part
+    return whole

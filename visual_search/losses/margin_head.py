@@ -7,14 +7,19 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.config import MarginConfig, OptimConfig
-from visual_search.losses.gathering import gather_constant
+from visual_search.losses.gathering import (
+    gather_constant,
+    processes,
+    shard_range,
+    sum_over_processes,
+)
 from visual_search.losses.margin_softmax import (
     MarginLogits,
-    Similarities,
     Target,
     margin_softmax,
     similarities,
@@ -88,6 +93,8 @@ class MarginHead(nn.Module):
 
     weight: Tensor
     """`(own classes * centers, dimension)`."""
+    joint = False
+    """Whether a process compares the rows of all processes, with its own run of the classes."""
 
     def __init__(self, dimension: int, counts: Tensor, config: MarginConfig, seed: int = 0) -> None:
         """
@@ -104,14 +111,10 @@ class MarginHead(nn.Module):
         self.centers, self.classes = config.centers, len(counts)
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
         self.rule = MarginSchedule(counts, config)
-        self.start, self.stop = self._own_classes()
+        self.start, self.stop = shard_range(self.classes) if self.joint else (0, self.classes)
         self._hold(
             initial_centers(self.classes, self.centers, dimension, seed, self.start, self.stop)
         )
-
-    def _own_classes(self) -> tuple[int, int]:
-        """The run `start, stop` of classes whose centres this process holds."""
-        return 0, self.classes
 
     def _hold(self, centers: Tensor) -> None:
         self.weight = nn.Parameter(centers)
@@ -197,30 +200,55 @@ class MarginHead(nn.Module):
             normalize=self.rule.normalize,
             reserve=torch.is_grad_enabled() and weight.requires_grad,
         )
-        target = self._target(embeddings, labels, similar, observes)
+        target = self._target(embeddings, labels, similar.values, labels, observes)
         logits = MarginLogits(similar, labels, target, self.rule.scale)
         losses = margin_softmax(embeddings, weight, logits, self.label_smoothing)
         return focal(losses, self.focal_gamma)
 
     @torch.no_grad()
     def _target(
-        self, embeddings: Tensor, labels: Tensor, similar: Similarities, observes: bool
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        values: Tensor,
+        columns: Tensor,
+        observes: bool = True,
     ) -> Target:
-        to_target = similar.values.gather(1, labels[:, None]).squeeze(1)
-        lengths = embeddings.detach().to(to_target.dtype).norm(dim=1)
-        if observes:
-            self._observe(to_target, lengths, similar.values, labels)
-        margins = self.rule.margins[labels]
-        value, slope = self.rule.grade(to_target, margins, lengths, self.rule.draw(to_target))
+        """The margin on the right classes; `columns`, `(N,)`, says where they stand in `values`,
+
+        -1 where another process has them.
+        """
+        to_target = values.new_zeros(len(columns))
+        place = columns.clamp(min=0)[:, None]
+        if values.shape[1]:
+            to_target = torch.where(columns >= 0, values.gather(1, place).squeeze(1), to_target)
+        if self.joint:
+            to_target = sum_over_processes(to_target)
+        lengths = embeddings.detach().to(values.dtype).norm(dim=1)
+        if observes and self.training and self.rule.observes:
+            self._observe(to_target, lengths, values, columns)
+        margins, draws = self.rule.margins[labels], self.rule.draw(to_target)
+        if self.joint and processes() > 1:
+            dist.broadcast(draws, 0)
+        value, slope = self.rule.grade(to_target, margins, lengths, draws)
         return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())
 
-    def _observe(self, to_target: Tensor, lengths: Tensor, values: Tensor, labels: Tensor) -> None:
+    def _observe(self, to_target: Tensor, lengths: Tensor, values: Tensor, columns: Tensor) -> None:
         """Show the rule the batch of all processes."""
-        if not (self.training and self.rule.observes):
-            return
         log_rivals = None
         if self.rule.name == "adacos":
-            wrong = (values * self.rule.scale).scatter(1, labels[:, None], -math.inf)
-            of_rows = gather_constant(torch.logsumexp(wrong, dim=1))
-            log_rivals = torch.logsumexp(of_rows, dim=0) - math.log(len(of_rows))
-        self.rule.observe(gather_constant(to_target), gather_constant(lengths), log_rivals)
+            of_rows = gather_constant(_log_rivals(values, columns, self.rule.scale))
+            rows = len(columns) if self.joint else len(of_rows)
+            log_rivals = torch.logsumexp(of_rows, dim=0) - math.log(rows)
+        if not self.joint:
+            to_target, lengths = gather_constant(to_target), gather_constant(lengths)
+        self.rule.observe(to_target, lengths, log_rivals)
+
+
+def _log_rivals(values: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    """Of each row, the logarithm of the summed exponentials of its wrong classes here, `(N,)`."""
+    if not values.shape[1]:
+        return torch.full((len(columns),), -math.inf, dtype=values.dtype, device=values.device)
+    logits, place = values * scale, columns.clamp(min=0)[:, None]
+    right = torch.where(columns[:, None] >= 0, -math.inf, logits.gather(1, place))
+    return torch.logsumexp(logits.scatter(1, place, right), dim=1)

@@ -31,6 +31,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from visual_search.losses.gathering import (
+    gather_constant,
+    own_rows,
+    processes,
+    sum_over_processes,
+)
 from visual_search.losses.margins import curricular_negatives
 
 # A block of centres of this many bytes stays in the cache between its uses, and is large enough
@@ -61,14 +67,11 @@ class Similarities:
     """`(classes, centers * d)`, where the gradient of the centres will go; until then its rows
     hold the values."""
 
-    def blocks(self, weight: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Runs of columns and their centres: `start, stop, (stop - start, centers, d)`."""
-        yield from _blocks(weight, self.centers, self.picked, self.values.dtype)
-
 
 def _blocks(
     weight: Tensor, centers: int, picked: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[int, int, Tensor]]:
+    """Runs of columns and their centres: `start, stop, (stop - start, centers, d)`."""
     by_class = weight.detach().view(-1, centers, weight.shape[1])
     classes = len(by_class) if picked is None else len(picked)
     step = _classes_of_block(weight, centers, dtype)
@@ -83,7 +86,7 @@ def _classes_of_block(weight: Tensor, centers: int, dtype: torch.dtype) -> int:
     return max(1, (_CACHED_BYTES if weight.device.type == "cpu" else _GPU_BYTES) // of_class)
 
 
-def column_scratch(values: Tensor, columns: int) -> Tensor:
+def _column_scratch(values: Tensor, columns: int) -> Tensor:
     """Room for `columns` columns of `values`, `(N, columns)`, a column's numbers adjacent.
 
     Blocks of logits and gradients are written to the same room one after the other: fresh tensors
@@ -184,9 +187,9 @@ def similarity_gradients(
         of_centers = torch.empty(shape, dtype=weight.dtype, device=weight.device)
     factored = units * weight_factor
     widest = min(_classes_of_block(weight, centers, units.dtype), max(shape[0], 1))
-    gradients, products, kept = (column_scratch(similar.values, widest) for _ in range(3))
+    gradients, products, kept = (_column_scratch(similar.values, widest) for _ in range(3))
     with torch.autocast(units.device.type, enabled=False):
-        for start, stop, block in similar.blocks(weight):
+        for start, stop, block in _blocks(weight, centers, similar.picked, units.dtype):
             here = slice(0, stop - start)
             gradient = gradient_of_columns(start, stop, gradients[:, here])
             values, product = similar.values[:, start:stop], products[:, here]
@@ -277,7 +280,7 @@ class MarginLogits:
         rows, columns = self.similar.values.shape
         numbers = 1 << 18 if self.columns.device.type == "cpu" else 1 << 26
         step = min(max(1, numbers // max(rows, 1)), max(columns, 1))
-        scratch = column_scratch(self.similar.values, step)
+        scratch = _column_scratch(self.similar.values, step)
         for start in range(0, columns, step):
             stop = min(start + step, columns)
             yield self.block(start, stop, scratch[:, : stop - start])
@@ -322,58 +325,94 @@ def _log_sum_in_place(block: Tensor) -> Tensor:
     return block.sub_(largest[:, None]).exp_().sum(dim=1).log_().add_(largest)
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Where the classes are spread over processes, what the softmax of all of them needs."""
+
+    classes: int
+    """That all processes compare with."""
+    weight: Tensor
+    """The centres of this process, no parameter."""
+    add_gradient: Callable[[Tensor], None]
+    """Takes the gradient of the columns' centres, that of the mean over processes."""
+
+
 class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, weight: Tensor, logits: MarginLogits, smoothing: float
+        ctx: Any,
+        embeddings: Tensor,
+        weight: Tensor,
+        logits: MarginLogits,
+        smoothing: float,
+        shard: Shard | None,
     ) -> Tensor:
-        log_sum = logits.log_sum()
-        even = smoothing / logits.similar.values.shape[1]
+        ctx.log_sum, ctx.shard = logits.log_sum(), shard
+        classes = shard.classes if shard else logits.similar.values.shape[1]
+        if shard:
+            ctx.log_sum = torch.logsumexp(gather_constant(ctx.log_sum[None]), dim=0)
+        ctx.even, ctx.right = smoothing / classes, 1.0 - smoothing
         # Saved as inputs, so that autograd notices when they change before the backward pass.
         ctx.save_for_backward(embeddings, weight)
-        ctx.similar, ctx.log_sum, ctx.even, ctx.right = (
-            logits.similar,
-            log_sum,
-            even,
-            1.0 - smoothing,
-        )
+        similar = ctx.similar = logits.similar
         ctx.rest = logits.columns, logits.target, logits.scale
-        ctx.centers, ctx.normalize = (
-            logits.similar.centers,
-            logits.similar.inverse_lengths is not None,
-        )
-        losses = log_sum - ctx.right * logits.target.value * logits.scale
-        return losses - even * logits.total() if even else losses
+        ctx.centers, ctx.normalize = similar.centers, similar.inverse_lengths is not None
+        losses = ctx.log_sum - ctx.right * logits.target.value * logits.scale
+        if smoothing:
+            total = logits.total()
+            losses = losses - ctx.even * (sum_over_processes(total) if shard else total)
+        return own_rows(losses, len(embeddings)) if shard else losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, weight = ctx.saved_tensors
-        similar, ctx.similar = ctx.similar, None
+        shard, similar, ctx.similar = ctx.shard, ctx.similar, None
+        if similar is None and shard:
+            raise RuntimeError("sampled classes can be differentiated once for each forward pass")
         if similar is None:
             # Differentiated again: the cosines gave their memory to the first gradient.
             similar = similarities(embeddings, weight, ctx.centers, normalize=ctx.normalize)
         logits = MarginLogits(similar, *ctx.rest)
+        of_rows = gather_constant(gradient) if shard else gradient
 
         def of_columns(start: int, stop: int, out: Tensor) -> Tensor:
-            return logits.gradient(start, stop, out, ctx.log_sum, gradient, ctx.even, ctx.right)
+            return logits.gradient(start, stop, out, ctx.log_sum, of_rows, ctx.even, ctx.right)
 
+        if not shard:
+            of_embeddings, of_weight = similarity_gradients(
+                similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
+            )
+            return of_embeddings.to(embeddings.dtype), of_weight, None, None, None
         of_embeddings, of_weight = similarity_gradients(
-            similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
+            similar, shard.weight, of_columns, weight_factor=1.0 / processes()
         )
-        return of_embeddings.to(embeddings.dtype), of_weight, None, None
+        assert of_weight is not None
+        shard.add_gradient(of_weight)
+        own = own_rows(sum_over_processes(of_embeddings), len(gradient))
+        return own.to(embeddings.dtype), None, None, None, None
 
 
 def margin_softmax(
-    embeddings: Tensor, weight: Tensor, logits: MarginLogits, smoothing: float = 0.0
+    embeddings: Tensor,
+    weight: Tensor | None,
+    logits: MarginLogits,
+    smoothing: float = 0.0,
+    shard: Shard | None = None,
 ) -> Tensor:
     """Cross-entropy of each row, `(N,)`, float32 or float64, differentiable once.
 
     Args:
-        embeddings: `(N, d)`, as given to :func:`similarities`.
-        weight: `(classes * centers, d)`, as given to it.
-        logits: of these similarities.
+        embeddings: `(N, d)`, as given to :func:`similarities`; with a shard, the rows of this
+            process among those of all.
+        weight: `(classes * centers, d)`, as given to it; None with a shard.
+        logits: of these similarities; with a shard, of the rows of all processes.
         smoothing: share of the label spread over all classes, 0..1, as in
             :func:`torch.nn.functional.cross_entropy`.
+        shard: where other processes hold further classes; all of them have to call this together.
     """
-    return _MarginSoftmax.apply(embeddings, weight, logits, smoothing)
+    if weight is None:
+        # A tensor that needs a gradient, so that there is a backward pass for the centres even
+        # when the embeddings come from a frozen model.
+        weight = torch.zeros((), requires_grad=True)
+    return _MarginSoftmax.apply(embeddings, weight, logits, smoothing, shard)

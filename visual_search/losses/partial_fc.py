@@ -12,26 +12,17 @@ processes. A step, first weights and sample included, is that of one process wit
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig, OptimConfig
-from visual_search.losses.gathering import gather_constant, own_rank, processes
+from visual_search.losses.gathering import collect_shards, gather_constant, sum_over_processes
 from visual_search.losses.margin_head import MarginHead, focal, generator_of
-from visual_search.losses.margin_softmax import (
-    MarginLogits,
-    Target,
-    similarities,
-    similarity_gradients,
-)
+from visual_search.losses.margin_softmax import MarginLogits, Shard, margin_softmax, similarities
 
 # Rows in one go: with their momentum they are a few megabytes.
 _BLOCK = 2048
@@ -218,45 +209,6 @@ class RowAdamW(RowOptimizer):
         weight.addcdiv_(mean / (1.0 - slow**updates), root, value=-self.lr)
 
 
-def shard_range(total: int, rank: int | None = None) -> tuple[int, int]:
-    """The run `start, stop` of `total` things that a process holds; this one's by default."""
-    size = -(-total // processes())
-    start = min(size * (own_rank() if rank is None else rank), total)
-    return start, min(start + size, total)
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Their sum over processes, without gradient, in the same tensor."""
-    if processes() > 1:
-        dist.all_reduce(values)
-    return values
-
-
-def collect_shards(shard: Tensor, total: int, per: int = 1) -> Tensor | None:
-    """The whole table on process 0, in main memory; None on the others. All have to call it.
-
-    Args:
-        shard: `(own, ...)`, the rows of this process.
-        total: things in the whole table, dealt by :func:`shard_range`.
-        per: rows of each thing.
-    """
-    if processes() == 1:
-        return shard.detach().cpu().clone()
-    if own_rank() > 0:
-        if len(shard):
-            dist.send(shard.detach().contiguous(), 0)
-        return None
-    whole = torch.empty((total * per, *shard.shape[1:]), dtype=shard.dtype)
-    whole[: len(shard)] = shard.detach()
-    for rank in range(1, processes()):
-        start, stop = (per * edge for edge in shard_range(total, rank))
-        if stop > start:
-            part = torch.empty_like(shard[:1]).repeat(stop - start, *[1] * (shard.dim() - 1))
-            dist.recv(part, rank)
-            whole[start:stop] = part
-    return whole
-
-
 def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Tensor) -> Tensor:
     """Which classes enter a step: `(classes,)`, bool, on the labels' device.
 
@@ -280,6 +232,8 @@ class SampledMarginHead(MarginHead):
     (DistributedDataParallel). What moves in its margin is the same everywhere.
     """
 
+    joint = True
+
     def __init__(self, dimension: int, counts: Tensor, config: MarginConfig, seed: int = 0) -> None:
         """
         Args:
@@ -291,9 +245,6 @@ class SampledMarginHead(MarginHead):
         """
         super().__init__(dimension, counts, config, seed)
         self.share, self.seed = config.sampled_share, seed
-
-    def _own_classes(self) -> tuple[int, int]:
-        return shard_range(self.classes)
 
     def _hold(self, centers: Tensor) -> None:
         self.table = RowTable(centers)
@@ -338,14 +289,14 @@ class SampledMarginHead(MarginHead):
             picked=picked,
             reserve=torch.is_grad_enabled(),
         )
-        target = self._joint_target(everyone, all_labels, similar.values, columns)
+        target = self._target(everyone, all_labels, similar.values, columns)
         logits = MarginLogits(similar, columns, target, self.rule.scale.clone())
-        # A tensor that needs a gradient, so that there is a backward pass for the centres even
-        # when the embeddings come from a frozen model.
-        asks = torch.zeros((), requires_grad=True)
-        losses = _SampledSoftmax.apply(
-            embeddings, asks, logits, self.table, self.label_smoothing, count
-        )
+
+        def add_gradient(of_centers: Tensor) -> None:
+            self.table.add_gradient(self._rows(picked), of_centers)
+
+        shard = Shard(count, self.weight, add_gradient)
+        losses = margin_softmax(embeddings, None, logits, self.label_smoothing, shard)
         return focal(losses, self.focal_gamma)
 
     def _sample(self, labels: Tensor) -> tuple[Tensor | None, Tensor, int]:
@@ -364,86 +315,9 @@ class SampledMarginHead(MarginHead):
         picked = chosen[self.start : self.stop].nonzero().squeeze(1)
         return picked, torch.where(own, columns, -1), int(chosen.sum())
 
-    @torch.no_grad()
-    def _joint_target(
-        self, embeddings: Tensor, labels: Tensor, values: Tensor, columns: Tensor
-    ) -> Target:
-        """The margin on the rows of all processes; the same in each."""
-        to_target = values.new_zeros(len(columns))
-        place = columns.clamp(min=0)[:, None]
-        if values.shape[1]:
-            to_target = torch.where(columns >= 0, values.gather(1, place).squeeze(1), to_target)
-        to_target = sum_over_processes(to_target)
-        lengths = embeddings.to(values.dtype).norm(dim=1)
-        if self.training and self.rule.observes:
-            log_rivals = None
-            if self.rule.name == "adacos":
-                log_rivals = self._log_rivals(values, columns)
-            self.rule.observe(to_target, lengths, log_rivals)
-        margins = self.rule.margins[labels]
-        draws = self.rule.draw(to_target)
-        if processes() > 1:
-            dist.broadcast(draws, 0)
-        value, slope = self.rule.grade(to_target, margins, lengths, draws)
-        return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())
-
-    def _log_rivals(self, values: Tensor, columns: Tensor) -> Tensor:
-        """Logarithm of the mean over rows of the summed exponentials of the wrong classes."""
-        own = torch.full((len(columns),), -math.inf, dtype=values.dtype, device=values.device)
-        if values.shape[1]:
-            place = columns.clamp(min=0)[:, None]
-            logits = values * self.rule.scale
-            right = torch.where(columns[:, None] >= 0, -math.inf, logits.gather(1, place))
-            own = torch.logsumexp(logits.scatter(1, place, right), dim=1)
-        return torch.logsumexp(gather_constant(own), dim=0) - math.log(len(columns))
-
-
-class _SampledSoftmax(torch.autograd.Function):
-    """The losses of this process's rows; the embeddings' gradient goes back to their processes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        asks: Tensor,
-        logits: MarginLogits,
-        table: RowTable,
-        smoothing: float,
-        count: int,
-    ) -> Tensor:
-        of_processes = gather_constant(logits.log_sum()[None])
-        log_sum = torch.logsumexp(of_processes, dim=0)
-        ctx.logits, ctx.table, ctx.log_sum = logits, table, log_sum
-        ctx.even, ctx.right, ctx.dtype = smoothing / count, 1.0 - smoothing, embeddings.dtype
-        losses = log_sum - ctx.right * logits.target.value * logits.scale
-        if smoothing:
-            losses = losses - ctx.even * sum_over_processes(logits.total())
-        return losses.narrow(0, own_rank() * len(embeddings), len(embeddings))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, ctx.logits = ctx.logits, None
-        if logits is None:
-            raise RuntimeError("sampled classes can be differentiated once for each forward pass")
-        row_weights = gather_constant(gradient)
-
-        def of_columns(start: int, stop: int, out: Tensor) -> Tensor:
-            return logits.gradient(start, stop, out, ctx.log_sum, row_weights, ctx.even, ctx.right)
-
-        of_embeddings, of_centers = similarity_gradients(
-            logits.similar, ctx.table.weight, of_columns, weight_factor=1.0 / processes()
-        )
-        if of_centers is not None:
-            ctx.table.add_gradient(_rows(logits, ctx.table.weight.device), of_centers)
-        own = sum_over_processes(of_embeddings).narrow(0, own_rank() * len(gradient), len(gradient))
-        return own.to(ctx.dtype), None, None, None, None, None
-
-
-def _rows(logits: MarginLogits, device: torch.device) -> Tensor:
-    """The rows of the table that the columns' centres stand in."""
-    similar = logits.similar
-    picked, per = similar.picked, similar.centers
-    if picked is None:
-        return torch.arange(similar.values.shape[1] * per, device=device)
-    return (picked[:, None] * per + torch.arange(per, device=device)).flatten()
+    def _rows(self, picked: Tensor | None) -> Tensor:
+        """The rows of the table that the centres of these own classes stand in."""
+        within = torch.arange(self.centers, device=self.weight.device)
+        if picked is None:
+            picked = torch.arange(self.stop - self.start, device=self.weight.device)
+        return (picked[:, None] * self.centers + within).flatten()

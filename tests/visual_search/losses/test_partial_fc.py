@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
+from visual_search.losses.gathering import collect_shards
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
 from visual_search.losses.partial_fc import (
@@ -19,7 +20,6 @@ from visual_search.losses.partial_fc import (
     RowSGD,
     RowTable,
     SampledMarginHead,
-    collect_shards,
     sampled_classes,
 )
 
