@@ -35,7 +35,8 @@ class BackboneConfig:
     """The network that sees the image.
 
     Args:
-        name: timm/<model>, open_clip/<architecture>/<tag>, or unicom/<model>.
+        name: timm/<model>, open_clip/<architecture>/<tag>, unicom/<model>, or clip/<folder> (of
+            Hugging Face's CLIP or ru-CLIP).
         weights: hub, hub:<tag>, none, package:efficientnet_lite0, or a state-dict file.
         mean: subtracted from pixels scaled to 0..1, RGB.
         std: divides them after that, RGB.

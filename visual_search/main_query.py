@@ -14,7 +14,13 @@ def main() -> None:
         prog="python -m visual_search.main_query",
         description="Rank the images of a gallery for queries typed as text, or name images.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="run of visual_search.main_clip, or a "
+        "CLIP as others trained it: its folder, or open_clip/<architecture>/<tag>",
+    )
     parser.add_argument(
         "--gallery", type=Path, help="a folder of images, a gallery.csv or a pairs.parquet"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import run_command
 
 
 def main() -> None:
@@ -15,16 +15,28 @@ def main() -> None:
         prog="python -m visual_search.main_zero_shot",
         description="Give each image the nearest of a list of names. A data set is a folder with "
         "classes.json (a list of names; a class of many kinds of things may be a list itself), "
-        "img/ and, to be scored, labels.json (image to class).",
+        "img/ and, to be scored, labels.json (image to class), or a folder of such folders.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="run of visual_search.main_clip")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="run of visual_search.main_clip; or a CLIP as others trained it: its folder (Hugging "
+        "Face's or ru-CLIP's layout), or open_clip/<architecture>/<tag>",
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders")
     parser.add_argument(
         "--language", default="auto", help="of the names: ru, en, or auto (%(default)s)"
     )
+    parser.add_argument(
+        "--labels", type=Path, help="one file of the classes of all sets: set to image to class"
+    )
     parser.add_argument("--templates", type=Path, help="file of prompts, one a line, {} for a name")
     parser.add_argument(
-        "--output", type=Path, help="folder of the answers (the run's own folder zero_shot)"
+        "--output",
+        type=Path,
+        help="folder of the answers (the run's own folder zero_shot; "
+        "runs/zero_shot where there is no run)",
     )
     arguments = parser.parse_args()
 
@@ -34,15 +46,13 @@ def main() -> None:
         classify,
         draw_confusion,
         mean_accuracy,
-        read_zero_shot_set,
+        read_zero_shot_sets,
     )
 
-    sets = [read_zero_shot_set(folder) for folder in arguments.data]
-    names = [data.name for data in sets]
-    if len(set(names)) < len(names):
-        raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
+    sets = read_zero_shot_sets(arguments.data, arguments.labels)
     model = load_text_model(arguments.run)
-    output = arguments.output or arguments.run / "zero_shot"
+    own = arguments.run if (arguments.run / "metrics.jsonl").is_file() else Path("runs")
+    output = arguments.output or own / "zero_shot"
     answers = [classify(model, data, arguments.language, arguments.templates) for data in sets]
     rows: dict[str, Any] = {}
     for answer in answers:
@@ -54,7 +64,7 @@ def main() -> None:
             "chance": chance,
             "accuracy": answer.accuracy,
         }
-        words = "no labels.json, not scored"
+        words = "no labels, not scored"
         if answer.accuracy is not None:
             words = f"accuracy {answer.accuracy:.3f} (chance {chance:.3f})"
             draw_confusion(output / f"confusion_{data.name}.png", answer)

@@ -1,4 +1,4 @@
-"""Image backbones by name: timm, open_clip, UNICOM, or a checkpoint that a package brings.
+"""Image backbones by name: timm, open_clip, UNICOM, a CLIP in a folder, a package's checkpoint.
 
 A backbone takes normalised images `(N, 3, H, W)` and gives features `(N, dimension)`; the
 classification head is gone.
@@ -17,6 +17,7 @@ from torch import nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
+from visual_search.model.clip_folder import create_clip
 from visual_search.model.freezing import freeze_unused, trunk_of
 from visual_search.model.patches import overlap_patches, resized_state
 from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
@@ -259,9 +260,10 @@ def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
 
     Args:
         config: `name` is `timm/<model>`, `open_clip/<architecture>`,
-            `open_clip/<architecture>/<tag>` or `unicom/<model>`. `weights` are `none` (random),
-            `hub` (timm's default weights), `hub:<tag>` (open_clip's pretrained tag, or timm's),
-            `package:efficientnet_lite0` (see :data:`PACKAGED_WEIGHTS`), or a state-dict file.
+            `open_clip/<architecture>/<tag>`, `unicom/<model>` or `clip/<folder>` (see
+            :mod:`visual_search.model.clip_folder`). `weights` are `none` (random), `hub` (timm's
+            default weights; of a folder, its own), `hub:<tag>` (open_clip's pretrained tag, or
+            timm's), `package:efficientnet_lite0` (see :data:`PACKAGED_WEIGHTS`), or a file.
         input_size: side of the images in pixels; position embeddings are resampled to it. 0 is
             the model's own.
 
@@ -370,6 +372,7 @@ LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]
     "timm": create_timm,
     "open_clip": create_open_clip,
     "unicom": create_unicom,
+    "clip": create_clip,
 }
 """Builders by library: model, configuration and input size in, the headless network and its
 input size out."""

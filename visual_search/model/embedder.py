@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.model.backbones import checkpoint_gradients, create_backbone
+from visual_search.model.clip_folder import folder_settings
 from visual_search.model.projections import Whitening
 
 
@@ -100,7 +102,7 @@ class Architecture:
     """Everything needed to build an embedder again, before its weights are loaded."""
 
     backbone: str
-    """`timm/<model>`, `open_clip/<architecture>/<tag>` or `unicom/<model>`."""
+    """`timm/<model>`, `open_clip/<architecture>/<tag>`, `unicom/<model>` or `clip/<folder>`."""
     neck: str
     """A key of :data:`visual_search.model.embedder.NECKS`."""
     dimension: int
@@ -117,12 +119,14 @@ class Architecture:
     """Pixels that neighbouring patches of a vision transformer share."""
     head_conv: bool = True
     """Whether the wide convolution in front of the pooling is kept, where there is one."""
+    settings: Mapping[str, Any] | None = None
+    """Of `clip/<folder>`, what shapes its tower: the folder need not be there any more."""
 
     def backbone_config(self) -> BackboneConfig:
         """Of the backbone, without weights."""
         pooling: Any = self.pooling
         return BackboneConfig(
-            self.backbone,
+            f"clip/{json.dumps(self.settings)}" if self.settings else self.backbone,
             "none",
             self.mean,
             self.std,
@@ -192,6 +196,7 @@ def build_embedder(
         backbone.pooling,
         backbone.patch_overlap,
         backbone.head_conv,
+        folder_settings(backbone.name),
     )
     return Embedder(made.module, projection, mean, std), architecture
 

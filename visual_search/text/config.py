@@ -26,7 +26,7 @@ from visual_search.config import (
     TrainConfig,
 )
 
-_LEARNT = When("towers", "open_clip/", "hf/")
+_LEARNT = When("towers", "open_clip/", "clip/", "hf/")
 _FROZEN = When("towers", "use", "sentence-transformers/")
 
 
@@ -101,9 +101,10 @@ class TextConfig:
 
     Args:
         towers: one or several, whose outputs stand side by side: hashed, use,
-            sentence-transformers/<name or folder>, open_clip/<architecture>,
-            hf/<name or folder>.
-        weights: of open_clip and hf towers: hub, none (random), or a state-dict file.
+            sentence-transformers/<name or folder>, open_clip/<architecture>[/<tag>],
+            clip/<folder>, hf/<name or folder>.
+        weights: of open_clip, clip and hf towers: hub (a folder's own, where it is one), none
+            (random), or a state-dict file.
         trainable_blocks: how many blocks from the end are trained; -1 all, 0 none.
         train_embeddings: train the token embeddings too; those of hashed n-grams as well.
         tokens: the longest query, in tokens; what is longer is cut.
@@ -118,7 +119,7 @@ class TextConfig:
     towers: tuple[str, ...] = ("hashed",)
     weights: Annotated[str, _LEARNT] = "none"
     trainable_blocks: Annotated[CountOrAll, _LEARNT] = -1
-    train_embeddings: Annotated[bool, When("towers", "hashed", "open_clip/", "hf/")] = True
+    train_embeddings: Annotated[bool, When("towers", "hashed", "open_clip/", "clip/", "hf/")] = True
     tokens: Annotated[CountFrom1, _LEARNT] = 77
     pooling: Annotated[Literal["mean", "first", "last"], When("towers", "hf/")] = "mean"
     buckets: Annotated[CountFrom1, When("towers", "hashed")] = 20000
@@ -132,12 +133,14 @@ class ProjectionConfig:
     """From both towers into the space they share.
 
     Args:
-        kind: linear, or residual: a block (linear, quick-GELU, linear, dropout,
-            residual, LayerNorm).
+        kind: linear; residual: a block (linear, quick-GELU, linear, dropout,
+            residual, LayerNorm); none: both towers give the shared space, as those of one CLIP.
         dimension: of the shared space.
         dropout: inside residual.
         clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
             that is trained with them; needs a table with clusters.
+        cluster_classifier: linear, on the text tower's features; transformer, a block of its own
+            over the tokens and a linear layer, beside the text tower.
         initial: random; ridge starts images where a ridge regression predicts the features of
             their texts, and texts at these features.
         ridge_alpha: of initial ridge, its strength, for unit vectors of the images.
@@ -149,10 +152,13 @@ class ProjectionConfig:
         feature_dropout: share of the image's features dropped in training.
     """
 
-    kind: Literal["linear", "residual"] = "linear"
+    kind: Literal["linear", "residual", "none"] = "linear"
     dimension: CountFrom1 = 512
     dropout: Annotated[ShareBelow1, When("kind", "residual")] = 0.5
     clusters: CountFrom1 = 1
+    cluster_classifier: Annotated[Literal["linear", "transformer"], Unless("clusters", 1)] = (
+        "linear"
+    )
     initial: Annotated[Literal["random", "ridge"], Unless(".pretrain_model")] = "random"
     ridge_alpha: Annotated[Positive, When("initial", "ridge"), Unless(".pretrain_model")] = 1.0
     class_names: Literal["none", "imagenet"] = "none"

@@ -13,11 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from visual_search.common.errors import UserError
 from visual_search.model.embedder import Embedder
 from visual_search.text.class_names import ClassNames
 from visual_search.text.config import ContrastiveConfig, ProjectionConfig, TextConfig
 from visual_search.text.losses import ContrastiveLoss
-from visual_search.text.towers import Standardised, TextTowers, create_text_towers
+from visual_search.text.pretrained_towers import (
+    ClipFolderText,
+    HuggingFaceText,
+    open_clip_text,
+)
+from visual_search.text.projections import (
+    ClusterProjections,
+    ImageProjection,
+    create_projection,
+)
+from visual_search.text.towers import (
+    FrozenText,
+    HashedNgrams,
+    Standardised,
+    TextTower,
+    TextTowers,
+)
 
 TEXT_BATCH = 256
 """Texts that are embedded at once."""
@@ -37,13 +54,15 @@ class TextArchitecture:
     """Of the shared space."""
     clusters: int
     class_names: bool
+    cluster_classifier: Any = "linear"
 
     @classmethod
     def of(cls, text: TextConfig, projection: ProjectionConfig) -> TextArchitecture:
         """What of a phase's settings shapes the network."""
         tower = tuple(text.towers), text.tokens, text.pooling, text.buckets, text.dimension
         space = projection.kind, projection.dimension, projection.clusters
-        return cls(*tower, *space, projection.class_names != "none")
+        named = projection.class_names != "none"
+        return cls(*tower, *space, named, projection.cluster_classifier)
 
     def settings(self) -> tuple[TextConfig, ProjectionConfig]:
         """The settings that build this network with random weights."""
@@ -59,64 +78,8 @@ class TextArchitecture:
             dimension=self.dimension,
             clusters=self.clusters,
             class_names="imagenet" if self.class_names else "none",
+            cluster_classifier=self.cluster_classifier,
         )
-
-
-class ResidualProjection(nn.Module):
-    """Linear, then quick-GELU, linear, dropout, the residual, and LayerNorm."""
-
-    def __init__(self, width: int, dimension: int, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.first = nn.Linear(width, dimension)
-        self.second = nn.Linear(dimension, dimension)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dimension)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """`(n, width)` to `(n, dimension)`."""
-        projected = self.first(features)
-        activated = projected * torch.sigmoid(1.702 * projected)
-        return self.norm(projected + self.dropout(self.second(activated)))
-
-
-def create_projection(kind: str, width: int, dimension: int, dropout: float = 0.5) -> nn.Module:
-    """A projection by name: linear or residual."""
-    if kind == "residual":
-        return ResidualProjection(width, dimension, dropout)
-    return nn.Linear(width, dimension)
-
-
-class ClusterProjections(nn.Module):
-    """A projection for each cluster of texts, and the classifier that weighs them.
-
-    The output is the mean of the projections, weighted by the classifier's probabilities, so the
-    contrastive loss teaches the classifier as well; its cross-entropy with the known clusters
-    keeps the projections apart.
-    """
-
-    def __init__(
-        self, kind: str, width: int, dimension: int, clusters: int, dropout: float = 0.5
-    ) -> None:
-        super().__init__()
-        made = [create_projection(kind, width, dimension, dropout) for _ in range(clusters)]
-        # All start alike: what sets them apart is learnt.
-        for other in made[1:]:
-            other.load_state_dict(made[0].state_dict())
-        self.projections = nn.ModuleList(made)
-        self.classifier = nn.Linear(width, clusters)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """`(n, width)` to `(n, dimension)`."""
-        return self.with_logits(features)[0]
-
-    def with_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` gives, and the classifier's logits, `(n, clusters)`."""
-        logits = self.classifier(features)
-        weights = F.softmax(logits.float(), dim=1).to(features.dtype)
-        projected = torch.stack([part(features) for part in self.projections], dim=1)
-        return (weights[:, :, None] * projected).sum(dim=1), logits
 
 
 class Float32UnitLength(nn.Module):
@@ -125,28 +88,6 @@ class Float32UnitLength(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`(n, width)`."""
         return F.normalize(features.float(), dim=1)
-
-
-class ImageProjection(nn.Module):
-    """From the visual tower's unit vectors into the shared space."""
-
-    def __init__(
-        self,
-        standardised: Standardised,
-        projection: nn.Module,
-        names: ClassNames | None,
-        name_projection: nn.Module | None,
-    ) -> None:
-        super().__init__()
-        self.standardised, self.projection = standardised, projection
-        self.names, self.name_projection = names, name_projection
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """`(n, width)`, unit vectors, to `(n, dimension)`."""
-        projected: Tensor = self.projection(self.standardised(vectors))
-        if self.names is None or self.name_projection is None:
-            return projected
-        return projected + self.name_projection(self.names(vectors))
 
 
 class DualEncoder(nn.Module):
@@ -224,7 +165,7 @@ class DualEncoder(nn.Module):
         features = self.text(tokens)
         projection = self.neck["text"]
         if isinstance(projection, ClusterProjections):
-            projected, logits = projection.with_logits(features)
+            projected, logits = projection(features, tokens)
         else:
             projected, logits = projection(features), None
         vectors = F.normalize(projected.float(), dim=1)
@@ -288,13 +229,55 @@ def build_dual_encoder(
         names,
         nn.Linear(names.dimension, dimension, bias=False) if names else None,
     )
-    clusters = projection.clusters
     of_texts = (
-        ClusterProjections(kind, towers.dimension, dimension, clusters, dropout)
-        if clusters > 1
+        ClusterProjections(towers, projection)
+        if projection.clusters > 1
         else create_projection(kind, towers.dimension, dimension, dropout)
     )
     return DualEncoder(visual, towers, image, of_texts)
+
+
+def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTowers:
+    """Build text towers.
+
+    Args:
+        text: their names, and how they are made.
+        files: a folder that :meth:`TextTowers.save_files` wrote: nothing is fetched then.
+
+    Raises:
+        UserError: for an unknown name, or a tower that cannot be had.
+    """
+    if not text.towers:
+        raise UserError(f"text.towers is empty; name one or several of {', '.join(TOWERS)}")
+    made: dict[str, TextTower] = {}
+    for number, name in enumerate(text.towers):
+        kind = name.partition("/")[0]
+        if kind not in TOWERS:
+            raise UserError(f"text.towers: {name!r} is unknown; it can be {', '.join(TOWERS)}")
+        if name in made:
+            raise UserError(f"text.towers names {name!r} twice")
+        saved = files / f"tower-{number}" if files else None
+        made[name] = TOWERS[kind](name, text, saved if saved and saved.is_dir() else None)
+    if len(made) == 1:
+        made[text.towers[0]].start_alone()
+    return TextTowers(made)
+
+
+TOWERS: dict[str, Callable[[str, TextConfig, Path | None], TextTower]] = {
+    "hashed": lambda _, text, __: HashedNgrams(text.buckets, text.dimension),
+    "use": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
+    "sentence-transformers": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
+    "open_clip": lambda name, text, _: open_clip_text(
+        name.partition("/")[2], text.weights, text.tokens
+    ),
+    "clip": lambda name, text, files: ClipFolderText(
+        files or Path(name.partition("/")[2]), text.weights, text.tokens
+    ),
+    "hf": lambda name, text, files: HuggingFaceText(
+        name.partition("/")[2], text.weights, text.tokens, text.pooling, files
+    ),
+}
+"""Builders by the first part of a name."""
 
 
 class ClipLearner(nn.Module):

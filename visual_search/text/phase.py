@@ -131,6 +131,8 @@ class ClipPhase(Phase):
         encoder, projection = self.learner.embedder, self.config.projection
         weights = self.config.backbone.weights
         encoder.text.fit(self.texts.everything())
+        if projection.kind == "none":
+            return
         ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
         most = FITTED_IMAGES if ridge else MEASURED_IMAGES
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
@@ -240,6 +242,13 @@ def _check(config: ClipConfig) -> None:
         ),
         "projection.initial ridge needs projection.kind linear": (
             projection.initial == "ridge" and not linear
+        ),
+        "projection.kind none keeps what the towers give: set projection.feature_noise and "
+        "projection.feature_dropout to 0": (
+            projection.kind == "none" and (projection.feature_noise or projection.feature_dropout)
+        ),
+        "projection.cluster_classifier chooses among projections: set projection.clusters": (
+            projection.cluster_classifier != "linear" and projection.clusters == 1
         ),
     }
     for sentence, applies in wrong.items():

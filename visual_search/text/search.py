@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.config import EmbedSettings
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.image_files import is_image
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
-from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
+from visual_search.model.clip_folder import clip_settings, is_clip_folder, open_clip_settings
+from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.ranking.embed import (
     Embeddings,
     default_device,
@@ -32,6 +33,7 @@ from visual_search.ranking.embed import (
 )
 from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
+from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.encoder import DualEncoder, TextArchitecture, build_dual_encoder
 from visual_search.text.pairs import TEST, read_pairs
 
@@ -75,15 +77,20 @@ class TextSearchModel:
 
 
 def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
-    """A run's best image–text model, on the CPU.
+    """A run's best image–text model, or a CLIP as others trained it, on the CPU.
 
     Args:
-        source: run folder or checkpoint folder.
+        source: run folder or checkpoint folder; `open_clip/<architecture>/<tag>`; or a folder of
+            :mod:`visual_search.model.clip_folder`.
         input_size: pixels at which images are to be seen; 0 takes the model's own.
 
     Raises:
         UserError: when there is none, it is damaged, or was trained without texts.
     """
+    if source.parts[:1] == ("open_clip",) and not source.is_dir():
+        return _pretrained(str(source), input_size)
+    if is_clip_folder(source):
+        return _pretrained(f"clip/{source}", input_size)
     found = load_checkpoint(source)
     text = _text_architecture(found)
     visual, width = rebuild_embedder(found.architecture), found.architecture.dimension
@@ -94,6 +101,18 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
         raise UserError(f"{found.path} does not fit its model.json: {error}") from error
     settings = EmbedSettings.parsed(found.facts.get("embedding", {}), str(found.path))
     return TextSearchModel(encoder.eval(), input_size or found.architecture.input_size, settings)
+
+
+def _pretrained(name: str, input_size: int) -> TextSearchModel:
+    """Both towers of one CLIP, and nothing behind them."""
+    library, _, model = name.partition("/")
+    settings = clip_settings(Path(model)) if library == "clip" else open_clip_settings(model)
+    size = input_size or settings["vision_cfg"]["image_size"]
+    mean, std, width = tuple(settings["mean"]), tuple(settings["std"]), settings["embed_dim"]
+    visual, _ = build_embedder(BackboneConfig(name, "hub", mean, std), size)
+    text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
+    encoder = build_dual_encoder(visual, width, text, projection)
+    return TextSearchModel(encoder.eval(), size, EmbedSettings())
 
 
 def load_image_side(found: Checkpoint) -> Embedder:

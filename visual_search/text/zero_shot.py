@@ -2,7 +2,8 @@
 
 A data set is a folder with `classes.json`, a list of names, and `img/`; a class of many kinds of
 things may be a list of names itself, and has the images that are nearest to any of them. Where
-`labels.json` says which class each image is of (`{"<image>": <index>}`), the answers are scored.
+`labels.json` says which class each image is of (`{"<image>": <index>}`), or one file does so for
+all sets (`{"<set>": {"<image>": <index>}}`), the answers are scored.
 """
 
 from __future__ import annotations
@@ -64,8 +65,40 @@ class ZeroShotAnswer:
         return dict(zip(ids, self.predictions.tolist(), strict=True))
 
 
-def read_zero_shot_set(folder: Path) -> ZeroShotSet:
+def read_zero_shot_sets(folders: Sequence[Path], truth: Path | None = None) -> list[ZeroShotSet]:
+    """The data sets in some folders, each a set itself or holding sets in folders of its own.
+
+    Args:
+        folders: as they are named.
+        truth: a file with the classes of the images of all sets; None: each has its labels.json.
+
+    Raises:
+        UserError: naming the file and what is wrong in it, and for two sets of one name.
+    """
+    places: list[Path] = []
+    for folder in folders:
+        inner = [path.parent for path in sorted(folder.glob("*/classes.json"))]
+        places += [folder] if (folder / "classes.json").is_file() or not inner else inner
+    known = None if truth is None else _object(truth, "data set to its images")
+    sets = []
+    for place in places:
+        labels = None if known is None else known.get(place.resolve().name, {})
+        sets.append(read_zero_shot_set(place, truth, labels))
+    names = [data.name for data in sets]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
+    return sets
+
+
+def read_zero_shot_set(
+    folder: Path, truth: Path | None = None, labels: object = None
+) -> ZeroShotSet:
     """A folder with `classes.json`, `img/` and perhaps `labels.json`.
+
+    Args:
+        folder: the data set.
+        truth: the file that `labels` come from, in place of labels.json.
+        labels: class by image; empty where `truth` does not know the set.
 
     Raises:
         UserError: naming the file and what is wrong in it.
@@ -83,9 +116,11 @@ def read_zero_shot_set(folder: Path) -> ZeroShotSet:
         if path.stem in stems:
             raise UserError(f"{place}: {stems[path.stem].name} and {path.name} have the same id")
         stems[path.stem] = path
-    labels_file = folder / "labels.json"
-    labels = _labels(labels_file, images, len(classes)) if labels_file.is_file() else None
-    return ZeroShotSet(folder.resolve().name, named, images, labels)
+    own = folder / "labels.json"
+    if truth is None and own.is_file():
+        truth, labels = own, _object(own, "image to class index")
+    found = _labels(truth, labels, images, len(classes)) if truth and labels else None
+    return ZeroShotSet(folder.resolve().name, named, images, found)
 
 
 def _names(path: Path, number: int, entry: object) -> list[str]:
@@ -103,10 +138,16 @@ def _json(path: Path) -> object:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _labels(path: Path, images: Sequence[Path], classes: int) -> np.ndarray:
+def _object(path: Path, words: str) -> dict[str, object]:
     values = _json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} must be an object: image to class index")
+        raise UserError(f"{path} must be an object: {words}")
+    return values
+
+
+def _labels(path: Path, values: object, images: Sequence[Path], classes: int) -> np.ndarray:
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: each data set has an object: image to class index")
     rows = []
     for image in images:
         label = values.get(image.stem, values.get(image.name))

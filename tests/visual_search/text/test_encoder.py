@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.visual_search.tiny_clips import language_model
+from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
 from visual_search.text.config import ContrastiveConfig, ProjectionConfig, TextConfig
-from visual_search.text.encoder import (
-    ClipLearner,
-    ClusterProjections,
-    ResidualProjection,
-    build_dual_encoder,
-)
+from visual_search.text.encoder import ClipLearner, build_dual_encoder, create_text_towers
 from visual_search.text.losses import infonce
+from visual_search.text.projections import ClusterProjections, ResidualProjection, TokenClassifier
+from visual_search.text.towers import HashedNgrams, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
 
@@ -127,13 +127,14 @@ def test_the_residual_block() -> None:
 
 def test_projections_are_mixed_by_the_classifier() -> None:
     torch.manual_seed(0)
-    mixed = ClusterProjections("linear", 5, 3, clusters=4)
+    towers = TextTowers({"hashed": HashedNgrams(9, 5)})
+    mixed = ClusterProjections(towers, ProjectionConfig(dimension=3, clusters=4))
     x = torch.randn(6, 5)
     # All alike at the start: the mixture is the one projection.
-    torch.testing.assert_close(mixed(x), mixed.projections[0](x))
+    torch.testing.assert_close(mixed(x, [])[0], mixed.projections[0](x))
     for parameter in mixed.parameters():
         torch.nn.init.normal_(parameter)
-    output, logits = mixed.with_logits(x)
+    output, logits = mixed(x, [])
     torch.testing.assert_close(logits, mixed.classifier(x))
     for row, vector in zip(x, output, strict=True):
         weights = torch.softmax(mixed.classifier(row), dim=0)
@@ -141,4 +142,38 @@ def test_projections_are_mixed_by_the_classifier() -> None:
         torch.testing.assert_close(vector, torch.stack(parts).sum(0))
     # The loss behind the projections reaches the classifier too.
     output.square().sum().backward()
-    assert mixed.classifier.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+    assert mixed.classifier.weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+
+
+def test_a_block_of_its_own_tells_clusters_by_the_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    language_model(tmp_path, "gpt2")
+    towers = create_text_towers(TextConfig((f"hf/{tmp_path}",), "hub"))
+    settings = ProjectionConfig(dimension=3, clusters=2, cluster_classifier="transformer")
+    torch.manual_seed(0)
+    mixed = ClusterProjections(towers, settings)
+    tokens = towers.tokenize(["красный круг", "a red chair", "стул", ""])
+    classifier: Any = mixed.classifier.eval()
+    torch.nn.init.normal_(classifier.linear.weight)
+    _, logits = mixed(towers(tokens), tokens)
+    assert logits.shape == (4, 2)
+    # A text alone needs no padding; the order of its tokens is of no account.
+    alone = classifier(towers.tokenize(["круг красный"]))
+    torch.testing.assert_close(logits[:1], alone, atol=1e-5, rtol=1e-4)
+    # It learns which cluster a text is of, and the text tower is not needed for that.
+    classifier.train()
+    optimizer, right = torch.optim.Adam(mixed.parameters(), 0.01), torch.tensor([0, 1, 1, 0])
+    for _ in range(30):
+        loss = F.cross_entropy(mixed(torch.zeros(4, 16), tokens)[1], right)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert mixed(torch.zeros(4, 16), tokens)[1].argmax(dim=1).tolist() == right.tolist()
+
+
+def test_ngrams_are_no_tokens_and_nothing_is_chosen_among_no_projections() -> None:
+    towers = TextTowers({"hashed": HashedNgrams(9, 5)})
+    with pytest.raises(UserError, match=r"reads tokens: add a tower hf/"):
+        TokenClassifier(towers, 3)
+    with pytest.raises(UserError, match=r"set projection\.kind to linear or residual"):
+        ClusterProjections(towers, ProjectionConfig("none", clusters=2))

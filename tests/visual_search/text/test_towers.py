@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.visual_search.tiny_clips import language_model
 from visual_search.common.errors import UserError
 from visual_search.text.config import TextConfig
+from visual_search.text.encoder import create_text_towers as build
 from visual_search.text.towers import HashedNgrams, TextTowers, features_of, hashed
-from visual_search.text.towers import create_text_towers as build
 
 TEXTS = ["красный стул", "a red chair", "стол", ""]
 
@@ -61,38 +62,11 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Pa
         towers.train_last(13, embeddings=True)
 
 
-@pytest.fixture
-def hub_folder(tmp_path: Path) -> dict[str, Path]:
-    """A small BERT and a small GPT-2, as folders of a hub are."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    words = ["[PAD]", "[UNK]", "красный", "стул", "стол", "a", "red", "chair"]
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folders = {}
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    for name, config in (
-        ("bert", transformers.BertConfig(vocab_size=8, intermediate_size=32, **sizes)),
-        ("gpt2", transformers.GPT2Config(vocab_size=8, n_embd=16, n_layer=3, n_head=2)),
-    ):
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=made, pad_token="[PAD]" if name == "bert" else None, eos_token="[UNK]"
-        )
-        folder = tmp_path / name
-        torch.manual_seed(1)
-        transformers.AutoModel.from_config(config).save_pretrained(folder)
-        fast.save_pretrained(folder)
-        folders[name] = folder
-    return folders
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_hugging_face_towers(name: str, hub_folder: dict[str, Path], tmp_path: Path) -> None:
-    import transformers
-
-    folder = hub_folder[name]
-    model = transformers.AutoModel.from_pretrained(folder).eval()
+def test_hugging_face_towers(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = tmp_path / name
+    model = language_model(folder, name).eval()
     for pooling in ("mean", "first", "last"):
         towers = create_text_towers([f"hf/{folder}"], "hub", pooling=pooling, tokens=4).eval()
         with torch.no_grad():

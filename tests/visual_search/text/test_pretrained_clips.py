@@ -1,0 +1,191 @@
+"""A CLIP as others trained it, out of the box: against its own library, or its own equations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.commands import inside
+from tests.conftest import draw_product
+from tests.visual_search.tiny_clips import BYTE_PAIRS, SIDE, hugging_face_clip, ru_clip
+from visual_search import main_query, main_zero_shot
+from visual_search.common.errors import UserError
+from visual_search.config import BackboneConfig
+from visual_search.data.images import ImageItem
+from visual_search.model.clip_folder import MEAN, STD
+from visual_search.model.embedder import build_embedder, rebuild_embedder
+from visual_search.text.byte_pairs import BytePairs
+from visual_search.text.config import TextConfig
+from visual_search.text.encoder import create_text_towers
+from visual_search.text.search import load_text_model
+
+MEAN_TENSOR = torch.tensor(MEAN)
+TEXTS = ["красный круг", "a red chair", "круг"]
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+def normed(pixels: Tensor) -> Tensor:
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (MEAN, STD))
+    return (pixels / 255 - mean) / std
+
+
+@pytest.mark.parametrize(("eos", "act"), [(11, "quick_gelu"), (2, "gelu")])
+def test_a_hugging_face_folder(pixels: Tensor, tmp_path: Path, eos: int, act: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = hugging_face_clip(tmp_path, eos=eos, act=act)
+    model = load_text_model(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    numbers = tokenizer(TEXTS, padding="max_length", max_length=8, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        seen, read = model.encoder(pixels), model.encoder.embed_texts(TEXTS)
+        expected = theirs(input_ids=numbers, pixel_values=normed(pixels))
+    torch.testing.assert_close(seen, expected.image_embeds, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(read, expected.text_embeds, atol=1e-5, rtol=1e-4)
+
+
+def test_a_ru_clip_folder(pixels: Tensor, tmp_path: Path) -> None:
+    theirs = ru_clip(tmp_path)
+    model = load_text_model(tmp_path)
+    # By hand from the rules: ▁кр а с н ы ? | ▁круг; unknown letters are one.
+    rows = [[2, 14, 9, 10, 11, 12, 1, 16, 3], [2, 4, 1, 4, 1, 4, 1, 3], [2, 16, 3]]
+    with torch.no_grad():
+        seen, read = model.encoder(pixels), model.encoder.embed_texts(TEXTS)
+        images, texts = theirs.encode_image(normed(pixels)), theirs.encode_text(rows)
+    torch.testing.assert_close(seen, F.normalize(images, dim=1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(read, F.normalize(texts, dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_byte_pairs_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "bpe.model").write_text(BYTE_PAIRS)
+    tokens = BytePairs(tmp_path / "bpe.model")
+    # Begin 2, end 3, padding 0; the strongest rule first, and of equal ones the first in the word.
+    assert tokens(["круг", "КРАН уг", "", "xyzк"], 7).tolist() == [
+        [2, 16, 3, 0, 0, 0, 0],
+        [2, 14, 9, 11, 4, 15, 3],
+        [2, 3, 0, 0, 0, 0, 0],
+        [2, 4, 1, 5, 3, 0, 0],
+    ]
+    assert tokens(["круг круг круг"], 4).tolist() == [[2, 16, 16, 3]]
+    (tmp_path / "bpe.model").write_text("9 4\n1 2\n")
+    with pytest.raises(UserError, match=r"bpe\.model is no model file of YouTokenToMe"):
+        BytePairs(tmp_path / "bpe.model")
+
+
+def test_it_is_built_again_without_its_folder(pixels: Tensor, tmp_path: Path) -> None:
+    ru_clip(tmp_path / "own")
+    mean, std = tuple(MEAN), tuple(STD)
+    name = f"clip/{tmp_path / 'own'}"
+    embedder, architecture = build_embedder(BackboneConfig(name, "hub", mean, std), SIDE)  # type: ignore[arg-type]
+    model = load_text_model(tmp_path / "own")
+    model.encoder.text.save_files(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "own")
+    again = rebuild_embedder(architecture)
+    again.load_state_dict(embedder.state_dict())
+    assert torch.equal(again.eval()(pixels), embedder.eval()(pixels))
+    towers = create_text_towers(TextConfig((name,)), tmp_path / "saved").eval()
+    towers.load_state_dict(model.encoder.text.state_dict())
+    assert torch.equal(
+        towers(towers.tokenize(TEXTS)), model.encoder.text(model.encoder.text.tokenize(TEXTS))
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"embed_dim": 4}'), "describes no"),
+        (lambda folder: (folder / "pytorch_model.bin").unlink(), "holds no weights"),
+        (
+            lambda folder: torch.save({"visual.proj": MEAN_TENSOR}, folder / "pytorch_model.bin"),
+            "do not fit its config.json",
+        ),
+        (lambda folder: (folder / "bpe.model").write_text("1 2 3"), "no model file"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_said_to_be_one(spoil: object, message: str, tmp_path: Path) -> None:
+    ru_clip(tmp_path)
+    assert callable(spoil)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_text_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"backbone\.mean is \[0\.5, 0\.5, 0\.5\], but .* write"),
+        ({"weights": "model.pt"}, r"backbone\.weights is 'model\.pt'; of clip/.* hub or none"),
+        ({"pooling": "gem"}, "takes no backbone.pooling"),
+    ],
+)
+def test_settings_that_a_folder_does_not_take(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    ru_clip(tmp_path)
+    plain = BackboneConfig(f"clip/{tmp_path}", "hub", (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match=message):
+        build_embedder(replace(plain, **settings), SIDE)
+
+
+def test_unknown_weights_of_open_clip_are_named() -> None:
+    with pytest.raises(UserError, match=r"of ViT-B-32; it has openai"):
+        load_text_model(Path("open_clip/ViT-B-32/nothing"))
+
+
+def test_zero_shot_before_any_training_on_one_file_of_all_classes(tmp_path: Path) -> None:
+    """As the organiser has it: sets beside each other, and one file of what is right."""
+    model = ru_clip(tmp_path / "ruclip")
+    truth = {}
+    for name in ("animals", "forms"):
+        folder = tmp_path / "sets" / name
+        (folder / "img").mkdir(parents=True)
+        for number in range(3):
+            draw_product(number, 0, SIDE).save(folder / "img" / f"{number}.png")
+        (folder / "classes.json").write_text(json.dumps(["круг", "красный"]))
+        truth[name] = {str(number): 0 for number in range(3)}
+    del truth["forms"]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "bare.txt").write_text("{}\n")
+    done = inside(
+        main_zero_shot.main, "--run", tmp_path / "ruclip", "--data", tmp_path / "sets",
+        "--labels", tmp_path / "truth.json", "--output", tmp_path / "out",
+        "--templates", tmp_path / "bare.txt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "forms: 3 images (0 damaged), 2 classes: no labels, not scored" in done.stdout
+    predicted = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    items = [ImageItem(path) for path in sorted((tmp_path / "sets/forms/img").iterdir())]
+    images = load_text_model(tmp_path / "ruclip").embed_images(items).matrix
+    with torch.no_grad():
+        names = F.normalize(model.encode_text([[2, 16, 3], [2, 14, 9, 10, 11, 12, 1, 3]]), dim=1)
+    expected = (images @ names.T).argmax(dim=1).tolist()
+    assert list(predicted["forms"].values()) == expected
+    assert predicted["animals"] == predicted["forms"]
+    score = json.loads((tmp_path / "out" / "result.json").read_text())["score"]
+    assert score == pytest.approx(100 * sum(e == 0 for e in expected) / 3)
+
+
+def test_a_gallery_answers_an_untrained_clip(tmp_path: Path) -> None:
+    ru_clip(tmp_path / "ruclip")
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        draw_product(number, 0, SIDE).save(tmp_path / "photos" / f"{number}.png")
+    done = inside(
+        main_query.main, "--run", tmp_path / "ruclip", "--gallery", tmp_path / "photos",
+        "--cache", tmp_path / "cache", "красный круг",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "photos: 3 images, 1 queries" in done.stdout

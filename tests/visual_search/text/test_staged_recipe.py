@@ -1,0 +1,118 @@
+"""The configurations of the staged recipe, on tiny models made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.commands import inside
+from tests.conftest import PROJECT
+from tests.visual_search.drawn_pairs import write_drawn_pairs
+from tests.visual_search.tiny_clips import SIDE, hugging_face_clip, language_model
+from visual_search import main_clip
+from visual_search.model.checkpoint import load_checkpoint
+from visual_search.text.pairs import CLUSTER_FIELDS, write_pairs
+from visual_search.text.search import load_text_model
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of pairs whose clusters are the forms, a tiny GPT and a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("staged")
+    path = write_drawn_pairs(folder / "data", photos=2)
+    table = pq.read_table(path)
+    clusters = np.unique(table["category"].to_pylist(), return_inverse=True)[1]
+    columns = ([[k, k] for k in clusters.tolist()], clusters)
+    for (name, kind), values in zip(CLUSTER_FIELDS, columns, strict=True):
+        table = table.append_column(name, pa.array(values, kind))
+    write_pairs(path, table)
+    language_model(folder / "gpt", "gpt2")
+    hugging_face_clip(folder / "clip")
+    return folder
+
+
+def train(place: Path, config: str, name: str, **options: Any) -> dict[str, torch.Tensor]:
+    """One epoch of a configuration with the tiny models in place; the weights it ends with."""
+    small = {
+        "dataset.pairs": place / "data" / "pairs.parquet",
+        "dataset.input_size": SIDE,
+        "dataset.num_workers": 0,
+        "dataset.batch_size": 6,
+        "train.epochs": 1,
+        "optim.head_lr": 0.01,
+        "loss.chunk": 4,
+        **options,
+    }
+    if "finetune" in config:
+        small |= {"projection.dimension": 16, "text.towers": f"[clip/{place / 'clip'}]"}
+        small |= {"backbone.name": f"clip/{place / 'clip'}"}
+    else:
+        small |= {"projection.dimension": 12, "text.towers": f"[hf/{place / 'gpt'}]"}
+        small |= {"backbone.name": "timm/test_vit", "backbone.weights": "none"}
+    torch.set_num_threads(1)
+    words = [word for key, value in small.items() for word in (f"--{key}", value)]
+    done = inside(
+        main_clip.main, "--config", PROJECT / "config" / config, "--name", name,
+        "--runs", place / "runs", *words,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(load_checkpoint(place / "runs" / name / "last").state)
+
+
+def test_three_blocks_then_the_embeddings_too(place: Path) -> None:
+    first = train(place, "clip_rugpt.yml", "first", **{"text.trainable_blocks": 1})
+    before = load_checkpoint(place / "runs" / "first")
+    second = train(
+        place, "clip_rugpt_embeddings.yml", "second",
+        pretrain_model=place / "runs" / "first", **{"text.trainable_blocks": 1},
+    )  # fmt: skip
+    tower = "backbone.text.parts.0.model."
+    from safetensors.torch import load_file
+
+    given = load_file(place / "gpt" / "model.safetensors")
+
+    def moved(state: dict[str, torch.Tensor], start: Any) -> set[str]:
+        own = {n.removeprefix(tower): v for n, v in state.items() if n.startswith(tower)}
+        changed = {n for n, v in own.items() if n in start and not torch.equal(v, start[n])}
+        return {".".join(n.split(".")[:2]) for n in changed}
+
+    assert moved(first, given) == {"h.2", "ln_f.weight", "ln_f.bias"}
+    again = {n.removeprefix(tower): v for n, v in before.state.items()}
+    assert {"wte.weight", "wpe.weight", "h.2"} <= moved(second, again)
+    visual = [n for n in first if n.startswith("backbone.visual.backbone.")]
+    assert visual
+    assert all(torch.equal(first[n], second[n]) for n in visual)
+    assert not torch.equal(first["neck.photo.projection.first.weight"],
+                           second["neck.photo.projection.first.weight"])  # fmt: skip
+
+
+def test_projections_by_cluster_with_a_network_beside_the_gpt(place: Path) -> None:
+    state = train(place, "clip_rugpt_clusters.yml", "clustered", **{"projection.clusters": 4})
+    assert state["neck.text.classifier.embedding.weight"].shape[1] == 128
+    assert "neck.text.classifier.block.linear1.weight" in state
+    assert state["neck.text.classifier.linear.weight"].any()  # nothing, before it learnt
+    texts = ["красный круг", "синий квадрат"]
+    vectors = load_text_model(place / "runs" / "clustered").encoder.embed_texts(texts)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_a_folder_is_trained_on_from_where_it_is(place: Path) -> None:
+    untrained = load_text_model(place / "clip")
+    options = {"optim.head_lr": 0.0, "text.trainable_blocks": 1}
+    train(place, "clip_finetune.yml", "still", **options)
+    model = load_text_model(place / "runs" / "still")
+    texts = ["красный круг", "стол"]
+    torch.testing.assert_close(
+        model.encoder.embed_texts(texts), untrained.encoder.embed_texts(texts)
+    )
+    pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(pixels), untrained.encoder(pixels))

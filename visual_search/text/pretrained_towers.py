@@ -1,0 +1,258 @@
+"""Text towers that others have trained: open_clip's, a CLIP in a folder, and Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from visual_search.common.errors import UserError
+from visual_search.model.clip_folder import BPE_FILE, create_clip_text
+from visual_search.model.weights import go_offline_without_network, load_file_weights
+from visual_search.text.byte_pairs import BytePairs
+from visual_search.text.towers import TextTower
+
+TOKENIZER_FILES = (BPE_FILE, "*.json", "merges.txt")
+"""Of a CLIP's folder, what its text tower is built from beside the weights."""
+
+
+class OpenClipText(TextTower):
+    """The text tower of a CLIP in open_clip's form, its projection included."""
+
+    def __init__(self, text: Any, tokenizer: Callable[..., Tensor], tokens: int = 77) -> None:
+        """`tokenizer(texts, context_length)` gives `(n, context_length)`, int64."""
+        super().__init__()
+        self.text, self.tokenizer = text, tokenizer
+        self.text.output_tokens = False
+        self.vocabulary, self.padding = int(text.vocab_size), int(getattr(text, "pad_id", 0))
+        self.tokens = min(tokens, int(text.context_length))
+        with torch.no_grad():
+            self.dimension = int(self(self.tokenize(["a"])).shape[1])
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """`(n, context length)`, int64; longer texts are cut to :attr:`tokens`."""
+        numbers: Tensor = self.tokenizer(list(texts), context_length=self.tokens)
+        room = int(self.text.context_length) - self.tokens
+        return nn.functional.pad(numbers, (0, room), value=self.padding)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(n, dimension)`."""
+        return cast(Tensor, self.text(tokens))
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """See :func:`train_last`."""
+        names = ("token_embedding", "positional_embedding", "cls_emb", "embeddings")
+        train_last(self.text, blocks, embeddings, names)
+
+
+def open_clip_text(name: str, weights: str = "none", tokens: int = 77) -> OpenClipText:
+    """The text side of an open_clip model.
+
+    Args:
+        name: `<architecture>[/<tag>]`.
+        weights: `hub`, `none`, or a state-dict file.
+        tokens: the longest text.
+
+    Raises:
+        UserError: for an unknown architecture, or weights that cannot be had.
+    """
+    import open_clip
+
+    architecture, _, tag = name.partition("/")
+    if architecture not in open_clip.list_models():
+        some = ", ".join(open_clip.list_models()[:12])
+        raise UserError(
+            f"text.towers: open_clip has no architecture {architecture!r}; it has {some}, …"
+        )
+
+    def build() -> Any:
+        return open_clip.create_model(
+            architecture,
+            pretrained=tag or None if weights == "hub" else None,
+            pretrained_hf=False,
+            force_custom_text=True,
+        )
+
+    if weights == "hub":
+        go_offline_without_network()
+    text = (fetched(f"open_clip/{name}", build) if weights == "hub" else build()).text
+    if weights not in ("hub", "none"):
+        load_file_weights(text, weights, f"open_clip/{architecture}", prefix="text.")
+    return OpenClipText(text, open_clip.get_tokenizer(architecture), tokens)
+
+
+class ClipFolderText(OpenClipText):
+    """The text side of a CLIP in a folder (:mod:`visual_search.model.clip_folder`)."""
+
+    def __init__(self, folder: Path, weights: str = "none", tokens: int = 77) -> None:
+        """`weights` are `hub` for the folder's own, or `none`.
+
+        Raises:
+            UserError: when the folder holds no CLIP, or no tokenizer.
+        """
+        if weights not in ("hub", "none"):
+            raise UserError(f"text.weights is {weights!r}; of clip/{folder} they are hub or none")
+        text = create_clip_text(folder, weights=weights == "hub")
+        if (folder / BPE_FILE).is_file():
+            tokenizer: Any = BytePairs(folder / BPE_FILE)
+        else:
+            tokenizer = _hugging_face_tokenizer(folder)
+        super().__init__(text, tokenizer, tokens)
+        # Read now: when the tower is saved, the folder may be gone.
+        self.files = {
+            path.name: path.read_bytes()
+            for pattern in TOKENIZER_FILES
+            for path in sorted(folder.glob(pattern))
+        }
+
+    def save_files(self, folder: Path) -> None:
+        """Write the configuration and the tokenizer, from which the tower is built again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def _hugging_face_tokenizer(folder: Path) -> Callable[..., Tensor]:
+    from transformers import AutoTokenizer
+
+    own: Any = fetched(f"clip/{folder}", lambda: AutoTokenizer.from_pretrained(folder))
+
+    def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
+        made = own(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=context_length,
+            return_tensors="pt",
+        )
+        return cast(Tensor, made["input_ids"])
+
+    return tokenize
+
+
+class HuggingFaceText(TextTower):
+    """An encoder (ruBERT) or a decoder (GPT-2) of the library transformers, its tokens pooled."""
+
+    padding = -1
+
+    def __init__(
+        self,
+        name: str,
+        weights: str = "none",
+        tokens: int = 77,
+        pooling: str = "mean",
+        files: Path | None = None,
+    ) -> None:
+        """`name` is of a hub, or a folder with config and tokenizer; `files`, too, before it.
+
+        Raises:
+            UserError: when the model cannot be had.
+            ModuleNotFoundError: without the package transformers.
+        """
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        place = str(files or name)
+        if not Path(place).is_dir():
+            go_offline_without_network()
+        shown = f"hf/{name}"
+        self.tokenizer: Any = fetched(shown, lambda: AutoTokenizer.from_pretrained(place))
+        if weights == "hub" and files is None:
+            model = fetched(shown, lambda: AutoModel.from_pretrained(place))
+        else:
+            config = fetched(shown, lambda: AutoConfig.from_pretrained(place))
+            model = AutoModel.from_config(config)
+            if weights not in ("hub", "none") and files is None:
+                load_file_weights(model, weights, shown)
+        self.model: Any = model
+        if self.tokenizer.pad_token is None:  # GPT-2 has none; padding is masked either way
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # The text's end is cut and filled up, also where a model was trained with the other.
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
+        self.tokens, self.pooling = tokens, pooling
+        self.dimension, self.vocabulary = (
+            int(model.config.hidden_size),
+            int(model.config.vocab_size),
+        )
+        # Never used here: processes that train together would wait for its gradient.
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """`(n, longest)`, int64, filled up with -1."""
+        made = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"
+        )
+        numbers: Tensor = made["input_ids"]
+        # A text without a token has one of padding, lest the pooling divide by nothing.
+        mask = made["attention_mask"].bool()
+        mask[:, 0] = True
+        return numbers.masked_fill(~mask, self.padding)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(n, dimension)`: the pooled tokens of the last layer."""
+        mask = tokens != self.padding
+        hidden = self.model(
+            input_ids=tokens.clamp(min=0), attention_mask=mask.long()
+        ).last_hidden_state
+        if self.pooling == "first":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
+        weights = mask[:, :, None].to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """See :func:`train_last`."""
+        train_last(self.model, blocks, embeddings, ("embeddings", "wte", "wpe", "embed_tokens"))
+
+    def save_files(self, folder: Path) -> None:
+        """Write config and tokenizer, from which the tower can be built without a hub."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def fetched(name: str, build: Callable[[], Any]) -> Any:
+    """What `build` gives, from a hub or a folder; what keeps it away is said in one sentence."""
+    try:
+        return build()
+    except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"the text tower {name} could not be had ({cause}): name a folder that has it, or "
+            "set text.towers to hashed or use, which need no hub"
+        ) from error
+
+
+def train_last(
+    network: nn.Module, blocks: int, embeddings: bool, embedding_names: Sequence[str]
+) -> None:
+    """Train the last `blocks` blocks of a transformer and what comes behind them, in place.
+
+    -1 trains all blocks, 0 none; `embeddings` says whether those of tokens and positions, known
+    by the parts of their parameters' names, are trained too.
+
+    Raises:
+        UserError: when there are not that many blocks.
+    """
+    lists = {n: m for n, m in network.named_modules() if isinstance(m, nn.ModuleList)}
+    prefix, stack = max(lists.items(), key=lambda entry: len(entry[1]), default=("", ()))
+    count = len(stack)
+    if blocks > count:
+        raise UserError(
+            f"text.trainable_blocks is {blocks}; this tower has {count} blocks: write 0..{count}, "
+            "or -1 to train them all"
+        )
+    first = 0 if blocks == -1 else count - blocks
+    for name, parameter in network.named_parameters():
+        if any(part in name.split(".") for part in embedding_names):
+            trains = embeddings
+        elif name.startswith(f"{prefix}."):
+            trains = int(name.removeprefix(f"{prefix}.").partition(".")[0]) >= first
+        else:
+            trains = blocks != 0
+        parameter.requires_grad_(trains)
