@@ -6,7 +6,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -108,6 +107,14 @@ class Task(ABC, Generic[Embedded]):
     name: str
     """Of its file."""
     config: TaskConfig
+    query_names: Sequence[str]
+    """Path or text of each query."""
+    query_labels: np.ndarray
+    """`(n_queries,)`: queries of one label are of one class."""
+    domains: np.ndarray
+    """`(n_queries,)`, text."""
+    gallery_size: int
+    """How many answers are ranked."""
 
     @property
     def title(self) -> str:
@@ -118,26 +125,6 @@ class Task(ABC, Generic[Embedded]):
     def note(self) -> str:
         """What has to be known beside its scores, in a sentence; mostly nothing."""
         return ""
-
-    @property
-    @abstractmethod
-    def domains(self) -> np.ndarray:
-        """`(n_queries,)`, text."""
-
-    @property
-    @abstractmethod
-    def query_names(self) -> list[str]:
-        """Path or text of each query."""
-
-    @property
-    @abstractmethod
-    def query_labels(self) -> np.ndarray:
-        """`(n_queries,)`: queries of one label are of one class."""
-
-    @property
-    @abstractmethod
-    def gallery_size(self) -> int:
-        """How many answers are ranked."""
 
     @property
     def leave_one_out(self) -> bool:
@@ -203,31 +190,6 @@ class ImageTask(Task[EmbeddedDevSet]):
 
     dev_set: DevSet
 
-    @cached_property
-    def domains(self) -> np.ndarray:
-        """`(n_queries,)`, text: what `query_domain` finds in a path, else the task's domain."""
-        paths = [item.path.as_posix() for item in self.dev_set.queries]
-        domain, pattern = self.config.domain, re.compile(self.config.query_domain)
-        if not pattern.groups:
-            return np.full(len(paths), domain, dtype=object)
-        found = map(pattern.search, paths)
-        return np.array([match[1] if match else domain for match in found], dtype=object)
-
-    @property
-    def query_names(self) -> list[str]:
-        """Paths of the queries."""
-        return [str(item.path) for item in self.dev_set.queries]
-
-    @property
-    def query_labels(self) -> np.ndarray:
-        """`(n_queries,)`, the class of each."""
-        return np.asarray(self.dev_set.query_products)
-
-    @property
-    def gallery_size(self) -> int:
-        """How many images are ranked."""
-        return len(self.dev_set.gallery)
-
     @property
     def leave_one_out(self) -> bool:
         """Whether each image asks for all others."""
@@ -265,7 +227,15 @@ class ImageTask(Task[EmbeddedDevSet]):
             )
         else:
             dev_set = read_dev_set(Path(given.eval_root), given.gallery, given.queries)
-        return cls(name, config, dev_set)
+        return cls.of(name, config, dev_set)
+
+    @classmethod
+    def of(cls, name: str, config: TaskConfig, dev_set: DevSet) -> ImageTask:
+        """The task of images that are at hand."""
+        paths = [item.path for item in dev_set.queries]
+        names, labels = [str(path) for path in paths], np.asarray(dev_set.query_products)
+        domains = _domains(config, paths)
+        return cls(name, config, names, labels, domains, len(dev_set.gallery), dev_set)
 
     def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedDevSet:
         """The development set as the model sees it."""
@@ -318,6 +288,13 @@ class ImageTask(Task[EmbeddedDevSet]):
     ) -> None:
         """Each query with what either model found."""
         draw_queries(file, queries, captions, models)
+
+
+def _domains(config: TaskConfig, paths: Sequence[Path]) -> np.ndarray:
+    """Of each query what `query_domain` finds in its path, else the task's domain."""
+    pattern = re.compile(config.query_domain)
+    found = [pattern.search(path.as_posix()) if pattern.groups else None for path in paths]
+    return np.array([match[1] if match else config.domain for match in found], dtype=object)
 
 
 TASK_KINDS: dict[str, type[Task[Any]]] = {"images": ImageTask}

@@ -61,32 +61,6 @@ class TextTask(Task[EmbeddedTextTask]):
         """Of each query, the rows of the relevant answers, ascending, int64."""
         return self.relevance.images_of if self.asks_with_texts else self.relevance.texts_of
 
-    @property
-    def query_names(self) -> list[str]:
-        """The texts, or the images' paths."""
-        if self.asks_with_texts:
-            return self.relevance.texts
-        return [str(path) for path in self.table.paths]
-
-    @property
-    def query_labels(self) -> np.ndarray:
-        """`(n_queries,)`, text: a text's own, an image's product with its first text."""
-        if self.asks_with_texts:
-            return np.array(self.relevance.texts, dtype=object)
-        said = [queries[0] for queries in self.table.queries]
-        groups = self.table.groups.tolist()
-        return np.array([f"{s} #{g}" for s, g in zip(said, groups, strict=True)], dtype=object)
-
-    @property
-    def domains(self) -> np.ndarray:
-        """`(n_queries,)`, text."""
-        return np.full(len(self.relevant), self.config.domain, dtype=object)
-
-    @property
-    def gallery_size(self) -> int:
-        """How many answers there are."""
-        return len(self.table) if self.asks_with_texts else len(self.relevance.texts)
-
     @staticmethod
     def tables(config: TaskConfig) -> list[Path]:
         """The table of pairs."""
@@ -106,7 +80,18 @@ class TextTask(Task[EmbeddedTextTask]):
         root = Path(given.root) if given.root else None
         everything = read_pairs(Path(given.pairs), given.split or None, root)
         _, table = in_language(everything, given.language)
-        return cls(name, config, table, relevance_of(table, given.text_column))
+        relevance = relevance_of(table, given.text_column)
+        texts = relevance.texts
+        if given.direction == "text-to-photo":
+            names, labels, answers = texts, texts, len(table)
+        else:
+            names, answers = [str(path) for path in table.paths], len(texts)
+            # An image's product with its first text.
+            groups = zip(table.queries, table.groups.tolist(), strict=True)
+            labels = [f"{queries[0]} #{group}" for queries, group in groups]
+        domains = np.full(len(names), config.domain, dtype=object)
+        of_queries = names, np.array(labels, dtype=object), domains
+        return cls(name, config, *of_queries, answers, table, relevance)
 
     def embed(self, run: Path, input_size: int, cache: Path) -> EmbeddedTextTask:
         """Embed the texts, and the images where no embeddings of them were kept."""

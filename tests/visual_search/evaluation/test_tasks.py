@@ -176,7 +176,7 @@ def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False)
 
 
 def task_of(model: EmbeddedDevSet, **config: object) -> ImageTask:
-    return ImageTask("drawn", TaskConfig(**config), model.dev_set)  # type: ignore[arg-type]
+    return ImageTask.of("drawn", TaskConfig(**config), model.dev_set)  # type: ignore[arg-type]
 
 
 def test_the_better_model_is_named() -> None:
