@@ -155,40 +155,32 @@ def curricular_negatives(cosine: Tensor, threshold: Tensor, pace: Tensor) -> Gra
 
 
 def class_margins(
-    counts: Tensor, low: float = 0.05, span: float = 0.45, power: float = -0.25
+    kind: str, counts: Tensor, low: float = 0.05, span: float = 0.45, power: float = -0.25
 ) -> Tensor:
-    """A margin for each class: the rarer the class, the larger; the classes span the whole range.
+    """A margin for each class: the rarer the class, the larger.
 
-    `m_c = low + span * minmax(n_c ** power)`, the min-max form of the dynamic margins of Ha et
-    al., "Google Landmark Recognition 2020 Competition Third Place Solution" (2020), section 2.
+    The dynamic margins of Ha et al., "Google Landmark Recognition 2020 Competition Third Place
+    Solution" (2020), section 2: `power` is `low + span * n_c ** power`, as published (low and span
+    are their l_b and h_b, power their -lambda); `minmax` is `low + span * minmax(n_c ** power)`,
+    so that the classes span the whole range, all at `low + span` where they are of one size.
 
     Args:
+        kind: minmax or power.
         counts: `(classes,)`, training images of each class; a class without any counts as one.
-        low: the margin of the most frequent class, radians.
-        span: what the rarest class has above it, radians.
+        low: the margin of the most frequent class (of an endless one, by power), radians.
+        span: what the rarest class (of one image, by power) has above it, radians.
         power: negative; how fast the margin falls with the count.
 
     Returns:
-        `(classes,)`, float32, radians, in `low .. low + span`. All are `low + span` when the
-        classes are of one size.
+        `(classes,)`, float32, radians, in `low .. low + span`.
     """
     rarity = counts.clamp(min=1).double() ** power
+    if kind == "power":
+        return (low + span * rarity).float()
     lowest, highest = rarity.min(), rarity.max()
     if highest == lowest:
         return torch.full_like(rarity, low + span).float()
     return (low + span * (rarity - lowest) / (highest - lowest)).float()
-
-
-def power_margins(
-    counts: Tensor, low: float = 0.05, span: float = 0.45, power: float = -0.25
-) -> Tensor:
-    """A margin for each class from its own count alone: `m_c = low + span * n_c ** power`.
-
-    The dynamic margins of Ha et al. (2020), section 2, as published: low and span are their l_b
-    and h_b, power their -lambda. Arguments and result as in :func:`class_margins`; `low` is the
-    margin of an endless class, `low + span` that of a class of one image.
-    """
-    return (low + span * counts.clamp(min=1).double() ** power).float()
 
 
 MARGINS: dict[str, Callable[..., Graded]] = {
@@ -207,25 +199,10 @@ MARGINS: dict[str, Callable[..., Graded]] = {
 }
 """The target's logit by the name of the loss; what else a loss does with it is its head's."""
 
-CLASS_MARGINS: dict[str, Callable[[Tensor, float, float, float], Tensor]] = {
-    "minmax": class_margins,
-    "power": power_margins,
-}
-"""Margins of classes by their size, by name."""
-
-
-def _linear(progress: Tensor) -> Tensor:
-    return progress
-
-
-def _logarithmic(progress: Tensor) -> Tensor:
-    return torch.log1p(progress * (math.e - 1.0))
-
-
 GROWTH: dict[str, Callable[[Tensor], Tensor]] = {
     "none": torch.ones_like,
-    "linear": _linear,
-    "log": _logarithmic,
+    "linear": lambda progress: progress,
+    "log": lambda progress: torch.log1p(progress * (math.e - 1.0)),
 }
 """From the share of the training that is done to that of the margin's rise, by name."""
 
@@ -272,8 +249,8 @@ class MarginSchedule(nn.Module):
         _check(config)
         self.config, self.name = config, config.name
         if config.class_margins != "none":
-            of_size = CLASS_MARGINS[config.class_margins]
-            margins = of_size(counts, config.low, config.span, config.power)
+            rule = config.class_margins
+            margins = class_margins(rule, counts, config.low, config.span, config.power)
         elif self.name == "sphereface":
             factor = config.m1 if config.m1 not in (0.0, 1.0) else SPHEREFACE_FACTOR
             margins = torch.full((len(counts),), factor - 1.0)

@@ -17,7 +17,6 @@ from visual_search.losses.margins import (
     combined,
     cosface,
     curricular_negatives,
-    power_margins,
     shifted_cosine,
     sphereface,
     unchanged,
@@ -26,21 +25,21 @@ from visual_search.losses.margins import (
 
 def test_class_margins_by_hand() -> None:
     # 1^(-1/4) = 1 (rarest), 16^(-1/4) = 1/2, 81^(-1/4) = 1/3 (most frequent).
-    margins = class_margins(torch.tensor([1, 16, 81]))
+    margins = class_margins("minmax", torch.tensor([1, 16, 81]))
     middle = 0.05 + 0.45 * (1 / 2 - 1 / 3) / (1 - 1 / 3)
     assert margins.tolist() == pytest.approx([0.5, middle, 0.05])
 
 
 def test_class_margins_without_differences_and_without_photos() -> None:
-    assert class_margins(torch.tensor([4, 4])).tolist() == pytest.approx([0.5, 0.5])
-    empty_counts_as_one = class_margins(torch.tensor([0, 1, 100]))
+    assert class_margins("minmax", torch.tensor([4, 4])).tolist() == pytest.approx([0.5, 0.5])
+    empty_counts_as_one = class_margins("minmax", torch.tensor([0, 1, 100]))
     assert empty_counts_as_one.isfinite().all()
     assert empty_counts_as_one[0] == empty_counts_as_one[1]
 
 
 def test_power_margins_by_hand() -> None:
     # 0.05 + 0.45 * n^(-1/4), whatever the other classes are.
-    margins = power_margins(torch.tensor([0, 1, 16, 81]))
+    margins = class_margins("power", torch.tensor([0, 1, 16, 81]))
     assert margins.tolist() == pytest.approx([0.5, 0.5, 0.275, 0.2])
 
 

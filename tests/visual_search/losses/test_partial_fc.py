@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.visual_search.losses.ranks import on_two_ranks
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
-from visual_search.losses.gathering import collect_shards
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
 from visual_search.losses.partial_fc import (
@@ -153,13 +153,8 @@ def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
         found[f"norm {step}"] = optimizer.grad_norm_squared()[None]
         optimizer.step()
         optimizer.zero_grad()
-    moved = {
-        name: collect_shards(value, CLASSES, head.centers)
-        for name, value in optimizer.state_dict().items()
-    }
-    for name, whole in {**head.full_state(), **moved}.items():
-        if whole is not None:
-            found[f"state {name}"] = whole
+    for name, held in {**head.state_dict(), **optimizer.state_dict()}.items():
+        found[f"state {name}"] = held
     return found
 
 
@@ -172,30 +167,43 @@ def observe(rank: int, count: int) -> Tensor:
     return torch.stack([head.rule.length_mean, head.rule.length_std])
 
 
+def check_joined(case: int, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """What two ranks found is what one finds with the joint batch."""
+    for name, wanted in train(case, 0, 1).items():
+        got = first[name]
+        if name.startswith(("losses", "gradient")) or got.shape != wanted.shape:
+            got = torch.cat([got, second[name]])
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5, msg=f"{case} {name}")
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
+    check_joined(case, *on_two_ranks(lambda rank: train(case, rank, 2)))
+
+
+def test_a_replicated_head_learns_from_the_batches_of_all_ranks() -> None:
+    for observed in on_two_ranks(lambda rank: observe(rank, 2)):
+        torch.testing.assert_close(observed, observe(0, 1))
+
+
 def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for case in range(len(CASES)):
-        torch.save(train(case, rank, 2), f"{folder}/{case}-{rank}.pt")
-    torch.save(observe(rank, 2), f"{folder}/observed-{rank}.pt")
+    head = SampledMarginHead(DIMENSION, counts(), CASES[0][0])
+    torch.save([train(0, rank, 2), head.full_state()], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_are_one_and_the_first_has_the_whole_state(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    for case in range(len(CASES)):
-        expected = train(case, 0, 1)
-        first, second = (
-            torch.load(tmp_path / f"{case}-{rank}.pt", weights_only=True) for rank in range(2)
-        )
-        for name, wanted in expected.items():
-            got = first[name]
-            if name.startswith(("losses", "gradient")):
-                got = torch.cat([got, second[name]])
-            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5, msg=f"{case} {name}")
-    for rank in range(2):
-        observed = torch.load(tmp_path / f"observed-{rank}.pt", weights_only=True)
-        torch.testing.assert_close(observed, observe(0, 1))
+    (first, whole), (second, nothing) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    check_joined(0, first, second)
+    expected = SampledMarginHead(DIMENSION, counts(), CASES[0][0]).full_state()
+    assert nothing == {}
+    assert all(torch.equal(whole[name], value) for name, value in expected.items())
 
 
 TABLE_ROWS, WIDTH = 5000, 4
