@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
     train(folder, "right")
-    train(folder, "shuffled", "--dataset.shuffle_texts", "true")
+    train(folder, "shuffled", "--dataset.shuffle_texts", "true", "--train.epochs", 6)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> 
     assert shuffled["photo_to_text"]["mAP"] <= 0.4
 
 
-@pytest.mark.parametrize("shuffled", ["false", "true"])
+@pytest.mark.parametrize("shuffled", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_ridge_start_finds_names_unless_they_are_shuffled(trained: Path, shuffled: str) -> None:
     start = train(
         trained, f"ridge_{shuffled}", "--projection.initial", "ridge",
@@ -302,6 +302,7 @@ def test_texts_are_not_asked_of_a_model_without_any(
     assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]
 
 
+@pytest.mark.slow
 def test_runs_and_folds_stand_beside_a_ridge(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

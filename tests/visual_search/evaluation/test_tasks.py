@@ -31,19 +31,18 @@ from visual_search.evaluation.tasks import (
     read_tasks,
     what_is_missing,
 )
+from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder
-from visual_search.ranking.export import export_torchscript
 from visual_search.ranking.rerank import parse_steps
 
 
-def export(folder: Path, seed: int) -> Path:
+def trained(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     # Nothing is left to measure, which would take longer than the embedding.
     settings = EmbedSettings(batch_size=4, workers=1).unmeasured(on_gpu=False)
-    settings = dataclasses.replace(settings, backend="torch")
     facts = {"run": None, "step": 7, "embedding": dataclasses.asdict(settings)}
-    export_torchscript(embedder, architecture, facts, folder)
+    save_checkpoint(folder / "best", architecture, embedder.state_dict(), {}, facts)
     return folder
 
 
@@ -93,7 +92,7 @@ def test_tasks_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    weights, out = export(tmp_path / "weights", 0), tmp_path / "out"
+    weights, out = trained(tmp_path / "weights", 0), tmp_path / "out"
     options = ["tasks", "--run", weights, "--cache", tmp_path / "cache", "--output", out]
     options += ["--tasks", *task_files]
     run(monkeypatch, *options, "--trackers", "tensorboard")
@@ -140,7 +139,7 @@ def test_two_runs_are_compared(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    a, b, out = export(tmp_path / "a", 0), export(tmp_path / "b", 1), tmp_path / "out"
+    a, b, out = trained(tmp_path / "a", 0), trained(tmp_path / "b", 1), tmp_path / "out"
     options = ["--cache", tmp_path / "cache", "--output", out, "--tasks", *task_files]
     run(monkeypatch, "compare", a, b, *options)
     values = json.loads((out / "comparison.json").read_text())

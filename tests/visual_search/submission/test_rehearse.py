@@ -55,6 +55,7 @@ def rehearse(project: Path, data: Path, *arguments: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_the_whole_rehearsal(tmp_path: Path, dev_folder: Path) -> None:
     project = make_submission(tmp_path / "project", PACED)
     done = rehearse(project, dev_folder, "--time-limit", "8.5", "--sample", "8")

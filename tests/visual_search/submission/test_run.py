@@ -342,6 +342,7 @@ def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
     with_stage(project, notes)
 
 
+@pytest.mark.slow
 def test_the_kit_itself_runs_with_its_requirements_alone(
     tmp_path: Path, dev_folder: Path, tiny_export: Path
 ) -> None:
