@@ -28,7 +28,7 @@ def word_tokenizer(folder: Path, *, pad: str | None, end: str = "[UNK]") -> None
             single="$A [END]", special_tokens=[("[END]", len(words) - 1)]
         )
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token=pad, eos_token=end
+        tokenizer_object=made, pad_token=pad, bos_token=end, eos_token=end
     ).save_pretrained(folder)
 
 
@@ -165,22 +165,67 @@ class RuClip(nn.Module):
 
 def ru_clip(folder: Path) -> RuClip:
     """A ru-CLIP in `folder`, with its published files."""
-    config = {
-        "embed_dim": 16,
-        "image_resolution": SIDE,
-        "vision_layers": 2,
-        "vision_width": 64,
-        "vision_patch_size": PATCH,
-        "context_length": 9,
-        "vocab_size": 17,
-        "transformer_width": 32,
-        "transformer_heads": 4,
-        "transformer_layers": 2,
-    }
     torch.manual_seed(4)
-    model = RuClip(config).eval()
+    model = RuClip(RU_CLIP).eval()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(RU_CLIP))
     (folder / "bpe.model").write_text(BYTE_PAIRS)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return model
+
+
+RU_CLIP = {
+    "embed_dim": 16,
+    "image_resolution": SIDE,
+    "vision_layers": 2,
+    "vision_width": 64,
+    "vision_patch_size": PATCH,
+    "context_length": 9,
+    "vocab_size": 17,
+    "transformer_width": 32,
+    "transformer_heads": 4,
+    "transformer_layers": 2,
+}
+
+
+class FirstRuClip(nn.Module):
+    """The network of ru-CLIP's first release, with the published names."""
+
+    def __init__(self, gpt: nn.Module, width: int) -> None:
+        super().__init__()
+        self.visual_encoder: Any = nn.Module()
+        self.visual_encoder.model = RuClip(RU_CLIP).visual
+        self.text_encoder: Any = nn.Module()
+        self.text_encoder.model = gpt
+        for encoder, features in ((self.visual_encoder, 16), (self.text_encoder, 16)):
+            block = encoder.projection = nn.Module()
+            block.linear1 = nn.Linear(features, width, bias=False)
+            block.linear2 = nn.Linear(width, width, bias=False)
+            block.layer_norm = nn.LayerNorm(width)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))
+
+    @staticmethod
+    def project(block: Any, features: Tensor) -> Tensor:
+        first = block.linear1(features)
+        second = block.linear2(first * torch.sigmoid(1.702 * first))
+        return nn.functional.normalize(block.layer_norm(first + second), dim=1)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        stand_in: Any = nn.Module()
+        stand_in.visual = self.visual_encoder.model
+        return self.project(self.visual_encoder.projection, RuClip.encode_image(stand_in, pixels))
+
+    def encode_text(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        last = [self.text_encoder.model(torch.tensor([r])).last_hidden_state[0, -1] for r in rows]
+        return self.project(self.text_encoder.projection, torch.stack(last))
+
+
+def first_ru_clip(folder: Path) -> FirstRuClip:
+    """The first release in `folder`, with masks as older versions of transformers kept them."""
+    gpt = language_model(folder, "gpt2")
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(5)
+    model = FirstRuClip(gpt, 12).eval()
+    masks = {"text_encoder.model.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
+    torch.save({**model.state_dict(), **masks}, folder / "ViT-B32-small.pt")
     return model

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, written_atomically
+from visual_search.model.clip_folder import FIRST_RU_CLIP
 from visual_search.model.embedder import Architecture
 
 MODEL_FORMAT = 1
@@ -151,8 +152,14 @@ def plain_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def fingerprint(source: Path) -> str:
-    """SHA-256 of the weights that :func:`load_checkpoint` reads from `source`, as hex digits."""
-    with load_checkpoint(source).path.open("rb") as handle:
+    """SHA-256 of the weights that a phase starts from, or an evaluation is of, as hex digits.
+
+    Args:
+        source: as of :func:`load_checkpoint`, or a folder of ru-CLIP's first release.
+    """
+    released = source / FIRST_RU_CLIP
+    path = released if released.is_file() else load_checkpoint(source).path
+    with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

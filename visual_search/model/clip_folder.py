@@ -30,6 +30,8 @@ STD = [0.26862954, 0.26130258, 0.27577711]
 
 BPE_FILE = "bpe.model"
 """The tokenizer of ru-CLIP's layout."""
+FIRST_RU_CLIP = "ViT-B32-small.pt"
+"""The weights of ru-CLIP's first release (:mod:`visual_search.text.first_ru_clip`)."""
 
 # Names within a tower of Hugging Face's, and ours.
 _RENAMED = {

@@ -108,7 +108,8 @@ class TextConfig:
         trainable_blocks: how many blocks from the end are trained; -1 all, 0 none.
         train_embeddings: train the token embeddings too; those of hashed n-grams as well.
         tokens: the longest query, in tokens; what is longer is cut.
-        pooling: of hf towers: mean of the tokens, first (BERT), or last (GPT).
+        pooling: of hf towers: mean of the tokens, first (BERT), last (GPT), or end: of a token
+            behind the text, with another before it, as ru-CLIP's GPT.
         buckets: of hashed, rows of its table of n-grams.
         dimension: of hashed, width of its table.
         noise: Gaussian noise on the features of frozen encoders in training, in units of their
@@ -121,7 +122,7 @@ class TextConfig:
     trainable_blocks: Annotated[CountOrAll, _LEARNT] = -1
     train_embeddings: Annotated[bool, When("towers", "hashed", "open_clip/", "clip/", "hf/")] = True
     tokens: Annotated[CountFrom1, _LEARNT] = 77
-    pooling: Annotated[Literal["mean", "first", "last"], When("towers", "hf/")] = "mean"
+    pooling: Annotated[Literal["mean", "first", "last", "end"], When("towers", "hf/")] = "mean"
     buckets: Annotated[CountFrom1, When("towers", "hashed")] = 20000
     dimension: Annotated[CountFrom1, When("towers", "hashed")] = 256
     noise: Annotated[Amount, _FROZEN] = 0.0
@@ -134,7 +135,8 @@ class ProjectionConfig:
 
     Args:
         kind: linear; residual: a block (linear, quick-GELU, linear, dropout,
-            residual, LayerNorm); none: both towers give the shared space, as those of one CLIP.
+            residual, LayerNorm); ru-clip: such a block without bias, on the visual tower's features
+            at the length they have; none: both towers give the shared space, as those of one CLIP.
         dimension: of the shared space.
         dropout: inside residual.
         clusters: above 1, a text projection for each cluster of texts, chosen by a classifier
@@ -152,9 +154,9 @@ class ProjectionConfig:
         feature_dropout: share of the image's features dropped in training.
     """
 
-    kind: Literal["linear", "residual", "none"] = "linear"
+    kind: Literal["linear", "residual", "ru-clip", "none"] = "linear"
     dimension: CountFrom1 = 512
-    dropout: Annotated[ShareBelow1, When("kind", "residual")] = 0.5
+    dropout: Annotated[ShareBelow1, When("kind", "residual", "ru-clip")] = 0.5
     clusters: CountFrom1 = 1
     cluster_classifier: Annotated[Literal["linear", "transformer"], Unless("clusters", 1)] = (
         "linear"
@@ -203,7 +205,8 @@ class ClipConfig:
         optim: optimiser and schedule; backbone_lr_ratio is of both towers.
         train: the loop.
         embedding: how images are embedded in validation and afterwards.
-        pretrain_model: run folder of the phase before, to start from.
+        pretrain_model: to start from: run folder of the phase before, or a folder of ru-CLIP's
+            first release (ViT-B32-small.pt beside the files of its GPT).
     """
 
     dataset: PairDataConfig = field(default_factory=PairDataConfig)

@@ -130,7 +130,8 @@ class DualEncoder(nn.Module):
     def image_embedder(self) -> Embedder:
         """The image side as an image embedder of its own; it shares the weights."""
         visual = self.visual
-        neck = nn.Sequential(Float32UnitLength(), self.image_projection)
+        projection = self.image_projection
+        neck = nn.Sequential(nn.Identity() if projection.raw else Float32UnitLength(), projection)
         mean, std = (part.flatten().tolist() for part in (visual.mean / 255, visual.std / 255))
         embedder = Embedder(visual.backbone, neck, mean, std).to(visual.mean.device)
         return embedder.train(self.training)
@@ -141,8 +142,10 @@ class DualEncoder(nn.Module):
         Args:
             images: pixels `(n, 3, H, W)`, 0..255, or unit vectors of the visual tower `(n, width)`.
         """
-        vectors = self.visual(images) if images.ndim == 4 else images
-        return self.image_projection(vectors)
+        projection = self.image_projection
+        if images.ndim == 4:
+            images = self.visual.features(images) if projection.raw else self.visual(images)
+        return projection(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images as unit vectors, `(n, dimension)`; see :meth:`features`."""
@@ -228,6 +231,7 @@ def build_dual_encoder(
         create_projection(kind, width, dimension, dropout),
         names,
         nn.Linear(names.dimension, dimension, bias=False) if names else None,
+        raw=kind == "ru-clip",
     )
     of_texts = (
         ClusterProjections(towers, projection)

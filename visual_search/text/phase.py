@@ -33,6 +33,7 @@ from visual_search.text.encoder import (
     TextArchitecture,
     build_dual_encoder,
 )
+from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same
@@ -115,7 +116,7 @@ class ClipPhase(Phase):
                 device=device,
                 progress=is_main_process,
             )
-        if config.backbone.trainable_blocks == 0:
+        if config.backbone.trainable_blocks == 0 and not self.learner.embedder.image_projection.raw:
             self.test_vectors = self._plain_vectors(self.test.items(), device, is_main_process)
 
     def start_weights(self, device: torch.device, is_main_process: bool) -> None:
@@ -131,7 +132,7 @@ class ClipPhase(Phase):
         encoder, projection = self.learner.embedder, self.config.projection
         weights = self.config.backbone.weights
         encoder.text.fit(self.texts.everything())
-        if projection.kind == "none":
+        if projection.kind in ("none", "ru-clip"):
             return
         ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
         most = FITTED_IMAGES if ridge else MEASURED_IMAGES
@@ -243,13 +244,13 @@ def _check(config: ClipConfig) -> None:
         "projection.initial ridge needs projection.kind linear": (
             projection.initial == "ridge" and not linear
         ),
-        "projection.kind none keeps what the towers give: set projection.feature_noise and "
-        "projection.feature_dropout to 0": (
-            projection.kind == "none" and (projection.feature_noise or projection.feature_dropout)
+        f"projection.kind {projection.kind} takes features as they are: set "
+        "projection.feature_noise and projection.feature_dropout to 0": (
+            projection.kind in ("none", "ru-clip")
+            and (projection.feature_noise or projection.feature_dropout)
         ),
-        "projection.cluster_classifier chooses among projections: set projection.clusters": (
-            projection.cluster_classifier != "linear" and projection.clusters == 1
-        ),
+        "projection.kind ru-clip takes other features than those that are kept: set "
+        "dataset.cached_views to 0": projection.kind == "ru-clip" and dataset.cached_views,
     }
     for sentence, applies in wrong.items():
         if applies:
@@ -280,7 +281,9 @@ def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchite
     visual, architecture = build_embedder(backbone, size)
     encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
     text_architecture = TextArchitecture.of(text, projection)
-    if config.pretrain_model:
+    if config.pretrain_model and is_first_ru_clip(Path(config.pretrain_model)):
+        load_first_ru_clip(encoder, Path(config.pretrain_model))
+    elif config.pretrain_model:
         found = check_same(Path(config.pretrain_model), architecture, text_architecture)
         encoder.load_state_dict(dict(found.state))
     return encoder, architecture, text_architecture

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from visual_search.common.errors import UserError
 from visual_search.model.clip_folder import BPE_FILE, create_clip_text
@@ -173,6 +174,12 @@ class HuggingFaceText(TextTower):
         # The text's end is cut and filled up, also where a model was trained with the other.
         self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         self.tokens, self.pooling = tokens, pooling
+        self.ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        if pooling == "end" and None in self.ends:
+            raise UserError(
+                f"text.pooling is end, and the tokenizer of {shown} names no tokens of begin and "
+                "end: set it to last, or to first for a BERT"
+            )
         self.dimension, self.vocabulary = (
             int(model.config.hidden_size),
             int(model.config.vocab_size),
@@ -183,6 +190,14 @@ class HuggingFaceText(TextTower):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """`(n, longest)`, int64, filled up with -1."""
+        if self.pooling == "end":
+            # Without what a tokenizer of another kind would add of its own.
+            cut = {"truncation": True, "max_length": self.tokens - 2, "add_special_tokens": False}
+            rows = [
+                torch.tensor([self.ends[0], *row, self.ends[1]])
+                for row in self.tokenizer(list(texts), **cut)["input_ids"]
+            ]
+            return pad_sequence(rows, batch_first=True, padding_value=self.padding)
         made = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"
         )
@@ -200,7 +215,7 @@ class HuggingFaceText(TextTower):
         ).last_hidden_state
         if self.pooling == "first":
             return hidden[:, 0]
-        if self.pooling == "last":
+        if self.pooling in ("last", "end"):
             return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
         weights = mask[:, :, None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)

@@ -17,10 +17,10 @@ from visual_search.text.towers import Standardised, TextTowers
 class ResidualProjection(nn.Module):
     """Linear, then quick-GELU, linear, dropout, the residual, and LayerNorm."""
 
-    def __init__(self, width: int, dimension: int, dropout: float = 0.5) -> None:
+    def __init__(self, width: int, dimension: int, dropout: float = 0.5, bias: bool = True) -> None:
         super().__init__()
-        self.first = nn.Linear(width, dimension)
-        self.second = nn.Linear(dimension, dimension)
+        self.first = nn.Linear(width, dimension, bias)
+        self.second = nn.Linear(dimension, dimension, bias)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dimension)
 
@@ -32,13 +32,13 @@ class ResidualProjection(nn.Module):
 
 
 def create_projection(kind: str, width: int, dimension: int, dropout: float = 0.5) -> nn.Module:
-    """A projection by name: linear, residual or none, which keeps the width.
+    """A projection by name: linear, residual, ru-clip, or none, which keeps the width.
 
     Raises:
         UserError: when there is none and the widths differ.
     """
-    if kind == "residual":
-        return ResidualProjection(width, dimension, dropout)
+    if kind in ("residual", "ru-clip"):
+        return ResidualProjection(width, dimension, dropout, bias=kind == "residual")
     if kind == "linear":
         return nn.Linear(width, dimension)
     if width != dimension:
@@ -145,8 +145,11 @@ class ImageProjection(nn.Module):
         projection: nn.Module,
         names: ClassNames | None,
         name_projection: nn.Module | None,
+        raw: bool = False,
     ) -> None:
+        """`raw`: it is for the visual tower's features at the length that they have."""
         super().__init__()
+        self.raw = raw
         self.standardised, self.projection = standardised, projection
         self.names, self.name_projection = names, name_projection
 

@@ -8,6 +8,7 @@ name_images(search.model, [ImageItem(Path("a.jpg"))], ["стул", "стол"], 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from visual_search.data.image_files import is_image
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import image_items, read_gallery
 from visual_search.model.checkpoint import Checkpoint, load_checkpoint
-from visual_search.model.clip_folder import clip_settings, is_clip_folder, open_clip_settings
+from visual_search.model.clip_folder import (
+    MEAN,
+    STD,
+    clip_settings,
+    is_clip_folder,
+    open_clip_settings,
+)
 from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
 from visual_search.ranking.embed import (
     Embeddings,
@@ -35,6 +42,13 @@ from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.encoder import DualEncoder, TextArchitecture, build_dual_encoder
+from visual_search.text.first_ru_clip import (
+    TOKENS,
+    first_ru_clip_state,
+    is_first_ru_clip,
+    load_first_ru_clip,
+    visual_settings,
+)
 from visual_search.text.pairs import TEST, read_pairs
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +103,8 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     """
     if source.parts[:1] == ("open_clip",) and not source.is_dir():
         return _pretrained(str(source), input_size)
+    if is_first_ru_clip(source):
+        return _first_ru_clip(source, input_size)
     if is_clip_folder(source):
         return _pretrained(f"clip/{source}", input_size)
     found = load_checkpoint(source)
@@ -112,6 +128,19 @@ def _pretrained(name: str, input_size: int) -> TextSearchModel:
     visual, _ = build_embedder(BackboneConfig(name, "hub", mean, std), size)
     text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
     encoder = build_dual_encoder(visual, width, text, projection)
+    return TextSearchModel(encoder.eval(), size, EmbedSettings())
+
+
+def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
+    state = first_ru_clip_state(folder)
+    settings = visual_settings(state)
+    size = input_size or int(settings["vision_cfg"]["image_size"])
+    backbone = BackboneConfig(f"clip/{json.dumps(settings)}", "none", tuple(MEAN), tuple(STD))
+    visual, architecture = build_embedder(backbone, size)
+    text = TextConfig((f"hf/{folder}",), "none", tokens=TOKENS, pooling="end")
+    projection = ProjectionConfig("ru-clip", len(state["neck.text.norm.bias"]))
+    encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
+    load_first_ru_clip(encoder, folder)
     return TextSearchModel(encoder.eval(), size, EmbedSettings())
 
 

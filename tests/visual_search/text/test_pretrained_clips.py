@@ -15,7 +15,13 @@ from torch import Tensor
 
 from tests.commands import inside
 from tests.conftest import draw_product
-from tests.visual_search.tiny_clips import BYTE_PAIRS, SIDE, hugging_face_clip, ru_clip
+from tests.visual_search.tiny_clips import (
+    BYTE_PAIRS,
+    SIDE,
+    first_ru_clip,
+    hugging_face_clip,
+    ru_clip,
+)
 from visual_search import main_query, main_zero_shot
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
@@ -66,6 +72,24 @@ def test_a_ru_clip_folder(pixels: Tensor, tmp_path: Path) -> None:
         images, texts = theirs.encode_image(normed(pixels)), theirs.encode_text(rows)
     torch.testing.assert_close(seen, F.normalize(images, dim=1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(read, F.normalize(texts, dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_release_of_ru_clip(pixels: Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    theirs = first_ru_clip(tmp_path)
+    model = load_text_model(tmp_path)
+    # Words of the tokenizer between begin and end, which are [UNK], 1.
+    rows = [[1, 2, 3, 1], [1, 6, 7, 8, 1], [1, 3, 1]]
+    with torch.no_grad():
+        seen, read = model.encoder(pixels), model.encoder.embed_texts(TEXTS)
+        alone = model.embedder(pixels)
+        images, texts = theirs.encode_image(normed(pixels)), theirs.encode_text(rows)
+    torch.testing.assert_close(seen, images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(alone, images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(read, texts, atol=1e-5, rtol=1e-4)
+    torch.save({"visual_encoder.model.proj": torch.zeros(2)}, tmp_path / "ViT-B32-small.pt")
+    with pytest.raises(UserError, match="is not ru-CLIP's first release"):
+        load_text_model(tmp_path)
 
 
 def test_byte_pairs_by_hand(tmp_path: Path) -> None:

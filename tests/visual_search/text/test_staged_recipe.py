@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ import torch
 from tests.commands import inside
 from tests.conftest import PROJECT
 from tests.visual_search.drawn_pairs import write_drawn_pairs
-from tests.visual_search.tiny_clips import SIDE, hugging_face_clip, language_model
+from tests.visual_search.tiny_clips import (
+    SIDE,
+    first_ru_clip,
+    hugging_face_clip,
+    language_model,
+)
 from visual_search import main_clip
 from visual_search.model.checkpoint import load_checkpoint
+from visual_search.text.first_ru_clip import first_ru_clip_state, visual_settings
 from visual_search.text.pairs import CLUSTER_FIELDS, write_pairs
 from visual_search.text.search import load_text_model
 
@@ -49,16 +56,15 @@ def train(place: Path, config: str, name: str, **options: Any) -> dict[str, torc
         "train.epochs": 1,
         "optim.head_lr": 0.01,
         "loss.chunk": 4,
-        **options,
     }
+    clip = f"clip/{place / 'clip'}"
     if "finetune" in config:
-        small |= {"projection.dimension": 16, "text.towers": f"[clip/{place / 'clip'}]"}
-        small |= {"backbone.name": f"clip/{place / 'clip'}"}
+        small |= {"backbone.name": clip, "text.towers": f"[{clip}]", "projection.dimension": 16}
     else:
-        small |= {"projection.dimension": 12, "text.towers": f"[hf/{place / 'gpt'}]"}
         small |= {"backbone.name": "timm/test_vit", "backbone.weights": "none"}
+        small |= {"text.towers": f"[hf/{place / 'gpt'}]", "projection.dimension": 12}
     torch.set_num_threads(1)
-    words = [word for key, value in small.items() for word in (f"--{key}", value)]
+    words = [word for key, value in (small | options).items() for word in (f"--{key}", value)]
     done = inside(
         main_clip.main, "--config", PROJECT / "config" / config, "--name", name,
         "--runs", place / "runs", *words,
@@ -116,3 +122,29 @@ def test_a_folder_is_trained_on_from_where_it_is(place: Path) -> None:
     pixels = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(model.encoder(pixels), untrained.encoder(pixels))
+
+
+def test_the_ladder_starts_at_the_published_weights(place: Path) -> None:
+    folder = place / "first"
+    first_ru_clip(folder)
+    untrained = load_text_model(folder)
+    visual = json.dumps(visual_settings(first_ru_clip_state(folder)))
+    train(
+        place, "clip_rugpt.yml", "ladder", pretrain_model=folder,
+        **{"backbone.name": f"clip/{visual}", "text.trainable_blocks": 1, "optim.head_lr": 0.0},
+    )  # fmt: skip
+    model = load_text_model(place / "runs" / "ladder")
+    texts = ["красный круг", "стол"]
+    torch.testing.assert_close(
+        model.encoder.embed_texts(texts), untrained.encoder.embed_texts(texts)
+    )
+    before = json.loads((place / "runs/ladder/metrics.jsonl").read_text().splitlines()[0])
+    assert before["kind"] == "start"
+    done = inside(
+        main_clip.main, "--config", PROJECT / "config/clip_rugpt.yml", "--name", "other",
+        "--runs", place / "runs", "--pretrain_model", folder, "--dataset.num_workers", 0,
+        "--dataset.pairs", place / "data/pairs.parquet", "--backbone.name", "timm/test_vit",
+        "--text.towers", f"[hf/{place / 'gpt'}]", "--projection.dimension", 12,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "does not fit this phase" in done.stderr
