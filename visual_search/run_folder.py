@@ -166,7 +166,7 @@ class RunFolder:
         return path
 
 
-OFF = (None, False, 0, "", "none", [], {})
+OFF: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
 """What a setting is where it changes nothing; one that came with a later version starts so."""
 
 

@@ -89,8 +89,10 @@ def clean_images(
             else:
                 found.drop(reason, queries[number])
         if kept:
-            left = ([column[number] for number in kept] for column in (queries, texts, spoken))
-            found.rows.append((image, file, *left))
+            queries, texts, spoken = (
+                [column[number] for number in kept] for column in (queries, texts, spoken)
+            )
+            found.rows.append((image, file, queries, texts, spoken))
     return found
 
 

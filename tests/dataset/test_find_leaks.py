@@ -256,7 +256,7 @@ def test_the_command_that_a_warning_prints_ends_it(
 def test_a_phase_says_which_images_it_looks_at(product10k: Product10KConfig, folder: str) -> None:
     table = TableConfig("tables/folds.csv", root="photos", fold=2)
     dataset = DatasetConfig(
-        product10k, (table,), DevSetConfig(table="folds.csv", root="elsewhere", fold=3)
+        product10k, (table,), dev_set=DevSetConfig(table="folds.csv", root="elsewhere", fold=3)
     )
     lists, entry = training_sides(dataset)
     assert lists.folder == folder

@@ -7,7 +7,6 @@ the field that holds a whole part, a condition is of all keys of the part.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_type_hints
 
@@ -87,7 +86,7 @@ def _failing(
     root: Any, part: Any, prefix: str, inherited: tuple[Place, ...]
 ) -> Iterator[tuple[str, Any, Any, When, str]]:
     """Key, value, default, the condition that does not hold, and the key that it is about."""
-    hints = _hints(type(part))
+    hints = get_type_hints(type(part), include_extras=True)
     for field in dataclasses.fields(part):
         value, key = getattr(part, field.name), f"{prefix}{field.name}"
         notes = getattr(hints[field.name], "__metadata__", ())
@@ -107,11 +106,6 @@ def _failing(
                     default = _default(field)
                     yield key, value, default, condition, condition.key and other
                     break
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
 
 
 def _default(field: dataclasses.Field) -> Any:

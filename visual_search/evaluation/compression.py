@@ -70,8 +70,8 @@ class Sides:
             made = (torch.from_numpy(side - places.mean(axis=0)) for side in moved)
             return Sides(*(F.normalize(side, dim=1) for side in made))
         labels = torch.zeros(len(self.training), dtype=torch.int64)
-        made = pca(Sample(self.training, labels), dimension)
-        parts = (side @ made.weight.T + made.bias for side in self._all())
+        fit = pca(Sample(self.training, labels), dimension)
+        parts = (side @ fit.weight.T + fit.bias for side in self._all())
         return Sides(*(F.normalize(side, dim=1) for side in parts))
 
     def _all(self) -> tuple[Tensor, Tensor, Tensor]:

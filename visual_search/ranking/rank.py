@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ class Ranking:
     embedding_seconds: float
     ranking_seconds: float
     """Re-ranking included."""
-    log: Mapping[str, Any] = field(default_factory=dict)
+    log: dict[str, Any] = field(default_factory=dict)
     """What the embedding chose and did: see :func:`embedding_log`."""
 
 
