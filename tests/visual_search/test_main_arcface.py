@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 from tests.commands import inside
 from tests.conftest import PROJECT
 from tests.warm import run_python
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.evaluation.dev_set import embed_dev_set
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
+from visual_search.ranking.export import exported_steps
+from visual_search.ranking.rerank import describe_steps
 
 
 @pytest.fixture
@@ -96,6 +100,30 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
     assert best.facts["mAP"] == max(scores)
     assert best.architecture.neck == ("whitening" if scores[1] > scores[0] else "none")
     assert "test images</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
+
+
+def test_validation_ranks_as_the_submission_where_it_is_asked_to(
+    config: Path, tmp_path: Path
+) -> None:
+    done = inside(
+        main,
+        *("--config", config, "--runs", tmp_path / "runs", "--name", "x", "--train.epochs", "1"),
+        *("--rerank", "swapped_dba", "--train.validate_reranked", "true"),
+        *("--train.validate_share", "0.5"),
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "x"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4]
+    dev_set = read_dev_set(config.parent / "development_test_data")
+    embedded = embed_dev_set(run, dev_set, 0, tmp_path / "cache")
+    steps = exported_steps(run / "best")
+    assert [step["name"] for step in describe_steps(steps)] == ["swapped_dba"]
+    best = load_checkpoint(run).facts["mAP"]
+    assert embedded.score(steps).mean() == pytest.approx(best, abs=1e-6)
+    refused = inside(main, "--config", config, "--name", "y", "--rerank", "dbb")
+    assert refused.returncode == 2
+    assert "rerank[0].name is 'dbb'; it can be" in refused.stderr
 
 
 def test_bad_input_is_one_sentence_and_touches_nothing(

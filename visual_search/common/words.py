@@ -38,7 +38,7 @@ KEYS = {
 }  # fmt: skip
 """By word, the option."""
 MAIN_CONFIG = "metric_learning.yml"
-"""What settings in words are added to where no --config is given."""
+"""What settings in words, of images with classes, are added to where no --config is given."""
 _WORD = re.compile(r"(?!-)([\w./]+)=(.*)", re.DOTALL)
 
 
@@ -62,11 +62,12 @@ def spelled_out(arguments: Sequence[str], kind: Any) -> list[str]:
     """
     ranked: list[tuple[int, list[str]]] = []
     words = False
-    lists = {key for key, hint in _keys(kind) if Ellipsis in typing.get_args(hint)}
+    keys = dict(_keys(kind))
+    lists = {key for key, hint in keys.items() if Ellipsis in typing.get_args(hint)}
     for option in _options(arguments):
         found = _WORD.fullmatch(option[0])
         if found:
-            option, words = _translated(found[1], found[2], kind), True
+            option, words = _translated(found[1], found[2], keys), True
         name = option[0].removeprefix("--").partition("=")[0]
         part = PARTS.get(name) if option[0].startswith("--") else None
         if part and len(option) == 2:
@@ -74,7 +75,7 @@ def spelled_out(arguments: Sequence[str], kind: Any) -> list[str]:
         if name in lists and len(option) == 2 and not option[1].startswith("["):
             option = [option[0], f"[{option[1]}]"]
         ranked.append((0 if name == "config" else 1 if part else 2, option))
-    if words and all(rank for rank, _ in ranked):
+    if words and "margin.name" in keys and all(rank for rank, _ in ranked):
         ranked.append((0, ["--config", str(config_folder() / MAIN_CONFIG)]))
     ordered = sorted(ranked, key=lambda entry: entry[0])
     return [word for _, option in ordered for word in option]
@@ -108,14 +109,13 @@ def _options(arguments: Sequence[str]) -> Iterable[list[str]]:
         yield option
 
 
-def _translated(word: str, value: str, kind: Any) -> list[str]:
+def _translated(word: str, value: str, known: Iterable[str]) -> list[str]:
     if word == EVALUATION:
         return [f"--dataset.dev_set={json.dumps(_dev_set(value))}"]
     if word in PARTS:
         return [f"--{PARTS[word]}", value]
     if word in KEYS:
         return [f"--{KEYS[word]}", value]
-    known = [key for key, _ in _keys(kind)]
     if word in known:
         return [f"--{word}", value]
     near = difflib.get_close_matches(word, [*PARTS, *KEYS, EVALUATION, *known], n=1, cutoff=0.5)
