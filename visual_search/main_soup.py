@@ -165,9 +165,12 @@ def write_soup(
         data: what it was scored on.
     """
     from visual_search.common.files import write_json, write_text
+    from visual_search.evaluation.identity import averaged
     from visual_search.model.checkpoint import save_checkpoint
 
+    trained_on = averaged([Path(name) for name in soup.ingredients])
     facts: dict[str, Any] = {
+        "data": trained_on and trained_on.of_a_model(),
         **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
         "run": folder.name,
         "mAP": soup.mAP,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from visual_search.cached_features import (
-    FrozenFeatures,
-    FrozenPhase,
-    as_it_is,
-    check_cacheable,
-)
+from visual_search.cached_features import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable
 from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
@@ -31,8 +27,8 @@ from visual_search.data.augment import Mixer, build_augmentation
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
-from visual_search.data.leaks import warning
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
+from visual_search.evaluation.identity import Identity, identity_of, same_classes
 from visual_search.learner import Learner, Objective
 from visual_search.losses.distillation import EmbeddingDistillation
 from visual_search.losses.margin_head import MarginHead
@@ -101,6 +97,8 @@ class Phase(ABC):
 
     config: RunConfig
     images: TrainingImages
+    data: Identity
+    """What it is trained on and judged by."""
     learner: Any
     """A module with `embedder`, `head`, `pairs` and `compile_features()`; called with what
     :meth:`inputs` gives, it returns the loss and its parts."""
@@ -143,10 +141,6 @@ class Phase(ABC):
     def before_step(self, step: int, total: int) -> None:  # noqa: B027
         """Told the number of each optimiser step, from 0, and of how many."""
 
-    def leak_warning(self) -> str:
-        """A sentence where nobody looked whether training and development set share images."""
-        return ""
-
 
 @dataclass
 class ImagePhase(Phase):
@@ -154,6 +148,7 @@ class ImagePhase(Phase):
 
     config: PhaseConfig
     images: TrainingImages
+    data: Identity
     dev_set: DevSet
     learner: Learner
     architecture: Architecture
@@ -257,10 +252,6 @@ class ImagePhase(Phase):
             grown = max(self.config.margin.grow_share * total, 1.0)
             self.learner.head.set_progress(min(step / grown, 1.0))
 
-    def leak_warning(self) -> str:
-        """A sentence where nobody looked whether training and development set share images."""
-        return warning(training_sides(self.config.dataset), dev_sides(self.config.dataset.dev_set))
-
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""
         dataset, images = self.config.dataset, self.images.images
@@ -282,6 +273,7 @@ class ImagePhase(Phase):
             classes = np.unique(dev_set.query_products)
             unseen = np.setdiff1d(classes, self.images.images.class_names)
             words += f" of a table, {len(unseen)} of {len(classes)} classes not in training"
+            words += self.data.seen_before(unseen)
         return words + ("" if dev_set.own is None else ", each against all others")
 
 
@@ -311,7 +303,7 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
     counts = torch.from_numpy(images.counts(images.classes))
     objective = _objective(config, architecture.dimension, counts)
     continued = bool(config.pretrain_model) and _continue_head(
-        objective.head, Path(config.pretrain_model or ""), is_main_process
+        objective.head, Path(config.pretrain_model or ""), images.class_names, is_main_process
     )
     if config.train.channels_last:
         embedder = embedder.to(memory_format=torch.channels_last)
@@ -320,9 +312,11 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
     )
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
     cached = config.train.cache_features
+    sides = training_sides(dataset), dev_sides(dataset.dev_set)
     return ImagePhase(
         config,
         training,
+        identity_of(images, *sides, (config.pretrain_model, config.distillation.run)),
         dev_set,
         Learner(embedder, objective, config.margin.dropout, _teacher(config), cached),
         architecture,
@@ -427,16 +421,22 @@ def _teacher(config: PhaseConfig) -> Embedder | None:
     return teacher.eval().requires_grad_(False)
 
 
-def _continue_head(head: MarginHead | None, source: Path, is_main_process: bool) -> bool:
+def _continue_head(
+    head: MarginHead | None, source: Path, class_names: Sequence[str], is_main_process: bool
+) -> bool:
     """Take over the class centres of the phase before, where they are of the same classes."""
     if head is None:
         return False
-    places = [source / "best", source / "last", source, source.parent]
-    files = [place / "head.safetensors" for place in places]
-    found = next((path for path in files if path.is_file()), None)
-    state = read_state_dict(found) if found else {}
+    places = (source / "best", source / "last", source, source.parent)
+    found = next((p for p in (q / "head.safetensors" for q in places) if p.is_file()), None)
+    same = same_classes(source, class_names)
+    state = read_state_dict(found) if found and same is not False else {}
     centers = state.get("weight", state.get("table.weight"))
     fits = centers is not None and head.take_centers(centers)
     if is_main_process:
-        print(f"class centres: {f'continued from {found}' if fits else 'new'}")
+        words = f"continued from {found}" if fits else "new"
+        if not same:
+            theirs = "not recorded" if same is None else "others, or in another order"
+            words += f"; the classes of {source} are {theirs}"
+        print(f"class centres: {words}")
     return fits

@@ -17,6 +17,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
+from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
 from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 
@@ -158,7 +159,7 @@ def run_chain(
         runs: folder of all runs.
         resolve: completes a phase's settings, and refuses wrong ones.
         only: names of the phases to train; none is all.
-        retrain: train finished phases anew whose settings or first weights changed.
+        retrain: train phases anew whose settings, data or first weights changed.
         force: train anew in any case.
         launch: what starts a phase's process in place of `python`, such as
             `torchrun --nproc_per_node 8`.
@@ -186,11 +187,13 @@ def run_chain(
             state, changes = phase_state(run, config)
             if state == "changed" and not (retrain or force):
                 raise UserError(
-                    f"{run.path} was trained with other settings: {'; '.join(changes)}. Train it "
-                    "anew with --retrain, or change the settings back"
+                    f"{run.path} was trained with other settings or data: {'; '.join(changes)}. "
+                    "Train it anew with --retrain, or change them back"
                 )
             if state == "finished" and not force:
-                print(f"== {step.name}: finished, unchanged", flush=True)
+                unknown = not (run.path / DATA_FILE).is_file()
+                words = f" (it has no {DATA_FILE} to compare its data with)" if unknown else ""
+                print(f"== {step.name}: finished, unchanged{words}", flush=True)
                 outcomes[step.name] = "kept"
             else:
                 print(f"\n== {step.name}: {_intention(state, changes)}", flush=True)
@@ -204,7 +207,7 @@ def run_chain(
 
 
 def phase_state(run: RunFolder, config: str) -> tuple[str, list[str]]:
-    """How far a run is, against the settings it is to have.
+    """How far a run is, against the settings it is to have and the data as they are now.
 
     Args:
         run: the phase's.
@@ -217,7 +220,7 @@ def phase_state(run: RunFolder, config: str) -> tuple[str, list[str]]:
     saved = run.path / "config.yml"
     if not saved.is_file():
         return "new", []
-    changes = changed_keys(saved.read_text("utf-8"), config)
+    changes = changed_keys(saved.read_text("utf-8"), config) or changed_data(run.path)
     result = read_result(run.path)
     source = (yaml.safe_load(config) or {}).get("pretrain_model")
     if result is not None and source and not changes:

@@ -31,8 +31,8 @@ from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
+from visual_search.evaluation.identity import keep_identity
 from visual_search.model.averaging import WeightSoup
-from visual_search.model.checkpoint import fingerprint
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
@@ -104,11 +104,11 @@ def train_phase(
     with run.lock() if is_main_process else nullcontext():
         if is_main_process:
             print(phase.describe(run.name), flush=True)
-            if phase.leak_warning():
-                print(f"warning: {phase.leak_warning()}", flush=True)
+            if leaks := phase.data.leak_words():
+                print(f"warning: {leaks}", flush=True)
             if not run.check(resolved, overwrite):
                 run.start(resolved)
-                write_json(run.path / "classes.json", list(phase.images.images.class_names))
+            keep_identity(run.path, phase.data, phase.images.images.class_names)
         with accelerator.main_process_first():  # the others read what the first one kept
             phase.fill_features(accelerator.device, is_main_process)
         return Trainer(accelerator, phase, run, batches, on_validation).train()
@@ -157,8 +157,6 @@ class Trainer:
         self.seconds = 0.0
         """That earlier processes spent on this run."""
         self.started = self.saved = time.perf_counter()
-        source = self.config.pretrain_model
-        self.fingerprint = fingerprint(Path(source)) if source else None
         self.watch = ReplacedImages(phase.images, self.config.dataset.max_broken_share)
         state = newest_state(run.path / "state")
         if state is None:
@@ -382,7 +380,10 @@ class Trainer:
             best = self.validator.best
             score = best["mAP"]
             seconds = self.seconds + time.perf_counter() - self.started
-            facts = {"pretrain_fingerprint": self.fingerprint, "seconds": round(seconds, 1)}
+            source = self.config.pretrain_model
+            marks = {origin.source: origin.weights for origin in self.phase.data.origins}
+            mark = marks[source] if source else None
+            facts = {"pretrain_fingerprint": mark, "seconds": round(seconds, 1)}
             write_json(self.run.path / "result.json", {"finished": True, **best, **facts})
             for name in ("state", "soup"):  # of use to an unfinished run alone
                 shutil.rmtree(self.run.path / name, ignore_errors=True)

@@ -21,6 +21,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_figure, write_text
+from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
 from visual_search.run_folder import RunFolder, changed_keys
 
@@ -257,8 +258,8 @@ def _short(value: Any) -> str:
 
 
 def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> None:
-    """Refuse a folder that is no search, and a search of other settings, which could not be
-    compared.
+    """Refuse a folder that is no search, and a search of other settings or data, which could not
+    be compared.
 
     Args:
         folder: of the search.
@@ -278,10 +279,11 @@ def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> Non
         # A trial leaves out the nested widths that its dimension does not have.
         free = {*space, "margin.nested"} if "neck.dimension" in space else {*space}
         changes = [change for change in changes if change.partition(":")[0] not in free]
+        changes = changes or changed_data(saved.parent)
         if changes:
             raise UserError(
-                f"{folder} was begun with other settings ({'; '.join(changes[:5])}): continue it "
-                "with the same, or choose another --name"
+                f"{folder} was begun with other settings or data ({'; '.join(changes[:5])}): "
+                "continue it with the same, or choose another --name"
             )
 
 

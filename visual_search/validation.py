@@ -166,6 +166,7 @@ class Validator(BestCheckpoint[Evaluation]):
             "trained_on_test": self.phase.config.dataset.train_on_test,
             "embedding": dataclasses.asdict(self.phase.config.embedding),
             **({"rerank": describe_steps(steps)} if steps else {}),
+            "data": self.phase.data.of_a_model(),
         }
 
     def _steps(self) -> tuple[Step, ...]:
@@ -239,7 +240,8 @@ class Validator(BestCheckpoint[Evaluation]):
                 "input size": f"{phase.architecture.input_size} px",
                 "training images": str(len(phase.images)),
                 "trained on Product10K's test images": str(phase.config.dataset.train_on_test),
-                "images shared with training": phase.leak_warning() or "looked for, see leaks.csv",
+                "images shared with training": phase.data.leak_words()
+                or "looked for, see leaks.csv",
             },
             phase.dev_set,
             evaluation,

@@ -38,7 +38,7 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     done = run_python("-m", "visual_search.main_arcface", *common, "--name", "first")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "first"
-    expected = ["best", "classes.json", "config.yml", "last", "metrics.jsonl", "plots"]
+    expected = ["best", "classes.json", "config.yml", "data.json", "last", "metrics.jsonl", "plots"]
     expected += ["report.html", "result.json"]
     assert sorted(path.name for path in run.iterdir()) == expected
     assert json.loads((run / "classes.json").read_text()) == list("012345")

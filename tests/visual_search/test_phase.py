@@ -29,7 +29,7 @@ def test_centres_stand_at_the_mean_of_their_class(product10k_folder: Path) -> No
     training = TrainingImages(images, lambda image: torch.zeros(0), 32, 0)
     unused: Any = None  # nothing is validated here
     config = PhaseConfig(dataset=DatasetConfig(input_size=32), margin=MarginConfig(imprint=True))
-    phase = ImagePhase(config, training, unused, learner, architecture, Mixer("none"))
+    phase = ImagePhase(config, training, unused, unused, learner, architecture, Mixer("none"))
     phase.start_weights(CPU, is_main_process=False)
     assert embedder.training
     after = head.weight.detach().view(8, 3, -1)

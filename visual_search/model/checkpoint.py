@@ -96,22 +96,14 @@ def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
         return Architecture(**parts), values
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a model description: {error!r}") from error
 
 
-def load_checkpoint(source: Path, *, trust: bool = False) -> Checkpoint:
-    """Load a run's best model, a checkpoint folder, an export, or a file of theirs.
+def find_checkpoint(source: Path, *, trust: bool = False) -> Path:
+    """The file of weights that :func:`load_checkpoint` reads; `model.json` lies beside it.
 
-    Args:
-        source: `runs/<name>`, `runs/<name>/last`, an export's folder, a `model.safetensors` in one
-            of them, or a `model.pt` with its `model.json` beside it. Where both files are there,
-            safetensors are read.
-        trust: read a `model.pt` alone, which can run code of its author.
-
-    Raises:
-        UserError: when there is no such model, it is damaged, or is TorchScript alone without
-            `trust`; the message says what to do.
+    Args, raises: as there, less what a damaged file would raise.
     """
     if source.is_dir():
         places = [source, source / "best", source / "last"]
@@ -135,6 +127,23 @@ def load_checkpoint(source: Path, *, trust: bool = False) -> Checkpoint:
                 f"{source.name} is not beside it; if you trust it, write that, once: python "
                 f"my_submission/to_torchscript.py {folder} --trust --output {folder}"
             )
+    return source
+
+
+def load_checkpoint(source: Path, *, trust: bool = False) -> Checkpoint:
+    """Load a run's best model, a checkpoint folder, an export, or a file of theirs.
+
+    Args:
+        source: `runs/<name>`, `runs/<name>/last`, an export's folder, a `model.safetensors` in one
+            of them, or a `model.pt` with its `model.json` beside it. Where both files are there,
+            safetensors are read.
+        trust: read a `model.pt` alone, which can run code of its author.
+
+    Raises:
+        UserError: when there is no such model, it is damaged, or is TorchScript alone without
+            `trust`; the message says what to do.
+    """
+    source = find_checkpoint(source, trust=trust)
     architecture, facts = read_description(source.with_name("model.json"))
     is_export = source.suffix == ".pt"
     state = dict(load_torchscript(source).state_dict()) if is_export else _tensors(source)
@@ -158,7 +167,7 @@ def fingerprint(source: Path) -> str:
         source: as of :func:`load_checkpoint`, or a folder of ru-CLIP's first release.
     """
     released = source / FIRST_RU_CLIP
-    path = released if released.is_file() else load_checkpoint(source).path
+    path = released if released.is_file() else find_checkpoint(source)
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

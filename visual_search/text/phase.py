@@ -17,7 +17,9 @@ from visual_search.common.errors import UserError
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
+from visual_search.data.leaks import Side
 from visual_search.data.samplers import TrainingBatches, image_loader
+from visual_search.evaluation.identity import Identity, identity_of
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
@@ -56,6 +58,7 @@ class ClipPhase(Phase):
 
     config: ClipConfig
     images: TrainingImages
+    data: Identity
     texts: QueryTexts
     test: PairTable
     relevance: Relevance
@@ -210,6 +213,7 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
     return ClipPhase(
         config,
         images,
+        identity_of(labelled, [Side(Path(dataset.pairs), root)], [], [config.pretrain_model]),
         texts,
         test,
         relevance_of(test, dataset.text_column),

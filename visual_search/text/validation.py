@@ -84,6 +84,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             "mAP": score,
             "text": dataclasses.asdict(self.phase.text_architecture),
             "embedding": dataclasses.asdict(config.embedding),
+            "data": self.phase.data.of_a_model(),
         }
 
     def _report(self, evaluation: BothWays) -> None:

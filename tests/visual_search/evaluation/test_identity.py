@@ -1,0 +1,353 @@
+"""Runs whose data changed: what goes on, what is trained anew, what is refused, what is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.commands import inside
+from tests.conftest import draw_product, write_csv
+from visual_search import main_arcface, main_phases, main_tune, phase_chain
+from visual_search import train as train_module
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json
+from visual_search.config import (
+    BackboneConfig,
+    DatasetConfig,
+    DevSetConfig,
+    DistillationConfig,
+    MarginConfig,
+    PhaseConfig,
+    Product10KConfig,
+    TableConfig,
+    TrainConfig,
+)
+from visual_search.data.datasets import LabelledImages
+from visual_search.data.leaks import Side
+from visual_search.evaluation.identity import (
+    averaged,
+    changed_data,
+    differences,
+    identity_of,
+    read_identity,
+)
+from visual_search.phase import build_image_phase
+from visual_search.run_folder import RunFolder
+from visual_search.train import Trainer, train_phase
+
+Names = tuple[str, ...]
+PhaseOf = Callable[..., PhaseConfig]
+TRAINED: Names = ("a", "b", "c", "d")
+
+
+def add_rows(table: Path, names: Names, images: range) -> None:
+    """Images and rows of products, by name; the file is made where there is none."""
+    rows = []
+    for name in names:
+        for number in images:
+            file = table.parent / f"{name}_{number}.png"
+            draw_product(sum(name.encode()), number, 32).save(file)
+            rows.append([file.name, name])
+    if not table.exists():
+        write_csv(table, ["file_name", "label"], rows)
+    else:
+        with table.open("a", newline="") as handle:
+            csv.writer(handle).writerows(rows)
+
+
+@pytest.fixture
+def config(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
+    """A phase on one table of four classes."""
+    add_rows(tmp_path / "table.csv", TRAINED, range(3))
+    values = {**small_phase, "train": {"epochs": 2, "save_steps": 1}}
+    values["dataset"]["product10k"] = {"use": False}
+    values["dataset"] |= {"tables": [{"file": str(tmp_path / "table.csv")}], "batch_size": 4}
+    values["optim"] = {"warmup_steps": 1}
+    path = tmp_path / "phase.yml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def train(config: Path, name: str, *options: object) -> CompletedProcess[str]:
+    runs = config.parent / "runs"
+    common = ("--config", config, "--runs", runs, "--name", name)
+    return inside(main_arcface.main, *common, *options)
+
+
+def chained(config: Path, *options: object) -> CompletedProcess[str]:
+    chain = config.parent / "chain.yml"
+    chain.write_text(yaml.safe_dump({"phases": [{"name": "one", "config": config.name}]}))
+    return inside(main_phases.main, "--config", chain, "--runs", config.parent / "runs", *options)
+
+
+@pytest.fixture
+def killed(config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended in its second epoch, with a state to go on from."""
+
+    def stop(trainer: Trainer, *_: object) -> None:
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", _then(Trainer._train_epoch, stop))
+        assert train(config, "one").returncode == 130
+    run = config.parent / "runs" / "one"
+    assert list(run.glob("state/step-*/complete.json"))
+    return run
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are finished as soon as they have begun, where it is of no matter what they learn."""
+
+    class Idle:
+        def __init__(self, _: object, phase: object, run: RunFolder, *others: object) -> None:
+            self.run = run
+
+        def train(self) -> float:
+            write_json(self.run.path / "result.json", {"finished": True, "mAP": 0.5})
+            return 0.5
+
+    monkeypatch.setattr(train_module, "Trainer", Idle)
+
+
+def _then(before: Callable[..., None], after: Callable[..., None]) -> Callable[..., None]:
+    def both(*arguments: Any) -> None:
+        after(*arguments)
+        before(*arguments)
+
+    return both
+
+
+def double(folder: Path) -> None:
+    add_rows(folder / "table.csv", ("e", "f", "g", "h"), range(3))
+
+
+def one_class_more(folder: Path) -> None:
+    add_rows(folder / "table.csv", ("e",), range(3))
+
+
+def rename_a_class(folder: Path) -> None:
+    table = folder / "table.csv"
+    table.write_text(table.read_text().replace(",a", ",z"))
+
+
+def swap_an_image(folder: Path) -> None:
+    draw_product(9, 9, 48).save(folder / "a_0.png")
+
+
+def lose_an_image(folder: Path) -> None:
+    (folder / "a_0.png").unlink()
+
+
+def other_queries(folder: Path) -> None:
+    table = folder / "development_test_data" / "queries.csv"
+    table.write_text("".join(table.read_text().splitlines(True)[:-1]))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "twice as much": (double, r"table.csv has changed; 12 -> 24 images; 4 -> 8 classes"),
+    "a class more": (one_class_more, r"table.csv has changed; 12 -> 15 images; 4 -> 5 classes"),
+    "a class renamed": (rename_a_class, r"table.csv has changed; the classes are others, or in"),
+    "another image": (swap_an_image, r"1 of 12 image files .* other sizes, such as .*a_0.png"),
+    "an image less": (lose_an_image, r"1 of 12 image files .* other sizes, such as .*a_0.png"),
+    "other queries": (other_queries, r"queries.csv has changed"),
+}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_run_goes_on_with_the_same_data_only(killed: Path) -> None:
+    folder = killed.parent.parent
+    config, before = folder / "phase.yml", contents(folder)
+    for name, (make, words) in CHANGES.items():
+        make(folder)
+        done = train(config, "one")
+        assert done.returncode == 2, name
+        assert re.search(rf"runs/one was started with other data \(.*{words}", done.stderr), name
+        refused = chained(config)
+        assert refused.returncode == 2, name
+        assert "Train it anew with --retrain, or change them back" in refused.stderr, name
+        for path, content in before.items():
+            assert path.suffix != ".safetensors" or path.read_bytes() == content, name
+            path.write_bytes(content)
+    # Of an earlier version, which kept no data.json, the classes tell.
+    (killed / "data.json").unlink()
+    rename_a_class(folder)
+    assert "the classes are others, or in another order" in train(config, "one").stderr
+    (folder / "table.csv").write_bytes(before[folder / "table.csv"])
+    done = train(config, "one")
+    assert done.returncode == 0, done.stderr
+    assert "has no data.json: whether its data are the same is not known" in done.stdout
+    assert "continues in epoch 2" in done.stdout
+    assert (killed / "data.json").read_bytes() == before[killed / "data.json"]
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_run_killed_before_it_learnt_starts_with_what_is_there(config: Path) -> None:
+    assert train(config, "one").returncode == 0
+    run = config.parent / "runs" / "one"
+    (run / "result.json").unlink()
+    double(config.parent)
+    assert changed_data(run) == []
+    assert train(config, "one", "--train.epochs", "1").returncode == 2  # other settings, still
+    assert train(config, "one").returncode == 0
+    kept = read_identity(run)
+    assert kept is not None
+    assert (kept.images, kept.classes) == (24, 8)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_finished_phase_of_other_data_is_trained_anew(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(config, "one").returncode == 0
+    anew: list[bool] = []
+    monkeypatch.setattr(phase_chain, "_train", lambda *words: anew.append(words[3]))
+    assert "one: finished, unchanged\n" in chained(config).stdout
+    double(config.parent)
+    refused = chained(config)
+    assert refused.returncode == 2
+    assert f"trained with other settings or data: {config.parent / 'table.csv'} has" in (
+        refused.stderr
+    )
+    assert "one: trains anew; changed: " in chained(config, "--retrain").stdout
+    assert anew == [True]
+    (config.parent / "runs" / "one" / "data.json").unlink()
+    assert "unchanged (it has no data.json to compare its data with)" in chained(config).stdout
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_search_is_of_one_set_of_data(config: Path) -> None:
+    space = config.with_name("space.yml")
+    space.write_text("optim.head_lr: {low: 1e-4, high: 1e-3}\n")
+    place = ("--runs", config.parent / "runs", "--name", "search")
+    common = ("--config", config, "--search", space, *place, "--train.epochs", "1")
+    done = inside(main_tune.main, *common, "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    double(config.parent)
+    refused = inside(main_tune.main, *common, "--trials", "2")
+    assert refused.returncode == 2
+    assert "begun with other settings or data (" in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', "[" * 100_000, '{"format": 99}'])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=r"data\.json"):
+        read_identity(tmp_path)
+
+
+@pytest.fixture
+def folds(tmp_path: Path, small_phase: dict[str, Any]) -> PhaseOf:
+    """A phase on one fold of two, by whole classes, which the other fold judges."""
+    add_rows(tmp_path / "table.csv", (*TRAINED, "e", "f", "g", "h"), range(3))
+    listed = (tmp_path / "table.csv").read_text().splitlines()
+    rows = [[*line.split(","), int(line[-1] in TRAINED)] for line in listed[1:]]
+    table = str(write_csv(tmp_path / "folds.csv", ["file_name", "label", "fold"], rows))
+    backbone = BackboneConfig(**small_phase["backbone"])
+
+    def phase(fold: int, **options: Any) -> PhaseConfig:
+        dataset = DatasetConfig(
+            product10k=Product10KConfig(use=False),
+            tables=(TableConfig(table, fold=fold),),
+            dev_set=DevSetConfig(table=table, fold=fold),
+            input_size=32,
+            batch_size=4,
+            num_workers=0,
+            augmentations="none",
+        )
+        train_config = TrainConfig(epochs=1)
+        return PhaseConfig(dataset=dataset, backbone=backbone, train=train_config, **options)
+
+    return phase
+
+
+def trained(phase: PhaseConfig, folder: Path) -> str:
+    train_phase(phase, build_image_phase, RunFolder(folder.parent, folder.name), "x: 1\n")
+    return str(folder)
+
+
+def test_what_earlier_models_were_trained_on_counts(
+    folds: PhaseOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(folds(0), tmp_path / "first")
+    assert "class centres" not in capsys.readouterr().out
+    said = "4 of 4 classes not in training"
+    leak = f"fold 1 of {tmp_path / 'folds.csv'}, which was trained on where fold 0 was held out"
+
+    # Fold 1 from a model of fold 0, with as many classes: others, so the centres are new.
+    second_config = folds(1, pretrain_model=first, margin=MarginConfig(imprint=True))
+    phase = build_image_phase(second_config, True)
+    assert not phase.head_continued
+    words = f"class centres: new; the classes of {first} are others, or in another order"
+    assert words in capsys.readouterr().out
+    assert f"{said} (4 of them in that of {first})" in phase.describe("x")
+    assert leak in phase.data.leak_words()
+    same_fold = build_image_phase(folds(0, pretrain_model=first), True)
+    assert same_fold.head_continued
+    assert f"class centres: continued from {first}" in capsys.readouterr().out
+    assert f"{said}," in same_fold.describe("x")
+    assert "trained on where" not in same_fold.data.leak_words()
+
+    # The same of a teacher, of a model further back, and of an average.
+    teacher = build_image_phase(folds(1, distillation=DistillationConfig(first)), False)
+    assert leak in teacher.data.leak_words()
+    second = str(shutil.copytree(first, tmp_path / "second"))
+    description = tmp_path / "second" / "best" / "model.json"
+    values = json.loads(description.read_text())
+    description.write_text(json.dumps({**values, "data": phase.data.of_a_model()}))
+    (tmp_path / "second" / "classes.json").write_text(json.dumps(list("efgh")))
+    third = build_image_phase(folds(1, pretrain_model=second), True)
+    assert f"{said} (4 of them in that of {first})" in third.describe("x")
+    assert leak in third.data.leak_words()
+    data = averaged([Path(second), Path(first)])
+    assert data is not None
+    assert leak in data.leak_words()
+
+    # An export knows its tables, not the names of its classes; older ones know nothing.
+    export = shutil.copytree(tmp_path / "first" / "best", tmp_path / "weights")
+    phase = build_image_phase(folds(1, pretrain_model=str(export)), True)
+    assert leak in phase.data.leak_words()
+    assert f"{said} (the classes of {export} are not known)" in phase.describe("x")
+    description = export / "model.json"
+    values = json.loads(description.read_text())
+    description.write_text(json.dumps({**values, "data": None}))
+    phase = build_image_phase(folds(1, pretrain_model=str(export)), True)
+    assert f"whether {export} trained on images of the development" in phase.data.leak_words()
+
+    # Weights of the teacher that changed are seen as those of the first model are.
+    saved = identity_of(phase.images.images, [], [], [first])
+    (tmp_path / "first" / "best" / "model.safetensors").write_bytes(b"others")
+    now = identity_of(phase.images.images, [], [], [first])
+    assert f"the weights of {first}: " in differences(saved, now)[0]
+
+
+def test_an_identity_is_cheap(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "table.csv", ["file_name", "label"], ([f"{i}.png", i] for i in range(50_000))
+    )
+    images = LabelledImages(
+        [tmp_path / f"{i}.png" for i in range(50_000)],
+        np.arange(50_000),
+        class_names=tuple(map(str, range(50_000))),
+    )
+    side = Side(table)
+    started = time.process_time()
+    found = identity_of(images, [side], [side], [])
+    assert time.process_time() - started < 1
+    assert (found.images, found.classes, len(found.image_bytes)) == (50_000, 50_000, 64)
+    assert len(json.dumps(found.of_a_model())) < 2000

@@ -1,0 +1,351 @@
+"""What a run is trained on and judged by: `data.json` in its folder, compared when it goes on.
+
+Settings name tables, but not what is in them. What is kept of the data is small and cheap to take
+again: a digest of each table, of the order of the classes, and the sizes of some image files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visual_search.common.errors import UserError
+from visual_search.common.files import write_json
+from visual_search.data.datasets import LabelledImages
+from visual_search.data.leaks import Side, warning
+from visual_search.data.leaks import fingerprint as table_fingerprint
+from visual_search.model.checkpoint import (
+    FIRST_RU_CLIP,
+    find_checkpoint,
+    fingerprint,
+    read_description,
+)
+
+DATA_FILE, CLASSES_FILE = "data.json", "classes.json"
+DATA_FORMAT = 1
+"""Raised when an older reader would misread the file."""
+SPREAD = 64
+"""Image files whose sizes are kept, spread over the training images."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it was, and which of its images were used."""
+
+    file: str
+    sha256: str
+    """Of its bytes; empty where there is no such file."""
+    root: str = "."
+    fold: int = -1
+    """As in :class:`visual_search.data.leaks.Side`."""
+
+    @classmethod
+    def of(cls, side: Side) -> Table:
+        """As it is now."""
+        return cls(str(side.table), table_fingerprint(side.table), side.folder, side.fold)
+
+    def side(self) -> Side:
+        """For the search for leaks."""
+        file = Path(self.file)
+        return Side(file, None if self.root == "." else file.parent / self.root, self.fold)
+
+    def now(self) -> Table:
+        """The same table as it is now."""
+        return replace(self, sha256=table_fingerprint(Path(self.file)))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model that a run starts or learns from, or that such a model started from."""
+
+    source: str
+    weights: str
+    """SHA-256 of its file; empty of one that is further back."""
+    training: tuple[Table, ...] | None
+    """What it was trained on; None where that is not known."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The data of a run."""
+
+    training: tuple[Table, ...]
+    development: tuple[Table, ...]
+    images: int
+    classes: int
+    class_names: str
+    """:func:`digest_of_names` of them, in their order."""
+    origins: tuple[Origin, ...] = ()
+    image_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of :data:`SPREAD` image files, by path; -1 of one that is missing."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `data.json`."""
+        return {"format": DATA_FORMAT, **asdict(self)}
+
+    def of_a_model(self) -> dict[str, Any]:
+        """The same without single images, for the `model.json` of a checkpoint."""
+        return replace(self, image_bytes={}).as_json()
+
+    def seen_before(self, unseen: np.ndarray) -> str:
+        """In how far the classes `unseen`, not trained on here, are those of models further back.
+
+        Returns:
+            What to add to a sentence about them; empty where there is nothing to say.
+        """
+        names = {one.source: class_names_of(Path(one.source)) for one in self.origins}
+        seen = {source: len(np.intersect1d(unseen, known or ())) for source, known in names.items()}
+        words = [f"{count} of them in that of {source}" for source, count in seen.items() if count]
+        unknown = [source for source, known in names.items() if known is None]
+        if unknown:
+            words.append(f"the classes of {', '.join(unknown)} are not known")
+        return f" ({'; '.join(words)})" if words else ""
+
+    def leak_words(self) -> str:
+        """Sentences where training and evaluation share images, or nobody looked; else empty.
+
+        Models that the phase starts or learns from count as training too.
+        """
+        sides, unknown = [table.side() for table in self.training], []
+        for origin in self.origins:
+            tables = origin.training or ()
+            sides += [table.side() for table in tables]
+            if not tables or any(table != table.now() for table in tables):
+                unknown.append(origin.source)
+        words = [warning(list(dict.fromkeys(sides)), [table.side() for table in self.development])]
+        if unknown:
+            words.append(
+                f"whether {', '.join(unknown)} trained on images of the development set is not "
+                "known: its tables were not recorded, or have changed since"
+            )
+        return "; ".join(filter(None, words))
+
+
+def identity_of(
+    images: LabelledImages,
+    training: Sequence[Side],
+    development: Sequence[Side],
+    sources: Sequence[str | None],
+) -> Identity:
+    """The data of a phase as they are now.
+
+    Args:
+        images: the training images.
+        training: the tables that they are from.
+        development: the tables that the phase is judged on.
+        sources: runs or model files that it starts or learns from; empty ones are passed over.
+    """
+    paths = images.paths[:: max(len(images) // SPREAD, 1)][:SPREAD]
+    return Identity(
+        tuple(map(Table.of, training)),
+        tuple(map(Table.of, development)),
+        len(images),
+        images.classes,
+        digest_of_names(images.class_names),
+        tuple(origin for source in sources if source for origin in _origins_of(source)),
+        {str(path): _size(path) for path in paths},
+    )
+
+
+def digest_of_names(names: Sequence[str]) -> str:
+    """SHA-256 of the names of the classes in their order; empty where there are none."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest() if names else ""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _origins_of(source: str) -> list[Origin]:
+    """A model, and those that it started from."""
+    found = model_identity(Path(source))
+    own = Origin(source, fingerprint(Path(source)), None if found is None else found.training)
+    further = () if found is None else found.origins
+    return [own, *(replace(origin, weights="") for origin in further)]
+
+
+def model_identity(source: Path) -> Identity | None:
+    """What a run, checkpoint or export was trained on; None of one of an earlier version.
+
+    Raises:
+        UserError: when there is no such model, or its description is damaged.
+    """
+    if (source / FIRST_RU_CLIP).is_file():
+        return None
+    description = find_checkpoint(source).with_name("model.json")
+    values = read_description(description)[1].get("data")
+    return None if values is None else _parsed(values, description)
+
+
+def read_identity(run: Path) -> Identity | None:
+    """What stands in a run's `data.json`; None where there is none, of an earlier version.
+
+    Raises:
+        UserError: when it is damaged.
+    """
+    path = run / DATA_FILE
+    try:
+        return _parsed(json.loads(path.read_text("utf-8")), path)
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {_WITHOUT}") from error
+
+
+_WITHOUT = "delete it to go on without a comparison of the data"
+
+
+def _parsed(values: Any, path: Path) -> Identity:
+    try:
+        if values["format"] > DATA_FORMAT:
+            raise UserError(f"{path} is of a newer kit; update")
+        origins = [
+            Origin(one["source"], one["weights"], one["training"] and _tables(one["training"]))
+            for one in values["origins"]
+        ]
+        return Identity(
+            _tables(values["training"]),
+            _tables(values["development"]),
+            int(values["images"]),
+            int(values["classes"]),
+            str(values["class_names"]),
+            tuple(origins),
+            dict(values["image_bytes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say what data are meant ({error!r}); {_WITHOUT}"
+        ) from error
+
+
+def _tables(values: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
+    return tuple(Table(**one) for one in values)
+
+
+def averaged(sources: Sequence[Path]) -> Identity | None:
+    """Of the average of models: the first one's data, and the others' as what it learnt from.
+
+    None where the first one's are not known.
+    """
+    first = model_identity(sources[0])
+    if first is None:
+        return None
+    others = [replace(one, weights="") for path in sources[1:] for one in _origins_of(str(path))]
+    return replace(first, origins=tuple(dict.fromkeys((*first.origins, *others))))
+
+
+def differences(saved: Identity, now: Identity) -> list[str]:
+    """What changed between two identities of one run, in words; empty where nothing did."""
+    found = []
+    for before, after in zip(
+        (*saved.training, *saved.development), (*now.training, *now.development), strict=False
+    ):
+        if before.sha256 != after.sha256:
+            found.append(f"{before.file} {'has changed' if after.sha256 else 'is gone'}")
+    for what in ("images", "classes"):
+        old, new = getattr(saved, what), getattr(now, what)
+        if old != new:
+            found.append(f"{old} -> {new} {what}")
+    if saved.class_names != now.class_names and saved.classes == now.classes:
+        found.append("the classes are others, or in another order")
+    weights = {origin.source: origin.weights for origin in now.origins if origin.weights}
+    found += [
+        f"the weights of {one.source}: {one.weights[:12]} -> {weights[one.source][:12]}"
+        for one in saved.origins
+        if one.weights and weights.get(one.source, one.weights) != one.weights
+    ]
+    sizes = now.image_bytes
+    other = [name for name, size in saved.image_bytes.items() if sizes.get(name, size) != size]
+    if other:
+        found.append(
+            f"{len(other)} of {len(sizes)} image files looked at have other sizes, such as "
+            f"{other[0]}"
+        )
+    return found
+
+
+def changed_data(run: Path) -> list[str]:
+    """What changed since a run was trained, as far as its `data.json` tells; see `differences`.
+
+    Of a run that has learnt nothing yet, and of one of an earlier version, nothing.
+    """
+    saved = read_identity(run)
+    learnt = (run / "result.json").is_file() or _has_state(run)
+    if saved is None or not learnt:
+        return []
+    origins = [
+        replace(origin, weights=fingerprint(Path(origin.source)))
+        for origin in saved.origins
+        if origin.weights
+    ]
+    now = replace(
+        saved,
+        training=tuple(table.now() for table in saved.training),
+        development=tuple(table.now() for table in saved.development),
+        origins=tuple(origins),
+        image_bytes={name: _size(Path(name)) for name in saved.image_bytes},
+    )
+    return differences(saved, now)
+
+
+def _has_state(run: Path) -> bool:
+    return any((run / "state").glob("step-*/complete.json"))
+
+
+def keep_identity(run: Path, now: Identity, class_names: Sequence[str]) -> None:
+    """Write down what a run is trained on; before that, compare it where the run has learnt.
+
+    Raises:
+        UserError: when a killed run would go on with other data; nothing is written then.
+    """
+    if _has_state(run):
+        saved, names = read_identity(run), _names_in(run)
+        if saved is not None:
+            changes = differences(saved, now)
+        else:
+            others = names is not None and names != list(class_names)
+            changes = ["the classes are others, or in another order"] if others else []
+            if not others:
+                print(f"{run} has no {DATA_FILE}: whether its data are the same is not known")
+        if changes:
+            raise UserError(
+                f"{run} was started with other data ({'; '.join(changes[:5])}): bring them back, "
+                "choose another --name, or replace it with --overwrite true"
+            )
+    write_json(run / CLASSES_FILE, list(class_names))
+    write_json(run / DATA_FILE, now.as_json())
+
+
+def class_names_of(source: Path) -> list[str] | None:
+    """The classes that a run or a checkpoint in it was trained on; None where that is not known."""
+    try:
+        folder = find_checkpoint(source).parent
+    except UserError:  # a run further back may be gone
+        return None
+    return _names_in(folder.parent if folder.name in ("best", "last") else folder)
+
+
+def _names_in(folder: Path) -> list[str] | None:
+    try:
+        names = json.loads((folder / CLASSES_FILE).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return list(map(str, names)) if isinstance(names, list) and names else None
+
+
+def same_classes(source: Path, class_names: Sequence[str]) -> bool | None:
+    """Whether a model's classes are these, in this order; None where its own are not known."""
+    found = model_identity(source)
+    if found is not None and found.class_names:
+        return found.class_names == digest_of_names(class_names)
+    names = class_names_of(source)
+    return None if names is None else names == list(class_names)
