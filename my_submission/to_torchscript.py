@@ -25,6 +25,7 @@ def main() -> None:
         embedder, architecture, facts = _plain_backbone(source, arguments.input_size or 224)
     else:
         embedder, architecture, facts = _trained(source, arguments.input_size, arguments.trust)
+    architecture = _refitted(arguments, embedder, architecture, facts)
     steps = named_steps(arguments.rerank, facts.get("rerank", []), "--rerank")
     facts["rerank"] = describe_steps(steps)
     path = export_torchscript(embedder, architecture, facts, arguments.output)
@@ -73,6 +74,28 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="read an export that has model.pt alone; TorchScript can run code of its author",
     )
+    parser.add_argument(
+        "--views",
+        nargs="+",
+        choices=("squash", "letterbox"),
+        metavar="VIEW",
+        help="in place of the run's embedding.views: squash, letterbox or both; an embedding is "
+        "their mean",
+    )
+    fit = parser.add_argument_group(
+        "whitening", "behind the model, fitted to images without regard to their labels"
+    )
+    fit.add_argument(
+        "--fit-on",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CSV",
+        help="a gallery.csv, past queries, or tables to train on; their images are embedded",
+    )
+    fit.add_argument("--power", type=float, default=0.5, help="0 none, 1 full (%(default)s)")
+    fit.add_argument("--dimension", type=int, default=256, help="0 keeps the width (%(default)s)")
+    fit.add_argument("--shrinkage", type=float, default=0.0, help="of the variances (%(default)s)")
     parser.add_argument("--openvino", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.openvino:
@@ -81,6 +104,31 @@ def _arguments() -> argparse.Namespace:
             "python -m visual_search.main_export --run runs/<name> --output my_submission/weights"
         )
     return arguments
+
+
+def _refitted(
+    arguments: argparse.Namespace, embedder: Any, architecture: Any, facts: dict[str, Any]
+) -> Any:
+    """The architecture with what `--views` and `--fit-on` change; `facts` tell of it."""
+    import dataclasses
+
+    from visual_search.config import EmbedSettings
+    from visual_search.ranking.fit import whiten
+
+    settings = EmbedSettings.parsed(facts.get("embedding") or {}, str(arguments.model))
+    if arguments.views:
+        settings = dataclasses.replace(settings, views=tuple(arguments.views), view_sizes=())
+        facts["embedding"] = dataclasses.asdict(settings)
+    if not arguments.fit_on:
+        return architecture
+    if not 0 <= arguments.power <= 1 or not 0 <= arguments.shrinkage < float("inf"):
+        raise UserError("--power is a number from 0 to 1, --shrinkage one of 0 or more")
+    wish = (arguments.power, arguments.dimension, arguments.shrinkage)
+    architecture = whiten(embedder, architecture, settings, arguments.fit_on, *wish)
+    facts["whitening"] = dict(zip(("power", "dimension", "shrinkage"), wish, strict=True))
+    facts["whitening"]["fitted_on"] = [path.name for path in arguments.fit_on]
+    facts["mAP"] = None  # of the model as it was
+    return architecture
 
 
 def _trained(source: Path, input_size: int | None, trust: bool) -> tuple[Any, Any, dict[str, Any]]:

@@ -184,8 +184,9 @@ def check_cacheable(config: PhaseConfig) -> None:
         "dataset.random_erasing must be 0": config.dataset.random_erasing != 0,
         "dataset.mixing.kind must be none": config.dataset.mixing.kind != "none",
         "distillation.run must be empty": bool(config.distillation.run),
-        "embedding.flip must be false": config.embedding.flip,
-        "embedding.crops must be false": config.embedding.crops,
+        "embedding must be of one squashed view (views, view_sizes, flip, crops)": (
+            not config.embedding.is_plain
+        ),
     }
     for words, applies in wrong.items():
         if applies:

@@ -43,6 +43,9 @@ class BackboneConfig:
         pooling: of the last feature map; default is the model's own.
         head_conv: keep the wide convolution in front of the pooling of EfficientNet and
             MobileNet; without it features are narrower, and less those of the pretraining's task.
+        layers: further stages (of a transformer: blocks) whose features, averaged over positions,
+            join the network's own, counted from its end, 1 being the last.
+        layer_weights: of these layers, beside 1 of the network's own features; none: all 1.
         drop_path: stochastic depth rate, 0..1, for timm models that know it.
         patch_overlap: pixels that neighbouring patches of a ViT share; more tokens, finer.
         freeze_batchnorm: keep the running statistics of the pretrained batch norms.
@@ -64,6 +67,8 @@ class BackboneConfig:
     frozen_stages: Count = 0
     trainable_blocks: CountOrAll = -1
     gradient_checkpointing: bool = False
+    layers: tuple[CountFrom1, ...] = ()
+    layer_weights: Annotated[tuple[Positive, ...], When("layers")] = ()
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,9 @@ class TrainConfig:
         soup_last: average the weights of this many last validations at the end; 0 does not.
         whitening: above 0, whiten the best model's embeddings by what varies within classes of
             the training set, shrunk by so much (2 is a start); kept where it validates better.
+        whitening_power: above 0, try another whitening too, which knows no classes: of what
+            varies over all training images, to this power (0.5 is a start); the best is kept.
+        whitening_dimension: of the latter's embeddings; 0 keeps their width.
         trackers: tensorboard, wandb (offline) and mlflow, beside metrics.jsonl.
     """
 
@@ -280,6 +288,8 @@ class TrainConfig:
     ema_decay: ShareBelow1 = 0.0
     soup_last: Count = 0
     whitening: Amount = 0.0
+    whitening_power: Share = 0.0
+    whitening_dimension: Annotated[Count, When("whitening_power")] = 0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 

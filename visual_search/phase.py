@@ -308,7 +308,10 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
     if config.train.channels_last:
         embedder = embedder.to(memory_format=torch.channels_last)
     augment = build_augmentation(
-        dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
+        dataset.augmentations,
+        dataset.input_size,
+        random_erasing=dataset.random_erasing,
+        views=config.embedding.fits,
     )
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
     cached = config.train.cache_features
@@ -342,7 +345,7 @@ def _check(config: PhaseConfig) -> None:
         )
     if pairs.memory and pairs.name == "soft-triple":
         raise UserError("pairs.memory holds no pairs for soft-triple; set it to 0")
-    if config.train.whitening and config.neck.kind != "none":
+    if (config.train.whitening or config.train.whitening_power) and config.neck.kind != "none":
         raise UserError("train.whitening takes the place of a neck; set neck.kind to none")
     if not 0 <= config.train.head_epochs <= config.train.epochs:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
@@ -370,9 +373,10 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
     embedder, architecture = build_embedder(backbone, size, config.neck)
     if config.pretrain_model:
         earlier = load_checkpoint(Path(config.pretrain_model))
-        for part in ("backbone", "neck", "dimension", "pooling", "head_conv"):
+        whitened = (earlier.architecture.neck, architecture.neck) == ("whitening", "none")
+        for part in ("backbone", "layers", "neck", "dimension", "pooling", "head_conv"):
             theirs, ours = getattr(earlier.architecture, part), getattr(architecture, part)
-            if theirs != ours and (part, theirs, ours) != ("neck", "whitening", "none"):
+            if theirs != ours and not (part in ("neck", "dimension") and whitened):
                 raise UserError(
                     f"pretrain_model {earlier.path} has {part} {theirs!r}, this phase {ours!r}"
                 )

@@ -16,8 +16,9 @@ from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
 from visual_search.evaluation.report import write_report
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
-from visual_search.model.projections import fit_whitening
-from visual_search.ranking.embed import embed_images
+from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
+from visual_search.ranking.embed import embed_each_view
+from visual_search.ranking.precision import mean_of_units
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
 from visual_search.run_folder import RunFolder
 
@@ -176,35 +177,52 @@ class Validator(BestCheckpoint[Evaluation]):
         return named_steps(asked, [], "rerank")
 
     def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Evaluation | None:
-        """Fit a whitening behind the best model; None where there is none or it does not help."""
-        shrinkage, phase = self.phase.config.train.whitening, self.phase
-        if not shrinkage:
+        """Fit whitenings behind the best model; None where there is none or none helps."""
+        train, phase = self.phase.config.train, self.phase
+        if not train.whitening and not train.whitening_power:
             return None
         embedder, images = phase.learner.embedder.eval(), phase.images.images
-        embedded = embed_images(
+        items = [images.item(i) for i in range(len(images))]
+        labels, weights = torch.from_numpy(images.labels), images.weights()
+        settings = phase.config.embedding.unmeasured(self.device.type == "cuda")
+        found = embed_each_view(
             embedder,
-            [images.item(i) for i in range(len(images))],
+            items,
             phase.architecture.input_size,
             device=self.device,
-            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
+            settings=settings,
             label="whitening",
-        )
-        labels = torch.from_numpy(images.labels)
-        fitted = fit_whitening(embedded.matrix, labels, shrinkage, images.weights())
-        before, embedder.neck = embedder.neck, fitted.to(self.device)
-        evaluation = self._evaluate()
-        score = evaluation.mean_average_precision
-        self.run.log(kind="whitening", epoch=epoch, step=step, mAP=score)
-        helps = score > self.best["mAP"]
-        print(f"whitened: mAP {score:.4f}{' (best so far)' if helps else ', left out'}", flush=True)
-        if not helps:
-            embedder.neck = before
-            return None
-        self.best = {**self.best, "mAP": score}
-        architecture = dataclasses.replace(phase.architecture, neck="whitening")
-        facts = self._facts(self.best["epoch"], self.best["step"], score)
-        save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
-        return evaluation
+        ).matrix
+        fitted: dict[str, Whitening] = {}
+        if train.whitening:
+            views = list(found.split(len(items)))
+            fitted["whitened"] = fit_whitening(
+                mean_of_units(views), labels, train.whitening, weights
+            )
+        if train.whitening_power:
+            weights = None if weights is None else weights.repeat(len(settings.fits))
+            fitted["whitened without classes"] = fit_unlabelled(
+                found, train.whitening_dimension, train.whitening_power, weights=weights
+            )
+        kept, best = embedder.neck, None
+        for name, whitening in fitted.items():
+            embedder.neck = whitening.to(self.device)
+            evaluation = self._evaluate()
+            score = evaluation.mean_average_precision
+            self.run.log(kind="whitening", epoch=epoch, step=step, mAP=score)
+            helps = score > self.best["mAP"]
+            note = " (best so far)" if helps else ", left out"
+            print(f"{name}: mAP {score:.4f}{note}", flush=True)
+            if helps:
+                kept, best = embedder.neck, evaluation
+                self.best = {**self.best, "mAP": score}
+                architecture = dataclasses.replace(
+                    phase.architecture, neck="whitening", dimension=whitening.projection.shape[1]
+                )
+                facts = self._facts(self.best["epoch"], self.best["step"], score)
+                save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
+        embedder.neck = kept
+        return best
 
     def _evaluate(self) -> Evaluation:
         embedder, frozen = self.phase.learner.embedder, self.phase.frozen

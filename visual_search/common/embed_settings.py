@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import Count, Share, check_ranges
+from visual_search.common.ranges import Count, CountFrom1, Share, check_ranges
 from visual_search.common.unused import Unless, When
+
+Fit = Literal["squash", "letterbox"]
+"""How a region becomes a square: without keeping its aspect, or whole, on white."""
 
 # Choices of earlier versions, which exported models may name.
 GONE = (
@@ -33,6 +36,9 @@ class EmbedSettings:
             a file for it.
         min_cosine: smallest cosine between the embeddings of onnx and of the model in fp32 at
             which it may be taken.
+        views: how each image is made a square: squash (its aspect is lost), letterbox (on white);
+            none is squash. Of both the embedding is the mean, and training draws one an image.
+        view_sizes: side in pixels of each view; none: all as the model's input.
         flip: each image is also seen mirrored; its embedding is the mean.
         crops: each image is seen in five crops of a larger square; its embedding is the mean.
         trim_borders: cut white borders of gallery images away.
@@ -45,14 +51,38 @@ class EmbedSettings:
     decoder: Annotated[Literal["auto", "cpu", "nvjpeg"], When("")] = "auto"
     backend: Literal["auto", "torch", "onnx"] = "auto"
     min_cosine: Annotated[Share, Unless("backend", "torch")] = 0.9999
+    views: tuple[Fit, ...] = ()
+    view_sizes: Annotated[tuple[CountFrom1, ...], When("views")] = ()
     flip: bool = False
     crops: bool = False
     trim_borders: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse sizes of other views than there are."""
+        if len(self.view_sizes) not in (0, len(self.fits)):
+            raise UserError(
+                f"embedding.view_sizes has {len(self.view_sizes)} sizes of {len(self.fits)} "
+                "views: write one for each, or none"
+            )
+
     @property
-    def views(self) -> int:
-        """How often the model sees each image."""
+    def fits(self) -> tuple[Fit, ...]:
+        """The views, at least one."""
+        return self.views or ("squash",)
+
+    @property
+    def copies(self) -> int:
+        """How often the model sees each view of an image: mirrored, in crops."""
         return (5 if self.crops else 1) * (2 if self.flip else 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model sees each image once, squashed to a square of its own input size."""
+        return self.copies == 1 and self.fits == ("squash",) and not self.view_sizes
+
+    def sides(self, input_size: int) -> tuple[int, ...]:
+        """Side in pixels of each view, for a model of this input size."""
+        return self.view_sizes or (input_size,) * len(self.fits)
 
     def unmeasured(self, on_gpu: bool) -> EmbedSettings:
         """The same with nothing left to the machine, for what has to come out alike each time.
@@ -92,11 +122,20 @@ class EmbedSettings:
         for key, value in values.items():
             if key not in types:
                 raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(types)}")
-            choices = get_args(types[key])
-            if choices and value not in choices:
-                raise UserError(f"{source}: {key} is {value!r}; it can be {', '.join(choices)}")
-            if not choices and type(value) is not types[key]:
-                raise UserError(f"{source}: {key} is {value!r}, not {types[key].__name__}")
-        settings = cls(**values)
+            several = get_origin(types[key]) is tuple
+            if several and not isinstance(value, list | tuple):
+                raise UserError(f"{source}: {key} is {value!r}, not a list")
+            kind = get_args(types[key])[0] if several else types[key]
+            choices = get_args(kind)
+            for part in value if several else [value]:
+                if choices and part not in choices:
+                    raise UserError(f"{source}: {key} is {part!r}; it can be {', '.join(choices)}")
+                if not choices and type(part) is not kind:
+                    raise UserError(f"{source}: {key} is {part!r}, not {kind.__name__}")
+            values = {**values, key: tuple(value)} if several else values
+        try:
+            settings = cls(**values)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
         check_ranges(settings, where=lambda key: f"{source}: ")
         return settings

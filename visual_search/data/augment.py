@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
+
+from visual_search.data.images import DCT_OVERSAMPLING, letterbox
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 GREY = 127
@@ -31,7 +33,9 @@ class Augmentation:
         return self.erase(pixels) if self.erase else pixels
 
 
-def build_augmentation(name: str, size: int, random_erasing: float = 0.0) -> Augmentation:
+def build_augmentation(
+    name: str, size: int, random_erasing: float = 0.0, views: Sequence[str] = ("squash",)
+) -> Augmentation:
     """A function from an RGB image to pixels `(3, size, size)`, uint8, 0..255.
 
     Random draws come from torch's global generator.
@@ -41,11 +45,14 @@ def build_augmentation(name: str, size: int, random_erasing: float = 0.0) -> Aug
         size: side of the square in pixels.
         random_erasing: share of the images in which a rectangle of 2 to 33 % of the area is
             grey (Zhong et al. 2020), 0..1.
+        views: of `embedding.views`; of several, each image shows one, drawn at random.
 
     Raises:
         KeyError: for an unknown name.
     """
     steps = AUGMENTATIONS[name](size)
+    if tuple(views) != ("squash",):
+        steps = [_OneView(tuple(views), DCT_OVERSAMPLING * size), *steps]
     pipeline = v2.Compose([*steps, v2.Resize((size, size), BICUBIC)])
     erase = v2.RandomErasing(random_erasing, value=[GREY] * 3) if random_erasing else None
     return Augmentation(pipeline, erase)
@@ -119,6 +126,20 @@ def _phone(size: int) -> list[Callable]:
         v2.RandomApply([v2.GaussianBlur(5, sigma=(0.3, 2.0))], p=0.25),
         _MostlyRotate(p=0.4, degrees=20.0),
     ]
+
+
+class _OneView(torch.nn.Module):
+    """One of the views that embedding sees: the image as it is, or whole on a white square."""
+
+    def __init__(self, views: tuple[str, ...], size: int) -> None:
+        super().__init__()
+        self.views, self.size = views, size
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        drawn = int(torch.randint(len(self.views), ())) if len(self.views) > 1 else 0
+        if self.views[drawn] == "squash":  # the last step does that
+            return image
+        return Image.fromarray(letterbox(np.asarray(image), self.size))
 
 
 class _MostlyRotate(torch.nn.Module):

@@ -9,7 +9,7 @@ import ctypes
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,23 +286,36 @@ def _scaled(
 
 
 def load_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, ImageProblem | None]:
+    """One squashed view of :func:`load_views`."""
+    views, problem = load_views(item, [("squash", size)])
+    return views[0], problem
+
+
+def load_views(
+    item: ImageItem, views: Sequence[tuple[str, int]]
+) -> tuple[list[np.ndarray], ImageProblem | None]:
     """Read an image as the model sees it in validation and in the submission; never raises.
 
-    The region (the box, or the whole image) is resized to a square without keeping its aspect,
-    bicubic with antialiasing.
+    The region (the box, or the whole image) is decoded once and resized, bicubic with
+    antialiasing, to a square for each view.
+
+    Args:
+        item: the file and the box.
+        views: how the region becomes a square, a key of :data:`FITS`, and its side in pixels.
 
     Returns:
-        Pixels `(3, size, size)`, uint8, 0..255, RGB, stored channel by channel of a pixel; a
-        grey square for an unreadable file. And what was wrong, or None.
+        Of each view the pixels `(3, side, side)`, uint8, 0..255, RGB, stored channel by channel
+        of a pixel; grey squares for an unreadable file. And what was wrong, or None.
     """
     try:
-        pixels, problem = _region_pixels(item, size)
-        square = resize_square(pixels, size)
+        pixels, problem = _region_pixels(item, max(side for _, side in views))
+        squares = [FITS[fit](pixels, side) for fit, side in views]
     except Exception as error:  # a ranker answers every query, whatever is broken
         reason = str(error).strip() or type(error).__name__
-        square = np.full((size, size, 3), 127, dtype=np.uint8)
+        squares = [np.full((side, side, 3), 127, dtype=np.uint8) for _, side in views]
         problem = f"{reason}; a grey image is used"
-    return square.transpose(2, 0, 1), ImageProblem(str(item.path), problem) if problem else None
+    found = ImageProblem(str(item.path), problem) if problem else None
+    return [square.transpose(2, 0, 1) for square in squares], found
 
 
 def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
@@ -374,17 +387,36 @@ def _whole_pixels(pixels: np.ndarray, edges: tuple[float, float, float, float]) 
 
 
 def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize `(height, width, 3)`, uint8, to `(size, size, 3)`: bicubic, antialiased.
+    """Resize `(height, width, 3)`, uint8, to `(size, size, 3)`: bicubic, antialiased."""
+    return _resized(pixels, size, size)
 
-    The same filter as PIL's, to a rounding; torch has it vectorised for bytes.
-    """
+
+def letterbox(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The whole of `(height, width, 3)`, uint8, in the middle of a white `(size, size, 3)`."""
+    longest = max(pixels.shape[:2])
+    height, width = (max(round(side * size / longest), 1) for side in pixels.shape[:2])
+    square = np.full((size, size, 3), 255, dtype=np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = _resized(pixels, height, width)
+    return square
+
+
+FITS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "squash": resize_square,
+    "letterbox": letterbox,
+}
+"""How a region becomes a square; the names are those of `embedding.views`."""
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same filter as PIL's, to a rounding; torch has it vectorised for bytes."""
     # Loaded here: tools that read tables and no pixels start two seconds sooner without it.
     import torch
     import torch.nn.functional as F
 
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    square = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
-    return square[0].permute(1, 2, 0).numpy()
+    resized = F.interpolate(image, (height, width), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def content_region(pixels: np.ndarray) -> tuple[int, int, int, int]:

@@ -220,7 +220,7 @@ class RunEmbeddings:
 
     def sides(self) -> Sides:
         """Unit vectors of the run's own width."""
-        if self.config.embedding.views > 1:  # their mean is behind the neck
+        if not self.config.embedding.is_plain:  # their mean is behind the neck
             return self._sides(self.embedder, nn.Identity())
         return self._sides(Backbone(self.embedder), self.embedder.neck)
 

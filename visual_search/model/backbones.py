@@ -19,6 +19,7 @@ from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.clip_folder import create_clip
 from visual_search.model.freezing import freeze_unused, trunk_of
+from visual_search.model.layers import with_layers
 from visual_search.model.patches import overlap_patches, resized_state
 from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
 from visual_search.model.weights import (
@@ -287,6 +288,7 @@ def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
     module, size = LIBRARIES[library](model, config, input_size)
     if not config.head_conv:
         drop_head_conv(module, name)
+    module = with_layers(module, config.layers, config.layer_weights, size, name)
     width = feature_width(module, size, name)
     if pooling != "default":
         freeze_unused(module, size)

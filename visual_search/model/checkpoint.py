@@ -93,6 +93,8 @@ def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
         for key in ("mean", "std"):
             r, g, b = parts[key]
             parts[key] = (float(r), float(g), float(b))
+        for key in {"layers", "layer_weights"} & set(parts):
+            parts[key] = tuple(parts[key])
         return Architecture(**parts), values
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

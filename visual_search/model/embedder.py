@@ -53,8 +53,7 @@ def _dropout_linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
 
 
 def _whitening(width: int, dimension: int, dropout: float) -> nn.Module:
-    _check_kept("whitening", width, dimension)
-    return Whitening(width)
+    return Whitening(width, dimension)
 
 
 def _check_kept(kind: str, width: int, dimension: int) -> None:
@@ -121,6 +120,10 @@ class Architecture:
     """Whether the wide convolution in front of the pooling is kept, where there is one."""
     settings: Mapping[str, Any] | None = None
     """Of `clip/<folder>`, what shapes its tower: the folder need not be there any more."""
+    layers: tuple[int, ...] = ()
+    """Stages or blocks whose features join the backbone's own, counted from the end."""
+    layer_weights: tuple[float, ...] = ()
+    """Of each of them beside 1; none: all 1."""
 
     def backbone_config(self) -> BackboneConfig:
         """Of the backbone, without weights."""
@@ -133,6 +136,8 @@ class Architecture:
             pooling,
             self.head_conv,
             patch_overlap=self.patch_overlap,
+            layers=self.layers,
+            layer_weights=self.layer_weights,
         )
 
 
@@ -197,6 +202,8 @@ def build_embedder(
         backbone.patch_overlap,
         backbone.head_conv,
         folder_settings(backbone.name),
+        backbone.layers,
+        backbone.layer_weights,
     )
     return Embedder(made.module, projection, mean, std), architecture
 

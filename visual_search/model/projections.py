@@ -17,35 +17,94 @@ from visual_search.common.errors import UserError
 
 
 class Whitening(nn.Module):
-    """Within-class covariance normalisation of unit vectors, as the last layer of an embedder.
-
-    `y = (x / |x| - mean) W`, `W W' = (S + shrinkage * tr(S) / d * I)^-1`, S being the covariance
-    of images round the mean of their class: Hatch, Kajarekar and Stolcke, "Within-class
-    covariance normalization for SVM-based speaker recognition" (Interspeech 2006), section 3,
-    with the shrinkage of Ledoit and Wolf (2004) by a fixed share.
-    """
+    """`y = (x / |x| - mean) W`, fitted behind a trained network, the last layer of an embedder."""
 
     mean: Tensor
     projection: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dimension: int = 0) -> None:
         """
         Args:
-            width: of the embeddings; until it is fitted, they are only normalised.
+            width: of the features; until it is fitted, they are only normalised.
+            dimension: of what comes out, 0 is the width.
         """
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("projection", torch.eye(width))
+        self.register_buffer("projection", torch.eye(width, dimension or width))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Whitened embeddings `(N, width)`, not of length 1."""
+        """Whitened embeddings `(N, dimension)`, not of length 1."""
         return (F.normalize(features.float(), dim=1) - self.mean) @ self.projection
+
+
+def partly_whitening(
+    covariance: Tensor, dimension: int, power: float, ridge: float = 0.0
+) -> Tensor:
+    """Principal directions `(width, min(dimension, width))`, most variance first, scaled, float32.
+
+    Jégou and Chum, "Negative Evidences and Co-occurrences in Image Retrieval" (ECCV 2012), with
+    a power of the variances between none and all.
+
+    Args:
+        covariance: `(width, width)`, float64.
+        dimension: directions kept.
+        power: 0 keeps the variances, 1 makes them equal.
+        ridge: added to the variances before they are divided by.
+    """
+    variances, directions = torch.linalg.eigh(covariance)
+    variances = variances.flip(0)[:dimension]
+    directions = directions.flip(1)[:, :dimension]
+    # A direction without any variance holds rounding only.
+    used = variances > 1e-9 * variances[0]
+    scales = torch.where(used, (variances + ridge).clamp(min=1e-30) ** (-power / 2), 0.0)
+    return (directions * scales).float()
+
+
+def fit_unlabelled(
+    embeddings: Tensor,
+    dimension: int = 0,
+    power: float = 0.5,
+    shrinkage: float = 0.0,
+    weights: Tensor | None = None,
+) -> Whitening:
+    """:func:`partly_whitening` round the mean of images whose classes nobody has to know.
+
+    Args:
+        embeddings: `(n, width)`, unit vectors.
+        dimension: directions kept; 0 is the width.
+        power: 0 keeps the variances, 1 makes them equal.
+        shrinkage: 0 or more, in mean variances: the more, the closer to no whitening at all.
+        weights: `(n,)`, above 0, how much each image counts; None is all alike.
+
+    Raises:
+        UserError: for more dimensions than there are features, and for a single image.
+    """
+    n, width = embeddings.shape
+    if not 0 <= dimension <= width:
+        raise UserError(f"the whitening's dimension is {dimension}; write 0..{width}, the width")
+    if n < 2:
+        raise UserError(f"a whitening is fitted to two images or more, not {n}")
+    counted = torch.ones(n) if weights is None else weights
+    shares = (counted.double() / counted.double().sum())[:, None]
+    mean = (shares * embeddings.double()).sum(dim=0)
+    centred = embeddings.double() - mean
+    covariance = (shares * centred).T @ centred
+    ridge = shrinkage * float(covariance.diagonal().mean())
+    fitted = Whitening(width, dimension)
+    fitted.mean.copy_(mean)
+    fitted.projection.copy_(partly_whitening(covariance, dimension or width, power, ridge))
+    return fitted
 
 
 def fit_whitening(
     embeddings: Tensor, labels: Tensor, shrinkage: float, weights: Tensor | None = None
 ) -> Whitening:
-    """The whitening of a training set.
+    """The whitening of a training set: within-class covariance normalisation.
+
+    `W W' = (S + shrinkage * tr(S) / d * I)^-1`, S being the covariance of images round the mean
+    of their class: Hatch, Kajarekar and Stolcke, "Within-class covariance normalization for
+    SVM-based speaker recognition" (Interspeech 2006), section 3, with the shrinkage of Ledoit and
+    Wolf (2004) by a fixed share.
 
     Args:
         embeddings: `(n, width)`, unit vectors.

@@ -1,8 +1,8 @@
 """The time limit of a submission: what to give up, and when, to answer in time.
 
 The pace is measured while images are embedded. Where it is too slow for the images that are left,
-they are embedded at a lower resolution, at last with one view instead of several; then re-ranking
-is left out; what not even that saves keeps the zero vector, and the answer still comes.
+the dearer views of `embedding.views` go first, then resolution, at last mirrors and crops; then
+re-ranking is left out; what not even that saves keeps the zero vector, and the answer still comes.
 """
 
 from __future__ import annotations
@@ -40,15 +40,22 @@ class Effort:
 
     size: int
     """Side of the square in pixels."""
-    views: bool
-    """Whether each image is seen in all the views of test-time augmentation."""
+    copies: bool
+    """Whether each view is also seen mirrored and in crops, as the settings wish."""
+    views: int = 1
+    """How many of `embedding.views` are seen, the cheapest."""
+
+    def side_of(self, side: int, full: int) -> int:
+        """Of a view of `side` pixels, where `full` is the model's own."""
+        return side if self.size == full else min(side, self.size)
 
 
-def cheaper_efforts(size: int, has_views: bool) -> list[Effort]:
-    """What to try, from the wish down to the cheapest: resolution goes first, then the views.
+def cheaper_efforts(size: int, has_copies: bool, views: int = 1) -> list[Effort]:
+    """What to try, from the wish down to the cheapest: views go first, resolution, then copies.
 
-    Each lower resolution stands as a multiple of 32 and of 14 pixels; a model that refuses one
-    may take the other.
+    A second view gains less than the resolution of the first that its time would cost. Each lower
+    resolution stands as a multiple of 32 and of 14 pixels; a model that refuses one may take the
+    other.
     """
     sides = {size}
     for share in SIZE_SHARES:
@@ -56,15 +63,16 @@ def cheaper_efforts(size: int, has_views: bool) -> list[Effort]:
             side = round(size * share / unit) * unit
             if 0 < side < size:
                 sides.add(side)
-    efforts = [Effort(side, has_views) for side in sorted(sides, reverse=True)]
-    return [*efforts, Effort(efforts[-1].size, False)] if has_views else efforts
+    efforts = [Effort(size, has_copies, count) for count in range(views, 1, -1)]
+    efforts += [Effort(side, has_copies) for side in sorted(sides, reverse=True)]
+    return [*efforts, Effort(efforts[-1].size, False)] if has_copies else efforts
 
 
 class Deadline:
     """Counts down from a limit, and decides from the measured pace how images are embedded.
 
-    An image's time is modelled as decode + views x model x (side / full side)^2; both parts are
-    running means over the batches. Used by several threads.
+    An image's time is modelled as decode + model x copies x (side / full side)^2, the latter summed
+    over the views; both parts are running means over the batches. Used by several threads.
     """
 
     def __init__(
@@ -84,18 +92,25 @@ class Deadline:
         self.begin(0, 0)
 
     def begin(
-        self, images: int, size: int, views: int = 1, rerank_steps: Sequence[str] = ()
+        self,
+        images: int,
+        size: int,
+        copies: int = 1,
+        rerank_steps: Sequence[str] = (),
+        sides: Sequence[int] = (),
     ) -> None:
         """Say what there is to do, before the first image is embedded.
 
         Args:
             images: how many there are to embed.
             size: side of the model's input in pixels.
-            views: of each image with test-time augmentation, 1 without.
+            copies: of each view with mirrors and crops, 1 without.
             rerank_steps: names of the steps of re-ranking.
+            sides: of each view of `embedding.views`, in pixels; none: one view of `size`.
         """
-        self._images, self._size, self._views = images, size, views
-        self._efforts = cheaper_efforts(size, views > 1)
+        self._images, self._size, self._copies = images, size, copies
+        self._sides = sorted(sides or (size,))
+        self._efforts = cheaper_efforts(size, copies > 1, len(self._sides))
         share = sum(RERANK_SHARES.get(name, RERANK_SHARE) for name in rerank_steps)
         self._rerank_reserve = 0.0 if math.isinf(self.limit) else share * self.limit
         self._images_at: Counter[Effort | None] = Counter()
@@ -147,13 +162,17 @@ class Deadline:
 
     def _seconds(self, effort: Effort) -> float:
         """Predicted for one image in one stream."""
-        views = self._views if effort.views else 1
-        return self._decode + self._model * views * (effort.size / self._size) ** 2
+        return self._decode + self._model * self._passes(effort)
+
+    def _passes(self, effort: Effort) -> float:
+        """What an image costs, in passes of the model at its full side."""
+        copies = self._copies if effort.copies else 1
+        sides = [effort.side_of(side, self._size) for side in self._sides[: effort.views]]
+        return sum(copies * (side / self._size) ** 2 for side in sides)
 
     def record(self, effort: Effort, images: int, decode: float, model: float) -> None:
         """Tell how a batch was embedded, and the seconds to read it and in the model."""
-        views = self._views if effort.views else 1
-        unit = model / images / views / (effort.size / self._size) ** 2
+        unit = model / images / self._passes(effort)
         with self._lock:
             weight = PACE_WEIGHT if self._model else 1.0
             self._decode += weight * (decode / images - self._decode)
@@ -163,7 +182,7 @@ class Deadline:
         """Another effort for a batch whose side the model refuses; that is not tried again."""
         with self._lock:
             self._efforts = [other for other in self._efforts if other.size != effort.size]
-            if self._views > 1 and self._efforts[-1].views:
+            if self._copies > 1 and self._efforts[-1].copies:
                 self._efforts.append(Effort(self._efforts[-1].size, False))
             self._begun -= images
         return self.next_effort(images, streams)
@@ -180,15 +199,16 @@ class Deadline:
     def report(self) -> dict[str, Any]:
         """What the limit did, for the ranker's log."""
         sizes: Counter[str] = Counter()
-        one_view = 0
+        fewer_views = 0
         for effort, images in self._images_at.items():
             if effort is not None and images:
                 sizes[str(effort.size)] += images
-                one_view += images if self._views > 1 and not effort.views else 0
+                fewer = effort.views < len(self._sides) or (self._copies > 1 and not effort.copies)
+                fewer_views += images if fewer else 0
         return {
             "limit_seconds": None if math.isinf(self.limit) else self.limit,
             "photos_by_size": dict(sizes),
-            "photos_without_views": one_view,
+            "photos_without_views": fewer_views,
             "photos_without_embedding": self._images_at[None],
             "reranking_reserve_seconds": self._rerank_reserve,
             "reranking_skipped": self._rerank_reserve > 0 and not self.reranks,
@@ -205,7 +225,7 @@ def degradations(report: Mapping[str, Any], size: int | None) -> dict[str, str]:
     smaller = sum(n for side, n in report.get("photos_by_size", {}).items() if side != str(size))
     parts = {
         "images at a lower resolution": smaller if size else 0,
-        "images with one view only": report.get("photos_without_views"),
+        "images with fewer views": report.get("photos_without_views"),
         NOT_EMBEDDED: report.get("photos_without_embedding"),
         "re-ranking": "all" if report.get("reranking_skipped") else None,
     }

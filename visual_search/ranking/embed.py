@@ -18,14 +18,15 @@ from torch import Tensor
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.progress import progress_bar
 from visual_search.config import EmbedSettings
-from visual_search.data.images import ImageItem, ImageProblem, load_pixels
+from visual_search.data.images import ImageItem, ImageProblem, load_views
 from visual_search.ranking.deadline import Deadline, Effort
 from visual_search.ranking.precision import (
     EmbedFn,
     InferencePlan,
     call_on,
     larger_side,
-    mean_of_views,
+    mean_of_copies,
+    mean_of_units,
     plan_inference,
 )
 
@@ -120,7 +121,8 @@ def embed_images(
         model = plan_inference(model, items, input_size, device=device, settings=settings)
     if deadline is None:
         deadline = Deadline()
-        deadline.begin(len(items), input_size, settings.views)
+        sides = settings.sides(input_size)
+        deadline.begin(len(items), input_size, settings.copies, sides=sides)
     # Few images are spread over all threads.
     step = min(model.batch_size, -(-len(items) // model.streams))
     batches = [slice(first, min(first + step, len(items))) for first in range(0, len(items), step)]
@@ -154,6 +156,31 @@ def embed_images(
         sum(batch.recomputed for batch in done),
         sum(batch.zeroed for batch in done),
     )
+
+
+def embed_each_view(
+    model: EmbedFn,
+    items: Sequence[ImageItem],
+    input_size: int,
+    *,
+    device: torch.device,
+    settings: EmbedSettings,
+    label: str,
+) -> Embeddings:
+    """As :func:`embed_images`, each view of `settings` by itself: first the first view of all."""
+    sides = settings.sides(input_size)
+    found = [
+        embed_images(
+            model,
+            items,
+            input_size,
+            device=device,
+            settings=replace(settings, views=(view,), view_sizes=(side,)),
+            label=f"{label}, {view}",
+        )
+        for view, side in zip(settings.fits, sides, strict=True)
+    ]
+    return replace(found[0], matrix=torch.cat([each.matrix for each in found]))
 
 
 @dataclass
@@ -278,16 +305,27 @@ class _Embedder:
     def _embed(self, rows: slice, effort: Effort, careful: bool = False) -> _Batch:
         begun = time.perf_counter()
         items = self.items[rows]
-        crops, flip = (effort.views and wish for wish in (self.settings.crops, self.settings.flip))
-        pixels, found = self._load(items, larger_side(effort.size) if crops else effort.size)
+        views = self._views(effort)
+        crops, flip = (effort.copies and wish for wish in (self.settings.crops, self.settings.flip))
+        pixels, found = self._load(
+            items, [(fit, larger_side(side) if crops else side) for fit, side in views]
+        )
         loaded = time.perf_counter()
-        fits = self.plan.only_size in (0, effort.size) and not careful
-        embed = self.plan.embed if fits else self.plan.exact
-        vectors = self._run(embed, pixels, effort.size, flip)[: len(items)]
+
+        def run(chosen: list[Tensor], careful: bool) -> Tensor:
+            """The mean over the views."""
+            vectors = []
+            for view, (_, side) in zip(chosen, views, strict=True):
+                fits = self.plan.only_size in (0, side) and not careful
+                embed = self.plan.embed if fits else self.plan.exact
+                vectors.append(self._run(embed, view, side, flip))
+            return mean_of_units(vectors)
+
+        vectors = run(pixels, careful)[: len(items)]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()
         broken: list[int] = []
         if len(wrong):
-            vectors[wrong] = self._run(self.plan.exact, pixels[wrong], effort.size, flip)
+            vectors[wrong] = run([view[wrong] for view in pixels], careful=True)
             vectors, broken = replace_non_finite(vectors)
         done = time.perf_counter()
         for k in broken:
@@ -300,27 +338,39 @@ class _Embedder:
             zeroed=len(broken),
         )
 
+    def _views(self, effort: Effort) -> list[tuple[str, int]]:
+        """Fit and side of each view to be seen: the cheapest, the first of equal ones."""
+        sides = [
+            effort.side_of(side, self.input_size) for side in self.settings.sides(self.input_size)
+        ]
+        views = list(zip(self.settings.fits, sides, strict=True))
+        return sorted(views, key=lambda view: view[1])[: effort.views]
+
     def _load(
-        self, items: Sequence[ImageItem], size: int
-    ) -> tuple[Tensor, list[ImageProblem | None]]:
-        """Pixels as the model reads them, channels last, and where a GPU fetches them."""
+        self, items: Sequence[ImageItem], views: Sequence[tuple[str, int]]
+    ) -> tuple[list[Tensor], list[ImageProblem | None]]:
+        """Pixels of each view as the model reads them, channels last, where a GPU fetches them."""
         on_gpu = self.plan.device.type == "cuda"
         # A batch of another shape would have to wait for a GPU's plans and kernels of its own.
         count = self.batch_size if on_gpu else len(items)
-        batch = torch.zeros((count, size, size, 3), dtype=torch.uint8, pin_memory=on_gpu)
+        batches = [
+            torch.zeros((count, side, side, 3), dtype=torch.uint8, pin_memory=on_gpu)
+            for _, side in views
+        ]
         problems: list[ImageProblem | None] = []
-        for row, item in zip(batch.numpy(), items, strict=False):
-            pixels, problem = load_pixels(item, size)
-            row[:] = pixels.transpose(1, 2, 0)
+        for row, item in enumerate(items):
+            pixels, problem = load_views(item, views)
+            for batch, view in zip(batches, pixels, strict=True):
+                batch.numpy()[row] = view.transpose(1, 2, 0)
             problems.append(problem)
-        return batch.permute(0, 3, 1, 2), problems
+        return [batch.permute(0, 3, 1, 2) for batch in batches], problems
 
     def _run(self, embed: EmbedFn, pixels: Tensor, size: int, flip: bool) -> Tensor:
         """Embeddings on the CPU; the batch is halved where the device's memory is short."""
         device = self.plan.device
 
         def forward() -> Tensor:
-            return mean_of_views(embed, pixels.to(device, non_blocking=True), size, flip)
+            return mean_of_copies(embed, pixels.to(device, non_blocking=True), size, flip)
 
         try:
             return call_on(device, forward).cpu()

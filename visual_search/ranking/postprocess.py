@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visual_search.model.projections import partly_whitening
 from visual_search.ranking.search import top_k
 
 SOURCES = ("gallery", "queries")
@@ -97,13 +98,7 @@ class PCA:
         """Both sides projected, `(n, min(dimension, width))`, of unit length again."""
         both = torch.cat([queries, gallery])
         covariance = (both.T @ both).double() / len(both)
-        variances, directions = torch.linalg.eigh(covariance)
-        variances = variances.flip(0)[: self.dimension]
-        directions = directions.flip(1)[:, : self.dimension]
-        # A direction without any variance holds rounding only.
-        used = variances > 1e-9 * variances[0]
-        scales = torch.where(used, variances.clamp(min=1e-30) ** (-self.power / 2), 0.0)
-        projection = (directions * scales).float()
+        projection = partly_whitening(covariance, self.dimension, self.power)
         return F.normalize(queries @ projection), F.normalize(gallery @ projection)
 
 

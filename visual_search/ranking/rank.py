@@ -96,7 +96,8 @@ def rank_gallery(
     )
     described = describe_steps(steps)
     images = sum(len(items) for items in listed.values())
-    deadline.begin(images, input_size, settings.views, [step["name"] for step in described])
+    steps_named = [step["name"] for step in described]
+    deadline.begin(images, input_size, settings.copies, steps_named, settings.sides(input_size))
     sides = [
         embed_images(
             plan,
@@ -167,6 +168,7 @@ def embedding_log(
             "batch_size": plan.batch_size,
             "streams": plan.streams,
             "threads": plan.threads,
+            "views": dict(zip(settings.fits, settings.sides(input_size), strict=True)),
             "flip": settings.flip,
             "crops": settings.crops,
             "trim_borders": settings.trim_borders,

@@ -160,6 +160,7 @@ def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Ch
     pairs: list[tuple[str, Any, Any]] = [
         ("backbone", found.architecture.backbone, visual.backbone),
         ("pooling", found.architecture.pooling, visual.pooling),
+        ("layers", found.architecture.layers, visual.layers),
         ("head_conv", found.architecture.head_conv, visual.head_conv),
     ]
     for field in dataclasses.fields(TextArchitecture):

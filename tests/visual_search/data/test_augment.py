@@ -32,6 +32,18 @@ def test_none_is_what_validation_does() -> None:
     np.testing.assert_array_equal(build_augmentation("none", 48)(image).numpy(), expected)
 
 
+def test_several_views_are_drawn_from_evenly() -> None:
+    image = draw_product(3, 1, 90).crop((0, 0, 90, 30))
+    views = ("squash", "letterbox")
+    only = [build_augmentation("none", 48, views=(view,))(image) for view in views]
+    assert (only[1][:, :15] == 255).all()
+    assert not (only[0][:, :15] == 255).all()
+    torch.manual_seed(0)
+    both = build_augmentation("none", 48, views=views)
+    drawn = [torch.equal(both(image), only[1]) for _ in range(100)]
+    assert 30 < sum(drawn) < 70
+
+
 def test_random_erasing_greys_one_rectangle_of_its_share_of_photos() -> None:
     image = Image.fromarray(np.full((60, 90, 3), 200, dtype=np.uint8))
     augment = build_augmentation("none", 40, random_erasing=0.3)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from visual_search.data import images
 from visual_search.data.image_files import UnreadableImage
@@ -16,6 +16,7 @@ from visual_search.data.images import (
     clip_box,
     decode_image,
     load_pixels,
+    load_views,
     read_region,
     to_rgb,
 )
@@ -48,6 +49,24 @@ def test_box_is_cut_and_resized_as_pil_does_it(tmp_path: Path) -> None:
     difference = np.abs(pixels.transpose(1, 2, 0) - np.asarray(expected, dtype=float))
     assert difference.max() <= 2
     assert difference.mean() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(400, 300), (90, 301), (30, 900)])
+def test_a_letterbox_is_what_pil_pads(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = saved(photo(*shape), tmp_path / "a.png")
+    (squashed, boxed), problem = load_views(ImageItem(path), [("squash", 96), ("letterbox", 64)])
+    assert problem is None
+    assert np.array_equal(squashed, load_pixels(ImageItem(path), 96)[0])
+    expected = np.asarray(ImageOps.pad(photo(*shape), (64, 64), BICUBIC, "white"), dtype=float)
+    difference = np.abs(boxed.transpose(1, 2, 0) - expected)
+    assert difference.mean() < 0.5
+
+
+def test_a_letterbox_of_a_line_is_a_line(tmp_path: Path) -> None:
+    path = saved(Image.new("RGB", (1, 4000)), tmp_path / "a.png")
+    (boxed,), problem = load_views(ImageItem(path), [("letterbox", 8)])
+    assert problem is None
+    assert (boxed != 255).any(axis=(0, 1)).tolist() == [place == 3 for place in range(8)]
 
 
 @pytest.mark.parametrize("box", [None, (37, 101, 1501, 803), (600, 10, 1391, 1200)])

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 
 from visual_search.common.errors import UserError
-from visual_search.model.projections import Whitening, fit_whitening
+from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
 
 
 def photos(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,3 +75,36 @@ def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
     one = fit_whitening(vectors, labels, 1.0, weights)
     two = fit_whitening(*twice, 1.0)
     torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_without_classes_it_is_the_components_to_a_power(power: float) -> None:
+    vectors, _ = photos()
+    components = PCA(4).fit(vectors.double().numpy())
+    expected = components.transform(vectors.double().numpy())
+    # scikit-learn divides by n - 1.
+    expected *= (components.explained_variance_ * 599 / 600) ** (-power / 2)
+    ours = fit_unlabelled(vectors, 4, power)(vectors).double().numpy()
+    signs = np.sign((ours * expected).sum(axis=0))
+    np.testing.assert_allclose(ours, expected * signs, atol=1e-4)
+
+
+def test_shrinkage_and_weights_without_classes() -> None:
+    vectors, labels = photos()
+    plain, shrunk = (fit_unlabelled(vectors, 0, *how) for how in ((0.0,), (1.0, 1e6)))
+    units = [F.normalize(fitted(vectors), dim=1) for fitted in (plain, shrunk)]
+    torch.testing.assert_close(units[0] @ units[0].T, units[1] @ units[1].T, atol=1e-3, rtol=0)
+    weights = torch.where(labels < 10, 2.0, 1.0)
+    twice = torch.cat([vectors, vectors[labels < 10]])
+    one, two = fit_unlabelled(vectors, weights=weights), fit_unlabelled(twice)
+    torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
+
+
+def test_few_images_have_few_directions() -> None:
+    vectors, _ = photos()
+    lengths = fit_unlabelled(vectors[:3], power=1.0).projection.norm(dim=0)
+    assert (lengths[:2] > 1).all()
+    assert (lengths[2:] == 0).all()
+    for dimension, n, words in ((7, 9, r"write 0\.\.6"), (2, 1, "two images")):
+        with pytest.raises(UserError, match=words):
+            fit_unlabelled(vectors[:n], dimension)

@@ -49,7 +49,7 @@ def simulated(
         if effort is None:
             continue
         share = 1.0 if fixed else (effort.size / 224) ** 2
-        spent = model * share * (views if effort.views else 1) * 10
+        spent = model * share * (views if effort.copies else 1) * 10
         hand.time += decode * 10 + spent
         deadline.record(effort, 10, decode * 10, spent)
     return deadline.report(), hand.time - 100.0
@@ -70,7 +70,7 @@ def test_sizes_fall_back_in_multiples_that_strides_and_patches_take() -> None:
     assert all(effort.size % 32 == 0 or effort.size % 14 == 0 for effort in efforts)
     with_views = cheaper_efforts(224, True)
     assert with_views[-1] == Effort(112, False)
-    assert all(effort.views for effort in with_views[:-1])
+    assert all(effort.copies for effort in with_views[:-1])
 
 
 def test_enough_time_changes_nothing() -> None:
@@ -107,6 +107,28 @@ def test_views_go_next_then_reranking_then_images() -> None:
     report, seconds = simulated(3, 1000, steps=["k_reciprocal"], **given)
     assert seconds <= 3
     assert 300 < report["photos_without_embedding"] < 800
+
+
+def test_the_dearer_view_goes_before_the_resolution() -> None:
+    hand = Hand()
+    deadline = Deadline(12, hand)
+    deadline.begin(1000, 224, 2, sides=(224, 112))
+    seen = []
+    for _ in range(100):
+        effort = deadline.next_effort(10, 1)
+        assert effort is not None
+        seen.append(effort)
+        # Two copies; a view of 112 px costs a quarter of one of 224.
+        passes = {2: 2 * 1.25, 1: 2 * min(effort.size / 224, 0.5) ** 2}[effort.views]
+        hand.time += 0.08 * passes
+        deadline.record(effort, 10, 0.0, 0.08 * passes)
+        deadline.count(effort, 10)
+    # Both views would take 20 s, the cheaper one 4.
+    assert seen[0] == Effort(224, True, 2)
+    assert {(effort.size, effort.views) for effort in seen} == {(224, 2), (224, 1)}
+    assert 10 < hand.time - 100 < 12
+    without = sum(10 for effort in seen if effort.views == 1)
+    assert deadline.report()["photos_without_views"] == without > 0
 
 
 def test_a_model_whose_time_ignores_the_size_still_ends_in_time() -> None:

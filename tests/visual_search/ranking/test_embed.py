@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tests.conftest import draw_product
@@ -95,8 +95,27 @@ def test_views_are_averaged_at_length_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(embedded(EmbedSettings(crops=True)), mean_of(views), atol=1e-6)
     views += [view[:, :, ::-1] for view in views]
     both = EmbedSettings(crops=True, flip=True)
-    assert both.views == 10
+    assert both.copies == 10
     np.testing.assert_allclose(embedded(both), mean_of(views), atol=1e-6)
+
+
+@pytest.mark.parametrize("sides", [(12, 12), (12, 6)])
+def test_a_letterboxed_view_is_the_whole_image_on_white(
+    tmp_path: Path, sides: tuple[int, int]
+) -> None:
+    draw_product(3, 0).crop((0, 0, 60, 40)).save(tmp_path / "a.png")
+    item = ImageItem(tmp_path / "a.png")
+
+    def model(pixels: Tensor) -> Tensor:
+        """Of one width whatever the side."""
+        return torch.nn.functional.normalize(pixels[..., :6, :6].flatten(1).float(), dim=1)
+
+    settings = EmbedSettings(views=("squash", "letterbox"), view_sizes=sides)
+    answer = embed_images(model, [item], 12, device=CPU, settings=settings, progress=False)
+    padded = ImageOps.pad(Image.open(item.path), (sides[1],) * 2, Image.Resampling.BICUBIC, "white")
+    views = [load_pixels(item, 12)[0].astype(float), np.asarray(padded, float).transpose(2, 0, 1)]
+    expected = mean_of([view[:, :6, :6] for view in views])
+    np.testing.assert_allclose(answer.matrix[0], expected, atol=2e-3)
 
 
 def mean_of(views: list[np.ndarray]) -> np.ndarray:
