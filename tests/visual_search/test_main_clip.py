@@ -195,7 +195,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", ["infonce", pytest.param("siglip", marks=pytest.mark.slow)])
+# Two ranks of either loss are tested beside it, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["infonce", "siglip"])
 def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_path: Path) -> None:
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
     values["backbone"] = {"name": "timm/test_vit", "weights": "none"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.visual_search.losses.ranks import on_two_ranks
 from visual_search.text.config import ContrastiveConfig
 from visual_search.text.losses import ContrastiveLoss, infonce
 
@@ -40,6 +41,26 @@ def test_values_and_gradients_are_open_clips(name: Literal["infonce", "siglip"])
     torch.testing.assert_close(*values)
     for ours, others in zip(*grads, strict=True):
         torch.testing.assert_close(ours, others)
+
+
+@pytest.mark.parametrize("name", ["infonce", "siglip"])
+def test_two_ranks_are_one_with_the_joint_batch(name: Literal["infonce", "siglip"]) -> None:
+    groups, ids = torch.arange(6) % 5, torch.tensor([0, 1, 2, 3, 3, 4])
+
+    def act(rank: int, count: int = 2) -> tuple[torch.Tensor, ...]:
+        loss = ContrastiveLoss(ContrastiveConfig(name, 0.1))
+        images, texts = (s[:6].float().chunk(count)[rank].requires_grad_() for s in sides())
+        value = loss(images, texts, groups.chunk(count)[rank], ids.chunk(count)[rank])
+        value.backward()
+        assert images.grad is not None
+        assert texts.grad is not None
+        # Each rank's loss depends on all rows; ranks are averaged afterwards.
+        return value.detach(), images.grad / count, texts.grad / count
+
+    expected, (first, second) = act(0, 1), on_two_ranks(act)
+    torch.testing.assert_close(first[0], expected[0])
+    for one, other, joint in zip(first[1:], second[1:], expected[1:], strict=True):
+        torch.testing.assert_close(torch.cat([one, other]), joint)
 
 
 def test_shared_names_are_right_for_both() -> None:

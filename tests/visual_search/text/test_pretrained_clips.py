@@ -72,6 +72,10 @@ def test_a_ru_clip_folder(pixels: Tensor, tmp_path: Path) -> None:
         images, texts = theirs.encode_image(normed(pixels)), theirs.encode_text(rows)
     torch.testing.assert_close(seen, F.normalize(images, dim=1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(read, F.normalize(texts, dim=1), atol=1e-5, rtol=1e-4)
+    # At twice the size the position embeddings are resampled.
+    larger = torch.zeros(1, 3, 2 * SIDE, 2 * SIDE, dtype=torch.uint8)
+    with torch.no_grad():
+        assert load_text_model(tmp_path, 2 * SIDE).encoder(larger).isfinite().all()
 
 
 def test_the_first_release_of_ru_clip(pixels: Tensor, tmp_path: Path) -> None:
