@@ -27,6 +27,8 @@ from tests.dataset import layouts
 from tests.dataset.dataset_creation_steps.conftest import model_run as model_run
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import make_images, write_files
+from tests.visual_search import tiny_clips
+from tests.visual_search.drawn_pairs import write_drawn_pairs
 from visual_search import main_arcface
 from visual_search.config_reader import read_config
 
@@ -37,6 +39,8 @@ PLACES = {
     "data/generate_dataset_info.py": "dataset.generate_dataset_info",
     "data/filter_dataset_info.py": "dataset.filter_dataset_info",
     "data/get_kfold_split.py": "dataset.get_kfold_split",
+    "visual_search.main_clip": "visual_search.main_clip",
+    "visual_search.main_zero_shot": "visual_search.main_zero_shot",
 }
 """By what a system's README calls, the module that is called here."""
 TINY = "name: timm/test_efficientnet\nweights: none\n"
@@ -388,3 +392,45 @@ def test_landmarks_and_products_of_4000_classes_train_a_step(
         "--dataset.input_size 32 --dataset.batch_size 8 --train.epochs 1"
     )
     assert "26 images of 7 classes" in said
+
+
+# The image–text system: its data as the organiser published them, its ladder as configs.
+
+
+def test_their_ladder_from_the_published_weights_up(here: Path) -> None:
+    pytest.importorskip("transformers")
+    from visual_search.text.first_ru_clip import first_ru_clip_state, visual_settings
+
+    tiny_clips.first_ru_clip(here / "models/ru-clip-small")
+    write_drawn_pairs(here / "dataset", photos=2).rename("dataset/image_text_photos.pairs.parquet")
+    truth: dict[str, dict[str, int]] = {"animals": {}, "forms": {}}
+    for name, labels in truth.items():
+        (here / name / "img").mkdir(parents=True)
+        (here / name / "classes.json").write_text('["круг", "красный", "стол"]')
+        for number in range(3):
+            draw_product(number, 0, 32).save(here / name / "img" / f"01204c5c-{number}.jpg")
+            labels[f"01204c5c-{number}"] = number
+    (here / "ground_truth.json").write_text(json.dumps(truth))
+    zero_shot = "--data animals forms --labels ground_truth.json"
+    said = typed(f"python -m visual_search.main_zero_shot --run models/ru-clip-small {zero_shot}")
+    assert "score " in said
+    assert json.loads(Path("runs/zero_shot/predictions.json").read_text()).keys() == truth.keys()
+    settings = visual_settings(first_ru_clip_state(here / "models/ru-clip-small"))
+    small = [
+        *("--backbone.name", f"clip/{json.dumps(settings)}", "--backbone.weights", "none"),
+        *("--text.towers", "[hf/models/ru-clip-small]", "--projection.dimension", "12"),
+        *("--text.trainable_blocks", "1", "--dataset.input_size", "32", "--loss.chunk", "4"),
+        *("--dataset.batch_size", "6", "--dataset.num_workers", "0", "--train.epochs", "1"),
+    ]
+    typed(
+        "python -m visual_search.main_clip --config config/clip_rugpt.yml --name clip_rugpt "
+        "--pretrain_model models/ru-clip-small",
+        *small,
+    )
+    typed(
+        "python -m visual_search.main_clip --config config/clip_rugpt_embeddings.yml "
+        "--name clip_rugpt_embeddings",
+        *small,
+    )
+    run = "runs/clip_rugpt_embeddings"
+    assert "score " in typed(f"python -m visual_search.main_zero_shot --run {run} {zero_shot}")

@@ -60,13 +60,18 @@ class Correlation:
         return f"{self.value:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
 
 
+NOTHING = Correlation(math.nan, -1, 1)
+
+
 def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Pearson's r with Fisher's interval: atanh, with a standard error of 1 / sqrt(n - 3)."""
+    """Pearson's r with Fisher's interval."""
     from scipy.stats import pearsonr
 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(math.nan, -1, 1)
-    return _with_interval(pearsonr(x, y).statistic, len(x), 1)
+        return NOTHING
+    found = pearsonr(x, y)
+    interval = found.confidence_interval(0.95)
+    return Correlation(float(found.statistic), float(interval.low), float(interval.high))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
@@ -77,18 +82,13 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     from scipy.stats import rankdata
 
     rho = pearson(rankdata(x), rankdata(y)).value
-    return _with_interval(rho, len(x), 1 + rho * rho / 2)
-
-
-def _with_interval(value: float, count: int, variance: float) -> Correlation:
-    if math.isnan(value) or count < 4:
-        return Correlation(float(value), -1, 1)
-    value = float(np.clip(value, -1, 1))
-    if abs(value) == 1:
-        return Correlation(value, value, value)
-    reach = NormalDist().inv_cdf(0.975) * math.sqrt(variance / (count - 3))
-    middle = math.atanh(value)
-    return Correlation(value, math.tanh(middle - reach), math.tanh(middle + reach))
+    if math.isnan(rho) or len(x) < 4:
+        return Correlation(rho, -1, 1)
+    if abs(rho) >= 1:
+        return Correlation(rho, rho, rho)
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
+    middle = math.atanh(rho)
+    return Correlation(rho, math.tanh(middle - reach), math.tanh(middle + reach))
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,14 @@ class Study:
 
     def as_json(self) -> dict[str, Any]:
         """For files."""
+        correlations = {one.name: asdict(one) for one in self.scores}
+        for values in correlations.values():
+            del values["name"]
         return {
             "conclusion": self.conclusion,
-            "correlations": {
-                one.name: {key: value for key, value in asdict(one).items() if key != "name"}
-                for one in self.scores
-            },
-            "tasks": [vars(one) for one in self.tasks],
-            "rules": [vars(one) for one in self.rules],
+            "correlations": correlations,
+            "tasks": [asdict(one) for one in self.tasks],
+            "rules": [asdict(one) for one in self.rules],
             "weights_of_the_mix": dict(self.weights),
         }
 
