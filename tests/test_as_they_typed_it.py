@@ -397,6 +397,7 @@ def test_landmarks_and_products_of_4000_classes_train_a_step(
 # The image–text system: its data as the organiser published them, its ladder as configs.
 
 
+@pytest.mark.slow  # stage by stage: tests/visual_search/text/test_staged_recipe.py
 def test_their_ladder_from_the_published_weights_up(here: Path) -> None:
     pytest.importorskip("transformers")
     from visual_search.text.first_ru_clip import first_ru_clip_state, visual_settings
