@@ -191,8 +191,8 @@ def run_chain(
                     "Train it anew with --retrain, or change them back"
                 )
             if state == "finished" and not force:
-                unknown = not (run.path / DATA_FILE).is_file()
-                words = f" (it has no {DATA_FILE} to compare its data with)" if unknown else ""
+                has_data = (run.path / DATA_FILE).is_file()
+                words = "" if has_data else f" (it has no {DATA_FILE} to compare its data with)"
                 print(f"== {step.name}: finished, unchanged{words}", flush=True)
                 outcomes[step.name] = "kept"
             else:

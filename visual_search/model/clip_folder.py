@@ -24,9 +24,9 @@ from visual_search.config import BackboneConfig
 from visual_search.model.patches import resized_state
 from visual_search.model.weights import read_state_dict
 
-MEAN = [0.48145466, 0.4578275, 0.40821073]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Of OpenAI's CLIP: what a folder means that names no mean."""
-STD = [0.26862954, 0.26130258, 0.27577711]
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 BPE_FILE = "bpe.model"
 """The tokenizer of ru-CLIP's layout."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.progress import progress_bar
 from visual_search.config import EmbedSettings
@@ -338,7 +339,7 @@ class _Embedder:
             zeroed=len(broken),
         )
 
-    def _views(self, effort: Effort) -> list[tuple[str, int]]:
+    def _views(self, effort: Effort) -> list[tuple[Fit, int]]:
         """Fit and side of each view to be seen: the cheapest, the first of equal ones."""
         sides = [
             effort.side_of(side, self.input_size) for side in self.settings.sides(self.input_size)

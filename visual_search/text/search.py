@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -119,12 +119,16 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     return TextSearchModel(encoder.eval(), input_size or found.architecture.input_size, settings)
 
 
+RGB = tuple[float, float, float]
+
+
 def _pretrained(name: str, input_size: int) -> TextSearchModel:
     """Both towers of one CLIP, and nothing behind them."""
     library, _, model = name.partition("/")
     settings = clip_settings(Path(model)) if library == "clip" else open_clip_settings(model)
     size = input_size or settings["vision_cfg"]["image_size"]
-    mean, std, width = tuple(settings["mean"]), tuple(settings["std"]), settings["embed_dim"]
+    mean, std = (cast("RGB", tuple(settings[key])) for key in ("mean", "std"))
+    width = settings["embed_dim"]
     visual, _ = build_embedder(BackboneConfig(name, "hub", mean, std), size)
     text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
     encoder = build_dual_encoder(visual, width, text, projection)
@@ -135,7 +139,7 @@ def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
     state = first_ru_clip_state(folder)
     settings = visual_settings(state)
     size = input_size or int(settings["vision_cfg"]["image_size"])
-    backbone = BackboneConfig(f"clip/{json.dumps(settings)}", "none", tuple(MEAN), tuple(STD))
+    backbone = BackboneConfig(f"clip/{json.dumps(settings)}", "none", MEAN, STD)
     visual, architecture = build_embedder(backbone, size)
     text = TextConfig((f"hf/{folder}",), "none", tokens=TOKENS, pooling="end")
     projection = ProjectionConfig("ru-clip", len(state["neck.text.norm.bias"]))

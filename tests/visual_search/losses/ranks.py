@@ -22,7 +22,9 @@ def on_two_ranks(act: Callable[[int], Value]) -> list[Value]:
     Raises:
         BaseException: the first that a rank raised.
     """
-    from torch._C._distributed_c10d import _set_thread_isolation_mode
+    from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
+        _set_thread_isolation_mode,
+    )
     from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
     found: list[Any] = [None, None]

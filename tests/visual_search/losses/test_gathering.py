@@ -25,7 +25,7 @@ def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
 def trained(name: str, weight: Tensor, rank: int, count: int) -> dict[str, Any]:
     """Five steps of a linear embedder; the mean of the ranks' losses, and where they end."""
     embed, loss = nn.Parameter(weight.clone()), XbmLoss(20, 5, loss=name, start_step=1)
-    losses = []
+    losses: list[Tensor] = []
     for step in range(5):
         rows, labels, ids = (part.chunk(count)[rank] for part in batch_of(step))
         value = loss(F.normalize(rows @ embed.T, dim=1), labels, ids)

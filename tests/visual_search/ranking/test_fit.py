@@ -76,7 +76,7 @@ def test_the_ranker_answers_with_what_was_fitted(
         script = load_torchscript(output / "model.pt")
         torch.testing.assert_close(script(pixels), model(pixels), atol=1e-4, rtol=1e-3)
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(output))
-    ranks = My_Ranker(str(dev_folder), *map(str, tables)).predict_product_ranks()
+    ranks = My_Ranker(str(dev_folder), str(tables[0]), str(tables[1])).predict_product_ranks()
     expected = naive_ranks(weights, dev_folder)
     # Random weights leave near-ties: the first answers tell.
     assert (ranks[:, 0] == expected[:, 0]).mean() >= 0.9
