@@ -25,6 +25,7 @@ NEEDS = {
     (): ("my_submission.user_config", "visual_search.ranking.export"),
     ("train",): ("visual_search.train",),
     ("train", "text"): ("visual_search.text.search",),
+    ("train", "serve"): ("visual_search.serve.api",),
     ("data",): (
         "dataset.check_table",
         "dataset.find_leaks",

@@ -1,9 +1,11 @@
-"""Run the README's commands on the demo catalogue: `make demo`, and `make demo-text`."""
+"""Run the README's commands on the demo catalogue: `make demo`, `make demo-text`, `make serve`."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import write_json
+from visual_search.common.files import write_json, write_text
 
 CATALOGUE = Path("dataset/demo")
+WEIGHTS = "my_submission/weights"
 BACKBONE = "config/backbone/efficientnet_lite0.yml"
 INPUT_SIZE = "160"  # as the trained model's, so that only the training differs
 PAIRS = Path("dataset/demo_text/pairs.parquet")
@@ -29,10 +32,16 @@ def main() -> None:
         description="Train, export, rank and score on the embedded catalogue; 5 to 12 minutes.",
     )
     words = "train images and Russian names into one space, and search by text; three minutes"
-    parser.add_argument("--text", action="store_true", help=words)
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--text", action="store_true", help=words)
+    words = "search the catalogue in the browser, by the model of the first demo; until Ctrl-C"
+    way.add_argument("--serve", action="store_true", help=words)
     arguments = parser.parse_args()
     if not Path(BACKBONE).is_file():
         raise UserError("start it in the project's top folder: make demo, make demo-text")
+    if arguments.serve:
+        serve()
+        return
     started = time.perf_counter()
     summary = search_by_text() if arguments.text else search_by_image()
     summary["seconds"] = round(time.perf_counter() - started, 1)
@@ -116,6 +125,54 @@ def search_by_text() -> dict[str, Any]:
         "next": f"ask it: .venv/bin/python -m visual_search.main_query --run {run} "
         f"--gallery {PAIRS} 'белый шкаф'",
     }
+
+
+def serve() -> None:
+    """Index the catalogue with the demo's export, and serve it with its page."""
+    if not Path(WEIGHTS, "model.json").is_file():
+        raise UserError(f"there is no model in {WEIGHTS} yet: run make demo first")
+    headline("1. The catalogue as a shop's table; prices and stock are invented")
+    table = write_products(Path("runs/demo_serve/products.jsonl"))
+    headline("2. Its index, and how sure its answers are")
+    database = ("--database", "runs/demo_serve/index")
+    judged = str(CATALOGUE / "development_test_data/queries.csv")
+    python(
+        *("-m", "visual_search.main_index", "--run", WEIGHTS, "--switch", "--drop-old"),
+        *("--gallery", str(table), "--sync", "--judged", judged, *database),
+    )
+    headline("3. The service")
+    # In place of this process: it would not wait for the service to stop cleanly at Ctrl-C.
+    command = [sys.executable, "-m", "visual_search.main_serve", *database]
+    print(f"$ python {shlex.join(command[1:])}", flush=True)
+    os.execv(command[0], command)
+
+
+def write_products(table: Path) -> Path:
+    """The products that were not trained on, as `products.jsonl`."""
+    images: dict[str, list[str]] = {}
+    data = CATALOGUE / "development_test_data"
+    with (data / "gallery.csv").open(encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            file = str((data / row["img_path"]).absolute())
+            images.setdefault(row["product_id"], []).append(file)
+    lines = []
+    with (CATALOGUE / "products.csv").open(encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            number = int(row["product_id"])
+            if row["product_id"] not in images:
+                continue
+            product = {
+                "id": row["product_id"],
+                "title": row["name_en"],
+                "category": row["category"],
+                "price": 10 + number * 7919 % 4000 / 10,
+                "in_stock": number % 5 > 0,
+                "attributes": {key: row[key] for key in ("name_ru", "author", "licence")},
+                "images": images[row["product_id"]],
+            }
+            lines.append(json.dumps(product, ensure_ascii=False) + "\n")
+    write_text(table, "".join(lines))
+    return table
 
 
 def headline(text: str) -> None:

@@ -44,38 +44,39 @@ def main() -> None:
 
 def _index(store: Store, options: argparse.Namespace) -> None:
     from visual_search.serve.gallery import read_products
-    from visual_search.serve.indexing import Report, fill, index_products
+    from visual_search.serve.indexing import Report, fill, index_products, register
+    from visual_search.serve.judged import calibrate, compare_with_current, read_judged
     from visual_search.serve.query_model import QueryModel
 
     products = read_products(options.gallery) if options.gallery else []
     model, report = QueryModel(options.run), Report()
+    indexed = register(store, model)
+    if not indexed.current:
+        fill(store, model, report)
+        if options.judged:
+            judged = read_judged(options.judged, store)
+            print(compare_with_current(store, indexed, model, judged))
+        if options.switch:
+            while missing := store.switch(indexed):
+                print(f"{missing} images came meanwhile", flush=True)
+                fill(store, model, report)
+            print(f"{indexed.name} answers from now on; --drop-old removes the model before it")
     if options.gallery:
         report = index_products(store, model, products, sync=options.sync)
-    indexed = fill(store, model, report)
+    fill(store, model, report)
     print(report)
     if options.approximate is not None:
         from visual_search.serve.recall import measured_recall
 
         store.make_approximate(indexed, options.approximate)
-        indexed = store.model(indexed.id)
         if options.approximate:
-            print(measured_recall(store, indexed))
+            print(measured_recall(store, store.model(indexed.id)))
     if options.judged:
-        from visual_search.serve.judged import calibrate, compare_with_current, read_judged
-
-        queries = read_judged(options.judged, store)
-        print(calibrate(store, indexed, model, queries))
-        if not indexed.current:
-            print(compare_with_current(store, indexed, model, queries))
-    if not indexed.current and options.switch:
-        while missing := store.switch(indexed):
-            print(f"{missing} images came meanwhile", flush=True)
-            fill(store, model, report)
-        print(f"{indexed.name} answers from now on; --drop-old removes the model before it")
-    elif not indexed.current:
-        print(f"{indexed.name} is complete beside the model that answers; --switch changes over")
+        print(calibrate(store, indexed, model, read_judged(options.judged, store)))
+    if store.model(indexed.id).current:
+        print(f"next: python -m visual_search.main_serve --database {options.database}")
     else:
-        print("next: python -m visual_search.main_serve --database " + options.database)
+        print(f"{indexed.name} is complete beside the model that answers; --switch changes over")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 from visual_search.common.errors import UserError, run_command
@@ -69,8 +71,11 @@ def main() -> None:
     print(f"the page: http://{shown}:{options.port}, the API: /docs; Ctrl-C stops it", flush=True)
     if key is None:
         print(f"products cannot be changed by HTTP: {KEY} is not set", flush=True)
+    # uvicorn raises the signal that stopped it once more: both end here, with the database.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        uvicorn.Server(config).run()
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run()
     finally:
         service.close()
         database.close()

@@ -68,7 +68,7 @@ def index_products(
         answering = next(one for one in store.models() if one.current)
         raise UserError(
             f"{answering.source} answers: bring the gallery up to date with --run "
-            f"{answering.source}, and leave --gallery out to embed beside it with another model"
+            f"{answering.source}; or add --switch, and this model answers from now on"
         )
     report = Report(len(products))
     if sync:

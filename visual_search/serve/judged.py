@@ -144,8 +144,11 @@ def compare_with_current(
 ) -> str:
     """The model that answers (A) and another (B) on judged queries, as `main_evaluate compare`."""
     current = next(one for one in store.models() if one.current)
+    answering = QueryModel(Path(current.source))
+    if answering.fingerprint != current.fingerprint:
+        return f"not compared: {current.source} holds another model than the one that answers"
     sides = []
-    for one, with_model in ((current, QueryModel(Path(current.source))), (indexed, model)):
+    for one, with_model in ((current, answering), (indexed, model)):
         kept, asked = _embedded(with_model, judged)
         images, owners, matrix = store.vectors(one)
         paths = {image: item for image, _, item in store.images()}

