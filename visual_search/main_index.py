@@ -44,13 +44,21 @@ def main() -> None:
 
 def _index(store: Store, options: argparse.Namespace) -> None:
     from visual_search.serve.gallery import read_products
-    from visual_search.serve.indexing import Report, fill, index_products, register
+    from visual_search.serve.indexing import (
+        Report,
+        check_answers,
+        fill,
+        index_products,
+        register,
+    )
     from visual_search.serve.judged import calibrate, compare_with_current, read_judged
     from visual_search.serve.query_model import QueryModel
 
     products = read_products(options.gallery) if options.gallery else []
     model, report = QueryModel(options.run), Report()
     indexed = register(store, model)
+    if options.gallery and not options.switch:
+        check_answers(store, indexed)
     if not indexed.current:
         fill(store, model, report)
         if options.judged:

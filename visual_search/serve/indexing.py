@@ -49,6 +49,19 @@ def register(store: Store, model: QueryModel) -> IndexedModel:
     return store.add_model(str(model.source), model.fingerprint, model.dimension)
 
 
+def check_answers(store: Store, indexed: IndexedModel) -> None:
+    """
+    Raises:
+        UserError: where another model answers, whose embeddings a gallery has to have.
+    """
+    answering = next(one for one in store.models() if one.current)
+    if answering.id != indexed.id:
+        raise UserError(
+            f"{answering.source} answers: bring the gallery up to date with --run "
+            f"{answering.source}; or add --switch, and this model answers from now on"
+        )
+
+
 def index_products(
     store: Store, model: QueryModel, products: Sequence[Product], *, sync: bool = False
 ) -> Report:
@@ -64,12 +77,7 @@ def index_products(
         UserError: where another model answers, or the model is broken.
     """
     indexed = register(store, model)
-    if not indexed.current:
-        answering = next(one for one in store.models() if one.current)
-        raise UserError(
-            f"{answering.source} answers: bring the gallery up to date with --run "
-            f"{answering.source}; or add --switch, and this model answers from now on"
-        )
+    check_answers(store, indexed)
     report = Report(len(products))
     if sync:
         gone = store.product_ids() - {product.id for product in products}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
+from visual_search.data.image_files import stored_size
 from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
 from visual_search.model.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
@@ -34,6 +35,10 @@ WAITING = 64
 BOX_LEVEL, BOX_SIDE = 0.5, 64
 """A place belongs to the product from this share of the highest activation on; the map is
 enlarged to so many places a side first."""
+
+
+class UnusableQueryError(Exception):
+    """Nothing of a query could be used; why, for the one who asks."""
 
 
 class QueryModel:
@@ -100,10 +105,11 @@ class QueryModel:
         The box round the places whose features are longer than half of the longest; None where
         the model shows no map, or all of the image is alike.
         """
-        from visual_search.data.image_files import stored_size
-
         width, height = stored_size(item.path)
-        pixels = torch.from_numpy(load_pixels(item, self.size)[0])[None].to(self.device)
+        square, problem = load_pixels(item, self.size)
+        if error := _unusable(problem and problem.reason):
+            raise error
+        pixels = torch.from_numpy(square)[None].to(self.device)
         with torch.inference_mode():
             places = _activations(self.embedder, pixels)
         if places is None:
@@ -160,12 +166,12 @@ class Embedded(NamedTuple):
     """What was wrong although it could be used."""
 
 
-class UnusableQueryError(Exception):
-    """Nothing of a query could be used; why, for the one who asks."""
-
-
 class BusyError(Exception):
     """More queries wait than can be answered in time."""
+
+
+Kind = Literal["image", "gallery", "text", "box"]
+"""Of a query: an image of it or of the gallery, a text, or an image whose box is asked for."""
 
 
 class ModelThread:
@@ -173,13 +179,13 @@ class ModelThread:
 
     def __init__(self, model: QueryModel) -> None:
         self.model = model
-        self._waiting: queue.Queue[tuple[Future[Any], str, Any] | None] = queue.Queue(WAITING)
+        self._waiting: queue.Queue[tuple[Future[Any], Kind, Any] | None] = queue.Queue(WAITING)
         # A daemon: a model that hangs must not keep the process from its end.
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
-    def submit(self, kind: str, query: Any) -> Future[Any]:
-        """Ask for an `image` (an ImageItem) of a query or the `gallery`, a `text`, or a `box`.
+    def submit(self, kind: Kind, query: Any) -> Future[Any]:
+        """Ask for the vector of an ImageItem or a text, or for a box.
 
         Raises:
             BusyError: where too many wait.
@@ -213,39 +219,41 @@ class ModelThread:
                     break
                 batch.append(found)
             live = [entry for entry in batch if entry[0].set_running_or_notify_cancel()]
-            for kind, answer in (
-                ("image", self._images),
-                ("text", self._texts),
-                ("box", self._box),
-            ):
+            for kind in dict.fromkeys(kind for _, kind, _ in live):
                 some = [(future, query) for future, what, query in live if what == kind]
-                if some:
-                    try:
-                        answer(*zip(*some, strict=True))
-                    except Exception as error:
-                        for future, _ in some:
-                            if not future.done():
-                                future.set_exception(error)
+                try:
+                    answers = self._answers(kind, [query for _, query in some])
+                except Exception as error:
+                    answers = [error] * len(some)
+                for (future, _), answer in zip(some, answers, strict=True):
+                    if isinstance(answer, Exception):
+                        future.set_exception(answer)
+                    else:
+                        future.set_result(answer)
 
-    def _gallery(self, futures: Sequence[Future[Any]], items: Sequence[ImageItem]) -> None:
-        self._images(futures, items, gallery=True)
-
-    def _images(
-        self, futures: Sequence[Future[Any]], items: Sequence[ImageItem], gallery: bool = False
-    ) -> None:
-        found = self.model.embed(items, gallery=gallery)
+    def _answers(self, kind: Kind, queries: Sequence[Any]) -> Sequence[Any]:
+        if kind == "box":
+            return [self._box(item) for item in queries]
+        if kind == "text":
+            return [Embedded(vector, None) for vector in self.model.embed_texts(queries).numpy()]
+        found = self.model.embed(queries, gallery=kind == "gallery")
         reasons = {problem.path: problem.reason for problem in found.problems}
-        for future, item, vector in zip(futures, items, found.matrix.numpy(), strict=True):
-            reason = reasons.get(str(item.path))
-            if reason and reason.endswith(UNUSED):
-                future.set_exception(UnusableQueryError(reason.rsplit(";", 1)[0]))
-            else:
-                future.set_result(Embedded(vector, reason))
+        return [
+            _unusable(reason) or Embedded(vector, reason)
+            for vector, reason in zip(
+                found.matrix.numpy(), (reasons.get(str(item.path)) for item in queries), strict=True
+            )
+        ]
 
-    def _texts(self, futures: Sequence[Future[Any]], texts: Sequence[str]) -> None:
-        for future, vector in zip(futures, self.model.embed_texts(texts).numpy(), strict=True):
-            future.set_result(Embedded(vector, None))
+    def _box(self, item: ImageItem) -> Any:
+        try:
+            return self.model.propose_box(item)
+        except UnusableQueryError as error:
+            return error
 
-    def _box(self, futures: Sequence[Future[Any]], items: Sequence[ImageItem]) -> None:
-        for future, item in zip(futures, items, strict=True):
-            future.set_result(self.model.propose_box(item))
+
+def _unusable(reason: str | None) -> UnusableQueryError | None:
+    """What a reason says where nothing of the image could be used."""
+    if reason and reason.endswith(UNUSED):
+        return UnusableQueryError(reason.rsplit(";", 1)[0])
+    return None

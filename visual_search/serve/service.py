@@ -27,7 +27,7 @@ from visual_search.serve.calibration import Calibration
 from visual_search.serve.gallery import ProductFacts, file_state
 from visual_search.serve.guard import Refusal
 from visual_search.serve.query_log import log_query
-from visual_search.serve.query_model import ModelThread, QueryModel, UnusableQueryError
+from visual_search.serve.query_model import Kind, ModelThread, QueryModel, UnusableQueryError
 from visual_search.serve.records import Filters, Hit, IndexedImage, IndexedModel, StaleModelError
 from visual_search.serve.store import Store
 
@@ -220,7 +220,7 @@ class Service:
         mixed = np.sum([weight * vector for weight, vector in parts], axis=0)
         return mixed / max(float(np.linalg.norm(mixed)), 1e-12), note, path
 
-    def _ask(self, model: IndexedModel, kind: str, query: Any) -> Any:
+    def _ask(self, model: IndexedModel, kind: Kind, query: Any) -> Any:
         future: Future[Any] = self._threads[model.id].submit(kind, query)
         try:
             return future.result(SECONDS)

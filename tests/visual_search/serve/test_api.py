@@ -173,7 +173,7 @@ PARAMETERS: list[dict[str, Any]] = [
     *({"like": like} for like in (-1, 2**63, "x", 999_999, "1; DROP TABLE images")),
     *({"price_min": price} for price in (-1, "inf", "nan", "' OR 1=1")),
     *({"in_stock": value} for value in ("perhaps", "2")),
-    *({"per": value} for value in ("pixel", "")),
+    *({"per": value} for value in ("pixel", "images")),
     *({"model": value} for value in (-1, 77, "current")),
     *({"attributes": value} for value in ("[1]", "{", "[" * 1500, '{"a": "\\u0000"}', "x" * 3000)),
     {"text": "words for a model of images"},

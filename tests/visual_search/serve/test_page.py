@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -76,7 +77,7 @@ def opened(browser: Any, address: str, width: int = 1400, scheme: str = "light")
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on("console", lambda line: line.type == "error" and page.faults.append(line.text))
     page.goto(address)
-    page.wait_for_function("about.models.length > 0")
+    page.locator("#about:not(:empty)").wait_for()
     return page
 
 
@@ -89,7 +90,7 @@ def photo(tmp_path: Path) -> Path:
 
 def settled(page: Any) -> list[str]:
     """The titles of the hits, once a search has ended."""
-    page.wait_for_function("/similar first|Nothing passes/.test(document.body.innerText)")
+    page.locator("#status", has_text=re.compile("similar first|Nothing passes")).wait_for()
     return page.locator(".hit .title").all_inner_texts()
 
 
@@ -103,7 +104,6 @@ def changed(page: Any, act: Any) -> list[str]:
     """The titles after a search that an act starts."""
     with page.expect_response("**/search"):
         act()
-    page.wait_for_function("!/Searching/.test(document.body.innerText)")
     return settled(page)
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_photo_is_told(browser: Any, served: Served, tmp_path:
     page = opened(browser, served.address)
     (tmp_path / "a.png").write_text("no photo")
     page.set_input_files("#file", tmp_path / "a.png")
-    page.wait_for_function("/no photo that/.test(document.body.innerText)")
+    page.locator("#status.error", has_text="no photo that").wait_for()
 
 
 def test_two_models_stand_side_by_side(
