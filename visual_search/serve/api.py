@@ -277,45 +277,20 @@ def _html(text: str) -> Response:
 
 def _documentation(schema: dict[str, Any]) -> str:
     """The OpenAPI description as a page that opens offline."""
-    sections = [Section(notes=["The same for programs: /openapi.json"])]
+    sections = [Section(notes=["The same for programs, with the limits of each: /openapi.json"])]
     for path, methods in schema["paths"].items():
         for method, told in methods.items():
-            rows = [["parameter", "in", "kind", "meaning"]]
+            rows = [["parameter", "in", "meaning"]]
             for one in told.get("parameters", ()):
-                rows.append(
-                    [one["name"], one["in"], _kind(one["schema"]), one.get("description", "")]
-                )
+                rows.append([one["name"], one["in"], one.get("description", "")])
             for content in told.get("requestBody", {}).get("content", {}).values():
                 named = content["schema"]["$ref"].rsplit("/", 1)[-1]
                 for name, one in schema["components"]["schemas"][named]["properties"].items():
-                    rows.append([name, "form", _kind(one), one.get("description", "")])
-            sections.append(
-                Section(
-                    f"{method.upper()} {path}",
-                    [" ".join(told.get("description", "").split())],
-                    tables={"": rows} if len(rows) > 1 else {},
-                )
-            )
+                    rows.append([name, "form", one.get("description", "")])
+            notes = [" ".join(told.get("description", "").split())]
+            tables = {"": rows} if len(rows) > 1 else {}
+            sections.append(Section(f"{method.upper()} {path}", notes, tables=tables))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "docs.html")
         write_page(file, "Visual product search: the API", sections)
         return file.read_text("utf-8")
-
-
-def _kind(schema: dict[str, Any]) -> str:
-    """What a parameter may be, in a few words."""
-    if "anyOf" in schema:
-        return _kind(next(one for one in schema["anyOf"] if one.get("type") != "null"))
-    if "enum" in schema:
-        return ", ".join(map(str, schema["enum"]))
-    if schema.get("type") == "array":
-        return f"{_kind(schema['items'])}, several"
-    ends = [
-        f"{word} {schema[k]}" for k, word in (("minimum", "from"), ("maximum", "to")) if k in schema
-    ]
-    kind = (
-        "file"
-        if schema.get("contentMediaType") or schema.get("format") == "binary"
-        else schema.get("type", "")
-    )
-    return " ".join([kind, *ends])

@@ -75,6 +75,11 @@ class Database:
         with self.pool.connection() as connection:
             yield connection
 
+    def look_up_role(self) -> None:
+        """Find out again whether it only reads: a replica takes over, or stands in."""
+        with self.connection() as connection:
+            self.read_only = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+
     def close(self) -> None:
         """Give the connections back."""
         self.pool.close()

@@ -120,6 +120,7 @@ class Service:
         Raises:
             UserError: when one is not where the index was filled from, or is another by now.
         """
+        self.store.database.look_up_role()
         found = {
             model.id: model
             for model in self.store.models()

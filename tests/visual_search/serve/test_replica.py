@@ -58,6 +58,11 @@ def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
     return [(hit["product"]["id"], hit["score"]) for hit in found["hits"]]
 
 
+def reads_only(service: Service) -> bool:
+    service.refresh()
+    return service.store.database.read_only
+
+
 def until(what: Any) -> Any:
     deadline = time.monotonic() + SECONDS
     while True:
@@ -94,12 +99,13 @@ def test_the_service_goes_on_with_the_replica(
     replica.autocommit = True
     until(lambda: replica.execute("SELECT count(*) FROM embeddings").fetchone() == (24,))
     stop_at_once(folder / "one", signal.SIGKILL)
-    service.store.database.read_only = True  # as a service finds it that starts now
+    until(lambda: reads_only(service))
     assert until(lambda: answers(service, image)) == before
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         service.store.set_facts(Product("p1", "no"))
 
     replica.execute("SELECT pg_promote()")
+    until(lambda: not reads_only(service))
     assert until(lambda: service.store.set_facts(Product("p1", "changed on the replica")))
     found = service.store.product("p1")
     assert found is not None
