@@ -22,11 +22,13 @@ from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
 from visual_search.data.image_files import stored_size
 from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
-from visual_search.model.checkpoint import dimension_of, fingerprint, knows_texts, load_checkpoint
+from visual_search.model.checkpoint import fingerprint, knows_texts, load_checkpoint
+from visual_search.model.clip_folder import is_clip_folder, is_first_ru_clip
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.export import load_model
 from visual_search.ranking.precision import InferencePlan, plan_inference
 from visual_search.ranking.rank import UNUSED, trimmed
+from visual_search.ranking.store import weights_fingerprint
 
 BATCH = 16
 """Waiting queries that are embedded together at the most."""
@@ -47,28 +49,32 @@ class QueryModel:
     def __init__(self, source: Path) -> None:
         """
         Args:
-            source: a run folder, a checkpoint, or an export's folder.
+            source: a run folder, a checkpoint, an export's folder, or a CLIP of others as
+                :func:`visual_search.text.search.load_text_model` takes it.
 
         Raises:
             UserError: when there is no model, or it is damaged.
         """
-        checkpoint = load_checkpoint(source)
-        self.source, self.device = source.absolute(), default_device()
-        self.size = checkpoint.architecture.input_size
-        self.dimension = dimension_of(checkpoint)
-        self.settings = EmbedSettings.parsed(
-            checkpoint.facts.get("embedding") or {}, str(checkpoint.path)
-        )
+        self.source = source.absolute() if source.exists() else source
+        self.device = default_device()
         self.encoder: Any = None
         """Of texts, where the model knows them."""
-        if knows_texts(checkpoint):
+        if is_clip(source) or knows_texts(checkpoint := load_checkpoint(source)):
             from visual_search.text.search import load_text_model
 
-            self.encoder = load_text_model(source).encoder.to(self.device)
-            self.embedder: Any = self.encoder.image_embedder().eval()
+            found = load_text_model(source)
+            self.encoder, self.size = found.encoder.to(self.device), found.input_size
+            self.settings, self.embedder = found.settings, found.embedder.eval()
+            self.dimension = self.encoder.embed_texts(["a"]).shape[1]
+            weights = weights_fingerprint(self.encoder.state_dict())
         else:
-            self.embedder = load_model(checkpoint, self.device)
-        facts = [fingerprint(source), self.size, asdict(self.settings), PIXELS_VERSION]
+            self.size = checkpoint.architecture.input_size
+            self.dimension = checkpoint.architecture.dimension
+            self.settings = EmbedSettings.parsed(
+                checkpoint.facts.get("embedding") or {}, str(checkpoint.path)
+            )
+            self.embedder, weights = load_model(checkpoint, self.device), fingerprint(source)
+        facts = [weights, self.size, asdict(self.settings), PIXELS_VERSION]
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._plan: InferencePlan | None = None
 
@@ -124,6 +130,12 @@ class QueryModel:
         top, bottom = int(rows.min()) / BOX_SIDE, (int(rows.max()) + 1) / BOX_SIDE
         x, y = round(left * width), round(top * height)
         return x, y, max(round(right * width) - x, 1), max(round(bottom * height) - y, 1)
+
+
+def is_clip(source: Path) -> bool:
+    """Whether a model is a CLIP that others have trained, without a run of its own."""
+    named = source.parts[:1] == ("open_clip",) and not source.is_dir()
+    return named or is_first_ru_clip(source) or is_clip_folder(source)
 
 
 def _activations(model: Any, pixels: Tensor) -> Tensor | None:
