@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import random
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,3 +267,49 @@ def two_workers() -> Iterator[str]:
         yield cluster.address
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_the_challenge_winner_s_commands_typed_in_their_folder(
+    project: Path, model_run: Path, tmp_path: Path
+) -> None:
+    """A checkout of its own, in whose folder of scripts the commands are typed."""
+    root = tmp_path / "checkout"
+    skipped = shutil.ignore_patterns("demo", "__pycache__", "real")
+    for name in ("dataset", "visual_search"):
+        shutil.copytree(project / name, root / name, ignore=skipped)
+    shutil.copytree(model_run, root / "runs" / "my_arcface_2nd" / "best")
+    steps = root / "dataset" / "dataset_creation_steps"
+    with running(ImageServer(make_images(8))) as server:
+        write_files(steps, server, 8)
+        for name in ("X.json.gz", "meta_X.json"):
+            (steps / name).rename(steps / name.replace("X", "Office_Products"))
+        local = "--allow-private --timeout 2 --attempts 3 --rate 0"
+        said = ""
+        for line in (
+            "python get_pairs.py Office_Products.json",
+            f"python extract_features.py Office_Products.parquet {local}",
+            'python analyse_pairs.py Office_Products.parquet "Office_Products.parquet_*.embeddings"'
+            " --allow-private",
+            f"python download_images.py {local}",
+            "python prepare_training_set.py --pack",
+        ):
+            done = subprocess.run(
+                [sys.executable, *shlex.split(line)[1:]],
+                cwd=steps,
+                env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
+    assert f"the model that compares is {root / 'runs' / 'my_arcface_2nd'}" in said
+    assert (root / "dataset" / "amazon_review_mean_05_full_images.csv").is_file()
+    parts, whole = "dataset/images_mean_50k_1.parta*", "images_mean_50k_1.tar"
+    join = f"cat {parts} > {whole}; tar -xf {whole}"
+    subprocess.run(["bash", "-c", join], cwd=root, check=True)
+    packed = {path.name for path in (root / "images_mean_50k").rglob("*.jpg")}
+    assert packed
+    assert packed <= {path.name for path in (root / "dataset/images_mean_50k").rglob("*.jpg")}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,19 @@ def test_a_run_is_named_after_its_parts_or_its_config() -> None:
     assert default_name(["--config", "a/b.yml", "--config=c/d.yml", "--dataset.seed", "3"]) == "d"
     with pytest.raises(UserError, match="give the run a name"):
         default_name(["--dataset.seed", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("backbon=openclip_vit_b32", "did you mean backbone=openclip_vit_b32?"),
+        ("backbone=openclip_vit_b31", "did you mean openclip_vit_b32?"),
+        ("batchsize=32", "did you mean batch_size=32?"),
+        ("dataset=cub", "did you mean cub200?"),
+        ("evaluation/data=product10k", "did you mean products10k?"),
+        ("optim.learning_rate=1", "did you mean learning_rate=1?"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_nearest(words: str, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        spelled_out([words], PhaseConfig)
