@@ -55,6 +55,9 @@ def another(key: str, hint: Any, default: Any) -> Any:
         return default / 2 if default else 0.5
     if isinstance(default, int):
         return default + 1
+    if isinstance(default, tuple):
+        inner = plain(get_args(hint)[0])
+        return (another("", inner, {int: 0, float: 0.0}.get(inner, "x")),)
     return f"{default}_other"
 
 
@@ -71,7 +74,8 @@ CASES = [
 
 def conditions(root: Any, key: str) -> list[tuple[When, str]]:
     """Those on the key and on the parts it lies in, each with the key that it is about."""
-    found, kind, prefix = [], root, ""
+    found: list[tuple[When, str]] = []
+    kind, prefix = root, ""
     *_, name = key.split(".")
     for step in key.split("."):
         hint = get_type_hints(kind, include_extras=True)[step]
@@ -111,7 +115,7 @@ def choose(conditions: list[When], hint: Any, default: Any, holds: bool = True) 
     """A value of another key with which all conditions hold, or all fail."""
     values = [value for condition in conditions for value in condition.values]
     named = [f"{value}x" if str(value)[-1:] in "/-" else value for value in values]
-    plain_choices = [default, *get_args(plain(hint)), *named, "", "x", False, True, 0, 1]
+    plain_choices = [default, *get_args(plain(hint)), *named, "", "x", False, True, 0, 1, 0.5]
     choices = [default, *((c,) for c in ["none", *named])] if default == ("hashed",) else []
     for choice in choices or [*plain_choices, ("x",), ()]:
         same = isinstance(choice, type(default)) or (type(default), choice) == (float, 0)
