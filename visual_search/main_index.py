@@ -43,6 +43,7 @@ def main() -> None:
 
 
 def _index(store: Store, options: argparse.Namespace) -> None:
+    from visual_search.serve.calibration import draw_reliability
     from visual_search.serve.gallery import read_products
     from visual_search.serve.indexing import (
         Report,
@@ -80,7 +81,13 @@ def _index(store: Store, options: argparse.Namespace) -> None:
         if options.approximate:
             print(measured_recall(store, store.model(indexed.id)))
     if options.judged:
-        print(calibrate(store, indexed, model, read_judged(options.judged, store)))
+        calibration = calibrate(store, indexed, model, read_judged(options.judged, store))
+        print(
+            f"calibrated on {calibration.queries} answers, with the products asked for and without "
+            f"them: expected error {calibration.error:.3f} on products that were not fitted on"
+        )
+        if options.diagram:
+            draw_reliability(calibration, options.diagram)
     if store.model(indexed.id).current:
         print(f"next: python -m visual_search.main_serve --database {options.database}")
     else:
@@ -116,6 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="queries.csv with product_id: calibrates probabilities of being right, and compares "
         "with the model that answers; clicks that were logged with their images are added",
+    )
+    parser.add_argument(
+        "--diagram", type=Path, help="with --judged: png of how often was right what was said"
     )
     parser.add_argument(
         "--approximate",

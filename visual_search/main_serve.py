@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, first_line, run_command
 
 KEY = "VISUAL_SEARCH_API_KEY"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -30,6 +30,7 @@ def main() -> None:
 
     import logging
 
+    import psycopg
     import uvicorn
 
     from visual_search.serve.api import create_app
@@ -44,12 +45,15 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     database = Database(options.database, connections=options.connections)
     store = Store(database)
-    service = Service(
-        store,
-        (options.uploads or Path("runs/uploads")).absolute(),
-        compared=compared_models(store, options.compare),
-        log_images=options.log_images,
-    )
+    try:
+        service = Service(
+            store,
+            options.uploads.absolute(),
+            compared=compared_models(store, options.compare),
+            log_images=options.log_images,
+        )
+    except psycopg.Error as error:
+        raise UserError(f"the database does not answer: {first_line(error)}") from error
     app = create_app(
         service,
         key=key,
@@ -117,7 +121,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--proxy", help="address of a reverse proxy, whose X-Forwarded-For is believed"
     )
     parser.add_argument(
-        "--uploads", type=Path, help="folder of images that come by HTTP (runs/uploads)"
+        "--uploads",
+        type=Path,
+        default=Path("runs/uploads"),
+        help="folder of images that come by HTTP (%(default)s)",
     )
     parser.add_argument(
         "--log-images", action="store_true", help="keep the images of queries: clicks judge them"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import written_atomically
 
 LEAST_QUERIES = 40
 ABSENT_SHARE = 0.25
@@ -144,8 +146,8 @@ def _reliability(
     ]
 
 
-def draw_reliability(calibration: Calibration, file: Any) -> None:
-    """A picture of how often was right what was said, on queries that were not fitted on."""
+def draw_reliability(calibration: Calibration, file: Path) -> None:
+    """Draw how often was right what was said, on queries that were not fitted on, as a png."""
     from matplotlib.figure import Figure
 
     said, was, shares = map(np.array, zip(*calibration.reliability, strict=True))
@@ -158,4 +160,5 @@ def draw_reliability(calibration: Calibration, file: Any) -> None:
         axes.annotate(words, (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
     axes.set(xlabel="probability that was said", ylabel="share that was right")
     axes.set_title(f"{calibration.queries} answers, error {calibration.error:.3f}", fontsize=10)
-    figure.savefig(file, dpi=110, format="png")
+    with written_atomically(file) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -20,8 +20,8 @@ from psycopg_pool import ConnectionPool
 from visual_search.common.errors import UserError, first_line
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-MIGRATION_LOCK, INDEX_LOCK = 7_403_001, 7_403_002
-"""Keys of PostgreSQL's advisory locks: who migrates, and who indexes."""
+MIGRATION_LOCK = 7_403_001
+"""Key of PostgreSQL's advisory lock of whoever migrates."""
 START_SECONDS = 60.0
 """In which a server has to be up; after a power cut it replays its log first."""
 CONNECT_SECONDS = 5

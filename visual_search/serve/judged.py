@@ -21,7 +21,7 @@ from visual_search.evaluation.report import markdown
 from visual_search.evaluation.tasks import ImageTask, TaskConfig
 from visual_search.ranking.rank import UNUSED
 from visual_search.ranking.search import top_k
-from visual_search.serve.calibration import fit
+from visual_search.serve.calibration import Calibration, fit
 from visual_search.serve.query_log import clicked
 from visual_search.serve.query_model import QueryModel
 from visual_search.serve.records import IndexedModel
@@ -103,12 +103,10 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object
         csv.writer(handle).writerows([header, *rows])
 
 
-def calibrate(store: Store, indexed: IndexedModel, model: QueryModel, judged: Judged) -> str:
-    """Ask each query of the whole index and of the index without its product, fit, and store.
-
-    Returns:
-        What came out, in a line.
-    """
+def calibrate(
+    store: Store, indexed: IndexedModel, model: QueryModel, judged: Judged
+) -> Calibration:
+    """Ask each query of the whole index and of the index without its product, fit, and store."""
     judged, asked = _embedded(model, judged)
     _, owners, matrix = store.vectors(indexed)
     wanted = np.array([product for _, product in judged], object)
@@ -126,10 +124,7 @@ def calibrate(store: Store, indexed: IndexedModel, model: QueryModel, judged: Ju
     absent = np.tile([False, True], len(wanted))
     calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2), absent)
     store.keep_calibration(indexed, calibration.as_json())
-    return (
-        f"calibrated on {len(judged)} queries, with their products and without: expected error "
-        f"{calibration.error:.3f} on products that were not fitted on"
-    )
+    return calibration
 
 
 def _embedded(model: QueryModel, judged: Judged) -> tuple[Judged, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,8 +52,8 @@ def test_too_few_judgements_are_refused() -> None:
         fit(scores, np.zeros_like(right), products, absent)
 
 
-def test_the_diagram_is_a_picture() -> None:
+def test_the_diagram_is_a_picture(tmp_path: Path) -> None:
     scores, right, products, absent, _ = drawn()
-    file = BytesIO()
+    file = tmp_path / "diagram.png"
     draw_reliability(fit(scores, right, products, absent), file)
     assert Image.open(file).size[0] > 400

@@ -124,7 +124,7 @@ def test_judged_queries_calibrate_and_compare(
     header = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"]
     judged = write_csv(tmp_path / "queries.csv", header, rows)
     told = index(address, tiny_export, "--gallery", tmp_path / "products.jsonl", "--judged", judged)
-    assert "calibrated on 50 queries" in told
+    assert "calibrated on 100 answers" in told
     assert store.models()[0].calibration
     told = index(address, other_export, "--judged", judged)
     assert "| judged queries | mAP@1000 |" in told

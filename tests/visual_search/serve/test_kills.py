@@ -53,14 +53,15 @@ def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
     database.close()
 
 
-def command(module: str, *arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"visual_search.{module}", *map(str, arguments)],
-        cwd=PROJECT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def command(log: Path, module: str, *arguments: object) -> subprocess.Popen[bytes]:
+    with log.open("ab") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"visual_search.{module}", *map(str, arguments)],
+            cwd=PROJECT,
+            env=ENVIRONMENT,
+            stdout=told,
+            stderr=told,
+        )
 
 
 class Writer(threading.Thread):
@@ -124,23 +125,23 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
         for photo in range(2):
             draw_product(product, photo).save(tmp_path / f"{product}_{photo}.png")
     lines = [json.dumps({"id": f"p{n}", "images": [f"{n}_0.png", f"{n}_1.png"]}) for n in range(40)]
-    table = tmp_path / "products.jsonl"
+    table, log = tmp_path / "products.jsonl", tmp_path / "log"
     table.write_text("\n".join(lines))
     index = ("main_index", "--database", folder, "--run", tiny_export, "--gallery", table)
-    assert command(*index).wait(120) == 0
+    assert command(log, *index).wait(120) == 0
     start_server(folder)  # holds it, so that only kills end it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve = ("main_serve", "--database", folder, "--port", port, "--uploads", tmp_path / "up",
              "--rate", 10_000)  # fmt: skip
-    service, indexing = command(*serve), command(*index)
+    service, indexing = command(log, *serve), command(log, *index)
     address = f"http://127.0.0.1:{port}"
     images = [(tmp_path / f"1_{photo}.png").read_bytes() for photo in range(2)]
     writer = Writer(address, images)
     rng = random.Random(1)
     try:
-        ready(address)
+        ready(address, log)
         writer.start()
         for kill in range(30):
             time.sleep(rng.uniform(0.1, 1.0))
@@ -148,7 +149,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
             if what == 0:
                 service.kill()
                 service.wait()
-                service = command(*serve)
+                service = command(log, *serve)
             elif what == 1:
                 stop_at_once(folder, signal.SIGKILL)
             else:
@@ -156,8 +157,8 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
                 os.utime(tmp_path / f"{rng.randrange(40)}_0.png", None)
                 indexing.kill()
                 indexing.wait()
-                indexing = command(*index)
-            ready(address)
+                indexing = command(log, *index)
+            ready(address, log)
             before = writer.writes
             while writer.writes < before + 3:
                 time.sleep(0.05)
@@ -165,7 +166,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
         writer.join(40)
         assert writer.writes > 90
         assert indexing.wait(120) == 0
-        assert command(*index).wait(120) == 0
+        assert command(log, *index).wait(120) == 0
         database = Database(str(folder), connections=2)
         check(Store(database), writer, 2)
         assert {f"p{n}" for n in range(40)} <= Store(database).product_ids()
@@ -177,8 +178,8 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
             process.wait()
 
 
-def ready(address: str) -> None:
-    deadline = time.monotonic() + 90
+def ready(address: str, log: Path) -> None:
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         try:
             if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
@@ -186,4 +187,4 @@ def ready(address: str) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise AssertionError("the service does not come back")
+    raise AssertionError(f"the service does not come back: {log.read_text()[-2000:]}")

@@ -86,6 +86,8 @@ def test_the_service_goes_on_with_the_replica(
     first = start_server(folder / "one")
     sockets = [folder / name / "pgdata" for name in ("one", "two")]
     program("pg_basebackup", "-d", first, "-D", sockets[1], "-R", "-X", "stream", "-C", "-S", "two")
+    # Here alone: this server's socket lies in its data folder, and was copied with it.
+    (sockets[1] / ".s.PGSQL.5432.lock").unlink()
     program(
         *("pg_ctl", "-w", "-D", sockets[1], "-o", f'-h "" -k {sockets[1]}', "start"),
         *("-l", sockets[1] / "log"),
