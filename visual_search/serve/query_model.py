@@ -23,12 +23,13 @@ from visual_search.config import EmbedSettings
 from visual_search.data.image_files import stored_size
 from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
 from visual_search.model.checkpoint import fingerprint, knows_texts, load_checkpoint
-from visual_search.model.clip_folder import is_clip_folder, is_first_ru_clip
+from visual_search.model.clip_folder import is_clip_folder
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.export import load_model
 from visual_search.ranking.precision import InferencePlan, plan_inference
 from visual_search.ranking.rank import UNUSED, trimmed
 from visual_search.ranking.store import weights_fingerprint
+from visual_search.text.first_ru_clip import is_first_ru_clip
 
 BATCH = 16
 """Waiting queries that are embedded together at the most."""
