@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError, run_command
 
 
@@ -77,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--views",
         nargs="+",
-        choices=("squash", "letterbox"),
+        choices=get_args(Fit),
         metavar="VIEW",
         help="in place of the run's embedding.views: squash, letterbox or both; an embedding is "
         "their mean",

@@ -34,15 +34,6 @@ FREE_TO_CHANGE = {
     "train.trackers",
 }
 """Settings that change no weight: a run may be continued with others."""
-ADDED: dict[str, Any] = {
-    "backbone.layers": [],
-    "backbone.layer_weights": [],
-    "embedding.views": ["squash"],
-    "embedding.view_sizes": [],
-    "train.whitening_power": 0.0,
-    "train.whitening_dimension": 0,
-}
-"""Settings that runs of earlier versions do not name, and what these did."""
 
 
 class RunFolder:

@@ -87,6 +87,8 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
         *("--config", config, "--runs", tmp_path / "runs", "--name", "x"),
         *("--train.epochs", "12", "--train.validate_every", "12", "--margin.dropout", "0"),
         *("--dataset.train_on_test", "true", "--train.whitening", "1"),
+        *("--train.whitening_power", "0.5", "--train.whitening_dimension", "8"),
+        *("--embedding.views", "[squash,letterbox]"),
     )
     assert done.returncode == 0, done.stderr
     metrics = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
@@ -95,10 +97,11 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
     assert "trains on Product10K's test images too" in done.stdout
     # The score of the whitened model, better or not, is the one that its file gives.
     scores = [line["mAP"] for line in map(json.loads, metrics) if "mAP" in line]
-    assert len(scores) == 2
+    assert len(scores) == 3
     best = load_checkpoint(tmp_path / "runs" / "x")
     assert best.facts["mAP"] == max(scores)
-    assert best.architecture.neck == ("whitening" if scores[1] > scores[0] else "none")
+    assert best.architecture.neck == ("whitening" if max(scores) > scores[0] else "none")
+    assert (best.architecture.dimension == 8) == (scores[2] > max(scores[:2]))
     assert "test images</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
 
 

@@ -39,6 +39,7 @@ OTHERS: dict[str, Any] = {
     "betas": (0.5, 0.9), "milestones": (0.2, 0.3), "nested": (4,), "trackers": ("tensorboard",),
     "towers": ("use",), "mean": (0.1, 0.2, 0.3), "std": (0.1, 0.2, 0.3), "power": -0.5,
     "tables": (TableConfig("table.csv"),), "pretrain_model": "runs/other", "momentum": 0.5,
+    "layers": (1,), "layer_weights": (0.5,), "views": ("letterbox",), "view_sizes": (40,),
 }  # fmt: skip
 
 

@@ -240,6 +240,7 @@ def _check(config: ClipConfig) -> None:
         ),
         "optim.layer_decay is for one tower: set it to 1 here": config.optim.layer_decay != 1.0,
         "train.whitening has no classes to fit to here: set it to 0": train.whitening,
+        "train.whitening_power is of phases of images alone: set it to 0": train.whitening_power,
         f"train.head_epochs is {train.head_epochs}; it must be 0 to {train.epochs}, which is "
         "train.epochs": train.head_epochs > train.epochs,
         "projection.class_names imagenet needs `use` in text.towers and projection.kind linear": (

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
+from visual_search.data.images import FITS
 
 
 def test_views_are_read_with_their_sizes() -> None:
@@ -12,6 +16,7 @@ def test_views_are_read_with_their_sizes() -> None:
     sized = EmbedSettings.parsed({"views": ["letterbox"], "view_sizes": [224]}, "x")
     assert (sized.sides(288), EmbedSettings().sides(288)) == ((224,), (288,))
     assert EmbedSettings().is_plain
+    assert set(FITS) == set(get_args(Fit))
 
 
 def test_settings_are_read_from_json_values() -> None:
