@@ -60,14 +60,11 @@ def cosines_by(model: Path) -> Cosines:
     """Compare whole images by the embeddings of a model; each image is embedded once."""
     from visual_search.data.images import ImageItem
     from visual_search.model.checkpoint import load_checkpoint
-    from visual_search.model.embedder import rebuild_embedder
     from visual_search.ranking.embed import default_device, embed_images
 
     found = load_checkpoint(model)
     device = default_device()
-    embedder = rebuild_embedder(found.architecture)
-    embedder.load_state_dict(dict(found.state))
-    embedder = embedder.eval().to(device)
+    embedder = found.embedder().to(device)
 
     def compare(first: Sequence[Path], second: Sequence[Path]) -> np.ndarray:
         place = {path: i for i, path in enumerate(dict.fromkeys([*first, *second]))}

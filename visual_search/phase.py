@@ -38,7 +38,7 @@ from visual_search.losses.xbm import XbmLoss
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.backbones import feature_width, read_state_dict
 from visual_search.model.checkpoint import load_checkpoint, plain_state
-from visual_search.model.embedder import Architecture, Embedder, build_embedder, rebuild_embedder
+from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, project_features, start_neck
@@ -419,10 +419,7 @@ def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module
 def _teacher(config: PhaseConfig) -> Embedder | None:
     if not config.distillation.run:
         return None
-    found = load_checkpoint(Path(config.distillation.run))
-    teacher = rebuild_embedder(found.architecture)
-    teacher.load_state_dict(dict(found.state))
-    return teacher.eval().requires_grad_(False)
+    return load_checkpoint(Path(config.distillation.run)).embedder().requires_grad_(False)
 
 
 def _continue_head(

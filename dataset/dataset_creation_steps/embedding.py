@@ -16,7 +16,6 @@ from dataset.dataset_creation_steps.snapshots import is_stopped
 from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem
 from visual_search.model.checkpoint import load_checkpoint
-from visual_search.model.embedder import rebuild_embedder
 from visual_search.ranking.embed import default_device, embed_images
 from visual_search.ranking.precision import InferencePlan, plan_inference
 
@@ -33,9 +32,8 @@ class EmbedStage:
         self.device = default_device()
         checkpoint = load_checkpoint(Path(run))
         self.input_size = checkpoint.architecture.input_size
-        model = rebuild_embedder(checkpoint.architecture)
-        model.load_state_dict(dict(checkpoint.state))
-        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        model = checkpoint.embedder().to(self.device)
+        self.model = model.to(memory_format=torch.channels_last)
         # Not "auto": a run that goes on after a kill has to embed as it did before.
         self.settings = EmbedSettings(precision="fp16" if self.device.type == "cuda" else "fp32")
         self.plan: InferencePlan | None = None

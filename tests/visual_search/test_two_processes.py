@@ -13,7 +13,6 @@ import yaml
 from tests.commands import alone, inside, side_by_side
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
-from visual_search.model.embedder import rebuild_embedder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "arcface": {},
@@ -101,8 +100,5 @@ def test_several_processes_that_were_not_started_are_refused(
 
 
 def embeddings(checkpoint: Path, pixels: torch.Tensor) -> torch.Tensor:
-    found = load_checkpoint(checkpoint)
-    embedder = rebuild_embedder(found.architecture).eval()
-    embedder.load_state_dict(dict(found.state))
     with torch.inference_mode():
-        return embedder(pixels)
+        return load_checkpoint(checkpoint).embedder()(pixels)

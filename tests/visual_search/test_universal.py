@@ -24,7 +24,6 @@ from visual_search.data.images import ImageItem
 from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
 from visual_search.main_arcface import main as main_arcface
 from visual_search.model.checkpoint import load_checkpoint
-from visual_search.model.embedder import rebuild_embedder
 from visual_search.phase_chain import read_chain
 
 CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
@@ -187,21 +186,16 @@ def test_compressing_writes_the_curve_and_smaller_models(
     call(main_compress.main, "--run", run, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        wide, cut = (_model(path)(pixels) for path in (run, run.with_name("u_4")))
+        wide, cut = (
+            load_checkpoint(path).embedder()(pixels) for path in (run, run.with_name("u_4"))
+        )
         torch.testing.assert_close(cut, F.normalize(wide[:, :4], dim=1))
-        projected = _model(run.with_name("u_pca"))(pixels)
+        projected = load_checkpoint(run.with_name("u_pca")).embedder()(pixels)
     assert projected.shape == (5, 4)
     with pytest.raises(UserError, match="exists already"):
         call(main_compress.main, "--run", run, "--write", 4)
     with pytest.raises(UserError, match=r"below the run's 8 dimensions"):
         RunEmbeddings(run).write_smaller(8, False, tmp_path / "x")
-
-
-def _model(run: Path) -> torch.nn.Module:
-    found = load_checkpoint(run)
-    model = rebuild_embedder(found.architecture)
-    model.load_state_dict(dict(found.state))
-    return model.eval()
 
 
 def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:

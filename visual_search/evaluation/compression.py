@@ -21,7 +21,7 @@ from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_embeddings
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
-from visual_search.model.embedder import Embedder, create_neck, rebuild_embedder
+from visual_search.model.embedder import Embedder, create_neck
 from visual_search.model.projections import Sample, pca, project_features, start_neck
 from visual_search.ranking.embed import default_device
 from visual_search.ranking.faiss_index import CODES, CodedGallery
@@ -208,9 +208,7 @@ class RunEmbeddings:
         self.run, self.config = run, read_config(run)
         self.checkpoint = load_checkpoint(run)
         self.architecture = self.checkpoint.architecture
-        self.embedder = rebuild_embedder(self.architecture)
-        self.embedder.load_state_dict(dict(self.checkpoint.state))
-        self.embedder.eval()
+        self.embedder = self.checkpoint.embedder()
         self.images = training_images(self.config.dataset)
         self.dev_set = dev_set_of(self.config.dataset.dev_set)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, written_atomically
 from visual_search.model.clip_folder import FIRST_RU_CLIP
-from visual_search.model.embedder import Architecture
+from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""
@@ -43,6 +43,12 @@ class Checkpoint:
     facts: Mapping[str, Any]
     """What `model.json` says beside the architecture: run, phase, epoch, mAP, …"""
     path: Path
+
+    def embedder(self) -> Embedder:
+        """The embedder with its weights, for inference."""
+        found = rebuild_embedder(self.architecture)
+        found.load_state_dict(dict(self.state))
+        return found.eval()
 
 
 def save_checkpoint(

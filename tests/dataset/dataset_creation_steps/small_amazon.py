@@ -148,13 +148,10 @@ def _enough(rows: list[tuple[float, str, str, str]]) -> list[tuple[float, str, s
 def embedded(images: dict[str, bytes], run: Path, folder: Path) -> dict[str, np.ndarray]:
     from visual_search.data.images import ImageItem
     from visual_search.model.checkpoint import load_checkpoint
-    from visual_search.model.embedder import rebuild_embedder
     from visual_search.ranking.embed import embed_images
 
     folder.mkdir(parents=True)
-    checkpoint = load_checkpoint(run)
-    model = rebuild_embedder(checkpoint.architecture).eval()
-    model.load_state_dict(dict(checkpoint.state))
+    model = load_checkpoint(run).embedder()
     paths = [folder / name.replace("/", "_") for name in images]
     for path, data in zip(paths, images.values(), strict=True):
         path.write_bytes(data)
