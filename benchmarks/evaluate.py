@@ -64,18 +64,15 @@ def rows_of(photos: int, peers: dict[str, str], options: Namespace) -> tuple[lis
         least = run("floor", job, options)
         theirs = {way: run(way, job, options) for way in peers}
     rows, notes = [], []
+    memory = f"{case}: peak memory, all", mine["peak"] / 1e9
     for way, peer in peers.items():
         answer = theirs[way]
-        rows.append(lower_is_better(f"{case}: time", mine["seconds"], peer, answer["seconds"], "s"))
-        rows.append(
-            lower_is_better(
-                f"{case}: peak memory, all", mine["peak"] / 1e9, peer, answer["peak"] / 1e9, "GB"
-            )
-        )
+        rows += [
+            lower_is_better(f"{case}: time", mine["seconds"], peer, answer["seconds"], "s"),
+            lower_is_better(*memory, peer, answer["peak"] / 1e9, "GB"),
+        ]
         notes.append(f"{case}, {peer}: {agreement(mine['scores'], answer['scores'])}")
-    rows.append(
-        lower_is_better(f"{case}: peak memory, all", mine["peak"] / 1e9, "limit", LIMIT_GB, "GB")
-    )
+    rows.append(lower_is_better(*memory, "limit", LIMIT_GB, "GB"))
     flops = 2 * photos * photos * DIMENSION
     notes.append(
         f"{case}: roofline: the products alone take {least['seconds']:.1f} s "

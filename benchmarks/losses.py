@@ -77,21 +77,23 @@ def _stepping(loss_of: Callable[[Tensor], Tensor], rows: Tensor, module: nn.Modu
     return step
 
 
-def margin_step(sizes: Sizes, threads: int) -> Step:
-    """ArcFace in ours."""
+def arcface(sizes: Sizes, threads: int) -> tuple[Tensor, Tensor, MarginHead]:
+    """Embeddings, labels and our head."""
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.classes)
     counts = torch.ones(sizes.classes, dtype=torch.int64)
-    head = MarginHead(sizes.dimension, counts, ARCFACE)
+    return rows, labels, MarginHead(sizes.dimension, counts, ARCFACE)
+
+
+def margin_step(sizes: Sizes, threads: int) -> Step:
+    """ArcFace in ours."""
+    rows, labels, head = arcface(sizes, threads)
     return _stepping(lambda embeddings: head(embeddings, labels).mean(), rows, head)
 
 
 def peer_margin_step(sizes: Sizes, threads: int) -> Step:
     """ArcFace in the peer's, at the same centres."""
-    torch.set_num_threads(threads)
-    rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.classes)
-    counts = torch.ones(sizes.classes, dtype=torch.int64)
-    head = MarginHead(sizes.dimension, counts, ARCFACE)
+    rows, labels, head = arcface(sizes, threads)
     peer = peer_module("pytorch_metric_learning.losses").ArcFaceLoss(
         sizes.classes, sizes.dimension, margin=float(torch.tensor(MARGIN).rad2deg()), scale=SCALE
     )

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -138,7 +138,7 @@ class Trainer:
 
     def step(self, pixels: Tensor, labels: Tensor) -> None:
         """Forward, backward, clip, update."""
-        self._gradients(pixels, labels)
+        self._loss(pixels, labels).backward()
         clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -155,9 +155,6 @@ class Trainer:
         with context:
             loss: Tensor = self.learner(pixels, labels, labels)[0]
         return loss
-
-    def _gradients(self, pixels: Tensor, labels: Tensor) -> None:
-        self._loss(pixels, labels).backward()
 
     def _count_flops(self) -> int:
         """Of forward and backward of one batch, uncompiled; recomputation would not count.
@@ -223,7 +220,7 @@ def loader_of(case: Case, photos: list[Path], batches: int, workers: int) -> Dat
 
 
 def rate_over(
-    batches: Iterator[list[Tensor]], use: Callable[[list[Tensor]], None], wait: Callable[[], None]
+    batches: Iterable[list[Tensor]], use: Callable[[list[Tensor]], None], wait: Callable[[], None]
 ) -> float:
     """Photos/s after the first :data:`WARM_BATCHES`, when workers and caches are warm."""
     seen, start = 0, 0.0
@@ -256,16 +253,14 @@ def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Ro
     (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
     model = case.batch / seconds
     print(f"{case}: model alone {model:.1f} images/s", file=sys.stderr)
-    batches = WARM_BATCHES + options.batches
-    decode = rate_over(
-        iter(loader_of(case, photos, batches, options.workers)), lambda batch: None, trainer.wait
-    )
+    loading = case, photos, WARM_BATCHES + options.batches, options.workers
+    decode = rate_over(loader_of(*loading), lambda batch: None, trainer.wait)
     print(f"{case}: decode alone {decode:.1f} images/s", file=sys.stderr)
-    whole = rate_over(
-        iter(loader_of(case, photos, batches, options.workers)),
-        lambda batch: trainer.step(*trainer.moved(batch[0], batch[1])),
-        trainer.wait,
-    )
+
+    def train(batch: list[Tensor]) -> None:
+        trainer.step(*trainer.moved(batch[0], batch[1]))
+
+    whole = rate_over(loader_of(*loading), train, trainer.wait)
     memory = torch.cuda.max_memory_reserved(device) if on_gpu else peak_resident()
     return _rows(case, trainer, (model, decode, whole), memory / 1e9, options)
 
@@ -286,23 +281,13 @@ def _rows(
     source = "data sheet" if nominal else "large product, measured"
     # Workers decode on cores of their own beside a GPU; on a CPU both take turns.
     bound = min(decode, model) if on_gpu else 1 / (1 / decode + 1 / model)
+    ideal = f"{options.precision} peak ({source})", peak / of_photo
+    limit = ("limit", MEMORY_LIMIT) if on_gpu else ("none", None)
     rows = [
-        higher_is_better(
-            f"{case}: model alone",
-            model,
-            f"{options.precision} peak ({source})",
-            peak / of_photo,
-            "images/s",
-        ),
+        higher_is_better(f"{case}: model alone", model, *ideal, "images/s"),
         higher_is_better(f"{case}: decode alone", decode, "none", None, "images/s"),
         higher_is_better(f"{case}: whole", whole, "bound by the two", bound, "images/s"),
-        lower_is_better(
-            f"{case}: peak memory",
-            gigabytes,
-            "limit" if on_gpu else "none",
-            MEMORY_LIMIT if on_gpu else None,
-            "GB",
-        ),
+        lower_is_better(f"{case}: peak memory", gigabytes, *limit, "GB"),
     ]
     slower = "decoding" if decode < model else "the model"
     speed = model * of_photo
