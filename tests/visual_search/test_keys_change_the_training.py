@@ -24,8 +24,9 @@ SILENT = {
     "train.channels_last", "train.compile", "train.sync_batchnorm", "embedding.memory_format",
     "embedding.batch_size", "embedding.workers", "embedding.backend", "embedding.min_cosine",
     "embedding.precision",
-    # The tiny data and model of this test have no borders, no further weights, no paths to drop.
-    "embedding.trim_borders", "backbone.weights", "backbone.drop_path",
+    # The tiny data and model of this test have no borders, no images but squares, no further
+    # weights, no paths to drop.
+    "embedding.trim_borders", "embedding.views", "backbone.weights", "backbone.drop_path",
     # A process knows one precision; and nothing goes stale within two epochs here.
     "train.precision", "train.early_stopping",
 }  # fmt: skip
