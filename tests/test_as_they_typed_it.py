@@ -369,7 +369,8 @@ def test_their_ladder_from_the_published_weights_up(here: Path) -> None:
     zero_shot = "--data animals forms --labels ground_truth.json"
     said = typed(f"python -m visual_search.main_zero_shot --run models/ru-clip-small {zero_shot}")
     assert "score " in said
-    assert json.loads(Path("runs/zero_shot/predictions.json").read_text()).keys() == truth.keys()
+    answers = Path("runs/zero_shot/models_ru-clip-small/predictions.json")
+    assert json.loads(answers.read_text()).keys() == truth.keys()
     settings = visual_settings(first_ru_clip_state(here / "models/ru-clip-small"))
     small = [
         *("--backbone.name", f"clip/{json.dumps(settings)}", "--backbone.weights", "none"),

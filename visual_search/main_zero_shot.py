@@ -36,11 +36,12 @@ def main() -> None:
         "--output",
         type=Path,
         help="folder of the answers (the run's own folder zero_shot; "
-        "runs/zero_shot where there is no run)",
+        "runs/zero_shot/<its name> of a CLIP of others)",
     )
     arguments = parser.parse_args()
 
     from visual_search.common.files import write_json
+    from visual_search.evaluation.run_tasks import name_of_run
     from visual_search.text.search import load_text_model
     from visual_search.text.zero_shot import (
         classify,
@@ -51,8 +52,11 @@ def main() -> None:
 
     sets = read_zero_shot_sets(arguments.data, arguments.labels)
     model = load_text_model(arguments.run)
-    own = arguments.run if (arguments.run / "metrics.jsonl").is_file() else Path("runs")
-    output = arguments.output or own / "zero_shot"
+    ours = any((arguments.run / name).is_file() for name in ("metrics.jsonl", "model.json"))
+    own = (
+        arguments.run / "zero_shot" if ours else Path("runs/zero_shot") / name_of_run(arguments.run)
+    )
+    output = arguments.output or own
     answers = [classify(model, data, arguments.language, arguments.templates) for data in sets]
     rows: dict[str, Any] = {}
     for answer in answers:

@@ -130,8 +130,8 @@ def _of_ru_clip(values: Mapping[str, Any]) -> dict[str, Any]:
             "pool_type": "eos",
             "eos_id": values.get("eos_id", 3),
         },
-        "mean": values.get("mean") or MEAN,
-        "std": values.get("std") or STD,
+        "mean": list(values.get("mean") or MEAN),
+        "std": list(values.get("std") or STD),
     }
 
 
@@ -165,8 +165,8 @@ def _of_hugging_face(values: Mapping[str, Any], pixels: Mapping[str, Any]) -> di
             "pool_type": "argmax" if text.eos_token_id == 2 else "eos",
             "eos_id": text.eos_token_id,
         },
-        "mean": pixels.get("image_mean") or MEAN,
-        "std": pixels.get("image_std") or STD,
+        "mean": list(pixels.get("image_mean") or MEAN),
+        "std": list(pixels.get("image_std") or STD),
     }
 
 

@@ -22,11 +22,9 @@ def on_two_ranks(act: Callable[[int], Value]) -> list[Value]:
     Raises:
         BaseException: the first that a rank raised.
     """
-    from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
-        _set_thread_isolation_mode,
-    )
     from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
+    c10d: Any = torch._C._distributed_c10d
     found: list[Any] = [None, None]
     raised: list[BaseException] = []
 
@@ -40,7 +38,7 @@ def on_two_ranks(act: Callable[[int], Value]) -> list[Value]:
         finally:
             dist.destroy_process_group()
 
-    _set_thread_isolation_mode(True)
+    c10d._set_thread_isolation_mode(True)
     threaded._install_threaded_pg()
     threaded.ProcessLocalGroup.reset()
     store = dist.HashStore()
@@ -52,7 +50,7 @@ def on_two_ranks(act: Callable[[int], Value]) -> list[Value]:
             thread.join(60)
     finally:
         threaded._uninstall_threaded_pg()
-        _set_thread_isolation_mode(False)
+        c10d._set_thread_isolation_mode(False)
     assert not torch.distributed.is_initialized()
     if raised:
         raise raised[0]

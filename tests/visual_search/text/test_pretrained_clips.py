@@ -114,9 +114,8 @@ def test_byte_pairs_by_hand(tmp_path: Path) -> None:
 
 def test_it_is_built_again_without_its_folder(pixels: Tensor, tmp_path: Path) -> None:
     ru_clip(tmp_path / "own")
-    mean, std = tuple(MEAN), tuple(STD)
     name = f"clip/{tmp_path / 'own'}"
-    embedder, architecture = build_embedder(BackboneConfig(name, "hub", mean, std), SIDE)  # type: ignore[arg-type]
+    embedder, architecture = build_embedder(BackboneConfig(name, "hub", MEAN, STD), SIDE)
     model = load_text_model(tmp_path / "own")
     model.encoder.text.save_files(tmp_path / "saved")
     shutil.rmtree(tmp_path / "own")
