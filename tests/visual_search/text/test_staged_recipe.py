@@ -73,6 +73,7 @@ def train(place: Path, config: str, name: str, **options: Any) -> dict[str, torc
     return dict(load_checkpoint(place / "runs" / name / "last").state)
 
 
+@pytest.mark.slow
 def test_three_blocks_then_the_embeddings_too(place: Path) -> None:
     first = train(place, "clip_rugpt.yml", "first", **{"text.trainable_blocks": 1})
     before = load_checkpoint(place / "runs" / "first")
