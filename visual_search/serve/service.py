@@ -222,7 +222,10 @@ class Service:
         return mixed / max(float(np.linalg.norm(mixed)), 1e-12), note, path
 
     def _ask(self, model: IndexedModel, kind: Kind, query: Any) -> Any:
-        future: Future[Any] = self._threads[model.id].submit(kind, query)
+        thread = self._threads.get(model.id)
+        if thread is None:  # dropped since the request came
+            raise Refusal(503, "the index is changing its model: try again", 5)
+        future: Future[Any] = thread.submit(kind, query)
         try:
             return future.result(SECONDS)
         except TimeoutError:

