@@ -153,7 +153,7 @@ def compare_with_current(
             owners.astype(str),
             np.array([product for _, product in kept], str),
         )
-        task = ImageTask("judged", TaskConfig(title="judged queries"), dev_set)
+        task = ImageTask.of("judged", TaskConfig(title="judged queries"), dev_set)
         embedded = EmbeddedDevSet(
             dev_set, torch.from_numpy(matrix), torch.from_numpy(asked), Path(one.source)
         )
