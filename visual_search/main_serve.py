@@ -18,6 +18,8 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 def main() -> None:
     """Load the models, start the service, and stop it at Ctrl-C or SIGTERM."""
     options = build_parser().parse_args()
+    # As Ctrl-C: what is to be stopped is stopped, the database at last.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     key = os.environ.get(KEY) or None
     is_local = _is_loopback(options.host)
     if not is_local and key is None:
@@ -75,8 +77,7 @@ def main() -> None:
     print(f"the page: http://{shown}:{options.port}, the API: /docs; Ctrl-C stops it", flush=True)
     if key is None:
         print(f"products cannot be changed by HTTP: {KEY} is not set", flush=True)
-    # uvicorn raises the signal that stopped it once more: both end here, with the database.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # uvicorn raises the signal that stopped it once more.
     try:
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run()

@@ -12,7 +12,7 @@ from PIL import Image
 from visual_search.common.errors import UserError
 from visual_search.serve.calibration import Calibration, draw_reliability, fit
 
-QUERIES = 3000
+QUERIES = 2000
 
 
 def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
