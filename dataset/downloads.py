@@ -114,6 +114,7 @@ class Downloader:
         self.config = config
         self._pace = HostPace(config.rate)
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
 
     async def __aenter__(self) -> Downloader:
         return self
@@ -190,9 +191,12 @@ class Downloader:
 
     async def _request(self, target: URL, trusted: str | None) -> bytes | str:
         """The body, or where a redirect leads; `trusted` is the host that need not be public."""
-        await self._pace.turn(target.host or "")
+        host = target.host or ""
+        await self._pace.turn(host)
         session = self._session(private=target.host == trusted)
-        async with session.get(target, allow_redirects=False) as response:
+        # Waiting for a connection of our own is no time that the server takes.
+        slot = self._slots.setdefault(host, asyncio.Semaphore(self.config.connections))
+        async with slot, session.get(target, allow_redirects=False) as response:
             if response.status in REDIRECT_STATUSES:
                 place = response.headers.get("Location")
                 if not place:

@@ -68,6 +68,14 @@ def test_files_come_as_they_are_over_few_connections(server: ImageServer) -> Non
     assert server.connections - before <= 8
 
 
+def test_waiting_for_a_connection_is_not_the_servers_time() -> None:
+    with running(ImageServer({f"{n}.jpg": image(n) for n in range(8)})) as slow:
+        slow.delay = 0.2
+        config = replace(LOOPBACK, connections=1, timeout=1.0, attempts=1)
+        found = fetch([slow.url(f"images/I/{n}.jpg") for n in range(8)], config)
+    assert [download.reason for download in found] == [None] * 8
+
+
 @pytest.mark.parametrize("fault", ["429", "503", "moved"])
 def test_what_passes_is_waited_for(server: ImageServer, fault: str) -> None:
     (found,) = fetch([server.url(f"{fault}/1.jpg")])
