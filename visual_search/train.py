@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from visual_search.common.environment import StartSpeed
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
@@ -182,6 +183,7 @@ class Trainer:
         soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
         average = self.optim.average
         self.validator = self.phase.validator(self.run, self.accelerator.device, average, soup)
+        self.speed = StartSpeed(self.run.path, self.accelerator, config.dataset.batch_size)
 
     def _set_backbone_frozen(self, frozen: bool) -> None:
         """Linear probe or fine-tuning; the processes' wrapper has to know which weights move."""
@@ -236,7 +238,7 @@ class Trainer:
             shown=self.is_main_process,
         )
         with bar:
-            for batches in grouped(self.loader, config.train.accumulate):
+            for batches in self.speed.timed(grouped(self.loader, config.train.accumulate)):
                 self._train_step(batches, bar)
                 if self._is_stale():
                     break

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from visual_search.common.environment import environment_in_words, environment_of
 from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
 from visual_search.evaluation.report import write_report
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
@@ -168,6 +169,7 @@ class Validator(BestCheckpoint[Evaluation]):
             "embedding": dataclasses.asdict(self.phase.config.embedding),
             **({"rerank": describe_steps(steps)} if steps else {}),
             "data": self.phase.data.of_a_model(),
+            "environment": environment_of(self.run.path),
         }
 
     def _steps(self) -> tuple[Step, ...]:
@@ -260,6 +262,7 @@ class Validator(BestCheckpoint[Evaluation]):
                 "trained on Product10K's test images": str(phase.config.dataset.train_on_test),
                 "images shared with training": phase.data.leak_words()
                 or "looked for, see leaks.csv",
+                "trained with": environment_in_words(environment_of(self.run.path)),
             },
             phase.dev_set,
             evaluation,

@@ -38,8 +38,8 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     done = run_python("-m", "visual_search.main_arcface", *common, "--name", "first")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "first"
-    expected = ["best", "classes.json", "config.yml", "data.json", "last", "metrics.jsonl", "plots"]
-    expected += ["report.html", "result.json"]
+    expected = ["best", "classes.json", "config.yml", "data.json", "environment.json", "last"]
+    expected += ["metrics.jsonl", "plots", "report.html", "result.json"]
     assert sorted(path.name for path in run.iterdir()) == expected
     assert json.loads((run / "classes.json").read_text()) == list("012345")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -47,6 +47,13 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert len(scores) == 3
     best = json.loads((run / "best" / "model.json").read_text())
     assert best["mAP"] == max(scores)
+    kept = {
+        name: json.loads((run / f"{name}.json").read_text()) for name in ("data", "environment")
+    }
+    assert best["data"] == {**kept["data"], "image_bytes": {}}
+    assert best["environment"] == kept["environment"]
+    assert kept["environment"]["speed_at_the_start"]["steps"] == 2
+    assert "images/s at the start" in (run / "report.html").read_text()
     assert f"mAP {max(scores):.4f}" in done.stdout
     assert str(run / "report.html") in done.stdout
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [4, 8, 12]

@@ -93,7 +93,7 @@ def test_a_ridge_start_finds_names_unless_they_are_shuffled(trained: Path, shuff
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
     folder = trained / "runs" / "right"
-    files = {"best", "classes.json", "config.yml", "data.json", "last", "metrics.jsonl", "plots"}
+    files = {"best", "classes.json", "config.yml", "data.json", "environment.json", "last", "plots"}
     assert {p.name for p in folder.iterdir()} >= files | {"report.html", "result.json"}
     page = (folder / "report.html").read_text()
     assert "красный квадрат" in page

@@ -20,12 +20,8 @@ from visual_search.common.files import write_json
 from visual_search.data.datasets import LabelledImages
 from visual_search.data.leaks import Side, warning
 from visual_search.data.leaks import fingerprint as table_fingerprint
-from visual_search.model.checkpoint import (
-    FIRST_RU_CLIP,
-    find_checkpoint,
-    fingerprint,
-    read_description,
-)
+from visual_search.model.checkpoint import find_checkpoint, fingerprint, read_description
+from visual_search.model.clip_folder import FIRST_RU_CLIP
 
 DATA_FILE, CLASSES_FILE = "data.json", "classes.json"
 DATA_FORMAT = 1

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visual_search.common.environment import environment_in_words, environment_of
 from visual_search.common.page import Section, Tile, TileRow, write_page
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.report import thumbnails, worst_and_others
@@ -85,6 +86,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             "text": dataclasses.asdict(self.phase.text_architecture),
             "embedding": dataclasses.asdict(config.embedding),
             "data": self.phase.data.of_a_model(),
+            "environment": environment_of(self.run.path),
         }
 
     def _report(self, evaluation: BothWays) -> None:
@@ -97,6 +99,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             "loss": phase.config.loss.name,
             "training images": str(len(phase.images)),
             "texts shuffled": str(phase.config.dataset.shuffle_texts),
+            "trained with": environment_in_words(environment_of(self.run.path)),
         }
         directions = {k.replace("_to_", " → "): v for k, v in evaluation.as_dict().items()}
         columns = list(next(iter(directions.values())))
