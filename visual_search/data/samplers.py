@@ -8,16 +8,22 @@ sees with batches of W·B, and a run goes on at any batch without replaying thos
 from __future__ import annotations
 
 import random
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from visual_search.common.errors import UserError
-from visual_search.data.datasets import LabelledImages
+from visual_search.data.datasets import LabelledImages, TrainingImages
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Where worker processes leave their batches, on Linux."""
+PREFETCHED = 2
+"""Batches that each worker may have ready."""
 LOOK_AHEAD = 1000
 """Members that are looked through for one that is not in the batch yet."""
 
@@ -292,7 +298,9 @@ ORDERS: dict[str, Callable[[LabelledImages, int, float, bool], Order]] = {
 }
 
 
-def image_loader(images: Dataset, batches: TrainingBatches, seed: int, workers: int) -> DataLoader:
+def image_loader(
+    images: TrainingImages, batches: TrainingBatches, seed: int, workers: int
+) -> DataLoader:
     """A loader of the batches that `batches` chooses.
 
     Args:
@@ -300,13 +308,35 @@ def image_loader(images: Dataset, batches: TrainingBatches, seed: int, workers: 
         batches: the numbers of each batch.
         seed: of the draws that seed the workers.
         workers: processes that read; 0 reads in this one.
+
+    Raises:
+        UserError: when the workers' batches do not fit into the shared memory.
     """
+    if workers:
+        _check_shared_memory(workers * PREFETCHED * batches.batch_size * 3 * images.size**2)
     return DataLoader(
         images,
         batch_sampler=batches,
         # Its own: else the draws of dropout would depend on how many workers there are.
         generator=torch.Generator().manual_seed(seed),
         num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _check_shared_memory(needed: int) -> None:
+    """Refuse what would hang: a worker that finds no room for its batch waits for ever.
+
+    A container has 64 MB unless it is started with more.
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise UserError(
+            f"the batches of the worker processes take {needed / 1e6:.0f} MB of shared memory, and "
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB left: start the container with more (docker "
+            "run --shm-size 1g …), or set dataset.num_workers to 0 or lower dataset.batch_size"
+        )

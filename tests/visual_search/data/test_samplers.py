@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from visual_search.common.errors import UserError
-from visual_search.data.datasets import LabelledImages
+from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.samplers import (
     ORDERS,
     ClassGroups,
     Shuffle,
     SizeBalanced,
     build_batches,
+    image_loader,
 )
 
 
@@ -244,3 +248,18 @@ def test_what_cannot_be_batched_is_said() -> None:
         build_batches("m-per-class", images, 6, 0, images_per_class=4)
     with pytest.raises(KeyError):
         build_batches("no such", images, 2, 0)
+
+
+def test_batches_that_do_not_fit_into_shared_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = TrainingImages(photos([4, 4, 4]), lambda image: torch.zeros(0), 224, 0)
+    batches = build_batches("shuffle", images.images, 4, 0)
+    # 8 workers x 2 batches x 4 images x 3 x 224 x 224 bytes.
+    usage = SimpleNamespace(total=64 << 20, used=0, free=9_633_791)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"10 MB of shared memory.*--shm-size.*num_workers to 0"):
+        image_loader(images, batches, 0, 8)
+    assert image_loader(images, batches, 0, 0).num_workers == 0
+    usage.free += 1
+    assert image_loader(images, batches, 0, 8).num_workers == 8
