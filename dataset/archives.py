@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import bz2
 import errno
-import fcntl
 import gzip
 import io
 import lzma
-import os
 import re
 import shutil
 import stat
@@ -29,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.common.locks import alone
 from visual_search.common.progress import progress_bar
 
 COPIED_AT_ONCE = 1 << 20
@@ -90,7 +89,9 @@ def unpack_stream(stream: io.BufferedReader[Any], name: str, target: Path, size:
     """Unpack an archive of `size` bytes from a stream that can seek; `name` is for messages."""
     members = _zip_members if stream.peek(4)[:4] in _ZIP else _tar_members
     bar = progress_bar(f"unpacking {name}", "B", total=size, unit_scale=True)
-    with _alone(target), _damage_named(name), bar:
+    target.mkdir(parents=True, exist_ok=True)
+    busy = f"another archive is being unpacked into {target}: wait until that has ended"
+    with alone(target, busy), _damage_named(name), bar:
         writer = _Writer(target, name)
         # A large archive is read once where the disk has plenty of room: to read it twice takes
         # minutes. `_Writer` looks at the room of each file.
@@ -101,24 +102,6 @@ def unpack_stream(stream: io.BufferedReader[Any], name: str, target: Path, size:
             writer.write(member)
             bar.update(max(stream.tell() - bar.n, 0))
     return writer.result
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Hold the target, so that two unpackings do not write one file; a kill lets go of it."""
-    target.mkdir(parents=True, exist_ok=True)
-    folder = os.open(target, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network drive without locks
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another archive is being unpacked into {target}: wait until that has ended"
-                ) from None
-        yield
-    finally:
-        os.close(folder)
 
 
 def _tar_members(stream: io.BufferedReader[Any], name: str) -> Iterator[_Member]:

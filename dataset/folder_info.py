@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visual_search.common.errors import UserError
+from visual_search.common.locks import alone
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
 from visual_search.data.dataset_info import (
@@ -93,8 +94,15 @@ def describe_folder(
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; --dataset_path names a folder")
-    info = FolderInfo(target / DATASET_INFO)
     target.mkdir(parents=True, exist_ok=True)
+    with alone(target, f"another process is writing tables into {target}: wait until it ends"):
+        return _describe(folder, target, hashes, min_images, workers)
+
+
+def _describe(
+    folder: Path, target: Path, hashes: bool, min_images: int, workers: int
+) -> FolderInfo:
+    info = FolderInfo(target / DATASET_INFO)
     found = list(_scan(folder, target, info))
     if not found:
         raise UserError(

@@ -22,6 +22,7 @@ from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
 from visual_search.common.unused import unused
 from visual_search.common.words import spelled_out
+from visual_search.common.yaml_file import read_yaml
 from visual_search.config import BackboneConfig, PhaseConfig
 
 Config = typing.TypeVar("Config")
@@ -149,12 +150,7 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 
 def _checked_keys(path: Path, kind: Any, prefix: str = "") -> dict[str, Path]:
     """The file each dotted key comes from; refuses keys that `kind` does not have."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"the config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config {path} is not valid YAML: {error}") from error
+    values = read_yaml(path, "the config") or {}
     return _walk(path, values, kind, prefix)
 
 

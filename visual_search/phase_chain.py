@@ -17,6 +17,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
+from visual_search.common.yaml_file import read_yaml
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
 from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
@@ -82,12 +83,7 @@ def read_chain(path: Path) -> Chain:
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the chain {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the chain {path} is not valid YAML: {error}") from error
+    values = read_yaml(path, "the chain")
     entries = values.get("phases") if isinstance(values, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} needs 'phases': a list of tables with 'name' and 'config'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import random
 import re
@@ -20,6 +19,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_figure, write_json, write_text, written_atomically
+from visual_search.common.locks import alone
 
 NAME = re.compile(r"\w[\w.-]*")
 NAME_RULE = "use letters, digits, '_', '-' and '.' only, a letter, a digit or '_' in front"
@@ -106,17 +106,11 @@ class RunFolder:
             UserError: when another process has it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.path.parent / f".{self.name}.lock").open("a") as handle:
-            try:
-                # lockf, since what flock locks is held by forked workers of a killed run too.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise UserError(
-                    f"{self.path} is in use: another process is at work on it; wait until it "
-                    "ends, or choose another name"
-                ) from error
-            except OSError:  # a file system that knows no locks
-                pass
+        busy = (
+            f"{self.path} is in use: another process is at work on it; wait until it ends, or "
+            "choose another name"
+        )
+        with alone(self.path.parent / f".{self.name}.lock", busy):
             yield
 
     def log(self, **values: Any) -> None:

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_figure, write_text
+from visual_search.common.yaml_file import read_yaml
 from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
 from visual_search.run_folder import RunFolder, changed_keys
@@ -71,12 +70,7 @@ def read_search_space(path: Path) -> dict[str, Range]:
     Raises:
         UserError: naming file and key.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the search space {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the search space {path} is not valid YAML: {error}") from error
+    values = read_yaml(path, "the search space")
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} must be a table such as optim.head_lr: {{low: 1e-5, high: 1e-3}}")
     return {str(key): _range(f"{path}: {key}", value) for key, value in values.items()}

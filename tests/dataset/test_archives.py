@@ -24,6 +24,7 @@ from dataset.archives import unpack
 from tests.commands import refused
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
+from visual_search.common.locks import alone
 
 Write = Callable[[bytes], Path]
 TAR_MODES = ["w", "w:gz", "w:bz2", "w:xz"]
@@ -210,7 +211,8 @@ def test_a_link_in_the_target_is_not_followed_out_of_it(archive: Write, tmp_path
 
 def test_two_at_once_do_not_write_one_folder(archive: Write, tmp_path: Path) -> None:
     path = archive(tar_of(GOOD))
-    with archives._alone(tmp_path / "out"), pytest.raises(UserError, match="another archive is"):
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out", ""), pytest.raises(UserError, match="another archive is"):
         unpack(path, tmp_path / "out")
     assert unpack(path, tmp_path / "out").written == 1
 

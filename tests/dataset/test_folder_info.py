@@ -15,6 +15,8 @@ from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.commands import refused
 from tests.conftest import draw_product
+from visual_search.common.errors import UserError
+from visual_search.common.locks import alone
 from visual_search.data.duplicates import hash_and_size
 
 TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")
@@ -73,6 +75,15 @@ def test_the_table_of_a_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [".", "photos"])
+def test_two_at_once_do_not_write_one_folder(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tables"
+    target.mkdir()
+    with alone(target, ""), pytest.raises(UserError, match="another process is writing tables"):
+        describe_folder(folder, target)
+    assert list(target.iterdir()) == []
+    assert describe_folder(folder, target).images
+
+
 def test_links_that_lead_to_each_other_are_followed_once(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,44 @@
+"""Every command's YAML file: what is wrong with it is a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+
+from visual_search.common.errors import UserError
+from visual_search.config_reader import parse_phase, read_backbone
+from visual_search.phase_chain import read_chain
+from visual_search.tuning import read_search_space
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config": lambda path: parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)]),
+    "part": read_backbone,
+    "chain": read_chain,
+    "search": read_search_space,
+}
+FAULTS = {
+    "deep": (b"[" * 5000, "is not valid YAML: it is nested too deeply"),
+    "not closed": (b"a: [", "is not valid YAML: "),
+    "not UTF-8": (b"a: \xff", "is not valid YAML: "),
+    "no date": (b"a: 2020-13-45", "is not valid YAML: "),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_file_is_named(reader: str, fault: str, tmp_path: Path) -> None:
+    content, words = FAULTS[fault]
+    path = tmp_path / "a.yml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.yml {words}"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_missing_file_is_named(reader: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yml cannot be read: No such file"):
+        READERS[reader](tmp_path / "none.yml")

@@ -1,0 +1,41 @@
+"""One process at a time at a folder: a lock that the system lets go of when its process ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from visual_search.common.errors import UserError
+
+
+@contextmanager
+def alone(place: Path, busy: str) -> Iterator[None]:
+    """Keep other processes away till the end of the block, or of this process.
+
+    Where the file system knows no locks, nobody is kept away.
+
+    Args:
+        place: a folder, which is locked itself and gets no new file; else a file, made where it
+            is missing. What locks a folder is held by forked processes too, even where this one
+            was killed: who forks workers takes a file.
+        busy: the sentence for whoever comes second.
+
+    Raises:
+        UserError: when another process has it.
+    """
+    is_folder = place.is_dir()
+    handle = os.open(place, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        take = fcntl.flock if is_folder else fcntl.lockf
+        try:
+            take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(busy) from error
+        yield
+    finally:
+        os.close(handle)
