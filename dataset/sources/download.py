@@ -8,7 +8,6 @@ import socket
 import ssl
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from dataset.public_addresses import is_public, url_problem
+from dataset.public_addresses import AddressRefused, public_socket, url_problem
 from dataset.sources.base import Download
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
@@ -85,6 +84,8 @@ def _fetch_rest(wanted: Download, part: Path, page: str, private: bool) -> None:
             raise _Unfinished from error
         raise _failed(wanted, page, f"the server says {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
+        if isinstance(error.reason, AddressRefused):
+            raise UserError(f"{wanted.url} leads into a private network: {error.reason}") from error
         untrusted = isinstance(error.reason, ssl.SSLCertVerificationError)
         if isinstance(error.reason, BROKEN) and not untrusted:
             raise _Unfinished from error
@@ -100,8 +101,10 @@ def _request(wanted: Download, part: Path, start: int, private: bool) -> HTTPRes
         # Sends the rest only if the file is still the one that was begun.
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", validator.read_text(encoding="utf-8"))
-    _refuse_private(wanted.url, private)
-    opener = urllib.request.build_opener(_CheckedRedirects(private))
+    _refuse_others(wanted.url)
+    # A proxy would look the name up itself, behind the check.
+    checked = () if private else (_PublicHTTP, _PublicHTTPS, urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(_CheckedRedirects, *checked)
     return opener.open(request, timeout=TIMEOUT)
 
 
@@ -191,29 +194,56 @@ def _failed(wanted: Download, page: str, why: str) -> UserError:
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where the address itself might have pointed."""
-
-    def __init__(self, private: bool) -> None:
-        self.private = private
+    """Follows a redirect to http and https only."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
-        _refuse_private(newurl, self.private)
+        _refuse_others(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _refuse_private(url: str, private: bool) -> None:
-    problem = url_problem(url)
-    if problem:
+def _refuse_others(url: str) -> None:
+    if problem := url_problem(url):
         raise UserError(problem)
-    if private:
-        return
-    parts = urllib.parse.urlsplit(url)
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or parts.scheme)
-    except OSError as error:
-        raise urllib.error.URLError(f"{parts.hostname} is unknown ({error.strerror})") from error
-    for *_, address in found:
-        if not is_public(str(address[0])):
-            raise UserError(f"{url} leads into a private network ({address[0]})")
+
+
+class _PublicHTTP(urllib.request.HTTPHandler):
+    """Connects to public addresses alone; what is checked is the address that it connects to."""
+
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_connecting_by(http.client.HTTPConnection), req)
+
+
+class _PublicHTTPS(urllib.request.HTTPSHandler):
+    """The same, encrypted."""
+
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        context = ssl.create_default_context()
+        return self.do_open(_connecting_by(http.client.HTTPSConnection), req, context=context)
+
+
+def _connecting_by(kind: Any) -> Any:
+    def make(*arguments: Any, **options: Any) -> Any:
+        made = kind(*arguments, **options)
+        made._create_connection = _connect_to_public
+        return made
+
+    return make
+
+
+def _connect_to_public(
+    address: tuple[str, int], timeout: float, source_address: object = None
+) -> socket.socket:
+    """As `socket.create_connection`, to the first address of the name that answers."""
+    failed: OSError = OSError(f"{address[0]} has no address")
+    for info in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        connection = public_socket(info)
+        try:
+            connection.settimeout(timeout)
+            connection.connect(info[4])
+            return connection
+        except OSError as error:
+            connection.close()
+            failed = error
+    raise failed

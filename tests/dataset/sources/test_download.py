@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import http.server
 import random
+import socket
 import ssl
 import threading
 import urllib.error
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from dataset import public_addresses
 from dataset.sources.base import Download
 from dataset.sources.download import CHUNK, download
 from tests.commands import refused
@@ -243,6 +245,29 @@ def test_private_networks_are_not_asked(server: Behaviour, tmp_path: Path) -> No
     refused("not an http", get, server.address, tmp_path)
     server.redirect = server.address.replace("train.tar.gz", "moved")
     assert get(server.address, tmp_path).read_bytes() == CONTENT
+
+
+def test_the_address_that_is_connected_to_is_the_one_that_is_checked(
+    server: Behaviour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, asked = socket.getaddrinfo, []
+
+    def resolve(host: str, *others: object, **more: object) -> object:
+        asked.append(host)
+        return known("127.0.0.1", *others, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    named = Download(server.address.replace("127.0.0.1", "shop.example"))
+    refused("127.0.0.1 is not a public address", download, named, tmp_path, PAGE)
+    assert asked == ["shop.example"]  # a second answer could be another
+    # Where the first address is public, a redirect is checked as well; no proxy is asked.
+    answers = iter([True, False])
+    monkeypatch.setattr(public_addresses, "is_public", lambda _: next(answers, True))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server.redirect = server.address.replace("train.tar.gz", "moved")
+    refused("private network", download, named, tmp_path, PAGE)
+    assert asked == ["shop.example", "shop.example", "127.0.0.1"]
+    assert download(named, tmp_path, PAGE).read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_told(
