@@ -63,7 +63,7 @@ def main() -> None:
         limits=Limits(rate=options.rate, seconds=options.seconds),
     )
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         host=options.host,
         port=options.port,
         log_level="warning",

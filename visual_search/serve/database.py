@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import Connection
@@ -95,7 +95,7 @@ def _reviving(folder: Path | None) -> type[Connection[Any]]:
 
     class Reviving(Connection[Any]):
         @classmethod
-        def connect(cls, conninfo: str = "", **options: Any) -> Connection[Any]:  # type: ignore[override]
+        def connect(cls, conninfo: str = "", **options: Any) -> Self:
             try:
                 return super().connect(conninfo, **options)
             except psycopg.OperationalError:

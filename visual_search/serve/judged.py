@@ -111,7 +111,8 @@ def calibrate(
     _, owners, matrix = store.vectors(indexed)
     wanted = np.array([product for _, product in judged], object)
     found, rows = top_k(torch.from_numpy(asked), torch.from_numpy(matrix), len(matrix))
-    scores, right = [], []
+    scores: list[np.ndarray] = []
+    right: list[np.ndarray] = []
     for query, (cosines, order) in enumerate(zip(found.numpy(), owners[rows.numpy()], strict=True)):
         _, first = np.unique(order.astype(str), return_index=True)
         places = np.sort(first)  # of the best image of each product

@@ -60,6 +60,7 @@ class QueryModel:
         self.device = default_device()
         self.encoder: Any = None
         """Of texts, where the model knows them."""
+        self.embedder: Any
         if is_clip(source) or knows_texts(checkpoint := load_checkpoint(source)):
             from visual_search.text.search import load_text_model
 

@@ -32,7 +32,8 @@ ROOMY = Limits(rate=1e6, burst=10**6)
 def client_of(service: Service, **options: Any) -> TestClient:
     service.registry = CollectorRegistry()  # each application has its own metrics
     service._metrics()
-    app = create_app(service, **{"key": KEY, "limits": ROOMY, **options})
+    given: dict[str, Any] = {"key": KEY, "limits": ROOMY, **options}
+    app = create_app(service, **given)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -154,7 +155,7 @@ def test_clicks_belong_to_a_query_and_a_product(client: TestClient, service: Ser
     ids=["none", "wrong", "not ASCII"],
 )
 def test_changes_want_the_key(client: TestClient, headers: dict[str, str], status: int) -> None:
-    raw = {name: value.encode() for name, value in headers.items()}
+    raw: Any = {name: value.encode() for name, value in headers.items()}
     assert client.delete("/products/p1", headers=raw).status_code == status
     assert client.put("/products/p1", data={"product": "{}"}, headers=raw).status_code == status
     assert client.get("/products/p1").status_code == 200
