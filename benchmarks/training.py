@@ -282,7 +282,7 @@ def _rows(
     # Workers decode on cores of their own beside a GPU; on a CPU both take turns.
     bound = min(decode, model) if on_gpu else 1 / (1 / decode + 1 / model)
     ideal = f"{options.precision} peak ({source})", peak / of_photo
-    limit = ("limit", MEMORY_LIMIT) if on_gpu else ("none", None)
+    limit: tuple[str, float | None] = ("limit", MEMORY_LIMIT) if on_gpu else ("none", None)
     rows = [
         higher_is_better(f"{case}: model alone", model, *ideal, "images/s"),
         higher_is_better(f"{case}: decode alone", decode, "none", None, "images/s"),

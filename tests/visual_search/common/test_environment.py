@@ -50,11 +50,11 @@ def test_the_versions_the_machine_and_no_secrets(
     assert facts["packages"]["accelerate"] == metadata.version("accelerate")
     assert (facts["threads"], facts["processes"]) == (torch.get_num_threads(), 2)
     assert "TOKEN" not in (tmp_path / "environment.json").read_text()
-    words = environment_in_words(facts)
-    assert words.startswith(
+    said = environment_in_words(facts)
+    assert said.startswith(
         f"Python {platform.python_version()}; torch {facts['packages']['torch']}"
     )
-    assert f"2 processes; commit {head.stdout[:12]}" in words
+    assert f"2 processes; commit {head.stdout[:12]}" in said
     (sources / "__init__.py").write_text("x = 1\n")
     assert environment.commit() == head.stdout.strip() + "+"
 
