@@ -75,15 +75,6 @@ def test_the_table_of_a_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [".", "photos"])
-def test_two_at_once_do_not_write_one_folder(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "tables"
-    target.mkdir()
-    with alone(target, ""), pytest.raises(UserError, match="another process is writing tables"):
-        describe_folder(folder, target)
-    assert list(target.iterdir()) == []
-    assert describe_folder(folder, target).images
-
-
 def test_links_that_lead_to_each_other_are_followed_once(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +93,15 @@ def test_links_that_lead_to_each_other_are_followed_once(
     describe_folder(Path(start), tmp_path / "tables")
     labels = [row["label"] for row in rows_of(tmp_path / "tables" / "dataset_info.csv")]
     assert labels == ["a", "a/x", "b", "b/y", "c"]
+
+
+def test_two_at_once_do_not_write_one_folder(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tables"
+    target.mkdir()
+    with alone(target, ""), pytest.raises(UserError, match="another process is writing tables"):
+        describe_folder(folder, target)
+    assert list(target.iterdir()) == []
+    assert describe_folder(folder, target).images
 
 
 def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) -> None:
