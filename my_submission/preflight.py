@@ -85,7 +85,7 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
     """Run the commit as the evaluator would, on drawn images."""
     from visual_search.submission import preflight
-    from visual_search.submission.run import DrawnImages, staged
+    from visual_search.submission.dry_run import DrawnImages, staged
     from visual_search.submission.runtime_estimate import ImageCounts
     from visual_search.submission.sandbox import Limits, writes_elsewhere
 

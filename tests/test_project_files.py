@@ -217,7 +217,7 @@ def test_help_answers_without_the_heavy_libraries(project: Path, entry: list[str
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
     kit = ("data.dataset_info", "data.leaks", "text.pairs", "data.tables")
     modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.base"]
-    modules += ["dataset.folder_info", "dataset.image_text.cleaning"]
+    modules += ["dataset.folder_info", "dataset.image_text.text_normalization"]
     code = (
         "import importlib, sys\n"
         f"for name in {modules}: importlib.import_module(name)\n"

@@ -125,7 +125,7 @@ def _grocery_images(folder: Path) -> Iterator[NamedImage]:
 def _pairs(images: Iterator[NamedImage], folder: Path) -> pa.Table:
     import pyarrow as pa
 
-    from dataset.image_text.cleaning import clean
+    from dataset.image_text.text_normalization import clean
     from visual_search.text.pairs import SCHEMA
 
     rows = [

@@ -92,7 +92,7 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
 
 def predict(clusters: TextClusters, queries: Sequence[str]) -> list[int]:
     """The cluster of queries as typed."""
-    from dataset.image_text.cleaning import clean, language_of
+    from dataset.image_text.text_normalization import clean, language_of
 
     return clusters.predict([clean(query, language_of(query)) for query in queries]).tolist()
 

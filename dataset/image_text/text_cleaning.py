@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset.image_text.cleaning import (
+from dataset.image_text.text_normalization import (
     COMMON,
     CleaningConfig,
     CleaningRules,

@@ -18,7 +18,7 @@ from visual_search.evaluation.metrics import average_precision
 from visual_search.evaluation.report import write_report
 from visual_search.ranking.deadline import degradations, listed
 from visual_search.ranking.rank import Ranking
-from visual_search.submission.run import Answer, DrawnImages, RealImages, Refused, Stage, staged
+from visual_search.submission.dry_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
 from visual_search.submission.runtime_estimate import (
     DRY_SECONDS,
     DRY_SIZE,

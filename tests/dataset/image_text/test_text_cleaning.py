@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset.image_text import text_cleaning
-from dataset.image_text.cleaning import CleaningConfig, QueryRules
 from dataset.image_text.text_cleaning import clean_queries, main, pairs_file
+from dataset.image_text.text_normalization import CleaningConfig, QueryRules
 from tests.commands import inside, refused
 from visual_search.common.errors import UserError
 from visual_search.text.pairs import read_pairs

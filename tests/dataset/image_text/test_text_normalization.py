@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.image_text.cleaning import (
+from dataset.image_text.text_normalization import (
     ASKING,
     EMPTY,
     LONG,

@@ -15,8 +15,8 @@ from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
+from visual_search.submission.dry_run import RealImages, Refused, Stage, staged
 from visual_search.submission.git_tree import SubmissionTree
-from visual_search.submission.run import RealImages, Refused, Stage, staged
 from visual_search.submission.runtime_estimate import ImageCounts
 from visual_search.submission.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
 
