@@ -22,6 +22,8 @@ import pytest
 
 from my_submission.preflight import findings
 from tests.submissions import commit, git, make_submission, ranker
+from visual_search.model.checkpoint import describe_model
+from visual_search.model.embedder import Architecture
 from visual_search.submission.git_tree import SubmissionTree
 
 CLIENT = Path(sys.executable).with_name("aicrowd")
@@ -86,7 +88,12 @@ class Desk:
 
     def problems(self, trial: bool = False) -> list[str]:
         asked = argparse.Namespace(
-            tag="v1", clean_env=False, no_trial=not trial, python="3.11", project=self.project
+            tag="v1",
+            clean_env=False,
+            no_trial=not trial,
+            allow_fallback=False,
+            python="3.11",
+            project=self.project,
         )
         return [found.text for found in findings(asked) if found.state == "problem"]
 
@@ -138,7 +145,9 @@ def desk(tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     weights = project / "my_submission" / "weights"
     weights.mkdir()
     (weights / "model.pt").write_bytes(np.random.default_rng(0).bytes(6_000_000))
-    (weights / "model.json").write_text("{}")
+    architecture = Architecture("timm/test_vit", "none", 64, 32, (0.5,) * 3, (0.5,) * 3)
+    described = describe_model(architecture, {"packages": ["numpy"]})
+    (weights / "model.json").write_text(json.dumps(described))
     bare = tmp_path / HOST / "somebody" / "kit.git"
     bare.mkdir(parents=True)
     git(bare, "init", "--quiet", "--bare", "--initial-branch=main")

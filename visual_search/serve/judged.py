@@ -159,7 +159,8 @@ def compare_with_current(
             dev_set, torch.from_numpy(matrix), torch.from_numpy(asked), Path(one.source)
         )
         sides.append(task.score(embedded))
-    compared = [compare(*sides)]
+    before, after = sides
+    compared = [compare(before, after)]
     return (
         f"A: {current.name}, B: {indexed.name}\n\n{markdown(comparison_rows(compared))}\n\n"
         f"{verdict(compared)}"

@@ -115,7 +115,7 @@ class QueryModel:
         """
         width, height = stored_size(item.path)
         square, problem = load_pixels(item, self.size)
-        if error := _unusable(problem and problem.reason):
+        if error := _unusable(problem.reason if problem else None):
             raise error
         pixels = torch.from_numpy(square)[None].to(self.device)
         with torch.inference_mode():

@@ -365,7 +365,11 @@ class Store:
                 row["image"],
                 row["score"],
                 Product(
-                    *(row[name] for name in ("product", "title", "category", "price", "in_stock")),
+                    row["product"],
+                    row["title"],
+                    row["category"],
+                    row["price"],
+                    row["in_stock"],
                     row["attributes"],
                 ),
             )

@@ -174,15 +174,15 @@ def test_any_classes_and_any_ties_score_as_the_loop_says(
     products = np.array(labels)
     dev_set = DevSet(items, [items[row] for row in own], products, products[own], own)
 
-    def numbered(item: ImageItem, size: int) -> tuple[np.ndarray, None]:
-        """Pixels that say which photo they are of: photos may be read in any order."""
-        return np.full((3, size, size), int(item.path.stem), "u1"), None
+    def numbered(item: ImageItem, views: list[tuple[str, int]]) -> tuple[list[np.ndarray], None]:
+        """Pixels that say which image they are of: images may be read in any order."""
+        return [np.full((3, size, size), int(item.path.stem), "u1") for _, size in views], None
 
     def model(pixels: torch.Tensor) -> torch.Tensor:
         return vectors[pixels[:, 0, 0, 0].long()]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("visual_search.ranking.embed.load_pixels", numbered)
+        patch.setattr("visual_search.ranking.embed.load_views", numbered)
         answer = evaluate_on_dev_set(model, dev_set, 1, device=CPU, progress=False)
     assert answer.average_precisions.tolist() == list(expected.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def lines_of(table: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in table.read_text().splitlines()]
 
 
-def write_lines(table: Path, lines: list[dict[str, object]]) -> None:
+def write_lines(table: Path, lines: Sequence[Mapping[str, object]]) -> None:
     table.write_text("\n".join(map(json.dumps, lines)))
 
 
