@@ -98,7 +98,7 @@ def test_more_like_an_image_finds_itself_first_and_images_by_themselves(client: 
         ({"attributes": '{"colour": 2}'}, lambda n: n % 4 == 2),
         ({"category": "none such"}, ()),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=["category", "price", "in_stock", "attributes", "nothing"],
 )
 def test_only_what_passes_the_filters_is_found(
     client: TestClient, form: dict[str, Any], kept: Any
