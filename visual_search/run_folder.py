@@ -72,6 +72,29 @@ class RunFolder:
             )
         return True
 
+    def killed_at_its_end(self, config: str) -> float | None:
+        """The mAP of a run that was killed between its result and the removal of its states.
+
+        Args:
+            config: the resolved settings, as YAML; None is returned for others, too.
+        """
+        saved, result = self.path / "config.yml", self.path / "result.json"
+        if not (result.is_file() and saved.is_file() and (self.path / "state").is_dir()):
+            return None
+        if changed_keys(saved.read_text("utf-8"), config):
+            return None
+        return float(json.loads(result.read_text("utf-8"))["mAP"])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`; what an unfinished run needs goes."""
+        write_json(self.path / "result.json", {"finished": True, **result})
+        self.drop_states()
+
+    def drop_states(self) -> None:
+        """Remove what only an unfinished run needs."""
+        for name in ("soup", "state"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
     def _refuse_others(self) -> None:
         """Raise a UserError where a link, a file or a folder that is no run has the name."""
         if self.path.is_symlink():

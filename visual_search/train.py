@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +27,6 @@ from torch.utils.data import DataLoader
 
 from visual_search.common.environment import StartSpeed
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json
 from visual_search.common.progress import progress_bar
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
@@ -98,6 +96,11 @@ def train_phase(
     # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
     torch.backends.cudnn.benchmark = True
     is_main_process = accelerator.is_main_process
+    if not overwrite and (score := run.killed_at_its_end(resolved)) is not None:
+        accelerator.wait_for_everyone()  # all have looked before one removes
+        if is_main_process:
+            run.drop_states()
+        return score
     run.check(resolved, overwrite)
     phase = build_phase(config, is_main_process)
     batches = phase.batches(accelerator.process_index, accelerator.num_processes)
@@ -386,9 +389,7 @@ class Trainer:
             marks = {origin.source: origin.weights for origin in self.phase.data.origins}
             mark = marks[source] if source else None
             facts = {"pretrain_fingerprint": mark, "seconds": round(seconds, 1)}
-            write_json(self.run.path / "result.json", {"finished": True, **best, **facts})
-            for name in ("state", "soup"):  # of use to an unfinished run alone
-                shutil.rmtree(self.run.path / name, ignore_errors=True)
+            self.run.finish({**best, **facts})
         return float(self._from_the_first([score])[0])
 
 

@@ -81,6 +81,16 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert "--overwrite true" in refused.stderr
     assert (run / "best" / "model.json").is_file()
 
+    # Killed after its result, before its states were gone: the same command ends as it would have.
+    (run / "state" / "step-12").mkdir(parents=True)
+    other = inside(main, *common, "--name", "first", "--train.epochs", "4")
+    assert other.returncode == 2
+    ended = inside(main, *common, "--name", "first")
+    assert ended.returncode == 0, ended.stderr
+    assert f"done: mAP {max(scores):.4f}" in ended.stdout
+    assert not (run / "state").exists()
+    assert inside(main, *common, "--name", "first").returncode == 2
+
     # The next phase starts from this one's best weights and class centres.
     second = inside(
         main, *common, "--name", "second", "--pretrain_model", run, "--optim.head_lr", "0.0"
