@@ -13,11 +13,11 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.data.images import ImageProblem
-from visual_search.evaluation.dev_set import Evaluation
+from visual_search.evaluation.dev_set import Evaluation, unmatched_sentence
 from visual_search.evaluation.metrics import average_precision
 from visual_search.evaluation.report import write_report
 from visual_search.ranking.deadline import degradations, listed
-from visual_search.ranking.rank import Ranking
+from visual_search.ranking.rank import Ranking, too_many_unreadable
 from visual_search.submission.dry_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
 from visual_search.submission.runtime_estimate import (
     DRY_SECONDS,
@@ -120,6 +120,10 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
     sandbox, limits = stage.sandbox, stage.sandbox.limits
     _announce("the whole development set")
     answer = stage.answer(images)
+    if sentence := too_many_unreadable(_problems(answer), images.counts.total):
+        raise Refused(f"{sentence}; a score would say nothing: mend the files")
+    if sentence := unmatched_sentence(images.dev_set):
+        stage.notes.append(sentence)
     scores = _scores(images, answer)
     sampled, sample = images, answer.run
     if images.counts.total >= 2 * request.sample:
@@ -173,6 +177,11 @@ def _scored(
 def _announce(step: str, size: int | None = None) -> None:
     """Tell what is being run, at once."""
     print(f"running: {step}{f' at {size} px' if size else ''}", flush=True)
+
+
+def _problems(answer: Answer) -> tuple[ImageProblem, ...]:
+    """The images that the ranker could not read as they are."""
+    return tuple(ImageProblem(p["path"], p["reason"]) for p in answer.log.get("problems", []))
 
 
 def _scores(images: RealImages, answer: Answer) -> np.ndarray:
@@ -317,6 +326,7 @@ def _write_result(rehearsed: Rehearsed) -> None:
         "seconds": round(total, 2),
         "images_per_second": round(run.counts.total / total, 1),
         "queries": run.counts.queries,
+        "queries_without_match": rehearsed.images.dev_set.unmatched,
         "gallery": run.counts.gallery,
         "data_folder": str(rehearsed.images.folder),
         "problems": problems,
@@ -340,8 +350,7 @@ def _write_result(rehearsed: Rehearsed) -> None:
         },
     }
     write_json(output / "result.json", result)
-    damaged = tuple(ImageProblem(p["path"], p["reason"]) for p in problems)
-    ranking = Ranking(answer.ranks, damaged, run.embedding, run.ranking)
+    ranking = Ranking(answer.ranks, _problems(answer), run.embedding, run.ranking)
     notes = {f"note {number}": note for number, note in enumerate(rehearsed.notes, start=1)}
     write_report(
         output / "report.html",

@@ -14,6 +14,7 @@ from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.common.errors import UserError
 from visual_search.evaluation.metrics import mean_average_precision
+from visual_search.ranking.rank import UNUSED
 from visual_search.submission.rehearse import Request
 from visual_search.submission.rehearse import rehearse as run_rehearsal
 from visual_search.submission.runtime_estimate import ImageCounts
@@ -112,6 +113,8 @@ def test_a_submission_too_slow_for_the_hidden_test_fails(tmp_path: Path, dev_fol
 def test_a_ranker_with_a_clock_is_warned_only(tmp_path: Path, dev_folder: Path) -> None:
     clock = {"limit_seconds": 3.2, "photos_by_size": {"192": 13, "160": 7}}
     clocked = PACED.replace('"problems": []', f'"problems": [], "clock": {clock}')
+    table = (dev_folder / "queries.csv").read_text()
+    (dev_folder / "queries.csv").write_text(table.replace("58,58,104", "58,58,999", 1))
     project = make_submission(tmp_path / "project", clocked)
     request = Request(
         *(project, dev_folder, tmp_path / "out", Limits(3.2, 1)),
@@ -123,6 +126,19 @@ def test_a_ranker_with_a_clock_is_warned_only(tmp_path: Path, dev_folder: Path) 
     assert result["passed"]
     assert "images at a lower resolution: 7" in (tmp_path / "out" / "report.html").read_text()
     assert "the ranker would lower the resolution" in " ".join(result["notes"])
+    # As in a plain evaluation, a query without a match counts as 0, and is told.
+    assert "1 of 10 queries have no match in the gallery" in " ".join(result["notes"])
+
+
+def test_images_of_which_many_are_unreadable_are_not_scored(
+    tmp_path: Path, dev_folder: Path
+) -> None:
+    problems = [{"path": f"{n}.png", "reason": f"damaged: {UNUSED[0]}"} for n in range(5)]
+    broken = PACED.replace('"problems": []', f'"problems": {problems}')
+    project = make_submission(tmp_path / "project", broken)
+    sentence, result = failure(project, dev_folder, Limits(20, 1))
+    assert sentence.startswith("5 of 20 images could not be read, for example 0.png: damaged")
+    assert result["rehearsal"] == {"passed": False, "failure": sentence}
 
 
 def test_a_failure_is_one_sentence_and_stands_in_the_result(
