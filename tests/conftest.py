@@ -86,20 +86,24 @@ def dev_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of the smallest backbone at 32 px, with random weights; not to be changed."""
+def export_tiny(folder: Path, seed: int) -> Path:
+    """An export of the smallest backbone at 32 px, with random weights of this seed."""
     import torch
 
     from visual_search.config import BackboneConfig
     from visual_search.model.embedder import build_embedder
     from visual_search.ranking.export import export_torchscript
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    folder = tmp_path_factory.mktemp("export")
     export_torchscript(embedder, architecture, {}, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export that many tests share; not to be changed."""
+    return export_tiny(tmp_path_factory.mktemp("export"), seed=0)
 
 
 @pytest.fixture

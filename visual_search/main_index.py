@@ -75,7 +75,7 @@ def _index(store: Store, options: argparse.Namespace) -> None:
     fill(store, model, report)
     print(report)
     if options.approximate is not None:
-        from visual_search.serve.recall import measured_recall
+        from visual_search.serve.indexing import measured_recall
 
         store.make_approximate(indexed, options.approximate)
         if options.approximate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from tests.conftest import draw_product
+from tests.conftest import draw_product, export_tiny
 
 if TYPE_CHECKING:
     from visual_search.serve.service import Service
@@ -113,17 +113,7 @@ def write_shop(folder: Path, products: int) -> Path:
 @pytest.fixture(scope="session")
 def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `tiny_export`, with other weights."""
-    import torch
-
-    from visual_search.config import BackboneConfig
-    from visual_search.model.embedder import build_embedder
-    from visual_search.ranking.export import export_torchscript
-
-    torch.manual_seed(1)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    folder = tmp_path_factory.mktemp("other")
-    export_torchscript(embedder, architecture, {}, folder)
-    return folder
+    return export_tiny(tmp_path_factory.mktemp("other"), seed=1)
 
 
 def make_service(address: str, runs: Sequence[Path], shop: Path, uploads: Path) -> Service:
