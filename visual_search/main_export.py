@@ -36,7 +36,7 @@ def main() -> None:
     import numpy as np
     import torch
 
-    from visual_search.common.files import write_json, write_text
+    from visual_search.common.files import write_json, write_text, written_atomically
     from visual_search.common.processes import available_cores
     from visual_search.config_reader import read_config
     from visual_search.data.factory import training_images
@@ -74,7 +74,8 @@ def main() -> None:
         print(f"{name}: {files[name]}", flush=True)
     best = best_for_ranker(measured, options.min_cosine)
     if best is not None:
-        shutil.copyfile(files[best], output / ONNX_FILE)
+        with written_atomically(output / ONNX_FILE) as temporary:
+            shutil.copyfile(files[best], temporary)
         print(
             f"the ranker takes {best}: it answers as PyTorch does, and is faster here; for the "
             "evaluator, add onnxruntime to requirements.txt"

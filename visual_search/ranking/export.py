@@ -6,13 +6,13 @@ else, `model.json` describes both.
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
+from visual_search.common.locks import alone
 from visual_search.config import EmbedSettings
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
@@ -49,6 +50,8 @@ DESCRIPTION_FILE = "model.json"
 ONNX_FILE = "model.onnx"
 RUNTIME_FILES = (ONNX_FILE, "model.xml", "model.bin")
 """The same model for other runtimes; the last two, of OpenVINO, are of earlier versions."""
+STAGED = ".export.tmp"
+"""Where an export lies till it is known to answer."""
 POINTER = "is a git-LFS pointer, not the weights: run `git lfs pull`"
 
 
@@ -97,15 +100,17 @@ def export_torchscript(
 ) -> Path:
     """Trace an embedder and write it with its description; an earlier export is kept.
 
-    An export of another run that was in `folder` moves to `folder/previous`, so that it can be
+    An export of another run that was in `folder` is kept in `folder/previous`, so that it can be
     taken back; one of the same run is replaced. Nothing is replaced before what was written has
-    been loaded and answers as the embedder does.
+    been loaded and answers as the embedder does. Killed at any time, neither folder pairs the
+    weights of one model with the description of another.
 
     Returns:
         The path of `model.pt`; `model.safetensors` and `model.json` lie beside it.
 
     Raises:
-        UserError: when the written model cannot be loaded, or does not answer as the embedder does.
+        UserError: when the written model cannot be loaded, or does not answer as the embedder does,
+            and when another process is exporting into the folder.
     """
     size = architecture.input_size
     embedder = embedder.eval().float().cpu()
@@ -114,24 +119,35 @@ def export_torchscript(
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are fixed on purpose
         traced = torch.jit.trace(embedder, example)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".export_", dir=folder) as name:
-        staged = Path(name)
-        traced.save(str(staged / MODEL_FILE))
-        save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
-        description = describe_model(
-            architecture,
-            {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
-        )
-        write_json(staged / DESCRIPTION_FILE, description)
-        _check_export(staged, embedder, architecture)
-        _keep_previous(folder, facts.get("run"))
-        # The description goes first and comes last: a folder without it holds no finished export.
-        for name in (DESCRIPTION_FILE, *RUNTIME_FILES):
-            (folder / name).unlink(missing_ok=True)
-        for name in (MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE):
-            with written_atomically(folder / name) as temporary:
-                (staged / name).replace(temporary)
+    with alone(folder, f"another process is exporting into {folder}: wait until it has ended"):
+        staged = folder / STAGED
+        shutil.rmtree(staged, ignore_errors=True)  # of an export that was killed
+        try:
+            staged.mkdir()
+            traced.save(str(staged / MODEL_FILE))
+            save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
+            description = describe_model(
+                architecture,
+                {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
+            )
+            write_json(staged / DESCRIPTION_FILE, description)
+            _check_export(staged, embedder, architecture)
+            _keep_previous(folder, facts.get("run"))
+            _replace(folder, staged)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     return folder / MODEL_FILE
+
+
+def _replace(folder: Path, by: Path) -> None:
+    """Move a whole export into a folder in place of what is there.
+
+    The description goes first and comes last: a folder without it holds no finished export.
+    """
+    for name in (DESCRIPTION_FILE, *RUNTIME_FILES):
+        (folder / name).unlink(missing_ok=True)
+    for name in (MODEL_FILE, WEIGHTS_FILE, DESCRIPTION_FILE):
+        (by / name).replace(folder / name)
 
 
 def _check_export(folder: Path, embedder: Embedder, architecture: Architecture) -> None:
@@ -169,19 +185,20 @@ def _check_export(folder: Path, embedder: Embedder, architecture: Architecture) 
 
 
 def _keep_previous(folder: Path, run: str | None) -> None:
+    """Copy the export of another run to `previous`, whole before anything of it is replaced."""
     if not (folder / DESCRIPTION_FILE).is_file():
         return
     _, facts = read_description(folder / DESCRIPTION_FILE)
     if facts.get("run") == run:
         return
     previous = folder / "previous"
-    previous.mkdir(exist_ok=True)
-    for name in (DESCRIPTION_FILE, MODEL_FILE, WEIGHTS_FILE, *RUNTIME_FILES):
+    for name in (DESCRIPTION_FILE, *RUNTIME_FILES, WEIGHTS_FILE, MODEL_FILE):
+        (previous / name).unlink(missing_ok=True)
+    for name in (*RUNTIME_FILES, WEIGHTS_FILE, MODEL_FILE, DESCRIPTION_FILE):  # again, last
         if (folder / name).is_file():
-            (folder / name).replace(previous / name)
-        else:  # of the export before, which is not this one's
-            (previous / name).unlink(missing_ok=True)
-    print(f"the export of {facts.get('run') or 'a plain backbone'} was moved to {previous}")
+            with written_atomically(previous / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
+    print(f"the export of {facts.get('run') or 'a plain backbone'} is kept in {previous}")
 
 
 def load_exported(

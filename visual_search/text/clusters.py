@@ -102,6 +102,7 @@ class TextClusters:
 
     def save(self, folder: Path, config: ClusterConfig) -> None:
         """Write numbers and text, nothing that is executed when it is read."""
+        (folder / FACTS).unlink(missing_ok=True)  # and last again: never the names of others
         with written_atomically(folder / MODEL) as temporary, temporary.open("wb") as handle:
             np.savez(handle, vectors=self.vectors, labels=self.labels)
         if isinstance(self.encoder, LsaEncoder):

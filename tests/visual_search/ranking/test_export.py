@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
+from visual_search.common.files import write_json
 from visual_search.config import BackboneConfig, EmbedSettings
-from visual_search.model.checkpoint import fingerprint, load_checkpoint, load_torchscript
+from visual_search.model.checkpoint import (
+    describe_model,
+    fingerprint,
+    load_checkpoint,
+    load_torchscript,
+)
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.ranking import export
 from visual_search.ranking.export import (
@@ -94,6 +101,52 @@ def test_an_earlier_export_is_kept(tmp_path: Path) -> None:
     # The same run again replaces its own export, and not the one that was kept.
     export_torchscript(*tiny(3), {"run": "run 2"}, tmp_path)
     assert json.loads((tmp_path / "previous" / "model.json").read_text())["run"] == "run 1"
+
+
+def made_up(folder: Path, run: str, architecture: Architecture) -> Path:
+    """An export whose weights say whose they are, as its description does."""
+    folder.mkdir(exist_ok=True)
+    for name in ("model.pt", "model.safetensors"):
+        (folder / name).write_text(run)
+    write_json(folder / "model.json", describe_model(architecture, {"run": run}))
+    return folder
+
+
+def runs_in(folder: Path) -> set[str]:
+    """Whose export a finished one is, by each of its files; nothing of an unfinished one."""
+    if not (folder / "model.json").is_file():
+        return set()
+    said = json.loads((folder / "model.json").read_text())["run"]
+    return {said, *((folder / name).read_text() for name in ("model.pt", "model.safetensors"))}
+
+
+def test_a_kill_at_any_moment_pairs_no_model_with_the_description_of_another(
+    tmp_path: Path,
+) -> None:
+    _, architecture = tiny()
+    folder, staged = made_up(tmp_path / "weights", "2", architecture), tmp_path / "new"
+    made_up(folder / "previous", "1", architecture)
+
+    def put_in_place() -> None:
+        made_up(staged, "3", architecture)
+        export._keep_previous(folder, "3")
+        export._replace(folder, staged)
+
+    for moments in killed_at_each_change(put_in_place):  # noqa: B007
+        now, previous = runs_in(folder), runs_in(folder / "previous")
+        assert now in (set(), {"2"}, {"3"})
+        assert previous in (set(), {"1"}, {"2"})
+        assert now | previous >= {"2"}, "the export that was there is lost"
+    assert moments > 10
+    assert (runs_in(folder), runs_in(folder / "previous")) == ({"3"}, {"2"})
+
+
+def test_a_killed_export_s_files_go_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / export.STAGED).mkdir()
+    (tmp_path / export.STAGED / "model.pt").touch()
+    export_torchscript(*tiny(0), {"run": "a"}, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model.pt", "model.safetensors", "model.json"}
 
 
 def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Kill a piece of work at every change that it makes to the disk, one after another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.copyfile"}
+
+
+def killed_at_each_change(work: Callable[[], object], most: int = 200) -> Iterator[int]:
+    """Yield after each kill -9, the number of changes that were made before it.
+
+    A forked process does the work from where the last one left the disk, and is killed right in
+    front of a change: a renaming, a removal, a new folder, the opening of a file to write. After
+    the last number it came to its end.
+    """
+    for allowed in range(most):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                sys.addaudithook(_killing_after(allowed))
+                work()
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, "the work failed"
+            return
+        yield allowed
+    raise AssertionError(f"more than {most} changes")
+
+
+def _killing_after(allowed: int) -> Callable[[str, tuple[object, ...]], None]:
+    left = allowed
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        flags = arguments[2] if event == "open" else 0
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in CHANGES:
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+
+    return hook
