@@ -23,7 +23,11 @@ from visual_search.data.schema import BOX_COLUMNS
 from visual_search.data.tables import read_table
 from visual_search.evaluation.metrics import check_ranks
 from visual_search.submission.git_tree import SubmissionTree
-from visual_search.submission.preflight import packages_to_hide, read_requirements
+from visual_search.submission.requirements import (
+    packages_to_hide,
+    read_requirements,
+    sets_up_itself,
+)
 from visual_search.submission.runtime_estimate import ImageCounts, Run
 from visual_search.submission.sandbox import (
     GB,
@@ -248,7 +252,7 @@ def staged(
                 "rehearse what is on disk with --working-tree (`aicrowd submission create` commits "
                 "whatever git does not ignore; a push does not)"
             )
-        if (checkout / "Dockerfile").exists():
+        if sets_up_itself(checkout):
             notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
         else:
             hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))

@@ -9,10 +9,9 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,11 @@ from visual_search.common.errors import UserError
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import read_description
 from visual_search.submission.git_tree import SubmissionTree
+from visual_search.submission.requirements import (
+    installed_for,
+    read_requirements,
+    sets_up_itself,
+)
 
 # The challenge's rule: whatever is larger travels by git-LFS.
 LARGE_FILE = 5_000_000
@@ -45,97 +49,6 @@ REMOTE_SECONDS = 15.0  # that the remote may take to answer
 
 # The client splits the remote's address at this host, and fails after the push without it.
 CLIENT_HOST = "gitlab.aicrowd.com"
-
-
-def read_requirements(path: Path) -> list[str]:
-    """The requirements of a file, without comments, options and empty lines.
-
-    Raises:
-        UserError: naming file and line of one that pip would not understand, or that names a
-            folder of this machine.
-    """
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: the evaluator installs what it lists")
-    found = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
-        text = line.partition(" #")[0].strip()
-        if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
-            raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
-        if not text or text.startswith(("#", "-")):
-            continue
-        try:
-            found.append(str(Requirement(text)))
-        except InvalidRequirement as error:
-            raise UserError(
-                f"{path} line {number}: {text!r} is not a requirement ({error})"
-            ) from error
-    return found
-
-
-def installed_for(requirements: list[str]) -> tuple[set[str], list[str]]:
-    """Installed distributions that `requirements` bring along, and the wanted that are missing.
-
-    As `pip install --dry-run` would resolve them, which needs an index, seconds, and tells
-    nothing of what is installed already.
-
-    Returns:
-        Canonical names of distributions with all that they depend on, by the metadata of what
-        is installed here; and the requirements that nothing installed here satisfies.
-    """
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    waiting = [(Requirement(text), "") for text in requirements]
-    found: set[str] = set()
-    seen: set[tuple[str, str]] = set()
-    missing = []
-    while waiting:
-        wanted, from_extra = waiting.pop()
-        if wanted.marker and not wanted.marker.evaluate({"extra": from_extra}):
-            continue
-        name = canonicalize_name(wanted.name)
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            if not from_extra and str(wanted) in requirements:
-                missing.append(str(wanted))
-            continue
-        if not wanted.specifier.contains(distribution.version, prereleases=True):
-            missing.append(f"{wanted} (here is {distribution.version})")
-        found.add(str(name))
-        for extra in {"", *wanted.extras}:
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                waiting += [(Requirement(text), extra) for text in distribution.requires or []]
-    return found, missing
-
-
-def packages_to_hide(requirements: list[str]) -> dict[str, str]:
-    """Import names that are installed here and that `requirements` do not bring.
-
-    Returns:
-        The top-level import name, and the distribution it belongs to. A name that also belongs
-        to a wanted distribution (a namespace package) is not among them.
-    """
-    from packaging.utils import canonicalize_name
-
-    # pip and its like are in every environment; the submission brings its own two folders.
-    wanted = installed_for(requirements)[0] | {"pip", "setuptools", "wheel"}
-    own = ("visual_search", "my_submission")
-    return {
-        name: min(distributions)
-        for name, distributions in _distributions_of_packages().items()
-        if name.isidentifier() and name not in own
-        if not wanted & {str(canonicalize_name(owner)) for owner in distributions}
-    }
-
-
-@cache
-def _distributions_of_packages() -> Mapping[str, list[str]]:
-    """What is installed here; reading it takes a second or two."""
-    return metadata.packages_distributions()
 
 
 @dataclass(frozen=True)
@@ -270,7 +183,7 @@ def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
 
 def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
     """requirements.txt and apt.txt, as far as this machine can judge them."""
-    if (tree.root / "Dockerfile").is_file():
+    if sets_up_itself(tree.root):
         yield note("a Dockerfile sets up the evaluator: requirements.txt and apt.txt may be unread")
     try:
         brought, missing = installed_for(read_requirements(tree.root / "requirements.txt"))

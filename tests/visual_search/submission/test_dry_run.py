@@ -352,7 +352,7 @@ def test_the_kit_itself_runs_with_its_requirements_alone(
         shutil.copytree(
             PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "weights")
         )
-    for name in ("requirements.txt", "aicrowd.json", ".gitattributes"):
+    for name in ("Dockerfile", "requirements.txt", "aicrowd.json", ".gitattributes"):
         shutil.copy(PROJECT / name, project)
     shutil.copytree(tiny_export, project / "my_submission" / "weights")
     git(project, "init", "--quiet")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,9 +25,6 @@ from visual_search.submission.preflight import (
     check_size,
     check_tag,
     check_weights,
-    installed_for,
-    packages_to_hide,
-    read_requirements,
     without_credentials,
 )
 
@@ -293,45 +288,6 @@ def test_the_trial_run_names_the_fault(
     assert "problem  a trial run of the last commit failed: the submission reads the column" in (
         capsys.readouterr().out
     )
-
-
-def test_the_closure_is_what_pip_would_resolve(tmp_path: Path) -> None:
-    """pip, told to install nothing, knows the same packages (those it would call satisfied)."""
-    wanted = ["pandas>=2", "hypothesis"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *wanted],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    satisfied = {
-        line.split("Requirement already satisfied: ")[1].split(" in ")[0]
-        for line in done.stdout.splitlines()
-        if line.startswith("Requirement already satisfied")
-    }
-    names = {text.split("<")[0].split(">")[0].split("=")[0].split("!")[0] for text in satisfied}
-    found, missing = installed_for(wanted)
-    assert found == {name.strip().lower().replace("_", "-") for name in names}
-    assert missing == []
-
-
-def test_what_is_wanted_is_not_hidden() -> None:
-    hidden = packages_to_hide(["pandas"])
-    assert hidden["hypothesis"] == "hypothesis"
-    assert hidden["torch"] == "torch"
-    assert not {"pandas", "numpy", "dateutil", "visual_search", "my_submission"} & hidden.keys()
-
-
-def test_lines_of_requirements(tmp_path: Path) -> None:
-    path = tmp_path / "requirements.txt"
-    path.write_text("# comment\n\nnumpy>=1.26  # arrays\n--quiet\npandas[excel]; os_name>'3'\n")
-    found = [text.split(";")[0] for text in read_requirements(path)]
-    assert found == ["numpy>=1.26", "pandas[excel]"]
-    path.write_text("numpy\n./wheels/mine.whl\n")
-    with pytest.raises(UserError, match=r"line 2: './wheels/mine.whl' is a folder of this machine"):
-        read_requirements(path)
-    with pytest.raises(UserError, match="does not exist"):
-        read_requirements(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(

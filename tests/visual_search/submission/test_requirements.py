@@ -1,0 +1,67 @@
+"""What requirements.txt brings: as pip would resolve it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from visual_search.common.errors import UserError
+from visual_search.submission.requirements import (
+    installed_for,
+    packages_to_hide,
+    read_requirements,
+    sets_up_itself,
+)
+
+
+def test_the_closure_is_what_pip_would_resolve(tmp_path: Path) -> None:
+    """pip, told to install nothing, knows the same packages (those it would call satisfied)."""
+    wanted = ["pandas>=2", "hypothesis"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *wanted],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    satisfied = {
+        line.split("Requirement already satisfied: ")[1].split(" in ")[0]
+        for line in done.stdout.splitlines()
+        if line.startswith("Requirement already satisfied")
+    }
+    names = {text.split("<")[0].split(">")[0].split("=")[0].split("!")[0] for text in satisfied}
+    found, missing = installed_for(wanted)
+    assert found == {name.strip().lower().replace("_", "-") for name in names}
+    assert missing == []
+
+
+def test_what_is_wanted_is_not_hidden() -> None:
+    hidden = packages_to_hide(["pandas"])
+    assert hidden["hypothesis"] == "hypothesis"
+    assert hidden["torch"] == "torch"
+    assert not {"pandas", "numpy", "dateutil", "visual_search", "my_submission"} & hidden.keys()
+
+
+def test_lines_of_requirements(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("# comment\n\nnumpy>=1.26  # arrays\n--quiet\npandas[excel]; os_name>'3'\n")
+    found = [text.split(";")[0] for text in read_requirements(path)]
+    assert found == ["numpy>=1.26", "pandas[excel]"]
+    path.write_text("numpy\n./wheels/mine.whl\n")
+    with pytest.raises(UserError, match=r"line 2: './wheels/mine.whl' is a folder of this machine"):
+        read_requirements(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_requirements(tmp_path / "none.txt")
+
+
+def test_the_kits_dockerfile_brings_requirements_txt(tmp_path: Path) -> None:
+    """So the rehearsal goes on to hide what that does not list; with another it cannot tell."""
+    assert not sets_up_itself(tmp_path)
+    shutil.copy(PROJECT / "Dockerfile", tmp_path)
+    assert not sets_up_itself(tmp_path)
+    (tmp_path / "Dockerfile").write_text("FROM python:3.12\nRUN pip install torch\n")
+    assert sets_up_itself(tmp_path)

@@ -1,0 +1,110 @@
+"""What requirements.txt brings to the evaluator, told from what is installed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from visual_search.common.errors import UserError
+
+
+def read_requirements(path: Path) -> list[str]:
+    """The requirements of a file, without comments, options and empty lines.
+
+    Raises:
+        UserError: naming file and line of one that pip would not understand, or that names a
+            folder of this machine.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the evaluator installs what it lists")
+    found = []
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+        text = line.partition(" #")[0].strip()
+        if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
+            raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
+        if not text or text.startswith(("#", "-")):
+            continue
+        try:
+            found.append(str(Requirement(text)))
+        except InvalidRequirement as error:
+            raise UserError(
+                f"{path} line {number}: {text!r} is not a requirement ({error})"
+            ) from error
+    return found
+
+
+def installed_for(requirements: list[str]) -> tuple[set[str], list[str]]:
+    """Installed distributions that `requirements` bring along, and the wanted that are missing.
+
+    As `pip install --dry-run` would resolve them, which needs an index, seconds, and tells
+    nothing of what is installed already.
+
+    Returns:
+        Canonical names of distributions with all that they depend on, by the metadata of what
+        is installed here; and the requirements that nothing installed here satisfies.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    waiting = [(Requirement(text), "") for text in requirements]
+    found: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    missing = []
+    while waiting:
+        wanted, from_extra = waiting.pop()
+        if wanted.marker and not wanted.marker.evaluate({"extra": from_extra}):
+            continue
+        name = canonicalize_name(wanted.name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            if not from_extra and str(wanted) in requirements:
+                missing.append(str(wanted))
+            continue
+        if not wanted.specifier.contains(distribution.version, prereleases=True):
+            missing.append(f"{wanted} (here is {distribution.version})")
+        found.add(str(name))
+        for extra in {"", *wanted.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                waiting += [(Requirement(text), extra) for text in distribution.requires or []]
+    return found, missing
+
+
+def packages_to_hide(requirements: list[str]) -> dict[str, str]:
+    """Import names that are installed here and that `requirements` do not bring.
+
+    Returns:
+        The top-level import name, and the distribution it belongs to. A name that also belongs
+        to a wanted distribution (a namespace package) is not among them.
+    """
+    from packaging.utils import canonicalize_name
+
+    # pip and its like are in every environment; the submission brings its own two folders.
+    wanted = installed_for(requirements)[0] | {"pip", "setuptools", "wheel"}
+    own = ("visual_search", "my_submission")
+    return {
+        name: min(distributions)
+        for name, distributions in _distributions_of_packages().items()
+        if name.isidentifier() and name not in own
+        if not wanted & {str(canonicalize_name(owner)) for owner in distributions}
+    }
+
+
+@cache
+def _distributions_of_packages() -> Mapping[str, list[str]]:
+    """What is installed here; reading it takes a second or two."""
+    return metadata.packages_distributions()
+
+
+def sets_up_itself(root: Path) -> bool:
+    """Whether a Dockerfile installs something else than requirements.txt at the evaluator's.
+
+    The kit's own installs that file before all else, so what it brings is what there is.
+    """
+    file = root / "Dockerfile"
+    return file.is_file() and "--requirement requirements.txt" not in file.read_text("utf-8")
