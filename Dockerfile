@@ -30,8 +30,8 @@ RUN pip install --no-cache-dir --requirement requirements.txt
 # Any of pyproject.toml's extras: --build-arg EXTRAS=train,data,text,demo,tune,export,submit
 ARG EXTRAS=train,trackers
 COPY pyproject.toml README.md LICENSE ./
-RUN mkdir visual_search my_submission dataset \
-    && touch visual_search/__init__.py my_submission/__init__.py dataset/__init__.py \
+COPY visual_search/__init__.py visual_search/
+RUN mkdir my_submission dataset && touch my_submission/__init__.py dataset/__init__.py \
     && pip install --no-cache-dir --editable ".${EXTRAS:+[$EXTRAS]}"
 
 COPY . .

@@ -10,8 +10,8 @@ WORKDIR /visual-search
 
 # The packages first, alone: they change more seldom than the code.
 COPY pyproject.toml requirements.txt README.md LICENSE ./
-RUN mkdir visual_search my_submission dataset \
-    && touch visual_search/__init__.py my_submission/__init__.py dataset/__init__.py \
+COPY visual_search/__init__.py visual_search/
+RUN mkdir my_submission dataset && touch my_submission/__init__.py dataset/__init__.py \
     && pip install --no-cache-dir --editable '.[train,demo,text,serve]'
 
 COPY . .

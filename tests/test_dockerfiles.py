@@ -45,6 +45,7 @@ def test_what_is_copied_and_installed_is_there(path: Path) -> None:
     for copied in of(path, "COPY"):
         *sources, _ = copied.split()
         assert all((PROJECT / source).exists() for source in sources), copied
+    assert any("visual_search/__init__.py" in copied for copied in of(path, "COPY"))  # the version
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
@@ -94,6 +95,7 @@ def test_pip_can_install_it_in_a_clean_environment(path: Path, tmp_path: Path) -
         *sources, _ = copied.split()
         for source in sources:
             if source != ".":
+                (tmp_path / source).parent.mkdir(exist_ok=True)
                 shutil.copy(PROJECT / source, tmp_path / source)
     clean = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
