@@ -53,7 +53,8 @@ def _find_images(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of images, gallery.csv or pairs.parquet")
 
-    from visual_search.text.search import TextSearch, gallery_images, load_text_model, read_lines
+    from visual_search.common.files import read_lines
+    from visual_search.text.search import TextSearch, gallery_images, load_text_model
 
     queries = list(arguments.queries)
     if arguments.queries_file:
@@ -99,8 +100,9 @@ def _name_images(arguments: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"the image {missing[0]} does not exist ({len(missing)} of --photos)")
 
+    from visual_search.common.files import read_lines
     from visual_search.data.images import ImageItem
-    from visual_search.text.search import load_text_model, name_images, read_lines
+    from visual_search.text.search import load_text_model, name_images
 
     names = read_lines(arguments.names)
     if not names:

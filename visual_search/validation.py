@@ -19,8 +19,8 @@ from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
 from visual_search.ranking.embed import embed_each_view
-from visual_search.ranking.precision import mean_of_units
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
+from visual_search.ranking.tta import mean_of_units
 from visual_search.run_folder import RunFolder
 
 if TYPE_CHECKING:

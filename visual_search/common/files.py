@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and reading those that people wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from visual_search.common.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +83,25 @@ def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure of matplotlib as PNG, atomically."""
     with written_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def read_text(path: Path) -> str:
+    """A text file as somebody wrote it: UTF-8, with or without a byte-order mark.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8 ({error})") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, stripped; empty ones are left out."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -30,12 +30,12 @@ from visual_search.text.batches import build_pair_batches
 from visual_search.text.class_names import imagenet_classifier, imagenet_names
 from visual_search.text.config import ClipConfig
 from visual_search.text.encoder import (
-    ClipLearner,
     DualEncoder,
     TextArchitecture,
     build_dual_encoder,
 )
 from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
+from visual_search.text.learner import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same

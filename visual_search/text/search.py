@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from visual_search.common.errors import UserError
@@ -50,12 +49,7 @@ from visual_search.text.first_ru_clip import (
     visual_settings,
 )
 from visual_search.text.pairs import TEST, read_pairs
-
-TEMPLATES: Mapping[str, tuple[str, ...]] = {
-    # Queries are typed, not told: the bare name comes first, and is not outvoted.
-    "ru": ("{}", "{} фото", "{} купить", "фото: {}"),
-    "en": ("{}", "{} photo", "buy {}", "a photo of {}"),
-}
+from visual_search.text.prompts import embed_names, language_of_names, templates_for
 
 
 @dataclass(frozen=True)
@@ -307,60 +301,3 @@ def images_in(folder: Path, pattern: str = "*") -> list[Path]:
     if others:
         print(f"{folder}: {len(images)} images; passed over, as they are no images: {counts}")
     return images
-
-
-def read_text(path: Path) -> str:
-    """A text file as somebody wrote it: UTF-8, with or without a byte-order mark.
-
-    Raises:
-        UserError: when it cannot be read.
-    """
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8 ({error})") from error
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, stripped; empty ones are left out."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-
-
-def templates_for(language: str, file: Path | None = None) -> tuple[str, ...]:
-    """Templates of a language, or one a line from a file.
-
-    Raises:
-        UserError: for a language without templates, or a line without `{}`.
-    """
-    if file is None:
-        if language not in TEMPLATES:
-            raise UserError(
-                f"there are no templates for {language!r}; write some into a file, one a line, "
-                "and name it with --templates"
-            )
-        return TEMPLATES[language]
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        if line.strip() and line.count("{}") != 1:
-            raise UserError(f"{file} line {number}: {line!r} needs one {{}} for the name")
-    if not (templates := tuple(read_lines(file))):
-        raise UserError(f"{file} has no template: write some, one a line")
-    return templates
-
-
-def embed_names(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """The mean of a name's unit vectors over the templates, as unit vectors `(n, d)`.
-
-    Prompt ensembling in the space of embeddings (Radford et al. 2021, section 3.1.4).
-    """
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    vectors = encoder.embed_texts(texts).unflatten(0, (len(names), len(templates)))
-    return F.normalize(vectors.mean(dim=1), dim=1)
-
-
-def language_of_names(names: Sequence[str]) -> str:
-    """ru where most letters are Cyrillic, else en."""
-    letters = [letter for name in names for letter in name.lower() if letter.isalpha()]
-    cyrillic = sum("\u0400" <= letter <= "\u04ff" for letter in letters)
-    return "ru" if cyrillic * 2 > len(letters) else "en"

@@ -16,16 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_figure
+from visual_search.common.files import read_text, write_figure
 from visual_search.data.images import ImageItem
-from visual_search.text.search import (
-    TextSearchModel,
-    embed_names,
-    images_in,
-    language_of_names,
-    read_text,
-    templates_for,
-)
+from visual_search.text.prompts import embed_names, language_of_names, templates_for
+from visual_search.text.search import TextSearchModel, images_in
 
 MOST_CLASSES_DRAWN = 40
 

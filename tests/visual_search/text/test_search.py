@@ -1,4 +1,4 @@
-"""What images a gallery has, files that people wrote, and prompts."""
+"""What images a gallery has, and files that people wrote."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from tests.conftest import draw_product
 from visual_search.common.errors import UserError
-from visual_search.text.search import (
-    embed_names,
-    gallery_images,
-    language_of_names,
-    read_lines,
-    templates_for,
-)
+from visual_search.common.files import read_lines
+from visual_search.text.prompts import templates_for
+from visual_search.text.search import gallery_images
 from visual_search.text.zero_shot import read_zero_shot_set
 
 FORMATS = {"a.jpg": "JPEG", "b.JFIF": "JPEG", "c.jpe": "JPEG", "d": "PNG", "e.dat": "WEBP"}
@@ -82,26 +76,3 @@ def test_a_byte_order_mark_is_no_part_of_a_file(name: str, tmp_path: Path) -> No
     (tmp_path / name).write_bytes("стул".encode("cp1251"))
     with pytest.raises(UserError, match=rf"{name} is not UTF-8 text"):
         read(tmp_path / name)
-
-
-def test_prompts(tmp_path: Path) -> None:
-    assert language_of_names(["стул", "IKEA", "стол"]) == "ru"
-    assert language_of_names(["chair"]) == "en"
-    with pytest.raises(UserError, match="no templates for 'fi'"):
-        templates_for("fi")
-    file = tmp_path / "templates.txt"
-    for content, message in (("{}\n\nна фото\n", r"templates\.txt line 3"), ("\n", "no template")):
-        file.write_text(content)
-        with pytest.raises(UserError, match=message):
-            templates_for("ru", file)
-
-    class Encoder:
-        """Places a text by its length."""
-
-        def embed_texts(self, texts: list[str]) -> torch.Tensor:
-            angles = torch.tensor([float(len(text)) for text in texts])
-            return torch.stack([angles.cos(), angles.sin()], dim=1)
-
-    vectors = embed_names(Encoder(), ["a", "bb"], ["{}", "x{}"])  # type: ignore[arg-type]
-    expected = torch.tensor([[np.cos(1.5), np.sin(1.5)], [np.cos(2.5), np.sin(2.5)]])
-    torch.testing.assert_close(vectors, expected.float())

@@ -1,0 +1,102 @@
+"""What is trained on pairs, as one module: both encoders and their loss, with gradient caching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from visual_search.text.config import ContrastiveConfig
+from visual_search.text.encoder import DualEncoder
+from visual_search.text.losses import ContrastiveLoss
+
+
+class ClipLearner(nn.Module):
+    """Both encoders and their loss, so that any parallel wrapper fits round all of it."""
+
+    def __init__(self, embedder: DualEncoder, loss: ContrastiveConfig) -> None:
+        super().__init__()
+        self.embedder, self.pairs = embedder, ContrastiveLoss(loss)
+        # The loop asks for a classification head; here is none.
+        self.head = None
+        self.cluster_weight, self.chunk = loss.cluster_weight, loss.chunk
+        self._images: Callable[[Tensor], Tensor] = embedder.features
+
+    def compile_features(self) -> None:
+        """Run the image side through torch.compile in training; validation stays eager."""
+        self._images = torch.compile(self.embedder.features)
+
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Sequence[Tensor],
+        owners: Tensor | None,
+        groups: Tensor,
+        text_ids: Tensor,
+        clusters: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar, and its parts before weighting.
+
+        Args:
+            images: pixels `(n, 3, H, W)`, or the visual tower's vectors `(n, width)`.
+            tokens: of the texts, `m` rows for each tower.
+            owners: `(m,)`, the image of each text; None where text i is image i's.
+            groups: `(n,)`, the product of each image.
+            text_ids: `(n,)`, equal where the texts are.
+            clusters: `(n,)`, of the texts, where there are projections for each.
+        """
+        seen = self._embed_images(images)
+        read, logits = self.embedder.text_vectors(tokens, owners, len(images))
+        loss = self.pairs(seen, read, groups, text_ids)
+        parts = {"contrastive": loss.detach()}
+        if logits is None or clusters is None:
+            return loss, parts
+        entropy = F.cross_entropy(logits.float(), clusters)
+        parts["cluster"] = entropy.detach()
+        # The contrastive loss is the mean of two cross-entropies, image → text and back.
+        weight = self.cluster_weight
+        return (2 * loss + weight * entropy) / (2 + weight), parts
+
+    def _embed_images(self, images: Tensor) -> Tensor:
+        """Unit vectors, chunk by chunk where memory has to be saved.
+
+        Each chunk's activations are dropped and computed again in the backward pass, when the
+        gradient of its vectors is known: what gradient caching does (Gao et al., "Scaling Deep
+        Contrastive Learning Batch Size under Memory Limited Setup", 2021), on autograd's own
+        checkpoints. The random draws are the same both times.
+        """
+        if not self.chunk or len(images) <= self.chunk or not torch.is_grad_enabled():
+            return F.normalize(self._images(images).float(), dim=1)
+        parts = [
+            checkpoint(self._images, part, use_reentrant=False, context_fn=self._contexts)
+            for part in images.split(self.chunk)
+        ]
+        return F.normalize(torch.cat(parts).float(), dim=1)
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """Round the first pass, and round the second: batch norms count an image once."""
+        return nullcontext(), statistics_held(self.embedder)
+
+
+@contextmanager
+def statistics_held(module: nn.Module) -> Iterator[None]:
+    """Within it batch norms in training mode leave their running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    held = [
+        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
+        for norm in norms
+        if norm.training and norm.num_batches_tracked is not None
+    ]
+    for norm, *_ in held:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count, before in held:
+            norm.momentum = momentum
+            count.copy_(before)
