@@ -205,7 +205,7 @@ def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.nda
 
 
 def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> np.ndarray:
-    """fifth of the training rows that stand to the others as the test's do to all of them, bool.
+    """A fifth of the training rows that stand to the others as the test's do to all, bool.
 
     Where most texts of the test are new, these are whole products; where the test shows other
     images of the same products, single images.

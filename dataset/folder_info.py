@@ -137,8 +137,7 @@ def _read_images(
 ) -> list[Entry]:
     """Find out what a killed run's journal does not know yet about the images, and write it there.
 
-    Args:
-        journal with other `settings` is begun anew.
+    A journal with other `settings` is begun anew.
     """
     known = _read_journal(journal, settings)
 

@@ -63,7 +63,7 @@ def _ipv4_inside(address: IPv6Address) -> IPv4Address | None:
 
 
 def public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """socket for an entry of `getaddrinfo`; AddressRefused where its address is not public."""
+    """A socket for an entry of `getaddrinfo`; AddressRefused where its address is not public."""
     family, kind, protocol, _, address = info
     if family not in (socket.AF_INET, socket.AF_INET6) or not is_public(address[0]):
         raise AddressRefused(f"{address[0]} is {NOT_PUBLIC}")

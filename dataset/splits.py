@@ -103,10 +103,9 @@ def frequency_test_classes(
 ) -> np.ndarray:
     """Which of the classes of these sizes test, bool: a random share of every frequency bin.
 
-    Args:
-        frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
-            test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin
-            of the classes of one image: there would be nothing to find for it.
+    A frequency bin is the classes of one size. Of a bin of n classes, test_ratio * n, rounded up,
+    test, but never all; a bin of fewer than `min_classes` trains whole, and so does the bin of the
+    classes of one image: there would be nothing to find for it.
 
     Raises:
         UserError: for a ratio not between 0 and 1, and when no class would test.

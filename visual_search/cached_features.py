@@ -206,17 +206,17 @@ class CachedViews(TrainingImages):
     Which view is shown depends on (seed, epoch, index) alone. View 0 is the whole image.
     """
 
-    def __init__(self, photos: TrainingImages, views: int) -> None:
+    def __init__(self, shown: TrainingImages, views: int) -> None:
         """
         Args:
-            images: what is shown; nothing can be read before :meth:`fill`.
+            shown: the images; nothing can be read before :meth:`fill`.
             views: of each image, 1 or more.
         """
-        super().__init__(photos.images, photos.augment, photos.size, photos.seed)
+        super().__init__(shown.images, shown.augment, shown.size, shown.seed)
         self.views = views
         self.features = torch.zeros(0, views, 0)
         """`(n, views, width)`, float32."""
-        self.broken: np.ndarray = np.zeros(len(photos), dtype=bool)
+        self.broken: np.ndarray = np.zeros(len(shown), dtype=bool)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
         """Features `(width,)`; label; image; how many unreadable images came first."""

@@ -55,8 +55,7 @@ class PairCounts:
 def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
     """Compare the images of all products of some snapshots; write :data:`MEANS` and the counts.
 
-    Args:
-        table that was made of these very snapshots is left as it is; None is returned then.
+    A table that was made of these very snapshots is left as it is; None is returned then.
 
     Raises:
         UserError: when a snapshot is damaged, when they are of several models or inputs, or when no
@@ -137,8 +136,7 @@ def _products(asins: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
 def cut(means: pa.Table, threshold: float, min_images: int) -> pa.Table:
     """The images whose mean is above a threshold, -1..1, of products that keep `min_images`.
 
-    Args:
-        single image makes no pair.
+    A single image makes no pair.
     """
     kept = means.filter(pc.greater(means["mean_cosine"], threshold))
     codes = kept["asin"].combine_chunks().dictionary_encode().indices.to_numpy()

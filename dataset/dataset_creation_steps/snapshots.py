@@ -211,10 +211,9 @@ def while_the_network_works(
 ) -> Iterator[tuple[int, pa.Table]]:
     """The pieces, up to where the network, not the images, is to blame; those stay undone.
 
-    Args:
-        piece of a few images may well fail as a whole, the last one say. It is taken as it is where
-            others came (or had come: `worked`), or it would be tried for ever; until one has come,
-            it waits. Those that are `retried` hold only what has failed before, and may fail again.
+    A piece of a few images may well fail as a whole, the last one say. It is taken as it is where
+    others came (or had come: `worked`), or it would be tried for ever; until one has come, it
+    waits. Those that are `retried` hold only what has failed before, and may fail again.
 
     Raises:
         UserError: when :data:`FAILED_IN_A_ROW` images or more, all of one piece or of several that
