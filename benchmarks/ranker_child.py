@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.export import load_exported
-from visual_search.ranking.precision import InferencePlan, call_on, plan_inference
+from visual_search.ranking.inference_plan import InferencePlan, call_on, plan_inference
 
 
 @dataclass(frozen=True)

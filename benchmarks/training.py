@@ -42,9 +42,9 @@ from visual_search.common.errors import UserError, run_command
 from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.learner import Learner, Objective
 from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import build_embedder
+from visual_search.objective import Learner, Objective
 from visual_search.optim import build_optimizer, parameter_groups
 
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)

@@ -43,8 +43,8 @@ def main() -> None:
     from visual_search.data.images import load_pixels
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.ranking.export import ONNX_FILE, export_torchscript, trained_embedder
+    from visual_search.ranking.inference_plan import converted, memory_format_of, precision_for
     from visual_search.ranking.onnx import export_onnx, load_onnx, markdown, measure
-    from visual_search.ranking.precision import converted, memory_format_of, precision_for
     from visual_search.ranking.rerank import describe_steps, named_steps
 
     checkpoint, config = load_checkpoint(options.run), read_config(options.run)

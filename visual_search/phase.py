@@ -29,7 +29,6 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
-from visual_search.learner import Learner, Objective
 from visual_search.losses.distillation import EmbeddingDistillation
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import SoftTriple
@@ -42,6 +41,7 @@ from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, project_features, start_neck
+from visual_search.objective import Learner, Objective
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.rerank import named_steps
 from visual_search.run_folder import RunFolder

@@ -17,7 +17,7 @@ from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.ranking.embed import default_device, embed_images
-from visual_search.ranking.precision import InferencePlan, plan_inference
+from visual_search.ranking.inference_plan import InferencePlan, plan_inference
 
 EMBED_BATCH = 64
 

@@ -19,7 +19,7 @@ from tests.conftest import draw_product, write_csv
 from visual_search.common.files import write_json
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
-from visual_search.ranking.postprocess import Power
+from visual_search.ranking.rerank_steps import Power
 
 SIDE = 64
 PHOTOS = 150

@@ -9,10 +9,10 @@ from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, Ph
 from visual_search.data.augment import Mixer
 from visual_search.data.datasets import TrainingImages, read_product10k
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.learner import Learner, Objective
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead
 from visual_search.model.embedder import build_embedder
+from visual_search.objective import Learner, Objective
 from visual_search.phase import ImagePhase
 
 CPU = torch.device("cpu")

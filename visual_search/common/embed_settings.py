@@ -24,7 +24,8 @@ GONE = (
 class EmbedSettings:
     """How images are embedded, in validation and in the submission alike.
 
-    What is "auto" or 0 follows the rules of :func:`visual_search.ranking.precision.plan_inference`.
+    What is "auto" or 0 follows the rules of
+    :func:`visual_search.ranking.inference_plan.plan_inference`.
 
     Args:
         precision: fp32, bf16 (CPUs that have it) or fp16 (GPUs).

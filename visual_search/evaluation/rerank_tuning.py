@@ -23,7 +23,9 @@ from visual_search.evaluation.metrics import average_precision
 from visual_search.evaluation.report import markdown
 from visual_search.model.checkpoint import describe_model, read_description
 from visual_search.ranking.k_reciprocal import KReciprocal
-from visual_search.ranking.postprocess import (
+from visual_search.ranking.rank import MAX_PREDICTIONS
+from visual_search.ranking.rerank import Step, describe_steps, format_steps, rank
+from visual_search.ranking.rerank_steps import (
     PCA,
     Center,
     DatabaseAugmentation,
@@ -33,8 +35,6 @@ from visual_search.ranking.postprocess import (
     TwoPassExpansion,
     ZScore,
 )
-from visual_search.ranking.rank import MAX_PREDICTIONS
-from visual_search.ranking.rerank import Step, describe_steps, format_steps, rank
 
 Steps = tuple[Step, ...]
 Slots = tuple[Step | None, ...]

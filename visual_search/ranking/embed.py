@@ -21,7 +21,7 @@ from visual_search.common.progress import progress_bar
 from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem, load_views
 from visual_search.ranking.deadline import Deadline, Effort
-from visual_search.ranking.precision import EmbedFn, InferencePlan, call_on, plan_inference
+from visual_search.ranking.inference_plan import EmbedFn, InferencePlan, call_on, plan_inference
 from visual_search.ranking.tta import larger_side, mean_of_copies, mean_of_units
 
 

@@ -34,7 +34,7 @@ from visual_search.model.checkpoint import (
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 from visual_search.model.patches import resized_state
-from visual_search.ranking.precision import (
+from visual_search.ranking.inference_plan import (
     MIN_COSINE,
     EmbedFn,
     LoadRuntime,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visual_search.ranking.postprocess import check, nearest_others
+from visual_search.ranking.rerank_steps import check, nearest_others
 from visual_search.ranking.search import first_copies, stable_top_k
 
 # Similarities of a block of queries to the whole gallery: 2^24 in fp32 are 64 MB.

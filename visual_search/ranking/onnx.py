@@ -19,7 +19,7 @@ from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
 from visual_search.model.embedder import Embedder
-from visual_search.ranking.precision import CPU_BATCH, EmbedFn
+from visual_search.ranking.inference_plan import CPU_BATCH, EmbedFn
 
 INPUT, OUTPUT = "pixels", "embeddings"
 ROUNDS = 5

@@ -15,7 +15,7 @@ from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.deadline import Deadline, call_within
 from visual_search.ranking.embed import Embeddings, embed_images
-from visual_search.ranking.precision import InferencePlan, LoadRuntime, plan_inference
+from visual_search.ranking.inference_plan import InferencePlan, LoadRuntime, plan_inference
 from visual_search.ranking.rerank import Search, Step, apply_steps, describe_steps, rank
 from visual_search.ranking.search import top_k
 

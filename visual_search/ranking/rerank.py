@@ -28,7 +28,7 @@ from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.ranking.k_reciprocal import KReciprocal
-from visual_search.ranking.postprocess import (
+from visual_search.ranking.rerank_steps import (
     PCA,
     Center,
     DatabaseAugmentation,

@@ -26,7 +26,7 @@ from visual_search.model.checkpoint import fingerprint, knows_texts, load_checkp
 from visual_search.model.clip_folder import is_clip_folder
 from visual_search.ranking.embed import Embeddings, default_device, embed_images
 from visual_search.ranking.export import load_model
-from visual_search.ranking.precision import InferencePlan, plan_inference
+from visual_search.ranking.inference_plan import InferencePlan, plan_inference
 from visual_search.ranking.rank import UNUSED, trimmed
 from visual_search.ranking.store import weights_fingerprint
 from visual_search.text.first_ru_clip import is_first_ru_clip

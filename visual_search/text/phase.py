@@ -35,7 +35,7 @@ from visual_search.text.encoder import (
     build_dual_encoder,
 )
 from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
-from visual_search.text.learner import ClipLearner
+from visual_search.text.objective import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same

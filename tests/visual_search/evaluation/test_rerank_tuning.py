@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from visual_search.evaluation import rerank_tuning
 from visual_search.evaluation.metrics import mean_average_precision
 from visual_search.evaluation.rerank_tuning import RECIPES, choose, halves, steps_of, trials
-from visual_search.ranking.postprocess import Center
 from visual_search.ranking.rerank import rank
+from visual_search.ranking.rerank_steps import Center
 
 
 @pytest.fixture

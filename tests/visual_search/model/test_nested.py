@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from visual_search.config import MarginConfig
-from visual_search.learner import Learner, Objective
 from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import Embedder
+from visual_search.objective import Learner, Objective
 
 COUNTS = torch.tensor([3, 5, 2, 7])
 

@@ -13,7 +13,7 @@ from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.embed import embed_images
-from visual_search.ranking.precision import EmbedFn, InferencePlan
+from visual_search.ranking.inference_plan import EmbedFn, InferencePlan
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from visual_search.common.errors import UserError
-from visual_search.ranking.postprocess import (
+from visual_search.ranking.rerank import describe_steps, format_steps, parse_steps, rank
+from visual_search.ranking.rerank_steps import (
     PCA,
     Center,
     DatabaseAugmentation,
@@ -18,7 +19,6 @@ from visual_search.ranking.postprocess import (
     ZScore,
     nearest_others,
 )
-from visual_search.ranking.rerank import describe_steps, format_steps, parse_steps, rank
 
 
 def unit(vector: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from tests.visual_search.text.test_encoder import TEXTS, tiny_encoder
 from visual_search.text.config import ContrastiveConfig
-from visual_search.text.learner import ClipLearner
 from visual_search.text.losses import infonce
+from visual_search.text.objective import ClipLearner
 
 
 def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:

@@ -17,9 +17,9 @@ from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Embedder, build_embedder
-from visual_search.ranking import precision
+from visual_search.ranking import inference_plan
 from visual_search.ranking.export import export_torchscript
-from visual_search.ranking.precision import EmbedFn, converted, plan_inference
+from visual_search.ranking.inference_plan import EmbedFn, converted, plan_inference
 
 BACKBONES = [
     "timm/test_efficientnet",
@@ -128,11 +128,11 @@ def test_a_cpu_runs_fp32_or_what_it_multiplies_in_hardware(
     items: list[ImageItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for native, expected in ((False, "fp32"), (True, "bf16")):
-        monkeypatch.setattr(precision, "bf16_is_native", lambda native=native: native)
+        monkeypatch.setattr(inference_plan, "bf16_is_native", lambda native=native: native)
         plan = plan_inference(vectors, items, 8, device=CPU)
         assert (plan.precision, plan.memory_format) == (expected, "channels_last")
         assert (plan.batch_size, plan.backend, plan.only_size) == (4, "torch", 0)
-        assert (plan.streams, plan.threads) == (precision.available_cores(), 1)
+        assert (plan.streams, plan.threads) == (inference_plan.available_cores(), 1)
 
 
 def test_a_convnext_in_fp32_is_contiguous(items: list[ImageItem]) -> None:
@@ -142,7 +142,7 @@ def test_a_convnext_in_fp32_is_contiguous(items: list[ImageItem]) -> None:
             model.eval(), items, 160, device=CPU, settings=EmbedSettings(precision="fp32")
         )
         assert plan.memory_format == (layout or "channels_last")
-        assert precision.memory_format_of(model, "bf16", on_gpu=False) == "channels_last"
+        assert inference_plan.memory_format_of(model, "bf16", on_gpu=False) == "channels_last"
 
 
 def test_what_is_set_by_hand_goes_before_the_rules(items: list[ImageItem]) -> None:
@@ -184,7 +184,7 @@ def test_a_precision_that_is_not_true_to_fp32_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(precision, "bf16_is_native", lambda: True)
+    monkeypatch.setattr(inference_plan, "bf16_is_native", lambda: True)
     started = time.perf_counter()
     plan = plan_inference(Moody(how), items, 8, device=CPU, seconds=1.0)
     assert time.perf_counter() - started < 3
@@ -207,7 +207,7 @@ def missing(streams: int, threads: int) -> EmbedFn:
 def test_another_runtime_is_taken_where_it_answers_alike(
     items: list[ImageItem], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def plan(runtime: EmbedFn, **settings: Any) -> precision.InferencePlan:
+    def plan(runtime: EmbedFn, **settings: Any) -> inference_plan.InferencePlan:
         given: Any = {"device": CPU, "settings": EmbedSettings(precision="fp32", **settings)}
         return plan_inference(vectors, items, 8, runtime=lambda *_: runtime, **given)
 
@@ -236,7 +236,7 @@ def test_a_runtime_that_fails_is_done_without_unless_it_was_asked_for(
 COUNT = """
 import resource, sys
 import torch
-from visual_search.ranking.precision import keep_freed_memory
+from visual_search.ranking.inference_plan import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory()

@@ -1,4 +1,4 @@
-"""How a trained model is run: precision, memory format, batch size, threads, views of an image.
+"""How a trained model is run: precision, memory format, batch size, threads; batch norms folded.
 
 Fixed rules (:func:`plan_inference`), and one check of what computes in less than fp32.
 """
