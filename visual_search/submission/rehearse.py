@@ -210,7 +210,7 @@ def _too_large(limits: Limits, prediction: Run, found: LargestSize) -> str:
     way_out = found.reason or "take a smaller model"
     if found.input_size:
         way_out = (
-            f"{found.input_size} px fit: export it again by `python my_submission/"
+            f"{found.input_size} px fits: export it again with `python my_submission/"
             f"to_torchscript.py runs/<name> --input_size {found.input_size}`"
         )
     return (

@@ -102,7 +102,7 @@ def test_a_submission_too_slow_for_the_hidden_test_fails(tmp_path: Path, dev_fol
     sentence, result = failure(project, dev_folder, Limits(3.2, 1))
     assert sentence.startswith("the hidden test would take 4 s and ")
     # 2.88 s for 100 photos: 160 px take 2.7 s, 192 px 3.8 s.
-    assert "160 px fit: export it again by `python my_submission/to_torchscript.py" in sentence
+    assert "160 px fits: export it again with `python my_submission/to_torchscript.py" in sentence
     assert "--input_size 160`" in sentence
     assert not result["rehearsal"]["passed"]
     assert result["rehearsal"]["failure"] == sentence
