@@ -27,6 +27,8 @@ from visual_search.config import BackboneConfig, PhaseConfig
 
 Config = typing.TypeVar("Config")
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+
 
 def parse_phase(
     parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None
@@ -70,10 +72,12 @@ def parse_config(
     origins: dict[str, Path] = {}
     for path in _config_files(arguments):
         origins.update(_checked_keys(path, kind))
+    for word in arguments:  # what is typed comes last, so no file is to blame for it
+        origins.pop(word[2:].partition("=")[0], None)
     try:
         parsed = parser.parse_args(arguments)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise UserError(_with_origin(str(error), origins)) from error
+        raise UserError(_with_origin(str(error), origins, parser)) from error
     made = parser.instantiate(parsed)
     phase = whole(**{part.name: made[part.name] for part in dataclasses.fields(whole)})
     check_ranges(phase, where=lambda key: f"{origins[key]}: " if key in origins else "")
@@ -179,15 +183,28 @@ def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
     return origins
 
 
-def _with_origin(message: str, origins: dict[str, Path]) -> str:
+def _with_origin(
+    message: str, origins: dict[str, Path], parser: jsonargparse.ArgumentParser
+) -> str:
     message = _last_cause(message)
     found = re.search(r'key "([\w.]+)"', message)
     if found and found.group(1) in origins:
         return f"{origins[found.group(1)]}: {message}"
+    if option := re.match(r"unrecognized arguments: (--[\w.-]+)", message):
+        near = difflib.get_close_matches(option.group(1), parser._option_string_actions, 1)
+        return f"there is no option {option.group(1)}" + (
+            f"; did you mean {near[0]}?" if near else ""
+        )
     return message
 
 
 def _last_cause(message: str) -> str:
     """The innermost of jsonargparse's nested messages, on one line."""
     _, key, cause = message.rpartition("Parser key ")
-    return " ".join((key + cause).replace("Parser key", "key").split())
+    message = " ".join((key + cause).replace("Parser key", "key").split())
+    message = re.sub(r"Expected a (?:typing\.)?Literal\[(.*?)\]\.", r"expected one of \1.", message)
+    return re.sub(
+        r"Expected a <class '(\w+)'>",
+        lambda kind: f"expected {KINDS.get(kind[1], kind[1])}",
+        message,
+    )

@@ -95,7 +95,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_unknown_arguments_are_refused() -> None:
-    assert "--dataset.sed" in refused("--dataset.sed", "3")
+    message = refused("--dataset.sed", "3")
+    assert message == "there is no option --dataset.sed; did you mean --dataset.seed?"
+    assert refused("--nothing.like.it") == "there is no option --nothing.like.it"
+
+
+def test_a_wrong_value_that_is_typed_is_not_put_down_to_a_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.yml", "dataset:\n  batch_size: 8\n")
+    message = refused("--config", path, "--dataset.batch_size", "many")
+    assert message == 'key "dataset.batch_size": expected a whole number. Got value: many'
+    message = refused("--margin.name", "arcfce")
+    assert message.startswith("key \"margin.name\": expected one of 'softmax', 'arcface',")
 
 
 def test_every_config_of_the_project_is_valid(project: Path) -> None:
