@@ -70,7 +70,8 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
     Raises:
         UserError: when it is no table of images at all: no csv, no row, a missing column.
     """
-    from visual_search.data.tables import read_table, twins
+    from visual_search.data.tables import read_table, values_of
+    from visual_search.data.values import twins
 
     table = read_table(file, [])
     column = _path_column(file, table)
@@ -81,9 +82,8 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
     found = [*_cell_problems(table), *_row_problems(table, column)]
     found += _file_problems(looked_at, column, root or file.parent, sizes=files == "all")
     names = [name for name in ("label", "product_id") if name in table.columns]
-    return Checked(
-        sorted(found), len(looked_at), [pair for name in names for pair in twins(table[name], file)]
-    )
+    notes = [pair for name in names for pair in twins(values_of(table[name]), file)]
+    return Checked(sorted(found), len(looked_at), notes)
 
 
 def _path_column(file: Path, table: pd.DataFrame) -> str:

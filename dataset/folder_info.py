@@ -33,6 +33,7 @@ from visual_search.data.image_files import (
     read_bytes,
     stored_size,
 )
+from visual_search.data.values import fault_of, value_of
 
 DUPLICATE_FILES = "duplicate_files.csv"
 # Files with the same size and the same bytes here are compared as a whole.
@@ -47,6 +48,8 @@ class FolderInfo:
     images: int = 0
     """Rows of the table."""
     classes: int = 0
+    merged: dict[str, str] = field(default_factory=dict)
+    """Folders whose names have the value of an earlier one's, which is this: they are one class."""
     small_classes: int = 0
     """Left out for having too few images."""
     broken: int = 0
@@ -80,8 +83,9 @@ def describe_folder(
 ) -> FolderInfo:
     """Write `dataset_info.csv`, `broken_photos.csv` and `duplicate_files.csv` of class folders.
 
-    Class folders lie at any depth: an image's label is the path of its folder. The order is that of
-    the names, so the same folder gives the same tables.
+    Class folders lie at any depth: an image's label is the path of its folder, each name by value
+    (:func:`visual_search.data.values.value_of`). The order is that of the names, so the same folder
+    gives the same tables.
 
     Args:
         target: where the tables go; their paths are relative to it.
@@ -90,7 +94,8 @@ def describe_folder(
         workers: threads; 0 is by the cores.
 
     Raises:
-        UserError: when there is no such folder, or no image of a class in it.
+        UserError: when there is no such folder, no image of a class in it, or a class folder's
+            name is none.
     """
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; --dataset_path names a folder")
@@ -102,6 +107,8 @@ def describe_folder(
 def _describe(
     folder: Path, target: Path, hashes: bool, min_images: int, workers: int
 ) -> FolderInfo:
+    from visual_search.data.tables import read_table, tell_twins
+
     info = FolderInfo(target / DATASET_INFO)
     found = list(_scan(folder, target, info))
     if not found:
@@ -129,6 +136,7 @@ def _describe(
     write_broken(target / BROKEN_IMAGES, broken)
     info.duplicates = _list_duplicates(entries, target)
     journal.unlink()
+    tell_twins(read_table(info.table, ["label"])["label"], info.table)
     return info
 
 
@@ -184,22 +192,28 @@ def _read_journal(path: Path, settings: str) -> dict[str, Entry]:
 def _scan(folder: Path, target: Path, info: FolderInfo) -> Iterator[Entry]:
     """The images below a folder in the order of their names."""
     prefix = os.path.relpath(folder.resolve(), target.resolve())
+    places: dict[str, str] = {}
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if _is_below(folder, Path(place), name))
-        label = os.path.relpath(place, folder)
+        inside = os.path.relpath(place, folder)
+        label = "/".join(map(value_of, Path(inside).parts))
         for name in sorted(names):
             path = Path(place, name)
             if name.startswith(".") or name in (DATASET_INFO, BROKEN_IMAGES, DUPLICATE_FILES):
                 continue
             if not is_image(path):
                 info.others[path.suffix.lower() or "without an ending"] += 1
-            elif label == ".":
+            elif inside == ".":
                 info.outside += 1
+            elif fault := fault_of(label):
+                raise UserError(f"the class folder {place!r} is the label {label!r}; {fault}")
             else:
+                if (first := places.setdefault(label, inside)) != inside:
+                    info.merged[inside] = first
                 size = changed = -1
                 with suppress(OSError):  # a link to nowhere; reading it says so
                     size, changed = path.stat().st_size, path.stat().st_mtime_ns
-                relative = os.path.normpath(os.path.join(prefix, label, name))
+                relative = os.path.normpath(os.path.join(prefix, inside, name))
                 yield Entry(relative, label, size, changed)
 
 

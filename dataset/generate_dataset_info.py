@@ -47,11 +47,14 @@ def main() -> None:
     """Write the table and say what is in it."""
     arguments = parse_arguments()
     from dataset.folder_info import describe_folder
+    from visual_search.data.values import value_of
 
     given = {name: getattr(arguments, name) for name in ("hashes", "min_images", "workers")}
     folder = arguments.dataset_path
     done = describe_folder(folder, arguments.save_path or folder, **given)
     print(f"{done.table}: {done.images} images of {done.classes} classes")
+    for merged, first in done.merged.items():
+        print(f"the folders {first!r} and {merged!r} are one class, {value_of(first)!r}")
     for count, what in (
         (done.broken, "broken images, listed in broken_photos.csv"),
         (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),

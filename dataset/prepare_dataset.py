@@ -65,13 +65,14 @@ class Prepared:
     broken: Broken = field(default_factory=list)
     rows: Counter[str] = field(default_factory=Counter)
     """By `train`, `test`, `query` and `gallery`."""
-    labels: set[str] = field(default_factory=set)
+    labels: dict[str, int] = field(default_factory=dict)
+    """And the lines of the table on which they come first."""
 
     def count(self, rows: Iterator[InfoRow]) -> Iterator[InfoRow]:
         """Pass the rows on and take note of them."""
-        for row in rows:
+        for line, row in enumerate(rows, 2):
             self.rows[row.evaluation_status or ("test" if row.is_test else "train")] += 1
-            self.labels.add(row.label)
+            self.labels.setdefault(row.label, line)
             yield row
 
 
@@ -96,6 +97,8 @@ def prepare(
     Raises:
         UserError: for what is missing or damaged, with file and line, and what to do.
     """
+    import pandas as pd
+
     from visual_search.common.progress import progress_bar
     from visual_search.data.dataset_info import (
         BROKEN_IMAGES,
@@ -106,6 +109,7 @@ def prepare(
     )
     from visual_search.data.image_files import stored_size
     from visual_search.data.images import decoded_size
+    from visual_search.data.tables import tell_twins
 
     wanted = data_set(name)
     if part and part not in wanted.parts:
@@ -118,11 +122,22 @@ def prepare(
     files.part = part
     prepared = Prepared(save_path / DATASET_INFO)
     read = decoded_size if verify else stored_size
-    with progress_bar(name, "image", iterable=wanted.read(files)) as rows:
+    with progress_bar(name, "image", iterable=_labelled(name, wanted.read(files))) as rows:
         sized = with_sizes(rows, save_path, prepared.broken, read=read, workers=workers)
         write_dataset_info(prepared.table, prepared.count(sized), wanted.columns)
     write_broken(save_path / BROKEN_IMAGES, prepared.broken)
+    tell_twins(pd.Series(list(prepared.labels), list(prepared.labels.values())), prepared.table)
     return prepared
+
+
+def _labelled(name: str, rows: Iterator[InfoRow]) -> Iterator[InfoRow]:
+    """The rows with their labels by value, and the data set's name in front of them."""
+    from visual_search.data.values import fault_of, value_of
+
+    for row in rows:
+        if fault := fault_of(row.label):
+            raise UserError(f"the label of {row.file_name} is {row.label!r}; {fault}")
+        yield row._replace(label=f"{name}/{value_of(row.label)}")
 
 
 def _told_apart(

@@ -171,13 +171,17 @@ def grocery_images(
         UserError: naming file, line or column of what is wrong.
     """
     from dataset.sources.base import split_lines
-    from visual_search.data.tables import read_table
+    from visual_search.data.tables import ids_of, read_table, rows_by
+    from visual_search.data.values import value_of
 
-    classes = read_table(folder / "classes.csv", [CLASS_ID, CLASS_NAME, *columns])
-    by_id = {row[CLASS_ID]: row for row in classes.to_dict("records")}
+    listed = folder / "classes.csv"
+    classes = read_table(listed, [CLASS_ID, CLASS_NAME, *columns])
+    classes = classes.assign(**{CLASS_NAME: ids_of(classes, CLASS_NAME, listed)})
+    by_id = rows_by(classes, CLASS_ID, listed)
     for part in ("train", "val"):
         for line in split_lines(folder / f"{part}.txt", 3, separator=","):
             path, number, _ = (field.strip() for field in line.fields)
+            number = value_of(number)
             if number not in by_id:
                 raise UserError(
                     f"{line.place}: {','.join(line.fields)!r} is not `path, class id, coarse "
@@ -192,12 +196,13 @@ def _grocery_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
     The shop's catalogue image of a class is one more image of it: sellers' images beside phone
     images are what the challenge asks to bring together.
     """
-    from visual_search.data.tables import read_table
+    from visual_search.data.tables import ids_of, read_table
 
     for _, path, row in grocery_images(folder):
         yield path, f"grocery_store/{row[CLASS_NAME]}", ""
     classes = read_table(folder / "classes.csv", [CLASS_NAME, ICON])
-    for name, image in zip(classes[CLASS_NAME], classes[ICON], strict=True):
+    names = ids_of(classes, CLASS_NAME, folder / "classes.csv")
+    for name, image in zip(names, classes[ICON], strict=True):
         yield f"/{image.lstrip('/')}", f"grocery_store/{name}", ""
 
 

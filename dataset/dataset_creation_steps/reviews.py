@@ -20,6 +20,7 @@ import msgspec
 from dataset.downloads import sized_image
 from visual_search.common.errors import UserError
 from visual_search.common.files import LFS_POINTER
+from visual_search.data.values import id_of
 
 GZIP_MAGIC = b"\x1f\x8b"
 PIECE_BYTES = 1 << 18
@@ -215,14 +216,16 @@ READERS: dict[str, Callable[[Fields, Counter[str]], Row | None]] = {
 
 
 def _row(fields: Fields, images: list[str], tally: Counter[str]) -> Row | None:
-    if not isinstance(fields.asin, str) or not fields.asin.strip():
+    try:
+        asin = id_of(fields.asin)
+    except ValueError:
         tally[NO_ASIN] += 1
         return None
     if not images:
         tally[NO_IMAGE] += 1
         return None
     title = fields.title if isinstance(fields.title, str) else ""
-    return fields.asin.strip(), title, images
+    return asin, title, images
 
 
 def addresses(value: Any, tally: Counter[str]) -> list[str]:

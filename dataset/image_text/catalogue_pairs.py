@@ -83,15 +83,15 @@ def grocery_pairs(folder: Path) -> pa.Table:
 
 
 def _demo_images(folder: Path, languages: Sequence[str]) -> Iterator[NamedImage]:
-    from visual_search.data.tables import read_table
+    from visual_search.data.tables import ids_of, read_table, rows_by
     from visual_search.text.pairs import TEST, TRAIN
 
     names = [f"name_{language}" for language in languages]
-    products = read_table(folder / "products.csv", ["product_id", *names, "category", "class"])
-    by_class, by_id = (
-        {row[key]: row for row in products.to_dict("records") if row[key]}
-        for key in ("class", "product_id")
-    )
+    listed = folder / "products.csv"
+    products = read_table(listed, ["product_id", *names, "category", "class"])
+    products["product_id"] = ids_of(products, "product_id", listed)
+    trains = products[products["class"].str.strip() != ""]
+    by_id, by_class = rows_by(products, "product_id", listed), rows_by(trains, "class", listed)
     trained = "name", "class", by_class, TRAIN
     judged = "img_path", "product_id", by_id, TEST
     for table, place, image, key, known, split in (
@@ -99,14 +99,16 @@ def _demo_images(folder: Path, languages: Sequence[str]) -> Iterator[NamedImage]
         ("Product10K/test_kaggletest.csv", "Product10K/test", *trained),
         ("development_test_data/gallery.csv", "development_test_data", *judged),
     ):
-        for row in read_table(folder / table, [image, key]).to_dict("records"):
-            product = known.get(row[key])
+        rows = read_table(folder / table, [image, key])
+        ids = ids_of(rows, key, folder / table)
+        for line, of, name in zip(rows.index, ids, rows[image], strict=True):
+            product = known.get(of)
             if product is None:
-                raise UserError(
-                    f"{folder / table}: {key} {row[key]!r} is not in {folder / 'products.csv'}"
-                )
+                raise UserError(f"{folder / table} line {line}: {key} {of!r} is not in {listed}")
             said, group = tuple(product[name] for name in names), product["product_id"]
-            path = folder / place / row[image]
+            if not all(map(str.strip, said)):
+                raise UserError(f"{listed}: the product {group!r} lacks one of {', '.join(names)}")
+            path = folder / place / name
             yield NamedImage(path, said, tuple(languages), group, product["category"], split)
 
 

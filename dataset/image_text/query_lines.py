@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dataset.dataset_creation_steps.reviews import LINES, beginning, read_objects
 from visual_search.common.errors import UserError
+from visual_search.data.values import id_of
 
 NO_IMAGE = "lines without an image"
 NO_URL = "lines without an address"
@@ -38,10 +39,11 @@ class QueryLine(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 def image_id(value: object) -> str | None:
-    """An image's id as text; None for what is no id."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    """An image's id by value; None for what is no id."""
+    try:
+        return id_of(value)
+    except ValueError:
         return None
-    return str(value) or None
 
 
 def read_images(path: Path, tally: Counter[str]) -> pa.Table:

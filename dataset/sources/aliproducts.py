@@ -23,7 +23,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The images of `train` and `val`, by their json where there is one, else by class folder."""
     for part, is_test in (("train", False), ("val", True)):
         for label, path in _images(files, part):
-            yield InfoRow(path, f"aliproducts/{label}", is_test=is_test)
+            yield InfoRow(path, label, is_test=is_test)
 
 
 def _images(files: Files, part: str) -> Iterator[tuple[str, str]]:

@@ -43,14 +43,15 @@ class DataSet:
     """A public data set, as it is offered for download."""
 
     name: str
-    """On the command line, and in front of its labels."""
+    """On the command line, and put in front of its labels."""
     title: str
     page: str
     """Where a person gets it."""
     layout: str
     """Its lists and image folders, in words for the person who looks for them."""
     read: Callable[[Files], Iterator[InfoRow]]
-    """Rows without sizes, in the order of its lists; paths relative to the table."""
+    """Rows without sizes, in the order of its lists; paths relative to the table, labels as they
+    stand there."""
     columns: Sequence[str] = ()
     """Which optional columns its table has."""
     archives: Mapping[str, str] = field(default_factory=dict)

@@ -68,7 +68,7 @@ def _matlab_rows(files: Files, path: Path, name_field: str, prefix: str) -> Iter
 def _row(path: str, label: int, title: str, corners: list[str], place: str) -> InfoRow:
     return InfoRow(
         path,
-        f"cars/{label}",
+        str(label),
         title,
         box_of_corners(corners, place),
         is_test=label > LAST_TRAINING_CLASS,

@@ -26,7 +26,7 @@ def read(files: Files) -> Iterator[InfoRow]:
         label = labels[number]
         yield InfoRow(
             files.image(f"images/{path}"),
-            f"cub/{label}",
+            str(label),
             path.partition("/")[0].partition(".")[2].replace("_", " "),
             boxes[number],
             is_test=label > LAST_TRAINING_CLASS,

@@ -15,7 +15,7 @@ def read(files: Files) -> Iterator[InfoRow]:
         ("Val", "val_finetune.txt", True),
     ):
         for label, path in _images(files, part, table):
-            yield InfoRow(path, f"finefood/{label}", is_test=is_test)
+            yield InfoRow(path, label, is_test=is_test)
 
 
 def _images(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ def read(files: Files) -> Iterator[InfoRow]:
         for line in split_lines(table, 2, separator="/"):
             label, image = line.fields
             path = files.image(f"images/{label}/{image}.jpg")
-            yield InfoRow(path, f"food101/{label}", is_test=is_test)
+            yield InfoRow(path, label, is_test=is_test)
 
 
 DATA_SET = DataSet(

@@ -32,7 +32,7 @@ def _training(files: Files) -> Iterator[InfoRow]:
     for record in csv_records(files.file(CLEANED, TRAIN), columns):
         for image in record.values[columns[1]].split():
             path = files.image(_place("train", image))
-            yield InfoRow(path, f"glr/{record.values['landmark_id']}", evaluation_status="train")
+            yield InfoRow(path, record.values["landmark_id"], evaluation_status="train")
 
 
 def _retrieval(files: Files) -> Iterator[InfoRow]:
@@ -47,14 +47,14 @@ def _retrieval(files: Files) -> Iterator[InfoRow]:
         image = record.values["id"]
         landmark_of[image] = record.values["landmark_id"]
         path = files.image(_place("index", image))
-        yield InfoRow(path, f"glr/{landmark_of[image]}", evaluation_status="gallery", is_test=True)
+        yield InfoRow(path, landmark_of[image], evaluation_status="gallery", is_test=True)
     for record in csv_records(files.file(SOLUTION, "retrieval_solution.csv"), ["id", "images"]):
         query = record.values["id"]
         landmarks = {landmark_of.get(image) for image in record.values["images"].split()}
         label = landmarks.pop() if len(landmarks) == 1 else None
         yield InfoRow(
             files.image(_place("test", query)),
-            f"glr/no_match/{query}" if label is None else f"glr/{label}",
+            f"no_match/{query}" if label is None else label,
             evaluation_status="query",
             is_test=True,
         )

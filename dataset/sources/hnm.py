@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dataset.sources.base import DataSet, Files, csv_records
 from visual_search.data.dataset_info import InfoRow
+from visual_search.data.values import value_of
 
 
 def read(files: Files) -> Iterator[InfoRow]:
@@ -17,11 +18,11 @@ def read(files: Files) -> Iterator[InfoRow]:
     columns = ["article_id", "product_code"]
     for record in csv_records(files.file("articles.csv"), columns, ["prod_name"]):
         # Spreadsheets drop the leading zeros; the folder is the first three of ten digits.
-        article = record.values["article_id"].strip().zfill(10)
-        product = record.values["product_code"].strip().zfill(7)
+        article = value_of(record.values["article_id"]).zfill(10)
+        product = value_of(record.values["product_code"]).zfill(7)
         yield InfoRow(
             files.image(f"images/{article[:3]}/{article}.jpg"),
-            f"hnm/{product}",
+            product,
             record.values["prod_name"],
         )
 

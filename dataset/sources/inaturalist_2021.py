@@ -54,8 +54,7 @@ def _rows(files: Files, table: Path, is_test: bool) -> Iterator[InfoRow]:
         if category is None:
             raise UserError(f"{table}: image {image.id} has no annotation")
         path = files.image(image.file_name)
-        label = f"inaturalist_2021/{category}"
-        yield InfoRow(path, label, titles.get(category, ""), is_test=is_test)
+        yield InfoRow(path, str(category), titles.get(category, ""), is_test=is_test)
 
 
 DATA_SET = DataSet(

@@ -33,7 +33,7 @@ def read(files: Files) -> Iterator[InfoRow]:
         path = name.replace("img/", "img_highres/", 1) if large else name
         yield InfoRow(
             files.image(path),
-            f"inshop/{item}",
+            item,
             bbox=boxes.get(name),
             evaluation_status=status,
             is_test=status != "train",

@@ -32,13 +32,13 @@ def read(files: Files) -> Iterator[InfoRow]:
     """
     exhibits = files.file("MET_database.json", "mini_MET_database.json")
     for entry in read_json(exhibits, list[_Exhibit]):
-        yield InfoRow(files.image(entry.path), f"met/{entry.id}", evaluation_status="train")
+        yield InfoRow(files.image(entry.path), str(entry.id), evaluation_status="train")
     for part in (files.part,) if files.part else PARTS:
         for query in read_json(files.file(f"{part}set.json"), list[_Query]):
             if query.MET_id is not None:
-                label = f"met/{query.MET_id}"
+                label = str(query.MET_id)
             elif files.has(query.path.partition("/")[0]):
-                label = f"met/no_match/{Path(query.path).with_suffix('')}"
+                label = f"no_match/{Path(query.path).with_suffix('')}"
             else:
                 continue
             path = files.image(query.path)

@@ -13,8 +13,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     for table, folder in (("train.csv", "train"), ("test_kaggletest.csv", "test")):
         for record in csv_records(files.file(table), ["name", "class"]):
             path = files.image(f"{folder}/{record.values['name']}")
-            label = f"products10k/{record.values['class']}"
-            yield InfoRow(path, label, is_test=folder == "test")
+            yield InfoRow(path, record.values["class"], is_test=folder == "test")
 
 
 DATA_SET = DataSet(

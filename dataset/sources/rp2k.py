@@ -12,7 +12,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The class folders of `all/train` and `all/test`."""
     for part, is_test in (("all/train", False), ("all/test", True)):
         for label, path in files.class_images(part):
-            yield InfoRow(path, f"rp2k/{label}", is_test=is_test)
+            yield InfoRow(path, label, is_test=is_test)
 
 
 DATA_SET = DataSet(

@@ -16,7 +16,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     for record in csv_records(files.file("train.csv"), ["image", "label_group"], ["title"]):
         yield InfoRow(
             files.image(f"train_images/{record.values['image']}"),
-            f"shopee/{record.values['label_group']}",
+            record.values["label_group"],
             record.values["title"],
         )
 

@@ -15,7 +15,7 @@ def read(files: Files) -> Iterator[InfoRow]:
     for name, is_test in (("Ebay_train.txt", False), ("Ebay_test.txt", True)):
         for line in split_lines(files.file(name), 4, header=HEADER):
             _, label, _, path = line.fields
-            yield InfoRow(files.image(path), f"sop/{label}", is_test=is_test)
+            yield InfoRow(files.image(path), label, is_test=is_test)
 
 
 DATA_SET = DataSet(

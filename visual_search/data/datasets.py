@@ -29,8 +29,8 @@ from visual_search.data.tables import (
     read_common_table,
     read_table,
     tell,
+    tell_twins,
     training_rows,
-    twins,
 )
 
 # A handful of broken images at the start of a run says nothing about the share.
@@ -193,8 +193,7 @@ def read_training_table(
     missing = check_some_exist(paths, file, folder)
     numbers, labels = pd.factorize(table["label"], sort=True)
     tell(f"{file}: {n_rows} rows, {len(paths)} train, {len(labels)} classes{missing}")
-    if alike := twins(table["label"], file):
-        tell(f"these labels are different classes; if they should be one, mend: {alike[0]}")
+    tell_twins(table["label"], file)
     prefix = f"{name}/" if name else ""
     return LabelledImages(
         paths,

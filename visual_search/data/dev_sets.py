@@ -19,6 +19,7 @@ from visual_search.data.schema import check_boxes, check_table
 from visual_search.data.tables import (
     as_box,
     boxes,
+    compared,
     image_items,
     image_names,
     read_common_table,
@@ -26,8 +27,8 @@ from visual_search.data.tables import (
     read_queries,
     statuses,
     tell,
+    tell_twins,
     training_rows,
-    twins,
     values_of,
 )
 
@@ -78,7 +79,7 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
             raise UserError(f"{root / name} has no column 'product_id': mAP needs it")
         check_table(table[["img_path", "product_id"]], root / name)
     check_boxes(tables[queries], root / queries)
-    products = _products(*(table["product_id"] for table in tables.values()))
+    products = compared(*(values_of(table["product_id"]) for table in tables.values()))
     sides = [image_items(table, root) for table in tables.values()]
     dev_set = DevSet(sides[0], sides[1], products[0], products[1])
     if dev_set.unmatched == len(dev_set.queries):
@@ -91,18 +92,9 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
         if missing := check_some_exist([item.path for item in items], root / name, root):
             tell(f"{root / name}{missing}")
     for ids, name in zip(products, (gallery, queries), strict=True):
-        if alike := twins(pd.Series(ids, tables[name].index), root / name):
-            tell(f"these products are different; if they should be one, mend: {alike[0]}")
+        tell_twins(pd.Series(ids, tables[name].index), root / name, "products")
     tell(f"{root}: {dev_set.describe()}")
     return dev_set
-
-
-def _products(*columns: pd.Series) -> list[np.ndarray]:
-    """Product ids by value; where all of them are whole numbers, leading zeros do not count."""
-    ids = [values_of(column) for column in columns]
-    if all(column.str.fullmatch("-?[0-9]{1,18}").all() for column in ids):
-        ids = [column.map(int) for column in ids]
-    return [column.to_numpy().astype(str) for column in ids]
 
 
 def read_dev_table(
@@ -161,6 +153,7 @@ def read_dev_table(
     given = boxes(table)
     items = _items(image_names(table)[held_out], folder, None if given is None else given[held_out])
     missing = check_some_exist([item.path for item in items], file, folder)
+    tell_twins(table["label"][held_out], file)
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
         is_query = status[held_out] == "query"

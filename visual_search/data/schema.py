@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
+from visual_search.data.values import NO_VALUE, fault_of
 
 PATH_COLUMNS = ("file_name", "image_path", "img_path")
 BOX_COLUMNS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 STATUSES = ("", "train", "query", "gallery", "test")
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 ALWAYS_TRAIN, ALWAYS_TEST = -1, -2
-
-# What spreadsheets and pandas write where there is nothing.
-NO_VALUE = frozenset({"", "nan", "NaN", "NAN", "<NA>", "None", "null", "NULL"})
+ID_COLUMNS = ("label", "product_id")
 
 
 def check_table(table: pd.DataFrame, path: Path) -> None:
@@ -39,6 +38,16 @@ def check_boxes(table: pd.DataFrame, path: Path) -> None:
         UserError: as :func:`check_table`.
     """
     check_table(table[list(BOX_COLUMNS)], path)
+
+
+def check_ids(table: pd.DataFrame, column: str, path: Path) -> None:
+    """Refuse a column of ids in which one is empty, or no id.
+
+    Raises:
+        UserError: as :func:`check_table`.
+    """
+    for error in _id_errors(table[column]):
+        _refuse(table, path, *error)
 
 
 def integers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
@@ -78,7 +87,9 @@ def schema_errors(table: pd.DataFrame) -> Iterator[SchemaError]:
     Columns without a rule are passed over. Whether the images exist is not asked here.
     """
     for column in table.columns:
-        if column in RULES:
+        if column in ID_COLUMNS:
+            yield from _id_errors(table[column])
+        elif column in RULES:
             expected, wrong = RULES[column]
             yield from _error(column, wrong(table[column]), expected)
     if "bbox" in table.columns:
@@ -136,6 +147,13 @@ def _error(column: str, wrong: pd.Series | np.ndarray, expected: str) -> Iterato
         yield SchemaError(column, rows, expected)
 
 
+def _id_errors(cells: pd.Series) -> Iterator[SchemaError]:
+    faults = cells.map({cell: fault_of(cell) for cell in cells.unique()})
+    for expected in faults.unique():
+        if expected:
+            yield from _error(str(cells.name), faults == expected, expected)
+
+
 def is_blank(cells: pd.Series) -> pd.Series:
     """Which cells say nothing: empty, `nan`, `null` and the like."""
     return cells.str.strip().isin(NO_VALUE)
@@ -148,7 +166,7 @@ def _below(least: int) -> Callable[[pd.Series], np.ndarray]:
 
 # What each column must be, and which of its cells are wrong.
 RULES: dict[str, tuple[str, Callable[[pd.Series], pd.Series | np.ndarray]]] = {
-    **dict.fromkeys((*PATH_COLUMNS, "label", "product_id"), ("it must not be empty", is_blank)),
+    **dict.fromkeys(PATH_COLUMNS, ("it must not be empty", is_blank)),
     "is_test": (
         "write 0 or 1",
         lambda cells: ~cells.str.strip().str.lower().isin(YES + NO),

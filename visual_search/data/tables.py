@@ -11,8 +11,7 @@ import csv
 import os
 import re
 import sys
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -27,9 +26,11 @@ from visual_search.data.schema import (
     NO,
     PATH_COLUMNS,
     boxes_of,
+    check_ids,
     check_table,
     numbers_of,
 )
+from visual_search.data.values import twins, value_of
 
 LABELLED_PATH_COLUMNS = PATH_COLUMNS[:2]
 """Of tables with a column `label`: `file_name` (dataset_info.csv, folds.csv), `image_path`."""
@@ -157,41 +158,59 @@ def _check_lengths(
         row[:] = [*row, *[""] * width][:width]
 
 
-def value_of(cell: str) -> str:
-    """An id or a label as it is compared: stripped, composed (Unicode NFC), `12.0` as `12`.
-
-    Leading zeros stay: `012` may be a name. :func:`read_dev_set` drops them where there are
-    numbers alone on both sides.
-    """
-    text = unicodedata.normalize("NFC", cell.strip())
-    whole = re.fullmatch(r"(-?[0-9]+)\.0*", text)
-    return whole[1] if whole else text
-
-
 def values_of(cells: pd.Series) -> pd.Series:
     """A column of ids or labels, each as :func:`value_of` has it."""
     return cells.map({cell: value_of(cell) for cell in cells.unique()})
 
 
-def twins(cells: pd.Series, file: Path) -> list[str]:
-    """Pairs of values that only letter case, inner spaces or leading zeros tell apart, in words."""
-    first: dict[str, str] = {}
-    found: list[str] = []
-    for cell in cells.unique():
-        name = re.sub(r"^0+(?=[0-9]+$)", "", " ".join(cell.split()).casefold())
-        other = first.setdefault(name, cell)
-        if other != cell:
-            lines = [cells.index[cells == value][0] for value in (other, cell)]
-            found.append(f"{other!r} (line {lines[0]}) and {cell!r} (line {lines[1]}) of {file}")
-            if len(found) == 3:  # enough to see what is meant; each costs a look at all rows
-                break
-    return found
+def ids_of(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """A column of ids by value, whatever it is called.
+
+    Raises:
+        UserError: with file and line of the first that is none.
+    """
+    check_ids(table, column, path)
+    return values_of(table[column])
+
+
+def rows_by(table: pd.DataFrame, column: str, path: Path) -> dict[str, dict[Hashable, str]]:
+    """The rows of a table by the value of their id in a column.
+
+    Raises:
+        UserError: with the lines, for an id that is none, or stands in two rows.
+    """
+    ids = ids_of(table, column, path)
+    again = ids[ids.duplicated()]
+    if len(again):
+        first = ids.index[ids == again.iloc[0]][0]
+        raise UserError(
+            f"{path} line {again.index[0]}: {column} {again.iloc[0]!r} stands in line {first} "
+            "already: remove one of the two lines"
+        )
+    return dict(zip(ids, table.to_dict("records"), strict=True))
+
+
+def compared(*columns: pd.Series) -> list[np.ndarray]:
+    """Ids that are compared with each other, as :func:`values_of` has them, str.
+
+    Where all of them are whole numbers, leading zeros do not count.
+    """
+    if all(column.str.fullmatch("-?[0-9]{1,18}").all() for column in columns):
+        columns = tuple(column.map(int) for column in columns)
+    return [column.to_numpy().astype(str) for column in columns]
 
 
 def tell(sentence: str) -> None:
     """Say on standard error what was read; of processes that train together, one speaks."""
     if os.getenv("RANK", "0") == "0":
         print(sentence, file=sys.stderr)
+
+
+def tell_twins(cells: pd.Series, file: Path, what: str = "labels") -> None:
+    """Name the first values of a column that look alike, and say how many more there are."""
+    if alike := twins(cells, file):
+        more = f", and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
+        tell(f"these {what} are different; if they should be one, mend: {alike[0]}{more}")
 
 
 def read_gallery(path: Path, *, forgiving: bool = False) -> pd.DataFrame:

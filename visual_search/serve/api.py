@@ -22,6 +22,7 @@ from visual_search.common.page import Section, write_page
 from visual_search.data.images import Box
 from visual_search.serve.gallery import (
     BoxNumbers,
+    Category,
     ProductFacts,
     ProductId,
     Text,
@@ -122,7 +123,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         text: Annotated[str | None, Form(max_length=500), Text] = None,
         weight: Annotated[float, Form(ge=0, le=1, description="of the text beside an image")] = 0.5,
         like: Annotated[int | None, Form(ge=0, lt=1 << 63, description="an indexed image")] = None,
-        categories: Annotated[list[str] | None, Form(alias="category"), Text] = None,
+        categories: Annotated[list[Category] | None, Form(alias="category")] = None,
         price_min: Price = None,
         price_max: Price = None,
         in_stock: Annotated[bool | None, Form()] = None,
@@ -196,7 +197,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
     ) -> None:
         """Add or replace a product; without images, change what is told of it. Wants the key."""
         check_writable()
-        check_id(product)
+        product = check_id(product)
         try:
             told = ProductFacts.model_validate_json(facts)
             given = TypeAdapter(list[BoxNumbers | None]).validate_json(boxes)

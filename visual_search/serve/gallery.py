@@ -8,22 +8,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError
+import pandas as pd
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ValidationError,
+)
 
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import check_some_exist
 from visual_search.data.images import ImageItem
+from visual_search.data.schema import check_table
 from visual_search.data.tables import (
     as_box,
     boxes,
+    ids_of,
     image_items,
     image_names,
     read_common_table,
     read_gallery,
+    read_table,
     tell,
-    value_of,
-    values_of,
+    tell_twins,
 )
+from visual_search.data.values import id_of, value_of
 from visual_search.serve.records import IndexedImage, Product
 
 
@@ -36,7 +47,8 @@ def _storable(value: Any) -> Any:
 
 
 Text = AfterValidator(_storable)
-ProductId = Annotated[str, Field(min_length=1, max_length=200), Text]
+ProductId = Annotated[str, BeforeValidator(id_of), Field(max_length=200), Text]
+Category = Annotated[str, AfterValidator(value_of), Field(max_length=200), Text]
 BoxNumbers = tuple[int, int, Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
@@ -44,7 +56,7 @@ class ProductFacts(BaseModel, extra="forbid"):
     """What a shop tells of a product: `products.jsonl`, and the body of `PUT /products/{id}`."""
 
     title: Annotated[str | None, Field(max_length=500), Text] = None
-    category: Annotated[str | None, Field(max_length=200), Text] = None
+    category: Category | None = None
     price: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     in_stock: bool | None = None
     attributes: Annotated[dict[str, JsonValue], Text] = Field(default_factory=dict)
@@ -124,17 +136,17 @@ def _read_lines(path: Path) -> list[Product]:
             products.append(listed.product(listed.id, _images(items)))
     if not products:
         raise UserError(f"{path} lists no product")
+    tell_twins(pd.Series(list(lines), list(lines.values())), path, "products")
     return products
 
 
 def _read_csv(path: Path) -> list[Product]:
-    with path.open(encoding="utf-8-sig", errors="replace") as handle:
-        is_gallery = "seller_img_id" in handle.readline()
-    if is_gallery:
+    if "seller_img_id" in read_table(path, []).columns:
         table = read_gallery(path)
+        check_table(table[["img_path"]], path)
         items = image_items(table, path.parent)
         column = "product_id" if "product_id" in table.columns else "seller_img_id"
-        owners = values_of(table[column])
+        owners = ids_of(table, column, path)
     else:
         table = read_common_table(path)
         owners, given = table["label"], boxes(table)
@@ -146,10 +158,11 @@ def _read_csv(path: Path) -> list[Product]:
         ]
     of_product: dict[str, list[ImageItem]] = {}
     for owner, item in zip(owners, items, strict=True):
-        of_product.setdefault(value_of(owner), []).append(item)
+        of_product.setdefault(owner, []).append(item)
     titles = {}
     if "title" in table.columns:
-        titles = dict(zip(map(value_of, owners), table["title"].str.strip(), strict=True))
+        titles = dict(zip(owners, table["title"].str.strip(), strict=True))
+    tell_twins(owners, path, "products")
     return [
         Product(owner, titles.get(owner) or None, images=_images(listed))
         for owner, listed in of_product.items()

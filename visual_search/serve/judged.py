@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text, written_atomically
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
-from visual_search.data.schema import BOX_COLUMNS
-from visual_search.data.tables import as_box, image_items, read_queries, tell, values_of
+from visual_search.data.schema import BOX_COLUMNS, check_boxes
+from visual_search.data.tables import (
+    as_box,
+    compared,
+    ids_of,
+    image_items,
+    read_queries,
+    tell,
+)
 from visual_search.evaluation.compare import compare, comparison_rows, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.report import markdown
@@ -41,11 +49,17 @@ def read_judged(path: Path, store: Store) -> Judged:
     table = read_queries(path)
     if "product_id" not in table.columns:
         raise UserError(f"{path} has no column 'product_id': it says what each query shows")
-    products = values_of(table["product_id"])
-    judged = list(zip(image_items(table, path.parent), products, strict=True))
+    check_boxes(table, path)
+    listed = sorted(store.product_ids())
+    products = ids_of(table, "product_id", path)
+    known, asked = compared(pd.Series(listed, dtype=object), products)
+    there = dict(zip(known, listed, strict=True))
+    judged = [
+        (item, there.get(product))
+        for item, product in zip(image_items(table, path.parent), asked, strict=True)
+    ]
     judged += clicked_queries(store)
-    there = store.product_ids()
-    kept = [(item, product) for item, product in judged if product in there]
+    kept = [(item, product) for item, product in judged if product is not None]
     if not kept:
         raise UserError(f"no product_id of {path} is in the index, for example {products.iloc[0]}")
     tell(f"{path}: {len(table)} queries, and {len(judged) - len(table)} of clicks; "

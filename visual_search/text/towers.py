@@ -226,5 +226,8 @@ class TextTowers(nn.Module):
 
 
 def in_small_letters(texts: Sequence[str]) -> list[str]:
-    """As queries are mostly typed: names of products would else train what is never asked."""
-    return [text.strip().lower() for text in texts]
+    """As queries are mostly typed: names of products would else train what is never asked.
+
+    Letters are composed (Unicode NFC), as most tokenizers know no others.
+    """
+    return [unicodedata.normalize("NFC", text.strip()).lower() for text in texts]

@@ -9,7 +9,9 @@ all sets (`{"<set>": {"<image>": <index>}}`), the answers are scored.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import numpy as np
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_text, write_figure
 from visual_search.data.images import ImageItem
+from visual_search.data.tables import tell
+from visual_search.data.values import fault_of, id_of, value_of
 from visual_search.text.prompts import embed_names, language_of_names, templates_for
 from visual_search.text.search import TextSearchModel, images_in
 
@@ -101,15 +105,15 @@ def read_zero_shot_set(
     if not isinstance(classes, list) or not classes:
         raise UserError(f"{folder / 'classes.json'} must be a list of names, one or more")
     named = [_names(folder / "classes.json", number, entry) for number, entry in enumerate(classes)]
+    _tell_repeats(folder / "classes.json", named)
     place = folder / "img"
     if not place.is_dir():
         raise UserError(f"{folder} has no folder img/: put the images there")
     images = images_in(place)
-    stems: dict[str, Path] = {}
+    ids: dict[str, Path] = {}
     for path in images:
-        if path.stem in stems:
-            raise UserError(f"{place}: {stems[path.stem].name} and {path.name} have the same id")
-        stems[path.stem] = path
+        if (first := ids.setdefault(value_of(path.stem), path)) != path:
+            raise UserError(f"{place}: {first.name} and {path.name} have the same id")
     own = folder / "labels.json"
     if truth is None and own.is_file():
         truth, labels = own, _object(own, "image to class index")
@@ -119,17 +123,33 @@ def read_zero_shot_set(
 
 def _names(path: Path, number: int, entry: object) -> list[str]:
     entries = entry if isinstance(entry, list) else [entry]
-    names = [name for name in entries if isinstance(name, str) and name.strip()]
+    names = [value_of(name) for name in entries if isinstance(name, str) and not fault_of(name)]
     if not names or len(names) < len(entries):
         raise UserError(f"{path}: class {number} is {entry!r}; write a name, or a list of names")
     return names
 
 
+def _tell_repeats(path: Path, classes: list[list[str]]) -> None:
+    """An image is never given the second of two classes of one name."""
+    first: dict[str, int] = {}
+    for number, names in enumerate(classes):
+        for name in names:
+            if (other := first.setdefault(name, number)) != number:
+                tell(f"{path}: classes {other} and {number} are both called {name!r}")
+
+
 def _json(path: Path) -> object:
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=_each_once)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [value_of(name) for name, _ in pairs]
+    if again := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{again[0]!r} stands there twice")
+    return dict(pairs)
 
 
 def _object(path: Path, words: str) -> dict[str, object]:
@@ -142,9 +162,12 @@ def _object(path: Path, words: str) -> dict[str, object]:
 def _labels(path: Path, values: object, images: Sequence[Path], classes: int) -> np.ndarray:
     if not isinstance(values, dict):
         raise UserError(f"{path}: each data set has an object: image to class index")
+    by_id = {value_of(name): label for name, label in values.items()}
     rows = []
     for image in images:
-        label = values.get(image.stem, values.get(image.name))
+        label = by_id.get(value_of(image.stem), by_id.get(value_of(image.name)))
+        with suppress(ValueError):
+            label = int(id_of(label))
         if type(label) is not int or not 0 <= label < classes:
             raise UserError(
                 f"{path}: the image {image.name} has class {label!r}, not a number from 0 to "
