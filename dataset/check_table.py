@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000
 FILES = ("sample", "all", "none")
+LABELS = ("label", "product_id", "class")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,8 +26,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="check_table.py",
         description="List all problems of a table of images with their lines: dataset_info.csv, "
-        "folds.csv, Amazon pairs (image_path,label), gallery.csv or queries.csv. Columns, types, "
-        "boxes within the images, and whether the images exist.",
+        "folds.csv, Amazon pairs (image_path,label), gallery.csv, queries.csv or a list of "
+        "Product10K. Columns, types, boxes within the images, and whether the images exist.",
     )
     add = parser.add_argument
     add("table", type=Path, help="the csv file")
@@ -70,18 +71,22 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
     Raises:
         UserError: when it is no table of images at all: no csv, no row, a missing column.
     """
+    from visual_search.data.leaks import product10k_folder
     from visual_search.data.tables import read_table, values_of
     from visual_search.data.values import twins
 
     table = read_table(file, [])
     column = _path_column(file, table)
+    folder = root or (product10k_folder(file) if column == "name" else file.parent)
     looked_at = {"all": table, "sample": table[:: max(len(table) // SAMPLE, 1)], "none": table[:0]}[
         files
     ]
     looked_at = looked_at[looked_at[column].str.strip() != ""]
-    found = [*_cell_problems(table), *_row_problems(table, column)]
-    found += _file_problems(looked_at, column, root or file.parent, sizes=files == "all")
-    names = [name for name in ("label", "product_id") if name in table.columns]
+    names = [name for name in LABELS if name in table.columns]
+    found = [*_split_problems(table, file), *_cell_problems(table, column)]
+    for name in names:
+        found += _row_problems(table, column, name)
+    found += _file_problems(looked_at, column, folder, sizes=files == "all")
     notes = [pair for name in names for pair in twins(values_of(table[name]), file)]
     return Checked(sorted(found), len(looked_at), notes)
 
@@ -92,12 +97,14 @@ def _path_column(file: Path, table: pd.DataFrame) -> str:
 
     columns = table.columns.tolist()
     found = [column for column in PATH_COLUMNS if column in columns]
+    if not found and {"name", "class"} <= set(columns):
+        found = ["name"]
     if len(found) != 1:
         raise UserError(
             f"{file} needs the images' paths in one of the columns {', '.join(PATH_COLUMNS)}; it "
             f"has {', '.join(columns)}"
         )
-    needed = ["label"]
+    needed = ["class" if found == ["name"] else "label"]
     if found == ["img_path"]:
         needed = ["user_img_id", *BOX_COLUMNS] if "user_img_id" in columns else ["seller_img_id"]
     missing = [column for column in needed if column not in columns]
@@ -108,32 +115,51 @@ def _path_column(file: Path, table: pd.DataFrame) -> str:
     return found[0]
 
 
-def _cell_problems(table: pd.DataFrame) -> Iterator[Problem]:
+def _split_problems(table: pd.DataFrame, file: Path) -> Iterator[Problem]:
+    from visual_search.data.tables import refuse_other_splits
+
+    try:
+        if "label" in table.columns:
+            refuse_other_splits(table, file)
+    except UserError as error:
+        yield Problem(1, "header:", str(error).removeprefix(f"{file} "))
+
+
+def _cell_problems(table: pd.DataFrame, column: str) -> Iterator[Problem]:
     from visual_search.data.schema import schema_errors
 
-    for fault in schema_errors(table):
-        cells = table[fault.column].iloc[fault.rows]
-        for line, cell in cells.items():
-            yield Problem(int(str(line)), fault.column, f"is {cell!r}; {fault.expected}")
+    # What Product10K calls `name` and `class` has rules under other names.
+    ours = {"name": "file_name", "class": "seller_img_id"} if column == "name" else {}
+    theirs = {ours[name]: name for name in ours}
+    for fault in schema_errors(table.rename(columns=ours)):
+        name = theirs.get(fault.column, fault.column)
+        for line, cell in table[name].iloc[fault.rows].items():
+            yield Problem(int(str(line)), name, f"is {cell!r}; {fault.expected}")
 
 
-def _row_problems(table: pd.DataFrame, column: str) -> Iterator[Problem]:
-    """One image under two labels, and rows that are there twice."""
+def _row_problems(table: pd.DataFrame, column: str, label: str) -> Iterator[Problem]:
+    """One image under two labels, and rows that are there twice.
+
+    A query is an image and its box: two products on one photograph are two queries.
+    """
     import pandas as pd
 
+    from visual_search.data.schema import BOX_COLUMNS, boxes_of, is_blank
     from visual_search.data.tables import values_of
 
-    if "label" not in table.columns:
-        return
-    table = table[(table[column].str.strip() != "") & (table["label"].str.strip() != "")]
+    table = table[~is_blank(table[column]) & ~is_blank(table[label])]
     image = table[column].str.strip().map(os.path.normpath)
     lines = pd.Series(table.index, index=table.index)
-    rows = pd.DataFrame({"image": image, "label": values_of(table["label"])})
-    rows["bbox"] = table.get("bbox", "")
+    rows = pd.DataFrame({"image": image, "label": values_of(table[label])})
+    if set(BOX_COLUMNS) <= set(table.columns):
+        rows["image"] += " " + table[list(BOX_COLUMNS)].apply(values_of).agg(",".join, axis=1)
+    rows["bbox"] = ""
+    if "bbox" in table.columns:
+        rows["bbox"] = list(map(str, boxes_of(table["bbox"])[0].tolist()))
     first = lines.groupby(rows["image"]).transform("first")
     for line in lines[rows["label"] != rows["label"].loc[first].to_numpy()]:
-        what = f"is {table['label'][line]!r}, but line {first[line]} has this image under "
-        yield Problem(line, "label", f"{what}{table['label'][first[line]]!r}")
+        what = f"is {table[label][line]!r}, but line {first[line]} has this image under "
+        yield Problem(line, label, f"{what}{table[label][first[line]]!r}")
     again = rows.duplicated()
     first = lines.groupby([rows[name] for name in rows]).transform("first")
     for line in lines[again]:

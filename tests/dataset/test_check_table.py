@@ -146,6 +146,42 @@ def test_the_challenges_tables(dev_folder: Path) -> None:
     assert found(dev_folder / "queries.csv") == [(2, "bbox_h"), (2, "bbox_w")]
 
 
+def test_every_kind_of_table_is_checked_for_every_rule(dev_folder: Path) -> None:
+    """The kinds are those of docs/data.md."""
+    (dev_folder / "train").symlink_to(dev_folder / "gallery")
+    first, second = "0_0.png", "1_0.png"
+    for name, path, label, more in (
+        ("dataset_info.csv", "file_name", "label", ""),
+        ("pairs.csv", "image_path", "label", ""),
+        ("train.csv", "name", "class", ""),
+        ("gallery.csv", "img_path", "product_id", ",seller_img_id"),
+        ("queries.csv", "img_path", "product_id", ",user_img_id,bbox_x,bbox_y,bbox_w,bbox_h"),
+    ):
+        folder = "" if path == "name" else "gallery/"
+        rows = [(f"{folder}{first}", "7"), (f"{folder}./{first}", "8"), (f"{folder}{first}", "7.0")]
+        rows += [(f"{folder}{second}", "nan"), ("", "9"), (f"{folder}none.png", "07")]
+        end = ",1,0,0,9,9"[: 10 if "bbox_x" in more else 2] if more else ""
+        text = "".join(f"{image},{cell}{end}\n" for image, cell in rows)
+        file = dev_folder / name
+        file.write_text(f"{path},{label}{more}\n{text}")
+        checked = check(file)
+        expected = [(3, label), (4, path), (5, label), (6, path), (7, path)]
+        assert [(problem.line, problem.column) for problem in checked.problems] == expected, name
+        assert any("'7' (line 2) and '07' (line 7)" in note for note in checked.notes)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"), [("split", "train val"), ("Set", "TRAIN test"), ("is_valid", "False True")]
+)
+def test_another_kits_split_is_told(folder: Path, column: str, cells: str) -> None:
+    rows = [(f"{letter}.png", "x", cell) for letter, cell in zip("ab", cells.split(), strict=True)]
+    file = write_csv(folder / "t.csv", ["file_name", "label", column], rows)
+    assert f"column '{column}'" in check(file).problems[0].what
+    refused(f"line 1|column '{column}'", read_common_table, file)
+    write_csv(file, ["file_name", "label", column], rows[:1])
+    assert not check(file).problems
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

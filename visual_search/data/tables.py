@@ -25,6 +25,7 @@ from visual_search.data.schema import (
     BOX_COLUMNS,
     NO,
     PATH_COLUMNS,
+    YES,
     boxes_of,
     check_ids,
     check_table,
@@ -37,8 +38,9 @@ LABELLED_PATH_COLUMNS = PATH_COLUMNS[:2]
 ROWS_AT_ONCE = 50_000
 
 # Columns that other people's tables split by, and the words that say so.
-SPLIT_COLUMNS = ("split", "subset", "partition")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "phase")
 SPLIT_WORDS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+FLAG_COLUMNS = ("is_valid", "is_val", "is_train", "is_training")
 
 
 def read_table(path: Path, columns: Iterable[str], *, forgiving: bool = False) -> pd.DataFrame:
@@ -279,21 +281,25 @@ def read_common_table(file: Path) -> pd.DataFrame:
             f"{', '.join(map(repr, table.columns))}"
         )
     check_table(table, file)
-    _refuse_other_splits(table, file)
+    refuse_other_splits(table, file)
     return table.assign(label=values_of(table["label"]))
 
 
-def _refuse_other_splits(table: pd.DataFrame, file: Path) -> None:
+def refuse_other_splits(table: pd.DataFrame, file: Path) -> None:
     """Rows that another kit's column keeps from training must not train without a word."""
     if {"is_test", "evaluation_status", "fold"} & set(table.columns):
         return
-    for column in SPLIT_COLUMNS:
-        words = set(table[column].str.strip().str.casefold()) if column in table.columns else set()
-        if words - {"train", "training"} and words <= SPLIT_WORDS:
+    for column in table.columns:
+        kind = column.strip().casefold()
+        if kind not in SPLIT_COLUMNS + FLAG_COLUMNS:
+            continue
+        words = set(table[column].str.strip().str.casefold())
+        splits = words - {"train", "training"} and words <= SPLIT_WORDS
+        if splits or (kind in FLAG_COLUMNS and len(words) > 1 and words <= {*YES, *NO}):
             raise UserError(
                 f"{file} has a column {column!r} ({', '.join(sorted(words))}), which is not read: "
-                "rename it to 'evaluation_status' (train, query, gallery or test) to keep rows "
-                "from training, or remove it to train on all"
+                "rename it to 'evaluation_status' (train, query, gallery or test) or 'is_test' (0 "
+                "or 1) to keep rows from training, or remove it to train on all"
             )
 
 
