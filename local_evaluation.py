@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,10 @@ def _arguments() -> argparse.Namespace:
         "--output", type=Path, default=Path("runs/local_evaluation"), help="folder of the result"
     )
     parser.add_argument(
-        "--report-queries", type=int, default=100, help="worst queries on the page, 0 for all"
+        "--report-queries",
+        type=whole_number(0),
+        default=100,
+        help="worst queries on the page, 0 for all",
     )
     rehearse = parser.add_argument_group(
         "rehearsal", "run the last commit in a child process under the evaluator's limits"
@@ -130,22 +134,35 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="take the files on disk that git does not ignore, not the last commit",
     )
-    rehearse.add_argument("--time-limit", type=float, default=600.0, help="seconds (%(default)g)")
-    rehearse.add_argument("--cores", type=int, default=4, help="CPU cores (%(default)s)")
     rehearse.add_argument(
-        "--memory-limit", type=float, default=16.0, help="GB of memory (%(default)g)"
+        "--time-limit", type=real_number(0, above=True), default=600.0, help="seconds (%(default)g)"
+    )
+    rehearse.add_argument(
+        "--cores", type=whole_number(1), default=4, help="CPU cores (%(default)s)"
+    )
+    rehearse.add_argument(
+        "--memory-limit",
+        type=real_number(0, above=True),
+        default=16.0,
+        help="GB of memory (%(default)g)",
     )
     rehearse.add_argument(
         "--sample",
-        type=int,
+        type=whole_number(2),
         default=200,
         help="images of the runs that look for the largest input size (%(default)s)",
     )
     rehearse.add_argument(
-        "--test-queries", type=int, default=14_000, help="of the hidden test (%(default)s)"
+        "--test-queries",
+        type=whole_number(1),
+        default=14_000,
+        help="of the hidden test (%(default)s)",
     )
     rehearse.add_argument(
-        "--test-gallery", type=int, default=26_000, help="of the hidden test (%(default)s)"
+        "--test-gallery",
+        type=whole_number(1),
+        default=26_000,
+        help="of the hidden test (%(default)s)",
     )
     rehearse.add_argument(
         "--allow-fallback",
@@ -160,12 +177,6 @@ def _arguments() -> argparse.Namespace:
 
 def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
     """Rehearse the submission of the repository that this file is in."""
-    for name in ("cores", "time_limit", "memory_limit", "test_queries", "test_gallery"):
-        if getattr(arguments, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0")
-    if arguments.sample < 2:
-        raise UserError("--sample must be at least 2 images")
-
     from visual_search.submission import rehearse
     from visual_search.submission.runtime_estimate import ImageCounts
     from visual_search.submission.sandbox import GB, Limits

@@ -94,6 +94,7 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
 def _path_column(file: Path, table: pd.DataFrame) -> str:
     """The column with the paths of a table that can be checked."""
     from visual_search.data.schema import BOX_COLUMNS, PATH_COLUMNS
+    from visual_search.data.tables import columns_of
 
     columns = table.columns.tolist()
     found = [column for column in PATH_COLUMNS if column in columns]
@@ -102,14 +103,14 @@ def _path_column(file: Path, table: pd.DataFrame) -> str:
     if len(found) != 1:
         raise UserError(
             f"{file} needs the images' paths in one of the columns {', '.join(PATH_COLUMNS)}; it "
-            f"has {', '.join(columns)}"
+            f"has {columns_of(table)}"
         )
     needed = ["class" if found == ["name"] else "label"]
     if found == ["img_path"]:
         needed = ["user_img_id", *BOX_COLUMNS] if "user_img_id" in columns else ["seller_img_id"]
     missing = [column for column in needed if column not in columns]
     if missing:
-        raise UserError(f"{file} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+        raise UserError(f"{file} has no column {', '.join(missing)}; it has {columns_of(table)}")
     if table.empty:
         raise UserError(f"{file} lists no image")
     return found[0]
@@ -169,13 +170,15 @@ def _row_problems(table: pd.DataFrame, column: str, label: str) -> Iterator[Prob
 def _file_problems(
     table: pd.DataFrame, column: str, folder: Path, *, sizes: bool
 ) -> Iterator[Problem]:
-    """Images that are missing; with `sizes` also unreadable ones and those of another size."""
+    """Missing images; with `sizes` also unreadable ones, other sizes, and boxes outside."""
     import numpy as np
 
     from visual_search.common.progress import progress_bar
     from visual_search.data.dataset_info import read_each
     from visual_search.data.image_files import UnreadableImage, stored_size
+    from visual_search.data.images import clip_box
     from visual_search.data.schema import numbers_of
+    from visual_search.data.tables import boxes_in
 
     told = np.full((len(table), 2), np.nan)
     if sizes and {"width", "height"} <= set(table.columns):
@@ -183,15 +186,20 @@ def _file_problems(
     answers = read_each(
         (folder / name for name in table[column]), stored_size if sizes else _exists
     )
-    rows = zip(table.index, table[column], told, answers, strict=True)
+    rows = zip(table.index, table[column], told, boxes_in(table), answers, strict=True)
     with progress_bar("looking at images", "img", total=len(table), iterable=rows) as bar:
-        for line, name, size, answer in bar:
+        for line, name, size, box, answer in bar:
             if isinstance(answer, UnreadableImage):
                 yield Problem(line, column, f"is {name!r}; {answer}")
             elif np.isfinite(size).all() and tuple(size) != answer:
                 width, height = size.astype(int)
                 what = f"is {width} x {height}, but the image has {answer[0]} x {answer[1]}"
                 yield Problem(line, "width", what)
+            elif sizes and box and not np.isfinite(size).all() and clip_box(box, *answer) != box:
+                what = (
+                    f"has the box {box}, which reaches outside the image, {answer[0]} x {answer[1]}"
+                )
+                yield Problem(line, column, what)
 
 
 def _exists(path: Path) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.options import add_random_seed, whole_number
+from dataset.options import add_random_seed
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import numpy as np

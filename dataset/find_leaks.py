@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dataset.options import add_threshold
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +38,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--test", type=Path, nargs="+", required=True, help="evaluation tables")
     add("--train_root", type=Path, help="folder of --train's paths (its own)")
     add("--test_root", type=Path, help="folder of --test's paths (its own)")
-    add("--fold", type=int, default=-1, help="of a folds.csv, the fold that is held out")
-    add("--test_fold", type=int, help="the same of --test's tables, where it is another (--fold)")
+    add(
+        "--fold",
+        type=whole_number(-1),
+        default=-1,
+        help="of a folds.csv, the fold that is held out",
+    )
+    add(
+        "--test_fold",
+        type=whole_number(-1),
+        help="the same of --test's tables, where it is another (--fold)",
+    )
     add_threshold(parser, "the hashes differ")
     add(
         "--embeddings",
@@ -48,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--cosine",
-        type=float,
+        type=real_number(-1, 1),
         default=0.9,
         help="of the two embeddings, from which on a pair is confirmed (default: 0.9)",
     )

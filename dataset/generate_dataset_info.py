@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dataset.options import whole_number
 from visual_search.common.errors import run_command
+from visual_search.common.ranges import whole_number
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

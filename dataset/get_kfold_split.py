@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset import get_train_test_split
-from dataset.options import whole_number
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import Range
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import jsonargparse
-
-
-def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """The `type` of an option that is a whole number from `low` to `high`."""
-    wanted = Range(low, high)
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or number not in wanted:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number, {wanted}")
-        return number
-
-    return read
 
 
 def parsed(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.archives import RECORD, unpack
-from dataset.options import whole_number
 from dataset.sources import NAMES, data_set
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_json
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "found by their tables (default: $VPR_REAL_DATA)",
     )
     add("--output", type=Path, default=Path("dataset/real"), help="folder of the tables")
-    add("--seed", type=int, default=0, help="of the products' halves (default: 0)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="of the products' halves (default: 0)",
+    )
     add("--swap", action="store_true", help="train on the half that is else judged, and vice versa")
     return parser.parse_args(arguments)
 

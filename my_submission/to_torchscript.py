@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import real_number, whole_number
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="default: %(default)s")
     parser.add_argument(
         "--input_size",
-        type=int,
+        type=whole_number(1, 4096),
         help="pixels, such as 272; default: those that the run was validated at, 224 of a plain "
         "backbone. Position embeddings are resampled",
     )
@@ -94,9 +95,15 @@ def _arguments() -> argparse.Namespace:
         metavar="CSV",
         help="a gallery.csv, past queries, or tables to train on; their images are embedded",
     )
-    fit.add_argument("--power", type=float, default=0.5, help="0 none, 1 full (%(default)s)")
-    fit.add_argument("--dimension", type=int, default=256, help="0 keeps the width (%(default)s)")
-    fit.add_argument("--shrinkage", type=float, default=0.0, help="of the variances (%(default)s)")
+    fit.add_argument(
+        "--power", type=real_number(0, 1), default=0.5, help="0 none, 1 full (%(default)s)"
+    )
+    fit.add_argument(
+        "--dimension", type=whole_number(0), default=256, help="0 keeps the width (%(default)s)"
+    )
+    fit.add_argument(
+        "--shrinkage", type=real_number(0, 1), default=0.0, help="of the variances (%(default)s)"
+    )
     parser.add_argument("--openvino", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.openvino:

@@ -67,7 +67,12 @@ def real_images() -> Path:
 @pytest.fixture
 def dev_folder(tmp_path: Path) -> Path:
     """Five products with two seller and two user photos each, in the challenge's layout."""
-    folder = tmp_path / "development_test_data"
+    return write_dev_folder(tmp_path)
+
+
+def write_dev_folder(place: Path) -> Path:
+    """The folder `development_test_data` in `place`."""
+    folder = place / "development_test_data"
     sides: dict[str, list[list[object]]] = {"gallery": [], "queries": []}
     for side, offset in (("gallery", 0), ("queries", 10)):
         (folder / side).mkdir(parents=True)

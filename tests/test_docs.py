@@ -1,20 +1,32 @@
-"""What README and docs tell people to type exists, with these options; links lead somewhere."""
+"""What README and docs tell people to type is understood, and run; links lead somewhere.
+
+Every `python …` line is read by its command's own parser. What small made data are enough for is
+then run, page by page in the order of its lines (:data:`STORIES`); the others are run by the tests
+in :data:`ELSEWHERE`, and what is no command of the kit stands in :data:`OTHERS`.
+"""
 
 from __future__ import annotations
 
-import functools
+import argparse
+import glob
+import importlib
+import os
 import re
 import shlex
-import subprocess
-import sys
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import jsonargparse
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.commands import inside
-from tests.conftest import PROJECT
-from visual_search.main_arcface import main as main_arcface
-from visual_search.main_clip import main as main_clip
+from tests.conftest import PROJECT, export_tiny, write_dev_folder
+from tests.dataset import layouts
 
 PAGES = sorted(
     page.relative_to(PROJECT).as_posix()
@@ -23,66 +35,227 @@ PAGES = sorted(
 )
 # Pages that tell what was, not what to type.
 HISTORY = {"CHANGELOG.md", "benchmarks/RESULTS.md", "dataset/demo/ATTRIBUTION.md"}
+STEPS = "dataset/dataset_creation_steps"  # where some scripts are typed
+
+TINY = (
+    "--backbone.name timm/test_efficientnet --backbone.weights none --backbone.frozen_stages 0 "
+    "--backbone.head_conv true --dataset.input_size 32 --dataset.input_size_valid 32 "
+    "--dataset.batch_size 6 --dataset.num_workers 0 --train.epochs 1"
+)
+# Page, command, and the options behind those of the page that make it small.
+STORIES: dict[str, dict[str, str]] = {
+    "docs/own_images.md": {
+        "dataset/generate_dataset_info.py": "",
+        "dataset/filter_dataset_info.py": "",
+        "dataset/get_train_test_split.py": "",
+        "dataset/find_leaks.py": "",
+        "-m visual_search.main_arcface": TINY,
+        "-m visual_search.main_evaluate": "",
+    },
+    "dataset/README.md": {
+        "dataset/check_table.py": "",
+        "dataset/prepare_dataset.py": "",
+        "dataset/unpack.py": "",
+        "dataset/generate_dataset_info.py": "",
+        "dataset/filter_dataset_info.py": "",
+        "dataset/find_leaks.py": "",
+    },
+    "docs/evaluation.md": {
+        "dataset/prepare_real_photos.py": "",
+        "local_evaluation.py": "",
+    },
+    "docs/universal.md": {
+        "dataset/prepare_dataset.py": "",
+        "dataset/downsample_classes.py": "--threshold 0 0",
+    },
+    "docs/submission.md": {
+        "my_submission/to_torchscript.py": "--output weights --input_size 32",
+    },
+}
+ELSEWHERE = {
+    "-m benchmarks": "tests/benchmarks",
+    "-m dataset.dataset_creation_steps.run": "tests/dataset/dataset_creation_steps/test_run.py",
+    "-m visual_search.main_arcface": "tests/visual_search/test_main_arcface.py",
+    "-m visual_search.main_clip": "tests/visual_search/test_main_clip.py",
+    "-m visual_search.main_compress": "tests/visual_search/test_universal.py",
+    "-m visual_search.main_cv_lb": "tests/visual_search/evaluation/test_leaderboard.py",
+    "-m visual_search.main_evaluate": "tests/visual_search/test_main_evaluate.py",
+    "-m visual_search.main_export": "tests/visual_search/ranking/test_onnx.py",
+    "-m visual_search.main_index": "tests/visual_search/serve/test_indexing.py",
+    "-m visual_search.main_phases": "tests/visual_search/test_main_phases.py",
+    "-m visual_search.main_query": "tests/visual_search/test_main_clip.py",
+    "-m visual_search.main_serve": "tests/visual_search/serve/test_kills.py",
+    "-m visual_search.main_soup": "tests/visual_search/test_universal.py",
+    "-m visual_search.main_tune": "tests/visual_search/test_main_tune.py",
+    "-m visual_search.main_zero_shot": "tests/visual_search/test_main_clip.py",
+    "dataset/demo/build_demo.py": "tests/dataset/test_demo_builder.py",
+    "dataset/downsample_classes.py": "tests/dataset/test_downsample_classes.py",
+    "dataset/find_leaks.py": "tests/dataset/test_find_leaks.py",
+    "dataset/generate_dataset_info.py": "tests/dataset/test_folder_info.py",
+    "dataset/image_text/catalogue_pairs.py": "tests/dataset/image_text/test_catalogue_pairs.py",
+    "dataset/image_text/cluster_texts.py": "tests/dataset/image_text/test_cluster_texts.py",
+    "dataset/image_text/download_images.py": "tests/dataset/image_text/test_download_images.py",
+    "dataset/image_text/text_cleaning.py": "tests/dataset/image_text/test_text_cleaning.py",
+    "dataset/image_text/text_statistics.py": "tests/dataset/image_text/test_text_statistics.py",
+    "dataset/prepare_dataset.py": "tests/dataset/test_prepare_dataset.py",
+    "dataset/prepare_real_photos.py": "tests/dataset/test_prepare_real_photos.py",
+    "dataset/unpack.py": "tests/dataset/test_unpack.py",
+    "local_evaluation.py": "tests/test_local_evaluation.py",
+    "my_submission/to_torchscript.py": "tests/visual_search/ranking/test_export.py",
+    STEPS: "tests/dataset/dataset_creation_steps/test_five_commands.py",
+}
+# First words of lines that are not the kit's: nobody runs them here.
+OTHERS = {
+    *("aicrowd", "apt-get", "curl", "docker", "export", "git", "pg_basebackup", "pg_dump"),
+    *("pg_restore", "pip", "pre-commit", "ray", "SELECT", "source", "cd", "conda", "cat", "tar"),
+    *("torchrun", "accelerate"),  # tests/visual_search/test_two_processes.py
+}
+
+
+def lines(page: str) -> list[str]:
+    """The lines of the fenced blocks of a page that are typed; continued ones as one."""
+    text = (PROJECT / page).read_text("utf-8")
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    typed = "".join(block for kind, block in blocks if kind in ("", "bash", "sh"))
+    joined = re.sub(r"\\\n\s*", " ", typed)
+    return [line.strip() for line in joined.splitlines() if line.strip()]
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each `python …` line in the fenced blocks of a page."""
-    text = (PROJECT / page).read_text("utf-8")
-    found = []
-    for block in re.findall(r"^ *```(?:bash|sh)?\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
-        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            typed = re.match(r"\s*(?:[A-Z_]+=\S* )*python (?!-c)(.*)", line)
-            if typed:
-                found.append(shlex.split(typed[1].replace("…", "X"), comments=True))
-    return found
+    """The words of each `python …` line of a page."""
+    typed = [re.match(r"(?:[A-Z_]+=\S* )*python (?!-c)(.*)", line) for line in lines(page)]
+    return [shlex.split(found[1].replace("…", "X"), comments=True) for found in typed if found]
 
 
+def entry_of(words: list[str]) -> str:
+    """The command of some words: a script, or `-m module`."""
+    if words[0] == "-m":
+        return f"-m {words[1]}"
+    return words[0] if (PROJECT / words[0]).exists() else f"{STEPS}/{words[0]}"
+
+
+def main_of(entry: str) -> Callable[[], None]:
+    name = entry.removeprefix("-m ").removesuffix(".py").replace("/", ".")
+    return importlib.import_module(name).main  # type: ignore[no-any-return]
+
+
+def rest_of(words: list[str]) -> list[str]:
+    return words[2:] if words[0] == "-m" else words[1:]
+
+
+TYPED = {page: commands(page) for page in PAGES if page not in HISTORY}
 CASES = [
-    pytest.param(page, words, id=f"{page}: {' '.join(words)[:90]}")
-    for page in PAGES
-    if page not in HISTORY
-    for words in commands(page)
+    pytest.param(words, id=f"{page}: {' '.join(words)[:90]}")
+    for page, found in TYPED.items()
+    for words in found
+    if words[:2] != ["-m", "pytest"]
 ]
 
-TRAINED = {command.__module__: command for command in (main_arcface, main_clip)}
+
+class UnderstoodError(Exception):
+    """A parser has read what was typed; nothing is to be run."""
 
 
-@functools.cache
-def help_of(entry: tuple[str, ...]) -> str:
-    done = subprocess.run(
-        [sys.executable, *entry, "--help"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, f"python {' '.join(entry)} --help: {done.stderr[-500:]}"
-    return done.stdout
+@pytest.mark.parametrize("words", CASES)
+def test_a_command_of_the_docs_is_understood(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
+        read = parser.parse_args
+
+        def stop(self: object, *given: object, read: object = read, **more: object) -> NoReturn:
+            assert callable(read)
+            read(self, *given, **more)
+            raise UnderstoodError
+
+        monkeypatch.setattr(parser, "parse_args", stop)
+    monkeypatch.chdir(PROJECT)
+    with pytest.raises(UnderstoodError):
+        inside(main_of(entry_of(words)), *rest_of(words))
+    for word in words:
+        if re.fullmatch(r"config/[\w/.-]+\.ya?ml", word):
+            assert Path(word).is_file(), f"{word} does not exist"
 
 
-@pytest.mark.parametrize(("page", "words"), CASES)
-def test_a_command_of_the_docs_exists_with_its_options(page: str, words: list[str]) -> None:
-    folder = Path()
-    if words[0].endswith(".py") and not (PROJECT / words[0]).exists():
-        folder = Path("dataset/dataset_creation_steps")  # where some of them are typed
-    entry = ("-m", words[1]) if words[0] == "-m" else ((folder / words[0]).as_posix(),)
-    rest = words[len(entry) :]
-    if entry == ("-m", "pytest"):
-        return
-    text = help_of(entry)
-    named = rf"(^    |[{{,]){re.escape(rest[0])}([ ,}}]|$)" if rest else "$^"
-    if re.search(named, text, re.MULTILINE):  # a sub-command
-        text, rest = help_of((*entry, rest[0])), rest[1:]
-    for word in rest:
-        if word.startswith("--") and word != "--":
-            name = word.partition("=")[0]
-            assert re.search(rf"{re.escape(name)}(?![\w.-])", text), f"{name} is no option"
-        elif re.fullmatch(r"config/[\w/.-]+\.ya?ml", word):
-            assert (PROJECT / word).is_file(), f"{word} does not exist"
-    if entry[-1] in TRAINED and rest:  # their values are read, too
-        done = inside(TRAINED[entry[-1]], *rest, "--print_config")
-        assert done.returncode == 0, done.stderr
+def test_every_line_of_the_docs_is_run_by_some_test() -> None:
+    run = {entry for commands in STORIES.values() for entry in commands}
+    for page, typed in TYPED.items():
+        for words in typed:
+            entry = entry_of(words)
+            test = next((ELSEWHERE[known] for known in ELSEWHERE if entry.startswith(known)), "")
+            assert entry in run or test or entry == "-m pytest", f"{page}: {words}"
+            if test.endswith(".py"):
+                name = entry.rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
+                assert name in (PROJECT / test).read_text("utf-8"), f"{test} does not run {name}"
+        for line in lines(page):
+            word = re.sub(r"^([A-Z_]+=\S* ?)+", "", line).partition(" ")[0]
+            if word == "make":
+                target = line.split()[1]
+                assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+            elif re.fullmatch(r"[a-z][\w-]*", word) and "─" not in line:
+                assert word in OTHERS | {"python"}, f"{page}: {line}"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages speak of, small: images, tables, downloads, a model."""
+    tmp_path = tmp_path_factory.mktemp("world")
+    dev_folder = write_dev_folder(tmp_path)
+    shutil.copytree(PROJECT / "config", tmp_path / "config")
+    tiny = "name: timm/test_efficientnet\nweights: none\n"
+    (tmp_path / "config/backbone/efficientnet_lite0.yml").write_text(tiny)
+    rng = np.random.default_rng(0)
+    for number in range(32):
+        place = tmp_path / "photos" / f"class {number // 4}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        noise = Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8))
+        noise.resize((48, 48), Image.Resampling.BICUBIC).save(place)
+    (tmp_path / "TABLE.csv").write_text("file_name,label\nphotos/class 0/0.png,a\n")
+    (tmp_path / "dataset").mkdir()
+    layouts.grocery_store(tmp_path / "data")
+    shutil.copytree(dev_folder, tmp_path / "data/development_test_data")
+    for name, folder in (
+        ("development_test_data", dev_folder),
+        ("gallery", dev_folder / "gallery"),
+        ("queries", dev_folder / "queries"),
+    ):
+        place = tmp_path / ("dataset" if name == dev_folder.name else "") / name
+        place.symlink_to(folder)
+    for name, table in (("gallery.csv", "gallery.csv"), ("past_queries.csv", "queries.csv")):
+        shutil.copy(dev_folder / table, tmp_path / name)
+    layouts.cub(tmp_path / "Downloads")
+    with tarfile.open(tmp_path / "Downloads/CUB_200_2011.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "Downloads/CUB_200_2011", "CUB_200_2011")
+    with tarfile.open(tmp_path / "dataset/images_mean_50k_800.partaa", "w") as archive:
+        archive.add(tmp_path / "photos", "images_mean_50k")
+    layouts.inshop(tmp_path / "In-shop")
+    layouts.glr_train(tmp_path / "GLDv2", cleaned=False)
+    (tmp_path / "dataset/products10k").mkdir()
+    shutil.copy(tmp_path / "TABLE.csv", tmp_path / "dataset/products10k/dataset_info.csv")
+    export_tiny(tmp_path / "runs/arcface_1st", seed=0)
+    for run in ("xbm_3st", "plain", "plain_288"):
+        shutil.copytree(tmp_path / "runs/arcface_1st", tmp_path / "runs" / run)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", STORIES)
+def test_the_commands_of_a_page_run_one_after_another(
+    world: Path, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("HOME", str(world))
+    monkeypatch.setenv("VPR_REAL_DATA", str(world / "data"))
+    done = 0
+    for words in TYPED[page]:
+        entry = entry_of(words)
+        if entry not in STORIES[page]:
+            continue
+        typed = [os.path.expandvars(os.path.expanduser(word)) for word in rest_of(words)]
+        typed = [found for word in typed for found in sorted(glob.glob(word)) or [word]]
+        result = inside(main_of(entry), *typed, *shlex.split(STORIES[page][entry]))
+        assert result.returncode == 0, f"{words}: {result.stderr[-2000:]}"
+        done += 1
+    assert done >= len(STORIES[page])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -73,6 +73,14 @@ def test_no_file_is_longer_than_one_idea(project: Path) -> None:
     assert {name: n for name, n in long.items() if n > MOST_LINES} == {}
 
 
+def test_no_option_takes_any_number(project: Path) -> None:
+    """Ranges stand with the option: `whole_number` and `real_number` of common/ranges.py."""
+    kept = [project / name for name in ("visual_search", "dataset", "my_submission")]
+    files = [project / "local_evaluation.py", *(p for name in kept for p in name.rglob("*.py"))]
+    bare = r"\badd(_argument)?\([^()]*\btype=(int|float)\b(?! \|)"
+    assert [str(p) for p in files if re.search(bare, p.read_text("utf-8"))] == []
+
+
 def test_every_package_says_what_it_is_for(project: Path) -> None:
     for folder in folders(project):
         text = (folder / "__init__.py").read_text()

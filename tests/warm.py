@@ -30,7 +30,7 @@ def _server() -> ForkServerContext:
 
 
 def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
-    """Run `-m MODULE …` or `FILE …` as Python itself would."""
+    """Run `-m MODULE …`, `-c CODE …` or `FILE …` as Python itself would."""
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -44,7 +44,11 @@ def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]
 
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     try:
-        if words[0] == "-m":
+        if words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            sys.path.insert(0, str(PROJECT))
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+        elif words[0] == "-m":
             sys.argv = words[1:]
             sys.path.insert(0, str(PROJECT))
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -60,7 +64,7 @@ class PythonProcess:
     """A running command, as `subprocess.Popen` would have it.
 
     Args:
-        arguments: `-m MODULE …` or `FILE …`, the file below the project.
+        arguments: `-m MODULE …`, `-c CODE …` or `FILE …`, the file below the project.
         out: where stdout goes, behind what is there.
         err: where stderr goes; with stdout by default.
         environment: variables to set beside those of this process.

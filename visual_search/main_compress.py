@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, required=True, help="a run folder, with its config.yml")
     parser.add_argument(
         "--dimensions",
-        type=int,
+        type=whole_number(1),
         nargs="+",
         default=[8, 16, 32, 64, 128, 256, 512],
         help="widths to measure, beside the full one (default: 8 16 … 512)",
@@ -80,13 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--candidates",
-        type=int,
+        type=whole_number(1),
         default=50,
         help="of each query, that binary codes find and int8 codes order anew (%(default)s)",
     )
     parser.add_argument(
         "--write",
-        type=int,
+        type=whole_number(1),
         default=0,
         metavar="DIMENSION",
         help="write a model of this width instead of the curve: a prefix of a nested embedding, "

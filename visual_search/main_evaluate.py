@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     from visual_search.data.dev_sets import DevSet
@@ -107,19 +108,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_dev_set_options(tune)
     tune.add_argument(
         "--splits",
-        type=_above_zero,
+        type=whole_number(1),
         default=3,
         help="of the queries, to see the spread (%(default)s)",
     )
-    tune.add_argument("--seed", type=int, default=0, help="of the first split (%(default)s)")
+    tune.add_argument(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="of the first split (%(default)s)",
+    )
     tune.set_defaults(run_command=_tune)
     return parser
-
-
-def _above_zero(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be 1 or more, not {text}")
-    return int(text)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +134,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--input_size", type=int, default=0, help="pixels; default: what the model was trained with"
+        "--input_size",
+        type=whole_number(0, 4096),
+        default=0,
+        help="pixels; default: what the model was trained with",
     )
     parser.add_argument(
         "--cache",
@@ -182,7 +185,10 @@ def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, help="folder that the table's paths are relative to; default: its own"
     )
     parser.add_argument(
-        "--fold", type=int, default=-1, help="of a folds.csv, the fold that was held out"
+        "--fold",
+        type=whole_number(-1),
+        default=-1,
+        help="of a folds.csv, the fold that was held out",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FORMAT",
         help=f"{', '.join(FORMATS)}; default: all",
     )
-    parser.add_argument("--input_size", type=int, help="pixels; default: the run's own")
+    parser.add_argument(
+        "--input_size", type=whole_number(1, 4096), help="pixels; default: the run's own"
+    )
     parser.add_argument(
         "--rerank",
         nargs="+",
@@ -128,13 +131,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images",
         "--photos",
-        type=int,
+        type=whole_number(1),
         default=100,
         help="of the run's training set, to compare and to time on (%(default)s)",
     )
     parser.add_argument(
         "--min_cosine",
-        type=float,
+        type=real_number(-1, 1),
         default=0.9999,
         help="to the model's embeddings, of what the ranker may take (%(default)s)",
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 
 def main() -> None:
@@ -28,7 +29,9 @@ def main() -> None:
     parser.add_argument("--queries_file", type=Path, help="more queries, one a line")
     parser.add_argument("--photos", type=Path, nargs="+", help="name these images instead")
     parser.add_argument("--names", type=Path, help="with --photos: the candidates, one a line")
-    parser.add_argument("--top", type=int, default=10, help="answers each (%(default)s)")
+    parser.add_argument(
+        "--top", type=whole_number(1), default=10, help="answers each (%(default)s)"
+    )
     parser.add_argument(
         "--output", type=Path, help="folder for results.json and a picture of the answers"
     )
@@ -39,8 +42,6 @@ def main() -> None:
         help="folder where the gallery's embeddings are kept (%(default)s)",
     )
     arguments = parser.parse_args()
-    if arguments.top < 1:
-        raise UserError(f"--top is {arguments.top}; write 1 or more")
     if arguments.photos:
         _name_images(arguments)
     else:

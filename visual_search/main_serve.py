@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from visual_search.common.errors import UserError, first_line, run_command
+from visual_search.common.ranges import real_number, whole_number
 
 KEY = "VISUAL_SEARCH_API_KEY"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -114,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="two models of the index, side by side on the page",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    parser.add_argument("--port", type=whole_number(0, 65535), default=8000, help="(%(default)s)")
     parser.add_argument(
         "--names", nargs="+", default=[], help="host names that may be asked for; default: any"
     )
@@ -131,13 +132,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--log-images", action="store_true", help="keep the images of queries: clicks judge them"
     )
     parser.add_argument(
-        "--rate", type=float, default=10.0, help="searches a second of a client (%(default)s)"
+        "--rate",
+        type=real_number(0, above=True),
+        default=10.0,
+        help="searches a second of a client (%(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of a request at the most (%(default)s)"
+        "--seconds",
+        type=real_number(0, above=True),
+        default=20.0,
+        help="of a request at the most (%(default)s)",
     )
     parser.add_argument(
-        "--connections", type=int, default=8, help="to the database at the most (%(default)s)"
+        "--connections",
+        type=whole_number(1),
+        default=8,
+        help="to the database at the most (%(default)s)",
     )
     parser.add_argument(
         "--log-level", choices=["info", "warning"], default="warning", help="(%(default)s)"

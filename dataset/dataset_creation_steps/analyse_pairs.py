@@ -19,6 +19,7 @@ from dataset.dataset_creation_steps.engine import (
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,11 +42,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
     )
-    add("--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.6 0.5")
-    add("--min-images", type=int, default=2, help="images a product must keep (%(default)s)")
+    add(
+        "--threshold",
+        type=real_number(-1, 1),
+        nargs="+",
+        default=DEFAULT_THRESHOLDS,
+        help="default: 0.6 0.5",
+    )
+    add(
+        "--min-images",
+        type=whole_number(1),
+        default=2,
+        help="images a product must keep (%(default)s)",
+    )
     add(
         "--pictures",
-        type=int,
+        type=whole_number(0),
         default=12,
         help="images to show on each side of a threshold; 0: none (%(default)s)",
     )

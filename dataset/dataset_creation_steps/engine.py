@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from visual_search.common.errors import UserError
+from visual_search.common.ranges import whole_number
 
 RUNNERS = ("native", "ray")
 _started: list[str] = []
@@ -147,7 +148,7 @@ class Filling:
 def add_filling_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
     """Those of :class:`Filling`, and where it runs."""
     text = "images between two records of what is done (%(default)s)"
-    parser.add_argument("--piece-photos", type=int, default=1000, help=text)
+    parser.add_argument("--piece-photos", type=whole_number(1), default=1000, help=text)
     add_retry_option(parser)
     add_download_options(parser, size_hint=size_hint)
     add_runner_options(parser)

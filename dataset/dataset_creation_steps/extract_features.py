@@ -26,6 +26,7 @@ from dataset.dataset_creation_steps.engine import (
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,8 +64,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="the model: a run, a checkpoint or an export; default: the newest of runs/ with "
         "arcface_2nd in its name",
     )
-    add("--gpus", type=float, default=0.0, help="of the cluster, for each model (%(default)s)")
-    add("--products", type=int, default=PRODUCTS_A_SNAPSHOT, help="of one snapshot (%(default)s)")
+    add(
+        "--gpus",
+        type=real_number(0),
+        default=0.0,
+        help="of the cluster, for each model (%(default)s)",
+    )
+    add(
+        "--products",
+        type=whole_number(1),
+        default=PRODUCTS_A_SNAPSHOT,
+        help="of one snapshot (%(default)s)",
+    )
     add_retry_option(parser)
     add(
         "--overwrite",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dataset.dataset_creation_steps.engine import in_project
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +79,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=in_project(DEFAULT_TABLE),
         help="of download_images.py, beside the folder of the images (%(default)s)",
     )
-    add("--threshold", type=float, nargs="+", default=DEFAULT_THRESHOLDS, help="default: 0.5 0.6")
-    add("--min-images", type=int, default=2, help="images a product must have (%(default)s)")
+    add(
+        "--threshold",
+        type=real_number(-1, 1),
+        nargs="+",
+        default=DEFAULT_THRESHOLDS,
+        help="default: 0.5 0.6",
+    )
+    add(
+        "--min-images",
+        type=whole_number(1),
+        default=2,
+        help="images a product must have (%(default)s)",
+    )
     add("--output", type=Path, help="folder of the tables (default: the table's)")
     add(
         "--evaluation",
@@ -90,12 +102,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--distance",
-        type=int,
+        type=whole_number(0, 64),
         default=4,
         help="bits in which the 64-bit hashes of near-duplicates differ at most (%(default)s)",
     )
     add("--pack", action="store_true", help="also write the images as tar parts")
-    add("--part-size", type=float, default=1900, help="of a tar part, MB (%(default)s)")
+    add(
+        "--part-size",
+        type=real_number(0, above=True),
+        default=1900,
+        help="of a tar part, MB (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from dataset.downloads import sized_image
 from visual_search.common.errors import UserError
-from visual_search.common.files import LFS_POINTER
+from visual_search.common.files import another_kind
 from visual_search.data.values import id_of
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -115,15 +115,11 @@ def _pieces(path: Path, tally: Counter[str]) -> Iterator[bytes]:
 def kind_problem(start: bytes) -> str | None:
     """What a file that begins so, unpacked, is that has no object a line; None: not clear."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(LFS_POINTER):
-        return "is a git-LFS pointer: run `git lfs pull`"
     if start.startswith(GZIP_MAGIC):
         return f"is packed by gzip more than {PACKED} times over: unpack it"
-    if text.startswith(b"<"):
-        return f"is a web page, not JSON; it begins {text[:40]!r}: download the file itself"
     if re.match(rb"\[\s*[{\]]", text):
         return "is one JSON array: write an object a line, by `jq -c '.[]'`"
-    return None
+    return another_kind(start) or None
 
 
 def beginning(path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import whole_number
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_SOURCE = Path("/usr/share/sweethome3d/furniture")
@@ -27,8 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--source", type=Path, default=DEFAULT_SOURCE, help="folder of the *.sh3f archives")
     add("--output", type=Path, default=FOLDER, help="folder of the data set")
-    add("--products", type=int, metavar="N", help="only N products, for a try")
-    add("--workers", type=int, default=2, help="processes (default: 2)")
+    add("--products", type=whole_number(1), metavar="N", help="only N products, for a try")
+    add("--workers", type=whole_number(1), default=2, help="processes (default: 2)")
     add(
         "--check",
         action="store_true",

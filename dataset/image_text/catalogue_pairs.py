@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dataset.prepare_real_photos import CLASS_ID, CLASS_NAME, grocery_images
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.files import read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +120,7 @@ def _grocery_images(folder: Path) -> Iterator[NamedImage]:
     for part, path, of in grocery_images(folder, [coarse, description]):
         text = folder / of[description].lstrip("/")
         name, category = (of[column].replace("-", " ") for column in (CLASS_NAME, coarse))
-        said = name, " ".join(text.read_text(encoding="utf-8").split())
+        said = name, " ".join(read_text(text).split())
         split = TRAIN if part == "train" else TEST
         yield NamedImage(folder / path, said, ("en", "en"), of[CLASS_ID], category, split)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import another_kind
 from visual_search.data.dataset_info import InfoRow
 from visual_search.data.image_files import is_image
 from visual_search.data.images import Box
@@ -256,7 +257,7 @@ def split_lines(
 Found = TypeVar("Found")
 
 
-def read_json(path: Path, kind: type[Found]) -> Found:
+def read_json(path: Path, form: type[Found]) -> Found:
     """UTF-8 JSON file as a `msgspec.Struct`, or a list of one; what that does not name is skipped.
 
     `NaN` and infinities, which JSON does not know but annotation files have, are taken for null.
@@ -270,13 +271,15 @@ def read_json(path: Path, kind: type[Found]) -> Found:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if kind := another_kind(data):
+        raise UserError(f"{path} {kind}")
     try:
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(data, type=form)
         except msgspec.ValidationError:
             raise
         except msgspec.DecodeError:
-            return msgspec.json.decode(_NOT_FINITE.sub(rb"\1null", data), type=kind)
+            return msgspec.json.decode(_NOT_FINITE.sub(rb"\1null", data), type=form)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -169,6 +169,24 @@ def rp2k(folder: Path) -> None:
     (folder / "all" / ".DS_Store").write_bytes(b"Bud1")
 
 
+def grocery_store(folder: Path) -> None:
+    """Three classes: a phone image on each side, and one of the shop's catalogue."""
+    root = folder / "GroceryStoreDataset" / "dataset"
+    classes = []
+    for number, name in enumerate(("Apple", "Leek", "Milk")):
+        for place in (f"train/{name}/a.jpg", f"val/{name}/b.jpg", f"iconic/{name}.jpg"):
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            draw_product(number, len(place), 20 + number).save(root / place)
+        classes.append([name, number, "x", 0, f"/iconic/{name}.jpg", ""])
+    header = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int)"
+    header += ",Iconic Image Path (str),Product Description Path (str)"
+    write_csv(root / "classes.csv", header.split(","), classes)
+    for part, letter in (("train", "a"), ("val", "b")):
+        lines(
+            root / f"{part}.txt", [f"{part}/{row[0]}/{letter}.jpg, {row[1]}, 0" for row in classes]
+        )
+
+
 def products10k(folder: Path) -> None:
     """The columns of the two lists stand in different orders."""
     rows = [(f"{n}.jpg", n // 3, 0) for n in range(9)]

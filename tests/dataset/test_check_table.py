@@ -104,6 +104,15 @@ def test_sizes_are_compared_and_broken_images_found_on_demand(folder: Path) -> N
     ]
     assert listed[0].what == "is 40 x 41, but the image has 40 x 40"
     assert "0 bytes" in listed[1].what
+    # A box is compared with the image itself where the table does not say its size.
+    write_csv(
+        file, ["file_name", "label", "bbox"], [["a.png", "x", "30,0,20,9"], ["c.png", "x", ""]]
+    )
+    assert found(file) == []
+    assert (
+        "has the box (30, 0, 20, 9), which reaches outside"
+        in check(file, files="all").problems[0].what
+    )
 
 
 def test_a_sample_is_spread_over_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +195,11 @@ def test_another_kits_split_is_told(folder: Path, column: str, cells: str) -> No
     ("text", "words"),
     [
         ("", "is empty"),
+        ("\ufeff<!DOCTYPE html>", "is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ('[{"file_name": "a.png"}]', "it is JSON"),
+        ("PK\x03\x04\0", "is a zip archive, as spreadsheets are"),
+        ("file_name;label\na.png;x\n", "with commas in place of ';'"),
         ("photo,label\na.png,x\n", "needs the images' paths"),
         ("file_name,image_path,label\na,a,a\n", "needs the images' paths"),
         ("file_name,class\na.png,x\n", "no column label"),

@@ -19,6 +19,8 @@ CASES = [
     ("filter_dataset_info", TABLE, "--min_size", ("-1",), "0 or more"),
     ("filter_dataset_info", TABLE, "--max_size", ("-1",), "0 or more"),
     ("find_leaks", ("--train", "a", "--test", "b"), "--threshold", ("-1", "65"), "0 to 64"),
+    ("find_leaks", ("--train", "a", "--test", "b"), "--cosine", ("2", "nan", "x"), "-1 to 1"),
+    ("find_leaks", ("--train", "a", "--test", "b"), "--fold", ("-2", "1.5"), "-1 or more"),
     ("generate_dataset_info", ("--dataset_path", "."), "--min_images", ("0",), "1 or more"),
     ("generate_dataset_info", ("--dataset_path", "."), "--workers", ("-1",), "0 or more"),
     ("prepare_dataset", ("--dataset=sop", "--save_path=x"), "--workers", ("-1",), "0 or more"),
@@ -40,4 +42,5 @@ def test_numbers_out_of_range(
             parse([*needed, f"{option}={value}"])
         assert caught.value.code == 2
         said = capsys.readouterr().err
-        assert f"argument {option}: '{value}' is no whole number, {wanted}" in said
+        kind = "number" if option == "--cosine" else "whole number"
+        assert f"argument {option}: '{value}' is no {kind}, {wanted}" in said

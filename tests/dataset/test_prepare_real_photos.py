@@ -16,7 +16,7 @@ from dataset.prepare_real_photos import (
     prepare,
 )
 from tests.commands import refused
-from tests.conftest import draw_product, write_csv
+from tests.dataset import layouts
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
 
@@ -25,19 +25,7 @@ from visual_search.data.dev_sets import read_dev_set, read_dev_table
 def data(tmp_path: Path, dev_folder: Path) -> Path:
     """A small data folder: three grocery classes, and the five products of `dev_folder`."""
     folder = tmp_path / "data"
-    grocery = folder / "GroceryStoreDataset" / "dataset"
-    classes = []
-    for number, name in enumerate(("Apple", "Leek", "Milk")):
-        for place in (f"train/{name}/a.jpg", f"val/{name}/b.jpg", f"iconic/{name}.jpg"):
-            (grocery / place).parent.mkdir(parents=True, exist_ok=True)
-            draw_product(number, len(place), 20 + number).save(grocery / place)
-        classes.append([name, number, "x", 0, f"/iconic/{name}.jpg", ""])
-    header = "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int)"
-    header += ",Iconic Image Path (str),Product Description Path (str)"
-    write_csv(grocery / "classes.csv", header.split(","), classes)
-    for part, letter in (("train", "a"), ("val", "b")):
-        lines = [f"{part}/{row[0]}/{letter}.jpg, {row[1]}, 0\n" for row in classes]
-        (grocery / f"{part}.txt").write_text("".join(lines))
+    layouts.grocery_store(folder)
     dev_folder.rename(folder / "development_test_data")
     return folder
 

@@ -126,7 +126,10 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     [
         (("--gallery", "x"), "there is no query: type one in quotes"),
         (("стул",), "--gallery is missing"),
-        (("--gallery", "x", "--top", "0", "стул"), "--top is 0; write 1 or more"),
+        (
+            ("--gallery", "x", "--top", "0", "стул"),
+            "argument --top: '0' is no whole number, 1 or more",
+        ),
         (("--photos", "a.jpg"), "--photos needs --names"),
         (("--photos", "a.jpg", "--names", "b.txt"), "the image a.jpg does not exist"),
     ],

@@ -172,7 +172,7 @@ def test_the_former_spelling_goes_on_working_and_says_the_new_one(
         ("score --run a --rerank", "unrecognized arguments: --rerank"),
         ("score --run a --table t.csv --data-folder d", "not allowed with argument --table"),
         ("tune-rerank --run a --index faiss", "unrecognized arguments: --index"),
-        ("tune-rerank --run a --splits 0", "must be 1 or more, not 0"),
+        ("tune-rerank --run a --splits 0", "'0' is no whole number, 1 or more"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(

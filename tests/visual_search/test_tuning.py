@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
+from tests.warm import run_python
 from visual_search.common.errors import UserError
 
 pytest.importorskip("optuna")
@@ -136,12 +134,7 @@ tune(pathlib.Path(sys.argv[1]), SPACE, train_trial, trials=6)
 
 
 def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        check=False,
-    )
+    done = run_python("-c", KILLED, tmp_path)
     assert done.returncode == -signal.SIGKILL
     seen: list[tuple[str, dict[str, Any]]] = []
 

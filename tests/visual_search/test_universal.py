@@ -131,7 +131,7 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Ca
         yaml.safe_dump(
             {
                 "dataset.max_classes": {"choices": [3, 0]},
-                "neck.dimension": {"choices": [4, 8]},
+                "neck.dimension": {"choices": [4]},
                 "dataset.seed": {"choices": [0]},
             }
         )
@@ -141,11 +141,11 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Ca
     folder = tmp_path / "runs" / "grid"
     results = list(folder.glob("trials/*/result.json"))
     scores = [json.loads(result.read_text())["mAP"] for result in results]
-    assert len(scores) == 4
+    assert len(scores) == 2
     table = (folder / "grid.md").read_text().splitlines()
-    assert table[0] == "| dataset.max_classes | neck.dimension 4 | neck.dimension 8 |"
+    assert table[0] == "| dataset.max_classes | neck.dimension 4 |"
     assert [line.split("|")[1].strip() for line in table[2:]] == ["3", "6"]
-    shown = [float(cell) for line in table[2:] for cell in line.split("|")[2:4]]
+    shown = [float(cell) for line in table[2:] for cell in line.split("|")[2:3]]
     assert sorted(shown) == pytest.approx(sorted(scores), abs=1e-4)
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
     before = sorted(folder.glob("trials/*"))

@@ -104,6 +104,20 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
+def another_kind(start: bytes) -> str:
+    """What a file that begins so is, in place of a text that was asked for; empty: not clear."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(LFS_POINTER):
+        return "is a git-LFS pointer: run `git lfs pull`"
+    if start.startswith(b"\x1f\x8b"):
+        return "is packed by gzip: unpack it"
+    if start.startswith(b"PK\x03\x04"):
+        return "is a zip archive, as spreadsheets are: unpack it, or save it as CSV UTF-8"
+    if text.startswith(b"<"):
+        return f"is a web page; it begins {text[:40]!r}: download the file itself"
+    return ""
+
+
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file stands for one that git-LFS did not fetch."""
     with path.open("rb") as handle:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from visual_search.common.errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,31 @@ CountOrAll = Annotated[int, Range(-1)]
 Side = Annotated[int, Range(1, 4096)]
 SideOr0 = Annotated[int, Range(0, 4096)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+
+def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The `type` of an option that is a whole number from `low` to `high`."""
+    return _option(int, "whole number", Range(low, high))
+
+
+def real_number(
+    low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """The `type` of an option that is a number from `low` to `high`; `above` leaves out `low`."""
+    return _option(float, "number", Range(low, high, above))
+
+
+def _option(kind: Callable[[str], Number], what: str, wanted: Range) -> Callable[[str], Number]:
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or value not in wanted:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, {wanted}")
+        return value
+
+    return read
 
 
 def check_ranges(

@@ -17,8 +17,7 @@ from visual_search.data.datasets import check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import check_boxes, check_table
 from visual_search.data.tables import (
-    as_box,
-    boxes,
+    boxes_in,
     compared,
     image_items,
     image_names,
@@ -150,8 +149,10 @@ def read_dev_table(
             "fold -2" + (f", and none of fold {fold}" if fold >= 0 else "; or name a fold")
         )
     folder = file.parent if root is None else root
-    given = boxes(table)
-    items = _items(image_names(table)[held_out], folder, None if given is None else given[held_out])
+    items = [
+        ImageItem(folder / name, box)
+        for name, box in zip(image_names(table)[held_out], boxes_in(table[held_out]), strict=True)
+    ]
     missing = check_some_exist([item.path for item in items], file, folder)
     tell_twins(table["label"][held_out], file)
     labels = table["label"][held_out].to_numpy(dtype=str)
@@ -173,16 +174,6 @@ def _selected(names: pd.Series, select: str, file: Path) -> np.ndarray:
     if len(names) and not found.any():
         raise UserError(f"select {select!r} is found in none of the {len(names)} paths of {file}")
     return found
-
-
-def _items(names: pd.Series, folder: Path, given: np.ndarray | None) -> list[ImageItem]:
-    paths = [folder / name for name in names]
-    if given is None:
-        return [ImageItem(path) for path in paths]
-    return [
-        ImageItem(path, as_box(box) if box[2] else None)
-        for path, box in zip(paths, given.tolist(), strict=True)
-    ]
 
 
 def _query_to_gallery(

@@ -60,8 +60,15 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
         root, classes = Path(place.train_valid_root), dataset.num_of_classes
         parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
         sources.append(Source(joined(parts), place.weight))
+    seen: set[Path] = set()
     for entry in dataset.all_tables():
         folder = Path(entry.root) if entry.root else None
+        if (file := Path(entry.file).resolve()) in seen:
+            raise UserError(
+                f"dataset.tables names {entry.file} twice, so that each of its classes would be "
+                "two: remove one, or give it the weight 2 to draw its images twice as often"
+            )
+        seen.add(file)
         images = read_training_table(Path(entry.file), folder, fold=entry.fold)
         sources.append(Source(images, entry.weight))
     if not sources:

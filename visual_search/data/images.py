@@ -159,7 +159,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UnreadableImage: for values that are no numbers.
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         convert = _scaled_to_bytes(image)

@@ -20,6 +20,7 @@ from visual_search.data.duplicates import TooManyPairs, hashes_of_table, pairs_b
 from visual_search.data.schema import PATH_COLUMNS
 from visual_search.data.tables import (
     LABELLED_PATH_COLUMNS,
+    columns_of,
     read_common_table,
     read_table,
     training_rows,
@@ -221,7 +222,7 @@ def list_images(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
     if column is None or (column == "name" and "class" not in table.columns):
         raise UserError(
             f"{file} has none of the columns {', '.join(map(repr, COLUMNS))} (the last with "
-            f"'class') that name images; it has {', '.join(map(repr, table.columns))}"
+            f"'class') that name images; it has {columns_of(table)}"
         )
     folder = file.parent if root is None else root
     fold = fold if "fold" in table.columns else -1

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import another_kind
 from visual_search.data.images import Box, ImageItem
 from visual_search.data.schema import (
     ALWAYS_TEST,
@@ -58,14 +59,18 @@ def read_table(path: Path, columns: Iterable[str], *, forgiving: bool = False) -
     table = pd.concat(list(table_chunks(path, forgiving=forgiving)))
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        only = str(table.columns[0]) if len(table.columns) == 1 else ""
-        mark = next((mark for mark in ";\t|" if mark in only), "")
         raise UserError(
-            f"{path} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, table.columns))}"
-            + (f": save it with commas in place of {mark!r}" if mark else "")
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {columns_of(table)}"
         )
     return table
+
+
+def columns_of(table: pd.DataFrame) -> str:
+    """The names of the columns, and what is wrong where commas do not part them, in words."""
+    names = table.columns.tolist()
+    mark = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), "")
+    hint = f": save it with commas in place of {mark!r}" if mark else ""
+    return ", ".join(map(repr, names)) + hint
 
 
 def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFrame]:
@@ -107,7 +112,7 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     errors = "replace" if forgiving else "strict"
     try:
         if not forgiving:
-            _refuse_zero_bytes(path)
+            _refuse_another_kind(path)
         with path.open(newline="", encoding="utf-8-sig", errors=errors) as handle:
             reader, before = csv.reader(handle, strict=True), 0
             try:
@@ -128,8 +133,14 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _refuse_zero_bytes(path: Path) -> None:
+def _refuse_another_kind(path: Path) -> None:
     with path.open("rb") as handle:
+        start = handle.read(512)
+        if kind := another_kind(start):
+            raise UserError(f"{path} is not a readable csv file: it {kind}")
+        if re.match(rb"\s*[\[{]\s*[{\"\]}]", start):
+            raise UserError(f"{path} is not a readable csv file: it is JSON: save it as CSV UTF-8")
+        handle.seek(0)
         while block := handle.read(1 << 20):
             if b"\0" in block:
                 place = handle.tell() - len(block) + block.index(b"\0")
@@ -277,8 +288,7 @@ def read_common_table(file: Path) -> pd.DataFrame:
     if len(paths) != 1:
         raise UserError(
             f"{file} needs the images' paths in one of the columns 'image_path' (Amazon pairs) "
-            f"and 'file_name' (dataset_info.csv, folds.csv); it has "
-            f"{', '.join(map(repr, table.columns))}"
+            f"and 'file_name' (dataset_info.csv, folds.csv); it has {columns_of(table)}"
         )
     check_table(table, file)
     refuse_other_splits(table, file)
@@ -341,6 +351,20 @@ def statuses(table: pd.DataFrame) -> np.ndarray:
     if "evaluation_status" not in table.columns:
         return np.full(len(table), "", dtype=object)
     return table["evaluation_status"].str.strip().str.lower().to_numpy(dtype=object)
+
+
+def boxes_in(table: pd.DataFrame) -> list[Box | None]:
+    """The box of each row, from `bbox` or `bbox_x`, …; None where there is none, or no readable."""
+    if set(BOX_COLUMNS) <= set(table.columns):
+        cells = table[BOX_COLUMNS[0]].str.cat([table[column] for column in BOX_COLUMNS[1:]], ",")
+    elif "bbox" in table.columns:
+        cells = table["bbox"]
+    else:
+        return [None] * len(table)
+    found, _ = boxes_of(cells)
+    usable = np.isfinite(found).all(axis=1) & (found[:, 2] > 0)
+    rows = np.where(usable[:, None], found, 0).astype(np.int64).tolist()
+    return [as_box(box) if box[2] else None for box in rows]
 
 
 def boxes(table: pd.DataFrame) -> np.ndarray | None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_VALUE = frozenset({"", "nan", "NaN", "NAN", "<NA>", "None", "null", "NULL"})
+NO_VALUE = frozenset({"", "nan", "NaN", "NAN", "<NA>", "None", "null", "NULL"}) | {
+    *("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!")
+}
 """What spreadsheets and pandas write where there is nothing."""
 _SHORTENED = re.compile(r"-?[0-9](?:\.[0-9]+)?E\+[0-9]{2,}")
 

@@ -19,12 +19,12 @@ from pydantic import (
 )
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import another_kind
 from visual_search.data.datasets import check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import check_table
 from visual_search.data.tables import (
-    as_box,
-    boxes,
+    boxes_in,
     ids_of,
     image_items,
     image_names,
@@ -114,26 +114,27 @@ def read_products(path: Path) -> list[Product]:
 def _read_lines(path: Path) -> list[Product]:
     lines: dict[str, int] = {}
     products = []
-    with path.open(encoding="utf-8-sig") as handle:
-        for number, line in enumerate(handle, 1):
-            if not line.strip():
-                continue
-            try:
-                listed = _ListedProduct.model_validate_json(line)
-            except ValidationError as error:
-                raise UserError(f"{path} line {number}: {what_is_wrong(error)}") from error
-            if listed.id in lines:
-                raise UserError(
-                    f"{path} line {number}: product {listed.id!r} stands in line "
-                    f"{lines[listed.id]} already: list its images in one line"
-                )
-            lines[listed.id] = number
-            entries = [
-                _ListedImage(path=entry) if isinstance(entry, str) else entry
-                for entry in listed.images
-            ]
-            items = [ImageItem(path.parent / entry.path, entry.box) for entry in entries]
-            products.append(listed.product(listed.id, _images(items)))
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if kind := another_kind(data):
+        raise UserError(f"{path} {kind}")
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            listed = _ListedProduct.model_validate_json(line)
+        except ValidationError as error:
+            raise UserError(f"{path} line {number}: {what_is_wrong(error)}") from error
+        if listed.id in lines:
+            raise UserError(
+                f"{path} line {number}: product {listed.id!r} stands in line "
+                f"{lines[listed.id]} already: list its images in one line"
+            )
+        lines[listed.id] = number
+        entries = [
+            _ListedImage(path=entry) if isinstance(entry, str) else entry for entry in listed.images
+        ]
+        items = [ImageItem(path.parent / entry.path, entry.box) for entry in entries]
+        products.append(listed.product(listed.id, _images(items)))
     if not products:
         raise UserError(f"{path} lists no product")
     tell_twins(pd.Series(list(lines), list(lines.values())), path, "products")
@@ -149,12 +150,10 @@ def _read_csv(path: Path) -> list[Product]:
         owners = ids_of(table, column, path)
     else:
         table = read_common_table(path)
-        owners, given = table["label"], boxes(table)
-        paths = [path.parent / name for name in image_names(table)]
-        found = [None] * len(paths) if given is None else given.tolist()
+        owners = table["label"]
         items = [
-            ImageItem(file, as_box(box) if box and box[2] else None)
-            for file, box in zip(paths, found, strict=True)
+            ImageItem(path.parent / name, box)
+            for name, box in zip(image_names(table), boxes_in(table), strict=True)
         ]
     of_product: dict[str, list[ImageItem]] = {}
     for owner, item in zip(owners, items, strict=True):

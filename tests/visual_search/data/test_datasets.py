@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from tests.conftest import draw_product, write_csv
+from visual_search.common.dataset_config import DatasetConfig, Product10KConfig, TableConfig
 from visual_search.common.errors import UserError
+from visual_search.data import factory
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import (
     LabelledImages,
@@ -299,3 +301,13 @@ def test_a_table_most_of_whose_photos_are_missing(folder: Path) -> None:
     with pytest.raises(UserError, match=r"4 of 7 images .* are not in .*, for example .*u\.png"):
         read_training_table(table(folder, "file_name,label", rows))
     assert len(read_training_table(table(folder, "file_name,label", rows[:6])).paths) == 6
+
+
+@pytest.mark.parametrize("again", ["t.csv", "./t.csv", "link.csv"])
+def test_a_table_that_is_named_twice_is_refused(tmp_path: Path, again: str) -> None:
+    draw_product(1, 1).save(tmp_path / "a.png")
+    write_csv(tmp_path / "t.csv", ["file_name", "label"], [["a.png", "x"]])
+    (tmp_path / "link.csv").symlink_to(tmp_path / "t.csv")
+    tables = tuple(TableConfig(f"{tmp_path}/{name}") for name in ("t.csv", again))
+    with pytest.raises(UserError, match=r"dataset\.tables names .* twice"):
+        factory.training_images(DatasetConfig(Product10KConfig(use=False), tables=tables))

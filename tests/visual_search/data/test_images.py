@@ -124,6 +124,11 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     assert to_rgb(layer).getpixel((5, 5)) == (255, 255, 255)
     path = saved(Image.new("LA", (20, 20), (0, 255)), tmp_path / "grey.png")
     assert load_pixels(ImageItem(path), 8)[0].max() == 0
+    # A colour that counts as transparent, of PNGs without a layer of transparency.
+    for mode, colour in (("RGB", (1, 2, 3)), ("L", 7), ("P", 0), ("1", 0)):
+        path = tmp_path / f"{mode}.png"
+        Image.new(mode, (20, 20), colour).save(path, transparency=colour)
+        assert load_pixels(ImageItem(path), 8)[0].min() == 255, mode
 
 
 def truncated_jpeg(share: float) -> bytes:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import PROJECT, draw_product
+from tests.conftest import draw_product
+from tests.warm import run_python
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.images import ImageItem
@@ -234,18 +233,19 @@ def test_a_runtime_that_fails_is_done_without_unless_it_was_asked_for(
 
 
 COUNT = """
-import resource, sys
+import resource
 import torch
 from visual_search.ranking.inference_plan import keep_freed_memory
 
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
-for _ in range(10):
-    torch.ones(10_000_000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(10_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for kept in (False, True):
+    if kept:
+        assert keep_freed_memory()
+    for _ in range(10):
+        torch.ones(10_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(10_000_000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -253,14 +253,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_large_blocks_are_not_mapped_anew_each_time() -> None:
     """20 blocks of 40 MB are 195,000 pages of 4 kB; kept, the same ones are used again."""
 
-    def faults(how: str) -> int:
-        done = subprocess.run(
-            [sys.executable, "-c", COUNT, how],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(done.stdout)
-
-    assert faults("kept") < faults("as it comes") / 4
+    done = run_python("-c", COUNT)
+    as_it_comes, kept = map(int, done.stdout.split())
+    assert kept < as_it_comes / 4, done.stderr

@@ -84,6 +84,25 @@ def test_tables_of_the_kit_are_galleries(
         assert products[0].title == "title of a"
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"id": "a", "images": ["a.png"]}\r{"id": "\xfc"}', "line 2: the whole: Invalid JSON"),
+        (b'[{"id": "a"}]', "line 1: the whole: "),
+        (b"\x1f\x8b\x08", "is packed by gzip"),
+        (
+            b'{"id": "a", "images": ["a.png"]}\n{"id": " a", "images": ["a.png"]}',
+            "'a' stands in line 1",
+        ),
+    ],
+)
+def test_what_is_no_list_of_products_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    draw_product(1, 1).save(tmp_path / "a.png")
+    (tmp_path / "products.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_products(tmp_path / "products.jsonl")
+
+
 @pytest.mark.parametrize("name", ["nothing.csv", "table.xlsx"])
 def test_what_is_no_table_is_refused(tmp_path: Path, name: str) -> None:
     if "nothing" not in name:
