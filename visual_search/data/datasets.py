@@ -29,7 +29,6 @@ from visual_search.data.tables import (
     read_common_table,
     read_table,
     tell,
-    tell_twins,
     training_rows,
 )
 
@@ -193,7 +192,6 @@ def read_training_table(
     missing = check_some_exist(paths, file, folder)
     numbers, labels = pd.factorize(table["label"], sort=True)
     tell(f"{file}: {n_rows} rows, {len(paths)} train, {len(labels)} classes{missing}")
-    tell_twins(table["label"], file)
     prefix = f"{name}/" if name else ""
     return LabelledImages(
         paths,

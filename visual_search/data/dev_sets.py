@@ -79,6 +79,11 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
         check_table(table[["img_path", "product_id"]], root / name)
     check_boxes(tables[queries], root / queries)
     products = compared(*(values_of(table["product_id"]) for table in tables.values()))
+    spelt = [
+        pd.Series(ids, [f"{line} of {name}" for line in tables[name].index])
+        for ids, name in zip(products, tables, strict=True)
+    ]
+    tell_twins(pd.concat(spelt), root, "products")
     sides = [image_items(table, root) for table in tables.values()]
     dev_set = DevSet(sides[0], sides[1], products[0], products[1])
     if dev_set.unmatched == len(dev_set.queries):
@@ -90,8 +95,6 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
     for items, name in ((dev_set.gallery, gallery), (dev_set.queries, queries)):
         if missing := check_some_exist([item.path for item in items], root / name, root):
             tell(f"{root / name}{missing}")
-    for ids, name in zip(products, (gallery, queries), strict=True):
-        tell_twins(pd.Series(ids, tables[name].index), root / name, "products")
     tell(f"{root}: {dev_set.describe()}")
     return dev_set
 
@@ -154,7 +157,6 @@ def read_dev_table(
         for name, box in zip(image_names(table)[held_out], boxes_in(table[held_out]), strict=True)
     ]
     missing = check_some_exist([item.path for item in items], file, folder)
-    tell_twins(table["label"][held_out], file)
     labels = table["label"][held_out].to_numpy(dtype=str)
     if by_protocol:
         is_query = status[held_out] == "query"

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def compared(*columns: pd.Series) -> list[np.ndarray]:
 
     Where all of them are whole numbers, leading zeros do not count.
     """
-    if all(column.str.fullmatch("-?[0-9]{1,18}").all() for column in columns):
+    if all(column.str.fullmatch("-?[0-9]{1,100}").all() for column in columns):
         columns = tuple(column.map(int) for column in columns)
     return [column.to_numpy().astype(str) for column in columns]
 
@@ -220,10 +221,15 @@ def tell(sentence: str) -> None:
 
 
 def tell_twins(cells: pd.Series, file: Path, what: str = "labels") -> None:
-    """Name the first values of a column that look alike, and say how many more there are."""
+    """Once in a process, name the first values that look alike, and say how many more do."""
     if alike := twins(cells, file):
         more = f", and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
-        tell(f"these {what} are different; if they should be one, mend: {alike[0]}{more}")
+        _tell_once(f"these {what} are different; if they should be one, mend: {alike[0]}{more}")
+
+
+@cache
+def _tell_once(sentence: str) -> None:
+    tell(sentence)
 
 
 def read_gallery(path: Path, *, forgiving: bool = False) -> pd.DataFrame:
@@ -292,7 +298,9 @@ def read_common_table(file: Path) -> pd.DataFrame:
         )
     check_table(table, file)
     refuse_other_splits(table, file)
-    return table.assign(label=values_of(table["label"]))
+    table = table.assign(label=values_of(table["label"]))
+    tell_twins(table["label"], file)
+    return table
 
 
 def refuse_other_splits(table: pd.DataFrame, file: Path) -> None:

@@ -56,7 +56,7 @@ def id_of(value: object) -> str:
 
 
 def twins(cells: pd.Series, file: Path) -> list[str]:
-    """Pairs of values that look alike, in words; the index of the cells are their lines.
+    """Pairs of values that look alike, in words; the index of the cells says their lines.
 
     Letter case, spaces, forms of a letter, what cannot be seen, and leading zeros tell them apart.
     """

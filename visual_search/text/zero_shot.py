@@ -141,7 +141,7 @@ def _tell_repeats(path: Path, classes: list[list[str]]) -> None:
 def _json(path: Path) -> object:
     try:
         return json.loads(read_text(path), object_pairs_hook=_each_once)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 

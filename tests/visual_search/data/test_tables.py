@@ -206,7 +206,7 @@ def test_leading_zeros_count_unless_there_are_numbers_alone(
     (place / "t.csv").write_text(text_for("queries", ["005", "5", "x"]))
     assert queries(place / "t.csv") == ["005", "5", "x"]
     output = capsys.readouterr().err
-    assert "'005' (line 2) and '5' (line 3)" in output
+    assert "'5' (line 2 of gallery.csv) and '005' (line 2 of t.csv)" in output
     assert "3 queries, 2 gallery images; 2 queries have no match in the gallery" in output
     (place / "t.csv").write_text(text_for("training", ["Wren", "wren", "owl"]))
     assert training(place / "t.csv") == ("Wren", "owl", "wren")
