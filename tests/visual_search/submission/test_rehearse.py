@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import local_evaluation
+from tests.commands import inside
 from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.common.errors import UserError
@@ -154,9 +156,7 @@ def test_a_failure_is_one_sentence_and_stands_in_the_result(
 @pytest.mark.parametrize(
     ("option", "value"), [("--cores", "0"), ("--time-limit", "-1"), ("--sample", "1")]
 )
-def test_senseless_limits_are_refused(
-    tmp_path: Path, dev_folder: Path, option: str, value: str
-) -> None:
-    done = rehearse(tmp_path, dev_folder, option, value)
+def test_senseless_limits_are_refused(option: str, value: str) -> None:
+    done = inside(local_evaluation.main, "--rehearse", option, value)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {option} must be")
+    assert f"argument {option}: '{value}' is no " in done.stderr
