@@ -136,7 +136,7 @@ def entry_of(words: list[str]) -> str:
 
 def main_of(entry: str) -> Callable[[], None]:
     name = entry.removeprefix("-m ").removesuffix(".py").replace("/", ".")
-    return importlib.import_module(name).main  # type: ignore[no-any-return]
+    return importlib.import_module(name).main
 
 
 def rest_of(words: list[str]) -> list[str]:

@@ -364,7 +364,7 @@ def statuses(table: pd.DataFrame) -> np.ndarray:
 def boxes_in(table: pd.DataFrame) -> list[Box | None]:
     """The box of each row, from `bbox` or `bbox_x`, …; None where there is none, or no readable."""
     if set(BOX_COLUMNS) <= set(table.columns):
-        cells = table[BOX_COLUMNS[0]].str.cat([table[column] for column in BOX_COLUMNS[1:]], ",")
+        cells = table[BOX_COLUMNS[0]].str.cat(table[list(BOX_COLUMNS[1:])], ",")
     elif "bbox" in table.columns:
         cells = table["bbox"]
     else:
