@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.files import read_json
 from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def run_submission(folder: Path, log: Path) -> tuple[np.ndarray, float, dict[str
         if error.name is not None:  # a misspelt variable, not the evaluator's channel
             raise
         raise UserError(f"the ranker gave up: {error}") from error
-    return ranks, seconds, json.loads(log.read_text("utf-8")) if log.exists() else {}
+    return ranks, seconds, read_json(log) if log.exists() else {}
 
 
 if __name__ == "__main__":

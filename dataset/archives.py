@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import open_regular
 from visual_search.common.locks import alone
 from visual_search.common.progress import progress_bar
 
@@ -76,7 +77,7 @@ def unpack(archive: Path, target: Path) -> Unpacked:
             no room for it, and when another one is being unpacked into the folder.
     """
     try:
-        stream = archive.open("rb")
+        stream = open_regular(archive)
     except OSError as error:
         raise UserError(f"{archive} cannot be read: {error.strerror}") from error
     with stream:

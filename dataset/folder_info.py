@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import naming
 from visual_search.common.locks import alone
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
@@ -157,7 +158,7 @@ def _read_images(
     new = read_each((target / e.name for e in found if not is_known(e)), read, workers)
     entries = []
     bar = progress_bar("images", "img", iterable=found)
-    with journal.open("a", encoding="utf-8") as handle, bar:
+    with naming(journal), journal.open("a", encoding="utf-8") as handle, bar:
         for entry in bar:
             if is_known(entry):
                 entries.append(known[entry.name])
@@ -173,7 +174,7 @@ def _read_journal(path: Path, settings: str) -> dict[str, Entry]:
     """The entries by name; a line that a kill cut off is cut away, and so is what is of no use."""
     head = json.dumps({"settings": settings}).encode() + b"\n"
     entries: dict[str, Entry] = {}
-    with path.open("a+b") as handle:
+    with naming(path), path.open("a+b") as handle:
         handle.seek(0)
         if handle.readline() == head:
             end = handle.tell()

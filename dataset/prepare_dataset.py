@@ -6,7 +6,6 @@ Run from the repository root: python dataset/prepare_dataset.py --help
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from dataset.archives import RECORD, unpack
 from dataset.sources import NAMES, data_set
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import write_json
+from visual_search.common.files import read_json, write_json
 from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ class _UnpackedArchives:
         self._done: dict[str, list[int]] = {}
         # Without a record everything is gone through again; what is there is kept.
         with suppress(FileNotFoundError, ValueError):
-            self._done = json.loads(self.file.read_text(encoding="utf-8"))
+            self._done = read_json(self.file)
 
     def __contains__(self, archive: Path) -> bool:
         return self._done.get(str(archive.resolve())) == self._state(archive)

@@ -16,7 +16,7 @@ from string import ascii_lowercase
 
 from dataset.archives import Unpacked, unpack_stream
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import is_lfs_pointer
+from visual_search.common.files import is_lfs_pointer, open_regular
 
 # `split` names parts aa, ab, … or 00, 01, …; other tools 1, 2, …
 _PART = re.compile(r"^(?P<stem>.+)\.part(?P<number>[a-z]+|[0-9]+)$")
@@ -139,7 +139,7 @@ class JoinedParts(io.RawIOBase):
             return 0
         if self._index != index:
             self._handle.close()
-            self._index, self._handle = index, self.parts[index].open("rb")
+            self._index, self._handle = index, open_regular(self.parts[index])
         self._handle.seek(self._at - (self.ends[index - 1] if index else 0))
         found = self._handle.readinto(buffer)
         self._at += found

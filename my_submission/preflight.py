@@ -84,6 +84,7 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
     """Run the commit as the evaluator would, on drawn images."""
+    from visual_search.common.locks import temporary_folder
     from visual_search.submission import preflight
     from visual_search.submission.dry_run import DrawnImages, staged
     from visual_search.submission.runtime_estimate import ImageCounts
@@ -91,17 +92,19 @@ def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
 
     images = DrawnImages(ImageCounts(TRIAL_QUERIES, TRIAL_GALLERY))
     # Not in the repository: the client commits whatever lies there.
-    log = Path(tempfile.gettempdir()) / "preflight_log.txt"
+    kept = tempfile.NamedTemporaryFile(prefix="preflight_", suffix=".txt", delete=False)  # noqa: SIM115
+    kept.close()
+    log = Path(kept.name)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="preflight_") as folder,
+            temporary_folder("preflight_") as folder,
             staged(root, Limits(TRIAL_SECONDS), log) as stage,
         ):
             stage.allow_fallback = allow_fallback
             if clean:
                 requirements = stage.checkout / "requirements.txt"
                 stage.python = preflight.make_environment(
-                    requirements, Path(folder) / "environment", sys.executable
+                    requirements, folder / "environment", sys.executable
                 )
                 stage.hidden = {}
             answer = stage.answer(images)
@@ -111,6 +114,7 @@ def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
         )
         return
     where = "in a clean environment" if clean else "with the packages of requirements.txt alone"
+    log.unlink()
     if written := writes_elsewhere(answer.outcome.attempts):
         yield preflight.note(written)
     yield preflight.ok(

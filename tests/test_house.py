@@ -143,3 +143,12 @@ def test_modules_import_with_what_their_extras_bring(
 def test_light_modules_start_without_torch(project: Path, module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=60)
+
+
+def test_every_number_on_a_command_line_has_a_range(project: Path) -> None:
+    """`type=int` takes 10**18, which hangs what counts to it; ranges.py has what does not."""
+    commands = [project / "local_evaluation.py"]
+    for folder in ("visual_search", "dataset", "my_submission"):
+        commands += (project / folder).rglob("*.py")
+    found = {p.name for p in commands if re.search(r"type=(int|float)[,)]", p.read_text("utf-8"))}
+    assert not found

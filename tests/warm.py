@@ -16,6 +16,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.conftest import PROJECT
 
@@ -31,6 +32,7 @@ def _server() -> ForkServerContext:
 
 def _command(words: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
     """Run `-m MODULE …`, `-c CODE …` or `FILE …` as Python itself would."""
+    atexit._clear()  # of the process that it was forked from
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -67,6 +69,7 @@ class PythonProcess:
         arguments: `-m MODULE …`, `-c CODE …` or `FILE …`, the file below the project.
         out: where stdout goes, behind what is there.
         err: where stderr goes; with stdout by default.
+        from_here: forked from this very process: at once, for what needs no thread of torch's.
         environment: variables to set beside those of this process.
     """
 
@@ -76,12 +79,12 @@ class PythonProcess:
         out: Path,
         err: Path | None = None,
         environment: dict[str, str] | None = None,
+        from_here: bool = False,
     ) -> None:
         self.words = [str(word) for word in arguments]
         values = {**os.environ, **(environment or {})}
-        self._process = _server().Process(
-            target=_command, args=(self.words, out, err or out, values)
-        )
+        context: Any = mp.get_context("fork") if from_here else _server()
+        self._process = context.Process(target=_command, args=(self.words, out, err or out, values))
         self._process.start()
 
     def poll(self) -> int | None:

@@ -24,6 +24,8 @@ from visual_search.common.ranges import (
     Share,
     ShareAbove0,
     ShareBelow1,
+    Width,
+    WidthFrom1,
 )
 from visual_search.common.unused import Unless, When
 
@@ -87,7 +89,7 @@ class NeckConfig:
     """
 
     kind: Literal["none", "linear", "norm-linear", "linear-bn", "dropout-linear-bn"] = "none"
-    dimension: Count = 0
+    dimension: Width = 0
     dropout: Annotated[ShareBelow1, When("kind", "dropout-linear-bn")] = 0.2
     initial: Literal["random", "pca", "lda"] = "random"
     shrinkage: Annotated[Positive, When("initial", "lda")] = 2.0
@@ -152,7 +154,7 @@ class MarginConfig:
     sampled_share: ShareAbove0 = 1.0
     dropout: ShareBelow1 = 0.2
     imprint: bool = False
-    nested: tuple[CountFrom1, ...] = ()
+    nested: tuple[WidthFrom1, ...] = ()
     elastic_std: Annotated[Amount, When("name", "elasticface-")] = 0.0125
     adaface_h: Annotated[Amount, When("name", "adaface")] = 0.333
     curricular_momentum: Annotated[Share, When("name", "curricularface")] = 0.01
@@ -289,7 +291,7 @@ class TrainConfig:
     soup_last: Count = 0
     whitening: Amount = 0.0
     whitening_power: Share = 0.0
-    whitening_dimension: Annotated[Count, When("whitening_power")] = 0
+    whitening_dimension: Annotated[Width, When("whitening_power")] = 0
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import run_command
 from visual_search.common.ranges import whole_number
 
 
@@ -15,10 +15,6 @@ def main() -> None:
 
     from visual_search.evaluation.compression import RunEmbeddings, points_of, write_points
 
-    if min(options.dimensions) < 1:
-        raise UserError("--dimensions must be whole numbers of 1 or more")
-    if options.candidates < 1:
-        raise UserError("--candidates must be 1 or more")
     dimensions = sorted(set(options.dimensions))
     run = RunEmbeddings(options.run)
     if options.write:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import UserError, run_command, without_credentials
 
 if TYPE_CHECKING:
     from visual_search.serve.store import Store
@@ -89,7 +89,8 @@ def _index(store: Store, options: argparse.Namespace) -> None:
         if options.diagram:
             draw_reliability(calibration, options.diagram)
     if store.model(indexed.id).current:
-        print(f"next: python -m visual_search.main_serve --database {options.database}")
+        place = without_credentials(options.database)
+        print(f"next: python -m visual_search.main_serve --database {place}")
     else:
         print(f"{indexed.name} is complete beside the model that answers; --switch changes over")
 

@@ -18,7 +18,14 @@ import torch
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_figure, write_json, write_text, written_atomically
+from visual_search.common.files import (
+    naming,
+    read_json,
+    write_figure,
+    write_json,
+    write_text,
+    written_atomically,
+)
 from visual_search.common.locks import alone
 
 NAME = re.compile(r"\w[\w.-]*")
@@ -83,7 +90,7 @@ class RunFolder:
             return None
         if changed_keys(saved.read_text("utf-8"), config):
             return None
-        return float(json.loads(result.read_text("utf-8"))["mAP"])
+        return float(read_json(result)["mAP"])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`; what an unfinished run needs goes."""
@@ -125,6 +132,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep other processes away from the run till the end of the block, or of this process.
 
+        Files that a killed one has begun are removed.
+
         Raises:
             UserError: when another process has it.
         """
@@ -134,11 +143,13 @@ class RunFolder:
             "choose another name"
         )
         with alone(self.path.parent / f".{self.name}.lock", busy):
+            for begun in filter(Path.is_file, self.path.rglob(".*.tmp")):
+                begun.unlink(missing_ok=True)
             yield
 
     def log(self, **values: Any) -> None:
         """Append one line to `metrics.jsonl`."""
-        with self.metrics_file.open("a", encoding="utf-8") as handle:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(values) + "\n")
 
     def metrics_bytes(self) -> int:
@@ -272,9 +283,8 @@ def load_state(place: Path, processes: Processes) -> tuple[dict[str, Any], dict[
     Raises:
         UserError: when the state is damaged, of a newer kit or of another number of processes.
     """
-    import json
 
-    facts = json.loads((place / "complete.json").read_text("utf-8"))
+    facts = read_json(place / "complete.json")
     if facts["format"] > STATE_FORMAT:
         raise UserError(f"{place} is of a newer kit; update, or start anew with --overwrite true")
     if facts["processes"] != processes.count:

@@ -8,7 +8,6 @@ earlier trials' at the same step is stopped.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_figure, write_text
+from visual_search.common.files import read_json, write_figure, write_text
 from visual_search.common.yaml_file import read_yaml
 from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
@@ -342,7 +341,7 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
         place = trial.params[key]
         if key == "dataset.max_classes":
             classes = folder / "trials" / _run_name(trial) / "classes.json"
-            place = len(json.loads(classes.read_text("utf-8")))
+            place = len(read_json(classes))
         line = scores.setdefault(trial.params[others[0]] if others else "mAP", {})
         line.setdefault(place, []).append(float(trial.value or 0.0))
     figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -10,7 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import whole_number
+from visual_search.common.ranges import (
+    Amount,
+    Count,
+    CountFrom1,
+    Positive,
+    check_ranges,
+    whole_number,
+)
 
 RUNNERS = ("native", "ray")
 _started: list[str] = []
@@ -98,18 +105,16 @@ class DownloadConfig:
         allow_private: also addresses that are not public, such as this machine's own.
     """
 
-    size_hint: int | None = 500
-    rate: float = 100.0
-    connections: int = 32
-    timeout: float = 30.0
-    attempts: int = 4
-    max_mb: float = 20.0
+    size_hint: Count | None = 500
+    rate: Amount = 100.0
+    connections: CountFrom1 = 32
+    timeout: Positive = 30.0
+    attempts: CountFrom1 = 4
+    max_mb: Positive = 20.0
     allow_private: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("connections", "timeout", "attempts", "max_mb"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+        check_ranges(self)
 
 
 def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:

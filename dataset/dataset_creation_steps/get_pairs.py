@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.files import read_json, write_json, written_atomically
+from visual_search.common.locks import work_folder
 
 PRODUCTS_A_GROUP = 1000
 """Products of a row group, which is also what one snapshot of step 2 holds."""
@@ -70,7 +70,7 @@ def is_finished(reviews: Path, meta: Path, output: Path) -> bool:
     summary = summary_file(output)
     if not all(path.is_file() for path in (output, summary, reviews, meta)):
         return False
-    return bool(json.loads(summary.read_text("utf-8")).get("inputs") == inputs(reviews, meta))
+    return bool(read_json(summary).get("inputs") == inputs(reviews, meta))
 
 
 def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
@@ -88,10 +88,7 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
     for path in (reviews, meta):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
-    parts = output.with_name(f".{output.name}.parts")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    try:
+    with work_folder(output.with_name(f".{output.name}.parts")) as parts:
         summary: dict[str, Any] = {
             "reviews": extract(reviews, "reviews", parts / "reviews.parquet"),
             "products": extract(meta, "products", parts / "products.parquet"),
@@ -99,8 +96,6 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
         }
         summary["products"]["duplicate asins, merged"] = _duplicates(parts / "products.parquet")
         summary["pairs"] = _write(_joined(parts), output)
-    finally:
-        shutil.rmtree(parts, ignore_errors=True)
     if not summary["pairs"]["products"]:
         output.unlink(missing_ok=True)
         raise UserError(

@@ -25,7 +25,7 @@ from daft import DataType, Series
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
 from dataset.dataset_creation_steps.snapshots import is_stopped, keys, read_snapshot, work_on_pieces
 from dataset.downloads import Download, Downloader, extension, image_problem
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_bytes, written_atomically
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -111,8 +111,7 @@ def store_image(root: Path, folder: str | None, data: bytes) -> dict[str, Any]:
     digest = hashlib.sha256(data).hexdigest()
     file = f"{folder or digest[:CONTENT_DIGITS]}/{digest[:NAME_DIGITS]}.{extension(data)}"
     if not is_stored(root, file, len(data)):
-        with written_atomically(root / file) as temporary:
-            temporary.write_bytes(data)
+        write_bytes(root / file, data)
     return {"file": file, "sha256": digest, "bytes": len(data), "reason": None}
 
 

@@ -7,7 +7,6 @@ the mean cosine over its pairs. It is computed once; a threshold is then a filte
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
 from dataset.downloads import Download, Downloader
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_figure, write_json, written_atomically
+from visual_search.common.files import read_json, write_figure, write_json, written_atomically
 from visual_search.common.progress import progress_bar
 from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 
@@ -162,7 +161,7 @@ def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
     from matplotlib.figure import Figure
 
     means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
-    pairs = json.loads(table.with_suffix(".json").read_text("utf-8"))[HISTOGRAM]
+    pairs = read_json(table.with_suffix(".json"))[HISTOGRAM]
     path = table.with_suffix(".png")
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from dataset.dataset_creation_steps.engine import in_project
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
+from visual_search.common.locks import work_folder
 from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
@@ -181,8 +181,7 @@ def leaked_images(
     from visual_search.data.leaks import find_leaks, leak_table, list_images
 
     found = []
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as folder:
+    with tempfile.TemporaryDirectory(prefix="candidates_") as folder:
         candidates = Path(folder) / "candidates.csv"
         images[["image_path", "label"]].to_csv(candidates, index=False)
         if tests:
@@ -217,10 +216,7 @@ def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[P
     for name in names:
         if not (root / name).is_file():
             raise UserError(f"{root / name} does not exist; run download_images.py again")
-    new = stem.with_name(f".{stem.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)  # of a killed call
-    new.mkdir(parents=True)
-    try:
+    with work_folder(stem.with_name(f".{stem.name}.tmp")) as new:
         # Nothing of this machine or moment goes into the archive.
         plain = "--format=gnu --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rw,go=r"
         command = ["tar", "--create", *plain.split(), f"--directory={root.absolute().parent}"]
@@ -244,8 +240,6 @@ def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[P
         parts = sorted(new.glob("*.part*"))
         for part in reversed(parts):
             part.replace(stem.with_name(part.name))
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return [stem.with_name(part.name) for part in parts]
 
 

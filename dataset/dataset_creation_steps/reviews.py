@@ -19,7 +19,7 @@ import msgspec
 
 from dataset.downloads import sized_image
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind
+from visual_search.common.files import another_kind, open_regular
 from visual_search.data.values import id_of
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -129,7 +129,7 @@ def beginning(path: Path) -> str:
 
 def _read(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             while piece := handle.read(PIECE_BYTES):
                 yield piece
     except OSError as error:

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.ranges import (
+    Amount,
+    Count,
+    CountFrom1,
+    Positive,
+    Range,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -22,22 +31,25 @@ class PairsConfig:
     folder: Path
     categories: list[str]
     run: Path = Path("runs/arcface_2nd")
-    thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6])
-    min_images: int = 2
+    thresholds: list[Annotated[float, Range(-1, 1)]] = field(default_factory=lambda: [0.5, 0.6])
+    min_images: CountFrom1 = 2
     images: Path = Path("dataset/images_mean_50k")
     evaluation: list[Path] = field(default_factory=list)
-    pictures: int = 12
-    snapshot_products: int = 1000
-    piece_photos: int = 1000
+    pictures: Count = 12
+    snapshot_products: CountFrom1 = 1000
+    piece_photos: CountFrom1 = 1000
     runner: str = "native"
     ray_address: str = "auto"
-    gpus: float = 0.0
+    gpus: Amount = 0.0
     retry_failed: bool = False
     overwrite: bool = False
-    distance: int = 4
+    distance: Annotated[int, Range(0, 64)] = 4
     pack: bool = False
-    part_size: float = 1900.0
+    part_size: Positive = 1900.0
     download: DownloadConfig = field(default_factory=DownloadConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def category_files(folder: Path, category: str) -> tuple[Path, Path]:
@@ -67,8 +79,6 @@ def build_pairs(config: PairsConfig) -> None:
 
     if not config.categories:
         raise UserError("categories is empty: name at least one")
-    if not 0 <= config.distance <= 64:
-        raise UserError(f"distance is a number of bits, 0..64, not {config.distance}")
     if not config.thresholds:
         raise UserError("thresholds is empty: name at least one")
     # All inputs, before the first of them is worked on for hours.

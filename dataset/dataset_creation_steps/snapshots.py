@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from dataset.downloads import may_pass
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import check_regular, written_atomically
 from visual_search.common.progress import progress_bar
 
 SUFFIX = ".embeddings"
@@ -306,6 +306,7 @@ def read_rows(path: Path, start: int, stop: int, columns: list[str]) -> pa.Table
 def row_count(path: Path, columns: Iterable[str]) -> int:
     """Rows of a parquet file that must have `columns`, or a UserError."""
     try:
+        check_regular(path)
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,6 +26,8 @@ from dataset.image_text.text_normalization import (
 )
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.locks import work_folder
+from visual_search.common.processes import available_cores, end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,23 +121,16 @@ def clean_queries(
     """
     from visual_search.common.files import write_json
 
-    if not 0 <= config.test_share < 1:
-        raise UserError(f"test_share is {config.test_share}; it must be at least 0 and below 1")
     if not config.languages:
         raise UserError("languages is empty: name at least one, such as ru")
     if not metadata.is_file():
         raise UserError(f"{metadata} does not exist; make it with download_images.py")
-    work = output.with_name(f".{output.name}.parts")
-    shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
-    for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    work.mkdir(parents=True)
     tally: Counter[str] = Counter()
-    try:
+    with work_folder(output.with_name(f".{output.name}.parts")) as work:
+        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
         first = _first_pass(metadata, work / "cleaned.parquet", config, tally)
         kept = _second_pass(work / "cleaned.parquet", output, images, config, first)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     counts = first.counts
     summary: dict[str, Any] = {
         "lines": dict(sorted(tally.items())),
@@ -213,11 +207,14 @@ def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Image]]:
             bar.update(len(images))
 
 
+def _start_worker() -> None:
+    end_with_parent()
+    os.putenv("OMP_NUM_THREADS", "1")
+
+
 def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[Cleaned]:
     """The blocks, cleaned by several processes, in their order."""
     import multiprocessing
-
-    from visual_search.common.processes import available_cores
 
     workers = config.workers or available_cores()
     rules = (tuple(config.languages), config.words, config.drop)
@@ -229,8 +226,7 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        initializer=os.putenv,
-        initargs=("OMP_NUM_THREADS", "1"),
+        initializer=_start_worker,
     )
     waiting: deque[Future[Cleaned]] = deque()
     with pool:

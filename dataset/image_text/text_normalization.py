@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.common.ranges import Count, CountFrom1, Share, ShareBelow1, Workers, check_ranges
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CleaningRules:
     """
 
     lemmas: bool = True
-    min_lemma_score: float = 0.5
+    min_lemma_score: Share = 0.5
     stop_words: bool = True
 
 
@@ -281,10 +282,10 @@ class QueryRules:
         min_common_photos: … and at no fewer images than this.
     """
 
-    max_words: int = 30
+    max_words: CountFrom1 = 30
     asking_words: str = ASKING_WORDS
-    max_photo_share: float = 0.01
-    min_common_photos: int = 1000
+    max_photo_share: Share = 0.01
+    min_common_photos: Count = 1000
 
 
 def why_uninformative(text: str, rules: QueryRules) -> str | None:
@@ -335,5 +336,8 @@ class CleaningConfig:
     languages: list[str] = field(default_factory=lambda: ["ru", "en"])
     words: CleaningRules = field(default_factory=CleaningRules)
     drop: QueryRules = field(default_factory=QueryRules)
-    test_share: float = 0.02
-    workers: int = 0
+    test_share: ShareBelow1 = 0.02
+    workers: Workers = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind
+from visual_search.common.files import another_kind, open_regular, regular
 from visual_search.data.dataset_info import InfoRow
 from visual_search.data.image_files import is_image
 from visual_search.data.images import Box
@@ -228,7 +228,7 @@ def split_lines(
     """
     number = announced = count = 0
     try:
-        with path.open(encoding="utf-8-sig") as handle:
+        with open(path, encoding="utf-8-sig", opener=regular) as handle:
             for number, line in enumerate(handle, 1):
                 text, place = line.strip(), f"{path} line {number}"
                 if counted and number == 1:
@@ -244,6 +244,8 @@ def split_lines(
                     yield Line(place, parts)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
     if counted and number < 2:
@@ -268,7 +270,8 @@ def read_json(path: Path, form: type[Found]) -> Found:
     import msgspec
 
     try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        with open_regular(path) as handle:
+            data = handle.read().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if kind := another_kind(data):

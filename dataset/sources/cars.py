@@ -20,6 +20,7 @@ from dataset.sources.base import (
     whole_number,
 )
 from visual_search.common.errors import UserError
+from visual_search.common.files import regular
 from visual_search.data.dataset_info import InfoRow
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
 
 
 def _csv_names(path: Path) -> dict[int, str]:
-    with path.open(newline="", encoding="utf-8-sig") as handle:
+    with open(path, newline="", encoding="utf-8-sig", opener=regular) as handle:
         return {number: row[0] for number, row in enumerate(csv.reader(handle), 1) if row}
 
 

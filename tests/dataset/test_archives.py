@@ -12,7 +12,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from dataset import archives
 from dataset.archives import unpack
 from tests.commands import refused
 from tests.conftest import PROJECT
+from tests.disks import small_disk
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
 
@@ -297,25 +298,19 @@ def test_only_what_the_archive_has_written_counts_as_room(
     assert {name: (path.parent / name).read_bytes() for name in files} == files
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk can only be mounted by root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 # Little as a gzip file, much when unpacked.
 BLOWN_UP = {f"{i}.jpg": bytes([i]) * 100_000 for i in range(20)}
 
 
 def test_a_small_disk_is_told_before_or_fills_up_and_it_goes_on(
-    small_disk: Path, archive: Write, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, archive: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = archive(gzip.compress(tar_of(BLOWN_UP)))
+    with small_disk(tmp_path / "disk") as disk:
+        _fill_up(disk, path, monkeypatch)
+
+
+def _fill_up(small_disk: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("the disk has room for", unpack, path, small_disk)
     assert not unpacked(small_disk)
     monkeypatch.setattr(archives, "SUMMED_BELOW", 0)

@@ -37,7 +37,7 @@ def test_numbers_out_of_range(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     parse = import_module(f"dataset.{tool}").parse_arguments
-    for value in values:
+    for value in (*values, "1" + "0" * 18):
         with pytest.raises(SystemExit) as caught:
             parse([*needed, f"{option}={value}"])
         assert caught.value.code == 2

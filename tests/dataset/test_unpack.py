@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from hypothesis import strategies as st
 
 from dataset.unpack import JoinedParts, find_parts, main, unpack_parts
 from tests.commands import refused
-from tests.conftest import PROJECT
 from tests.dataset.test_archives import contents, tar_of, unpacked
 from visual_search.common.errors import UserError
 
@@ -55,34 +51,6 @@ def test_the_command_says_what_it_did_and_what_is_next(
     assert "5 files unpacked, 0 were there already" in said
     assert "root" in said
     assert len(list((tmp_path / "images" / "0").iterdir())) == 5
-
-
-def test_killed_at_any_time_it_goes_on(tmp_path: Path) -> None:
-    files = contents(2000, 600)
-    split(tar_of(files), tmp_path)
-    output = tmp_path / "out"
-    kills = 0
-    for goal in (1, 1200):
-        child = subprocess.Popen(
-            [sys.executable, "dataset/unpack.py", str(tmp_path / NAME), "--output", str(output)],
-            cwd=PROJECT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        folder = output / "images" / str(goal // 100)
-        while child.poll() is None and not folder.exists():
-            time.sleep(0.0005)
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
-    assert kills >= 1
-    there = unpacked(output)
-    there.pop(".unpacking", None)
-    assert 0 < len(there) < len(files)
-    assert all(there[name] == files[name] for name in there)
-    done = unpack_parts(tmp_path / NAME, output)
-    assert done.kept == len(there)
-    assert done.kept + done.written == len(files)
-    assert unpacked(output) == files
 
 
 def test_a_pointer_says_how_to_get_the_part(tmp_path: Path) -> None:

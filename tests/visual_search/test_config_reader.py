@@ -11,11 +11,13 @@ import jsonargparse
 import pytest
 import yaml
 
+from dataset.dataset_creation_steps.run import PairsConfig
+from dataset.image_text.text_normalization import CleaningConfig
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
 from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
 from visual_search.config_reader import parse_phase, read_backbone
-from visual_search.text.config import ClipConfig
+from visual_search.text.config import ClipConfig, ClusterConfig
 
 
 def parsed(*arguments: str) -> tuple[PhaseConfig, str]:
@@ -161,21 +163,25 @@ def numbers(kind: Any) -> Iterator[tuple[Any, str]]:
             yield kind, field.name
 
 
+REQUIRED: dict[Any, tuple[Any, ...]] = {TableConfig: ("a.csv",), PairsConfig: (Path("a"), [])}
+CONFIGS = (PhaseConfig, TableConfig, ClipConfig, ClusterConfig, PairsConfig, CleaningConfig)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
-    dict.fromkeys(n for whole in (PhaseConfig, TableConfig, ClipConfig) for n in numbers(whole)),
+    dict.fromkeys(n for whole in CONFIGS for n in numbers(whole)),
     ids=lambda part: str(part),
 )
 def test_every_number_has_a_range_and_says_it(kind: Any, name: str) -> None:
-    config = kind("a.csv") if kind is TableConfig else kind()
+    config = kind(*REQUIRED.get(kind, ()))
     check_ranges(config)  # the defaults are in it
     default = getattr(config, name)
-    for wrong in (-7, math.nan, math.inf):
-        values = (*default[:-1], wrong) if default and isinstance(default, tuple) else (wrong,)
-        value = values if isinstance(default, tuple) else wrong
+    for wrong in (-7, math.nan, math.inf, 10**18, 1e300, 10**400, -(10**18)):
+        several = isinstance(default, tuple | list)
+        value = (*(default or ())[:-1], wrong) if several else wrong
         if wrong == -7 and name == "power":
             continue
-        with pytest.raises(UserError, match=rf"^x: a\.{name} is .*; it must be .*\d"):
+        with pytest.raises(UserError, match=rf"^(x: a\.)?{name} is .*; it must be .*\d"):
             check_ranges(dataclasses.replace(config, **{name: value}), "a.", lambda key: "x: ")
 
 

@@ -115,6 +115,18 @@ def test_a_replaced_run_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == [run.path, run.path / "config.yml"]
 
 
+def test_files_that_a_killed_run_has_begun_go_when_it_is_continued(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, "a")
+    run.start("x: 1\n")
+    begun, folder = run.path / "best" / ".model.safetensors.x.tmp", run.path / "e" / ".export.tmp"
+    for place in (begun.parent, folder):
+        place.mkdir(parents=True)
+    begun.touch()
+    with run.lock():
+        assert not begun.exists()
+        assert folder.is_dir()
+
+
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
     """Another process has the lock, and has a forked worker; both are killed at the end."""

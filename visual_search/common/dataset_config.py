@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from visual_search.common.ranges import (
     Amount,
+    Batch,
     Count,
     CountFrom1,
     CountOrAll,
@@ -16,6 +17,7 @@ from visual_search.common.ranges import (
     Share,
     Side,
     SideOr0,
+    Workers,
 )
 from visual_search.common.unused import Unless, When
 
@@ -179,7 +181,7 @@ class DatasetConfig:
     max_classes: Count = 0
     input_size: Side = 224
     input_size_valid: SideOr0 = 0
-    batch_size: CountFrom1 = 48
+    batch_size: Batch = 48
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     augmentations: Literal[
         "none", "default", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
@@ -187,7 +189,7 @@ class DatasetConfig:
     augmentations_valid: Literal["none", "default"] = "none"
     random_erasing: Share = 0.0
     mixing: MixingConfig = field(default_factory=MixingConfig)
-    num_workers: Count = 8
+    num_workers: Workers = 8
     max_broken_share: Share = 0.05
 
     def all_tables(self) -> tuple[TableConfig, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import Count, CountFrom1, Share, check_ranges
+from visual_search.common.ranges import Range, Share, Side, Workers, check_ranges
 from visual_search.common.unused import Unless, When
 
 Fit = Literal["squash", "letterbox"]
@@ -47,13 +47,13 @@ class EmbedSettings:
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
-    batch_size: Count = 0
-    workers: Count = 0
+    batch_size: Annotated[int, Range(0, 1_000_000)] = 0
+    workers: Workers = 0
     decoder: Annotated[Literal["auto", "cpu", "nvjpeg"], When("")] = "auto"
     backend: Literal["auto", "torch", "onnx"] = "auto"
     min_cosine: Annotated[Share, Unless("backend", "torch")] = 0.9999
     views: tuple[Fit, ...] = ()
-    view_sizes: Annotated[tuple[CountFrom1, ...], When("views")] = ()
+    view_sizes: Annotated[tuple[Side, ...], When("views")] = ()
     flip: bool = False
     crops: bool = False
     trim_borders: bool = False

@@ -6,7 +6,6 @@ hold passwords.
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 import visual_search
-from visual_search.common.files import write_json
+from visual_search.common.files import read_json, write_json
 from visual_search.common.processes import available_cores
 
 ENVIRONMENT_FILE = "environment.json"
@@ -161,7 +160,7 @@ class StartSpeed:
 def environment_of(run: Path) -> dict[str, Any]:
     """What stands in a run's `environment.json`; nothing of one of an earlier version."""
     try:
-        values = json.loads((run / ENVIRONMENT_FILE).read_text("utf-8"))
+        values = read_json(run / ENVIRONMENT_FILE)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -6,9 +6,13 @@ import atexit
 import errno
 import gc
 import io
+import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import current_thread, main_thread
 from typing import Any
 
 
@@ -19,12 +23,21 @@ class UserError(Exception):
 WAYS_OUT = {
     errno.ENOSPC: "free some space and run the command again; files that stand there are whole",
     errno.EDQUOT: "free some space and run the command again; files that stand there are whole",
+    errno.EFBIG: "files of that size cannot be written there: write to another folder",
+    errno.EIO: "the disk or network drive fails: write to another, or mend it",
+    errno.ESTALE: "the network drive was lost: mount it and run the command again",
+    errno.ENOTCONN: "the network drive was lost: mount it and run the command again",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`, or take fewer workers",
+    errno.ENOMEM: "take smaller sizes or batches, or fewer workers",
     errno.EROFS: "write to another folder, this one is read-only",
     errno.EACCES: "mend the permissions, or name another file or folder",
     errno.EPERM: "mend the permissions, or name another file or folder",
     errno.ENOENT: "name what exists; a folder may have been removed while the command ran",
     errno.ENOTDIR: "a part of the path is a file: name another folder",
     errno.EISDIR: "name a file, not a folder",
+    errno.EEXIST: "name another, or remove what is there",
+    errno.ELOOP: "its links lead in a circle: name the file itself",
+    errno.ENXIO: "name a regular file",
     errno.ENAMETOOLONG: "take a shorter name",
 }
 """What the user can do about an error of the file system."""
@@ -79,8 +92,31 @@ def run_command(main: Callable[[], None]) -> None:
     """
     # At the end all goes at once; to look through what torch has loaded for garbage takes a second.
     atexit.register(gc.freeze)
-    with unfailing_output():
+    with unfailing_output(), _clean_end():
         _run(main)
+
+
+@contextmanager
+def _clean_end() -> Iterator[None]:
+    """End at SIGTERM as at an error, so that no temporary file stays, which Python's way leaves.
+
+    A process whose parent was killed goes at once: the next may wait for its locks already.
+    """
+    parent, before = os.getppid(), signal.getsignal(signal.SIGTERM)
+
+    def terminated(number: int, _: object) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + number)
+        sys.exit(128 + number)
+
+    sets = before is signal.SIG_DFL and current_thread() is main_thread()
+    if sets:
+        signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        if sets:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(main: Callable[[], None]) -> None:
@@ -105,9 +141,28 @@ def _run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = first_line(error)
+        print(f"error: out of memory ({said}): take smaller sizes or batches", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also of PyTorch, which has an error of its own for GPUs, and a RuntimeError for CPUs."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "can't allocate memory" in str(error)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URLs name no user, password or token any more."""
+    text = re.sub(r"(\w+://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
+    secret = r"([?&][\w-]*(?:password|token|secret|key|signature)=)[^&\s'\"]+"
+    return re.sub(secret, r"\1…", text, flags=re.IGNORECASE)
 
 
 def first_line(error: BaseException) -> str:

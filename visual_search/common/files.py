@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from visual_search.common.errors import UserError
 
@@ -30,7 +32,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
     or the new one.
 
     Raises:
-        OSError: as the file system does, naming `path` rather than the temporary name.
+        OSError: as the file system does, naming `path` rather than the temporary name; also where
+            the writer (torch, safetensors, faiss, pandas) raised an error of its own for it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,12 +50,37 @@ def written_atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except Exception as error:
+        refused: Exception | None = error
+        if not isinstance(error, OSError) or error.errno is None:
+            refused = _refusal(temporary)
+        if not isinstance(refused, OSError) or refused.filename not in (None, name):
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _refusal(temporary: Path) -> OSError | None:
+    """What the file system says of a few bytes more; None where it takes them."""
+    try:
+        with temporary.open("ab") as handle:
+            handle.write(bytes(1 << 16))
     except OSError as error:
-        if error.filename not in (None, name):
+        return error
+    return None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as of a write to a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @cache
@@ -60,6 +88,12 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, atomically."""
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,7 +126,7 @@ def read_text(path: Path) -> str:
         UserError: when it cannot be read.
     """
     try:
-        return path.read_text("utf-8-sig")
+        return regular_text(path, "utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -120,5 +154,55 @@ def another_kind(start: bytes) -> str:
 
 def is_lfs_pointer(path: Path) -> bool:
     """Whether a file stands for one that git-LFS did not fetch."""
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         return handle.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def regular(path: str, flags: int) -> int:
+    """The `opener` of :func:`open` for files of users: a pipe or a device would make one wait.
+
+    Raises:
+        OSError: as the file system does; for what is no regular file, too.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", path)
+    raise OSError(errno.ENXIO, "it is a pipe, a device or the like, not a file", path)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open to read bytes; raises as :func:`regular`."""
+    return open(path, "rb", opener=regular)
+
+
+def check_regular(path: Path) -> None:
+    """Raise as :func:`regular` does, before a library opens the file by its name."""
+    os.close(regular(str(path), os.O_RDONLY))
+
+
+def regular_text(path: Path, encoding: str = "utf-8") -> str:
+    """The text of a regular file.
+
+    Raises:
+        OSError: as :func:`regular`.
+        UnicodeDecodeError: for other bytes.
+    """
+    with open(path, encoding=encoding, opener=regular) as handle:
+        return handle.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: as :func:`regular`.
+        ValueError: for what is no JSON, no UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(regular_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

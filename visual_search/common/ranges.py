@@ -15,13 +15,16 @@ from visual_search.common.errors import UserError
 
 Number = TypeVar("Number", int, float)
 
+LARGEST = 1e9
+"""Beyond it nothing makes sense, and nothing fits into memory; few numbers are allowed more."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number may be; without an end where that is infinite, which itself is no number."""
+    """What a number may be; neither infinite nor no number."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = -LARGEST
+    high: float = LARGEST
     above: bool = False
     """Whether `low` itself is left out."""
     below: bool = False
@@ -30,18 +33,24 @@ class Range:
     def __contains__(self, value: float) -> bool:
         is_high = value > self.low if self.above else value >= self.low
         is_low = value < self.high if self.below else value <= self.high
-        return math.isfinite(value) and is_high and is_low
+        return is_high and is_low
 
     def __repr__(self) -> str:
         """As a sentence says it and --help shows it."""
-        high = f"{'below' if self.below else 'at most'} {self.high:.4g}"
-        if math.isinf(self.low):
-            return "any number" if math.isinf(self.high) else high
-        if math.isinf(self.high):
+        end = f"{self.high:,.0f}" if self.high >= 10_000 else f"{self.high:.4g}"
+        high = f"{'below' if self.below else 'at most'} {end}"
+        if self.low == -LARGEST:
+            return "any number" if self.high == LARGEST else high
+        if self.high == LARGEST:
             return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
         if self.above or self.below:
             return f"{f'above {self.low:g}' if self.above else f'{self.low:g} or more'}, {high}"
-        return f"{self.low:g} to {self.high:.4g}"
+        return f"{self.low:g} to {end}"
+
+    def words_for(self, value: float) -> str:
+        """What it must be instead of `value`; of one beyond all measure, the measure, too."""
+        measure = f", {LARGEST:,.0f} at the most" if abs(value) > LARGEST else ""
+        return f"{self!r}{measure if LARGEST in (-self.low, self.high) else ''}"
 
 
 Amount = Annotated[float, Range(0)]
@@ -53,18 +62,22 @@ Angle = Annotated[float, Range(0, math.pi)]
 Count = Annotated[int, Range(0)]
 CountFrom1 = Annotated[int, Range(1)]
 CountOrAll = Annotated[int, Range(-1)]
+Batch = Annotated[int, Range(1, 1_000_000)]
+Workers = Annotated[int, Range(0, 1024)]
+Width = Annotated[int, Range(0, 65_536)]
+WidthFrom1 = Annotated[int, Range(1, 65_536)]
 Side = Annotated[int, Range(1, 4096)]
 SideOr0 = Annotated[int, Range(0, 4096)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
-def whole_number(low: int, high: float = math.inf) -> Callable[[str], int]:
+def whole_number(low: int, high: float = LARGEST) -> Callable[[str], int]:
     """The `type` of an option that is a whole number from `low` to `high`."""
     return _option(int, "whole number", Range(low, high))
 
 
 def real_number(
-    low: float, high: float = math.inf, *, above: bool = False
+    low: float, high: float = LARGEST, *, above: bool = False
 ) -> Callable[[str], float]:
     """The `type` of an option that is a number from `low` to `high`; `above` leaves out `low`."""
     return _option(float, "number", Range(low, high, above))
@@ -77,7 +90,8 @@ def _option(kind: Callable[[str], Number], what: str, wanted: Range) -> Callable
         except ValueError:
             value = None
         if value is None or value not in wanted:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, {wanted}")
+            words = wanted if value is None else wanted.words_for(value)
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}, {words}")
         return value
 
     return read
@@ -98,14 +112,15 @@ def check_ranges(
     """
     hints = get_type_hints(type(config), include_extras=True)
     for name, value in vars(config).items():
-        key, several = f"{prefix}{name}", isinstance(value, tuple)
+        key, several = f"{prefix}{name}", isinstance(value, tuple | list)
         for number, part in enumerate(value if several else (value,)):
             if dataclasses.is_dataclass(part):
                 check_ranges(part, f"{key}.{number}." if several else f"{key}.", where)
             elif isinstance(part, int | float):
-                for wanted in _ranges(hints[name]):
+                for wanted in _ranges(hints[name]) or [Range()]:
                     if part not in wanted:
-                        raise UserError(f"{where(key)}{key} is {value!r}; it must be {wanted}")
+                        must = wanted.words_for(part)
+                        raise UserError(f"{where(key)}{key} is {value!r}; it must be {must}")
 
 
 def _ranges(hint: Any) -> list[Range]:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import regular_text
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -21,7 +22,7 @@ def read_yaml(path: Path, what: str) -> Any:
         UserError: when it cannot be read, or is no YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(regular_text(path))
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
     except RecursionError as error:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import os
-import stat
+import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, PngImagePlugin
 
-from visual_search.common.files import LFS_POINTER
+from visual_search.common.files import LFS_POINTER, open_regular
 
 Image.init()  # not thread-safe on its first call
 FORMATS = tuple(
@@ -54,37 +55,54 @@ def open_file(path: Path) -> BinaryIO:
         UnreadableImage: when it is missing, too large, or anything else than a regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        handle = open_regular(path)
     except FileNotFoundError:
         raise UnreadableImage("the file does not exist") from None
     except OSError as error:
         raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
     except ValueError as error:  # a zero byte in the name
         raise UnreadableImage(f"the file cannot be read ({error})") from error
-    facts = os.fstat(descriptor)
-    reason = None
-    if not stat.S_ISREG(facts.st_mode):
-        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, a device or the like"
-        reason = f"the file cannot be read (it is {kind})"
-    elif facts.st_size > MAX_FILE_BYTES:
-        reason = f"{facts.st_size >> 20} MB are too many for an image"
-    if reason:
-        os.close(descriptor)
-        raise UnreadableImage(reason)
-    return os.fdopen(descriptor, "rb")
+    size = os.fstat(handle.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        handle.close()
+        raise UnreadableImage(f"{size >> 20} MB are too many for an image")
+    return handle
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of an image file.
 
     Raises:
-        UnreadableImage: as :func:`open_file` does.
+        UnreadableImage: as :func:`open_file` does, and for a file that :func:`hanging` found.
     """
-    with open_file(path) as handle:
-        try:
+    if path in _given_up:
+        raise UnreadableImage("reading the file did not end; is its drive gone?")
+    thread = threading.get_ident()
+    _reading[thread] = path, time.monotonic()
+    try:
+        with open_file(path) as handle:
             return handle.read(MAX_FILE_BYTES)
-        except OSError as error:
-            raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+    except OSError as error:
+        raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+    finally:
+        del _reading[thread]
+
+
+HANGING_SECONDS, LEAST_SECONDS = 10.0, 0.5
+"""What a read may take; half as long after each that hung, since the drive is gone then."""
+_reading: dict[int, tuple[Path, float]] = {}
+"""By thread, what it reads and since when."""
+_given_up: set[Path] = set()
+
+
+def hanging() -> list[int]:
+    """The threads whose read of a file takes too long; this process reads none of these again."""
+    found, now = [], time.monotonic()
+    for thread, (path, since) in list(_reading.items()):
+        if now - since > max(HANGING_SECONDS / 2 ** len(_given_up), LEAST_SECONDS):
+            _given_up.add(path)
+            found.append(thread)
+    return found
 
 
 def is_image(path: Path) -> bool:

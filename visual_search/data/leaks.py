@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json
+from visual_search.common.files import read_json, write_json
 from visual_search.data.duplicates import TooManyPairs, hashes_of_table, pairs_between
 from visual_search.data.schema import PATH_COLUMNS
 from visual_search.data.tables import (
@@ -95,7 +94,7 @@ def record(train: Side, test: Side, facts: dict[str, Any]) -> Path:
 def _notes(path: Path) -> list[dict[str, Any]]:
     """The notes of a record; none where it is missing or was not written by :func:`record`."""
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
+        notes = read_json(path)
         return [note for note in notes if note.keys() >= NAMES]
     except (OSError, ValueError, TypeError, AttributeError):
         return []

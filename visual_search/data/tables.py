@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind
+from visual_search.common.files import another_kind, open_regular, regular
 from visual_search.data.images import Box, ImageItem
 from visual_search.data.schema import (
     ALWAYS_TEST,
@@ -83,7 +83,7 @@ def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFram
         raise UserError(
             f"the folder {path.parent} does not exist; {path.name} was looked for there"
         )
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist")
     rows = _rows(path, forgiving)
     _, header = next(rows, (0, []))
@@ -114,7 +114,7 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     try:
         if not forgiving:
             _refuse_another_kind(path)
-        with path.open(newline="", encoding="utf-8-sig", errors=errors) as handle:
+        with open(path, newline="", encoding="utf-8-sig", errors=errors, opener=regular) as handle:
             reader, before = csv.reader(handle, strict=True), 0
             try:
                 for cells in reader:
@@ -135,7 +135,7 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
 
 
 def _refuse_another_kind(path: Path) -> None:
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         start = handle.read(512)
         if kind := another_kind(start):
             raise UserError(f"{path} is not a readable csv file: it {kind}")

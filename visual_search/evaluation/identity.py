@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json
+from visual_search.common.files import read_json, write_json
 from visual_search.data.datasets import LabelledImages
 from visual_search.data.leaks import Side, warning
 from visual_search.data.leaks import fingerprint as table_fingerprint
@@ -190,7 +190,7 @@ def read_identity(run: Path) -> Identity | None:
     """
     path = run / DATA_FILE
     try:
-        return _parsed(json.loads(path.read_text("utf-8")), path)
+        return _parsed(read_json(path), path)
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
@@ -332,7 +332,7 @@ def class_names_of(source: Path) -> list[str] | None:
 
 def _names_in(folder: Path) -> list[str] | None:
     try:
-        names = json.loads((folder / CLASSES_FILE).read_text("utf-8"))
+        names = read_json(folder / CLASSES_FILE)
     except (OSError, ValueError, RecursionError):
         return None
     return list(map(str, names)) if isinstance(names, list) and names else None

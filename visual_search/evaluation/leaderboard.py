@@ -7,7 +7,6 @@ what it chooses (the best task, the strength of the ridge) it chooses without it
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_figure, write_json, write_text
+from visual_search.common.files import read_json, write_figure, write_json, write_text
 from visual_search.common.page import Section, write_page
 from visual_search.data.tables import read_table
 from visual_search.evaluation.report import markdown
@@ -340,7 +339,7 @@ def _numbers(table: pd.DataFrame, column: str, file: Path) -> np.ndarray:
 def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, float]:
     path = results / name_of_run(run) / "results.json"
     try:
-        tasks: dict[str, Any] = json.loads(path.read_text("utf-8"))["tasks"]
+        tasks: dict[str, Any] = read_json(path)["tasks"]
         return {
             name: float(one["mean_over_queries"][metric] if metric else one["score"])
             for name, one in tasks.items()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.files import (
+    open_regular,
+    read_json,
+    write_json,
+    written_atomically,
+)
 from visual_search.model.clip_folder import FIRST_RU_CLIP
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
 
@@ -91,7 +95,7 @@ def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
         UserError: when it is missing, damaged, or of a newer format.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         version = values.pop("format")
         if version > MODEL_FORMAT:
             raise UserError(f"{path} has format {version}; this kit reads up to {MODEL_FORMAT}")
@@ -176,7 +180,7 @@ def fingerprint(source: Path) -> str:
     """
     released = source / FIRST_RU_CLIP
     path = released if released.is_file() else find_checkpoint(source)
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_text
+from visual_search.common.files import read_json
 from visual_search.config import BackboneConfig
 from visual_search.model.patches import resized_state
 from visual_search.model.weights import read_state_dict
@@ -106,8 +106,8 @@ def open_clip_settings(name: str) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """An object of a file; empty where there is none."""
     try:
-        values = json.loads(read_text(path)) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
+        values = read_json(path) if path.is_file() else {}
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     return values if isinstance(values, dict) else {}
 

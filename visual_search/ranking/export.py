@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError, first_line
-from visual_search.common.files import is_lfs_pointer, write_json, written_atomically
-from visual_search.common.locks import alone
+from visual_search.common.files import is_lfs_pointer, write_bytes, write_json, written_atomically
+from visual_search.common.locks import work_folder
 from visual_search.config import EmbedSettings
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
@@ -118,24 +118,18 @@ def export_torchscript(
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of shapes that are fixed on purpose
         traced = torch.jit.trace(embedder, example)
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, f"another process is exporting into {folder}: wait until it has ended"):
-        staged = folder / STAGED
-        shutil.rmtree(staged, ignore_errors=True)  # of an export that was killed
-        try:
-            staged.mkdir()
-            traced.save(str(staged / MODEL_FILE))
-            save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
-            description = describe_model(
-                architecture,
-                {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
-            )
-            write_json(staged / DESCRIPTION_FILE, description)
-            _check_export(staged, embedder, architecture)
-            _keep_previous(folder, facts.get("run"))
-            _replace(folder, staged)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with work_folder(folder / STAGED) as staged:
+        # TorchScript's own writer ends the process where the disk is full.
+        write_bytes(staged / MODEL_FILE, traced.save_to_buffer())
+        save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
+        description = describe_model(
+            architecture,
+            {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
+        )
+        write_json(staged / DESCRIPTION_FILE, description)
+        _check_export(staged, embedder, architecture)
+        _keep_previous(folder, facts.get("run"))
+        _replace(folder, staged)
     return folder / MODEL_FILE
 
 

@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.processes import available_cores
 from visual_search.config import EmbedSettings
+from visual_search.data.image_files import HANGING_SECONDS
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import Embedder
 from visual_search.ranking.deadline import call_within
@@ -76,6 +77,19 @@ class InferencePlan:
     """What making and checking the plan took."""
 
 
+def _first_pixels(items: Sequence[ImageItem], size: int, seconds: float) -> np.ndarray:
+    """Of some images, `(n, 3, size, size)`, uint8; noise where they cannot be read in time."""
+
+    def load() -> np.ndarray:
+        return np.stack([load_pixels(item, size)[0] for item in items])
+
+    try:
+        return call_within(min(seconds, HANGING_SECONDS), load)
+    except TimeoutError:
+        shape = (len(items), 3, size, size)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def plan_inference(
     model: EmbedFn,
     items: Sequence[ImageItem],
@@ -112,8 +126,8 @@ def plan_inference(
     cores = available_cores()
     streams = settings.workers or (cores + 2 if on_gpu else cores)
     threads = max(cores // streams, 1)
-    loaded = [load_pixels(item, input_size)[0] for item in items[:CHECKED_IMAGES]]
-    pixels = torch.from_numpy(np.stack(loaded)).to(device)
+    loaded = _first_pixels(items[:CHECKED_IMAGES], input_size, seconds)
+    pixels = torch.from_numpy(loaded).to(device)
 
     def in_time(call: Callable[[], Answer]) -> Answer:
         return call_within(seconds - (time.perf_counter() - started), call)

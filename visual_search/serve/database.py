@@ -17,7 +17,7 @@ import psycopg
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from visual_search.common.errors import UserError, first_line
+from visual_search.common.errors import UserError, first_line, without_credentials
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 MIGRATION_LOCK = 7_403_001
@@ -55,8 +55,9 @@ class Database:
                 """Whether it is a replica, which answers, and takes no changes."""
                 if not self.read_only:
                     migrate(connection)
-        except psycopg.OperationalError as error:
-            raise UserError(f"the database cannot be reached: {first_line(error)}") from error
+        except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+            said = without_credentials(first_line(error))
+            raise UserError(f"the database cannot be reached: {said}") from error
         self.pool = ConnectionPool(
             self.address,
             connection_class=_reviving(self.folder),

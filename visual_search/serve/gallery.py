@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind
+from visual_search.common.files import another_kind, open_regular
 from visual_search.data.datasets import check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import check_table
@@ -97,7 +97,7 @@ def read_products(path: Path) -> list[Product]:
     Raises:
         UserError: with file, line and what to write instead; also where most images are missing.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.suffix in (".jsonl", ".ndjson"):
         products = _read_lines(path)
@@ -114,7 +114,8 @@ def read_products(path: Path) -> list[Product]:
 def _read_lines(path: Path) -> list[Product]:
     lines: dict[str, int] = {}
     products = []
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    with open_regular(path) as handle:
+        data = handle.read().removeprefix(b"\xef\xbb\xbf")
     if kind := another_kind(data):
         raise UserError(f"{path} {kind}")
     for number, line in enumerate(data.splitlines(), 1):

@@ -20,7 +20,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_bytes
 from visual_search.data.image_files import UnreadableImage, open_image
 from visual_search.data.images import Box, ImageItem, read_region
 from visual_search.serve.calibration import Calibration
@@ -249,8 +249,7 @@ class Service:
     def _kept(self, image: bytes, ending: str, folder: Path) -> Path:
         path = folder / f"{hashlib.sha256(image).hexdigest()[:40]}{ending}"
         if not path.exists():
-            with written_atomically(path) as temporary:
-                temporary.write_bytes(image)
+            write_bytes(path, image)
         return path
 
     def _count(self, asked: Asked, hits: Sequence[Hit], probability: float | None) -> None:

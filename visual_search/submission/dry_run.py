@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,8 @@ import pandas as pd
 from PIL import Image
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import read_json
+from visual_search.common.locks import temporary_folder
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.schema import BOX_COLUMNS
 from visual_search.data.tables import read_table
@@ -193,7 +193,7 @@ class Stage:
         written = writes_elsewhere(outcome.attempts)
         if written and written not in self.notes:
             self.notes.append(written)
-        log = json.loads(ranker_log.read_text("utf-8")) if ranker_log.exists() else {}
+        log = read_json(ranker_log) if ranker_log.exists() else {}
         if log.get("fallbacks") and not self.allow_fallback:
             raise Refused(
                 f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"
@@ -239,8 +239,8 @@ def staged(
             f"{more}: run `git lfs pull`, or add the file again"
         )
     changes = {} if working_tree else tree.changes()
-    with tempfile.TemporaryDirectory(prefix="rehearsal_") as name:
-        checkout = Path(name).resolve() / "checkout"
+    with temporary_folder("rehearsal_") as folder:
+        checkout = folder.resolve() / "checkout"
         checkout.mkdir()
         tree.lay_out(checkout)
         notes, hidden = [], {}
@@ -274,7 +274,7 @@ def _with_gpu(checkout: Path, limits: Limits, notes: list[str]) -> Limits:
     import torch
 
     try:
-        asked = json.loads((checkout / "aicrowd.json").read_text("utf-8")).get("gpu") is True
+        asked = read_json(checkout / "aicrowd.json").get("gpu") is True
     except (OSError, ValueError, AttributeError):
         notes.append("aicrowd.json is missing or not readable: see `make preflight`")
         return limits

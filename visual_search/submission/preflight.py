@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, without_credentials
+from visual_search.common.files import read_json
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import read_description
 from visual_search.submission.git_tree import SubmissionTree
@@ -140,7 +141,7 @@ def check_aicrowd_json(tree: SubmissionTree) -> Iterator[Finding]:
     """The fields that the client and the evaluator read, and the GPU against the model."""
     path = tree.root / "aicrowd.json"
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         yield problem("aicrowd.json does not exist: the client refuses a submission without it")
         return
@@ -281,11 +282,6 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
             )
     if shutil.which("aicrowd") is None:
         yield note("the client is not on the PATH: pip install -e '.[submit]'")
-
-
-def without_credentials(text: str) -> str:
-    """A text whose URLs name no user, password or token any more."""
-    return re.sub(r"(\w+://)[^/\s@]*(?:@[^/\s@]*)*@", r"\1", text)
 
 
 def _check_push(tree: SubmissionTree) -> Finding:

@@ -7,7 +7,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, first_line
+from visual_search.common.files import read_text
 
 
 def read_requirements(path: Path) -> list[str]:
@@ -22,7 +23,7 @@ def read_requirements(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: the evaluator installs what it lists")
     found = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = line.partition(" #")[0].strip()
         if text.startswith(("-e", "--editable", "/", "./", "../", "file:")):
             raise UserError(f"{path} line {number}: {text!r} is a folder of this machine")
@@ -32,7 +33,7 @@ def read_requirements(path: Path) -> list[str]:
             found.append(str(Requirement(text)))
         except InvalidRequirement as error:
             raise UserError(
-                f"{path} line {number}: {text!r} is not a requirement ({error})"
+                f"{path} line {number}: {text!r} is not a requirement ({first_line(error)})"
             ) from error
     return found
 

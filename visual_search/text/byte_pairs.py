@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import regular_text
 
 WORD_MARK = "\u2581"
 """Stands in front of each word."""
@@ -33,7 +34,7 @@ class BytePairs:
             UserError: when it is none.
         """
         try:
-            numbers = [int(word) for word in path.read_text("ascii").split()]
+            numbers = [int(word) for word in regular_text(path, "ascii").split()]
             characters, rules = numbers[0], numbers[1]
             first = 2 + 2 * characters
             last = first + 3 * rules

@@ -10,7 +10,6 @@ neighbours classifier on them carries the groups over to texts that were not the
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_json, written_atomically
+from visual_search.common.files import read_json, write_json, written_atomically
 from visual_search.common.ranges import check_ranges
 from visual_search.text.config import ClusterConfig
 from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
@@ -118,7 +117,7 @@ class TextClusters:
             UserError: when it is not there or damaged.
         """
         try:
-            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            facts = read_json(folder / FACTS)
             with np.load(folder / MODEL, allow_pickle=False) as arrays:
                 vectors, labels = arrays["vectors"], arrays["labels"]
             name, names, neighbours = facts["encoder"], facts["names"], int(facts["neighbours"])

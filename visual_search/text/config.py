@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from visual_search.common.ranges import (
     Amount,
+    Batch,
     Count,
     CountFrom1,
     CountOrAll,
@@ -17,6 +18,8 @@ from visual_search.common.ranges import (
     ShareBelow1,
     Side,
     SideOr0,
+    WidthFrom1,
+    Workers,
 )
 from visual_search.common.unused import Unless, When
 from visual_search.config import (
@@ -84,14 +87,14 @@ class PairDataConfig:
     seed: Seed = 42
     input_size: Side = 224
     input_size_valid: SideOr0 = 0
-    batch_size: CountFrom1 = 256
+    batch_size: Batch = 256
     cached_views: Count = 0
     sampler: PairSamplerConfig = field(default_factory=PairSamplerConfig)
     augmentations: Literal[
         "none", "default", "flip", "plain", "autoaugment", "randaugment", "trivialaugment", "phone"
     ] = "plain"
     random_erasing: Share = 0.0
-    num_workers: Annotated[Count, Unless("cached_views")] = 8
+    num_workers: Annotated[Workers, Unless("cached_views")] = 8
     max_broken_share: Share = 0.05
 
 
@@ -121,10 +124,10 @@ class TextConfig:
     weights: Annotated[str, _LEARNT] = "none"
     trainable_blocks: Annotated[CountOrAll, _LEARNT] = -1
     train_embeddings: Annotated[bool, When("towers", "hashed", "open_clip/", "clip/", "hf/")] = True
-    tokens: Annotated[CountFrom1, _LEARNT] = 77
+    tokens: Annotated[WidthFrom1, _LEARNT] = 77
     pooling: Annotated[Literal["mean", "first", "last", "end"], When("towers", "hf/")] = "mean"
     buckets: Annotated[CountFrom1, When("towers", "hashed")] = 20000
-    dimension: Annotated[CountFrom1, When("towers", "hashed")] = 256
+    dimension: Annotated[WidthFrom1, When("towers", "hashed")] = 256
     noise: Annotated[Amount, _FROZEN] = 0.0
     dropout: Annotated[ShareBelow1, _FROZEN] = 0.0
 
@@ -155,7 +158,7 @@ class ProjectionConfig:
     """
 
     kind: Literal["linear", "residual", "ru-clip", "none"] = "linear"
-    dimension: CountFrom1 = 512
+    dimension: WidthFrom1 = 512
     dropout: Annotated[ShareBelow1, When("kind", "residual", "ru-clip")] = 0.5
     clusters: CountFrom1 = 1
     cluster_classifier: Annotated[Literal["linear", "transformer"], Unless("clusters", 1)] = (
@@ -247,4 +250,4 @@ class ClusterConfig:
     neighbours: CountFrom1 = 4
     hold_out: ShareBelow1 = 0.1
     seed: Seed = 42
-    scan: list[int] = field(default_factory=lambda: [2, 5, 10, 15, 20, 30, 50])
+    scan: list[CountFrom1] = field(default_factory=lambda: [2, 5, 10, 15, 20, 30, 50])

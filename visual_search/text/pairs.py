@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import check_regular, written_atomically
 from visual_search.text.config import PairDataConfig
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def open_pairs(path: Path) -> pq.ParquetFile:
         UserError: when it is missing, no parquet file, or without one of the columns.
     """
     try:
+        check_regular(path)
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(

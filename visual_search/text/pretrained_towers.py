@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import write_bytes
 from visual_search.model.clip_folder import BPE_FILE, create_clip_text
 from visual_search.model.weights import go_offline_without_network, load_file_weights
 from visual_search.text.byte_pairs import BytePairs
@@ -111,9 +112,8 @@ class ClipFolderText(OpenClipText):
 
     def save_files(self, folder: Path) -> None:
         """Write the configuration and the tokenizer, from which the tower is built again."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
+            write_bytes(folder / name, content)
 
 
 def _hugging_face_tokenizer(folder: Path) -> Callable[..., Tensor]:

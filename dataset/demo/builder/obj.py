@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from visual_search.data.image_files import FORMATS
+
 Array = np.ndarray
 GREY = (0.7, 0.7, 0.7)
 LARGEST_TEXTURE = 1024
@@ -157,7 +159,7 @@ _CHANGES: dict[str, Callable[[Material, str], Material]] = {
 def _read_picture(archive: zipfile.ZipFile, member: str) -> Array | None:
     if member not in archive.NameToInfo:
         return None
-    stored = Image.open(io.BytesIO(archive.read(member)))
+    stored = Image.open(io.BytesIO(archive.read(member)), formats=(*FORMATS, "TGA"))
     has_alpha = stored.mode in ("RGBA", "LA", "PA") or "transparency" in stored.info
     picture = stored.convert("RGBA" if has_alpha else "RGB")
     picture.thumbnail((LARGEST_TEXTURE, LARGEST_TEXTURE))

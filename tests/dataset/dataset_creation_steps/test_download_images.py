@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,10 @@ from dataset.dataset_creation_steps.image_store import (
     folder_of,
     keep_one_copy,
 )
-from tests.commands import refused
+from tests.commands import inside, refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
+from tests.disks import small_disk
 from visual_search.common.errors import UserError
 
 CONFIG = DownloadConfig(allow_private=True, rate=0, attempts=2, timeout=5)
@@ -92,6 +94,27 @@ def test_more_images_are_put_behind_and_fewer_shrink_the_table(
     assert server.requests.total() == before + 12
     assert len(pd.read_parquet(table_file(root))) == 12
     assert sum(1 for _ in root.glob("000/*.jpg")) == 24
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_the_download_goes_on(
+    server: ImageServer, tmp_path: Path
+) -> None:
+    rows = [(f"B{p}", server.url(f"images/I/{p}x{i}.jpg"), 0.7) for p in range(6) for i in range(4)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    with small_disk(tmp_path / "disk", "80k") as disk:
+        root = disk / "images_mean_50k"
+
+        def main() -> None:
+            call(chosen, root)
+
+        done = inside(main)
+        assert done.returncode == 2, done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith(f"error: {disk}")
+        assert "No space left on device: free some space and run the command again" in said
+        assert not list(disk.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert call(chosen, root).images == 24
 
 
 def test_a_image_that_was_lost_or_damaged_is_fetched_again(

@@ -3,12 +3,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from visual_search.common.errors import WAYS_OUT, run_command
+from visual_search.common.errors import WAYS_OUT, run_command, without_credentials
 from visual_search.common.files import write_json, write_text, written_atomically
 
 
@@ -86,7 +89,44 @@ def test_what_the_file_system_refuses_is_one_sentence(
 
 def test_other_errors_keep_their_traceback() -> None:
     def broken() -> None:
-        raise OSError(errno.EIO, "Input/output error", "a")
+        raise OSError(errno.EINVAL, "Invalid argument", "a")
 
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match="Invalid argument"):
         run_command(broken)
+
+
+@pytest.mark.parametrize(
+    "take", [lambda: bytearray(1 << 60), lambda: np.zeros(1 << 50), lambda: torch.zeros(1 << 58)]
+)
+def test_memory_that_there_is_not_is_one_sentence(
+    take: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: (take(), None)[1])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://oauth2:SECRET@host/a.git", "https://host/a.git"),
+        ("https://SECRET@host/a.git", "https://host/a.git"),
+        ("https://user:SE@CRET@host:8080/a.git", "https://host:8080/a.git"),
+        (
+            "fatal: 'ssh://git:SECRET@host/a' is no repository",
+            "fatal: 'ssh://host/a' is no repository",
+        ),
+        ("git@host:user/a.git", "git@host:user/a.git"),
+        ("https://host/a@b", "https://host/a@b"),
+        (
+            "postgresql://u:SECRET@db:5/x?sslpassword=SECRET&port=5",
+            "postgresql://db:5/x?sslpassword=…&port=5",
+        ),
+        ("https://host/a.zip?X-Token=SECRET", "https://host/a.zip?X-Token=…"),
+    ],
+)
+def test_credentials_are_cut_out_of_addresses(address: str, shown: str) -> None:
+    assert without_credentials(address) == shown

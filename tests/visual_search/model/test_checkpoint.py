@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.checkpoint import (
@@ -55,13 +56,25 @@ def test_best_comes_before_last(tmp_path: Path, trained: tuple[Embedder, Archite
     assert load_checkpoint(tmp_path).path.parent.name == "best"
 
 
-def test_a_half_written_checkpoint_is_never_loaded(
+def test_a_checkpoint_killed_at_any_moment_is_the_old_one_the_new_one_or_none(
     tmp_path: Path, trained: tuple[Embedder, Architecture]
 ) -> None:
-    saved(tmp_path / "best", trained)
-    (tmp_path / "best" / "model.json").unlink()
-    with pytest.raises(UserError, match="no finished checkpoint"):
-        load_checkpoint(tmp_path)
+    def save(number: float) -> None:
+        state = {"weight": torch.full((3,), number)}
+        save_checkpoint(tmp_path / "best", trained[1], state, state, {"mAP": number})
+
+    save(0.0)
+    found = [0.0]
+    for _ in killed_at_each_change(lambda: save(1.0)):
+        try:
+            checkpoint = load_checkpoint(tmp_path)
+        except UserError:  # there is no finished one
+            found.append(-1.0)
+            continue
+        assert checkpoint.state["weight"].tolist() == [checkpoint.facts["mAP"]] * 3
+        found.append(checkpoint.facts["mAP"])
+    assert found == sorted(found, key=[0.0, -1.0, 1.0].index)
+    assert load_checkpoint(tmp_path).facts["mAP"] == 1.0
 
 
 def test_damaged_files_are_named(tmp_path: Path, trained: tuple[Embedder, Architecture]) -> None:

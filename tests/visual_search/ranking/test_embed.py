@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from tests.conftest import draw_product
 from visual_search.config import BackboneConfig, EmbedSettings
+from visual_search.data import image_files
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
+from visual_search.ranking import embed, precision
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.inference_plan import EmbedFn, InferencePlan
 
@@ -43,6 +47,41 @@ def test_broken_photos_keep_their_rows_and_are_listed(tmp_path: Path) -> None:
     assert answer.matrix.shape == (3, 3)
     assert [Path(problem.path).name for problem in answer.problems] == ["bad.png", "gone.png"]
     assert answer.matrix[0].tolist() == [127.0] * 3
+
+
+@pytest.mark.parametrize("hanging", [{0}, {5}, {3, 4, 19}])
+def test_a_file_that_hangs_costs_its_own_row(
+    hanging: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = []
+    for number in range(20):
+        draw_product(number, 0).save(tmp_path / f"{number}.png")
+        items.append(ImageItem(tmp_path / f"{number}.png"))
+    expected = embed_images(mean_colour, items, 16, device=CPU, progress=False).matrix
+    stalled = {items[number].path for number in hanging}
+    forever, opened = threading.Event(), image_files.open_file
+
+    def open_file(path: Path) -> BinaryIO:
+        if path in stalled:
+            forever.wait()
+        return opened(path)
+
+    monkeypatch.setattr(image_files, "open_file", open_file)
+    monkeypatch.setattr(image_files, "_given_up", set())
+    for module, name in (
+        (image_files, "HANGING_SECONDS"),
+        (image_files, "LEAST_SECONDS"),
+        (precision, "HANGING_SECONDS"),
+        (embed, "LOOK_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.1)
+    answer = embed_images(mean_colour, items, 16, device=CPU, batch_size=4, progress=False)
+    forever.set()
+    good = [number for number in range(20) if number not in hanging]
+    torch.testing.assert_close(answer.matrix[good], expected[good])
+    assert {Path(problem.path) for problem in answer.problems} == stalled
+    assert all("did not end" in problem.reason for problem in answer.problems)
+    assert (answer.matrix[sorted(hanging)] == 127).all()
 
 
 class Overflowing(torch.nn.Module):

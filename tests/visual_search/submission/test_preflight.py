@@ -25,7 +25,6 @@ from visual_search.submission.preflight import (
     check_size,
     check_tag,
     check_weights,
-    without_credentials,
 )
 
 
@@ -288,21 +287,3 @@ def test_the_trial_run_names_the_fault(
     assert "problem  a trial run of the last commit failed: the submission reads the column" in (
         capsys.readouterr().out
     )
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("https://oauth2:SECRET@host/a.git", "https://host/a.git"),
-        ("https://SECRET@host/a.git", "https://host/a.git"),
-        ("https://user:SE@CRET@host:8080/a.git", "https://host:8080/a.git"),
-        (
-            "fatal: 'ssh://git:SECRET@host/a' is no repository",
-            "fatal: 'ssh://host/a' is no repository",
-        ),
-        ("git@host:user/a.git", "git@host:user/a.git"),
-        ("https://host/a@b", "https://host/a@b"),
-    ],
-)
-def test_credentials_are_cut_out_of_addresses(address: str, shown: str) -> None:
-    assert without_credentials(address) == shown

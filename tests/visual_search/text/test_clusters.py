@@ -10,6 +10,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.text.clusters import TextClusters, fit_clusters
 from visual_search.text.config import ClusterConfig
@@ -81,6 +82,22 @@ def test_kept_and_read_again_it_says_the_same(tmp_path: Path, encoder: str) -> N
     for file in tmp_path.glob("*.npz"):
         with np.load(file, allow_pickle=False) as arrays:
             assert all(array.dtype != object for array in arrays.values())
+
+
+def test_clusters_killed_at_any_moment_have_no_names_of_others(
+    tmp_path: Path, fitted: TextClusters
+) -> None:
+    arrays = (fitted.vectors, fitted.labels)
+    old = TextClusters(fitted.encoder, *arrays, ["old"], 3)
+    new = TextClusters(fitted.encoder, arrays[0], arrays[1] + 1, ["new"], 3)
+    old.save(tmp_path, CONFIG)
+    for _ in killed_at_each_change(lambda: new.save(tmp_path, CONFIG)):
+        try:
+            found = TextClusters.load(tmp_path)
+        except UserError:
+            continue
+        assert found.names == (["new"] if found.labels.min() else ["old"])
+    assert TextClusters.load(tmp_path).names == ["new"]
 
 
 def test_options_of_the_tree(fitted: TextClusters) -> None:
