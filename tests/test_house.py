@@ -150,5 +150,5 @@ def test_every_number_on_a_command_line_has_a_range(project: Path) -> None:
     commands = [project / "local_evaluation.py"]
     for folder in ("visual_search", "dataset", "my_submission"):
         commands += (project / folder).rglob("*.py")
-    found = {p.name for p in commands if re.search(r"type=(int|float)[,)]", p.read_text("utf-8"))}
+    found = {p.name for p in commands if re.search(r"\btype=(int|float)[,)]", p.read_text("utf-8"))}
     assert not found
