@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +17,13 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, write_text
-from visual_search.common.processes import end_with_parent
 from visual_search.common.yaml_file import read_yaml
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
 from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl, from <sys/prctl.h>."""
 COMMANDS = ("main_arcface", "main_clip")
 """Entry points that train a phase: of images with classes, of images with queries."""
 
@@ -260,7 +263,8 @@ def _train(
     print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
     words = [*(start or [sys.executable]), "-m", module, *options]
     try:
-        status = subprocess.run(words, check=False, preexec_fn=end_with_parent).returncode
+        ends_too = _end_with_parent if sys.platform == "linux" else None
+        status = subprocess.run(words, check=False, preexec_fn=ends_too).returncode
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:
@@ -270,6 +274,11 @@ def _train(
         )
     if read_result(run.path) is None:
         raise UserError(f"the phase {run.name} ended without {run.path / 'result.json'}")
+
+
+def _end_with_parent() -> None:
+    """In a child, before its program: be ended with the parent, even where that is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:

@@ -27,7 +27,7 @@ from dataset.image_text.text_normalization import (
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.locks import work_folder
-from visual_search.common.processes import available_cores, end_with_parent
+from visual_search.common.processes import available_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,11 +207,6 @@ def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Image]]:
             bar.update(len(images))
 
 
-def _start_worker() -> None:
-    end_with_parent()
-    os.putenv("OMP_NUM_THREADS", "1")
-
-
 def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[Cleaned]:
     """The blocks, cleaned by several processes, in their order."""
     import multiprocessing
@@ -226,7 +221,8 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=os.putenv,
+        initargs=("OMP_NUM_THREADS", "1"),
     )
     waiting: deque[Future[Cleaned]] = deque()
     with pool:

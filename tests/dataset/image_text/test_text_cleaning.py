@@ -122,7 +122,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no query is left of 1"):
         run(write(tmp_path, [{"image": 1, "queries": ["фото"], "file": FILES[0]}]))
     refused("does not exist", run, tmp_path / "other.json")
-    refused("test_share is 1", run, tmp_path / "other.json", CleaningConfig(test_share=1.0))
+    refused("test_share is 1", CleaningConfig, test_share=1.0)
 
 
 def test_the_command_reads_its_rules_from_yaml(tmp_path: Path) -> None:
