@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
+from visual_search.data.values import NO_VALUE
 from visual_search.text.config import PairDataConfig
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
         root: folder that `image_path` is relative to; the table's own when None.
 
     Raises:
-        UserError: when the file is no such table, a row has no query or not as many texts as
-            queries, or there is no row of that split.
+        UserError: when the file is no such table, a row has no path, group or query, or not as many
+            texts or languages as queries, or there is no row of that split.
     """
     from visual_search.data.datasets import PathList
 
@@ -196,28 +197,38 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
     table = pq.read_table(path, filters=filters)
     if not table.num_rows:
         raise UserError(f"{path} has no row" + (f" of the split {split!r}" if split else ""))
-    lengths = pc.list_value_length(table["queries"])
-    wrong = pc.or_kleene(
-        pc.less(lengths, 1), pc.not_equal(lengths, pc.list_value_length(table["texts"]))
-    )
-    place = pc.index(pc.fill_null(wrong, True), True).as_py()
-    if place >= 0:
-        raise UserError(
-            f"{path}: the image {table['image_path'][place].as_py()!r} has no query, or not as "
-            "many texts as queries"
-        )
+    groups = _refuse_bad_rows(path, table)
     folder = path.parent if root is None else root
     clustered = "cluster" in table.column_names
-    groups = table["group"].combine_chunks().dictionary_encode().indices
     return PairTable(
         paths=PathList(folder / name.as_py() for name in table["image_path"]),
         queries=ArrowRows(table["queries"]),
         texts=ArrowRows(table["texts"]),
         languages=ArrowRows(table["language"]),
-        groups=groups.to_numpy().astype(np.int64),
+        groups=groups.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64),
         categories=ArrowRows(table["category"]),
         clusters=table["cluster"].to_numpy().astype(np.int64) if clustered else None,
     )
+
+
+def _refuse_bad_rows(path: Path, table: pa.Table) -> pa.ChunkedArray:
+    """The groups by value; images without one would all be right for each other's queries."""
+    lengths = pc.list_value_length(table["queries"])
+    wrong = pc.less(lengths, 1)
+    for column in ("texts", "language"):
+        wrong = pc.or_kleene(wrong, pc.not_equal(lengths, pc.list_value_length(table[column])))
+    groups = pc.utf8_normalize(pc.utf8_trim_whitespace(table["group"]), form="NFC")
+    no_value = pa.array(sorted(NO_VALUE))
+    for fault, what in (
+        (wrong, "no query, or not as many texts or languages as queries"),
+        (pc.is_in(pc.fill_null(table["image_path"], ""), value_set=no_value), "no path"),
+        (pc.is_in(pc.fill_null(groups, ""), value_set=no_value), "no group"),
+    ):
+        place = pc.index(pc.fill_null(fault, True), True).as_py()
+        if place >= 0:
+            image = table["image_path"][place].as_py() or table["image"][place].as_py()
+            raise UserError(f"{path}: the image {image!r} has {what}")
+    return groups
 
 
 def write_pairs(path: Path, table: pa.Table) -> None:

@@ -44,8 +44,11 @@ def server() -> Iterator[str]:
 
     from visual_search.serve.database import start_server
 
-    # Not below pytest's folder, which is for root alone: the server runs as another user.
-    folder = Path(tempfile.mkdtemp(prefix="vs-"))
+    # Not below pytest's folder, which is for root alone: the server runs as another user. In memory
+    # where there is room: a database for each test is thousands of files.
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    folder = Path(tempfile.mkdtemp(prefix="vs-", dir=memory if roomy else None))
     address = start_server(folder)
     with psycopg.connect(address, autocommit=True) as connection:
         # Nothing is to outlive the tests; what kills servers starts its own.

@@ -67,7 +67,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert copy.paths[1] == some.paths[1]
 
 
-def put(path: Path, row: int | None = None, **change: list[str]) -> None:
+def put(path: Path, row: int | None = None, **change: object) -> None:
     changed = rows()
     if row is not None:
         changed[row] |= change
@@ -86,6 +86,10 @@ NO_TABLES: dict[str, Callable[[Path], object]] = {
     "no row of the split 'val'": put,
     r"'photos/3\.jpg' has no query": lambda path: put(path, 3, queries=[]),
     r"'photos/2\.jpg' has .* not as many": lambda path: put(path, 2, texts=["а", "б", "в"]),
+    r"'photos/4\.jpg' has .* not as many": lambda path: put(path, 4, language=[]),
+    r"'photos/1\.jpg' has no group": lambda path: put(path, 1, group=" "),
+    r"'photos/5\.jpg' has no group": lambda path: put(path, 5, group=None),
+    "has no path": lambda path: put(path, 0, image_path=None),
 }
 
 
