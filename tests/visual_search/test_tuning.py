@@ -51,9 +51,9 @@ def train_trial(settings: Mapping[str, Any], run: RunFolder, on_validation: OnVa
 
 
 def test_it_finds_the_best_settings_and_stops_bad_trials(tmp_path: Path) -> None:
-    study = tune(tmp_path, SPACE, train_trial, trials=20)
-    assert len(ended(study)) == 20
-    assert 0 < len(finished(study)) < 20  # some were stopped
+    study = tune(tmp_path, SPACE, train_trial, trials=10)
+    assert len(ended(study)) == 10
+    assert 0 < len(finished(study)) < 10  # some were stopped
     assert study.best_params["optim.head_lr"] == pytest.approx(1e-3, rel=3)
     assert abs(study.best_params["train.epochs"] - 5) <= 2
     assert study.best_value == max(score_of(t.params) for t in finished(study))
