@@ -54,6 +54,7 @@ EXTRA_OF_PACKAGE = {
     "isal": "data",
     "jinja2": "train",
     "jsonargparse": "train",
+    "lancedb": "bench",
     "matplotlib": "train",
     "msgspec": "data",
     "onnx": "export",

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import pathlib
 import re
 import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psycopg
-from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from psycopg_pool import PoolTimeout
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from visual_search.common.page import Section, write_page
 from visual_search.data.images import Box
+from visual_search.data.tables import as_box
 from visual_search.serve.gallery import (
+    Attributes,
     BoxNumbers,
     Category,
     ProductFacts,
@@ -28,21 +30,19 @@ from visual_search.serve.gallery import (
     Text,
     what_is_wrong,
 )
-from visual_search.serve.guard import Guard, Limits, Refusal
+from visual_search.serve.guard import Guard, Limits, Refusal, told
 from visual_search.serve.query_log import log_click
-from visual_search.serve.query_model import BusyError
 from visual_search.serve.records import Filters
-from visual_search.serve.service import Asked, Service, parsed_attributes
+from visual_search.serve.service import Asked, Service
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = pathlib.Path(__file__).with_name("page.html")
 MOST_HITS = 100
 SIDES = (160, 320, 640, 1280)
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
-BoxText = Annotated[
-    str | None,
-    Form(pattern=r"^-?\d{1,6},-?\d{1,6},\d{1,6},\d{1,6}$", description=BOX_WORDS),
-]
+BOX_PATTERN = r"^-?\d{1,6},-?\d{1,6},[1-9]\d{0,5},[1-9]\d{0,5}$"
+QUERY_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 Price = Annotated[float | None, Form(ge=0, allow_inf_nan=False)]
 
 
@@ -52,7 +52,7 @@ def create_app(
     key: str | None = None,
     hosts: tuple[str, ...] = (),
     limits: Limits | None = None,
-) -> Guard:
+) -> FastAPI:
     """The application, guarded.
 
     Args:
@@ -62,72 +62,64 @@ def create_app(
         limits: what a client may take.
     """
     app = FastAPI(title="Visual product search", docs_url=None, redoc_url=None)
+    registry = CollectorRegistry()
+    for metric in service.metrics:
+        registry.register(metric)
+    app.add_middleware(Guard, limits=limits or Limits(), key=key, hosts=hosts, registry=registry)
     _handle_errors(app)
     _add_search(app, service)
     _add_products(app, service)
-    _add_pages(app, service)
-    return Guard(app, limits or Limits(), key=key, hosts=hosts, registry=service.registry)
+    _add_pages(app, service, registry)
+    return app
 
 
 def _handle_errors(app: FastAPI) -> None:
-    def answer(status: int, sentence: str, retry: int = 0) -> Response:
-        headers = {"retry-after": str(retry)} if retry else None
-        return JSONResponse({"error": sentence}, status, headers)
-
-    @app.exception_handler(Refusal)
-    def refused(_: Request, error: Refusal) -> Response:
-        return answer(error.status, error.sentence, error.retry)
+    @app.exception_handler(HTTPException)
+    def refused(_: Request, error: HTTPException) -> Response:
+        return told(error)
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return answer(422, f"{first['loc'][-1]}: {first['msg']}")
+        return told(Refusal(422, f"{first['loc'][-1]}: {first['msg']}"))
 
-    @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, str(error.detail))
+    def failed(_: Request, error: Exception) -> Response:
+        if isinstance(error, psycopg.DataError):
+            return told(Refusal(422, "a value cannot be stored or compared: write another"))
+        return told(Refusal(503, "the database does not answer: try again", 2))
 
-    @app.exception_handler(BusyError)
-    def busy(_: Request, error: BusyError) -> Response:
-        return answer(503, "too many queries wait: try again", 1)
-
-    @app.exception_handler(psycopg.DataError)
-    def data(_: Request, error: psycopg.DataError) -> Response:
-        return answer(422, "a value cannot be stored or compared: write another")
-
-    for kind in (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout):
-
-        @app.exception_handler(kind)
-        def away(_: Request, error: Exception) -> Response:
-            return answer(503, "the database does not answer: try again", 2)
+    for kind in (psycopg.DataError, *AWAY):
+        app.add_exception_handler(kind, failed)
 
 
-def _read(upload: UploadFile | None) -> bytes | None:
-    return upload.file.read() if upload is not None else None
+def _from_json(kind: Any, name: str, text: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise Refusal(422, f"{name}: {what_is_wrong(error)}") from error
 
 
-def _box(text: str | None) -> Box | None:
-    if text is None:
-        return None
-    x, y, width, height = map(int, text.split(","))
-    if not width or not height:
-        raise Refusal(422, "box: width and height must be above 0")
-    return x, y, width, height
+def _writable(service: Service) -> Any:
+    def check() -> None:
+        if service.store.database.read_only:
+            raise Refusal(503, "this service reads from a replica: change the primary")
+
+    return Depends(check)
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.post("/search")
     def search(
         image: Annotated[UploadFile | None, File(description="JPEG, PNG, WebP, …")] = None,
-        box: BoxText = None,
-        text: Annotated[str | None, Form(max_length=500), Text] = None,
+        box: Annotated[str | None, Form(pattern=BOX_PATTERN, description=BOX_WORDS)] = None,
+        text: Annotated[str, Form(max_length=500), Text] = "",
         weight: Annotated[float, Form(ge=0, le=1, description="of the text beside an image")] = 0.5,
         like: Annotated[int | None, Form(ge=0, lt=1 << 63, description="an indexed image")] = None,
         categories: Annotated[list[Category] | None, Form(alias="category")] = None,
         price_min: Price = None,
         price_max: Price = None,
         in_stock: Annotated[bool | None, Form()] = None,
-        attributes: Annotated[str | None, Form(max_length=2000), Text] = None,
+        attributes: Annotated[str, Form(max_length=2000, description="JSON"), Text] = "{}",
         k: Annotated[int, Form(ge=1, le=MOST_HITS)] = 20,
         per: Annotated[Literal["product", "image"], Form()] = "product",
         model: Annotated[int | None, Form(ge=0, lt=1 << 31)] = None,
@@ -137,13 +129,18 @@ def _add_search(app: FastAPI, service: Service) -> None:
         `probability`: that the first hit is the product that was asked for, where the index is
         calibrated. `query` names the search in `POST /clicks`.
         """
-        filters = Filters(
-            tuple(categories or ()), price_min, price_max, in_stock, parsed_attributes(attributes)
-        )
+        contained = _from_json(Attributes, "attributes", attributes or "{}")
         return service.search(
             Asked(
-                *(_read(image), _box(box), (text or "").strip() or None, weight, like),
-                *(filters, k, per == "product", model),
+                image=image.file.read() if image else None,
+                box=as_box([int(side) for side in box.split(",")]) if box else None,
+                text=text.strip() or None,
+                weight=weight,
+                like=like,
+                filters=Filters(tuple(categories or ()), price_min, price_max, in_stock, contained),
+                count=k,
+                by_product=per == "product",
+                model=model,
             )
         )
 
@@ -152,87 +149,69 @@ def _add_search(app: FastAPI, service: Service) -> None:
         """Where the product of an image is likely to be, `x, y, width, height`; a proposal."""
         return {"box": service.propose_box(image.file.read())}
 
-    @app.post("/clicks", status_code=204)
+    @app.post("/clicks", status_code=204, dependencies=[_writable(service)])
     def click(
-        query: Annotated[str, Form(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")],
-        product: Annotated[ProductId, Form()],
+        query: Annotated[str, Form(pattern=QUERY_PATTERN)], product: Annotated[ProductId, Form()]
     ) -> None:
         """Tell that a product was chosen among the hits of a query."""
-        if service.store.database.read_only:
-            raise Refusal(503, "this service only reads")
         if not log_click(service.store.database, query, product):
             raise Refusal(404, "there is no such query or product")
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
-    def check_writable() -> None:
-        if service.store.database.read_only:
-            raise Refusal(503, "this service reads from a replica: change the primary")
+    path, writable = "/products/{product:path}", [_writable(service)]
 
-    def check_id(product: str) -> str:
-        try:
-            return TypeAdapter(ProductId).validate_python(product)
-        except ValidationError as error:
-            raise Refusal(422, f"id: {what_is_wrong(error)}") from error
-
-    @app.get("/products/{product:path}")
-    def get(product: str) -> dict[str, Any]:
+    @app.get(path)
+    def get(product: ProductId) -> dict[str, Any]:
         """A product, and the ids of its images."""
-        found = service.store.product(check_id(product))
+        found = service.store.product(product)
         if found is None:
             raise Refusal(404, "there is no such product")
-        facts, images = found
-        return {**{k: v for k, v in vars(facts).items() if k != "images"}, "images": images}
+        return found[0].facts() | {"images": found[1]}
 
-    @app.put("/products/{product:path}", status_code=204)
+    @app.put(path, status_code=204, dependencies=writable)
     def put(
-        product: str,
+        product: ProductId,
         facts: Annotated[
             str, Form(alias="product", description="JSON: title, category, price, in_stock, …")
         ] = "{}",
-        images: Annotated[list[UploadFile] | None, File(description="up to 50")] = None,
+        images: Annotated[list[UploadFile], File(description="up to 50")] = [],  # noqa: B006
         boxes: Annotated[
             str, Form(description="JSON: [x, y, width, height] or null for each image")
         ] = "[]",
     ) -> None:
         """Add or replace a product; without images, change what is told of it. Wants the key."""
-        check_writable()
-        product = check_id(product)
-        try:
-            told = ProductFacts.model_validate_json(facts)
-            given = TypeAdapter(list[BoxNumbers | None]).validate_json(boxes)
-        except ValidationError as error:
-            raise Refusal(422, what_is_wrong(error)) from error
-        sent = images or []
-        if len(sent) > 50 or (given and len(given) != len(sent)):
+        given = _from_json(ProductFacts, "product", facts)
+        regions = _from_json(list[BoxNumbers | None], "boxes", boxes) or [None] * len(images)
+        if len(images) > 50 or len(regions) != len(images):
             raise Refusal(422, "send up to 50 images, and a box or null for each, or no boxes")
-        given = given or [None] * len(sent)
-        pairs = [(one.file.read(), box) for one, box in zip(sent, given, strict=True)]
-        service.put_product(product, told, pairs)
+        pairs = [(one.file.read(), box) for one, box in zip(images, regions, strict=True)]
+        service.put_product(product, given, pairs)
 
-    @app.delete("/products/{product:path}", status_code=204)
-    def delete(product: str) -> None:
+    @app.delete(path, status_code=204, dependencies=writable)
+    def delete(product: ProductId) -> None:
         """Remove a product with its images. Wants the key."""
-        check_writable()
-        if not service.store.delete([check_id(product)]):
+        if not service.store.delete([product]):
             raise Refusal(404, "there is no such product")
 
     @app.get("/images/{image}", response_class=Response)
-    def picture(image: int, size: Annotated[int, Query(ge=1, le=SIDES[-1])] = 320) -> Response:
+    def picture(
+        image: Annotated[int, Path(ge=0, lt=1 << 63)],
+        size: Annotated[int, Query(ge=1, le=SIDES[-1])] = 320,
+    ) -> Response:
         """An indexed image as JPEG, about `size` pixels at its longest."""
-        side = next(side for side in SIDES if side >= size)
-        data = service.thumbnail(image, side) if 0 <= image < 1 << 63 else None
+        data = service.thumbnail(image, next(side for side in SIDES if side >= size))
         if data is None:
             raise Refusal(404, "there is no such image")
         return Response(data, 200, {"cache-control": "public, max-age=3600"}, "image/jpeg")
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
-    page = PAGE.read_text("utf-8")
+def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+    page = _html(PAGE.read_text("utf-8"))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index() -> Response:
-        return _html(page)
+        return page
 
     @app.get("/about")
     def about() -> dict[str, Any]:
@@ -246,18 +225,14 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     def health() -> dict[str, Any]:
         """Whether the database answers, and which model does."""
-        with service.store.database.connection() as connection:
-            connection.execute("SELECT 1")
-        return {
-            "status": "ok",
-            "model": service.current.name,
-            "read_only": service.store.database.read_only,
-        }
+        service.store.database.look_up_role()
+        read_only = service.store.database.read_only
+        return {"status": "ok", "model": service.current.name, "read_only": read_only}
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(service.registry), 200, media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(registry), 200, media_type=CONTENT_TYPE_LATEST)
 
 
 def _html(text: str) -> Response:
@@ -280,18 +255,18 @@ def _documentation(schema: dict[str, Any]) -> str:
     """The OpenAPI description as a page that opens offline."""
     sections = [Section(notes=["The same for programs, with the limits of each: /openapi.json"])]
     for path, methods in schema["paths"].items():
-        for method, told in methods.items():
+        for method, about in methods.items():
             rows = [["parameter", "in", "meaning"]]
-            for one in told.get("parameters", ()):
+            for one in about.get("parameters", ()):
                 rows.append([one["name"], one["in"], one.get("description", "")])
-            for content in told.get("requestBody", {}).get("content", {}).values():
+            for content in about.get("requestBody", {}).get("content", {}).values():
                 named = content["schema"]["$ref"].rsplit("/", 1)[-1]
                 for name, one in schema["components"]["schemas"][named]["properties"].items():
                     rows.append([name, "form", one.get("description", "")])
-            notes = [" ".join(told.get("description", "").split())]
+            notes = [" ".join(about.get("description", "").split())]
             tables = {"": rows} if len(rows) > 1 else {}
             sections.append(Section(f"{method.upper()} {path}", notes, tables=tables))
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "docs.html")
+        file = pathlib.Path(folder, "docs.html")
         write_page(file, "Visual product search: the API", sections)
         return file.read_text("utf-8")

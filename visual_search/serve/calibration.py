@@ -6,15 +6,15 @@ without its product, as if the shop did not have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_figure
 
 LEAST_QUERIES = 40
 ABSENT_SHARE = 0.25
@@ -27,7 +27,7 @@ SURE, LIKELY = 0.8, 0.4
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one model on one index; JSON as it stands."""
+    """Of one model on one index; its values are JSON as they stand."""
 
     slopes: tuple[float, float]
     """Of the first hit's score and of its lead over the next product."""
@@ -41,22 +41,13 @@ class Calibration:
     reliability: Sequence[tuple[float, float, float]] = ()
     """Of each tenth that was said: mean probability, share that was right, share of queries."""
 
-    @classmethod
-    def parsed(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """What :meth:`as_json` gave."""
-        return cls(**values) if values else None
-
-    def as_json(self) -> dict[str, Any]:
-        """For the index."""
-        return asdict(self)
-
     def probability(self, scores: Sequence[float]) -> float:
         """That the first of some hits, best first, is the product; one hit a product."""
-        return float(_interpolated(self.first, _features([scores]) @ np.array(self.slopes))[0])
+        return float(np.interp(_features([scores]) @ np.array(self.slopes), *self.first)[0])
 
     def word(self, score: float) -> str:
         """How sure a hit is: sure, likely or perhaps."""
-        probability = _interpolated(self.any_hit, np.array([score]))[0]
+        probability = np.interp(score, *self.any_hit)
         return "sure" if probability >= SURE else "likely" if probability >= LIKELY else "perhaps"
 
 
@@ -91,7 +82,7 @@ def fit(
     held_out = np.zeros(len(first))
     for fitted, asked in GroupKFold(FOLDS).split(features, groups=groups):
         slopes, steps = _fit_first(features[fitted], first[fitted], weights[fitted])
-        held_out[asked] = _interpolated(steps, features[asked] @ np.array(slopes))
+        held_out[asked] = np.interp(features[asked] @ np.array(slopes), *steps)
     reliability = _reliability(held_out, first, weights)
     error = sum(abs(said - was) * share for said, was, share in reliability)
     slopes, steps = _fit_first(features, first, weights)
@@ -126,10 +117,6 @@ def _isotonic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ste
     return fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
 
 
-def _interpolated(steps: Steps, values: np.ndarray) -> np.ndarray:
-    return np.interp(values, *steps)
-
-
 def _reliability(
     said: np.ndarray, right: np.ndarray, weights: np.ndarray
 ) -> list[tuple[float, float, float]]:
@@ -160,5 +147,4 @@ def draw_reliability(calibration: Calibration, file: Path) -> None:
         axes.annotate(words, (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
     axes.set(xlabel="probability that was said", ylabel="share that was right")
     axes.set_title(f"{calibration.queries} answers, error {calibration.error:.3f}", fontsize=10)
-    with written_atomically(file) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    write_figure(file, figure)

@@ -8,8 +8,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,7 +50,7 @@ class Database:
             with _reviving(self.folder).connect(
                 self.address, connect_timeout=CONNECT_SECONDS
             ) as connection:
-                self.read_only = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+                self.read_only = _only_reads(connection)
                 """Whether it is a replica, which answers, and takes no changes."""
                 if not self.read_only:
                     migrate(connection)
@@ -75,16 +74,14 @@ class Database:
             open=True,
         )
 
-    @contextmanager
-    def connection(self) -> Iterator[Connection[Any]]:
+    def connection(self) -> AbstractContextManager[Connection[Any]]:
         """A connection in a transaction, which ends with the block: committed, or rolled back."""
-        with self.pool.connection() as connection:
-            yield connection
+        return self.pool.connection()
 
     def look_up_role(self) -> None:
         """Find out again whether it only reads: a replica takes over, or stands in."""
         with self.connection() as connection:
-            self.read_only = bool(_value(connection, "SELECT pg_is_in_recovery()"))
+            self.read_only = _only_reads(connection)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -139,10 +136,9 @@ def migrate(connection: Connection[Any]) -> None:
     connection.commit()
 
 
-def _value(connection: Connection[Any], query: str) -> Any:
-    row = connection.execute(query.encode()).fetchone()
-    assert row is not None
-    return row[0]
+def _only_reads(connection: Connection[Any]) -> bool:
+    ((value,),) = connection.execute("SELECT pg_is_in_recovery()")
+    return bool(value)
 
 
 _starting = threading.Lock()

@@ -49,6 +49,7 @@ def _storable(value: Any) -> Any:
 Text = AfterValidator(_storable)
 ProductId = Annotated[str, BeforeValidator(id_of), Field(max_length=200), Text]
 Category = Annotated[str, AfterValidator(value_of), Field(max_length=200), Text]
+Attributes = Annotated[dict[str, JsonValue], Text]
 BoxNumbers = tuple[int, int, Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
@@ -59,15 +60,12 @@ class ProductFacts(BaseModel, extra="forbid"):
     category: Category | None = None
     price: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
     in_stock: bool | None = None
-    attributes: Annotated[dict[str, JsonValue], Text] = Field(default_factory=dict)
+    attributes: Attributes = Field(default_factory=dict)
 
     def product(self, product: str, images: Sequence[IndexedImage] = ()) -> Product:
         """The product of an id, with its images."""
-        return Product(
-            *(product, self.title, self.category, self.price, self.in_stock),
-            self.attributes,
-            images,
-        )
+        facts = {name: getattr(self, name) for name in ProductFacts.model_fields}
+        return Product(product, **facts, images=images)
 
 
 class _ListedImage(BaseModel, extra="forbid"):

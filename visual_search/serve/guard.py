@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
@@ -52,22 +49,25 @@ class Limits:
     burst: int = 40
 
 
-class Refusal(Exception):
+class Refusal(HTTPException):
     """An answer that is not given: status, sentence, and after how many seconds to try again."""
 
     def __init__(self, status: int, sentence: str, retry: int = 0) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.retry = status, sentence, retry
+        super().__init__(status, sentence, {"retry-after": str(retry)} if retry else None)
+
+
+def told(error: HTTPException) -> JSONResponse:
+    """An error as the service answers it."""
+    return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
 
 class Guard:
-    """An ASGI application round another, which sees only what may pass."""
+    """A middleware that lets through what may pass, and measures it."""
 
     def __init__(
         self,
-        app: Application,
+        app: ASGIApp,
         limits: Limits,
-        *,
         key: str | None,
         hosts: tuple[str, ...],
         registry: CollectorRegistry,
@@ -90,115 +90,75 @@ class Guard:
             "request_seconds", "From the first byte to the last", ["method"], registry=registry
         )
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._most_bytes(scope))
-        began = time.perf_counter()
+        status, began, request = 0, time.perf_counter(), Request(scope)
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refused: HTTPException | None = None
         self.running += 1
         try:
-            self._check(scope, exchange.headers)
+            self._check(request)
             async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, exchange.receive, exchange.send)
-            if exchange.too_large:
-                raise exchange.too_large
-        except Refusal as refusal:
-            await exchange.refuse(refusal)
+                await self.app(scope, receive, answer)
+        except HTTPException as error:
+            refused = error
         except TimeoutError:
-            await exchange.refuse(Refusal(503, "it took too long: try again", 1))
+            refused = Refusal(503, "it took too long: try again", 1)
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            await exchange.refuse(exchange.too_large or Refusal(500, "the service failed"))
+            log.exception("%s %s failed", request.method, request.url.path)
+            refused = Refusal(500, "the service failed")
         finally:
             self.running -= 1
-            seconds = time.perf_counter() - began
-            method = scope["method"] if scope["method"] in ("GET", "POST", *WRITES) else "other"
-            self._requests.labels(method, str(exchange.status)).inc()
-            self._seconds.labels(method).observe(seconds)
-            log.info("%s %s %s %.3f s", scope["method"], scope["path"], exchange.status, seconds)
+        if refused and not status:  # else an answer is on its way; the server closes the connection
+            await told(refused)(scope, receive, answer)
+        taken = time.perf_counter() - began
+        method = request.method if request.method in ("GET", "POST", *WRITES) else "other"
+        self._requests.labels(method, status).inc()
+        self._seconds.labels(method).observe(taken)
+        log.info("%s %s %d %.0f ms", request.method, request.url.path, status, taken * 1e3)
 
-    def _most_bytes(self, scope: Message) -> int:
-        return self.limits.upload_bytes * (10 if scope["method"] in WRITES else 1)
-
-    def _check(self, scope: Message, headers: dict[str, str]) -> None:
+    def _check(self, request: Request) -> None:
+        headers, path, is_write = request.headers, request.url.path, request.method in WRITES
         if self.hosts and headers.get("host", "").rsplit(":", 1)[0] not in self.hosts:
             raise Refusal(421, f"ask for one of these hosts: {', '.join(self.hosts)}")
-        if scope["path"] in UNLIMITED:
+        if path in UNLIMITED:
             return
         if self.running > self.limits.at_once:
             raise Refusal(503, "too many ask at once: try again", 1)
-        self._take(scope)
-        if scope["method"] in WRITES:
-            self._check_key(headers)
-        length = headers.get("content-length", "0")
-        if not length.isdecimal():
-            raise Refusal(400, "content-length is no number")
-        if int(length) > self._most_bytes(scope):
-            raise _too_large(self._most_bytes(scope))
-
-    def _check_key(self, headers: dict[str, str]) -> None:
-        if self.key is None:
+        self._take(request.client.host if request.client else "", path in ("/search", "/box"))
+        if is_write and self.key is None:
             raise Refusal(403, "the service was started without VISUAL_SEARCH_API_KEY: no changes")
         given = headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self.key.encode()):
+        if is_write and not hmac.compare_digest(given.encode(), str(self.key).encode()):
             raise Refusal(401, "changes need the header Authorization: Bearer <key>")
+        length, most = headers.get("content-length", "0"), self.limits.upload_bytes
+        most *= 10 if is_write else 1
+        if "transfer-encoding" in headers or not length.isdecimal():
+            raise Refusal(411, "say how long the upload is: Content-Length, and no chunks")
+        if int(length) > most:
+            raise Refusal(413, f"the upload is larger than {most >> 20} MB")
 
-    def _take(self, scope: Message) -> None:
+    def _take(self, client: str, is_search: bool) -> None:
         """Take from the client's bucket, which fills at the rate up to the burst."""
-        client, now = (scope.get("client") or ("",))[0], time.monotonic()
+        now = time.monotonic()
         left, then = self._buckets.pop(client, (float(self.limits.burst), now))
         left = min(left + (now - then) * self.limits.rate, self.limits.burst)
-        cost = 1.0 if scope["path"] in ("/search", "/box") else 0.1
+        cost = 1.0 if is_search else 0.1
         enough = left >= cost
         self._buckets[client] = (left - cost * enough, now)
         if len(self._buckets) > CLIENTS:
             self._buckets.popitem(last=False)
         if not enough:
             raise Refusal(429, "too many requests: ask more slowly", 1)
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"the upload is larger than {most >> 20} MB")
-
-
-class _Exchange:
-    """One request as it is read, and its answer as it is written."""
-
-    def __init__(self, scope: Message, receive: Receive, send: Send, most: int) -> None:
-        self._receive, self._send, self._most, self._seen = receive, send, most, 0
-        self.headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        self.status = 0
-        self.too_large: Refusal | None = None
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._seen += len(message.get("body", b""))
-        if self._seen > self._most:
-            self.too_large = _too_large(self._most)
-            return {"type": "http.disconnect"}
-        return message
-
-    async def send(self, message: Message) -> None:
-        if self.too_large:
-            return
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            given = {name.lower() for name, _ in message["headers"]}
-            more = {k.encode(): v.encode() for k, v in HEADERS.items() if k.encode() not in given}
-            message = {**message, "headers": [*message["headers"], *more.items()]}
-        await self._send(message)
-
-    async def refuse(self, refusal: Refusal) -> None:
-        if self.status:
-            return  # an answer is on its way; the server closes the connection
-        self.too_large = None
-        headers = [(b"content-type", b"application/json")]
-        if refusal.retry:
-            headers.append((b"retry-after", str(refusal.retry).encode()))
-        body = json.dumps({"error": refusal.sentence}).encode()
-        await self.send(
-            {"type": "http.response.start", "status": refusal.status, "headers": headers}
-        )
-        await self.send({"type": "http.response.body", "body": body})

@@ -10,10 +10,9 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
-from visual_search.data.images import ImageItem
+from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.embed import refuse_broken_model
-from visual_search.ranking.rank import UNUSED
-from visual_search.serve.query_model import QueryModel
+from visual_search.serve.query_model import QueryModel, what_is_wrong
 from visual_search.serve.records import IndexedImage, IndexedModel, Product
 from visual_search.serve.store import Store
 
@@ -88,11 +87,9 @@ def index_products(
     total = sum(len(product.images) for product in products)
     with progress_bar("indexing", "img", total=total) as bar:
         for some in _portions(products):
-            changed = _changed(store, some)
-            if changed:
-                finished = _embedded(model, indexed, changed, report)
-                store.put(finished, [indexed.id])
-                report.changed += len(finished)
+            if changed := _updated(store, model, indexed, some, report):
+                store.put(changed, [indexed.id])
+                report.changed += len(changed)
             bar.update(sum(len(product.images) for product in some))
     return report
 
@@ -111,50 +108,41 @@ def _portions(products: Sequence[Product]) -> Iterator[list[Product]]:
         yield portion
 
 
-def _changed(store: Store, products: Sequence[Product]) -> list[tuple[Product, list[bool]]]:
-    """Those that differ from the index, and which of their images do."""
-    known = store.known([product.id for product in products])
-    changed = []
-    for product in products:
-        facts, images = known.get(product.id, (None, {}))
-        new = [images.get((im.path, im.box)) != im.fingerprint for im in product.images]
-        same = facts == replace(product, images=()) and len(images) == len(product.images)
-        if any(new) or not same:
-            changed.append((product, new))
-    return changed
-
-
-def _embedded(
+def _updated(
+    store: Store,
     model: QueryModel,
     indexed: IndexedModel,
-    products: Sequence[tuple[Product, list[bool]]],
+    products: Sequence[Product],
     report: Report,
 ) -> list[Product]:
-    """The products with vectors, or problems, of those of their images that are new."""
-    items = [
-        ImageItem(Path(image.path), image.box)
-        for product, new in products
-        for image, is_new in zip(product.images, new, strict=True)
-        if is_new
-    ]
-    answers = iter(embed_gallery(model, items, report))
+    """Those that differ from the index, with vectors, or problems, of their new images."""
+    known = store.known([product.id for product in products])
+    changed: list[tuple[Product, dict[ImageItem, None]]] = []
+    for product in products:
+        facts, images = known.get(product.id, (None, {}))
+        new = {
+            image.item: None
+            for image in product.images
+            if images.get((image.path, image.box)) != image.fingerprint
+        }
+        if new or facts != replace(product, images=()) or len(images) != len(product.images):
+            changed.append((product, new))
+    items = list({item: None for _, new in changed for item in new})
+    answers = dict(zip(items, embed_gallery(model, items, report), strict=True))
 
-    def finished(image: IndexedImage, is_new: bool) -> IndexedImage:
-        if not is_new:
-            return image
-        vector, problem = next(answers)
-        return replace(
-            image, vectors={} if vector is None else {indexed.id: vector}, problem=problem
-        )
+    def finished(image: IndexedImage) -> IndexedImage:
+        vector, problem = answers[image.item]
+        vectors = {} if vector is None else {indexed.id: vector}
+        return replace(image, vectors=vectors, problem=problem)
 
     return [
-        replace(product, images=[finished(*pair) for pair in zip(product.images, new, strict=True)])
-        for product, new in products
+        replace(product, images=[finished(im) if im.item in new else im for im in product.images])
+        for product, new in changed
     ]
 
 
 def embed_gallery(
-    model: QueryModel, items: Sequence[ImageItem], report: Report | None = None
+    model: QueryModel, items: Sequence[ImageItem], report: Report
 ) -> list[tuple[np.ndarray | None, str | None]]:
     """Of each image its vector, or None and why it has none.
 
@@ -164,19 +152,18 @@ def embed_gallery(
     if not items:
         return []
     found = model.embed(items, gallery=True)
-    refuse_broken_model(found.problems, len(items))
-    lost = {one.path: one.reason for one in found.problems if one.reason.endswith(UNUSED)}
-    answers: list[tuple[np.ndarray | None, str | None]] = []
-    for item, vector in zip(items, found.matrix.numpy(), strict=True):
-        reason = lost.get(str(item.path))
-        answers.append((vector, None) if reason is None else (None, reason.rsplit(";", 1)[0]))
-    if report is not None:
-        report.embedded += len(items) - len(lost)
-        report.problems += lost.items()
-    return answers
+    lost = [
+        ImageProblem(str(item.path), str(one.note))
+        for item, one in zip(items, found, strict=True)
+        if one.vector is None
+    ]
+    refuse_broken_model(lost, len(items))
+    report.embedded += len(items) - len(lost)
+    report.problems += [(one.path, what_is_wrong(one.reason)) for one in lost]
+    return [(one.vector, what_is_wrong(one.note) if one.vector is None else None) for one in found]
 
 
-def fill(store: Store, model: QueryModel, report: Report) -> IndexedModel:
+def fill(store: Store, model: QueryModel, report: Report) -> None:
     """Embed every image of the index that lacks this model's embedding; others answer meanwhile."""
     indexed = register(store, model)
     total = store.count_missing(indexed)
@@ -188,7 +175,6 @@ def fill(store: Store, model: QueryModel, report: Report) -> IndexedModel:
             lost = {image: reason for (image, _, _), (_, reason) in pairs if reason}
             store.add_embeddings(indexed, vectors, lost)
             bar.update(len(rows))
-    return indexed
 
 
 def compared_models(store: Store, runs: Sequence[Path] | None) -> list[str]:

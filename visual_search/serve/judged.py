@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +10,21 @@ import pandas as pd
 import torch
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_text, written_atomically
+from visual_search.common.files import write_csv, write_text
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import BOX_COLUMNS, check_boxes
-from visual_search.data.tables import (
-    as_box,
-    compared,
-    ids_of,
-    image_items,
-    read_queries,
-    tell,
-)
+from visual_search.data.tables import compared, ids_of, image_items, read_queries, tell
 from visual_search.evaluation.compare import compare, comparison_rows, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.report import markdown
 from visual_search.evaluation.tasks import ImageTask, TaskConfig
-from visual_search.ranking.rank import UNUSED
 from visual_search.ranking.search import top_k
 from visual_search.serve.calibration import Calibration, fit
 from visual_search.serve.query_log import clicked
 from visual_search.serve.query_model import QueryModel
 from visual_search.serve.records import IndexedModel
-from visual_search.serve.store import Store
+from visual_search.serve.store import Store, image_item
 
 CALIBRATED_HITS = 10
 Judged = list[tuple[ImageItem, str]]
@@ -69,10 +60,7 @@ def read_judged(path: Path, store: Store) -> Judged:
 
 def clicked_queries(store: Store) -> Judged:
     """Logged queries by image, with the product that was clicked last."""
-    return [
-        (ImageItem(Path(row["image"]), as_box(row["box"]) if row["box"] else None), row["product"])
-        for row in clicked(store.database)
-    ]
+    return [(image_item(row), row["product"]) for row in clicked(store.database)]
 
 
 def export_clicks(store: Store, folder: Path) -> str:
@@ -90,31 +78,22 @@ def export_clicks(store: Store, folder: Path) -> str:
             "no query by image has led to a click yet: main_serve keeps images with --log-images"
         )
     gallery = store.images()
-    _write_csv(
-        folder / "gallery.csv",
-        ["seller_img_id", "img_path", "product_id"],
-        [(image, item.path, product) for image, product, item in gallery],
-    )
+    shown = [(image, item.path, product) for image, product, item in gallery]
+    columns = ["seller_img_id", "img_path", "product_id"]
+    write_csv(folder / "gallery.csv", pd.DataFrame(shown, columns=columns))
     whole = (0, 0, 1 << 16, 1 << 16)  # is clipped to the image
-    _write_csv(
-        folder / "queries.csv",
-        ["user_img_id", "img_path", *BOX_COLUMNS, "product_id"],
-        [
-            (number, item.path, *(item.box or whole), product)
-            for number, (item, product) in enumerate(judged)
-        ],
-    )
+    asked = [
+        (number, item.path, *(item.box or whole), product)
+        for number, (item, product) in enumerate(judged)
+    ]
+    columns = ["user_img_id", "img_path", *BOX_COLUMNS, "product_id"]
+    write_csv(folder / "queries.csv", pd.DataFrame(asked, columns=columns))
     task = folder / "clicks.yml"
     write_text(task, f"title: Clicks\ndev_set: {{eval_root: {folder.absolute()}}}\nmetric: R@1\n")
     return (
         f"{task}: {len(judged)} queries, {len(gallery)} images\nnext: python -m "
         f"visual_search.main_evaluate compare RUN_A RUN_B --tasks {task}"
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with written_atomically(path) as temporary, temporary.open("w", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])
 
 
 def calibrate(
@@ -138,15 +117,18 @@ def calibrate(
             right.append(order[best] == wanted[query])
     absent = np.tile([False, True], len(wanted))
     calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2), absent)
-    store.keep_calibration(indexed, calibration.as_json())
+    store.keep_calibration(indexed, asdict(calibration))
     return calibration
 
 
 def _embedded(model: QueryModel, judged: Judged) -> tuple[Judged, np.ndarray]:
     found = model.embed([item for item, _ in judged])
-    lost = {problem.path for problem in found.problems if problem.reason.endswith(UNUSED)}
-    kept = [place for place, (item, _) in enumerate(judged) if str(item.path) not in lost]
-    return [judged[place] for place in kept], found.matrix.numpy()[kept]
+    kept = [
+        (pair, one.vector)
+        for pair, one in zip(judged, found, strict=True)
+        if one.vector is not None
+    ]
+    return [pair for pair, _ in kept], np.array([vector for _, vector in kept])
 
 
 def compare_with_current(

@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
+from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from visual_search.data.images import Box
 from visual_search.serve.database import Database
 
 
-def log_query(
-    database: Database,
-    model: int,
-    filters: Mapping[str, Any],
-    *,
-    text: str | None = None,
-    image: str | None = None,
-    box: Box | None = None,
-    liked: int | None = None,
-    score: float | None = None,
-    probability: float | None = None,
-) -> str:
+def log_query(database: Database, model: int, **columns: Any) -> str:
     """Keep a query; its id, by which clicks name it. A power cut may lose the last second's.
 
     Args:
         database: of the index.
         model: that answered.
-        filters: JSON values.
-        text: that was typed.
-        image: path of the image, where images are kept.
-        box: in it.
-        liked: the indexed image that was asked with.
-        score: of the first hit.
-        probability: that it is the product.
+        columns: others of the table `queries`; `filters` are JSON values.
     """
-    number = str(uuid.uuid4())
+    filters = Jsonb(columns.pop("filters", {}))
+    row = {"id": str(uuid.uuid4()), "model": model, "filters": filters, **columns}
+    statement = sql.SQL("INSERT INTO queries ({}) VALUES ({})").format(
+        *(sql.SQL(", ").join(map(kind, row)) for kind in (sql.Identifier, sql.Placeholder))
+    )
     with database.connection() as connection:
         connection.execute("SET LOCAL synchronous_commit = off")
-        connection.execute(
-            "INSERT INTO queries (id, model, text, image, box, liked, filters, score, "
-            "probability) VALUES (%s, %s, %s, %s, %s::integer[], %s, %s, %s, %s)",
-            (
-                *(number, model, text, image, list(box) if box else None),
-                *(liked, Jsonb(filters), score, probability),
-            ),
-        )
-    return number
+        connection.execute(statement, row)
+    return str(row["id"])
 
 
 def log_click(database: Database, query: str, product: str) -> bool:
@@ -69,7 +48,7 @@ def clicked(database: Database) -> list[dict[str, Any]]:
     Of queries by an indexed image ("more like this") the image is that one's.
     """
     query = (
-        "SELECT coalesce(q.image, i.path) AS image, coalesce(q.box, i.box) AS box, "
+        "SELECT coalesce(q.image, i.path) AS path, coalesce(q.box, i.box) AS box, "
         "(array_agg(c.product ORDER BY c.id DESC))[1] AS product FROM queries q "
         "JOIN clicks c ON c.query = q.id LEFT JOIN images i ON i.id = q.liked "
         "WHERE q.text IS NULL AND (q.image IS NOT NULL OR (i.id IS NOT NULL "

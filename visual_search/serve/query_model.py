@@ -24,11 +24,12 @@ from visual_search.data.image_files import stored_size
 from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
 from visual_search.model.checkpoint import fingerprint, knows_texts, load_checkpoint
 from visual_search.model.clip_folder import is_clip_folder
-from visual_search.ranking.embed import Embeddings, default_device, embed_images
+from visual_search.ranking.embed import default_device, embed_images
 from visual_search.ranking.export import load_model
 from visual_search.ranking.inference_plan import InferencePlan, plan_inference
 from visual_search.ranking.rank import UNUSED, trimmed
 from visual_search.ranking.store import weights_fingerprint
+from visual_search.serve.guard import Refusal
 from visual_search.text.first_ru_clip import is_first_ru_clip
 
 BATCH = 16
@@ -40,8 +41,13 @@ BOX_LEVEL, BOX_SIDE = 0.5, 64
 enlarged to so many places a side first."""
 
 
-class UnusableQueryError(Exception):
-    """Nothing of a query could be used; why, for the one who asks."""
+class Embedded(NamedTuple):
+    """An image or a text as the model sees it."""
+
+    vector: np.ndarray | None
+    """`(dimension,)`, float32, of length 1; None where nothing of it could be used."""
+    note: str | None
+    """What was wrong."""
 
 
 class QueryModel:
@@ -80,7 +86,7 @@ class QueryModel:
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._plan: InferencePlan | None = None
 
-    def embed(self, items: Sequence[ImageItem], *, gallery: bool = False) -> Embeddings:
+    def embed(self, items: Sequence[ImageItem], *, gallery: bool = False) -> list[Embedded]:
         """Images as unit vectors; `gallery`: with their white borders cut as the settings say."""
         if gallery:
             items = trimmed(items, self.settings)
@@ -88,7 +94,7 @@ class QueryModel:
             self._plan = plan_inference(
                 *(self.embedder, items, self.size), device=self.device, settings=self.settings
             )
-        return embed_images(
+        found = embed_images(
             self._plan,
             items,
             self.size,
@@ -96,6 +102,11 @@ class QueryModel:
             settings=self.settings,
             progress=False,
         )
+        notes = {problem.path: problem.reason for problem in found.problems}
+        return [
+            Embedded(None if _is_unused(note := notes.get(str(item.path))) else vector, note)
+            for item, vector in zip(items, found.matrix.numpy(), strict=True)
+        ]
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts as unit vectors `(n, dimension)`, float32.
@@ -107,7 +118,7 @@ class QueryModel:
             raise UserError("this model knows no texts: ask with an image")
         return self.encoder.embed_texts(list(texts))
 
-    def propose_box(self, item: ImageItem) -> Box | None:
+    def propose_box(self, item: ImageItem) -> Box | Refusal | None:
         """Where the product of an image is likely to be, from the model's last feature map.
 
         The box round the places whose features are longer than half of the longest; None where
@@ -115,8 +126,8 @@ class QueryModel:
         """
         width, height = stored_size(item.path)
         square, problem = load_pixels(item, self.size)
-        if error := _unusable(problem.reason if problem else None):
-            raise error
+        if problem and _is_unused(problem.reason):
+            return _unusable(problem.reason)
         pixels = torch.from_numpy(square)[None].to(self.device)
         with torch.inference_mode():
             places = _activations(self.embedder, pixels)
@@ -171,19 +182,6 @@ def _as_map(features: Tensor) -> Tensor | None:
     return None
 
 
-class Embedded(NamedTuple):
-    """A query as the model sees it."""
-
-    vector: np.ndarray
-    """`(dimension,)`, float32, of length 1."""
-    note: str | None
-    """What was wrong although it could be used."""
-
-
-class BusyError(Exception):
-    """More queries wait than can be answered in time."""
-
-
 Kind = Literal["image", "gallery", "text", "box"]
 """Of a query: an image of it or of the gallery, a text, or an image whose box is asked for."""
 
@@ -202,13 +200,13 @@ class ModelThread:
         """Ask for the vector of an ImageItem or a text, or for a box.
 
         Raises:
-            BusyError: where too many wait.
+            Refusal: where too many wait.
         """
         answer: Future[Any] = Future()
         try:
             self._waiting.put_nowait((answer, kind, query))
         except queue.Full:
-            raise BusyError from None
+            raise Refusal(503, "too many queries wait: try again", 1) from None
         return answer
 
     @property
@@ -247,27 +245,21 @@ class ModelThread:
 
     def _answers(self, kind: Kind, queries: Sequence[Any]) -> Sequence[Any]:
         if kind == "box":
-            return [self._box(item) for item in queries]
+            return [self.model.propose_box(item) for item in queries]
         if kind == "text":
             return [Embedded(vector, None) for vector in self.model.embed_texts(queries).numpy()]
         found = self.model.embed(queries, gallery=kind == "gallery")
-        reasons = {problem.path: problem.reason for problem in found.problems}
-        return [
-            _unusable(reason) or Embedded(vector, reason)
-            for vector, reason in zip(
-                found.matrix.numpy(), (reasons.get(str(item.path)) for item in queries), strict=True
-            )
-        ]
-
-    def _box(self, item: ImageItem) -> Any:
-        try:
-            return self.model.propose_box(item)
-        except UnusableQueryError as error:
-            return error
+        return [one if one.vector is not None else _unusable(one.note) for one in found]
 
 
-def _unusable(reason: str | None) -> UnusableQueryError | None:
-    """What a reason says where nothing of the image could be used."""
-    if reason and reason.endswith(UNUSED):
-        return UnusableQueryError(reason.rsplit(";", 1)[0])
-    return None
+def _is_unused(reason: str | None) -> bool:
+    return reason is not None and reason.endswith(UNUSED)
+
+
+def what_is_wrong(reason: str | None) -> str:
+    """A reason without what a ranking makes of it: here the image is left out."""
+    return str(reason).rsplit(";", 1)[0]
+
+
+def _unusable(reason: str | None) -> Refusal:
+    return Refusal(422, f"the image cannot be used: {what_is_wrong(reason)}")

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from psycopg.types.json import Jsonb
 
-from visual_search.data.images import Box
+from visual_search.data.images import Box, ImageItem
+
+CONDITIONS = {
+    "categories": "category = ANY(%(categories)s)",
+    "price_min": "price >= %(price_min)s",
+    "price_max": "price <= %(price_max)s",
+    "in_stock": "in_stock = %(in_stock)s",
+    "attributes": "attributes @> %(attributes)s",
+}
+"""Of each filter, on columns of `products`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,11 @@ class IndexedImage:
     """By model, `(dimension,)`, of length 1; empty where the image has a problem."""
     problem: str | None = None
 
+    @property
+    def item(self) -> ImageItem:
+        """Where it lies."""
+        return ImageItem(Path(self.path), self.box)
+
 
 @dataclass(frozen=True)
 class Product:
@@ -38,6 +52,10 @@ class Product:
     in_stock: bool | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     images: Sequence[IndexedImage] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """All but the images."""
+        return {name: value for name, value in vars(self).items() if name != "images"}
 
 
 @dataclass(frozen=True)
@@ -72,20 +90,17 @@ class Filters:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Those that the product's must contain."""
 
-    def conditions(self) -> tuple[list[str], dict[str, Any]]:
+    def conditions(self) -> tuple[str, dict[str, Any]]:
         """SQL on columns of `products`, and its parameters."""
-        every = {
-            "category = ANY(%(categories)s)": ("categories", list(self.categories) or None),
-            "price >= %(price_min)s": ("price_min", self.price_min),
-            "price <= %(price_max)s": ("price_max", self.price_max),
-            "in_stock = %(in_stock)s": ("in_stock", self.in_stock),
-            "attributes @> %(attributes)s": (
-                "attributes",
-                Jsonb(dict(self.attributes)) if self.attributes else None,
-            ),
+        values = {
+            "categories": list(self.categories) or None,
+            "price_min": self.price_min,
+            "price_max": self.price_max,
+            "in_stock": self.in_stock,
+            "attributes": Jsonb(self.attributes) if self.attributes else None,
         }
-        used = {words: pair for words, pair in every.items() if pair[1] is not None}
-        return list(used), dict(used.values())
+        given = {name: value for name, value in values.items() if value is not None}
+        return " AND ".join(CONDITIONS[name] for name in given), given
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_bytes
@@ -27,8 +25,8 @@ from visual_search.serve.calibration import Calibration
 from visual_search.serve.gallery import ProductFacts, file_state
 from visual_search.serve.guard import Refusal
 from visual_search.serve.query_log import log_query
-from visual_search.serve.query_model import Kind, ModelThread, QueryModel, UnusableQueryError
-from visual_search.serve.records import Filters, Hit, IndexedImage, IndexedModel, StaleModelError
+from visual_search.serve.query_model import Kind, ModelThread, QueryModel
+from visual_search.serve.records import Filters, IndexedImage, IndexedModel, StaleModelError
 from visual_search.serve.store import Store
 
 MAX_PIXELS = 100_000_000
@@ -66,7 +64,6 @@ class Service:
         *,
         compared: Sequence[str] = (),
         log_images: bool = False,
-        registry: CollectorRegistry | None = None,
     ) -> None:
         """
         Args:
@@ -74,40 +71,28 @@ class Service:
             uploads: folder of images that come by HTTP.
             compared: fingerprints of models that answer beside the current one.
             log_images: keep the images of queries.
-            registry: of the metrics.
 
         Raises:
             UserError: where there is no model in the index, or one cannot be loaded.
         """
         self.store, self.uploads, self.log_images = store, uploads, log_images
         self.compared = tuple(compared)
-        self.registry = registry or CollectorRegistry()
         self._threads: dict[int, ModelThread] = {}
         self.models: dict[int, IndexedModel] = {}
         self.refresh()
         if not self.models:
             raise UserError("the index is empty: fill it with visual_search.main_index")
-        self._stopped = threading.Event()
-        self._metrics()
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
-
-    def _metrics(self) -> None:
-        self._stage = Histogram(
-            "stage_seconds", "Parts of a search", ["stage"], registry=self.registry
-        )
-        self._top = Histogram(
-            "top_score",
-            "Cosine of the first hit",
-            buckets=np.linspace(0.1, 1.0, 10).tolist(),
-            registry=self.registry,
-        )
-        self._queries = Counter("queries", "Searches by kind", ["kind"], registry=self.registry)
-        self._empty = Counter("empty_answers", "Searches without a hit", registry=self.registry)
-        self._absent = Counter(
-            "absent_answers", "Searches whose product is likely not there", registry=self.registry
-        )
-        waiting = Gauge("waiting_queries", "That wait for a model", registry=self.registry)
+        tenths = np.linspace(0.1, 1.0, 10).tolist()
+        self._stage = Histogram("stage_seconds", "Parts of a search", ["stage"], registry=None)
+        self._top = Histogram("top_score", "Cosine of the first hit", buckets=tenths, registry=None)
+        self._queries = Counter("queries", "Searches by kind", ["kind"], registry=None)
+        self._empty = Counter("empty_answers", "Searches without a hit", registry=None)
+        self._absent = Counter("absent_answers", "Product is likely not there", registry=None)
+        waiting = Gauge("waiting_queries", "That wait for a model", registry=None)
         waiting.set_function(lambda: sum(thread.waiting for thread in self._threads.values()))
+        self.metrics = (self._stage, self._top, self._queries, self._empty, self._absent, waiting)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     @property
     def current(self) -> IndexedModel:
@@ -160,42 +145,66 @@ class Service:
 
     def search(self, asked: Asked) -> dict[str, Any]:
         """Hits, how sure they are, and the number by which a click names the query."""
-        model = self._model(asked.model)
-        with self._timed("embed"):
+        model = self.current if asked.model is None else self.models.get(asked.model)
+        if model is None:
+            raise Refusal(404, "there is no such model")
+        with self._stage.labels("embed").time():
             vector, note, kept = self._vector(model, asked)
         if not np.isfinite(vector).all() or not vector.any():
             raise Refusal(422, "the model makes nothing of this query: try another image")
-        with self._timed("search"):
+        with self._stage.labels("search").time():
             # A second product is needed to know how far the first is ahead.
             count = max(asked.count, 2)
             hits = self.store.search(
                 model, vector, count, asked.filters, by_product=asked.by_product
             )
-        calibration = None if asked.text else Calibration.parsed(model.calibration)
+        calibration = None
+        if model.calibration and not asked.text:
+            calibration = Calibration(**model.calibration)
         probability = None
         if calibration and hits:
             best: dict[str, float] = {}
             for hit in hits:
                 best.setdefault(hit.product.id, hit.score)
             probability = calibration.probability(list(best.values())[:2])
-        self._count(asked, hits, probability)
-        with self._timed("log"):
-            query = self._logged(model, asked, kept, hits, probability)
+        may_not_have = probability is not None and probability < 0.5
+        kinds = {"like": asked.like, "image": asked.image, "text": asked.text}
+        self._queries.labels("+".join(k for k, v in kinds.items() if v is not None)).inc()
+        self._absent.inc(may_not_have)
+        if hits:
+            self._top.observe(hits[0].score)
+        else:
+            self._empty.inc()
+        with self._stage.labels("log").time():
+            query = None
+            if not self.store.database.read_only:
+                query = log_query(
+                    self.store.database,
+                    model.id,
+                    filters={k: v for k, v in asdict(asked.filters).items() if v},
+                    text=asked.text,
+                    image=str(kept) if kept else None,
+                    box=list(asked.box) if asked.box else None,
+                    liked=asked.like,
+                    score=hits[0].score if hits else None,
+                    probability=probability,
+                )
         return {
             "query": query,
             "model": model.name,
             "probability": probability,
-            "may_not_have": probability is not None and probability < 0.5,
+            "may_not_have": may_not_have,
             "note": note,
-            "hits": [self._described(hit, calibration) for hit in hits[: asked.count]],
+            "hits": [
+                {
+                    "image": hit.image,
+                    "score": round(hit.score, 4),
+                    "sure": calibration.word(hit.score) if calibration else None,
+                    "product": hit.product.facts(),
+                }
+                for hit in hits[: asked.count]
+            ],
         }
-
-    def _model(self, number: int | None) -> IndexedModel:
-        if number is None:
-            return self.current
-        if number not in self.models:
-            raise Refusal(404, "there is no such model")
-        return self.models[number]
 
     def _vector(self, model: IndexedModel, asked: Asked) -> tuple[np.ndarray, str | None, Any]:
         """The query's vector, what was odd about it, and the path of its image where it is kept."""
@@ -225,14 +234,7 @@ class Service:
         thread = self._threads.get(model.id)
         if thread is None:  # dropped since the request came
             raise Refusal(503, "the index is changing its model: try again", 5)
-        future: Future[Any] = thread.submit(kind, query)
-        try:
-            return future.result(SECONDS)
-        except TimeoutError:
-            future.cancel()
-            raise Refusal(503, "the model is too busy: try again", 2) from None
-        except UnusableQueryError as error:
-            raise Refusal(422, f"the image cannot be used: {error}") from error
+        return _answer(thread.submit(kind, query))
 
     @contextmanager
     def _file_of(self, image: bytes) -> Iterator[Path]:
@@ -251,51 +253,6 @@ class Service:
         if not path.exists():
             write_bytes(path, image)
         return path
-
-    def _count(self, asked: Asked, hits: Sequence[Hit], probability: float | None) -> None:
-        kinds = {"like": asked.like, "image": asked.image, "text": asked.text}
-        self._queries.labels("+".join(k for k, v in kinds.items() if v is not None)).inc()
-        if hits:
-            self._top.observe(hits[0].score)
-        else:
-            self._empty.inc()
-        if probability is not None and probability < 0.5:
-            self._absent.inc()
-
-    def _logged(
-        self,
-        model: IndexedModel,
-        asked: Asked,
-        image: Path | None,
-        hits: Sequence[Hit],
-        probability: float | None,
-    ) -> str | None:
-        if self.store.database.read_only:
-            return None
-        return log_query(
-            self.store.database,
-            model.id,
-            {k: v for k, v in asdict(asked.filters).items() if v},
-            text=asked.text,
-            image=str(image) if image else None,
-            box=asked.box,
-            liked=asked.like,
-            score=hits[0].score if hits else None,
-            probability=probability,
-        )
-
-    @staticmethod
-    def _described(hit: Hit, calibration: Calibration | None) -> dict[str, Any]:
-        facts = asdict(hit.product)
-        del facts["images"]
-        sure = calibration.word(hit.score) if calibration else None
-        return {"image": hit.image, "score": round(hit.score, 4), "sure": sure, "product": facts}
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._stage.labels(stage).observe(time.perf_counter() - began)
 
     def propose_box(self, image: bytes) -> Box | None:
         """Where the product of an image is likely to be."""
@@ -329,7 +286,7 @@ class Service:
                 str(item.path),
                 item.box,
                 file_state(item.path),
-                {number: _answer(future) for number, future in asked.items()},
+                {number: _answer(future).vector for number, future in asked.items()},
             )
             for item, asked in kept
         ]
@@ -365,14 +322,12 @@ class Service:
         }
 
 
-def _answer(future: Future[Any]) -> np.ndarray:
+def _answer(future: Future[Any]) -> Any:
     try:
-        vector: np.ndarray = future.result(SECONDS * 3)[0]
+        return future.result(SECONDS)
     except TimeoutError:
+        future.cancel()
         raise Refusal(503, "the model is too busy: try again", 2) from None
-    except UnusableQueryError as error:
-        raise Refusal(422, f"an image cannot be used: {error}") from error
-    return vector
 
 
 def check_image(image: bytes) -> str:
@@ -390,16 +345,3 @@ def check_image(image: bytes) -> str:
     if width * height > MAX_PIXELS:
         raise Refusal(422, f"the image has {width} x {height} pixels: 100 million are the most")
     return "." + {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
-
-
-def parsed_attributes(text: str | None) -> Mapping[str, Any]:
-    """A filter on attributes, from JSON."""
-    if not text:
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Refusal(422, 'attributes: write a JSON object, such as {"colour": "red"}')
-    return found

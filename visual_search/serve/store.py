@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
-from psycopg import Connection, Cursor, sql
+from psycopg import Connection, sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from visual_search.common.errors import UserError
-from visual_search.data.images import Box, ImageItem
+from visual_search.data.images import ImageItem
 from visual_search.data.tables import as_box
 from visual_search.serve.database import Database
-from visual_search.serve.records import (
-    Filters,
-    Hit,
-    IndexedModel,
-    Product,
-    StaleModelError,
-)
+from visual_search.serve.records import Filters, Hit, IndexedModel, Product, StaleModelError
 
 INLINE_DIMENSION = 3900
 """Up to here a vector stands in its row; PostgreSQL would put one beyond 2 kB elsewhere, and a
 search fetch each by itself."""
 HNSW_DIMENSION = 4000
 """pgvector's limit for half precision."""
+MISSING = (
+    "FROM images i WHERE problem IS NULL AND NOT EXISTS "
+    "(SELECT FROM embeddings e WHERE e.image = i.id AND e.model = %(model)s)"
+)
+"""Images that lack a model's embedding."""
+FACTS = "(title, category, price, in_stock, attributes)"
 
 
 class Store:
@@ -42,8 +41,7 @@ class Store:
 
     def models(self) -> list[IndexedModel]:
         """All of the index, in the order they came."""
-        with self._rows("SELECT * FROM models ORDER BY id") as rows:
-            return [IndexedModel(**row) for row in rows]
+        return [IndexedModel(**row) for row in self._rows("SELECT * FROM models ORDER BY id")]
 
     def model(self, number: int) -> IndexedModel:
         """One of them, as it stands now."""
@@ -52,14 +50,12 @@ class Store:
     def add_model(self, source: str, fingerprint: str, dimension: int) -> IndexedModel:
         """The model by its fingerprint, made where it is new; the first of an index answers."""
         with self.database.connection() as connection:
-            row = connection.execute(
+            ((number, is_new),) = connection.execute(
                 "INSERT INTO models (source, fingerprint, dimension, current) VALUES "
                 "(%s, %s, %s, NOT EXISTS (SELECT FROM models)) ON CONFLICT (fingerprint) "
                 "DO UPDATE SET source = excluded.source RETURNING id, xmax = 0",
                 (source, fingerprint, dimension),
-            ).fetchone()
-            assert row is not None
-            number, is_new = row
+            )
             if is_new:
                 create = "CREATE TABLE {} PARTITION OF embeddings FOR VALUES IN ({})"
                 table = _partition(number)
@@ -78,7 +74,7 @@ class Store:
         with self.database.connection() as connection:
             # Nobody adds an image meanwhile; searches go on.
             connection.execute("LOCK TABLE images IN SHARE ROW EXCLUSIVE MODE")
-            missing = self._count_missing(connection, model)
+            missing = _count_missing(connection, model)
             if not missing:
                 connection.execute("UPDATE models SET current = false WHERE current")
                 connection.execute("UPDATE models SET current = true WHERE id = %s", (model.id,))
@@ -113,15 +109,13 @@ class Store:
                 f"{model.dimension}: search exactly, or main_compress it"
             )
         name = sql.Identifier(f"embeddings_{model.id}_hnsw")
+        build = "CREATE INDEX {} ON {} USING hnsw ((vector::halfvec({})) halfvec_ip_ops)"
         with self.database.connection() as connection:
             connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(name))
             if wanted:
                 connection.execute("SET LOCAL maintenance_work_mem = '512MB'")
-                connection.execute(
-                    sql.SQL(
-                        "CREATE INDEX {} ON {} USING hnsw ((vector::halfvec({})) halfvec_ip_ops)"
-                    ).format(name, _partition(model.id), sql.Literal(model.dimension))
-                )
+                index = (name, _partition(model.id), sql.Literal(model.dimension))
+                connection.execute(sql.SQL(build).format(*index))
             connection.execute(
                 "UPDATE models SET approximate = %s WHERE id = %s", (wanted, model.id)
             )
@@ -147,154 +141,131 @@ class Store:
                 raise StaleModelError("the index has changed its model")
             self._put(connection, sorted(products, key=lambda product: product.id))
 
-    def _put(self, connection: Connection[Any], products: Sequence[Product]) -> None:
-        pairs = [(product, image) for product in products for image in product.images]
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO products VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE "
-                "SET (title, category, price, in_stock, attributes) = (excluded.title, "
-                "excluded.category, excluded.price, excluded.in_stock, excluded.attributes)",
-                [(product.id, *_facts(product)) for product in products],
-            )
-            cursor.executemany(
-                "INSERT INTO images (product, path, box, fingerprint, problem) VALUES "
-                "(%s, %s, %s::integer[], %s, %s) ON CONFLICT (product, path, box) DO UPDATE SET "
-                "(fingerprint, problem) = (excluded.fingerprint, excluded.problem) RETURNING id",
-                [
-                    (product.id, image.path, _box(image.box), image.fingerprint, image.problem)
-                    for product, image in pairs
-                ],
-                returning=True,
-            )
-            rows = [_next(cursor) for _ in pairs]
+    @staticmethod
+    def _put(connection: Connection[Any], products: Sequence[Product]) -> None:
+        connection.execute(
+            "INSERT INTO products SELECT * FROM jsonb_populate_recordset(NULL::products, %s) "
+            f"ON CONFLICT (id) DO UPDATE SET {FACTS} = (excluded.title, excluded.category, "
+            "excluded.price, excluded.in_stock, excluded.attributes)",
+            (Jsonb([product.facts() for product in products]),),
+        )
+        images = {
+            (product.id, image.path, image.box): image
+            for product in products
+            for image in product.images
+        }
+        written = connection.execute(
+            "INSERT INTO images (product, path, box, fingerprint, problem) SELECT product, path, "
+            "box, fingerprint, problem FROM jsonb_populate_recordset(NULL::images, %s) "
+            "ON CONFLICT (product, path, box) DO UPDATE SET (fingerprint, problem) = "
+            "(excluded.fingerprint, excluded.problem) RETURNING id, product, path, box",
+            (
+                Jsonb(
+                    [
+                        {"product": product, "path": path, "box": box,
+                         "fingerprint": image.fingerprint, "problem": image.problem}
+                        for (product, path, box), image in images.items()
+                    ]
+                ),
+            ),
+        )  # fmt: skip
+        rows = {
+            number: (product, images[product, path, tuple(box) if box else None])
+            for number, product, path, box in written
+        }
         connection.execute(
             "DELETE FROM images WHERE product = ANY(%s) AND id <> ALL(%s)",
-            ([product.id for product in products], rows),
+            ([product.id for product in products], list(rows)),
         )
         # Embeddings of a file that was, in models beside these, are made anew.
-        of_image = list(zip(rows, pairs, strict=True))
-        changed = [row for row, (_, image) in of_image if image.vectors or image.problem]
+        changed = [row for row, (_, image) in rows.items() if image.vectors or image.problem]
         connection.execute("DELETE FROM embeddings WHERE image = ANY(%s)", (changed,))
-        self._insert(
+        _insert(
             connection,
             [
-                (model, row, product.id, vector)
-                for row, (product, image) in of_image
+                (model, row, product, vector)
+                for row, (product, image) in rows.items()
                 for model, vector in image.vectors.items()
             ],
         )
-
-    @staticmethod
-    def _insert(
-        connection: Connection[Any], rows: Sequence[tuple[int, int, str, np.ndarray]]
-    ) -> None:
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO embeddings VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                [(model, row, owner, HalfVector(vector)) for model, row, owner, vector in rows],
-            )
 
     def set_facts(self, product: Product) -> bool:
         """Change what is told of a product, and leave its images; whether there is one."""
         with self.database.connection() as connection:
             done = connection.execute(
-                "UPDATE products SET (title, category, price, in_stock, attributes) = "
-                "(%s, %s, %s, %s, %s) WHERE id = %s",
-                (*_facts(product), product.id),
+                f"UPDATE products SET {FACTS} = (SELECT title, category, price, in_stock, "
+                "attributes FROM jsonb_populate_record(NULL::products, %s)) WHERE id = %s",
+                (Jsonb(product.facts()), product.id),
             )
             return done.rowcount == 1
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove products with their images; how many there were."""
         with self.database.connection() as connection:
-            return connection.execute(
-                "DELETE FROM products WHERE id = ANY(%s)", (sorted(ids),)
-            ).rowcount
+            done = connection.execute("DELETE FROM products WHERE id = ANY(%s)", (sorted(ids),))
+            return done.rowcount
 
     def known(self, ids: Sequence[str]) -> dict[str, tuple[Product, dict[tuple[str, Any], str]]]:
         """Of those of the products that are there: facts, and fingerprints by path and box."""
-        query = "SELECT * FROM products WHERE id = ANY(%(ids)s)"
-        with self._rows(query, {"ids": list(ids)}) as rows:
-            found: dict[str, tuple[Product, dict[tuple[str, Any], str]]] = {
-                row["id"]: (Product(**row), {}) for row in rows
-            }
+        asked = {"ids": list(ids)}
+        found: dict[str, tuple[Product, dict[tuple[str, Any], str]]] = {
+            row["id"]: (Product(**row), {})
+            for row in self._rows("SELECT * FROM products WHERE id = ANY(%(ids)s)", asked)
+        }
         query = "SELECT product, path, box, fingerprint FROM images WHERE product = ANY(%(ids)s)"
-        with self._rows(query, {"ids": list(ids)}) as rows:
-            for row in rows:
-                if row["product"] in found:
-                    box = tuple(row["box"]) if row["box"] else None
-                    found[row["product"]][1][row["path"], box] = row["fingerprint"]
+        for row in self._rows(query, asked):
+            if row["product"] in found:
+                box = tuple(row["box"]) if row["box"] else None
+                found[row["product"]][1][row["path"], box] = row["fingerprint"]
         return found
 
     def product_ids(self) -> set[str]:
         """Of all products."""
-        with self._rows("SELECT id FROM products") as rows:
-            return {row["id"] for row in rows}
+        return {row["id"] for row in self._rows("SELECT id FROM products")}
 
     def product(self, product: str) -> tuple[Product, list[int]] | None:
         """A product, and the ids of its images that can be shown."""
-        with self._rows("SELECT * FROM products WHERE id = %(id)s", {"id": product}) as rows:
-            found = [Product(**row) for row in rows]
+        asked = {"id": product}
+        found = self._rows("SELECT * FROM products WHERE id = %(id)s", asked)
         query = "SELECT id FROM images WHERE product = %(id)s AND problem IS NULL ORDER BY id"
-        with self._rows(query, {"id": product}) as rows:
-            images = [row["id"] for row in rows]
-        return (found[0], images) if found else None
+        images = [row["id"] for row in self._rows(query, asked)]
+        return (Product(**found[0]), images) if found else None
 
     def image(self, image: int) -> ImageItem | None:
         """Where an image lies."""
         query = "SELECT path, box FROM images WHERE id = %(id)s AND problem IS NULL"
-        with self._rows(query, {"id": image}) as rows:
-            return _item(rows[0]) if rows else None
+        return next(map(image_item, self._rows(query, {"id": image})), None)
 
     def images(self) -> list[tuple[int, str, ImageItem]]:
         """All that can be read: id, product, and where they lie."""
         query = "SELECT id, product, path, box FROM images WHERE problem IS NULL ORDER BY id"
-        with self._rows(query) as rows:
-            return [(row["id"], row["product"], _item(row)) for row in rows]
+        return [(row["id"], row["product"], image_item(row)) for row in self._rows(query)]
 
     def facets(self) -> dict[str, Any]:
         """What can be filtered by: categories with their products, range of price, stock."""
-        query = (
+        (facts,) = self._rows(
             "SELECT count(*) AS products, min(price) AS price_min, max(price) AS price_max, "
-            "count(in_stock) > 0 AS stock, count(title) > 0 AS titles, "
+            "count(in_stock) > 0 AS stock, "
             "(SELECT count(*) FROM images WHERE problem IS NULL) AS images FROM products"
         )
-        with self._rows(query) as rows:
-            (facts,) = rows
-        query = (
+        rows = self._rows(
             "SELECT category, count(*) AS products FROM products WHERE category IS NOT NULL "
             "GROUP BY category ORDER BY products DESC, category LIMIT 200"
         )
-        with self._rows(query) as rows:
-            return {**facts, "categories": {row["category"]: row["products"] for row in rows}}
+        return {**facts, "categories": {row["category"]: row["products"] for row in rows}}
 
     # Embeddings
 
     def missing(self, model: IndexedModel, limit: int) -> list[tuple[int, str, ImageItem]]:
         """Some images that lack a model's embedding: id, product, and where they lie."""
-        query = (
-            "SELECT id, product, path, box FROM images i WHERE problem IS NULL AND NOT EXISTS "
-            "(SELECT FROM embeddings e WHERE e.image = i.id AND e.model = %(model)s) "
-            "ORDER BY id LIMIT %(limit)s"
-        )
-        with self._rows(query, {"model": model.id, "limit": limit}) as rows:
-            return [(row["id"], row["product"], _item(row)) for row in rows]
-
-    @staticmethod
-    def _count_missing(connection: Connection[Any], model: IndexedModel) -> int:
-        return int(
-            _value(
-                connection,
-                "SELECT count(*) FROM images i WHERE problem IS NULL AND NOT EXISTS "
-                "(SELECT FROM embeddings e WHERE e.image = i.id AND e.model = %s)",
-                (model.id,),
-            )
-        )
+        query = f"SELECT id, product, path, box {MISSING} ORDER BY id LIMIT %(limit)s"
+        rows = self._rows(query, {"model": model.id, "limit": limit})
+        return [(row["id"], row["product"], image_item(row)) for row in rows]
 
     def count_missing(self, model: IndexedModel) -> int:
         """How many images lack a model's embedding."""
         with self.database.connection() as connection:
-            return self._count_missing(connection, model)
+            return _count_missing(connection, model)
 
     def add_embeddings(
         self,
@@ -309,7 +280,7 @@ class Store:
                 ([image for image, _, _ in rows],),
             )
             alive = {image for (image,) in there}  # others were deleted meanwhile
-            self._insert(connection, [(model.id, *row) for row in rows if row[0] in alive])
+            _insert(connection, [(model.id, *row) for row in rows if row[0] in alive])
             for image, problem in problems.items():
                 connection.execute("UPDATE images SET problem = %s WHERE id = %s", (problem, image))
 
@@ -351,97 +322,70 @@ class Store:
             by_product: each product once, by its best image.
             exact: look at every embedding, also where there is an HNSW index.
         """
-        limit = count * 3 if by_product else count
+        limit, key = (count * 3, "id") if by_product else (count, "image")
+        through_index = model.approximate and not exact
         with self.database.connection() as connection:
             while True:
-                rows = self._nearest(connection, model, vector, limit, filters, exact)
-                found = {row["product"] if by_product else row["image"]: row for row in rows[::-1]}
+                rows = _nearest(connection, model, vector, limit, filters, through_index)
+                found = {row[key]: row for row in rows[::-1]}
                 if len(found) >= count or len(rows) < limit:
                     break
                 limit *= 4  # few products have many images
         best = sorted(found.values(), key=lambda row: (-row["score"], row["image"]))[:count]
-        return [
-            Hit(
-                row["image"],
-                row["score"],
-                Product(
-                    row["product"],
-                    row["title"],
-                    row["category"],
-                    row["price"],
-                    row["in_stock"],
-                    row["attributes"],
-                ),
-            )
-            for row in best
-        ]
+        return [Hit(row.pop("image"), row.pop("score"), Product(**row)) for row in best]
 
-    def _nearest(
-        self,
-        connection: Connection[Any],
-        model: IndexedModel,
-        vector: np.ndarray,
-        limit: int,
-        filters: Filters | None,
-        exact: bool,
-    ) -> list[dict[str, Any]]:
-        conditions, values = (filters or Filters()).conditions()
-        inside = (
-            f"WHERE product IN (SELECT id FROM products WHERE {' AND '.join(conditions)})"
-            if conditions
-            else ""
-        )
-        distance = "vector <#> %(vector)s"
-        if model.approximate and not exact:
-            # Spelled as the index is. It goes on looking until enough pass the filters; what it
-            # found is put in the order of the distances outside.
-            distance = f"(vector::halfvec({int(model.dimension)})) <#> %(vector)s"
-            connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
-            connection.execute(f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}")
-        query = (
-            f"WITH near AS MATERIALIZED (SELECT image, product, -({distance}) AS score "
-            f"FROM embeddings_{int(model.id)} {inside} ORDER BY {distance} LIMIT %(limit)s) "
-            "SELECT near.*, title, category, price, in_stock, attributes FROM near "
-            "JOIN products ON products.id = near.product ORDER BY score DESC, image"
-        )
-        asked = {"vector": HalfVector(vector), "limit": limit, **values}
-        return connection.cursor(row_factory=dict_row).execute(query, asked).fetchall()
-
-    @contextmanager
-    def _rows(
-        self, query: str, values: Mapping[str, Any] | None = None
-    ) -> Iterator[Sequence[dict[str, Any]]]:
+    def _rows(self, query: str, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         with self.database.connection() as connection:
             cursor = connection.cursor(row_factory=dict_row)
-            yield cursor.execute(query.encode(), values).fetchall()
+            return cursor.execute(query.encode(), values).fetchall()
 
 
-def _item(row: Mapping[str, Any]) -> ImageItem:
+def _nearest(
+    connection: Connection[Any],
+    model: IndexedModel,
+    vector: np.ndarray,
+    limit: int,
+    filters: Filters | None,
+    through_index: bool,
+) -> list[dict[str, Any]]:
+    """Image, score and facts of the nearest images."""
+    conditions, values = (filters or Filters()).conditions()
+    inside = f"WHERE product IN (SELECT id FROM products WHERE {conditions})" if conditions else ""
+    distance = "vector <#> %(vector)s"
+    if through_index:
+        # Spelled as the index is. It goes on looking until enough pass the filters; what it
+        # found is put in the order of the distances outside.
+        distance = f"(vector::halfvec({int(model.dimension)})) <#> %(vector)s"
+        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
+        connection.execute(f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}")
+    # The distance stands there once: PostgreSQL would compute a second expression for each row.
+    query = (
+        f"WITH near AS MATERIALIZED (SELECT image, product, {distance} AS distance "
+        f"FROM embeddings_{int(model.id)} {inside} ORDER BY distance LIMIT %(limit)s) "
+        "SELECT image, -distance AS score, products.* FROM near "
+        "JOIN products ON products.id = near.product ORDER BY distance, image"
+    )
+    asked = {"vector": HalfVector(vector), "limit": limit, **values}
+    return connection.cursor(row_factory=dict_row).execute(query, asked).fetchall()
+
+
+def _insert(connection: Connection[Any], rows: Sequence[tuple[int, int, str, np.ndarray]]) -> None:
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO embeddings VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+            [(model, row, owner, HalfVector(vector)) for model, row, owner, vector in rows],
+        )
+
+
+def _count_missing(connection: Connection[Any], model: IndexedModel) -> int:
+    ((count,),) = connection.execute(f"SELECT count(*) {MISSING}", {"model": model.id})
+    return int(count)
+
+
+def image_item(row: Mapping[str, Any]) -> ImageItem:
+    """The image of a row with `path` and `box`."""
     return ImageItem(Path(row["path"]), as_box(row["box"]) if row["box"] else None)
 
 
 def _partition(model: int) -> sql.Identifier:
     return sql.Identifier(f"embeddings_{int(model)}")
-
-
-def _facts(product: Product) -> tuple[Any, ...]:
-    given = (product.title, product.category, product.price, product.in_stock)
-    return (*given, Jsonb(dict(product.attributes)))
-
-
-def _next(cursor: Cursor[Any]) -> int:
-    """The id of the next row that was written."""
-    row = cursor.fetchone()
-    assert row is not None
-    cursor.nextset()
-    return int(row[0])
-
-
-def _box(box: Box | None) -> list[int] | None:
-    return list(box) if box else None
-
-
-def _value(connection: Connection[Any], query: str, values: Sequence[Any]) -> Any:
-    row = connection.execute(query.encode(), values).fetchone()
-    assert row is not None
-    return row[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def test_what_is_said_is_how_often_it_is_right() -> None:
     scores, right, products, absent, expected = drawn()
     made = fit(scores, right, products, absent)
-    stored = Calibration.parsed(json.loads(json.dumps(made.as_json())))
-    assert stored is not None
+    stored = Calibration(**json.loads(json.dumps(asdict(made))))
     said = np.array([stored.probability(row) for row in scores.tolist()])
     assert np.abs(said - expected).mean() < 0.04
     assert made.error < 0.04

@@ -135,10 +135,10 @@ def test_judged_queries_calibrate_and_compare(
     model = store.models()[0]
     for number in range(12):
         image = str(tmp_path / f"{number}_1.png")
-        query = log_query(store.database, model.id, {}, image=image, box=(0, 0, 64, 64))
+        query = log_query(store.database, model.id, image=image, box=[0, 0, 64, 64])
         assert log_click(store.database, query, f"{number}")
     liked = store.images()[20][0]
-    query = log_query(store.database, model.id, {}, liked=liked)
+    query = log_query(store.database, model.id, liked=liked)
     log_click(store.database, query, "3")
     done = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
     assert "13 queries, 50 images" in done.stdout
