@@ -242,10 +242,11 @@ class Store:
         return [(row["id"], row["product"], image_item(row)) for row in self._rows(query)]
 
     def facets(self) -> dict[str, Any]:
-        """What can be filtered by: categories with their products, range of price, stock."""
+        """Categories with their products, range of price, stock, and some images to start from."""
         (facts,) = self._rows(
             "SELECT count(*) AS products, min(price) AS price_min, max(price) AS price_max, "
-            "count(in_stock) > 0 AS stock, "
+            "count(in_stock) > 0 AS stock, ARRAY(SELECT min(id) FROM images WHERE problem IS NULL "
+            "GROUP BY product ORDER BY min(id) LIMIT 10) AS examples, "
             "(SELECT count(*) FROM images WHERE problem IS NULL) AS images FROM products"
         )
         rows = self._rows(

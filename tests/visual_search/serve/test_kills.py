@@ -50,6 +50,7 @@ def sources(store: Store) -> list[str]:
             assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
     database = Database(str(folder), connections=2)
     store = Store(database)

@@ -68,11 +68,8 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-def opened(browser: Any, address: str, width: int = 1400, scheme: str = "light") -> Any:
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, has_touch=width < 800
-    )
-    page = context.new_page()
+def opened(browser: Any, address: str) -> Any:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on("console", lambda line: line.type == "error" and page.faults.append(line.text))
@@ -111,6 +108,7 @@ def test_a_photo_a_box_a_filter_a_query_and_a_click(
     browser: Any, served: Served, photo: Path
 ) -> None:
     page = opened(browser, served.address)
+    assert len(changed(page, lambda: page.click("#starts button >> nth=2"))) == 12
     titles = show(page, photo)
     assert len(titles) == 12
     assert "Shape 3 <b>&" in titles  # as it stands, not as HTML
@@ -153,32 +151,34 @@ def test_a_photo_a_box_a_filter_a_query_and_a_click(
     assert page.locator("#name").inner_text() == by_words[0]
     assert page.locator("#shots img").count() == 2
     changed(page, lambda: page.click("text=More like this >> nth=0"))
+    assert "picture that you chose" in page.locator("#status").inner_text()
     assert page.faults == []
     with served.service.store.database.connection() as connection:
         row = connection.execute("SELECT count(*) FROM clicks").fetchone()
     assert row == (1,)
 
 
-def test_a_photo_can_be_dropped(browser: Any, served: Served, photo: Path) -> None:
+def test_what_is_dropped_is_looked_for_or_refused(
+    browser: Any, served: Served, photo: Path
+) -> None:
     page = opened(browser, served.address)
-    data = page.evaluate_handle(
-        """bytes => {
-            const dropped = new DataTransfer(), data = new Uint8Array(bytes);
-            dropped.items.add(new File([data], 'a.png', {type: 'image/png'}));
-            return dropped;
-        }""",
-        list(photo.read_bytes()),
-    )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+
+    def drop(data: bytes) -> None:
+        made = page.evaluate_handle(
+            """bytes => {
+                const dropped = new DataTransfer(), data = new Uint8Array(bytes);
+                dropped.items.add(new File([data], 'a.png', {type: 'image/png'}));
+                return dropped;
+            }""",
+            list(data),
+        )
+        page.dispatch_event("#drop", "drop", {"dataTransfer": made})
+
+    drop(b"no photo")
+    page.locator("#status.error", has_text="no photo that").wait_for()
+    drop(photo.read_bytes())
     page.wait_for_selector(".hit")
     assert len(settled(page)) == 12
-
-
-def test_a_file_that_is_no_photo_is_told(browser: Any, served: Served, tmp_path: Path) -> None:
-    page = opened(browser, served.address)
-    (tmp_path / "a.png").write_text("no photo")
-    page.set_input_files("#file", tmp_path / "a.png")
-    page.locator("#status.error", has_text="no photo that").wait_for()
 
 
 def test_two_models_stand_side_by_side(
@@ -197,25 +197,26 @@ def test_two_models_stand_side_by_side(
         served.stop()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (420, "dark")])
-def test_nobody_is_shut_out(
-    browser: Any, served: Served, photo: Path, width: int, scheme: str
-) -> None:
+def test_nobody_is_shut_out(browser: Any, served: Served, photo: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    page = opened(browser, served.address, width, scheme)
+    page = opened(browser, served.address)
 
-    def serious() -> list[str]:
+    def check(width: int, scheme: str) -> None:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         found = axe.Axe().run(page).response["violations"]
-        return [f"{one['id']}: {one['nodes'][0]['html'][:120]}" for one in found]
+        assert [f"{one['id']}: {one['nodes'][0]['html'][:120]}" for one in found] == []
+        # Nothing is wider than the screen.
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
-    assert serious() == []
+    check(1400, "light")
+    check(420, "dark")
     show(page, photo)
-    assert serious() == []
-    # Nothing is wider than the screen.
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    check(1400, "light")
+    check(420, "dark")
     page.click(".hit >> nth=0")
     page.wait_for_selector("#product[open]")
-    assert serious() == []
+    check(420, "dark")
     page.keyboard.press("Escape")
     page.wait_for_selector("#product", state="hidden")
     page.goto(served.address + "docs")
