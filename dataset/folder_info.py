@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import naming
+from visual_search.common.files import naming, remove_begun
 from visual_search.common.locks import alone
 from visual_search.common.processes import available_cores
 from visual_search.common.progress import progress_bar
@@ -110,6 +110,8 @@ def _describe(
 ) -> FolderInfo:
     from visual_search.data.tables import read_table, tell_twins
 
+    for name in (DATASET_INFO, BROKEN_IMAGES, DUPLICATE_FILES):
+        remove_begun(target / name)
     info = FolderInfo(target / DATASET_INFO)
     found = list(_scan(folder, target, info))
     if not found:

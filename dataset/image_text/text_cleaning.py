@@ -5,7 +5,6 @@ python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.js
 
 from __future__ import annotations
 
-import glob
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from dataset.image_text.text_normalization import (
 )
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.files import remove_begun
 from visual_search.common.locks import work_folder
 from visual_search.common.processes import available_cores
 
@@ -127,8 +127,7 @@ def clean_queries(
         raise UserError(f"{metadata} does not exist; make it with download_images.py")
     tally: Counter[str] = Counter()
     with work_folder(output.with_name(f".{output.name}.parts")) as work:
-        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_begun(output)
         first = _first_pass(metadata, work / "cleaned.parquet", config, tally)
         kept = _second_pass(work / "cleaned.parquet", output, images, config, first)
     counts = first.counts

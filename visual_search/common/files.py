@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import stat
@@ -60,6 +61,12 @@ def written_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_begun(path: Path) -> None:
+    """Remove what killed processes have begun of a file; for those that others do not write."""
+    for begun in path.parent.glob(f".{glob.escape(path.name[:100])}.*.tmp"):
+        begun.unlink(missing_ok=True)
 
 
 def _refusal(temporary: Path) -> OSError | None:
