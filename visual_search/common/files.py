@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
 
@@ -181,7 +182,7 @@ def regular(path: str, flags: int) -> int:
     raise OSError(errno.ENXIO, "it is a pipe, a device or the like, not a file", path)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, open to read bytes; raises as :func:`regular`."""
     return open(path, "rb", opener=regular)
 

@@ -15,7 +15,7 @@ from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data import image_files
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
-from visual_search.ranking import embed, precision
+from visual_search.ranking import embed, inference_plan
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.inference_plan import EmbedFn, InferencePlan
 
@@ -71,7 +71,7 @@ def test_a_file_that_hangs_costs_its_own_row(
     for module, name in (
         (image_files, "HANGING_SECONDS"),
         (image_files, "LEAST_SECONDS"),
-        (precision, "HANGING_SECONDS"),
+        (inference_plan, "HANGING_SECONDS"),
         (embed, "LOOK_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.1)
