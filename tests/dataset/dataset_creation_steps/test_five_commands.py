@@ -238,7 +238,7 @@ def test_killed_at_random_moments_the_result_is_the_same(
     truth = write_files(tmp_path, server, PRODUCTS, QUICK_FAULTS)
     server.delay = 0.05
     arguments = process_of(*job(tmp_path, model_run, "--download.timeout", "20"))
-    assert kill_at_random(arguments, tmp_path, project, environment, 20) >= 10
+    assert kill_at_random(arguments, tmp_path, project, environment, 20) >= 5
     subprocess.run(arguments, cwd=project, env=environment, capture_output=True, check=True)
     check(tmp_path, truth, server, model_run)
     assert not list(tmp_path.rglob("*.tmp"))
