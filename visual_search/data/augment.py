@@ -139,7 +139,7 @@ class _OneView(torch.nn.Module):
         drawn = int(torch.randint(len(self.views), ())) if len(self.views) > 1 else 0
         if self.views[drawn] == "squash":  # the last step does that
             return image
-        return Image.fromarray(letterbox(np.asarray(image), self.size))
+        return Image.fromarray(letterbox(np.array(image), self.size))
 
 
 class _MostlyRotate(torch.nn.Module):
