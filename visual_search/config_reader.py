@@ -19,10 +19,10 @@ import jsonargparse
 import yaml
 
 from visual_search.common.errors import UserError
+from visual_search.common.files import read_yaml
 from visual_search.common.ranges import check_ranges
 from visual_search.common.unused import unused
 from visual_search.common.words import spelled_out
-from visual_search.common.yaml_file import read_yaml
 from visual_search.config import BackboneConfig, PhaseConfig
 
 Config = typing.TypeVar("Config")

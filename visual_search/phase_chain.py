@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_json, write_json, write_text
-from visual_search.common.yaml_file import read_yaml
+from visual_search.common.files import read_json, read_yaml, write_json, write_text
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
 from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys

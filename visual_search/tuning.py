@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_json, write_figure, write_text
-from visual_search.common.yaml_file import read_yaml
+from visual_search.common.files import read_json, read_yaml, write_figure, write_text
 from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
 from visual_search.run_folder import RunFolder, changed_keys

@@ -17,8 +17,7 @@ from dataset.image_text.query_lines import read_images
 from dataset.sources.base import read_json, split_lines
 from dataset.unpack import unpack_parts
 from tests.commands import inside
-from visual_search.common.files import read_lines
-from visual_search.common.yaml_file import read_yaml
+from visual_search.common.files import read_lines, read_yaml
 from visual_search.config_reader import read_backbone
 from visual_search.data.tables import read_table
 from visual_search.evaluation.leaderboard import read_submissions
