@@ -135,7 +135,10 @@ def soak(job: Job, tmp_path: Path, kills: int) -> None:
             process = job.start(folder)
             time.sleep(chance.uniform(0.2, 1) * whole)
             process.kill()
-            killed += process.wait() == -signal.SIGKILL
+            if process.wait() == -signal.SIGKILL:
+                killed += 1
+            else:  # the machine was busier when the whole was timed
+                whole *= 0.8
         assert job.result(folder) == expected
         assert rounds <= kills, "the work ends before it can be killed"
 
