@@ -95,7 +95,7 @@ def test_the_ranker_answers_with_what_was_fitted(
     ("options", "words"),
     [
         (["--dimension", "2000"], r"write 0\.\.1?\d*, the width"),
-        (["--power", "2"], "--power is a number from 0 to 1"),
+        (["--power", "2"], "argument --power: '2' is no number, 0 to 1"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(
