@@ -29,8 +29,8 @@ SUFFIXES = frozenset(ending for ending, name in Image.EXTENSION.items() if name 
 MAX_FILE_BYTES = 128 << 20
 MAX_SIDE = 65_535
 """JPEG's own limit. It bounds the aspect too: a resize holds target times the longer side."""
-MAX_DECODED_PIXELS = 40_000_000
-"""Held decoded: 160 MB as PIL keeps RGB, up to four times as much while a WebP is decoded. JPEGs
+MAX_DECODED_PIXELS = 36_000_000
+"""Held decoded: 144 MB as PIL keeps RGB, up to four times as much while a WebP is decoded. JPEGs
 beyond are decoded at a fraction of their size."""
 MAX_PROGRESSIVE_PIXELS = 2 * MAX_DECODED_PIXELS
 """A progressive JPEG's coefficients are held at full size, 6 bytes a pixel."""
