@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import whole_number
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -40,3 +40,15 @@ def add_threshold(parser: argparse.ArgumentParser, words: str) -> None:
         default=10,
         help=f"most bits, of 64, in which {words} (default: 10)",
     )
+
+
+def add_mean_cosine_options(
+    parser: argparse.ArgumentParser, thresholds: tuple[float, ...], verb: str
+) -> None:
+    """`--threshold` of an image's mean cosine with its product's others, and `--min-images`."""
+    add = parser.add_argument
+    words = " ".join(map(str, thresholds))
+    kind = real_number(-1, 1)
+    add("--threshold", type=kind, nargs="+", default=thresholds, help=f"default: {words}")
+    words = f"images a product must {verb} (%(default)s)"
+    add("--min-images", type=whole_number(1), default=2, help=words)

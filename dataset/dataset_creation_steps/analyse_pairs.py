@@ -17,9 +17,10 @@ from dataset.dataset_creation_steps.engine import (
     add_download_options,
     download_config,
 )
+from dataset.options import add_mean_cosine_options
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
-from visual_search.common.ranges import real_number, whole_number
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,19 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
     )
-    add(
-        "--threshold",
-        type=real_number(-1, 1),
-        nargs="+",
-        default=DEFAULT_THRESHOLDS,
-        help="default: 0.6 0.5",
-    )
-    add(
-        "--min-images",
-        type=whole_number(1),
-        default=2,
-        help="images a product must keep (%(default)s)",
-    )
+    add_mean_cosine_options(parser, DEFAULT_THRESHOLDS, "keep")
     add(
         "--pictures",
         type=whole_number(0),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import in_project
+from dataset.options import add_mean_cosine_options
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
 from visual_search.common.locks import work_folder
@@ -79,19 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=in_project(DEFAULT_TABLE),
         help="of download_images.py, beside the folder of the images (%(default)s)",
     )
-    add(
-        "--threshold",
-        type=real_number(-1, 1),
-        nargs="+",
-        default=DEFAULT_THRESHOLDS,
-        help="default: 0.5 0.6",
-    )
-    add(
-        "--min-images",
-        type=whole_number(1),
-        default=2,
-        help="images a product must have (%(default)s)",
-    )
+    add_mean_cosine_options(parser, DEFAULT_THRESHOLDS, "have")
     add("--output", type=Path, help="folder of the tables (default: the table's)")
     add(
         "--evaluation",
