@@ -73,6 +73,7 @@ class StoreStage:
         self.downloader = Downloader(config)
         # One writer: two equal images never write the same file at once.
         self.writer = ThreadPoolExecutor(1)
+        self.refused: OSError | None = None
 
     @daft.method.batch(
         return_dtype=DataType.struct(
@@ -95,9 +96,18 @@ class StoreStage:
         if download.data is None:
             return {"file": None, "sha256": None, "bytes": 0, "reason": download.reason}
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.writer, store_image, self.root, folder, download.data
-        )
+        return await loop.run_in_executor(self.writer, self._write, folder, download.data)
+
+    def _write(self, folder: str | None, data: bytes) -> dict[str, Any]:
+        # Once the disk is full nothing more is begun: the command ends, and what the engine
+        # still has in hand would leave half a file behind it.
+        if self.refused:
+            raise self.refused
+        try:
+            return store_image(self.root, folder, data)
+        except OSError as error:
+            self.refused = error
+            raise
 
 
 def store_image(root: Path, folder: str | None, data: bytes) -> dict[str, Any]:
