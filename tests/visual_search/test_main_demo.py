@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import refused
 from visual_search import main_demo
 from visual_search.common.errors import UserError
 
@@ -60,8 +61,7 @@ def test_a_failing_step_stops_the_demo_with_its_command(capfd: pytest.CaptureFix
 def test_it_is_started_in_the_top_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["main_demo"])
-    with pytest.raises(UserError, match="make demo"):
-        main_demo.main()
+    refused("make demo", main_demo.main)
 
 
 def test_the_summary_is_what_the_steps_measured(

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from my_submission.user_config import My_Ranker
+from tests.commands import refused
 from visual_search import main_evaluate
-from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
@@ -185,7 +185,5 @@ def test_an_option_that_would_do_nothing_is_refused(
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        run(monkeypatch, tmp_path)
-    with pytest.raises(UserError, match="--root and --fold belong to --table"):
-        run(monkeypatch, tmp_path, "--fold", "2")
+    refused("does not exist", run, monkeypatch, tmp_path)
+    refused("--root and --fold belong to --table", run, monkeypatch, tmp_path, "--fold", "2")

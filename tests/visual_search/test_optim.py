@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config import OptimConfig
 from visual_search.optim import Schedule, build_optimizer, parameter_groups
 
@@ -142,8 +142,7 @@ def test_betas_reach_the_optimiser() -> None:
 
 
 def test_what_cannot_be_built_says_so() -> None:
-    with pytest.raises(UserError, match="nothing is left to train"):
-        build_optimizer(OptimConfig("sgd"), [])
+    refused("nothing is left to train", build_optimizer, OptimConfig("sgd"), [])
 
 
 SCHEDULES = get_args(get_type_hints(OptimConfig)["schedule"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.commands import refused
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
@@ -156,8 +157,7 @@ def test_new_weights_of_the_phase_before_are_a_change(place: Path, run: Run) -> 
     before = fingerprint(place / "runs" / "one")
     run(chain, only=["one"], force=True)
     now = fingerprint(place / "runs" / "one")
-    with pytest.raises(UserError, match=rf"pretrain_model .*one: {before[:12]} -> {now[:12]}"):
-        run(chain)
+    refused(rf"pretrain_model .*one: {before[:12]} -> {now[:12]}", run, chain)
     run(chain, retrain=True)
     assert names(place) == ["one", "two", "one", "two"]
     run(chain)
@@ -169,8 +169,7 @@ def test_a_failed_phase_stops_the_chain_and_the_same_command_continues(
 ) -> None:
     chain = write_chain(place, TWO)
     (place / "fail").touch()
-    with pytest.raises(UserError, match="the phase one ended with status 7"):
-        run(chain)
+    refused("the phase one ended with status 7", run, chain)
     (place / "fail").unlink()
     run(chain)
     assert names(place) == ["one", "one", "two"]
@@ -257,8 +256,7 @@ def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: s
 
 
 def test_a_missing_chain_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        read_chain(tmp_path / "none.yml")
+    refused("cannot be read: No such file", read_chain, tmp_path / "none.yml")
 
 
 def test_the_table_of_a_phase_that_is_not_trained() -> None:

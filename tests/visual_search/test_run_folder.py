@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.commands import inside
+from tests.commands import inside, refused
 from visual_search.common.errors import UserError
 from visual_search.run_folder import (
     Processes,
@@ -100,8 +100,7 @@ def test_what_is_no_run_is_left_as_it_is(tmp_path: Path, kind: str, overwrite: b
     before = sorted(tmp_path.rglob("*"))
     words = "is a link" if kind == "link" else "no run, since it has no config.yml"
     for attempt in (lambda: run.check("x: 1\n", overwrite), lambda: run.start("x: 1\n")):
-        with pytest.raises(UserError, match=words):
-            attempt()
+        refused(words, attempt)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -186,8 +185,7 @@ def test_the_second_starter_of_a_name_is_told(
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "/tmp", ".", "..", "a b"])
 def test_names_stay_inside_the_runs_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="--name"):
-        RunFolder(tmp_path, name)
+    refused("--name", RunFolder, tmp_path, name)
 
 
 def test_plot_is_a_picture(tmp_path: Path) -> None:
@@ -239,12 +237,10 @@ def test_a_state_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trained by 1 processes, this is one of 2"):
         load_state(place, Processes(0, 2, lambda: None))
     (place / "common.pt").write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(UserError, match=r"common\.pt is damaged"):
-        load_state(place, ALONE)
+    refused(r"common\.pt is damaged", load_state, place, ALONE)
     facts = json.loads((place / "complete.json").read_text())
     (place / "complete.json").write_text(json.dumps(facts | {"format": 99}))
-    with pytest.raises(UserError, match="newer kit"):
-        load_state(place, ALONE)
+    refused("newer kit", load_state, place, ALONE)
 
 
 def test_code_in_a_state_is_not_run(tmp_path: Path) -> None:
@@ -256,8 +252,7 @@ def test_code_in_a_state_is_not_run(tmp_path: Path) -> None:
     place = newest_state(tmp_path / "state")
     assert place is not None
     torch.save({"x": Evil()}, place / "common.pt")
-    with pytest.raises(UserError, match="damaged"):
-        load_state(place, ALONE)
+    refused("damaged", load_state, place, ALONE)
     assert not (tmp_path / "run").exists()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import refused
 from tests.conftest import PROJECT
 from tests.warm import run_python
 from visual_search.common.errors import UserError
@@ -82,8 +83,7 @@ def test_other_settings_are_another_search(tmp_path: Path) -> None:
     check_settings(tmp_path, '{"train": {"epochs": 3}}', SPACE)  # nothing to continue yet
     run = RunFolder(tmp_path / "trials", "trial_000")
     (tmp_path / "trials").mkdir()
-    with pytest.raises(UserError, match="no search, since it has no study"):
-        check_settings(tmp_path, "{}", SPACE)
+    refused("no search, since it has no study", check_settings, tmp_path, "{}", SPACE)
     (tmp_path / "study.db").touch()
     run.start('{"optim": {"head_lr": 0.1, "name": "sgd"}}')
     check_settings(tmp_path, '{"optim": {"head_lr": 0.2, "name": "sgd"}}', SPACE)
@@ -111,8 +111,7 @@ def test_what_stops_every_trial_stops_the_search(tmp_path: Path) -> None:
     def impossible(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
         raise UserError("nowhere does not exist")
 
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        tune(tmp_path, SPACE, impossible, trials=3)
+    refused("nowhere does not exist", tune, tmp_path, SPACE, impossible, trials=3)
     # It does not count: the same command, mended, trains them all.
     assert len(finished(tune(tmp_path, SPACE, train_trial, trials=1))) == 1
 

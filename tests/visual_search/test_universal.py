@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from tests.commands import refused
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
@@ -192,8 +193,7 @@ def test_compressing_writes_the_curve_and_smaller_models(
         torch.testing.assert_close(cut, F.normalize(wide[:, :4], dim=1))
         projected = load_checkpoint(run.with_name("u_pca")).embedder()(pixels)
     assert projected.shape == (5, 4)
-    with pytest.raises(UserError, match="exists already"):
-        call(main_compress.main, "--run", run, "--write", 4)
+    refused("exists already", call, main_compress.main, "--run", run, "--write", 4)
     with pytest.raises(UserError, match=r"below the run's 8 dimensions"):
         RunEmbeddings(run).write_smaller(8, False, tmp_path / "x")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from visual_search.common.errors import UserError, run_command
+from tests.commands import refused
+from visual_search.common.errors import run_command
 from visual_search.common.files import written_atomically
 from visual_search.common.locks import UNLOCKED_SECONDS, temporary_folder, work_folder
 
@@ -88,8 +89,7 @@ def test_half_done_work_is_one_process_s_and_goes_with_the_next(tmp_path: Path) 
 
     with another_process(hang):
         wait_for((place / "sub" / "half").exists)
-        with pytest.raises(UserError, match="another process is at work in"):
-            again()
+        refused("another process is at work in", again)
         assert (place / "sub" / "half").exists()
     again()
     assert not place.exists()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.common.trackers import start_trackers
 
@@ -99,5 +100,4 @@ def test_a_missing_package_names_its_extra(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("visual_search.common.trackers.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -e '.\[trackers\]'"):
-        start_trackers([name], tmp_path, {}, 0)
+    refused(r"pip install -e '.\[trackers\]'", start_trackers, [name], tmp_path, {}, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.common.words import config_folder, default_name, spelled_out
 from visual_search.config import PhaseConfig
 from visual_search.text.config import ClipConfig
@@ -47,8 +47,7 @@ def test_what_is_a_file_or_yaml_stays(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_run_is_named_after_its_parts_or_its_config() -> None:
     assert default_name(["backbone=vit", "epochs=3", "dataset=sop"]) == "vit_sop"
     assert default_name(["--config", "a/b.yml", "--config=c/d.yml", "--dataset.seed", "3"]) == "d"
-    with pytest.raises(UserError, match="give the run a name"):
-        default_name(["--dataset.seed", "3"])
+    refused("give the run a name", default_name, ["--dataset.seed", "3"])
 
 
 @pytest.mark.parametrize(
@@ -63,5 +62,4 @@ def test_a_run_is_named_after_its_parts_or_its_config() -> None:
     ],
 )
 def test_a_wrong_word_is_answered_with_the_nearest(words: str, expected: str) -> None:
-    with pytest.raises(UserError, match=re.escape(expected)):
-        spelled_out([words], PhaseConfig)
+    refused(re.escape(expected), spelled_out, [words], PhaseConfig)

@@ -9,7 +9,7 @@ from typing import Any
 import jsonargparse
 import pytest
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config_reader import parse_phase, read_backbone
 from visual_search.phase_chain import read_chain
 from visual_search.tuning import read_search_space
@@ -32,5 +32,4 @@ def test_a_damaged_file_is_named(reader: str, fault: str, tmp_path: Path) -> Non
     content, words = FAULTS[fault]
     path = tmp_path / "a.yml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"a\.yml {words}"):
-        READERS[reader](path)
+    refused(rf"a\.yml {words}", READERS[reader], path)

@@ -4,11 +4,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.data.class_choice import choose_classes, drawn_classes, places_within
 from visual_search.data.datasets import LabelledImages, Source, combined
 
@@ -41,8 +40,7 @@ def test_what_stays_obeys_every_limit(
     of_source = {name: "ab".index(name[0]) for name in sizes}
     eligible = {name for name, n in sizes.items() if n > more_than[of_source[name]]}
     if any(not any(of_source[name] == s for name in eligible) for s in (0, 1)):
-        with pytest.raises(UserError, match="more_than"):
-            choose_classes(both, more_than, at_most, most, seed)
+        refused("more_than", choose_classes, both, more_than, at_most, most, seed)
         return
     chosen = choose_classes(both, more_than, at_most, most, seed)
     kept = [chosen.class_names[label] for label in chosen.labels.tolist()]
@@ -73,8 +71,7 @@ def test_a_smaller_draw_is_a_part_of_a_larger() -> None:
 
 
 def test_numbers_below_0_are_refused() -> None:
-    with pytest.raises(UserError, match="must be 0 or more"):
-        choose_classes(images([0, 1]), [0], [-1], 0, 0)
+    refused("must be 0 or more", choose_classes, images([0, 1]), [0], [-1], 0, 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.commands import refused
 from tests.conftest import PROJECT, draw_product
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import (
@@ -141,18 +142,15 @@ def test_a_failed_table_leaves_the_old_one(tmp_path: Path) -> None:
         yield InfoRow("c", "d")
         raise UserError("no more")
 
-    with pytest.raises(UserError, match="no more"):
-        write_dataset_info(table, failing())
-    with pytest.raises(UserError, match="no image"):
-        write_dataset_info(table, [])
+    refused("no more", write_dataset_info, table, failing())
+    refused("no image", write_dataset_info, table, [])
     assert table.read_bytes() == before
     assert list(tmp_path.iterdir()) == [table]
 
 
 def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
     rows = (InfoRow(f"{number}.jpg", "a") for number in range(10 * MOST_BROKEN_AT_THE_START))
-    with pytest.raises(UserError, match="first 1000 images can be read"):
-        list(with_sizes(rows, tmp_path, []))
+    refused("first 1000 images can be read", list, with_sizes(rows, tmp_path, []))
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:

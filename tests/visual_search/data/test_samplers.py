@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.samplers import (
@@ -242,8 +243,7 @@ def test_as_the_batches_of_a_data_loader() -> None:
 
 def test_what_cannot_be_batched_is_said() -> None:
     images = photos([3, 3])
-    with pytest.raises(UserError, match=r"batch_size = 4 on 2 process"):
-        build_batches("shuffle", images, 4, 0, world_size=2)
+    refused(r"batch_size = 4 on 2 process", build_batches, "shuffle", images, 4, 0, world_size=2)
     with pytest.raises(UserError, match=r"batch_size = 6 .*images_per_class = 4"):
         build_batches("m-per-class", images, 6, 0, images_per_class=4)
     with pytest.raises(KeyError):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.check_table import check
+from tests.commands import refused
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_product10k, read_training_table
@@ -168,8 +169,7 @@ def test_line_ends_and_byte_order_marks_are_no_matter(
 @pytest.mark.parametrize("cell", ["", " ", "nan", "<NA>", "None"])
 def test_an_empty_label_is_refused_with_its_line(place: Path, name: str, cell: str) -> None:
     (place / "t.csv").write_text(text_for(name, ["5", "5", cell]))
-    with pytest.raises(UserError, match=r"t\.csv line 4: (label|product_id|class) is"):
-        READERS[name][0](place / "t.csv")
+    refused(r"t\.csv line 4: (label|product_id|class) is", READERS[name][0], place / "t.csv")
 
 
 @pytest.mark.parametrize("name", READ)
@@ -212,8 +212,7 @@ def test_leading_zeros_count_unless_there_are_numbers_alone(
     assert training(place / "t.csv") == ("Wren", "owl", "wren")
     assert "'Wren' (line 2) and 'wren' (line 3)" in capsys.readouterr().err
     (place / "t.csv").write_text(text_for("queries", ["x", "y", "z"]))
-    with pytest.raises(UserError, match=r"no query .*'x' \(line 2\) is none .* such as '5'"):
-        queries(place / "t.csv")
+    refused(r"no query .*'x' \(line 2\) is none .* such as '5'", queries, place / "t.csv")
 
 
 @pytest.mark.parametrize("name", ["gallery", "queries"])
@@ -239,8 +238,7 @@ def test_a_split_of_another_kit_is_asked_about(place: Path, read: Callable[[Path
     path = place / "t.csv"
     rows = [["a.png", 1, "train"], ["b.png", 1, "train"], ["c.png", 1, "Val "]]
     write_csv(path, ["file_name", "label", "split"], rows)
-    with pytest.raises(UserError, match=r"t.csv has a column 'split' .*'evaluation_status'"):
-        read(path)
+    refused(r"t.csv has a column 'split' .*'evaluation_status'", read, path)
     write_csv(path, ["file_name", "label", "split"], rows[:2])
     read(path)
     write_csv(path, ["file_name", "label", "split", "is_test"], [[*row, 0] for row in rows])
@@ -254,8 +252,7 @@ def test_a_table_without_any_of_its_images_is_refused(place: Path, name: str) ->
     if name == "check_table":
         assert len(check(path).problems) == 3
         return
-    with pytest.raises(UserError, match=r"none of the images of .*t\.csv .* write /|not one image"):
-        READERS[name][0](path)
+    refused(r"none of the images of .*t\.csv .* write /|not one image", READERS[name][0], path)
 
 
 def test_numbers_are_refused_with_their_line(tmp_path: Path) -> None:

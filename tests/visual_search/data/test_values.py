@@ -19,6 +19,7 @@ from dataset.folder_info import describe_folder
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
 from dataset.image_text.query_lines import read_images, read_queries
 from dataset.prepare_dataset import prepare
+from tests.commands import refused
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
@@ -254,8 +255,7 @@ def test_numbers_of_json_are_ids(tmp_path: Path, sibling: str) -> None:
 @pytest.mark.parametrize("cell", [" ", "nan", "None", "1.23457E+12"])
 def test_what_is_no_id_is_refused(tmp_path: Path, sibling: str, cell: str) -> None:
     words = "must not be empty|write a name|has no line such as|write all its digits|is empty"
-    with pytest.raises(UserError, match=words):
-        SIBLINGS[sibling](tmp_path, [cell])
+    refused(words, SIBLINGS[sibling], tmp_path, [cell])
 
 
 @pytest.mark.parametrize("value", [True, 1.5, None, [1], {}, float("nan"), "", "<NA>"])

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.commands import inside
+from tests.commands import inside, refused
 from tests.conftest import draw_product, write_csv
 from visual_search import main_arcface, main_phases, main_tune, phase_chain
 from visual_search import train as train_module
-from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.config import (
     BackboneConfig,
@@ -247,8 +246,7 @@ def test_a_search_is_of_one_set_of_data(config: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', "[" * 100_000, '{"format": 99}'])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.json").write_text(text)
-    with pytest.raises(UserError, match=r"data\.json"):
-        read_identity(tmp_path)
+    refused(r"data\.json", read_identity, tmp_path)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.commands import refused
 from tests.conftest import write_csv
 from visual_search import main_cv_lb
-from visual_search.common.errors import UserError
 from visual_search.evaluation.leaderboard import (
     Submissions,
     fit_best_task,
@@ -116,26 +116,19 @@ def test_weights_are_never_negative() -> None:
 
 def test_faults_are_told(tmp_path: Path) -> None:
     few = submissions(4)
-    with pytest.raises(UserError, match="4 submissions say nothing"):
-        study(few)
+    refused("4 submissions say nothing", study, few)
     good = submissions(6)
-    with pytest.raises(UserError, match="the same board score"):
-        study(Submissions(good.names, np.ones(6), good.local))
+    refused("the same board score", study, Submissions(good.names, np.ones(6), good.local))
     holes = {name: np.where(np.arange(6) == 0, np.nan, row) for name, row in good.local.items()}
-    with pytest.raises(UserError, match="no task is known of all"):
-        study(Submissions(good.names, good.board, holes))
+    refused("no task is known of all", study, Submissions(good.names, good.board, holes))
     table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", 0.5, "x"]])
-    with pytest.raises(UserError, match=r"s\.csv line 2: cv is 'x', not a number"):
-        read_submissions(table, tmp_path)
+    refused(r"s\.csv line 2: cv is 'x', not a number", read_submissions, table, tmp_path)
     table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", "", 1]])
-    with pytest.raises(UserError, match=r"line 2: board is empty"):
-        read_submissions(table, tmp_path)
+    refused(r"line 2: board is empty", read_submissions, table, tmp_path)
     table = write_csv(tmp_path / "s.csv", ["submission", "board", "run"], [["a", 1, "runs/a"]])
-    with pytest.raises(UserError, match="evaluate it: python -m visual_search"):
-        read_submissions(table, tmp_path)
+    refused("evaluate it: python -m visual_search", read_submissions, table, tmp_path)
     table = write_csv(tmp_path / "s.csv", ["submission", "board"], [["a", 1]])
-    with pytest.raises(UserError, match="no local score"):
-        read_submissions(table, tmp_path)
+    refused("no local score", read_submissions, table, tmp_path)
 
 
 def test_the_command_reads_evaluations_and_columns(

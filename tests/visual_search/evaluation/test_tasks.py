@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.commands import refused
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_evaluate
 from visual_search.common.errors import UserError
@@ -297,18 +298,12 @@ def test_faulty_tasks_are_refused(tmp_path: Path, table: Path) -> None:
     def fault(text: str) -> Path:
         return written(tmp_path / "task.yml", text)
 
-    with pytest.raises(UserError, match=r"task\.yml: unknown key 'tilte'; did you mean 'title'"):
-        read_task(fault("tilte: x"))
-    with pytest.raises(UserError, match="select is not a regular expression"):
-        read_task(fault("select: '('"))
-    with pytest.raises(UserError, match="query_domain needs a group"):
-        read_task(fault("query_domain: chair"))
-    with pytest.raises(UserError, match="GAP needs distractors"):
-        read_task(fault("metric: GAP"))
-    with pytest.raises(UserError, match=r"task\.yml.*metric"):
-        read_task(fault("metric: mAP"))
-    with pytest.raises(UserError, match="another task is called task"):
-        read_tasks([fault("title: x"), tmp_path / "task.yml"])
+    refused(r"task\.yml: unknown key 'tilte'; did you mean 'title'", read_task, fault("tilte: x"))
+    refused("select is not a regular expression", read_task, fault("select: '('"))
+    refused("query_domain needs a group", read_task, fault("query_domain: chair"))
+    refused("GAP needs distractors", read_task, fault("metric: GAP"))
+    refused(r"task\.yml.*metric", read_task, fault("metric: mAP"))
+    refused("another task is called task", read_tasks, [fault("title: x"), tmp_path / "task.yml"])
     with pytest.raises(UserError, match="found in none of the 13 paths"):
         ImageTask.load("x", read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa")))
 

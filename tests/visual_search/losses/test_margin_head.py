@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config import MarginConfig
 from visual_search.losses.margin_head import MarginHead, focal, generator_of, initial_centers
 from visual_search.losses.margins import MARGINS
@@ -274,8 +274,7 @@ def test_automatic_scale() -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_key(settings: dict[str, Any], key: str) -> None:
-    with pytest.raises(UserError, match=rf"margin\.{key}\b"):
-        make(**settings)
+    refused(rf"margin\.{key}\b", make, **settings)
 
 
 def test_any_run_of_first_centers_is_the_same() -> None:

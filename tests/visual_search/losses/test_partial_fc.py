@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.commands import refused
 from tests.visual_search.losses.ranks import on_two_ranks
-from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
@@ -302,5 +302,4 @@ def test_continues_from_its_state(name: str) -> None:
 
 def test_state_of_another_optimiser_is_refused() -> None:
     table = table_of(torch.zeros(2, 2))
-    with pytest.raises(UserError, match="velocity"):
-        RowAdamW(table, 0.1).load_state_dict(RowSGD(table, 0.1).state_dict())
+    refused("velocity", RowAdamW(table, 0.1).load_state_dict, RowSGD(table, 0.1).state_dict())

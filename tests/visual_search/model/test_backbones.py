@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import checkpoint_gradients, create_backbone, feature_width
@@ -130,8 +131,7 @@ def test_a_size_that_does_not_suit_is_refused() -> None:
     with pytest.raises(UserError, match="does not take images of 150 pixels"):
         create_backbone(BackboneConfig("timm/test_vit", "none"), 150)
     backbone = create_backbone(BackboneConfig("open_clip/ViT-S-32", "none"), 96)
-    with pytest.raises(UserError, match="the backbone does not take images of 128 pixels"):
-        feature_width(backbone.module, 128)
+    refused("the backbone does not take images of 128 pixels", feature_width, backbone.module, 128)
     assert feature_width(backbone.module.train(), 96) == 384
     assert backbone.module.training
 
@@ -178,8 +178,7 @@ def test_checkpointing_saves_activations() -> None:
 @pytest.mark.parametrize("name", ["timm/inception_v3", "open_clip/RN50"])
 def test_a_network_without_checkpointing_says_so(name: str) -> None:
     module = create_backbone(BackboneConfig(name, "none")).module
-    with pytest.raises(UserError, match=r"backbone.gradient_checkpointing"):
-        checkpoint_gradients(module, name)
+    refused(r"backbone.gradient_checkpointing", checkpoint_gradients, module, name)
 
 
 def test_an_option_that_a_library_lacks_is_refused() -> None:
@@ -199,13 +198,10 @@ def test_unknown_names_say_what_is_known() -> None:
         ("open_clip/ViT-B-33", "open_clip has no architecture"),
         ("unicom/ViT-B-33", "unicom has no model"),
     ):
-        with pytest.raises(UserError, match=words):
-            create_backbone(BackboneConfig(name, "none"))
-    with pytest.raises(UserError, match="efficientnet_lite0"):
-        create_backbone(BackboneConfig(TINY, "package:nothing"))
+        refused(words, create_backbone, BackboneConfig(name, "none"))
+    refused("efficientnet_lite0", create_backbone, BackboneConfig(TINY, "package:nothing"))
     unknown: Any = "median"
-    with pytest.raises(UserError, match=r"backbone.pooling"):
-        create_backbone(BackboneConfig(TINY, "none", pooling=unknown))
+    refused(r"backbone.pooling", create_backbone, BackboneConfig(TINY, "none", pooling=unknown))
 
 
 def test_the_head_convolution_can_be_left_out() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import refused
 from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
@@ -81,14 +82,11 @@ def test_damaged_files_are_named(tmp_path: Path, trained: tuple[Embedder, Archit
     folder = saved(tmp_path / "best", trained)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model.safetensors is not a readable"):
-        load_checkpoint(folder)
+    refused(r"model.safetensors is not a readable", load_checkpoint, folder)
     weights.unlink()
     (folder / "model.pt").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(UserError, match=r"model.pt is not a readable TorchScript"):
-        load_checkpoint(folder, trust=True)
-    with pytest.raises(UserError, match="neither a run folder nor a model file"):
-        load_checkpoint(tmp_path / "none")
+    refused(r"model.pt is not a readable TorchScript", load_checkpoint, folder, trust=True)
+    refused("neither a run folder nor a model file", load_checkpoint, tmp_path / "none")
 
 
 def test_descriptions_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -99,8 +97,7 @@ def test_descriptions_of_another_kind_are_refused(tmp_path: Path) -> None:
         (json.dumps({"format": 99, "architecture": {}}), "format 99"),
     ):
         (tmp_path / "model.json").write_text(text)
-        with pytest.raises(UserError, match=words):
-            read_description(tmp_path / "model.json")
+        refused(words, read_description, tmp_path / "model.json")
 
 
 def test_the_kind_of_model_names_who_loads_it(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
 from visual_search.model.freezing import (
@@ -48,14 +48,10 @@ def test_batch_norms_can_be_held_while_their_scales_train() -> None:
 
 def test_faults_are_refused() -> None:
     backbone = create_backbone(BackboneConfig("timm/test_efficientnet", "none")).module
-    with pytest.raises(UserError, match="this backbone has"):
-        freeze_stages(backbone, 99)
-    with pytest.raises(UserError, match="timm backbones"):
-        freeze_stages(nn.Linear(2, 2), 1)
-    with pytest.raises(UserError, match=r"write 0\.\.5, or -1"):
-        train_last_blocks(backbone, 99)
-    with pytest.raises(UserError, match="layers of this backbone are not known"):
-        layer_depths(nn.Linear(2, 2))
+    refused("this backbone has", freeze_stages, backbone, 99)
+    refused("timm backbones", freeze_stages, nn.Linear(2, 2), 1)
+    refused(r"write 0\.\.5, or -1", train_last_blocks, backbone, 99)
+    refused("layers of this backbone are not known", layer_depths, nn.Linear(2, 2))
 
 
 CLIP = "transformer.resblocks"

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
@@ -71,5 +71,4 @@ def test_a_checkpoint_with_layers_is_built_again(tmp_path: Path) -> None:
     ],
 )
 def test_layers_that_cannot_be_had_are_refused(name: str, wrong: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        create_backbone(BackboneConfig(name, "none", **wrong), 0)
+    refused(words, create_backbone, BackboneConfig(name, "none", **wrong), 0)

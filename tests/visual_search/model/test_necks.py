@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.model.embedder import NECKS, create_neck
 
 
@@ -11,8 +11,7 @@ from visual_search.model.embedder import NECKS, create_neck
 @pytest.mark.parametrize("dimension", [0, 64])
 def test_necks_give_the_dimension_that_is_asked_for(kind: str, dimension: int) -> None:
     if kind == "none" and dimension:
-        with pytest.raises(UserError, match="linear-bn for 64"):
-            create_neck(kind, 96, dimension)
+        refused("linear-bn for 64", create_neck, kind, 96, dimension)
         return
     neck = create_neck(kind, 96, dimension)
     assert neck(torch.randn(4, 96)).shape == (4, dimension or 96)
@@ -36,5 +35,4 @@ def test_settings_out_of_range_are_refused() -> None:
         ("linear", -1, 0.2, "neck.dimension is -1"),
         ("dropout-linear-bn", 0, 1.0, "neck.dropout is 1.0"),
     ):
-        with pytest.raises(UserError, match=words):
-            create_neck(kind, 8, dimension, dropout)
+        refused(words, create_neck, kind, 8, dimension, dropout)

@@ -7,6 +7,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
@@ -136,5 +137,4 @@ def test_overlapping_patches_make_a_finer_grid(
     ],
 )
 def test_overlaps_that_cannot_be_are_refused(name: str, overlap: int, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        create_backbone(BackboneConfig(name, "none", patch_overlap=overlap))
+    refused(words, create_backbone, BackboneConfig(name, "none", patch_overlap=overlap))

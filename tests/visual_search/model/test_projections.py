@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from scipy.linalg import eigh
 from torch import Tensor
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.model.embedder import create_neck
 from visual_search.model.projections import PROJECTIONS, Sample, lda, pca, start_neck
@@ -86,10 +87,7 @@ def test_a_neck_starts_there(kind: str) -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"set neck\.kind to norm-linear"):
         start_neck(create_neck("linear-bn", 12, 4), "pca", sample(), 1.0)
-    with pytest.raises(UserError, match=r"write 1\.\.12"):
-        pca(sample(), 13)
+    refused(r"write 1\.\.12", pca, sample(), 13)
     alone = Sample(sample().features, torch.arange(200))
-    with pytest.raises(UserError, match="no training class has two images"):
-        lda(alone, 4)
-    with pytest.raises(UserError, match="the shrinkage is 0"):
-        lda(sample(), 4, 0.0)
+    refused("no training class has two images", lda, alone, 4)
+    refused("the shrinkage is 0", lda, sample(), 4, 0.0)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model import unicom
@@ -133,14 +134,11 @@ def test_tokens_can_be_pooled_instead_of_flattened() -> None:
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="images of 32 pixels only"):
-        create_backbone(BackboneConfig("unicom/tiny", "none"), 64)
+    refused("images of 32 pixels only", create_backbone, BackboneConfig("unicom/tiny", "none"), 64)
     with pytest.raises(UserError, match=r"backbone.patch_overlap to 0"):
         create_backbone(BackboneConfig("unicom/tiny", "none", patch_overlap=2))
-    with pytest.raises(UserError, match="come as a file"):
-        create_backbone(BackboneConfig("unicom/tiny", "hub"))
-    with pytest.raises(UserError, match="no class token"):
-        create_backbone(BackboneConfig("unicom/tiny", "none", pooling="cls"))
+    refused("come as a file", create_backbone, BackboneConfig("unicom/tiny", "hub"))
+    refused("no class token", create_backbone, BackboneConfig("unicom/tiny", "none", pooling="cls"))
     state = fabricated()
     state.pop("norm.bias")
     torch.save(state, tmp_path / "short.pt")

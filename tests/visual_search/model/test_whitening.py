@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
 
 
@@ -62,10 +62,8 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
     lonely = torch.cat([vectors, vectors[:1]]), torch.cat([labels, torch.tensor([99])])
     one, two = (fit_whitening(*pair, shrinkage=1.0) for pair in ((vectors, labels), lonely))
     torch.testing.assert_close(one.projection, two.projection)
-    with pytest.raises(UserError, match="two images"):
-        fit_whitening(vectors[:3], torch.arange(3), shrinkage=1.0)
-    with pytest.raises(UserError, match=r"train\.whitening"):
-        fit_whitening(vectors, labels, shrinkage=0.0)
+    refused("two images", fit_whitening, vectors[:3], torch.arange(3), shrinkage=1.0)
+    refused(r"train\.whitening", fit_whitening, vectors, labels, shrinkage=0.0)
 
 
 def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
@@ -106,5 +104,4 @@ def test_few_images_have_few_directions() -> None:
     assert (lengths[:2] > 1).all()
     assert (lengths[2:] == 0).all()
     for dimension, n, words in ((7, 9, r"write 0\.\.6"), (2, 1, "two images")):
-        with pytest.raises(UserError, match=words):
-            fit_unlabelled(vectors[:n], dimension)
+        refused(words, fit_unlabelled, vectors[:n], dimension)

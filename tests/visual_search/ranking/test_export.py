@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.commands import refused
 from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
@@ -87,8 +88,7 @@ def test_a_run_is_exported_for_a_larger_image(tmp_path: Path) -> None:
         torch.testing.assert_close(larger.eval()(pixels), embedder.eval()(pixels))
     _, found, facts = trained_embedder(load_checkpoint(tmp_path), 160)
     assert (found, facts["mAP"]) == (architecture, 0.5)
-    with pytest.raises(UserError, match="does not take images of 3 pixels"):
-        trained_embedder(load_checkpoint(tmp_path), 3)
+    refused("does not take images of 3 pixels", trained_embedder, load_checkpoint(tmp_path), 3)
 
 
 def test_an_earlier_export_is_kept(tmp_path: Path) -> None:
@@ -156,8 +156,7 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None
 
     _, architecture = tiny()
     embedder = Embedder(Moody(), nn.Identity(), (0.5,) * 3, (0.25,) * 3)
-    with pytest.raises(UserError, match="does not answer"):
-        export_torchscript(embedder, architecture, {}, tmp_path)
+    refused("does not answer", export_torchscript, embedder, architecture, {}, tmp_path)
     assert not list(tmp_path.glob("*"))
 
 
@@ -214,21 +213,18 @@ def test_a_script_of_a_stranger_is_not_run(tmp_path: Path) -> None:
     (run / "model.safetensors").unlink()
     script.write_bytes(good)
     for source in (run, script):
-        with pytest.raises(UserError, match=rf"to_torchscript.py {run} --trust --output {run}"):
-            load_checkpoint(source)
+        refused(rf"to_torchscript.py {run} --trust --output {run}", load_checkpoint, source)
         assert load_checkpoint(source, trust=True).path == script
     load_exported(run, CPU)  # the user's own, in the ranker
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"to_torchscript.py runs/<name>"):
-        load_exported(tmp_path, CPU)
+    refused(r"to_torchscript.py runs/<name>", load_exported, tmp_path, CPU)
     export_torchscript(*tiny(), {}, tmp_path)
     for name in ("model.pt", "model.safetensors"):
         load_exported(tmp_path, CPU)  # one of them is enough
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
-    with pytest.raises(UserError, match="git lfs pull"):
-        load_exported(tmp_path, CPU)
+    refused("git lfs pull", load_exported, tmp_path, CPU)
 
 
 def test_a_pointer_in_place_of_the_onnx_network_is_told(

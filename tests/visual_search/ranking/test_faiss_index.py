@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.ranking.faiss_index import CodedGallery, FaissIndex, FaissSettings, faiss_search
 from visual_search.ranking.rerank import rank
 from visual_search.ranking.search import top_k
@@ -71,8 +71,7 @@ def test_an_index_is_kept_and_of_one_gallery(gallery: np.ndarray, tmp_path: Path
 
 def test_a_small_gallery_is_left_to_the_exact_search(gallery: np.ndarray) -> None:
     small = torch.from_numpy(gallery[:100].astype(np.float32))
-    with pytest.raises(UserError, match="needs 256 gallery images or more, not 100"):
-        faiss_search(small[:2], small, 10)
+    refused("needs 256 gallery images or more, not 100", faiss_search, small[:2], small, 10)
 
 
 def test_a_ranking_can_use_it(gallery: np.ndarray) -> None:

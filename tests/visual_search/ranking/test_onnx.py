@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from my_submission.user_config import My_Ranker
-from tests.commands import inside
+from tests.commands import inside, refused
 from visual_search import main_export
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings, NeckConfig
@@ -87,8 +87,7 @@ def test_an_onnx_file_answers_as_the_embedder(
         assert got.dtype == torch.float32
         assert float(torch.nn.functional.cosine_similarity(got, wanted).min()) >= least
     path.write_bytes(b"no network")
-    with pytest.raises(UserError, match=r"m\.onnx cannot be used"):
-        load_onnx(path, 1, 1)
+    refused(r"m\.onnx cannot be used", load_onnx, path, 1, 1)
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(1e9, "onnx-fp32"), (0.0, None)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import refused
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
@@ -54,14 +55,11 @@ def test_rows_of_a_small_gallery_are_filled_by_the_stated_rule(n_gallery: int) -
 
 
 def test_faults_of_a_dev_set_are_named(dev_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data folder .*nowhere does not exist"):
-        read_dev_set(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"other\.csv does not exist"):
-        read_dev_set(dev_folder, gallery="other.csv")
+    refused(r"data folder .*nowhere does not exist", read_dev_set, tmp_path / "nowhere")
+    refused(r"other\.csv does not exist", read_dev_set, dev_folder, gallery="other.csv")
     write_csv(dev_folder / "anonymous.csv", ["seller_img_id", "img_path"], [[0, "a.png"]])
     with pytest.raises(UserError, match=r"anonymous.csv has no column 'product_id'"):
         read_dev_set(dev_folder, gallery="anonymous.csv")
     header = ["seller_img_id", "img_path", "product_id"]
     write_csv(dev_folder / "strangers.csv", header, [[0, "gallery/0_0.png", 999]])
-    with pytest.raises(UserError, match=r"no query of .* shows a product of"):
-        read_dev_set(dev_folder, gallery="strangers.csv")
+    refused(r"no query of .* shows a product of", read_dev_set, dev_folder, gallery="strangers.csv")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.ranking.rerank import describe_steps, format_steps, parse_steps, rank
 from visual_search.ranking.rerank_steps import (
     PCA,
@@ -230,5 +230,4 @@ def test_steps_survive_being_written_and_read() -> None:
     ],
 )
 def test_what_is_no_step_is_refused_with_its_place(values: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_steps(values, "m.json: rerank")
+    refused(message, parse_steps, values, "m.json: rerank")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import refused
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
-from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.submission.dry_run import RealImages, Refused, Stage, staged
 from visual_search.submission.git_tree import SubmissionTree
@@ -323,8 +323,7 @@ def test_a_run_changes_nothing_of_the_repository(
 
 def test_no_repository_and_no_commit_are_sentences(tmp_path: Path, dev_folder: Path) -> None:
     (tmp_path / "plain").mkdir()
-    with pytest.raises(UserError, match="git init"):
-        with_stage(tmp_path / "plain", lambda stage: None)
+    refused("git init", with_stage, tmp_path / "plain", lambda stage: None)
 
 
 def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:

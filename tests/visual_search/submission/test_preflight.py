@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import refused
 from tests.submissions import commit, git, make_submission, ranker
-from visual_search.common.errors import UserError
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
 from visual_search.submission.git_tree import SubmissionTree
@@ -259,8 +259,7 @@ def test_the_size_of_the_repository(project: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_empty_repository_is_a_sentence(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
-    with pytest.raises(UserError, match="nothing is committed"):
-        SubmissionTree(tmp_path)
+    refused("nothing is committed", SubmissionTree, tmp_path)
 
 
 def test_the_trial_run_names_the_fault(

@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from tests.commands import refused
 from tests.conftest import PROJECT
-from visual_search.common.errors import UserError
 from visual_search.submission.requirements import (
     installed_for,
     packages_to_hide,
@@ -52,10 +50,8 @@ def test_lines_of_requirements(tmp_path: Path) -> None:
     found = [text.split(";")[0] for text in read_requirements(path)]
     assert found == ["numpy>=1.26", "pandas[excel]"]
     path.write_text("numpy\n./wheels/mine.whl\n")
-    with pytest.raises(UserError, match=r"line 2: './wheels/mine.whl' is a folder of this machine"):
-        read_requirements(path)
-    with pytest.raises(UserError, match="does not exist"):
-        read_requirements(tmp_path / "none.txt")
+    refused(r"line 2: './wheels/mine.whl' is a folder of this machine", read_requirements, path)
+    refused("does not exist", read_requirements, tmp_path / "none.txt")
 
 
 def test_the_kits_dockerfile_brings_requirements_txt(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.text.class_names import ClassNames, imagenet_classifier, imagenet_names
 
 
@@ -29,10 +29,8 @@ def test_the_classifier_is_found(tmp_path: Path) -> None:
     torch.save({"conv": torch.zeros(3, 3), "fc.weight": rows, "fc.bias": rows[:, 0]}, weights)
     assert torch.equal(imagenet_classifier(str(weights)), rows)
     torch.save({"conv": torch.zeros(3, 3)}, weights)
-    with pytest.raises(UserError, match="no layer of 1000 classes"):
-        imagenet_classifier(str(weights))
-    with pytest.raises(UserError, match=r"needs backbone.weights with a classifier"):
-        imagenet_classifier("hub")
+    refused("no layer of 1000 classes", imagenet_classifier, str(weights))
+    refused(r"needs backbone.weights with a classifier", imagenet_classifier, "hub")
     names = imagenet_names()
     assert len(names) == 1000
     assert names[0] == "tench"

@@ -10,6 +10,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from tests.commands import refused
 from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.text.clusters import TextClusters, fit_clusters
@@ -111,8 +112,6 @@ def test_too_few_texts_and_missing_folders_are_said(tmp_path: Path) -> None:
     for clusters, words in ((3, "less than the 3 different n-grams"), (1, "2 or more")):
         with pytest.raises(UserError, match=f"clusters is {clusters}; it must be {words}"):
             fit_clusters(GRAMS[:3], replace(CONFIG, clusters=clusters))
-    with pytest.raises(UserError, match="has no readable clusters"):
-        TextClusters.load(tmp_path)
+    refused("has no readable clusters", TextClusters.load, tmp_path)
     (tmp_path / "clusters.json").write_text("{}")
-    with pytest.raises(UserError, match="has no readable clusters"):
-        TextClusters.load(tmp_path)
+    refused("has no readable clusters", TextClusters.load, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.commands import refused
 from tests.visual_search.tiny_clips import language_model
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
@@ -111,7 +112,6 @@ def test_a_block_of_its_own_tells_clusters_by_the_tokens(tmp_path: Path) -> None
 
 def test_ngrams_are_no_tokens_and_nothing_is_chosen_among_no_projections() -> None:
     towers = TextTowers({"hashed": HashedNgrams(9, 5)})
-    with pytest.raises(UserError, match=r"reads tokens: add a tower hf/"):
-        TokenClassifier(towers, 3)
+    refused(r"reads tokens: add a tower hf/", TokenClassifier, towers, 3)
     with pytest.raises(UserError, match=r"set projection\.kind to linear or residual"):
         ClusterProjections(towers, ProjectionConfig("none", clusters=2))

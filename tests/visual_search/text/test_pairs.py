@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.commands import refused
 from tests.visual_search.drawn_pairs import write_drawn_pairs
-from visual_search.common.errors import UserError
 from visual_search.text.config import PairDataConfig
 from visual_search.text.pairs import (
     CLUSTER_FIELDS,
@@ -97,8 +97,7 @@ NO_TABLES: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_table_is_said(message: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
     NO_TABLES[message](path)
-    with pytest.raises(UserError, match=message):
-        read_pairs(path, "val" if "'val'" in message else None)
+    refused(message, read_pairs, path, "val" if "'val'" in message else None)
 
 
 @pytest.fixture

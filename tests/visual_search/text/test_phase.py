@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
@@ -55,8 +56,7 @@ def test_settings_that_do_not_fit_are_refused(message: str) -> None:
     changed = {
         part: replace(getattr(config, part), **keys) for part, keys in WRONG[message].items()
     }
-    with pytest.raises(UserError, match=re.escape(message)):
-        build_clip_phase(replace(config, **changed), is_main_process=True)
+    refused(re.escape(message), build_clip_phase, replace(config, **changed), is_main_process=True)
 
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.commands import inside
+from tests.commands import inside, refused
 from tests.conftest import draw_product
 from tests.visual_search.tiny_clips import (
     BYTE_PAIRS,
@@ -23,7 +23,6 @@ from tests.visual_search.tiny_clips import (
     ru_clip,
 )
 from visual_search import main_query, main_zero_shot
-from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.images import ImageItem
 from visual_search.model.clip_folder import MEAN, STD
@@ -92,8 +91,7 @@ def test_the_first_release_of_ru_clip(pixels: Tensor, tmp_path: Path) -> None:
     torch.testing.assert_close(alone, images, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(read, texts, atol=1e-5, rtol=1e-4)
     torch.save({"visual_encoder.model.proj": torch.zeros(2)}, tmp_path / "ViT-B32-small.pt")
-    with pytest.raises(UserError, match="is not ru-CLIP's first release"):
-        load_text_model(tmp_path)
+    refused("is not ru-CLIP's first release", load_text_model, tmp_path)
 
 
 def test_byte_pairs_by_hand(tmp_path: Path) -> None:
@@ -108,8 +106,7 @@ def test_byte_pairs_by_hand(tmp_path: Path) -> None:
     ]
     assert tokens(["круг круг круг"], 4).tolist() == [[2, 16, 16, 3]]
     (tmp_path / "bpe.model").write_text("9 4\n1 2\n")
-    with pytest.raises(UserError, match=r"bpe\.model is no model file of YouTokenToMe"):
-        BytePairs(tmp_path / "bpe.model")
+    refused(r"bpe\.model is no model file of YouTokenToMe", BytePairs, tmp_path / "bpe.model")
 
 
 def test_it_is_built_again_without_its_folder(pixels: Tensor, tmp_path: Path) -> None:
@@ -146,8 +143,7 @@ def test_a_damaged_folder_is_said_to_be_one(spoil: object, message: str, tmp_pat
     ru_clip(tmp_path)
     assert callable(spoil)
     spoil(tmp_path)
-    with pytest.raises(UserError, match=message):
-        load_text_model(tmp_path)
+    refused(message, load_text_model, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +159,11 @@ def test_settings_that_a_folder_does_not_take(
 ) -> None:
     ru_clip(tmp_path)
     plain = BackboneConfig(f"clip/{tmp_path}", "hub", (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(UserError, match=message):
-        build_embedder(replace(plain, **settings), SIDE)
+    refused(message, build_embedder, replace(plain, **settings), SIDE)
 
 
 def test_unknown_weights_of_open_clip_are_named() -> None:
-    with pytest.raises(UserError, match=r"of ViT-B-32; it has openai"):
-        load_text_model(Path("open_clip/ViT-B-32/nothing"))
+    refused(r"of ViT-B-32; it has openai", load_text_model, Path("open_clip/ViT-B-32/nothing"))
 
 
 def test_zero_shot_before_any_training_on_one_file_of_all_classes(tmp_path: Path) -> None:

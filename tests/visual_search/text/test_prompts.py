@@ -5,23 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.text.prompts import embed_names, language_of_names, templates_for
 
 
 def test_prompts(tmp_path: Path) -> None:
     assert language_of_names(["стул", "IKEA", "стол"]) == "ru"
     assert language_of_names(["chair"]) == "en"
-    with pytest.raises(UserError, match="no templates for 'fi'"):
-        templates_for("fi")
+    refused("no templates for 'fi'", templates_for, "fi")
     file = tmp_path / "templates.txt"
     for content, message in (("{}\n\nна фото\n", r"templates\.txt line 3"), ("\n", "no template")):
         file.write_text(content)
-        with pytest.raises(UserError, match=message):
-            templates_for("ru", file)
+        refused(message, templates_for, "ru", file)
 
     class Encoder:
         """Places a text by its length."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.commands import refused
 from tests.conftest import draw_product
-from visual_search.common.errors import UserError
 from visual_search.common.files import read_lines
 from visual_search.text.prompts import templates_for
 from visual_search.text.search import gallery_images
@@ -38,8 +38,7 @@ def test_images_are_known_by_content_and_others_are_counted(
     folder.mkdir()
     for name in ("notes.txt", "more.TXT", "Makefile"):
         (folder / name).write_text("no image")
-    with pytest.raises(UserError, match=r"img holds no image, but other files: 2 \.txt, 1 without"):
-        READERS[reader](folder)
+    refused(r"img holds no image, but other files: 2 \.txt, 1 without", READERS[reader], folder)
     for number, (name, kind) in enumerate(FORMATS.items()):
         draw_product(number, 0).save(folder / name, kind)
     (folder / "z.png").write_text("damaged, and reported as such")
@@ -52,8 +51,7 @@ def test_a_gallery_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nested").mkdir()
     draw_product(0, 0).save(tmp_path / "nested" / "0.png")
     assert [item.path.name for item in gallery_images(tmp_path)] == ["0.png"]
-    with pytest.raises(UserError, match="is no gallery: name a folder"):
-        gallery_images(tmp_path / "missing")
+    refused("is no gallery: name a folder", gallery_images, tmp_path / "missing")
 
 
 TEXT_FILES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
@@ -74,5 +72,4 @@ def test_a_byte_order_mark_is_no_part_of_a_file(name: str, tmp_path: Path) -> No
         (tmp_path / name).write_text(content, encoding=encoding)
         assert read(tmp_path / name) == expected
     (tmp_path / name).write_bytes("стул".encode("cp1251"))
-    with pytest.raises(UserError, match=rf"{name} is not UTF-8 text"):
-        read(tmp_path / name)
+    refused(rf"{name} is not UTF-8 text", read, tmp_path / name)

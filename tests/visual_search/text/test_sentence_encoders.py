@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
 
 TEXTS = ["письменный стол", "столик", "кресло", "мягкое кресло", "лампа", "настольная лампа"]
@@ -66,8 +66,7 @@ def test_lsa_is_kept_as_numbers(tmp_path: Path) -> None:
     with np.load(tmp_path / "encoder.npz", allow_pickle=False) as arrays:
         assert all(array.dtype != object for array in arrays.values())
     (tmp_path / "encoder.npz").write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"encoder\.npz is no readable encoder"):
-        after.load(tmp_path / "encoder.npz")
+    refused(r"encoder\.npz is no readable encoder", after.load, tmp_path / "encoder.npz")
 
 
 def test_a_model_of_a_folder(tmp_path: Path) -> None:
@@ -87,14 +86,10 @@ def test_a_model_of_a_folder(tmp_path: Path) -> None:
     assert found.shape == (3, encoder.dimension) == (3, 32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(found[0], found[2])
-    with pytest.raises(UserError, match="could not be loaded"):
-        sentence_encoder(f"sentence-transformers/{tmp_path / 'other'}")
+    refused("could not be loaded", sentence_encoder, f"sentence-transformers/{tmp_path / 'other'}")
 
 
 def test_what_cannot_be_had_is_said() -> None:
-    with pytest.raises(UserError, match="no sentence encoder is called 'bert'"):
-        sentence_encoder("bert")
-    with pytest.raises(UserError, match="fitted"):
-        sentence_encoder("lsa").encode(["стол"])
-    with pytest.raises(UserError, match="at least two different texts"):
-        LsaEncoder().fit(["стол", "стол", ""])
+    refused("no sentence encoder is called 'bert'", sentence_encoder, "bert")
+    refused("fitted", sentence_encoder("lsa").encode, ["стол"])
+    refused("at least two different texts", LsaEncoder().fit, ["стол", "стол", ""])

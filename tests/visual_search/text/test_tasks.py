@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.evaluation.tasks import read_task
 
 
@@ -14,5 +14,4 @@ from visual_search.evaluation.tasks import read_task
 def test_what_is_of_images_alone_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "task.yml"
     path.write_text(f"texts: {{pairs: a.parquet}}\n{line}\n")
-    with pytest.raises(UserError, match=r"task\.yml: \w+ is of images' tables"):
-        read_task(path)
+    refused(r"task\.yml: \w+ is of images' tables", read_task, path)

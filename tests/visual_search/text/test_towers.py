@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import refused
 from tests.visual_search.tiny_clips import language_model
-from visual_search.common.errors import UserError
 from visual_search.text.config import TextConfig
 from visual_search.text.encoder import create_text_towers as build
 from visual_search.text.towers import HashedNgrams, TextTowers, features_of, hashed
@@ -58,8 +58,7 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Pa
         "token_embedding",
         "positional_embedding",
     }
-    with pytest.raises(UserError, match="this tower has 10 blocks"):
-        towers.train_last(13, embeddings=True)
+    refused("this tower has 10 blocks", towers.train_last, 13, embeddings=True)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -114,15 +113,11 @@ def test_the_frozen_encoder_is_standardised() -> None:
 
 
 def test_unknown_towers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'word2vec' is unknown"):
-        create_text_towers(["word2vec"])
-    with pytest.raises(UserError, match="twice"):
-        create_text_towers(["hashed", "hashed"])
-    with pytest.raises(UserError, match="no architecture 'ViT-0'"):
-        create_text_towers(["open_clip/ViT-0"])
+    refused("'word2vec' is unknown", create_text_towers, ["word2vec"])
+    refused("twice", create_text_towers, ["hashed", "hashed"])
+    refused("no architecture 'ViT-0'", create_text_towers, ["open_clip/ViT-0"])
     pytest.importorskip("transformers")
-    with pytest.raises(UserError, match="could not be had"):
-        create_text_towers([f"hf/{tmp_path}"])
+    refused("could not be had", create_text_towers, [f"hf/{tmp_path}"])
 
 
 def test_letters_case_and_margins_say_nothing() -> None:

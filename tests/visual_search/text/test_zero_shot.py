@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import refused
 from tests.conftest import draw_product
-from visual_search.common.errors import UserError
 from visual_search.text.zero_shot import (
     ZeroShotAnswer,
     confusion,
@@ -64,11 +64,9 @@ def test_answers_in_the_challenges_format(folder: Path, tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(folder: Path, file: str, content: str, message: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_zero_shot_set(folder)
+    refused(message, read_zero_shot_set, folder)
 
 
 def test_two_images_of_one_id_are_refused(folder: Path) -> None:
     draw_product(1, 1).save(folder / "img" / "0.jpg")
-    with pytest.raises(UserError, match=r"0\.jpg and 0\.png have the same id"):
-        read_zero_shot_set(folder)
+    refused(r"0\.jpg and 0\.png have the same id", read_zero_shot_set, folder)
