@@ -1,7 +1,5 @@
 """The kit's commands: in this process, which has loaded what they need, or in several at once."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

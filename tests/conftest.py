@@ -1,7 +1,5 @@
 """Small catalogues of drawn images, and where the real ones lie."""
 
-from __future__ import annotations
-
 import csv
 import gc
 import os

@@ -1,7 +1,5 @@
 """Real disks that refuse: a full one, a read-only one, and a folder that is gone."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

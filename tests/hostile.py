@@ -1,7 +1,5 @@
 """Image files that a stranger may send: what each is, and what a reader has to say about it."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -1,7 +1,5 @@
 """Kill a piece of work at every change that it makes to the disk, one after another."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

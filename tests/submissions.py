@@ -1,7 +1,5 @@
 """Small submissions in git repositories of their own, for the tests of rehearsal and preflight."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -6,8 +6,6 @@ runs to its end. docs/coming_from.md has the same tables for people. The winner'
 scripts are typed in tests/dataset/dataset_creation_steps/test_five_commands.py.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The images' recipes: linted, compared with the project, their pip calls resolved."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

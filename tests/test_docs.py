@@ -5,8 +5,6 @@ then run, page by page in the order of its lines (:data:`STORIES`); the others a
 in :data:`ELSEWHERE`, and what is no command of the kit stands in :data:`OTHERS`.
 """
 
-from __future__ import annotations
-
 import argparse
 import glob
 import importlib

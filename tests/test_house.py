@@ -3,8 +3,6 @@
 Who may import whom is checked by import-linter (`make lint`).
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What the evaluator, git and pip read of the project."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 The review pairs, whose engine wants a server, have theirs in `test_five_commands.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

@@ -4,8 +4,6 @@ To load torch, timm and torchvision takes most of a short command's time. A serv
 for each worker of the test run and does nothing else, so that its children are as good as new.
 """
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing as mp
 import os

@@ -1,7 +1,5 @@
 """The ridge beside image–text runs: its choice on held-out products, and pooled figures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

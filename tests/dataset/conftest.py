@@ -1,7 +1,5 @@
 """Drawn examples: fewer than usual, and none is refused for the time that it takes."""
 
-from __future__ import annotations
-
 from hypothesis import settings
 
 settings.register_profile("data tools", max_examples=60, deadline=None)

@@ -3,8 +3,6 @@
 Each builder writes what the official download unpacks to.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Unpacking: hostile, damaged and cut archives, a full disk, two at once, and going on."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import random

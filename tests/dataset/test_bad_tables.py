@@ -1,7 +1,5 @@
 """One rule for a table that is wrong, whichever tool reads it: file, line, and what to write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

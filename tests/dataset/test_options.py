@@ -1,7 +1,5 @@
 """Numbers out of range are refused by every tool, by option and range, before any work."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 import pytest

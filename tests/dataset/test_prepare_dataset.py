@@ -1,7 +1,5 @@
 """The command: archives as they are offered, nested ones, downloads, and the training on it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """Joining parts: their names, order and faults, pointers, and kills of the command."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

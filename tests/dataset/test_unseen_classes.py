@@ -1,7 +1,5 @@
 """From a folder to a score on classes that training never saw, as a user does it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

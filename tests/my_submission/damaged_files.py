@@ -1,7 +1,5 @@
 """Files as they come from users, shops and broken disks."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

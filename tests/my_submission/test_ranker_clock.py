@@ -1,7 +1,5 @@
 """A model that is too slow for the limit: the full valid array comes in time all the same."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Whatever is broken: every query has a valid row, nothing crashes, all failures are listed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

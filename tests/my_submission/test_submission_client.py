@@ -1,7 +1,5 @@
 """The real client against a server of ours on the loopback, and a bare repository with git-LFS."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

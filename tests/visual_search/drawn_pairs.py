@@ -1,7 +1,5 @@
 """Drawn products whose names say what is drawn: colours and forms, some never seen together."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The losses over pairs as the papers write them, one pair at a time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

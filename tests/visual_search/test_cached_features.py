@@ -1,7 +1,5 @@
 """Training on cached features, against the same training on photos."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

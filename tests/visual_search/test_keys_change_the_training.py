@@ -1,7 +1,5 @@
 """A key of which the command says nothing changes what is trained: each key, by a real training."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

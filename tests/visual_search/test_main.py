@@ -1,7 +1,5 @@
 """`python -m visual_search`: every command is listed with its purpose."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

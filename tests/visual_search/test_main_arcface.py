@@ -1,7 +1,5 @@
 """The training command as a user types it, small: a tiny timm model on drawn products."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

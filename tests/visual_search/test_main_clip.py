@@ -1,7 +1,5 @@
 """Image–text training as a user types it, small: drawn products, names made of two words."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """`make demo` and `make demo-text` are run by .ci/run; here: what they do around the commands."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

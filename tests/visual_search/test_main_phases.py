@@ -1,7 +1,5 @@
 """The chain command as a user types it, small: two phases on drawn products."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The search command as a user types it, small: a tiny timm model on drawn products."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

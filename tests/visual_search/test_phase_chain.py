@@ -1,7 +1,5 @@
 """The chain around a stand-in for the training command, which is a real child process."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import shlex

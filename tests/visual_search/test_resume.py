@@ -1,7 +1,5 @@
 """A run that is killed again and again ends as one that was left alone."""
 
-from __future__ import annotations
-
 import json
 import random
 import time

@@ -1,7 +1,5 @@
 """The search around a stand-in for training; `test_main_tune` trains for real."""
 
-from __future__ import annotations
-
 import json
 import math
 import signal

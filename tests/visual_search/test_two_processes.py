@@ -1,7 +1,5 @@
 """Two processes train as one process with the doubled batch does."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The universal recipe's configs and commands, small."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """No key that is set is ignored without a word: for every key of every configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints

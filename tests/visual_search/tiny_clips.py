@@ -1,7 +1,5 @@
 """Tiny models in the layouts in which they are published, made on the spot with random weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

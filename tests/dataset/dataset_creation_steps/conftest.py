@@ -1,7 +1,5 @@
 """A small Amazon: images on a loopback server, reviews and products in the true format."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A loopback server of images with every fault that the internet has to offer."""
 
-from __future__ import annotations
-
 import re
 import socket
 import threading

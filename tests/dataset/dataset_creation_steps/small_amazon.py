@@ -3,8 +3,6 @@
 The expected csv is worked out here by plain loops, from what the files were made of.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

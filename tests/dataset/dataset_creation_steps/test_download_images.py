@@ -1,7 +1,5 @@
 """Step 4 in this process: what is kept, what is done again, and what is not."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Step 2 in this process: what is gone on from, and what is made anew."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

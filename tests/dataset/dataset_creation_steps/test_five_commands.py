@@ -1,7 +1,5 @@
 """All five commands, as a user calls them, against a loopback server with faults."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

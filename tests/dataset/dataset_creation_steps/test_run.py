@@ -1,7 +1,5 @@
 """All steps by one command: what it checks first, and what it tells each of them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

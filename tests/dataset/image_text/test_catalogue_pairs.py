@@ -1,7 +1,5 @@
 """Catalogues with names as tables of pairs."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

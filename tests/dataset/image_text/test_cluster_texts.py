@@ -1,7 +1,5 @@
 """The three commands on the demo's catalogue, and an assignment that is stopped midway."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images and queries from a loopback server with every fault, in this process and killed."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """From metadata.json to the table of pairs, worked out by hand and by several processes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Queries as people type them, and what must be left of them."""
 
-from __future__ import annotations
-
 import unicodedata
 
 import pytest

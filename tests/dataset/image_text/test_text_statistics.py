@@ -1,7 +1,5 @@
 """The counts of a table of pairs, against plain counting."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The downloader against a server on this machine that misbehaves in every way we know."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import http.client

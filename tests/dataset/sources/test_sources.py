@@ -1,7 +1,5 @@
 """Each public data set in its true layout: rows, split rule, labels, boxes and protocol."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

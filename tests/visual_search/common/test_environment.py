@@ -1,7 +1,5 @@
 """What a training ran on, and how fast: kept with the run, without secrets."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """What processes that were stopped or killed leave behind, and who removes it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import tempfile

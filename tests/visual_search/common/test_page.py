@@ -1,7 +1,5 @@
 """A page of tables and figures in one file."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

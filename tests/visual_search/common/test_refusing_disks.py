@@ -1,7 +1,5 @@
 """Every kind of file that is written, on a disk that refuses: a sentence, and nothing left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

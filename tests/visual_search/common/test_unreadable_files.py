@@ -1,7 +1,5 @@
 """Whatever stands where a file of the user's should: every reader says so, and none waits."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections import Counter

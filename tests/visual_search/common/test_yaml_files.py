@@ -1,7 +1,5 @@
 """Every command's YAML file: what is wrong with it is a sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

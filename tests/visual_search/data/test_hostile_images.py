@@ -1,7 +1,5 @@
 """Files of strangers, over every entry point that reads images."""
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Tables themselves have more rules: tests/visual_search/data/test_tables.py.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence

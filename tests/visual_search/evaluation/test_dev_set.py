@@ -1,7 +1,5 @@
 """A model whose embeddings are no numbers has no score, whichever way it is asked for one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

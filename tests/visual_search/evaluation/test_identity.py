@@ -1,7 +1,5 @@
 """Runs whose data changed: what goes on, what is trained anew, what is refused, what is said."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """The metrics beside independent implementations: loops and three libraries."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

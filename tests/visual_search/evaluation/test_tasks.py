@@ -1,7 +1,5 @@
 """Tasks from their files to tables, reports and verdicts, as the command runs them."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

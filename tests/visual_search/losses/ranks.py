@@ -4,8 +4,6 @@ Real processes train in `tests/visual_search/test_two_processes.py`; here the lo
 milliseconds.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Two ranks that gather are one with the joint batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Matryoshka training: prefixes of the embedding under the head's prefixes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

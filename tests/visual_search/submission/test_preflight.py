@@ -1,7 +1,5 @@
 """Each fault of a submission is found, and a good one passes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """A rehearsal from end to end, as the command runs it, with a ranker of known speed."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

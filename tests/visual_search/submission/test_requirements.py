@@ -1,7 +1,5 @@
 """What requirements.txt brings: as pip would resolve it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

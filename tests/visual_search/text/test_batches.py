@@ -1,7 +1,5 @@
 """Batches of images with queries: who meets whom, in one process and in several."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

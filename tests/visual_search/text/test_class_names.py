@@ -1,7 +1,5 @@
 """The classifier's names in the space of texts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

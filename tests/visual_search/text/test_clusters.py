@@ -1,7 +1,5 @@
 """Clusters of texts, against scipy's tree and a naive vote."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Projections and the loss against their formulas; texts averaged by image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

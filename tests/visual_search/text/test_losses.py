@@ -1,7 +1,5 @@
 """The contrastive losses against open_clip's, and against sums written out."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

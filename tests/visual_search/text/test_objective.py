@@ -1,7 +1,5 @@
 """The loss of a batch of pairs; batches in chunks against whole ones."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The table of images with queries, and which texts a batch is shown with."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings that do not fit; starts of the projections against scikit-learn."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A CLIP as others trained it, out of the box: against its own library, or its own equations."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Templates of a language or a file, and the mean over them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

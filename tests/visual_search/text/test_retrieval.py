@@ -1,7 +1,5 @@
 """Recalls and mAP of both directions against loops."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

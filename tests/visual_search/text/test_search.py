@@ -1,7 +1,5 @@
 """What images a gallery has, and files that people wrote."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Texts to vectors: what all encoders keep to, and what each is for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

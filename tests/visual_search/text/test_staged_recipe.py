@@ -1,7 +1,5 @@
 """The configurations of the staged recipe, on tiny models made on the spot."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

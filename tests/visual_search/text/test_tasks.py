@@ -1,7 +1,5 @@
 """Tasks between texts and images: what their files may not say; test_main_clip runs them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Text towers against the libraries they come from and loops; random weights, no hub."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Data sets of names and images, and what is wrong with some."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
