@@ -97,19 +97,6 @@ def test_losses_and_gradients_are_the_naive_ones(name: str, centers: int, smooth
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["arcface", "curricularface", "softmax"])
-def test_gradient_by_finite_differences(name: str) -> None:
-    head = make(name, class_margins="none").eval()
-    embeddings, labels = batch(3)
-    weight = head.weight.detach()
-
-    def losses(embeddings: Tensor, weight: Tensor) -> Tensor:
-        return torch.func.functional_call(head, {"weight": weight}, (embeddings, labels))
-
-    inputs = (embeddings, weight.clone().requires_grad_())
-    assert torch.autograd.gradcheck(losses, inputs, fast_mode=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("side", [1.0, -1.0])
 @pytest.mark.parametrize("name", MARGINS)
@@ -300,37 +287,6 @@ def test_weight_may_be_frozen() -> None:
     frozen = torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0]
     head.weight.requires_grad_(True)
     assert torch.equal(frozen, torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "peer", "settings"),
-    [
-        ("arcface", "ArcFaceLoss", {"margin": math.degrees(M)}),
-        ("arcface", "SubCenterArcFaceLoss", {"margin": math.degrees(M), "sub_centers": 3}),
-        ("cosface", "CosFaceLoss", {"margin": M}),
-        ("sphereface", "SphereFaceLoss", {"margin": 2}),
-    ],
-)
-def test_equal_to_pytorch_metric_learning(name: str, peer: str, settings: dict[str, Any]) -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    # Theirs takes whole factors of the angle, and multiplies by the embedding's length.
-    of_name = {"m1": 2.0} if name == "sphereface" else {}
-    head = make(name, centers=settings.get("sub_centers", 1), **of_name)
-    theirs = getattr(losses, peer)(
-        num_classes=CLASSES, embedding_size=DIMENSION, scale=12.0, **settings
-    ).double()
-    theirs.W.data.copy_(head.weight.detach().T)
-    embeddings, labels = batch()
-    if name == "sphereface":
-        embeddings = F.normalize(embeddings.detach(), dim=1).requires_grad_()
-    expected = theirs(embeddings, labels)
-    wanted = torch.autograd.grad(expected, (embeddings, theirs.W))
-    loss = head(embeddings, labels).mean()
-    got = torch.autograd.grad(loss, (embeddings, head.weight))
-    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
-    if name != "sphereface":
-        torch.testing.assert_close(got[0], wanted[0], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(got[1], wanted[1].T, atol=1e-6, rtol=1e-5)
 
 
 def test_same_numbers_same_draws_and_no_others() -> None:

@@ -65,17 +65,6 @@ def test_more_rows_than_the_reserved_memory_is_wide() -> None:
     assert similarities(embeddings, weight, reserve=True).reserved is None
 
 
-def test_only_some_classes() -> None:
-    torch.manual_seed(0)
-    embeddings, weight = torch.randn(4, 6), torch.randn(10, 6)
-    picked = torch.tensor([1, 4])
-    whole, some = (
-        similarities(embeddings, weight, 2),
-        similarities(embeddings, weight, 2, picked=picked),
-    )
-    torch.testing.assert_close(some.values, whole.values[:, picked])
-
-
 def test_vectors_without_length_have_cosine_zero_and_no_gradient() -> None:
     embeddings, weight = torch.zeros(2, 4), torch.randn(3, 4)
     weight[1] = 0

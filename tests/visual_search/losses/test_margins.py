@@ -15,7 +15,6 @@ from visual_search.losses.margins import (
     combined,
     cosface,
     curricular_negatives,
-    shifted_cosine,
     sphereface,
     unchanged,
 )
@@ -100,16 +99,6 @@ def test_value_and_slope_are_those_of_the_angle(name: str, theta: float, margin:
     assert slope.item() == pytest.approx((left + right) / 2, abs=2e-3, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if not name.startswith("adaface")])
-def test_margined_cosine_rises_with_the_cosine(name: str) -> None:
-    cosine = torch.linspace(-1, 1, 4001, dtype=torch.float64)
-    for margin in (0.0, 0.35, 0.5, 1.0):
-        value, slope = MADE[name](cosine, torch.full_like(cosine, margin))
-        assert (value.diff() >= -1e-12).all()
-        assert (slope >= -1e-12).all()
-        assert (value <= cosine + 1e-12).all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [name for name in MARGINS if name != "softmax"])
 def test_value_and_slope_are_finite_at_the_ends(name: str, dtype: torch.dtype) -> None:
@@ -136,9 +125,3 @@ def test_curricular_negatives_by_hand() -> None:
     value, slope = curricular_negatives(cosine, torch.tensor([[0.5], [-0.6]]), torch.tensor(0.3))
     torch.testing.assert_close(value, torch.tensor([[0.2, 0.8 * 1.1], [0.6 * 0.9, 0.5 * 0.2]]))
     torch.testing.assert_close(slope, torch.tensor([[1.0, 1.9], [1.5, -0.7]]))
-
-
-def test_shifted_cosine_rises_again() -> None:
-    shifted = shifted_cosine(torch.tensor([0.5, -1.0]), torch.tensor(0.5))
-    expected = [math.cos(math.pi / 3 + 0.5), math.cos(math.pi + 0.5)]
-    assert shifted.tolist() == pytest.approx(expected, abs=1e-6)

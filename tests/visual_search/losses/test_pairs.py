@@ -157,25 +157,6 @@ def test_weighted_rows_is_the_product(share: float) -> None:
     assert weighted_rows(weights, rows).allclose(torch.einsum("ar,rd->ad", weights, rows))
 
 
-def test_multi_similarity_equals_another_library() -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    miners = pytest.importorskip("pytorch_metric_learning.miners")
-    samples = drawn(24, 5, dimension=8)
-    ours, theirs = leaf(samples), leaf(samples)
-    # The library normalises, which turns gradients; so both do.
-    units = Samples(F.normalize(ours.embeddings, dim=1), ours.labels, ours.ids)
-    loss = pair_loss(MultiSimilarity(), units, units)
-    mined = miners.MultiSimilarityMiner(epsilon=0.1)(theirs.embeddings, theirs.labels)
-    peer = losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5)
-    expected = peer(theirs.embeddings, theirs.labels, mined)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    loss.backward()
-    expected.backward()
-    assert ours.embeddings.grad is not None
-    assert theirs.embeddings.grad is not None
-    assert ours.embeddings.grad.allclose(theirs.embeddings.grad, atol=1e-9)
-
-
 def naive_soft_triple(module: SoftTriple, embeddings: Tensor, labels: Tensor) -> Tensor:
     """Equations 4, 7 and 9 of the paper, index by index."""
     count = module.centers
@@ -214,17 +195,6 @@ def test_soft_triple_equals_the_formulas(centers: int) -> None:
         torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
     ):
         assert one.allclose(other, atol=1e-9)
-
-
-def test_soft_triple_equals_another_library() -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    module = SoftTriple(5, 4, centers=3, merging=0.0).double()
-    peer = losses.SoftTripleLoss(4, 5, centers_per_class=3, la=20, gamma=0.1, margin=0.01)
-    peer.fc.data = module.weight.data.T.clone()
-    samples = drawn(6, 2, classes=4)
-    expected = peer(samples.embeddings, samples.labels)
-    loss = module(samples.embeddings, samples.labels)
-    assert loss.item() == pytest.approx(expected.item())
 
 
 def test_equal_centres_leave_the_gradient_finite() -> None:

@@ -102,25 +102,6 @@ def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
     assert sampled.eval()(embeddings, labels).isfinite().all()
 
 
-def test_accumulation_over_two_backward_passes() -> None:
-    options = settings("arcface", share=0.3)
-    whole, parts = (SampledMarginHead(DIMENSION, counts(), options) for _ in range(2))
-    embeddings, labels = batch(1)
-    halves = [(embeddings[:3], labels[:3]), (embeddings[3:], labels[3:])]
-    for half in halves:
-        (parts(*half).mean() / 2).backward()
-    # Each half sees its own labels' classes only, so the reference is made of two gradients.
-    dense = torch.zeros_like(whole.weight)
-    for half in halves:
-        (whole(*half).mean() / 2).backward()
-        assert whole.table.rows is not None
-        assert whole.table.gradient is not None
-        dense[whole.table.rows] += whole.table.gradient
-        whole.table.clear()
-    RowSGD(parts.table, 1.0, momentum=0.0).step()
-    torch.testing.assert_close(parts.weight, whole.weight - dense)
-
-
 CASES = [
     (settings("arcface", share=0.3, label_smoothing=0.1), "sgd"),
     (settings("adaface", share=1.0, class_margins="power"), "adamw"),

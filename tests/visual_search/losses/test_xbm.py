@@ -107,34 +107,3 @@ def test_a_loaded_state_continues_where_it_was() -> None:
         one = first(batch.embeddings, batch.labels, batch.ids)
         other = second(batch.embeddings, batch.labels, batch.ids)
         assert one.equal(other)
-
-
-def test_the_memorys_part_equals_another_library() -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    distances = pytest.importorskip("pytorch_metric_learning.distances")
-    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
-    # Its negatives cost s - 0.5: the slope is the same, so gradients are compared.
-    inner = losses.ContrastiveLoss(
-        pos_margin=1,
-        neg_margin=0.5,
-        distance=distances.CosineSimilarity(),
-        reducer=reducers.SumReducer(),
-    )
-    peer = losses.CrossBatchMemory(inner, 5, memory_size=12)
-    loss = XbmLoss(12 - 4, 5)
-    for step in range(6):
-        batch = batch_of(step)
-        # Photos that never come back: that library knows places in the memory, not photos.
-        ids = torch.arange(4 * step, 4 * step + 4)
-        ours, theirs, inside = (batch.embeddings.clone().requires_grad_() for _ in range(3))
-        # It normalises, which turns gradients; so all three do.
-        loss(F.normalize(ours, dim=1), batch.labels, ids).backward()
-        (peer(theirs, batch.labels) / 4).backward()
-        # It counts the batch through its copy in the memory, which has no gradient.
-        samples = Samples(F.normalize(inside, dim=1), batch.labels, ids)
-        constant = Samples(batch.embeddings, batch.labels, ids)
-        naive_pair_loss("contrastive", constant, samples).backward()
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        assert inside.grad is not None
-        assert ours.grad.allclose(theirs.grad + inside.grad, atol=1e-5)

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
 
@@ -37,20 +36,6 @@ def test_the_average_by_hand() -> None:
     before = float(average.averages["weight"])
     average.update(module)  # decay min(0.2, 3/12)
     assert float(average.averages["weight"]) == pytest.approx(0.2 * before)
-
-
-def test_after_the_warm_up_it_is_torchs() -> None:
-    module = model()
-    ours = ExponentialAverage(module, 0.6)
-    ours.updates = 1000
-    theirs = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.6))
-    theirs.update_parameters(module)  # its first update copies
-    for _ in range(5):
-        nudge(module)
-        ours.update(module)
-        theirs.update_parameters(module)
-    for name, parameter in theirs.module.named_parameters():
-        torch.testing.assert_close(ours.averages[name], parameter.detach())
 
 
 def test_swapped_gives_the_averages_and_back_even_after_an_error() -> None:
@@ -172,8 +157,3 @@ def test_a_snapshot_does_not_follow_the_weights(place: Path | None) -> None:
     before = module.weight.detach().clone()
     nudge(module)
     assert torch.equal(soup.average()["weight"], before)
-
-
-def test_an_empty_soup_is_refused() -> None:
-    with pytest.raises(ValueError, match="no snapshot"):
-        WeightSoup(2).average()
