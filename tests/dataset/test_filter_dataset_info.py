@@ -49,21 +49,6 @@ def test_the_rule_by_hand(tmp_path: Path) -> None:
     assert across["file_name"].tolist() == ["b", "c", "g"]
 
 
-def test_the_nearest_kept_image_is_named(tmp_path: Path) -> None:
-    file = table(
-        tmp_path,
-        [
-            ("far", "cup", 50, 50, 0, bits(0, 1, 2)),
-            ("near", "cup", 40, 40, 0, bits(10, 11, 12)),
-            ("gone", "cup", 10, 10, 0, bits(10)),
-        ],
-    )
-    _, removals = filter_table(file, dedup=True, threshold=4)
-    assert list(
-        removals[["file_name", "duplicate_of", "distance"]].itertuples(index=False, name=None)
-    ) == [("gone", "near", 2)]
-
-
 def test_the_rule_against_a_plain_loop() -> None:
     rng = np.random.default_rng(5)
     hashes = rng.integers(0, 2**64, 80, dtype=np.uint64)[rng.integers(0, 80, 400)]
@@ -135,12 +120,6 @@ def test_the_command_removes_copies_whatever_their_names(images: Path) -> None:
     red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)
     assert green.sum() > 3 * 1000  # a frame round each of the three kept images
     assert red.sum() > 3 * 1000
-
-
-def test_twice_the_same_answer(images: Path) -> None:
-    first, second = (filter_table(images, dedup=True) for _ in range(2))
-    assert first[0].equals(second[0])
-    assert first[1].equals(second[1])
 
 
 def test_an_image_with_two_boxes_is_one_image(tmp_path: Path) -> None:

@@ -117,13 +117,6 @@ def test_an_image_that_would_train_and_be_judged_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["info.csv"]
 
 
-def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
-    file = table_of(tmp_path, {"a": 30, "b": 9, "c": 2})
-    first = write_folds(file, random_seed=1)["folds.csv"]
-    pd.testing.assert_frame_equal(first, write_folds(file, random_seed=1)["folds.csv"])
-    assert not first.equals(write_folds(file, random_seed=2)["folds.csv"])
-
-
 def test_defaults_are_the_documented_ones() -> None:
     values = parse_arguments(["--dataset_info", "x.csv"])
     assert (values.k, values.random_seed, values.save_name) == (5, 28, "folds")

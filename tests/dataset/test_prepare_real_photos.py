@@ -123,18 +123,3 @@ def test_there_is_no_default_outside_the_repository(monkeypatch: pytest.MonkeyPa
         parse_arguments([])
     monkeypatch.setenv("VPR_REAL_DATA", "somewhere")
     assert parse_arguments([]).data == Path("somewhere")
-
-
-def test_real_images_are_split_by_product(real_images: Path, tmp_path: Path) -> None:
-    prepare(real_images, tmp_path)
-    gallery = pd.read_csv(real_images / "gallery.csv")["product_id"]
-    products = pd.read_csv(tmp_path / PRODUCTS_TABLE)
-    dev_set = read_dev_set(tmp_path)
-    trained = {label.removeprefix("vpr/") for label in products["label"]}
-    assert len(trained) == gallery.nunique() // 2
-    assert not trained & {str(n) for n in (*dev_set.gallery_products, *dev_set.query_products)}
-    held_out = [*dev_set.gallery, *dev_set.queries]
-    assert not {(tmp_path / name).resolve() for name in products["file_name"]} & {
-        item.path.resolve() for item in held_out
-    }
-    assert all(item.path.is_file() for item in held_out)

@@ -26,7 +26,6 @@ from visual_search.model.checkpoint import load_checkpoint
 from visual_search.phase_chain import read_chain
 
 CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
-PHASES = [path for path in CONFIGS if not path.stem.endswith("_phases")]
 Call = Callable[..., None]
 
 

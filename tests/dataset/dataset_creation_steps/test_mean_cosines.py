@@ -3,8 +3,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from dataset.dataset_creation_steps.engine import DownloadConfig
@@ -73,29 +71,6 @@ def test_a_case_by_hand() -> None:
         "pairs": 5,
     }
     assert found.histogram.sum() == 5
-
-
-@given(st.integers(0, 10_000))
-def test_as_plain_loops_give_it(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows: list[tuple[str, str, list[float] | None]] = []
-    for product in range(rng.integers(1, 6)):
-        for role in ("product", "user"):
-            for _ in range(rng.integers(0, 4)):
-                drawn = rng.normal(size=5)
-                unit = (drawn / np.linalg.norm(drawn)).tolist()
-                rows.append((f"p{product}", role, unit if rng.random() > 0.2 else None))
-    expected = {}
-    for number, (asin, role, vector) in enumerate(rows):
-        others = [v for a, r, v in rows if a == asin and r != role and v is not None]
-        if vector is not None and others:
-            cosines = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in others]
-            expected[f"u{number}"] = sum(cosines) / len(cosines)
-    if not rows:
-        return
-    found = mean_cosines(images(rows), PairCounts())
-    got = dict(zip(found["url"].to_pylist(), found["mean_cosine"].to_pylist(), strict=True))
-    assert got == pytest.approx(expected, abs=1e-6)
 
 
 def test_cut_is_above_and_drops_images_left_alone() -> None:

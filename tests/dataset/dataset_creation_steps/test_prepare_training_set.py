@@ -157,7 +157,3 @@ def test_a_image_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
     refused("run download_images", pack, root, ["a.jpg", "b.jpg"], tmp_path / "x.tar", 1_000_000)
     assert before.read_bytes() == data
     assert not list(tmp_path.glob(".*.tmp"))
-
-
-def test_a_part_size_of_nothing_is_refused(tmp_path: Path) -> None:
-    refused("must be above 0", pack, tmp_path, [], tmp_path / "x.tar", 0)

@@ -168,10 +168,6 @@ def test_damage_within_a_gzip_ends_it(tmp_path: Path) -> None:
     assert tally[CUT] == 1
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    refused("cannot be read", asins, tmp_path / "none.json")
-
-
 HOST = "https://images-na.ssl-images-amazon.com/images/I/"
 
 

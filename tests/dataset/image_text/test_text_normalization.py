@@ -93,11 +93,6 @@ def test_what_is_clean_stays_clean(typed: str) -> None:
         assert any(letter.isalnum() for letter in word)
 
 
-@given(st.lists(st.sampled_from(["стол", "ёлка", "wi-fi", "140x200", "4k", "тёмно-синий"])))
-def test_plain_words_are_not_changed(words: list[str]) -> None:
-    assert clean(" ".join(words), "ru", KEPT_AS_TYPED).split() == words
-
-
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -122,11 +117,6 @@ def test_plain_words_are_not_changed(words: list[str]) -> None:
 )
 def test_rules(text: str, reason: str | None) -> None:
     assert why_uninformative(text.strip(), QueryRules()) == reason
-
-
-def test_other_words_of_asking() -> None:
-    assert why_uninformative("обои", QueryRules(asking_words="обои")) == ASKING
-    assert why_uninformative("фото", QueryRules(asking_words="обои")) is None
 
 
 def test_a_query_counts_once_for_a_image() -> None:

@@ -44,23 +44,6 @@ def test_a_cut_photo_is_found_by_decoding_only(tmp_path: Path) -> None:
         decoded_size(tmp_path / "cut.jpg")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "does not exist"),
-        (b"", "0 bytes"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
-        (b"<!DOCTYPE html>", "web page"),
-        (b"hello", "not an image"),
-    ],
-)
-def test_the_reason_is_said(tmp_path: Path, content: bytes | None, words: str) -> None:
-    if content is not None:
-        (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(UnreadableImage, match=words):
-        stored_size(tmp_path / "a.jpg")
-
-
 def test_answers_come_in_order_and_no_more_is_read_ahead_than_a_few_chunks() -> None:
     asked, threads = 0, threading.active_count()
 

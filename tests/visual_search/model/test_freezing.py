@@ -52,9 +52,6 @@ def test_faults_are_refused() -> None:
     refused("layers of this backbone are not known", layer_depths, nn.Linear(2, 2))
 
 
-CLIP = "transformer.resblocks"
-
-
 def trained(module: nn.Module) -> set[str]:
     return {name for name, value in module.named_parameters() if value.requires_grad}
 
