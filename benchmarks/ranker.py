@@ -30,7 +30,7 @@ from benchmarks.ranker_child import Job
 from benchmarks.ranker_peers import PACKAGES, run_way
 from dataset.prepare_real_photos import CHALLENGE_FILES, find_folder
 from visual_search.common.errors import UserError, run_command
-from visual_search.config import BackboneConfig
+from visual_search.common.model_config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.evaluation.metrics import average_precision
 from visual_search.model.embedder import build_embedder

@@ -39,7 +39,8 @@ from benchmarks.harness import (
     report,
 )
 from visual_search.common.errors import UserError, run_command
-from visual_search.config import BackboneConfig, MarginConfig, OptimConfig
+from visual_search.common.model_config import BackboneConfig
+from visual_search.config import MarginConfig, OptimConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.losses.margin_head import MarginHead

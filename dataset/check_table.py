@@ -71,7 +71,7 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
     Raises:
         UserError: when it is no table of images at all: no csv, no row, a missing column.
     """
-    from visual_search.data.leaks import product10k_folder
+    from visual_search.data.leak_record import product10k_folder
     from visual_search.data.tables import read_table, values_of
     from visual_search.data.values import twins
 

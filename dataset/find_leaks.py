@@ -109,7 +109,8 @@ def main() -> None:
     """Compare each training table with each evaluation table, and keep the record."""
     arguments = parse_arguments()
     from visual_search.common.files import write_csv
-    from visual_search.data.leaks import Side, find_leaks, leak_table, list_images, record
+    from visual_search.data.leak_record import Side, record
+    from visual_search.data.leaks import find_leaks, leak_table, list_images
 
     for option in ("train", "test"):
         files = [file.resolve() for file in getattr(arguments, option)]

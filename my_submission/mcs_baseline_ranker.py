@@ -13,7 +13,7 @@ import numpy as np
 
 from visual_search.common.errors import UserError, first_line, unfailing_output
 from visual_search.common.files import write_json
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.data.tables import image_items, read_gallery, read_queries
 from visual_search.ranking.deadline import NOT_EMBEDDED, Deadline, degradations, listed
 from visual_search.ranking.embed import default_device

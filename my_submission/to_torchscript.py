@@ -10,8 +10,8 @@ from typing import Any, get_args
 # `python my_submission/to_torchscript.py` puts my_submission/ on the path, not the project.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.model_config import Fit
 from visual_search.common.ranges import real_number, whole_number
 
 

@@ -204,7 +204,7 @@ def run_alone(project: Path, *arguments: str) -> str:
 
 
 def test_tools_for_tables_start_without_torch(project: Path) -> None:
-    kit = ("data.dataset_info", "data.leaks", "text.pairs", "data.tables")
+    kit = ("data.dataset_info", "data.leaks", "data.leak_record", "text.pairs", "data.tables")
     modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.base"]
     modules += ["dataset.folder_info", "dataset.image_text.text_normalization"]
     code = (

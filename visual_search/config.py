@@ -12,14 +12,14 @@ from visual_search.common.dataset_config import DatasetConfig as DatasetConfig
 from visual_search.common.dataset_config import DevSetConfig as DevSetConfig
 from visual_search.common.dataset_config import Product10KConfig as Product10KConfig
 from visual_search.common.dataset_config import TableConfig as TableConfig
-from visual_search.common.embed_settings import EmbedSettings as EmbedSettings
+from visual_search.common.model_config import BackboneConfig as BackboneConfig
+from visual_search.common.model_config import EmbedSettings as EmbedSettings
+from visual_search.common.model_config import NeckConfig as NeckConfig
 from visual_search.common.ranges import (
     Amount,
     Angle,
     Count,
     CountFrom1,
-    CountOrAll,
-    Positive,
     Range,
     Share,
     ShareAbove0,
@@ -30,69 +30,6 @@ from visual_search.common.ranges import (
 from visual_search.common.unused import Unless, When
 
 _MOVES = Unless("backbone.trainable_blocks", 0)
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The network that sees the image.
-
-    Args:
-        name: timm/<model>, open_clip/<architecture>/<tag>, unicom/<model>, or clip/<folder> (of
-            Hugging Face's CLIP or ru-CLIP).
-        weights: hub, hub:<tag>, none, package:efficientnet_lite0, or a state-dict file.
-        mean: subtracted from pixels scaled to 0..1, RGB.
-        std: divides them after that, RGB.
-        pooling: of the last feature map; default is the model's own.
-        head_conv: keep the wide convolution in front of the pooling of EfficientNet and
-            MobileNet; without it features are narrower, and less those of the pretraining's task.
-        layers: further stages (of a transformer: blocks) whose features, averaged over positions,
-            join the network's own, counted from its end, 1 being the last.
-        layer_weights: of these layers, beside 1 of the network's own features; none: all 1.
-        drop_path: stochastic depth rate, 0..1, for timm models that know it.
-        patch_overlap: pixels that neighbouring patches of a ViT share; more tokens, finer.
-        freeze_batchnorm: keep the running statistics of the pretrained batch norms.
-        frozen_stages: how many stages from the stem on are not trained, for timm models; what
-            they learnt serves as it is, and a step costs less.
-        trainable_blocks: how many blocks from the end are trained; -1 all, 0 none (frozen).
-        gradient_checkpointing: compute activations twice, keep them once: less memory.
-    """
-
-    name: str = "timm/tf_efficientnet_lite0"
-    weights: str = "package:efficientnet_lite0"
-    mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
-    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
-    pooling: Literal["default", "avg", "gem", "cls"] = "default"
-    head_conv: bool = True
-    drop_path: ShareBelow1 = 0.0
-    patch_overlap: Count = 0
-    freeze_batchnorm: bool = False
-    frozen_stages: Count = 0
-    trainable_blocks: CountOrAll = -1
-    gradient_checkpointing: bool = False
-    layers: tuple[CountFrom1, ...] = ()
-    layer_weights: Annotated[tuple[Positive, ...], When("layers")] = ()
-
-
-@dataclass(frozen=True)
-class NeckConfig:
-    """Between backbone and embedding.
-
-    Args:
-        kind: none, or a projection, with dropout before and batch norm behind it or without;
-            norm-linear brings the backbone's features to length 1 first.
-        dimension: width of the embedding; 0 keeps the backbone's.
-        dropout: of the backbone's features, for dropout-linear-bn.
-        initial: where the projection starts: random, or the principal components (pca) or linear
-            discriminants (lda) of the training images' features; the latter two for linear and
-            norm-linear, and with train.cache_features.
-        shrinkage: of lda, above 0: the more, the closer to pca.
-    """
-
-    kind: Literal["none", "linear", "norm-linear", "linear-bn", "dropout-linear-bn"] = "none"
-    dimension: Width = 0
-    dropout: Annotated[ShareBelow1, When("kind", "dropout-linear-bn")] = 0.2
-    initial: Literal["random", "pca", "lda"] = "random"
-    shrinkage: Annotated[Positive, When("initial", "lda")] = 2.0
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.losses.distillation import EmbeddingDistillation
+from visual_search.common.errors import UserError
+from visual_search.config import MarginConfig, PhaseConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import Embedder
+
+if TYPE_CHECKING:
+    from visual_search.losses.distillation import EmbeddingDistillation
 
 
 @dataclass(frozen=True)
@@ -112,3 +117,74 @@ class Learner(nn.Module):
         for width in nested:
             rows = rows + self.head.prefix_losses(features, labels, width)
         return rows / (1 + len(nested))
+
+
+def build_objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:
+    """The losses of a phase; of what it leaves out, nothing is imported.
+
+    Args:
+        config: the phase.
+        dimension: of the embedding.
+        counts: `(classes,)`, int64, training images of each class.
+
+    Raises:
+        UserError: for prefixes of the embedding (`margin.nested`) that it has not.
+    """
+    margin, teacher = config.margin, config.distillation
+    _check_nested(margin, dimension)
+    return Objective(
+        _head(config, dimension, counts) if margin.weight else None,
+        _pair_loss(config, dimension, counts) if config.pairs.name != "none" else None,
+        _distillation(config) if teacher.run else None,
+        margin.weight,
+        config.pairs.weight,
+        teacher.weight,
+        margin.nested,
+    )
+
+
+def _head(config: PhaseConfig, dimension: int, counts: Tensor) -> MarginHead:
+    if config.margin.sampled_share == 1.0:
+        return MarginHead(dimension, counts, config.margin, config.dataset.seed)
+    from visual_search.losses.partial_fc import SampledMarginHead
+
+    return SampledMarginHead(dimension, counts, config.margin, config.dataset.seed)
+
+
+def _distillation(config: PhaseConfig) -> EmbeddingDistillation:
+    from visual_search.losses.distillation import EmbeddingDistillation
+
+    return EmbeddingDistillation(config.distillation.kind)
+
+
+def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module:
+    pairs = config.pairs
+    if pairs.name == "soft-triple":
+        from visual_search.losses.pairs import SoftTriple
+
+        return SoftTriple(dimension, len(counts))
+    from visual_search.losses.xbm import XbmLoss
+
+    return XbmLoss(
+        pairs.memory,
+        dimension,
+        loss=pairs.name,
+        weight=pairs.memory_weight,
+        start_step=pairs.memory_start,
+        threshold=pairs.threshold,
+    )
+
+
+def _check_nested(margin: MarginConfig, dimension: int) -> None:
+    if not margin.nested:
+        return
+    if list(margin.nested) != sorted({w for w in margin.nested if 0 < w < dimension}):
+        raise UserError(
+            f"margin.nested is {list(margin.nested)}; write rising widths from 1 to "
+            f"{dimension - 1}, below the embedding's {dimension}"
+        )
+    if margin.weight == 0 or margin.sampled_share != 1.0:
+        raise UserError(
+            "margin.nested trains a head over all classes: set margin.weight above 0 and "
+            "margin.sampled_share to 1, or margin.nested to []"
+        )

@@ -6,19 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from visual_search.cached_features import FrozenFeatures, FrozenPhase, as_it_is, check_cacheable
 from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
     EmbedSettings,
-    MarginConfig,
     OptimConfig,
     PhaseConfig,
     TrainConfig,
@@ -29,23 +27,22 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
-from visual_search.losses.distillation import EmbeddingDistillation
 from visual_search.losses.margin_head import MarginHead
-from visual_search.losses.pairs import SoftTriple
-from visual_search.losses.partial_fc import SampledMarginHead
-from visual_search.losses.xbm import XbmLoss
-from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.backbones import feature_width, read_state_dict
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, project_features, start_neck
-from visual_search.objective import Learner, Objective
+from visual_search.objective import Learner, build_objective
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.rerank import named_steps
 from visual_search.run_folder import RunFolder
 from visual_search.validation import BestCheckpoint, Validator
+
+if TYPE_CHECKING:
+    from visual_search.cached_features import FrozenPhase
+    from visual_search.model.averaging import ExponentialAverage, WeightSoup
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
@@ -179,6 +176,8 @@ class ImagePhase(Phase):
             by_size=dataset.sampler.by_size,
         )
         if self.frozen is not None:  # in memory: nothing for worker processes to do
+            from visual_search.cached_features import as_it_is
+
             rows: DataLoader = DataLoader(
                 self.frozen.training, batch_sampler=batches, collate_fn=as_it_is
             )
@@ -301,7 +300,7 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
     freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
     counts = torch.from_numpy(images.counts(images.classes))
-    objective = _objective(config, architecture.dimension, counts)
+    objective = build_objective(config, architecture.dimension, counts)
     continued = bool(config.pretrain_model) and _continue_head(
         objective.head, Path(config.pretrain_model or ""), images.class_names, is_main_process
     )
@@ -325,13 +324,22 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         architecture,
         Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
         continued,
-        FrozenPhase(FrozenFeatures(training)) if cached else None,
+        _frozen(training) if cached else None,
     )
+
+
+def _frozen(training: TrainingImages) -> FrozenPhase:
+    from visual_search.cached_features import FrozenFeatures, FrozenPhase
+
+    return FrozenPhase(FrozenFeatures(training))
 
 
 def _check(config: PhaseConfig) -> None:
     margin, pairs, dataset = config.margin, config.pairs, config.dataset
-    check_cacheable(config)
+    if config.train.cache_features or config.neck.initial != "random":
+        from visual_search.cached_features import check_cacheable
+
+        check_cacheable(config)
     named_steps(config.rerank, [], "rerank")
     if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
         raise UserError(
@@ -351,21 +359,6 @@ def _check(config: PhaseConfig) -> None:
         raise UserError(f"train.head_epochs must be 0..{config.train.epochs} (train.epochs)")
 
 
-def _check_nested(margin: MarginConfig, dimension: int) -> None:
-    if not margin.nested:
-        return
-    if list(margin.nested) != sorted({w for w in margin.nested if 0 < w < dimension}):
-        raise UserError(
-            f"margin.nested is {list(margin.nested)}; write rising widths from 1 to "
-            f"{dimension - 1}, below the embedding's {dimension}"
-        )
-    if margin.weight == 0 or margin.sampled_share != 1.0:
-        raise UserError(
-            "margin.nested trains a head over all classes: set margin.weight above 0 and "
-            "margin.sampled_share to 1, or margin.nested to []"
-        )
-
-
 def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
     size, backbone = config.dataset.input_size_valid or config.dataset.input_size, config.backbone
     if config.pretrain_model:  # whose weights follow
@@ -382,38 +375,6 @@ def _embedder(config: PhaseConfig) -> tuple[Embedder, Architecture]:
                 )
         embedder.load_state_dict(resized_state(plain_state(earlier), embedder))
     return embedder, architecture
-
-
-def _objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Objective:
-    margin, teacher = config.margin, config.distillation
-    _check_nested(margin, dimension)
-    head_class = MarginHead if margin.sampled_share == 1.0 else SampledMarginHead
-    head = head_class(dimension, counts, margin, config.dataset.seed) if margin.weight else None
-    return Objective(
-        head,
-        _pair_loss(config, dimension, counts),
-        EmbeddingDistillation(teacher.kind) if teacher.run else None,
-        margin.weight,
-        config.pairs.weight,
-        teacher.weight,
-        margin.nested,
-    )
-
-
-def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module | None:
-    pairs = config.pairs
-    if pairs.name == "none":
-        return None
-    if pairs.name == "soft-triple":
-        return SoftTriple(dimension, len(counts))
-    return XbmLoss(
-        pairs.memory,
-        dimension,
-        loss=pairs.name,
-        weight=pairs.memory_weight,
-        start_step=pairs.memory_start,
-        threshold=pairs.threshold,
-    )
 
 
 def _teacher(config: PhaseConfig) -> Embedder | None:

@@ -31,7 +31,6 @@ from visual_search.common.progress import progress_bar
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
 from visual_search.evaluation.identity import keep_identity
-from visual_search.model.averaging import WeightSoup
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
@@ -50,7 +49,6 @@ LONGEST_WAIT = timedelta(hours=4)
 
 OnValidation = Callable[[int, float], None]
 """Told the optimiser step and the mAP; may raise to end the run."""
-
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -173,19 +171,21 @@ class Trainer:
 
     def _build(self) -> None:
         """Optimiser, schedule, averages and what else moves while the model is trained."""
-        config, learner = self.config, self.phase.learner.to(self.accelerator.device)
-        train = config.train
-        backbone = learner.embedder.backbone
+        config, device = self.config, self.accelerator.device
+        train, learner = config.train, self.phase.learner.to(device)
         if train.sync_batchnorm:
             nn.SyncBatchNorm.convert_sync_batchnorm(learner)
         if train.compile:
             learner.compile_features()
         self.optim = OptimizerState(self.accelerator, config, learner, self.total)
-        self.trained = [p for p in backbone.parameters() if p.requires_grad]
+        self.trained = [p for p in learner.embedder.backbone.parameters() if p.requires_grad]
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
-        soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
-        average = self.optim.average
-        self.validator = self.phase.validator(self.run, self.accelerator.device, average, soup)
+        soup = None
+        if train.soup_last:
+            from visual_search.model.averaging import WeightSoup
+
+            soup = WeightSoup(train.soup_last, self.run.path / "soup")
+        self.validator = self.phase.validator(self.run, device, self.optim.average, soup)
         self.speed = StartSpeed(self.run.path, self.accelerator, config.dataset.batch_size)
 
     def _set_backbone_frozen(self, frozen: bool) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from visual_search.common.environment import environment_in_words, environment_of
 from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
 from visual_search.evaluation.report import write_report
-from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
 from visual_search.ranking.embed import embed_each_view
@@ -24,6 +23,7 @@ from visual_search.ranking.tta import mean_of_units
 from visual_search.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from visual_search.model.averaging import ExponentialAverage, WeightSoup
     from visual_search.phase import ImagePhase, Phase
 
 

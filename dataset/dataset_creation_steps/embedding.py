@@ -13,7 +13,7 @@ import torch
 from daft import DataType, Series
 
 from dataset.dataset_creation_steps.snapshots import is_stopped
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.data.images import ImageItem
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.ranking.embed import default_device, embed_images

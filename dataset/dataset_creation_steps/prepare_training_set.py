@@ -136,7 +136,7 @@ def prepare_training_set(
     import pandas as pd
 
     from dataset.dataset_creation_steps.snapshots import row_count
-    from visual_search.data.leaks import Side, record
+    from visual_search.data.leak_record import Side, record
 
     row_count(table, ["image_path", "label", "mean_cosine"])
     tests = evaluation_tables(evaluation)

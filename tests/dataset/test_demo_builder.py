@@ -17,7 +17,7 @@ from dataset.demo.builder.catalogue import (
     split_products,
 )
 from tests.commands import refused
-from visual_search.data.leaks import Side, warning
+from visual_search.data.leak_record import Side, warning
 
 DEMO = Path(build_demo.__file__).parent
 DEVELOPMENT = DEMO / "development_test_data"

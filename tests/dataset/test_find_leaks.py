@@ -24,16 +24,15 @@ from visual_search.config import (
 from visual_search.data import leaks as leaks_module
 from visual_search.data.factory import dev_sides, training_sides
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.data.leaks import (
+from visual_search.data.leak_record import (
     Side,
-    find_leaks,
     fingerprint,
-    list_images,
     record,
     record_path,
     unchecked,
     warning,
 )
+from visual_search.data.leaks import find_leaks, list_images
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder

@@ -16,7 +16,7 @@ from visual_search.data.datasets import (
     read_training_table,
 )
 from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
-from visual_search.data.leaks import Side, product10k_folder
+from visual_search.data.leak_record import Side, product10k_folder
 
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:

@@ -18,10 +18,14 @@ import numpy as np
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json
 from visual_search.data.datasets import LabelledImages
-from visual_search.data.leaks import Side, warning
-from visual_search.data.leaks import fingerprint as table_fingerprint
-from visual_search.model.checkpoint import find_checkpoint, fingerprint, read_description
-from visual_search.model.clip_folder import FIRST_RU_CLIP
+from visual_search.data.leak_record import Side, warning
+from visual_search.data.leak_record import fingerprint as table_fingerprint
+from visual_search.model.checkpoint import (
+    FIRST_RU_CLIP,
+    find_checkpoint,
+    fingerprint,
+    read_description,
+)
 
 DATA_FILE, CLASSES_FILE = "data.json", "classes.json"
 DATA_FORMAT = 1
@@ -39,7 +43,7 @@ class Table:
     """Of its bytes; empty where there is no such file."""
     root: str = "."
     fold: int = -1
-    """As in :class:`visual_search.data.leaks.Side`."""
+    """As in :class:`visual_search.data.leak_record.Side`."""
 
     @classmethod
     def of(cls, side: Side) -> Table:

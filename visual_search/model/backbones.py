@@ -16,10 +16,8 @@ import torch
 from torch import nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.model.clip_folder import create_clip
+from visual_search.common.model_config import BackboneConfig
 from visual_search.model.freezing import freeze_unused, trunk_of
-from visual_search.model.layers import with_layers
 from visual_search.model.patches import overlap_patches, resized_state
 from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
 from visual_search.model.weights import (
@@ -288,7 +286,10 @@ def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
     module, size = LIBRARIES[library](model, config, input_size)
     if not config.head_conv:
         drop_head_conv(module, name)
-    module = with_layers(module, config.layers, config.layer_weights, size, name)
+    if config.layers or config.layer_weights:
+        from visual_search.model.layers import with_layers
+
+        module = with_layers(module, config.layers, config.layer_weights, size, name)
     width = feature_width(module, size, name)
     if pooling != "default":
         freeze_unused(module, size)
@@ -368,6 +369,13 @@ def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[
     from visual_search.model import unicom
 
     return unicom.create_unicom(model, config, input_size)
+
+
+def create_clip(place: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
+    """The image tower of a CLIP and its input size, as :mod:`visual_search.model.clip_folder`."""
+    from visual_search.model import clip_folder
+
+    return clip_folder.create_clip(place, config, input_size)
 
 
 LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]] = {

@@ -26,8 +26,10 @@ from visual_search.common.files import (
     write_json,
     written_atomically,
 )
-from visual_search.model.clip_folder import FIRST_RU_CLIP
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
+
+FIRST_RU_CLIP = "ViT-B32-small.pt"
+"""The weights of ru-CLIP's first release (:mod:`visual_search.text.first_ru_clip`)."""
 
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json
-from visual_search.config import BackboneConfig
+from visual_search.common.model_config import BackboneConfig
 from visual_search.model.patches import resized_state
 from visual_search.model.weights import read_state_dict
 
@@ -31,8 +31,6 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 BPE_FILE = "bpe.model"
 """The tokenizer of ru-CLIP's layout."""
-FIRST_RU_CLIP = "ViT-B32-small.pt"
-"""The weights of ru-CLIP's first release (:mod:`visual_search.text.first_ru_clip`)."""
 
 # Names within a tower of Hugging Face's, and ours.
 _RENAMED = {
@@ -210,15 +208,12 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-def folder_settings(name: str) -> dict[str, Any] | None:
-    """The settings behind a backbone's name: of `clip/<folder>`; None for every other library.
+def folder_settings(place: str) -> dict[str, Any]:
+    """The settings of the image tower in a folder.
 
     In place of the folder there may be the settings themselves, as JSON: those of a model that
     was trained from the folder, which need not be there any more.
     """
-    library, _, place = name.partition("/")
-    if library != "clip":
-        return None
     if place.startswith("{"):
         return dict(json.loads(place))
     settings = clip_settings(Path(place))
@@ -234,7 +229,7 @@ def create_clip(place: str, config: BackboneConfig, input_size: int) -> tuple[nn
     """
     from open_clip.model import _build_vision_tower
 
-    settings = folder_settings(f"clip/{place}")
+    settings = folder_settings(place)
     assert settings is not None
     name = f"clip/{place}"
     if config.pooling != "default" or config.drop_path or config.patch_overlap:

@@ -14,9 +14,8 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig, NeckConfig
+from visual_search.common.model_config import BackboneConfig, NeckConfig
 from visual_search.model.backbones import checkpoint_gradients, create_backbone
-from visual_search.model.clip_folder import folder_settings
 from visual_search.model.projections import Whitening
 
 
@@ -187,6 +186,11 @@ def build_embedder(
     mean, std = tuple(backbone.mean), tuple(backbone.std)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
+    settings = None
+    if backbone.name.startswith("clip/"):
+        from visual_search.model.clip_folder import folder_settings
+
+        settings = folder_settings(backbone.name.removeprefix("clip/"))
     made = create_backbone(backbone, input_size)
     if backbone.gradient_checkpointing:
         checkpoint_gradients(made.module, backbone.name)
@@ -201,7 +205,7 @@ def build_embedder(
         backbone.pooling,
         backbone.patch_overlap,
         backbone.head_conv,
-        folder_settings(backbone.name),
+        settings,
         backbone.layers,
         backbone.layer_weights,
     )

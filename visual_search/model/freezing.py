@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
+from visual_search.common.model_config import BackboneConfig
 
 # The layers of networks that do not name them themselves, in timm's notation.
 OPEN_CLIP_VIT = {

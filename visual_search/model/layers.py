@@ -59,7 +59,7 @@ def with_layers(
 
     Args:
         network: headless.
-        layers: as :class:`LayerFeatures` takes them; none leaves the network as it is.
+        layers: as :class:`LayerFeatures` takes them.
         weights: of each; none: all 1.
         input_size: side in pixels of the images.
         name: of the network, for messages.
@@ -73,8 +73,6 @@ def with_layers(
             f"backbone.layer_weights has {len(weights)} numbers of {len(layers)} layers: write "
             "one for each of backbone.layers, or none"
         )
-    if not layers:
-        return network
     if len(set(layers)) < len(layers):
         raise UserError(f"backbone.layers is {list(layers)}; name each layer once")
     made = LayerFeatures(network, layers, weights or [1.0] * len(layers)).eval()

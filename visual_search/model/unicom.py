@@ -15,7 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
+from visual_search.common.model_config import BackboneConfig
 from visual_search.model.pooling import pooled_tokens
 from visual_search.model.weights import load_file_weights
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError, first_line
+from visual_search.common.model_config import EmbedSettings, Fit
 from visual_search.common.progress import progress_bar
-from visual_search.config import EmbedSettings
 from visual_search.data.image_files import hanging
 from visual_search.data.images import ImageItem, ImageProblem, load_views
 from visual_search.ranking.deadline import Deadline, Effort

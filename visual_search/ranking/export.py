@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import is_lfs_pointer, write_bytes, write_json, written_atomically
-from visual_search.common.locks import work_folder
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
     Checkpoint,
@@ -112,6 +111,8 @@ def export_torchscript(
         UserError: when the written model cannot be loaded, or does not answer as the embedder does,
             and when another process is exporting into the folder.
     """
+    from visual_search.common.locks import work_folder
+
     size = architecture.input_size
     embedder = embedder.eval().float().cpu()
     example = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)

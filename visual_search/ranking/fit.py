@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.data.datasets import read_training_table
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import BOX_COLUMNS

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from visual_search.common.errors import UserError, first_line
+from visual_search.common.model_config import EmbedSettings
 from visual_search.common.processes import available_cores
-from visual_search.config import EmbedSettings
 from visual_search.data.image_files import HANGING_SECONDS
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import Embedder

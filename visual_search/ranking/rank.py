@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.deadline import Deadline, call_within
 from visual_search.ranking.embed import Embeddings, embed_images

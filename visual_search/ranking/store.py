@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.files import written_atomically
-from visual_search.config import EmbedSettings
+from visual_search.common.model_config import EmbedSettings
 from visual_search.data.images import PIXELS_VERSION, ImageItem, ImageProblem
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.ranking.embed import Embeddings, embed_images

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.model.clip_folder import FIRST_RU_CLIP
+from visual_search.model.checkpoint import FIRST_RU_CLIP
 from visual_search.model.weights import read_state_dict
 from visual_search.text.encoder import DualEncoder
 

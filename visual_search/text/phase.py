@@ -17,7 +17,7 @@ from visual_search.common.errors import UserError
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
-from visual_search.data.leaks import Side
+from visual_search.data.leak_record import Side
 from visual_search.data.samplers import TrainingBatches, image_loader
 from visual_search.evaluation.identity import Identity, identity_of
 from visual_search.model.averaging import ExponentialAverage, WeightSoup

@@ -11,7 +11,7 @@ from dataset.unpack import find_parts
 from tests.commands import refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.common.errors import UserError
-from visual_search.data.leaks import Side, unchecked
+from visual_search.data.leak_record import Side, unchecked
 
 
 def noise(seed: int) -> Image.Image:

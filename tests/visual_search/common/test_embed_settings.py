@@ -2,8 +2,8 @@ from typing import get_args
 
 import pytest
 
-from visual_search.common.embed_settings import Fit
 from visual_search.common.errors import UserError
+from visual_search.common.model_config import Fit
 from visual_search.config import EmbedSettings
 from visual_search.data.images import FITS
 

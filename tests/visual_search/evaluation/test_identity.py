@@ -31,7 +31,7 @@ from visual_search.config import (
     TrainConfig,
 )
 from visual_search.data.datasets import LabelledImages
-from visual_search.data.leaks import Side
+from visual_search.data.leak_record import Side
 from visual_search.evaluation.identity import (
     averaged,
     changed_data,
