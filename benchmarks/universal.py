@@ -115,11 +115,11 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
     """Train the recipe with these settings, and rank what it holds out with all three."""
     import jsonargparse
 
+    from visual_search.common.run_folder import RunFolder
     from visual_search.config_reader import parse_phase
     from visual_search.evaluation.compression import RunEmbeddings, Sides
     from visual_search.evaluation.dev_set import evaluate_embeddings
     from visual_search.phase import build_image_phase
-    from visual_search.run_folder import RunFolder
     from visual_search.train import train_phase
 
     common = ["--config", CONFIG, f"--train.feature_cache={cache}", "--train.validate_every=1000"]

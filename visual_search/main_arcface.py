@@ -29,8 +29,8 @@ def main() -> None:
     arguments, config, resolved = parse_phase(parser)
     tell_unused(config)
 
+    from visual_search.common.run_folder import RunFolder
     from visual_search.phase import build_image_phase
-    from visual_search.run_folder import RunFolder
     from visual_search.train import train_phase
 
     run = RunFolder(Path(arguments.runs), arguments.name or default_name(sys.argv[1:]))

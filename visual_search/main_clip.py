@@ -25,7 +25,7 @@ def main() -> None:
     arguments, config, resolved = parse_config(parser, ClipConfig)
     tell_unused(config)
 
-    from visual_search.run_folder import RunFolder
+    from visual_search.common.run_folder import RunFolder
     from visual_search.text.phase import build_clip_phase
     from visual_search.train import train_phase
 

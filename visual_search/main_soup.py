@@ -14,16 +14,16 @@ from visual_search.common.errors import UserError, run_command
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from visual_search.common.run_folder import RunFolder
     from visual_search.model.checkpoint import Checkpoint
     from visual_search.model.embedder import Embedder
-    from visual_search.run_folder import RunFolder
 
 
 def main() -> None:
     """Score each run and their average on the first run's development set; keep the average."""
     options = build_parser().parse_args()
 
-    from visual_search.run_folder import RunFolder
+    from visual_search.common.run_folder import RunFolder
 
     run = RunFolder(options.folder, options.name)
     if run.path.exists():

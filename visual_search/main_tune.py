@@ -12,7 +12,7 @@ from visual_search.common.errors import UserError, run_command
 if TYPE_CHECKING:
     import jsonargparse
 
-    from visual_search.run_folder import RunFolder
+    from visual_search.common.run_folder import RunFolder
     from visual_search.tuning import OnValidation
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     if not arguments.grid and (arguments.trials or 0) < 1:
         raise UserError("--trials must be 1 or more; or give --grid true for all combinations")
 
-    from visual_search.run_folder import RunFolder
+    from visual_search.common.run_folder import RunFolder
     from visual_search.tuning import (
         check_settings,
         combinations,

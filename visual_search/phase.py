@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from visual_search.common.errors import UserError
+from visual_search.common.run_folder import RunFolder
 from visual_search.config import (
     BackboneConfig,
     EmbedSettings,
@@ -37,7 +38,6 @@ from visual_search.model.projections import Sample, project_features, start_neck
 from visual_search.objective import Learner, build_objective
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.rerank import named_steps
-from visual_search.run_folder import RunFolder
 from visual_search.validation import BestCheckpoint, Validator
 
 if TYPE_CHECKING:

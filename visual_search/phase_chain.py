@@ -17,9 +17,9 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_json, write_text
+from visual_search.common.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
-from visual_search.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl, from <sys/prctl.h>."""

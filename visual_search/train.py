@@ -28,13 +28,7 @@ from torch.utils.data import DataLoader
 from visual_search.common.environment import StartSpeed
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
-from visual_search.data.datasets import ReplacedImages
-from visual_search.data.samplers import TrainingBatches
-from visual_search.evaluation.identity import keep_identity
-from visual_search.model.freezing import hold_frozen
-from visual_search.optim import OptimizerState
-from visual_search.phase import Batch, Phase, RunConfig
-from visual_search.run_folder import (
+from visual_search.common.run_folder import (
     Processes,
     RunFolder,
     load_state,
@@ -43,6 +37,12 @@ from visual_search.run_folder import (
     restore_random_states,
     save_state,
 )
+from visual_search.data.datasets import ReplacedImages
+from visual_search.data.samplers import TrainingBatches
+from visual_search.evaluation.identity import keep_identity
+from visual_search.model.freezing import hold_frozen
+from visual_search.optim import OptimizerState
+from visual_search.phase import Batch, Phase, RunConfig
 
 # While one process validates, the others wait; a large gallery takes longer than the default.
 LONGEST_WAIT = timedelta(hours=4)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_figure, write_text
+from visual_search.common.run_folder import RunFolder, changed_keys
 from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
-from visual_search.run_folder import RunFolder, changed_keys
 
 if TYPE_CHECKING:
     import optuna

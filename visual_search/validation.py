@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visual_search.common.environment import environment_in_words, environment_of
+from visual_search.common.run_folder import RunFolder
 from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
 from visual_search.evaluation.report import write_report
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
@@ -20,7 +21,6 @@ from visual_search.model.projections import Whitening, fit_unlabelled, fit_white
 from visual_search.ranking.embed import embed_each_view
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
 from visual_search.ranking.tta import mean_of_units
-from visual_search.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from visual_search.model.averaging import ExponentialAverage, WeightSoup

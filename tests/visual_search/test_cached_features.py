@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from visual_search import cached_features
 from visual_search.cached_features import CachedViews, FrozenFeatures, random_crop
 from visual_search.common.errors import UserError
+from visual_search.common.run_folder import RunFolder
 from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
 from visual_search.data.augment import build_augmentation
@@ -24,7 +25,6 @@ from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
 from visual_search.ranking.store import Backbone, Features
-from visual_search.run_folder import RunFolder
 from visual_search.train import train_phase
 
 

@@ -9,11 +9,11 @@ import pytest
 from tests.commands import inside
 from tests.visual_search.test_unused import CASES, another, with_key
 from visual_search.common.errors import UserError
+from visual_search.common.run_folder import FREE_TO_CHANGE, RunFolder
 from visual_search.common.unused import unused
 from visual_search.config import PhaseConfig, TableConfig
 from visual_search.main_arcface import main
 from visual_search.phase import build_image_phase
-from visual_search.run_folder import FREE_TO_CHANGE, RunFolder
 from visual_search.train import train_phase
 
 # What changes no score, by its nature: speed, memory, folders, what is written when, trackers.

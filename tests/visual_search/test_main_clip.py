@@ -23,7 +23,7 @@ from tests.visual_search.drawn_pairs import (
 )
 from tests.warm import PythonProcess
 from visual_search import phase_chain
-from visual_search.run_folder import RunFolder
+from visual_search.common.run_folder import RunFolder
 from visual_search.text.pairs import read_pairs
 from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
 from visual_search.text.zero_shot import ZeroShotSet, classify

@@ -16,7 +16,7 @@ from visual_search.common.errors import UserError
 
 pytest.importorskip("optuna")
 
-from visual_search.run_folder import RunFolder
+from visual_search.common.run_folder import RunFolder
 from visual_search.tuning import (
     OnValidation,
     Range,

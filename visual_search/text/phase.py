@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from visual_search.cached_features import CachedViews, kept_features
 from visual_search.common.errors import UserError
+from visual_search.common.run_folder import RunFolder
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
@@ -25,7 +26,6 @@ from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.projections import Sample, pca
 from visual_search.phase import Batch, Phase
-from visual_search.run_folder import RunFolder
 from visual_search.text.batches import build_pair_batches
 from visual_search.text.class_names import imagenet_classifier, imagenet_names
 from visual_search.text.config import ClipConfig

@@ -17,12 +17,12 @@ from tests.conftest import draw_product, export_tiny
 from tests.disks import REFUSALS
 from visual_search.common.files import write_csv, write_figure, write_json, write_text
 from visual_search.common.page import Section, write_page
+from visual_search.common.run_folder import Processes, RunFolder, save_state
 from visual_search.data.contact_sheet import Cell, write_contact_sheets
 from visual_search.data.dataset_info import InfoRow, write_dataset_info
 from visual_search.model.checkpoint import save_weights
 from visual_search.ranking.faiss_index import FaissIndex, FaissSettings
 from visual_search.ranking.store import _write as write_piece
-from visual_search.run_folder import Processes, RunFolder, save_state
 from visual_search.text.pairs import SCHEMA, write_pairs
 
 LARGE = torch.rand(30_000, 10, generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,7 @@ from tests.conftest import draw_product, write_csv
 from visual_search import main_arcface, main_phases, main_tune, phase_chain
 from visual_search import train as train_module
 from visual_search.common.files import write_json
+from visual_search.common.run_folder import RunFolder
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -40,7 +41,6 @@ from visual_search.evaluation.identity import (
     read_identity,
 )
 from visual_search.phase import build_image_phase
-from visual_search.run_folder import RunFolder
 from visual_search.train import Trainer, train_phase
 
 Names = tuple[str, ...]

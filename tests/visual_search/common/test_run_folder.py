@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.commands import inside, refused
 from visual_search.common.errors import UserError
-from visual_search.run_folder import (
+from visual_search.common.run_folder import (
     Processes,
     RunFolder,
     changed_keys,
