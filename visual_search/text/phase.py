@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from visual_search.cached_features import CachedViews, kept_features
@@ -24,10 +23,8 @@ from visual_search.evaluation.identity import Identity, identity_of
 from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
-from visual_search.model.projections import Sample, pca
 from visual_search.phase import Batch, Phase
 from visual_search.text.batches import build_pair_batches
-from visual_search.text.class_names import imagenet_classifier, imagenet_names
 from visual_search.text.config import ClipConfig
 from visual_search.text.encoder import (
     DualEncoder,
@@ -37,19 +34,19 @@ from visual_search.text.encoder import (
 from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
 from visual_search.text.objective import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
+from visual_search.text.projection_start import (
+    add_class_names,
+    start_from_class_names,
+    start_from_ridge,
+)
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same
-from visual_search.text.towers import in_small_letters
 from visual_search.text.validation import PairValidator
 
 MEASURED_IMAGES = 2048
 """On which the scale of the features is measured."""
 FITTED_IMAGES = 200_000
 """That a ridge is fitted to at the most."""
-NAMES_SHARE = 0.6
-"""Length of the class names' answer in the shared space, the texts' own being 1."""
-SIZE = 3**-0.5
-"""Of a direction in the start's weights: about what a fresh linear layer has."""
 
 
 @dataclass
@@ -292,126 +289,3 @@ def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchite
         found = check_same(Path(config.pretrain_model), architecture, text_architecture)
         encoder.load_state_dict(dict(found.state))
     return encoder, architecture, text_architecture
-
-
-def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Start images where the visual tower's classifier names what it sees.
-
-    A text and a class name of the same meaning get the same place; what the features say beside it
-    starts at nothing.
-
-    Args:
-        encoder: with the text tower `use` and linear projections; changed in place.
-        weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of images.
-    """
-    image = _linear(encoder.image_projection.projection)
-    columns = encoder.text.columns("use")
-    basis = nn.init.orthogonal_(vectors.new_empty(image.out_features, len(columns)), SIZE)
-    with torch.no_grad():
-        nn.init.zeros_(image.weight)
-        nn.init.zeros_(image.bias)
-    _start_texts(encoder, columns, basis, torch.zeros(len(columns)))
-    add_class_names(encoder, weights, vectors)
-
-
-def start_from_ridge(
-    encoder: DualEncoder, vectors: Tensor, texts: Sequence[Sequence[str]], alpha: float
-) -> None:
-    """Start images where a ridge regression predicts the features of their texts.
-
-    Minimises `sum over images of |mean of its texts' features - W v|^2 + alpha |W|^2`, both sides
-    centred. Text features that are nothing before training (the table of n-grams) are left out:
-    their columns stay random.
-
-    Args:
-        encoder: with linear projections; changed in place.
-        vectors: `(n, width)`, unit vectors of the visual tower.
-        texts: of each of these images, one or more.
-        alpha: the ridge's strength, above 0.
-
-    Raises:
-        UserError: when there is no text feature, or they are all alike.
-    """
-    standardised = encoder.image_projection.standardised
-    image = _linear(encoder.image_projection.projection)
-    features, means = _text_features(encoder, texts)
-    columns = torch.nonzero(features.std(dim=0, correction=0) > 1e-6).flatten()
-    if not len(columns):
-        raise UserError(
-            "projection.initial ridge needs texts whose features differ before training: add "
-            "`use` to text.towers, or set projection.initial to random"
-        )
-    basis = _basis(features[:, columns], image.out_features).double()
-    known, targets = features[:, columns].double(), means[:, columns].double()
-    inputs = vectors.cpu().double()
-    mean, centre = targets.mean(dim=0), inputs.mean(dim=0)
-    inputs = inputs - centre
-    gram = inputs.T @ inputs + alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-    fitted = torch.linalg.solve(gram, inputs.T @ (targets - mean))
-    # As long as the texts, on average, so that class names weigh the same beside both.
-    lengths = (known - mean).norm(dim=1).mean()
-    fitted = fitted * (lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12))
-    weight = basis @ fitted.T
-    with torch.no_grad():
-        image.weight.copy_(weight * standardised.scale.cpu().double())
-        image.bias.copy_(-(weight @ (centre - standardised.mean.cpu().double())))
-    _start_texts(encoder, columns, basis, mean)
-
-
-def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Add the visual tower's classifier to a start that has set the texts already.
-
-    Args:
-        encoder: after :func:`start_from_ridge`, with the text tower `use`; changed in place.
-        weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of images.
-    """
-    projection = _linear(encoder.text_projections()[0])
-    basis = projection.weight.detach()[:, encoder.text.columns("use")]
-    image = encoder.image_projection
-    assert image.names is not None
-    named = torch.from_numpy(
-        encoder.text.part("use").encoder.encode(in_small_letters(imagenet_names()))
-    )
-    classifier = imagenet_classifier(weights).to(vectors.device)
-    image.names.fit(classifier, named.to(vectors.device), vectors)
-    with torch.no_grad():
-        _linear(image.name_projection).weight.copy_(NAMES_SHARE * basis)
-
-
-def _start_texts(encoder: DualEncoder, columns: Tensor, basis: Tensor, mean: Tensor) -> None:
-    """Set these columns of the text projections, and where `mean` is to be."""
-    for projection in map(_linear, encoder.text_projections()):
-        with torch.no_grad():
-            projection.weight[:, columns.to(projection.weight.device)] = basis.to(projection.weight)
-            projection.bias.copy_(-(basis.to(projection.weight) @ mean.to(projection.weight)))
-
-
-def _basis(features: Tensor, dimension: int) -> Tensor:
-    """Rows of the features' space that become dimensions of the shared one, `(dimension, c)`.
-
-    Where they all fit, inner products are kept; else those of the principal components.
-    """
-    width = features.shape[1]
-    if width <= dimension:
-        return nn.init.orthogonal_(torch.empty(dimension, width), SIZE)
-    weight = pca(Sample(features, torch.zeros(len(features))), dimension).weight
-    return SIZE * weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
-
-
-def _text_features(encoder: DualEncoder, texts: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
-    """Of the distinct texts, `(m, t)`, and the mean of each image's, `(n, t)`; on the CPU."""
-    numbers: dict[str, int] = {}
-    pairs = [
-        (row, numbers.setdefault(t, len(numbers))) for row, own in enumerate(texts) for t in own
-    ]
-    features = encoder.text_features(list(numbers))
-    image, text = torch.tensor(pairs).T
-    sums = torch.zeros(len(texts), features.shape[1]).index_add_(0, image, features[text])
-    return features, sums / torch.bincount(image, minlength=len(texts))[:, None]
-
-
-def _linear(module: nn.Module | None) -> nn.Linear:
-    assert isinstance(module, nn.Linear)
-    return module

@@ -1,31 +1,14 @@
-"""Settings that do not fit; starts of the projections against scikit-learn."""
+"""Settings of a phase on image–text pairs that do not fit each other."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from tests.commands import refused
-from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.model.embedder import build_embedder
-from visual_search.text.config import ClipConfig, ProjectionConfig, TextConfig
-from visual_search.text.encoder import DualEncoder, build_dual_encoder
-from visual_search.text.phase import (
-    NAMES_SHARE,
-    add_class_names,
-    build_clip_phase,
-    start_from_class_names,
-    start_from_ridge,
-)
-from visual_search.text.towers import TextTower, TextTowers
+from visual_search.text.config import ClipConfig
+from visual_search.text.phase import build_clip_phase
 
 WRONG: dict[str, dict[str, Any]] = {
     "train.cache_features is for images with classes": {"train": {"cache_features": True}},
@@ -55,129 +38,3 @@ def test_settings_that_do_not_fit_are_refused(message: str) -> None:
         part: replace(getattr(config, part), **keys) for part, keys in WRONG[message].items()
     }
     refused(re.escape(message), build_clip_phase, replace(config, **changed), is_main_process=True)
-
-
-TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
-OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
-
-
-def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
-    torch.manual_seed(0)
-    visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
-    projection = ProjectionConfig(
-        dimension=dimension,
-        class_names="imagenet" if class_names else "none",
-        feature_dropout=0.5,
-    )
-    made = build_dual_encoder(visual, built.dimension, text, projection)
-    made.text.fit(TEXTS)
-    return made
-
-
-def image_vectors(made: DualEncoder) -> Tensor:
-    width = made.image_projection.standardised.mean.shape[0]
-    vectors = F.normalize(torch.randn(len(OWN), width), dim=1)
-    made.image_projection.standardised.measure(vectors)
-    return vectors
-
-
-def features(made: DualEncoder, texts: list[str]) -> np.ndarray:
-    with torch.no_grad():
-        values: Tensor = made.text(made.text.tokenize(texts))
-    return values.double().numpy()
-
-
-def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, two)]
-    return np.asarray(unit[0] @ unit[1].T)
-
-
-@pytest.mark.parametrize("dimension", [12, 8, 5])
-def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
-    from sklearn.decomposition import PCA
-
-    made = encoder(dimension).train()
-    vectors = image_vectors(made)
-    start_from_ridge(made, vectors, OWN, alpha=0.3)
-    assert made.training
-    targets = np.array([features(made, own).mean(axis=0) for own in OWN])
-    model = linear.Ridge(alpha=0.3).fit(vectors.double().numpy(), targets)
-    new = F.normalize(torch.randn(9, vectors.shape[1]), dim=1)
-    seen = model.predict(new.double().numpy()) - targets.mean(axis=0)
-    asked = features(made, TEXTS) - targets.mean(axis=0)
-    if dimension < asked.shape[1]:
-        kept = PCA(dimension).fit(asked).components_
-        seen, asked = seen @ kept.T, asked @ kept.T
-    with torch.no_grad():
-        ours = made.eval()(new) @ made.embed_texts(TEXTS).T
-    np.testing.assert_allclose(ours.numpy(), cosines(seen, asked), atol=1e-4)
-
-
-class Encoder:
-    """A random vector for each text."""
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        draws = [np.random.default_rng(list(text.encode())).normal(size=512) for text in texts]
-        return np.array(draws, dtype=np.float32)
-
-
-class Words(TextTower):
-    """Stands for the text tower `use`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.dimension = Encoder(), 512
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(self.encoder.encode(list(texts)))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-
-def with_names(tmp_path: Path) -> tuple[DualEncoder, Path, Tensor]:
-    made = encoder(512, class_names=True).eval()
-    made.backbone["text"] = TextTowers({"hashed": made.text.part("hashed"), "use": Words()})
-    made.neck["text"] = nn.Linear(8 + 512, 512)
-    vectors = image_vectors(made)
-    weights = tmp_path / "model.pt"
-    torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, weights)
-    return made, weights, vectors
-
-
-def test_images_start_at_the_names_of_their_classes(tmp_path: Path) -> None:
-    made, weights, vectors = with_names(tmp_path)
-    start_from_class_names(made, str(weights), vectors)
-    with torch.no_grad():
-        named = made.image_projection.names(vectors)  # type: ignore[misc]
-        texts = torch.from_numpy(Encoder().encode(TEXTS))
-        ours = made(vectors) @ F.normalize(F.linear(texts, _use(made)), dim=1).T
-    np.testing.assert_allclose(ours, cosines(named.numpy(), texts.numpy()), atol=1e-4)
-
-
-def _use(made: DualEncoder) -> Tensor:
-    projection: Any = made.neck["text"]
-    return projection.weight[:, 8:]
-
-
-def test_names_are_added_to_the_ridge(tmp_path: Path) -> None:
-    made, weights, vectors = with_names(tmp_path)
-    start_from_ridge(made, vectors, OWN, alpha=1.0)
-    with torch.no_grad():
-        before = made.features(vectors)
-        add_class_names(made, str(weights), vectors)
-        named = made.image_projection.names(vectors)  # type: ignore[misc]
-        added = made.features(vectors) - before
-    torch.testing.assert_close(added, NAMES_SHARE * named @ _use(made).T, atol=1e-4, rtol=1e-4)
-    lengths = before.norm(dim=1).mean(), added.norm(dim=1).mean() / NAMES_SHARE
-    # Both were brought to the length of the texts: features of a standard deviation of 1.
-    assert float(lengths[1] / lengths[0]) == pytest.approx(1.0, abs=0.1)
-
-
-def test_texts_that_are_all_alike_start_nothing() -> None:
-    made = encoder(8)
-    vectors = image_vectors(made)
-    with pytest.raises(UserError, match="features differ before training: add `use`"):
-        start_from_ridge(made, vectors, [["стол"]] * len(OWN), alpha=1.0)
