@@ -59,13 +59,13 @@ class Index:
 
     def __init__(self, folder: Path, run: Path, images: int) -> None:
         from visual_search.serve.database import Database
-        from visual_search.serve.indexing import register
+        from visual_search.serve.indexing import Indexer
         from visual_search.serve.query_model import QueryModel
         from visual_search.serve.store import Store
 
         self.store = Store(Database(str(folder)))
         model = QueryModel(run)
-        self.model, self.rng = register(self.store, model), np.random.default_rng(0)
+        self.model, self.rng = Indexer(self.store, model).indexed, np.random.default_rng(0)
         self.vectors = self.unit(images)
         begun = time.perf_counter()
         for first in range(0, images, 1000):
@@ -85,12 +85,13 @@ class Index:
 
         images: dict[str, list[IndexedImage]] = {}
         for product, row in rows:
-            made = IndexedImage(f"/made/{row}.jpg", None, "1", {self.model.id: self.vectors[row]})
+            vectors = {self.model.id: self.vectors[row]}
+            made = IndexedImage(f"/made/{row}.jpg", None, "1", vectors=vectors)
             images.setdefault(product, []).append(made)
         self.store.put(
             [
-                Product(product, f"product {product}", f"c{int(product) % 20}", float(row % 100),
-                        True, {}, shown)
+                Product(id=product, title=f"product {product}", category=f"c{int(product) % 20}",
+                        price=row % 100, in_stock=True, images=shown)
                 for row, (product, shown) in enumerate(images.items())
             ],
             [self.model.id],
@@ -112,10 +113,9 @@ class Index:
         number = 10**9 + int(self.rng.integers(10**6))
         begun = time.perf_counter()
         self.put([(str(number), 0)])
-        found = self.store.product(str(number))
-        assert found is not None
+        (image,) = self.store.products([str(number)])[str(number)].images
         while True:
-            hits = ask(found[1][0]).json()["hits"]
+            hits = ask(image.id).json()["hits"]
             if any(hit["product"]["id"] == str(number) for hit in hits):
                 return time.perf_counter() - begun
 
@@ -245,7 +245,7 @@ def measure(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
     if not photos:
         raise UserError(f"{options.photos} holds no .jpg: name a folder of query photos")
     sent = [photo.read_bytes() for photo in photos]
-    numbers = [image for image, _, _ in index.store.images()]
+    numbers = [image.id for image in index.store.images()]
     case = f"{images:,} x {index.model.dimension}, top {K}"
     notes = [
         f"{processor()}; PostgreSQL's own settings of a folder; filled at "

@@ -45,38 +45,31 @@ def main() -> None:
 def _index(store: Store, options: argparse.Namespace) -> None:
     from visual_search.serve.calibration import draw_reliability
     from visual_search.serve.gallery import read_products
-    from visual_search.serve.indexing import (
-        Report,
-        check_answers,
-        fill,
-        index_products,
-        register,
-    )
+    from visual_search.serve.indexing import Indexer, measured_recall
     from visual_search.serve.judged import calibrate, compare_with_current, read_judged
     from visual_search.serve.query_model import QueryModel
 
     products = read_products(options.gallery) if options.gallery else []
-    model, report = QueryModel(options.run), Report()
-    indexed = register(store, model)
+    model = QueryModel(options.run)
+    indexer = Indexer(store, model)
+    indexed = indexer.indexed
     if options.gallery and not options.switch:
-        check_answers(store, indexed)
+        indexer.check_answers()
     if not indexed.current:
-        fill(store, model, report)
+        indexer.fill()
         if options.judged:
             judged = read_judged(options.judged, store)
             print(compare_with_current(store, indexed, model, judged))
         if options.switch:
             while missing := store.switch(indexed):
                 print(f"{missing} images came meanwhile", flush=True)
-                fill(store, model, report)
+                indexer.fill()
             print(f"{indexed.name} answers from now on; --drop-old removes the model before it")
     if options.gallery:
-        report = index_products(store, model, products, sync=options.sync)
-    fill(store, model, report)
-    print(report)
+        indexer.index(products, sync=options.sync)
+    indexer.fill()
+    print(indexer.report)
     if options.approximate is not None:
-        from visual_search.serve.indexing import measured_recall
-
         store.make_approximate(indexed, options.approximate)
         if options.approximate:
             print(measured_recall(store, store.model(indexed.id)))

@@ -39,7 +39,7 @@ def main() -> None:
     from visual_search.serve.api import create_app
     from visual_search.serve.database import Database
     from visual_search.serve.guard import Limits
-    from visual_search.serve.indexing import compared_models
+    from visual_search.serve.query_model import QueryModel
     from visual_search.serve.service import Service
     from visual_search.serve.store import Store
 
@@ -49,22 +49,24 @@ def main() -> None:
     database = Database(options.database, connections=options.connections, seconds=options.seconds)
     store = Store(database)
     try:
+        compared = {QueryModel(run).fingerprint: run for run in options.compare or ()}
+        for one in set(compared) - {model.fingerprint for model in store.models()}:
+            raise UserError(
+                f"{compared[one]} is not in the index: python -m visual_search.main_index --run "
+                f"{compared[one]}"
+            )
         service = Service(
             store,
             options.uploads.absolute(),
-            compared=compared_models(store, options.compare),
+            compared=tuple(compared),
             log_images=options.log_images,
         )
     except psycopg.Error as error:
         raise UserError(f"the database does not answer: {first_line(error)}") from error
-    app = create_app(
-        service,
-        key=key,
-        hosts=tuple(options.names) or (LOCAL_HOSTS if is_local else ()),
-        limits=Limits(rate=options.rate, seconds=options.seconds),
-    )
+    hosts = tuple(options.names) or (LOCAL_HOSTS if is_local else ())
+    limits = Limits(rate=options.rate, seconds=options.seconds, key=key, hosts=hosts)
     config = uvicorn.Config(
-        app,
+        create_app(service, limits),
         host=options.host,
         port=options.port,
         log_level="warning",

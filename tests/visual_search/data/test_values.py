@@ -196,11 +196,11 @@ def shop_gallery(folder: Path, cells: Cells) -> list[str]:
 
 
 def request(_: Path, cells: Cells) -> list[str]:
-    gallery = pytest.importorskip("visual_search.serve.gallery")
+    records = pytest.importorskip("visual_search.serve.records")
     try:
-        return [TypeAdapter(gallery.ProductId).validate_python(cell) for cell in cells]
+        return [TypeAdapter(records.ProductId).validate_python(cell) for cell in cells]
     except ValidationError as error:
-        raise UserError(gallery.what_is_wrong(error)) from error
+        raise UserError(records.what_is_wrong(error)) from error
 
 
 # Every kind of place that an id or a label comes from: docs/data.md lists them, too.

@@ -123,17 +123,18 @@ def make_service(address: str, runs: Sequence[Path], shop: Path, uploads: Path) 
     """A service on an index of the shop by all the runs; it compares them where there are two."""
     from visual_search.serve.database import Database
     from visual_search.serve.gallery import read_products
-    from visual_search.serve.indexing import Report, compared_models, fill, index_products
+    from visual_search.serve.indexing import Indexer
     from visual_search.serve.query_model import QueryModel
     from visual_search.serve.service import Service
     from visual_search.serve.store import Store
 
     store = Store(Database(address))
-    index_products(store, QueryModel(runs[0]), read_products(shop))
-    for run in runs[1:]:
-        fill(store, QueryModel(run), Report())
-    compared = compared_models(store, runs) if len(runs) > 1 else []
-    return Service(store, uploads, compared=compared)
+    indexers = [Indexer(store, QueryModel(run)) for run in runs]
+    indexers[0].index(read_products(shop))
+    for indexer in indexers[1:]:
+        indexer.fill()
+    compared = [indexer.model.fingerprint for indexer in indexers]
+    return Service(store, uploads, compared=compared if len(runs) > 1 else ())
 
 
 @pytest.fixture(scope="session")

@@ -26,12 +26,11 @@ from visual_search.serve.service import Service
 
 KEY = "a key of sixteen or more"
 WRITER = {"Authorization": f"Bearer {KEY}"}
-ROOMY = Limits(rate=1e6, burst=10**6)
 
 
 def client_of(service: Service, **options: Any) -> TestClient:
-    given: dict[str, Any] = {"key": KEY, "limits": ROOMY, **options}
-    return TestClient(create_app(service, **given), raise_server_exceptions=False)
+    limits = Limits(**{"key": KEY, "rate": 1e6, "burst": 10**6, **options})
+    return TestClient(create_app(service, limits), raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -252,7 +251,7 @@ def refused(done: Any) -> None:
 
 
 def test_uploads_have_a_limit_and_say_their_length(service: Service) -> None:
-    client = client_of(service, limits=Limits(1000, rate=1e6, burst=10**6))
+    client = client_of(service, upload_bytes=1000)
     done = client.post("/search", files={"image": ("a.png", bytes(5000))})
     assert done.status_code == 413
     headers = {"content-type": "multipart/form-data; boundary=x"}
@@ -261,7 +260,7 @@ def test_uploads_have_a_limit_and_say_their_length(service: Service) -> None:
 
 
 def test_too_many_requests_are_put_off_by_client(service: Service) -> None:
-    client = client_of(service, limits=Limits(rate=0.001, burst=2))
+    client = client_of(service, rate=0.001, burst=2)
     statuses = [client.post("/search", data={"k": 0}).status_code for _ in range(4)]
     assert statuses == [422, 422, 429, 429]
     assert client.get("/healthz").status_code == 200
@@ -276,7 +275,7 @@ def test_other_host_names_are_refused(service: Service) -> None:
 
 
 def test_what_takes_too_long_ends(service: Service) -> None:
-    client = client_of(service, limits=Limits(seconds=0.2))
+    client = client_of(service, seconds=0.2)
 
     async def hang() -> None:
         await asyncio.sleep(60)

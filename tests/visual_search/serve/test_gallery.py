@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
-from visual_search.serve.gallery import file_state, read_products
+from visual_search.data.images import ImageItem
+from visual_search.serve.gallery import read_products
 from visual_search.serve.records import IndexedImage, Product
 
 
@@ -18,10 +19,15 @@ def test_each_line_of_a_shop_is_a_product(shop: Path) -> None:
     assert len(products) == 12
     first, second = (shop.parent / f"1_{photo}.png" for photo in range(2))
     assert products[1] == Product(
-        *("p1", "Shape 1 <b>&", "square", 10.0, True, {"colour": 1}),
-        [
-            IndexedImage(str(first), None, file_state(first)),
-            IndexedImage(str(second), (2, 2, 60, 60), file_state(second)),
+        id="p1",
+        title="Shape 1 <b>&",
+        category="square",
+        price=10.0,
+        in_stock=True,
+        attributes={"colour": 1},
+        images=[
+            IndexedImage(str(first), None, f"{first.stat().st_size}-{first.stat().st_mtime_ns}"),
+            IndexedImage.of(ImageItem(second, (2, 2, 60, 60))),
         ],
     )
 

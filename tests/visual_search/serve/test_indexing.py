@@ -18,7 +18,6 @@ from visual_search import main_evaluate, main_index
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.ranking.export import load_exported
 from visual_search.serve.database import Database
-from visual_search.serve.query_log import log_click, log_query
 from visual_search.serve.store import Store
 
 
@@ -58,8 +57,7 @@ def test_embeddings_are_the_models(
     images, owners, matrix = store.vectors(model)
     embed, architecture = load_exported(tiny_export, torch.device("cpu"))
     for image, owner, vector in zip(images.tolist(), owners, matrix, strict=True):
-        item = store.image(image)
-        assert item is not None
+        ((item,),) = ([one.item for one in store.images(image)],)
         assert item.path.name.startswith(owner[1:] + "_")
         pixels, _ = load_pixels(item, architecture.input_size)
         with torch.inference_mode():
@@ -87,9 +85,7 @@ def test_only_what_changed_is_embedded_again(
     assert "2_1.png: not an image" in told
     assert store.product_ids() == {f"p{n}" for n in range(11)}
     assert len(store.images()) == 24 - 1 - 1 - 2
-    found = store.product("p0")
-    assert found is not None
-    assert found[0].title == "another"
+    assert store.products(["p0"])["p0"].title == "another"
 
 
 def test_another_model_is_filled_beside_and_takes_over(
@@ -135,11 +131,11 @@ def test_judged_queries_calibrate_and_compare(
     model = store.models()[0]
     for number in range(12):
         image = str(tmp_path / f"{number}_1.png")
-        query = log_query(store.database, model.id, image=image, box=[0, 0, 64, 64])
-        assert log_click(store.database, query, f"{number}")
-    liked = store.images()[20][0]
-    query = log_query(store.database, model.id, liked=liked)
-    log_click(store.database, query, "3")
+        query = store.log_query(model.id, image=image, box=[0, 0, 64, 64])
+        assert store.log_click(query, f"{number}")
+    liked = store.images()[20].id
+    query = store.log_query(model.id, liked=liked)
+    store.log_click(query, "3")
     done = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
     assert "13 queries, 50 images" in done.stdout
     task = tmp_path / "task" / "clicks.yml"
@@ -184,6 +180,6 @@ def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str) -
 def test_an_image_item_has_its_box(shop: Path, address: str, tiny_export: Path) -> None:
     index(address, tiny_export, "--gallery", shop)
     database = Database(address, connections=1)
-    items = [item for _, _, item in Store(database).images()]
+    items = [image.item for image in Store(database).images()]
     database.close()
     assert ImageItem(shop.parent / "0_1.png", (2, 2, 60, 60)) in items

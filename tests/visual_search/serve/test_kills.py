@@ -119,19 +119,17 @@ class Writer(threading.Thread):
 
 
 def check(store: Store, writer: Writer, images: int) -> None:
-    known = {product: store.product(product) for product in list(writer.acknowledged)}
+    known = store.products(list(writer.acknowledged))
     for product, title in dict(writer.acknowledged).items():
         if product == writer.open or title != writer.acknowledged.get(product):
             continue
-        found = known[product]
-        assert (found[0].title if found else None) == title
-        assert found is None or len(found[1]) == images
+        found = known.get(product)
+        assert (found.title if found else None) == title
+        assert found is None or len(found.images) == images
     # No half product: each has its images, each image its embedding.
     (model,) = store.models()
     assert store.count_missing(model) == 0
-    for product in store.product_ids():
-        found = store.product(product)
-        assert found is None or len(found[1]) > 0
+    assert all(product.images for product in store.products(store.product_ids()).values())
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ class Served:
     def __init__(self, service: Service) -> None:
         import uvicorn
 
-        app: Any = create_app(service, limits=Limits(rate=1e6, burst=10**6))
+        app: Any = create_app(service, Limits(rate=1e6, burst=10**6))
         config = uvicorn.Config(app, port=0, log_level="error", access_log=False)
         self.service, self._server = service, uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

