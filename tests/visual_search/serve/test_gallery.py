@@ -39,6 +39,8 @@ def test_each_line_of_a_shop_is_a_product(shop: Path) -> None:
         ({"id": "a"}, "line 2: product 'a' stands in line 1"),
         ({"images": []}, "line 2: images"),
         ({"images": [{"path": "a.png", "box": [0, 0, 0, 5]}]}, "box"),
+        ({"images": [{"path": "a.png", "box": [3_000_000_000, 0, 5, 5]}]}, "box"),
+        ({"id": "x" * 201}, "line 2: id: String should have at most 200 characters"),
         ({"price": -1}, "line 2: price"),
         ({"price": "cheap"}, "line 2: price"),
         ({"title": "a\0b"}, "line 2: title"),
