@@ -25,7 +25,6 @@ from visual_search.serve.records import BoxNumbers, Facts, ProductId, StaleModel
 from visual_search.serve.service import Asked, Service
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
-SIDES = (160, 320, 640, 1280)
 QUERY_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 AWAY = Refusal(503, "the database does not answer: try again", 2)
 REFUSALS: dict[type[Exception], HTTPException] = {
@@ -124,10 +123,10 @@ def _add_products(app: FastAPI, service: Service) -> None:
     @app.get("/images/{image}", response_class=Response)
     def picture(
         image: Annotated[int, Path(ge=0, lt=1 << 63)],
-        size: Annotated[int, Query(ge=1, le=SIDES[-1])] = 320,
+        size: Annotated[int, Query(ge=1, le=1280)] = 320,
     ) -> Response:
-        """An indexed image as JPEG, about `size` pixels at its longest."""
-        data = service.thumbnail(image, next(side for side in SIDES if side >= size))
+        """An indexed image as JPEG, no side longer than `size` pixels."""
+        data = service.thumbnail(image, size)
         if data is None:
             raise Refusal(404, "there is no such image")
         return Response(data, 200, {"cache-control": "public, max-age=3600"}, "image/jpeg")

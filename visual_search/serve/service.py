@@ -294,14 +294,12 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """What the page has to know: models, filters, how much there is."""
-        current = self.current
         by_print = {one.fingerprint: one for one in self.models.values()}
-        shown = [by_print[name] for name in self.compared if name in by_print] or [current]
+        shown = [by_print[name] for name in self.compared if name in by_print] or [self.current]
         return {
             **self.store.facets(),
             "models": [{"id": one.id, "name": one.name} for one in shown],
             "texts": any(self._threads[one.id].model.encoder is not None for one in shown),
-            "calibrated": current.calibration is not None,
         }
 
 

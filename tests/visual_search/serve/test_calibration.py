@@ -16,7 +16,8 @@ from visual_search.serve.calibration import Calibration, draw_reliability, fit
 QUERIES = 2000
 
 
-def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, ...]:
     """Scores, right hits, products, absence, and the true probability of each first hit.
 
     The product is there in half of the queries; of those that count less the odds fall by three.
@@ -25,16 +26,17 @@ def drawn() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     top = rng.uniform(0.2, 1, QUERIES)
     rest = np.sort(rng.uniform(0, 0.2, (QUERIES, 3)))[:, ::-1]
     absent = rng.random(QUERIES) < 0.5
-    chance = np.where(absent, 0, top**2)
     right = np.zeros((QUERIES, 4), bool)
-    right[:, 0] = rng.random(QUERIES) < chance
-    expected = (0.75 * top**2) / 1.0
-    return np.column_stack([top, rest]), right, rng.permutation(QUERIES), absent, expected
+    right[:, 0] = rng.random(QUERIES) < np.where(absent, 0, top**2)
+    scores = np.column_stack([top, rest])
+    return scores, right, rng.permutation(QUERIES), absent, 0.75 * top**2
 
 
-def test_what_is_said_is_how_often_it_is_right() -> None:
-    scores, right, products, absent, expected = drawn()
-    made = fit(scores, right, products, absent)
+def test_what_is_said_is_how_often_it_is_right(
+    drawn: tuple[np.ndarray, ...], tmp_path: Path
+) -> None:
+    scores, *judged, expected = drawn
+    made = fit(scores, *judged)
     stored = Calibration(**json.loads(json.dumps(asdict(made))))
     said = np.array([stored.probability(row) for row in scores.tolist()])
     assert np.abs(said - expected).mean() < 0.04
@@ -42,18 +44,13 @@ def test_what_is_said_is_how_often_it_is_right() -> None:
     assert sum(share for _, _, share in made.reliability) == pytest.approx(1)
     assert stored.probability([0.95]) > stored.probability([0.3, 0.29])
     assert [stored.word(score) for score in (0.05, 0.85)] == ["perhaps", "likely"]
+    draw_reliability(made, tmp_path / "diagram.png")
+    assert Image.open(tmp_path / "diagram.png").size[0] > 400
 
 
-def test_too_few_judgements_are_refused() -> None:
-    scores, right, products, absent, _ = drawn()
+def test_too_few_judgements_are_refused(drawn: tuple[np.ndarray, ...]) -> None:
+    scores, right, products, absent, _ = drawn
     with pytest.raises(UserError, match="too few"):
         fit(scores[:20], right[:20], products[:20], absent[:20])
     with pytest.raises(UserError, match="too few"):
         fit(scores, np.zeros_like(right), products, absent)
-
-
-def test_the_diagram_is_a_picture(tmp_path: Path) -> None:
-    scores, right, products, absent, _ = drawn()
-    file = tmp_path / "diagram.png"
-    draw_reliability(fit(scores, right, products, absent), file)
-    assert Image.open(file).size[0] > 400
