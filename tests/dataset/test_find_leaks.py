@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from dataset.find_leaks import main as find_leaks_main
-from tests.commands import inside, refused
+from tests.commands import inside, refused, stopped, told
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
 from visual_search.config import (
@@ -67,10 +67,9 @@ def shared(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     train, test = shared
-    done = inside(find_leaks_main, "--train", train, "--test", test)
-    assert done.returncode == 0, done.stderr
-    assert "2 of 4 evaluation images are near-duplicates" in done.stdout
-    assert "--embeddings RUN_OR_EXPORT asks a model" in done.stdout
+    said = told(find_leaks_main, "--train", train, "--test", test)
+    assert "2 of 4 evaluation images are near-duplicates" in said
+    assert "--embeddings RUN_OR_EXPORT asks a model" in said
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     pairs = {(Path(row["test_photo"]).name, Path(row["train_photo"]).name) for row in rows}
@@ -130,8 +129,7 @@ def test_a_model_compares_the_pairs(shared: tuple[Path, Path]) -> None:
     model = train.parent / "model"
     save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
     options = ["--threshold", 40, "--embeddings", model, "--cosine"]
-    done = inside(find_leaks_main, "--train", train, "--test", test, *options, 0.9)
-    assert done.returncode == 0, done.stderr
+    said = told(find_leaks_main, "--train", train, "--test", test, *options, 0.9)
     with (train.parent / "leaks.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) > 20
@@ -148,8 +146,8 @@ def test_a_model_compares_the_pairs(shared: tuple[Path, Path]) -> None:
         assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-2)
         assert abs(cosine - 0.9) < 1e-2 or row["confirmed"] == str(cosine >= 0.9)
     images = {row["test_photo"] for row in rows if row["confirmed"] == "True"}
-    assert ("next: leave the training images" if images else "next: nothing") in done.stdout
-    assert f"{len(images)} of 4 evaluation images are confirmed near-duplicates" in done.stdout
+    assert ("next: leave the training images" if images else "next: nothing") in said
+    assert f"{len(images)} of 4 evaluation images are confirmed near-duplicates" in said
     (note,) = json.loads(record_path(train).read_text())
     assert (note["cosine"], note["evaluation_photos"]) == (0.9, len(images))
 
@@ -231,19 +229,15 @@ def test_the_command_that_a_warning_prints_ends_it(
     scene(3).save(images / "4.png")  # an image of fold 0 stands in fold 1, too
     folds = write_csv(tables / "folds.csv", ["file_name", "label", "fold"], rows)
     side = Side(folds, images, 1)
-    done = inside(
-        find_leaks_main, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2])
-    )
-    assert done.returncode == 0, done.stderr
+    told(find_leaks_main, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2]))
     with (tables / "leaks.csv").open(newline="") as handle:
         (leak,) = csv.DictReader(handle)
     assert [Path(leak[f"{name}_photo"]).name for name in ("test", "train")] == ["4.png", "3.png"]
     assert warning([side], [side]) == ""
     # Without the fold the table would be compared with itself.
     roots = ["--train_root", images, "--test_root", images]
-    done = inside(find_leaks_main, "--train", folds, "--test", folds, *roots)
-    assert done.returncode == 2
-    assert "name the fold that is held out with --fold" in done.stderr
+    said = stopped(find_leaks_main, "--train", folds, "--test", folds, *roots)
+    assert "name the fold that is held out with --fold" in said
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 import csv
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.commands import refused
 from tests.conftest import draw_product
+from tests.warm import PythonProcess
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
 from visual_search.data.duplicates import hash_and_size
@@ -137,21 +135,19 @@ def many(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(
-    project: Path, many: Path, tmp_path: Path
-) -> None:
+def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(many: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     describe_folder(many, whole, hashes=True)
     journal = killed / ".dataset_info.csv.journal"
-    script = [sys.executable, "dataset/generate_dataset_info.py", "--hashes", "--workers", "1"]
-    where = ["--dataset_path", str(many), "--save_path", str(killed)]
-    process = subprocess.Popen([*script, *where], cwd=project, stderr=subprocess.DEVNULL)
+    script = ("dataset/generate_dataset_info.py", "--hashes", "--workers", "1")
+    where = ("--dataset_path", many, "--save_path", killed)
+    process = PythonProcess(*script, *where, out=tmp_path / "log", from_here=True)
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 8000):
         assert process.poll() is None, "it was done before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (killed / "dataset_info.csv").exists()
     with journal.open("r+b") as handle:  # as if the kill had come within a line

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dataset.unpack import JoinedParts, find_parts, main, unpack_parts
 from tests.commands import refused
 from tests.dataset.test_archives import contents, tar_of, unpacked
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 
 NAME = "images_mean_50k_800"
@@ -49,6 +50,17 @@ def test_the_command_says_what_it_did_and_what_is_next(
     assert "5 files unpacked, 0 were there already" in said
     assert "root" in said
     assert len(list((tmp_path / "images" / "0").iterdir())) == 5
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> None:
+    files, out = contents(6), tmp_path / "out"
+    split(tar_of(files, "w:gz"), tmp_path)
+    for _ in killed_at_each_change(lambda: unpack_parts(tmp_path / NAME, out)):
+        found = unpacked(out) if out.exists() else {}
+        assert {name: found[name] for name in found if not name.startswith(".")}.items() <= (
+            files.items()
+        )
+    assert {name: data for name, data in unpacked(out).items() if name[0] != "."} == files
 
 
 def test_a_pointer_says_how_to_get_the_part(tmp_path: Path) -> None:

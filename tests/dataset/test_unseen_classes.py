@@ -1,7 +1,6 @@
 """From a folder to a score on classes that training never saw, as a user does it."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ import pytest
 import torch
 
 from dataset import filter_dataset_info, find_leaks, generate_dataset_info, get_kfold_split
+from tests.commands import stopped, told
 from tests.conftest import draw_product, write_csv
 from tests.visual_search.data.test_dev_sets import naive_scores
 from visual_search import main_arcface, main_evaluate
-from visual_search.common.errors import UserError
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import rebuild_embedder
@@ -32,17 +31,10 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["command", *arguments])
-    assert callable(main)
-    main()
-
-
-def train(monkeypatch: pytest.MonkeyPatch, runs: Path, *options: str) -> None:
-    run(
-        monkeypatch,
+def train(runs: Path, *options: object) -> str:
+    return told(
         main_arcface.main,
-        *("--name", "unseen", "--runs", str(runs), "--overwrite", "true"),
+        *("--name", "unseen", "--runs", runs, "--overwrite", "true"),
         *("--dataset.product10k.use", "false", "--dataset.input_size", "32"),
         *("--dataset.batch_size", "8", "--dataset.augmentations", "flip"),
         *("--dataset.num_workers", "0", "--backbone.name", "timm/test_efficientnet"),
@@ -52,38 +44,21 @@ def train(monkeypatch: pytest.MonkeyPatch, runs: Path, *options: str) -> None:
 
 
 def test_from_a_folder_to_a_score_on_classes_that_never_trained(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    images: Path, tmp_path: Path
 ) -> None:
     tables = tmp_path / "tables"
-    run(
-        monkeypatch,
-        generate_dataset_info.main,
-        *("--dataset_path", str(images), "--save_path", str(tables), "--hashes"),
-    )
-    info = tables / "dataset_info.csv"
-    run(
-        monkeypatch,
-        filter_dataset_info.main,
-        *("--dataset_info", str(info), "--dedup", "--threshold", "0"),
-    )
-    filtered = tables / "dataset_info_filtered.csv"
-    run(
-        monkeypatch,
-        get_kfold_split.main,
-        *("--dataset_info", str(filtered), "--split_type", "minmax"),
-    )
+    place = ("--dataset_path", images, "--save_path", tables)
+    told(generate_dataset_info.main, *place, "--hashes")
+    info, filtered = tables / "dataset_info.csv", tables / "dataset_info_filtered.csv"
+    told(filter_dataset_info.main, "--dataset_info", info, "--dedup", "--threshold", "0")
+    told(get_kfold_split.main, "--dataset_info", filtered, "--split_type", "minmax")
     train_table, table = tables / "dataset_train.csv", tables / "dataset_test.csv"
-    run(monkeypatch, find_leaks.main, "--train", str(train_table), "--test", str(table))
-    train(
-        monkeypatch,
+    told(find_leaks.main, "--train", train_table, "--test", table)
+    said = train(
         tmp_path / "runs",
         *("--dataset.tables", json.dumps([{"file": str(train_table)}])),
-        *("--dataset.dev_set.table", str(table)),
+        *("--dataset.dev_set.table", table),
     )
-    said = capsys.readouterr().out
     assert "24 images of 6 classes" in said
     assert "nobody has looked yet" not in said
     assert (
@@ -102,43 +77,34 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
     assert len(expected) == 6
     assert best.facts["mAP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
 
-    options = ["--run", str(tmp_path / "runs" / "unseen"), "--table", str(table)]
-    options += ["--cache", str(tmp_path / "cache")]
+    options = ("--run", tmp_path / "runs/unseen", "--table", table, "--cache", tmp_path / "cache")
     for kept in ("embedded", "read from the cache"):
-        run(monkeypatch, main_evaluate.main, "score", *options)
-        said = capsys.readouterr().out
+        said = told(main_evaluate.main, "score", *options)
         assert f"7 gallery images {kept}" in said
         assert "6 of them are queries, each against all others" in said
         assert f"mAP {best.facts['mAP']:.4f}" in said
-    with pytest.raises(UserError, match="tune-rerank needs queries apart from the gallery"):
-        run(monkeypatch, main_evaluate.main, "tune-rerank", *options)
+    said = stopped(main_evaluate.main, "tune-rerank", *options)
+    assert "tune-rerank needs queries apart from the gallery" in said
 
 
-def test_a_fold_of_images_and_a_fold_of_classes(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.mark.slow  # folds of tables: tests/visual_search/data/test_dev_sets.py
+def test_a_fold_of_images_and_a_fold_of_classes(images: Path, tmp_path: Path) -> None:
     names = sorted(images.rglob("?.png"))
     rows = [[path.relative_to(tmp_path), path.parent.name] for path in names]
     info = write_csv(tmp_path / "dataset_info.csv", ["file_name", "label"], rows)
     folds = tmp_path / "folds.csv"
     for options, all_unseen in ((("--k", "3", "--whole_classes"), True), (("--k", "2"), False)):
-        run(monkeypatch, get_kfold_split.main, "--dataset_info", str(info), *options)
+        told(get_kfold_split.main, "--dataset_info", info, *options)
         table = pd.read_csv(folds)
         sizes = table[table["fold"] == 1]["label"].value_counts()
         queries = sizes[sizes > 1]
         unseen = set(queries.index) - set(table["label"][table["fold"] != 1])
         assert unseen == (set(queries.index) if all_unseen else set())
-        capsys.readouterr()
-        train(
-            monkeypatch,
+        said = train(
             tmp_path / "runs",
             *("--dataset.tables", json.dumps([{"file": str(folds), "fold": 1}])),
-            *("--dataset.dev_set.table", str(folds), "--dataset.dev_set.fold", "1"),
+            *("--dataset.dev_set.table", folds, "--dataset.dev_set.fold", "1"),
         )
-        said = capsys.readouterr().out
         assert f"{len(table) - sizes.sum()} images of" in said
         assert (
             f"validation: {queries.sum()} queries, {sizes.sum()} gallery images of a table, "

@@ -14,6 +14,7 @@ def test_one_runner_a_process() -> None:
     refused("it can be native, ray", start_engine, "spark")
 
 
+@pytest.mark.slow
 def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> None:
     pytest.importorskip("ray")
     code = (

@@ -28,7 +28,7 @@ from dataset.dataset_creation_steps import (
     run,
     snapshots,
 )
-from tests.commands import inside
+from tests.commands import inside, told
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import (
     PASSING,
@@ -58,9 +58,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(main: Callable[[], None], *arguments: object) -> str:
-    done = inside(main, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return told(main, *arguments)
 
 
 def rows(path: Path) -> list[tuple[str, ...]]:

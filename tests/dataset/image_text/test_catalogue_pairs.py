@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs, main
-from tests.commands import inside, refused
+from tests.commands import refused, stopped, told
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
 
@@ -28,13 +28,11 @@ def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
 
 def test_the_command_writes_paths_that_can_be_used(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "pairs.parquet"
-    done = inside(main, "--output", output)
-    assert done.returncode == 0, done.stderr
+    told(main, "--output", output)
     table = read_pairs(output, "test")
     assert all(path.is_file() for path in table.paths[:20])
-    done = inside(main, "--catalogue", tmp_path, "--output", output)
-    assert done.returncode == 2
-    assert "neither products.csv nor classes.csv" in done.stderr
+    said = stopped(main, "--catalogue", tmp_path, "--output", output)
+    assert "neither products.csv nor classes.csv" in said
 
 
 def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
