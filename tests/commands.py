@@ -38,6 +38,20 @@ def inside(main: Callable[[], None], *arguments: object) -> subprocess.Completed
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
+def told(main: Callable[[], None], *arguments: object) -> str:
+    """What a command prints when it ends well."""
+    done = inside(main, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def stopped(main: Callable[[], None], *arguments: object) -> str:
+    """The sentence with which a command ends at a fault of the user's."""
+    done = inside(main, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
+
+
 def refused(words: str, call: Callable[..., object], *given: object, **more: object) -> None:
     """A call ends in a sentence for the user in which `words`, a pattern, are found."""
     with pytest.raises(UserError, match=words):

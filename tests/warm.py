@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.conftest import PROJECT
 
-LOADED = ["visual_search.train", "visual_search.text.phase", "timm", "open_clip", "sklearn"]
+LOADED = ["visual_search.train", "visual_search.phase", "timm"]
 
 
 @cache
@@ -107,11 +107,16 @@ class PythonProcess:
 
 
 def run_python(
-    *arguments: object, environment: dict[str, str] | None = None, timeout: float = 200
+    *arguments: object,
+    environment: dict[str, str] | None = None,
+    timeout: float = 200,
+    from_here: bool = False,
 ) -> CompletedProcess[str]:
     """Run a command to its end."""
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        command = PythonProcess(*arguments, out=out, err=err, environment=environment)
+        command = PythonProcess(
+            *arguments, out=out, err=err, environment=environment, from_here=from_here
+        )
         status = command.wait(timeout)
         return CompletedProcess(command.words, status, out.read_text(), err.read_text())

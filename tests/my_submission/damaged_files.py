@@ -148,10 +148,6 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "photo.jp2": (lambda: _saved(_photo(), "JPEG2000"), NOTHING),
     "photo.ppm": (lambda: _saved(_photo(), "PPM"), NOTHING),
     "icon.ico": (lambda: _saved(_photo(), "ICO"), NOTHING),
-    "hundred_megapixels.jpg": (
-        lambda: _saved(Image.new("RGB", (10_000, 10_000), (9, 99, 200)), "JPEG"),
-        PIXELS,
-    ),
     # Either is right: some builds of libjpeg read these, and what is shown depends on the build.
     "arithmetic.jpg": (_arithmetic, ""),
     "zeroed_middle.jpg": (lambda: _flipped(_noisy("JPEG"), 0.5), ""),

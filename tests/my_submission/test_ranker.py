@@ -15,7 +15,6 @@ from my_submission.aicrowd_wrapper import AIcrowdWrapper
 from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from tests.conftest import write_csv
-from tests.warm import run_python
 
 
 @pytest.fixture
@@ -127,15 +126,6 @@ def test_many_images_that_cannot_be_read_are_shouted(
         assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 4)
 
 
-def test_a_gallery_of_more_than_1000_is_cut_to_1000(weights: Path, dev_folder: Path) -> None:
-    rows = [[i, f"gallery/{i % 5}_{i % 2}.png", i] for i in range(1100)]
-    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path", "product_id"], rows)
-    ranks = ranker(dev_folder).predict_product_ranks()
-    assert ranks.shape == (10, 1000)
-    assert ranks.max() < 1100
-    assert all(len(set(row)) == 1000 for row in ranks.tolist())
-
-
 def test_what_is_missing_goes_through_the_evaluators_channel(
     weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,51 +142,29 @@ def test_what_is_missing_goes_through_the_evaluators_channel(
 
 
 def test_the_export_command(tmp_path: Path) -> None:
-    plain = tmp_path / "tiny.yml"
+    def run(status: int, model: Path, *options: object) -> str:
+        done = inside(to_torchscript.main, model, *options)
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
+
+    plain, out, copy = (tmp_path / name for name in ("tiny.yml", "out", "copy"))
     plain.write_text("name: timm/test_efficientnet\nweights: none\n")
-    done = run_python(
-        "my_submission/to_torchscript.py",
-        str(plain),
-        "--output",
-        str(tmp_path / "out"),
-        "--input_size",
-        "32",
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model.json").is_file()
-    assert f"--weights {tmp_path / 'out'}" in done.stdout
-    again = inside(to_torchscript.main, tmp_path / "out", "--output", tmp_path / "copy")
-    assert again.returncode == 0, again.stderr
+    said = run(0, plain, "--output", out, "--input_size", 32)
+    assert f"--weights {out}" in said
     # An export of earlier versions: the ranker reads it, the rest after the user's word.
-    copy = tmp_path / "copy"
-    (copy / "model.safetensors").unlink()
-    refused = inside(to_torchscript.main, copy, "--output", copy)
-    assert refused.returncode == 2
-    assert f"to_torchscript.py {copy} --trust --output {copy}" in refused.stderr
-    trusted = inside(to_torchscript.main, copy, "--trust", "--output", copy)
-    assert trusted.returncode == 0, trusted.stderr
-    assert (copy / "model.safetensors").is_file()
-    larger = inside(
-        *(to_torchscript.main, tmp_path / "out", "--output", copy),
-        *("--input_size", "40", "--rerank", "center", "swapped_dba"),
-    )
-    assert larger.returncode == 0, larger.stderr
-    assert "40 px" in larger.stdout
-    assert "ranks by center(scope=joint) + swapped_dba(gallery_neighbours=9" in larger.stdout
-    said = json.loads((copy / "model.json").read_text())
-    assert said["architecture"]["input_size"] == 40
-    assert [step["name"] for step in said["rerank"]] == ["center", "swapped_dba"]
-    assert said["packages"] == ["timm"]
-    again = inside(to_torchscript.main, copy, "--output", copy, "--rerank", "none")
-    assert again.returncode == 0, again.stderr
+    (out / "model.safetensors").unlink()
+    larger = ("--output", copy, "--input_size", 40, "--rerank", "center", "swapped_dba")
+    assert f"to_torchscript.py {out} --trust --output {out}" in run(2, out, *larger)
+    said = run(0, out, "--trust", *larger)
+    assert "40 px" in said
+    assert "ranks by center(scope=joint) + swapped_dba(gallery_neighbours=9" in said
+    told = json.loads((copy / "model.json").read_text())
+    assert told["architecture"]["input_size"] == 40
+    assert [step["name"] for step in told["rerank"]] == ["center", "swapped_dba"]
+    assert told["packages"] == ["timm"]
+    run(0, copy, "--output", copy, "--rerank", "none")
     assert json.loads((copy / "model.json").read_text())["rerank"] == []
-    wrong = inside(to_torchscript.main, copy, "--output", copy, "--rerank", "swaped_dba")
-    assert wrong.returncode == 2
-    assert "--rerank[0].name is 'swaped_dba'; it can be power, center," in wrong.stderr
-    gone = inside(to_torchscript.main, tmp_path / "out", "--openvino")
-    assert gone.returncode == 2
-    assert "--openvino is no longer there" in gone.stderr
-    missing = inside(to_torchscript.main, "runs/there-is-no-such-run")
-    assert missing.returncode == 2
-    assert "runs/there-is-no-such-run" in missing.stderr
-    assert "Traceback" not in missing.stderr
+    wrong = run(2, copy, "--output", copy, "--rerank", "swaped_dba")
+    assert "--rerank[0].name is 'swaped_dba'; it can be power, center," in wrong
+    assert "--openvino is no longer there" in run(2, copy, "--openvino")
+    assert "runs/there-is-no-such-run" in run(2, Path("runs/there-is-no-such-run"))

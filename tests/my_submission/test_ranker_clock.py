@@ -104,6 +104,7 @@ def test_resolution_is_lowered_and_the_limit_kept(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
 def test_a_size_that_the_model_refuses_is_passed_over(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_size_that_the_model_refuses_is_passed_over(
     assert len(log["clock"]["photos_by_size"]) > 1
 
 
+@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
 def test_views_are_given_up_when_the_resolution_is_not_enough(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ def test_what_nothing_saves_is_ranked_by_index_and_told(
     assert ranks[-1].tolist() == list(range(1000))
 
 
+@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
 def test_reranking_is_given_up_before_photos_are(
     folder: Path,
     tmp_path: Path,
@@ -181,7 +184,9 @@ def test_reranking_that_takes_too_long_is_given_up(
     np.testing.assert_array_equal(ranks, plain)
 
 
-@pytest.mark.parametrize("hangs_after", [0, 2, 30])
+@pytest.mark.parametrize(
+    "hangs_after", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 30))]
+)
 def test_a_model_that_hangs_does_not_keep_the_answer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs_after: int
 ) -> None:

@@ -198,6 +198,7 @@ def test_the_real_client_submits_tag_and_weights(desk: Desk, tmp_path: Path) -> 
     assert "Couldn't create git tag" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_client_commits_what_is_not_ignored(desk: Desk) -> None:
     """What the preflight says of uncommitted files is what the client does with them."""
     desk.aicrowd("login", "--api-key", KEY)
@@ -208,6 +209,7 @@ def test_the_client_commits_what_is_not_ignored(desk: Desk) -> None:
     assert git(desk.bare, "show", "submission-v2:forgotten.py") == "VALUE = 1\n"
 
 
+@pytest.mark.parametrize("asked", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("fault", "client", "preflight"),
     [
@@ -226,8 +228,8 @@ def test_what_the_client_refuses_the_preflight_finds(
     fault: str,
     client: str,
     preflight: str | None,
+    asked: bool,
 ) -> None:
-    desk.aicrowd("login", "--api-key", KEY)
     if fault == "json":
         path = desk.project / "aicrowd.json"
         values = json.loads(path.read_text())
@@ -249,6 +251,9 @@ def test_what_the_client_refuses_the_preflight_finds(
     commit(desk.project)
     problems = desk.problems()
     assert any(preflight in text for text in problems) if preflight else problems == []
+    if not asked:
+        return
+    desk.aicrowd("login", "--api-key", KEY)
     done = desk.aicrowd("-vvvv", "submission", "create", "-t", "v1", "-d", "x")
     assert done.returncode != 0
     assert client in " ".join((done.stdout + done.stderr).split())

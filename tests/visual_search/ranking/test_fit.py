@@ -10,7 +10,7 @@ from torch import nn
 
 from my_submission import to_torchscript
 from my_submission.user_config import My_Ranker
-from tests.commands import inside
+from tests.commands import stopped, told
 from tests.conftest import write_csv
 from visual_search.config import EmbedSettings
 from visual_search.data.images import ImageItem, load_views
@@ -56,12 +56,11 @@ def test_the_ranker_answers_with_what_was_fitted(
 ) -> None:
     tables = [dev_folder / "gallery.csv", dev_folder / "queries.csv"]
     output = tmp_path / "out"
-    done = inside(
+    said = told(
         *(to_torchscript.main, weights, "--output", output, "--views", *VIEWS),
         *("--fit-on", *tables, "--dimension", "6"),
     )
-    assert done.returncode == 0, done.stderr
-    assert "power 0.5, fitted to 20 images" in done.stdout
+    assert "power 0.5, fitted to 20 images" in said
     described = json.loads((output / "model.json").read_text())
     assert described["embedding"]["views"] == list(VIEWS)
     assert described["whitening"]["fitted_on"] == ["gallery.csv", "queries.csv"]
@@ -79,11 +78,10 @@ def test_the_ranker_answers_with_what_was_fitted(
     # Random weights leave near-ties: the first answers tell.
     assert (ranks[:, 0] == expected[:, 0]).mean() >= 0.9
     # Fitted once more, the new whitening takes the old one's place.
-    again = inside(
+    told(
         *(to_torchscript.main, output, "--output", tmp_path / "again"),
         *("--fit-on", *tables, "--dimension", "6"),
     )
-    assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         output / "model.safetensors"
     ).read_bytes()
@@ -101,9 +99,7 @@ def test_what_cannot_be_fitted_is_said(
 ) -> None:
     table = dev_folder / "gallery.csv"
     command = (to_torchscript.main, weights, "--output", tmp_path / "out", "--fit-on", table)
-    done = inside(*command, *options)
-    assert done.returncode == 2
-    assert re.search(words, done.stderr)
+    assert re.search(words, stopped(*command, *options))
 
 
 def test_the_three_kinds_of_table(dev_folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import local_evaluation
-from tests.commands import inside
+from tests.commands import stopped
 from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.common.errors import UserError
@@ -155,6 +155,5 @@ def test_a_failure_is_one_sentence_and_stands_in_the_result(
     ("option", "value"), [("--cores", "0"), ("--time-limit", "-1"), ("--sample", "1")]
 )
 def test_senseless_limits_are_refused(option: str, value: str) -> None:
-    done = inside(local_evaluation.main, "--rehearse", option, value)
-    assert done.returncode == 2
-    assert f"argument {option}: '{value}' is no " in done.stderr
+    said = stopped(local_evaluation.main, "--rehearse", option, value)
+    assert f"argument {option}: '{value}' is no " in said
