@@ -20,77 +20,34 @@ FEW = [
     ("timm/test_convnext", 64),
     ("timm/test_maxvit", 128),
     ("timm/test_nfnet", 192),
-    ("timm/resnet18", 512),
     ("timm/mobilenetv3_small_050", 1024),
     ("timm/lcnet_050", 1280),
     ("timm/efficientvit_b0", 1280),
     ("timm/levit_128s", 384),
-    ("timm/deit_tiny_distilled_patch16_224", 192),
     ("timm/vit_tiny_r_s16_p8_224", 192),
     ("open_clip/ViT-S-32", 384),
 ]
-MANY = [
-    ("timm/beit_base_patch16_224", 768),
-    ("timm/cait_xxs24_224", 192),
-    ("timm/coat_tiny", 152),
-    ("timm/convit_tiny", 192),
-    ("timm/convmixer_768_32", 768),
-    ("timm/convnextv2_atto", 320),
-    ("timm/cs3darknet_s", 512),
-    ("timm/davit_tiny", 768),
-    ("timm/deit3_small_patch16_224", 384),
-    ("timm/densenet121", 1024),
-    ("timm/dla34", 512),
-    ("timm/dpn68", 832),
-    ("timm/edgenext_small", 304),
-    ("timm/efficientformer_l1", 448),
-    ("timm/efficientformerv2_s0", 176),
-    ("timm/efficientvit_m0", 192),
-    ("timm/eva02_tiny_patch14_224", 192),
-    ("timm/fastvit_t8", 768),
-    ("timm/focalnet_tiny_lrf", 768),
-    ("timm/gernet_s", 1920),
-    ("timm/ghostnet_050", 1280),
-    ("timm/gmlp_ti16_224", 128),
-    ("timm/hardcorenas_a", 1280),
-    ("timm/hgnet_tiny", 2048),
-    ("timm/hrnet_w18_small", 2048),
-    ("timm/inception_next_atto", 960),
-    ("timm/inception_v3", 2048),
-    ("timm/mambaout_femto", 1152),
-    ("timm/mobilevit_xxs", 320),
-    ("timm/mobilenetv4_conv_small_050", 1280),
-    ("timm/mvitv2_tiny", 768),
-    ("timm/nest_tiny", 384),
-    ("timm/pit_ti_224", 256),
-    ("timm/poolformer_s12", 512),
-    ("timm/pvt_v2_b0", 256),
-    ("timm/regnety_002", 368),
-    ("timm/repvit_m0_9", 384),
-    ("timm/res2net50d", 2048),
-    ("timm/resnest14d", 2048),
-    ("timm/resnetv2_18", 512),
-    ("timm/rexnet_100", 1280),
-    ("timm/selecsls42", 1280),
-    ("timm/skresnet18", 512),
-    ("timm/swin_s3_tiny_224", 768),
-    ("timm/swinv2_tiny_window8_256", 768),
-    ("timm/tiny_vit_5m_224", 320),
-    ("timm/twins_svt_small", 512),
-    ("timm/vgg11", 4096),
-    ("timm/visformer_tiny", 384),
-    ("timm/vit_small_r26_s32_224", 384),
-    ("timm/xcit_nano_12_p8_224", 128),
-    ("open_clip/RN50", 1024),
-    ("open_clip/ViT-M-32-alt", 384),
-    ("open_clip/ViT-B-32-SigLIP2-256", 768),
-    ("open_clip/coca_ViT-B-32", 512),
-    ("open_clip/convnext_tiny", 1024),
-    ("open_clip/swin_base_patch4_window7_224", 640),
-    ("open_clip/PE-Core-T-16-384", 512),
-    ("open_clip/MobileCLIP-S1", 512),
-    ("open_clip/EVA02-B-16", 512),
-]
+MANY = """
+timm/beit_base_patch16_224=768 timm/cait_xxs24_224=192 timm/coat_tiny=152 timm/convit_tiny=192
+timm/convmixer_768_32=768 timm/convnextv2_atto=320 timm/cs3darknet_s=512 timm/davit_tiny=768
+timm/deit3_small_patch16_224=384 timm/densenet121=1024 timm/dla34=512 timm/dpn68=832
+timm/edgenext_small=304 timm/efficientformer_l1=448 timm/efficientformerv2_s0=176
+timm/efficientvit_m0=192 timm/eva02_tiny_patch14_224=192 timm/fastvit_t8=768
+timm/focalnet_tiny_lrf=768 timm/gernet_s=1920 timm/ghostnet_050=1280 timm/gmlp_ti16_224=128
+timm/hardcorenas_a=1280 timm/hgnet_tiny=2048 timm/hrnet_w18_small=2048
+timm/inception_next_atto=960 timm/inception_v3=2048 timm/mambaout_femto=1152
+timm/mobilevit_xxs=320 timm/mobilenetv4_conv_small_050=1280 timm/mvitv2_tiny=768
+timm/nest_tiny=384 timm/pit_ti_224=256 timm/poolformer_s12=512 timm/pvt_v2_b0=256
+timm/regnety_002=368 timm/repvit_m0_9=384 timm/res2net50d=2048 timm/resnest14d=2048
+timm/resnetv2_18=512 timm/rexnet_100=1280 timm/selecsls42=1280 timm/skresnet18=512
+timm/swin_s3_tiny_224=768 timm/swinv2_tiny_window8_256=768 timm/tiny_vit_5m_224=320
+timm/twins_svt_small=512 timm/vgg11=4096 timm/visformer_tiny=384 timm/vit_small_r26_s32_224=384
+timm/xcit_nano_12_p8_224=128 open_clip/RN50=1024 open_clip/ViT-M-32-alt=384
+open_clip/ViT-B-32-SigLIP2-256=768 open_clip/coca_ViT-B-32=512 open_clip/convnext_tiny=1024
+open_clip/swin_base_patch4_window7_224=640 open_clip/PE-Core-T-16-384=512
+open_clip/MobileCLIP-S1=512 open_clip/EVA02-B-16=512 timm/resnet18=512
+timm/deit_tiny_distilled_patch16_224=192
+"""
 
 
 def check_a_training_step(name: str, dimension: int) -> None:
@@ -120,9 +77,10 @@ def test_a_backbone_trains_without_its_head(name: str, dimension: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dimension"), MANY)
-def test_many_more_backbones_train_without_their_heads(name: str, dimension: int) -> None:
-    check_a_training_step(name, dimension)
+@pytest.mark.parametrize("named", MANY.split())
+def test_many_more_backbones_train_without_their_heads(named: str) -> None:
+    name, _, dimension = named.partition("=")
+    check_a_training_step(name, int(dimension))
 
 
 def test_a_size_that_does_not_suit_is_refused() -> None:
@@ -134,7 +92,14 @@ def test_a_size_that_does_not_suit_is_refused() -> None:
     assert backbone.module.training
 
 
-@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_convnext", "open_clip/ViT-S-32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/test_vit",
+        "timm/test_convnext",
+        pytest.param("open_clip/ViT-S-32", marks=pytest.mark.slow),
+    ],
+)
 def test_checkpointed_gradients_are_the_same(name: str) -> None:
     torch.manual_seed(0)
     backbone = create_backbone(BackboneConfig(name, "none", pooling="gem"))
@@ -173,7 +138,9 @@ def test_checkpointing_saves_activations() -> None:
     assert kept() < plain / 3
 
 
-@pytest.mark.parametrize("name", ["timm/inception_v3", "open_clip/RN50"])
+@pytest.mark.parametrize(
+    "name", ["timm/inception_v3", pytest.param("open_clip/RN50", marks=pytest.mark.slow)]
+)
 def test_a_network_without_checkpointing_says_so(name: str) -> None:
     module = create_backbone(BackboneConfig(name, "none")).module
     refused(r"backbone.gradient_checkpointing", checkpoint_gradients, module, name)

@@ -45,7 +45,7 @@ def test_neck_projects_and_is_rebuilt_with_the_rest() -> None:
         ("timm/test_vit", "gem", 4, 96),
         ("timm/test_vit", "cls", 0, 128),
         ("timm/test_efficientnet", "gem", 0, 96),
-        ("open_clip/ViT-S-32", "avg", 8, 96),
+        pytest.param("open_clip/ViT-S-32", "avg", 8, 96, marks=pytest.mark.slow),
     ],
 )
 def test_every_choice_is_rebuilt_and_exported(

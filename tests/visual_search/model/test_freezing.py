@@ -102,9 +102,9 @@ def test_the_last_blocks_and_the_rest_behind_them_are_trained(
         "timm/test_efficientnet",
         "timm/test_convnext",
         "timm/mobilenetv3_small_050",
-        "timm/xcit_nano_12_p8_224",
+        pytest.param("timm/xcit_nano_12_p8_224", marks=pytest.mark.slow),
         "open_clip/ViT-S-32",
-        "open_clip/convnext_tiny",
+        pytest.param("open_clip/convnext_tiny", marks=pytest.mark.slow),
         "unicom",
     ],
 )

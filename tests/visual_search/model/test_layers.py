@@ -64,7 +64,6 @@ def test_a_checkpoint_with_layers_is_built_again(tmp_path: Path) -> None:
         ("timm/test_efficientnet", {"layers": (7,)}, r"does not give its layers \[7\]"),
         ("timm/test_efficientnet", {"layers": (1, 1)}, "each layer once"),
         ("timm/test_vit", {"layers": (1,), "pooling": "gem"}, "leave backbone.layers out"),
-        ("unicom/ViT-B-32", {"layers": (1,)}, "leave backbone.layers out"),
         ("timm/test_efficientnet", {"layer_weights": (1.0,)}, "1 numbers of 0 layers"),
     ],
 )

@@ -72,11 +72,11 @@ def test_other_shapes_are_refused_by_name() -> None:
     [
         ("timm/test_vit", (160, 224)),
         ("timm/test_vit_relpos", (160, 192)),
-        ("timm/swin_s3_tiny_224", (224, 192)),
-        ("timm/xcit_nano_12_p8_224", (224, 96)),
+        pytest.param("timm/swin_s3_tiny_224", (224, 192), marks=pytest.mark.slow),
+        pytest.param("timm/xcit_nano_12_p8_224", (224, 96), marks=pytest.mark.slow),
         ("timm/gmlp_ti16_224", (224, 224)),
         ("open_clip/ViT-S-32", (224, 128)),
-        ("open_clip/RN50", (224, 96)),
+        pytest.param("open_clip/RN50", (224, 96), marks=pytest.mark.slow),
     ],
 )
 def test_weights_of_one_input_size_serve_another(name: str, sizes: tuple[int, int]) -> None:

@@ -57,7 +57,7 @@ def features(name: str, pooling: Any, photos: torch.Tensor) -> torch.Tensor:
         ("timm/test_efficientnet", "avg"),
         ("timm/test_convnext", "avg"),
         ("timm/mobilenetv3_small_050", "avg"),
-        ("timm/gmlp_ti16_224", "avg"),
+        pytest.param("timm/gmlp_ti16_224", "avg", marks=pytest.mark.slow),
         ("open_clip/ViT-S-32", "cls"),
     ],
 )

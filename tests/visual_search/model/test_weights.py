@@ -1,8 +1,13 @@
+import os
+import socket
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
+from unittest import mock
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -13,7 +18,7 @@ from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
 from visual_search.model.embedder import build_embedder
-from visual_search.model.weights import match_by_order, read_state_dict
+from visual_search.model.weights import go_offline_without_network, match_by_order, read_state_dict
 
 TINY = "timm/test_efficientnet"
 
@@ -116,6 +121,26 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         refused(name, read_state_dict, tmp_path / name)
 
 
+def test_an_unreachable_hub_is_said_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        go_offline_without_network()
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+    # What the client makes of it when it is imported.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    words = r"could not be fetched.*config/backbone/efficientnet_lite0\.yml"
+    refused(words, create_backbone, BackboneConfig(TINY, "hub:r160_in1k"))
+
+
+@pytest.mark.slow
 def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
     code = (
         "from visual_search.model.backbones import create_backbone\n"
