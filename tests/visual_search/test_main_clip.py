@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import inside, refused, side_by_side
+from tests.commands import refused, side_by_side, stopped, told
 from tests.visual_search.drawn_pairs import (
     COLOURS,
     FORMS,
@@ -34,9 +34,7 @@ DIRECTIONS = ("text_to_photo", "photo_to_text")
 def run(module: str, *arguments: object) -> str:
     """What a command prints, in this process, when it ends well."""
     torch.set_num_threads(1)  # the networks are too small for more
-    done = inside(importlib.import_module(module).main, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return told(importlib.import_module(module).main, *arguments)
 
 
 def train(folder: Path, name: str, *options: object, runs: str = "runs") -> Path:
@@ -134,9 +132,7 @@ def test_queries_from_the_command_line(trained: Path) -> None:
 def test_what_a_query_lacks_is_said(options: tuple[str, ...], message: str) -> None:
     from visual_search import main_query
 
-    done = inside(main_query.main, "--run", "runs/none", *options)
-    assert done.returncode == 2
-    assert message in done.stderr
+    assert message in stopped(main_query.main, "--run", "runs/none", *options)
 
 
 def test_a_model_of_nans_is_said_to_be_broken(trained: Path, tmp_path: Path) -> None:

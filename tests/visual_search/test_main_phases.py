@@ -62,10 +62,3 @@ def test_two_phases_from_the_command_line(chain: Path, tmp_path: Path) -> None:
 
 def names() -> tuple[str, str]:
     return "first", "second"
-
-
-def test_a_missing_chain_is_one_sentence(tmp_path: Path) -> None:
-    done = run_python("-m", "visual_search.main_phases", "--config", str(tmp_path / "none.yml"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the chain ")
-    assert len(done.stderr.splitlines()) == 1

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.commands import inside
-from tests.warm import run_python
+from tests.commands import stopped, told
 from visual_search.main_tune import main
 
 pytest.importorskip("optuna")
@@ -15,7 +14,7 @@ pytest.importorskip("optuna")
 
 @pytest.fixture
 def command(tmp_path: Path, small_phase: dict[str, Any]) -> tuple[str, ...]:
-    values = {**small_phase, "train": {"epochs": 2}}
+    values = {**small_phase, "train": {"epochs": 1}}
     (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
     (tmp_path / "space.yml").write_text(
         "optim.head_lr: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -28,28 +27,24 @@ def command(tmp_path: Path, small_phase: dict[str, Any]) -> tuple[str, ...]:
 
 
 def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_python("-m", "visual_search.main_tune", *command, "--trials", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = told(main, *command, "--trials", "2")
     folder = tmp_path / "runs" / "search"
     assert (folder / "tuning.png").read_bytes()[:4] == b"\x89PNG"
     best = yaml.safe_load((folder / "best.yml").read_text())
     assert 1e-4 <= best["optim"]["head_lr"] <= 1e-2
     assert 1e-3 <= best["optim"]["weight_decay"] <= 0.5
     assert best["dataset"]["input_size"] == 32
-    assert best["train"]["epochs"] == 2
-    assert "best of 2: trial" in done.stdout
-    assert "--config " + str(folder / "best.yml") in done.stdout
+    assert best["train"]["epochs"] == 1
+    assert "best of 2: trial" in said
+    assert "--config " + str(folder / "best.yml") in said
     with_weights = [run.name for run in (folder / "trials").iterdir() if (run / "best").exists()]
     assert len(with_weights) == 1
 
     # Three in all: one more. With other settings it would be another search.
-    more = inside(main, *command, "--trials", "3")
-    assert more.returncode == 0, more.stdout + more.stderr
-    assert "trial 2: optim.head_lr " in more.stdout
-    assert "trial 1: optim" not in more.stdout
-    other = inside(main, *command, "--trials", "4", "--train.epochs", "1")
-    assert other.returncode == 2
-    assert "train.epochs: 2 -> 1" in other.stderr
+    more = told(main, *command, "--trials", "3")
+    assert "trial 2: optim.head_lr " in more
+    assert "trial 1: optim" not in more
+    assert "train.epochs: 1 -> 2" in stopped(main, *command, "--trials", "4", "--train.epochs", "2")
 
 
 @pytest.mark.parametrize(
@@ -70,8 +65,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     if space is not None:
         (tmp_path / "space.yml").write_text(space)
-    done = inside(main, *command, "--trials", "2", *options)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    said = stopped(main, *command, "--trials", "2", *options)
+    assert said.splitlines()[-1].startswith("error: ")
+    assert words in said
+    assert "Traceback" not in said

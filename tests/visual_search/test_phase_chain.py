@@ -241,7 +241,6 @@ def test_wrong_settings_stop_before_anything_is_trained(place: Path) -> None:
         ("{name: a, phases: [{name: a, config: a.yml}]}", "'a' is there twice"),
         ("{name: ../x, phases: [{name: a, config: a.yml}]}", "the name '../x' is no run's"),
         ("{phases: [{name: /a, config: a.yml}]}", "the name '/a' is no run's: use letters"),
-        ("phases: [", "not valid YAML"),
     ],
 )
 def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: str) -> None:
@@ -251,10 +250,6 @@ def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: s
     with pytest.raises(UserError, match=words) as caught:
         read_chain(path)
     assert str(path) in str(caught.value)
-
-
-def test_a_missing_chain_file(tmp_path: Path) -> None:
-    refused("cannot be read: No such file", read_chain, tmp_path / "none.yml")
 
 
 def test_the_table_of_a_phase_that_is_not_trained() -> None:

@@ -70,16 +70,16 @@ def test_killed_at_random_moments(
     runs = tmp_path / "runs"
     while True:
         process = start(config, "killed")
-        if kills < 3:
+        if kills < 2:
             wait_for_growth(runs / "killed", process)
             time.sleep(rng.uniform(0.0, 0.4))
             process.kill()
         status = process.wait(timeout=200)
         if status == 0:
             break
-        assert kills < 3, (tmp_path / "killed.log").read_text()
+        assert kills < 2, (tmp_path / "killed.log").read_text()
         kills += 1
-    assert kills >= 2, "the run was too short to be killed"
+    assert kills, "the run was too short to be killed"
     assert "continues in epoch" in (tmp_path / "killed.log").read_text()
 
     for part in ("last/model", "last/head", "best/model", "best/head"):

@@ -131,7 +131,7 @@ tune(pathlib.Path(sys.argv[1]), SPACE, train_trial, trials=6)
 
 
 def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) -> None:
-    done = run_python("-c", KILLED, tmp_path)
+    done = run_python("-c", KILLED, tmp_path, from_here=True)
     assert done.returncode == -signal.SIGKILL
     seen: list[tuple[str, dict[str, Any]]] = []
 
@@ -177,7 +177,6 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         ("a: {low: 3, high: 2}", "low must be at most high"),
         ("a: {low: 0, high: 2, log: true}", "low must be above 0 and at most high"),
         ("a: {low: 1, high: 2, log: often}", "log is true or false, not 'often'"),
-        ("a: [", "not valid YAML"),
     ],
 )
 def test_a_bad_search_space_names_its_key(tmp_path: Path, text: str, words: str) -> None:

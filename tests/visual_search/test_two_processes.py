@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import alone, inside, side_by_side
+from tests.commands import alone, inside, side_by_side, told
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
 
@@ -26,9 +26,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("variant", "launcher"),
     [
-        ("arcface", "ours"),
         ("sampled", "ours"),
-        ("memory", "ours"),
+        # Either loss on two ranks: tests/visual_search/losses.
+        pytest.param("arcface", "ours", marks=pytest.mark.slow),
+        pytest.param("memory", "ours", marks=pytest.mark.slow),
         pytest.param("arcface", "torchrun", marks=pytest.mark.slow),
     ],
 )
@@ -59,8 +60,7 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     config.write_text(yaml.safe_dump(values))
     common = ("--config", config, "--runs", tmp_path / "runs")
     torch.set_num_threads(1)
-    done = inside(main, *common, "--name", "one", "--dataset.batch_size", "8")
-    assert done.returncode == 0, done.stderr
+    told(main, *common, "--name", "one", "--dataset.batch_size", "8")
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
     if launcher == "torchrun":
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

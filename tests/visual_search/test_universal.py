@@ -1,8 +1,6 @@
 """The universal recipe's configs and commands, small."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.commands import refused
+from tests.commands import stopped, told
 from tests.conftest import PROJECT, draw_product, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
@@ -26,18 +24,6 @@ from visual_search.model.checkpoint import load_checkpoint
 from visual_search.phase_chain import read_chain
 
 CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
-Call = Callable[..., None]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs an entry point with arguments, in this process."""
-
-    def run(main: Callable[[], None], *arguments: object) -> None:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        main()
-
-    return run
 
 
 @pytest.fixture
@@ -86,7 +72,7 @@ def _tables(tmp_path: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_the_clip_chain_trains_a_step_of_every_phase(
-    kind: str, dev_folder: Path, product10k_folder: Path, tmp_path: Path, call: Call
+    kind: str, dev_folder: Path, product10k_folder: Path, tmp_path: Path
 ) -> None:
     """Weights cannot be had here: a small vision transformer at random stands in for CLIP's."""
     chain = read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml")
@@ -117,13 +103,13 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
         path = tmp_path / f"{step.name}.yml"
         path.write_text(yaml.safe_dump(values))
         runs = tmp_path / "runs"
-        call(main_arcface, "--config", path, "--name", step.name, "--runs", runs)
+        told(main_arcface, "--config", path, "--name", step.name, "--runs", runs)
         before = runs / step.name
         assert len(json.loads((before / "classes.json").read_text())) == 14
         assert load_checkpoint(before).architecture.dimension == 8
 
 
-def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Call) -> None:
+def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path) -> None:
     search = tmp_path / "width.yml"
     search.write_text(
         yaml.safe_dump(
@@ -135,7 +121,7 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Ca
         )
     )
     common = ("--config", recipe, "--name", "grid", "--runs", tmp_path / "runs")
-    call(main_tune.main, *common, "--search", search, "--grid", "true")
+    told(main_tune.main, *common, "--search", search, "--grid", "true")
     folder = tmp_path / "runs" / "grid"
     results = list(folder.glob("trials/*/result.json"))
     scores = [json.loads(result.read_text())["mAP"] for result in results]
@@ -147,11 +133,12 @@ def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path, call: Ca
     assert sorted(shown) == pytest.approx(sorted(scores), abs=1e-4)
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
     before = sorted(folder.glob("trials/*"))
-    call(main_tune.main, *common, "--search", search, "--grid", "true")  # nothing is left
+    told(main_tune.main, *common, "--search", search, "--grid", "true")  # nothing is left
     assert sorted(folder.glob("trials/*")) == before
     search.write_text("optim.head_lr: {low: 0.1, high: 0.2}\n")
-    with pytest.raises(UserError, match="--grid needs choices"):
-        call(main_tune.main, *common, "--search", search, "--grid", "true")
+    assert "--grid needs choices" in stopped(
+        main_tune.main, *common, "--search", search, "--grid", "true"
+    )
 
 
 @pytest.mark.slow
@@ -167,12 +154,10 @@ def test_umap_keeps_neighbours() -> None:
     assert (labels[:60][nearest] == labels[60:90]).all()
 
 
-def test_compressing_writes_the_curve_and_smaller_models(
-    recipe: Path, tmp_path: Path, call: Call
-) -> None:
+def test_compressing_writes_the_curve_and_smaller_models(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "u"
-    call(main_arcface, "--config", recipe, "--name", "u", "--runs", run.parent)
-    call(main_compress.main, "--run", run, "--dimensions", 2, 4, 16, "--of-backbone")
+    told(main_arcface, "--config", recipe, "--name", "u", "--runs", run.parent)
+    told(main_compress.main, "--run", run, "--dimensions", 2, 4, 16, "--of-backbone")
     points = json.loads((run / "compression" / "compression.json").read_text())["points"]
     whole = next(p for p in points if (p["dimension"], p["coding"]) == (8, "float32"))
     result = json.loads((run / "result.json").read_text())["mAP"]
@@ -180,8 +165,8 @@ def test_compressing_writes_the_curve_and_smaller_models(
     assert {p["dimension"] for p in points if p["series"].startswith("u,")} == {2, 4, 8}
     assert (run / "compression" / "compression.png").read_bytes().startswith(b"\x89PNG")
 
-    call(main_compress.main, "--run", run, "--write", 4)
-    call(main_compress.main, "--run", run, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
+    told(main_compress.main, "--run", run, "--write", 4)
+    told(main_compress.main, "--run", run, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         wide, cut = (
@@ -190,7 +175,7 @@ def test_compressing_writes_the_curve_and_smaller_models(
         torch.testing.assert_close(cut, F.normalize(wide[:, :4], dim=1))
         projected = load_checkpoint(run.with_name("u_pca")).embedder()(pixels)
     assert projected.shape == (5, 4)
-    refused("exists already", call, main_compress.main, "--run", run, "--write", 4)
+    assert "exists already" in stopped(main_compress.main, "--run", run, "--write", 4)
     with pytest.raises(UserError, match=r"below the run's 8 dimensions"):
         RunEmbeddings(run).write_smaller(8, False, tmp_path / "x")
 
@@ -223,16 +208,16 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
     np.testing.assert_allclose(exact.average_precisions, expected, atol=1e-9)
 
 
-def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path, call: Call) -> None:
+def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in (1, 2):
-        call(
+        told(
             main_arcface, "--config", recipe, "--name", f"s{seed}", "--runs", runs,
             "--dataset.seed", seed, "--optim.head_lr", 0.05,
         )  # fmt: skip
     both = [runs / "s1", runs / "s2"]
     for kind in ("uniform", "greedy"):
-        call(main_soup.main, "--runs", *both, "--name", kind, "--folder", runs, "--kind", kind)
+        told(main_soup.main, "--runs", *both, "--name", kind, "--folder", runs, "--kind", kind)
     states = [load_checkpoint(run).state for run in both]
     uniform = load_checkpoint(runs / "uniform")
     for name, value in uniform.state.items():
@@ -244,23 +229,26 @@ def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path, call: Call) -> No
         json.loads((both[0] / "result.json").read_text())["mAP"], abs=1e-6
     )
     assert RunEmbeddings(runs / "uniform").architecture == uniform.architecture
-    with pytest.raises(UserError, match="exists already"):
-        call(main_soup.main, "--runs", *both, "--name", "greedy", "--folder", runs)
-    with pytest.raises(UserError, match="two runs or more"):
-        call(main_soup.main, "--runs", both[0], "--name", "one", "--folder", runs)
-    call(
+    assert "exists already" in stopped(
+        main_soup.main, "--runs", *both, "--name", "greedy", "--folder", runs
+    )
+    assert "two runs or more" in stopped(
+        main_soup.main, "--runs", both[0], "--name", "one", "--folder", runs
+    )
+    told(
         main_arcface, "--config", recipe, "--name", "narrow", "--runs", runs,
         "--neck.dimension", 6,
     )  # fmt: skip
-    with pytest.raises(UserError, match="has dimension 6"):
-        call(main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs)
+    assert "has dimension 6" in stopped(
+        main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs
+    )
 
 
 @pytest.mark.slow
-def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path, call: Call) -> None:
+def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path) -> None:
     """The distillation config's loss falls: a narrower student comes to see alike what is alike."""
     runs = tmp_path / "runs"
-    call(main_arcface, "--config", recipe, "--name", "teacher", "--runs", runs)
+    told(main_arcface, "--config", recipe, "--name", "teacher", "--runs", runs)
     values = yaml.safe_load(recipe.read_text())
     distil = yaml.safe_load((PROJECT / "config/universal/lite0_distil.yml").read_text())
     values["distillation"] = distil["distillation"] | {"run": str(runs / "teacher")}
@@ -271,7 +259,7 @@ def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path, call: Ca
     values["train"] = {"epochs": 8, "log_steps": 1, "validate_every": 8}
     path = tmp_path / "student.yml"
     path.write_text(yaml.safe_dump(values))
-    call(main_arcface, "--config", path, "--name", "student", "--runs", runs)
+    told(main_arcface, "--config", path, "--name", "student", "--runs", runs)
     lines = (runs / "student" / "metrics.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "step"]
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])

@@ -83,11 +83,6 @@ def test_wandb_writes_offline_under_one_id(tmp_path: Path, no_network: None) -> 
     assert all(path.stat().st_size > 0 for path in runs)
 
 
-def test_no_names_is_nothing(tmp_path: Path) -> None:
-    record([], tmp_path, range(2))
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.trackers: 'comet' is unknown; write some of tens"):
         start_trackers(["comet"], tmp_path, {}, 0)

@@ -68,10 +68,6 @@ def test_a_smaller_draw_is_a_part_of_a_larger() -> None:
     assert not (small & ~large).any()
 
 
-def test_numbers_below_0_are_refused() -> None:
-    refused("must be 0 or more", choose_classes, images([0, 1]), [0], [-1], 0, 0)
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     classes=st.lists(st.integers(0, 9), min_size=8, max_size=120).map(np.array),

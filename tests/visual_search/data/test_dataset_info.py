@@ -134,6 +134,7 @@ def test_a_wrong_folder_stops_early(tmp_path: Path) -> None:
     refused("first 1000 images can be read", list, with_sizes(rows, tmp_path, []))
 
 
+@pytest.mark.slow
 def test_memory_is_flat(tmp_path: Path) -> None:
     """A hundred thousand more rows cost less than a tenth of what their text would."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")

@@ -207,16 +207,6 @@ def test_small_classes_come_more_often(sizes: list[int], power: float, seed: int
         assert max(photos_of_class) - min(photos_of_class) <= 1
 
 
-def test_expected_frequencies_are_met_on_average() -> None:
-    images = photos([1, 2, 9])
-    total: Counter[int] = Counter()
-    for seed in range(400):
-        total.update(images.labels[drawn(SizeBalanced(images, 0.5), seed)].tolist())
-    roots = np.sqrt([1, 2, 9])
-    expected = 12 * 400 * roots / roots.sum()
-    assert np.abs(np.array([total[c] for c in range(3)]) / expected - 1).max() < 0.03
-
-
 class Labels(Dataset):
     """As the training photos do: an index past the end is a photo once more."""
 

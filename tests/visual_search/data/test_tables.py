@@ -35,23 +35,6 @@ def refusal(call: object, *arguments: object) -> str:
     return str(caught.value)
 
 
-def test_missing_folder_file_and_column_are_named(tmp_path: Path) -> None:
-    assert str(tmp_path / "no") in refusal(read_table, tmp_path / "no" / "a.csv", ["x"])
-    assert str(tmp_path / "a.csv") in refusal(read_table, tmp_path / "a.csv", ["x"])
-    path = write_csv(tmp_path / "b.csv", ["name", "klass"], [["a.jpg", 1]])
-    message = refusal(read_table, path, ["name", "class"])
-    assert "b.csv" in message
-    assert "'class'" in message
-    assert "'klass'" in message
-
-
-def test_a_table_with_semicolons(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("file_name;label\na.png;1\n")
-    assert "save it with commas in place of ';'" in refusal(
-        read_table, tmp_path / "t.csv", ["label"]
-    )
-
-
 def training(path: Path) -> object:
     return read_training_table(path).class_names
 
@@ -260,13 +243,6 @@ def test_numbers_are_refused_with_their_line(tmp_path: Path) -> None:
     assert "t.csv line 4: n is 'x'" in message
     assert "1 more" in message
     assert integers(table[:2], "n", path).tolist() == [1, 2]
-
-
-def test_empty_gallery_and_queries(tmp_path: Path) -> None:
-    gallery = write_csv(tmp_path / "gallery.csv", ["seller_img_id", "img_path"], [])
-    queries = write_csv(tmp_path / "queries.csv", QUERY_COLUMNS, [])
-    assert "no gallery image" in refusal(read_gallery, gallery)
-    assert "no query" in refusal(read_queries, queries)
 
 
 def test_items_keep_boxes_and_empty_the_ones_that_are_none(tmp_path: Path) -> None:

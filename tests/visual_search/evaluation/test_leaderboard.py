@@ -46,11 +46,11 @@ def test_spearmans_interval_covers_what_it_promises() -> None:
     r = 0.7
     rho = 6 / np.pi * np.arcsin(r / 2)  # of a bivariate normal distribution
     covered = 0
-    for _ in range(1000):
+    for _ in range(300):
         x, noise = rng.normal(size=(2, 20))
         interval = spearman(x, r * x + np.sqrt(1 - r * r) * noise)
         covered += interval.low <= rho <= interval.high
-    assert 0.93 <= covered / 1000 <= 0.97
+    assert 0.915 <= covered / 300 <= 0.985  # within three standard deviations
 
 
 def submissions(count: int = 16, tasks: int = 4, seed: int = 0) -> Submissions:
