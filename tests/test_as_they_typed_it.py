@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from my_submission import to_torchscript
-from tests.commands import inside
+from tests.commands import told
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.dataset import layouts
 from tests.visual_search import tiny_clips
@@ -51,9 +51,7 @@ def typed(line: str, *more: object) -> str:
     words = shlex.split(line)
     words = words[words.index("python") + 1 :]
     program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-    done = inside(importlib.import_module(PLACES[program]).main, *rest, *more)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return told(importlib.import_module(PLACES[program]).main, *rest, *more)
 
 
 @pytest.fixture(autouse=True)
@@ -119,18 +117,7 @@ def challenge(here: Path, product10k_folder: Path, dev_folder: Path) -> Path:
     return path
 
 
-def test_their_dataset_section_trains_as_it_stands(challenge: Path, here: Path) -> None:
-    said = typed(
-        f"python -m visual_search.main_arcface --config {challenge} --name arcface_1st "
-        f"{SMALL} {QUICK}"
-    )
-    assert "24 images of 6 classes" in said
-    config = read_config(here / "runs/arcface_1st").dataset
-    assert (config.seed, config.num_of_classes, config.augmentations) == (42, 9700, "default")
-    assert "val_prefix is test/, which changes nothing: dataset.train_on_test is false" in said
-
-
-def test_their_amazon_section_is_a_table_of_the_xbm_phases(challenge: Path, here: Path) -> None:
+def test_their_sections_train_as_they_stand(challenge: Path, here: Path) -> None:
     text = challenge.read_text() + AMAZON.replace("<path_to_Amazon-review_dir>", "Amazon-review/")
     challenge.write_text(text)
     said = typed(
@@ -138,14 +125,9 @@ def test_their_amazon_section_is_a_table_of_the_xbm_phases(challenge: Path, here
         "--pairs config/pairs/xbm.yml --margin.weight 0 --dataset.sampler.kind m-per-class"
     )
     assert "30 images of 9 classes" in said
-    exported = inside(
-        *(to_torchscript.main, "runs/xbm_1st", "--output", "weights"),
-        *("--input_size", "40", "--rerank", "swapped_dba"),
-    )
-    assert exported.returncode == 0, exported.stderr
-    model = json.loads((here / "weights/model.json").read_text())
-    assert model["architecture"]["input_size"] == 40
-    assert model["rerank"][0]["name"] == "swapped_dba"
+    config = read_config(here / "runs/xbm_1st").dataset
+    assert (config.seed, config.num_of_classes, config.augmentations) == (42, 9700, "default")
+    assert "val_prefix is test/, which changes nothing: dataset.train_on_test is false" in said
 
 
 @pytest.mark.slow
@@ -161,9 +143,8 @@ def test_their_five_phases_from_the_first_to_the_export(challenge: Path, here: P
         small = f"{QUICK} --train.precision no --dataset.input_size 32"
         small += " --pairs.memory 12" if "xbm" in phase else ""
         assert "done: mAP" in typed(line + small)
-    done = inside(to_torchscript.main, "runs/xbm_3st", "--output", "weights")
-    assert done.returncode == 0, done.stderr
-    assert "ranks by swapped_dba(" in done.stdout
+    said = told(to_torchscript.main, "runs/xbm_3st", "--output", "weights")
+    assert "ranks by swapped_dba(" in said
 
 
 # Easy metric learning.
@@ -253,14 +234,8 @@ def test_their_example_under_accelerate_launch(shops: Path, here: Path) -> None:
 MARGINS = sorted((PROJECT / "config/margin").glob("*.yml"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=() if path.stem in ("softmax", "combined") else pytest.mark.slow)
-        for path in MARGINS
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MARGINS, ids=lambda path: path.stem)
 def test_each_margin_trains_by_its_name(path: Path, challenge: Path, here: Path) -> None:
     said = typed(
         f"python -m visual_search.main_arcface --config {challenge} {SMALL} {QUICK} "
@@ -273,7 +248,8 @@ def test_each_margin_trains_by_its_name(path: Path, challenge: Path, here: Path)
 
 
 def test_the_parts_are_there_by_the_names_they_had() -> None:
-    from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig
+    from visual_search.common.unused import unused
+    from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, PhaseConfig
     from visual_search.config_reader import read_part
 
     names = {
@@ -289,12 +265,15 @@ def test_the_parts_are_there_by_the_names_they_had() -> None:
     }  # fmt: skip
     for part, wanted in names.items():
         for name in wanted.split():
-            read_part(PROJECT / "config" / part / f"{name}.yml", kinds[part])
+            read = read_part(PROJECT / "config" / part / f"{name}.yml", kinds[part])
+            told = unused(PhaseConfig(**{part: read}))
+            assert part != "margin" or not any(line.startswith("margin") for line in told)
 
 
 # The universal embedding.
 
 
+@pytest.mark.slow  # each command: tests/visual_search/test_universal.py, tests/test_docs.py
 def test_landmarks_and_products_of_4000_classes_train_a_step(
     here: Path, product10k_folder: Path, dev_folder: Path
 ) -> None:
@@ -308,11 +287,10 @@ def test_landmarks_and_products_of_4000_classes_train_a_step(
     from dataset import downsample_classes
 
     table = "dataset/landmarks/dataset_info.csv"
-    done = inside(
+    told(
         *(downsample_classes.main, "--dataset_info", table, "--threshold", "1"),
         *("--max_classes", "4000"),
     )
-    assert done.returncode == 0, done.stderr
     config = yaml.safe_load(Path("config/universal/clip_vit_b32.yml").read_text())
     config["dataset"]["product10k"]["more_than"] = 2
     config["dataset"]["tables"] = [{"file": table, "more_than": 1, "at_most": 20}]
@@ -325,11 +303,10 @@ def test_landmarks_and_products_of_4000_classes_train_a_step(
         "--dataset.input_size 32 --dataset.batch_size 8 --train.epochs 1"
     )
     assert "26 images of 7 classes" in said
-    scored = inside(
+    told(
         *(main_evaluate.main, "tasks", "--run", "runs/clip_vit_b32", "--tasks"),
         *sorted(map(str, Path("config/evaluation").glob("*.yml"))),
     )
-    assert scored.returncode == 0, scored.stderr
     results = json.loads((here / "runs/evaluation/clip_vit_b32/results.json").read_text())
     assert "challenge" in str(results["tasks"])
 

@@ -141,16 +141,9 @@ def soak(job: Job, tmp_path: Path, kills: int) -> None:
         assert rounds <= kills, "the work ends before it can be killed"
 
 
-@pytest.mark.parametrize("work", [table, unpacking])
-def test_a_few_kills(
-    work: Callable[[Path, dict[str, Any]], Job], tmp_path: Path, small_phase: dict[str, Any]
-) -> None:
-    soak(work(tmp_path, small_phase), tmp_path, 3)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("work", [table, unpacking, training, chain])
-def test_many_kills(
+def test_killed_again_and_again(
     work: Callable[[Path, dict[str, Any]], Job], tmp_path: Path, small_phase: dict[str, Any]
 ) -> None:
     soak(work(tmp_path, small_phase), tmp_path, 20)
