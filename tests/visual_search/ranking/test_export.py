@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +36,51 @@ def tiny(seed: int = 0) -> tuple[Embedder, Architecture]:
     return build_embedder(BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64)
 
 
-def test_the_exported_model_answers_as_the_trained_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Embedder, Architecture, Path]:
+    """The export of run a; not to be changed."""
     embedder, architecture = tiny()
-    path = export_torchscript(embedder, architecture, {"run": "a", "mAP": None}, tmp_path)
+    path = export_torchscript(embedder, architecture, {"run": "a"}, tmp_path_factory.mktemp("a"))
+    assert path.name == "model.pt"
+    return embedder, architecture, path.parent
+
+
+@pytest.fixture
+def exported(made: tuple[Embedder, Architecture, Path], tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(made[2], tmp_path / "export"))
+
+
+def test_the_exported_model_answers_as_the_trained_one(
+    made: tuple[Embedder, Architecture, Path],
+) -> None:
+    embedder, architecture, folder = made
     pixels = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         expected = embedder(pixels)
-        torch.testing.assert_close(load_torchscript(path)(pixels), expected, atol=1e-5, rtol=1e-4)
-        model, found = load_exported(tmp_path, CPU)
+        torch.testing.assert_close(
+            load_torchscript(folder / "model.pt")(pixels), expected, atol=1e-5, rtol=1e-4
+        )
+        model, found = load_exported(folder, CPU)
         torch.testing.assert_close(model(pixels), expected, atol=1e-5, rtol=1e-4)
     assert found == architecture
     assert isinstance(model, Embedder)
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = json.loads((folder / "model.json").read_text())
     assert description["architecture"]["mean"] == [0.5] * 3
     assert description["architecture"]["input_size"] == 64
 
 
 def test_without_the_backbone_library_the_torchscript_itself_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Embedder, Architecture, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedder, architecture = tiny()
-    export_torchscript(embedder, architecture, {}, tmp_path)
+    embedder, _, folder = made
 
     def not_installed(_: Architecture) -> Embedder:
         raise UserError("open_clip backbones need the package open_clip_torch")
 
     monkeypatch.setattr(export, "rebuild_embedder", not_installed)
     shouted: list[str] = []
-    model, _ = load_exported(tmp_path, CPU, shouted.append)
+    model, _ = load_exported(folder, CPU, shouted.append)
     assert isinstance(model, torch.jit.ScriptModule)
     (words,) = shouted
     assert "open_clip_torch), so the traced model.pt runs in its place" in words
@@ -75,30 +93,31 @@ def test_without_the_backbone_library_the_torchscript_itself_answers(
 def test_a_run_is_exported_for_a_larger_image(tmp_path: Path) -> None:
     """A ViT: timm resamples the position embedding of its own network for the new size."""
     torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_vit", "none"), 160)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_vit", "none"), 32)
     export_torchscript(embedder, architecture, {"run": "a", "mAP": 0.5}, tmp_path)
-    larger, found, facts = trained_embedder(load_checkpoint(tmp_path), 192)
-    assert (found.input_size, facts["mAP"], facts["validated_at"]) == (192, None, 160)
+    larger, found, facts = trained_embedder(load_checkpoint(tmp_path), 48)
+    assert (found.input_size, facts["mAP"], facts["validated_at"]) == (48, None, 32)
     trunk: Any = embedder.backbone
-    trunk.set_input_size((192, 192))
-    pixels = torch.randint(0, 256, (2, 3, 192, 192), dtype=torch.uint8)
+    trunk.set_input_size((48, 48))
+    pixels = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(larger.eval()(pixels), embedder.eval()(pixels))
-    _, found, facts = trained_embedder(load_checkpoint(tmp_path), 160)
+    _, found, facts = trained_embedder(load_checkpoint(tmp_path), 32)
     assert (found, facts["mAP"]) == (architecture, 0.5)
     refused("does not take images of 3 pixels", trained_embedder, load_checkpoint(tmp_path), 3)
 
 
-def test_an_earlier_export_is_kept(tmp_path: Path) -> None:
-    for number in range(2):
-        export_torchscript(*tiny(number), {"run": f"run {number}"}, tmp_path)
-    current = json.loads((tmp_path / "model.json").read_text())["run"]
-    previous = json.loads((tmp_path / "previous" / "model.json").read_text())["run"]
-    assert (current, previous) == ("run 1", "run 0")
-    assert (tmp_path / "previous" / "model.pt").is_file()
+def test_an_earlier_export_is_kept(exported: Path) -> None:
+    (exported / export.STAGED).mkdir()
+    (exported / export.STAGED / "model.pt").touch()  # of one that was killed
     # The same run again replaces its own export, and not the one that was kept.
-    export_torchscript(*tiny(3), {"run": "run 1"}, tmp_path)
-    assert json.loads((tmp_path / "previous" / "model.json").read_text())["run"] == "run 0"
+    for number in (1, 2):
+        export_torchscript(*tiny(number), {"run": "b"}, exported)
+        assert json.loads((exported / "model.json").read_text())["run"] == "b"
+        assert json.loads((exported / "previous" / "model.json").read_text())["run"] == "a"
+    names = {"model.pt", "model.safetensors", "model.json"}
+    assert {path.name for path in (exported / "previous").iterdir()} == names
+    assert {path.name for path in exported.iterdir()} == {*names, "previous"}
 
 
 def made_up(folder: Path, run: str, architecture: Architecture) -> Path:
@@ -139,14 +158,6 @@ def test_a_kill_at_any_moment_pairs_no_model_with_the_description_of_another(
     assert (runs_in(folder), runs_in(folder / "previous")) == ({"3"}, {"2"})
 
 
-def test_a_killed_export_s_files_go_with_the_next(tmp_path: Path) -> None:
-    (tmp_path / export.STAGED).mkdir()
-    (tmp_path / export.STAGED / "model.pt").touch()
-    export_torchscript(*tiny(0), {"run": "a"}, tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"model.pt", "model.safetensors", "model.json"}
-
-
 def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
     class Moody(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -159,10 +170,9 @@ def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None
 
 
 def test_an_export_that_cannot_be_loaded_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_torchscript(*tiny(1), {"run": "good"}, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
 
     def broken(_: Architecture) -> Embedder:
         raise RuntimeError("required rank 4 tensor to use channels_last format")
@@ -170,8 +180,8 @@ def test_an_export_that_cannot_be_loaded_is_not_written(
     with monkeypatch.context() as patch:
         patch.setattr(export, "load_model", lambda *_: broken(_[0]))
         with pytest.raises(UserError, match=r"cannot be loaded again \(required rank 4"):
-            export_torchscript(*tiny(2), {"run": "bad"}, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+            export_torchscript(*tiny(2), {"run": "bad"}, exported)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
 
 
 def test_weights_of_five_dimensions_and_a_precision_that_fails_are_exported(
@@ -198,11 +208,9 @@ def test_weights_of_five_dimensions_and_a_precision_that_fails_are_exported(
     assert "fp16 fails (no kernel): the ranker will take fp32" in capsys.readouterr().out
 
 
-def test_a_script_of_a_stranger_is_not_run(tmp_path: Path) -> None:
+def test_a_script_of_a_stranger_is_not_run(exported: Path) -> None:
     """TorchScript can write files while it loads; where safetensors are there, it is not opened."""
-    run = tmp_path / "run"
-    export_torchscript(*tiny(), {}, run)
-    script = run / "model.pt"
+    run, script = exported, exported / "model.pt"
     good = script.read_bytes()
     script.write_bytes(b"hostile")
     for source in (run, script, run / "model.safetensors"):
@@ -216,51 +224,47 @@ def test_a_script_of_a_stranger_is_not_run(tmp_path: Path) -> None:
     load_exported(run, CPU)  # the user's own, in the ranker
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_said(exported: Path, tmp_path: Path) -> None:
     refused(r"to_torchscript.py runs/<name>", load_exported, tmp_path, CPU)
-    export_torchscript(*tiny(), {}, tmp_path)
     for name in ("model.pt", "model.safetensors"):
-        load_exported(tmp_path, CPU)  # one of them is enough
-        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
-    refused("git lfs pull", load_exported, tmp_path, CPU)
+        load_exported(exported, CPU)  # one of them is enough
+        (exported / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    refused("git lfs pull", load_exported, exported, CPU)
 
 
 def test_a_pointer_in_place_of_the_onnx_network_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export_torchscript(*tiny(), {}, tmp_path)
-    path = tmp_path / "model.onnx"
+    path = exported / "model.onnx"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     with pytest.raises(UserError, match=r"backend is onnx.*model.onnx is a git-LFS pointer"):
-        exported_runtime(tmp_path, EmbedSettings(backend="onnx"), 64)
+        exported_runtime(exported, EmbedSettings(backend="onnx"), 64)
     # The model itself is there, and the ranker does without.
-    assert exported_runtime(tmp_path, EmbedSettings(), 64) is None
+    assert exported_runtime(exported, EmbedSettings(), 64) is None
     assert "model.onnx is a git-LFS pointer" in capsys.readouterr().out
-    load_exported(tmp_path, CPU)
+    load_exported(exported, CPU)
 
 
 def test_an_export_of_an_earlier_version_is_loaded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    embedder, architecture = tiny()
-    export_torchscript(embedder, architecture, {}, tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    description = json.loads((tmp_path / "model.json").read_text())
+    (exported / "model.safetensors").unlink()
+    description = json.loads((exported / "model.json").read_text())
     assert description.pop("kind") == "image"
     description["embedding"] = {"backend": "openvino", "decoder": "nvjpeg", "flip": True}
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    (tmp_path / "model.xml").write_text("<net/>")
-    (tmp_path / "model.bin").write_bytes(b"weights")
-    settings = embedding_settings(tmp_path)
+    (exported / "model.json").write_text(json.dumps(description))
+    (exported / "model.xml").write_text("<net/>")
+    (exported / "model.bin").write_bytes(b"weights")
+    settings = embedding_settings(exported)
     said = capsys.readouterr().out
     assert "model.json: backend openvino is no longer there, torch is used" in said
     assert "model.json: decoder nvjpeg is no longer there, cpu is used" in said
     assert settings.flip
-    assert exported_runtime(tmp_path, settings, 64) is None
-    load_exported(tmp_path, CPU)
-    # A new export takes the old network away, and one of another run moves it out of the way.
-    export_torchscript(embedder, architecture, {}, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert exported_runtime(exported, settings, 64) is None
+    load_exported(exported, CPU)
+    # A new export takes the old network away.
+    export_torchscript(*tiny(), {"run": "a"}, exported)
+    assert sorted(path.name for path in exported.iterdir()) == [
         "model.json",
         "model.pt",
         "model.safetensors",

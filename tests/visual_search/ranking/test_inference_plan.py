@@ -15,7 +15,7 @@ from visual_search.data.images import ImageItem
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Embedder, build_embedder
 from visual_search.ranking import inference_plan
-from visual_search.ranking.export import export_torchscript
+from visual_search.ranking.export import load_exported
 from visual_search.ranking.inference_plan import EmbedFn, converted, plan_inference
 
 BACKBONES = [
@@ -93,14 +93,11 @@ def test_a_norm_that_cannot_be_folded_stays() -> None:
         )
 
 
-def test_torchscript_runs_under_autocast(tmp_path: Path) -> None:
-    model, architecture = build_embedder(
-        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3), 64
-    )
-    path = export_torchscript(model, architecture, {}, tmp_path)
-    scripted, pixels = load_torchscript(path).eval(), images()
+def test_torchscript_runs_under_autocast(tiny_export: Path) -> None:
+    model, _ = load_exported(tiny_export, CPU)
+    scripted, pixels = load_torchscript(tiny_export / "model.pt").eval(), images()
     with torch.inference_mode():
-        expected = model.eval()(pixels)
+        expected = model(pixels)
         exact = converted(scripted, "fp32", "channels_last")(pixels)
         half = converted(scripted, "bf16", "contiguous")(pixels)
     torch.testing.assert_close(exact, expected, atol=1e-5, rtol=1e-4)

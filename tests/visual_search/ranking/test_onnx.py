@@ -68,7 +68,10 @@ def test_the_ranker_gets_what_is_faster_than_pytorch_and_true_to_the_model() -> 
     assert "| onnx-fp32 | 1.0 | 1.00000 | 1.00000 | 20 | 2.00 x |" in markdown([*torch_rows, fp32])
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.9999), ("fp16", 0.999)])
+@pytest.mark.parametrize(
+    ("precision", "least"),
+    [("fp32", 0.9999), pytest.param("fp16", 0.999, marks=pytest.mark.slow)],
+)
 def test_an_onnx_file_answers_as_the_embedder(
     network: Path, embedder: Embedder, tmp_path: Path, precision: str, least: float
 ) -> None:
@@ -88,7 +91,14 @@ def test_an_onnx_file_answers_as_the_embedder(
     refused(r"m\.onnx cannot be used", load_onnx, path, 1, 1)
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(1e9, "onnx-fp32"), (0.0, None)])
+@pytest.mark.parametrize(
+    ("rate", "expected", "written"),
+    [
+        (1e9, "onnx-fp32", "by another"),
+        (0.0, None, "by another"),
+        pytest.param(1e9, "onnx-fp32", "by the command", marks=pytest.mark.slow),
+    ],
+)
 def test_the_command_leaves_the_ranker_a_network_that_is_faster(
     network: Path,
     small_phase: dict[str, Any],
@@ -96,6 +106,7 @@ def test_the_command_leaves_the_ranker_a_network_that_is_faster(
     monkeypatch: pytest.MonkeyPatch,
     rate: float,
     expected: str | None,
+    written: str,
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "export"
     embedder, architecture = built()
@@ -108,9 +119,8 @@ def test_the_command_leaves_the_ranker_a_network_that_is_faster(
         return replace(found, images_per_second=rate) if name == "onnx-fp32" else found
 
     monkeypatch.setattr(onnx_module, "measure", measured)
-    if expected is None:  # once is enough to see that the command writes the file itself
-        copied = partial(_copied, network)
-        monkeypatch.setattr(onnx_module, "export_onnx", copied)
+    if written == "by another":
+        monkeypatch.setattr(onnx_module, "export_onnx", partial(_copied, network))
     call = ["--run", run, "--output", output, "--photos", 12, "--min_cosine", 0.9]
     told(main_export.main, *call, "--formats", "onnx-fp32")
     formats = json.loads((output / "formats.json").read_text())

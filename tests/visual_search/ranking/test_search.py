@@ -64,7 +64,7 @@ def test_equals_a_full_sort_with_ties_by_index(
     )
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_copies_rank_by_row_whatever_searches(
     way: str, threads: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
