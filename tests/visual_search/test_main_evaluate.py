@@ -11,24 +11,14 @@ import torch.nn.functional as F
 from my_submission.user_config import My_Ranker
 from tests.commands import refused
 from visual_search import main_evaluate
-from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
 from visual_search.evaluation import rerank_tuning
 from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
 from visual_search.evaluation.rerank_tuning import tune
 from visual_search.model.checkpoint import load_checkpoint
-from visual_search.model.embedder import build_embedder
-from visual_search.ranking.export import export_torchscript, exported_steps
+from visual_search.ranking.export import exported_steps
 from visual_search.ranking.rerank import describe_steps, parse_steps, rank
-
-
-@pytest.fixture
-def export(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    export_torchscript(embedder, architecture, {"run": None}, tmp_path / "weights")
-    return tmp_path / "weights"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> None:
@@ -38,13 +28,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> Non
     main_evaluate.main()
 
 
-def test_an_export_ranks_plainly_until_it_is_told_otherwise(export: Path) -> None:
-    assert json.loads((export / "model.json").read_text())["rerank"] == []
-    assert exported_steps(export) == ()
+def test_an_export_ranks_plainly_until_it_is_told_otherwise(weights: Path) -> None:
+    assert json.loads((weights / "model.json").read_text())["rerank"] == []
+    assert exported_steps(weights) == ()
 
 
 def test_a_second_call_reads_the_embeddings(
-    export: Path,
+    weights: Path,
     dev_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,17 +57,17 @@ def test_a_second_call_reads_the_embeddings(
     assert "1 of 10 queries have no match in the gallery; each counts as 0" in said
 
 
-def write_steps(export: Path, steps: Sequence[Mapping[str, object]]) -> None:
-    values = json.loads((export / "model.json").read_text())
+def write_steps(weights: Path, steps: Sequence[Mapping[str, object]]) -> None:
+    values = json.loads((weights / "model.json").read_text())
     values["rerank"] = steps
-    (export / "model.json").write_text(json.dumps(values))
+    (weights / "model.json").write_text(json.dumps(values))
 
 
 def test_the_ranker_applies_what_model_json_names(
-    export: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(export))
-    embedded = embed_dev_set(export, read_dev_set(dev_folder), 0, tmp_path / "cache")
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
+    embedded = embed_dev_set(weights, read_dev_set(dev_folder), 0, tmp_path / "cache")
     tables = (str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv"))
     seen = []
     reranked: list[dict[str, object]] = [
@@ -86,18 +76,18 @@ def test_the_ranker_applies_what_model_json_names(
     ]
     cases: list[list[dict[str, object]]] = [[], reranked]
     for steps in cases:
-        write_steps(export, steps)
+        write_steps(weights, steps)
         ranks = My_Ranker(*tables).predict_product_ranks()
         expected = rank(embedded.queries, embedded.gallery, parse_steps(steps, "test"), 1000)
         np.testing.assert_array_equal(ranks[:, :10], expected.numpy())
         seen.append(ranks)
     assert (seen[0] != seen[1]).any()
-    write_steps(export, [{"name": "no such step"}])
+    write_steps(weights, [{"name": "no such step"}])
     with pytest.raises(NameError, match=r"model\.json: rerank\[0\]\.name is 'no such step'"):
         My_Ranker(*tables)
 
 
-def shifted_dev_set(export: Path, shift: float, noise: float) -> EmbeddedDevSet:
+def shifted_dev_set(weights: Path, shift: float, noise: float) -> EmbeddedDevSet:
     """Thirty products; all queries are moved the same way, which centring by sides mends."""
     rng = np.random.default_rng(0)
     centers, products = rng.normal(size=(30, 16)), np.repeat(np.arange(30), 3)
@@ -105,39 +95,39 @@ def shifted_dev_set(export: Path, shift: float, noise: float) -> EmbeddedDevSet:
     gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
     items = [ImageItem(Path("a.jpg"))] * 90
     dev_set = DevSet(items, items, products.astype(str), products.astype(str))
-    return EmbeddedDevSet(dev_set, gallery, queries, export / "model.json")
+    return EmbeddedDevSet(dev_set, gallery, queries, weights / "model.json")
 
 
 def test_tuning_writes_what_beats_plain_on_the_other_half(
-    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:3] for x in rerank_tuning.SLOTS[:2]))
-    before = json.loads((export / "model.json").read_text())
-    tune(shifted_dev_set(export, 3.0, 0.4), 2, 0, Path("data/dev"))
+    before = json.loads((weights / "model.json").read_text())
+    tune(shifted_dev_set(weights, 3.0, 0.4), 2, 0, Path("data/dev"))
     printed = capsys.readouterr().out
     assert "| plain cosine |" in printed
     assert "| chosen |" in printed
-    after = json.loads((export / "model.json").read_text())
+    after = json.loads((weights / "model.json").read_text())
     assert {"name": "center", "scope": "sides"} in after["rerank"]
-    assert parse_steps(after.pop("rerank"), "test") == exported_steps(export)
+    assert parse_steps(after.pop("rerank"), "test") == exported_steps(weights)
     tuning = after.pop("rerank_tuning")
     assert tuning["data"] == "dev"
     assert tuning["reranked_mAP"] > 1.1 * tuning["plain_mAP"]
     before.pop("rerank")
     assert after == before
     # What is exported from there keeps the steps.
-    checkpoint = load_checkpoint(export)
-    assert checkpoint.facts["rerank"] == describe_steps(exported_steps(export))
+    checkpoint = load_checkpoint(weights)
+    assert checkpoint.facts["rerank"] == describe_steps(exported_steps(weights))
 
 
 def test_tuning_leaves_a_model_that_nothing_betters(
-    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
-    before = (export / "model.json").read_bytes()
-    tune(shifted_dev_set(export, 0.0, 0.0), 1, 0, Path("data/dev"))
+    before = (weights / "model.json").read_bytes()
+    tune(shifted_dev_set(weights, 0.0, 0.0), 1, 0, Path("data/dev"))
     assert "stays as it was" in capsys.readouterr().out
-    assert (export / "model.json").read_bytes() == before
+    assert (weights / "model.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

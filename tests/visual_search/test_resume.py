@@ -16,7 +16,7 @@ COMMON: dict[str, Any] = {
     "dataset": {"num_of_classes": 6, "input_size": 32, "batch_size": 4, "num_workers": 1},
     "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
     "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 2},
-    "train": {"epochs": 3, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9, "soup_last": 2},
+    "train": {"epochs": 2, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9, "soup_last": 2},
 }
 
 # Between them: everything in a run that has a state of its own.
