@@ -23,6 +23,8 @@ def main() -> None:
         raise UserError("--run is missing: the run or export that embeds the images")
     if options.sync and not options.gallery:
         raise UserError("--sync needs --gallery: what is not in it is removed from the index")
+    if options.diagram and not options.judged:
+        raise UserError("--diagram needs --judged: it draws how often was right what was said")
 
     from visual_search.serve.database import Database
     from visual_search.serve.store import Store

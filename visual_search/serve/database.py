@@ -8,7 +8,8 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,12 @@ class Database:
             connection.adapters.register_dumper(dict, JsonbDumper)
             settings = SESSION_SETTINGS.format(milliseconds=seconds * 1000)
             connection.execute(settings.encode())
-            connection.commit()
 
         self._pool = ConnectionPool(
             # The folder's server is started again where it is gone: killed, or stopped by hand.
             address if is_remote else partial(start_server, folder),
-            kwargs={"connect_timeout": CONNECT_SECONDS, "application_name": "visual-search"},
+            # Every way to the server and back counts: what is one statement has no other around it.
+            kwargs={"connect_timeout": CONNECT_SECONDS, "autocommit": True},
             min_size=1,
             max_size=connections,
             timeout=CONNECT_SECONDS,
@@ -81,15 +82,18 @@ class Database:
             reconnect_timeout=float("inf"),
             open=True,
         )
-        self.close = self._pool.close
+        self.session, self.close = self._pool.connection, self._pool.close
+        """A connection, on which each statement is a transaction of its own; and the end."""
 
-    def connection(self) -> AbstractContextManager[Connection[Any]]:
+    @contextmanager
+    def connection(self) -> Iterator[Connection[Any]]:
         """A connection in a transaction, which ends with the block: committed, or rolled back."""
-        return self._pool.connection()
+        with self.session() as connection, connection.transaction():
+            yield connection
 
     def rows(self, query: str, /, **values: Any) -> list[dict[str, Any]]:
         """What a query finds, each row by the names of its columns; a transaction of its own."""
-        with self.connection() as connection:
+        with self.session() as connection:
             cursor = connection.cursor(row_factory=dict_row)
             cursor.execute(query.encode(), values or None)
             return cursor.fetchall() if cursor.description else []

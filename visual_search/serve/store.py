@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -275,16 +276,17 @@ class Store:
             "JOIN products ON products.id = near.product ORDER BY distance, image"
         )
         limit = count * 3 if by_product else count
-        with self.database.connection() as connection:
+        found: dict[Any, Hit] = {}
+        with self.database.session() as connection:
             cursor = connection.cursor(row_factory=class_row(Hit))
             while True:
-                if approximate:
-                    wide = f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}"
-                    connection.execute(
-                        f"SET LOCAL hnsw.iterative_scan = relaxed_order; {wide}".encode()
-                    )
                 asked = {"vector": HalfVector(vector), "limit": limit, **given}
-                hits = cursor.execute(query.encode(), asked).fetchall()
+                with connection.transaction() if approximate else nullcontext():
+                    if approximate:
+                        wide = f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}"
+                        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
+                        connection.execute(wide.encode())
+                    hits = cursor.execute(query.encode(), asked).fetchall()
                 found = {hit.product["id"] if by_product else hit.image: hit for hit in hits[::-1]}
                 if len(found) >= count or len(hits) < limit:
                     break

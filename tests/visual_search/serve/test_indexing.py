@@ -169,6 +169,7 @@ def test_what_was_missing_by_a_kill_is_made_up(
         (["--database", "x"], "nothing to do"),
         (["--gallery", "x.csv", "--drop-old"], "--run is missing"),
         (["--run", "runs/none", "--sync"], "--sync needs --gallery"),
+        (["--run", "runs/none", "--diagram", "x.png"], "--diagram needs --judged"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str) -> None:
