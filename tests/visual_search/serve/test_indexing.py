@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ import torch
 from tests.commands import inside
 from tests.conftest import draw_product, write_csv
 from visual_search import main_evaluate, main_index
-from visual_search.data.images import ImageItem, load_pixels
+from visual_search.data.images import load_pixels
 from visual_search.ranking.export import load_exported
-from visual_search.serve.database import Database
 from visual_search.serve.store import Store
 
 
@@ -25,13 +24,6 @@ from visual_search.serve.store import Store
 def own_shop(shop: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(shop.parent, tmp_path / "shop")) / shop.name
-
-
-@pytest.fixture
-def store(address: str) -> Iterator[Store]:
-    database = Database(address, connections=2)
-    yield Store(database)
-    database.close()
 
 
 def index(address: str, run: Path, *arguments: object) -> str:
@@ -57,9 +49,10 @@ def test_embeddings_are_the_models(
     images, owners, matrix = store.vectors(model)
     embed, architecture = load_exported(tiny_export, torch.device("cpu"))
     for image, owner, vector in zip(images.tolist(), owners, matrix, strict=True):
-        ((item,),) = ([one.item for one in store.images(image)],)
-        assert item.path.name.startswith(owner[1:] + "_")
-        pixels, _ = load_pixels(item, architecture.input_size)
+        (one,) = store.images(image)
+        assert one.product == owner
+        assert (one.box == (2, 2, 60, 60)) == one.path.endswith(f"/{owner[1:]}_1.png")
+        pixels, _ = load_pixels(one.item, architecture.input_size)
         with torch.inference_mode():
             expected = embed(torch.from_numpy(pixels)[None])[0].numpy()
         assert float(vector @ expected) == pytest.approx(1, abs=2e-3)
@@ -176,11 +169,3 @@ def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str) -
     done = inside(main_index.main, *arguments)
     assert done.returncode == 2
     assert words in done.stderr
-
-
-def test_an_image_item_has_its_box(shop: Path, address: str, tiny_export: Path) -> None:
-    index(address, tiny_export, "--gallery", shop)
-    database = Database(address, connections=1)
-    items = [image.item for image in Store(database).images()]
-    database.close()
-    assert ImageItem(shop.parent / "0_1.png", (2, 2, 60, 60)) in items

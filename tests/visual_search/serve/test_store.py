@@ -48,13 +48,6 @@ def product(number: int, vectors: np.ndarray, model: IndexedModel) -> Product:
 
 
 @pytest.fixture
-def store(address: str) -> Iterator[Store]:
-    database = Database(address, connections=4)
-    yield Store(database)
-    database.close()
-
-
-@pytest.fixture
 def model(store: Store) -> IndexedModel:
     return store.add_model("runs/a", "a", DIMENSION)
 
