@@ -135,8 +135,18 @@ def product10k_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_phase(product10k_folder: Path, dev_folder: Path) -> dict[str, Any]:
+def small_phase(
+    product10k_folder: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """A phase that trains within seconds; what a test is about, it adds."""
+    from visual_search.common import files, run_folder
+
+    def small(path: Path, figure: Any) -> None:
+        figure.set_layout_engine("none")  # looking for the best one takes a fifth of the training
+        figure.set_size_inches(2, 1)
+        files.write_figure(path, figure)
+
+    monkeypatch.setattr(run_folder, "write_figure", small)
     return {
         "dataset": {
             "product10k": {"train_valid_root": str(product10k_folder)},
