@@ -88,7 +88,7 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
             "tables": _tables(tmp_path),
             "dev_set": {"eval_root": str(dev_folder)},
             "num_of_classes": 6,
-            "input_size": 96 if step.name.endswith("overlap") else 64,
+            "input_size": 64 if step.name.endswith("overlap") else 32,
             "batch_size": 12,
             "num_workers": 0,
         }
