@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import pathlib
 import re
@@ -134,6 +135,7 @@ def _add_products(app: FastAPI, service: Service) -> None:
 
 def _add_pages(app: FastAPI, service: Service) -> None:
     page = _html(PAGE.read_text("utf-8"))
+    documentation = functools.cache(lambda: _html(_documentation(app.openapi())))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def index() -> Response:
@@ -146,7 +148,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     def docs() -> Response:
-        return _html(_documentation(app.openapi()))
+        return documentation()
 
     @app.get("/healthz")
     def health() -> dict[str, Any]:

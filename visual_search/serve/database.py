@@ -10,9 +10,8 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -70,8 +69,8 @@ class Database:
             connection.execute(settings.encode())
 
         self._pool = ConnectionPool(
-            # The folder's server is started again where it is gone: killed, or stopped by hand.
-            address if is_remote else partial(start_server, folder),
+            address,
+            connection_class=Connection if is_remote else _reviving(folder),
             # Every way to the server and back counts: what is one statement has no other around it.
             kwargs={"connect_timeout": CONNECT_SECONDS, "autocommit": True},
             min_size=1,
@@ -102,6 +101,20 @@ class Database:
         """Find out again whether it only reads: a replica takes over, or stands in."""
         (row,) = self.rows("SELECT pg_is_in_recovery() AS replica")
         self.read_only = row["replica"]
+
+
+def _reviving(folder: Path) -> type[Connection[Any]]:
+    """Connections that start the folder's server where it is gone: killed, or stopped by hand."""
+
+    class Reviving(Connection[Any]):
+        @classmethod
+        def connect(cls, conninfo: str = "", **options: Any) -> Self:
+            try:
+                return super().connect(conninfo, **options)
+            except psycopg.OperationalError:
+                return super().connect(start_server(folder), **options)
+
+    return Reviving
 
 
 def migrate(connection: Connection[Any]) -> None:
@@ -190,7 +203,12 @@ def _forget_dead_processes(server: Any) -> None:
     import psutil
 
     users = server.global_process_id_list
-    users.put([pid for pid in users._get() if psutil.pid_exists(pid)])
+    with server._lock:
+        try:
+            known = users._get()
+        except ValueError:  # half written by a process that was killed
+            known = []
+        users.put([pid for pid in known if psutil.pid_exists(pid)])
     pid_file: Path = server.pgdata / "postmaster.pid"
     with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
         if psutil.Process(int(pid_file.read_text().split()[0])).name() != "postgres":

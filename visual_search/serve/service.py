@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -87,6 +89,7 @@ class Service:
         """
         self.store, self.uploads, self.log_images = store, uploads, log_images
         self.compared = tuple(compared)
+        self._facets, self._counted = dict[str, Any](), -math.inf
         self._threads: dict[int, ModelThread] = {}
         self.models: dict[int, IndexedModel] = {}
         self.refresh()
@@ -294,10 +297,12 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         """What the page has to know: models, filters, how much there is."""
+        if time.monotonic() - self._counted > WATCH_SECONDS:  # of a large index it takes a while
+            self._facets, self._counted = self.store.facets(), time.monotonic()
         by_print = {one.fingerprint: one for one in self.models.values()}
         shown = [by_print[name] for name in self.compared if name in by_print] or [self.current]
         return {
-            **self.store.facets(),
+            **self._facets,
             "models": [{"id": one.id, "name": one.name} for one in shown],
             "texts": any(self._threads[one.id].model.encoder is not None for one in shown),
         }
