@@ -134,19 +134,24 @@ def product10k_folder(tmp_path: Path) -> Path:
     return folder
 
 
+def draw_small_plots(patch: pytest.MonkeyPatch) -> None:
+    """Have trainings draw their plots without the best layout, which takes a fifth of them."""
+    from visual_search.common import files, run_folder
+
+    def small(path: Path, figure: Any) -> None:
+        figure.set_layout_engine("none")
+        figure.set_size_inches(2, 1)
+        files.write_figure(path, figure)
+
+    patch.setattr(run_folder, "write_figure", small)
+
+
 @pytest.fixture
 def small_phase(
     product10k_folder: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """A phase that trains within seconds; what a test is about, it adds."""
-    from visual_search.common import files, run_folder
-
-    def small(path: Path, figure: Any) -> None:
-        figure.set_layout_engine("none")  # looking for the best one takes a fifth of the training
-        figure.set_size_inches(2, 1)
-        files.write_figure(path, figure)
-
-    monkeypatch.setattr(run_folder, "write_figure", small)
+    draw_small_plots(monkeypatch)
     return {
         "dataset": {
             "product10k": {"train_valid_root": str(product10k_folder)},

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.commands import refused, side_by_side, stopped, told
+from tests.conftest import draw_small_plots
 from tests.visual_search.drawn_pairs import (
     COLOURS,
     FORMS,
@@ -60,8 +61,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained run, its table, and a run on shuffled texts."""
     folder = tmp_path_factory.mktemp("clip")
     written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
-    train(folder, "right")
-    train(folder, "shuffled", "--dataset.shuffle_texts", "true", "--train.epochs", 6)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_small_plots(patch)
+        train(folder, "right")
+        train(folder, "shuffled", "--dataset.shuffle_texts", "true", "--train.epochs", 6)
     return folder
 
 
