@@ -58,7 +58,7 @@ class Index:
     """An index of made vectors, filled as `main_index` fills one."""
 
     def __init__(self, folder: Path, run: Path, images: int) -> None:
-        from visual_search.serve.database import Database
+        from visual_search.serve.connections import Database
         from visual_search.serve.indexing import Indexer
         from visual_search.serve.query_model import QueryModel
         from visual_search.serve.store import Store

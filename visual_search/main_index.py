@@ -26,7 +26,7 @@ def main() -> None:
     if options.diagram and not options.judged:
         raise UserError("--diagram needs --judged: it draws how often was right what was said")
 
-    from visual_search.serve.database import Database
+    from visual_search.serve.connections import Database
     from visual_search.serve.store import Store
 
     database = Database(options.database)

@@ -60,7 +60,7 @@ def _serve(
     import uvicorn
 
     from visual_search.serve.api import create_app
-    from visual_search.serve.database import Database
+    from visual_search.serve.connections import Database
     from visual_search.serve.guard import Limits
     from visual_search.serve.query_model import QueryModel
     from visual_search.serve.service import Service

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from visual_search.common.errors import UserError
-from visual_search.serve.database import Database
+from visual_search.serve.connections import Database
 from visual_search.serve.records import (
     Filters,
     Hit,

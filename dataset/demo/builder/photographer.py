@@ -10,7 +10,7 @@ from dataset.demo.builder import boxes, clutter, scenes, studio
 from dataset.demo.builder.catalogue import Product, stable_seed
 from dataset.demo.builder.meshes import ModelStore
 from dataset.demo.builder.plan import Photo, photos_of
-from dataset.demo.builder.stage import Stage
+from dataset.demo.builder.rendering import Stage
 
 SELLER_QUALITY = (72, 86)
 

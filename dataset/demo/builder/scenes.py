@@ -7,7 +7,7 @@ import numpy as np
 from dataset.demo.builder import boxes, camera, clutter, rooms
 from dataset.demo.builder.catalogue import Product, stable_seed
 from dataset.demo.builder.meshes import Model, ModelStore
-from dataset.demo.builder.stage import Lights, Scene, Shot, Stage
+from dataset.demo.builder.rendering import Lights, Scene, Shot, Stage
 from dataset.demo.builder.views import View, frame_box, turned
 from visual_search.common.errors import UserError
 

@@ -5,7 +5,7 @@ import numpy as np
 from dataset.demo.builder import camera, surfaces
 from dataset.demo.builder.catalogue import Product, stable_seed
 from dataset.demo.builder.meshes import ModelStore
-from dataset.demo.builder.stage import Lights, Scene, Stage
+from dataset.demo.builder.rendering import Lights, Scene, Stage
 from dataset.demo.builder.views import frame_box, turned
 
 LONGEST_SIDE = 320

@@ -43,7 +43,7 @@ def server() -> Iterator[str]:
     """Address of a running server; the name of the database is to be put in front of `?`."""
     import psycopg
 
-    from visual_search.serve.database import start_server
+    from visual_search.serve.connections import start_server
 
     # Not below pytest's folder, which is for root alone: the server runs as another user. In memory
     # where there is room: a database for each test is thousands of files.
@@ -78,7 +78,7 @@ def address(server: str) -> str:
 @pytest.fixture
 def store(address: str) -> Iterator[Store]:
     """Of that database."""
-    from visual_search.serve.database import Database
+    from visual_search.serve.connections import Database
     from visual_search.serve.store import Store
 
     database = Database(address, connections=4)
@@ -133,7 +133,7 @@ def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_service(address: str, runs: Sequence[Path], shop: Path, uploads: Path) -> Service:
     """A service on an index of the shop by all the runs; it compares them where there are two."""
-    from visual_search.serve.database import Database
+    from visual_search.serve.connections import Database
     from visual_search.serve.gallery import read_products
     from visual_search.serve.indexing import Indexer
     from visual_search.serve.query_model import QueryModel

@@ -24,7 +24,7 @@ import pytest
 
 from tests.conftest import PROJECT, draw_product
 from tests.visual_search.serve.conftest import stop_at_once
-from visual_search.serve.database import Database, start_server
+from visual_search.serve.connections import Database, start_server
 from visual_search.serve.store import Store
 
 KEY = "a key of sixteen or more"

