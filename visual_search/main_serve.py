@@ -34,17 +34,30 @@ def main() -> None:
 
     hosts = tuple(options.names) or (LOCAL_HOSTS if is_local else ())
     shown = f"[{options.host}]" if ":" in options.host else options.host
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    try:
-        listener = socket.create_server((options.host, options.port), family=family)
-    except OSError as error:
-        raise UserError(
-            f"{shown}:{options.port} cannot be served: {str(error.strerror).partition(' (')[0]}; "
-            "name another --port, or stop what is there"
-        ) from error
-    with listener:
+    with listen(options.host, options.port) as listener:
         _serve(options, key, hosts, listener, f"http://{shown}:{listener.getsockname()[1]}")
     print("stopped", flush=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket of the service.
+
+    Raises:
+        UserError: where the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        shown = f"[{host}]" if ":" in host else host
+        raise UserError(
+            f"{shown}:{port} cannot be served: {str(error.strerror).partition(' (')[0]}; "
+            "name another --port, or stop what is there"
+        ) from error
+    # Every answer goes out in two packets, and the second would wait 40 ms for the client's
+    # receipt of the first: asyncio sees to that only on sockets that it opens itself.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _serve(

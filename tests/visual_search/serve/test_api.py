@@ -380,3 +380,13 @@ def test_texts_weigh_beside_the_image(service: Service, monkeypatch: pytest.Monk
     words, image, both = asked
     mixed = 0.25 * words + 0.75 * image
     assert np.allclose(both, mixed / np.linalg.norm(mixed), atol=1e-5)
+
+
+def test_an_answer_does_not_wait_for_the_receipt_of_its_first_packet() -> None:
+    with (
+        main_serve.listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
