@@ -58,12 +58,11 @@ class Index:
     """An index of made vectors, filled as `main_index` fills one."""
 
     def __init__(self, folder: Path, run: Path, images: int) -> None:
-        from visual_search.serve.connections import Database
         from visual_search.serve.indexing import Indexer
         from visual_search.serve.query_model import QueryModel
         from visual_search.serve.store import Store
 
-        self.store = Store(Database(str(folder)))
+        self.store = Store(str(folder))
         model = QueryModel(run)
         self.model, self.rng = Indexer(self.store, model).indexed, np.random.default_rng(0)
         self.vectors = self.unit(images)
@@ -100,7 +99,7 @@ class Index:
     def cut(self) -> IndexedModel:
         """The same vectors beside these, each cut to its first numbers."""
         made = self.store.add_model("cut", "cut", NARROW)
-        with self.store.database.connection() as connection:
+        with self.store.connection() as connection:
             connection.execute(
                 "INSERT INTO embeddings SELECT %s, image, product, l2_normalize(subvector(vector, "
                 "1, %s)::halfvec) FROM embeddings WHERE model = %s",
@@ -290,7 +289,7 @@ def measure(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
     for peer, value in peers(index.vectors, queries).items():
         rows.append(lower_is_better(case, whole, peer, value, "ms"))
     rows.append(lower_is_better(f"{case}, {NARROW} numbers", cut, "all numbers", whole, "ms"))
-    index.store.database.close()
+    index.store.close()
     return rows, notes
 
 

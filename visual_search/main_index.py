@@ -26,12 +26,10 @@ def main() -> None:
     if options.diagram and not options.judged:
         raise UserError("--diagram needs --judged: it draws how often was right what was said")
 
-    from visual_search.serve.connections import Database
     from visual_search.serve.store import Store
 
-    database = Database(options.database)
+    store = Store(options.database)
     try:
-        store = Store(database)
         if options.export_clicks:
             from visual_search.serve.judged import export_clicks
 
@@ -41,7 +39,7 @@ def main() -> None:
         if options.drop_old:
             print(f"dropped: {', '.join(store.drop_others()) or 'nothing: there is one model'}")
     finally:
-        database.close()
+        store.close()
 
 
 def _index(store: Store, options: argparse.Namespace) -> None:

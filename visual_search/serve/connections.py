@@ -8,10 +8,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -28,10 +29,9 @@ MIGRATION_LOCK = 7_403_001
 START_SECONDS = 60.0
 """In which a server has to be up; after a power cut it replays its log first."""
 CONNECT_SECONDS = 5
-# The defaults are for a machine of 1996.
-SERVER_SETTINGS = "max_connections = 200\nshared_buffers = '{megabytes}MB'\n"
-# JIT takes longer to compile a search than it saves.
-SESSION_SETTINGS = "SET jit = off; SET statement_timeout = {milliseconds:.0f}"
+# JIT takes longer to compile a search than it saves. An approximate search goes on looking until
+# enough pass the filters.
+SESSION = "SET jit = off; SET hnsw.iterative_scan = relaxed_order; SET hnsw.ef_search = 200"
 
 
 class Database:
@@ -49,11 +49,12 @@ class Database:
         Raises:
             UserError: when it cannot be reached, has no pgvector, or is of a newer kit.
         """
-        is_remote = place.startswith(("postgresql://", "postgres://"))
-        folder = Path(place).absolute()
-        address = place if is_remote else start_server(folder)
+        # Asked for each connection: the folder's server may have been killed since the last.
+        address: Callable[[], str] = partial(start_server, Path(place).absolute())
+        if place.startswith(("postgresql://", "postgres://")):
+            address = lambda: place  # noqa: E731
         try:
-            with psycopg.connect(address, connect_timeout=CONNECT_SECONDS) as connection:
+            with psycopg.connect(address(), connect_timeout=CONNECT_SECONDS) as connection:
                 ((self.read_only,),) = connection.execute("SELECT pg_is_in_recovery()")
                 """Whether it is a replica, which answers, and takes no changes."""
                 if not self.read_only:
@@ -65,12 +66,11 @@ class Database:
         def configure(connection: Connection[Any]) -> None:
             register_vector(connection)
             connection.adapters.register_dumper(dict, JsonbDumper)
-            settings = SESSION_SETTINGS.format(milliseconds=seconds * 1000)
-            connection.execute(settings.encode())
+            connection.execute(SESSION.encode())
+            connection.execute(f"SET statement_timeout = {seconds * 1000:.0f}".encode())
 
         self._pool = ConnectionPool(
             address,
-            connection_class=Connection if is_remote else _reviving(folder),
             # Every way to the server and back counts: what is one statement has no other around it.
             kwargs={"connect_timeout": CONNECT_SECONDS, "autocommit": True},
             min_size=1,
@@ -103,27 +103,13 @@ class Database:
         self.read_only = row["replica"]
 
 
-def _reviving(folder: Path) -> type[Connection[Any]]:
-    """Connections that start the folder's server where it is gone: killed, or stopped by hand."""
-
-    class Reviving(Connection[Any]):
-        @classmethod
-        def connect(cls, conninfo: str = "", **options: Any) -> Self:
-            try:
-                return super().connect(conninfo, **options)
-            except psycopg.OperationalError:
-                return super().connect(start_server(folder), **options)
-
-    return Reviving
-
-
 def migrate(connection: Connection[Any]) -> None:
     """Bring the tables up to date: every numbered SQL file that was not run yet, each whole.
 
     Raises:
         UserError: when the server lacks pgvector, or its tables are of a newer kit.
     """
-    files = {int(path.name[:4]): path for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))}
+    files = {int(path.name[:4]): path for path in MIGRATIONS.glob("[0-9]*.sql")}
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (number integer PRIMARY KEY)")
     done = {number for (number,) in connection.execute("SELECT number FROM migrations")}
@@ -131,14 +117,14 @@ def migrate(connection: Connection[Any]) -> None:
         raise UserError(
             f"the database has migration {max(done)}, this kit knows {max(files)}: update the kit"
         )
-    for number in sorted(set(files) - done):
-        try:
+    try:
+        for number in sorted(set(files) - done):
             connection.execute(files[number].read_text("utf-8").encode())
-        except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
-            raise UserError(
-                f"the server has no pgvector ({first_line(error)}): install its extension `vector`"
-            ) from error
-        connection.execute("INSERT INTO migrations VALUES (%s)", (number,))
+            connection.execute("INSERT INTO migrations VALUES (%s)", (number,))
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
+        raise UserError(
+            f"the server has no pgvector ({first_line(error)}): install its extension `vector`"
+        ) from error
 
 
 _starting = threading.Lock()
@@ -187,7 +173,9 @@ def _make_data_folder(data: Path) -> None:
     get_server(fresh, start=False).ensure_pgdata_inited()
     megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     with (fresh / "postgresql.conf").open("a") as handle:
-        handle.write(SERVER_SETTINGS.format(megabytes=min(max(megabytes // 8, 128), 8192)))
+        # The defaults are for a machine of 1996.
+        buffers = min(max(megabytes // 8, 128), 8192)
+        handle.write(f"max_connections = 200\nshared_buffers = '{buffers}MB'\n")
     try:
         fresh.rename(data)
     except OSError:  # another process was first
@@ -202,13 +190,12 @@ def _forget_dead_processes(server: Any) -> None:
     """
     import psutil
 
-    users = server.global_process_id_list
     with server._lock:
         try:
-            known = users._get()
+            known = server.global_process_id_list._get()
         except ValueError:  # half written by a process that was killed
             known = []
-        users.put([pid for pid in known if psutil.pid_exists(pid)])
+        server.global_process_id_list.put([pid for pid in known if psutil.pid_exists(pid)])
     pid_file: Path = server.pgdata / "postmaster.pid"
     with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
         if psutil.Process(int(pid_file.read_text().split()[0])).name() != "postgres":

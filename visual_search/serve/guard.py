@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import logging
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Histogram
@@ -16,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+REQUESTS = Counter("requests", "By method and status", ["method", "status"])
+SECONDS = Histogram("request_seconds", "From the first byte to the last", ["method"])
 HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
@@ -31,25 +32,22 @@ log = logging.getLogger("visual_search.serve")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may take.
-
-    Args:
-        upload_bytes: of a request; of a change to a product, which needs the key, ten times that.
-        seconds: of a request, its upload included.
-        at_once: requests at a time, of all clients.
-        rate: searches a second of one client; other requests count a tenth of one.
-        burst: searches at once of one client.
-        key: that changes want; without one there are none.
-        hosts: names by which the service may be asked for; empty: any.
-    """
+    """What a client may take."""
 
     upload_bytes: int = 20 << 20
+    """Of a request; of a change to a product, which needs the key, ten times that."""
     seconds: float = 20.0
+    """Of a request, its upload included."""
     at_once: int = 64
+    """Requests at a time, of all clients."""
     rate: float = 10.0
+    """Searches a second of one client; other requests count a tenth of one."""
     burst: int = 40
+    """Searches at once of one client."""
     key: str | None = None
+    """That changes want; without one there are none."""
     hosts: tuple[str, ...] = ()
+    """Names by which the service may be asked for; empty: any."""
 
 
 class Refusal(HTTPException):
@@ -67,10 +65,9 @@ def told(error: HTTPException) -> JSONResponse:
 class Guard:
     """A middleware that lets through what may pass, and measures it."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, requests: Counter, seconds: Histogram) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self.app, self.limits, self.running = app, limits, 0
-        self._requests, self._seconds = requests, seconds
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: dict[str, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -108,8 +105,8 @@ class Guard:
         taken = time.perf_counter() - began
         path = scope["raw_path"].decode("latin-1")  # as it was sent, so that it stays in its line
         method = request.method if request.method in ("GET", "POST", *WRITES) else "other"
-        self._requests.labels(method, status).inc()
-        self._seconds.labels(method).observe(taken)
+        REQUESTS.labels(method, status).inc()
+        SECONDS.labels(method).observe(taken)
         log.info("%s %s %d %.0f ms", request.method, path, status, taken * 1e3)
 
     def _check(self, request: Request) -> None:
@@ -143,7 +140,7 @@ class Guard:
         left, then = self._buckets.pop(client, (float(self.limits.burst), now))
         left = min(left + (now - then) * self.limits.rate, self.limits.burst)
         self._buckets[client] = (left - cost if left >= cost else left, now)
-        if len(self._buckets) > CLIENTS:
-            self._buckets.popitem(last=False)
+        if len(self._buckets) > CLIENTS:  # the one that was silent for longest
+            del self._buckets[next(iter(self._buckets))]
         if left < cost:
             raise Refusal(429, "too many requests: ask more slowly", 1)

@@ -110,11 +110,12 @@ class Indexer:
 
     def fill(self) -> None:
         """Embed every image that lacks this model's embedding; others answer meanwhile."""
-        total = self.store.count_missing(self.indexed)
-        with progress_bar("embedding", "img", total=total, shown=total > 0) as bar:
-            while images := self.store.missing(self.indexed, IMAGES_AT_ONCE):
-                self.store.add_embeddings(self._embedded(images))
-                bar.update(len(images))
+        while images := self.store.missing(self.indexed):
+            with progress_bar("embedding", "img", total=len(images)) as bar:
+                for first in range(0, len(images), IMAGES_AT_ONCE):
+                    some = images[first : first + IMAGES_AT_ONCE]
+                    self.store.add_embeddings(self._embedded(some))
+                    bar.update(len(some))
 
     def _embedded(self, images: Sequence[IndexedImage]) -> list[IndexedImage]:
         """The same images with their vectors, or with what is wrong with them.
@@ -153,8 +154,8 @@ def measured_recall(store: Store, model: IndexedModel, seed: int = 0) -> str:
     shares = []
     for probe in probes / np.linalg.norm(probes, axis=1, keepdims=True):
         exact, found = (
-            {hit.image for hit in store.search(model, probe, DEPTH, by_product=False, exact=exact)}
-            for exact in (True, False)
+            {hit.image for hit in store.search(way, probe, DEPTH, by_product=False)}
+            for way in (replace(model, approximate=False), model)
         )
         shares.append(len(exact & found) / len(exact))
     return (

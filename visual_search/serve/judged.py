@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from visual_search.evaluation.compare import compare, comparison_rows, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.report import markdown
 from visual_search.evaluation.tasks import ImageTask, TaskConfig
-from visual_search.ranking.search import top_k
 from visual_search.serve.calibration import Calibration, fit
 from visual_search.serve.query_model import QueryModel
 from visual_search.serve.records import IndexedModel
@@ -92,17 +91,15 @@ def calibrate(
 ) -> Calibration:
     """Ask each query of the whole index and of the index without its product, fit, and store."""
     _, wanted, asked = _embedded(model, judged)
-    _, owners, matrix = store.vectors(indexed)
-    names, owner = np.unique(owners.astype(str), return_inverse=True)
-    if len(names) <= CALIBRATED_HITS:
-        raise UserError(f"an index of {len(names)} products is too small to calibrate on")
-    found, rows = top_k(torch.from_numpy(asked), torch.from_numpy(matrix), len(matrix))
+    exact = replace(indexed, approximate=False)
     scores, right = [], []
-    for product, cosines, order in zip(wanted, found.numpy(), owner[rows.numpy()], strict=True):
-        places = np.sort(np.unique(order, return_index=True)[1])  # of each product's best image
-        for kept in (places, places[names[order[places]] != product]):
-            scores.append(cosines[kept[:CALIBRATED_HITS]])
-            right.append(names[order[kept[:CALIBRATED_HITS]]] == product)
+    for product, vector in zip(wanted, asked, strict=True):
+        hits = store.search(exact, vector, CALIBRATED_HITS + 1)
+        if len(hits) <= CALIBRATED_HITS:
+            raise UserError(f"an index of {len(hits)} products is too small to calibrate on")
+        for kept in (hits, [hit for hit in hits if hit.product["id"] != product]):
+            scores.append([hit.score for hit in kept[:CALIBRATED_HITS]])
+            right.append([hit.product["id"] == product for hit in kept[:CALIBRATED_HITS]])
     absent = np.tile([False, True], len(wanted))
     calibration = fit(np.array(scores), np.array(right), np.repeat(wanted, 2), absent)
     store.keep_calibration(indexed, asdict(calibration))

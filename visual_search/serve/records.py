@@ -17,6 +17,7 @@ from pydantic_core import from_json
 from visual_search.common.errors import UserError
 from visual_search.data.images import Box, ImageItem
 from visual_search.data.values import id_of, value_of
+from visual_search.serve.calibration import Calibration
 
 
 def _storable(value: Any) -> Any:
@@ -139,7 +140,11 @@ class IndexedModel:
     """Whether it answers."""
     approximate: bool
     """Whether its search goes through an HNSW index."""
-    calibration: Mapping[str, Any] | None
+    calibration: Calibration | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.calibration, dict):  # as it comes from the database
+            object.__setattr__(self, "calibration", Calibration(**self.calibration))
 
     @property
     def table(self) -> str:

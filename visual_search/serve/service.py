@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import logging
@@ -12,30 +13,36 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import UploadFile
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import AfterValidator, Field, StringConstraints
+from prometheus_client import Counter, Gauge, Histogram
+from pydantic import AfterValidator, Field
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_bytes
 from visual_search.data.image_files import UnreadableImage, open_image
 from visual_search.data.images import Box, ImageItem, read_region
 from visual_search.data.tables import as_box
-from visual_search.serve.calibration import Calibration
 from visual_search.serve.guard import Refusal
 from visual_search.serve.query_model import Kind, ModelThread, QueryModel, answer_of
 from visual_search.serve.records import Facts, Filters, IndexedImage, IndexedModel, Product, Text
 from visual_search.serve.store import Store
 
 MAX_PIXELS = 100_000_000
+THUMBNAILS = 1000
+"""That are kept, of some 15 kB each."""
 WATCH_SECONDS = 2.0
 """Between two looks at which model answers."""
 BOX_WORDS = "x,y,width,height in pixels of the stored image; without it the whole image"
+STAGE = Histogram("stage_seconds", "Parts of a search", ["stage"])
+TOP = Histogram("top_score", "Cosine of the first hit", buckets=np.linspace(0.1, 1, 10).tolist())
+QUERIES = Counter("queries", "Searches by kind", ["kind"])
+EMPTY = Counter("empty_answers", "Searches without a hit")
+ABSENT = Counter("absent_answers", "Product is likely not there")
+WAITING = Gauge("waiting_queries", "That wait for a model")
 log = logging.getLogger("visual_search.serve")
 
 
@@ -45,12 +52,16 @@ def _is_box(text: str | None) -> str | None:
     return text
 
 
+def _words(text: str | None) -> str | None:
+    return (text and text.strip()) or None
+
+
 class Asked(Filters, arbitrary_types_allowed=True):
     """A query: an image with its box, a text, both, or an indexed image."""
 
     image: UploadFile | None = Field(default=None, description="JPEG, PNG, WebP, …")
     box: Annotated[str | None, AfterValidator(_is_box)] = Field(default=None, description=BOX_WORDS)
-    text: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), Text] = ""
+    text: Annotated[str | None, Field(max_length=500), AfterValidator(_words), Text] = None
     weight: float = Field(default=0.5, ge=0, le=1, description="of the text beside an image")
     like: int | None = Field(
         default=None, ge=0, lt=1 << 63, description="number of an indexed image"
@@ -95,19 +106,7 @@ class Service:
         self.refresh()
         if not self.models:
             raise UserError("the index is empty: fill it with visual_search.main_index")
-        self.registry = CollectorRegistry()
-        counter = partial(Counter, registry=self.registry)
-        seconds = partial(Histogram, registry=self.registry)
-        self.requests = counter("requests", "By method and status", ["method", "status"])
-        self.seconds = seconds("request_seconds", "From the first byte to the last", ["method"])
-        self._stage = seconds("stage_seconds", "Parts of a search", ["stage"])
-        tenths = np.linspace(0.1, 1.0, 10).tolist()
-        self._top = seconds("top_score", "Cosine of the first hit", buckets=tenths)
-        self._queries = counter("queries", "Searches by kind", ["kind"])
-        self._empty = counter("empty_answers", "Searches without a hit")
-        self._absent = counter("absent_answers", "Product is likely not there")
-        waiting = Gauge("waiting_queries", "That wait for a model", registry=self.registry)
-        waiting.set_function(lambda: sum(one.waiting.qsize() for one in self._threads.values()))
+        WAITING.set_function(lambda: sum(one.waiting.qsize() for one in self._threads.values()))
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -122,7 +121,7 @@ class Service:
         Raises:
             UserError: when one is not where the index was filled from, or is another by now.
         """
-        self.store.database.look_up_role()
+        self.store.look_up_role()
         found = {
             model.id: model
             for model in self.store.models()
@@ -161,35 +160,32 @@ class Service:
         model = self.current if asked.model is None else self.models.get(asked.model)
         if model is None:
             raise Refusal(404, "there is no such model")
-        with self._stage.labels("embed").time():
+        with STAGE.labels("embed").time():
             vector, note, kept = self._vector(model, asked)
         if not np.isfinite(vector).all() or not vector.any():
             raise Refusal(422, "the model makes nothing of this query: try another image")
-        with self._stage.labels("search").time():
+        with STAGE.labels("search").time():
             # A second product is needed to know how far the first is ahead.
             count, by_product = max(asked.k, 2), asked.per == "product"
             hits = self.store.search(model, vector, count, asked, by_product=by_product)
-        calibration, probability = None, None
-        if model.calibration and not asked.text:
-            calibration = Calibration(**model.calibration)
-            best: dict[str, float] = {}
-            for hit in hits:
-                best.setdefault(hit.product["id"], hit.score)
-            probability = calibration.probability(list(best.values())[:2]) if hits else None
+        calibration = model.calibration if asked.text is None else None
+        best = {hit.product["id"]: hit.score for hit in hits[::-1]}
+        first = sorted(best.values(), reverse=True)[:2]
+        probability = calibration.probability(first) if calibration and hits else None
+        kinds = ("like", "image", "text")
+        QUERIES.labels("+".join(kind for kind in kinds if getattr(asked, kind) is not None)).inc()
         may_not_have = probability is not None and probability < 0.5
-        kinds = {"like": asked.like is not None, "image": asked.image, "text": asked.text}
-        self._queries.labels("+".join(kind for kind, given in kinds.items() if given)).inc()
-        self._absent.inc(may_not_have)
-        self._empty.inc(not hits)
+        ABSENT.inc(may_not_have)
+        EMPTY.inc(not hits)
         for hit in hits[:1]:
-            self._top.observe(hit.score)
+            TOP.observe(hit.score)
         query, box = None, asked.region()
-        if not self.store.database.read_only:
-            with self._stage.labels("log").time():
+        if not self.store.read_only:
+            with STAGE.labels("log").time():
                 query = self.store.log_query(
                     model.id,
                     filters=asked.given(),
-                    text=asked.text or None,
+                    text=asked.text,
                     image=kept,
                     box=list(box) if box else None,
                     liked=asked.like,
@@ -285,15 +281,12 @@ class Service:
 
     def thumbnail(self, image: int, size: int) -> bytes | None:
         """An indexed image as JPEG, no side longer than `size` pixels; None where there is none."""
-        buffer = io.BytesIO()
         for found in self.store.images(image):
             try:
-                shown = read_region(ImageItem(Path(found.path)), size).image
+                return _thumbnail(Path(found.path), found.fingerprint, size)
             except UnreadableImage:
-                return None
-            shown.thumbnail((size, size))
-            shown.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue() or None
+                break
+        return None
 
     def about(self) -> dict[str, Any]:
         """What the page has to know: models, filters, how much there is."""
@@ -306,6 +299,16 @@ class Service:
             "models": [{"id": one.id, "name": one.name} for one in shown],
             "texts": any(self._threads[one.id].model.encoder is not None for one in shown),
         }
+
+
+@functools.lru_cache(THUMBNAILS)
+def _thumbnail(path: Path, fingerprint: str, size: int) -> bytes:
+    """Of a file as it was when it was indexed, which its fingerprint says."""
+    shown = read_region(ImageItem(path), size).image
+    shown.thumbnail((size, size))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def _keep(image: bytes, folder: Path) -> Path:

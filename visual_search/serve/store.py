@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,6 @@ from visual_search.serve.records import (
     StaleModelError,
 )
 
-INLINE_DIMENSION = 3900
-"""Up to here a vector stands in its row; PostgreSQL would put one beyond 2 kB elsewhere, and a
-search fetch each by itself."""
 HNSW_DIMENSION = 4000
 """pgvector's limit for half precision."""
 CONDITIONS = {
@@ -38,18 +34,14 @@ CONDITIONS = {
 """Of each filter, on columns of `products`."""
 
 
-class Store:
+class Store(Database):
     """An index; migrations/ says what its tables and views hold."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     # Models
 
     def models(self) -> list[IndexedModel]:
         """All of the index, in the order they came."""
-        rows = self.database.rows("SELECT * FROM models ORDER BY id")
-        return [IndexedModel(**row) for row in rows]
+        return [IndexedModel(**row) for row in self.rows("SELECT * FROM models ORDER BY id")]
 
     def model(self, number: int) -> IndexedModel:
         """One of them, as it stands now."""
@@ -57,19 +49,17 @@ class Store:
 
     def add_model(self, source: str, fingerprint: str, dimension: int) -> IndexedModel:
         """The model by its fingerprint, made where it is new; the first of an index answers."""
-        with self.database.connection() as connection:
-            ((number, is_new),) = connection.execute(
+        with self.connection() as connection:
+            ((number,),) = connection.execute(
                 "INSERT INTO models (source, fingerprint, dimension, current) VALUES "
                 "(%s, %s, %s, NOT EXISTS (SELECT FROM models)) ON CONFLICT (fingerprint) "
-                "DO UPDATE SET source = excluded.source RETURNING id, xmax = 0",
+                "DO UPDATE SET source = excluded.source RETURNING id",
                 (source, fingerprint, dimension),
             )
-            if is_new:
-                table = f"embeddings_{number:d}"
-                create = f"CREATE TABLE {table} PARTITION OF embeddings FOR VALUES IN ({number:d})"
-                if dimension <= INLINE_DIMENSION:
-                    create += f"; ALTER TABLE {table} ALTER vector SET STORAGE PLAIN"
-                connection.execute(create.encode())
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS embeddings_{number:d} PARTITION OF embeddings "
+                f"FOR VALUES IN ({number:d})".encode()
+            )
         return self.model(number)
 
     def switch(self, model: IndexedModel) -> int:
@@ -78,7 +68,7 @@ class Store:
         Returns:
             How many images lack one; where it is 0, the model answers from now on.
         """
-        with self.database.connection() as connection:
+        with self.connection() as connection:
             # Nobody adds an image meanwhile; searches go on.
             connection.execute("LOCK TABLE images IN SHARE ROW EXCLUSIVE MODE")
             count = "SELECT count(*) FROM missing WHERE model = %s"
@@ -92,14 +82,13 @@ class Store:
         """Remove the models that do not answer, with their embeddings; their names."""
         others = [model for model in self.models() if not model.current]
         for model in others:
-            drop = f"DROP TABLE {model.table}; DELETE FROM models WHERE id = {model.id:d}"
-            self.database.rows(drop)
+            self.rows(f"DROP TABLE {model.table}; DELETE FROM models WHERE id = {model.id:d}")
         return [model.name for model in others]
 
     def keep_calibration(self, model: IndexedModel, calibration: Mapping[str, Any]) -> None:
         """Store what turns a model's scores into probabilities."""
         change = "UPDATE models SET calibration = %(calibration)s WHERE id = %(id)s"
-        self.database.rows(change, id=model.id, calibration=Jsonb(calibration))
+        self.rows(change, id=model.id, calibration=Jsonb(calibration))
 
     def make_approximate(self, model: IndexedModel, wanted: bool) -> None:
         """Build the HNSW index of a model's embeddings, or remove it.
@@ -116,7 +105,7 @@ class Store:
             f"SET LOCAL maintenance_work_mem = '512MB'; CREATE INDEX {model.table}_hnsw ON "
             f"{model.table} USING hnsw ((vector::halfvec({model.dimension:d})) halfvec_ip_ops);"
         )
-        self.database.rows(
+        self.rows(
             f"DROP INDEX IF EXISTS {model.table}_hnsw; {build if wanted else ''}"
             f"UPDATE models SET approximate = {wanted} WHERE id = {model.id:d}"
         )
@@ -134,15 +123,13 @@ class Store:
             StaleModelError: when none of the models answers any more.
         """
         images = {
-            (product.id, image.path, image.box): image
-            for product in products
-            for image in product.images
+            (one.id, image.path, image.box): image for one in products for image in one.images
         }
         told = [
             {**one.facts(), "images": [image.told() for image in one.files().values()]}
             for one in products
         ]
-        with self.database.connection() as connection:
+        with self.connection() as connection:
             answering = "SELECT id FROM models WHERE current AND id = ANY(%s) FOR SHARE"
             if not connection.execute(answering, (list(models),)).fetchone():
                 raise StaleModelError("another model answers by now: run the command again")
@@ -164,59 +151,51 @@ class Store:
             "category, price, in_stock, attributes FROM jsonb_populate_record(NULL::products, "
             "%(told)s)) WHERE id = %(id)s RETURNING id"
         )
-        return bool(self.database.rows(change, id=product.id, told=product.facts()))
+        return bool(self.rows(change, id=product.id, told=product.facts()))
 
     def delete(self, ids: Collection[str]) -> int:
         """Remove products with their images; how many there were."""
         remove = "DELETE FROM products WHERE id = ANY(%(ids)s) RETURNING id"
-        return len(self.database.rows(remove, ids=sorted(ids)))
+        return len(self.rows(remove, ids=sorted(ids)))
 
     def products(self, ids: Collection[str]) -> dict[str, Product]:
         """Those of the products that are there, with their images."""
         query = "SELECT * FROM catalogue WHERE id = ANY(%(ids)s)"
-        found = self.database.rows(query, ids=list(ids))
+        found = self.rows(query, ids=list(ids))
         for row in found:
             row["images"] = [IndexedImage(**image) for image in row["images"]]
         return {row["id"]: Product.model_construct(**row) for row in found}
 
     def product_ids(self) -> set[str]:
         """Of all products."""
-        return {row["id"] for row in self.database.rows("SELECT id FROM products")}
+        return {row["id"] for row in self.rows("SELECT id FROM products")}
 
     def images(self, image: int | None = None) -> list[IndexedImage]:
         """All that can be read, or one of them."""
         query = "SELECT * FROM images WHERE problem IS NULL"
         if image is not None:
             query += " AND id = %(image)s"
-        rows = self.database.rows(f"{query} ORDER BY id", image=image)
-        return [IndexedImage(**row) for row in rows]
+        return [IndexedImage(**row) for row in self.rows(f"{query} ORDER BY id", image=image)]
 
     def facets(self) -> dict[str, Any]:
         """Categories with their products, range of price, stock, and some images to start from."""
-        (facts,) = self.database.rows("SELECT * FROM facets")
-        return {**facts, "categories": dict(facts["categories"])}
+        return self.rows("SELECT * FROM facets")[0]
 
     # Embeddings
 
-    def missing(self, model: IndexedModel, limit: int) -> list[IndexedImage]:
-        """Some images that lack a model's embedding."""
+    def missing(self, model: IndexedModel) -> list[IndexedImage]:
+        """The images that lack a model's embedding."""
         query = (
             "SELECT id, product, path, box, fingerprint FROM missing WHERE model = %(model)s "
-            "ORDER BY id LIMIT %(limit)s"
+            "ORDER BY id"
         )
-        rows = self.database.rows(query, model=model.id, limit=limit)
-        return [IndexedImage(**row) for row in rows]
-
-    def count_missing(self, model: IndexedModel) -> int:
-        """How many images lack a model's embedding."""
-        query = "SELECT count(*) FROM missing WHERE model = %(model)s"
-        return int(self.database.rows(query, model=model.id)[0]["count"])
+        return [IndexedImage(**row) for row in self.rows(query, model=model.id)]
 
     def add_embeddings(self, images: Sequence[IndexedImage]) -> None:
         """Embeddings of images that lacked them, or what is wrong with them."""
         rows = {image.id: image for image in images}
         there = "SELECT id FROM images WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE"
-        with self.database.connection() as connection:
+        with self.connection() as connection:
             # Others were deleted meanwhile.
             alive = connection.execute(there, (list(rows),))
             _insert(connection, ((image, rows[image]) for (image,) in alive))
@@ -227,17 +206,16 @@ class Store:
 
     def vectors(self, model: IndexedModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every embedding of a model: image ids, products and `(n, dimension)`, float32."""
-        rows = self.database.rows(f"SELECT * FROM {model.table} ORDER BY image")
-        matrix = np.zeros((len(rows), model.dimension), np.float32)
-        for place, row in enumerate(rows):
-            matrix[place] = row["vector"].to_numpy()
+        rows = self.rows(f"SELECT * FROM {model.table} ORDER BY image")
+        matrix = np.array([row["vector"].to_numpy() for row in rows], np.float32)
         images = np.array([row["image"] for row in rows], np.int64)
-        return images, np.array([row["product"] for row in rows], object), matrix
+        owners = np.array([row["product"] for row in rows], object)
+        return images, owners, matrix.reshape(-1, model.dimension)
 
     def vector_of(self, model: IndexedModel, image: int) -> np.ndarray | None:
         """The embedding of an indexed image, `(dimension,)`, float32."""
         query = f"SELECT vector FROM {model.table} WHERE image = %(image)s"
-        for row in self.database.rows(query, image=image):
+        for row in self.rows(query, image=image):
             return np.asarray(row["vector"].to_numpy(), np.float32)
         return None
 
@@ -249,7 +227,6 @@ class Store:
         filters: Filters | None = None,
         *,
         by_product: bool = True,
-        exact: bool = False,
     ) -> list[Hit]:
         """The nearest images that pass the filters, best first, equal ones by image.
 
@@ -259,15 +236,13 @@ class Store:
             count: hits at the most.
             filters: on products.
             by_product: each product once, by its best image.
-            exact: look at every embedding, also where there is an HNSW index.
         """
         given = filters.given() if filters else {}
         conditions = " AND ".join(CONDITIONS[name] for name in given)
         inside = f"WHERE product IN (SELECT id FROM products WHERE {conditions})" if given else ""
-        approximate = model.approximate and not exact
         # Spelled as the index is. It goes on looking until enough pass the filters; what it found
         # is put in the order of the distances outside.
-        column = f"(vector::halfvec({model.dimension:d}))" if approximate else "vector"
+        column = f"(vector::halfvec({model.dimension:d}))" if model.approximate else "vector"
         # The distance stands there once: PostgreSQL would compute a second one for each row.
         query = (
             f"WITH near AS MATERIALIZED (SELECT image, product, {column} <#> %(vector)s AS distance"
@@ -276,22 +251,15 @@ class Store:
             "JOIN products ON products.id = near.product ORDER BY distance, image"
         )
         limit = count * 3 if by_product else count
-        found: dict[Any, Hit] = {}
-        with self.database.session() as connection:
+        with self.session() as connection:
             cursor = connection.cursor(row_factory=class_row(Hit))
             while True:
                 asked = {"vector": HalfVector(vector), "limit": limit, **given}
-                with connection.transaction() if approximate else nullcontext():
-                    if approximate:
-                        wide = f"SET LOCAL hnsw.ef_search = {min(max(2 * limit, 40), 1000)}"
-                        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
-                        connection.execute(wide.encode())
-                    hits = cursor.execute(query.encode(), asked).fetchall()
-                found = {hit.product["id"] if by_product else hit.image: hit for hit in hits[::-1]}
-                if len(found) >= count or len(hits) < limit:
-                    break
+                hits = cursor.execute(query.encode(), asked).fetchall()
+                best = {hit.product["id"] if by_product else hit.image: hit for hit in hits[::-1]}
+                if len(best) >= count or len(hits) < limit:
+                    return sorted(best.values(), key=lambda hit: (-hit.score, hit.image))[:count]
                 limit *= 4  # few products have many images
-        return sorted(found.values(), key=lambda hit: (-hit.score, hit.image))[:count]
 
     # Queries and clicks
 
@@ -302,7 +270,7 @@ class Store:
         """
         row = {"model": model, "filters": {}, **columns}
         names = ", ".join(row)
-        (kept,) = self.database.rows(
+        (kept,) = self.rows(
             f"INSERT INTO queries (id, {names}) SELECT gen_random_uuid(), {names} "
             "FROM jsonb_populate_record(NULL::queries, %(row)s), "
             "set_config('synchronous_commit', 'off', true) RETURNING id",
@@ -316,11 +284,11 @@ class Store:
             "INSERT INTO clicks (query, product) SELECT q.id, p.id FROM queries q, products p "
             "WHERE q.id = %(query)s AND p.id = %(product)s RETURNING id"
         )
-        return bool(self.database.rows(keep, query=query, product=product))
+        return bool(self.rows(keep, query=query, product=product))
 
     def clicked(self) -> list[IndexedImage]:
         """Images of queries that led to a click, with the product that was clicked last."""
-        return [IndexedImage(**row) for row in self.database.rows("SELECT * FROM clicked")]
+        return [IndexedImage(**row) for row in self.rows("SELECT * FROM clicked")]
 
 
 def _insert(connection: Connection[Any], images: Iterable[tuple[int, IndexedImage]]) -> None:

@@ -78,12 +78,11 @@ def address(server: str) -> str:
 @pytest.fixture
 def store(address: str) -> Iterator[Store]:
     """Of that database."""
-    from visual_search.serve.connections import Database
     from visual_search.serve.store import Store
 
-    database = Database(address, connections=4)
-    yield Store(database)
-    database.close()
+    made = Store(address, connections=4)
+    yield made
+    made.close()
 
 
 def new_database(server: str) -> str:
@@ -133,14 +132,13 @@ def other_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_service(address: str, runs: Sequence[Path], shop: Path, uploads: Path) -> Service:
     """A service on an index of the shop by all the runs; it compares them where there are two."""
-    from visual_search.serve.connections import Database
     from visual_search.serve.gallery import read_products
     from visual_search.serve.indexing import Indexer
     from visual_search.serve.query_model import QueryModel
     from visual_search.serve.service import Service
     from visual_search.serve.store import Store
 
-    store = Store(Database(address))
+    store = Store(address)
     indexers = [Indexer(store, QueryModel(run)) for run in runs]
     indexers[0].index(read_products(shop))
     for indexer in indexers[1:]:
@@ -158,7 +156,7 @@ def service(
     made = make_service(new_database(server), [tiny_export], shop, uploads)
     yield made
     made.close()
-    made.store.database.close()
+    made.store.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ from tests.visual_search.serve.conftest import make_service
 from visual_search import main_serve
 from visual_search.serve.api import create_app
 from visual_search.serve.guard import Limits
-from visual_search.serve.service import Service
+from visual_search.serve.service import Service, _thumbnail
+from visual_search.serve.store import Store
 
 KEY = "a key of sixteen or more"
 WRITER = {"Authorization": f"Bearer {KEY}"}
@@ -47,7 +48,7 @@ def writer(address: str, tiny_export: Path, shop: Path, tmp_path: Path) -> Itera
     made = make_service(address, [tiny_export], shop, tmp_path / "uploads")
     yield client_of(made)
     made.close()
-    made.store.database.close()
+    made.store.close()
 
 
 def png(product: int, photo: int) -> bytes:
@@ -135,12 +136,31 @@ def test_a_damaged_image_leaves_the_product_as_it_was(writer: TestClient) -> Non
     assert writer.get("/products/p1").json() == before
 
 
+def test_a_picture_is_decoded_once_as_it_was_when_it_was_indexed(
+    writer: TestClient, store: Store
+) -> None:
+    (first, _) = writer.get("/products/p1").json()["images"]
+    shown = writer.get(f"/images/{first}?size=40").content
+    before = _thumbnail.cache_info()
+    assert writer.get(f"/images/{first}?size=40").content == shown
+    after = _thumbnail.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert Image.open(io.BytesIO(shown)).size == (40, 40)
+    # Of another image, another picture; of none, none.
+    with store.connection() as connection:
+        connection.execute("UPDATE images SET fingerprint = 'changed' WHERE id = %s", (first,))
+        connection.execute("UPDATE images SET path = '/none' WHERE id = %s", (first + 1,))
+    writer.get(f"/images/{first}?size=40")
+    assert _thumbnail.cache_info().misses == after.misses + 1
+    assert writer.get(f"/images/{first + 1}").status_code == 404
+
+
 def test_clicks_belong_to_a_query_and_a_product(client: TestClient, service: Service) -> None:
     query = search(client, png(2, 0))["query"]
     told = {"query": query, "product": "p2"}
     assert client.post("/clicks", data=told).status_code == 204
     assert client.post("/clicks", data={**told, "product": "none"}).status_code == 404
-    with service.store.database.connection() as connection:
+    with service.store.connection() as connection:
         row = connection.execute("SELECT product FROM clicks WHERE query = %s", (query,)).fetchone()
         kept = connection.execute("SELECT image FROM queries WHERE id = %s", (query,)).fetchone()
     assert row == ("p2",)
@@ -179,6 +199,7 @@ PARAMETERS: list[dict[str, Any]] = [
     {"price_mx": 3},
     {"text": "words for a model of images"},
     {"text": "a\0b"},
+    {"text": "  "},
     {"text": "x" * 501},
     {"category": "a\0b"},
 ]

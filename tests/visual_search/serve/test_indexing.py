@@ -147,7 +147,7 @@ def test_what_was_missing_by_a_kill_is_made_up(
     index(address, tiny_export, "--gallery", shop)
     (model,) = store.models()
     before = store.vectors(model)
-    with store.database.connection() as connection:
+    with store.connection() as connection:
         connection.execute("DELETE FROM embeddings WHERE image % 2 = 0")
     index(address, tiny_export)
     images, owners, matrix = store.vectors(model)

@@ -24,7 +24,7 @@ import pytest
 
 from tests.conftest import PROJECT, draw_product
 from tests.visual_search.serve.conftest import stop_at_once
-from visual_search.serve.connections import Database, start_server
+from visual_search.serve.connections import start_server
 from visual_search.serve.store import Store
 
 KEY = "a key of sixteen or more"
@@ -53,8 +53,7 @@ def sources(store: Store) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
-    database = Database(str(folder), connections=2)
-    store = Store(database)
+    store = Store(str(folder), connections=2)
     store.add_model("runs/a", "a", 8)
     stop_at_once(folder, signal.SIGKILL)
     assert sources(store) == ["runs/a"]
@@ -68,7 +67,7 @@ def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
     # And a process that was killed while it wrote left half a list of those that use the server.
     (folder / "pgdata/.handle_pids.json").write_text("[][12")
     assert sources(store) == ["runs/a"]
-    database.close()
+    store.close()
 
 
 def command(log: Path, module: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -131,7 +130,7 @@ def check(store: Store, writer: Writer, images: int) -> None:
         assert found is None or len(found.images) == images
     # No half product: each has its images, each image its embedding.
     (model,) = store.models()
-    assert store.count_missing(model) == 0
+    assert len(store.missing(model)) == 0
     assert all(product.images for product in store.products(store.product_ids()).values())
 
 
@@ -183,10 +182,10 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
         assert writer.writes >= 90
         assert indexing.wait(120) == 0
         assert command(log, *index).wait(120) == 0
-        database = Database(str(folder), connections=2)
-        check(Store(database), writer, 2)
-        assert {f"p{n}" for n in range(40)} <= Store(database).product_ids()
-        database.close()
+        store = Store(str(folder), connections=2)
+        check(store, writer, 2)
+        assert {f"p{n}" for n in range(40)} <= store.product_ids()
+        store.close()
     finally:
         writer.stopped.set()
         for process in (service, indexing):

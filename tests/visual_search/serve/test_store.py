@@ -12,7 +12,6 @@ import torch
 from tests.visual_search.serve.conftest import new_database
 from visual_search.common.errors import UserError
 from visual_search.ranking.search import top_k
-from visual_search.serve.connections import Database
 from visual_search.serve.indexing import measured_recall
 from visual_search.serve.records import (
     Filters,
@@ -57,7 +56,7 @@ class Filled:
 
     def __init__(self, address: str, products: int) -> None:
         rng = np.random.default_rng(3)
-        self.store = Store(Database(address))
+        self.store = Store(address)
         self.model = self.store.add_model("runs/a", "a", DIMENSION)
         self.vectors = unit(rng, products, 2)
         self.store.put(
@@ -71,7 +70,7 @@ class Filled:
 def filled(server: str) -> Iterator[Filled]:
     made = Filled(new_database(server), 700)
     yield made
-    made.store.database.close()
+    made.store.close()
 
 
 def passes(numbers: np.ndarray, filters: Filters) -> np.ndarray:
@@ -170,7 +169,7 @@ def test_a_replaced_product_keeps_the_ids_of_images_that_stay(
     assert found.title == "new"
     assert found.images == [before]
     assert store.vector_of(model, before.id) is not None
-    assert store.count_missing(model) == 0
+    assert len(store.missing(model)) == 0
 
 
 def test_a_changed_image_loses_what_other_models_made_of_it(
@@ -180,12 +179,12 @@ def test_a_changed_image_loses_what_other_models_made_of_it(
     shown = product(0, unit(rng, 1), model)
     store.put([shown], [model.id])
     other = store.add_model("runs/b", "b", DIMENSION)
-    (image,) = store.missing(other, 10)
+    (image,) = store.missing(other)
     embedded = [replace(image, vectors={other.id: unit(rng)})]
     store.add_embeddings(embedded)
-    assert store.count_missing(other) == 0
+    assert len(store.missing(other)) == 0
     store.put([product(0, unit(rng, 1), model)], [model.id])
-    assert store.count_missing(other) == 1
+    assert len(store.missing(other)) == 1
     assert store.switch(other) == 1  # not before all is embedded
     assert store.model(model.id).current
     store.add_embeddings(embedded)
