@@ -88,24 +88,20 @@ class Indexer:
         """Those that differ from the index, with vectors, or problems, of their new images."""
         known = self.store.products([product.id for product in products])
         there = {name: product.files() for name, product in known.items()}
-        changed = [
-            product
-            for product in products
-            if product.id not in known
-            or known[product.id].facts() != product.facts()
-            or there[product.id].keys() != product.files().keys()
-        ]
-        new = [
-            image
-            for product in changed
-            for file, image in product.files().items()
-            if file not in there.get(product.id, {})
-        ]
+        changed: list[Product] = []
+        new: list[IndexedImage] = []
+        for product in products:
+            files, same = product.files(), there.get(product.id, {})
+            fresh = [image for file, image in files.items() if file not in same]
+            before = known.get(product.id)
+            if not before or before.facts() != product.facts() or files.keys() != same.keys():
+                changed.append(product)
+                new += fresh
         done = {image.item: image for image in self._embedded(new)}
         for product in changed:
             same = there.get(product.id, {})
-            files = product.files().items()
-            product.images = [same.get(file) or done[image.item] for file, image in files]
+            pairs = product.files().items()
+            product.images = [same.get(file) or done[image.item] for file, image in pairs]
         return changed
 
     def fill(self) -> None:

@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -123,13 +123,13 @@ class QueryModel:
         shape = (BOX_SIDE, BOX_SIDE)
         places = F.interpolate(places[None, None], shape, mode="bicubic", align_corners=False)[0, 0]
         places = (places - places.min()) / (places.max() - places.min()).clamp(min=1e-9)
-        inside = (places > BOX_LEVEL).nonzero()
-        if not len(inside):
+        rows, columns = (places > BOX_LEVEL).nonzero(as_tuple=True)
+        if not len(rows):
             return None
-        size = np.array(stored_size(item.path)) / BOX_SIDE  # width, height
-        x, y = (int(side) for side in (inside.amin(0).flip(0).numpy(force=True) * size).round())
-        right, bottom = ((inside.amax(0).flip(0).numpy(force=True) + 1) * size).round()
-        return x, y, max(int(right) - x, 1), max(int(bottom) - y, 1)
+        width, height = (side / BOX_SIDE for side in stored_size(item.path))
+        x, y = round(int(columns.min()) * width), round(int(rows.min()) * height)
+        right, bottom = round(int(columns.max() + 1) * width), round(int(rows.max() + 1) * height)
+        return x, y, max(right - x, 1), max(bottom - y, 1)
 
 
 def _is_clip(source: Path) -> bool:
@@ -148,12 +148,10 @@ def _activations(model: Any, pixels: Tensor) -> Tensor | None:
         if isinstance(output, Tensor) and (found := _as_map(output[:1])) is not None:
             last[:] = [found]
 
-    hooks = [module.register_forward_hook(look) for module in model.modules()]
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_hook(look))
         model(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return last[0] if last else None
 
 
