@@ -23,7 +23,7 @@ import yaml
 
 from my_submission import to_torchscript
 from tests.commands import told
-from tests.conftest import PROJECT, draw_product, write_csv
+from tests.conftest import PROJECT, draw_product, draw_small_plots, write_csv
 from tests.dataset import layouts
 from tests.visual_search import tiny_clips
 from tests.visual_search.drawn_pairs import write_drawn_pairs
@@ -61,6 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("openclip_vit_b32", "convnext_xxlarge", "efficientnetv2_b1"):
         (tmp_path / "config" / "backbone" / f"{name}.yml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
+    draw_small_plots(monkeypatch)
     return tmp_path
 
 

@@ -10,7 +10,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from tests.commands import told
+from tests.conftest import draw_small_plots
 from tests.warm import PythonProcess
+from visual_search.main_arcface import main
 
 COMMON: dict[str, Any] = {
     "dataset": {"num_of_classes": 6, "input_size": 32, "batch_size": 4, "num_workers": 1},
@@ -36,12 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def start(config: Path, name: str) -> PythonProcess:
-    runs = config.parent / "runs"
-    command = ("-m", "visual_search.main_arcface", "--config", config, "--runs", runs)
-    return PythonProcess(*command, "--name", name, out=config.parent / f"{name}.log")
-
-
 def wait_for_growth(folder: Path, process: PythonProcess) -> None:
     """Return when the run has a state that was not there before, or has ended."""
     before = {path.name for path in folder.glob("state/step-*")}
@@ -55,32 +52,40 @@ def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     return {key: {**one.get(key, {}), **two.get(key, {})} for key in {**one, **two}}
 
 
-@pytest.mark.parametrize("variant", ["memory", pytest.param("sampled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("variant", "kills"),
+    [
+        ("memory", 1),
+        pytest.param("memory", 2, marks=pytest.mark.slow),
+        pytest.param("sampled", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_random_moments(
-    variant: str, tmp_path: Path, product10k_folder: Path, dev_folder: Path
+    variant: str,
+    kills: int,
+    tmp_path: Path,
+    product10k_folder: Path,
+    dev_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    draw_small_plots(monkeypatch)
     values = merged(COMMON, VARIANTS[variant])
     values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
     values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}
     config = tmp_path / "phase.yml"
     config.write_text(yaml.safe_dump(values))
-    assert start(config, "calm").wait(timeout=200) == 0, (tmp_path / "calm.log").read_text()
-
-    rng, kills = random.Random(variant), 0
-    runs = tmp_path / "runs"
-    while True:
-        process = start(config, "killed")
-        if kills < 2:
-            wait_for_growth(runs / "killed", process)
-            time.sleep(rng.uniform(0.0, 0.4))
-            process.kill()
-        status = process.wait(timeout=200)
-        if status == 0:
-            break
-        assert kills < 2, (tmp_path / "killed.log").read_text()
-        kills += 1
-    assert kills, "the run was too short to be killed"
-    assert "continues in epoch" in (tmp_path / "killed.log").read_text()
+    rng, runs = random.Random(variant), tmp_path / "runs"
+    common = ("--config", config, "--runs", runs, "--name")
+    told(main, *common, "calm")
+    for _ in range(kills):
+        process = PythonProcess(
+            *("-m", "visual_search.main_arcface", *common, "killed"), out=tmp_path / "killed.log"
+        )
+        wait_for_growth(runs / "killed", process)
+        time.sleep(rng.uniform(0.0, 0.4))
+        process.kill()
+        assert process.wait() < 0, (tmp_path / "killed.log").read_text()
+    assert "continues in epoch" in told(main, *common, "killed")
 
     for part in ("last/model", "last/head", "best/model", "best/head"):
         one, two = (load_file(runs / name / f"{part}.safetensors") for name in ("calm", "killed"))

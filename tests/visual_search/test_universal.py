@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from tests.commands import stopped, told
-from tests.conftest import PROJECT, draw_product, write_csv
+from tests.conftest import PROJECT, draw_product, draw_small_plots, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
 from visual_search.config_reader import parse_phase
@@ -33,7 +33,7 @@ def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
     values["dataset"] = small_phase["dataset"] | {"augmentations": "none"}
     values["backbone"] |= small_phase["backbone"]
     values["neck"]["dimension"], values["margin"]["nested"] = 8, [2, 4]
-    values["train"] |= {"epochs": 2, "feature_cache": str(tmp_path / "features")}
+    values["train"] |= {"epochs": 1, "feature_cache": str(tmp_path / "features")}
     path = tmp_path / "recipe.yml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -72,9 +72,14 @@ def _tables(tmp_path: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_the_clip_chain_trains_a_step_of_every_phase(
-    kind: str, dev_folder: Path, product10k_folder: Path, tmp_path: Path
+    kind: str,
+    dev_folder: Path,
+    product10k_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights cannot be had here: a small vision transformer at random stands in for CLIP's."""
+    draw_small_plots(monkeypatch)
     chain = read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml")
     before: Path | None = None
     for step in chain.steps:
