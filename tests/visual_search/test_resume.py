@@ -22,6 +22,8 @@ COMMON: dict[str, Any] = {
     "train": {"epochs": 2, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9, "soup_last": 2},
 }
 
+STATES = "state/step-*/complete.json"
+
 # Between them: everything in a run that has a state of its own.
 VARIANTS: dict[str, dict[str, Any]] = {
     "memory": {
@@ -40,10 +42,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def wait_for_growth(folder: Path, process: PythonProcess) -> None:
-    """Return when the run has a state that was not there before, or has ended."""
-    before = {path.name for path in folder.glob("state/step-*")}
+    """Return when the run has a whole state that was not there before, or has ended."""
+    before = set(folder.glob(STATES))
     while process.poll() is None:
-        if {path.name for path in folder.glob("state/step-*")} - before:
+        if set(folder.glob(STATES)) - before:
             return
         time.sleep(0.005)
 
@@ -82,10 +84,13 @@ def test_killed_at_random_moments(
             *("-m", "visual_search.main_arcface", *common, "killed"), out=tmp_path / "killed.log"
         )
         wait_for_growth(runs / "killed", process)
-        time.sleep(rng.uniform(0.0, 0.4))
+        time.sleep(rng.uniform(0.0, 0.4) if kills > 1 else 0.0)
         process.kill()
         assert process.wait() < 0, (tmp_path / "killed.log").read_text()
-    assert "continues in epoch" in told(main, *common, "killed")
+    # A fast machine may be past the last step after a wait, when no state is left to continue from.
+    left = any((runs / "killed").glob(STATES))
+    assert left or kills > 1
+    assert ("continues in epoch" in told(main, *common, "killed")) == left
 
     for part in ("last/model", "last/head", "best/model", "best/head"):
         one, two = (load_file(runs / name / f"{part}.safetensors") for name in ("calm", "killed"))
