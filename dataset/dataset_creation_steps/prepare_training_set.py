@@ -6,10 +6,8 @@ python dataset/dataset_creation_steps/prepare_training_set.py dataset/images_mea
 from __future__ import annotations
 
 import argparse
-import glob
-import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +16,7 @@ from dataset.dataset_creation_steps.engine import in_project
 from dataset.options import add_mean_cosine_options
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
-from visual_search.common.locks import work_folder
-from visual_search.common.ranges import real_number, whole_number
+from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +67,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="prepare_training_set.py",
         description="Step 5: write amazon_review_mean_05_full_images.csv and …_06_… "
         "(image_path,label) of the images of step 4, less those that also stand in an evaluation "
-        "set, and pack the images on request.",
+        "set.",
     )
     add = parser.add_argument
     add(
@@ -94,13 +91,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=whole_number(0, 64),
         default=4,
         help="bits in which the 64-bit hashes of near-duplicates differ at most (%(default)s)",
-    )
-    add("--pack", action="store_true", help="also write the images as tar parts")
-    add(
-        "--part-size",
-        type=real_number(0, above=True),
-        default=1900,
-        help="of a tar part, MB (%(default)s)",
     )
     return parser.parse_args(arguments)
 
@@ -181,59 +171,8 @@ def leaked_images(
     return {str(Path(leak.train_photo).relative_to(root)) for leak in found}
 
 
-def pack_images(tables: Sequence[TrainingTable], root: Path, part_size: int) -> list[Path]:
-    """The images of all tables as `images_mean_50k_<thousands of images>.partaa`, …."""
-    import pandas as pd
-
-    files = set().union(*(pd.read_csv(table.path, dtype=str)["image_path"] for table in tables))
-    stem = root.with_name(f"{root.name}_{max(1, round(len(files) / 1000))}")
-    return pack(root, files, stem, part_size)
-
-
-def pack(root: Path, files: Iterable[str], stem: Path, part_size: int) -> list[Path]:
-    """Write files as `<stem>.partaa`, … by `tar | split`; the same files give the same bytes.
-
-    The name of `root` stands in front of theirs in the archive. Parts of an earlier call are
-    replaced.
-
-    Raises:
-        UserError: when a file is missing or there would be too many parts.
-    """
-    if part_size < 1:
-        raise UserError(f"--part-size is {part_size} bytes; it must be above 0")
-    names = sorted(files)
-    for name in names:
-        if not (root / name).is_file():
-            raise UserError(f"{root / name} does not exist; run download_images.py again")
-    with work_folder(stem.with_name(f".{stem.name}.tmp")) as new:
-        # Nothing of this machine or moment goes into the archive.
-        plain = "--format=gnu --mtime=@0 --owner=0 --group=0 --numeric-owner --mode=u=rw,go=r"
-        command = ["tar", "--create", *plain.split(), f"--directory={root.absolute().parent}"]
-        (new / "names").write_text("".join(f"{root.name}/{name}\0" for name in names))
-        with subprocess.Popen(
-            [*command, "--null", f"--files-from={new / 'names'}"], stdout=subprocess.PIPE
-        ) as tar:
-            split = ["split", "--suffix-length=2", f"--bytes={part_size}", "-"]
-            done = subprocess.run(
-                [*split, f"{new / stem.name}.part"], stdin=tar.stdout, capture_output=True
-            )
-        if b"exhausted" in done.stderr:
-            raise UserError("more than 676 parts: choose larger ones with --part-size")
-        if done.returncode or tar.returncode:
-            said = done.stderr.decode(errors="replace").strip() or "tar failed"
-            raise UserError(f"the parts of {stem} cannot be written: {said}")
-        # Old and new parts never lie side by side, and the first part comes last: whoever meets
-        # the parts of a call that was killed here sees that it is missing.
-        for old in sorted(stem.parent.glob(f"{glob.escape(stem.name)}.part*")):
-            old.unlink()
-        parts = sorted(new.glob("*.part*"))
-        for part in reversed(parts):
-            part.replace(stem.with_name(part.name))
-    return [stem.with_name(part.name) for part in parts]
-
-
 def main() -> None:
-    """Write the tables, pack on request, and say what there is."""
+    """Write the tables, and say what there is."""
     arguments = parse_arguments()
     table: Path = arguments.table
     evaluation = arguments.evaluation
@@ -253,13 +192,10 @@ def main() -> None:
         print("no evaluation set was named: the images are not checked for leaks")
     for made in written:
         print(f"{made.path}: {made.images} images of {made.labels} products")
-    root = table.with_suffix("")
-    if arguments.pack:
-        parts = pack_images(written, root, int(arguments.part_size * 1e6))
-        print(
-            f"{parts[0]} … {parts[-1].name}: {len(parts)} parts; join them with dataset/unpack.py"
-        )
-    print(f"next: python -m visual_search.main_phases --config config/phases.yml (images: {root})")
+    print(
+        "next: python -m visual_search.main_phases --config config/phases.yml "
+        f"(images: {table.with_suffix('')})"
+    )
 
 
 if __name__ == "__main__":

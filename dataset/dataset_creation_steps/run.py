@@ -14,14 +14,7 @@ from typing import Annotated
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.ranges import (
-    Amount,
-    Count,
-    CountFrom1,
-    Positive,
-    Range,
-    check_ranges,
-)
+from visual_search.common.ranges import Amount, Count, CountFrom1, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,6 @@ class PairsConfig:
     retry_failed: bool = False
     overwrite: bool = False
     distance: Annotated[int, Range(0, 64)] = 4
-    pack: bool = False
-    part_size: Positive = 1900.0
     download: DownloadConfig = field(default_factory=DownloadConfig)
 
     def __post_init__(self) -> None:
@@ -138,10 +129,6 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
     )
     for made in tables:
         print(f"{made.path}: {made.images} images of {made.labels} products")
-    if config.pack:
-        size = int(config.part_size * 1e6)
-        parts = prepare_training_set.pack_images(tables, config.images, size)
-        print(f"{parts[0]} … {parts[-1].name}: {len(parts)} parts")
 
 
 def main() -> None:

@@ -122,17 +122,9 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
 
     store = tmp_path / "images_mean_50k"
     command(download_images.main, tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD)
-    pack = ["--evaluation", "--pack", "--part-size", "0.02"]
-    said = command(prepare_training_set.main, f"{store}.parquet", *pack)
+    said = command(prepare_training_set.main, f"{store}.parquet", "--evaluation")
     assert "not checked for leaks" in said
     check(tmp_path, truth, server, model_run)
-
-    parts = sorted(tmp_path.glob("images_mean_50k_*.part*"))
-    assert {path.stat().st_size for path in parts[:-1]} == {20_000}
-    archive = b"".join(part.read_bytes() for part in parts)
-    packed = subprocess.run(["tar", "-t"], input=archive, capture_output=True, check=True)
-    listed = rows(tmp_path / "amazon_review_mean_05_full_images.csv")[1:]
-    assert packed.stdout.decode().split() == sorted(f"images_mean_50k/{path}" for path, _ in listed)
 
 
 def job(folder: Path, model: Path, *more: str) -> list[str]:
@@ -288,7 +280,7 @@ def test_the_challenge_winner_s_commands_typed_in_their_folder(
             'python analyse_pairs.py Office_Products.parquet "Office_Products.parquet_*.embeddings"'
             " --allow-private",
             f"python download_images.py {local}",
-            "python prepare_training_set.py --pack",
+            "python prepare_training_set.py",
         ):
             done = subprocess.run(
                 [sys.executable, *shlex.split(line)[1:]],
@@ -303,9 +295,3 @@ def test_the_challenge_winner_s_commands_typed_in_their_folder(
             said += done.stdout
     assert f"the model that compares is {root / 'runs' / 'my_arcface_2nd'}" in said
     assert (root / "dataset" / "amazon_review_mean_05_full_images.csv").is_file()
-    parts, whole = "dataset/images_mean_50k_1.parta*", "images_mean_50k_1.tar"
-    join = f"cat {parts} > {whole}; tar -xf {whole}"
-    subprocess.run(["bash", "-c", join], cwd=root, check=True)
-    packed = {path.name for path in (root / "images_mean_50k").rglob("*.jpg")}
-    assert packed
-    assert packed <= {path.name for path in (root / "dataset/images_mean_50k").rglob("*.jpg")}

@@ -1,15 +1,11 @@
-import contextlib
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from PIL import Image
 
-from dataset.dataset_creation_steps.prepare_training_set import LEAKS, pack, prepare_training_set
-from dataset.unpack import find_parts
+from dataset.dataset_creation_steps.prepare_training_set import LEAKS, prepare_training_set
 from tests.commands import refused
-from tests.dataset.dataset_creation_steps.conftest import jpeg
 from visual_search.common.errors import UserError
 from visual_search.data.leak_record import Side, unchecked
 
@@ -76,84 +72,3 @@ def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path
     with pytest.raises(UserError, match="neither a csv file nor a folder"):
         prepare_training_set(store, tmp_path, [0.5], [tmp_path / "none"])
     refused("does not exist", prepare_training_set, tmp_path / "none.parquet", tmp_path, [0.5], [])
-
-
-def test_packed_twice_gives_the_same_bytes_and_old_parts_go(tmp_path: Path) -> None:
-    root = tmp_path / "images"
-    (root / "000").mkdir(parents=True)
-    names = [f"000/{n}.jpg" for n in range(20)]
-    for n, name in enumerate(names):
-        (root / name).write_bytes(jpeg(n, 0))
-    stem = tmp_path / "images_1.tar"
-    small = pack(root, names, stem, 5_000)
-    assert [path.name for path in small[:3]] == [f"images_1.tar.parta{x}" for x in "abc"]
-    first = b"".join(path.read_bytes() for path in small)
-    large = pack(root, reversed(names), stem, 20_000)
-    assert len(large) < len(small)
-    assert sorted(tmp_path.glob("images_1.tar.part*")) == large
-    assert b"".join(path.read_bytes() for path in large) == first
-
-
-def joined(parts: list[Path]) -> bytes:
-    return b"".join(path.read_bytes() for path in parts)
-
-
-def complaint(stem: Path) -> str:
-    """What is wrong with the parts; empty where nothing is."""
-    try:
-        find_parts(stem)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("call", ["replace", "unlink"])
-def test_a_kill_while_parts_are_exchanged_is_noticed(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whenever it comes: the parts are all of one call, or one is missing."""
-    root = tmp_path / "images"
-    root.mkdir()
-    for n in range(12):
-        (root / f"{n}.jpg").write_bytes(jpeg(n, 0))
-    stem = tmp_path / "x.tar"
-    old, new = [f"{n}.jpg" for n in range(12)], [f"{n}.jpg" for n in range(9)]
-    whole = [joined(pack(root, names, stem, 5_000)) for names in (old, new)]
-    original, noticed = getattr(Path, call), 0
-    for number in range(12):
-        pack(root, old, stem, 5_000)
-        done = 0
-
-        def killed(path: Path, *given: Any, number: int = number, **more: Any) -> Any:
-            nonlocal done
-            if call == "replace" or path.name.startswith("x.tar.part"):
-                done += 1
-                if done > number:
-                    raise KeyboardInterrupt
-            return original(path, *given, **more)
-
-        monkeypatch.setattr(Path, call, killed)
-        with contextlib.suppress(KeyboardInterrupt):
-            pack(root, new, stem, 5_000)
-        monkeypatch.undo()
-        lacking = complaint(stem)
-        noticed += bool(lacking)
-        if lacking:
-            assert "x.tar.partaa is missing" in lacking or "has no part" in lacking
-        else:
-            assert joined(find_parts(stem)) in whole
-    assert noticed >= 3
-    pack(root, new, stem, 5_000)
-    assert find_parts(stem)
-    assert not list(tmp_path.glob(".*.tmp"))
-
-
-def test_a_image_that_is_gone_leaves_the_old_parts(tmp_path: Path) -> None:
-    root = tmp_path / "images"
-    root.mkdir()
-    (root / "a.jpg").write_bytes(jpeg(0, 0))
-    (before,) = pack(root, ["a.jpg"], tmp_path / "x.tar", 1_000_000)
-    data = before.read_bytes()
-    refused("run download_images", pack, root, ["a.jpg", "b.jpg"], tmp_path / "x.tar", 1_000_000)
-    assert before.read_bytes() == data
-    assert not list(tmp_path.glob(".*.tmp"))
