@@ -32,13 +32,11 @@ def main() -> None:
         cut = nested and method == "pca"
         name = f"{source}, {'prefixes' if cut else method.upper()}"
         widths = [*(d for d in dimensions if d < embeddings.dimension), embeddings.dimension]
-        for point in points_of(
-            name, embeddings, widths, cut, run.dev_set, options.candidates, method
-        ):
+        for point in points_of(name, embeddings, widths, cut, run.dev_set, method):
             points.append(point)
             print(
                 f"{name}: {point.dimension} dimensions, {point.coding}, "
-                f"{point.bytes_searched:.0f} bytes: mAP {point.score:.4f}",
+                f"{point.bytes} bytes: mAP {point.score:.4f}",
                 flush=True,
             )
     folder = options.output or options.run / "compression"
@@ -74,12 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=["pca"],
         help="how dimensions become fewer: principal components, or the prefixes of a nested "
         "embedding; umap needs pip install -e '.[umap]' (default: pca)",
-    )
-    parser.add_argument(
-        "--candidates",
-        type=whole_number(1),
-        default=50,
-        help="of each query, that binary codes find and int8 codes order anew (%(default)s)",
     )
     parser.add_argument(
         "--write",

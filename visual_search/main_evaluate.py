@@ -69,12 +69,6 @@ def build_parser() -> argparse.ArgumentParser:
     score = command("score", "mAP on one development set, with the re-ranking of model.json")
     _add_model_options(score)
     _add_dev_set_options(score)
-    score.add_argument(
-        "--index",
-        choices=["exact", "faiss"],
-        default="exact",
-        help="faiss: also score the approximate search for galleries past one machine's memory",
-    )
     score.set_defaults(run_command=_score)
 
     tasks = command("tasks", "every metric on retrieval tasks, with a report and pictures")
@@ -270,12 +264,6 @@ def _score(options: argparse.Namespace) -> None:
     print(f"mAP {model.score(()).mean():.4f}  {format_steps(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {format_steps(steps)}")
-    if options.index == "faiss":
-        from visual_search.ranking.faiss_index import faiss_search
-
-        print(
-            f"mAP {model.score((), faiss_search).mean():.4f}  {format_steps(())} by the faiss index"
-        )
     if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     elif model.dev_set.own is None:

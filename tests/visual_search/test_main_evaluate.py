@@ -133,7 +133,7 @@ def test_tuning_leaves_a_model_that_nothing_betters(
 @pytest.mark.parametrize(
     ("before", "now"),
     [
-        ("--run a --index faiss", "score --run a --index faiss"),
+        ("--run a --input_size 48", "score --run a --input_size 48"),
         ("--run a --tasks t.yml u.yml --rerank", "tasks --run a --tasks t.yml u.yml --rerank"),
         ("--tasks t.yml --compare a b --metric R@1", "compare a b --tasks t.yml --metric R@1"),
         ("--run a --tune-rerank --splits 2", "tune-rerank --run a --splits 2"),
@@ -159,7 +159,6 @@ def test_the_former_spelling_goes_on_working_and_says_the_new_one(
         ("compare a b --tasks t.yml --trackers mlflow", "unrecognized arguments: --trackers"),
         ("score --run a --rerank", "unrecognized arguments: --rerank"),
         ("score --run a --table t.csv --data-folder d", "not allowed with argument --table"),
-        ("tune-rerank --run a --index faiss", "unrecognized arguments: --index"),
         ("tune-rerank --run a --splits 0", "'0' is no whole number, 1 or more"),
     ],
 )

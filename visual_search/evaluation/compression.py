@@ -20,20 +20,20 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_embeddings
+from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck
 from visual_search.model.projections import Sample, pca, project_features, start_neck
 from visual_search.ranking.embed import default_device
-from visual_search.ranking.faiss_index import CODES, CodedGallery
-from visual_search.ranking.rank import trimmed
-from visual_search.ranking.rerank import Search
+from visual_search.ranking.rank import MAX_PREDICTIONS, trimmed, without_own
+from visual_search.ranking.search import order_ties
 from visual_search.ranking.store import Backbone, FeatureSource
 
 TRAINING, GALLERY, QUERIES = "training images", "gallery images", "query images"
-RESCORED_BY = ", rescored by "
-CODINGS = ("float32", *CODES, f"binary{RESCORED_BY}int8")
-CANDIDATES = 50
-"""Of each query, that are ordered anew unless told otherwise: few beside a gallery's size."""
+CODES = {"float16": "SQfp16", "int8": "SQ8", "binary": "RaBitQ"}
+"""Two bytes, a byte or a bit a dimension (and 8 bytes a row of the last: Gao and Long, RaBitQ,
+SIGMOD 2024), as faiss's index factory calls them. The queries stay in float32."""
+CODINGS = ("float32", *CODES)
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ class Point:
     series: str
     dimension: int
     coding: str
-    bytes_searched: float
-    """Of a gallery image, in memory while it is searched."""
-    bytes_stored: float
-    """The same with what is read for the candidates alone."""
+    bytes: int
+    """Of a gallery image."""
     average_precisions: np.ndarray
     """`(n_queries,)`, 0..1."""
 
@@ -104,7 +102,6 @@ def points_of(
     dimensions: Sequence[int],
     nested: bool,
     dev_set: DevSet,
-    candidates: int = CANDIDATES,
     method: str = "pca",
 ) -> Iterator[Point]:
     """Every dimension in every coding.
@@ -115,7 +112,6 @@ def points_of(
         dimensions: to be measured; above the full width they are left out.
         nested: cut prefixes, as the model was trained for; otherwise `method`.
         dev_set: what is ranked.
-        candidates: of each query, that binary codes find and int8 codes order anew.
         method: see :meth:`Sides.reduced`.
     """
     for dimension in dimensions:
@@ -125,18 +121,41 @@ def points_of(
         if dimension < sides.dimension:
             small = sides.prefix(dimension) if nested else sides.reduced(dimension, method)
         for coding in CODINGS:
-            search, searched, stored = _search(coding, small, candidates)
-            found = evaluate_embeddings(dev_set, small.gallery, small.queries, search=search)
-            yield Point(series, dimension, coding, searched, stored, found.average_precisions)
+            if coding == "float32":
+                size = 4 * dimension
+                scores = evaluate_embeddings(
+                    dev_set, small.gallery, small.queries
+                ).average_precisions
+            else:
+                size, ranks = coded_ranks(coding, small, dev_set.own)
+                scores = average_precision(
+                    ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
+                )
+            yield Point(series, dimension, coding, size, scores)
 
 
-def _search(coding: str, sides: Sides, candidates: int) -> tuple[Search | None, float, float]:
-    """How the coded gallery is searched, and bytes of an image: searched, and stored in all."""
-    if coding == "float32":
-        return None, 4.0 * sides.dimension, 4.0 * sides.dimension
-    kind, _, rescored_by = coding.partition(RESCORED_BY)
-    coded = CodedGallery(kind, sides.gallery, sides.training, rescored_by, candidates)
-    return coded.top_k, coded.bytes_searched, coded.bytes_stored
+def coded_ranks(coding: str, sides: Sides, own: np.ndarray | None) -> tuple[int, np.ndarray]:
+    """Rank a gallery that is stored in short codes, which are fitted to the training images.
+
+    Args:
+        coding: a key of :data:`CODES`.
+        sides: the embeddings.
+        own: where the queries are rows of the gallery, which: it is left out.
+
+    Returns:
+        Bytes of a gallery image, and gallery rows as of
+        :func:`visual_search.ranking.rank.nearest_rows`.
+    """
+    import faiss
+
+    index = faiss.index_factory(sides.dimension, CODES[coding], faiss.METRIC_INNER_PRODUCT)
+    index.train(sides.training.numpy())
+    index.add(sides.gallery.numpy())
+    width = min(MAX_PREDICTIONS + (own is not None), len(sides.gallery))
+    scores, rows = map(torch.from_numpy, index.search(sides.queries.numpy(), width))
+    order_ties(scores, rows)
+    ranks = rows.numpy()
+    return index.sa_code_size(), ranks if own is None else without_own(ranks, own)
 
 
 def write_points(points: Sequence[Point], folder: Path, title: str) -> Path:
@@ -154,14 +173,11 @@ def write_points(points: Sequence[Point], folder: Path, title: str) -> Path:
 def markdown(points: Sequence[Point]) -> str:
     """A table of all points."""
     lines = [
-        "| embedding | dimensions | stored as | bytes searched | bytes stored | mAP |",
-        "|---|---:|---|---:|---:|---:|",
+        "| embedding | dimensions | stored as | bytes | mAP |",
+        "|---|---:|---|---:|---:|",
     ]
     for p in points:
-        lines.append(
-            f"| {p.series} | {p.dimension} | {p.coding} | {p.bytes_searched:.0f} "
-            f"| {p.bytes_stored:.0f} | {p.score:.4f} |"
-        )
+        lines.append(f"| {p.series} | {p.dimension} | {p.coding} | {p.bytes} | {p.score:.4f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -170,14 +186,14 @@ def _plot(points: Sequence[Point], path: Path, title: str) -> Path:
 
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
-    styles = dict(zip(CODINGS, ("-o", "--s", "-^", ":v", "-.D"), strict=True))
+    styles = dict(zip(CODINGS, ("-o", "--s", "-^", ":v"), strict=True))
     names = list(dict.fromkeys(point.series for point in points))
     for number, series in enumerate(names):
         for coding in CODINGS:
             line = [p for p in points if (p.series, p.coding) == (series, coding)]
             if line:
                 axes.plot(
-                    [p.bytes_searched for p in line],
+                    [p.bytes for p in line],
                     [p.score for p in line],
                     styles[coding],
                     color=f"C{number}",
@@ -187,7 +203,7 @@ def _plot(points: Sequence[Point], path: Path, title: str) -> Path:
                 )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="bytes of a gallery image while it is searched", ylabel="mAP", title=title)
+    axes.set(xlabel="bytes of a gallery image", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     write_figure(path, figure)

@@ -26,7 +26,7 @@ from visual_search.ranking.embed import (
 )
 from visual_search.ranking.export import load_model
 from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
-from visual_search.ranking.rerank import Search, Step
+from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import model_folder, stored_features
 
 
@@ -49,11 +49,11 @@ class EmbeddedDevSet:
     description: Path
     """The `model.json` of the model."""
 
-    def score(self, steps: Sequence[Step], search: Search | None = None) -> np.ndarray:
+    def score(self, steps: Sequence[Step]) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
 
         dev_set = self.dev_set
-        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own, search)
+        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own)
         return average_precision(
             ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
         )
@@ -167,7 +167,6 @@ def evaluate_embeddings(
     gallery: Tensor,
     queries: Tensor,
     problems: tuple[ImageProblem, ...] = (),
-    search: Search | None = None,
     steps: Sequence[Step] = (),
 ) -> Evaluation:
     """Rank and score a development set whose embeddings are at hand.
@@ -177,14 +176,13 @@ def evaluate_embeddings(
         gallery: `(n_gallery, dimension)`, float32, unit vectors or zeros.
         queries: `(n_queries, dimension)`, the same.
         problems: that its images had.
-        search: finds the nearest; exact where None.
         steps: of re-ranking.
     """
     for side in (gallery, queries):
         broken = ~side.isfinite().all(dim=1)
         refuse_broken_model([ImageProblem("", NOT_FINITE)] * int(broken.sum()), len(side))
     started = time.perf_counter()
-    ranks = nearest_rows(queries, gallery, steps, dev_set.own, search)
+    ranks = nearest_rows(queries, gallery, steps, dev_set.own)
     seconds = time.perf_counter() - started
     ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
     return _scored(ranking, dev_set)

@@ -16,8 +16,7 @@ from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.deadline import Deadline, call_within
 from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.inference_plan import InferencePlan, LoadRuntime, plan_inference
-from visual_search.ranking.rerank import Search, Step, apply_steps, describe_steps, rank
-from visual_search.ranking.search import top_k
+from visual_search.ranking.rerank import Step, apply_steps, describe_steps, rank
 
 MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery images of each query."""
@@ -211,7 +210,6 @@ def nearest_rows(
     gallery: Tensor,
     steps: Sequence[Step] = (),
     own: np.ndarray | None = None,
-    search: Search | None = None,
     width: int = MAX_PREDICTIONS,
 ) -> np.ndarray:
     """The `width` gallery rows most similar to each query, after re-ranking, best first.
@@ -223,13 +221,12 @@ def nearest_rows(
         gallery: `(n_gallery, dimension)`, the same.
         steps: of re-ranking; none is plain cosine ranking.
         own: `(n_queries,)`, where the queries are rows of the gallery, which: it is left out.
-        search: finds the nearest; exact where None.
         width: gallery rows per query.
 
     Returns:
         `(n_queries, columns)`, int64; fewer than `width` columns where the gallery is smaller.
     """
-    return _nearest_rows(queries, gallery, steps, own, search or top_k, width)[0]
+    return _nearest_rows(queries, gallery, steps, own, width)[0]
 
 
 def _nearest_rows(
@@ -237,7 +234,6 @@ def _nearest_rows(
     gallery: Tensor,
     steps: Sequence[Step],
     own: np.ndarray | None,
-    search: Search = top_k,
     width: int = MAX_PREDICTIONS,
 ) -> tuple[np.ndarray, float]:
     """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
@@ -246,7 +242,7 @@ def _nearest_rows(
     try:
         moved_queries, moved_gallery, last = apply_steps(queries, gallery, steps)
         moved = time.perf_counter()
-        ranks = rank(moved_queries, moved_gallery, last, width, search).numpy()
+        ranks = rank(moved_queries, moved_gallery, last, width).numpy()
         seconds = (time.perf_counter() if last else moved) - started
     except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is out
         if not steps:

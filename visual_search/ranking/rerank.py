@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -63,13 +63,7 @@ STEPS: dict[str, type] = {
 }
 
 
-Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Queries, gallery and k to similarities and indexes, as :func:`top_k`."""
-
-
-def rank(
-    queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int, search: Search = top_k
-) -> Tensor:
+def rank(queries: Tensor, gallery: Tensor, steps: Sequence[Step], k: int) -> Tensor:
     """The `k` best gallery rows of each query after re-ranking.
 
     Args:
@@ -77,8 +71,6 @@ def rank(
         gallery: `(n_gallery, dimension)`, the same.
         steps: in order of application; none is plain cosine ranking.
         k: gallery rows per query.
-        search: for the ranking after the steps; an approximate one, such as
-            :func:`visual_search.ranking.faiss_index.faiss_search`, for very large galleries.
 
     Returns:
         `(n_queries, min(k, n_gallery))`, int64, best first; ties by gallery index.
@@ -87,7 +79,7 @@ def rank(
     with torch.inference_mode():
         for step in last:
             return step.rank(queries, gallery, k)
-        return search(queries, gallery, k)[1]
+        return top_k(queries, gallery, k)[1]
 
 
 def apply_steps(

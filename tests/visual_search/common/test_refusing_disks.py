@@ -21,7 +21,6 @@ from visual_search.common.run_folder import Processes, RunFolder, save_state
 from visual_search.data.contact_sheet import Cell, write_contact_sheets
 from visual_search.data.dataset_info import InfoRow, write_dataset_info
 from visual_search.model.checkpoint import save_weights
-from visual_search.ranking.faiss_index import FaissIndex, FaissSettings
 from visual_search.ranking.store import _write as write_piece
 from visual_search.text.pairs import SCHEMA, write_pairs
 
@@ -49,7 +48,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "snapshot": lambda to: write_snapshot(to / "a", pa.table({"a": LARGE[:, 0].numpy()}), "a"),
     "parquet": lambda to: write_pairs(to / "a.parquet", SCHEMA.empty_table()),
     "embeddings": lambda to: write_piece(to, [b"a" * 32], LARGE, [""]),
-    "index": lambda to: FaissIndex(to / "a.faiss", LARGE[:500].numpy(), FaissSettings()),
     "weights": lambda to: save_weights(to / "a.safetensors", {"a": LARGE}),
     "state": lambda to: save_state(to, 1, {"a": LARGE}, {}, Processes(0, 1, lambda: None)),
     "export": lambda to: export_tiny(to, seed=0),
