@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_cv_lb",
         description="Correlate past submissions' leaderboard scores with their scores on local "
-        "tasks, and find the task or mix of tasks that predicts the board, by leave-one-out.",
+        "tasks, and find the task that predicts the board, by leave-one-out.",
     )
     parser.add_argument(
         "--submissions",

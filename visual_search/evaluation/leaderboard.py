@@ -2,7 +2,7 @@
 
 A few dozen submissions and a dozen tasks: some task always correlates by chance. So a predictor
 is judged by leave-one-out: fitted without a submission, it predicts that one's board score, and
-what it chooses (the best task, the strength of the ridge) it chooses without it as well.
+the best task is chosen without it as well.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from visual_search.evaluation.run_tasks import name_of_run
 
 NAME, BOARD, RUN = "submission", "board", "run"
 MIN_SUBMISSIONS = 5
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Strengths the mix may choose from, for scores at unit variance, a submission."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray], Predict]
@@ -123,8 +121,6 @@ class Study:
     """Each complete task by itself, the best first."""
     rules: tuple[Predictor, ...]
     """The board's own mean, and what can be done without knowing the best task."""
-    weights: Mapping[str, float]
-    """Of the mix, fitted to all submissions: board score a unit of local score."""
 
     @property
     def conclusion(self) -> str:
@@ -153,7 +149,6 @@ class Study:
             "correlations": correlations,
             "tasks": [asdict(one) for one in self.tasks],
             "rules": [asdict(one) for one in self.rules],
-            "weights_of_the_mix": dict(self.weights),
         }
 
 
@@ -191,15 +186,13 @@ def study(submissions: Submissions) -> Study:
             rank_correlation=math.nan,  # what is left out pulls its own prediction the other way
         ),
         _judged("the task that fits the others best", fit_best_task, matrix, board),
-        _judged("the plain mean of the tasks", fit_plain_mean, matrix, board),
-        _judged("the weighted mix", fit_mix, matrix, board),
+        _judged("the plain mean of the tasks", fit_line, matrix.mean(axis=1, keepdims=True), board),
     ]
     return Study(
         submissions,
         tuple(sorted(scores, key=lambda one: -np.nan_to_num(one.spearman.value, nan=-2))),
         tuple(sorted(tasks, key=lambda task: task.error)),
         tuple(rules),
-        dict(zip(complete, mix_weights(matrix, board).tolist(), strict=True)),
     )
 
 
@@ -219,11 +212,6 @@ def left_out(fit: Fit, matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
     )
 
 
-def _best(fits: list[Fit], matrix: np.ndarray, board: np.ndarray) -> int:
-    """The place of the fit with the least leave-one-out error."""
-    return int(np.argmin([((left_out(fit, matrix, board) - board) ** 2).sum() for fit in fits]))
-
-
 def fit_nothing(matrix: np.ndarray, board: np.ndarray) -> Predict:
     """The mean of the board scores, whatever the local ones."""
     return lambda asked: np.full(len(asked), board.mean())
@@ -241,47 +229,8 @@ def fit_line(matrix: np.ndarray, board: np.ndarray, column: int = 0) -> Predict:
 def fit_best_task(matrix: np.ndarray, board: np.ndarray) -> Predict:
     """A line on the task with the least leave-one-out error among these submissions."""
     lines: list[Fit] = [partial(fit_line, column=k) for k in range(matrix.shape[1])]
-    return lines[_best(lines, matrix, board)](matrix, board)
-
-
-def fit_plain_mean(matrix: np.ndarray, board: np.ndarray) -> Predict:
-    """A line on the mean of all tasks."""
-    predict = fit_line(matrix.mean(axis=1, keepdims=True), board)
-    return lambda asked: predict(asked.mean(axis=1, keepdims=True))
-
-
-def fit_mix(matrix: np.ndarray, board: np.ndarray) -> Predict:
-    """The weighted mix of :func:`mix_weights`."""
-    return _by_weights(mix_weights(matrix, board), matrix, board)
-
-
-def mix_weights(matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
-    """Weights of the tasks, none below zero, by ridge regression: board score a unit of local.
-
-    The strength is the one of :data:`RIDGES` with the least leave-one-out error.
-    """
-
-    def mix(ridge: float) -> Fit:
-        return lambda x, y: _by_weights(_ridge_weights(x, y, ridge), x, y)
-
-    best = _best([mix(ridge) for ridge in RIDGES], matrix, board)
-    return _ridge_weights(matrix, board, RIDGES[best])
-
-
-def _by_weights(weights: np.ndarray, matrix: np.ndarray, board: np.ndarray) -> Predict:
-    return lambda asked: board.mean() + (asked - matrix.mean(axis=0)) @ weights
-
-
-def _ridge_weights(matrix: np.ndarray, board: np.ndarray, ridge: float) -> np.ndarray:
-    from scipy.optimize import nnls
-
-    scale = matrix.std(axis=0)
-    scale[scale == 0] = 1
-    x, y = (matrix - matrix.mean(axis=0)) / scale, board - board.mean()
-    # Ridge as further rows: sqrt(strength) * w should be 0.
-    penalty = math.sqrt(ridge * len(board)) * np.eye(matrix.shape[1])
-    weights, _ = nnls(np.vstack([x, penalty]), np.append(y, np.zeros(matrix.shape[1])))
-    return np.asarray(weights) / scale
+    best = min(lines, key=lambda line: ((left_out(line, matrix, board) - board) ** 2).sum())
+    return best(matrix, board)
 
 
 def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions:
@@ -362,15 +311,9 @@ def write_study(folder: Path, found: Study) -> str:
         The tables, in Markdown.
     """
     correlations = [
-        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %", "weight in the mix"],
+        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %"],
         *(
-            [
-                one.name,
-                str(one.submissions),
-                str(one.spearman),
-                str(one.pearson),
-                f"{found.weights[one.name]:.3f}" if one.name in found.weights else "",
-            ]
+            [one.name, str(one.submissions), str(one.spearman), str(one.pearson)]
             for one in found.scores
         ),
     ]

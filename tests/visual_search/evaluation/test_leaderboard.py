@@ -15,9 +15,7 @@ from visual_search.evaluation.leaderboard import (
     Submissions,
     fit_best_task,
     fit_line,
-    fit_mix,
     left_out,
-    mix_weights,
     pearson,
     read_submissions,
     spearman,
@@ -62,37 +60,25 @@ def submissions(count: int = 16, tasks: int = 4, seed: int = 0) -> Submissions:
     return Submissions(names, board, {f"task{k}": row for k, row in enumerate(local)})
 
 
-def test_the_mix_finds_the_tasks_the_board_is_made_of() -> None:
-    given_ = submissions()
-    found = study(given_)
-    assert found.weights["task0"] == pytest.approx(0.6, abs=0.1)
-    assert found.weights["task1"] == pytest.approx(0.4, abs=0.1)
-    assert max(found.weights["task2"], found.weights["task3"]) < 0.1
+def test_the_task_that_the_board_is_made_of_is_found() -> None:
+    found = study(submissions())
     errors = {rule.name: rule.error for rule in found.rules}
-    assert errors["the weighted mix"] == min(errors.values())
-    assert found.conclusion.startswith("the weighted mix predicts the board best")
-    assert found.tasks[0].name == "task0"
+    assert errors["the task that fits the others best"] == min(errors.values())
+    assert found.conclusion.startswith("the task that fits the others best predicts the board")
+    assert [one.name for one in found.tasks[:2]] == ["task0", "task1"]
 
 
 def test_leaving_out_leaves_out() -> None:
     given_ = submissions(9)
     matrix = np.stack(list(given_.local.values()), axis=1)
-    for fit in (fit_best_task, fit_mix):
-        moved = given_.board.copy()
-        moved[3] += 100  # what is predicted for it must not know of it
-        before, after = left_out(fit, matrix, given_.board), left_out(fit, matrix, moved)
-        assert after[3] == pytest.approx(before[3])
-        assert abs(after[0] - before[0]) > 1e-3
+    moved = given_.board.copy()
+    moved[3] += 100  # what is predicted for it must not know of it
+    before, after = (left_out(fit_best_task, matrix, board) for board in (given_.board, moved))
+    assert after[3] == pytest.approx(before[3])
+    assert abs(after[0] - before[0]) > 1e-3
     slope, constant = np.polyfit(matrix[:, 0], given_.board, 1)
     predicted = fit_line(matrix[:, [0]], given_.board)(matrix[:, [0]])
     np.testing.assert_allclose(predicted, slope * matrix[:, 0] + constant)
-
-
-def test_weights_are_never_negative() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(10, 3))
-    weights = mix_weights(x, -x[:, 0])
-    assert (weights >= 0).all()
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
@@ -136,7 +122,6 @@ def test_the_command_reads_evaluations_and_columns(
     assert "| cv | 7 | +1.00" in said
     values = json.loads((out / "study.json").read_text())
     assert values["correlations"]["shop"]["pearson"]["value"] == pytest.approx(1)
-    assert values["weights_of_the_mix"].keys() == {"shop"}
     for name in ("study.html", "study.md", "plots/shop.png", "plots/cv.png"):
         assert (out / name).stat().st_size > 100
     monkeypatch.setattr(sys, "argv", ["main_cv_lb", *arguments, "--metric", "R@1"])
