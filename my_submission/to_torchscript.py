@@ -104,14 +104,7 @@ def _arguments() -> argparse.Namespace:
     fit.add_argument(
         "--shrinkage", type=real_number(0, 1), default=0.0, help="of the variances (%(default)s)"
     )
-    parser.add_argument("--openvino", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.openvino:
-        raise UserError(
-            "--openvino is no longer there; for another runtime than PyTorch, write ONNX: "
-            "python -m visual_search.main_export --run runs/<name> --output my_submission/weights"
-        )
-    return arguments
+    return parser.parse_args()
 
 
 def _refitted(
@@ -129,8 +122,6 @@ def _refitted(
         facts["embedding"] = dataclasses.asdict(settings)
     if not arguments.fit_on:
         return architecture
-    if not 0 <= arguments.power <= 1 or not 0 <= arguments.shrinkage < float("inf"):
-        raise UserError("--power is a number from 0 to 1, --shrinkage one of 0 or more")
     wish = (arguments.power, arguments.dimension, arguments.shrinkage)
     architecture = whiten(embedder, architecture, settings, arguments.fit_on, *wish)
     facts["whitening"] = dict(zip(("power", "dimension", "shrinkage"), wish, strict=True))

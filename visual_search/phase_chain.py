@@ -17,6 +17,7 @@ import yaml
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_json, write_text
+from visual_search.common.page import markdown
 from visual_search.common.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
@@ -289,16 +290,11 @@ def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:
         rows.append({"name": step.name, "config": str(step.config), "state": state, **facts})
     folder = runs / chain.name
     write_json(folder / "phases.json", {"chain": chain.name, "phases": rows})
-    write_text(folder / "phases.md", markdown(rows))
-    return folder / "phases.md"
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The phases' scores as a Markdown table."""
-    lines = ["| phase | mAP | best epoch | minutes | |", "|---|---|---|---|---|"]
+    table = [["phase", "mAP", "best epoch", "minutes", ""]]
     for row in rows:
         score = "-" if row["mAP"] is None else f"{row['mAP']:.4f}"
         minutes = "-" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
         epoch = "-" if row["epoch"] is None else row["epoch"]
-        lines.append(f"| {row['name']} | {score} | {epoch} | {minutes} | {row['state']} |")
-    return "\n".join(lines) + "\n"
+        table.append([row["name"], score, epoch, minutes, row["state"]])
+    write_text(folder / "phases.md", markdown(table) + "\n")
+    return folder / "phases.md"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_figure, write_text
+from visual_search.common.page import markdown
 from visual_search.common.run_folder import RunFolder, changed_keys
 from visual_search.evaluation.identity import changed_data
 from visual_search.phase_chain import read_result
@@ -349,7 +350,9 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     table = {place: [str(place)] for place in places}
     for name, line in sorted(scores.items()):
         means = {place: sum(line[place]) / len(line[place]) for place in sorted(line)}
-        spreads = {place: _deviation(line[place]) for place in means}
+        spreads = {
+            place: statistics.stdev(line[place]) if len(line[place]) > 1 else 0.0 for place in means
+        }
         axes.errorbar(
             list(means), list(means.values()), list(spreads.values()), marker="o", capsize=2,
             label=f"{others[0]} {name}" if others else name,
@@ -367,11 +370,6 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     axes.legend(fontsize=8)
     write_figure(folder / "grid.png", figure)
     heads = [key, *(f"{others[0]} {name}" if others else name for name in sorted(scores))]
-    rows = [heads, ["---:"] * len(heads), *table.values()]
-    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    text = markdown([heads, *table.values()]) + "\n"
     write_text(folder / "grid.md", text)
     return text
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0

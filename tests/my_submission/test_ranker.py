@@ -166,5 +166,4 @@ def test_the_export_command(tmp_path: Path) -> None:
     assert json.loads((copy / "model.json").read_text())["rerank"] == []
     wrong = run(2, copy, "--output", copy, "--rerank", "swaped_dba")
     assert "--rerank[0].name is 'swaped_dba'; it can be power, center," in wrong
-    assert "--openvino is no longer there" in run(2, copy, "--openvino")
     assert "runs/there-is-no-such-run" in run(2, Path("runs/there-is-no-such-run"))

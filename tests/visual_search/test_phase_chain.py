@@ -19,7 +19,7 @@ from visual_search.config import BackboneConfig
 from visual_search.main_phases import resolved, resolved_pairs
 from visual_search.model.checkpoint import describe_model, fingerprint
 from visual_search.model.embedder import build_embedder
-from visual_search.phase_chain import Chain, markdown, read_chain, run_chain
+from visual_search.phase_chain import Chain, read_chain, run_chain
 
 # Writes what a finished run leaves; its "weights" are how many trainings there have been.
 STAND_IN = """
@@ -250,11 +250,6 @@ def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: s
     with pytest.raises(UserError, match=words) as caught:
         read_chain(path)
     assert str(path) in str(caught.value)
-
-
-def test_the_table_of_a_phase_that_is_not_trained() -> None:
-    row = {"name": "x", "mAP": None, "epoch": None, "seconds": None, "state": "not trained"}
-    assert markdown([row]).splitlines()[-1] == "| x | - | - | - | not trained |"
 
 
 # Pixels, batch, head rate, warm-up, epochs, accumulation, memory, cosine of the review photos.

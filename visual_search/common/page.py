@@ -76,6 +76,12 @@ class _Cell(NamedTuple):
     is_number: bool
 
 
+def markdown(rows: Rows) -> str:
+    """A table in Markdown; it does not end its last line."""
+    head, *others = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *others])
+
+
 def write_page(
     path: Path, title: str, sections: Sequence[Section], pictures: Mapping[str, str] | None = None
 ) -> None:

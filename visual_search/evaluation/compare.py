@@ -19,10 +19,9 @@ import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
-from visual_search.common.page import Section, write_page
+from visual_search.common.page import Section, markdown, write_page
 from visual_search.evaluation.metrics import METRICS
 from visual_search.evaluation.pictures import QUERIES_SHOWN
-from visual_search.evaluation.report import markdown
 from visual_search.evaluation.run_tasks import (
     DEFAULT_OUTPUT,
     name_of_run,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_figure, write_json, write_text
+from visual_search.common.page import markdown
 from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
@@ -166,19 +167,12 @@ def write_points(points: Sequence[Point], folder: Path, title: str) -> Path:
         del values["average_precisions"]
         rows.append({**values, "mAP": round(point.score, 6)})
     write_json(folder / "compression.json", {"title": title, "points": rows})
-    write_text(folder / "compression.md", markdown(points))
-    return _plot(points, folder / "compression.png", title)
-
-
-def markdown(points: Sequence[Point]) -> str:
-    """A table of all points."""
-    lines = [
-        "| embedding | dimensions | stored as | bytes | mAP |",
-        "|---|---:|---|---:|---:|",
+    table = [
+        ["embedding", "dimensions", "stored as", "bytes", "mAP"],
+        *([p.series, p.dimension, p.coding, p.bytes, f"{p.score:.4f}"] for p in points),
     ]
-    for p in points:
-        lines.append(f"| {p.series} | {p.dimension} | {p.coding} | {p.bytes} | {p.score:.4f} |")
-    return "\n".join(lines) + "\n"
+    write_text(folder / "compression.md", markdown(table) + "\n")
+    return _plot(points, folder / "compression.png", title)
 
 
 def _plot(points: Sequence[Point], path: Path, title: str) -> Path:

@@ -21,9 +21,8 @@ import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_figure, write_json, write_text
-from visual_search.common.page import Section, write_page
+from visual_search.common.page import Section, markdown, write_page
 from visual_search.data.tables import read_table
-from visual_search.evaluation.report import markdown
 from visual_search.evaluation.run_tasks import name_of_run
 
 NAME, BOARD, RUN = "submission", "board", "run"

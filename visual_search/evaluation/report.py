@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from visual_search.common.files import write_json, write_text, written_atomically
-from visual_search.common.page import Section, Tile, TileRow, data_uri, write_page
+from visual_search.common.page import Section, Tile, TileRow, data_uri, markdown, write_page
 from visual_search.common.processes import available_cores
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage
@@ -238,12 +238,6 @@ def _cell(value: float | None, headline: bool = False) -> str:
     if value is None:
         return ""
     return f"**{value:.4f}**" if headline else f"{value:.4f}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a table in Markdown, the first being its heading."""
-    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *others])
 
 
 def _write_queries(file: Path, scores: TaskScores) -> None:

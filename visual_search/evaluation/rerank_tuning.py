@@ -17,10 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from visual_search.common.files import write_json
+from visual_search.common.page import markdown
 from visual_search.common.progress import progress_bar
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.metrics import average_precision
-from visual_search.evaluation.report import markdown
 from visual_search.model.checkpoint import describe_model, read_description
 from visual_search.ranking.k_reciprocal import KReciprocal
 from visual_search.ranking.rank import MAX_PREDICTIONS

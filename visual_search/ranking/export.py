@@ -6,7 +6,6 @@ else, `model.json` describes both.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError, first_line
-from visual_search.common.files import is_lfs_pointer, write_bytes, write_json, written_atomically
+from visual_search.common.files import is_lfs_pointer, write_bytes, write_json
 from visual_search.common.model_config import EmbedSettings
 from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
@@ -97,12 +96,11 @@ def trained_embedder(
 def export_torchscript(
     embedder: Embedder, architecture: Architecture, facts: Mapping[str, Any], folder: Path
 ) -> Path:
-    """Trace an embedder and write it with its description; an earlier export is kept.
+    """Trace an embedder and write it with its description.
 
-    An export of another run that was in `folder` is kept in `folder/previous`, so that it can be
-    taken back; one of the same run is replaced. Nothing is replaced before what was written has
-    been loaded and answers as the embedder does. Killed at any time, neither folder pairs the
-    weights of one model with the description of another.
+    An earlier export is not replaced before what was written has been loaded and answers as the
+    embedder does. Killed at any time, the folder pairs the weights of no model with the description
+    of another.
 
     Returns:
         The path of `model.pt`; `model.safetensors` and `model.json` lie beside it.
@@ -129,7 +127,6 @@ def export_torchscript(
         )
         write_json(staged / DESCRIPTION_FILE, description)
         _check_export(staged, embedder, architecture)
-        _keep_previous(folder, facts.get("run"))
         _replace(folder, staged)
     return folder / MODEL_FILE
 
@@ -177,23 +174,6 @@ def _check_export(folder: Path, embedder: Embedder, architecture: Architecture) 
                 converted(model, precision, "channels_last", pixels)(pixels)
         except Exception as error:  # the ranker falls back in the same way
             print(f"{precision} fails ({first_line(error)}): the ranker will take fp32 instead")
-
-
-def _keep_previous(folder: Path, run: str | None) -> None:
-    """Copy the export of another run to `previous`, whole before anything of it is replaced."""
-    if not (folder / DESCRIPTION_FILE).is_file():
-        return
-    _, facts = read_description(folder / DESCRIPTION_FILE)
-    if facts.get("run") == run:
-        return
-    previous = folder / "previous"
-    for name in (DESCRIPTION_FILE, *RUNTIME_FILES, WEIGHTS_FILE, MODEL_FILE):
-        (previous / name).unlink(missing_ok=True)
-    for name in (*RUNTIME_FILES, WEIGHTS_FILE, MODEL_FILE, DESCRIPTION_FILE):  # again, last
-        if (folder / name).is_file():
-            with written_atomically(previous / name) as temporary:
-                shutil.copyfile(folder / name, temporary)
-    print(f"the export of {facts.get('run') or 'a plain backbone'} is kept in {previous}")
 
 
 def load_exported(

@@ -7,7 +7,6 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +105,7 @@ class Measured:
     name: str
     megabytes: float
     smallest_cosine: float
-    """To the model in fp32, over the images it is compared on."""
-    mean_cosine: float
+    """To the model in fp32, of the images it is compared on."""
     images_per_second: float
     """Of the model alone, on all cores."""
 
@@ -143,19 +141,4 @@ def measure(name: str, embed: EmbedFn, embedder: Embedder, images: Tensor, file:
             rates.append(cores * CPU_BATCH / (time.perf_counter() - started))
     torch.set_num_threads(threads)
     megabytes = file.stat().st_size / 1e6
-    return Measured(name, megabytes, float(cosines.min()), float(cosines.mean()), max(rates))
-
-
-def markdown(measured: Sequence[Measured]) -> str:
-    """The formats as a table, with the speed beside the first one's."""
-    lines = [
-        "| format | MB | smallest cosine | mean cosine | images/s | |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in measured:
-        ratio = row.images_per_second / measured[0].images_per_second
-        lines.append(
-            f"| {row.name} | {row.megabytes:.1f} | {row.smallest_cosine:.5f} "
-            f"| {row.mean_cosine:.5f} | {row.images_per_second:.0f} | {ratio:.2f} x |"
-        )
-    return "\n".join(lines) + "\n"
+    return Measured(name, megabytes, float(cosines.min()), max(rates))

@@ -11,13 +11,13 @@ import torch
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_csv, write_text
+from visual_search.common.page import markdown
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.data.schema import BOX_COLUMNS, check_boxes
 from visual_search.data.tables import compared, ids_of, image_items, read_queries, tell
 from visual_search.evaluation.compare import compare, comparison_rows, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
-from visual_search.evaluation.report import markdown
 from visual_search.evaluation.tasks import ImageTask, TaskConfig
 from visual_search.serve.calibration import Calibration, fit
 from visual_search.serve.query_model import QueryModel

@@ -107,17 +107,13 @@ def test_a_run_is_exported_for_a_larger_image(tmp_path: Path) -> None:
     refused("does not take images of 3 pixels", trained_embedder, load_checkpoint(tmp_path), 3)
 
 
-def test_an_earlier_export_is_kept(exported: Path) -> None:
+def test_an_earlier_export_is_replaced(exported: Path) -> None:
     (exported / export.STAGED).mkdir()
     (exported / export.STAGED / "model.pt").touch()  # of one that was killed
-    # The same run again replaces its own export, and not the one that was kept.
-    for number in (1, 2):
-        export_torchscript(*tiny(number), {"run": "b"}, exported)
-        assert json.loads((exported / "model.json").read_text())["run"] == "b"
-        assert json.loads((exported / "previous" / "model.json").read_text())["run"] == "a"
+    export_torchscript(*tiny(1), {"run": "b"}, exported)
+    assert json.loads((exported / "model.json").read_text())["run"] == "b"
     names = {"model.pt", "model.safetensors", "model.json"}
-    assert {path.name for path in (exported / "previous").iterdir()} == names
-    assert {path.name for path in exported.iterdir()} == {*names, "previous"}
+    assert {path.name for path in exported.iterdir()} == names
 
 
 def made_up(folder: Path, run: str, architecture: Architecture) -> Path:
@@ -142,20 +138,15 @@ def test_a_kill_at_any_moment_pairs_no_model_with_the_description_of_another(
 ) -> None:
     _, architecture = tiny()
     folder, staged = made_up(tmp_path / "weights", "2", architecture), tmp_path / "new"
-    made_up(folder / "previous", "1", architecture)
 
     def put_in_place() -> None:
         made_up(staged, "3", architecture)
-        export._keep_previous(folder, "3")
         export._replace(folder, staged)
 
     for moments in killed_at_each_change(put_in_place):  # noqa: B007
-        now, previous = runs_in(folder), runs_in(folder / "previous")
-        assert now in (set(), {"2"}, {"3"})
-        assert previous in (set(), {"1"}, {"2"})
-        assert now | previous >= {"2"}, "the export that was there is lost"
-    assert moments > 10
-    assert (runs_in(folder), runs_in(folder / "previous")) == ({"3"}, {"2"})
+        assert runs_in(folder) in (set(), {"2"}, {"3"})
+    assert moments > 4
+    assert runs_in(folder) == {"3"}
 
 
 def test_an_export_that_answers_otherwise_is_not_written(tmp_path: Path) -> None:
