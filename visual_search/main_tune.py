@@ -56,13 +56,12 @@ def main() -> None:
             seed=phase.dataset.seed,
             grid=arguments.grid,
         )
-    if ended(study):
-        plot(study, space, folder / "tuning.png")
     if not finished(study):
         raise UserError(
             f"no trial came to its end ({len(ended(study))} stopped); lower the rates in "
             f"{arguments.search}, or raise --trials"
         )
+    plot(study, folder / "tuning.png")
     if arguments.grid:
         print(f"\n{write_grid(study, space, folder)}\nplot {folder / 'grid.png'}")
     config, best = write_best(study, folder), study.best_trial

@@ -11,10 +11,13 @@ import itertools
 import math
 import shutil
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_figure, write_text
@@ -289,39 +292,14 @@ def write_best(study: optuna.Study, folder: Path) -> Path:
     return folder / "best.yml"
 
 
-def plot(study: optuna.Study, space: Mapping[str, Range], path: Path) -> None:
-    """Draw the scores over the trials, and over each setting, as a PNG file."""
-    from matplotlib.figure import Figure
+def plot(study: optuna.Study, path: Path) -> None:
+    """Draw the scores of the finished trials over each setting, as a PNG file."""
+    import matplotlib
+    from optuna.visualization.matplotlib import plot_slice
 
-    trials = [trial for trial in ended(study) if trial.value is not None]
-    columns = len(space) + 1
-    figure = Figure(figsize=(3.7 * columns, 3.2), layout="constrained")
-    panels = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
-    panels[0].set(title="trials", xlabel="trial", ylabel="mAP, development set")
-    _scatter(panels[0], trials, lambda trial: trial.number)
-    done = finished(study)
-    best = [max(t.value for t in done[: i + 1] if t.value is not None) for i in range(len(done))]
-    panels[0].step([trial.number for trial in done], best, where="post", label="best so far")
-    panels[0].legend()
-    for axes, (key, wanted) in zip(panels[1:], space.items(), strict=True):
-        known = [trial for trial in trials if key in trial.params]
-        _scatter(axes, known, lambda trial, key=key: _position(trial.params[key]))
-        axes.set(title=key, xscale="log" if wanted.log else "linear")
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    write_figure(path, figure)
-
-
-def _position(value: Any) -> Any:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number else str(value)
-
-
-def _scatter(axes: Any, trials: list[optuna.trial.FrozenTrial], place: Callable) -> None:
-    for state, marker, label in (("COMPLETE", "o", "finished"), ("PRUNED", "x", "stopped")):
-        chosen = [trial for trial in trials if trial.state.name == state]
-        scores = [trial.value for trial in chosen]
-        axes.scatter([place(t) for t in chosen], scores, marker=marker, label=label)
+    with matplotlib.rc_context(), warnings.catch_warnings():  # it sets a style, and is experimental
+        warnings.simplefilter("ignore")
+        write_figure(path, np.ravel(plot_slice(study, target_name="mAP"))[0].figure)
 
 
 def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) -> str:

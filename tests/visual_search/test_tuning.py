@@ -60,7 +60,7 @@ def test_it_finds_the_best_settings_and_stops_bad_trials(tmp_path: Path) -> None
     # Only the best trial keeps its weights.
     kept = [run.name for run in (tmp_path / "trials").iterdir() if (run / "best").exists()]
     assert kept == [f"trial_{study.best_trial.number:03d}"]
-    plot(study, SPACE, tmp_path / "tuning.png")
+    plot(study, tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
     assert write_best(study, tmp_path) == tmp_path / "best.yml"
     comment, text = (tmp_path / "best.yml").read_text().split("\n", 1)
@@ -102,7 +102,6 @@ def test_a_trial_that_fails_is_kept_with_its_sentence(tmp_path: Path) -> None:
     assert len(ended(study)) == 8
     assert all(t.user_attrs["error"] == "the loss became nan; lower optim.head_lr" for t in failed)
     assert not {trial.number for trial in failed} & {trial.number for trial in finished(study)}
-    plot(study, SPACE, tmp_path / "tuning.png")
 
 
 def test_what_stops_every_trial_stops_the_search(tmp_path: Path) -> None:
