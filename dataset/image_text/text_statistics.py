@@ -59,7 +59,7 @@ class TopNgrams:
         return len(self._counts)
 
 
-BLUE, RED = "#3b74b9", "crimson"
+BLUE = "#3b74b9"
 SHOWN_LANGUAGES = 12
 ORDERS = (1, 2, 3)
 TOP = 25
@@ -85,12 +85,11 @@ class Statistics:
     languages: Counter[str] = field(default_factory=Counter)
     images_of_text: Counter[int] = field(default_factory=Counter)
     """Different texts by the number of images they stand at."""
-    growth: list[tuple[int, int]] = field(default_factory=list)
-    """Words seen, and different ones among them, as reading went on."""
+    words: int = 0
+    different_words: int = 0
 
     def summary(self) -> dict[str, Any]:
         """The figures as numbers."""
-        factor, exponent = heaps_law(self.growth)
         texts, alone = self.images_of_text.total(), self.images_of_text[1]
         return {
             "photos": self.images,
@@ -99,9 +98,8 @@ class Statistics:
             "texts at one photo only": alone,
             "texts at several photos": texts - alone,
             "queries whose text stands at several photos": self.queries - alone,
-            "words": self.growth[-1][0],
-            "different words": self.growth[-1][1],
-            "vocabulary growth": {"factor": factor, "exponent": exponent},
+            "words": self.words,
+            "different words": self.different_words,
             "languages": dict(self.languages.most_common()),
             "lengths": {name: quantiles(found) for name, found in self.lengths.items()},
             "ngrams": {
@@ -122,7 +120,7 @@ def count(pairs: Path) -> Statistics:
     from dataset.dataset_creation_steps.snapshots import keys
 
     found = Statistics()
-    words, vocabulary, texts = 0, set[str](), [np.zeros(0, np.uint64)]
+    vocabulary, texts = set[str](), [np.zeros(0, np.uint64)]
     for queries, cleaned, languages in _batches(pairs):
         raw = [query for row in queries for query in row]
         flat = [text for row in cleaned for text in row]
@@ -139,10 +137,10 @@ def count(pairs: Path) -> Statistics:
         for top in found.ngrams.values():
             top.add(flat)
         said = [word for text in flat for word in text.split()]
-        words += len(said)
+        found.words += len(said)
         vocabulary.update(said)
-        found.growth.append((words, len(vocabulary)))
         texts.append(keys(flat))
+    found.different_words = len(vocabulary)
     _, times = np.unique(np.concatenate(texts), return_counts=True)
     found.images_of_text.update(times.tolist())
     return found
@@ -156,16 +154,9 @@ def _batches(pairs: Path) -> Iterator[tuple[list[list[str]], ...]]:
     file = open_pairs(pairs)
     columns = ["queries", "texts", "language"]
     with progress_bar("counting", "image", total=file.metadata.num_rows) as bar:
-        # Small steps at first, so that the growth of the vocabulary shows from its beginning.
-        size = 100
         for batch in file.iter_batches(BATCH_IMAGES, columns=columns):
-            start = 0
-            while start < batch.num_rows:
-                rows = batch.slice(start, size)
-                start += size
-                size = min(2 * size, BATCH_IMAGES)
-                bar.update(rows.num_rows)
-                yield tuple(rows[name].to_pylist() for name in columns)
+            bar.update(batch.num_rows)
+            yield tuple(batch[name].to_pylist() for name in columns)
 
 
 def quantiles(lengths: Counter[int]) -> dict[str, float]:
@@ -179,20 +170,6 @@ def quantiles(lengths: Counter[int]) -> dict[str, float]:
     found = np.quantile(values, shares, weights=times, method="inverted_cdf")
     mean = float(np.average(values, weights=times))
     return {"mean": mean} | dict(zip(names, found.astype(float).tolist(), strict=True))
-
-
-def heaps_law(growth: list[tuple[int, int]]) -> tuple[float, float]:
-    """K and beta of Heaps' law, V = K n ** beta, by least squares of the logarithms.
-
-    V different words among n seen; beta 1 says that each is new, below 0.5 that few come any more.
-    """
-    import numpy as np
-
-    points = np.array([point for point in growth if min(point) > 0], dtype=np.float64)
-    if len(np.unique(points[:, 0] if len(points) else [])) < 2:
-        return float("nan"), float("nan")
-    slope, intercept = np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)
-    return float(np.exp(intercept)), float(slope)
 
 
 def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
@@ -219,7 +196,7 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
         ),
         Section(
             "Lengths",
-            ["Of the queries as typed. Box: the middle half; whiskers: 5 % and 95 %."],
+            ["Of the queries as typed."],
             pictures={"": lengths_figure(found.lengths)},
         ),
         *(_ngram_section(order, top) for order, top in found.ngrams.items()),
@@ -232,46 +209,22 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
             ["A text that stands at many images tells them less apart, and makes wrong negatives."],
             tables={"": [heading, *duplicates]},
         ),
-        Section(
-            "Growth of the vocabulary",
-            [
-                "Different words against words seen; the line is Heaps' law. The flatter, the "
-                "fewer words are new."
-            ],
-            pictures={"": growth_figure(found.growth, summary["vocabulary growth"])},
-        ),
     ]
     write_page(path, f"Queries of {name}", sections)
 
 
 def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
-    """Histograms with the box plot above each."""
+    """A histogram of each."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    titles = {
-        "characters": "characters of a query",
-        "words": "words of a query",
-        "queries": "queries of an image",
-    }
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    axes = figure.subplots(2, 3, height_ratios=(1, 5), sharex="col")
-    for column, (key, title) in enumerate(titles.items()):
-        box, bars = axes[0][column], axes[1][column]
-        quantile = quantiles(lengths[key])
-        if "median" in quantile:
-            ends = {"whislo": "p5", "q1": "p25", "med": "median", "q3": "p75", "whishi": "p95"}
-            box.bxp(
-                [{end: quantile[name] for end, name in ends.items()}],
-                orientation="horizontal",
-                showfliers=False,
-                widths=0.6,
-            )
-        box.set_axis_off()
-        bars.bar(list(lengths[key]), list(lengths[key].values()), width=1.0, color=BLUE)
-        bars.set(xlabel=title)
-        bars.xaxis.set_major_locator(MaxNLocator(integer=True))
-        bars.grid(alpha=0.3, axis="y")
+    titles = ("characters of a query", "words of a query", "queries of an image")
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    for axes, key, title in zip(figure.subplots(1, 3), LONGEST, titles, strict=True):
+        axes.bar(list(lengths[key]), list(lengths[key].values()), width=1.0, color=BLUE)
+        axes.set(xlabel=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3, axis="y")
     return figure
 
 
@@ -300,34 +253,12 @@ def _bars(rows: list[tuple[str, int]], unit: str) -> Figure:
     return figure
 
 
-def growth_figure(growth: list[tuple[int, int]], law: dict[str, float]) -> Figure:
-    """Different words against words seen, both as logarithms."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    seen = [words for words, _ in growth]
-    axes.loglog(seen, [different for _, different in growth], "o-", color=BLUE, markersize=3)
-    factor, exponent = law["factor"], law["exponent"]
-    if exponent == exponent:  # a number, not nan
-        label = f"V = {factor:.2g} n^{exponent:.2f}"
-        fitted = [factor * words**exponent for words in seen]
-        axes.loglog(seen, fitted, "--", color=RED, linewidth=1, label=label)
-        axes.legend()
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="words seen", ylabel="different words")
-    axes.grid(alpha=0.3, which="both")
-    return figure
-
-
 def main() -> None:
     """Count and write the page."""
     parser = argparse.ArgumentParser(
         prog="text_statistics.py",
-        description="Count lengths, n-grams, languages, duplicates and the growth of the "
-        "vocabulary of a table of pairs; write them as a page with figures (html) and as json.",
+        description="Count lengths, n-grams, languages and duplicates of a table of pairs; write "
+        "them as a page with figures (html) and as json.",
     )
     parser.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
     text = "the page (default: X.statistics.html; and .json beside it)"

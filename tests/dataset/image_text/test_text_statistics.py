@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from dataset.image_text.text_statistics import (
     TopNgrams,
     count,
-    heaps_law,
     main,
     ngrams,
     quantiles,
@@ -68,18 +67,16 @@ def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
     )
     assert dict(found.ngrams[3].most_common()) == triples
     assert found.images_of_text == Counter(Counter(texts).values())
-    assert found.growth[-1] == (len(words), len(set(words)))
-    some = found.growth[2][0]
-    assert found.growth[2] == (some, len(set(words[:some])))
+    assert (found.words, found.different_words) == (len(words), len(set(words)))
     assert found.languages == Counter(lang for row in rows for lang in row["language"])
 
 
 def test_the_page_has_every_figure(pairs: Path) -> None:
     assert inside(main, pairs).returncode == 0
     page = pairs.with_name("small.statistics.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.split("</head>")[1]
-    for part in ("Lengths", "Languages", "Duplicates", "Growth of the vocabulary"):
+    for part in ("Lengths", "Languages", "Duplicates"):
         assert f"<h2>{part}</h2>" in page
     summary = json.loads(pairs.with_name("small.statistics.json").read_text())
     assert summary["photos"] == 3000
@@ -95,14 +92,6 @@ def test_quantiles_are_those_of_numpy() -> None:
     shares = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
     for name, share in shares.items():
         assert found[name] == np.quantile(values, share, method="inverted_cdf")
-
-
-def test_heaps_law_is_found_again() -> None:
-    growth = [(n, round(7 * n**0.6)) for n in (1000, 10_000, 100_000, 1_000_000)]
-    factor, exponent = heaps_law(growth)
-    assert factor == pytest.approx(7, rel=0.01)
-    assert exponent == pytest.approx(0.6, abs=0.002)
-    assert np.isnan(heaps_law([(5, 5)])).all()
 
 
 def test_shares_of_duplicates() -> None:
