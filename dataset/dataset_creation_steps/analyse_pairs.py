@@ -12,15 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset.dataset_creation_steps.engine import (
-    DownloadConfig,
-    add_download_options,
-    download_config,
-)
 from dataset.options import add_mean_cosine_options
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
-from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="analyse_pairs.py",
         description="Step 3: compare every image of the shop with every buyer's image of the same "
         "product (once), then keep the images whose mean cosine is above a threshold (any, in "
-        "seconds). Draws a histogram and the images around each threshold.",
+        "seconds). Draws a histogram.",
     )
     add = parser.add_argument
     add("parquet", type=Path, help="of get_pairs.py")
@@ -44,13 +38,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
     )
     add_mean_cosine_options(parser, DEFAULT_THRESHOLDS, "keep")
-    add(
-        "--pictures",
-        type=whole_number(0),
-        default=12,
-        help="images to show on each side of a threshold; 0: none (%(default)s)",
-    )
-    add_download_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -69,7 +56,7 @@ def selection_file(parquet: Path, threshold: float) -> Path:
 def analyse(
     parquet: Path, embeddings: str | None, thresholds: Sequence[float], min_images: int = 2
 ) -> dict[float, pa.Table]:
-    """Write the table of means, unless it is there, and a table for each threshold.
+    """Write the table of means, unless it is there, a table for each threshold, and a histogram.
 
     `embeddings` is the pattern of the snapshots' names (None: `<parquet>_*.embeddings`), a
     threshold of the mean cosine in -1..1, `min_images` what a product must keep. Returns what each
@@ -80,7 +67,7 @@ def analyse(
     """
     import pyarrow.parquet as pq
 
-    from dataset.dataset_creation_steps.mean_cosines import cut, write_means
+    from dataset.dataset_creation_steps.mean_cosines import cut, draw_histogram, write_means
 
     for threshold in thresholds:
         if not -1 <= threshold < 1:
@@ -95,28 +82,12 @@ def analyse(
     for threshold, table in kept.items():
         with written_atomically(selection_file(parquet, threshold)) as temporary:
             pq.write_table(table.replace_schema_metadata(), temporary)
+    draw_histogram(means_file(parquet), thresholds)
     return kept
 
 
-def show(
-    parquet: Path, thresholds: Sequence[float], config: DownloadConfig, count: int
-) -> list[Path]:
-    """Draw the histogram and, around each threshold, so many images a side; what was written."""
-    import pyarrow.parquet as pq
-
-    from dataset.dataset_creation_steps.mean_cosines import draw_around, draw_histogram
-
-    written = [draw_histogram(means_file(parquet), thresholds)]
-    means = pq.read_table(means_file(parquet))
-    for threshold in thresholds if count else ():
-        path = selection_file(parquet, threshold).with_suffix(".jpg")
-        draw_around(means, threshold, count, config, path)
-        written.append(path)
-    return written
-
-
 def main() -> None:
-    """Write the tables and pictures, and say what each threshold keeps."""
+    """Write the tables and the histogram, and say what each threshold keeps."""
     arguments = parse_arguments()
     parquet: Path = arguments.parquet
     kept = analyse(parquet, arguments.embeddings, arguments.threshold, arguments.min_images)
@@ -126,8 +97,7 @@ def main() -> None:
             f"above {threshold:g}: {table.num_rows} images of {products} products "
             f"({selection_file(parquet, threshold)})"
         )
-    written = show(parquet, arguments.threshold, download_config(arguments), arguments.pictures)
-    print("pictures: " + ", ".join(map(str, written)))
+    print(f"histogram: {means_file(parquet).with_suffix('.png')}")
     lowest = selection_file(parquet, min(arguments.threshold))
     print(f"next: python dataset/dataset_creation_steps/download_images.py {lowest}")
 

@@ -6,26 +6,20 @@ the mean cosine over its pairs. It is computed once; a threshold is then a filte
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
-from dataset.downloads import Download, Downloader
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_figure, write_json, written_atomically
 from visual_search.common.progress import progress_bar
-from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
 
 MEANS = pa.schema(
     [
@@ -149,13 +143,6 @@ def threshold_name(threshold: float) -> str:
     return digits if len(digits) > 1 else f"{digits}0"
 
 
-WIDTH = MOST_IN_A_ROW // 2 * 2
-"""Images in a row of the sheet: no pair is torn apart."""
-
-OTHER_SIDE = {"product": "user", "user": "product"}
-WHOSE = {"product": "shop's", "user": "buyer's"}
-
-
 def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
     """How many pairs and how many images have which cosine, as a PNG beside the table of means."""
     from matplotlib.figure import Figure
@@ -176,59 +163,3 @@ def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
             axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
     write_figure(path, figure)
     return path
-
-
-def draw_around(
-    means: pa.Table, threshold: float, count: int, config: DownloadConfig, path: Path
-) -> None:
-    """Draw the `count` images above and below a threshold, each beside one of the other side.
-
-    Green frames are kept, red ones are dropped; the images are fetched for the occasion.
-    """
-    values = means["mean_cosine"].to_numpy()
-    order = np.argsort(values, kind="stable")
-    border = int(np.searchsorted(values[order], threshold, side="right"))
-    sides = [order[border : border + count][::-1], order[max(0, border - count) : border][::-1]]
-    shown = means.take(pa.array(np.concatenate(sides), pa.int64())).to_pylist()
-    partners = typical_partners(means, shown)
-    pairs = zip((row["url"] for row in shown), partners, strict=True)
-    urls = [url for pair in pairs for url in pair]
-    images = asyncio.run(_fetched(urls, config))
-    with tempfile.TemporaryDirectory() as folder:
-        cells: list[Cell] = []
-        for row, *pair in zip(shown, images[::2], images[1::2], strict=True):
-            cells += _pair(row, row["mean_cosine"] > threshold, pair, Path(folder, str(len(cells))))
-        # What is dropped begins a row of its own.
-        parts = cells[: 2 * len(sides[0])], cells[2 * len(sides[0]) :]
-        rows = [part[at : at + WIDTH] for part in parts for at in range(0, len(part), WIDTH)]
-        write_contact_sheets(path, rows)
-
-
-def typical_partners(means: pa.Table, shown: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each shown row the address of the other side's most typical image of the same product."""
-    asins = pa.array(sorted({row["asin"] for row in shown}), pa.string())
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in means.filter(pc.is_in(means["asin"], value_set=asins)).to_pylist():
-        known = best.setdefault((row["asin"], row["role"]), row)
-        if row["mean_cosine"] > known["mean_cosine"]:
-            best[row["asin"], row["role"]] = row
-    return [best[row["asin"], OTHER_SIDE[row["role"]]]["url"] for row in shown]
-
-
-def _pair(
-    row: dict[str, Any], kept: bool, images: Sequence[Download], place: Path
-) -> Iterator[Cell]:
-    """A image and its partner, whose files are put at `place`."""
-    colour, verdict = ("green", "kept") if kept else ("red", "dropped")
-    first = f"{row['mean_cosine']:.3f} {verdict}"
-    captions = (f"{first}: {WHOSE[row['role']]}", f"beside: {WHOSE[OTHER_SIDE[row['role']]]}")
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        file = place.with_name(f"{place.name}_{number}")
-        if image.data is not None:
-            file.write_bytes(image.data)
-        yield Cell(file, f"{caption}\n{image.reason}" if image.reason else caption, colour)
-
-
-async def _fetched(urls: Sequence[str], config: DownloadConfig) -> list[Download]:
-    async with Downloader(config) as downloader:
-        return list(await asyncio.gather(*map(downloader.fetch_image, urls)))

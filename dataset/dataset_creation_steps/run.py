@@ -14,7 +14,7 @@ from typing import Annotated
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.ranges import Amount, Count, CountFrom1, Range, check_ranges
+from visual_search.common.ranges import Amount, CountFrom1, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class PairsConfig:
     min_images: CountFrom1 = 2
     images: Path = Path("dataset/images_mean_50k")
     evaluation: list[Path] = field(default_factory=list)
-    pictures: Count = 12
     snapshot_products: CountFrom1 = 1000
     piece_photos: CountFrom1 = 1000
     runner: str = "native"
@@ -107,7 +106,6 @@ def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
     kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
     for threshold, table in kept.items():
         print(f"above {threshold:g}: {table.num_rows} images", flush=True)
-    analyse_pairs.show(pairs, config.thresholds, config.download, config.pictures)
     return analyse_pairs.selection_file(pairs, min(config.thresholds))
 
 

@@ -115,10 +115,9 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
     assert "3 of them from an earlier call" in command(extract_features.main, *extract)
     assert server.requests.total() == before
 
-    thresholds = ["--threshold", "0.6", "0.5", "--pictures", "4", "--allow-private"]
+    thresholds = ["--threshold", "0.6", "0.5"]
     command(analyse_pairs.main, pairs, f"{pairs}_*.embeddings", *thresholds)
-    for name in ("X_mean_05.jpg", "X_mean_06.jpg", "X_mean_cosines.png"):
-        assert (tmp_path / name).stat().st_size > 5000
+    assert (tmp_path / "X_mean_cosines.png").stat().st_size > 5000
 
     store = tmp_path / "images_mean_50k"
     command(download_images.main, tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD)
@@ -132,7 +131,7 @@ def job(folder: Path, model: Path, *more: str) -> list[str]:
     return [
         *("--config", "config/amazon_pairs.yml", "--folder", str(folder), "--categories", "[X]"),
         *("--run", str(model), "--images", str(folder / "images_mean_50k"), "--evaluation", "[]"),
-        *("--snapshot_products", "3", "--piece_photos", "10", "--pictures", "0"),
+        *("--snapshot_products", "3", "--piece_photos", "10"),
         *("--download.allow_private", "true", "--download.timeout", "2"),
         *("--download.attempts", "3", "--download.rate", "0", "--download.connections", "4"),
         *more,
@@ -277,8 +276,8 @@ def test_the_challenge_winner_s_commands_typed_in_their_folder(
         for line in (
             "python get_pairs.py Office_Products.json",
             f"python extract_features.py Office_Products.parquet {local}",
-            'python analyse_pairs.py Office_Products.parquet "Office_Products.parquet_*.embeddings"'
-            " --allow-private",
+            "python analyse_pairs.py Office_Products.parquet "
+            '"Office_Products.parquet_*.embeddings"',
             f"python download_images.py {local}",
             "python prepare_training_set.py",
         ):

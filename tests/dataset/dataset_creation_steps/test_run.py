@@ -43,7 +43,6 @@ def test_each_step_is_told_its_options(
     extracted = extract_features.Extracted(1, 0, 1, Counter())
     monkeypatch.setattr(extract_features, "extract", step(extracted))
     monkeypatch.setattr(analyse_pairs, "analyse", step({}))
-    monkeypatch.setattr(analyse_pairs, "show", step([]))
     kept = download_images.Kept(1, 0, Counter())
     monkeypatch.setattr(download_images, "download_images", step(kept))
     monkeypatch.setattr(prepare_training_set, "prepare_training_set", step([]))
