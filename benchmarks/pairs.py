@@ -20,7 +20,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -218,31 +218,6 @@ def rate_of_ours(urls: list[str]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def rate_of_fetching(urls: list[str]) -> float:
-    """Downloads alone, images a second."""
-    from dataset.downloads import Downloader
-
-    async def all_of_them() -> None:
-        async with Downloader(LOOPBACK) as downloader:
-            for at in range(0, len(urls), 256):
-                found = await asyncio.gather(*map(downloader.fetch, urls[at : at + 256]))
-                assert all(download.data for download in found)
-
-    start = time.perf_counter()
-    asyncio.run(all_of_them())
-    return len(urls) / (time.perf_counter() - start)
-
-
-def rate_of_decoding(folder: Path, threads: int, count: int) -> float:
-    """Decoding alone, all threads, images a second."""
-    paths = sorted(folder.iterdir())
-    items = [ImageItem(paths[number % len(paths)]) for number in range(count)]
-    start = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        done = sum(1 for _ in pool.map(lambda item: load_pixels(item, SIDE), items))
-    return done / (time.perf_counter() - start)
-
-
 def rate_of_img2dataset(urls: list[str], output: Path, processes: int) -> float:
     """Images a second between its first and its last shard's clock: its start is not counted."""
     listed, script = output.with_suffix(".txt"), output.with_suffix(".py")
@@ -270,7 +245,7 @@ def rate_of_img2dataset(urls: list[str], output: Path, processes: int) -> float:
 
 
 def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
-    """Images a second, downloaded and decoded, and what each half reaches alone."""
+    """Images a second, downloaded and decoded."""
     images = folder / "images"
     make_images(images, 64)
     ours, theirs = [], []
@@ -279,16 +254,11 @@ def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]
         for number in range(1 if options.quick else 3):
             ours.append(in_child(rate_of_ours, urls))
             theirs.append(rate_of_img2dataset(urls, folder / f"peer_{number}", options.threads))
-        alone = in_child(rate_of_fetching, urls)
-    decode = in_child(rate_of_decoding, images, options.threads, options.photos)
     name, peer = "photos downloaded and decoded to 224 px", "img2dataset 1.47.0"
     kb = float(np.mean([path.stat().st_size for path in images.iterdir()])) / 1000
-    bound = 1 / (1 / alone + 1 / decode)
     notes = [
         f"{options.photos} photos of 500 px, {kb:.0f} KB; the server takes its share of the same "
-        "cores",
-        f"download alone {alone:.0f} img/s, decode alone {decode:.0f} img/s, bound on the same "
-        f"cores {bound:.0f} img/s",
+        "cores"
     ]
     medians = float(np.median(ours)), float(np.median(theirs))
     return [higher_is_better(name, medians[0], peer, medians[1], "img/s")], notes

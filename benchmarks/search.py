@@ -1,9 +1,8 @@
-"""Exact top-1000 search against faiss, usearch, torch and numpy: `python -m benchmarks.search`."""
+"""Exact top-1000 search against faiss and torch: `python -m benchmarks.search`."""
 
 from __future__ import annotations
 
 import os
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,14 +78,6 @@ def by_faiss(case: Case, threads: int) -> Search:
     return lambda: index.search(queries, K)[1]
 
 
-def by_usearch(case: Case, threads: int) -> Search:
-    """Its exact search, which needs no index."""
-    usearch = peer_module("usearch.index")
-    queries, gallery = (side.numpy() for side in case.matrices())
-    kind = usearch.MetricKind.IP
-    return lambda: usearch.search(gallery, queries, K, kind, exact=True, threads=threads).keys
-
-
 def by_torch(case: Case, threads: int) -> Search:
     """All similarities of some queries, then `topk`."""
     torch.set_num_threads(threads)
@@ -96,22 +87,6 @@ def by_torch(case: Case, threads: int) -> Search:
         return torch.cat(
             [(q @ gallery.T).topk(K).indices for q in queries.split(PEER_ROWS)]
         ).numpy()
-
-    return search
-
-
-def by_numpy(case: Case, threads: int) -> Search:
-    """All similarities of some queries, then `argpartition` and a sort of what it leaves."""
-    queries, gallery = (side.numpy() for side in case.matrices())
-
-    def search() -> np.ndarray:
-        found = []
-        for start in range(0, len(queries), PEER_ROWS):
-            similarities = queries[start : start + PEER_ROWS] @ gallery.T
-            best = np.argpartition(-similarities, K, axis=1)[:, :K]
-            order = np.argsort(-np.take_along_axis(similarities, best, axis=1), axis=1)
-            found.append(np.take_along_axis(best, order, axis=1))
-        return np.concatenate(found)
 
     return search
 
@@ -138,25 +113,22 @@ def products(case: Case, threads: int) -> Search:
 
 PEERS: dict[str, Callable[[Case, int], Search]] = {
     "faiss-cpu": by_faiss,
-    "usearch": by_usearch,
     "torch": by_torch,
-    "numpy": by_numpy,
 }
-WAYS = {"faiss-cpu": "IndexFlatIP", "usearch": "exact", "torch": "topk", "numpy": "argpartition"}
+WAYS = {"faiss-cpu": "IndexFlatIP", "torch": "topk"}
 
 
 def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     """Time against each peer, memory against faiss, and the roofline."""
     threads = options.threads
     searches = {name: make(case, threads) for name, make in PEERS.items()}
-    once = {"usearch": seconds_of(searches.pop("usearch"))}
     mine, blocks, floor = (make(case, threads) for make in (ours, in_blocks, products))
     agreement = float((mine() == searches["faiss-cpu"]()).mean())
     repeats = options.repeats if case.queries * case.gallery < 1e8 else min(options.repeats, 3)
     calls = [mine, blocks, floor, *searches.values()]
     seconds, seconds_of_blocks, least, *others = alternating_medians(calls, repeats, warm_up=1)
     rows = []
-    for name, theirs in [*zip(searches, others, strict=True), *once.items()]:
+    for name, theirs in zip(searches, others, strict=True):
         peer = f"{name} {version(name)} {WAYS[name]}"
         rows.append(lower_is_better(f"{case}: time", seconds, peer, theirs, "s"))
     flat = f"faiss-cpu {version('faiss-cpu')} {WAYS['faiss-cpu']}"
@@ -173,8 +145,7 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     flops = 2 * case.queries * case.gallery * case.dimension
     note = (
         f"{case}: the products alone take {least:.2f} s ({flops / least / 1e9:.0f} GFLOP/s), "
-        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss; usearch was "
-        "timed once, without a warm-up"
+        f"{least / seconds:.0%} of ours; {agreement:.2%} of places agree with faiss"
     )
     return rows, [note]
 
@@ -188,13 +159,6 @@ def blas() -> str:
         f"{x.get('architecture', 'unknown')}, {x['num_threads']} threads"
         for x in found
     )
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """What one call takes, for a peer so slow that a first call's surcharge does not show."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def main() -> None:
