@@ -102,7 +102,7 @@ class PairLossConfig:
     """A loss over pairs of a batch, and of the batch with a memory of earlier batches (XBM).
 
     Args:
-        name: contrastive, multi-similarity or soft-triple; none leaves it out.
+        name: contrastive or multi-similarity; none leaves it out.
         weight: of this loss in the sum.
         threshold: cosine below which negatives cost nothing; multi-similarity's base.
         memory: embeddings remembered, up to the size of the training set; 0 is no memory.
@@ -110,9 +110,9 @@ class PairLossConfig:
         memory_start: batches after which the memory comes into play.
     """
 
-    name: Literal["none", "contrastive", "multi-similarity", "soft-triple"] = "none"
+    name: Literal["none", "contrastive", "multi-similarity"] = "none"
     weight: Amount = 1.0
-    threshold: Annotated[float, Range(-1, 1), Unless("name", "soft-triple")] = 0.5
+    threshold: Annotated[float, Range(-1, 1)] = 0.5
     memory: Count = 0
     memory_weight: Annotated[Amount, When("memory")] = 1.0
     memory_start: Annotated[Count, When("memory")] = 0

@@ -134,7 +134,7 @@ def build_objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Obje
     _check_nested(margin, dimension)
     return Objective(
         _head(config, dimension, counts) if margin.weight else None,
-        _pair_loss(config, dimension, counts) if config.pairs.name != "none" else None,
+        _pair_loss(config, dimension) if config.pairs.name != "none" else None,
         _distillation(config) if teacher.run else None,
         margin.weight,
         config.pairs.weight,
@@ -157,12 +157,8 @@ def _distillation(config: PhaseConfig) -> EmbeddingDistillation:
     return EmbeddingDistillation(config.distillation.kind)
 
 
-def _pair_loss(config: PhaseConfig, dimension: int, counts: Tensor) -> nn.Module:
+def _pair_loss(config: PhaseConfig, dimension: int) -> nn.Module:
     pairs = config.pairs
-    if pairs.name == "soft-triple":
-        from visual_search.losses.pairs import SoftTriple
-
-        return SoftTriple(dimension, len(counts))
     from visual_search.losses.xbm import XbmLoss
 
     return XbmLoss(

@@ -351,8 +351,6 @@ def _check(config: PhaseConfig) -> None:
             "dataset.mixing gives an image two classes, which pairs.name cannot use; set one of "
             "the two to none"
         )
-    if pairs.memory and pairs.name == "soft-triple":
-        raise UserError("pairs.memory holds no pairs for soft-triple; set it to 0")
     if (config.train.whitening or config.train.whitening_power) and config.neck.kind != "none":
         raise UserError("train.whitening takes the place of a neck; set neck.kind to none")
     if not 0 <= config.train.head_epochs <= config.train.epochs:

@@ -136,7 +136,7 @@ def _medoid(places: np.ndarray) -> tuple[float, float]:
 def write_report(
     path: Path, name: str, clusters: TextClusters, report: ClusterReport, picture: Path
 ) -> None:
-    """The page: sizes and silhouettes, examples, the map, other numbers of clusters."""
+    """The page: sizes and silhouettes, examples, the map."""
     accuracy = "" if report.accuracy is None else f"{report.accuracy:.3f}"
     facts = {
         "n-grams": f"{report.ngrams:,}",
@@ -155,18 +155,5 @@ def write_report(
         Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
         Section("Clusters", ["Named by the words that set them apart."], tables={"": rows}),
         Section("Map", ["Near points mean alike."], pictures={"": picture}),
-        Section(
-            "Other numbers of clusters", pictures={"": _scan_figure(report.scan, clusters.count)}
-        ),
     ]
     write_page(path, f"Clusters of the queries of {name}", sections)
-
-
-def _scan_figure(scan: dict[int, float], chosen: int) -> Figure:
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(list(scan), list(scan.values()), "o-")
-    axes.axvline(chosen, color="crimson", linestyle="--", linewidth=1)
-    axes.set(xlabel="clusters", ylabel="silhouette")
-    axes.grid(alpha=0.3)
-    return figure

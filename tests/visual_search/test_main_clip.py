@@ -58,35 +58,32 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a trained run, its table, and a run on shuffled texts."""
+    """The folder of a trained run, its table, and a run of one epoch."""
     folder = tmp_path_factory.mktemp("clip")
     written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
     with pytest.MonkeyPatch.context() as patch:
         draw_small_plots(patch)
         train(folder, "right")
-        train(folder, "shuffled", "--dataset.shuffle_texts", "true", "--train.epochs", 6)
+        slow = ("--optim.head_lr", 1e-6, "--train.epochs", 1, "--train.validate_every", 1)
+        train(folder, "unlearnt", *slow)
     return folder
 
 
-def test_names_never_seen_are_found_and_shuffled_ones_are_not(trained: Path) -> None:
-    right, shuffled = (lines(trained / "runs" / n, "retrieval")[-1] for n in ("right", "shuffled"))
+def test_names_never_seen_are_found(trained: Path) -> None:
+    right = lines(trained / "runs" / "right", "retrieval")[-1]
     # Nine products with two names each: chance is a ninth.
     assert right["text_to_photo"]["R@1"] >= 0.6
     assert right["photo_to_text"]["mAP"] >= 0.6
-    assert shuffled["text_to_photo"]["R@1"] <= 0.35
-    assert shuffled["photo_to_text"]["mAP"] <= 0.4
 
 
-@pytest.mark.parametrize("shuffled", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_a_ridge_start_finds_names_unless_they_are_shuffled(trained: Path, shuffled: str) -> None:
+def test_a_ridge_start_finds_names(trained: Path) -> None:
     start = train(
-        trained, f"ridge_{shuffled}", "--projection.initial", "ridge",
-        "--train.epochs", 1, "--train.validate_every", 1, "--optim.warmup_steps", 0,
-        "--train.feature_cache", trained / "features", "--dataset.shuffle_texts", shuffled,
+        trained, "ridge", "--projection.initial", "ridge", "--train.epochs", 1,
+        "--train.validate_every", 1, "--optim.warmup_steps", 0,
+        "--train.feature_cache", trained / "features",
     )  # fmt: skip
-    found = lines(start, "start")[0]["photo_to_text"]["mAP"]
     # Chance is 0.31; the visual tower is one of random weights.
-    assert found <= 0.45 if shuffled == "true" else found >= 0.6
+    assert lines(start, "start")[0]["photo_to_text"]["mAP"] >= 0.6
 
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
@@ -187,21 +184,15 @@ def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
     assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "infonce": {},
-    "siglip": {"loss": {"name": "siglip", "temperature": 0.2}},
-}
-
-
-# Two ranks of either loss are tested beside it, too.
+# Two ranks of the loss are tested beside it, too.
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["infonce", "siglip"])
-def test_two_processes_train_as_one_with_the_doubled_batch(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("queries", ["draw", "mean"])
+def test_two_processes_train_as_one_with_the_doubled_batch(queries: str, tmp_path: Path) -> None:
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
     values["backbone"] = {"name": "timm/test_vit", "weights": "none"}
-    values["dataset"] |= {"queries_per_photo": "mean" if variant == "siglip" else "draw"}
+    values["dataset"] |= {"queries_per_photo": queries}
     values["train"] = {"epochs": 2, "validate_every": 2, "log_steps": 1}
-    config = written(tmp_path / "clip.yml", values | VARIANTS[variant])
+    config = written(tmp_path / "clip.yml", values)
     one = train(tmp_path, "one", "--dataset.batch_size", 12)
     two = ("--config", config, "--runs", one.parent, "--name", "two", "--dataset.batch_size", 6)
     side_by_side(tmp_path, 2, "visual_search.main_clip", *two)
@@ -281,8 +272,8 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
     assert found["photos"]["queries"] == 144
     rows = (tmp_path / "scores" / "text-to-photo.csv").read_text().splitlines()
     assert any(row.startswith("красный квадрат,") for row in rows)
-    # The better run beside the shuffled one.
-    runs = [trained / "runs" / name for name in ("right", "shuffled")]
+    # The better run beside the one that hardly learns.
+    runs = [trained / "runs" / name for name in ("right", "unlearnt")]
     output = tmp_path / "compared"
     call = (*runs, "--tasks", tasks[-1], "--output", output, *shared)
     run("visual_search.main_evaluate", "compare", *call)
@@ -311,7 +302,7 @@ def test_runs_and_folds_stand_beside_a_ridge(
     from benchmarks import text_ridge
 
     monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
-    runs = [trained / "runs" / name for name in ("right", "shuffled")]
+    runs = [trained / "runs" / name for name in ("right", "unlearnt")]
     told = run("benchmarks.text_ridge", "--no-record", "--runs", *runs)
     assert "| right, text to photo |" in told
     assert "part 1, ridge: " in told

@@ -47,7 +47,8 @@ def another(key: str, hint: Any, default: Any) -> Any:
     if name in OTHERS:
         return OTHERS[name]
     if get_origin(hint) is Literal:
-        return next(choice for choice in reversed(get_args(hint)) if choice != default)
+        # Of a key with a single choice, one of earlier versions: nothing reads it.
+        return next((choice for choice in reversed(get_args(hint)) if choice != default), "gone")
     if isinstance(default, bool):
         return not default
     if isinstance(default, float):

@@ -1,4 +1,4 @@
-"""Losses over unit embeddings: pairs of anchors and references, and SoftTriple's own centres.
+"""Losses over pairs of unit embeddings, anchors and references.
 
 A loss over pairs reaches the embeddings through the cosines alone, so all it has to give is its
 value for each anchor and the derivative of that with respect to each cosine: the weight of the
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Where at most this share of the references weighs anything, only those are multiplied.
@@ -178,74 +177,3 @@ def pair_loss(loss: PairLoss, anchors: Samples, references: Samples) -> Tensor:
     other_image = anchors.ids[:, None] != references.ids
     masks = (same & other_image, ~same & other_image)
     return _Pairs.apply(anchors.embeddings, references.embeddings, masks, loss)
-
-
-class SoftTriple(nn.Module):
-    """Softmax over classes of several centres each, which stand in for all triplets.
-
-    Qian et al., "SoftTriple Loss: Deep Metric Learning Without Triplet Sampling" (ICCV 2019):
-    equation 4 for the similarity to a class, 7 for the loss, 8 and 9 for the pull between the
-    centres of a class, so that it needs no more of them than it has modes.
-    """
-
-    def __init__(
-        self,
-        dimension: int,
-        classes: int,
-        *,
-        centers: int = 10,
-        scale: float = 20.0,
-        sharpness: float = 10.0,
-        margin: float = 0.01,
-        merging: float = 0.2,
-    ) -> None:
-        """
-        Args:
-            dimension: width of the embeddings.
-            classes: how many there are.
-            centers: K, of each class.
-            scale: lambda, of the logits.
-            sharpness: 1 / gamma, of the choice between a class's centres.
-            margin: delta, taken from the right class's similarity.
-            merging: tau, of the pull between a class's centres; without effect for one centre.
-        """
-        super().__init__()
-        self.centers, self.scale, self.sharpness = centers, scale, sharpness
-        self.margin, self.merging = margin, merging
-        self.weight = nn.Parameter(torch.empty(classes * centers, dimension))
-        # Directions are all that counts of the centres; the spread is that of a linear layer.
-        nn.init.normal_(self.weight, std=dimension**-0.5)
-
-    def similarities(self, embeddings: Tensor, centers: Tensor) -> Tensor:
-        """`(n, classes)`: cosines to a class's centres, averaged with the nearer ones ahead."""
-        cosines = (embeddings @ centers.T).unflatten(1, (-1, self.centers))
-        return (F.softmax(self.sharpness * cosines, dim=2) * cosines).sum(dim=2)
-
-    def spread(self, centers: Tensor) -> Tensor:
-        """Mean distance between the centres of a class, halved: each pair counts once."""
-        if self.centers == 1:
-            return centers.new_zeros(())
-        of_class = centers.unflatten(0, (-1, self.centers))
-        first, second = torch.triu_indices(
-            self.centers, self.centers, offset=1, device=centers.device
-        )
-        squares = 2.0 - 2.0 * (of_class @ of_class.mT)[:, first, second]
-        # A distance of 0 has no direction; the constant is the authors'.
-        distances = (squares + 1e-5).clamp(min=1e-6).sqrt()
-        return distances.sum() / (len(of_class) * self.centers * (self.centers - 1))
-
-    def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The mean loss of the rows plus the pull between centres, a scalar.
-
-        Args:
-            embeddings: `(n, dimension)`, unit vectors.
-            labels: `(n,)`, int64, 0..classes-1.
-            ids: not looked at; there are no pairs.
-        """
-        with torch.autocast(embeddings.device.type, enabled=False):
-            dtype = torch.promote_types(embeddings.dtype, self.weight.dtype)
-            centers = F.normalize(self.weight.to(dtype), dim=1)
-            similar = self.similarities(embeddings.to(dtype), centers)
-            right = F.one_hot(labels, similar.shape[1])
-            loss = F.cross_entropy(self.scale * (similar - self.margin * right), labels)
-            return loss + self.merging * self.spread(centers)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.data.samplers import Order, TrainingBatches, spread, systematic_draws
+from visual_search.data.samplers import Order, TrainingBatches
 from visual_search.text.config import PairDataConfig
 
 
@@ -30,27 +30,6 @@ class ShuffledPairs(Order):
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """An epoch's images; no group twice in a batch where that can be had."""
         return fill_batches(rng.permutation(self.size), self.groups, batch)
-
-
-class ClusterBalanced(ShuffledPairs):
-    """A cluster of n images is drawn in proportion to n ** power; within it, images take turns.
-
-    Clusters of texts are of very different sizes. Power 1 is as they come, 0 shows all alike.
-    """
-
-    def __init__(self, groups: np.ndarray, clusters: np.ndarray, power: float = 0.5) -> None:
-        super().__init__(groups)
-        self.clusters, self.power = clusters, power
-
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images; each cluster comes its expected number of times, give or take 1."""
-        counts = np.bincount(self.clusters)
-        there = rng.permutation(np.flatnonzero(counts))
-        draws = np.zeros(len(counts), dtype=np.int64)
-        shares = counts[there].astype(np.float64) ** self.power
-        draws[there] = systematic_draws(shares, self.size, rng)
-        drawn = rng.permutation(spread(self.clusters, draws, rng))
-        return fill_batches(drawn, self.groups, batch)
 
 
 class HardNegatives(ShuffledPairs):
@@ -226,8 +205,6 @@ def build_pair_batches(
             f"dataset.sampler.kind {sampler.kind} needs clusters, and the table of pairs has none: "
             "run `python dataset/image_text/cluster_texts.py assign`"
         )
-    elif sampler.kind == "cluster-balanced":
-        order = ClusterBalanced(groups, clusters, sampler.cluster_power)
     else:
         order = HardNegatives(groups, clusters, sampler.hard_share)
     return TrainingBatches(

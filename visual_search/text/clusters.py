@@ -11,7 +11,6 @@ neighbours classifier on them carries the groups over to texts that were not the
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,9 +23,9 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, written_atomically
 from visual_search.common.ranges import check_ranges
 from visual_search.text.config import ClusterConfig
-from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+from visual_search.text.sentence_encoders import SentenceEncoder, sentence_encoder
 
-MODEL, FACTS, ENCODER = "clusters.npz", "clusters.json", "encoder.npz"
+MODEL, FACTS = "clusters.npz", "clusters.json"
 SILHOUETTE_SAMPLE = 5000
 NAME_WORDS = 3
 
@@ -43,7 +42,6 @@ class ClusterReport:
         weights: how often the n-grams of each cluster stand in the texts.
         silhouettes: of each cluster, mean.
         examples: the most frequent n-grams of each cluster.
-        scan: silhouette by the number of clusters.
     """
 
     ngrams: int
@@ -53,7 +51,6 @@ class ClusterReport:
     weights: list[int]
     silhouettes: list[float]
     examples: list[list[str]]
-    scan: dict[int, float]
 
 
 class TextClusters:
@@ -104,8 +101,6 @@ class TextClusters:
         (folder / FACTS).unlink(missing_ok=True)  # and last again: never the names of others
         with written_atomically(folder / MODEL) as temporary, temporary.open("wb") as handle:
             np.savez(handle, vectors=self.vectors, labels=self.labels)
-        if isinstance(self.encoder, LsaEncoder):
-            self.encoder.save(folder / ENCODER)
         facts = {"names": self.names, "neighbours": self.neighbours, "encoder": self.encoder.name}
         write_json(folder / FACTS, facts | {"config": asdict(config)})
 
@@ -126,10 +121,7 @@ class TextClusters:
                 f"{folder} has no readable clusters ({error}); make them with "
                 "`python dataset/image_text/cluster_texts.py fit`"
             ) from error
-        encoder = sentence_encoder(name)
-        if isinstance(encoder, LsaEncoder):
-            encoder.load(folder / ENCODER)
-        return cls(encoder, vectors, labels, names, neighbours)
+        return cls(sentence_encoder(name), vectors, labels, names, neighbours)
 
 
 def fit_clusters(
@@ -157,17 +149,15 @@ def fit_clusters(
     texts = [gram for gram, _ in grams]
     counts = np.array([count for _, count in grams], dtype=np.int64)
     encoder = sentence_encoder(config.encoder)
-    if isinstance(encoder, LsaEncoder):
-        encoder.fit(texts)
     vectors = encoder.encode(texts)
-    labels, scan = _agglomerate(vectors, config)
+    labels = _agglomerate(vectors, config)
     names = _names(texts, counts, labels)
     clusters = TextClusters(encoder, vectors, labels, names, config.neighbours)
-    return clusters, _report(texts, counts, vectors, labels, scan, config)
+    return clusters, _report(texts, counts, vectors, labels, config)
 
 
-def _agglomerate(vectors: np.ndarray, config: ClusterConfig) -> tuple[np.ndarray, dict[int, float]]:
-    """The cluster of each vector, the largest cluster being 0; silhouette by number of clusters."""
+def _agglomerate(vectors: np.ndarray, config: ClusterConfig) -> np.ndarray:
+    """The cluster of each vector by Ward's linkage, the largest cluster being 0."""
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.neighbors import kneighbors_graph
 
@@ -175,29 +165,7 @@ def _agglomerate(vectors: np.ndarray, config: ClusterConfig) -> tuple[np.ndarray
     if config.connectivity:
         near = kneighbors_graph(vectors, min(config.connectivity, len(vectors) - 1))
         near = near + near.T
-    # The tree is the same for any number of clusters: it is made once and kept in the folder.
-    with tempfile.TemporaryDirectory() as folder:
-
-        def cut(clusters: int) -> np.ndarray:
-            found = AgglomerativeClustering(
-                clusters,
-                linkage=config.linkage,
-                connectivity=near,
-                compute_full_tree=True,
-                memory=folder,
-            ).fit_predict(vectors)
-            return _largest_first(found)
-
-        labels = cut(config.clusters)
-        numbers = sorted({number for number in config.scan if 2 <= number < len(vectors)})
-        scan = {
-            number: float(np.mean(_silhouettes(vectors, cut(number), config.seed)[1]))
-            for number in numbers
-        }
-    return labels, scan
-
-
-def _largest_first(labels: np.ndarray) -> np.ndarray:
+    labels = AgglomerativeClustering(config.clusters, connectivity=near).fit_predict(vectors)
     order = np.argsort(-np.bincount(labels), kind="stable")
     return np.argsort(order)[labels]
 
@@ -242,7 +210,6 @@ def _report(
     counts: np.ndarray,
     vectors: np.ndarray,
     labels: np.ndarray,
-    scan: dict[int, float],
     config: ClusterConfig,
 ) -> ClusterReport:
     sampled, silhouettes = _silhouettes(vectors, labels, config.seed)
@@ -258,7 +225,6 @@ def _report(
             for k in clusters
         ],
         examples=[[texts[row] for row in np.flatnonzero(labels == k)[:10]] for k in clusters],
-        scan=scan,
     )
 
 

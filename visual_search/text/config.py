@@ -38,15 +38,15 @@ class PairSamplerConfig:
     """Which images meet in a batch; two of one product do not while there are others.
 
     Args:
-        kind: shuffle; cluster-balanced draws small clusters of texts more often; hard-negatives
-            fills a part of each batch from one cluster. The last two need a table with clusters.
+        kind: shuffle; hard-negatives fills a part of each batch from one cluster of texts, and
+            needs a table with clusters.
         hard_share: of hard-negatives, share of a batch that is of one cluster.
-        cluster_power: of cluster-balanced, a cluster is drawn in proportion to its size to this.
+        cluster_power: of earlier versions.
     """
 
-    kind: Literal["shuffle", "cluster-balanced", "hard-negatives"] = "shuffle"
+    kind: Literal["shuffle", "hard-negatives"] = "shuffle"
     hard_share: Annotated[Share, When("kind", "hard-negatives")] = 0.5
-    cluster_power: Annotated[Amount, When("kind", "cluster-balanced")] = 0.5
+    cluster_power: Annotated[Amount, When("")] = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PairDataConfig:
         queries_per_photo: draw takes another of an image's queries in each epoch; mean takes the
             mean of the embeddings of all.
         most_queries: of mean, at most so many of an image's queries, the first.
-        shuffle_texts: give the training images each other's texts: what is learnt then is chance.
+        shuffle_texts: of earlier versions.
         seed: of every random draw of the run.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and afterwards; 0 is as in training.
@@ -83,7 +83,7 @@ class PairDataConfig:
     test_language: str = ""
     queries_per_photo: Literal["draw", "mean"] = "draw"
     most_queries: Annotated[CountFrom1, When("queries_per_photo", "mean")] = 8
-    shuffle_texts: bool = False
+    shuffle_texts: Annotated[Literal[False], When("")] = False
     seed: Seed = 42
     input_size: Side = 224
     input_size_valid: SideOr0 = 0
@@ -177,20 +177,20 @@ class ContrastiveConfig:
     """The loss over all images and texts of the batch, of all processes together.
 
     Args:
-        name: infonce (CLIP) or siglip.
+        name: infonce, as of CLIP.
         temperature: at the start, 0.01 or more; the scale of the cosines is 1 / temperature.
         learn_temperature: train it.
-        label_smoothing: of infonce, share of the target given to all alike.
+        label_smoothing: share of the target given to all alike.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
             sum of the weights of its three parts.
         chunk: images whose activations are held at once; a batch of any size then needs the
             memory of a chunk and a second forward pass. 0 holds the whole batch.
     """
 
-    name: Literal["infonce", "siglip"] = "infonce"
+    name: Literal["infonce"] = "infonce"
     temperature: Annotated[float, Range(0.01)] = 0.07
     learn_temperature: bool = True
-    label_smoothing: Annotated[Share, When("name", "infonce")] = 0.0
+    label_smoothing: Share = 0.0
     cluster_weight: Annotated[Amount, Unless("projection.clusters", 1)] = 1.0
     chunk: Count = 0
 
@@ -232,22 +232,18 @@ class ClusterConfig:
         max_ngrams: the most frequent so many are clustered.
         encoder: of the n-grams; see :mod:`visual_search.text.sentence_encoders`.
         clusters: how many.
-        linkage: ward, complete, average or single.
         connectivity: only n-grams that are among each other's so many nearest are joined, which
             needs far less memory; 0: any.
         neighbours: of a new text that vote on its cluster.
         hold_out: share of the n-grams that the vote is measured on.
         seed: of the hold-out, and of samples.
-        scan: other numbers of clusters whose silhouette is reported.
     """
 
     ngram: CountFrom1 = 3
     max_ngrams: CountFrom1 = 20_000
     encoder: str = "use"
     clusters: Annotated[int, Range(2)] = 10
-    linkage: str = "ward"
     connectivity: Count = 0
     neighbours: CountFrom1 = 4
     hold_out: ShareBelow1 = 0.1
     seed: Seed = 42
-    scan: list[CountFrom1] = field(default_factory=lambda: [2, 5, 10, 15, 20, 30, 50])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.losses.gathering import gather_constant, gather_rows
@@ -17,8 +16,6 @@ from visual_search.text.config import ContrastiveConfig
 
 LARGEST_SCALE = 100.0
 """CLIP's limit of the learnt scale (Radford et al. 2021, section 2.5)."""
-SIGLIP_BIAS = -10.0
-"""SigLIP's start: nearly all pairs of a batch are wrong ones (Zhai et al. 2023, section 3.2)."""
 
 
 def infonce(similarities: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -48,30 +45,16 @@ def _row_entropy(similarities: Tensor, positives: Tensor, smoothing: float) -> T
     return -(target * similarities.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def siglip(similarities: Tensor, positives: Tensor, bias: Tensor) -> Tensor:
-    """Every pair is a yes-or-no question (Zhai et al. 2023, algorithm 1); open_clip's `SigLipLoss`.
-
-    Args:
-        similarities: `(n, n)`, scaled cosines.
-        positives: `(n, n)`, bool.
-        bias: scalar, added to all.
-
-    Returns:
-        A scalar: the sum over all pairs, divided by n.
-    """
-    signs = positives.to(similarities.dtype) * 2 - 1
-    return -F.logsigmoid(signs * (similarities + bias)).sum() / len(similarities)
-
-
 class ContrastiveLoss(nn.Module):
     """The loss of a batch that is spread over processes, with its learnt temperature."""
 
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
-        self.name, self.label_smoothing = config.name, config.label_smoothing
-        learns, start = config.learn_temperature, -math.log(config.temperature)
-        self.log_scale = nn.Parameter(torch.tensor(start), learns)
-        self.bias = nn.Parameter(torch.tensor(SIGLIP_BIAS), learns and config.name == "siglip")
+        self.label_smoothing = config.label_smoothing
+        start = torch.tensor(-math.log(config.temperature))
+        self.log_scale = nn.Parameter(start, config.learn_temperature)
+        # Of a loss that is gone; half-finished trainings have it in their state.
+        self.bias = nn.Parameter(torch.tensor(-10.0), requires_grad=False)
 
     @property
     def scale(self) -> Tensor:
@@ -90,7 +73,4 @@ class ContrastiveLoss(nn.Module):
         images, texts = gather_rows(images.float()), gather_rows(texts.float())
         groups, text_ids = gather_constant(groups), gather_constant(text_ids)
         positives = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
-        similarities = self.scale * images @ texts.T
-        if self.name == "siglip":
-            return siglip(similarities, positives, self.bias)
-        return infonce(similarities, positives, self.label_smoothing)
+        return infonce(self.scale * images @ texts.T, positives, self.label_smoothing)

@@ -261,25 +261,18 @@ class QueryTexts:
         """
         Args:
             table: the training images.
-            dataset: which column, how many of an image's queries, the draws' seed, and whether
-                each product gets the texts of another.
+            dataset: which column, how many of an image's queries, and the draws' seed.
         """
         self.table, self.dataset = table, dataset
         self.rows = table.rows_of(dataset.text_column)
         _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)
         """`first` is the first image of each product; `groups`, `(n,)`: the products, 0..g-1."""
-        self.source = np.arange(len(table))
-        """`(n,)`: whose texts each image is shown with."""
-        if dataset.shuffle_texts:
-            others = np.random.default_rng(dataset.seed).permutation(len(self.first))
-            self.source = self.first[others][self.groups]
 
     def of(self, image: int) -> list[str]:
         """The texts that image `image` may be shown with, without repeats."""
-        source = int(self.source[image])
-        texts = [text for text in self.rows[source] if text.strip()]
+        texts = [text for text in self.rows[image] if text.strip()]
         # A query of which cleaning left nothing is still what was typed.
-        return list(dict.fromkeys(texts or self.table.queries[source]))
+        return list(dict.fromkeys(texts or self.table.queries[image]))
 
     def everything(self, most: int = 50_000) -> list[str]:
         """The texts of the images, of at most so many spread over the table."""

@@ -172,7 +172,6 @@ class ClipPhase(Phase):
             f"{' + '.join(config.text.towers)}, {self.text_architecture.dimension}-d; "
             f"validation: {len(self.test)} images, {len(self.relevance.texts)} texts"
             + (f"; {config.projection.clusters} clusters" if config.projection.clusters > 1 else "")
-            + ("; TEXTS SHUFFLED" if config.dataset.shuffle_texts else "")
         )
 
 

@@ -6,23 +6,19 @@
 | name | what it is | where it comes from |
 |---|---|---|
 | `use` | Universal Sentence Encoder multilingual v3, 16 languages | a package, no network |
-| `lsa` | TF-IDF of character 2- to 4-grams and truncated SVD | fitted to your texts |
 | `sentence-transformers/NAME` | any model of theirs | a hub, or a folder |
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
 from visual_search.common.processes import available_cores
 
 SENTENCE_TRANSFORMERS = "sentence-transformers/"
@@ -93,89 +89,14 @@ class SentenceTransformerEncoder(SentenceEncoder):
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the sentence encoder {place!r} could not be loaded "
-                f"({str(error).splitlines()[0]}): name a folder that has it, or take `use` or "
-                "`lsa`, which need no network"
+                f"({str(error).splitlines()[0]}): name a folder that has it, or take `use`, "
+                "which needs no network"
             ) from error
         # Asked of the model itself: the method that tells has had several names.
         self.dimension = int(self._encode(["."]).shape[1])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         return np.asarray(self.model.encode(texts, batch_size=64, show_progress_bar=False))
-
-
-class LsaEncoder(SentenceEncoder):
-    """Latent semantic analysis (Deerwester et al. 1990) of character n-grams within words.
-
-    Character n-grams make the forms of a word alike, and misspelt words too.
-    """
-
-    name = "lsa"
-
-    def __init__(self, dimension: int = 256, max_features: int = 50_000, seed: int = 42) -> None:
-        self.dimension, self.max_features, self.seed = dimension, max_features, seed
-        self.components: np.ndarray | None = None
-
-    def _vectorizer(self, vocabulary: dict[str, int] | None = None) -> Any:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        return TfidfVectorizer(
-            analyzer="char_wb",
-            ngram_range=(2, 4),
-            max_features=self.max_features,
-            sublinear_tf=True,
-            vocabulary=vocabulary,
-            dtype=np.float32,
-        )
-
-    def fit(self, texts: Sequence[str]) -> None:
-        """Learn the n-grams and their components.
-
-        Raises:
-            UserError: when there are fewer than two texts to learn from.
-        """
-        from sklearn.decomposition import TruncatedSVD
-
-        if sum(1 for text in set(texts) if text.strip()) < 2:
-            raise UserError("the encoder `lsa` needs at least two different texts to learn from")
-        self.vectorizer = self._vectorizer()
-        weights = self.vectorizer.fit_transform(texts)
-        self.dimension = max(1, min(self.dimension, *(side - 1 for side in weights.shape)))
-        svd = TruncatedSVD(self.dimension, random_state=self.seed).fit(weights)
-        self.components = svd.components_.astype(np.float32)
-
-    def _encode(self, texts: list[str]) -> np.ndarray:
-        if self.components is None:
-            raise UserError("the encoder `lsa` has to be fitted to texts before it is used")
-        return np.asarray(self.vectorizer.transform(texts) @ self.components.T)
-
-    def save(self, path: Path) -> None:
-        """Write n-grams, weights and components: numbers and text, nothing that is executed."""
-        assert self.components is not None
-        grams = self.vectorizer.get_feature_names_out().tolist()
-        with written_atomically(path) as temporary, temporary.open("wb") as handle:
-            np.savez_compressed(
-                handle,
-                grams=np.frombuffer(json.dumps(grams).encode(), dtype=np.uint8),
-                idf=self.vectorizer.idf_,
-                components=self.components,
-            )
-
-    def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            UserError: when it is no such file.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                grams = json.loads(arrays["grams"].tobytes())
-                idf, self.components = arrays["idf"], arrays["components"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path} is no readable encoder ({error}); fit it again") from error
-        assert self.components is not None
-        self.dimension = len(self.components)
-        self.vectorizer = self._vectorizer({gram: number for number, gram in enumerate(grams)})
-        self.vectorizer.idf_ = idf
 
 
 def sentence_encoder(name: str) -> SentenceEncoder:
@@ -186,11 +107,9 @@ def sentence_encoder(name: str) -> SentenceEncoder:
     """
     if name == UniversalSentenceEncoder.name:
         return UniversalSentenceEncoder()
-    if name == LsaEncoder.name:
-        return LsaEncoder()
     if name.startswith(SENTENCE_TRANSFORMERS):
         return SentenceTransformerEncoder(name)
     raise UserError(
-        f"no sentence encoder is called {name!r}; take use, lsa or "
+        f"no sentence encoder is called {name!r}; take use or "
         f"{SENTENCE_TRANSFORMERS}<name or folder>"
     )

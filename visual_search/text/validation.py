@@ -98,7 +98,6 @@ class PairValidator(BestCheckpoint[BothWays]):
             "text towers": " + ".join(phase.config.text.towers),
             "loss": phase.config.loss.name,
             "training images": str(len(phase.images)),
-            "texts shuffled": str(phase.config.dataset.shuffle_texts),
             "trained with": environment_in_words(environment_of(self.run.path)),
         }
         directions = {k.replace("_to_", " → "): v for k, v in evaluation.as_dict().items()}

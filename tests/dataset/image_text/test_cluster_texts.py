@@ -18,7 +18,7 @@ from visual_search.text.clusters import TextClusters
 from visual_search.text.config import ClusterConfig
 from visual_search.text.pairs import SCHEMA, read_pairs, write_pairs
 
-CONFIG = ClusterConfig(encoder="lsa", clusters=6, scan=[2, 6])
+CONFIG = ClusterConfig(clusters=6)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_fit_writes_clusters_a_report_and_a_map(demo: Path) -> None:
         assert picture.size == (1100, 825)
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1
     assert report["names"][0] in page
     # What tests is not clustered.
     texts = {text for row in read_pairs(demo, "train").texts for text in row}
@@ -115,7 +115,7 @@ def test_the_commands(project: Path, demo: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "demo.pairs.parquet"
     pairs.write_bytes(demo.read_bytes())
     yaml = project / "config/image_text/clusters.yml"
-    said = command("fit", pairs, "--config", yaml, "--clusters", 5, "--encoder", "lsa")
+    said = command("fit", pairs, "--config", yaml, "--clusters", 5)
     assert "5 clusters of" in said
     assert f"next: python dataset/image_text/cluster_texts.py assign {pairs}" in said
     assert "clusters 0, 1, …: " in command("assign", pairs)

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.visual_search.naive_pairs import naive_pair_loss
 from visual_search.losses.pairs import (
@@ -13,7 +12,6 @@ from visual_search.losses.pairs import (
     Contrastive,
     MultiSimilarity,
     Samples,
-    SoftTriple,
     pair_loss,
     weighted_rows,
 )
@@ -155,53 +153,3 @@ def test_weighted_rows_is_the_product(share: float) -> None:
     weights = torch.randn(4, 50, generator=generator, dtype=torch.float64) * columns
     rows = torch.randn(50, 3, generator=generator, dtype=torch.float64)
     assert weighted_rows(weights, rows).allclose(torch.einsum("ar,rd->ad", weights, rows))
-
-
-def naive_soft_triple(module: SoftTriple, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Equations 4, 7 and 9 of the paper, index by index."""
-    count = module.centers
-    classes = len(module.weight) // count
-    centers = module.weight / module.weight.norm(dim=1, keepdim=True)
-    total = torch.zeros(())
-    for x, label in zip(embeddings, labels.tolist(), strict=True):
-        powers = []
-        for c in range(classes):
-            cosines = [x @ centers[c * count + k] for k in range(count)]
-            shares = [torch.exp(module.sharpness * cosine) for cosine in cosines]
-            mixed = sum(s * q for s, q in zip(cosines, shares, strict=True)) / sum(shares)
-            powers.append(torch.exp(module.scale * (mixed - module.margin * (c == label))))
-        total = total - torch.log(powers[label] / sum(powers)) / len(labels)
-    spread = torch.zeros(())
-    for c in range(classes):
-        for t in range(count):
-            for s in range(t + 1, count):
-                dot = centers[c * count + s] @ centers[c * count + t]
-                spread = spread + torch.sqrt(2 - 2 * dot + 1e-5)
-    if count > 1:
-        total = total + module.merging * spread / (classes * count * (count - 1))
-    return total
-
-
-@pytest.mark.parametrize("centers", [1, 3])
-def test_soft_triple_equals_the_formulas(centers: int) -> None:
-    torch.manual_seed(0)
-    module = SoftTriple(5, 4, centers=centers).double()
-    samples = leaf(drawn(6, 2, classes=4))
-    loss = module(samples.embeddings, samples.labels, samples.ids)
-    expected = naive_soft_triple(module, samples.embeddings, samples.labels)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    inputs = [samples.embeddings, module.weight]
-    for one, other in zip(
-        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
-    ):
-        assert one.allclose(other, atol=1e-9)
-
-
-def test_equal_centres_leave_the_gradient_finite() -> None:
-    module = SoftTriple(5, 4, centers=2)
-    with torch.no_grad():
-        module.weight[1] = module.weight[0]
-    samples = drawn(6, 2, classes=4)
-    module(samples.embeddings.float(), samples.labels).backward()
-    assert module.weight.grad is not None
-    assert module.weight.grad.isfinite().all()

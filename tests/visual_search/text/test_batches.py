@@ -12,7 +12,7 @@ from visual_search.common.errors import UserError
 from visual_search.text.batches import build_pair_batches, fill_batches
 from visual_search.text.config import PairDataConfig, PairSamplerConfig
 
-KINDS = ("shuffle", "cluster-balanced", "hard-negatives")
+KINDS = ("shuffle", "hard-negatives")
 IMAGES = 240
 RNG = np.random.default_rng(0)
 GROUPS = RNG.integers(0, 90, IMAGES)
@@ -53,13 +53,7 @@ def test_an_epoch_depends_on_its_number_alone_and_goes_on_anywhere(kind: str) ->
 def test_images_take_turns_and_no_group_meets_itself(kind: str) -> None:
     for batch in epoch(kind) % IMAGES:
         assert len(set(GROUPS[batch].tolist())) == len(batch)
-    numbers = epoch(kind, cluster_power=0.0).ravel().tolist()
-    if kind != "cluster-balanced":
-        assert sorted(numbers) == list(range(IMAGES))
-    # An image that comes again has another number, IMAGES further on.
-    assert len(set(numbers)) == len(numbers)
-    times = Counter(number % IMAGES for number in numbers)
-    assert max(times.values()) == max(numbers) // IMAGES + 1
+    assert sorted(epoch(kind).ravel().tolist()) == list(range(IMAGES))
 
 
 def test_of_hard_negatives_a_share_is_of_one_cluster() -> None:
@@ -84,20 +78,6 @@ def test_hard_images_are_drawn_by_chance_and_not_by_place() -> None:
             inside = CLUSTERS[batch] == np.bincount(CLUSTERS[batch]).argmax()
             halves += inside.reshape(2, 12).sum(axis=1)
     assert 0.45 < halves[0] / halves.sum() < 0.55
-
-
-@pytest.mark.parametrize(("power", "expected"), [(1.0, None), (0.0, [0.25] * 4), (0.5, None)])
-def test_clusters_are_balanced(power: float, expected: list[float] | None) -> None:
-    sizes = np.bincount(CLUSTERS)
-    shares = sizes**power / (sizes**power).sum() if expected is None else np.array(expected)
-    drawn = epoch("cluster-balanced", 24, cluster_power=power) % IMAGES
-    found = np.bincount(CLUSTERS[drawn.ravel()]) / IMAGES
-    np.testing.assert_allclose(found, shares, atol=1.5 / IMAGES)
-    # Within a cluster all come equally often, give or take one.
-    times = np.bincount(drawn.ravel(), minlength=IMAGES)
-    for cluster in range(4):
-        inside = times[cluster == CLUSTERS]
-        assert inside.max() - inside.min() <= 1
 
 
 @given(

@@ -1,7 +1,6 @@
 """The contrastive losses against open_clip's, and against sums written out."""
 
 import math
-from typing import Literal
 
 import pytest
 import torch
@@ -18,21 +17,18 @@ def sides(n: int = 7, d: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return F.normalize(images, dim=1), F.normalize(texts, dim=1)
 
 
-@pytest.mark.parametrize("name", ["infonce", "siglip"])
-def test_values_and_gradients_are_open_clips(name: Literal["infonce", "siglip"]) -> None:
-    from open_clip.loss import ClipLoss, SigLipLoss
+def test_values_and_gradients_are_open_clips() -> None:
+    from open_clip.loss import ClipLoss
 
-    loss = ContrastiveLoss(ContrastiveConfig(name, 0.1))
+    loss = ContrastiveLoss(ContrastiveConfig(temperature=0.1))
     alone = torch.arange(7)
     values, grads = [], []
     for theirs in (False, True):
         images, texts = (side.float().requires_grad_() for side in sides())
-        if not theirs:
-            value = loss(images, texts, alone, alone)
-        elif name == "infonce":
+        if theirs:
             value = ClipLoss()(images, texts, loss.scale)
         else:
-            value = SigLipLoss()(images, texts, loss.scale, loss.bias)
+            value = loss(images, texts, alone, alone)
         value.backward()
         values.append(value.detach())
         grads.append((images.grad, texts.grad))
@@ -41,12 +37,11 @@ def test_values_and_gradients_are_open_clips(name: Literal["infonce", "siglip"])
         torch.testing.assert_close(ours, others)
 
 
-@pytest.mark.parametrize("name", ["infonce", "siglip"])
-def test_two_ranks_are_one_with_the_joint_batch(name: Literal["infonce", "siglip"]) -> None:
+def test_two_ranks_are_one_with_the_joint_batch() -> None:
     groups, ids = torch.arange(6) % 5, torch.tensor([0, 1, 2, 3, 3, 4])
 
     def act(rank: int, count: int = 2) -> tuple[torch.Tensor, ...]:
-        loss = ContrastiveLoss(ContrastiveConfig(name, 0.1))
+        loss = ContrastiveLoss(ContrastiveConfig(temperature=0.1))
         images, texts = (s[:6].float().chunk(count)[rank].requires_grad_() for s in sides())
         value = loss(images, texts, groups.chunk(count)[rank], ids.chunk(count)[rank])
         value.backward()

@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 
 from tests.commands import refused
-from visual_search.text.sentence_encoders import LsaEncoder, SentenceEncoder, sentence_encoder
+from visual_search.text.sentence_encoders import sentence_encoder
 
 TEXTS = ["письменный стол", "столик", "кресло", "мягкое кресло", "лампа", "настольная лампа"]
 
 
-def fitted() -> LsaEncoder:
-    encoder = LsaEncoder(dimension=4)
-    encoder.fit(TEXTS)
-    return encoder
-
-
-@pytest.fixture(scope="module", params=["use", "lsa"])
-def encoder(request: pytest.FixtureRequest) -> SentenceEncoder:
-    return fitted() if request.param == "lsa" else sentence_encoder("use")
-
-
-def test_rows_are_of_length_one_and_in_the_order_of_the_texts(encoder: SentenceEncoder) -> None:
+def test_rows_are_of_length_one_and_in_the_order_of_the_texts() -> None:
+    encoder = sentence_encoder("use")
     found = encoder.encode([*TEXTS, TEXTS[2]])
     assert found.shape == (7, encoder.dimension)
     assert found.dtype == np.float32
@@ -39,32 +29,6 @@ def test_use_knows_that_two_languages_say_the_same() -> None:
     russian = use.encode(["настольная лампа", "деревянный стол", "детская кровать"])
     english = use.encode(["desk lamp", "wooden table", "children's bed"])
     assert (russian @ english.T).argmax(axis=1).tolist() == [0, 1, 2]
-
-
-def test_lsa_is_tf_idf_times_the_leading_singular_vectors() -> None:
-    """Against a dense singular value decomposition."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    dense = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
-    weights = dense.fit_transform(TEXTS).toarray()
-    left, singular, _ = np.linalg.svd(weights, full_matrices=False)
-    expected = (left * singular)[:, :4]
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = fitted().encode(TEXTS)
-    # Singular vectors have no sign of their own.
-    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
-
-
-def test_lsa_is_kept_as_numbers(tmp_path: Path) -> None:
-    before = fitted()
-    before.save(tmp_path / "encoder.npz")
-    after = LsaEncoder()
-    after.load(tmp_path / "encoder.npz")
-    np.testing.assert_array_equal(after.encode(TEXTS), before.encode(TEXTS))
-    with np.load(tmp_path / "encoder.npz", allow_pickle=False) as arrays:
-        assert all(array.dtype != object for array in arrays.values())
-    (tmp_path / "encoder.npz").write_bytes(b"no zip")
-    refused(r"encoder\.npz is no readable encoder", after.load, tmp_path / "encoder.npz")
 
 
 def test_a_model_of_a_folder(tmp_path: Path) -> None:
@@ -89,5 +53,3 @@ def test_a_model_of_a_folder(tmp_path: Path) -> None:
 
 def test_what_cannot_be_had_is_said() -> None:
     refused("no sentence encoder is called 'bert'", sentence_encoder, "bert")
-    refused("fitted", sentence_encoder("lsa").encode, ["стол"])
-    refused("at least two different texts", LsaEncoder().fit, ["стол", "стол", ""])
