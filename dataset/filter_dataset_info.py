@@ -35,11 +35,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dataset_info", type=Path, required=True, help="the table to clean")
     add("--dedup", action="store_true", help="leave out near-duplicates within a class")
     add_threshold(parser, "the hashes of near-duplicates differ")
-    add(
-        "--across-classes",
-        action="store_true",
-        help="an image of one class can be a duplicate of one of another",
-    )
     for option, words in (("--min_size", "below"), ("--max_size", "above")):
         add(
             option,
@@ -60,7 +55,6 @@ def filter_table(
     *,
     dedup: bool = False,
     threshold: int = 10,
-    across_classes: bool = False,
     min_size: int = 0,
     max_size: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -68,7 +62,6 @@ def filter_table(
 
     Args:
         threshold: most bits in which near-duplicates differ, 0..64.
-        across_classes: compare all images, not those of a class with each other.
         min_size: of the shorter side, pixels; 0 is no limit.
         max_size: of the longer side, likewise.
 
@@ -93,7 +86,7 @@ def filter_table(
     if dedup:
         rows = np.flatnonzero(trains & (report["reason"] == "").to_numpy())
         pixels = sides[rows].prod(axis=1)
-        _mark_duplicates(report, table, file, rows, pixels, threshold, across_classes)
+        _mark_duplicates(report, table, file, rows, pixels, threshold)
     stays = (report["reason"] == "").to_numpy()
     return table[stays], report[~stays]
 
@@ -117,7 +110,6 @@ def _mark_duplicates(
     rows: np.ndarray,
     pixels: np.ndarray,
     threshold: int,
-    across_classes: bool,
 ) -> None:
     """Write into the report which of `rows` are near-duplicates of which image, and how near.
 
@@ -129,7 +121,7 @@ def _mark_duplicates(
     from visual_search.data.duplicates import find_removals, hashes_of_table
 
     names, labels = report["file_name"].to_numpy()[rows], report["label"].iloc[rows]
-    groups = np.zeros(len(rows), np.int64) if across_classes else pd.factorize(labels)[0]
+    groups = pd.factorize(labels)[0]
     image_of_row = pd.factorize(pd.MultiIndex.from_arrays([names, groups]))[0]
     first = np.unique(image_of_row, return_index=True)[1]
     images = rows[first]

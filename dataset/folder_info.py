@@ -30,15 +30,12 @@ from visual_search.data.image_files import (
     FORMATS,
     UnreadableImage,
     is_image,
-    open_file,
     read_bytes,
     stored_size,
 )
 from visual_search.data.values import fault_of, value_of
 
 DUPLICATE_FILES = "duplicate_files.csv"
-# Files with the same size and the same bytes here are compared as a whole.
-SAMPLE_BYTES = 8192
 
 
 @dataclass
@@ -73,8 +70,6 @@ class Entry(NamedTuple):
     width: int = 0
     height: int = 0
     hash: str = ""
-    sample: int = -1
-    """Of the file's bytes; -1 for a broken image."""
     reason: str = ""
     """Why the image cannot be read; empty for a good one."""
 
@@ -241,22 +236,15 @@ def _is_below(top: Path, place: Path, name: str) -> bool:
 def _sizes(path: Path) -> dict[str, Any]:
     _check_name(path)
     width, height = stored_size(path)
-    with open_file(path) as handle:
-        head = handle.read(SAMPLE_BYTES)
-        size = handle.seek(0, os.SEEK_END)
-        handle.seek(max(size - SAMPLE_BYTES, 0))
-        sample = _sample(size, head, handle.read(SAMPLE_BYTES))
-    return {"width": width, "height": height, "sample": sample}
+    return {"width": width, "height": height}
 
 
 def _sizes_and_hash(path: Path) -> dict[str, Any]:
     from visual_search.data.duplicates import hash_and_size
 
     _check_name(path)
-    data = read_bytes(path)
-    found, (width, height) = hash_and_size(data)
-    sample = _sample(len(data), data[:SAMPLE_BYTES], data[-SAMPLE_BYTES:])
-    return {"width": width, "height": height, "sample": sample, "hash": found}
+    found, (width, height) = hash_and_size(read_bytes(path))
+    return {"width": width, "height": height, "hash": found}
 
 
 def _check_name(path: Path) -> None:
@@ -266,20 +254,13 @@ def _check_name(path: Path) -> None:
         raise UnreadableImage("the file's name is not UTF-8: rename it") from None
 
 
-def _sample(size: int, head: bytes, tail: bytes) -> int:
-    """The same for files with the same bytes, and for few others; 63 bits."""
-    digest = hashlib.blake2b(head, digest_size=8, salt=size.to_bytes(8, "little"))
-    digest.update(tail)
-    return int.from_bytes(digest.digest(), "little") >> 1
-
-
 def _list_duplicates(entries: list[Entry], target: Path) -> int:
     """Write which files have the same bytes as an earlier one; returns how many."""
-    counts = Counter(entry.sample for entry in entries if not entry.reason)
+    counts = Counter(entry.bytes for entry in entries if not entry.reason)
     first: dict[bytes, str] = {}
     pairs = []
     for entry in entries:
-        if counts[entry.sample] > 1:
+        if not entry.reason and counts[entry.bytes] > 1:
             digest = hashlib.sha256(read_bytes(target / entry.name)).digest()
             original = first.setdefault(digest, entry.name)
             if original != entry.name:

@@ -68,11 +68,6 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         text += " (default: %(default)s)"
         kind = float if name == "test_ratio" else whole_number(0)
         add(f"--{name}", type=kind, default=default, help=text)
-    add(
-        "--resplit",
-        action="store_true",
-        help="split the images of a test split that the table already has too; else they stay out",
-    )
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -95,12 +90,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict[str, int]:
+def split_by_classes(file: Path, rule: SplitRule) -> dict[str, int]:
     """Write the two tables and the two lists of classes beside `file`; rows of each, by file name.
 
-    Args:
-        resplit: whether images that are test images already (`is_test`, `evaluation_status`, fold
-            -2) are split like the others; else they are in neither table.
+    Images that are test images already (`is_test`, `evaluation_status`, fold -2) are in neither.
 
     Raises:
         UserError: naming file and lines for bad input, such as one image of two classes; when no
@@ -115,17 +108,13 @@ def split_by_classes(file: Path, rule: SplitRule, resplit: bool = False) -> dict
 
     table = read_common_table(file)
     trains = training_rows(table, file)
-    image_numbers(table, file, np.full(len(table), resplit) | trains)
-    if not resplit:
-        left_out = int((~trains).sum())
-        if left_out:
-            print(f"{left_out} images of the test split that {file} has already are left out")
-        table = table[trains]
+    image_numbers(table, file, trains)
+    left_out = int((~trains).sum())
+    if left_out:
+        print(f"{left_out} images of the test split that {file} has already are left out")
+    table = table[trains]
     if table.empty:
-        raise UserError(
-            f"{file} has no training row to split"
-            + ("; --resplit splits its test rows too" if len(trains) else "")
-        )
+        raise UserError(f"{file} has no training row to split")
     classes, labels = pd.factorize(table["label"], sort=True)
     sizes = np.bincount(classes)
     tests = rule.test_classes(sizes)
@@ -153,7 +142,7 @@ def _marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
 def run(arguments: argparse.Namespace) -> None:
     """Split as the command line says, and say what came of it."""
     rule = SplitRule(**{field.name: getattr(arguments, field.name) for field in fields(SplitRule)})
-    rows = split_by_classes(arguments.dataset_info, rule, arguments.resplit)
+    rows = split_by_classes(arguments.dataset_info, rule)
     folder = arguments.dataset_info.parent
     for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):
         print(f"{folder / table}: {rows[table]} images of {rows[classes]} classes")

@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,7 @@ from tests.commands import inside, refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING, QUICK_FAULTS
-from tests.dataset.dataset_creation_steps.test_five_commands import (
-    kill_at_random,
-    stopped_at,
-    two_workers,
-)
+from tests.dataset.dataset_creation_steps.test_five_commands import stopped_at
 from visual_search.common.errors import UserError
 
 IMAGES = 30
@@ -201,34 +195,6 @@ def job(folder: Path, *more: str, timeout: str = "1") -> list[str]:
         *("--output", str(folder / "photos"), "--piece-photos", "8", "--allow-private"),
         *("--rate", "0", "--attempts", "3", "--timeout", timeout, "--max-mb", "2", *more),
     ]
-
-
-def process_of(*arguments: str) -> list[str]:
-    return [sys.executable, "dataset/image_text/download_images.py", *arguments]
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_the_result_is_the_same(
-    project: Path, environment: dict[str, str], server: ImageServer, tmp_path: Path
-) -> None:
-    truth = write_files(tmp_path, server)
-    server.delay = 0.05
-    arguments = process_of(*job(tmp_path, "--connections", "4"))
-    assert kill_at_random(arguments, tmp_path, project, environment, 6) >= 1
-    subprocess.run(arguments, cwd=project, env=environment, capture_output=True, check=True)
-    check(tmp_path / "photos", truth)
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-@pytest.mark.slow
-def test_the_same_on_a_ray_cluster_of_two_workers(
-    project: Path, environment: dict[str, str], server: ImageServer, tmp_path: Path
-) -> None:
-    truth = write_files(tmp_path, server)
-    with two_workers() as address:
-        arguments = job(tmp_path, "--runner", "ray", "--ray-address", address)
-        subprocess.run(process_of(*arguments), cwd=project, env=environment, check=True)
-    check(tmp_path / "photos", truth)
 
 
 def test_ids_are_numbers_or_texts() -> None:
