@@ -100,9 +100,6 @@ def main() -> None:
     parser = arguments("Time and memory of retrieval metrics against other libraries.")
     peers = peers_of()
     parser.add_argument(
-        "--photos", type=int, default=0, help="of the leave-one-out task; 0: as recorded"
-    )
-    parser.add_argument(
         "--against", nargs="+", choices=list(peers), default=list(peers), help="libraries"
     )
     options = parser.parse_args()
@@ -111,7 +108,7 @@ def main() -> None:
         f"of its own on the same file; ours the median of {min(options.repeats, 3)}, theirs once"
     )
     for library in options.against:
-        photos = 3000 if options.quick else options.photos or PHOTOS
+        photos = 3000 if options.quick else PHOTOS
         rows, notes = rows_of(photos, peers[library], options)
         report(f"evaluate-{library}", rows, [head, *notes], options)
 

@@ -144,16 +144,6 @@ def peak_resident() -> float:
     return 1024 * float(status.partition("VmHWM:")[2].split()[0])
 
 
-def bind_to_cores(count: int) -> None:
-    """Keep this process, its threads and what it will start to so many cores (Linux).
-
-    Both sides then have the same cores, however many threads either of them starts.
-    """
-    chosen = sorted(os.sched_getaffinity(0))[:count]
-    for task in os.listdir("/proc/self/task"):  # libraries may have started theirs
-        os.sched_setaffinity(int(task), chosen)
-
-
 def processor() -> str:
     """The CPU's name and what of it may be used."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

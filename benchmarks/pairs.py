@@ -34,7 +34,6 @@ from benchmarks.harness import (
     Row,
     alternating_medians,
     arguments,
-    bind_to_cores,
     higher_is_better,
     lower_is_better,
     peak_resident,
@@ -114,7 +113,7 @@ def peak_of_reading(path: Path, output: Path) -> float:
     return peak_resident()
 
 
-def reading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
+def reading(options: Namespace, folder: Path) -> list[Row]:
     """Speed beside pandas, and memory on a small and the large file."""
     size = options.size_mb * MB
     sample, large = folder / "sample.json", folder / "large.json"
@@ -134,7 +133,7 @@ def reading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
     return [
         higher_is_better("reviews parsed", megabytes / ours, peer, megabytes / theirs, "MB/s"),
         lower_is_better(name, big / MB, f"of {megabytes:.0f} MB", small / MB, "MB"),
-    ], []
+    ]
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -264,30 +263,22 @@ def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]
     return [higher_is_better(name, medians[0], peer, medians[1], "img/s")], notes
 
 
-PARTS = {"reading": reading, "downloading": downloading}
-
-
 def main() -> None:
     """Measure both and record."""
     parser = arguments(__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--size-mb", type=float, default=5000, help="of the large file of reviews")
     add("--photos", type=int, default=6000, help="to download")
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to measure")
     options = parser.parse_args()
     if options.quick:
         options.size_mb, options.photos = 60.0, 600
-    bind_to_cores(options.threads)  # the children, the server and the peer with it
-    rows: list[Row] = []
-    notes = [f"{processor()}, of both sides and the server together"]
+    # The children, the server and the peer have the same cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     with TemporaryDirectory() as folder:
-        for part in options.parts:
-            place = Path(folder) / part
-            place.mkdir()
-            more_rows, more_notes = PARTS[part](options, place)
-            rows += more_rows
-            notes += more_notes
-    report("pairs", rows, notes, options)
+        rows = reading(options, Path(folder))
+        more, found = downloading(options, Path(folder))
+    head = f"{processor()}, of both sides and the server together"
+    report("pairs", [*rows, *more], [head, *found], options)
 
 
 if __name__ == "__main__":

@@ -311,19 +311,15 @@ def parsed_options() -> Namespace:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu", help="trains on it")
     add("--models", nargs="+", metavar="MODEL:PIXELS:BATCH", help="other models")
-    add("--precision", choices=("bf16", "fp32"), help="default: bf16 on a GPU")
-    add("--batches", type=int, default=0, help="timed, read from files; 0: chosen")
-    add("--workers", type=int, default=-1, help="that decode; -1: 8, or the cores")
     add("--no-compile", dest="compile", action="store_false", help="leave out torch.compile")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU here; write --device cpu")
     options.compile = options.compile and on_gpu
-    options.precision = options.precision or ("bf16" if on_gpu else "fp32")
-    options.batches = options.batches or (40 if on_gpu else 4)
-    if options.workers < 0:
-        options.workers = min(8, os.cpu_count() or 1)
+    options.precision = "bf16" if on_gpu else "fp32"
+    options.batches = 40 if on_gpu else 4
+    options.workers = min(8, os.cpu_count() or 1)
     if options.quick:
         options.batches, options.workers, options.repeats = 1, 0, 1
     return options

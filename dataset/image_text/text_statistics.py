@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,45 +118,38 @@ def count(pairs: Path) -> Statistics:
     import numpy as np
 
     from dataset.dataset_creation_steps.snapshots import keys
+    from visual_search.common.progress import progress_bar
+    from visual_search.text.pairs import open_pairs
 
     found = Statistics()
     vocabulary, texts = set[str](), [np.zeros(0, np.uint64)]
-    for queries, cleaned, languages in _batches(pairs):
-        raw = [query for row in queries for query in row]
-        flat = [text for row in cleaned for text in row]
-        found.images += len(queries)
-        found.queries += len(raw)
-        sizes = {
-            "queries": map(len, queries),
-            "characters": map(len, raw),
-            "words": (len(query.split()) for query in raw),
-        }
-        for name, lengths in sizes.items():
-            found.lengths[name].update(min(length, LONGEST[name]) for length in lengths)
-        found.languages.update(language for row in languages for language in row)
-        for top in found.ngrams.values():
-            top.add(flat)
-        said = [word for text in flat for word in text.split()]
-        found.words += len(said)
-        vocabulary.update(said)
-        texts.append(keys(flat))
+    file, columns = open_pairs(pairs), ["queries", "texts", "language"]
+    with progress_bar("counting", "image", total=file.metadata.num_rows) as bar:
+        for batch in file.iter_batches(BATCH_IMAGES, columns=columns):
+            bar.update(batch.num_rows)
+            queries, cleaned, languages = (batch[name].to_pylist() for name in columns)
+            raw = [query for row in queries for query in row]
+            flat = [text for row in cleaned for text in row]
+            found.images += len(queries)
+            found.queries += len(raw)
+            sizes = {
+                "queries": map(len, queries),
+                "characters": map(len, raw),
+                "words": (len(query.split()) for query in raw),
+            }
+            for name, lengths in sizes.items():
+                found.lengths[name].update(min(length, LONGEST[name]) for length in lengths)
+            found.languages.update(language for row in languages for language in row)
+            for top in found.ngrams.values():
+                top.add(flat)
+            said = [word for text in flat for word in text.split()]
+            found.words += len(said)
+            vocabulary.update(said)
+            texts.append(keys(flat))
     found.different_words = len(vocabulary)
     _, times = np.unique(np.concatenate(texts), return_counts=True)
     found.images_of_text.update(times.tolist())
     return found
-
-
-def _batches(pairs: Path) -> Iterator[tuple[list[list[str]], ...]]:
-    """Queries, cleaned texts and languages of some images."""
-    from visual_search.common.progress import progress_bar
-    from visual_search.text.pairs import open_pairs
-
-    file = open_pairs(pairs)
-    columns = ["queries", "texts", "language"]
-    with progress_bar("counting", "image", total=file.metadata.num_rows) as bar:
-        for batch in file.iter_batches(BATCH_IMAGES, columns=columns):
-            bar.update(batch.num_rows)
-            yield tuple(batch[name].to_pylist() for name in columns)
 
 
 def quantiles(lengths: Counter[int]) -> dict[str, float]:

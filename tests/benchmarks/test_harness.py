@@ -1,7 +1,5 @@
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,29 +33,6 @@ def test_a_ratio_above_1_is_always_ours_being_better() -> None:
         "| rate | 30 | peer 1.0 | 20 | images/s | 1.50 |",
         "| alone | 7 | none | - | MB | - |",
     ]
-
-
-def test_a_bound_process_and_its_children_have_one_core(project: Path) -> None:
-    code = (
-        "import os, subprocess, sys, threading\n"
-        "from benchmarks.harness import bind_to_cores\n"
-        "wait, told = threading.Event(), []\n"
-        "def work():\n"
-        "    wait.wait()\n"
-        "    told.append(len(os.sched_getaffinity(0)))\n"
-        "early = threading.Thread(target=work)\n"
-        "early.start()\n"
-        "bind_to_cores(1)\n"
-        "wait.set()\n"
-        "early.join()\n"
-        "child = 'import os; print(len(os.sched_getaffinity(0)))'\n"
-        "print(told[0], len(os.sched_getaffinity(0)), flush=True)\n"
-        "subprocess.run([sys.executable, '-c', child], check=True)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["1", "1", "1"]
 
 
 def test_record_rewrites_its_own_section_only(tmp_path: Path) -> None:

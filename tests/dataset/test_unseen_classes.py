@@ -10,7 +10,7 @@ import torch
 
 from dataset import filter_dataset_info, find_leaks, generate_dataset_info, get_kfold_split
 from tests.commands import stopped, told
-from tests.conftest import draw_product, write_csv
+from tests.conftest import draw_product
 from tests.visual_search.data.test_dev_sets import naive_scores
 from visual_search import main_arcface, main_evaluate
 from visual_search.data.images import ImageItem, load_pixels
@@ -85,28 +85,3 @@ def test_from_a_folder_to_a_score_on_classes_that_never_trained(
         assert f"mAP {best.facts['mAP']:.4f}" in said
     said = stopped(main_evaluate.main, "tune-rerank", *options)
     assert "tune-rerank needs queries apart from the gallery" in said
-
-
-@pytest.mark.slow  # folds of tables: tests/visual_search/data/test_dev_sets.py
-def test_a_fold_of_images_and_a_fold_of_classes(images: Path, tmp_path: Path) -> None:
-    names = sorted(images.rglob("?.png"))
-    rows = [[path.relative_to(tmp_path), path.parent.name] for path in names]
-    info = write_csv(tmp_path / "dataset_info.csv", ["file_name", "label"], rows)
-    folds = tmp_path / "folds.csv"
-    for options, all_unseen in ((("--k", "3", "--whole_classes"), True), (("--k", "2"), False)):
-        told(get_kfold_split.main, "--dataset_info", info, *options)
-        table = pd.read_csv(folds)
-        sizes = table[table["fold"] == 1]["label"].value_counts()
-        queries = sizes[sizes > 1]
-        unseen = set(queries.index) - set(table["label"][table["fold"] != 1])
-        assert unseen == (set(queries.index) if all_unseen else set())
-        said = train(
-            tmp_path / "runs",
-            *("--dataset.tables", json.dumps([{"file": str(folds), "fold": 1}])),
-            *("--dataset.dev_set.table", folds, "--dataset.dev_set.fold", "1"),
-        )
-        assert f"{len(table) - sizes.sum()} images of" in said
-        assert (
-            f"validation: {queries.sum()} queries, {sizes.sum()} gallery images of a table, "
-            f"{len(unseen)} of {len(queries)} classes not in training" in said
-        )
