@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from visual_search.common.environment import StartSpeed
+from visual_search.common.environment import write_environment
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
 from visual_search.common.run_folder import (
@@ -186,7 +186,8 @@ class Trainer:
 
             soup = WeightSoup(train.soup_last, self.run.path / "soup")
         self.validator = self.phase.validator(self.run, device, self.optim.average, soup)
-        self.speed = StartSpeed(self.run.path, self.accelerator, config.dataset.batch_size)
+        if self.is_main_process:
+            write_environment(self.run.path, device, self.accelerator.num_processes)
 
     def _set_backbone_frozen(self, frozen: bool) -> None:
         """Linear probe or fine-tuning; the processes' wrapper has to know which weights move."""
@@ -241,7 +242,7 @@ class Trainer:
             shown=self.is_main_process,
         )
         with bar:
-            for batches in self.speed.timed(grouped(self.loader, config.train.accumulate)):
+            for batches in grouped(self.loader, config.train.accumulate):
                 self._train_step(batches, bar)
                 if self._is_stale():
                     break
@@ -268,7 +269,7 @@ class Trainer:
         if (self.step - 1) % train.log_steps == 0:  # reading the loss waits for the device
             self._log(mean_over_processes(self.accelerator, loss), bar)
             late = time.perf_counter() - self.saved > 60 * train.save_minutes
-            due = due or self._as_the_first(late)
+            due = due or bool(self._from_the_first([late])[0])
         if self.validates_each and self.step % self.validates_each == 0:
             self._validate()
             self._set_mode()
@@ -313,9 +314,6 @@ class Trainer:
     def _from_the_first(self, values: list[Any]) -> list[Any]:
         """The first process's values, in all processes."""
         return broadcast_object_list(values) if self.processes.count > 1 else values
-
-    def _as_the_first(self, value: bool) -> bool:
-        return bool(self._from_the_first([value])[0])
 
     def _save(self) -> None:
         """Write down everything, so that a killed run continues from here."""

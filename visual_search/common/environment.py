@@ -7,45 +7,20 @@ hold passwords.
 from __future__ import annotations
 
 import platform
-import statistics
+import re
 import subprocess
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 import visual_search
 from visual_search.common.files import read_json, write_json
 from visual_search.common.processes import available_cores
 
 ENVIRONMENT_FILE = "environment.json"
-SKIPPED, MEASURED = 2, 20
-"""Steps at the start of a process that are passed over, and then timed: the first are slower."""
-
-Batch = TypeVar("Batch")
-
-
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions, commit and machine, as JSON values.
-
-    Args:
-        device: that trains.
-        processes: that train together.
-    """
-    return {
-        "python": platform.python_version(),
-        "packages": declared_versions(),
-        "commit": commit(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "cores": available_cores(),
-        "processes": processes,
-    }
 
 
 def declared_versions() -> dict[str, str]:
@@ -55,18 +30,12 @@ def declared_versions() -> dict[str, str]:
     except metadata.PackageNotFoundError:  # the sources alone
         return {}
     found = {}
-    for name in sorted({_name_of(one) for one in declared}):
+    for name in sorted({re.split(r"[^\w.-]", one)[0] for one in declared}):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _name_of(requirement: str) -> str:
-    """`accelerate` of `accelerate>=1.4; extra == "train"`."""
-    end = next((i for i, c in enumerate(requirement) if not (c.isalnum() or c in "-_.")), None)
-    return requirement[:end]
 
 
 def commit() -> str:
@@ -98,63 +67,25 @@ def device_name(device: torch.device) -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-class StartSpeed:
-    """Times the first steps of a process: whole, and less the wait for images.
+def write_environment(run: Path, device: torch.device, processes: int) -> None:
+    """Write `environment.json` in the folder of a run.
 
-    The bound is what the model alone would do, were every batch there at once.
+    Args:
+        run: the folder.
+        device: that trains.
+        processes: that train together.
     """
-
-    def __init__(self, run: Path, accelerator: Accelerator, batch_size: int) -> None:
-        """
-        Args:
-            run: its folder; the first process writes `environment.json` in it, now and again with
-                the speed.
-            accelerator: the device, and how many processes train together.
-            batch_size: images of a batch of one process.
-        """
-        self.file, writes = run / ENVIRONMENT_FILE, accelerator.is_main_process
-        self.device, processes = accelerator.device, accelerator.num_processes
-        self.batch_size = batch_size * processes
-        self.facts = environment(self.device, processes) if writes else {}
-        self.steps: list[tuple[float, float, float]] = []
-        """Images, seconds of waiting for them, and seconds of the model."""
-        self.written = not writes
-        if writes:
-            write_json(self.file, self.facts)
-
-    def timed(self, groups: Iterable[Sequence[Batch]]) -> Iterator[Sequence[Batch]]:
-        """The groups of batches that are a step each, as they come."""
-        remaining = iter(groups)
-        while not self.written:
-            started = time.perf_counter()
-            group = next(remaining, None)
-            if group is None:
-                break
-            there = time.perf_counter()
-            yield group
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            done = time.perf_counter()
-            images = len(group) * self.batch_size
-            self.steps.append((images, there - started, done - there))
-            if len(self.steps) == SKIPPED + MEASURED:
-                break
-        self._write()
-        yield from remaining
-
-    def _write(self) -> None:
-        """Add what was timed, where that is more than the steps that are passed over."""
-        timed = self.steps[SKIPPED:]
-        if self.written or not timed:
-            return
-        images, wait, model = (statistics.median(part) for part in zip(*timed, strict=True))
-        speed = {
-            "images_per_second": round(images / (wait + model), 2),
-            "of_the_model_alone": round(images / model, 2),
-            "steps": len(timed),
-        }
-        write_json(self.file, {**self.facts, "speed_at_the_start": speed})
-        self.written = True
+    facts = {
+        "python": platform.python_version(),
+        "packages": declared_versions(),
+        "commit": commit(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "cores": available_cores(),
+        "processes": processes,
+    }
+    write_json(run / ENVIRONMENT_FILE, facts)
 
 
 def environment_of(run: Path) -> dict[str, Any]:
@@ -180,10 +111,4 @@ def environment_in_words(facts: Mapping[str, Any]) -> str:
         words.append(f"{facts['processes']} processes")
     if facts["commit"]:
         words.append(f"commit {facts['commit'][:12]}{'+' if facts['commit'][-1] == '+' else ''}")
-    if speed := facts.get("speed_at_the_start"):
-        words.append(
-            f"{speed['images_per_second']:g} images/s at the start, "
-            f"{speed['images_per_second'] / speed['of_the_model_alone']:.0%} of what the model "
-            "alone reaches"
-        )
     return "; ".join(words)
