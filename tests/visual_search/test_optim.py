@@ -1,5 +1,4 @@
 import json
-import math
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -66,27 +65,17 @@ def test_layer_decay_by_hand() -> None:
         parameter_groups(backbone, [], decayed)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("adamw", "AdamW"),
-        ("adam", "Adam"),
-        ("sgd", "SGD"),
-        ("radam", "RAdam"),
-        ("nadam", "NAdam"),
-        ("lion", "Lion"),
-        ("adan", "Adan"),
-        ("lamb", "Lamb"),
-    ],
-)
-def test_each_name_builds_its_own_optimiser_and_it_trains(name: str, kind: str) -> None:
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimConfig)["name"]))
+def test_each_name_builds_its_own_optimiser_and_it_trains(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     x = torch.randn(64, 4)
     target = x @ torch.tensor([[1.0], [-1.0], [0.5], [0.0]])
-    optim: OptimConfig = rates(0.02, 1.0, 1e-4, name=name)
+    optim: OptimConfig = rates(0.02, 1.0, 1e-4, name=name, betas=(0.8, 0.95))
     optimizer = build_optimizer(optim, parameter_groups(model, [], optim))
-    assert type(optimizer).__name__ == kind
+    assert type(optimizer).__name__.lower() == name
+    if name not in ("sgd", "adan"):
+        assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
     assert {group["name"] for group in optimizer.param_groups} == {"backbone", "backbone_no_decay"}
     losses = []
     for _ in range(60):
@@ -98,12 +87,12 @@ def test_each_name_builds_its_own_optimiser_and_it_trains(name: str, kind: str) 
     assert losses[-1] < 0.7 * losses[0]
 
 
-def one_step(name: Any, decay: float, **options: Any) -> float:
-    """The weight, from 1.0, after one step of rate 0.1 with gradient 0.5."""
+def one_step(name: Any, decay: float, gradient: float = 0.5, **options: Any) -> float:
+    """The weight, from 1.0, after one step of rate 0.1."""
     weight = nn.Parameter(torch.ones(1, 1))
     groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": decay}]
     optimizer = build_optimizer(OptimConfig(name, **options), groups)
-    weight.grad = torch.full((1, 1), 0.5)
+    weight.grad = torch.full((1, 1), gradient)
     optimizer.step()
     return float(weight.detach())
 
@@ -122,21 +111,8 @@ def test_steps_by_hand() -> None:
 @pytest.mark.parametrize("name", ["adamw", "radam", "nadam", "lion", "adan", "lamb"])
 def test_the_decay_is_decoupled(name: Any) -> None:
     """Without a gradient only the decay moves the weight, by rate * decay."""
-    weight = nn.Parameter(torch.ones(1, 1))
-    groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": 0.2}]
-    optimizer = build_optimizer(OptimConfig(name), groups)
-    weight.grad = torch.zeros(1, 1)
-    optimizer.step()
     # adan divides by 1 + rate * decay instead.
-    assert float(weight.detach()) == pytest.approx(0.98, abs=5e-4)
-
-
-def test_betas_reach_the_optimiser() -> None:
-    weight = nn.Parameter(torch.ones(2, 2))
-    groups = [{"name": "head", "params": [weight], "lr": 0.1, "weight_decay": 0.0}]
-    optimizer = build_optimizer(OptimConfig("adamw", betas=(0.8, 0.95)), groups)
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.95)
-    assert math.isclose(optimizer.param_groups[0]["lr"], 0.1)
+    assert one_step(name, 0.2, gradient=0.0) == pytest.approx(0.98, abs=5e-4)
 
 
 def test_what_cannot_be_built_says_so() -> None:
@@ -166,17 +142,6 @@ def rates_of(schedule: Schedule, steps: int) -> list[float]:
     return seen
 
 
-def test_cosine_by_hand() -> None:
-    # 10 steps of warm-up in 110: the peak at step 9, half way down at step 60.
-    schedule = schedule_of(optimizer_with(1.0), "cosine", 110, warmup_steps=10)
-    assert schedule.factor(0) == pytest.approx(0.1)
-    assert schedule.factor(9) == pytest.approx(1.0)
-    assert schedule.factor(35) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert schedule.factor(60) == pytest.approx(0.5)
-    assert schedule.factor(110) == pytest.approx(0.0)
-    assert schedule.factor(500) == pytest.approx(0.0)
-
-
 def test_cosine_is_torchs() -> None:
     ours = schedule_of(optimizer_with(2.0), "cosine", 50, floor=0.1)
     theirs_optimizer = optimizer_with(2.0)
@@ -191,19 +156,14 @@ def test_cosine_is_torchs() -> None:
 
 def test_step_falls_at_its_milestones() -> None:
     schedule = schedule_of(
-        optimizer_with(1.0), "step", 100, warmup_steps=7, milestones=(0.3, 0.75), gamma=0.1
-    )
+        optimizer_with(1.0), "step", 100, warmup_steps=7, milestones=(0.3, 0.75), gamma=0.1,
+        floor=0.05,
+    )  # fmt: skip
     seen = rates_of(schedule, 100)
     assert seen[6] == 1.0
     assert seen[7:30] == [1.0] * 23
     assert seen[30:75] == pytest.approx([0.1] * 45)
-    assert seen[75:] == pytest.approx([0.01] * 25)
-
-
-def test_step_stops_at_the_floor() -> None:
-    schedule = schedule_of(optimizer_with(1.0), "step", 100, milestones=(0.3, 0.75), floor=0.05)
-    assert schedule.factor(50) == pytest.approx(0.1)
-    assert schedule.factor(90) == pytest.approx(0.05)
+    assert seen[75:] == pytest.approx([0.05] * 25)  # the floor
 
 
 def test_cyclic_has_its_triangles_and_ends_low() -> None:
@@ -238,13 +198,6 @@ def test_plateau_is_torchs() -> None:
             theirs_optimizer.param_groups[0]["lr"]
         )
     assert schedule.cuts == 3
-
-
-def test_only_plateau_cares_for_scores() -> None:
-    schedule = schedule_of(optimizer_with(1.0), "constant", 100)
-    for _ in range(20):
-        schedule.observe(0.0)
-    assert schedule.factor(50) == 1.0
 
 
 @given(

@@ -66,11 +66,10 @@ def mean_interval(
     values: np.ndarray,
     clusters: np.ndarray | None = None,
     *,
-    level: float = 0.95,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """The interval of the mean of values that come in clusters.
+    """The 95 % interval of the mean of values that come in clusters.
 
     The mean is over the values, not over the clusters: a cluster of ten counts ten times. For
     the paired comparison of two models give the differences of their scores.
@@ -78,7 +77,6 @@ def mean_interval(
     Args:
         values: `(n,)`, finite.
         clusters: `(n,)`, the cluster of each, of any type; None: each is its own.
-        level: of confidence, 0..1.
         draws: of the bootstrap.
         seed: the same seed gives the same interval.
 
@@ -107,7 +105,7 @@ def mean_interval(
         vectorized=True,
         n_resamples=draws,
         batch=max(AT_ONCE // count, 1),
-        confidence_level=1 - 2 * expanded_tail((1 - level) / 2, count),
+        confidence_level=1 - 2 * expanded_tail(0.025, count),
         method="percentile",
         random_state=np.random.default_rng(seed),
     ).confidence_interval

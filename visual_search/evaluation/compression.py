@@ -305,11 +305,9 @@ class RunEmbeddings:
             Path(self.config.train.feature_cache),
             default_device(),
         )
-        return source.features(self._items(side), side).matrix
-
-    def _items(self, side: str) -> Sequence[ImageItem]:
+        items: Sequence[ImageItem] = self.dev_set.queries
         if side == TRAINING:
-            return [self.images.item(row) for row in range(len(self.images))]
-        if side == GALLERY:
-            return trimmed(self.dev_set.gallery, self.config.embedding)
-        return self.dev_set.queries
+            items = [self.images.item(row) for row in range(len(self.images))]
+        elif side == GALLERY:
+            items = trimmed(self.dev_set.gallery, self.config.embedding)
+        return source.features(items, side).matrix

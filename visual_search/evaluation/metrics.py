@@ -131,19 +131,6 @@ def average_precision(
     return np.nan_to_num(average_precision_at_1000(hits))
 
 
-def mean_average_precision(
-    ranks: np.ndarray, gallery_products: np.ndarray, query_products: np.ndarray
-) -> float:
-    """The challenge's score: the mean of :func:`average_precision` over the queries, 0..1.
-
-    Raises:
-        ValueError: when there is no query, or the shapes do not fit together.
-    """
-    if len(query_products) == 0:
-        raise ValueError("mAP is not defined without a query")
-    return float(np.mean(average_precision(ranks, gallery_products, query_products)))
-
-
 def average_precision_at_r(hits: Hits) -> np.ndarray:
     """MAP@R (Musgrave et al. 2020): the same over the first R ranks, R relevant images."""
     return _precision_share(hits, hits.n_relevant)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
-from visual_search.common.files import write_json, write_text, written_atomically
+from visual_search.common.files import write_csv, write_json, write_text
 from visual_search.common.page import Section, Tile, TileRow, data_uri, markdown, write_page
 from visual_search.common.processes import available_cores
 from visual_search.data.dev_sets import DevSet
@@ -242,13 +242,6 @@ def _cell(value: float | None, headline: bool = False) -> str:
 
 def _write_queries(file: Path, scores: TaskScores) -> None:
     """What each query reached."""
-    task, columns = scores.task, list(scores.values.values())
-    with (
-        written_atomically(file) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as handle,
-    ):
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["query", "label", "domain", *scores.values])
-        for query, name in enumerate(task.query_names):
-            numbers = ["" if np.isnan(x[query]) else f"{x[query]:.6f}" for x in columns]
-            writer.writerow([name, task.query_labels[query], task.domains[query], *numbers])
+    task, values = scores.task, {name: of.round(6) for name, of in scores.values.items()}
+    facts = {"query": task.query_names, "label": task.query_labels, "domain": task.domains}
+    write_csv(file, pd.DataFrame({**facts, **values}))

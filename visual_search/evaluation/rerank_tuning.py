@@ -42,6 +42,7 @@ Slots = tuple[Step | None, ...]
 # A change has to gain this many standard errors of the gain, or what was there stays: the best of
 # a grid is always better on the queries it was chosen on.
 MIN_DEVIATIONS = 1.5
+ROUNDS = 2
 
 
 def _grid(kind: Callable[..., Step], **values: Iterable[Any]) -> list[Step | None]:
@@ -171,15 +172,15 @@ def halves(
     return one, other
 
 
-def choose(half: Half, rounds: int = 2, on_score: Callable[[], object] = lambda: None) -> Steps:
+def choose(half: Half, on_score: Callable[[], object] = lambda: None) -> Steps:
     """The steps with the best mAP on `half`, as far as its queries can tell.
 
-    Starts from the best of :data:`RECIPES`. Each round goes over the slots and takes the best
-    option of one with the others held, if it gains :data:`MIN_DEVIATIONS` standard errors.
+    Starts from the best of :data:`RECIPES`. Each of :data:`ROUNDS` rounds goes over the slots and
+    takes the best option of one with the others held, if it gains :data:`MIN_DEVIATIONS` standard
+    errors; a round that changes nothing is the last.
 
     Args:
         half: the queries to choose on.
-        rounds: over all slots; it ends earlier when a round changes nothing.
         on_score: called after each ranking.
     """
 
@@ -189,7 +190,7 @@ def choose(half: Half, rounds: int = 2, on_score: Callable[[], object] = lambda:
         return value
 
     chosen = max(RECIPES.values(), key=score)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         before = chosen
         for place, options in enumerate(SLOTS):
             tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
@@ -202,9 +203,9 @@ def choose(half: Half, rounds: int = 2, on_score: Callable[[], object] = lambda:
     return steps_of(chosen)
 
 
-def trials(rounds: int = 2) -> int:
+def trials() -> int:
     """How many rankings :func:`choose` asks for at most."""
-    return len(RECIPES) + rounds * sum(len(options) for options in SLOTS)
+    return len(RECIPES) + ROUNDS * sum(len(options) for options in SLOTS)
 
 
 def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:

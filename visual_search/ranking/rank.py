@@ -50,7 +50,6 @@ def rank_gallery(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 0,
     settings: EmbedSettings | None = None,
     steps: Sequence[Step] = (),
     deadline: Deadline | None = None,
@@ -66,7 +65,6 @@ def rank_gallery(
         queries: the users' photos with their boxes.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: images a step of the model; 0: by rule.
         settings: of the embedding; `trim_borders` is for the gallery.
         deadline: of a time limit that has to be kept.
         steps: of re-ranking; none is plain cosine ranking.
@@ -78,8 +76,6 @@ def rank_gallery(
     started = time.perf_counter()
     settings = settings or EmbedSettings()
     deadline = deadline or Deadline()
-    if batch_size:
-        settings = replace(settings, batch_size=batch_size)
     gallery = trimmed(gallery, settings)
     listed = {"gallery images": gallery}
     if own is None:
@@ -268,11 +264,11 @@ def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:
     return ranks[~goes].reshape(len(ranks), ranks.shape[1] - 1)
 
 
-def fill_to_width(ranks: np.ndarray, n_gallery: int, width: int = MAX_PREDICTIONS) -> np.ndarray:
-    """Widen the ranking of a small gallery to the `width` columns that the evaluator insists on.
+def fill_to_width(ranks: np.ndarray, n_gallery: int) -> np.ndarray:
+    """Widen the ranking of a small gallery to the 1,000 columns that the evaluator insists on.
 
     The rule: behind the whole gallery come the indexes `n_gallery, n_gallery + 1, …`. They name
     no image, so they are never relevant, and no row repeats an index.
     """
-    filler = np.arange(n_gallery, n_gallery + width - ranks.shape[1], dtype=ranks.dtype)
+    filler = np.arange(n_gallery, n_gallery + MAX_PREDICTIONS - ranks.shape[1], dtype=ranks.dtype)
     return np.concatenate([ranks, np.broadcast_to(filler, (len(ranks), len(filler)))], axis=1)
