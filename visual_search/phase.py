@@ -172,7 +172,6 @@ class ImagePhase(Phase):
             rank=rank,
             world_size=processes,
             images_per_class=dataset.sampler.images_per_class,
-            size_power=dataset.sampler.size_power,
             by_size=dataset.sampler.by_size,
         )
         if self.frozen is not None:  # in memory: nothing for worker processes to do

@@ -115,17 +115,17 @@ class SamplerConfig:
     """Which images meet in a batch.
 
     Args:
-        kind: shuffle; m-per-class for pair losses; size-balanced draws small classes more often.
+        kind: shuffle; m-per-class for pair losses.
         images_per_class: of m-per-class, images of a class in a batch.
         by_size: of m-per-class, classes come in proportion to their images, as the challenge's
             winner drew its pairs; false shows all classes equally often.
-        size_power: of size-balanced, a class is drawn in proportion to its size to this power.
+        size_power: of earlier versions.
     """
 
-    kind: Literal["shuffle", "m-per-class", "size-balanced"] = "shuffle"
+    kind: Literal["shuffle", "m-per-class"] = "shuffle"
     images_per_class: Annotated[CountFrom1, When("kind", "m-per-class")] = 2
     by_size: Annotated[bool, When("kind", "m-per-class")] = False
-    size_power: Annotated[Amount, When("kind", "size-balanced")] = 0.5
+    size_power: Annotated[Amount, When("")] = 0.5
 
 
 @dataclass(frozen=True)

@@ -77,30 +77,6 @@ class Shuffle(LabelledOrder):
         return rng.permutation(spread(self.sources, self.draws, rng))
 
 
-class SizeBalanced(LabelledOrder):
-    """A class of n images is drawn in proportion to n ** power; within it, images take turns.
-
-    Each source keeps the share of the epoch that its weight and size give it; the balance is
-    between the classes of a source. Power 1 is as they come, 0.5 (square root; Mahajan et al.
-    2018, section 2.2) and 0 (all alike) show rare classes more often.
-    """
-
-    def __init__(self, images: LabelledImages, power: float = 0.5) -> None:
-        super().__init__(images)
-        self.power = power
-
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images; each class is drawn its expected number of times, give or take 1."""
-        labels = self.images.labels
-        counts = self.images.counts(self.images.classes)
-        draws = np.zeros(len(counts), dtype=np.int64)
-        for source, total in enumerate(self.draws):
-            classes = rng.permutation(np.unique(labels[self.sources == source]))
-            shares = counts[classes].astype(np.float64) ** self.power
-            draws[classes] += systematic_draws(shares, int(total), rng)
-        return rng.permutation(spread(labels, draws, rng))
-
-
 class ClassGroups(LabelledOrder):
     """Groups of a few images of one class, as pair losses need them (M per class).
 
@@ -261,41 +237,35 @@ def build_batches(
     rank: int = 0,
     world_size: int = 1,
     images_per_class: int = 2,
-    size_power: float = 0.5,
     by_size: bool = False,
 ) -> TrainingBatches:
     """The batches of one process.
 
     Args:
-        kind: a key of :data:`ORDERS`.
+        kind: shuffle or m-per-class.
         images: the training images, with the weights of their sources.
         batch_size: images of a batch of this process.
         seed: of all epochs.
         rank: number of this process, 0..world_size-1.
         world_size: processes that train together.
         images_per_class: for m-per-class, images of a class in a batch.
-        size_power: for size-balanced, a class is drawn in proportion to its size to this power.
         by_size: for m-per-class, classes come in proportion to their sizes, not equally often.
 
     Raises:
-        KeyError: for an unknown kind.
         UserError: when an epoch fills no batch, and for a batch that m-per-class cannot fill
             with whole groups.
     """
-    if kind == "m-per-class" and batch_size % images_per_class:
+    order: Order
+    if kind == "shuffle":
+        order = Shuffle(images)
+    elif batch_size % images_per_class == 0:
+        order = ClassGroups(images, images_per_class, by_size)
+    else:
         raise UserError(
             f"dataset.batch_size = {batch_size} is no multiple of "
             f"dataset.sampler.images_per_class = {images_per_class}; make it one"
         )
-    order = ORDERS[kind](images, images_per_class, size_power, by_size)
     return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)
-
-
-ORDERS: dict[str, Callable[[LabelledImages, int, float, bool], Order]] = {
-    "shuffle": lambda images, *_: Shuffle(images),
-    "m-per-class": lambda images, per_class, _, by_size: ClassGroups(images, per_class, by_size),
-    "size-balanced": lambda images, _, power, __: SizeBalanced(images, power),
-}
 
 
 def image_loader(
