@@ -35,9 +35,11 @@ def main() -> None:
 def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     """Make the soup that the options ask for, and write it into the run's folder."""
     from visual_search.config_reader import read_config
-    from visual_search.data.factory import dev_files, dev_set_of
+    from visual_search.data.factory import dev_files, dev_set_of, training_images
     from visual_search.evaluation.dev_set import evaluate_on_dev_set
+    from visual_search.model.checkpoint import load_checkpoint, with_whitening
     from visual_search.ranking.embed import default_device
+    from visual_search.validation import fit_whitenings
 
     ingredients = load_ingredients(options.runs)
     first = next(iter(ingredients.values()))
@@ -55,10 +57,20 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
         return found.mean_average_precision
 
     soup = SOUPS[options.kind](ingredients, score)
+    kept, train = dataclasses.replace(first, state=soup.state), config.train
+    if train.whitening or train.whitening_power:
+        embedder = _embedder(first, soup.state).to(device)
+        images, size = training_images(config.dataset), first.architecture.input_size
+        fitted = fit_whitenings(embedder, images, size, train, settings=settings, device=device)
+        for name, whitening in fitted.items():
+            embedder.neck = whitening.to(device)
+            mAP = score(embedder, f"the average, {name}")
+            if mAP > soup.mAP:
+                kept, soup = with_whitening(first, embedder), dataclasses.replace(soup, mAP=mAP)
     data = ", ".join(map(str, dev_files(config.dataset.dev_set)))
     text = (options.runs[0] / "config.yml").read_text("utf-8")
-    write_soup(run.path, soup, options.kind, first, text, data)
-    best = max(soup.scores.values())
+    write_soup(run.path, soup, options.kind, kept, text, data)
+    best = max(load_checkpoint(path).facts.get("mAP", 0.0) for path in options.runs)
     print(f"done: mAP {soup.mAP:.4f} of {len(soup.ingredients)} runs; the best alone {best:.4f}")
     print(f"next: python my_submission/to_torchscript.py {run.path}")
 
@@ -68,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_soup",
         description="Average the weights of runs that began at the same weights (other seeds, "
-        "rates, augmentations), and keep the average as a run of its own.",
+        "rates, augmentations), and keep the average as a run of its own. A whitening is fitted "
+        "to the average anew.",
     )
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
     parser.add_argument("--name", required=True, help="the average is kept in <folder>/<name>")
@@ -100,15 +113,15 @@ class Soup:
 
 
 def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
-    """The best models of runs that can be averaged, by the runs' paths.
+    """The best models of runs that can be averaged, by the runs' paths, without their whitening.
 
     Raises:
         UserError: for fewer than two, one that is named twice, and one whose architecture
             differs from the first's.
     """
-    from visual_search.model.checkpoint import load_checkpoint
+    from visual_search.model.checkpoint import load_checkpoint, without_whitening
 
-    found = {str(run): load_checkpoint(run) for run in runs}
+    found = {str(run): without_whitening(load_checkpoint(run)) for run in runs}
     if len(found) < len(runs) or len(runs) < 2:
         raise UserError("--runs needs two runs or more, each named once")
     (first, sample), *others = found.items()
@@ -121,11 +134,6 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
                     f"{name} has {part.name} {theirs!r}, {first} {ours!r}: only models of one "
                     "architecture can be averaged"
                 )
-        if sample.architecture.neck == "whitening":
-            raise UserError(
-                "a whitening is fitted to one model alone: train runs for a soup without "
-                "train.whitening"
-            )
     return found
 
 
@@ -152,15 +160,15 @@ def greedy_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
 
 
 def write_soup(
-    folder: Path, soup: Soup, kind: str, sample: Checkpoint, config: str, data: str
+    folder: Path, soup: Soup, kind: str, kept: Checkpoint, config: str, data: str
 ) -> None:
     """Write a run folder that ranker, evaluation and further training take.
 
     Args:
         folder: `runs/<name>`.
-        soup: what goes into it.
+        soup: what it was averaged of.
         kind: a key of :data:`SOUPS`.
-        sample: one of the ingredients.
+        kept: the average, whitened or not, with the first ingredient's facts.
         config: of that one, as YAML: what the soup's images look like to the model.
         data: what it was scored on.
     """
@@ -171,13 +179,13 @@ def write_soup(
     trained_on = averaged([Path(name) for name in soup.ingredients])
     facts: dict[str, Any] = {
         "data": trained_on and trained_on.of_a_model(),
-        **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
+        **{key: kept.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
         "run": folder.name,
         "mAP": soup.mAP,
         "soup": {"kind": kind, "runs": list(soup.ingredients), "scored_on": data},
     }
     write_text(folder / "config.yml", config)
-    save_checkpoint(folder / "best", sample.architecture, soup.state, {}, facts)
+    save_checkpoint(folder / "best", kept.architecture, kept.state, {}, facts)
     result = {"finished": True, "mAP": soup.mAP, "ingredients": list(soup.ingredients)}
     write_json(folder / "result.json", {**result, "scores": dict(soup.scores)})
 

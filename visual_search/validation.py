@@ -23,7 +23,11 @@ from visual_search.ranking.rerank import Step, describe_steps, named_steps
 from visual_search.ranking.tta import mean_of_units
 
 if TYPE_CHECKING:
+    from visual_search.common.model_config import EmbedSettings
+    from visual_search.config import TrainConfig
+    from visual_search.data.datasets import LabelledImages
     from visual_search.model.averaging import ExponentialAverage, WeightSoup
+    from visual_search.model.embedder import Embedder
     from visual_search.phase import ImagePhase, Phase
 
 
@@ -152,6 +156,46 @@ class BestCheckpoint(ABC, Generic[Found]):
         """Write down what the best model answers."""
 
 
+def fit_whitenings(
+    embedder: Embedder,
+    images: LabelledImages,
+    input_size: int,
+    train: TrainConfig,
+    *,
+    settings: EmbedSettings,
+    device: torch.device,
+) -> dict[str, Whitening]:
+    """The whitenings that `train.whitening` and `train.whitening_power` ask for, by their names.
+
+    Args:
+        embedder: without a neck, in evaluation mode, on `device`.
+        images: those of the training, with their classes.
+        input_size: pixels.
+        train: the settings.
+        settings: how images are embedded.
+        device: where the model is.
+    """
+    labels, weights = torch.from_numpy(images.labels), images.weights()
+    found = embed_each_view(
+        embedder,
+        [images.item(i) for i in range(len(images))],
+        input_size,
+        device=device,
+        settings=settings,
+        label="whitening",
+    ).matrix
+    fitted: dict[str, Whitening] = {}
+    if train.whitening:
+        views = mean_of_units(list(found.split(len(images))))
+        fitted["whitened"] = fit_whitening(views, labels, train.whitening, weights)
+    if train.whitening_power:
+        weights = None if weights is None else weights.repeat(len(settings.fits))
+        fitted["whitened without classes"] = fit_unlabelled(
+            found, train.whitening_dimension, train.whitening_power, weights=weights
+        )
+    return fitted
+
+
 class Validator(BestCheckpoint[Evaluation]):
     """Scores an image embedder on a development set."""
 
@@ -183,29 +227,15 @@ class Validator(BestCheckpoint[Evaluation]):
         train, phase = self.phase.config.train, self.phase
         if not train.whitening and not train.whitening_power:
             return None
-        embedder, images = phase.learner.embedder.eval(), phase.images.images
-        items = [images.item(i) for i in range(len(images))]
-        labels, weights = torch.from_numpy(images.labels), images.weights()
-        settings = phase.config.embedding.unmeasured(self.device.type == "cuda")
-        found = embed_each_view(
+        embedder = phase.learner.embedder.eval()
+        fitted = fit_whitenings(
             embedder,
-            items,
+            phase.images.images,
             phase.architecture.input_size,
+            train,
+            settings=phase.config.embedding.unmeasured(self.device.type == "cuda"),
             device=self.device,
-            settings=settings,
-            label="whitening",
-        ).matrix
-        fitted: dict[str, Whitening] = {}
-        if train.whitening:
-            views = list(found.split(len(items)))
-            fitted["whitened"] = fit_whitening(
-                mean_of_units(views), labels, train.whitening, weights
-            )
-        if train.whitening_power:
-            weights = None if weights is None else weights.repeat(len(settings.fits))
-            fitted["whitened without classes"] = fit_unlabelled(
-                found, train.whitening_dimension, train.whitening_power, weights=weights
-            )
+        )
         kept, best = embedder.neck, None
         for name, whitening in fitted.items():
             embedder.neck = whitening.to(self.device)

@@ -1,6 +1,7 @@
 """The universal recipe's configs and commands, small."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
 from visual_search.main_arcface import main as main_arcface
-from visual_search.model.checkpoint import load_checkpoint
+from visual_search.model.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    with_whitening,
+)
+from visual_search.model.embedder import rebuild_embedder
+from visual_search.model.projections import Whitening
 from visual_search.phase_chain import read_chain
 
 CONFIGS = sorted((PROJECT / "config" / "universal").glob("*.yml"))
@@ -246,6 +253,38 @@ def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path) -> None:
     assert "has dimension 6" in stopped(
         main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs
     )
+
+
+def test_a_soup_of_whitened_runs_is_whitened_anew(
+    small_phase: dict[str, Any], tmp_path: Path
+) -> None:
+    path, runs = tmp_path / "phase.yml", tmp_path / "runs"
+    path.write_text(yaml.safe_dump({**small_phase, "train": {"epochs": 1, "whitening": 0.5}}))
+    plain: list[Mapping[str, torch.Tensor]] = []
+    for name in ("one", "two"):
+        told(
+            main_arcface, "--config", path, "--name", name, "--runs", runs,
+            "--dataset.seed", len(plain),
+        )  # fmt: skip
+        last = load_checkpoint(runs / name / "last")
+        plain.append(last.state)
+        embedder = rebuild_embedder(last.architecture)
+        embedder.load_state_dict(dict(last.state))
+        width = last.architecture.dimension
+        embedder.neck = Whitening(width, 4)  # whether one helped in so short a training or not
+        kept = with_whitening(last, embedder)
+        save_checkpoint(runs / name / "best", kept.architecture, kept.state, {}, kept.facts)
+    both = runs / "one", runs / "two"
+    said = told(
+        main_soup.main, "--runs", *both, "--name", "soup", "--folder", runs, "--kind", "uniform"
+    )
+    soup = load_checkpoint(runs / "soup")
+    assert "the average, whitened: mAP" in said
+    assert soup.architecture.neck in ("none", "whitening")
+    assert soup.architecture.dimension == width
+    for name, value in plain[0].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(soup.state[name], (value + plain[1][name]) / 2)
 
 
 @pytest.mark.slow
