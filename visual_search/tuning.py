@@ -7,10 +7,8 @@ earlier trials' at the same step is stopped.
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
-import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, read_yaml, write_figure, write_text
@@ -314,40 +313,28 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
     from matplotlib.figure import Figure
 
     key, *others = [name for name in space if name != "dataset.seed"] or [*space]
-    scores: dict[Any, dict[Any, list[float]]] = {}
-    for trial in finished(study):
-        place = trial.params[key]
-        if key == "dataset.max_classes":
-            classes = folder / "trials" / _run_name(trial) / "classes.json"
-            place = len(read_json(classes))
-        line = scores.setdefault(trial.params[others[0]] if others else "mAP", {})
-        line.setdefault(place, []).append(float(trial.value or 0.0))
+    trials = finished(study)
+    frame = pd.DataFrame([{"mAP": trial.value, **trial.params} for trial in trials])
+    if key == "dataset.max_classes":
+        files = [folder / "trials" / _run_name(trial) / "classes.json" for trial in trials]
+        frame[key] = [len(read_json(file)) for file in files]
+    line = frame[others[0]] if others else frame[key].map(lambda _: "mAP")
+    cells = frame["mAP"].groupby([frame[key], line.rename("")]).agg(["mean", "std"]).unstack()
+    means, spreads = cells["mean"], cells["std"]
+    heads = [f"{others[0]} {name}" if others else name for name in means.columns]
+    means.columns = spreads.columns = pd.Index(heads)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    places = sorted(set(itertools.chain(*scores.values())))
-    table = {place: [str(place)] for place in places}
-    for name, line in sorted(scores.items()):
-        means = {place: sum(line[place]) / len(line[place]) for place in sorted(line)}
-        spreads = {
-            place: statistics.stdev(line[place]) if len(line[place]) > 1 else 0.0 for place in means
-        }
-        axes.errorbar(
-            list(means), list(means.values()), list(spreads.values()), marker="o", capsize=2,
-            label=f"{others[0]} {name}" if others else name,
-        )  # fmt: skip
-        for place in places:
-            several = place in line and len(line[place]) > 1
-            spread = f" ± {spreads[place]:.4f}" if several else ""
-            table[place].append(f"{means[place]:.4f}{spread}" if place in line else "-")
-    if all(isinstance(place, (int, float)) and place > 0 for place in places):
+    axes = means.plot(ax=figure.subplots(), yerr=spreads.fillna(0.0), marker="o", capsize=2)
+    if pd.api.types.is_numeric_dtype(means.index) and (means.index > 0).all():
         axes.set_xscale("log")
-        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_xticks(means.index, [f"{place:g}" for place in means.index])
         axes.minorticks_off()
     axes.set(xlabel=key, ylabel="mAP", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     write_figure(folder / "grid.png", figure)
-    heads = [key, *(f"{others[0]} {name}" if others else name for name in sorted(scores))]
-    text = markdown([heads, *table.values()]) + "\n"
+    shown = means.map("{:.4f}".format) + spreads.map(" ± {:.4f}".format).where(spreads.notna(), "")
+    rows = shown.where(means.notna(), "-").reset_index().astype(str).to_numpy().tolist()
+    text = markdown([[key, *heads], *rows]) + "\n"
     write_text(folder / "grid.md", text)
     return text
