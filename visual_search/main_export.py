@@ -75,7 +75,7 @@ def main() -> None:
         )
     formats = [dataclasses.asdict(row) for row in measured]
     write_json(output / "formats.json", {"ranker": best, "formats": formats})
-    rows = [
+    table: list[list[object]] = [
         ["format", "MB", "smallest cosine", "images/s"],
         *(
             [row.name, f"{row.megabytes:.1f}", f"{row.smallest_cosine:.5f}",
@@ -83,8 +83,8 @@ def main() -> None:
             for row in measured
         ),
     ]  # fmt: skip
-    write_text(output / "formats.md", markdown(rows) + "\n")
-    print(f"\n{markdown(rows)}\n\nnext: python local_evaluation.py --weights {output}")
+    write_text(output / "formats.md", markdown(table) + "\n")
+    print(f"\n{markdown(table)}\n\nnext: python local_evaluation.py --weights {output}")
 
 
 def best_for_ranker(measured: Sequence[Measured], min_cosine: float) -> str | None:

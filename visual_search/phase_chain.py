@@ -282,7 +282,7 @@ def _end_with_parent() -> None:
 
 
 def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in chain.steps:
         result = read_result(runs / step.name) or {}
         facts = {key: result.get(key) for key in ("mAP", "epoch", "step", "seconds")}
@@ -290,7 +290,7 @@ def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:
         rows.append({"name": step.name, "config": str(step.config), "state": state, **facts})
     folder = runs / chain.name
     write_json(folder / "phases.json", {"chain": chain.name, "phases": rows})
-    table = [["phase", "mAP", "best epoch", "minutes", ""]]
+    table: list[list[object]] = [["phase", "mAP", "best epoch", "minutes", ""]]
     for row in rows:
         score = "-" if row["mAP"] is None else f"{row['mAP']:.4f}"
         minutes = "-" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"

@@ -167,7 +167,7 @@ def write_points(points: Sequence[Point], folder: Path, title: str) -> Path:
         del values["average_precisions"]
         rows.append({**values, "mAP": round(point.score, 6)})
     write_json(folder / "compression.json", {"title": title, "points": rows})
-    table = [
+    table: list[list[object]] = [
         ["embedding", "dimensions", "stored as", "bytes", "mAP"],
         *([p.series, p.dimension, p.coding, p.bytes, f"{p.score:.4f}"] for p in points),
     ]
