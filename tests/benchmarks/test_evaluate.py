@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.evaluate import agreement, embeddings
-from benchmarks.evaluate_child import WAYS
+from benchmarks.evaluate import WAYS, agreement, embeddings
 
 
 def test_the_ways_answer_the_same_question() -> None:
