@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -84,11 +83,6 @@ class FrozenFeatures(Dataset):
         wanted = torch.as_tensor(indexes) % len(self)
         shown = self._substitute[wanted]
         return self.matrix[shown], self.labels[shown], wanted, self._n_skipped[wanted]
-
-
-def as_it_is(batch: Any) -> Any:
-    """What a loader does with a batch that comes whole."""
-    return batch
 
 
 @dataclass

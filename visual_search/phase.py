@@ -175,10 +175,8 @@ class ImagePhase(Phase):
             by_size=dataset.sampler.by_size,
         )
         if self.frozen is not None:  # in memory: nothing for worker processes to do
-            from visual_search.cached_features import as_it_is
-
             rows: DataLoader = DataLoader(
-                self.frozen.training, batch_sampler=batches, collate_fn=as_it_is
+                self.frozen.training, batch_sampler=batches, collate_fn=lambda batch: batch
             )
             return batches, rows
         return batches, image_loader(self.images, batches, dataset.seed, dataset.num_workers)
@@ -312,25 +310,23 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         views=config.embedding.fits,
     )
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
-    cached = config.train.cache_features
+    frozen = None
+    if config.train.cache_features:
+        from visual_search.cached_features import FrozenFeatures, FrozenPhase
+
+        frozen = FrozenPhase(FrozenFeatures(training))
     sides = training_sides(dataset), dev_sides(dataset.dev_set)
     return ImagePhase(
         config,
         training,
         identity_of(images, *sides, (config.pretrain_model, config.distillation.run)),
         dev_set,
-        Learner(embedder, objective, config.margin.dropout, _teacher(config), cached),
+        Learner(embedder, objective, config.margin.dropout, _teacher(config), frozen is not None),
         architecture,
         Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
         continued,
-        _frozen(training) if cached else None,
+        frozen,
     )
-
-
-def _frozen(training: TrainingImages) -> FrozenPhase:
-    from visual_search.cached_features import FrozenFeatures, FrozenPhase
-
-    return FrozenPhase(FrozenFeatures(training))
 
 
 def _check(config: PhaseConfig) -> None:
