@@ -31,6 +31,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.harness import (
+    MB,
     Row,
     alternating_medians,
     arguments,
@@ -45,7 +46,6 @@ from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
 from visual_search.common.errors import UserError, run_command
 from visual_search.data.images import ImageItem, load_pixels
 
-MB = 1e6
 SAMPLE_MB = 150  # of the file, that both sides read several times
 CHUNK_LINES = 50_000  # of pandas, at a time
 SIDE = 224

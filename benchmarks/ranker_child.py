@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from visual_search.data.images import ImageItem, load_pixels
+from visual_search.data.images import Box, ImageItem, load_pixels
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.export import load_exported
 from visual_search.ranking.inference_plan import InferencePlan, call_on, plan_inference
@@ -87,38 +87,39 @@ class TimedModel(nn.Module):
         return vectors
 
 
-class Squares:
-    """Any photo to a square, uint8 `(3, size, size)`: PIL, bicubic, as all of them do."""
+def square(image: Image.Image, size: int, box: Box | None) -> Tensor:
+    """Any photo, or its box, as a square, uint8 `(3, size, size)`: PIL, bicubic, as all do."""
+    image = image.convert("RGB")
+    if box is not None:
+        x, y, w, h = box
+        image = image.crop((x, y, x + w, y + h))
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
-    def __init__(self, size: int, boxes: dict[str, tuple[int, int, int, int]]) -> None:
+
+class Squares:
+    """:func:`square` for packages that know no boxes: they are found by the file's name."""
+
+    def __init__(self, size: int, boxes: dict[str, Box]) -> None:
         self.size, self.boxes = size, boxes
 
     def __call__(self, image: Image.Image) -> Tensor:
-        box = self.boxes.get(Path(str(getattr(image, "filename", ""))).stem)
-        image = image.convert("RGB")
-        if box is not None:
-            x, y, w, h = box
-            image = image.crop((x, y, x + w, y + h))
-        square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        stem = Path(str(getattr(image, "filename", ""))).stem
+        return square(image, self.size, self.boxes.get(stem))
 
 
 class PilPhotos(torch.utils.data.Dataset[Tensor]):
     """By PIL, as most submissions read."""
 
     def __init__(self, job: Job) -> None:
-        self.photos, self.square = job.photos, Squares(job.size, {})
+        self.photos, self.size = job.photos, job.size
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, index: int) -> Tensor:
         item = self.photos[index]
-        image = Image.open(item.path).convert("RGB")
-        if item.box is not None:
-            x, y, w, h = item.box
-            image = image.crop((x, y, x + w, y + h))
-        return self.square(image)
+        return square(Image.open(item.path), self.size, item.box)
 
 
 Embedded = tuple[np.ndarray, dict[str, Any]]
@@ -238,7 +239,8 @@ def omls_way(job: Job) -> Embedded:
     from oml.inference import inference
     from torchvision.transforms import Compose
 
-    corners = [None if item.box is None else _corners(*item.box) for item in job.photos]
+    boxes = (item.box for item in job.photos)
+    corners = [box and (box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in boxes]
     dataset = ImageBaseDataset(
         paths=[item.path for item in job.photos],
         bboxes=corners,
@@ -249,10 +251,6 @@ def omls_way(job: Job) -> Embedded:
     rows = inference(model, dataset, batch_size=job.batch, num_workers=job.cores)
     seconds = time.perf_counter() - started
     return rows.cpu().float().numpy(), {"embedding": seconds, "model": model.seconds}
-
-
-def _corners(x: int, y: int, width: int, height: int) -> tuple[int, int, int, int]:
-    return x, y, x + width, y + height
 
 
 WAYS: dict[str, Callable[[Job], Embedded]] = {

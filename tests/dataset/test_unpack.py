@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.unpack import JoinedParts, find_parts, main, unpack_parts
-from tests.commands import refused
+from tests.commands import refused, told
 from tests.dataset.test_archives import contents, tar_of, unpacked
 from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
@@ -40,13 +39,9 @@ def test_parts_of_any_compression_and_name(stem: str, mode: str, tmp_path: Path)
     assert unpack_parts(parts[2], tmp_path / "out").kept == 40
 
 
-def test_the_command_says_what_it_did_and_what_is_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_it_did_and_what_is_next(tmp_path: Path) -> None:
     split(tar_of(contents(5)), tmp_path)
-    monkeypatch.setattr(sys, "argv", ["unpack.py", str(tmp_path / NAME)])
-    main()
-    said = capsys.readouterr().out
+    said = told(main, tmp_path / NAME)
     assert "5 files unpacked, 0 were there already" in said
     assert "root" in said
     assert len(list((tmp_path / "images" / "0").iterdir())) == 5
