@@ -11,18 +11,6 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 
 
-def _mse(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (ours - theirs).square().sum(dim=1).mean()
-
-
-def _l1(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (ours - theirs).abs().sum(dim=1).mean()
-
-
-def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (1.0 - F.cosine_similarity(ours, theirs, dim=1)).mean()
-
-
 def _relational(ours: Tensor, theirs: Tensor) -> Tensor:
     # Huber's loss, as in the paper: a few pairs that disagree wildly must not set the tone.
     apart = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
@@ -73,9 +61,9 @@ class EmbeddingDistillation(nn.Module):
 
 
 DISTILLATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": _mse,
-    "l1": _l1,
-    "cosine": _cosine,
+    "mse": lambda ours, theirs: (ours - theirs).square().sum(dim=1).mean(),
+    "l1": lambda ours, theirs: (ours - theirs).abs().sum(dim=1).mean(),
+    "cosine": lambda ours, theirs: (1.0 - F.cosine_similarity(ours, theirs, dim=1)).mean(),
     "relational": _relational,
 }
 """Losses between a student's embeddings and a teacher's, by name."""

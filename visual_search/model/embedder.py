@@ -27,40 +27,24 @@ class UnitLength(nn.Module):
         return F.normalize(features, dim=1)
 
 
-def _none(width: int, dimension: int, dropout: float) -> nn.Module:
-    _check_kept("none", width, dimension)
-    return nn.Identity()
-
-
-def _linear(width: int, dimension: int, dropout: float) -> nn.Module:
-    return nn.Linear(width, dimension or width)
-
-
-def _norm_linear(width: int, dimension: int, dropout: float) -> nn.Module:
+NECKS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "none": lambda width, dimension, dropout: nn.Identity(),
+    "linear": lambda width, dimension, dropout: nn.Linear(width, dimension),
     # What frozen features mean lies in their direction; their length would scale the bias.
-    return nn.Sequential(UnitLength(), nn.Linear(width, dimension or width))
-
-
-def _linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
-    dimension = dimension or width
+    "norm-linear": lambda width, dimension, dropout: nn.Sequential(
+        UnitLength(), nn.Linear(width, dimension)
+    ),
     # A bias would be lost in the batch norm's mean.
-    return nn.Sequential(nn.Linear(width, dimension, bias=False), nn.BatchNorm1d(dimension))
-
-
-def _dropout_linear_bn(width: int, dimension: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Dropout(dropout), *_linear_bn(width, dimension, dropout).children())
-
-
-def _whitening(width: int, dimension: int, dropout: float) -> nn.Module:
-    return Whitening(width, dimension)
-
-
-def _check_kept(kind: str, width: int, dimension: int) -> None:
-    if dimension not in (0, width):
-        raise UserError(
-            f"neck.kind {kind} keeps the backbone's {width} dimensions; set neck.dimension to 0, "
-            f"or neck.kind to linear-bn for {dimension}"
-        )
+    "linear-bn": lambda width, dimension, dropout: nn.Sequential(
+        nn.Linear(width, dimension, bias=False), nn.BatchNorm1d(dimension)
+    ),
+    "dropout-linear-bn": lambda width, dimension, dropout: nn.Sequential(
+        nn.Dropout(dropout), nn.Linear(width, dimension, bias=False), nn.BatchNorm1d(dimension)
+    ),
+    # Fitted behind a training, never part of one.
+    "whitening": lambda width, dimension, dropout: Whitening(width, dimension),
+}
+"""Necks by name; each takes width, dimension and dropout."""
 
 
 def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2) -> nn.Module:
@@ -79,20 +63,12 @@ def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2)
         raise UserError(f"neck.kind is {kind!r}; it can be {', '.join(NECKS)}")
     if dimension < 0:
         raise UserError(f"neck.dimension is {dimension}; write 0 (the backbone's) or more")
-    if not 0 <= dropout < 1:
-        raise UserError(f"neck.dropout is {dropout}; write a share from 0 to below 1")
-    return NECKS[kind](width, dimension, dropout)
-
-
-NECKS: dict[str, Callable[[int, int, float], nn.Module]] = {
-    "none": _none,
-    "linear": _linear,
-    "norm-linear": _norm_linear,
-    "linear-bn": _linear_bn,
-    "dropout-linear-bn": _dropout_linear_bn,
-    "whitening": _whitening,  # fitted behind a training, never part of one
-}
-"""Necks by name; each takes width, dimension (0: the width) and dropout."""
+    if kind == "none" and dimension not in (0, width):
+        raise UserError(
+            f"neck.kind none keeps the backbone's {width} dimensions; set neck.dimension to 0, "
+            f"or neck.kind to linear-bn for {dimension}"
+        )
+    return NECKS[kind](width, dimension or width, dropout)
 
 
 @dataclass(frozen=True)
@@ -181,8 +157,6 @@ def build_embedder(
         UserError: for anything that does not fit; the message names the key.
     """
     neck = neck or NeckConfig()
-    if neck.kind not in NECKS:
-        raise UserError(f"neck.kind is {neck.kind!r}; it can be {', '.join(NECKS)}")
     mean, std = tuple(backbone.mean), tuple(backbone.std)
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
