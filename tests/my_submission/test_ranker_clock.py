@@ -105,26 +105,16 @@ def test_resolution_is_lowered_and_the_limit_kept(
 
 
 @pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
-def test_a_size_that_the_model_refuses_is_passed_over(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("model", "flip"), [(Slow(0.03, refuses=42), False), (Slow(0.04), True)])
+def test_a_size_that_the_model_refuses_is_passed_over_and_views_are_given_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Slow, flip: bool
 ) -> None:
-    model = Slow(0.03, refuses=42)
-    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 3.5)
+    embedding = json.dumps({"workers": 2, "batch_size": 4, "flip": flip})
+    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 3.5, embedding)
     assert seconds < 3.5
-    assert "42" not in log["clock"]["photos_by_size"]
+    assert str(model.refuses) not in log["clock"]["photos_by_size"]
     assert len(log["clock"]["photos_by_size"]) > 1
-
-
-@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
-def test_views_are_given_up_when_the_resolution_is_not_enough(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, seconds, log = run(
-        *(folder, tmp_path / "log.json", monkeypatch, Slow(0.04), 3.5),
-        embedding='{"workers": 2, "batch_size": 4, "flip": true}',
-    )
-    assert seconds < 3.5
-    assert log["clock"]["photos_without_views"] > 0
+    assert (log["clock"]["photos_without_views"] > 0) == flip
 
 
 def test_what_nothing_saves_is_ranked_by_index_and_told(
@@ -141,27 +131,6 @@ def test_what_nothing_saves_is_ranked_by_index_and_told(
     assert sum(log["clock"]["photos_by_size"].values()) + left_out == 2 * PHOTOS
     assert f"no time for {left_out} images" in capsys.readouterr().out
     assert ranks[-1].tolist() == list(range(1000))
-
-
-@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
-def test_reranking_is_given_up_before_photos_are(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    steps = [{"name": "dba"}] * 8  # a quarter of the time is kept for them
-    model = Slow(0.0005)
-    _, _, log = run(folder, tmp_path / "log.json", monkeypatch, model, 600, rerank=steps)
-    assert not log["clock"]["reranking_skipped"]
-    assert log["seconds"]["reranking"] > 0
-    assert "gave up" not in capsys.readouterr().out
-    # All of 300 photos at 28 px take 300 x 0.04 x 0.19 / 2 = 1.2 s.
-    model = Slow(0.04)
-    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 2.4, rerank=steps)
-    assert seconds < 2.4
-    assert log["clock"]["reranking_skipped"]
-    assert "re-ranking: all" in capsys.readouterr().out
 
 
 def test_reranking_that_takes_too_long_is_given_up(
