@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visual_search.ranking.rerank_steps import check, nearest_others
+from visual_search.common.ranges import CountFrom1, Share
+from visual_search.ranking.rerank_steps import nearest_others
 from visual_search.ranking.search import first_copies, stable_top_k
 
 # Similarities of a block of queries to the whole gallery: 2^24 in fp32 are 64 MB.
@@ -30,17 +31,13 @@ class KReciprocal:
     `weight * cosine + (1 - weight) * (1 - Jaccard distance)`.
     """
 
-    k1: int = 20
+    k1: CountFrom1 = 20
     """Neighbours among which reciprocal ones are sought (paper, section 3.2)."""
-    k2: int = 6
-    """Neighbours, itself among them, whose encodings are averaged (section 3.4); 1: none are."""
-    weight: float = 0.3
-    """Of the original similarity, 0..1: lambda of the paper's equation 12."""
-
-    def __post_init__(self) -> None:
-        check(self.k1 >= 1, f"k1 is {self.k1}; it must be 1 or more")
-        check(1 <= self.k2 <= self.k1 + 1, f"k2 is {self.k2}; it must be from 1 to k1 + 1")
-        check(0 <= self.weight <= 1, f"weight is {self.weight}; it must be from 0 to 1")
+    k2: CountFrom1 = 6
+    """Neighbours, itself among them, whose encodings are averaged (section 3.4), k1 + 1 at the
+    most; 1: none are."""
+    weight: Share = 0.3
+    """Of the original similarity: lambda of the paper's equation 12."""
 
     def rank(
         self, queries: Tensor, gallery: Tensor, k: int, block_elements: int = BLOCK_ELEMENTS

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visual_search.common.ranges import Amount, CountFrom1, Range, Share, ShareAbove0
 from visual_search.model.projections import partly_whitening
 from visual_search.ranking.search import top_k
-
-SOURCES = ("gallery", "queries")
-SCOPES = ("joint", "sides", "gallery")
-
-
-def check(condition: bool, message: str) -> None:
-    """Raise ValueError with `message` unless `condition`."""
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -29,10 +22,7 @@ class Power:
     2010), section 3.2.
     """
 
-    exponent: float = 0.5
-
-    def __post_init__(self) -> None:
-        check(0 < self.exponent <= 1, f"exponent is {self.exponent}; it must be above 0, up to 1")
+    exponent: ShareAbove0 = 0.5
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides, each coordinate raised, of unit length again."""
@@ -47,12 +37,9 @@ class Center:
     Jégou and Chum, Negative Evidences and Co-occurrences in Image Retrieval (ECCV 2012).
     """
 
-    scope: str = "joint"
+    scope: Literal["joint", "sides", "gallery"] = "joint"
     """joint: the mean of all; sides: each side its own mean, which also takes out what phone
     photos and shop images differ in throughout; gallery: the gallery's mean for both."""
-
-    def __post_init__(self) -> None:
-        check(self.scope in SCOPES, f"scope is {self.scope!r}; it can be {', '.join(SCOPES)}")
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides less the mean, of unit length again."""
@@ -85,14 +72,10 @@ class PCA:
     Jégou and Chum (ECCV 2012). A centring should stand in front.
     """
 
-    dimension: int = 256
+    dimension: CountFrom1 = 256
     """Directions kept, at most the embedding's own number."""
-    power: float = 0.5
+    power: Share = 0.5
     """0 keeps the variances, 1 makes them equal."""
-
-    def __post_init__(self) -> None:
-        check(self.dimension >= 1, f"dimension is {self.dimension}; it must be 1 or more")
-        check(0 <= self.power <= 1, f"power is {self.power}; it must be from 0 to 1")
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides projected, `(n, min(dimension, width))`, of unit length again."""
@@ -110,13 +93,10 @@ class DatabaseAugmentation:
     Learning of Deep Visual Representations for Image Retrieval (IJCV 2017), section 5.
     """
 
-    neighbours: int = 3
-    alpha: float = 1.0
-    source: str = "gallery"
+    neighbours: CountFrom1 = 3
+    alpha: Amount = 1.0
+    source: Literal["gallery", "queries"] = "gallery"
     """Where the neighbours are looked for: gallery or queries."""
-
-    def __post_init__(self) -> None:
-        _check_expansion(self.neighbours, self.alpha, self.source)
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """The queries as they are, the gallery augmented."""
@@ -133,13 +113,10 @@ class QueryExpansion:
     2019, section 3.4).
     """
 
-    neighbours: int = 3
-    alpha: float = 3.0
-    source: str = "gallery"
+    neighbours: CountFrom1 = 3
+    alpha: Amount = 3.0
+    source: Literal["gallery", "queries"] = "gallery"
     """Where the neighbours are looked for: gallery or queries."""
-
-    def __post_init__(self) -> None:
-        _check_expansion(self.neighbours, self.alpha, self.source)
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """The queries expanded, the gallery as it is."""
@@ -157,14 +134,9 @@ class SwappedDatabaseAugmentation:
     itself by `decades` powers of ten to the last neighbour.
     """
 
-    gallery_neighbours: int = 9
-    query_neighbours: int = 5
-    decades: float = 2.0
-
-    def __post_init__(self) -> None:
-        least = min(self.gallery_neighbours, self.query_neighbours)
-        check(least >= 1, f"neighbours are {least}; there must be 1 or more")
-        check(self.decades >= 0, f"decades is {self.decades}; it must be 0 or more")
+    gallery_neighbours: CountFrom1 = 9
+    query_neighbours: CountFrom1 = 5
+    decades: Amount = 2.0
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides augmented, then standardised."""
@@ -192,11 +164,8 @@ class TwoPassExpansion:
     sums of unit vectors, and took both passes' neighbours from the first ranking.
     """
 
-    cut: float = 0.8
+    cut: Annotated[float, Range(0, 2)] = 0.8
     """Euclidean distance between unit vectors, 0..2."""
-
-    def __post_init__(self) -> None:
-        check(0 <= self.cut <= 2, f"cut is {self.cut}; it must be from 0 to 2")
 
     def __call__(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         """The queries expanded, the gallery as it is."""
@@ -243,12 +212,6 @@ def _expanded(vectors: Tensor, pool: Tensor | None, neighbours: int, alpha: floa
     return _moved(
         vectors, vectors + weighted_sum(pool, indexes, similarities.clamp(min=0) ** alpha)
     )
-
-
-def _check_expansion(neighbours: int, alpha: float, source: str) -> None:
-    check(neighbours >= 1, f"neighbours is {neighbours}; it must be 1 or more")
-    check(alpha >= 0, f"alpha is {alpha}; it must be 0 or more")
-    check(source in SOURCES, f"source is {source!r}; it can be {', '.join(SOURCES)}")
 
 
 def _given(vectors: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from tests.commands import refused
-from visual_search.ranking.rerank import describe_steps, format_steps, parse_steps, rank
+from visual_search.ranking.rerank import STEPS, describe_steps, format_steps, parse_steps, rank
 from visual_search.ranking.rerank_steps import (
     PCA,
     Center,
@@ -222,10 +223,18 @@ def test_steps_survive_being_written_and_read() -> None:
         ([{"name": "zscore", "a": 1}], r"zscore has no parameter 'a'; it has no parameters"),
         ([{"name": "dba", "neighbours": 2.5}], r"neighbours is 2\.5; it must be of type int"),
         ([{"name": "dba", "neighbours": True}], r"neighbours is True; it must be of type int"),
-        ([{"name": "dba", "neighbours": 0}], r"rerank\[0\]: neighbours is 0"),
+        ([{"name": "dba", "neighbours": 0}], r"rerank\[0\]\.neighbours is 0; it must be 1 or more"),
         ([{"name": "center", "scope": "both"}], r"scope is 'both'; it can be joint"),
         ([{"name": "k_reciprocal"}, {"name": "zscore"}], r"rerank\[0\]: k_reciprocal must be"),
     ],
 )
 def test_what_is_no_step_is_refused_with_its_place(values: Any, message: str) -> None:
     refused(message, parse_steps, values, "m.json: rerank")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_number_of_a_step_is_below_0(name: str) -> None:
+    for key, default in asdict(STEPS[name]()).items():
+        if not isinstance(default, str):
+            words = rf"rerank\[0\]\.{key} is -1; it must be (0|1|above 0)"
+            refused(words, parse_steps, [{"name": name, key: -1}], "rerank")
