@@ -75,14 +75,14 @@ def main() -> None:
         )
     formats = [dataclasses.asdict(row) for row in measured]
     write_json(output / "formats.json", {"ranker": best, "formats": formats})
-    table: list[list[object]] = [
-        ["format", "MB", "smallest cosine", "images/s"],
-        *(
-            [row.name, f"{row.megabytes:.1f}", f"{row.smallest_cosine:.5f}",
-             f"{row.images_per_second:.0f}"]
-            for row in measured
-        ),
-    ]  # fmt: skip
+    table = [["format", "MB", "smallest cosine", "images/s"]]
+    for row in measured:
+        numbers = (
+            f"{row.megabytes:.1f}",
+            f"{row.smallest_cosine:.5f}",
+            f"{row.images_per_second:.0f}",
+        )
+        table.append([row.name, *numbers])
     write_text(output / "formats.md", markdown(table) + "\n")
     print(f"\n{markdown(table)}\n\nnext: python local_evaluation.py --weights {output}")
 

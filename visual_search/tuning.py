@@ -319,8 +319,9 @@ def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) ->
         files = [folder / "trials" / _run_name(trial) / "classes.json" for trial in trials]
         frame[key] = [len(read_json(file)) for file in files]
     line = frame[others[0]] if others else frame[key].map(lambda _: "mAP")
-    cells = frame["mAP"].groupby([frame[key], line.rename("")]).agg(["mean", "std"]).unstack()
-    means, spreads = cells["mean"], cells["std"]
+    groups = frame["mAP"].groupby([frame[key], line.rename("")])
+    cells = pd.DataFrame(groups.agg(["mean", "std"]).unstack())
+    means, spreads = pd.DataFrame(cells["mean"]), pd.DataFrame(cells["std"])
     heads = [f"{others[0]} {name}" if others else name for name in means.columns]
     means.columns = spreads.columns = pd.Index(heads)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
