@@ -119,17 +119,6 @@ def test_every_config_of_the_project_is_valid(project: Path) -> None:
         assert read_backbone(path).name == yaml.safe_load(path.read_text())["name"]
 
 
-def test_first_phase_has_the_values_of_the_recipe(project: Path) -> None:
-    phase, _ = parsed("--config", str(project / "config/arcface_1st.yml"))
-    assert (phase.dataset.input_size, phase.dataset.batch_size) == (224, 48)
-    assert (phase.dataset.seed, phase.dataset.num_of_classes) == (42, 9700)
-    assert (phase.optim.head_lr, phase.optim.backbone_lr_ratio) == (3e-4, 0.01)
-    assert (phase.optim.warmup_steps, phase.optim.weight_decay) == (4500, 0.1)
-    assert (phase.train.epochs, phase.train.accumulate) == (3, 1)
-    assert (phase.margin.centers, phase.margin.scale, phase.margin.dropout) == (3, 30.0, 0.2)
-    assert not phase.dataset.train_on_test
-
-
 def test_a_backbone_file_is_checked_like_the_rest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weigths"):
         read_backbone(Path(written(tmp_path / "a.yml", "name: timm/x\nweigths: hub\n")))

@@ -285,8 +285,11 @@ def test_the_five_phases_are_the_winning_recipe() -> None:
         assert (optim["name"], optim["schedule"]) == ("adamw", "cosine")
         assert (train["precision"], optim["gradient_clip"]) == ("bf16", 5.0)
         assert alone["backbone"]["name"].startswith("open_clip/convnext_xxlarge")
+        assert (data["seed"], data["num_of_classes"], data["train_on_test"]) == (42, 9700, False)
         is_xbm = step.name.startswith("xbm")
-        assert alone["margin"]["weight"] == (0.0 if is_xbm else 1.0)
+        margin = alone["margin"]
+        assert margin["weight"] == (0.0 if is_xbm else 1.0)
+        assert is_xbm or (margin["centers"], margin["scale"], margin["dropout"]) == (3, 30.0, 0.2)
         assert data["sampler"]["kind"] == ("m-per-class" if is_xbm else "shuffle")
 
 

@@ -270,24 +270,28 @@ return self.answer()
 """
 
 
-def test_weights_that_were_not_committed(tmp_path: Path, dev_folder: Path) -> None:
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Where a submission has its weights, which are not committed yet."""
     project = make_submission(tmp_path / "project", ranker(WEIGHTS))
-    weights = project / "my_submission" / "weights"
-    weights.mkdir()
-    (weights / "model.pt").write_bytes(b"weights")
+    (project / "my_submission" / "weights").mkdir()
+    return project / "my_submission" / "weights" / "model.pt"
+
+
+def test_weights_that_were_not_committed(model: Path, dev_folder: Path) -> None:
+    project = model.parents[2]
+    model.write_bytes(b"weights")
     sentence = refusal(project, dev_folder)
     assert "gave up: there is no model in my_submission/weights" in sentence
     assert "my_submission/weights/model.pt is on this disk and would not be pushed" in sentence
     with_stage(project, lambda stage: stage.answer(real(dev_folder)), working_tree=True)
 
 
-def test_a_missing_lfs_object_fails_here(tmp_path: Path, dev_folder: Path) -> None:
-    project = make_submission(tmp_path / "project", ranker(WEIGHTS))
-    weights = project / "my_submission" / "weights"
-    weights.mkdir()
+def test_a_missing_lfs_object_fails_here(model: Path, dev_folder: Path) -> None:
+    project = model.parents[2]
     oid = hashlib.sha256(b"weights").hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 7\n"
-    (weights / "model.pt").write_text(pointer)
+    model.write_text(pointer)
     commit(project)
     for working_tree in (False, True):
         sentence = refusal(project, dev_folder, working_tree=working_tree)
