@@ -35,13 +35,8 @@ def choose_classes(
         same list where nothing was asked for.
 
     Raises:
-        UserError: when a source has no class with enough images, or a number is below 0.
+        UserError: when a source has no class with enough images.
     """
-    for numbers in (more_than, at_most, (max_classes,)):
-        if min(numbers) < 0:
-            raise UserError(
-                "dataset.….more_than, dataset.….at_most and dataset.max_classes must be 0 or more"
-            )
     if not any((*more_than, *at_most, max_classes)):
         return images
     sources = np.zeros(len(images), np.int64) if images.sources is None else images.sources

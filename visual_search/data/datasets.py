@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -245,25 +244,14 @@ class Source:
 
     images: LabelledImages
     weight: float = 1.0
-    """How often each image is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
+    """Above 0, how often each image is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
 
 
 def combined(parts: Sequence[Source]) -> LabelledImages:
     """Data sets over different classes as one: each one's classes are numbered behind the last's.
 
     The first keeps its own numbers, so Product10K's classes stay 0..num_of_classes-1.
-
-    Raises:
-        UserError: for no data set at all, and a weight that is not above 0.
     """
-    if not parts:
-        raise UserError("there is no training data: name a data set in dataset.tables")
-    for part in parts:
-        if not (part.weight > 0 and math.isfinite(part.weight)):
-            raise UserError(
-                f"the weight {part.weight} of the training images like {part.images.paths[0]} "
-                "must be above 0; leave out the data set to train without it"
-            )
     images = [part.images for part in parts]
     offsets = np.cumsum([0, *(part.classes for part in images)])
     names = [part.class_names or tuple(map(str, range(part.classes))) for part in images]

@@ -113,13 +113,8 @@ def fit_whitening(
         weights: `(n,)`, above 0, how much each image counts; None is all alike.
 
     Raises:
-        UserError: when no class has two images, or the shrinkage is not above 0.
+        UserError: when no class has two images.
     """
-    if shrinkage <= 0:
-        raise UserError(
-            f"the shrinkage is {shrinkage} (train.whitening, neck.shrinkage); write a number "
-            "above 0, such as 2"
-        )
     paired = torch.bincount(labels)[labels] > 1
     if not paired.any():
         raise UserError(
@@ -196,8 +191,7 @@ def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
             to plain principal components.
 
     Raises:
-        UserError: as :func:`pca`; when no class has two images; for a shrinkage that is not
-            above 0.
+        UserError: as :func:`pca`; when no class has two images.
     """
     _check(sample, dimension)
     fitted = fit_whitening(sample.features, sample.labels, shrinkage, sample.weights)

@@ -166,9 +166,6 @@ def test_data_sets_of_other_classes_are_numbered_behind(product10k_folder: Path)
     assert images.item(24).box == (1, 2, 3, 4)
     assert images.item(25).box is None
     assert images.item(26).path == Path("z")
-    with pytest.raises(UserError, match=r"weight 0.0 .* like x must be above 0"):
-        combined([Source(product10k), Source(amazon, 0.0)])
-    refused("no training data", combined, [])
 
 
 @given(st.lists(st.lists(st.text("abö/.", min_size=1), max_size=6), max_size=4))

@@ -88,4 +88,3 @@ def test_what_cannot_be_is_refused() -> None:
     refused(r"write 1\.\.12", pca, sample(), 13)
     alone = Sample(sample().features, torch.arange(200))
     refused("no training class has two images", lda, alone, 4)
-    refused("the shrinkage is 0", lda, sample(), 4, 0.0)

@@ -61,7 +61,6 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
     one, two = (fit_whitening(*pair, shrinkage=1.0) for pair in ((vectors, labels), lonely))
     torch.testing.assert_close(one.projection, two.projection)
     refused("two images", fit_whitening, vectors[:3], torch.arange(3), shrinkage=1.0)
-    refused(r"train\.whitening", fit_whitening, vectors, labels, shrinkage=0.0)
 
 
 def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
