@@ -1,5 +1,5 @@
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -63,7 +63,9 @@ def test_power(sides: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("scope", ["joint", "sides", "gallery"])
-def test_center(sides: tuple[np.ndarray, np.ndarray], scope: str) -> None:
+def test_center(
+    sides: tuple[np.ndarray, np.ndarray], scope: Literal["joint", "sides", "gallery"]
+) -> None:
     queries, gallery = sides
     means = {
         "joint": [np.concatenate(sides).mean(axis=0)] * 2,
@@ -100,7 +102,9 @@ def test_pca_without_whitening_and_all_directions_changes_no_cosine(
 
 
 @pytest.mark.parametrize("source", ["gallery", "queries"])
-def test_database_augmentation(sides: tuple[np.ndarray, np.ndarray], source: str) -> None:
+def test_database_augmentation(
+    sides: tuple[np.ndarray, np.ndarray], source: Literal["gallery", "queries"]
+) -> None:
     queries, gallery = sides
     made_queries, made = apply(DatabaseAugmentation(3, 2.0, source), sides)
     np.testing.assert_allclose(made_queries, queries, atol=1e-6)
@@ -112,7 +116,9 @@ def test_database_augmentation(sides: tuple[np.ndarray, np.ndarray], source: str
 
 
 @pytest.mark.parametrize(("source", "alpha"), [("gallery", 0.0), ("queries", 3.0)])
-def test_query_expansion(sides: tuple[np.ndarray, np.ndarray], source: str, alpha: float) -> None:
+def test_query_expansion(
+    sides: tuple[np.ndarray, np.ndarray], source: Literal["gallery", "queries"], alpha: float
+) -> None:
     queries, gallery = sides
     made, _ = apply(QueryExpansion(4, alpha, source), sides)
     pool = queries if source == "queries" else gallery
