@@ -372,14 +372,6 @@ def _check(config: MarginConfig) -> None:
             "class; it must be at most pi, 3.1415"
         )
     name = config.name
-    if config.m1 != 1.0 and name not in ("combined", "sphereface"):
-        raise UserError(
-            f"margin.m1 is {config.m1}, but {name} has no factor of the angle; write 1.0"
-        )
-    if config.m3 != 0.0 and name != "combined":
-        raise UserError(
-            f"margin.m3 is {config.m3}, but only combined has it; write 0.0, or margin.margin"
-        )
     if name == "softmax" and config.class_margins != "none":
         raise UserError(
             f"margin.class_margins is {config.class_margins}, but softmax has no margin; write none"

@@ -252,8 +252,6 @@ def test_automatic_scale() -> None:
         ({"name": "softmax", "class_margins": "minmax"}, "class_margins"),
         ({"name": "softmax", "grow": "linear"}, "grow"),
         ({"name": "adacos", "grow": "log"}, "grow"),
-        ({"m3": 0.1}, "m3"),
-        ({"m1": 1.1}, "m1"),
         ({"class_margins": "minmax", "low": 1.7, "span": 1.5}, "span"),
         ({"class_margins": "power", "low": 0.0, "span": 3.2}, "span"),
     ],
