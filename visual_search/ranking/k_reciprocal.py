@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visual_search.common.errors import UserError
 from visual_search.common.ranges import CountFrom1, Share
 from visual_search.ranking.rerank_steps import nearest_others
 from visual_search.ranking.search import first_copies, stable_top_k
@@ -34,10 +35,13 @@ class KReciprocal:
     k1: CountFrom1 = 20
     """Neighbours among which reciprocal ones are sought (paper, section 3.2)."""
     k2: CountFrom1 = 6
-    """Neighbours, itself among them, whose encodings are averaged (section 3.4), k1 + 1 at the
-    most; 1: none are."""
+    """Neighbours, itself among them, whose encodings are averaged (section 3.4); 1: none are."""
     weight: Share = 0.3
     """Of the original similarity: lambda of the paper's equation 12."""
+
+    def __post_init__(self) -> None:
+        if self.k1 >= 1 and self.k2 > self.k1 + 1:  # what is below 1, its range refuses
+            raise UserError(f"k2 is {self.k2}; it can be k1 + 1, {self.k1 + 1}, at the most")
 
     def rank(
         self, queries: Tensor, gallery: Tensor, k: int, block_elements: int = BLOCK_ELEMENTS

@@ -141,7 +141,10 @@ def _parse_step(value: Any, where: str) -> Step:
         choices = get_args(hints[key])
         if choices and parameter not in choices:
             raise UserError(f"{where}.{key} is {parameter!r}; it can be {', '.join(choices)}")
-    step = STEPS[name](**given)
+    try:
+        step = STEPS[name](**given)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
     check_ranges(step, f"{where}.")
     return step
 

@@ -230,6 +230,10 @@ def test_steps_survive_being_written_and_read() -> None:
         ([{"name": "dba", "neighbours": 2.5}], r"neighbours is 2\.5; it must be of type int"),
         ([{"name": "dba", "neighbours": True}], r"neighbours is True; it must be of type int"),
         ([{"name": "dba", "neighbours": 0}], r"rerank\[0\]\.neighbours is 0; it must be 1 or more"),
+        (
+            [{"name": "k_reciprocal", "k1": 3, "k2": 5}],
+            r"rerank\[0\]\.k2 is 5; it can be k1 \+ 1, 4, at the most",
+        ),
         ([{"name": "center", "scope": "both"}], r"scope is 'both'; it can be joint"),
         ([{"name": "k_reciprocal"}, {"name": "zscore"}], r"rerank\[0\]: k_reciprocal must be"),
     ],
