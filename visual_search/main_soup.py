@@ -37,7 +37,7 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
     from visual_search.config_reader import read_config
     from visual_search.data.factory import dev_files, dev_set_of, training_images
     from visual_search.evaluation.dev_set import evaluate_on_dev_set
-    from visual_search.model.checkpoint import load_checkpoint, with_whitening
+    from visual_search.model.checkpoint import load_checkpoint
     from visual_search.ranking.embed import default_device
     from visual_search.validation import fit_whitenings
 
@@ -57,18 +57,20 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
         return found.mean_average_precision
 
     soup = SOUPS[options.kind](ingredients, score)
-    kept, train = dataclasses.replace(first, state=soup.state), config.train
+    architecture, train = first.architecture, config.train
     if train.whitening or train.whitening_power:
         embedder = _embedder(first, soup.state).to(device)
-        images, size = training_images(config.dataset), first.architecture.input_size
+        images, size = training_images(config.dataset), architecture.input_size
         fitted = fit_whitenings(embedder, images, size, train, settings=settings, device=device)
         for name, whitening in fitted.items():
             embedder.neck = whitening.to(device)
             mAP = score(embedder, f"the average, {name}")
             if mAP > soup.mAP:
-                kept, soup = with_whitening(first, embedder), dataclasses.replace(soup, mAP=mAP)
+                soup = dataclasses.replace(soup, state=embedder.state_dict(), mAP=mAP)
+                architecture = first.architecture.whitened(whitening)
     data = ", ".join(map(str, dev_files(config.dataset.dev_set)))
     text = (options.runs[0] / "config.yml").read_text("utf-8")
+    kept = dataclasses.replace(first, architecture=architecture)
     write_soup(run.path, soup, options.kind, kept, text, data)
     best = max(load_checkpoint(path).facts.get("mAP", 0.0) for path in options.runs)
     print(f"done: mAP {soup.mAP:.4f} of {len(soup.ingredients)} runs; the best alone {best:.4f}")
@@ -80,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_soup",
         description="Average the weights of runs that began at the same weights (other seeds, "
-        "rates, augmentations), and keep the average as a run of its own. A whitening is fitted "
-        "to the average anew.",
+        "rates, augmentations), and keep the average as a run of its own. A whitening "
+        "(train.whitening) is fitted to the average anew, on the first run's training images.",
     )
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
     parser.add_argument("--name", required=True, help="the average is kept in <folder>/<name>")
@@ -109,7 +111,7 @@ class Soup:
     ingredients: tuple[str, ...]
     """The runs that are in it."""
     scores: Mapping[str, float]
-    """Of each run alone."""
+    """Of each run alone, before it is whitened."""
 
 
 def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
@@ -160,15 +162,15 @@ def greedy_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
 
 
 def write_soup(
-    folder: Path, soup: Soup, kind: str, kept: Checkpoint, config: str, data: str
+    folder: Path, soup: Soup, kind: str, sample: Checkpoint, config: str, data: str
 ) -> None:
     """Write a run folder that ranker, evaluation and further training take.
 
     Args:
         folder: `runs/<name>`.
-        soup: what it was averaged of.
+        soup: what goes into it.
         kind: a key of :data:`SOUPS`.
-        kept: the average, whitened or not, with the first ingredient's facts.
+        sample: the first ingredient, with the average's architecture.
         config: of that one, as YAML: what the soup's images look like to the model.
         data: what it was scored on.
     """
@@ -179,13 +181,13 @@ def write_soup(
     trained_on = averaged([Path(name) for name in soup.ingredients])
     facts: dict[str, Any] = {
         "data": trained_on and trained_on.of_a_model(),
-        **{key: kept.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
+        **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
         "run": folder.name,
         "mAP": soup.mAP,
         "soup": {"kind": kind, "runs": list(soup.ingredients), "scored_on": data},
     }
     write_text(folder / "config.yml", config)
-    save_checkpoint(folder / "best", kept.architecture, kept.state, {}, facts)
+    save_checkpoint(folder / "best", sample.architecture, soup.state, {}, facts)
     result = {"finished": True, "mAP": soup.mAP, "ingredients": list(soup.ingredients)}
     write_json(folder / "result.json", {**result, "scores": dict(soup.scores)})
 

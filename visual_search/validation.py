@@ -248,9 +248,7 @@ class Validator(BestCheckpoint[Evaluation]):
             if helps:
                 kept, best = embedder.neck, evaluation
                 self.best = {**self.best, "mAP": score}
-                architecture = dataclasses.replace(
-                    phase.architecture, neck="whitening", dimension=whitening.projection.shape[1]
-                )
+                architecture = phase.architecture.whitened(whitening)
                 facts = self._facts(self.best["epoch"], self.best["step"], score)
                 save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
         embedder.neck = kept

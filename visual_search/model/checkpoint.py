@@ -183,13 +183,6 @@ def without_whitening(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, architecture=architecture, state=plain_state(checkpoint))
 
 
-def with_whitening(checkpoint: Checkpoint, embedder: Embedder) -> Checkpoint:
-    """The checkpoint of an embedder that has had a whitening fitted behind it as its neck."""
-    width = embedder.neck.get_buffer("projection").shape[1]
-    architecture = dataclasses.replace(checkpoint.architecture, neck="whitening", dimension=width)
-    return dataclasses.replace(checkpoint, architecture=architecture, state=embedder.state_dict())
-
-
 def fingerprint(source: Path) -> str:
     """SHA-256 of the weights that a phase starts from, or an evaluation is of, as hex digits.
 

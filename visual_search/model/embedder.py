@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,6 +99,10 @@ class Architecture:
     """Stages or blocks whose features join the backbone's own, counted from the end."""
     layer_weights: tuple[float, ...] = ()
     """Of each of them beside 1; none: all 1."""
+
+    def whitened(self, whitening: Whitening) -> Architecture:
+        """With a whitening behind the network, in place of no neck."""
+        return replace(self, neck="whitening", dimension=whitening.projection.shape[1])
 
     def backbone_config(self) -> BackboneConfig:
         """Of the backbone, without weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -83,10 +82,11 @@ def whiten(
     )
     if sentence := too_many_unreadable(found.problems, len(items)):
         raise UserError(sentence)
-    embedder.neck = fit_unlabelled(found.matrix, dimension, power, shrinkage)
+    whitening = fit_unlabelled(found.matrix, dimension, power, shrinkage)
+    embedder.neck = whitening
     unread = f", {len(found.problems)} damaged" if found.problems else ""
     print(
-        f"whitening: {found.matrix.shape[1]} to {embedder.neck.projection.shape[1]} dimensions, "
+        f"whitening: {found.matrix.shape[1]} to {whitening.projection.shape[1]} dimensions, "
         f"power {power:g}, fitted to {len(items)} images{unread}"
     )
-    return replace(architecture, neck="whitening", dimension=embedder.neck.projection.shape[1])
+    return architecture.whitened(whitening)
