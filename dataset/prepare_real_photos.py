@@ -3,8 +3,8 @@
 Run from the repository root: python dataset/prepare_real_photos.py --help
 
 The images stay where they are: the challenge's public development set and GroceryStoreDataset
-(Klasson et al. 2019), wherever below one folder. The products of the former are split: half train,
-half are the development set.
+(Klasson et al. 2019), wherever below one folder. The products of the former are split into folds
+(two where nothing is said): one is the development set, the others train.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import os
 import random
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,20 +57,31 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seed",
         type=whole_number(0, 2**32 - 1),
         default=0,
-        help="of the products' halves (default: 0)",
+        help="of the order that the products are cut in (default: 0)",
     )
-    add("--swap", action="store_true", help="train on the half that is else judged, and vice versa")
-    return parser.parse_args(arguments)
+    add("--folds", type=whole_number(2), default=2, help="parts of the products (default: 2)")
+    add(
+        "--fold",
+        type=whole_number(0),
+        help="the part that is judged, from 0; the others train (default: the last)",
+    )
+    found = parser.parse_args(arguments)
+    found.fold = found.folds - 1 if found.fold is None else found.fold
+    if found.fold >= found.folds:
+        parser.error(f"--fold {found.fold}: of {found.folds} folds the last is {found.folds - 1}")
+    return found
 
 
-def halves(products: Iterable[int], seed: int) -> tuple[set[int], set[int]]:
-    """Two disjoint halves of the product ids; of an odd number the second is larger by one.
+def split(products: Iterable[int], seed: int, folds: int = 2) -> list[set[int]]:
+    """Disjoint parts of the product ids, whose sizes differ by one at most.
 
-    The ids are sorted, shuffled by Python's `random.Random(seed)` and cut in the middle.
+    The ids are sorted, shuffled by Python's `random.Random(seed)` and cut; of an odd number of ids
+    the second half is the larger one.
     """
     ids = sorted(set(products))
     random.Random(seed).shuffle(ids)
-    return set(ids[: len(ids) // 2]), set(ids[len(ids) // 2 :])
+    ends = [len(ids) * fold // folds for fold in range(folds + 1)]
+    return [set(ids[low:high]) for low, high in pairwise(ends)]
 
 
 def find_folder(data: Path, files: Sequence[str], output: Path | None = None) -> Path | None:
@@ -95,15 +107,17 @@ def find_folder(data: Path, files: Sequence[str], output: Path | None = None) ->
     return found[0] if found else None
 
 
-def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict[str, int]:
+def prepare(
+    data: Path, output: Path, seed: int = 0, folds: int = 2, fold: int = 1
+) -> dict[str, int]:
     """Write the tables of the challenge's development set, of GroceryStoreDataset, or both.
 
-    They are looked for below `data`; paths are relative to `output`. `swap` trains on the second of
-    the products' :func:`halves` instead of the first. Returns the rows of each table, by file name.
+    They are looked for below `data`; paths are relative to `output`. Part `fold` of the products'
+    :func:`split` into `folds` is judged. Returns the rows of each table, by file name.
 
     Raises:
         UserError: when there is neither; for a missing file or column, an id that is no whole
-            number, and a single product.
+            number, and fewer products than folds.
     """
     from visual_search.common.files import write_csv
 
@@ -124,19 +138,24 @@ def prepare(data: Path, output: Path, seed: int = 0, swap: bool = False) -> dict
             evaluation_status=["query" if name[:1] != "/" else "gallery" for name, *_ in images],
         )
     if challenge:
-        tables |= _challenge_split(challenge, output, seed, swap)
+        tables |= _challenge_split(challenge, output, seed, folds, fold)
     for name, table in tables.items():
         write_csv(output / name, table)
     return {name: len(table) for name, table in tables.items()}
 
 
-def _challenge_split(folder: Path, output: Path, seed: int, swap: bool) -> dict[str, pd.DataFrame]:
-    """Half of the products to train on, the others to judge, and all."""
+def _challenge_split(
+    folder: Path, output: Path, seed: int, folds: int, fold: int
+) -> dict[str, pd.DataFrame]:
+    """The products of one fold to judge, the others to train on, and all."""
     sides = _challenge_tables(folder)
     products = set(sides["gallery.csv"]["product"])
-    if len(products) < 2:
-        raise UserError(f"{folder / 'gallery.csv'} has one product: there is nothing to split")
-    train, held_out = halves(products, seed)[:: -1 if swap else 1]
+    if len(products) < folds:
+        raise UserError(
+            f"{folder / 'gallery.csv'} has {len(products)} products, fewer than {folds} folds"
+        )
+    held_out = split(products, seed, folds)[fold]
+    train = products - held_out
     tables = {PRODUCTS_TABLE: _table(folder, output, _product_rows(sides.values(), train))}
     for name, side in sides.items():
         moved = side.assign(
@@ -247,7 +266,9 @@ def _table(folder: Path, output: Path, rows: Iterable[tuple[str, str, str]]) -> 
 def main() -> None:
     """Write the tables and say how many rows each has."""
     arguments = parse_arguments()
-    written = prepare(arguments.data, arguments.output, arguments.seed, arguments.swap)
+    written = prepare(
+        arguments.data, arguments.output, arguments.seed, arguments.folds, arguments.fold
+    )
     for name, rows in written.items():
         print(f"{arguments.output / name}: {rows} images")
 

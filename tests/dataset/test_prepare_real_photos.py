@@ -9,9 +9,9 @@ import pytest
 from dataset.prepare_real_photos import (
     GROCERY_TABLE,
     PRODUCTS_TABLE,
-    halves,
     parse_arguments,
     prepare,
+    split,
 )
 from tests.commands import refused
 from tests.dataset import layouts
@@ -64,11 +64,14 @@ def test_the_tables_of_a_small_folder(data: Path, tmp_path: Path) -> None:
     assert all(item.path.is_file() for item in [*dev_set.gallery, *dev_set.queries])
 
 
-def test_no_product_is_on_both_sides(data: Path, tmp_path: Path) -> None:
-    sides = []
-    for swap in (False, True):
-        output = tmp_path / f"real_{swap}"
-        prepare(data, output, seed=3, swap=swap)
+@pytest.mark.parametrize("folds", [2, 3])
+def test_each_product_is_judged_in_one_fold_and_trains_in_the_others(
+    data: Path, tmp_path: Path, folds: int
+) -> None:
+    judged_in = Counter[str]()
+    for fold in range(folds):
+        output = tmp_path / f"real_{fold}"
+        prepare(data, output, seed=3, folds=folds, fold=fold)
         products = pd.read_csv(output / PRODUCTS_TABLE)["label"]
         train = {label.removeprefix("vpr/") for label in products}
         dev_set = read_dev_set(output)
@@ -76,15 +79,24 @@ def test_no_product_is_on_both_sides(data: Path, tmp_path: Path) -> None:
         assert judged == {str(product) for product in dev_set.query_products}
         assert not train & judged
         assert len(train | judged) == 5
-        sides.append((train, judged))
-    assert sides[0] == sides[1][::-1]
+        judged_in.update(judged)
+    assert set(judged_in.values()) == {1}
+    assert len(judged_in) == 5
 
 
-def test_the_halves_are_those_of_a_shuffled_sorted_list() -> None:
+def test_the_folds_are_cut_from_a_shuffled_sorted_list() -> None:
     ids = sorted([30, 4, 100, 7, 9])
     random.Random(0).shuffle(ids)
-    assert halves([9, 100, 4, 30, 7, 7], 0) == (set(ids[:2]), set(ids[2:]))
-    assert halves(range(100), 0) != halves(range(100), 1)
+    assert split([9, 100, 4, 30, 7, 7], 0) == [set(ids[:2]), set(ids[2:])]
+    assert split(ids, 0, 3) == [{ids[0]}, set(ids[1:3]), set(ids[3:])]
+    assert split(range(100), 0) != split(range(100), 1)
+
+
+def test_the_last_fold_is_judged_and_there_is_none_behind_it() -> None:
+    assert parse_arguments(["--data", "x"]).fold == 1
+    assert parse_arguments(["--data", "x", "--folds", "3"]).fold == 2
+    with pytest.raises(SystemExit):
+        parse_arguments(["--data", "x", "--fold", "2"])
 
 
 def test_either_data_set_will_do(data: Path, tmp_path: Path) -> None:
@@ -113,7 +125,9 @@ def test_faults_are_named(data: Path, tmp_path: Path) -> None:
     refused(r"copy and .*development_test_data both have", prepare, data, tmp_path / "real")
     text = (challenge / "gallery.csv").read_text().splitlines()
     (challenge / "gallery.csv").write_text("\n".join(text[:3]))
-    refused(r"gallery\.csv has one product", prepare, challenge, tmp_path / "real")
+    refused(
+        r"gallery\.csv has 1 products, fewer than 2 folds", prepare, challenge, tmp_path / "real"
+    )
     assert not (tmp_path / "real").exists()
 
 
