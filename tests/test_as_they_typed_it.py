@@ -7,7 +7,6 @@ scripts are typed in tests/dataset/dataset_creation_steps/test_five_commands.py.
 """
 
 import importlib
-import json
 import os
 import re
 import shlex
@@ -24,10 +23,6 @@ import yaml
 from my_submission import to_torchscript
 from tests.commands import told
 from tests.conftest import PROJECT, draw_product, draw_small_plots, write_csv
-from tests.dataset import layouts
-from tests.visual_search import tiny_clips
-from tests.visual_search.drawn_pairs import write_drawn_pairs
-from visual_search import main_evaluate
 from visual_search.config_reader import read_config
 
 PLACES = {
@@ -232,22 +227,6 @@ def test_their_example_under_accelerate_launch(shops: Path, here: Path) -> None:
     assert (here / "runs" / "openclip_vit_l_inshop" / "best" / "model.json").is_file()
 
 
-MARGINS = sorted((PROJECT / "config/margin").glob("*.yml"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", MARGINS, ids=lambda path: path.stem)
-def test_each_margin_trains_by_its_name(path: Path, challenge: Path, here: Path) -> None:
-    said = typed(
-        f"python -m visual_search.main_arcface --config {challenge} {SMALL} {QUICK} "
-        f"margin={path.stem} exp_name={path.stem} --train.validate_every 9"
-    )
-    assert "done: mAP" in said
-    assert "note: margin" not in said
-    named = yaml.safe_load(path.read_text()).get("name", "arcface")
-    assert read_config(here / "runs" / path.stem).margin.name == named
-
-
 def test_the_parts_are_there_by_the_names_they_had() -> None:
     from visual_search.common.unused import unused
     from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, PhaseConfig
@@ -271,47 +250,6 @@ def test_the_parts_are_there_by_the_names_they_had() -> None:
             assert part != "margin" or not any(line.startswith("margin") for line in told)
 
 
-# The universal embedding.
-
-
-@pytest.mark.slow  # each command: tests/visual_search/test_universal.py, tests/test_docs.py
-def test_landmarks_and_products_of_4000_classes_train_a_step(
-    here: Path, product10k_folder: Path, dev_folder: Path
-) -> None:
-    layouts.glr_train(here / "GLDv2", cleaned=True)
-    typed(
-        "python data/prepare_dataset.py --dataset glr --part train --save_path dataset/landmarks "
-        "--source GLDv2"
-    )
-    (here / "dataset/Product10K").symlink_to(product10k_folder)
-    (here / "dataset/development_test_data").symlink_to(dev_folder)
-    from dataset import downsample_classes
-
-    table = "dataset/landmarks/dataset_info.csv"
-    told(
-        *(downsample_classes.main, "--dataset_info", table, "--threshold", "1"),
-        *("--max_classes", "4000"),
-    )
-    config = yaml.safe_load(Path("config/universal/clip_vit_b32.yml").read_text())
-    config["dataset"]["product10k"]["more_than"] = 2
-    config["dataset"]["tables"] = [{"file": table, "more_than": 1, "at_most": 20}]
-    config["backbone"] |= yaml.safe_load(TINY)
-    config["neck"]["dimension"], config["margin"]["nested"] = 4, []
-    config["neck"]["initial"] = "random"
-    Path("config/universal/clip_vit_b32.yml").write_text(yaml.safe_dump(config))
-    said = typed(
-        "python -m visual_search.main_arcface --config config/universal/clip_vit_b32.yml "
-        "--dataset.input_size 32 --dataset.batch_size 8 --train.epochs 1"
-    )
-    assert "26 images of 7 classes" in said
-    told(
-        *(main_evaluate.main, "tasks", "--run", "runs/clip_vit_b32", "--tasks"),
-        *sorted(map(str, Path("config/evaluation").glob("*.yml"))),
-    )
-    results = json.loads((here / "runs/evaluation/clip_vit_b32/results.json").read_text())
-    assert "challenge" in str(results["tasks"])
-
-
 # The environment of all of them.
 
 
@@ -322,47 +260,3 @@ def test_the_conda_environment_installs_what_there_is() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     assert "python=3.12" in values["dependencies"]
-
-
-# The image–text system: its data as the organiser published them, its ladder as configs.
-
-
-@pytest.mark.slow  # stage by stage: tests/visual_search/text/test_staged_recipe.py
-def test_their_ladder_from_the_published_weights_up(here: Path) -> None:
-    pytest.importorskip("transformers")
-    from visual_search.text.first_ru_clip import first_ru_clip_state, visual_settings
-
-    tiny_clips.first_ru_clip(here / "models/ru-clip-small")
-    write_drawn_pairs(here / "dataset", photos=2).rename("dataset/image_text_photos.pairs.parquet")
-    truth: dict[str, dict[str, int]] = {"animals": {}, "forms": {}}
-    for name, labels in truth.items():
-        (here / name / "img").mkdir(parents=True)
-        (here / name / "classes.json").write_text('["круг", "красный", "стол"]')
-        for number in range(3):
-            draw_product(number, 0, 32).save(here / name / "img" / f"01204c5c-{number}.jpg")
-            labels[f"01204c5c-{number}"] = number
-    (here / "ground_truth.json").write_text(json.dumps(truth))
-    zero_shot = "--data animals forms --labels ground_truth.json"
-    said = typed(f"python -m visual_search.main_zero_shot --run models/ru-clip-small {zero_shot}")
-    assert "score " in said
-    answers = Path("runs/zero_shot/models_ru-clip-small/predictions.json")
-    assert json.loads(answers.read_text()).keys() == truth.keys()
-    settings = visual_settings(first_ru_clip_state(here / "models/ru-clip-small"))
-    small = [
-        *("--backbone.name", f"clip/{json.dumps(settings)}", "--backbone.weights", "none"),
-        *("--text.towers", "[hf/models/ru-clip-small]", "--projection.dimension", "12"),
-        *("--text.trainable_blocks", "1", "--dataset.input_size", "32", "--loss.chunk", "4"),
-        *("--dataset.batch_size", "6", "--dataset.num_workers", "0", "--train.epochs", "1"),
-    ]
-    typed(
-        "python -m visual_search.main_clip --config config/clip_rugpt.yml --name clip_rugpt "
-        "--pretrain_model models/ru-clip-small",
-        *small,
-    )
-    typed(
-        "python -m visual_search.main_clip --config config/clip_rugpt_embeddings.yml "
-        "--name clip_rugpt_embeddings",
-        *small,
-    )
-    run = "runs/clip_rugpt_embeddings"
-    assert "score " in typed(f"python -m visual_search.main_zero_shot --run {run} {zero_shot}")

@@ -80,7 +80,7 @@ ELSEWHERE = {
     "-m visual_search.main_evaluate": "tests/visual_search/test_main_evaluate.py",
     "-m visual_search.main_export": "tests/visual_search/ranking/test_onnx.py",
     "-m visual_search.main_index": "tests/visual_search/serve/test_indexing.py",
-    "-m visual_search.main_phases": "tests/visual_search/test_main_phases.py",
+    "-m visual_search.main_phases": "tests/visual_search/evaluation/test_identity.py",
     "-m visual_search.main_query": "tests/visual_search/test_main_clip.py",
     "-m visual_search.main_serve": "tests/visual_search/serve/test_kills.py",
     "-m visual_search.main_soup": "tests/visual_search/test_universal.py",

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +6,6 @@ import torch
 
 from benchmarks.ranker import OTHERS, Case, Result, notes_of, roofline, rows_of, shortened, summary
 from benchmarks.ranker_child import WAYS, Job
-from tests.conftest import PROJECT
 from visual_search.data.dev_sets import DevSet, read_dev_set
 from visual_search.data.images import ImageItem
 
@@ -73,18 +70,3 @@ def test_a_share_of_the_photos_keeps_the_products(dev_folder: Path) -> None:
     fewer: DevSet = shortened(dev_set, 10)
     assert (len(fewer.gallery), len(fewer.queries)) == (5, 5)
     np.testing.assert_array_equal(fewer.gallery_products, dev_set.gallery_products[:5])
-
-
-@pytest.mark.slow
-def test_the_quick_benchmark_runs() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.ranker", "--quick"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "files to embeddings" in done.stdout
-    assert "the bottleneck is" in done.stdout

@@ -26,12 +26,10 @@ PHOTOS = 150
 class Slow:
     """Mean colours of the four quarters; takes its seconds a photo, less for smaller photos."""
 
-    def __init__(self, seconds: float, fixed: bool = False, refuses: int = 0) -> None:
-        self.seconds, self.fixed, self.refuses = seconds, fixed, refuses
+    def __init__(self, seconds: float, fixed: bool = False) -> None:
+        self.seconds, self.fixed = seconds, fixed
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[-1] == self.refuses:
-            raise RuntimeError("the position embedding has another size")
         share = 1.0 if self.fixed else (pixels.shape[-1] / SIDE) ** 2
         time.sleep(self.seconds * share * len(pixels))
         quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.float() - 127, 2).flatten(1)
@@ -102,19 +100,6 @@ def test_resolution_is_lowered_and_the_limit_kept(
     smaller = 2 * PHOTOS - log["clock"]["photos_by_size"].get("64", 0)
     said = f"to answer in 3.5 s the ranker gave up: images at a lower resolution: {smaller};"
     assert said in capsys.readouterr().out
-
-
-@pytest.mark.slow  # by a clock that is moved: tests/visual_search/ranking/test_deadline.py
-@pytest.mark.parametrize(("model", "flip"), [(Slow(0.03, refuses=42), False), (Slow(0.04), True)])
-def test_a_size_that_the_model_refuses_is_passed_over_and_views_are_given_up(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Slow, flip: bool
-) -> None:
-    embedding = json.dumps({"workers": 2, "batch_size": 4, "flip": flip})
-    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, model, 3.5, embedding)
-    assert seconds < 3.5
-    assert str(model.refuses) not in log["clock"]["photos_by_size"]
-    assert len(log["clock"]["photos_by_size"]) > 1
-    assert (log["clock"]["photos_without_views"] > 0) == flip
 
 
 def test_what_nothing_saves_is_ranked_by_index_and_told(

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import refused, side_by_side, stopped, told
+from tests.commands import refused, stopped, told
 from tests.conftest import draw_small_plots
 from tests.visual_search.drawn_pairs import (
     COLOURS,
@@ -23,9 +23,6 @@ from tests.visual_search.drawn_pairs import (
     write_drawn_pairs,
 )
 from tests.warm import PythonProcess
-from visual_search import phase_chain
-from visual_search.common.run_folder import RunFolder
-from visual_search.text.pairs import read_pairs
 from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
 from visual_search.text.zero_shot import ZeroShotSet, classify
 
@@ -184,29 +181,6 @@ def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
     assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
-# Two ranks of the loss are tested beside it, too.
-@pytest.mark.slow
-@pytest.mark.parametrize("queries", ["draw", "mean"])
-def test_two_processes_train_as_one_with_the_doubled_batch(queries: str, tmp_path: Path) -> None:
-    values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
-    values["backbone"] = {"name": "timm/test_vit", "weights": "none"}
-    values["dataset"] |= {"queries_per_photo": queries}
-    values["train"] = {"epochs": 2, "validate_every": 2, "log_steps": 1}
-    config = written(tmp_path / "clip.yml", values)
-    one = train(tmp_path, "one", "--dataset.batch_size", 12)
-    two = ("--config", config, "--runs", one.parent, "--name", "two", "--dataset.batch_size", 6)
-    side_by_side(tmp_path, 2, "visual_search.main_clip", *two)
-    losses = [
-        [line["loss"] for line in lines(one.with_name(name), "step")] for name in ("one", "two")
-    ]
-    assert len(losses[0]) == 10
-    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
-    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    models = [load_text_model(one.with_name(name) / "last").encoder for name in ("one", "two")]
-    with torch.no_grad():
-        assert models[0](pixels).allclose(models[1](pixels), atol=2e-3)
-
-
 @pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
@@ -291,41 +265,3 @@ def test_texts_are_not_asked_of_a_model_without_any(
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["tasks"]) == ["photos"]
     assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]
-
-
-@pytest.mark.slow
-def test_runs_and_folds_stand_beside_a_ridge(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Trained runs; then a chain that is trained on folds, in which each product tests once."""
-    pytest.importorskip("sklearn")
-    from benchmarks import text_ridge
-
-    monkeypatch.setattr(text_ridge, "CACHE", trained / "cache")
-    runs = [trained / "runs" / name for name in ("right", "unlearnt")]
-    told = run("benchmarks.text_ridge", "--no-record", "--runs", *runs)
-    assert "| right, text to photo |" in told
-    assert "part 1, ridge: " in told
-
-    def in_process(command: str, arguments: list[str], fold: RunFolder, *_: object) -> None:
-        place = ("--name", fold.name, "--runs", fold.path.parent)
-        run(f"visual_search.{command}", *arguments, *place)
-
-    monkeypatch.setattr(phase_chain, "_train", in_process)
-    folder = trained / "folded"
-    folder.mkdir()
-    values = yaml.safe_load((trained / "clip.yml").read_text())
-    written(folder / "clip.yml", values | {"train": {"epochs": 1, "validate_every": 1}})
-    steps = [{"name": "one", "config": "clip.yml"}]
-    chain = folder / "chain.yml"
-    written(chain, {"name": "small", "command": "main_clip", "phases": steps})
-    place = ("--config", chain, "--folder", folder / "runs", "--folds", 2)
-    pairs = ("--pairs", trained / "data" / "pairs.parquet")
-    told = run("benchmarks.text_ridge", "--no-record", *place, *pairs)
-    assert "| one, text to photo |" in told
-    assert "part 2, ridge: " in told
-    tests = [read_pairs(folder / "runs" / f"fold_{k}.parquet", "test") for k in (1, 2)]
-    products = [{queries[0] for queries in table.queries} for table in tests]
-    assert not products[0] & products[1]
-    assert len(products[0] | products[1]) == 24
-    assert all(path.is_file() for path in tests[0].paths)

