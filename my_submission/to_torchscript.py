@@ -1,4 +1,4 @@
-"""Export a trained run for the submission: `python my_submission/to_torchscript.py runs/<name>`."""
+"""Export a trained run, or several as one: `python my_submission/to_torchscript.py runs/<name>`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from visual_search.common.ranges import real_number, whole_number
 
 
 def main() -> None:
-    """Export a run's best model, or a pretrained backbone as it comes."""
+    """Export a run's best model, a pretrained backbone as it comes, or several as an ensemble."""
     arguments = _arguments()
 
     from visual_search.ranking.export import export_torchscript
     from visual_search.ranking.rerank import describe_steps, format_steps, named_steps
 
-    source: Path = arguments.model
-    if source.suffix in (".yml", ".yaml"):
-        embedder, architecture, facts = _plain_backbone(source, arguments.input_size or 224)
-    else:
-        embedder, architecture, facts = _trained(source, arguments.input_size, arguments.trust)
+    embedder, architecture, facts = _found(arguments)
     architecture = _refitted(arguments, embedder, architecture, facts)
     steps = named_steps(arguments.rerank, facts.get("rerank", []), "--rerank")
     facts["rerank"] = describe_steps(steps)
@@ -51,10 +47,20 @@ def _arguments() -> argparse.Namespace:
         "ranker finds by itself."
     )
     parser.add_argument(
-        "model",
+        "models",
+        metavar="model",
         type=Path,
+        nargs="+",
         help="runs/<name> (its best checkpoint is taken), a checkpoint in it, or a file such as "
-        "config/backbone/efficientnet_lite0.yml for that backbone as it comes, not trained here",
+        "config/backbone/efficientnet_lite0.yml for that backbone as it comes, not trained here. "
+        "Several are one ensemble: their embeddings side by side",
+    )
+    parser.add_argument(
+        "--weights",
+        type=real_number(0, 1000, above=True),
+        nargs="+",
+        metavar="WEIGHT",
+        help="of each of several models, its share in the similarity; default: all alike",
     )
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="default: %(default)s")
     parser.add_argument(
@@ -116,7 +122,8 @@ def _refitted(
     from visual_search.config import EmbedSettings
     from visual_search.ranking.fit import whiten
 
-    settings = EmbedSettings.parsed(facts.get("embedding") or {}, str(arguments.model))
+    sources = " + ".join(map(str, arguments.models))
+    settings = EmbedSettings.parsed(facts.get("embedding") or {}, sources)
     if arguments.views:
         settings = dataclasses.replace(settings, views=tuple(arguments.views), view_sizes=())
         facts["embedding"] = dataclasses.asdict(settings)
@@ -128,6 +135,36 @@ def _refitted(
     facts["whitening"]["fitted_on"] = [path.name for path in arguments.fit_on]
     facts["mAP"] = None  # of the model as it was
     return architecture
+
+
+def _found(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    from visual_search.evaluation.identity import averaged
+    from visual_search.ranking.ensemble import ensemble_of
+
+    found = {str(source): _one(source, arguments) for source in arguments.models}
+    if len(found) < len(arguments.models):
+        raise UserError("a model is named twice: name each once, and give it more by --weights")
+    weights = arguments.weights or [1.0] * len(found)
+    if len(found) == len(weights) == 1:
+        return next(iter(found.values()))
+    chosen = {"views"} if arguments.views else set()
+    if arguments.rerank != ["tuned"]:
+        chosen.add("rerank")
+    embedder, architecture, facts = ensemble_of(found, weights, chosen)
+    runs = [source for source in arguments.models if not _is_plain(source)]
+    trained_on = averaged(runs) if runs else None
+    facts["data"] = trained_on and trained_on.of_a_model()
+    return embedder, architecture, facts
+
+
+def _one(source: Path, arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    if _is_plain(source):
+        return _plain_backbone(source, arguments.input_size or 224)
+    return _trained(source, arguments.input_size, arguments.trust)
+
+
+def _is_plain(source: Path) -> bool:
+    return source.suffix in (".yml", ".yaml")
 
 
 def _trained(source: Path, input_size: int | None, trust: bool) -> tuple[Any, Any, dict[str, Any]]:

@@ -34,10 +34,12 @@ FIRST_RU_CLIP = "ViT-B32-small.pt"
 MODEL_FORMAT = 1
 """Version of `model.json`; raised when an older reader would misread it."""
 
+IMAGE_KINDS = ("image", "ensemble")
+"""Kinds of model that :func:`rebuild_embedder` makes of their architecture alone."""
+
 LOADERS = {"image-text": "visual_search.text.search:load_image_side"}
 """By kind of model, who makes its image side of a checkpoint: `module:function`, imported only
-for such a model, since the evaluator has no package that the text side needs. An embedder of
-images alone needs none."""
+for such a model, since the evaluator has no package that the text side needs."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,7 @@ def read_description(path: Path) -> tuple[Architecture, dict[str, Any]]:
         version = values.pop("format")
         if version > MODEL_FORMAT:
             raise UserError(f"{path} has format {version}; this kit reads up to {MODEL_FORMAT}")
-        parts = values.pop("architecture")
-        for key in ("mean", "std"):
-            r, g, b = parts[key]
-            parts[key] = (float(r), float(g), float(b))
-        for key in {"layers", "layer_weights"} & set(parts):
-            parts[key] = tuple(parts[key])
-        return Architecture(**parts), values
+        return Architecture.parsed(values.pop("architecture")), values
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -226,16 +222,16 @@ def kind_of(facts: Mapping[str, Any]) -> str:
 
 
 def model_loader(found: Checkpoint) -> Callable[[Checkpoint], nn.Module] | None:
-    """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for images alone.
+    """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for :data:`IMAGE_KINDS`.
 
     Raises:
         UserError: for a kind that this kit does not know.
     """
     kind = kind_of(found.facts)
-    if kind == "image":
+    if kind in IMAGE_KINDS:
         return None
     if kind not in LOADERS:
-        known = ", ".join(("image", *LOADERS))
+        known = ", ".join((*IMAGE_KINDS, *LOADERS))
         raise UserError(f"{found.path} is a model of kind {kind!r}; this kit reads {known}")
     module, _, function = LOADERS[kind].partition(":")
     return getattr(importlib.import_module(module), function)

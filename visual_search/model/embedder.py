@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,12 @@ def create_neck(kind: str, width: int, dimension: int = 0, dropout: float = 0.2)
     return NECKS[kind](width, dimension or width, dropout)
 
 
+RAW_PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+"""Mean and standard deviation that leave the pixels at 0..255, for an ensemble's members."""
+MOST_MEMBERS = 16
+"""Of an ensemble."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything needed to build an embedder again, before its weights are loaded."""
@@ -94,11 +100,35 @@ class Architecture:
     head_conv: bool = True
     """Whether the wide convolution in front of the pooling is kept, where there is one."""
     settings: Mapping[str, Any] | None = None
-    """Of `clip/<folder>`, what shapes its tower: the folder need not be there any more."""
+    """Of `clip/<folder>`, what shapes its tower: the folder need not be there any more. Of an
+    ensemble, the `members`, each as `model.json` has an architecture."""
     layers: tuple[int, ...] = ()
     """Stages or blocks whose features join the backbone's own, counted from the end."""
     layer_weights: tuple[float, ...] = ()
     """Of each of them beside 1; none: all 1."""
+
+    @classmethod
+    def parsed(cls, parts: Mapping[str, Any]) -> Architecture:
+        """As a `model.json` has it.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: for what is none.
+        """
+        (r, g, b), (sr, sg, sb) = parts["mean"], parts["std"]
+        statistics = {
+            "mean": (float(r), float(g), float(b)),
+            "std": (float(sr), float(sg), float(sb)),
+        }
+        tuples = {key: tuple(parts[key]) for key in {"layers", "layer_weights"} & set(parts)}
+        found = cls(**{**parts, **statistics, **tuples})
+        if len(found.members) > MOST_MEMBERS or any(one.members for one in found.members):
+            raise ValueError(f"an ensemble has {MOST_MEMBERS} single models at the most")
+        return found
+
+    @property
+    def members(self) -> tuple[Architecture, ...]:
+        """Of an ensemble; none of a single model."""
+        return tuple(map(Architecture.parsed, (self.settings or {}).get("members", ())))
 
     def whitened(self, whitening: Whitening) -> Architecture:
         """With a whitening behind the network, in place of no neck."""
@@ -147,6 +177,53 @@ class Embedder(nn.Module):
         return F.normalize(self.features(pixels).float(), dim=1)
 
 
+class Concatenation(nn.Module):
+    """The unit vectors of several embedders side by side: what an ensemble has for a backbone.
+
+    A vector is scaled by the root of its member's share, so that the inner product of two of these
+    is the mean of the members' cosines, weighted by their shares.
+    """
+
+    scales: Tensor
+
+    def __init__(self, members: Sequence[Embedder], weights: Sequence[float]) -> None:
+        """
+        Args:
+            members: whose pixels are alike.
+            weights: of each, above 0; their shares are these divided by the sum.
+        """
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("scales", (torch.tensor(weights) / sum(weights)).sqrt())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Unit vectors `(N, sum of the widths)` of pixels `(N, 3, H, W)`, 0..255."""
+        each = zip(self.scales, self.members, strict=True)
+        return torch.cat([scale * member(pixels) for scale, member in each], dim=1)
+
+
+def build_ensemble(
+    members: Sequence[tuple[Embedder, Architecture]], weights: Sequence[float]
+) -> tuple[Embedder, Architecture]:
+    """Several embedders as one, with no neck behind them.
+
+    Args:
+        members: of one input size, none of them an ensemble.
+        weights: as of :class:`Concatenation`.
+    """
+    parts = [architecture for _, architecture in members]
+    architecture = Architecture(
+        "ensemble/" + " + ".join(part.backbone for part in parts),
+        "none",
+        sum(part.dimension for part in parts),
+        parts[0].input_size,
+        *RAW_PIXELS,
+        settings={"members": [asdict(part) for part in parts]},
+    )
+    network = Concatenation([embedder for embedder, _ in members], weights)
+    return Embedder(network, nn.Identity(), *RAW_PIXELS), architecture
+
+
 def build_embedder(
     backbone: BackboneConfig, input_size: int, neck: NeckConfig | None = None
 ) -> tuple[Embedder, Architecture]:
@@ -193,7 +270,14 @@ def build_embedder(
 def rebuild_embedder(architecture: Architecture) -> Embedder:
     """An embedder of a known architecture whose weights are all still to be loaded."""
     kind: Any = architecture.neck  # whitening among them, which no configuration has
+    members, size = architecture.members, architecture.input_size
     with SkipInit():
+        if members:
+            parts = [rebuild_embedder(replace(one, input_size=size)) for one in members]
+            width = sum(one.dimension for one in members)
+            neck = create_neck(kind, width, architecture.dimension)
+            network = Concatenation(parts, [1.0] * len(parts))
+            return Embedder(network, neck, architecture.mean, architecture.std)
         embedder, _ = build_embedder(
             architecture.backbone_config(),
             architecture.input_size,

@@ -27,7 +27,7 @@ from visual_search.common.model_config import EmbedSettings
 from visual_search.common.processes import available_cores
 from visual_search.data.image_files import HANGING_SECONDS
 from visual_search.data.images import ImageItem, load_pixels
-from visual_search.model.embedder import Embedder
+from visual_search.model.embedder import Concatenation, Embedder
 from visual_search.ranking.deadline import call_within
 
 EmbedFn = Callable[[Tensor], Tensor]
@@ -265,11 +265,14 @@ def converted(
         # Weights made in inference mode cannot be used by other threads.
         with torch.inference_mode(False), torch.no_grad():
             _fold_batch_norms(sharing, example)
-    sharing.backbone.to(dtype)
+    for part in sharing.modules():
+        # Of an ensemble the members: it hands them pixels, and joins their unit vectors, in fp32.
+        if isinstance(part, Embedder) and not isinstance(part.backbone, Concatenation):
+            part.backbone.to(dtype)
+            if half:
+                part.backbone.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
+                part.neck.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     in_memory_format(sharing, layout)
-    if half:
-        sharing.backbone.register_forward_pre_hook(lambda _, given: (given[0].to(dtype),))
-        sharing.neck.register_forward_pre_hook(lambda _, given: (given[0].float(),))
     return lambda pixels: sharing(pixels.contiguous(memory_format=layout))
 
 
