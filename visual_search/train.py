@@ -43,6 +43,7 @@ from visual_search.evaluation.identity import keep_identity
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
+from visual_search.ranking.inference_plan import keep_freed_memory
 
 # While one process validates, the others wait; a large gallery takes longer than the default.
 LONGEST_WAIT = timedelta(hours=4)
@@ -91,6 +92,7 @@ def train_phase(
         ],
     )
     set_seed(config.dataset.seed)
+    keep_freed_memory()
     # All batches are of one shape: the fastest of a GPU's convolutions is looked for once.
     torch.backends.cudnn.benchmark = True
     is_main_process = accelerator.is_main_process
