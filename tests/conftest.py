@@ -62,10 +62,15 @@ def real_images() -> Path:
     return table.parent
 
 
+@pytest.fixture(scope="session")
+def drawn_dev_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dev_folder(tmp_path_factory.mktemp("dev"))
+
+
 @pytest.fixture
-def dev_folder(tmp_path: Path) -> Path:
+def dev_folder(drawn_dev_folder: Path, tmp_path: Path) -> Path:
     """Five products with two seller and two user photos each, in the challenge's layout."""
-    return write_dev_folder(tmp_path)
+    return Path(shutil.copytree(drawn_dev_folder, tmp_path / drawn_dev_folder.name))
 
 
 def write_dev_folder(place: Path) -> Path:
@@ -116,9 +121,14 @@ def weights(tiny_export: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def product10k_folder(tmp_path: Path) -> Path:
+def product10k_folder(drawn_product10k: Path, tmp_path: Path) -> Path:
     """Six classes of four training photos and one test photo each, in Product10K's layout."""
-    folder = tmp_path / "Product10K"
+    return Path(shutil.copytree(drawn_product10k, tmp_path / drawn_product10k.name))
+
+
+@pytest.fixture(scope="session")
+def drawn_product10k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "Product10K"
     for prefix, table, photos in (
         ("train", "train.csv", range(4)),
         ("test", "test_kaggletest.csv", range(4, 5)),

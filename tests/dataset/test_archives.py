@@ -3,10 +3,8 @@
 import gzip
 import io
 import random
-import resource
 import stat
 import subprocess
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -20,7 +18,6 @@ import pytest
 from dataset import archives
 from dataset.archives import unpack
 from tests.commands import refused
-from tests.conftest import PROJECT
 from tests.disks import small_disk
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
@@ -320,22 +317,6 @@ def _fill_up(small_disk: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert unpack(path, small_disk).kept >= 3
     assert unpacked(small_disk) == BLOWN_UP
-
-
-def test_a_file_larger_than_may_be_written(archive: Write, tmp_path: Path) -> None:
-    path = archive(gzip.compress(tar_of(BLOWN_UP))).rename(tmp_path / "a.tar.partaa")
-    done = subprocess.run(
-        [sys.executable, "dataset/unpack.py", str(path)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )
-    assert done.returncode == 2
-    assert "the disk is full while unpacking" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_memory_does_not_hold_the_members(tmp_path: Path) -> None:

@@ -139,32 +139,6 @@ def test_a_pause_that_is_too_long_ends_it_and_holds_the_other_files_up(
         assert second - asked >= 0.5
 
 
-def test_a_pause_holds_those_up_that_wait_for_their_turn() -> None:
-    async def turns() -> list[float]:
-        pace = HostPace(rate=20)
-        start = time.monotonic()
-        times: list[float] = []
-
-        async def one() -> None:
-            await pace.turn("a")
-            times.append(time.monotonic() - start)
-
-        waiting = [asyncio.create_task(one()) for _ in range(8)]
-        await asyncio.sleep(0.12)
-        pace.pause("a", 0.5)
-        await asyncio.gather(*waiting)
-        return times
-
-    times = asyncio.run(turns())
-    assert times == sorted(times)
-    before = [moment for moment in times if moment < 0.12]
-    after = [moment for moment in times if moment >= 0.6]
-    assert 1 <= len(before) <= 3
-    assert len(before) + len(after) == 8
-    # Still one after the other.
-    assert after[-1] - after[0] >= 0.045 * (len(after) - 1)
-
-
 @pytest.mark.parametrize(
     "address",
     [

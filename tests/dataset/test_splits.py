@@ -121,12 +121,3 @@ def test_impossible_folds_are_refused() -> None:
     refused("only 2 classes", class_folds, np.array([0, 0, 1, 1, 1]), 3, 0)
     for ratio in (0.0, 1.0, -1.0, float("nan")):
         refused("--test_ratio", frequency_test_classes, np.full(20, 4), ratio, 10, 0)
-
-
-def test_a_million_images_of_100_000_classes() -> None:
-    """Seconds; a mask over the images for each class would take hours."""
-    classes = np.random.default_rng(0).integers(0, 100_000, 1_000_000)
-    folds = stratified_folds(classes, 5, 0)
-    table = np.zeros((100_000, 5), dtype=int)
-    np.add.at(table, (classes, folds), 1)
-    assert (table.max(axis=1) - table.min(axis=1)).max() <= 1

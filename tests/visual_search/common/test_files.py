@@ -36,22 +36,6 @@ def _umask() -> int:
     return value
 
 
-def test_a_full_disk_is_an_error_not_half_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_text("old")
-
-    def filled() -> None:
-        with written_atomically(path) as temporary:
-            temporary.unlink()
-            temporary.symlink_to("/dev/full")
-            temporary.write_bytes(b"x" * 10_000)
-
-    with pytest.raises(OSError, match="No space"):
-        filled()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def _write_often(path: Path) -> None:
     os.getpid = lambda: 1
     for number in range(100):

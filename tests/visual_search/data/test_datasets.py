@@ -93,17 +93,6 @@ def test_a_new_epoch_reaches_running_workers(product10k_folder: Path) -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_unreadable_photos_are_replaced_and_told(product10k_folder: Path) -> None:
-    for name in ("0_1.png", "0_2.png"):
-        (product10k_folder / "train" / name).write_bytes(b"no image")
-    images = training_images(product10k_folder)
-    pixels, label, index, passed_over = images[1]
-    assert images.unreadable(1 + 24, 1)[0].name == "0_1.png"
-    assert pixels.shape == (3, 32, 32)
-    assert (label, index, passed_over) == (0, 1, 2)
-    assert [path.name for path in images.unreadable(index, passed_over)] == ["0_1.png", "0_2.png"]
-
-
 def test_nothing_readable_at_all(tmp_path: Path) -> None:
     labelled = LabelledImages((tmp_path / "a.png", tmp_path / "b.png"), np.array([0, 1]))
     with pytest.raises(UserError, match="none of the training images"):
@@ -192,20 +181,6 @@ def folder(tmp_path: Path) -> Path:
 
 def table(folder: Path, columns: str, rows: list[list[object]]) -> Path:
     return write_csv(folder / "photos" / "table.csv", columns.split(","), rows)
-
-
-def test_amazon_pairs(folder: Path) -> None:
-    file = write_csv(
-        folder / "amazon.csv", ["image_path", "label"], [["a.png", 70], ["b.png", 9], ["c.png", 70]]
-    )
-    images = read_training_table(file, folder / "photos")
-    assert [path.name for path in images.paths] == ["a.png", "b.png", "c.png"]
-    assert all(path.is_file() for path in images.paths)
-    # In the order of their text: "70" before "9".
-    assert images.class_names == ("70", "9")
-    assert images.labels.tolist() == [0, 1, 0]
-    assert images.labels.dtype == np.int64
-    assert images.boxes is None
 
 
 def test_dataset_info_with_boxes_and_test_rows(folder: Path) -> None:

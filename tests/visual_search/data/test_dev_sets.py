@@ -14,7 +14,7 @@ from tests.visual_search.evaluation.test_report import Page
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import read_training_table
 from visual_search.data.dev_sets import DevSet, read_dev_table
-from visual_search.data.images import ImageItem, load_pixels
+from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_on_dev_set
 from visual_search.evaluation.metrics import average_precision
 from visual_search.evaluation.report import write_report
@@ -98,22 +98,6 @@ def test_held_out_rows_are_ranked_against_all_others(folder: Path) -> None:
     assert dev_set.gallery[0].box is None
     # What trains is the rest, and no class of it is judged.
     assert read_training_table(file).class_names == ("x",)
-
-
-def test_the_score_equals_the_loop(folder: Path) -> None:
-    rows = [f"{'abcdef'[p]}{i} {'xyzxyw'[p]} 1" for p in range(6) for i in range(3)]
-    dev_set = read_dev_table(table(folder, "is_test", "\n".join(rows[:16])))
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
-    pixels = torch.stack([torch.from_numpy(load_pixels(i, 16)[0]) for i in dev_set.gallery])
-    rows_of = centred_pixels(pixels).numpy()
-    expected = naive_scores(rows_of @ rows_of.T, dev_set.gallery_products.tolist())
-    assert len(expected) == 15
-    np.testing.assert_allclose(answer.average_precisions, list(expected.values()), rtol=1e-12)
-    ranks = answer.ranking.ranks
-    assert ranks.shape == (15, 1000)
-    for row, own in zip(ranks, expected, strict=True):
-        assert sorted(row.tolist()[:15]) == [other for other in range(16) if other != own]
-    assert (ranks[:, 15:] >= 16).all()
 
 
 def constant(pixels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from visual_search.data.duplicates import (
     pairs_within,
 )
 from visual_search.data.image_files import UnreadableImage
-from visual_search.data.images import ImageItem, decode_image, load_pixels
+from visual_search.data.images import ImageItem, load_pixels
 
 imagehash = pytest.importorskip("imagehash", reason="needs the extra [data]")
 pytest.importorskip("faiss", reason="needs the extra [data]")
@@ -106,25 +106,6 @@ def test_hashes_are_those_of_the_package(tmp_path: Path) -> None:
         if path.name == "white.png":  # one colour: a hash that is near to nothing
             expected = "0" * 16, image.size
         assert hash_and_size(path.read_bytes()) == expected, path.name
-
-
-def test_transparency_is_hashed_as_it_is_seen() -> None:
-    seen = draw_product(1, 1)
-    hidden = Image.new("RGB", (64, 64), "white")
-    hidden.paste(seen, mask=Image.new("L", (64, 64), 0))
-    assert hidden.getextrema() == ((255, 255),) * 3
-    assert str(imagehash.phash(decode_image(_png(seen)))) == hash_and_size(_png(seen))[0]
-    clear = seen.copy()
-    clear.putalpha(0)
-    assert hash_and_size(_png(clear)) == hash_and_size(_png(hidden))
-
-
-def _png(image: Image.Image) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_unreadable_images_are_answers_and_a_column_of_hashes_is_read(tmp_path: Path) -> None:

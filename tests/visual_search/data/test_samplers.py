@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
 
 from tests.commands import refused
 from visual_search.common.errors import UserError
@@ -175,37 +174,6 @@ def test_groups_in_proportion_to_the_sizes_of_the_classes() -> None:
     order = build_batches("m-per-class", images, 4, 0, by_size=True).order
     assert isinstance(order, ClassGroups)
     assert order.by_size
-
-
-def test_groups_keep_the_shares_of_the_sources() -> None:
-    images = photos([10, 30, 20, 4], [0, 0, 1, 1], (1.0, 2.0))
-    times = Counter(images.labels[drawn(ClassGroups(images, 4))].tolist())
-    assert times[0] + times[1] == 40
-    assert times[2] + times[3] == 48
-    assert abs(times[0] - times[1]) <= 4
-    assert abs(times[2] - times[3]) <= 4
-
-
-class Labels(Dataset):
-    """As the training photos do: an index past the end is a photo once more."""
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self.labels = labels
-
-    def __getitem__(self, index: int) -> int:
-        return int(self.labels[index % len(self.labels)])
-
-
-def test_as_the_batches_of_a_data_loader() -> None:
-    images = photos([6] * 4)
-    batches = build_batches("m-per-class", images, 8, 3, images_per_class=4)
-    loader = DataLoader(Labels(images.labels), batch_sampler=batches, num_workers=1)
-    for epoch in (1, 2):
-        batches.set_epoch(epoch)
-        assert len(loader) == 3
-        for seen, rows in zip(loader, batches, strict=True):
-            assert seen.tolist() == images.labels[np.array(rows) % 24].tolist()
-            assert sorted(Counter(seen.tolist()).values()) == [4, 4]
 
 
 def test_what_cannot_be_batched_is_said() -> None:

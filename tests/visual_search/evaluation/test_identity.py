@@ -4,13 +4,11 @@ import csv
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -31,8 +29,6 @@ from visual_search.config import (
     TableConfig,
     TrainConfig,
 )
-from visual_search.data.datasets import LabelledImages
-from visual_search.data.leak_record import Side
 from visual_search.evaluation.identity import (
     averaged,
     changed_data,
@@ -330,20 +326,3 @@ def test_what_earlier_models_were_trained_on_counts(
     (tmp_path / "first" / "best" / "model.safetensors").write_bytes(b"others")
     now = identity_of(phase.images.images, [], [], [first])
     assert f"the weights of {first}: " in differences(saved, now)[0]
-
-
-def test_an_identity_is_cheap(tmp_path: Path) -> None:
-    table = write_csv(
-        tmp_path / "table.csv", ["file_name", "label"], ([f"{i}.png", i] for i in range(50_000))
-    )
-    images = LabelledImages(
-        [tmp_path / f"{i}.png" for i in range(50_000)],
-        np.arange(50_000),
-        class_names=tuple(map(str, range(50_000))),
-    )
-    side = Side(table)
-    started = time.process_time()
-    found = identity_of(images, [side], [side], [])
-    assert time.process_time() - started < 1
-    assert (found.images, found.classes, len(found.image_bytes)) == (50_000, 50_000, 64)
-    assert len(json.dumps(found.of_a_model())) < 2000

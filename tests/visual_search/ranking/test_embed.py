@@ -37,16 +37,6 @@ def test_rows_stand_in_the_order_of_the_photos(tmp_path: Path) -> None:
     assert answer.problems == ()
 
 
-def test_broken_photos_keep_their_rows_and_are_listed(tmp_path: Path) -> None:
-    draw_product(1, 0).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"")
-    items = [ImageItem(tmp_path / name) for name in ("bad.png", "good.png", "gone.png")]
-    answer = embed_images(mean_colour, items, 16, device=CPU, progress=False)
-    assert answer.matrix.shape == (3, 3)
-    assert [Path(problem.path).name for problem in answer.problems] == ["bad.png", "gone.png"]
-    assert answer.matrix[0].tolist() == [127.0] * 3
-
-
 @pytest.mark.parametrize("hanging", [{0}, {5}, {3, 4, 19}])
 def test_a_file_that_hangs_costs_its_own_row(
     hanging: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,16 +168,6 @@ def test_a_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> None:
         answer.matrix, [load_pixels(item, 16)[0].mean(axis=(1, 2)) for item in items], rtol=1e-5
     )
     assert max(seen) == 7
-
-
-def test_what_a_model_raises_is_raised(tmp_path: Path) -> None:
-    draw_product(1, 0).save(tmp_path / "a.png")
-
-    def model(pixels: Tensor) -> Tensor:
-        raise RuntimeError("weights of another model")
-
-    with pytest.raises(RuntimeError, match="another model"):
-        embed_images(model, [ImageItem(tmp_path / "a.png")], 8, device=CPU, progress=False)
 
 
 def painted(folder: Path, colours: list[tuple[int, int, int]]) -> list[ImageItem]:

@@ -109,11 +109,3 @@ def test_what_is_no_list_of_products_is_refused(tmp_path: Path, content: bytes, 
     (tmp_path / "products.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_products(tmp_path / "products.jsonl")
-
-
-@pytest.mark.parametrize("name", ["nothing.csv", "table.xlsx"])
-def test_what_is_no_table_is_refused(tmp_path: Path, name: str) -> None:
-    if "nothing" not in name:
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match=name):
-        read_products(tmp_path / name)

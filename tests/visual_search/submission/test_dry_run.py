@@ -204,17 +204,6 @@ def test_each_limit_is_kept(
         assert f"user_config.py line {BODY_LINE + 1}" in sentence
 
 
-def test_imports_do_not_count_against_the_limit_as_the_evaluator_does_not_time_them(
-    tmp_path: Path, dev_folder: Path
-) -> None:
-    def act(stage: Stage) -> None:
-        answer = stage.answer(real(dev_folder))
-        assert answer.outcome.times["import"] > 2.5
-        assert answer.run.seconds < 1.5
-
-    with_stage(make_submission(tmp_path / "project", ranker(top=LATE)), act, Limits(1.5, 1))
-
-
 def test_what_never_comes_to_rank_is_stopped(
     tmp_path: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
