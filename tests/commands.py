@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from tests.conftest import PROJECT
 from tests.warm import PythonProcess, run_python
 from visual_search.common.errors import UserError, run_command
 
@@ -56,6 +58,12 @@ def refused(words: str, call: Callable[..., object], *given: object, **more: obj
     """A call ends in a sentence for the user in which `words`, a pattern, are found."""
     with pytest.raises(UserError, match=words):
         call(*given, **more)
+
+
+def ran(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """A process of its own, whatever its end: status, what it printed, and its errors."""
+    given: dict[str, Any] = {"cwd": PROJECT, "timeout": 300, **more}
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, **given)
 
 
 def alone(module: str, *arguments: object) -> str:

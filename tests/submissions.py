@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
+from tests.commands import ran
 from tests.conftest import PROJECT
 
 # A ranker that needs numpy alone; `{body}` stands where it would rank.
@@ -36,13 +36,10 @@ BODY_LINE = RANKER.replace("{top}", "").partition("{body}")[0].count("\n") + 1
 
 
 def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    named = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    done = ran("git", *named, *arguments, cwd=folder)
+    done.check_returncode()
+    return done.stdout
 
 
 def ranker(body: str = "return self.answer()", top: str = "") -> str:

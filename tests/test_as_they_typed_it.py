@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 import yaml
 
 from my_submission import to_torchscript
-from tests.commands import told
+from tests.commands import ran, told
 from tests.conftest import PROJECT, draw_product, draw_small_plots, write_csv
 from visual_search.config_reader import read_config
 
@@ -215,14 +214,8 @@ def test_their_example_under_accelerate_launch(shops: Path, here: Path) -> None:
         "dataset=inshop batch_size=8 epochs=1 img_size=32 num_workers=0"
     )
     program = Path(sys.executable).with_name("accelerate")
-    done = subprocess.run(
-        [str(program), *shlex.split(line)[1:]],
-        env=os.environ | {"PYTHONPATH": str(PROJECT), "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "ACCELERATE_USE_CPU": "true"}
+    done = ran(program, *shlex.split(line)[1:], cwd=here, env=environment)
     assert done.returncode == 0, done.stderr
     assert (here / "runs" / "openclip_vit_l_inshop" / "best" / "model.json").is_file()
 

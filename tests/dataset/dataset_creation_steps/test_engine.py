@@ -1,10 +1,9 @@
-import subprocess
 import sys
 
 import pytest
 
 from dataset.dataset_creation_steps.engine import start_engine
-from tests.commands import refused
+from tests.commands import ran, refused
 
 
 def test_one_runner_a_process() -> None:
@@ -23,8 +22,6 @@ def test_no_cluster_is_said_with_what_to_start(environment: dict[str, str]) -> N
         "run_command(lambda: start_engine('ray', 'auto'))\n"
     )
     alone = environment | {"RAY_TMPDIR": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=alone, capture_output=True, text=True, check=False
-    )
+    done = ran(sys.executable, "-c", code, env=alone)
     assert done.returncode == 2, done.stderr
     assert "ray start --head" in done.stderr

@@ -25,7 +25,7 @@ from dataset.dataset_creation_steps import (
     run,
     snapshots,
 )
-from tests.commands import inside, told
+from tests.commands import inside, ran, told
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import (
     PASSING,
@@ -221,15 +221,8 @@ def test_the_challenge_winner_s_commands_typed_in_their_folder(
             f"python download_images.py {local}",
             "python prepare_training_set.py",
         ):
-            done = subprocess.run(
-                [sys.executable, *shlex.split(line)[1:]],
-                cwd=steps,
-                env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=200,
-            )
+            environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+            done = ran(sys.executable, *shlex.split(line)[1:], cwd=steps, env=environment)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout
     assert f"the model that compares is {root / 'runs' / 'my_arcface_2nd'}" in said

@@ -1,6 +1,5 @@
 import csv
 import io
-import subprocess
 import sys
 import threading
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.commands import refused
-from tests.conftest import PROJECT, draw_product
+from tests.commands import ran, refused
+from tests.conftest import draw_product
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import (
     CHUNK,
@@ -149,15 +148,6 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
     peaks = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", code, str(tmp_path), str(rows)],
-                cwd=PROJECT,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for rows in (20_000, 120_000)
+        int(ran(sys.executable, "-c", code, tmp_path, rows).stdout) for rows in (20_000, 120_000)
     ]
     assert peaks[1] - peaks[0] < 100_000 * 80 * 0.1 + 2e6

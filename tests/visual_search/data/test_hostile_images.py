@@ -1,7 +1,6 @@
 """Files of strangers, over every entry point that reads images."""
 
 import csv
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, features
 from dataset.check_table import check
 from dataset.downloads import image_problem
 from dataset.folder_info import describe_folder
+from tests.commands import ran
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.hostile import CONTENTS, HOSTILE, chunk, heavy_images, make_hostile, png
 from visual_search.cached_features import random_crop
@@ -200,12 +200,6 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
 @pytest.mark.slow
 def test_memory_of_the_heaviest_images_on_two_threads(tmp_path: Path) -> None:
     heavy_images(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ran(sys.executable, "-c", MEASURE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < MEMORY_OF_HEAVY_IMAGES

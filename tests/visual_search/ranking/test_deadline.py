@@ -1,5 +1,4 @@
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -7,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.commands import ran
 from visual_search.ranking.deadline import Deadline, Effort, call_within, cheaper_efforts
 
 
@@ -192,7 +191,4 @@ def test_a_call_that_hangs_does_not_keep_the_process() -> None:
         "try: call_within(0.1, lambda: time.sleep(60))\n"
         "except TimeoutError: print('late')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=30
-    )
-    assert done.stdout == "late\n"
+    assert ran(sys.executable, "-c", code, timeout=30).stdout == "late\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import local_evaluation
-from tests.commands import stopped
+from tests.commands import ran, stopped
 from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.common.errors import UserError
@@ -41,18 +41,12 @@ return np.tile(order, (len(self.queries), 1))
 
 
 def rehearse(project: Path, data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(sys.executable, str(PROJECT / "local_evaluation.py"), "--rehearse"),
-            *("--data-folder", str(data), "--output", str(project.parent / "out")),
-            *("--cores", "1", "--test-queries", "60", "--test-gallery", "40", *arguments),
-        ],
+    return ran(
+        *(sys.executable, PROJECT / "local_evaluation.py", "--rehearse"),
+        *("--data-folder", data, "--output", project.parent / "out"),
+        *("--cores", "1", "--test-queries", "60", "--test-gallery", "40", *arguments),
         cwd=project,
         env={"PATH": "/usr/bin:/bin", "HOME": str(project.parent), "PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
     )
 
 

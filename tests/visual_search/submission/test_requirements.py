@@ -1,11 +1,10 @@
 """What requirements.txt brings: as pip would resolve it."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import refused
+from tests.commands import ran, refused
 from tests.conftest import PROJECT
 from visual_search.submission.requirements import (
     installed_for,
@@ -18,12 +17,7 @@ from visual_search.submission.requirements import (
 def test_the_closure_is_what_pip_would_resolve(tmp_path: Path) -> None:
     """pip, told to install nothing, knows the same packages (those it would call satisfied)."""
     wanted = ["pandas>=2", "hypothesis"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *wanted],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = ran(sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", *wanted)
     satisfied = {
         line.split("Requirement already satisfied: ")[1].split(" in ")[0]
         for line in done.stdout.splitlines()
