@@ -15,7 +15,7 @@ from visual_search.common.errors import UserError, first_line, unfailing_output
 from visual_search.common.files import write_json
 from visual_search.common.model_config import EmbedSettings
 from visual_search.data.tables import image_items, read_gallery, read_queries
-from visual_search.ranking.deadline import NOT_EMBEDDED, Deadline, degradations, listed
+from visual_search.ranking.deadline import LIGHTER, NOT_EMBEDDED, Deadline, degradations, listed
 from visual_search.ranking.embed import default_device
 from visual_search.ranking.export import (
     embedding_settings,
@@ -176,7 +176,7 @@ def report(ranking: Ranking, images: int, loading_seconds: float) -> None:
     if given_up:
         print(
             f"to answer in {clock['limit_seconds']:g} s the ranker gave up: {listed(given_up)}; "
-            "take a smaller input or a smaller model"
+            f"take a smaller input, {LIGHTER}"
         )
     log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
     if log:

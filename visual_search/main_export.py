@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visual_search.common.errors import run_command
+from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from visual_search.data.images import ImageItem
     from visual_search.ranking.onnx import Measured
 
 FORMATS = ("onnx-fp32", "onnx-fp16")
@@ -31,8 +32,6 @@ def main() -> None:
     from visual_search.common.files import write_json, write_text, written_atomically
     from visual_search.common.page import markdown
     from visual_search.common.processes import available_cores
-    from visual_search.config_reader import read_config
-    from visual_search.data.factory import training_images
     from visual_search.data.images import load_pixels
     from visual_search.model.checkpoint import load_checkpoint
     from visual_search.ranking.export import ONNX_FILE, export_torchscript, trained_embedder
@@ -40,13 +39,12 @@ def main() -> None:
     from visual_search.ranking.onnx import export_onnx, load_onnx, measure
     from visual_search.ranking.rerank import describe_steps, named_steps
 
-    checkpoint, config = load_checkpoint(options.run), read_config(options.run)
+    checkpoint, items = load_checkpoint(options.run), _items(options.run, options.table)
     embedder, architecture, facts = trained_embedder(checkpoint, options.input_size)
     embedder, size, output = embedder.eval(), architecture.input_size, options.output
     steps = named_steps(options.rerank, facts.get("rerank", []), "--rerank")
-    listed = training_images(config.dataset)
-    rows = np.random.default_rng(0).permutation(len(listed))[: options.images]
-    pixels = [load_pixels(listed.item(int(row)), size)[0] for row in rows]
+    rows = np.random.default_rng(0).permutation(len(items))[: options.images]
+    pixels = [load_pixels(items[row], size)[0] for row in rows]
     images = torch.from_numpy(np.stack(pixels))
 
     settings = {**(facts.get("embedding") or {}), "min_cosine": options.min_cosine}
@@ -87,6 +85,23 @@ def main() -> None:
     print(f"\n{markdown(table)}\n\nnext: python local_evaluation.py --weights {output}")
 
 
+def _items(run: Path, table: Path | None) -> Sequence[ImageItem]:
+    """What the formats are compared on: the images of a table, or those of the training."""
+    from visual_search.config import EmbedSettings
+    from visual_search.config_reader import read_config
+    from visual_search.data.factory import training_images
+    from visual_search.ranking.fit import images_of
+
+    if table:
+        return images_of(table, EmbedSettings())
+    if not (run / "config.yml").is_file():
+        raise UserError(
+            f"{run} has no config.yml, which names images to compare on: name a table by --table"
+        )
+    listed = training_images(read_config(run).dataset)
+    return [listed.item(row) for row in range(len(listed))]
+
+
 def best_for_ranker(measured: Sequence[Measured], min_cosine: float) -> str | None:
     """The fastest format, where it is ONNX and answers as the model does on every image."""
     fit = [
@@ -106,7 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
         "time it on this CPU, and leave the ranker the ONNX network where that is faster and "
         "answers as the model does. Needs pip install -e '.[export]'.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder, with its config.yml")
+    parser.add_argument("--run", type=Path, required=True, help="a run folder, or an export")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="CSV",
+        help="a gallery.csv, past queries, or a table to train on, to compare and to time on its "
+        "images; default: the run's training set",
+    )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder, such as my_submission/weights"
     )
@@ -133,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--photos",
         type=whole_number(1),
         default=100,
-        help="of the run's training set, to compare and to time on (%(default)s)",
+        help="how many to compare and to time on (%(default)s)",
     )
     parser.add_argument(
         "--min_cosine",

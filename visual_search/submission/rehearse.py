@@ -16,7 +16,7 @@ from visual_search.data.images import ImageProblem
 from visual_search.evaluation.dev_set import Evaluation, unmatched_sentence
 from visual_search.evaluation.metrics import average_precision
 from visual_search.evaluation.report import write_report
-from visual_search.ranking.deadline import degradations, listed
+from visual_search.ranking.deadline import LIGHTER, degradations, listed
 from visual_search.ranking.rank import Ranking, too_many_unreadable
 from visual_search.submission.dry_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
 from visual_search.submission.runtime_estimate import (
@@ -207,7 +207,7 @@ def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
 
 def _too_large(limits: Limits, prediction: Run, found: LargestSize) -> str:
     """Why the hidden test would go past the limits, and the way out."""
-    way_out = found.reason or "take a smaller model"
+    way_out = found.reason or f"take {LIGHTER}"
     if found.input_size:
         way_out = (
             f"{found.input_size} px fits: export it again with `python my_submission/"

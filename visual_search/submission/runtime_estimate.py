@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from visual_search.ranking.deadline import LIGHTER
+
 # Share of the time and of the memory that a size may be expected to take; the rest is for a
 # slower day.
 TIME_SHARE = MEMORY_SHARE = 0.9
@@ -273,7 +275,7 @@ def find_largest_size(
     if largest is None and reason is None:
         reason = (
             f"no size stays within {TIME_SHARE:.0%} of the time and {MEMORY_SHARE:.0%} of the "
-            "memory: take a smaller model"
+            f"memory: take {LIGHTER}"
         )
     return LargestSize(largest, tuple(trials[size] for size in sorted(trials)), reason)
 

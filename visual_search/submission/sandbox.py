@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.ranking.deadline import LIGHTER
 
 CHILD = Path(__file__).with_name("evaluator_child.py")
 GB = 1e9
@@ -349,7 +350,7 @@ def fault_of(
             )
         return (
             f"the time limit was exceeded: after {sandbox.allowed_seconds:g} s the ranker was "
-            f"stopped{_at(outcome.where)}, {stage}; take a smaller input or a smaller model"
+            f"stopped{_at(outcome.where)}, {stage}; take a smaller input, {LIGHTER}"
         )
     if outcome.stopped_by == "memory" or _out_of_memory(outcome):
         where = outcome.where or (outcome.error or {}).get("where")

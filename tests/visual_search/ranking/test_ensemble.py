@@ -12,6 +12,7 @@ import torch
 from my_submission import to_torchscript
 from my_submission.user_config import My_Ranker
 from tests.commands import refused, stopped, told
+from visual_search import main_export
 from visual_search.common.files import write_json
 from visual_search.config import BackboneConfig, EmbedSettings, NeckConfig
 from visual_search.data.images import load_views
@@ -146,6 +147,22 @@ def test_an_ensemble_is_resized_and_whitened_as_a_whole(
         expected = torch.nn.functional.normalize(whitened, dim=1)
         assert expected.shape == (2, 6)
         torch.testing.assert_close(again.eval()(pixels), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_onnx_is_compared_on_images_that_are_named(ensemble: Path, tmp_path: Path) -> None:
+    said = stopped(main_export.main, "--run", ensemble, "--output", tmp_path)
+    assert "has no config.yml, which names images to compare on: name a table by --table" in said
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_written_as_onnx(ensemble: Path, dev_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    table, few = ("--table", dev_folder / "gallery.csv"), ("--images", 4)
+    only = ("--formats", "onnx-fp32")
+    told(main_export.main, "--run", ensemble, *table, *few, *only, "--output", tmp_path)
+    formats = json.loads((tmp_path / "formats.json").read_text())["formats"]
+    assert formats[-1]["name"] == "onnx-fp32"
+    assert formats[-1]["smallest_cosine"] > 0.9999
 
 
 @pytest.mark.parametrize(
