@@ -4,7 +4,8 @@ import csv
 import gc
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +145,22 @@ def drawn_product10k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draw_small_plots(patch: pytest.MonkeyPatch) -> None:
-    """Have trainings draw their plots without the best layout, which takes a fifth of them."""
-    from visual_search.common import files, run_folder
+@cache
+def known(ask: Callable[[], object]) -> object:
+    """What was answered the first time."""
+    return ask()
 
-    def small(path: Path, figure: Any) -> None:
-        figure.set_layout_engine("none")
-        figure.set_size_inches(2, 1)
-        files.write_figure(path, figure)
 
-    patch.setattr(run_folder, "write_figure", small)
+def spare_plots(patch: pytest.MonkeyPatch) -> None:
+    """Spare trainings a third of their time: empty plots, and one look at what is installed."""
+    from matplotlib.figure import Figure
+
+    from visual_search.common import environment, files, run_folder
+
+    empty = Figure((1, 1))
+    patch.setattr(run_folder, "write_figure", lambda path, _: files.write_figure(path, empty))
+    installed = environment.declared_versions
+    patch.setattr(environment, "declared_versions", partial(known, installed))
 
 
 @pytest.fixture
@@ -161,7 +168,7 @@ def small_phase(
     product10k_folder: Path, dev_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """A phase that trains within seconds; what a test is about, it adds."""
-    draw_small_plots(monkeypatch)
+    spare_plots(monkeypatch)
     return {
         "dataset": {
             "product10k": {"train_valid_root": str(product10k_folder)},
@@ -174,3 +181,20 @@ def small_phase(
         },
         "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
     }
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are finished as soon as they have begun, where it is of no matter what they learn."""
+    from visual_search import train
+    from visual_search.common.files import write_json
+
+    class Idle:
+        def __init__(self, _: object, phase: object, run: Any, *others: object) -> None:
+            self.run = run
+
+        def train(self) -> float:
+            write_json(self.run.path / "result.json", {"finished": True, "mAP": 0.5})
+            return 0.5
+
+    monkeypatch.setattr(train, "Trainer", Idle)

@@ -21,7 +21,7 @@ import yaml
 
 from my_submission import to_torchscript
 from tests.commands import ran, told
-from tests.conftest import PROJECT, draw_product, draw_small_plots, write_csv
+from tests.conftest import PROJECT, draw_product, spare_plots, write_csv
 from visual_search.config_reader import read_config
 
 PLACES = {
@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("openclip_vit_b32", "convnext_xxlarge", "efficientnetv2_b1"):
         (tmp_path / "config" / "backbone" / f"{name}.yml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
-    draw_small_plots(monkeypatch)
+    spare_plots(monkeypatch)
     return tmp_path
 
 

@@ -2,12 +2,10 @@ import csv
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from dataset.find_leaks import main as find_leaks_main
@@ -33,7 +31,6 @@ from visual_search.data.leak_record import (
     warning,
 )
 from visual_search.data.leaks import find_leaks, list_images
-from visual_search.main_arcface import main
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder
 
@@ -254,12 +251,3 @@ def test_a_phase_says_which_images_it_looks_at(product10k: Product10KConfig, fol
     assert entry == Side(Path("tables/folds.csv"), Path("photos"), 2)
     assert dev_sides(dataset.dev_set) == [Side(Path("folds.csv"), Path("elsewhere"), 3)]
     assert [side.folder for side in dev_sides(DevSetConfig())] == [".", "."]
-
-
-def test_training_warns_where_nobody_looked(small_phase: dict[str, Any], tmp_path: Path) -> None:
-    """Where somebody did, it says nothing: tests/dataset/test_unseen_classes.py."""
-    values = {**small_phase, "train": {"epochs": 1}}
-    (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
-    where = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "run"]
-    assert "warning: nobody has looked yet" in inside(main, *where).stdout
-    assert "nobody has looked yet" in (tmp_path / "runs/run/report.html").read_text("utf-8")

@@ -50,6 +50,8 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert best["environment"] == kept["environment"]
     assert f"Python {kept['environment']['python']}; torch" in (run / "report.html").read_text()
     assert f"mAP {max(scores):.4f}" in said
+    assert "warning: nobody has looked yet" in said
+    assert "nobody has looked yet" in (run / "report.html").read_text()
     assert str(run / "report.html") in said
     assert [line["step"] for line in lines if line["kind"] == "epoch"] == [4, 8]
     saved = yaml.safe_load((run / "config.yml").read_text())
@@ -137,13 +139,9 @@ def test_bad_input_is_one_sentence_and_touches_nothing(
     for arguments, words in (
         (("--dataset.dev_set.eval_root", "nowhere"), "nowhere does not exist"),
         (("--dataset.product10k.train_list", "none.csv"), "none.csv does not exist"),
-        (("--dataset.num_of_classes", "2"), "train.csv line"),
-        (("--dataset.batch_size", "99"), "dataset.batch_size = 99"),
         (("--pretrain_model", "runs/none"), "runs/none"),
-        (("--dataset.input_sze", "3"), "--dataset.input_sze"),
         (("--dataset.max_classes", "1"), "all training images are of one class"),
         (("--train.precision", "fp16"), "which needs a GPU"),
-        (("--dataset.product10k.weight", "0.001"), "gives an epoch no image"),
     ):
         assert words in stopped(main, *common, *arguments)
         assert not (tmp_path / "runs" / "x").exists()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.commands import refused, stopped, told
-from tests.conftest import draw_small_plots
+from tests.conftest import spare_plots
 from tests.visual_search.drawn_pairs import (
     COLOURS,
     FORMS,
@@ -53,16 +54,21 @@ def lines(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in found if line["kind"] == kind]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        spare_plots(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained run, its table, and a run of one epoch."""
     folder = tmp_path_factory.mktemp("clip")
     written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
-    with pytest.MonkeyPatch.context() as patch:
-        draw_small_plots(patch)
-        train(folder, "right")
-        slow = ("--optim.head_lr", 1e-6, "--train.epochs", 1, "--train.validate_every", 1)
-        train(folder, "unlearnt", *slow)
+    train(folder, "right")
+    slow = ("--optim.head_lr", 1e-6, "--train.epochs", 1, "--train.validate_every", 1)
+    train(folder, "unlearnt", *slow)
     return folder
 
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.commands import told
-from tests.conftest import draw_small_plots
+from tests.conftest import spare_plots
 from tests.warm import PythonProcess
 from visual_search.main_arcface import main
 
@@ -70,7 +70,7 @@ def test_killed_at_random_moments(
     dev_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    draw_small_plots(monkeypatch)
+    spare_plots(monkeypatch)
     values = merged(COMMON, VARIANTS[variant])
     values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
     values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from tests.commands import alone, inside, side_by_side, told
-from tests.conftest import draw_small_plots
+from tests.conftest import spare_plots
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
 
@@ -61,7 +61,7 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     config.write_text(yaml.safe_dump(values))
     common = ("--config", config, "--runs", tmp_path / "runs")
     torch.set_num_threads(1)
-    draw_small_plots(monkeypatch)
+    spare_plots(monkeypatch)
     told(main, *common, "--name", "one", "--dataset.batch_size", "8")
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
     if launcher == "torchrun":

@@ -27,7 +27,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     pairs = folder / "demo.pairs.parquet"
     project = Path(__file__).resolve().parents[3]
-    write_pairs(pairs, catalogue_pairs(project / "dataset" / "demo").slice(0, 800))
+    write_pairs(pairs, catalogue_pairs(project / "dataset" / "demo").slice(0, 240))
     fit(pairs, folder / "demo.clusters", CONFIG)
     return pairs
 
@@ -59,8 +59,8 @@ def test_a_query_is_cleaned_before_it_is_compared(demo: Path) -> None:
 def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
     demo: Path, tmp_path: Path
 ) -> None:
-    source = pq.read_table(demo).slice(0, 50).to_pylist()
-    for row, other in zip(source[:20], source[20:40], strict=True):
+    source = pq.read_table(demo).slice(0, 12).to_pylist()
+    for row, other in zip(source[:5], source[5:10], strict=True):
         row["queries"] += other["queries"]
         row["texts"] += other["texts"]
         row["language"] += other["language"]
@@ -72,7 +72,7 @@ def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
     assert table.clusters is not None
     of_queries = pq.read_table(output)["clusters"].to_pylist()
     assert np.bincount(table.clusters, minlength=6).tolist() == sizes
-    for row in range(50):
+    for row in range(12):
         vectors = clusters.encoder.encode(table.texts[row])
         assert of_queries[row] == clusters.predict_vectors(vectors).tolist()
         mean = vectors.mean(axis=0, keepdims=True)
@@ -100,11 +100,11 @@ def test_a_stopped_assignment_goes_on(
 
     monkeypatch.setattr(clusters_module, "clustered", clustered)
     with pytest.raises(KeyboardInterrupt):
-        assign(demo, folder, output, piece_images=300)
+        assign(demo, folder, output, piece_images=90)
     assert not output.exists()
     done[:] = [-1]
-    assign(demo, folder, output, piece_images=300)
-    assert done == [-1, 800 - 600]
+    assign(demo, folder, output, piece_images=90)
+    assert done == [-1, 240 - 180]
     assert pq.read_table(output).select(SCHEMA.names) == pq.read_table(demo)
 
 
