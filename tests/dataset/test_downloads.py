@@ -17,9 +17,9 @@ import pytest
 from dataset import downloads
 from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.downloads import Download, Downloader, HostPace, retry_after
+from tests.commands import refused
 from tests.conftest import draw_product
 from tests.dataset.dataset_creation_steps.image_server import PIXEL, ImageServer, running
-from visual_search.common.errors import UserError
 
 LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
 
@@ -353,5 +353,4 @@ def test_an_image_of_too_many_pixels_is_refused_from_its_beginning() -> None:
 
 @pytest.mark.parametrize("name", ["connections", "timeout", "attempts", "max_mb"])
 def test_limits_of_nothing_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 0; it must be (above 0|1 or more)"):
-        replace(LOOPBACK, **{name: 0})  # type: ignore[arg-type]
+    refused(f"{name} is 0; it must be (above 0|1 or more)", replace, LOOPBACK, **{name: 0})

@@ -1,6 +1,5 @@
 """The command: archives as they are offered, nested ones, downloads, and the training on it."""
 
-import json
 import shutil
 import tarfile
 import zipfile
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from dataset.prepare_dataset import main, prepare
 from dataset.sources import NAMES, data_set, download
@@ -16,7 +14,6 @@ from dataset.sources.base import DataSet, Download
 from tests.commands import stopped, told
 from tests.conftest import draw_product, write_csv
 from tests.dataset import layouts
-from visual_search import main_arcface
 from visual_search.common.errors import UserError
 from visual_search.data.dataset_info import MOST_BROKEN_AT_THE_START
 
@@ -132,42 +129,6 @@ def test_an_archive_within_an_archive(tmp_path: Path) -> None:
         handle.writestr("more.txt", "more")
     assert sum(prepare("inshop", tmp_path / "out", [archive]).rows.values()) == 11
     assert (tmp_path / "out" / "more.txt").is_file()
-
-
-def test_every_data_set_trains_one_step(tmp_path: Path, dev_folder: Path) -> None:
-    """All that have any in one run whose single step has every image that trains."""
-    tables, images = [], 0
-    for name in NAMES:
-        folder = tmp_path / name
-        folder.mkdir()
-        layouts.BUILDERS[name](folder)
-        done = prepare(name, tmp_path / "tables" / name, [folder])
-        images += done.rows["train"]
-        if name != "glr":  # its index and queries only test
-            tables.append({"file": str(done.table)})
-    config = {
-        "dataset": {
-            "product10k": {"use": False},
-            "tables": tables,
-            "dev_set": {"eval_root": str(dev_folder)},
-            "input_size": 32,
-            "batch_size": images,
-            "augmentations": "flip",
-            "num_workers": 0,
-        },
-        "backbone": {"name": "timm/test_efficientnet", "weights": "none"},
-        "train": {"epochs": 1},
-    }
-    (tmp_path / "phase.yml").write_text(yaml.safe_dump(config))
-    where = ["--config", tmp_path / "phase.yml", "--runs", tmp_path / "runs", "--name", "all"]
-    told(main_arcface.main, *where)
-    run = tmp_path / "runs" / "all"
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics if line["kind"] == "epoch"] == [1]
-    classes = json.loads((run / "classes.json").read_text())
-    assert {name.partition("/")[0] for name in classes} == set(NAMES) - {"glr"}
-    held_out = {"cars/99", "cub/101", "sop/4", "inshop/id_00000003"}
-    assert not held_out & set(classes)
 
 
 def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:

@@ -118,12 +118,13 @@ def test_no_print_costs_the_answer(
 def test_many_images_that_cannot_be_read_are_shouted(
     weights: Path, dev_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = [*sorted((dev_folder / "gallery").iterdir())[:5]]
-    for number, path in enumerate(broken):
-        path.write_bytes(b"")
+    broken = sorted((dev_folder / "gallery").iterdir())
+    for number in (4, 5):
+        for path in broken[:number]:
+            path.write_bytes(b"")
         ranker(dev_folder).predict_product_ranks()
         printed = capsys.readouterr().out
-        assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 4)
+        assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 5)
 
 
 def test_what_is_missing_goes_through_the_evaluators_channel(

@@ -39,8 +39,6 @@ def test_damaged_and_odd_files_on_both_sides(
 ) -> None:
     folder = tmp_path / "data"
     expected = write_files(folder / "files")
-    assert sum(outcome != PIXELS for outcome in expected.values()) >= 40 - 6
-    assert len(expected) >= 60
     draw_product(1, 0).save(folder / "good.png")
     names = [f"files/{name}" for name in expected]
     gallery = [[n, name] for n, name in enumerate(["good.png", *names])]

@@ -202,7 +202,7 @@ def test_the_client_commits_what_is_not_ignored(desk: Desk) -> None:
     assert git(desk.bare, "show", "submission-v2:forgotten.py") == "VALUE = 1\n"
 
 
-@pytest.mark.parametrize("asked", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the preflight alone: tests/visual_search/submission/test_preflight.py
 @pytest.mark.parametrize(
     ("fault", "client", "preflight"),
     [
@@ -221,7 +221,6 @@ def test_what_the_client_refuses_the_preflight_finds(
     fault: str,
     client: str,
     preflight: str | None,
-    asked: bool,
 ) -> None:
     if fault == "json":
         path = desk.project / "aicrowd.json"
@@ -244,8 +243,6 @@ def test_what_the_client_refuses_the_preflight_finds(
     commit(desk.project)
     problems = desk.problems()
     assert any(preflight in text for text in problems) if preflight else problems == []
-    if not asked:
-        return
     desk.aicrowd("login", "--api-key", KEY)
     done = desk.aicrowd("-vvvv", "submission", "create", "-t", "v1", "-d", "x")
     assert done.returncode != 0

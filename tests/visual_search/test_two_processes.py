@@ -13,29 +13,10 @@ from tests.conftest import spare_plots
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "arcface": {},
-    "sampled": {"margin": {"sampled_share": 0.5, "class_margins": "none", "dropout": 0.0}},
-    "memory": {
-        "dataset": {"sampler": {"kind": "m-per-class"}},
-        "margin": {"weight": 0.0, "dropout": 0.0},
-        "pairs": {"name": "contrastive", "memory": 20},
-    },
-}
 
-
-@pytest.mark.parametrize(
-    ("variant", "launcher"),
-    [
-        ("sampled", "ours"),
-        # Either loss on two ranks: tests/visual_search/losses.
-        pytest.param("arcface", "ours", marks=pytest.mark.slow),
-        pytest.param("memory", "ours", marks=pytest.mark.slow),
-        pytest.param("arcface", "torchrun", marks=pytest.mark.slow),
-    ],
-)
+# Each loss on two ranks: tests/visual_search/losses.
+@pytest.mark.parametrize("launcher", ["ours", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_the_loss_curve_is_that_of_the_doubled_batch(
-    variant: str,
     launcher: str,
     tmp_path: Path,
     product10k_folder: Path,
@@ -46,12 +27,10 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
         "dataset": {"num_of_classes": 6, "input_size": 32, "augmentations": "flip"},
         # Layer norm: statistics of a batch would differ with its size.
         "backbone": {"name": "timm/test_vit", "weights": "none"},
-        "margin": {"dropout": 0.0},
+        "margin": {"sampled_share": 0.5, "class_margins": "none", "dropout": 0.0},
         "optim": {"head_lr": 0.003, "backbone_lr_ratio": 0.3, "warmup_steps": 2},
         "train": {"epochs": 2, "log_steps": 1, "validate_every": 2},
     }
-    for key, part in VARIANTS[variant].items():
-        values[key] = {**values.get(key, {}), **part}
     values["dataset"] |= {
         "product10k": {"train_valid_root": str(product10k_folder)},
         "dev_set": {"eval_root": str(dev_folder)},

@@ -17,6 +17,7 @@ from dataset.sources import NAMES, data_set
 from tests.commands import refused
 from tests.dataset import layouts
 from visual_search.common.errors import UserError
+from visual_search.data.datasets import read_training_table
 
 
 @pytest.fixture
@@ -63,6 +64,8 @@ def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source
     expected = ["file_name", "label", *data_set(name).columns, "width", "height", "is_test"]
     assert sorted(table.columns) == sorted(expected)
     assert check(source.parent / "out" / "dataset_info.csv", files="all").problems == []
+    if name != "glr":  # its index and queries only test
+        assert read_training_table(source.parent / "out" / "dataset_info.csv").class_names
     # No image is copied.
     assert not list((source.parent / "out").rglob("*.jpg"))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.serve.calibration import Calibration, draw_reliability, fit
 
 QUERIES = 2000
@@ -50,7 +50,5 @@ def test_what_is_said_is_how_often_it_is_right(
 
 def test_too_few_judgements_are_refused(drawn: tuple[np.ndarray, ...]) -> None:
     scores, right, products, absent, _ = drawn
-    with pytest.raises(UserError, match="too few"):
-        fit(scores[:20], right[:20], products[:20], absent[:20])
-    with pytest.raises(UserError, match="too few"):
-        fit(scores, np.zeros_like(right), products, absent)
+    refused("too few", fit, scores[:20], right[:20], products[:20], absent[:20])
+    refused("too few", fit, scores, np.zeros_like(right), products, absent)

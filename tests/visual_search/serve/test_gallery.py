@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import refused
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
 from visual_search.data.images import ImageItem
@@ -107,5 +108,4 @@ def test_tables_of_the_kit_are_galleries(
 def test_what_is_no_list_of_products_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     draw_product(1, 1).save(tmp_path / "a.png")
     (tmp_path / "products.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_products(tmp_path / "products.jsonl")
+    refused(words, read_products, tmp_path / "products.jsonl")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import refused
 from tests.visual_search.serve.conftest import new_database
-from visual_search.common.errors import UserError
 from visual_search.ranking.search import top_k
 from visual_search.serve.indexing import measured_recall
 from visual_search.serve.records import (
@@ -207,8 +207,7 @@ def test_a_failure_within_leaves_nothing_of_a_portion(store: Store, model: Index
 
 def test_an_embedding_too_long_for_hnsw_is_refused(store: Store) -> None:
     long = store.add_model("runs/long", "long", 5000)
-    with pytest.raises(UserError, match="4000"):
-        store.make_approximate(long, True)
+    refused("4000", store.make_approximate, long, True)
 
 
 def test_deleted_products_are_gone_with_images_and_embeddings(
