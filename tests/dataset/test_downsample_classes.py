@@ -41,18 +41,6 @@ def test_more_images_than_the_threshold_and_at_most_n_a_class(tmp_path: Path) ->
     }
 
 
-def test_images_are_drawn_and_not_the_first(tmp_path: Path) -> None:
-    file = table_of(tmp_path / "a.csv", {"many": 60})
-    drawn: Counter[str] = Counter()
-    for seed in range(60):
-        (table,) = downsample([file], [0], 15, random_seed=seed).values()
-        drawn.update(table["file_name"][table["is_test"] == "0"])
-    # Each of 60 images in a quarter of 60 draws.
-    assert len(drawn) == 60
-    assert min(drawn.values()) > 3
-    assert max(drawn.values()) < 32
-
-
 def test_several_tables_each_with_its_threshold(tmp_path: Path) -> None:
     first = table_of(tmp_path / "p" / "a.csv", {"x": 10, "y": 20, "z": 30})
     second = table_of(tmp_path / "q" / "a.csv", {"x": 10, "y": 20, "z": 30})

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.commands import inside, stopped
 from tests.visual_search.test_unused import CASES, another, with_key
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import FREE_TO_CHANGE, RunFolder
 from visual_search.common.unused import unused
 from visual_search.config import PhaseConfig, TableConfig
-from visual_search.main_arcface import main
 from visual_search.phase import build_image_phase
 from visual_search.train import train_phase
 
@@ -103,16 +101,3 @@ def test_a_key_of_which_nothing_is_said_changes_the_training(
     assert made != seen["plain"]
     if made.startswith("refused"):
         assert key.rpartition(".")[2] in made or "other" in made
-
-
-def test_the_command_says_it(small_phase: dict[str, Any], tmp_path: Path) -> None:
-    stopped(
-        main, "--name", "x", "--optim.momentum", "0.9", "--dataset.batch_size", "x"
-    )  # the wrong value comes first, and alone
-    done = inside(
-        main,
-        *("--name", "x", "--runs", tmp_path, "--optim.momentum", "0.9"),
-        *("--dataset.product10k.train_valid_root", tmp_path / "none"),
-    )
-    assert done.returncode == 2
-    assert "note: optim.momentum is 0.9, which changes nothing: optim.name is adamw" in done.stdout

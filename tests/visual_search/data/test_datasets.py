@@ -234,12 +234,9 @@ def test_folds(folder: Path) -> None:
     ("columns", "rows", "message"),
     [
         ("photo,label", [["a.png", 1]], "'image_path'.*'file_name'.*it has 'photo', 'label'"),
-        ("file_name,label", [["a.png", " "], ["b.png", ""]], "line 2: label is ' '.*1 more lines"),
         ("file_name,label,bbox", [["a.png", 1, ""], ["b.png", 1, "1,2,3"]], "line 3: bbox"),
         ("file_name,label,bbox", [["a.png", 1, "1,2,0,4"]], "line 2: bbox.*above 0"),
         ("file_name,label,is_test", [["a.png", 1, 1]], "no row to train on: all of its 1 rows"),
-        ("file_name,label,fold", [["a.png", 1, ""]], "line 2: fold is ''"),
-        ("file_name,label", [["nowhere.png", 1]], "none of the images"),
     ],
 )
 def test_faults_are_named(

@@ -65,20 +65,6 @@ def test_a_letterbox_of_a_line_is_a_line(tmp_path: Path) -> None:
     assert (boxed != 255).any(axis=(0, 1)).tolist() == [place == 3 for place in range(8)]
 
 
-@pytest.mark.parametrize("box", [None, (37, 101, 1501, 803), (600, 10, 1391, 1200)])
-def test_scaled_decode_differs_little_from_a_full_one(
-    tmp_path: Path, box: tuple[int, int, int, int] | None
-) -> None:
-    path = saved(photo(2000, 1300), tmp_path / "large.jpg", quality=92)
-    pixels, problem = load_pixels(ImageItem(path, box), 160)
-    x, y, w, h = box or (0, 0, 2000, 1300)
-    whole = Image.open(path).convert("RGB").crop((x, y, x + w, y + h))
-    expected = np.asarray(whole.resize((160, 160), Image.Resampling.BICUBIC), dtype=float)
-    assert problem is None
-    assert np.abs(pixels.transpose(1, 2, 0) - expected).mean() < 1.0
-    assert read_region(ImageItem(path, box), 160).image.width < 2000
-
-
 def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees"
@@ -188,6 +174,8 @@ def test_short_and_long_way_decode_the_same(
         with monkeypatch.context() as patched:
             patched.setattr(images, "simplejpeg", None)
             long, _ = load_pixels(item, size)
+        if not item.box and size < 400:
+            assert read_region(item, size).image.width < 450
         # The short way also knows 3/8 of the size.
         assert np.abs(short.astype(int) - long).mean() < 1
         whole = np.array(Image.open(path).convert("RGB"))

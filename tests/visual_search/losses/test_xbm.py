@@ -75,16 +75,6 @@ def test_every_step_equals_the_naive_one(name: str, size: int) -> None:
         earlier.append(batch)
 
 
-def test_label_0_and_a_memory_of_it_alone() -> None:
-    loss = XbmLoss(4, 2)
-    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    zeros = torch.zeros(2, dtype=torch.int64)
-    for number in range(3):
-        value = loss(rows, zeros, torch.tensor([2 * number, 2 * number + 1]))
-        # Each anchor: the other of its batch costs 1; of each remembered pair one 0, one 1.
-        assert value.item() == pytest.approx(1 + min(number, 2))
-
-
 def test_an_evaluation_leaves_no_trace() -> None:
     loss = XbmLoss(8, 5)
     first, second = batch_of(0), batch_of(1)

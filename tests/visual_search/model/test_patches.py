@@ -30,17 +30,6 @@ class OnlyPositions(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.randn(shape)))
 
 
-def test_a_ramp_of_positions_stays_a_ramp() -> None:
-    """Position embeddings that say "how far right" say so after the change too."""
-    ramp = torch.linspace(0, 1, 8).repeat(8, 1).reshape(1, 64, 1)
-    state = {"pos_embed": torch.cat([torch.full((1, 1, 1), 7.0), ramp], dim=1)}
-    resized = resized_state(state, OnlyPositions(pos_embed=(1, 1 + 16 * 16, 1)))["pos_embed"]
-    assert resized[0, 0].item() == 7.0
-    rows = resized[0, 1:, 0].reshape(16, 16)
-    torch.testing.assert_close(rows, rows[:1].expand(16, 16))
-    assert (rows[0].diff() > 0).all()
-
-
 def test_maps_and_tables_of_positions_are_resized() -> None:
     module = OnlyPositions(
         pos_embed=(1, 3, 12, 12), relative_position_bias_table=(13 * 13, 2), weight=(4,)
