@@ -10,12 +10,7 @@ import pytest
 from dataset.check_table import check
 from dataset.demo import build_demo
 from dataset.demo.builder import tables
-from dataset.demo.builder.catalogue import (
-    CURATION,
-    LICENCES,
-    read_catalogue,
-    split_products,
-)
+from dataset.demo.builder.catalogue import CURATION, LICENCES, read_catalogue, split_products
 from tests.commands import refused
 from visual_search.data.leak_record import Side, warning
 

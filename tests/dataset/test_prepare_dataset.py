@@ -181,11 +181,7 @@ def test_the_command(tmp_path: Path) -> None:
             "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
             OFFERED["cub"],
         ),
-        (
-            "sop",
-            "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
-            OFFERED["sop"],
-        ),
+        ("sop", "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip", OFFERED["sop"]),
         (
             "cars",
             "http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip",

@@ -216,11 +216,7 @@ def test_the_client_commits_what_is_not_ignored(desk: Desk) -> None:
     ],
 )
 def test_what_the_client_refuses_the_preflight_finds(
-    desk: Desk,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
-    client: str,
-    preflight: str | None,
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: str, client: str, preflight: str | None
 ) -> None:
     if fault == "json":
         path = desk.project / "aicrowd.json"

@@ -16,13 +16,7 @@ from safetensors.torch import load_file
 
 from tests.commands import refused, stopped, told
 from tests.conftest import spare_plots
-from tests.visual_search.drawn_pairs import (
-    COLOURS,
-    FORMS,
-    HELD_OUT,
-    small_clip,
-    write_drawn_pairs,
-)
+from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
 from tests.warm import PythonProcess
 from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
 from visual_search.text.zero_shot import ZeroShotSet, classify

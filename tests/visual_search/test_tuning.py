@@ -160,7 +160,7 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         "margin.name": Range(choices=("arcface", "cosface")),
     }
     assert set(read_search_space(PROJECT / "config" / "tune" / "lr_wd.yml")) == {
-        *("optim.head_lr", "optim.backbone_lr_ratio", "optim.weight_decay"),
+        *("optim.head_lr", "optim.backbone_lr_ratio", "optim.weight_decay")
     }
 
 

@@ -22,10 +22,7 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
 from visual_search.main_arcface import main as main_arcface
-from visual_search.model.checkpoint import (
-    load_checkpoint,
-    save_checkpoint,
-)
+from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.projections import Whitening
 from visual_search.phase_chain import read_chain
 

@@ -11,11 +11,7 @@ from dataset.dataset_creation_steps.mean_cosines import (
     threshold_name,
     write_means,
 )
-from dataset.dataset_creation_steps.snapshots import (
-    IMAGES,
-    snapshot_file,
-    write_snapshot,
-)
+from dataset.dataset_creation_steps.snapshots import IMAGES, snapshot_file, write_snapshot
 from visual_search.common.errors import UserError
 
 

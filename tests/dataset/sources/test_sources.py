@@ -290,12 +290,7 @@ CASES: list[tuple[str, str, str | float | tuple[str, str], str]] = [
     ("products10k", "train.csv", ("class", "label"), "no column 'class'"),
     ("products10k", "train.csv", ("4.jpg,1", "4.jpg"), "line 6 has 2 cells"),
     ("products10k", "train.csv", ("4.jpg,1", "4.jpg,"), "line 6: class is empty"),
-    (
-        "met",
-        "ground_truth/MET_database.json",
-        ('"path"', '"file"'),
-        "required field `path`",
-    ),
+    ("met", "ground_truth/MET_database.json", ('"path"', '"file"'), "required field `path`"),
     ("met", "ground_truth/testset.json", 0.6, "testset.json is damaged"),
     ("hnm", "articles.csv", GONE, "articles.csv was not found"),
     ("finefood", "label/val_finetune.txt", ("a.jpg 1\n", "a.jpg\n"), "line 2 has"),

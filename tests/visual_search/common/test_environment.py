@@ -10,11 +10,7 @@ import torch
 
 import visual_search
 from visual_search.common import environment
-from visual_search.common.environment import (
-    environment_in_words,
-    environment_of,
-    write_environment,
-)
+from visual_search.common.environment import environment_in_words, environment_of, write_environment
 
 
 def test_the_versions_the_machine_and_no_secrets(

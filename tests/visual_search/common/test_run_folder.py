@@ -56,11 +56,7 @@ def test_an_unfinished_run_continues_a_finished_one_is_replaced_only_when_asked(
         ("{}", "{new: {by_size: true}}", ["new.by_size: None -> True"]),
         ("{gone: none}", "{}", []),
         ("{margin: {weight: 0.0, low: 1}}", "{margin: {weight: 0, low: 2}}", []),
-        (
-            "{margin: {weight: 1, low: 1}}",
-            "{margin: {weight: 1, low: 2}}",
-            ["margin.low: 1 -> 2"],
-        ),
+        ("{margin: {weight: 1, low: 1}}", "{margin: {weight: 1, low: 2}}", ["margin.low: 1 -> 2"]),
     ],
 )
 def test_what_another_version_did_not_know_is_no_change_while_it_is_off(

@@ -69,10 +69,7 @@ def test_a_smaller_draw_is_a_part_of_a_larger() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    classes=st.lists(st.integers(0, 9), min_size=8, max_size=120).map(np.array),
-    seed=SEEDS,
-)
+@given(classes=st.lists(st.integers(0, 9), min_size=8, max_size=120).map(np.array), seed=SEEDS)
 def test_places_within_a_group_are_a_shuffle_of_it(classes: np.ndarray, seed: int) -> None:
     found = defaultdict(list)
     for group, place in zip(classes.tolist(), places_within(classes, seed).tolist(), strict=True):

@@ -141,11 +141,7 @@ def test_box_over_the_edge_is_clipped_and_told(tmp_path: Path) -> None:
     assert "clipped" in problem.reason
 
 
-@given(
-    st.tuples(*[st.integers(-50, 150)] * 4),
-    st.integers(1, 100),
-    st.integers(1, 100),
-)
+@given(st.tuples(*[st.integers(-50, 150)] * 4), st.integers(1, 100), st.integers(1, 100))
 def test_clipped_box_holds_the_pixels_that_box_and_image_share(
     box: tuple[int, int, int, int], width: int, height: int
 ) -> None:

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.data.samplers import (
-    ClassGroups,
-    Shuffle,
-    build_batches,
-    image_loader,
-)
+from visual_search.data.samplers import ClassGroups, Shuffle, build_batches, image_loader
 
 KINDS = ("shuffle", "m-per-class")
 

@@ -21,13 +21,7 @@ from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
 from visual_search.data.leaks import list_images
 from visual_search.data.schema import boxes_of, check_boxes, integers, schema_errors
-from visual_search.data.tables import (
-    image_items,
-    read_gallery,
-    read_queries,
-    read_table,
-    value_of,
-)
+from visual_search.data.tables import image_items, read_gallery, read_queries, read_table, value_of
 
 QUERY_COLUMNS = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 

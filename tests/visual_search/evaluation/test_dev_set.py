@@ -9,11 +9,7 @@ import torch
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.evaluation.dev_set import (
-    embed_dev_set,
-    evaluate_embeddings,
-    evaluate_on_dev_set,
-)
+from visual_search.evaluation.dev_set import embed_dev_set, evaluate_embeddings, evaluate_on_dev_set
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder
 

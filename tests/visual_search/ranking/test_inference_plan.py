@@ -18,12 +18,7 @@ from visual_search.ranking import inference_plan
 from visual_search.ranking.export import load_exported
 from visual_search.ranking.inference_plan import EmbedFn, converted, plan_inference
 
-BACKBONES = [
-    "timm/test_efficientnet",
-    "timm/test_convnext",
-    "timm/test_resnet",
-    "timm/test_vit",
-]
+BACKBONES = ["timm/test_efficientnet", "timm/test_convnext", "timm/test_resnet", "timm/test_vit"]
 
 
 def embedder(backbone: str) -> Embedder:

@@ -68,8 +68,7 @@ def test_the_ranker_gets_what_is_faster_than_pytorch_and_true_to_the_model() -> 
 
 
 @pytest.mark.parametrize(
-    ("precision", "least"),
-    [("fp32", 0.9999), pytest.param("fp16", 0.999, marks=pytest.mark.slow)],
+    ("precision", "least"), [("fp32", 0.9999), pytest.param("fp16", 0.999, marks=pytest.mark.slow)]
 )
 def test_an_onnx_file_answers_as_the_embedder(
     network: Path, embedder: Embedder, tmp_path: Path, precision: str, least: float

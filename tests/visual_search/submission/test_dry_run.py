@@ -151,10 +151,7 @@ return self.answer()
             ranker("return [][3]"),
             [f"raised IndexError: list index out of range {LINE}, while it ranked"],
         ),
-        (
-            ranker("return self.gallery[0]['product_id']"),
-            [f"reads the column product_id {LINE}"],
-        ),
+        (ranker("return self.gallery[0]['product_id']"), [f"reads the column product_id {LINE}"]),
         (ranker("self.raise_aicrowd_error('no weights')"), ["gave up: no weights"]),
         (ranker("return undefined_name"), ["raised NameError", "undefined_name"]),
         (ranker("os.kill(os.getpid(), 11)"), ["by the signal SIGSEGV while it ranked"]),
