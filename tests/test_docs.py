@@ -137,19 +137,20 @@ def rest_of(words: list[str]) -> list[str]:
 
 
 TYPED = {page: commands(page) for page in PAGES if page not in HISTORY}
-CASES = [
-    pytest.param(words, id=f"{page}: {' '.join(words)[:90]}")
+# Once, wherever it is told again.
+CASES = {
+    " ".join(words): pytest.param(words, id=f"{page}: {' '.join(words)[:90]}")
     for page, found in TYPED.items()
     for words in found
     if words[:2] != ["-m", "pytest"]
-]
+}
 
 
 class UnderstoodError(Exception):
     """A parser has read what was typed; nothing is to be run."""
 
 
-@pytest.mark.parametrize("words", CASES)
+@pytest.mark.parametrize("words", CASES.values())
 def test_a_command_of_the_docs_is_understood(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

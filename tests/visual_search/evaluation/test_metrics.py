@@ -54,7 +54,7 @@ def test_a_wrong_number_of_rows_is_refused() -> None:
         average_precision(np.zeros((2, 4), dtype=int), np.zeros(4), np.zeros(3))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_gallery=st.integers(1, 1200),
