@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tests.commands import refused
@@ -158,19 +160,29 @@ def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
     check_joined(case, *on_two_ranks(lambda rank: train(case, rank, 2)))
 
 
-def test_the_first_rank_has_the_whole_state() -> None:
-    def state(rank: int) -> dict[str, Tensor]:
-        return dict(SampledMarginHead(DIMENSION, counts(), CASES[0][0]).full_state())
-
-    whole, nothing = on_two_ranks(state)
-    expected = SampledMarginHead(DIMENSION, counts(), CASES[0][0]).full_state()
-    assert nothing == {}
-    assert all(torch.equal(whole[name], value) for name, value in expected.items())
-
-
 def test_a_replicated_head_learns_from_the_batches_of_all_ranks() -> None:
     for observed in on_two_ranks(lambda rank: observe(rank, 2)):
         torch.testing.assert_close(observed, observe(0, 1))
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    head = SampledMarginHead(DIMENSION, counts(), CASES[0][0])
+    torch.save([train(0, rank, 2), head.full_state()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_the_first_has_the_whole_state(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    (first, whole), (second, nothing) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    check_joined(0, first, second)
+    expected = SampledMarginHead(DIMENSION, counts(), CASES[0][0]).full_state()
+    assert nothing == {}
+    assert all(torch.equal(whole[name], value) for name, value in expected.items())
 
 
 TABLE_ROWS, WIDTH = 5000, 4
