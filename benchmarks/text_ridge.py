@@ -34,7 +34,6 @@ from visual_search.evaluation.compare import mean_interval
 from visual_search.main_phases import resolved_pairs
 from visual_search.phase_chain import read_chain, run_chain
 from visual_search.ranking.embed import default_device
-from visual_search.text import retrieval
 from visual_search.text.pairs import (
     TEST,
     TRAIN,
@@ -44,7 +43,13 @@ from visual_search.text.pairs import (
     read_pairs,
     write_pairs,
 )
-from visual_search.text.retrieval import BothWays, Relevance, RetrievalScores, relevance_of
+from visual_search.text.retrieval import (
+    BothWays,
+    Relevance,
+    Scores,
+    evaluate_retrieval,
+    relevance_of,
+)
 from visual_search.text.search import TextSearchModel, load_text_model
 from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
@@ -53,6 +58,7 @@ HELD_OUT_SHARE = 0.2
 DIRECTIONS = ("image to text", "text to image")
 ALL_FEATURES = "all of them"
 CACHE = Path("runs/features")
+RECALLS = ("R@1", "R@5", "R@10")
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def ridge(train: Data, judged: Data, features: str, direction: str, alpha: float
         fitted = Ridge(alpha=alpha).fit(texts, shares.T @ images / weights[:, None], weights)
         sides = judged.images - centre, fitted.predict(new_texts) - centre
     unit = [F.normalize(torch.from_numpy(side), dim=1).float() for side in sides]
-    return retrieval.evaluate_retrieval(unit[0], unit[1], judged.relevance)
+    return evaluate_retrieval(unit[0], unit[1], judged.relevance)
 
 
 def best_ridge(
@@ -122,8 +128,7 @@ def best_ridge(
 
 def mean_recall(scores: BothWays) -> float:
     """The mean of R@1, R@5 and R@10 of both directions, 0..1."""
-    both = scores.directions().values()
-    return float(np.mean([one.recall(k) for one in both for k in retrieval.RECALLS]))
+    return float(np.mean([one[k] for one in scores.as_dict().values() for k in RECALLS]))
 
 
 def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Judged:
@@ -144,7 +149,7 @@ def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Ju
         with torch.no_grad():
             images = model.encoder(_seen(model, test).to(default_device())).cpu()
         texts = model.encoder.embed_texts(relevance.texts)
-        systems[name] = retrieval.evaluate_retrieval(images, texts, relevance)
+        systems[name] = evaluate_retrieval(images, texts, relevance)
     choices = {name: choice for name, (choice, _) in ridges.items()}
     return Judged(relevance, test.groups, systems, choices)
 
@@ -219,15 +224,12 @@ def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> 
     return np.isin(unit, drawn[: max(round(HELD_OUT_SHARE * count), 1)])
 
 
-def pooled(parts: Sequence[Judged], system: str) -> dict[str, RetrievalScores]:
+def pooled(parts: Sequence[Judged], system: str) -> dict[str, Scores]:
     """A system's scores on the queries of all parts, by direction."""
     found = [part.systems[system].directions() for part in parts]
     return {
-        name: RetrievalScores(
-            np.concatenate([f[name].first_relevant for f in found]),
-            np.concatenate([f[name].average_precisions for f in found]),
-        )
-        for name in found[0]
+        way: {name: np.concatenate([f[way][name] for f in found]) for name in found[0][way]}
+        for way in found[0]
     }
 
 
@@ -243,15 +245,14 @@ def rows_of(parts: Sequence[Judged]) -> tuple[list[Row], list[str]]:
     ridges = list(parts[0].choices)
     rows, notes = [], []
     runs = [name for name in parts[0].systems if name not in ridges]
-    for run, peer, k in itertools.product(runs, ridges, retrieval.RECALLS):
+    for run, peer, k in itertools.product(runs, ridges, RECALLS):
         theirs = pooled(parts, peer)
         for direction, scores in pooled(parts, run).items():
             words, other = f"{run}, {direction.replace('_', ' ')}", theirs[direction]
-            values = scores.recall(k), peer, other.recall(k)
-            rows.append(higher_is_better(words, *values, f"R@{k}"))
-            differences = scores.hits(k) - other.hits(k)
-            gain = mean_interval(differences, clusters[direction], seed=42)
-            notes.append(f"{words} R@{k} over {peer}: {gain.low:+.3f} … {gain.high:+.3f} (95 %)")
+            values = float(scores[k].mean()), peer, float(other[k].mean())
+            rows.append(higher_is_better(words, *values, k))
+            gain = mean_interval(scores[k] - other[k], clusters[direction], seed=42)
+            notes.append(f"{words} {k} over {peer}: {gain.low:+.3f} … {gain.high:+.3f} (95 %)")
     for number, part in enumerate(parts, 1):
         notes += [f"part {number}, {name}: {choice}" for name, choice in part.choices.items()]
     return rows, notes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visual_search.text.retrieval import BothWays, Relevance, RetrievalScores
+from visual_search.text.retrieval import BothWays, Relevance, Scores
 
 pytest.importorskip("sklearn")
 
@@ -59,8 +59,8 @@ def test_rows_of_images_or_texts_stand_for_weighted_pairs(direction: str) -> Non
     assert found.image_ranks[:, 0].tolist() == images.argmax(axis=1).tolist()
 
 
-def scores(first: list[int]) -> RetrievalScores:
-    return RetrievalScores(np.array(first), 1 / (1 + np.array(first)))
+def scores(first: list[int]) -> Scores:
+    return {f"R@{k}": (np.array(first) < k).astype(float) for k in (1, 5, 10)}
 
 
 def judged(

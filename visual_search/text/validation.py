@@ -106,7 +106,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             ["", *columns],
             *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
         ]
-        worst_first = np.argsort(evaluation.text_to_photo.average_precisions, kind="stable")
+        worst_first = np.argsort(evaluation.text_to_photo["mAP"], kind="stable")
         worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
         note = "Green: an image of a product of that name. Hover over an image for its queries."
         sections = [Section(facts=facts, tables={"": scores})]
@@ -122,10 +122,10 @@ class PairValidator(BestCheckpoint[BothWays]):
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
     ranks, right = evaluation.image_ranks[query], set(relevance.images_of[query].tolist())
-    first = int(evaluation.text_to_photo.first_relevant[query])
+    first = next((place for place, row in enumerate(ranks.tolist(), 1) if row in right), "none")
     return TileRow(
         relevance.texts[query],
-        f"first relevant image: {first + 1 if first < len(ranks) else 'none'}",
+        f"first relevant image: {first}",
         [
             Tile(f"g{row}", ", ".join(table.queries[row][:3]), "right" if row in right else "")
             for row in ranks[:RESULTS_SHOWN].tolist()
