@@ -67,7 +67,7 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
 
 
 def score_rankings(ranks: np.ndarray, relevant: Sequence[np.ndarray]) -> Scores:
-    """Score rankings, `(n_queries, columns)`, int64, best first; each query has relevant answers."""
+    """Score rankings, `(n_queries, columns)`, int64, best first; each has relevant answers."""
     hits = hits_among(ranks, relevant)
     return {name: METRICS[metric](hits) for name, metric in REPORTED.items()}
 

@@ -77,15 +77,16 @@ def read_zero_shot_sets(folders: Sequence[Path], truth: Path | None = None) -> l
     for folder in folders:
         inner = [path.parent for path in sorted(folder.glob("*/classes.json"))]
         places += [folder] if (folder / "classes.json").is_file() or not inner else inner
-    known = None if truth is None else _object(truth, "data set to its images")
-    sets = []
-    for place in places:
-        labels = None if known is None else known.get(place.resolve().name, {})
-        sets.append(read_zero_shot_set(place, truth, labels))
-    names = [data.name for data in sets]
+    names = [place.resolve().name for place in places]
     if len(set(names)) < len(names):
         raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
-    return sets
+    if truth is None:
+        return [read_zero_shot_set(place) for place in places]
+    known = _object(truth, "data set to its images")
+    pairs = zip(places, names, strict=True)
+    return [
+        read_zero_shot_set(place, truth, known.get(value_of(name), {})) for place, name in pairs
+    ]
 
 
 def read_zero_shot_set(
@@ -101,12 +102,7 @@ def read_zero_shot_set(
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    classes = _json(folder / "classes.json")
-    if not isinstance(classes, list) or not classes:
-        raise UserError(f"{folder / 'classes.json'} must be a list of names, one or more")
-    named = [_names(folder / "classes.json", number, entry) for number, entry in enumerate(classes)]
-    _tell_repeats(folder / "classes.json", named)
-    place = folder / "img"
+    classes, place = _classes(folder / "classes.json"), folder / "img"
     if not place.is_dir():
         raise UserError(f"{folder} has no folder img/: put the images there")
     images = images_in(place)
@@ -118,24 +114,28 @@ def read_zero_shot_set(
     if truth is None and own.is_file():
         truth, labels = own, _object(own, "image to class index")
     found = _labels(truth, labels, images, len(classes)) if truth and labels else None
-    return ZeroShotSet(folder.resolve().name, named, images, found)
+    return ZeroShotSet(folder.resolve().name, classes, images, found)
 
 
-def _names(path: Path, number: int, entry: object) -> list[str]:
-    entries = entry if isinstance(entry, list) else [entry]
-    names = [value_of(name) for name in entries if isinstance(name, str) and not fault_of(name)]
-    if not names or len(names) < len(entries):
-        raise UserError(f"{path}: class {number} is {entry!r}; write a name, or a list of names")
-    return names
-
-
-def _tell_repeats(path: Path, classes: list[list[str]]) -> None:
-    """An image is never given the second of two classes of one name."""
+def _classes(path: Path) -> list[list[str]]:
+    """The names of each class. An image is never given the second of two classes of one name."""
+    classes = _json(path)
+    if not isinstance(classes, list) or not classes:
+        raise UserError(f"{path} must be a list of names, one or more")
+    found: list[list[str]] = []
     first: dict[str, int] = {}
-    for number, names in enumerate(classes):
+    for number, entry in enumerate(classes):
+        entries = entry if isinstance(entry, list) else [entry]
+        names = [value_of(name) for name in entries if isinstance(name, str) and not fault_of(name)]
+        if not names or len(names) < len(entries):
+            raise UserError(
+                f"{path}: class {number} is {entry!r}; write a name, or a list of names"
+            )
         for name in names:
             if (other := first.setdefault(name, number)) != number:
                 tell(f"{path}: classes {other} and {number} are both called {name!r}")
+        found.append(names)
+    return found
 
 
 def _json(path: Path) -> object:
@@ -146,10 +146,11 @@ def _json(path: Path) -> object:
 
 
 def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The pairs by value of their names."""
     names = [value_of(name) for name, _ in pairs]
     if again := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{again[0]!r} stands there twice")
-    return dict(pairs)
+    return dict(zip(names, (value for _, value in pairs), strict=True))
 
 
 def _object(path: Path, words: str) -> dict[str, object]:
@@ -162,10 +163,9 @@ def _object(path: Path, words: str) -> dict[str, object]:
 def _labels(path: Path, values: object, images: Sequence[Path], classes: int) -> np.ndarray:
     if not isinstance(values, dict):
         raise UserError(f"{path}: each data set has an object: image to class index")
-    by_id = {value_of(name): label for name, label in values.items()}
     rows = []
     for image in images:
-        label = by_id.get(value_of(image.stem), by_id.get(value_of(image.name)))
+        label = values.get(value_of(image.stem), values.get(value_of(image.name)))
         with suppress(ValueError):
             label = int(id_of(label))
         if type(label) is not int or not 0 <= label < classes:
@@ -204,14 +204,6 @@ def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
     return 100 * sum(known) / len(known) if known else None
 
 
-def confusion(answer: ZeroShotAnswer) -> np.ndarray:
-    """How often images of a class (row) were given a class (column), `(c, c)`, int64."""
-    assert answer.data.labels is not None
-    count = len(answer.data.classes)
-    flat = answer.data.labels * count + answer.predictions
-    return np.bincount(flat, minlength=count * count).reshape(count, count)
-
-
 def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     """A picture of the confusions: shares of each row; the classes that err most, where many.
 
@@ -220,27 +212,22 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
         answer: with labels.
     """
     from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-    counts = confusion(answer)
+    classes = answer.data.classes
+    counts = confusion_matrix(answer.data.labels, answer.predictions, labels=range(len(classes)))
     errors = counts.sum(axis=1) + counts.sum(axis=0) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES_DRAWN])
-    rows = counts[np.ix_(shown, shown)]
-    shares = rows / np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
+    sizes = np.maximum(counts[shown].sum(axis=1, keepdims=True), 1)
+    names = [classes[k][0][:24] + ", …" * (len(classes[k]) > 1) for k in shown]
     side = 2.6 + 0.32 * len(shown)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    classes = [answer.data.classes[index] for index in shown]
-    names = [names[0][:24] + ", …" * (len(names) > 1) for names in classes]
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="said", ylabel="is")
+    ConfusionMatrixDisplay(counts[np.ix_(shown, shown)] / sizes, display_labels=names).plot(
+        include_values=len(shown) <= 15, cmap="Blues", xticks_rotation="vertical", ax=axes,
+        im_kw={"vmin": 0, "vmax": 1},
+    )  # fmt: skip
     part = "" if len(shown) == len(counts) else f", the {len(shown)} classes that err most"
-    axes.set_title(f"{answer.data.name}: accuracy {answer.accuracy:.3f}{part}")
-    if len(shown) <= 15:
-        for (row, column), count in np.ndenumerate(rows):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the row")
+    title = f"{answer.data.name}: accuracy {answer.accuracy:.3f}{part}"
+    axes.set(xlabel="said", ylabel="is", title=title)
     write_figure(path, figure)

@@ -10,7 +10,6 @@ from tests.commands import refused
 from tests.conftest import draw_product
 from visual_search.text.zero_shot import (
     ZeroShotAnswer,
-    confusion,
     draw_confusion,
     mean_accuracy,
     read_zero_shot_set,
@@ -34,7 +33,6 @@ def test_answers_in_the_challenges_format(folder: Path, tmp_path: Path) -> None:
     answer = ZeroShotAnswer(data, np.array([0, 1, 2, 1, 1]), 0)
     assert answer.accuracy == pytest.approx(0.8)
     assert answer.as_dict() == {"0": 0, "1": 1, "2": 2, "3": 1, "4": 1}
-    assert confusion(answer).tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 1]]
     (folder / "labels.json").unlink()
     unknown = ZeroShotAnswer(read_zero_shot_set(folder), np.zeros(5, dtype=int), 0)
     assert unknown.accuracy is None
