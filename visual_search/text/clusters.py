@@ -72,12 +72,9 @@ class TextClusters:
             names: of the clusters.
             neighbours: that vote on a text's cluster.
         """
-        from sklearn.neighbors import KNeighborsClassifier
-
         self.encoder, self.vectors, self.labels = encoder, vectors, labels
         self.names, self.neighbours = list(names), neighbours
-        self._votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
-        self._votes.fit(vectors, labels)
+        self._votes = _votes(vectors, labels, neighbours)
 
     @property
     def count(self) -> int:
@@ -127,7 +124,7 @@ class TextClusters:
 def fit_clusters(
     grams: Sequence[tuple[str, int]], config: ClusterConfig
 ) -> tuple[TextClusters, ClusterReport]:
-    """Cluster n-grams.
+    """Cluster n-grams by Ward's linkage.
 
     Args:
         grams: n-grams and how often each stands in the texts, the most frequent first.
@@ -139,6 +136,9 @@ def fit_clusters(
     Raises:
         UserError: for a number out of its range, and when there are fewer n-grams than clusters.
     """
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.neighbors import kneighbors_graph
+
     check_ranges(config)
     grams = grams[: config.max_ngrams]
     if config.clusters >= len(grams):
@@ -146,59 +146,30 @@ def fit_clusters(
             f"clusters is {config.clusters}; it must be less than the {len(grams)} different "
             "n-grams there are"
         )
-    texts = [gram for gram, _ in grams]
-    counts = np.array([count for _, count in grams], dtype=np.int64)
     encoder = sentence_encoder(config.encoder)
-    vectors = encoder.encode(texts)
-    labels = _agglomerate(vectors, config)
-    names = _names(texts, counts, labels)
-    clusters = TextClusters(encoder, vectors, labels, names, config.neighbours)
-    return clusters, _report(texts, counts, vectors, labels, config)
-
-
-def _agglomerate(vectors: np.ndarray, config: ClusterConfig) -> np.ndarray:
-    """The cluster of each vector by Ward's linkage, the largest cluster being 0."""
-    from sklearn.cluster import AgglomerativeClustering
-    from sklearn.neighbors import kneighbors_graph
-
-    near = None
+    vectors, near = encoder.encode([gram for gram, _ in grams]), None
     if config.connectivity:
         near = kneighbors_graph(vectors, min(config.connectivity, len(vectors) - 1))
         near = near + near.T
     labels = AgglomerativeClustering(config.clusters, connectivity=near).fit_predict(vectors)
     order = np.argsort(-np.bincount(labels), kind="stable")
-    return np.argsort(order)[labels]
+    labels = np.argsort(order)[labels]
+    clusters = TextClusters(encoder, vectors, labels, _names(grams, labels), config.neighbours)
+    return clusters, _report(grams, vectors, labels, config)
 
 
-def _silhouettes(
-    vectors: np.ndarray, labels: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and silhouettes of a sample of the vectors."""
-    from sklearn.metrics import silhouette_samples
-
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(vectors))[:SILHOUETTE_SAMPLE]
-    some = labels[rows]
-    if not 2 <= len(np.unique(some)) < len(some):
-        return some, np.zeros(len(some))
-    return some, silhouette_samples(vectors[rows], some)
-
-
-def _names(texts: Sequence[str], counts: np.ndarray, labels: np.ndarray) -> list[str]:
+def _names(grams: Sequence[tuple[str, int]], labels: np.ndarray) -> list[str]:
     """For each cluster the words with the largest part in its divergence from all texts."""
     inside = [Counter[str]() for _ in range(int(labels.max()) + 1)]
-    for text, count, label in zip(texts, counts.tolist(), labels.tolist(), strict=True):
-        for word in set(text.split()):
-            inside[label][word] += count
-    everywhere: Counter[str] = sum(inside, Counter())
-
-    total = everywhere.total()
+    for (text, count), label in zip(grams, labels.tolist(), strict=True):
+        inside[label].update(dict.fromkeys(text.split(), count))
+    everywhere = sum(inside, Counter[str]())
 
     def telling(words: Counter[str]) -> str:
-        here = words.total()
-        shares = {word: count / here for word, count in words.items()}
+        here, total = words.total(), everywhere.total()
         parts = {
-            w: share * math.log(share / (everywhere[w] / total)) for w, share in shares.items()
+            word: count / here * math.log(count / here / (everywhere[word] / total))
+            for word, count in words.items()
         }
         return ", ".join(sorted(words, key=lambda word: (-parts[word], word))[:NAME_WORDS])
 
@@ -206,25 +177,28 @@ def _names(texts: Sequence[str], counts: np.ndarray, labels: np.ndarray) -> list
 
 
 def _report(
-    texts: Sequence[str],
-    counts: np.ndarray,
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    config: ClusterConfig,
+    grams: Sequence[tuple[str, int]], vectors: np.ndarray, labels: np.ndarray, config: ClusterConfig
 ) -> ClusterReport:
-    sampled, silhouettes = _silhouettes(vectors, labels, config.seed)
-    clusters = range(config.clusters)
+    from sklearn.metrics import silhouette_samples
+
+    counts = np.array([count for _, count in grams])
+    sample = np.random.default_rng(config.seed).permutation(len(vectors))[:SILHOUETTE_SAMPLE]
+    known = labels[sample]
+    several = 2 <= len(np.unique(known)) < len(known)
+    silhouettes = silhouette_samples(vectors[sample], known) if several else np.zeros(len(known))
+    sampled = np.maximum(np.bincount(known, minlength=config.clusters), 1)
+    sums = np.bincount(known, weights=silhouettes, minlength=config.clusters)
     return ClusterReport(
-        ngrams=len(texts),
+        ngrams=len(grams),
         accuracy=_held_out_accuracy(vectors, labels, config),
         silhouette=float(silhouettes.mean()),
         sizes=np.bincount(labels).tolist(),
         weights=np.bincount(labels, weights=counts).astype(np.int64).tolist(),
-        silhouettes=[
-            float(silhouettes[sampled == k].mean()) if (sampled == k).any() else 0.0
-            for k in clusters
+        silhouettes=(sums / sampled).tolist(),
+        examples=[
+            [grams[row][0] for row in np.flatnonzero(labels == cluster)[:10]]
+            for cluster in range(config.clusters)
         ],
-        examples=[[texts[row] for row in np.flatnonzero(labels == k)[:10]] for k in clusters],
     )
 
 
@@ -232,12 +206,18 @@ def _held_out_accuracy(
     vectors: np.ndarray, labels: np.ndarray, config: ClusterConfig
 ) -> float | None:
     from sklearn.model_selection import train_test_split
-    from sklearn.neighbors import KNeighborsClassifier
 
     if round(config.hold_out * len(vectors)) < 1:
         return None
     known, asked, right, expected = train_test_split(
         vectors, labels, test_size=config.hold_out, random_state=config.seed
     )
-    votes: Any = KNeighborsClassifier(min(config.neighbours, len(known)), algorithm="brute")
-    return float(votes.fit(known, right).score(asked, expected))
+    return float(_votes(known, right, config.neighbours).score(asked, expected))
+
+
+def _votes(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> Any:
+    """The vote of the nearest n-grams on the cluster of a text."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
+    return votes.fit(vectors, labels)
