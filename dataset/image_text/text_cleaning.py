@@ -6,21 +6,23 @@ python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.js
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset.image_text.text_normalization import (
     COMMON,
+    REPEATED,
     CleaningConfig,
     CleaningRules,
     QueryRules,
     clean_words,
     language_of,
-    reasons_to_drop,
+    why_uninformative,
     words_of,
 )
 from dataset.options import parsed
@@ -31,70 +33,60 @@ from visual_search.common.processes import available_cores
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
 EXAMPLES = 5
 """Dropped queries that are shown for each reason."""
 BLOCK_IMAGES = 2000
 GROUP_IMAGES = 10_000
 """Rows of a row group."""
+OF_QUERIES = ("queries", "texts", "language")
+"""Columns with a value for each query."""
 
 Image = tuple[str, str, list[str]]
 """Id, file, queries as typed."""
-Row = tuple[str, str, list[str], list[str], list[str]]
-"""The same with the cleaned texts and the languages of the queries."""
+Cleaned = tuple[list[dict[str, Any]], list[tuple[str, str]]]
+"""Rows with `image`, `file` and :data:`OF_QUERIES`; the dropped queries, each with its reason."""
 
 
 @dataclass
-class Cleaned:
-    """Images with the queries that are left, and what became of the others."""
+class Counts:
+    """What became of the queries."""
 
-    rows: list[Row] = field(default_factory=list)
     read: int = 0
-    """Queries in all."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Queries by the reason."""
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    """By the reason."""
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def drop(self, reason: str, query: str) -> None:
         """Count a query that is dropped."""
         self.dropped[reason] += 1
-        shown = self.examples.setdefault(reason, [])
+        shown = self.examples[reason]
         if len(shown) < EXAMPLES and query not in shown:
             shown.append(query)
-
-    def add_counts(self, other: Cleaned) -> None:
-        """Count what another one dropped, too."""
-        self.read += other.read
-        self.dropped.update(other.dropped)
-        for reason, queries in other.examples.items():
-            shown = self.examples.setdefault(reason, [])
-            shown += [query for query in queries if query not in shown][: EXAMPLES - len(shown)]
 
 
 def clean_images(
     images: Sequence[Image], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
 ) -> Cleaned:
     """Clean all queries of some images; one without a query that says something is left out."""
-    found = Cleaned()
+    rows, dropped = [], []
     for image, file, queries in images:
-        found.read += len(queries)
-        said = [words_of(query) for query in queries]
-        spoken = [language_of(" ".join(words), languages) for words in said]
-        pairs = zip(said, spoken, strict=True)
-        texts = [clean_words(words, language, rules) for words, language in pairs]
-        kept = []
-        for number, reason in enumerate(reasons_to_drop(texts, drop)):
-            if reason is None:
-                kept.append(number)
-            else:
-                found.drop(reason, queries[number])
-        if kept:
-            queries, texts, spoken = (
-                [column[number] for number in kept] for column in (queries, texts, spoken)
-            )
-            found.rows.append((image, file, queries, texts, spoken))
-    return found
+        kept: dict[str, list[str]] = {name: [] for name in OF_QUERIES}
+        seen: set[str] = set()
+        for query in queries:
+            words = words_of(query)
+            language = language_of(" ".join(words), languages)
+            text = clean_words(words, language, rules)
+            reason = why_uninformative(text, drop) or (REPEATED if text in seen else None)
+            seen.add(text)
+            if reason:
+                dropped.append((reason, query))
+                continue
+            for name, value in zip(OF_QUERIES, (query, text, language), strict=True):
+                kept[name].append(value)
+        if kept["queries"]:
+            rows.append({"image": image, "file": file, **kept})
+    return rows, dropped
 
 
 def pairs_file(metadata: Path) -> Path:
@@ -112,25 +104,35 @@ def clean_queries(
 ) -> dict[str, Any]:
     """Write the table of pairs of what `download_images.py` wrote, whose files lie in `images`.
 
-    Queries are cleaned by several processes into a file beside the output; how often each text
-    stands there is counted meanwhile. A second pass drops those that stand at too many images.
-    What was counted is returned, and written to `<output>.summary.json`.
+    Queries are cleaned by several processes into a file beside the output. A second pass drops
+    those whose text stands at too many images. What was counted is returned, and written to
+    `<output>.summary.json`.
 
     Raises:
         UserError: when the file is none of the kind, or no query is left.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from visual_search.common.files import write_json
+    from visual_search.text.pairs import SCHEMA
 
     if not config.languages:
         raise UserError("languages is empty: name at least one, such as ru")
     if not metadata.is_file():
         raise UserError(f"{metadata} does not exist; make it with download_images.py")
-    tally: Counter[str] = Counter()
+    counts, tally = Counts(), Counter[str]()
+    columns = [SCHEMA.field(name) for name in ("image", *OF_QUERIES)]
+    schema = pa.schema([*columns, ("file", pa.string())])
     with work_folder(output.with_name(f".{output.name}.parts")) as work:
         remove_begun(output)
-        first = _first_pass(metadata, work / "cleaned.parquet", config, tally)
-        kept = _second_pass(work / "cleaned.parquet", output, images, config, first)
-    counts = first.counts
+        cleaned = work / "cleaned.parquet"
+        with pq.ParquetWriter(cleaned, schema) as writer:
+            for rows, dropped in _cleaned(_blocks(metadata, tally, counts), config):
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                for reason, query in dropped:
+                    counts.drop(reason, query)
+        kept = _write_pairs(cleaned, output, images, config, counts)
     summary: dict[str, Any] = {
         "lines": dict(sorted(tally.items())),
         "queries": counts.read,
@@ -144,51 +146,7 @@ def clean_queries(
     return summary
 
 
-@dataclass
-class _FirstPass:
-    counts: Cleaned
-    common: np.ndarray
-    """Keys of texts that stand at too many images, sorted."""
-    repeated: np.ndarray
-    """Keys of files that several images have, sorted."""
-
-
-def _first_pass(
-    metadata: Path, path: Path, config: CleaningConfig, tally: Counter[str]
-) -> _FirstPass:
-    """Clean everything, and count."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dataset.dataset_creation_steps.snapshots import keys
-    from visual_search.text.pairs import TEXTS
-
-    names = {"image": pa.string(), "file": pa.string()}
-    schema = pa.schema([*names.items(), *((name, TEXTS) for name in ("queries", "texts", "langs"))])
-    counts, texts, files = Cleaned(), [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
-    with pq.ParquetWriter(path, schema) as writer:
-        for block in _cleaned(_blocks(metadata, tally), config):
-            counts.add_counts(block)
-            if block.rows:
-                columns = [list(column) for column in zip(*block.rows, strict=True)]
-                texts.append(keys([text for row in columns[3] for text in row]))
-                files.append(keys(columns[1]))
-                writer.write_table(pa.table(columns, schema=schema))
-    images = sum(map(len, files))
-    limit = max(config.drop.max_photo_share * images, config.drop.min_common_photos - 1)
-    return _FirstPass(counts, _more_often(texts, limit), _more_often(files, 1))
-
-
-def _more_often(found: list[np.ndarray], limit: float) -> np.ndarray:
-    """The keys that occur more than `limit` times, sorted."""
-    import numpy as np
-
-    each, times = np.unique(np.concatenate(found), return_counts=True)
-    return each[times > limit]
-
-
-def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Image]]:
+def _blocks(metadata: Path, tally: Counter[str], counts: Counts) -> Iterator[list[Image]]:
     """Images and queries, some thousand at a time."""
     from dataset.image_text.query_lines import read_queries
     from visual_search.common.progress import progress_bar
@@ -201,6 +159,7 @@ def _blocks(metadata: Path, tally: Counter[str]) -> Iterator[list[Image]]:
                     "wrote, not the one it read"
                 )
             images = [(image, str(line.file), line.queries) for image, line in rows]
+            counts.read += sum(len(queries) for *_, queries in images)
             for start in range(0, len(images), BLOCK_IMAGES):
                 yield images[start : start + BLOCK_IMAGES]
             bar.update(len(images))
@@ -212,21 +171,15 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
 
     workers = config.workers or available_cores()
     rules = (tuple(config.languages), config.words, config.drop)
-    yield clean_images(next(blocks, []), *rules)
-    second = next(blocks, None)
+    first, second = next(blocks, []), next(blocks, None)
+    yield clean_images(first, *rules)
     if second is None:
         return
     # Not forked: the engine's threads may hold locks. Linear algebra on one core each.
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        initializer=os.putenv,
-        initargs=("OMP_NUM_THREADS", "1"),
-    )
+    context, one_thread = multiprocessing.get_context("spawn"), ("OMP_NUM_THREADS", "1")
     waiting: deque[Future[Cleaned]] = deque()
-    with pool:
-        waiting.append(pool.submit(clean_images, second, *rules))
-        for block in blocks:
+    with ProcessPoolExecutor(workers, context, os.putenv, one_thread) as pool:
+        for block in chain([second], blocks):
             waiting.append(pool.submit(clean_images, block, *rules))
             if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
@@ -234,8 +187,8 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
             yield waiting.popleft().result()
 
 
-def _second_pass(
-    path: Path, output: Path, images: Path, config: CleaningConfig, first: _FirstPass
+def _write_pairs(
+    cleaned: Path, output: Path, images: Path, config: CleaningConfig, counts: Counts
 ) -> dict[str, Any]:
     """Drop what stands at too many images, and write the rest as pairs."""
     import pyarrow as pa
@@ -244,15 +197,18 @@ def _second_pass(
     from visual_search.common.files import written_atomically
     from visual_search.text.pairs import SCHEMA, TEST
 
+    file = pq.ParquetFile(cleaned)
+    most = config.drop.max_photo_share * file.metadata.num_rows
+    common = _more_often(file, "texts", max(most, config.drop.min_common_photos - 1))
+    repeated = _more_often(file, "file", 1)
     prefix = Path(os.path.relpath(images.resolve(), output.parent.resolve()))
-    kept: Counter[str] = Counter()
-    languages: Counter[str] = Counter()
+    kept, languages = Counter[str](), Counter[str]()
     with written_atomically(output) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for batch in pq.ParquetFile(path).iter_batches(GROUP_IMAGES):
-            rows = list(_informative_rows(batch, first))
-            _add_groups(rows, first.repeated, config.test_share)
+        for batch in file.iter_batches(GROUP_IMAGES):
+            rows = _informative_rows(batch.to_pylist(), common, counts)
+            _add_groups(rows, repeated, config.test_share)
             for row in rows:
-                row["image_path"] = str(prefix / row.pop("file"))
+                row["image_path"], row["category"] = str(prefix / row.pop("file")), ""
                 kept["photos"] += 1
                 kept["kept queries"] += len(row["queries"])
                 kept["test photos"] += row["split"] == TEST
@@ -260,30 +216,43 @@ def _second_pass(
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
         if not kept["photos"]:
             raise UserError(
-                f"no query is left of {first.counts.read}: dropped were "
-                f"{dict(first.counts.dropped)}; look at `languages` and `drop`"
+                f"no query is left of {counts.read}: dropped were {dict(counts.dropped)}; look at "
+                "`languages` and `drop`"
             )
     return {**kept, "languages": dict(languages.most_common())}
 
 
-def _informative_rows(batch: pa.RecordBatch, first: _FirstPass) -> Iterator[dict[str, Any]]:
-    """The rows of a batch without the queries that stand at too many images."""
+def _more_often(file: Any, column: str, limit: float) -> np.ndarray:
+    """Keys of the texts that occur more than `limit` times in a column, sorted."""
     import numpy as np
 
     from dataset.dataset_creation_steps.snapshots import keys
 
-    rows = batch.to_pylist()
-    common = np.isin(keys([text for row in rows for text in row["texts"]]), first.common)
-    ends = np.cumsum([len(row["texts"]) for row in rows])
-    names = {"queries": "queries", "texts": "texts", "language": "langs"}
-    for row, dropped in zip(rows, np.split(common, ends[:-1]), strict=True):
-        for number in np.flatnonzero(dropped).tolist():
-            first.counts.drop(COMMON, row["queries"][number])
-        left = np.flatnonzero(~dropped).tolist()
-        if left:
-            yield {"image": row["image"], "file": row["file"], "category": ""} | {
-                name: [row[source][number] for number in left] for name, source in names.items()
-            }
+    found = [np.zeros(0, np.uint64)]
+    for batch in file.iter_batches(GROUP_IMAGES, columns=[column]):
+        values = batch.column(0)
+        found.append(keys((values.flatten() if column == "texts" else values).to_pylist()))
+    each, times = np.unique(np.concatenate(found), return_counts=True)
+    return each[times > limit]
+
+
+def _informative_rows(
+    rows: list[dict[str, Any]], common: np.ndarray, counts: Counts
+) -> list[dict[str, Any]]:
+    """The rows without the queries that stand at too many images."""
+    import numpy as np
+
+    from dataset.dataset_creation_steps.snapshots import keys
+
+    found = iter(np.isin(keys([text for row in rows for text in row["texts"]]), common).tolist())
+    for row in rows:
+        dropped = [next(found) for _ in row["texts"]]
+        for query, gone in zip(row["queries"], dropped, strict=True):
+            if gone:
+                counts.drop(COMMON, query)
+        for name in OF_QUERIES:
+            row[name] = [v for v, gone in zip(row[name], dropped, strict=True) if not gone]
+    return [row for row in rows if row["queries"]]
 
 
 def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: float) -> None:
@@ -297,8 +266,6 @@ def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: fl
     from dataset.dataset_creation_steps.snapshots import keys
     from visual_search.text.pairs import TEST, TRAIN
 
-    if not rows:
-        return
     same_file = np.isin(keys([row["file"] for row in rows]), repeated)
     sides = [
         f"photo {row['file']}" if same else "texts " + "\n".join(sorted(row["texts"]))

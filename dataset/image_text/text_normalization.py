@@ -139,23 +139,6 @@ LATIN_LANGUAGES = frozenset(_LATIN_CODES.split())
 _LETTERS = {"uk": "[іїєґ]", "be": "ў", "kk": "[әғқңөұүһ]", "ru": "[ыэъё]"}
 _TELLING = {language: re.compile(letters, re.I) for language, letters in _LETTERS.items()}
 
-# Snowball's and NLTK's lists. They hold only words that name nothing; longer lists take
-# "table", "white" and "big" for stop words.
-_STOP_LISTS = {
-    "da": "DANISH",
-    "de": "GERMAN",
-    "en": "EN_PLUS",
-    "es": "SPANISH",
-    "fr": "FRENCH",
-    "it": "ITALIAN",
-    "nl": "DUTCH",
-    "no": "NORWEGIAN",
-    "pt": "PORTUGUESE",
-    "ru": "RUSSIAN",
-    "sv": "SWEDISH",
-    "tr": "TURKISH",
-}
-
 _KEPT = "без не нет ни один два три no not nor without ohne kein sans sin senza"
 KEPT = frozenset(_KEPT.split())
 """Stop words of some lists that change what is seen: "без рукавов" is another dress."""
@@ -201,11 +184,15 @@ def _identifier(languages: tuple[str, ...]) -> Any:
 @functools.cache
 def stop_words(language: str) -> frozenset[str]:
     """Words of a language that name nothing, less :data:`KEPT`; empty where no list is known."""
-    if language not in _STOP_LISTS:
-        return frozenset()
-    from bm25s import stopwords
+    from bm25s.tokenization import Tokenizer
 
-    return frozenset(getattr(stopwords, f"STOPWORDS_{_STOP_LISTS[language]}")) - KEPT
+    # Snowball's and NLTK's lists. They hold only words that name nothing; longer lists take
+    # "table", "white" and "big" for stop words.
+    try:
+        known = Tokenizer(stopwords="en_plus" if language == "en" else language).stopwords
+    except ValueError:
+        return frozenset()
+    return frozenset(known) - KEPT
 
 
 @functools.lru_cache(maxsize=200_000)
@@ -301,24 +288,7 @@ def why_uninformative(text: str, rules: QueryRules) -> str | None:
         return SHORT
     if all(_MASHED.search(word) for word in words):
         return MASHED
-    if _asking(rules.asking_words).issuperset(words):
-        return ASKING
-    return None
-
-
-@functools.cache
-def _asking(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-def reasons_to_drop(texts: Sequence[str], rules: QueryRules) -> list[str | None]:
-    """Of each query of one image the reason to drop it, or None."""
-    seen: set[str] = set()
-    found = []
-    for text in texts:
-        found.append(why_uninformative(text, rules) or (REPEATED if text in seen else None))
-        seen.add(text)
-    return found
+    return ASKING if set(rules.asking_words.split()).issuperset(words) else None
 
 
 @dataclass(frozen=True)

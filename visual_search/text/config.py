@@ -62,7 +62,6 @@ class PairDataConfig:
         queries_per_photo: draw takes another of an image's queries in each epoch; mean takes the
             mean of the embeddings of all.
         most_queries: of mean, at most so many of an image's queries, the first.
-        shuffle_texts: of earlier versions.
         seed: of every random draw of the run.
         input_size: side of the model's input in training, in pixels.
         input_size_valid: the same in validation and afterwards; 0 is as in training.
@@ -83,7 +82,6 @@ class PairDataConfig:
     test_language: str = ""
     queries_per_photo: Literal["draw", "mean"] = "draw"
     most_queries: Annotated[CountFrom1, When("queries_per_photo", "mean")] = 8
-    shuffle_texts: Annotated[Literal[False], When("")] = False
     seed: Seed = 42
     input_size: Side = 224
     input_size_valid: SideOr0 = 0
@@ -180,7 +178,6 @@ class ContrastiveConfig:
         name: infonce, as of CLIP.
         temperature: at the start, 0.01 or more; the scale of the cosines is 1 / temperature.
         learn_temperature: train it.
-        label_smoothing: share of the target given to all alike.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
             sum of the weights of its three parts.
         chunk: images whose activations are held at once; a batch of any size then needs the
@@ -190,7 +187,6 @@ class ContrastiveConfig:
     name: Literal["infonce"] = "infonce"
     temperature: Annotated[float, Range(0.01)] = 0.07
     learn_temperature: bool = True
-    label_smoothing: Share = 0.0
     cluster_weight: Annotated[Amount, Unless("projection.clusters", 1)] = 1.0
     chunk: Count = 0
 

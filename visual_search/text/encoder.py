@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.model.embedder import Embedder
-from visual_search.text.class_names import ClassNames
 from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.pretrained_towers import (
     ClipFolderText,
@@ -28,7 +27,6 @@ from visual_search.text.projections import (
 from visual_search.text.towers import (
     FrozenText,
     HashedNgrams,
-    Standardised,
     TextTower,
     TextTowers,
 )
@@ -220,20 +218,11 @@ def build_dual_encoder(
         files: of text towers that were saved with a model.
     """
     towers = create_text_towers(text, files)
-    kind, dimension, dropout = projection.kind, projection.dimension, projection.dropout
-    named = projection.class_names != "none"
-    names = ClassNames(width, projection.sharpness, projection.feature_dropout) if named else None
-    image = ImageProjection(
-        Standardised(width, projection.feature_noise, projection.feature_dropout),
-        create_projection(kind, width, dimension, dropout),
-        names,
-        nn.Linear(names.dimension, dimension, bias=False) if names else None,
-        raw=kind == "ru-clip",
-    )
+    image = ImageProjection(width, projection)
     of_texts = (
         ClusterProjections(towers, projection)
         if projection.clusters > 1
-        else create_projection(kind, towers.dimension, dimension, dropout)
+        else create_projection(towers.dimension, projection)
     )
     return DualEncoder(visual, towers, image, of_texts)
 
@@ -259,13 +248,13 @@ def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTower
             raise UserError(f"text.towers names {name!r} twice")
         saved = files / f"tower-{number}" if files else None
         made[name] = TOWERS[kind](name, text, saved if saved and saved.is_dir() else None)
-    if len(made) == 1:
-        made[text.towers[0]].start_alone()
     return TextTowers(made)
 
 
 TOWERS: dict[str, Callable[[str, TextConfig, Path | None], TextTower]] = {
-    "hashed": lambda _, text, __: HashedNgrams(text.buckets, text.dimension),
+    "hashed": lambda _, text, __: HashedNgrams(
+        text.buckets, text.dimension, alone=len(text.towers) == 1
+    ),
     "use": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
     "sentence-transformers": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
     "open_clip": lambda name, text, _: open_clip_text(

@@ -101,7 +101,9 @@ class ClipFolderText(OpenClipText):
         if (folder / BPE_FILE).is_file():
             tokenizer: Any = BytePairs(folder / BPE_FILE)
         else:
-            tokenizer = _hugging_face_tokenizer(folder)
+            from open_clip.tokenizer import HFTokenizer
+
+            tokenizer = fetched(f"clip/{folder}", lambda: HFTokenizer(str(folder)))
         super().__init__(text, tokenizer, tokens)
         # Read now: when the tower is saved, the folder may be gone.
         self.files = {
@@ -114,24 +116,6 @@ class ClipFolderText(OpenClipText):
         """Write the configuration and the tokenizer, from which the tower is built again."""
         for name, content in self.files.items():
             write_bytes(folder / name, content)
-
-
-def _hugging_face_tokenizer(folder: Path) -> Callable[..., Tensor]:
-    from transformers import AutoTokenizer
-
-    own: Any = fetched(f"clip/{folder}", lambda: AutoTokenizer.from_pretrained(folder))
-
-    def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
-        made = own(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=context_length,
-            return_tensors="pt",
-        )
-        return cast(Tensor, made["input_ids"])
-
-    return tokenize
 
 
 class HuggingFaceText(TextTower):

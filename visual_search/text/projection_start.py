@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.model.projections import Sample, pca
-from visual_search.text.class_names import imagenet_classifier, imagenet_names
+from visual_search.model.weights import PACKAGED_WEIGHTS, read_state_dict
 from visual_search.text.encoder import DualEncoder
+from visual_search.text.projections import IMAGENET_CLASSES
 from visual_search.text.towers import in_small_letters
 
 NAMES_SHARE = 0.6
@@ -92,17 +94,46 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
         weights: of the visual tower's checkpoint, with the classifier.
         vectors: `(n, width)`, unit vectors of images.
     """
+    from open_clip import IMAGENET_CLASSNAMES
+
     projection = _linear(encoder.text_projections()[0])
     basis = projection.weight.detach()[:, encoder.text.columns("use")]
     image = encoder.image_projection
     assert image.names is not None
-    named = torch.from_numpy(
-        encoder.text.part("use").encoder.encode(in_small_letters(imagenet_names()))
-    )
+    use, names = encoder.text.part("use").encoder, in_small_letters(IMAGENET_CLASSNAMES)
+    named = torch.from_numpy(use.encode(names))
     classifier = imagenet_classifier(weights).to(vectors.device)
     image.names.fit(classifier, named.to(vectors.device), vectors)
     with torch.no_grad():
         _linear(image.name_projection).weight.copy_(NAMES_SHARE * basis)
+
+
+def imagenet_classifier(weights: str) -> Tensor:
+    """The rows of the 1,000-class layer in a checkpoint, `(1000, width)`.
+
+    Args:
+        weights: `package:<name>`, or a state-dict file.
+
+    Raises:
+        UserError: when the checkpoint has no such layer.
+    """
+    source, _, package = weights.partition(":")
+    if source in ("hub", "none") or (source == "package" and package not in PACKAGED_WEIGHTS):
+        raise UserError(
+            f"projection.class_names needs backbone.weights with a classifier: a file or package, "
+            f"not {weights!r}"
+        )
+    path = PACKAGED_WEIGHTS[package]() if source == "package" else Path(weights)
+    found = [
+        tensor
+        for tensor in read_state_dict(path).values()
+        if tensor.ndim == 2 and len(tensor) == IMAGENET_CLASSES
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has no layer of {IMAGENET_CLASSES} classes: set projection.class_names to none"
+        )
+    return found[0].float()
 
 
 def _start_texts(encoder: DualEncoder, columns: Tensor, basis: Tensor, mean: Tensor) -> None:
@@ -137,6 +168,6 @@ def _text_features(encoder: DualEncoder, texts: Sequence[Sequence[str]]) -> tupl
     return features, sums / torch.bincount(image, minlength=len(texts))[:, None]
 
 
-def _linear(module: nn.Module | None) -> nn.Linear:
+def _linear(module: nn.Module) -> nn.Linear:
     assert isinstance(module, nn.Linear)
     return module

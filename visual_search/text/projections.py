@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.text.class_names import ClassNames
 from visual_search.text.config import ProjectionConfig
 from visual_search.text.towers import Standardised, TextTowers
+
+IMAGENET_CLASSES = 1000
+ENCODER_WIDTH = 512
+"""Of the sentence encoder `use`."""
 
 
 class ResidualProjection(nn.Module):
@@ -31,14 +34,15 @@ class ResidualProjection(nn.Module):
         return self.norm(projected + self.dropout(self.second(activated)))
 
 
-def create_projection(kind: str, width: int, dimension: int, dropout: float = 0.5) -> nn.Module:
-    """A projection by name: linear, residual, ru-clip, or none, which keeps the width.
+def create_projection(width: int, config: ProjectionConfig) -> nn.Module:
+    """The projection of features of some width; of the kind `none`, none.
 
     Raises:
-        UserError: when there is none and the widths differ.
+        UserError: where there is none and the width is not that of the shared space.
     """
+    kind, dimension = config.kind, config.dimension
     if kind in ("residual", "ru-clip"):
-        return ResidualProjection(width, dimension, dropout, bias=kind == "residual")
+        return ResidualProjection(width, dimension, config.dropout, bias=kind == "residual")
     if kind == "linear":
         return nn.Linear(width, dimension)
     if width != dimension:
@@ -108,16 +112,13 @@ class ClusterProjections(nn.Module):
 
     def __init__(self, towers: TextTowers, projection: ProjectionConfig) -> None:
         super().__init__()
-        kind, width, clusters = projection.kind, towers.dimension, projection.clusters
-        if kind == "none":
+        width, clusters = towers.dimension, projection.clusters
+        if projection.kind == "none":
             raise UserError(
                 "projection.clusters needs projections to choose from: set projection.kind to "
                 "linear or residual, or projection.clusters to 1"
             )
-        made = [
-            create_projection(kind, width, projection.dimension, projection.dropout)
-            for _ in range(clusters)
-        ]
+        made = [create_projection(width, projection) for _ in range(clusters)]
         # All start alike: what sets them apart is learnt.
         for other in made[1:]:
             other.load_state_dict(made[0].state_dict())
@@ -136,26 +137,72 @@ class ClusterProjections(nn.Module):
         return (weights[:, :, None] * projected).sum(dim=1), logits
 
 
+class ClassNames(nn.Module):
+    """What the visual tower's own classifier says of an image, in words.
+
+    A network that was trained to name 1,000 classes knows more than its features tell a small table
+    of pairs. The names of the classes that it sees are embedded by a text encoder, and their mean,
+    weighted by its certainty, is where the image starts in the space of texts (Norouzi et al.,
+    "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014).
+    """
+
+    classes: Tensor
+    names: Tensor
+    sharpness: Tensor
+
+    def __init__(self, width: int, sharpness: float = 10.0, dropout: float = 0.0) -> None:
+        """
+        Args:
+            width: of the visual tower's vectors.
+            sharpness: factor of the products with the classifier's rows before the softmax.
+            dropout: share of the answer's numbers dropped in training, 0..1.
+        """
+        super().__init__()
+        self.register_buffer("classes", torch.zeros(IMAGENET_CLASSES, width))
+        self.register_buffer("names", torch.zeros(IMAGENET_CLASSES, ENCODER_WIDTH))
+        self.register_buffer("sharpness", torch.tensor(float(sharpness)))
+        self.dropout = nn.Dropout(dropout)
+
+    def fit(self, classes: Tensor, names: Tensor, images: Tensor) -> None:
+        """Take over a classifier and the names' vectors, and scale the answers to a size of 1.
+
+        Args:
+            classes: `(1000, width)`, the classifier's rows.
+            names: `(1000, 512)`, the names' vectors.
+            images: `(n, width)`, unit vectors of images to measure the answers' size on.
+        """
+        self.classes.copy_(classes)
+        self.names.copy_(names - names.mean(dim=0))
+        size = self._mean_name(images.to(self.names)).square().mean().sqrt()
+        self.names.div_(size.clamp(min=1e-6))
+
+    def _mean_name(self, vectors: Tensor) -> Tensor:
+        certainty = (self.sharpness * vectors @ self.classes.T).softmax(dim=1)
+        return certainty @ self.names
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`(n, width)`, unit vectors, to `(n, 512)`, less the mean of all names."""
+        return self.dropout(self._mean_name(vectors.to(self.names.dtype)))
+
+
 class ImageProjection(nn.Module):
     """From the visual tower's unit vectors into the shared space."""
 
-    def __init__(
-        self,
-        standardised: Standardised,
-        projection: nn.Module,
-        names: ClassNames | None,
-        name_projection: nn.Module | None,
-        raw: bool = False,
-    ) -> None:
-        """`raw`: it is for the visual tower's features at the length that they have."""
+    def __init__(self, width: int, config: ProjectionConfig) -> None:
         super().__init__()
-        self.raw = raw
-        self.standardised, self.projection = standardised, projection
-        self.names, self.name_projection = names, name_projection
+        self.raw = config.kind == "ru-clip"
+        """Whether it is for the visual tower's features at the length that they have."""
+        dropout = config.feature_dropout
+        self.standardised = Standardised(width, config.feature_noise, dropout)
+        self.projection = create_projection(width, config)
+        self.names: ClassNames | None = None
+        if config.class_names != "none":
+            self.names = ClassNames(width, config.sharpness, dropout)
+            self.name_projection = nn.Linear(ENCODER_WIDTH, config.dimension, bias=False)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """`(n, width)`, unit vectors, to `(n, dimension)`."""
         projected: Tensor = self.projection(self.standardised(vectors))
-        if self.names is None or self.name_projection is None:
+        if self.names is None:
             return projected
         return projected + self.name_projection(self.names(vectors))

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -155,20 +155,17 @@ def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Ch
     """
     found = load_checkpoint(source)
     earlier = _text_architecture(found)
-    pairs: list[tuple[str, Any, Any]] = [
-        ("backbone", found.architecture.backbone, visual.backbone),
-        ("pooling", found.architecture.pooling, visual.pooling),
-        ("layers", found.architecture.layers, visual.layers),
-        ("head_conv", found.architecture.head_conv, visual.head_conv),
-    ]
-    for field in dataclasses.fields(TextArchitecture):
-        if field.name != "tokens":
-            pairs.append((field.name, getattr(earlier, field.name), getattr(text, field.name)))
-    for part, theirs, ours in pairs:
-        if theirs != ours:
-            raise UserError(
-                f"pretrain_model {found.path} has {part} {theirs!r}, this phase {ours!r}"
-            )
+    names = [field.name for field in dataclasses.fields(TextArchitecture) if field.name != "tokens"]
+    for theirs, ours, parts in (
+        (found.architecture, visual, ("backbone", "pooling", "layers", "head_conv")),
+        (earlier, text, names),
+    ):
+        for part in parts:
+            one, other = getattr(theirs, part), getattr(ours, part)
+            if one != other:
+                raise UserError(
+                    f"pretrain_model {found.path} has {part} {one!r}, this phase {other!r}"
+                )
     return found
 
 

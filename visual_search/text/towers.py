@@ -79,9 +79,6 @@ class TextTower(nn.Module, ABC):
     def fit(self, texts: Sequence[str]) -> None:
         """Look at the training texts once."""
 
-    def start_alone(self) -> None:
-        """Start without another tower beside it."""
-
     def train_last(self, blocks: int, embeddings: bool) -> None:
         """Train the last `blocks` blocks (-1 all, 0 none), and the embeddings or not."""
 
@@ -142,17 +139,14 @@ class HashedNgrams(TextTower):
 
     idf: Tensor
 
-    def __init__(self, buckets: int = 20000, dimension: int = 256) -> None:
+    def __init__(self, buckets: int, dimension: int, alone: bool = True) -> None:
+        """`alone`: no other tower is beside it; else it starts as if it were not there."""
         super().__init__()
         self.buckets, self.dimension = buckets, dimension
         self.table = nn.Embedding(buckets + 1, dimension, padding_idx=0)
-        # Beside another tower it starts as if it were not there.
-        nn.init.zeros_(self.table.weight)
+        if not alone:
+            nn.init.zeros_(self.table.weight)
         self.register_buffer("idf", torch.zeros(buckets + 1))
-
-    def start_alone(self) -> None:
-        """Random vectors, for a tower without another beside it: from nothing nothing is learnt."""
-        self.table.reset_parameters()
 
     def fit(self, texts: Sequence[str]) -> None:
         """Weigh the features by the training texts: ln((1 + n) / (1 + df)) + 1."""

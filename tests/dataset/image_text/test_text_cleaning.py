@@ -42,7 +42,11 @@ def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
             },
             {"image": 2, "queries": ["12345", "http://x.ru", "для"], "file": FILES[1]},
             {"image": 3, "queries": ["desk lamps", "ааааааа"], "file": FILES[2]},
-            {"image": 4, "queries": ["Кресло  красное", "красное кресло"], "file": FILES[3]},
+            {
+                "image": 4,
+                "queries": ["Кресло  красное", "красное кресло", "Кресло красное!"],
+                "file": FILES[3],
+            },
             {"image": 5, "queries": ["шкаф"], "file": FILES[0]},
             {"image": 6, "queries": ["Лампа настольная"], "file": FILES[4]},
             {"image": 7, "queries": ["лампы настольные"], "file": FILES[5]},
@@ -66,8 +70,9 @@ def test_what_is_left_and_what_is_dropped(tmp_path: Path) -> None:
         "only words of asking": 1,
         "numbers, sizes and units only": 1,
         "one letter over and over": 1,
+        "the same query of the same image": 1,
     }
-    assert (summary["queries"], summary["kept queries"], summary["photos"]) == (13, 8, 6)
+    assert (summary["queries"], summary["kept queries"], summary["photos"]) == (14, 8, 6)
     assert summary["languages"] == {"ru": 7, "en": 1}
     assert json.loads(Path(f"{pairs_file(path)}.summary.json").read_text()) == summary
     assert str(read_pairs(pairs_file(path)).paths[0]).endswith(FILES[0])

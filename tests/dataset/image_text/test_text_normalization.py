@@ -12,7 +12,6 @@ from dataset.image_text.text_normalization import (
     LONG,
     MASHED,
     NUMBERS,
-    REPEATED,
     SHORT,
     UNDETERMINED,
     CleaningRules,
@@ -20,7 +19,6 @@ from dataset.image_text.text_normalization import (
     clean,
     language_of,
     lemma,
-    reasons_to_drop,
     stop_words,
     why_uninformative,
     words_of,
@@ -117,11 +115,6 @@ def test_what_is_clean_stays_clean(typed: str) -> None:
 )
 def test_rules(text: str, reason: str | None) -> None:
     assert why_uninformative(text.strip(), QueryRules()) == reason
-
-
-def test_a_query_counts_once_for_a_image() -> None:
-    found = reasons_to_drop(["стол", "стул", "стол", "", ""], QueryRules())
-    assert found == [None, None, REPEATED, EMPTY, EMPTY]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
@@ -18,9 +19,11 @@ from visual_search.text.encoder import DualEncoder, build_dual_encoder
 from visual_search.text.projection_start import (
     NAMES_SHARE,
     add_class_names,
+    imagenet_classifier,
     start_from_class_names,
     start_from_ridge,
 )
+from visual_search.text.projections import ClassNames
 from visual_search.text.towers import TextTower, TextTowers
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
@@ -147,3 +150,25 @@ def test_texts_that_are_all_alike_start_nothing() -> None:
     vectors = image_vectors(made)
     with pytest.raises(UserError, match="features differ before training: add `use`"):
         start_from_ridge(made, vectors, [["стол"]] * len(OWN), alpha=1.0)
+
+
+def test_names_are_mixed_by_certainty() -> None:
+    torch.manual_seed(0)
+    part = ClassNames(6, sharpness=3.0)
+    classes, names, photos = torch.randn(1000, 6), torch.randn(1000, 512), torch.randn(9, 6)
+    part.fit(classes, names, photos)
+    answers = part(photos)
+    centred = names - names.mean(0)
+    expected = torch.softmax(3.0 * photos @ classes.T, dim=1) @ centred
+    torch.testing.assert_close(answers, expected / expected.square().mean().sqrt())
+    assert float(answers.square().mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_classifier_is_found(tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    rows = torch.randn(1000, 4)
+    torch.save({"conv": torch.zeros(3, 3), "fc.weight": rows, "fc.bias": rows[:, 0]}, weights)
+    assert torch.equal(imagenet_classifier(str(weights)), rows)
+    torch.save({"conv": torch.zeros(3, 3)}, weights)
+    refused("no layer of 1000 classes", imagenet_classifier, str(weights))
+    refused(r"needs backbone.weights with a classifier", imagenet_classifier, "hub")
