@@ -26,9 +26,6 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders")
     parser.add_argument(
-        "--language", default="auto", help="of the names: ru, en, or auto (%(default)s)"
-    )
-    parser.add_argument(
         "--labels", type=Path, help="one file of the classes of all sets: set to image to class"
     )
     parser.add_argument("--templates", type=Path, help="file of prompts, one a line, {} for a name")
@@ -57,7 +54,7 @@ def main() -> None:
         arguments.run / "zero_shot" if ours else Path("runs/zero_shot") / name_of_run(arguments.run)
     )
     output = arguments.output or own
-    answers = [classify(model, data, arguments.language, arguments.templates) for data in sets]
+    answers = [classify(model, data, arguments.templates) for data in sets]
     rows: dict[str, Any] = {}
     for answer in answers:
         data, chance = answer.data, 1 / len(answer.data.classes)

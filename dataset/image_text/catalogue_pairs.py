@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dataset.prepare_real_photos import CLASS_ID, CLASS_NAME, grocery_images
 from visual_search.common.errors import UserError, run_command
@@ -22,68 +21,40 @@ if TYPE_CHECKING:
 LANGUAGES = ("ru", "en")
 
 
-@dataclass(frozen=True)
-class NamedImage:
-    """An image and what is said of the product on it."""
+def catalogue_pairs(
+    folder: Path, languages: Sequence[str] = ("ru",), start: Path | None = None
+) -> pa.Table:
+    """A catalogue as pairs, its paths relative to the folder `start`, or to its own.
 
-    path: Path
-    texts: tuple[str, ...]
-    languages: tuple[str, ...]
-    product: str
-    category: str
-    split: str
+    Of the demo (`products.csv`), training products' images train, the gallery of the others tests;
+    each image gets the product's name in each of the languages. Of GroceryStoreDataset
+    (`classes.csv`, Klasson et al. 2019), images of train.txt train, those of val.txt test; each
+    gets its class's name and description in English; a group is a class, a category what the data
+    set calls a coarse class.
 
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="catalogue_pairs.py",
-        description="Write the images of a catalogue with the names of their products as a table "
-        "of pairs (parquet). No image is copied: paths are relative to the table's folder.",
-    )
-    add = parser.add_argument
-    add(
-        "--catalogue",
-        type=Path,
-        default=Path("dataset/demo"),
-        help="folder of the demo (products.csv) or of GroceryStoreDataset (classes.csv) "
-        "(%(default)s)",
-    )
-    add(
-        "--language",
-        choices=LANGUAGES,
-        nargs="+",
-        default=["ru"],
-        help="of the demo's names, one or both (ru)",
-    )
-    add(
-        "--output",
-        type=Path,
-        default=Path("dataset/demo_text/pairs.parquet"),
-        help="the table (%(default)s)",
-    )
-    return parser.parse_args(arguments)
-
-
-def catalogue_pairs(folder: Path, languages: Sequence[str] = ("ru",)) -> pa.Table:
-    """The demo as pairs: training products' images train, the gallery of the others tests.
-
-    Each image gets the product's name in each of the languages. Paths are relative to `folder`; a
-    UserError names a missing file or column.
+    Raises:
+        UserError: naming a missing file or column, or for a folder that is no catalogue.
     """
-    return _pairs(_demo_images(folder, languages), folder)
+    import pyarrow as pa
+
+    from dataset.image_text.text_normalization import clean
+    from visual_search.text.pairs import SCHEMA
+
+    if (folder / "classes.csv").is_file():
+        rows = list(_grocery_rows(folder))
+    elif (folder / "products.csv").is_file():
+        rows = list(_demo_rows(folder, languages))
+    else:
+        raise UserError(f"{folder} has neither products.csv nor classes.csv: it is no catalogue")
+    prefix = Path(os.path.relpath(folder.resolve(), (start or folder).resolve()))
+    for row in rows:
+        row["image"] = Path(row["image_path"]).stem
+        row["image_path"] = str(prefix / row["image_path"])
+        row["texts"] = list(map(clean, row["queries"], row["language"]))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def grocery_pairs(folder: Path) -> pa.Table:
-    """GroceryStoreDataset (Klasson et al. 2019): a class's name and description, in English.
-
-    Images of train.txt train, those of val.txt test; a group is a class, a category what the data
-    set calls a coarse class. A UserError names a missing file or column.
-    """
-    return _pairs(_grocery_images(folder), folder)
-
-
-def _demo_images(folder: Path, languages: Sequence[str]) -> Iterator[NamedImage]:
+def _demo_rows(folder: Path, languages: Sequence[str]) -> Iterator[dict[str, Any]]:
     from visual_search.data.tables import ids_of, read_table, rows_by
     from visual_search.text.pairs import TEST, TRAIN
 
@@ -106,73 +77,52 @@ def _demo_images(folder: Path, languages: Sequence[str]) -> Iterator[NamedImage]
             product = known.get(of)
             if product is None:
                 raise UserError(f"{folder / table} line {line}: {key} {of!r} is not in {listed}")
-            said, group = tuple(product[name] for name in names), product["product_id"]
+            said, group = [product[name] for name in names], product["product_id"]
             if not all(map(str.strip, said)):
                 raise UserError(f"{listed}: the product {group!r} lacks one of {', '.join(names)}")
-            path = folder / place / name
-            yield NamedImage(path, said, tuple(languages), group, product["category"], split)
+            yield {
+                "image_path": f"{place}/{name}", "queries": said, "language": list(languages),
+                "group": group, "category": product["category"], "split": split,
+            }  # fmt: skip
 
 
-def _grocery_images(folder: Path) -> Iterator[NamedImage]:
+def _grocery_rows(folder: Path) -> Iterator[dict[str, Any]]:
     from visual_search.text.pairs import TEST, TRAIN
 
     coarse, description = "Coarse Class Name (str)", "Product Description Path (str)"
     for part, path, of in grocery_images(folder, [coarse, description]):
-        text = folder / of[description].lstrip("/")
+        text = read_text(folder / of[description].lstrip("/"))
         name, category = (of[column].replace("-", " ") for column in (CLASS_NAME, coarse))
-        said = name, " ".join(read_text(text).split())
-        split = TRAIN if part == "train" else TEST
-        yield NamedImage(folder / path, said, ("en", "en"), of[CLASS_ID], category, split)
-
-
-def _pairs(images: Iterator[NamedImage], folder: Path) -> pa.Table:
-    import pyarrow as pa
-
-    from dataset.image_text.text_normalization import clean
-    from visual_search.text.pairs import SCHEMA
-
-    rows = [
-        {
-            "image_path": str(image.path.relative_to(folder)),
-            "image": image.path.stem,
-            "queries": list(image.texts),
-            "texts": list(map(clean, image.texts, image.languages)),
-            "language": list(image.languages),
-            "group": image.product,
-            "category": image.category,
-            "split": image.split,
-        }
-        for image in images
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def relative_to(table: pa.Table, folder: Path, output: Path) -> pa.Table:
-    """The same table with paths relative to the folder of `output` instead of `folder`."""
-    import pyarrow as pa
-
-    prefix = Path(os.path.relpath(folder.resolve(), output.parent.resolve()))
-    paths = [str(prefix / path) for path in table["image_path"].to_pylist()]
-    place = table.schema.get_field_index("image_path")
-    return table.set_column(place, "image_path", pa.array(paths))
+        said, split = [name, " ".join(text.split())], TRAIN if part == "train" else TEST
+        yield {
+            "image_path": path, "queries": said, "language": ["en", "en"],
+            "group": of[CLASS_ID], "category": category, "split": split,
+        }  # fmt: skip
 
 
 def main() -> None:
     """Write the table and say what is in it."""
-    arguments = parse_arguments()
+    parser = argparse.ArgumentParser(
+        prog="catalogue_pairs.py",
+        description="Write the images of a catalogue with the names of their products as a table "
+        "of pairs (parquet). No image is copied: paths are relative to the table's folder.",
+    )
+    add, demo = parser.add_argument, "of the demo (products.csv) or of GroceryStoreDataset"
+    words = f"folder {demo} (classes.csv) (%(default)s)"
+    add("--catalogue", type=Path, default=Path("dataset/demo"), help=words)
+    words = "of the demo's names, one or both (ru)"
+    add("--language", choices=LANGUAGES, nargs="+", default=["ru"], help=words)
+    default = Path("dataset/demo_text/pairs.parquet")
+    add("--output", type=Path, default=default, help="the table (%(default)s)")
+    arguments = parser.parse_args()
     from visual_search.text.pairs import write_pairs
 
-    folder: Path = arguments.catalogue
-    if (folder / "classes.csv").is_file():
-        table = grocery_pairs(folder)
-    elif (folder / "products.csv").is_file():
-        table = catalogue_pairs(folder, arguments.language)
-    else:
-        raise UserError(f"{folder} has neither products.csv nor classes.csv: it is no catalogue")
-    write_pairs(arguments.output, relative_to(table, folder, arguments.output))
+    folder, output = arguments.catalogue, arguments.output
+    table = catalogue_pairs(folder, arguments.language, output.parent)
+    write_pairs(output, table)
     counts = table["split"].value_counts().to_pylist()
     parts = ", ".join(f"{count['counts']} {count['values']}" for count in counts)
-    print(f"{arguments.output}: {table.num_rows} images ({parts})")
+    print(f"{output}: {table.num_rows} images ({parts})")
 
 
 if __name__ == "__main__":

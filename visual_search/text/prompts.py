@@ -19,19 +19,14 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def templates_for(language: str, file: Path | None = None) -> tuple[str, ...]:
-    """Templates of a language, or one a line from a file.
+def templates_for(names: Sequence[str], file: Path | None = None) -> tuple[str, ...]:
+    """Templates of the names' language, or one a line from a file.
 
     Raises:
-        UserError: for a language without templates, or a line without `{}`.
+        UserError: for a line without `{}`, and a file without lines.
     """
     if file is None:
-        if language not in TEMPLATES:
-            raise UserError(
-                f"there are no templates for {language!r}; write some into a file, one a line, "
-                "and name it with --templates"
-            )
-        return TEMPLATES[language]
+        return TEMPLATES[language_of_names(names)]
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if line.strip() and line.count("{}") != 1:
             raise UserError(f"{file} line {number}: {line!r} needs one {{}} for the name")

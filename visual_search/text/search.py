@@ -49,7 +49,7 @@ from visual_search.text.first_ru_clip import (
     visual_settings,
 )
 from visual_search.text.pairs import TEST, read_pairs
-from visual_search.text.prompts import embed_names, language_of_names, templates_for
+from visual_search.text.prompts import embed_names, templates_for
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,9 @@ def name_images(
         names: candidates, in one language.
         count: names an image.
     """
-    templates = templates_for(language_of_names(names))
     vectors = model.embed_images(images).matrix
-    return nearest(vectors, embed_names(model.encoder, names, templates), names, count)
+    named = embed_names(model.encoder, names, templates_for(names))
+    return nearest(vectors, named, names, count)
 
 
 def nearest(asked: Tensor, answers: Tensor, labels: Sequence[str], count: int) -> list[list[Hit]]:

@@ -121,53 +121,42 @@ class TextTask(Task[EmbeddedTextTask]):
         captions: Sequence[str],
         models: Sequence[EmbeddedTextTask],
     ) -> None:
-        """A row for each query, where texts ask; else a cell for each image.
-
-        With two models, the results of the first come first.
-        """
+        """A row for each query; with two models, the results of the first come first."""
         if queries:
-            draw = _images_found if self.asks_with_texts else _names_given
-            write_contact_sheets(file, draw(queries, captions, models), most_pages=1)
+            rows = _rows(queries, captions, models)
+            write_contact_sheets(file, rows, most_pages=1)
 
 
-def _images_found(
+def _rows(
     queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
 ) -> list[list[Cell]]:
-    """A relevant image over the text, then what each model found."""
+    """What each query is about, then each model's answers.
+
+    These are images over their own texts, or the query's image over the text that it was given.
+    """
     task = models[0].task
-    shown = (MOST_IN_A_ROW - 1) // len(models)
+    images, own = task.table.paths, task.table.queries
+    shown = (MOST_IN_A_ROW - 1) // len(models) if task.asks_with_texts else 1
     found = [model.first(queries, shown) for model in models]
     rows = []
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
         right = set(task.relevant[query].tolist())
-        asked = task.table.paths[int(task.relevant[query][0])]
-        cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", EXPECTED)]
+        if task.asks_with_texts:
+            asked, colour = images[int(task.relevant[query][0])], EXPECTED
+            cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", colour)]
+        else:
+            cells = [Cell(images[query], f"{_short(own[query][0])}\n{caption}", QUERY)]
         for number, ranks in enumerate(found):
             letter = "AB"[number] if len(found) > 1 else ""
             for rank, row in enumerate(ranks[place].tolist(), 1):
-                said = f"{letter}{rank}\n{_short(task.table.queries[row][0])}"
-                cells.append(Cell(task.table.paths[row], said, RIGHT if row in right else WRONG))
+                colour = RIGHT if row in right else WRONG
+                if task.asks_with_texts:
+                    said, image = own[row][0], images[row]
+                else:
+                    said, image = task.relevance.texts[row], images[query]
+                cells.append(Cell(image, f"{letter}{rank}\n{_short(said)}", colour))
         rows.append(cells)
     return rows
-
-
-def _names_given(
-    queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
-) -> list[list[Cell]]:
-    """The image with its own text, and again over the first text that each model gave it."""
-    task = models[0].task
-    found = [model.first(queries, 1) for model in models]
-    cells = []
-    for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
-        image, right = task.table.paths[query], set(task.relevant[query].tolist())
-        cells.append(Cell(image, f"{_short(task.table.queries[query][0])}\n{caption}", QUERY))
-        for number, ranks in enumerate(found):
-            letter = f"{'AB'[number]}: " if len(found) > 1 else ""
-            answer = int(ranks[place][0])
-            colour = RIGHT if answer in right else WRONG
-            cells.append(Cell(image, _short(f"{letter}{task.relevance.texts[answer]}"), colour))
-    width = MOST_IN_A_ROW // (1 + len(models)) * (1 + len(models))
-    return [cells[start : start + width] for start in range(0, len(cells), width)]
 
 
 def _short(text: str) -> str:

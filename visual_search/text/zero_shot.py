@@ -22,7 +22,7 @@ from visual_search.common.files import read_text, write_figure
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import tell
 from visual_search.data.values import fault_of, id_of, value_of
-from visual_search.text.prompts import embed_names, language_of_names, templates_for
+from visual_search.text.prompts import embed_names, templates_for
 from visual_search.text.search import TextSearchModel, images_in
 
 MOST_CLASSES_DRAWN = 40
@@ -178,21 +178,18 @@ def _labels(path: Path, values: object, images: Sequence[Path], classes: int) ->
 
 
 def classify(
-    model: TextSearchModel, data: ZeroShotSet, language: str = "auto", templates: Path | None = None
+    model: TextSearchModel, data: ZeroShotSet, templates: Path | None = None
 ) -> ZeroShotAnswer:
     """Give each image the class that has the nearest name.
 
     Args:
         model: images and texts to one space.
         data: images and names.
-        language: of the names, for the templates; auto tells by their letters.
-        templates: a file of templates in place of the language's own.
+        templates: a file of templates in place of those of the names' language.
     """
     names = [name for several in data.classes for name in several]
     class_of = np.repeat(np.arange(len(data.classes)), [len(several) for several in data.classes])
-    if language == "auto":
-        language = language_of_names(names)
-    vectors = embed_names(model.encoder, names, templates_for(language, templates))
+    vectors = embed_names(model.encoder, names, templates_for(names, templates))
     embedded = model.embed_images([ImageItem(path) for path in data.images])
     nearest = (embedded.matrix @ vectors.T).argmax(dim=1).numpy()
     return ZeroShotAnswer(data, class_of[nearest], len(embedded.problems))

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs, main
+from dataset.image_text.catalogue_pairs import catalogue_pairs, main
 from tests.commands import refused, stopped, told
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
@@ -45,16 +45,16 @@ def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
     )
     (tmp_path / "train.txt").write_text("train/a.jpg, 7, 0\n\n")
     (tmp_path / "val.txt").write_text("val/b.jpg, 7, 0\n")
-    first, second = grocery_pairs(tmp_path).to_pylist()
+    first, second = catalogue_pairs(tmp_path).to_pylist()
     assert first["queries"] == ["Pink Lady", "Pink Lady is sweet."]
     assert first["texts"] == ["pink lady", "pink lady sweet"]
     assert (first["split"], second["split"]) == ("train", "test")
     assert (first["group"], first["category"]) == ("7", "Red Apple")
     assert second["image_path"] == "val/b.jpg"
     (tmp_path / "val.txt").unlink()
-    refused(r"val\.txt does not exist", grocery_pairs, tmp_path)
+    refused(r"val\.txt does not exist", catalogue_pairs, tmp_path)
     (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
-    refused(r"val\.txt line 1: .* with a class of classes\.csv", grocery_pairs, tmp_path)
+    refused(r"val\.txt line 1: .* with a class of classes\.csv", catalogue_pairs, tmp_path)
 
 
 def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dataset.dataset_creation_steps.reviews import Fields, product, read_objects, review
 from dataset.folder_info import describe_folder
-from dataset.image_text.catalogue_pairs import catalogue_pairs, grocery_pairs
+from dataset.image_text.catalogue_pairs import catalogue_pairs
 from dataset.image_text.query_lines import read_images, read_queries
 from dataset.prepare_dataset import prepare
 from tests.commands import refused
@@ -115,7 +115,7 @@ def groceries(folder: Path, cells: Cells) -> list[str]:
     lines = [f"train/a.jpg, {number}.0, 0\n" for number in range(len(cells))]
     (folder / "train.txt").write_text("".join(lines))
     (folder / "val.txt").write_text("\ufeff")
-    return [said[0] for said in grocery_pairs(folder)["queries"].to_pylist()]
+    return [said[0] for said in catalogue_pairs(folder)["queries"].to_pylist()]
 
 
 def json_lines(folder: Path, cells: Cells, **more: object) -> Path:

@@ -54,7 +54,7 @@ def test_a_gallery_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 TEXT_FILES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
     "names or queries": ("стул\n\n стол \n", read_lines, ["стул", "стол"]),
-    "templates": ("{}\n\nна фото {}\n", lambda p: templates_for("ru", p), ("{}", "на фото {}")),
+    "templates": ("{}\n\nна фото {}\n", lambda p: templates_for([], p), ("{}", "на фото {}")),
     "classes.json": ('["кот"]', lambda p: read_zero_shot_set(p.parent).classes, [["кот"]]),
     "labels.json": ('{"0": 0}', lambda p: read_zero_shot_set(p.parent).labels, [0]),
 }
