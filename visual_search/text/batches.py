@@ -85,59 +85,52 @@ def fill_batches(
         All rows of `starts` and `rows`.
     """
     everything = np.concatenate([rows, *starts]).astype(np.int64)
-    sizes = np.bincount(groups[everything])
-    batches = -(-len(everything) // batch)
-    places = _Places(groups.tolist(), np.maximum(-(-sizes // max(batches, 1)), 1).tolist())
+    count = -(-len(everything) // batch)
+    limits = np.maximum(-(-np.bincount(groups[everything]) // max(count, 1)), 1)
+    filled = [*(start.tolist() for start in starts), *([] for _ in range(count - len(starts)))]
+    places = _Places(groups.tolist(), limits.tolist(), filled)
     waiting: dict[int, deque[int]] = {}
     coming = iter(rows.tolist())
-    for number in range(batches):
-        here = places.begin(starts[number].tolist() if number < len(starts) else [])
+
+    def take(group: int, number: int) -> None:
+        """Put the row of `group` that has waited longest; the group goes to the end."""
+        others = waiting.pop(group)
+        places.put(others.popleft(), number)
+        if others:
+            waiting[group] = others
+
+    for number, here in enumerate(places.batches):
         # Twice as many as there is room for: some may be there already.
         for group in list(itertools.islice(waiting, 2 * batch)):
-            while len(here) < batch and group in waiting and places.has_room(group):
-                _take(waiting, group, places)
+            while len(here) < batch and group in waiting and places.has_room(group, number):
+                take(group, number)
         while len(here) < batch and (row := next(coming, None)) is not None:
             group = places.group_of[row]
-            if places.has_room(group):
-                places.put(row)
+            if places.has_room(group, number):
+                places.put(row, number)
             else:
                 waiting.setdefault(group, deque()).append(row)
         # Nothing else is left: they have to meet.
         while len(here) < batch and waiting:
-            _take(waiting, next(iter(waiting)), places)
+            take(next(iter(waiting)), number)
     places.part([len(start) for start in starts])
     return np.array(list(itertools.chain.from_iterable(places.batches)), dtype=np.int64)
-
-
-def _take(waiting: dict[int, deque[int]], group: int, places: _Places) -> None:
-    """Put the row of `group` that has waited longest; the group goes to the end."""
-    rows = waiting.pop(group)
-    places.put(rows.popleft())
-    if rows:
-        waiting[group] = rows
 
 
 class _Places:
     """Batches, and how often each group stands in them."""
 
-    def __init__(self, group_of: list[int], limits: list[int]) -> None:
-        """`group_of` every row, and how often each group may stand in a batch."""
-        self.group_of, self.limits = group_of, limits
-        self.batches: list[list[int]] = []
-        self.counts: list[Counter[int]] = []
+    def __init__(self, group_of: list[int], limits: list[int], batches: list[list[int]]) -> None:
+        """`group_of` every row, how often each group may stand in a batch, and what is there."""
+        self.group_of, self.limits, self.batches = group_of, limits, batches
+        self.counts = [Counter(group_of[row] for row in rows) for rows in batches]
 
-    def begin(self, rows: list[int]) -> list[int]:
-        """A new batch, which has these rows already."""
-        self.batches.append(rows)
-        self.counts.append(Counter(self.group_of[row] for row in rows))
-        return rows
+    def put(self, row: int, number: int) -> None:
+        """Put a row into a batch."""
+        self.batches[number].append(row)
+        self.counts[number][self.group_of[row]] += 1
 
-    def put(self, row: int) -> None:
-        """Put a row into the newest batch."""
-        self.batches[-1].append(row)
-        self.counts[-1][self.group_of[row]] += 1
-
-    def has_room(self, group: int, number: int = -1) -> bool:
+    def has_room(self, group: int, number: int) -> bool:
         """Whether a batch may have one more of `group`."""
         return self.counts[number][group] < self.limits[group]
 
@@ -147,12 +140,10 @@ class _Places:
         `fixed` rows at the beginning of the first, second, … batch stay where they are.
         """
         hopeless: set[int] = set()
-        for number in range(len(self.batches) - 1, -1, -1):
-            counts = self.counts[number]
-            crowded = {group for group, times in counts.items() if times > self.limits[group]}
-            for place in range(len(self.batches[number]) - 1 if crowded else -1, -1, -1):
-                group = self.group_of[self.batches[number][place]]
-                if group not in crowded - hopeless or counts[group] <= self.limits[group]:
+        for number, here in reversed(list(enumerate(self.batches))):
+            for place in reversed(range(len(here))):
+                group = self.group_of[here[place]]
+                if group in hopeless or self.counts[number][group] <= self.limits[group]:
                     continue
                 if not self._exchange(number, place, fixed):
                     hopeless.add(group)
@@ -161,18 +152,15 @@ class _Places:
         """Change places with a row of a batch that has room for the group, if there is one."""
         here = self.batches[number]
         group = self.group_of[here[place]]
-        for other in range(len(self.batches) - 1, -1, -1):
+        for other, there in reversed(list(enumerate(self.batches))):
             if other == number or not self.has_room(group, other):
                 continue
-            there = self.batches[other]
             for row in range(fixed[other] if other < len(fixed) else 0, len(there)):
                 theirs = self.group_of[there[row]]
                 if self.has_room(theirs, number):
                     here[place], there[row] = there[row], here[place]
-                    self.counts[number][theirs] += 1
-                    self.counts[number][group] -= 1
-                    self.counts[other][theirs] -= 1
-                    self.counts[other][group] += 1
+                    self.counts[number].update({theirs: 1, group: -1})
+                    self.counts[other].update({theirs: -1, group: 1})
                     return True
         return False
 

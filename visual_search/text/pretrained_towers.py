@@ -64,23 +64,17 @@ def open_clip_text(name: str, weights: str = "none", tokens: int = 77) -> OpenCl
     import open_clip
 
     architecture, _, tag = name.partition("/")
-    if architecture not in open_clip.list_models():
-        some = ", ".join(open_clip.list_models()[:12])
-        raise UserError(
-            f"text.towers: open_clip has no architecture {architecture!r}; it has {some}, …"
-        )
-
-    def build() -> Any:
-        return open_clip.create_model(
+    if weights == "hub":
+        go_offline_without_network()
+    text = fetched(
+        f"open_clip/{name}",
+        lambda: open_clip.create_model(
             architecture,
             pretrained=tag or None if weights == "hub" else None,
             pretrained_hf=False,
             force_custom_text=True,
-        )
-
-    if weights == "hub":
-        go_offline_without_network()
-    text = (fetched(f"open_clip/{name}", build) if weights == "hub" else build()).text
+        ),
+    ).text
     if weights not in ("hub", "none"):
         load_file_weights(text, weights, f"open_clip/{architecture}", prefix="text.")
     return OpenClipText(text, open_clip.get_tokenizer(architecture), tokens)
