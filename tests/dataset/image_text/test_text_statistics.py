@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset.image_text.text_statistics import (
+    QUANTILES,
     TopNgrams,
     count,
     main,
-    ngrams,
-    quantiles,
     shares,
 )
 from tests.commands import inside
@@ -69,6 +68,17 @@ def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
     assert found.images_of_text == Counter(Counter(texts).values())
     assert (found.words, found.different_words) == (len(words), len(set(words)))
     assert found.languages == Counter(lang for row in rows for lang in row["language"])
+    characters = [len(query) for query in queries]
+    quantiles = found.summary()["lengths"]["characters"]
+    assert quantiles["mean"] == pytest.approx(np.mean(characters))
+    for name, share in QUANTILES.items():
+        assert quantiles[name] == np.quantile(characters, share, method="inverted_cdf")
+    images = np.array(list(Counter(texts).values()))
+    for name, different, times in shares(found.images_of_text):
+        low, _, high = name.removesuffix("…").partition(" to ")
+        top = np.inf if name.endswith("…") else int(high or low)
+        inside = images[(int(low) <= images) & (images <= top)]
+        assert (different, times) == (len(inside), inside.sum())
 
 
 def test_the_page_has_every_figure(pairs: Path) -> None:
@@ -85,50 +95,17 @@ def test_the_page_has_every_figure(pairs: Path) -> None:
     assert alone + several == summary["different texts"]
 
 
-def test_quantiles_are_those_of_numpy() -> None:
-    values = np.random.default_rng(1).integers(0, 30, 999)
-    found = quantiles(Counter(values.tolist()))
-    assert found["mean"] == pytest.approx(values.mean())
-    shares = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
-    for name, share in shares.items():
-        assert found[name] == np.quantile(values, share, method="inverted_cdf")
-
-
-def test_shares_of_duplicates() -> None:
-    rows = {name: (texts, queries) for name, texts, queries in shares(Counter({1: 4, 2: 3, 7: 1}))}
-    assert rows["1"] == (4, 4)
-    assert rows["2"] == (3, 6)
-    assert rows["6 to 10"] == (1, 7)
-    assert rows["1001…"] == (0, 0)
-
-
 TEXTS = st.lists(st.lists(st.sampled_from("абвгд"), max_size=6).map(" ".join), max_size=40)
 
 
-def test_runs_of_words() -> None:
-    assert ngrams("а б в г", 3) == ["а б в", "б в г"]
-    assert ngrams("а б", 2) == ["а б"]
-    assert ngrams("а б", 3) == []
-    assert ngrams("а б", 3, shorter=True) == ["а б"]
-    assert ngrams("", 3, shorter=True) == []
-
-
-@given(TEXTS, st.integers(1, 3), st.booleans())
-def test_with_room_for_all_counts_are_exact(texts: list[str], n: int, shorter: bool) -> None:
-    found = TopNgrams(n, shorter=shorter)
-    found.add(texts)
-    naive: Counter[str] = Counter()
-    for text in texts:
-        words = text.split()
-        for start in range(len(words)):
-            if start + n <= len(words):
-                naive[" ".join(words[start : start + n])] += 1
-        if shorter and 0 < len(words) < n:
-            naive[text] += 1
-    assert dict(found.most_common()) == naive
-    assert found.error == 0
-    counts = [times for _, times in found.most_common(4)]
-    assert counts == sorted(naive.values(), reverse=True)[:4]
+def test_shorter_texts_count_as_a_whole_where_that_is_asked() -> None:
+    found = [TopNgrams(3), TopNgrams(3, shorter=True)]
+    for top in found:
+        top.add(["а б в г", "а б в", "а б", "", "а б"])
+    runs = [("а б в", 2), ("б в г", 1)]
+    assert found[0].most_common() == runs
+    assert found[1].most_common() == [("а б", 2), *runs]
+    assert found[1].most_common(1) == [("а б", 2)]
 
 
 @given(TEXTS, st.integers(1, 6))

@@ -24,8 +24,8 @@ from visual_search.model.checkpoint import load_checkpoint, read_description
 from visual_search.phase_chain import read_chain
 from visual_search.serve.gallery import read_products
 from visual_search.submission.requirements import read_requirements
-from visual_search.text.byte_pairs import BytePairs
 from visual_search.text.pairs import open_pairs
+from visual_search.text.pretrained_towers import byte_pairs
 from visual_search.tuning import read_search_space
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -48,7 +48,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "archive.tar": lambda path: unpack(path, path.parent / "out"),
     "archive.partaa": lambda path: unpack_parts(path, path.parent / "out"),
     "names.txt": read_lines,
-    "bpe.model": BytePairs,
+    "bpe.model": byte_pairs,
     "requirements.txt": read_requirements,
 }
 

@@ -67,18 +67,6 @@ def test_a_new_text_goes_where_most_of_its_neighbours_are(fitted: TextClusters) 
     assert fitted.predict([]).shape == (0,)
 
 
-def test_kept_and_read_again_it_says_the_same(tmp_path: Path, fitted: TextClusters) -> None:
-    clusters = fitted
-    clusters.save(tmp_path, CONFIG)
-    again = TextClusters.load(tmp_path)
-    texts = ["белый стол", "сыр", "юбка", "desk"]
-    np.testing.assert_array_equal(again.predict(texts), clusters.predict(texts))
-    assert (again.names, again.count) == (clusters.names, 3)
-    for file in tmp_path.glob("*.npz"):
-        with np.load(file, allow_pickle=False) as arrays:
-            assert all(array.dtype != object for array in arrays.values())
-
-
 def test_clusters_killed_at_any_moment_have_no_names_of_others(
     tmp_path: Path, fitted: TextClusters
 ) -> None:
@@ -92,14 +80,15 @@ def test_clusters_killed_at_any_moment_have_no_names_of_others(
         except UserError:
             continue
         assert found.names == (["new"] if found.labels.min() else ["old"])
-    assert TextClusters.load(tmp_path).names == ["new"]
+    again, texts = TextClusters.load(tmp_path), ["белый стол", "сыр", "юбка", "desk"]
+    assert again.names == ["new"]
+    np.testing.assert_array_equal(again.predict(texts), new.predict(texts))
 
 
 def test_options_of_the_tree(fitted: TextClusters) -> None:
-    near, _ = fit_clusters(GRAMS, replace(CONFIG, connectivity=10))
-    assert adjusted_rand_score(near.labels, fitted.labels) > 0.5
-    few, report = fit_clusters(GRAMS, replace(CONFIG, max_ngrams=24))
-    assert report.ngrams == len(few.vectors) == 24
+    near, report = fit_clusters(GRAMS, replace(CONFIG, connectivity=10, max_ngrams=60))
+    assert adjusted_rand_score(near.labels, fitted.labels[:60]) > 0.5
+    assert report.ngrams == len(near.vectors) == 60
 
 
 def test_too_few_texts_and_missing_folders_are_said(tmp_path: Path) -> None:
