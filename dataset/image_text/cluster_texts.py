@@ -35,33 +35,36 @@ def build_parser() -> jsonargparse.ArgumentParser:
 
     from visual_search.text.config import ClusterConfig
 
-    def command(description: str) -> jsonargparse.ArgumentParser:
-        return jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog="cluster_texts.py", description="Clusters of queries.", exit_on_error=False
+    )
+    commands = parser.add_subcommands()
+
+    def command(name: str, description: str) -> jsonargparse.ArgumentParser:
+        made = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+        commands.add_subcommand(name, made, help=description)
+        return made
 
     fit = command(
+        "fit",
         "Cluster the frequent n-grams of the training queries; write the clusters, a report and a "
-        "map."
+        "map.",
     )
     fit.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
     fit.add_argument("--config", action="config", help="config/image_text/clusters.yml")
     fit.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
     fit.add_class_arguments(ClusterConfig)
     assign = command(
+        "assign",
         "Add to a table of pairs the cluster of each query and of each image. Killed, the same "
-        "command goes on where it was."
+        "command goes on where it was.",
     )
     assign.add_argument("pairs", type=Path, help="X.pairs.parquet")
     assign.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
     assign.add_argument("--output", type=Path | None, help="table (default: the same)")
-    predict = command("Say which cluster queries belong to.")
+    predict = command("predict", "Say which cluster queries belong to.")
     predict.add_argument("clusters", type=Path, help="X.clusters")
     predict.add_argument("queries", type=str, nargs="+", help="as typed")
-    parser = command("Clusters of queries.")
-    parser.prog = "cluster_texts.py"
-    commands = parser.add_subcommands()
-    commands.add_subcommand("fit", fit, help="make clusters")
-    commands.add_subcommand("assign", assign, help="add them to a table of pairs")
-    commands.add_subcommand("predict", predict, help="of new queries")
     return parser
 
 

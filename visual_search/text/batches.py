@@ -172,15 +172,12 @@ def build_pair_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainingBatches:
-    """The batches of one process.
+    """The batches of process `rank` of `world_size`, which together see what one would alone.
 
     Args:
         dataset: which sampler, the size of this process's batches, the seed of all epochs.
         clusters: of each image, `(n,)`, int64, 0..c-1; None where there are none.
         groups: of each image, `(n,)`, int64: images of one group are no negatives of each other.
-        rank: number of this process, 0..world_size-1.
-        world_size: processes that train together; negatives are those of all of them, so a batch
-            here is what all see together.
 
     Raises:
         UserError: for missing clusters, and when an epoch fills no batch.

@@ -64,13 +64,9 @@ class TextClusters:
         names: Sequence[str],
         neighbours: int,
     ) -> None:
-        """
-        Args:
-            encoder: of texts.
-            vectors: of the n-grams, `(m, dimension)`, float32, of length 1.
-            labels: cluster of each n-gram, `(m,)`, int64, 0..count-1.
-            names: of the clusters.
-            neighbours: that vote on a text's cluster.
+        """Of the n-grams the vectors, `(m, dimension)`, float32, of length 1, and the clusters,
+
+        `(m,)`, int64, 0..count-1; how many of a text's neighbours vote on its cluster.
         """
         self.encoder, self.vectors, self.labels = encoder, vectors, labels
         self.names, self.neighbours = list(names), neighbours
@@ -126,12 +122,8 @@ def fit_clusters(
 ) -> tuple[TextClusters, ClusterReport]:
     """Cluster n-grams by Ward's linkage.
 
-    Args:
-        grams: n-grams and how often each stands in the texts, the most frequent first.
-        config: how.
-
-    Returns:
-        The clusters, the largest first; and how good they are.
+    `grams` are n-grams and how often each stands in the texts, the most frequent first. Returned
+    are the clusters, the largest first, and how good they are.
 
     Raises:
         UserError: for a number out of its range, and when there are fewer n-grams than clusters.

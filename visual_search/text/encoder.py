@@ -208,14 +208,9 @@ def build_dual_encoder(
     projection: ProjectionConfig,
     files: Path | None = None,
 ) -> DualEncoder:
-    """Put the parts together.
+    """Put the parts together: a visual tower of vectors `(n, width)`, text towers, projections.
 
-    Args:
-        visual: the visual tower, with its weights.
-        width: of its vectors.
-        text: the text towers.
-        projection: into the shared space.
-        files: of text towers that were saved with a model.
+    `files` is the folder of text towers that were saved with a model.
     """
     towers = create_text_towers(text, files)
     image = ImageProjection(width, projection)
@@ -228,11 +223,7 @@ def build_dual_encoder(
 
 
 def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTowers:
-    """Build text towers.
-
-    Args:
-        text: their names, and how they are made.
-        files: a folder that :meth:`TextTowers.save_files` wrote: nothing is fetched then.
+    """Build text towers; out of `files`, which :meth:`TextTowers.save_files` wrote, offline.
 
     Raises:
         UserError: for an unknown name, or a tower that cannot be had.

@@ -42,13 +42,9 @@ class ClipLearner(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and its parts before weighting.
 
-        Args:
-            images: pixels `(n, 3, H, W)`, or the visual tower's vectors `(n, width)`.
-            tokens: of the texts, `m` rows for each tower.
-            owners: `(m,)`, the image of each text; None where text i is image i's.
-            groups: `(n,)`, the product of each image.
-            text_ids: `(n,)`, equal where the texts are.
-            clusters: `(n,)`, of the texts, where there are projections for each.
+        Of :meth:`DualEncoder.features` images, of :meth:`DualEncoder.text_vectors` tokens and
+        owners, of :class:`ContrastiveLoss` groups and text ids; `clusters`, `(n,)`, int64, of the
+        texts, where there are projections for each.
         """
         seen = self._embed_images(images)
         read, logits = self.embedder.text_vectors(tokens, owners, len(images))

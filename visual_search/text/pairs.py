@@ -118,14 +118,9 @@ class PairTable:
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:
-    """The queries of one language, and the images that have any.
+    """The queries of one language (ISO 639-1; empty: all), and the images that have any.
 
-    Args:
-        table: any.
-        language: ISO 639-1; empty takes all.
-
-    Returns:
-        `(m,)`, int64, the rows that are left, and the table of them.
+    Returns the rows that are left, `(m,)`, int64, and the table of them.
 
     Raises:
         UserError: when nothing is left.
@@ -258,11 +253,7 @@ class QueryTexts:
     """Draws a query of each image, or takes all; the draw depends on (seed, epoch, image) alone."""
 
     def __init__(self, table: PairTable, dataset: PairDataConfig) -> None:
-        """
-        Args:
-            table: the training images.
-            dataset: which column, how many of an image's queries, and the draws' seed.
-        """
+        """`dataset` says which column, how many of an image's queries, and the draws' seed."""
         self.table, self.dataset = table, dataset
         self.rows = table.rows_of(dataset.text_column)
         _, self.first, self.groups = np.unique(table.groups, return_index=True, return_inverse=True)

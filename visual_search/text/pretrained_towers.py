@@ -57,12 +57,9 @@ class OpenClipText(TextTower):
 
 
 def open_clip_text(name: str, weights: str = "none", tokens: int = 77) -> OpenClipText:
-    """The text side of an open_clip model.
+    """The text side of the open_clip model `<architecture>[/<tag>]`.
 
-    Args:
-        name: `<architecture>[/<tag>]`.
-        weights: `hub`, `none`, or a state-dict file.
-        tokens: the longest text.
+    `weights` are `hub`, `none`, or a state-dict file.
 
     Raises:
         UserError: for an unknown architecture, or weights that cannot be had.

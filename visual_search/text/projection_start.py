@@ -25,12 +25,7 @@ def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) 
     """Start images where the visual tower's classifier names what it sees.
 
     A text and a class name of the same meaning get the same place; what the features say beside it
-    starts at nothing.
-
-    Args:
-        encoder: with the text tower `use` and linear projections; changed in place.
-        weights: of the visual tower's checkpoint, with the classifier.
-        vectors: `(n, width)`, unit vectors of images.
+    starts at nothing. Arguments: see :func:`add_class_names`.
     """
     image = _linear(encoder.image_projection.projection)
     columns = encoder.text.columns("use")
@@ -55,7 +50,7 @@ def start_from_ridge(
         encoder: with linear projections; changed in place.
         vectors: `(n, width)`, unit vectors of the visual tower.
         texts: of each of these images, one or more.
-        alpha: the ridge's strength, above 0.
+        alpha: above 0.
 
     Raises:
         UserError: when there is no text feature, or they are all alike.
@@ -90,7 +85,7 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
     """Add the visual tower's classifier to a start that has set the texts already.
 
     Args:
-        encoder: after :func:`start_from_ridge`, with the text tower `use`; changed in place.
+        encoder: with the text tower `use` and linear projections; changed in place.
         weights: of the visual tower's checkpoint, with the classifier.
         vectors: `(n, width)`, unit vectors of images.
     """
@@ -109,10 +104,7 @@ def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None
 
 
 def imagenet_classifier(weights: str) -> Tensor:
-    """The rows of the 1,000-class layer in a checkpoint, `(1000, width)`.
-
-    Args:
-        weights: `package:<name>`, or a state-dict file.
+    """The 1,000-class layer, `(1000, width)`, of `package:<name>` or a state-dict file.
 
     Raises:
         UserError: when the checkpoint has no such layer.

@@ -43,12 +43,7 @@ class Relevance:
 
 
 def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
-    """The relevant answers in a table of pairs.
-
-    Args:
-        table: images with their texts and groups (products).
-        column: queries, as typed, or texts, cleaned.
-    """
+    """The relevant answers in a table of pairs, by queries, as typed, or texts, cleaned."""
     own = list(table.rows_of(column))
     # Letters' case is no difference between two queries.
     numbers, texts = pd.factorize(np.array([t.strip().lower() for row in own for t in row], object))

@@ -197,11 +197,9 @@ class TextSearch:
     def __init__(
         self, model: TextSearchModel, gallery: Sequence[ImageItem], cache: Path | None = None
     ) -> None:
-        """
-        Args:
-            model: images and texts to one space.
-            gallery: its images; damaged ones have a place and are listed in `problems`.
-            cache: folder where their embeddings are kept for the next time.
+        """Damaged images have a place, and are listed in `problems`.
+
+        `cache` is the folder where embeddings are kept for the next time.
         """
         self.model, self.gallery = model, list(gallery)
         if cache is None:
@@ -216,11 +214,7 @@ class TextSearch:
             self.vectors, self.problems = stored.matrix, stored.problems(self.gallery)
 
     def images_for(self, queries: Sequence[str], count: int = 10) -> list[list[Hit]]:
-        """The gallery images nearest to each query, best first.
-
-        Args:
-            queries: as typed.
-            count: images a query; fewer where the gallery is smaller.
+        """The gallery images nearest to each query as typed, best first: `count`, or all there are.
 
         Raises:
             UserError: for an empty query.
@@ -234,14 +228,7 @@ class TextSearch:
 def name_images(
     model: TextSearchModel, images: Sequence[ImageItem], names: Sequence[str], count: int = 5
 ) -> list[list[Hit]]:
-    """The names nearest to each image, best first.
-
-    Args:
-        model: images and texts to one space.
-        images: any.
-        names: candidates, in one language.
-        count: names an image.
-    """
+    """The `count` names nearest to each image, best first; the names are in one language."""
     vectors = model.embed_images(images).matrix
     named = embed_names(model.encoder, names, templates_for(names))
     return nearest(vectors, named, names, count)
@@ -272,13 +259,9 @@ def gallery_images(source: Path) -> list[ImageItem]:
 
 
 def images_in(folder: Path, pattern: str = "*") -> list[Path]:
-    """The images among a folder's files, by content, in the order of their names.
+    """The images among a folder's files of a pattern, by content, in the order of their names.
 
     Other files are counted in a line on stdout.
-
-    Args:
-        folder: to look into.
-        pattern: of the files; `**/*` takes those of all folders below.
 
     Raises:
         UserError: when none of them is an image.

@@ -66,9 +66,7 @@ class ZeroShotAnswer:
 def read_zero_shot_sets(folders: Sequence[Path], truth: Path | None = None) -> list[ZeroShotSet]:
     """The data sets in some folders, each a set itself or holding sets in folders of its own.
 
-    Args:
-        folders: as they are named.
-        truth: a file with the classes of the images of all sets; None: each has its labels.json.
+    `truth` is a file with the classes of the images of all sets, in place of their labels.json.
 
     Raises:
         UserError: naming the file and what is wrong in it, and for two sets of one name.
@@ -182,10 +180,7 @@ def classify(
 ) -> ZeroShotAnswer:
     """Give each image the class that has the nearest name.
 
-    Args:
-        model: images and texts to one space.
-        data: images and names.
-        templates: a file of templates in place of those of the names' language.
+    `templates` is a file in place of the templates of the names' language.
     """
     names = [name for several in data.classes for name in several]
     class_of = np.repeat(np.arange(len(data.classes)), [len(several) for several in data.classes])
@@ -202,11 +197,9 @@ def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:
 
 
 def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
-    """A picture of the confusions: shares of each row; the classes that err most, where many.
+    """A picture (.png) of the confusions: shares of each row; where many, those that err most.
 
-    Args:
-        path: a .png file.
-        answer: with labels.
+    The answer has labels.
     """
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
