@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def ngrams(text: str, n: int, shorter: bool = False) -> list[str]:
-    """All runs of n words; if `shorter`, a text of fewer words is one, unless it is empty."""
-    words = text.split()
-    if shorter and 0 < len(words) < n:
-        return [" ".join(words)]
-    return [" ".join(words[start : start + n]) for start in range(len(words) - n + 1)]
-
-
 class TopNgrams:
     """Counts of n-grams, of which the rare are forgotten where there are too many.
 
@@ -35,14 +27,24 @@ class TopNgrams:
     """
 
     def __init__(self, n: int, capacity: int = 1_000_000, *, shorter: bool = False) -> None:
-        """`capacity` n-grams are held, 150 bytes each; `shorter`: see :func:`ngrams`."""
+        """`capacity` n-grams are held, 150 bytes each.
+
+        `shorter`: a text of fewer words counts as a whole, unless it is empty.
+        """
         self.n, self.capacity, self.shorter = n, capacity, shorter
         self.error = 0
         self._counts: Counter[str] = Counter()
 
     def add(self, texts: Iterable[str]) -> None:
         """Count the n-grams of some texts."""
-        self._counts.update(gram for text in texts for gram in ngrams(text, self.n, self.shorter))
+        for text in texts:
+            words = text.split()
+            last = len(words) - self.n
+            if last < 0 and words and self.shorter:
+                last = 0
+            self._counts.update(
+                " ".join(words[start : start + self.n]) for start in range(last + 1)
+            )
         while len(self._counts) > self.capacity:
             least = min(self._counts.values())
             self.error += least
@@ -51,8 +53,7 @@ class TopNgrams:
 
     def most_common(self, k: int | None = None) -> list[tuple[str, int]]:
         """The k most frequent and their counts, most frequent first; equal ones by their text."""
-        ordered = sorted(self._counts.items(), key=lambda found: (-found[1], found[0]))
-        return ordered[:k]
+        return sorted(self._counts.items(), key=lambda found: (-found[1], found[0]))[:k]
 
     def __len__(self) -> int:
         """N-grams in memory."""
@@ -60,7 +61,6 @@ class TopNgrams:
 
 
 BLUE = "#3b74b9"
-SHOWN_LANGUAGES = 12
 ORDERS = (1, 2, 3)
 TOP = 25
 BATCH_IMAGES = 10_000
@@ -177,30 +177,28 @@ def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
 
 def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str, Any]) -> None:
     """Write the html page of what was counted in the table `name`."""
-    duplicates = [
-        (label, f"{texts:,}", f"{queries:,}")
-        for label, texts, queries in shares(found.images_of_text)
-    ]
-    heading = ("images with the text", "different texts", "queries")
+
+    def rows(*rows: tuple[object, ...]) -> dict[str, list[tuple[object, ...]]]:
+        return {"": [tuple(f"{v:,}" if isinstance(v, int) else v for v in row) for row in rows]}
+
     sections = [
+        Section("In all", facts={k: f"{v:,}" for k, v in summary.items() if isinstance(v, int)}),
         Section(
-            "In all",
-            facts={key: f"{value:,}" for key, value in summary.items() if isinstance(value, int)},
+            "Lengths", ["Of the queries as typed."], pictures={"": lengths_figure(found.lengths)}
         ),
-        Section(
-            "Lengths",
-            ["Of the queries as typed."],
-            pictures={"": lengths_figure(found.lengths)},
-        ),
-        *(_ngram_section(order, top) for order, top in found.ngrams.items()),
-        Section(
-            "Languages",
-            pictures={"": _bars(found.languages.most_common(SHOWN_LANGUAGES), "queries")},
-        ),
+    ]
+    for order, top in found.ngrams.items():
+        title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
+        error = f" Counts are too low by at most {top.error:,}." if top.error else ""
+        table = rows(("cleaned", "times"), *top.most_common(TOP))
+        sections.append(Section(title, [f"Cleaned words.{error}"], tables=table))
+    heading = ("images with the text", "different texts", "queries")
+    sections += [
+        Section("Languages", tables=rows(("", "queries"), *found.languages.most_common())),
         Section(
             "Duplicates",
             ["A text that stands at many images tells them less apart, and makes wrong negatives."],
-            tables={"": [heading, *duplicates]},
+            tables=rows(heading, *shares(found.images_of_text)),
         ),
     ]
     write_page(path, f"Queries of {name}", sections)
@@ -218,31 +216,6 @@ def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
         axes.set(xlabel=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, axis="y")
-    return figure
-
-
-def _ngram_section(order: int, top: TopNgrams) -> Section:
-    title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
-    note = "Cleaned words."
-    if top.error:
-        note += f" Counts are too low by at most {top.error:,}."
-    return Section(title, [note], pictures={"": _bars(top.most_common(TOP), "times")})
-
-
-def _bars(rows: list[tuple[str, int]], unit: str) -> Figure:
-    """Horizontal bars, the longest on top."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.6 + 0.24 * max(len(rows), 1)), layout="constrained")
-    axes = figure.subplots()
-    names = [name if len(name) <= 60 else f"{name[:59]}…" for name, _ in rows]
-    # By place, not by name: two long names may be cut to the same.
-    axes.barh(range(len(rows)), [times for _, times in rows], color=BLUE)
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.set(xlabel=unit)
-    axes.grid(alpha=0.3, axis="x")
     return figure
 
 

@@ -84,13 +84,16 @@ def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
 def test_the_page_has_every_figure(pairs: Path) -> None:
     assert inside(main, pairs).returncode == 0
     page = pairs.with_name("small.statistics.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 1
     assert "http" not in page.split("</head>")[1]
     for part in ("Lengths", "Languages", "Duplicates"):
         assert f"<h2>{part}</h2>" in page
     summary = json.loads(pairs.with_name("small.statistics.json").read_text())
     assert summary["photos"] == 3000
     assert summary["ngrams"]["1"]["counted too low by at most"] == 0
+    for gram, times in summary["ngrams"]["3"]["top"]:
+        assert gram in page
+        assert f">{times:,}<" in page
     alone, several = summary["texts at one photo only"], summary["texts at several photos"]
     assert alone + several == summary["different texts"]
 
