@@ -120,13 +120,6 @@ def test_the_commands(project: Path, demo: Path, tmp_path: Path) -> None:
     assert inside(main, "assign", pairs, "--clusters", tmp_path).returncode == 2
 
 
-def test_the_yaml_says_what_the_defaults_are(project: Path) -> None:
-    import yaml
-
-    written = yaml.safe_load((project / "config/image_text/clusters.yml").read_text())
-    assert ClusterConfig(**written) == ClusterConfig()
-
-
 def test_too_small_a_table_is_said(demo: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "p.parquet"
     write_pairs(pairs, pq.read_table(demo).slice(0, 3))

@@ -18,7 +18,6 @@ from dataset.dataset_creation_steps.engine import (
     start_engine,
 )
 from dataset.image_text.download_images import Kept, download_images, main, metadata_file
-from dataset.image_text.query_lines import image_id
 from tests.commands import inside, refused
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
@@ -194,11 +193,4 @@ def job(folder: Path, *more: str, timeout: str = "1") -> list[str]:
         *(str(folder / "images.json"), str(folder / "metadata.json")),
         *("--output", str(folder / "photos"), "--piece-photos", "8", "--allow-private"),
         *("--rate", "0", "--attempts", "3", "--timeout", timeout, "--max-mb", "2", *more),
-    ]
-
-
-def test_ids_are_numbers_or_texts() -> None:
-    assert [image_id(value) for value in (7, "7", "a", "", True, 1.5, None, [1])] == [
-        *("7", "7", "a"),
-        *[None] * 5,
     ]

@@ -1,18 +1,20 @@
 """From metadata.json to the table of pairs, worked out by hand and by several processes."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from dataset.image_text import text_cleaning
 from dataset.image_text.text_cleaning import clean_queries, main, pairs_file
 from dataset.image_text.text_normalization import CleaningConfig, QueryRules
 from tests.commands import refused, stopped, told
 from visual_search.common.errors import UserError
+from visual_search.text.config import ClusterConfig
 from visual_search.text.pairs import read_pairs
 
 FILES = [f"ab/{n:032x}.jpg" for n in range(10)]
@@ -142,15 +144,8 @@ def test_the_command_reads_its_rules_from_yaml(tmp_path: Path) -> None:
     assert "max_wrods" in wrong
 
 
-def test_the_yaml_says_what_the_defaults_are(project: Path) -> None:
-    import yaml
-
-    written = yaml.safe_load((project / "config/image_text/cleaning.yml").read_text())
-    default = CleaningConfig()
-    assert written["drop"] == vars(default.drop)
-    assert written["words"] == vars(default.words)
-    assert {key: written[key] for key in ("languages", "test_share", "workers")} == {
-        "languages": default.languages,
-        "test_share": default.test_share,
-        "workers": default.workers,
-    }
+@pytest.mark.parametrize("config", [CleaningConfig(), ClusterConfig()])
+def test_the_yaml_says_what_the_defaults_are(project: Path, config: Any) -> None:
+    name = "cleaning" if isinstance(config, CleaningConfig) else "clusters"
+    written = yaml.safe_load((project / f"config/image_text/{name}.yml").read_text())
+    assert written == asdict(config)

@@ -71,34 +71,6 @@ def train(place: Path, config: str, name: str, **options: Any) -> dict[str, torc
     return dict(load_checkpoint(place / "runs" / name / "last").state)
 
 
-@pytest.mark.slow
-def test_three_blocks_then_the_embeddings_too(place: Path) -> None:
-    first = train(place, "clip_rugpt.yml", "first", **{"text.trainable_blocks": 1})
-    before = load_checkpoint(place / "runs" / "first")
-    second = train(
-        place, "clip_rugpt_embeddings.yml", "second",
-        pretrain_model=place / "runs" / "first", **{"text.trainable_blocks": 1},
-    )  # fmt: skip
-    tower = "backbone.text.parts.0.model."
-    from safetensors.torch import load_file
-
-    given = load_file(place / "gpt" / "model.safetensors")
-
-    def moved(state: dict[str, torch.Tensor], start: Any) -> set[str]:
-        own = {n.removeprefix(tower): v for n, v in state.items() if n.startswith(tower)}
-        changed = {n for n, v in own.items() if n in start and not torch.equal(v, start[n])}
-        return {".".join(n.split(".")[:2]) for n in changed}
-
-    assert moved(first, given) == {"h.2", "ln_f.weight", "ln_f.bias"}
-    again = {n.removeprefix(tower): v for n, v in before.state.items()}
-    assert {"wte.weight", "wpe.weight", "h.2"} <= moved(second, again)
-    visual = [n for n in first if n.startswith("backbone.visual.backbone.")]
-    assert visual
-    assert all(torch.equal(first[n], second[n]) for n in visual)
-    assert not torch.equal(first["neck.photo.projection.first.weight"],
-                           second["neck.photo.projection.first.weight"])  # fmt: skip
-
-
 def test_projections_by_cluster_with_a_network_beside_the_gpt(place: Path) -> None:
     state = train(place, "clip_rugpt_clusters.yml", "clustered", **{"projection.clusters": 4})
     assert state["neck.text.classifier.embedding.weight"].shape[1] == 128
