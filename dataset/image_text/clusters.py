@@ -113,24 +113,15 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     for number in range(min(clusters.count, LABELLED)):
         inside = places[labels == number]
         if len(inside):
+            # At the place nearest to the median: it is one of the cluster's own.
+            nearest = np.linalg.norm(inside - np.median(inside, axis=0), axis=1).argmin()
             frame = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[number]}
-            axes.annotate(
-                f"{number}: {clusters.names[number]}",
-                _medoid(inside),
-                fontsize=8,
-                ha="center",
-                va="center",
-                bbox=frame | {"alpha": 0.85},
-            )
+            centred = {"fontsize": 8, "ha": "center", "va": "center"}
+            words, bbox = f"{number}: {clusters.names[number]}", frame | {"alpha": 0.85}
+            axes.annotate(words, tuple(inside[nearest]), bbox=bbox, **centred)
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
     write_figure(path, figure)
-
-
-def _medoid(places: np.ndarray) -> tuple[float, float]:
-    """The place nearest to the median: it is one of the cluster's own."""
-    nearest = np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))
-    return float(places[nearest, 0]), float(places[nearest, 1])
 
 
 def write_report(

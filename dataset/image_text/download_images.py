@@ -24,7 +24,6 @@ from visual_search.common.errors import UserError, run_command
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DEFAULT_OUTPUT = Path("dataset/image_text_photos")
 FAILURES = ["image", "url", "reason"]
 
 
@@ -38,27 +37,6 @@ class Kept:
     lines: int = 0  # of metadata.json that were kept
     queries: int = 0  # in them
     tally: Counter[str] = field(default_factory=Counter)  # what was read and left out
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="download_images.py",
-        description="Download the images of images.json, each content once, and write "
-        "metadata.json again with those lines whose image is there, and its file. Killed at any "
-        "moment, the same command goes on where it was.",
-    )
-    add = parser.add_argument
-    add("images", type=Path, help='images.json: {"image": 1, "url": "http://…"}')
-    add("metadata", type=Path, help='metadata.json: {"image": 1, "queries": ["…", "…"]}')
-    add(
-        "--output",
-        type=Path,
-        default=DEFAULT_OUTPUT,
-        help="folder of the images; the tables stand beside it (%(default)s)",
-    )
-    add_filling_options(parser, size_hint=False)
-    return parser.parse_args(arguments)
 
 
 def metadata_file(root: Path) -> Path:
@@ -134,7 +112,19 @@ def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
 
 def main() -> None:
     """Download and say what there is."""
-    arguments = parse_arguments()
+    parser = argparse.ArgumentParser(
+        prog="download_images.py",
+        description="Download the images of images.json, each content once, and write "
+        "metadata.json again with those lines whose image is there, and its file. Killed at any "
+        "moment, the same command goes on where it was.",
+    )
+    add, output = parser.add_argument, Path("dataset/image_text_photos")
+    add("images", type=Path, help='images.json: {"image": 1, "url": "http://…"}')
+    add("metadata", type=Path, help='metadata.json: {"image": 1, "queries": ["…", "…"]}')
+    words = "folder of the images; the tables stand beside it (%(default)s)"
+    add("--output", type=Path, default=output, help=words)
+    add_filling_options(parser, size_hint=False)
+    arguments = parser.parse_args()
     start_engine(arguments.runner, arguments.ray_address)
     root: Path = arguments.output
     kept = download_images(arguments.images, arguments.metadata, root, filling(arguments))

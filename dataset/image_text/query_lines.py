@@ -55,7 +55,7 @@ def read_images(path: Path, tally: Counter[str]) -> pa.Table:
     schema = pa.schema([("image", pa.string()), ("url", pa.string())])
     batches = []
     for block in read_objects(path, tally, ImageLine):
-        rows: list[tuple[str, str]] = []
+        images, urls = [], []
         for line in block:
             image, url = image_id(line.image), line.url
             if image is None:
@@ -63,9 +63,9 @@ def read_images(path: Path, tally: Counter[str]) -> pa.Table:
             elif not isinstance(url, str) or not url.strip():
                 tally[NO_URL] += 1
             else:
-                rows.append((image, url.strip()))
-        columns = [[row[place] for row in rows] for place in (0, 1)]
-        batches.append(pa.record_batch(columns, schema=schema))
+                images.append(image)
+                urls.append(url.strip())
+        batches.append(pa.record_batch([images, urls], schema=schema))
     table = pa.Table.from_batches(batches, schema=schema)
     if not table.num_rows:
         raise _none_such(path, tally, '{"image": 1, "url": "http://…"}')

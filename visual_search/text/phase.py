@@ -109,13 +109,8 @@ class ClipPhase(Phase):
         config = self.config
         visual = self.learner.to(device).embedder.visual.eval()
         if isinstance(self.images, CachedViews):
-            self.images.fill(
-                visual,
-                self.architecture.input_size,
-                Path(config.train.feature_cache),
-                device=device,
-                progress=is_main_process,
-            )
+            size, folder = self.architecture.input_size, Path(config.train.feature_cache)
+            self.images.fill(visual, size, folder, device=device, progress=is_main_process)
         if config.backbone.trainable_blocks == 0 and not self.learner.embedder.image_projection.raw:
             self.test_vectors = self._plain_vectors(self.test.items(), device, is_main_process)
 
@@ -177,10 +172,6 @@ class ClipPhase(Phase):
 
 def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
     """Read the table of pairs, build both encoders and their loss.
-
-    Args:
-        config: the phase.
-        is_main_process: whether this process is the one that prints.
 
     Raises:
         UserError: when data, weights or settings are not what they should be.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     Args:
         source: run folder or checkpoint folder; `open_clip/<architecture>/<tag>`; or a folder of
             :mod:`visual_search.model.clip_folder`.
-        input_size: pixels at which images are to be seen; 0 takes the model's own.
+        input_size: pixels; 0 takes the model's own.
 
     Raises:
         UserError: when there is none, it is damaged, or was trained without texts.
@@ -113,17 +113,13 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     return TextSearchModel(encoder.eval(), input_size or found.architecture.input_size, settings)
 
 
-RGB = tuple[float, float, float]
-
-
 def _pretrained(name: str, input_size: int) -> TextSearchModel:
     """Both towers of one CLIP, and nothing behind them."""
     library, _, model = name.partition("/")
     settings = clip_settings(Path(model)) if library == "clip" else open_clip_settings(model)
-    size = input_size or settings["vision_cfg"]["image_size"]
-    mean, std = (cast("RGB", tuple(settings[key])) for key in ("mean", "std"))
-    width = settings["embed_dim"]
-    visual, _ = build_embedder(BackboneConfig(name, "hub", mean, std), size)
+    size, width = input_size or settings["vision_cfg"]["image_size"], settings["embed_dim"]
+    pixels: Any = (tuple(settings[key]) for key in ("mean", "std"))
+    visual, _ = build_embedder(BackboneConfig(name, "hub", *pixels), size)
     text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
     encoder = build_dual_encoder(visual, width, text, projection)
     return TextSearchModel(encoder.eval(), size, EmbedSettings())
