@@ -15,32 +15,18 @@ def main() -> None:
         prog="python -m visual_search.main_query",
         description="Rank the images of a gallery for queries typed as text, or name images.",
     )
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        help="run of visual_search.main_clip, or a "
-        "CLIP as others trained it: its folder, or open_clip/<architecture>/<tag>",
-    )
-    parser.add_argument(
-        "--gallery", type=Path, help="a folder of images, a gallery.csv or a pairs.parquet"
-    )
-    parser.add_argument("queries", nargs="*", metavar="QUERY", help="as typed; several are allowed")
-    parser.add_argument("--queries_file", type=Path, help="more queries, one a line")
-    parser.add_argument("--photos", type=Path, nargs="+", help="name these images instead")
-    parser.add_argument("--names", type=Path, help="with --photos: the candidates, one a line")
-    parser.add_argument(
-        "--top", type=whole_number(1), default=10, help="answers each (%(default)s)"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder for results.json and a picture of the answers"
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/features"),
-        help="folder where the gallery's embeddings are kept (%(default)s)",
-    )
+    add, kept = parser.add_argument, Path("runs/features")
+    words = "run of visual_search.main_clip, or a CLIP as others trained it: its folder, or "
+    add("--run", type=Path, required=True, help=f"{words}open_clip/<architecture>/<tag>")
+    add("--gallery", type=Path, help="a folder of images, a gallery.csv or a pairs.parquet")
+    add("queries", nargs="*", metavar="QUERY", help="as typed; several are allowed")
+    add("--queries_file", type=Path, help="more queries, one a line")
+    add("--photos", type=Path, nargs="+", help="name these images instead")
+    add("--names", type=Path, help="with --photos: the candidates, one a line")
+    add("--top", type=whole_number(1), default=10, help="answers each (%(default)s)")
+    add("--output", type=Path, help="folder for results.json and a picture of the answers")
+    words = "folder where the gallery's embeddings are kept (%(default)s)"
+    add("--cache", type=Path, default=kept, help=words)
     arguments = parser.parse_args()
     if arguments.photos:
         _name_images(arguments)
