@@ -98,6 +98,7 @@ class ClipFolderText(OpenClipText):
         if (folder / BPE_FILE).is_file():
             tokenizer: Any = byte_pairs(folder / BPE_FILE)
         else:
+            import transformers  # noqa: F401 - where it is missing, the command says what to install
             from open_clip.tokenizer import HFTokenizer
 
             tokenizer = fetched(f"clip/{folder}", lambda: HFTokenizer(str(folder)))
@@ -116,14 +117,13 @@ class ClipFolderText(OpenClipText):
 
 
 def byte_pairs(path: Path) -> Callable[..., Tensor]:
-    """The tokenizer of a model file of YouTokenToMe, as ru-CLIP has: `(texts, context_length)` to
+    """The tokenizer of a model file of YouTokenToMe, as ru-CLIP has.
 
-    `(n, context_length)`, int64: begin, the tokens of the small letters, end, padding.
-
-    That package has no release since 2020; the library tokenizers merges by the same rules. A file
-    holds numbers alone: how many characters and rules there are; `code point, token` of each
-    character; `first, second, merged` of each rule, the strongest first; and the tokens of unknown,
-    padding, begin and end.
+    It makes `(n, context_length)`, int64, of `(texts, context_length)`: begin, the tokens of the
+    small letters, end, padding. That package has no release since 2020; the library tokenizers
+    merges by the same rules. A file holds numbers alone: how many characters and rules there are;
+    `code point, token` of each character; `first, second, merged` of each rule, the strongest
+    first; and the tokens of unknown, padding, begin and end.
 
     Raises:
         UserError: when the file is none.
