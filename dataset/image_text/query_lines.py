@@ -55,7 +55,8 @@ def read_images(path: Path, tally: Counter[str]) -> pa.Table:
     schema = pa.schema([("image", pa.string()), ("url", pa.string())])
     batches = []
     for block in read_objects(path, tally, ImageLine):
-        images, urls = [], []
+        images: list[str] = []
+        urls: list[str] = []
         for line in block:
             image, url = image_id(line.image), line.url
             if image is None:

@@ -69,7 +69,8 @@ def clean_images(
     images: Sequence[Image], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
 ) -> Cleaned:
     """Clean all queries of some images; one without a query that says something is left out."""
-    rows, dropped = [], []
+    rows: list[dict[str, Any]] = []
+    dropped: list[tuple[str, str]] = []
     for image, file, queries in images:
         kept: dict[str, list[str]] = {name: [] for name in OF_QUERIES}
         seen: set[str] = set()

@@ -178,7 +178,7 @@ def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
 def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str, Any]) -> None:
     """Write the html page of what was counted in the table `name`."""
 
-    def rows(*rows: tuple[object, ...]) -> dict[str, list[tuple[object, ...]]]:
+    def listed(*rows: tuple[object, ...]) -> dict[str, list[tuple[object, ...]]]:
         return {"": [tuple(f"{v:,}" if isinstance(v, int) else v for v in row) for row in rows]}
 
     sections = [
@@ -190,15 +190,15 @@ def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str
     for order, top in found.ngrams.items():
         title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
         error = f" Counts are too low by at most {top.error:,}." if top.error else ""
-        table = rows(("cleaned", "times"), *top.most_common(TOP))
+        table = listed(("cleaned", "times"), *top.most_common(TOP))
         sections.append(Section(title, [f"Cleaned words.{error}"], tables=table))
     heading = ("images with the text", "different texts", "queries")
     sections += [
-        Section("Languages", tables=rows(("", "queries"), *found.languages.most_common())),
+        Section("Languages", tables=listed(("", "queries"), *found.languages.most_common())),
         Section(
             "Duplicates",
             ["A text that stands at many images tells them less apart, and makes wrong negatives."],
-            tables=rows(heading, *shares(found.images_of_text)),
+            tables=listed(heading, *shares(found.images_of_text)),
         ),
     ]
     write_page(path, f"Queries of {name}", sections)

@@ -87,7 +87,8 @@ def fill_batches(
     everything = np.concatenate([rows, *starts]).astype(np.int64)
     count = -(-len(everything) // batch)
     limits = np.maximum(-(-np.bincount(groups[everything]) // max(count, 1)), 1)
-    filled = [*(start.tolist() for start in starts), *([] for _ in range(count - len(starts)))]
+    filled: list[list[int]] = [start.tolist() for start in starts]
+    filled += [[] for _ in range(count - len(starts))]
     places = _Places(groups.tolist(), limits.tolist(), filled)
     waiting: dict[int, deque[int]] = {}
     coming = iter(rows.tolist())

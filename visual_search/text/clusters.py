@@ -139,7 +139,8 @@ def fit_clusters(
             "n-grams there are"
         )
     encoder = sentence_encoder(config.encoder)
-    vectors, near = encoder.encode([gram for gram, _ in grams]), None
+    vectors = encoder.encode([gram for gram, _ in grams])
+    near: Any = None
     if config.connectivity:
         near = kneighbors_graph(vectors, min(config.connectivity, len(vectors) - 1))
         near = near + near.T

@@ -50,7 +50,7 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
     groups = np.repeat(table.groups, [len(row) for row in own])
     said = pd.DataFrame({"text": numbers, "group": groups}).drop_duplicates()
     shown = pd.DataFrame({"image": np.arange(len(table)), "group": table.groups})
-    pairs = said.merge(shown)[["text", "image"]].drop_duplicates()
+    pairs = said.merge(shown, on="group")[["text", "image"]].drop_duplicates()
 
     def listed(of: str, answers: str, count: int) -> list[np.ndarray]:
         rows = pairs.sort_values([of, answers])

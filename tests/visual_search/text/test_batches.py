@@ -32,7 +32,7 @@ def epoch(kind: str, batch: int = 24, number: int = 0, **more: Any) -> np.ndarra
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_together_see_an_epoch_of_all_images(kind: str) -> None:
-    alone, parts = epoch(kind, 24), []
+    alone, parts = epoch(kind, 24), list[np.ndarray]()
     for rank in range(2):
         sampler = build_pair_batches(settings(kind, 12), CLUSTERS, GROUPS, rank, 2)
         parts.append(np.array(list(sampler)))
