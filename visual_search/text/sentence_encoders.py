@@ -3,10 +3,8 @@
     encoder = sentence_encoder("use")
     vectors = encoder.encode(["настольная лампа", "desk lamp"])   # (2, 512), rows of length 1
 
-| name | what it is | where it comes from |
-|---|---|---|
-| `use` | Universal Sentence Encoder multilingual v3 (Yang et al. 2019) | a package, no network |
-| `sentence-transformers/NAME` | any model of theirs | a hub, or a folder |
+`use` is the Universal Sentence Encoder multilingual v3 (Yang et al. 2019), from a package, without a
+network; `sentence-transformers/NAME` any model of theirs, from a hub or a folder.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ class SentenceEncoder:
 
 
 def sentence_encoder(name: str) -> SentenceEncoder:
-    """An encoder by its name; see the table at the top of this module.
+    """An encoder by its name.
 
     Raises:
         UserError: for an unknown name, or a model that cannot be loaded.

@@ -1,15 +1,7 @@
-"""Text towers by name: texts to token numbers, token numbers to features.
+"""Text towers: texts to token numbers, token numbers to features.
 
-| name | what it is | trained |
-|---|---|---|
-| `hashed` | words and character n-grams, from scratch | its table |
-| `use`, `sentence-transformers/NAME` | frozen sentence encoders | nothing |
-| `open_clip/ARCHITECTURE[/TAG]` | the text side of an open_clip model | blocks, embeddings |
-| `clip/FOLDER` | the text side of a CLIP in a folder | blocks, embeddings |
-| `hf/NAME` | any encoder or decoder of transformers, from a hub or a folder | blocks, embeddings |
-
-The last three are in :mod:`visual_search.text.pretrained_towers`; by name they are made in
-:mod:`visual_search.text.encoder`.
+Those that others have trained are in :mod:`visual_search.text.pretrained_towers`; by the names of
+`text.towers` all are made in :mod:`visual_search.text.encoder`.
 """
 
 from __future__ import annotations
