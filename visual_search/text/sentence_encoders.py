@@ -3,8 +3,8 @@
     encoder = sentence_encoder("use")
     vectors = encoder.encode(["настольная лампа", "desk lamp"])   # (2, 512), rows of length 1
 
-`use` is the Universal Sentence Encoder multilingual v3 (Yang et al. 2019), from a package, without a
-network; `sentence-transformers/NAME` any model of theirs, from a hub or a folder.
+`use` is the Universal Sentence Encoder multilingual v3 (Yang et al. 2019), from a package, with no
+network; `sentence-transformers/NAME` is any model of theirs, from a hub or a folder.
 """
 
 from __future__ import annotations
