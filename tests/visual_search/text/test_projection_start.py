@@ -1,6 +1,5 @@
 """Starts of the projections against scikit-learn."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
+from visual_search.text import towers
 from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.encoder import DualEncoder, build_dual_encoder
 from visual_search.text.projection_start import (
@@ -24,7 +24,7 @@ from visual_search.text.projection_start import (
     start_from_ridge,
 )
 from visual_search.text.projections import ClassNames
-from visual_search.text.towers import TextTower, TextTowers
+from visual_search.text.sentence_encoders import SentenceEncoder
 
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер", "синяя лампа"]
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
@@ -33,7 +33,8 @@ OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXT
 def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
     torch.manual_seed(0)
     visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
+    names = ("hashed", "use") if class_names else ("hashed",)
+    text = TextConfig(towers=names, buckets=200, dimension=8)
     projection = ProjectionConfig(
         dimension=dimension,
         class_names="imagenet" if class_names else "none",
@@ -84,44 +85,26 @@ def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
     np.testing.assert_allclose(ours.numpy(), cosines(seen, asked), atol=1e-4)
 
 
-class Encoder:
-    """A random vector for each text."""
+@pytest.fixture
+def with_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DualEncoder, str, Tensor]:
+    """An encoder whose tower `use` has a random vector for each text, weights, and images."""
 
-    def encode(self, texts: list[str]) -> np.ndarray:
-        draws = [np.random.default_rng(list(text.encode())).normal(size=512) for text in texts]
-        return np.array(draws, dtype=np.float32)
+    def embed(texts: list[str]) -> list[np.ndarray]:
+        return [np.random.default_rng(list(text.encode())).normal(size=512) for text in texts]
 
-
-class Words(TextTower):
-    """Stands for the text tower `use`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.dimension = Encoder(), 512
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(self.encoder.encode(list(texts)))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-
-def with_names(tmp_path: Path) -> tuple[DualEncoder, Path, Tensor]:
+    monkeypatch.setattr(towers, "sentence_encoder", lambda name: SentenceEncoder(name, embed, 512))
     made = encoder(512, class_names=True).eval()
-    made.backbone["text"] = TextTowers({"hashed": made.text.part("hashed"), "use": Words()})
-    made.neck["text"] = nn.Linear(8 + 512, 512)
     vectors = image_vectors(made)
-    weights = tmp_path / "model.pt"
-    torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, weights)
-    return made, weights, vectors
+    torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, tmp_path / "model.pt")
+    return made, str(tmp_path / "model.pt"), vectors
 
 
-def test_images_start_at_the_names_of_their_classes(tmp_path: Path) -> None:
-    made, weights, vectors = with_names(tmp_path)
-    start_from_class_names(made, str(weights), vectors)
+def test_images_start_at_the_names_of_their_classes(with_names: Any) -> None:
+    made, weights, vectors = with_names
+    start_from_class_names(made, weights, vectors)
     with torch.no_grad():
         named = made.image_projection.names(vectors)  # type: ignore[misc]
-        texts = torch.from_numpy(Encoder().encode(TEXTS))
+        texts = torch.from_numpy(made.text.part("use").encoder.encode(TEXTS))
         ours = made(vectors) @ F.normalize(F.linear(texts, _use(made)), dim=1).T
     np.testing.assert_allclose(ours, cosines(named.numpy(), texts.numpy()), atol=1e-4)
 
@@ -131,12 +114,12 @@ def _use(made: DualEncoder) -> Tensor:
     return projection.weight[:, 8:]
 
 
-def test_names_are_added_to_the_ridge(tmp_path: Path) -> None:
-    made, weights, vectors = with_names(tmp_path)
+def test_names_are_added_to_the_ridge(with_names: Any) -> None:
+    made, weights, vectors = with_names
     start_from_ridge(made, vectors, OWN, alpha=1.0)
     with torch.no_grad():
         before = made.features(vectors)
-        add_class_names(made, str(weights), vectors)
+        add_class_names(made, weights, vectors)
         named = made.image_projection.names(vectors)  # type: ignore[misc]
         added = made.features(vectors) - before
     torch.testing.assert_close(added, NAMES_SHARE * named @ _use(made).T, atol=1e-4, rtol=1e-4)
