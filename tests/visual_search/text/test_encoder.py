@@ -20,12 +20,12 @@ from visual_search.text.towers import HashedNgrams, TextTowers
 TEXTS = ["красный стул", "синий стул", "стол", "красный стол", "лампа", "торшер"]
 
 
-def tiny_encoder(clusters: int = 1) -> DualEncoder:
+def tiny_encoder(*more_towers: str, **projection: Any) -> DualEncoder:
     torch.manual_seed(0)
     visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    text = TextConfig(towers=("hashed",), buckets=200, dimension=8)
-    projection = ProjectionConfig(dimension=6, clusters=clusters, feature_dropout=0.3)
-    encoder = build_dual_encoder(visual, built.dimension, text, projection)
+    text = TextConfig(("hashed", *more_towers), buckets=200, dimension=8)
+    space = ProjectionConfig(**{"dimension": 6, "feature_dropout": 0.3} | projection)
+    encoder = build_dual_encoder(visual, built.dimension, text, space)
     encoder.text.fit(TEXTS)
     return encoder
 

@@ -14,7 +14,7 @@ from visual_search.text.objective import ClipLearner
 
 def learner(clusters: int = 1, chunk: int = 0) -> ClipLearner:
     loss = ContrastiveConfig(temperature=0.1, cluster_weight=0.5, chunk=chunk)
-    return ClipLearner(tiny_encoder(clusters), loss)
+    return ClipLearner(tiny_encoder(clusters=clusters), loss)
 
 
 def batch(encoder: Any) -> dict[str, Any]:

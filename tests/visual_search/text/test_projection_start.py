@@ -10,12 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.commands import refused
+from tests.visual_search.text.test_encoder import tiny_encoder
 from visual_search.common.errors import UserError
-from visual_search.config import BackboneConfig
-from visual_search.model.embedder import build_embedder
 from visual_search.text import towers
-from visual_search.text.config import ProjectionConfig, TextConfig
-from visual_search.text.encoder import DualEncoder, build_dual_encoder
+from visual_search.text.encoder import DualEncoder
 from visual_search.text.projection_start import (
     NAMES_SHARE,
     add_class_names,
@@ -30,17 +28,8 @@ TEXTS = ["красный стул", "синий стул", "стол", "крас
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
 
 
-def encoder(dimension: int, class_names: bool = False) -> DualEncoder:
-    torch.manual_seed(0)
-    visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    names = ("hashed", "use") if class_names else ("hashed",)
-    text = TextConfig(towers=names, buckets=200, dimension=8)
-    projection = ProjectionConfig(
-        dimension=dimension,
-        class_names="imagenet" if class_names else "none",
-        feature_dropout=0.5,
-    )
-    made = build_dual_encoder(visual, built.dimension, text, projection)
+def encoder(*towers: str, **projection: Any) -> DualEncoder:
+    made = tiny_encoder(*towers, **projection)
     made.text.fit(TEXTS)
     return made
 
@@ -68,7 +57,7 @@ def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     from sklearn.decomposition import PCA
 
-    made = encoder(dimension).train()
+    made = encoder(dimension=dimension).train()
     vectors = image_vectors(made)
     start_from_ridge(made, vectors, OWN, alpha=0.3)
     assert made.training
@@ -93,7 +82,7 @@ def with_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DualEnc
         return [np.random.default_rng(list(text.encode())).normal(size=512) for text in texts]
 
     monkeypatch.setattr(towers, "sentence_encoder", lambda name: SentenceEncoder(name, embed, 512))
-    made = encoder(512, class_names=True).eval()
+    made = encoder("use", dimension=512, class_names="imagenet").eval()
     vectors = image_vectors(made)
     torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, tmp_path / "model.pt")
     return made, str(tmp_path / "model.pt"), vectors
@@ -129,7 +118,7 @@ def test_names_are_added_to_the_ridge(with_names: Any) -> None:
 
 
 def test_texts_that_are_all_alike_start_nothing() -> None:
-    made = encoder(8)
+    made = encoder(dimension=8)
     vectors = image_vectors(made)
     with pytest.raises(UserError, match="features differ before training: add `use`"):
         start_from_ridge(made, vectors, [["стол"]] * len(OWN), alpha=1.0)
