@@ -192,7 +192,6 @@ def test_another_kits_split_is_told(folder: Path, column: str, cells: str) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is empty"),
         ("\ufeff<!DOCTYPE html>", "is a web page"),
         ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ('[{"file_name": "a.png"}]', "it is JSON"),
@@ -202,8 +201,6 @@ def test_another_kits_split_is_told(folder: Path, column: str, cells: str) -> No
         ("file_name,image_path,label\na,a,a\n", "needs the images' paths"),
         ("file_name,class\na.png,x\n", "no column label"),
         ("img_path,user_img_id\na.png,1\n", "no column bbox_x"),
-        ("file_name,label\n", "lists no image"),
-        ('file_name,label\n"a.png,x\n', "not a readable csv"),
     ],
 )
 def test_what_is_no_table(folder: Path, text: str, words: str) -> None:

@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ def _zeroed(data: bytes) -> bytes:
 JPEG = _saved("JPEG")
 RUBBISH = b"Exif\x00\x00MM\x00*" + b"\xff" * 40
 EXIF = b"\xff\xe1" + struct.pack(">H", len(RUBBISH) + 2) + RUBBISH
-TURNED = {"save_all": True, "append_images": [PHOTO.rotate(90)]}
+TURNED: dict[str, Any] = {"save_all": True, "append_images": [PHOTO.rotate(90)]}
 FILES: dict[str, dict[str, bytes]] = {
     NOTHING: {
         **{f"half.{kind}": _cut(_saved(kind, NOISE), 0.5) for kind in ("PNG", "WEBP", "BMP")},

@@ -17,14 +17,14 @@ from visual_search import cached_features
 from visual_search.cached_features import CachedViews, FrozenFeatures, random_crop
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import RunFolder
-from visual_search.config import BackboneConfig, NeckConfig, PhaseConfig
+from visual_search.config import BackboneConfig, PhaseConfig
 from visual_search.config_reader import parse_phase
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
-from visual_search.ranking.store import Backbone, Features
+from visual_search.ranking.store import Features
 from visual_search.train import train_phase
 
 
@@ -110,20 +110,6 @@ def test_a_killed_run_goes_on_with_the_same_weights_and_embeds_nothing_again(
     for part in ("best/model", "last/model", "last/head"):
         ours, theirs = (load_file(run / f"{part}.safetensors") for run in (whole, resumed))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_the_backbone_answers_what_the_neck_is_given() -> None:
-    torch.manual_seed(0)
-    embedder, _ = build_embedder(
-        BackboneConfig("timm/test_efficientnet", "none", std=(0.25,) * 3),
-        32,
-        NeckConfig("norm-linear", 8),
-    )
-    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    with torch.inference_mode():
-        features = Backbone(embedder).eval()(pixels)
-        expected = embedder.eval()(pixels)
-        torch.testing.assert_close(F.normalize(embedder.neck(features), dim=1), expected)
 
 
 def test_unreadable_photos_have_stand_ins_of_their_class() -> None:

@@ -144,8 +144,6 @@ return self.answer()
         (ranker(top="import hypothesis"), ["add hypothesis to requirements.txt"]),
         (ranker(top="def broken(:"), ["SyntaxError", "user_config.py"]),
         (ranker("return self.answer().astype(float)"), ["dtype float64"]),
-        (ranker("return self.answer()[:, :10]"), ["shape (10, 10)"]),
-        (ranker("return self.answer().tolist()"), ["returned list"]),
         (ranker("return self.answer().astype(object)"), ["ndarray of object"]),
         (
             ranker("return [][3]"),
