@@ -58,7 +58,7 @@ def checkout(project: Path) -> Path:
     return project
 
 
-def lfs_filter(project: Path, name: str) -> str:
+def lfs_filter(name: str) -> str:
     return ran("git", "check-attr", "filter", "--", name).stdout.strip().rpartition(": ")[2]
 
 
@@ -69,9 +69,9 @@ def test_weights_go_to_lfs_and_the_demo_does_not(checkout: Path) -> None:
         "dataset/images_mean_50k_800.partaa",
         "dataset/images_mean_50k_800.tar.partaa",
     ):
-        assert lfs_filter(checkout, name) == "lfs", name
+        assert lfs_filter(name) == "lfs", name
     for name in ("dataset/demo/development_test_data/gallery/a.jpg", "README.md"):
-        assert lfs_filter(checkout, name) != "lfs", name
+        assert lfs_filter(name) != "lfs", name
 
 
 def test_no_committed_file_is_meant_for_lfs_or_too_large(checkout: Path) -> None:
