@@ -154,6 +154,8 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     runs = [source for source in arguments.models if not _is_plain(source)]
     trained_on = averaged(runs) if runs else None
     facts["data"] = trained_on and trained_on.of_a_model()
+    shares = (f"{weight / sum(weights):.0%} {name}" for name, weight in facts["ensemble"].items())
+    print(f"of the similarity: {', '.join(shares)}", flush=True)
     return embedder, architecture, facts
 
 

@@ -227,7 +227,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tmp_path / "dataset/products10k").mkdir()
     shutil.copy(tmp_path / "TABLE.csv", tmp_path / "dataset/products10k/dataset_info.csv")
     export_tiny(tmp_path / "runs/arcface_1st", seed=0)
-    for run in ("xbm_3st", "plain", "plain_288"):
+    for run in ("xbm_3st", "a", "b", "plain", "plain_288"):
         shutil.copytree(tmp_path / "runs/arcface_1st", tmp_path / "runs" / run)
     return tmp_path
 

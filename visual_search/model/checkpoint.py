@@ -31,15 +31,14 @@ from visual_search.model.embedder import Architecture, Embedder, rebuild_embedde
 FIRST_RU_CLIP = "ViT-B32-small.pt"
 """The weights of ru-CLIP's first release (:mod:`visual_search.text.first_ru_clip`)."""
 
-MODEL_FORMAT = 1
-"""Version of `model.json`; raised when an older reader would misread it."""
-
-IMAGE_KINDS = ("image", "ensemble")
-"""Kinds of model that :func:`rebuild_embedder` makes of their architecture alone."""
+MODEL_FORMAT = 2
+"""Version of `model.json`; raised when an older reader would misread it: 2 is of an ensemble, a
+single model is written as 1."""
 
 LOADERS = {"image-text": "visual_search.text.search:load_image_side"}
 """By kind of model, who makes its image side of a checkpoint: `module:function`, imported only
-for such a model, since the evaluator has no package that the text side needs."""
+for such a model, since the evaluator has no package that the text side needs. An embedder of
+images alone needs none."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def describe_model(architecture: Architecture, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a `model.json`."""
     return {
-        "format": MODEL_FORMAT,
+        "format": MODEL_FORMAT if architecture.members else 1,
         "kind": kind_of(facts),
         "architecture": dataclasses.asdict(architecture),
         **facts,
@@ -222,16 +221,16 @@ def kind_of(facts: Mapping[str, Any]) -> str:
 
 
 def model_loader(found: Checkpoint) -> Callable[[Checkpoint], nn.Module] | None:
-    """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for :data:`IMAGE_KINDS`.
+    """What makes the embedder of a checkpoint, by :data:`LOADERS`; None for images alone.
 
     Raises:
         UserError: for a kind that this kit does not know.
     """
     kind = kind_of(found.facts)
-    if kind in IMAGE_KINDS:
+    if kind == "image":
         return None
     if kind not in LOADERS:
-        known = ", ".join((*IMAGE_KINDS, *LOADERS))
+        known = ", ".join(("image", *LOADERS))
         raise UserError(f"{found.path} is a model of kind {kind!r}; this kit reads {known}")
     module, _, function = LOADERS[kind].partition(":")
     return getattr(importlib.import_module(module), function)

@@ -40,7 +40,6 @@ def ensemble_of(
     embedder, architecture = build_ensemble([(one[0], one[1]) for one in found.values()], weights)
     (_, _, first), *_ = found.values()
     facts = {
-        "kind": "ensemble",
         "run": " + ".join(found),
         "mAP": None,
         "ensemble": dict(zip(found, weights, strict=True)),

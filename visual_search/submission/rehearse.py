@@ -211,7 +211,7 @@ def _too_large(limits: Limits, prediction: Run, found: LargestSize) -> str:
     if found.input_size:
         way_out = (
             f"{found.input_size} px fits: export it again with `python my_submission/"
-            f"to_torchscript.py runs/<name> --input_size {found.input_size}`"
+            f"to_torchscript.py runs/<name> --input_size {found.input_size}`, or take {LIGHTER}"
         )
     return (
         f"the hidden test would take {prediction.seconds:.0f} s and "

@@ -109,7 +109,5 @@ def test_the_kind_of_model_names_who_loads_it(
         assert (loader is None) == (kind == "image")
         assert loader is None or callable(loader)
     save_checkpoint(tmp_path, architecture, embedder.state_dict(), {}, {"kind": "video"})
-    with pytest.raises(
-        UserError, match="of kind 'video'; this kit reads image, ensemble, image-text"
-    ):
+    with pytest.raises(UserError, match="of kind 'video'; this kit reads image, image-text"):
         model_loader(load_checkpoint(tmp_path))
