@@ -114,13 +114,13 @@ class Architecture:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: for what is none.
         """
-        (r, g, b), (sr, sg, sb) = parts["mean"], parts["std"]
-        statistics = {
-            "mean": (float(r), float(g), float(b)),
-            "std": (float(sr), float(sg), float(sb)),
-        }
-        tuples = {key: tuple(parts[key]) for key in {"layers", "layer_weights"} & set(parts)}
-        found = cls(**{**parts, **statistics, **tuples})
+        values = dict(parts)
+        for key in ("mean", "std"):
+            r, g, b = values[key]
+            values[key] = (float(r), float(g), float(b))
+        for key in {"layers", "layer_weights"} & set(values):
+            values[key] = tuple(values[key])
+        found = cls(**values)
         if len(found.members) > MOST_MEMBERS or any(one.members for one in found.members):
             raise ValueError(f"an ensemble has {MOST_MEMBERS} single models at the most")
         return found

@@ -117,7 +117,8 @@ def test_the_ranker_answers_by_it(
         pixels = [load_views(item, [(view, 32) for view in VIEWS])[0] for item in items]
         of_views = [torch.from_numpy(np.stack(one)) for one in zip(*pixels, strict=True)]
         each = [members(runs, view) for view in of_views]
-        return sum(np.hstack([0.5 * one, np.sqrt(0.75) * other]) for one, other in each) / 2
+        joined = [np.hstack([0.5 * one, np.sqrt(0.75) * other]) for one, other in each]
+        return np.mean(joined, axis=0)
 
     def unit(rows: np.ndarray) -> np.ndarray:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
