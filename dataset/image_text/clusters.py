@@ -116,9 +116,9 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
             # At the place nearest to the median: it is one of the cluster's own.
             nearest = np.linalg.norm(inside - np.median(inside, axis=0), axis=1).argmin()
             frame = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[number]}
-            centred = {"fontsize": 8, "ha": "center", "va": "center"}
             words, bbox = f"{number}: {clusters.names[number]}", frame | {"alpha": 0.85}
-            axes.annotate(words, tuple(inside[nearest]), bbox=bbox, **centred)
+            place = tuple(inside[nearest])
+            axes.annotate(words, place, fontsize=8, ha="center", va="center", bbox=bbox)
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
     write_figure(path, figure)

@@ -39,7 +39,7 @@ def ensemble_of(
     _refuse_differences(found, chosen)
     embedder, architecture = build_ensemble([(one[0], one[1]) for one in found.values()], weights)
     (_, _, first), *_ = found.values()
-    facts = {
+    facts: dict[str, Any] = {
         "run": " + ".join(found),
         "mAP": None,
         "ensemble": dict(zip(found, weights, strict=True)),

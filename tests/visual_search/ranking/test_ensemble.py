@@ -14,6 +14,7 @@ from my_submission.user_config import My_Ranker
 from tests.commands import refused, stopped, told
 from visual_search import main_export
 from visual_search.common.files import write_json
+from visual_search.common.model_config import Fit
 from visual_search.config import BackboneConfig, EmbedSettings, NeckConfig
 from visual_search.data.images import load_views
 from visual_search.model.checkpoint import (
@@ -28,7 +29,7 @@ from visual_search.ranking.fit import images_of, whiten
 from visual_search.ranking.inference_plan import PRECISIONS, converted
 
 CPU = torch.device("cpu")
-VIEWS = ("squash", "letterbox")
+VIEWS: tuple[Fit, ...] = ("squash", "letterbox")
 PIXELS = torch.randint(
     0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
@@ -123,10 +124,10 @@ def test_the_ranker_answers_by_it(
     def unit(rows: np.ndarray) -> np.ndarray:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    tables = ("gallery.csv", "queries.csv")
-    gallery, queries = (unit(seen(table)) for table in tables)
+    gallery, queries = (unit(seen(table)) for table in ("gallery.csv", "queries.csv"))
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(ensemble))
-    found = My_Ranker(str(dev_folder), *(str(dev_folder / table) for table in tables))
+    gallery_csv, queries_csv = (str(dev_folder / f"{side}.csv") for side in ("gallery", "queries"))
+    found = My_Ranker(str(dev_folder), gallery_csv, queries_csv)
     found.settings = EmbedSettings(precision="fp32", views=VIEWS)
     expected = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     np.testing.assert_array_equal(found.predict_product_ranks()[:, : len(gallery)], expected)

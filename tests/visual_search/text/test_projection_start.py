@@ -92,7 +92,7 @@ def test_images_start_at_the_names_of_their_classes(with_names: Any) -> None:
     made, weights, vectors = with_names
     start_from_class_names(made, weights, vectors)
     with torch.no_grad():
-        named = made.image_projection.names(vectors)  # type: ignore[misc]
+        named = made.image_projection.names(vectors)
         texts = torch.from_numpy(made.text.part("use").encoder.encode(TEXTS))
         ours = made(vectors) @ F.normalize(F.linear(texts, _use(made)), dim=1).T
     np.testing.assert_allclose(ours, cosines(named.numpy(), texts.numpy()), atol=1e-4)
@@ -109,7 +109,7 @@ def test_names_are_added_to_the_ridge(with_names: Any) -> None:
     with torch.no_grad():
         before = made.features(vectors)
         add_class_names(made, weights, vectors)
-        named = made.image_projection.names(vectors)  # type: ignore[misc]
+        named = made.image_projection.names(vectors)
         added = made.features(vectors) - before
     torch.testing.assert_close(added, NAMES_SHARE * named @ _use(made).T, atol=1e-4, rtol=1e-4)
     lengths = before.norm(dim=1).mean(), added.norm(dim=1).mean() / NAMES_SHARE
