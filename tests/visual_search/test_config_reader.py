@@ -14,7 +14,7 @@ from dataset.image_text.text_normalization import CleaningConfig
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
 from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
-from visual_search.config_reader import parse_phase, read_backbone
+from visual_search.config_reader import parse_config, parse_phase, read_backbone
 from visual_search.text.config import ClipConfig, ClusterConfig
 
 
@@ -33,6 +33,24 @@ def written(path: Path, text: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(PhaseConfig, "phase.yml"), (ClipConfig, "text_phase.yml")]
+)
+def test_what_an_earlier_version_kept_with_a_run_is_still_read(kind: type, name: str) -> None:
+    file = Path(__file__).with_name("earlier") / name
+    *_, text = parse_config(jsonargparse.ArgumentParser(), kind, ["--config", str(file)])
+
+    def values(parts: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in parts.items():
+            if isinstance(value, dict):
+                yield from values(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    kept, now = (dict(values(yaml.safe_load(one))) for one in (file.read_text(), text))
+    assert {key: now[key] for key in kept} == kept
 
 
 def test_files_merge_left_to_right_and_arguments_come_last(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class PairDataConfig:
         random_erasing: share of the training images with an erased rectangle.
         num_workers: processes that read training images; 0 reads them in the training process.
         max_broken_share: stop when more of the images read than this share cannot be read.
+        shuffle_texts: of earlier versions.
     """
 
     pairs: str = "dataset/demo_text/pairs.parquet"
@@ -94,6 +95,7 @@ class PairDataConfig:
     random_erasing: Share = 0.0
     num_workers: Annotated[Workers, Unless("cached_views")] = 8
     max_broken_share: Share = 0.05
+    shuffle_texts: Annotated[Literal[False], When("")] = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ class ContrastiveConfig:
         name: infonce, as of CLIP.
         temperature: at the start, 0.01 or more; the scale of the cosines is 1 / temperature.
         learn_temperature: train it.
+        label_smoothing: share of the target given to all alike.
         cluster_weight: of the cluster classifier's cross-entropy; the sum is divided by the
             sum of the weights of its three parts.
         chunk: images whose activations are held at once; a batch of any size then needs the
@@ -187,6 +190,7 @@ class ContrastiveConfig:
     name: Literal["infonce"] = "infonce"
     temperature: Annotated[float, Range(0.01)] = 0.07
     learn_temperature: bool = True
+    label_smoothing: Share = 0.0
     cluster_weight: Annotated[Amount, Unless("projection.clusters", 1)] = 1.0
     chunk: Count = 0
 

@@ -18,7 +18,7 @@ LARGEST_SCALE = 100.0
 """CLIP's limit of the learnt scale (Radford et al. 2021, section 2.5)."""
 
 
-def infonce(similarities: Tensor, positives: Tensor) -> Tensor:
+def infonce(similarities: Tensor, positives: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean of the cross-entropies image → text and text → image (Radford et al. 2021, figure 3).
 
     Several positives share the target evenly (Khosla et al. 2020, equation 2); with one
@@ -27,16 +27,19 @@ def infonce(similarities: Tensor, positives: Tensor) -> Tensor:
     Args:
         similarities: `(n, n)`, scaled cosines.
         positives: `(n, n)`, bool, with a true value in every row and column.
+        smoothing: share of the target given to all pairs alike, 0..1.
 
     Returns:
         A scalar.
     """
-    return (_row_entropy(similarities, positives) + _row_entropy(similarities.T, positives.T)) / 2
+    rows = _row_entropy(similarities, positives, smoothing)
+    return (rows + _row_entropy(similarities.T, positives.T, smoothing)) / 2
 
 
-def _row_entropy(similarities: Tensor, positives: Tensor) -> Tensor:
+def _row_entropy(similarities: Tensor, positives: Tensor, smoothing: float) -> Tensor:
     target = positives.to(similarities.dtype)
     target = target / target.sum(dim=1, keepdim=True)
+    target = target * (1 - smoothing) + smoothing / target.shape[1]
     return -(target * similarities.log_softmax(dim=1)).sum(dim=1).mean()
 
 
@@ -45,6 +48,7 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
+        self.label_smoothing = config.label_smoothing
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, config.learn_temperature)
         # Of a loss that is gone; half-finished trainings have it in their state.
@@ -67,4 +71,4 @@ class ContrastiveLoss(nn.Module):
         images, texts = gather_rows(images.float()), gather_rows(texts.float())
         groups, text_ids = gather_constant(groups), gather_constant(text_ids)
         positives = (groups[:, None] == groups) | (text_ids[:, None] == text_ids)
-        return infonce(self.scale * images @ texts.T, positives)
+        return infonce(self.scale * images @ texts.T, positives, self.label_smoothing)

@@ -58,7 +58,7 @@ def test_two_ranks_are_one_with_the_joint_batch() -> None:
 
 def test_equal_texts_and_equal_products_are_no_negatives() -> None:
     images, texts = (side[:4].float() for side in sides())
-    loss = ContrastiveLoss(ContrastiveConfig("infonce", 0.2, learn_temperature=False))
+    loss = ContrastiveLoss(ContrastiveConfig("infonce", 0.2, False, label_smoothing=0.3))
     groups, ids = torch.tensor([0, 0, 1, 2]), torch.tensor([5, 6, 7, 7])
     right = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
     similarities = 5.0 * images @ texts.T
@@ -66,7 +66,8 @@ def test_equal_texts_and_equal_products_are_no_negatives() -> None:
     for rows in (similarities, similarities.T):
         for row, partners in zip(rows.tolist(), right.tolist(), strict=True):
             norm = math.log(sum(math.exp(value) for value in row))
-            own = [norm - value for value, partner in zip(row, partners, strict=True) if partner]
-            expected += sum(own) / len(own) / 8
+            for value, partner in zip(row, partners, strict=True):
+                share = 0.7 * partner / sum(partners) + 0.3 / len(row)
+                expected += share * (norm - value) / 8
     assert float(loss(images, texts, groups, ids)) == pytest.approx(expected, abs=1e-6)
     assert not loss.log_scale.requires_grad
