@@ -15,9 +15,14 @@ def main() -> None:
         prog="python -m visual_search.main_query",
         description="Rank the images of a gallery for queries typed as text, or name images.",
     )
-    add, kept = parser.add_argument, Path("runs/features")
-    words = "run of visual_search.main_clip, or a CLIP as others trained it: its folder, or "
-    add("--run", type=Path, required=True, help=f"{words}open_clip/<architecture>/<tag>")
+    add = parser.add_argument
+    add(
+        "--run",
+        type=Path,
+        required=True,
+        help="run of visual_search.main_clip, or a CLIP as others trained it: its folder, or "
+        "open_clip/<architecture>/<tag>",
+    )
     add("--gallery", type=Path, help="a folder of images, a gallery.csv or a pairs.parquet")
     add("queries", nargs="*", metavar="QUERY", help="as typed; several are allowed")
     add("--queries_file", type=Path, help="more queries, one a line")
@@ -25,8 +30,12 @@ def main() -> None:
     add("--names", type=Path, help="with --photos: the candidates, one a line")
     add("--top", type=whole_number(1), default=10, help="answers each (%(default)s)")
     add("--output", type=Path, help="folder for results.json and a picture of the answers")
-    words = "folder where the gallery's embeddings are kept (%(default)s)"
-    add("--cache", type=Path, default=kept, help=words)
+    add(
+        "--cache",
+        type=Path,
+        default=Path("runs/features"),
+        help="folder where the gallery's embeddings are kept (%(default)s)",
+    )
     arguments = parser.parse_args()
     if arguments.photos:
         _name_images(arguments)

@@ -18,15 +18,22 @@ def main() -> None:
         "img/ and, to be scored, labels.json (image to class), or a folder of such folders.",
     )
     add = parser.add_argument
-    words = "run of visual_search.main_clip; or a CLIP as others trained it: its folder (Hugging "
-    words += "Face's or ru-CLIP's layout), or open_clip/<architecture>/<tag>"
-    add("--run", type=Path, required=True, help=words)
+    add(
+        "--run",
+        type=Path,
+        required=True,
+        help="run of visual_search.main_clip; or a CLIP as others trained it: its folder (Hugging "
+        "Face's or ru-CLIP's layout), or open_clip/<architecture>/<tag>",
+    )
     add("--data", type=Path, nargs="+", required=True, help="folders")
-    words = "one file of the classes of all sets: set to image to class"
-    add("--labels", type=Path, help=words)
+    add("--labels", type=Path, help="one file of the classes of all sets: set to image to class")
     add("--templates", type=Path, help="file of prompts, one a line, {} for a name")
-    words = "folder of the answers (the run's own folder zero_shot; runs/zero_shot/<its name> of a "
-    add("--output", type=Path, help=f"{words}CLIP of others)")
+    add(
+        "--output",
+        type=Path,
+        help="folder of the answers (the run's own folder zero_shot; "
+        "runs/zero_shot/<its name> of a CLIP of others)",
+    )
     arguments = parser.parse_args()
 
     from visual_search.common.files import write_json

@@ -81,9 +81,13 @@ def _demo_rows(folder: Path, languages: Sequence[str]) -> Iterator[dict[str, Any
             if not all(map(str.strip, said)):
                 raise UserError(f"{listed}: the product {group!r} lacks one of {', '.join(names)}")
             yield {
-                "image_path": f"{place}/{name}", "queries": said, "language": list(languages),
-                "group": group, "category": product["category"], "split": split,
-            }  # fmt: skip
+                "image_path": f"{place}/{name}",
+                "queries": said,
+                "language": list(languages),
+                "group": group,
+                "category": product["category"],
+                "split": split,
+            }
 
 
 def _grocery_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -95,9 +99,13 @@ def _grocery_rows(folder: Path) -> Iterator[dict[str, Any]]:
         name, category = (of[column].replace("-", " ") for column in (CLASS_NAME, coarse))
         said, split = [name, " ".join(text.split())], TRAIN if part == "train" else TEST
         yield {
-            "image_path": path, "queries": said, "language": ["en", "en"],
-            "group": of[CLASS_ID], "category": category, "split": split,
-        }  # fmt: skip
+            "image_path": path,
+            "queries": said,
+            "language": ["en", "en"],
+            "group": of[CLASS_ID],
+            "category": category,
+            "split": split,
+        }
 
 
 def main() -> None:
@@ -107,13 +115,27 @@ def main() -> None:
         description="Write the images of a catalogue with the names of their products as a table "
         "of pairs (parquet). No image is copied: paths are relative to the table's folder.",
     )
-    add, demo = parser.add_argument, "of the demo (products.csv) or of GroceryStoreDataset"
-    words = f"folder {demo} (classes.csv) (%(default)s)"
-    add("--catalogue", type=Path, default=Path("dataset/demo"), help=words)
-    words = "of the demo's names, one or both (ru)"
-    add("--language", choices=LANGUAGES, nargs="+", default=["ru"], help=words)
-    default = Path("dataset/demo_text/pairs.parquet")
-    add("--output", type=Path, default=default, help="the table (%(default)s)")
+    add = parser.add_argument
+    add(
+        "--catalogue",
+        type=Path,
+        default=Path("dataset/demo"),
+        help="folder of the demo (products.csv) or of GroceryStoreDataset (classes.csv) "
+        "(%(default)s)",
+    )
+    add(
+        "--language",
+        choices=LANGUAGES,
+        nargs="+",
+        default=["ru"],
+        help="of the demo's names, one or both (ru)",
+    )
+    add(
+        "--output",
+        type=Path,
+        default=Path("dataset/demo_text/pairs.parquet"),
+        help="the table (%(default)s)",
+    )
     arguments = parser.parse_args()
     from visual_search.text.pairs import write_pairs
 

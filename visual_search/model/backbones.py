@@ -389,7 +389,5 @@ input size out."""
 
 
 def packages_of(backbone: str) -> list[str]:
-    """What has to be installed, beside torch, to build a backbone, or an ensemble, of this name."""
-    names = backbone.removeprefix("ensemble/").split(" + ")
-    packages = ["open_clip_torch" if name.startswith("open_clip/") else "timm" for name in names]
-    return sorted(set(packages))
+    """What has to be installed, beside torch, to build a backbone of this name."""
+    return ["open_clip_torch"] if backbone.startswith("open_clip/") else ["timm"]

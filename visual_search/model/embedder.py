@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from visual_search.common.errors import UserError
 from visual_search.common.model_config import BackboneConfig, NeckConfig
-from visual_search.model.backbones import checkpoint_gradients, create_backbone
+from visual_search.model.backbones import checkpoint_gradients, create_backbone, packages_of
 from visual_search.model.projections import Whitening
 
 
@@ -129,6 +129,12 @@ class Architecture:
     def members(self) -> tuple[Architecture, ...]:
         """Of an ensemble; none of a single model."""
         return tuple(map(Architecture.parsed, (self.settings or {}).get("members", ())))
+
+    @property
+    def packages(self) -> list[str]:
+        """What has to be installed, beside torch, to build it."""
+        parts = self.members or (self,)
+        return sorted({name for part in parts for name in packages_of(part.backbone)})
 
     def whitened(self, whitening: Whitening) -> Architecture:
         """With a whitening behind the network, in place of no neck."""

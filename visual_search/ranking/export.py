@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.files import is_lfs_pointer, write_bytes, write_json
 from visual_search.common.model_config import EmbedSettings
-from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import (
     Checkpoint,
     describe_model,
@@ -124,7 +123,7 @@ def export_torchscript(
         save_weights(staged / WEIGHTS_FILE, embedder.state_dict())
         description = describe_model(
             architecture,
-            {"rerank": [], **facts, "packages": packages_of(architecture.backbone)},
+            {"rerank": [], **facts, "packages": architecture.packages},
         )
         write_json(staged / DESCRIPTION_FILE, description)
         _check_export(staged, embedder, architecture)
@@ -231,7 +230,7 @@ def load_model(
     except (UserError, RuntimeError) as error:
         if script is None:
             raise
-        packages = ", ".join(packages_of(checkpoint.architecture.backbone))
+        packages = ", ".join(checkpoint.architecture.packages)
         shout(
             f"the model cannot be built here ({first_line(error)}), so the traced {script.name} "
             "runs in its place, slow to warm up and under autocast: requirements.txt has to bring "

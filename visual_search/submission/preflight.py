@@ -17,7 +17,6 @@ from typing import Any
 
 from visual_search.common.errors import UserError, without_credentials
 from visual_search.common.files import read_json
-from visual_search.model.backbones import packages_of
 from visual_search.model.checkpoint import read_description
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.requirements import (
@@ -206,7 +205,7 @@ def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
 def _check_packages(description: Path, brought: set[str]) -> Iterator[Finding]:
     """Whether the exported model is built by what requirements.txt brings."""
     architecture, facts = read_description(description)
-    for package in facts.get("packages") or packages_of(architecture.backbone):
+    for package in facts.get("packages") or architecture.packages:
         if package.lower().replace("_", "-") not in brought:
             yield problem(
                 f"requirements.txt lacks {package}, of which the model is: add it, or the slow "

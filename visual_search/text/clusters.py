@@ -64,9 +64,13 @@ class TextClusters:
         names: Sequence[str],
         neighbours: int,
     ) -> None:
-        """Of the n-grams the vectors, `(m, dimension)`, float32, of length 1, and the clusters,
-
-        `(m,)`, int64, 0..count-1; how many of a text's neighbours vote on its cluster.
+        """
+        Args:
+            encoder: of texts.
+            vectors: of the n-grams, `(m, dimension)`, float32, of length 1.
+            labels: cluster of each n-gram, `(m,)`, int64, 0..count-1.
+            names: of the clusters.
+            neighbours: that vote on a text's cluster.
         """
         self.encoder, self.vectors, self.labels = encoder, vectors, labels
         self.names, self.neighbours = list(names), neighbours

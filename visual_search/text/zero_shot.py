@@ -214,9 +214,14 @@ def draw_confusion(path: Path, answer: ZeroShotAnswer) -> None:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     ConfusionMatrixDisplay(counts[np.ix_(shown, shown)] / sizes, display_labels=names).plot(
-        include_values=len(shown) <= 15, cmap="Blues", xticks_rotation="vertical", ax=axes,
+        include_values=len(shown) <= 15,
+        values_format=".0%",
+        cmap="Blues",
+        xticks_rotation="vertical",
+        ax=axes,
         im_kw={"vmin": 0, "vmax": 1},
-    )  # fmt: skip
+        text_kw={"fontsize": 7},
+    )
     part = "" if len(shown) == len(counts) else f", the {len(shown)} classes that err most"
     title = f"{answer.data.name}: accuracy {answer.accuracy:.3f}{part}"
     axes.set(xlabel="said", ylabel="is", title=title)
