@@ -75,6 +75,8 @@ def write_folds(
     spread = folds == ALWAYS_TRAIN
     if "fold" in table.columns:
         spread &= pd.to_numeric(table["fold"]) != ALWAYS_TRAIN
+    if not spread.any():
+        raise UserError(f"{file} has no row to spread over the folds")
     kinds = folds.where(~spread, 0).to_numpy()
     images, _ = pd.factorize(image_numbers(table, file, kinds)[spread])
     classes, _ = pd.factorize(table["label"][spread], sort=True)

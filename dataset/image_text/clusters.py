@@ -106,9 +106,8 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     places = map_places(clusters.vectors[rows], seed)
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axes = figure.subplots()
-    colours = colormaps["tab20"].resampled(20)(np.arange(clusters.count) % 20)
-    # Twenty colours, the ten strong ones first.
-    colours = colours[np.argsort(np.arange(clusters.count) % 2, kind="stable")]
+    strong_first = [*range(0, 20, 2), *range(1, 20, 2)]  # tab20 has ten pairs, strong and light
+    colours = colormaps["tab20"](np.resize(strong_first, clusters.count))
     axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
     for number in range(min(clusters.count, LABELLED)):
         inside = places[labels == number]

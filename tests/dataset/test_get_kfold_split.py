@@ -132,6 +132,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     refused("--k is 5, but there are only 1 images", write_folds, file)
     refused("--save_name 'a/b' must be a plain file name", write_folds, file, save_name="a/b")
     assert [path.name for path in tmp_path.iterdir()] == ["i.csv"]
+    write_csv(file, ["file_name", "label"], [])
+    refused(f"{file} has no row to spread", write_folds, file)
 
 
 @pytest.mark.parametrize("main", [get_kfold_split.main, get_train_test_split.main])
