@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Score each run and their average on the first run's development set; keep the average."""
+    """Average runs, score the average on the first run's development set, and keep it."""
     options = build_parser().parse_args()
 
     from visual_search.common.run_folder import RunFolder
@@ -111,7 +111,7 @@ class Soup:
     ingredients: tuple[str, ...]
     """The runs that are in it."""
     scores: Mapping[str, float]
-    """Of each run alone, before it is whitened."""
+    """Of each run alone, before it is whitened, where it was asked for."""
 
 
 def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
@@ -141,10 +141,9 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
 
 def uniform_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
     """The average of all: Wortsman et al., "Model soups" (ICML 2022), section 2, uniform soup."""
-    scores = _scores(ingredients, score)
     state = _average(list(ingredients.values()))
     mAP = score(_embedder(next(iter(ingredients.values())), state), "the average of all")
-    return Soup(state, mAP, tuple(ingredients), scores)
+    return Soup(state, mAP, tuple(ingredients), {})
 
 
 def greedy_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
