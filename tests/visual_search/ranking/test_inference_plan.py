@@ -230,10 +230,10 @@ from visual_search.ranking.inference_plan import keep_freed_memory
 for kept in (False, True):
     if kept:
         assert keep_freed_memory()
-    for _ in range(10):
+    for _ in range(3):
         torch.ones(10_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
+    for _ in range(6):
         torch.ones(10_000_000)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -241,7 +241,7 @@ for kept in (False, True):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_large_blocks_are_not_mapped_anew_each_time() -> None:
-    """20 blocks of 40 MB are 195,000 pages of 4 kB; kept, the same ones are used again."""
+    """6 blocks of 40 MB are 58,000 pages of 4 kB; kept, the same ones are used again."""
     done = run_python("-c", COUNT)
     as_it_comes, kept = map(int, done.stdout.split())
     assert kept < as_it_comes / 4, done.stderr
