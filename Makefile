@@ -8,7 +8,8 @@ RUN := $(VENV)/bin/python
 UV := $(shell command -v uv 2>/dev/null)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 WHAT = --constraint constraints.txt --editable '.[$(EXTRAS_$*)]'
-PYTEST = $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# One worker more than CI has cores: tests wait for processes and servers.
+PYTEST = $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 EXTRAS_demo := train,demo
 EXTRAS_text := train,demo,text
