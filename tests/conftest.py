@@ -4,7 +4,8 @@ import csv
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,21 @@ from PIL import Image, ImageDraw
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# Two workers share the cores, and the networks are tiny: more threads only wait for one another.
+# Workers share the cores, and the networks are tiny: more threads only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
     """Keep what all tests have loaded out of garbage collections, which take half a second each."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads() -> Iterator[None]:
+    """Put back the number of torch's threads: sums of more threads differ in their last bit."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
