@@ -152,7 +152,7 @@ def _challenge_split(
     products = set(sides["gallery.csv"]["product"])
     if len(products) < folds:
         raise UserError(
-            f"{folder / 'gallery.csv'} is of fewer products, {len(products)}, than folds, {folds}"
+            f"{folder / 'gallery.csv'} has fewer products ({len(products)}) than --folds ({folds})"
         )
     held_out = split(products, seed, folds)[fold]
     train = products - held_out

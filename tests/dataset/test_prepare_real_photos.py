@@ -126,7 +126,7 @@ def test_faults_are_named(data: Path, tmp_path: Path) -> None:
     text = (challenge / "gallery.csv").read_text().splitlines()
     (challenge / "gallery.csv").write_text("\n".join(text[:3]))
     refused(
-        r"gallery\.csv is of fewer products, 1, than folds, 2",
+        r"gallery\.csv has fewer products \(1\) than --folds \(2\)",
         prepare,
         challenge,
         tmp_path / "real",

@@ -26,7 +26,6 @@ DIRECTIONS = ("text_to_photo", "photo_to_text")
 
 def run(module: str, *arguments: object) -> str:
     """What a command prints, in this process, when it ends well."""
-    torch.set_num_threads(1)  # the networks are too small for more
     return told(importlib.import_module(module).main, *arguments)
 
 

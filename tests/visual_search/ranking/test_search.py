@@ -76,15 +76,11 @@ def test_copies_rank_by_row_whatever_searches(
     group = torch.randint(0, 40, (531,), generator=generator)
     queries = torch.nn.functional.normalize(torch.randn(10, 203, generator=generator))
     queries[9] = 0
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        found = [top_k(queries, some[group], k) for k in (1, 10, 300, 600)]
-        copied = some[group] if dtype == torch.bfloat16 else some[group].numpy()
-        mapped = top_k(queries, copied, 300)
-        overlapped = KReciprocal(weight=1).rank(queries, some[group].float(), 300)
-    finally:
-        torch.set_num_threads(before)
+    found = [top_k(queries, some[group], k) for k in (1, 10, 300, 600)]
+    copied = some[group] if dtype == torch.bfloat16 else some[group].numpy()
+    mapped = top_k(queries, copied, 300)
+    overlapped = KReciprocal(weight=1).rank(queries, some[group].float(), 300)
     # All copies of a vector have the similarity of the vector, and come in order of their rows.
     similarities = (queries.double() @ some.double().T).float()[:, group]
     expected = similarities.sort(dim=1, descending=True, stable=True).indices

@@ -61,7 +61,6 @@ def train(place: Path, config: str, name: str, **options: Any) -> dict[str, torc
     else:
         small |= {"backbone.name": "timm/test_vit", "backbone.weights": "none"}
         small |= {"text.towers": f"[hf/{place / 'gpt'}]", "projection.dimension": 12}
-    torch.set_num_threads(1)
     words = [word for key, value in (small | options).items() for word in (f"--{key}", value)]
     done = inside(
         main_clip.main, "--config", PROJECT / "config" / config, "--name", name,
