@@ -204,12 +204,11 @@ def grocery_images(
     classes = classes.assign(**{CLASS_NAME: ids_of(classes, CLASS_NAME, listed)})
     by_id = rows_by(classes, CLASS_ID, listed)
     for part in ("train", "val"):
-        for line in split_lines(folder / f"{part}.txt", 3, separator=","):
-            path, number, _ = (field.strip() for field in line.fields)
-            number = value_of(number)
+        for place, fields in split_lines(folder / f"{part}.txt", 3, separator=","):
+            path, number = fields[0].strip(), value_of(fields[1])
             if number not in by_id:
                 raise UserError(
-                    f"{line.place}: {','.join(line.fields)!r} is not `path, class id, coarse "
+                    f"{place}: {','.join(fields)!r} is not `path, class id, coarse "
                     "class id` with a class of classes.csv"
                 )
             yield part, path, by_id[number]

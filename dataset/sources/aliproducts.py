@@ -36,7 +36,6 @@ def _images(files: Files, part: str) -> Iterator[tuple[str, str]]:
 
 
 DATA_SET = DataSet(
-    name="aliproducts",
     title="AliProducts2020",
     page="https://tianchi.aliyun.com/competition/entrance/231780/introduction",
     layout="train/<class>/ and val/<class>/ (from train_val.part0.tar.gz to part9), and, if you "

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind, open_regular, regular
+from visual_search.common.files import another_kind, open_regular, read_text
 from visual_search.data.dataset_info import InfoRow
 from visual_search.data.image_files import is_image
 from visual_search.data.images import Box
@@ -43,8 +43,6 @@ class Download:
 class DataSet:
     """A public data set, as it is offered for download."""
 
-    name: str
-    """On the command line, and put in front of its labels."""
     title: str
     page: str
     """Where a person gets it."""
@@ -140,7 +138,9 @@ class Files:
                         found = True
                         yield label, f"{base}/{label}/{image}"
         if not found:
-            raise UserError(f"no image is in the class folders of {tops[0]}; {self._expected}")
+            raise UserError(
+                f"no image is in the class folders of {tops[0]}; expected {self.layout}"
+            )
 
     def missing(self, what: str) -> UserError:
         """The error for something that is not there."""
@@ -152,11 +152,7 @@ class Files:
             if path.name.endswith(ARCHIVE_SUFFIXES)
         ]
         hint = f"; if it is in {archives[0]}, name that with --source" if archives else ""
-        return UserError(f"{what} was not found below {places}; {self._expected}{hint}")
-
-    @property
-    def _expected(self) -> str:
-        return f"expected {self.layout}"
+        return UserError(f"{what} was not found below {places}; expected {self.layout}{hint}")
 
     @cached_property
     def _folders(self) -> list[Path]:
@@ -199,14 +195,6 @@ def _hidden(name: str) -> bool:
 _NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)\b")
 
 
-class Line(NamedTuple):
-    """A line of a list."""
-
-    place: str
-    """File and line, for errors."""
-    fields: list[str]
-
-
 def split_lines(
     path: Path,
     fields: int,
@@ -214,10 +202,11 @@ def split_lines(
     separator: str | None = None,
     header: str = "",
     counted: bool = False,
-) -> Iterator[Line]:
-    """The lines of a UTF-8 text file, split into so many fields; empty ones are passed over.
+) -> Iterator[tuple[str, list[str]]]:
+    """Place (file and line, for errors) and fields of each line of a UTF-8 text that is not empty.
 
     Args:
+        fields: of a line.
         separator: None is any white space.
         header: what the first line must be, its words separated by one space; "": there is none.
         counted: whether the number of lines stands in front, as in DeepFashion's lists.
@@ -226,30 +215,20 @@ def split_lines(
         UserError: for another header, number of fields or encoding, and more or fewer lines than
             announced.
     """
-    number = announced = count = 0
-    try:
-        with open(path, encoding="utf-8-sig", opener=regular) as handle:
-            for number, line in enumerate(handle, 1):
-                text, place = line.strip(), f"{path} line {number}"
-                if counted and number == 1:
-                    announced = whole_number(text, place, "the number of images")
-                elif header and number == 1 + counted:
-                    if text.split() != header.split():
-                        raise UserError(f"{place} is {text!r}, expected {header!r}")
-                elif text:
-                    parts = text.split(separator)
-                    if len(parts) != fields:
-                        raise UserError(f"{place} has {len(parts)} fields, not {fields}: {text!r}")
-                    count += 1
-                    yield Line(place, parts)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} line {number + 1} is not UTF-8 text: {error.reason}") from error
-    if counted and number < 2:
-        raise UserError(f"{path} is empty; expected a number, then {header!r}")
+    announced = count = 0
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        text, place = line.strip(), f"{path} line {number}"
+        if counted and number == 1:
+            announced = whole_number(text, place, "the number of images")
+        elif header and number == 1 + counted:
+            if text.split() != header.split():
+                raise UserError(f"{place} is {text!r}, expected {header!r}")
+        elif text:
+            parts = text.split(separator)
+            if len(parts) != fields:
+                raise UserError(f"{place} has {len(parts)} fields, not {fields}: {text!r}")
+            count += 1
+            yield place, parts
     if counted and count != announced:
         raise UserError(
             f"{path} announces {announced} images on line 1 but lists {count}: get it again"
@@ -290,17 +269,9 @@ def read_json(path: Path, form: type[Found]) -> Found:
         raise UserError(f"{path} is damaged: {error}{cut}") from error
 
 
-class Record(NamedTuple):
-    """A row of a csv file."""
-
-    place: str
-    """File and line, for errors."""
-    values: dict[str, str]
-
-
 def csv_records(
     path: Path, columns: Sequence[str], may_be_empty: Sequence[str] = ()
-) -> Iterator[Record]:
+) -> Iterator[dict[str, str]]:
     """The rows of a csv file, by the names of columns that it must have, filled or `may_be_empty`.
 
     Raises:
@@ -320,7 +291,7 @@ def csv_records(
             empty = [name for name in columns if not values[name].strip()]
             if empty:
                 raise UserError(f"{path} line {line}: {empty[0]} is empty")
-            yield Record(f"{path} line {line}", {str(name): cell for name, cell in values.items()})
+            yield {str(name): cell for name, cell in values.items()}
 
 
 def whole_number(text: str, place: str, what: str) -> int:

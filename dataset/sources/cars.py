@@ -108,14 +108,14 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
     """`fname,x1,y1,x2,y2,class` without a header; images lie in folders named by class."""
     names = _csv_names(files.file("names.csv"))
     for part in ("train", "test"):
-        for line in split_lines(files.file(f"anno_{part}.csv"), 6, separator=","):
-            name, *corners, label_text = line.fields
-            label = whole_number(label_text, line.place, "the class")
+        for place, fields in split_lines(files.file(f"anno_{part}.csv"), 6, separator=","):
+            name, *corners, label_text = fields
+            label = whole_number(label_text, place, "the class")
             if label not in names:
-                raise UserError(f"{line.place}: class {label} is not in names.csv")
+                raise UserError(f"{place}: class {label} is not in names.csv")
             # A class name with a slash became a folder name with a hyphen.
             path = files.image(f"{part}/{names[label].replace('/', '-')}/{name}")
-            yield _row(path, label, names[label], corners, line.place)
+            yield _row(path, label, names[label], corners, place)
 
 
 def _csv_names(path: Path) -> dict[int, str]:
@@ -124,7 +124,6 @@ def _csv_names(path: Path) -> dict[int, str]:
 
 
 DATA_SET = DataSet(
-    name="cars",
     title="Stanford Cars",
     page="https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
     layout="cars_annos.mat and car_ims/; or devkit/ with cars_train_annos.mat, "

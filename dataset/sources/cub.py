@@ -18,11 +18,10 @@ def read(files: Files) -> Iterator[InfoRow]:
     images = files.file("images.txt")
     labels = _classes(files.file("image_class_labels.txt"))
     boxes = _boxes(files.file("bounding_boxes.txt"))
-    for line in split_lines(images, 2):
-        number, path = line.fields
+    for place, (number, path) in split_lines(images, 2):
         if number not in labels or number not in boxes:
             name = "image_class_labels.txt" if number not in labels else "bounding_boxes.txt"
-            raise UserError(f"{line.place}: image {number} is not in {name}")
+            raise UserError(f"{place}: image {number} is not in {name}")
         label = labels[number]
         yield InfoRow(
             files.image(f"images/{path}"),
@@ -35,22 +34,21 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 def _classes(path: Path) -> dict[str, int]:
     return {
-        line.fields[0]: whole_number(line.fields[1], line.place, "the class")
-        for line in split_lines(path, 2)
+        number: whole_number(label, place, "the class")
+        for place, (number, label) in split_lines(path, 2)
     }
 
 
 def _boxes(path: Path) -> dict[str, Box]:
     """The file holds x, y, width and height (with a decimal point), not two corners."""
     boxes: dict[str, Box] = {}
-    for line in split_lines(path, 5):
-        x, y, w, h = pixels(line.fields[1:], line.place)
-        boxes[line.fields[0]] = x, y, w, h
+    for place, (number, *box) in split_lines(path, 5):
+        x, y, w, h = pixels(box, place)
+        boxes[number] = x, y, w, h
     return boxes
 
 
 DATA_SET = DataSet(
-    name="cub",
     title="CUB-200-2011",
     page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
     layout="CUB_200_2011/ with images.txt, image_class_labels.txt, bounding_boxes.txt and images/",

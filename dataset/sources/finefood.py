@@ -22,13 +22,11 @@ def _images(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:
     if not files.has(table):
         yield from files.class_images(part)
         return
-    for line in split_lines(files.file(table), 2):
-        path, label = line.fields
+    for _, (path, label) in split_lines(files.file(table), 2):
         yield label, files.image(f"{part}/{path}")
 
 
 DATA_SET = DataSet(
-    name="finefood",
     title="LargeFineFoodAI",
     page="https://www.kaggle.com/competitions/largefinefoodai-iccv-recognition/data",
     layout="Train/<class>/, Val/<class>/ and, if you have them, train_finetune.txt and "

@@ -12,14 +12,12 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The rows of both lists, each line `class/photo` without the suffix."""
     for part, is_test in (("train", False), ("test", True)):
         table = files.file(f"{part}.txt", f"meta/{part}.txt")
-        for line in split_lines(table, 2, separator="/"):
-            label, image = line.fields
+        for _, (label, image) in split_lines(table, 2, separator="/"):
             path = files.image(f"images/{label}/{image}.jpg")
             yield InfoRow(path, label, is_test=is_test)
 
 
 DATA_SET = DataSet(
-    name="food101",
     title="Food-101",
     page="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
     layout="images/<class>/, meta/train.txt and meta/test.txt",

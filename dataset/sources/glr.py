@@ -30,9 +30,9 @@ def _training(files: Files) -> Iterator[InfoRow]:
     cleaned = files.has(CLEANED)
     columns = ["landmark_id", "images" if cleaned else "id"]
     for record in csv_records(files.file(CLEANED, TRAIN), columns):
-        for image in record.values[columns[1]].split():
+        for image in record[columns[1]].split():
             path = files.image(_place("train", image))
-            yield InfoRow(path, record.values["landmark_id"], evaluation_status="train")
+            yield InfoRow(path, record["landmark_id"], evaluation_status="train")
 
 
 def _retrieval(files: Files) -> Iterator[InfoRow]:
@@ -44,13 +44,13 @@ def _retrieval(files: Files) -> Iterator[InfoRow]:
     """
     landmark_of: dict[str, str] = {}
     for record in csv_records(files.file(INDEX), ["id", "landmark_id"]):
-        image = record.values["id"]
-        landmark_of[image] = record.values["landmark_id"]
+        image = record["id"]
+        landmark_of[image] = record["landmark_id"]
         path = files.image(_place("index", image))
         yield InfoRow(path, landmark_of[image], evaluation_status="gallery", is_test=True)
     for record in csv_records(files.file(SOLUTION, "retrieval_solution.csv"), ["id", "images"]):
-        query = record.values["id"]
-        landmarks = {landmark_of.get(image) for image in record.values["images"].split()}
+        query = record["id"]
+        landmarks = {landmark_of.get(image) for image in record["images"].split()}
         label = landmarks.pop() if len(landmarks) == 1 else None
         yield InfoRow(
             files.image(_place("test", query)),
@@ -66,7 +66,6 @@ def _place(part: str, image: str) -> str:
 
 
 DATA_SET = DataSet(
-    name="glr",
     title="Google Landmarks v2",
     page="https://github.com/cvdfoundation/google-landmark",
     layout=f"train/ (train/0/1/2/012….jpg) with {CLEANED} or {TRAIN}; index/ and test/, the same, "

@@ -18,17 +18,13 @@ def read(files: Files) -> Iterator[InfoRow]:
     columns = ["article_id", "product_code"]
     for record in csv_records(files.file("articles.csv"), columns, ["prod_name"]):
         # Spreadsheets drop the leading zeros; the folder is the first three of ten digits.
-        article = value_of(record.values["article_id"]).zfill(10)
-        product = value_of(record.values["product_code"]).zfill(7)
-        yield InfoRow(
-            files.image(f"images/{article[:3]}/{article}.jpg"),
-            product,
-            record.values["prod_name"],
-        )
+        article = value_of(record["article_id"]).zfill(10)
+        product = value_of(record["product_code"]).zfill(7)
+        path = files.image(f"images/{article[:3]}/{article}.jpg")
+        yield InfoRow(path, product, record["prod_name"])
 
 
 DATA_SET = DataSet(
-    name="hnm",
     title="H&M Personalized Fashion Recommendations",
     page="https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations/data",
     layout="articles.csv and images/010/ …",

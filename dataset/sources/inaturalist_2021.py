@@ -58,7 +58,6 @@ def _rows(files: Files, table: Path, is_test: bool) -> Iterator[InfoRow]:
 
 
 DATA_SET = DataSet(
-    name="inaturalist_2021",
     title="iNaturalist 2021",
     page="https://github.com/visipedia/inat_comp/tree/master/2021",
     layout="train.json (or train_mini.json), val.json, train/ (or train_mini/) and val/",

@@ -24,12 +24,11 @@ def read(files: Files) -> Iterator[InfoRow]:
     partition = files.file("list_eval_partition.txt")
     large = files.has("img_highres") and not files.has("img")
     boxes = {} if large else _boxes(files.file("list_bbox_inshop.txt"))
-    for line in split_lines(partition, 3, header=PARTITION, counted=True):
-        name, item, status = line.fields
+    for place, (name, item, status) in split_lines(partition, 3, header=PARTITION, counted=True):
         if status not in STATUSES:
-            raise UserError(f"{line.place}: {status!r} is none of {', '.join(STATUSES)}")
+            raise UserError(f"{place}: {status!r} is none of {', '.join(STATUSES)}")
         if not large and name not in boxes:
-            raise UserError(f"{line.place}: {name} is not in list_bbox_inshop.txt")
+            raise UserError(f"{place}: {name} is not in list_bbox_inshop.txt")
         path = name.replace("img/", "img_highres/", 1) if large else name
         yield InfoRow(
             files.image(path),
@@ -42,13 +41,12 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 def _boxes(path: Path) -> dict[str, Box]:
     return {
-        line.fields[0]: box_of_corners(line.fields[3:], line.place)
-        for line in split_lines(path, 7, header=BOXES, counted=True)
+        name: box_of_corners(corners, place)
+        for place, (name, _, _, *corners) in split_lines(path, 7, header=BOXES, counted=True)
     }
 
 
 DATA_SET = DataSet(
-    name="inshop",
     title="DeepFashion In-Shop Clothes Retrieval",
     page="https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
     layout="Eval/list_eval_partition.txt, Anno/list_bbox_inshop.txt and Img/img/ (from img.zip)",

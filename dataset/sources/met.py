@@ -46,7 +46,6 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 
 DATA_SET = DataSet(
-    name="met",
     title="The Met dataset",
     page="http://cmp.felk.cvut.cz/met/",
     layout="MET/, test_met/ and, for the distractors, test_other/ and test_noart/; and "

@@ -12,12 +12,11 @@ def read(files: Files) -> Iterator[InfoRow]:
     """The rows of both lists; their columns are read by name, as their order differs."""
     for table, folder in (("train.csv", "train"), ("test_kaggletest.csv", "test")):
         for record in csv_records(files.file(table), ["name", "class"]):
-            path = files.image(f"{folder}/{record.values['name']}")
-            yield InfoRow(path, record.values["class"], is_test=folder == "test")
+            path = files.image(f"{folder}/{record['name']}")
+            yield InfoRow(path, record["class"], is_test=folder == "test")
 
 
 DATA_SET = DataSet(
-    name="products10k",
     title="Products-10K",
     page="https://products-10k.github.io/challenge.html",
     layout="train.csv, test_kaggletest.csv, train/ and test/",

@@ -16,7 +16,6 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 
 DATA_SET = DataSet(
-    name="rp2k",
     title="RP2K",
     page="https://www.pinlandata.com/rp2k_dataset/",
     layout="all/train/<class>/ and all/test/<class>/",

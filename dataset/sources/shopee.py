@@ -14,15 +14,11 @@ def read(files: Files) -> Iterator[InfoRow]:
     Its `image_phash` is not taken over: hashes compare only with those of the same program.
     """
     for record in csv_records(files.file("train.csv"), ["image", "label_group"], ["title"]):
-        yield InfoRow(
-            files.image(f"train_images/{record.values['image']}"),
-            record.values["label_group"],
-            record.values["title"],
-        )
+        path = files.image(f"train_images/{record['image']}")
+        yield InfoRow(path, record["label_group"], record["title"])
 
 
 DATA_SET = DataSet(
-    name="shopee",
     title="Shopee Product Matching",
     page="https://www.kaggle.com/competitions/shopee-product-matching/data",
     layout="train.csv and train_images/",

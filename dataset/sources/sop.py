@@ -13,13 +13,11 @@ HEADER = "image_id class_id super_class_id path"
 def read(files: Files) -> Iterator[InfoRow]:
     """The rows of both lists."""
     for name, is_test in (("Ebay_train.txt", False), ("Ebay_test.txt", True)):
-        for line in split_lines(files.file(name), 4, header=HEADER):
-            _, label, _, path = line.fields
+        for _, (_, label, _, path) in split_lines(files.file(name), 4, header=HEADER):
             yield InfoRow(files.image(path), label, is_test=is_test)
 
 
 DATA_SET = DataSet(
-    name="sop",
     title="Stanford Online Products",
     page="https://cvgl.stanford.edu/projects/lifted_struct/",
     layout="Stanford_Online_Products/ with Ebay_train.txt, Ebay_test.txt and the image folders "

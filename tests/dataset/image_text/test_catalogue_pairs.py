@@ -52,7 +52,7 @@ def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
     assert (first["group"], first["category"]) == ("7", "Red Apple")
     assert second["image_path"] == "val/b.jpg"
     (tmp_path / "val.txt").unlink()
-    refused(r"val\.txt does not exist", catalogue_pairs, tmp_path)
+    refused(r"val\.txt cannot be read", catalogue_pairs, tmp_path)
     (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
     refused(r"val\.txt line 1: .* with a class of classes\.csv", catalogue_pairs, tmp_path)
 
