@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import (
@@ -19,8 +20,8 @@ from visual_search.common.ranges import (
     whole_number,
 )
 
-RUNNERS = ("native", "ray")
-_started: list[str] = []
+Runner = Literal["native", "ray"]
+_started: list[Runner] = []
 """The runner of this process; Daft takes one only."""
 
 
@@ -28,7 +29,7 @@ def add_runner_options(parser: argparse.ArgumentParser) -> None:
     """`--runner` and `--ray-address`."""
     parser.add_argument(
         "--runner",
-        choices=RUNNERS,
+        choices=get_args(Runner),
         default="native",
         help="native: this machine; ray: a cluster, which sees the same folders (%(default)s)",
     )
@@ -39,19 +40,13 @@ def add_runner_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_engine(runner: str, ray_address: str = "auto") -> None:
+def start_engine(runner: Runner, ray_address: str = "auto") -> None:
     """Let Daft run the queries of this process on `runner`; a second call changes nothing.
 
     Raises:
-        UserError: when there is no such runner, another one runs already, or there is no cluster.
+        UserError: when there is no cluster.
     """
-    if runner not in RUNNERS:
-        raise UserError(f"--runner is {runner!r}; it can be {', '.join(RUNNERS)}")
-    if _started:
-        if _started != [runner]:
-            raise UserError(
-                f"this process runs on {_started[0]} already; start another for {runner}"
-            )
+    if runner in _started:
         return
     # No report of its use to Daft's makers, no bars of its own between ours.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")

@@ -120,12 +120,13 @@ def extract(
         UserError: when file or model is missing, or the snapshots are of another model.
     """
     from dataset.dataset_creation_steps import snapshots
+    from visual_search.data import leak_record
     from visual_search.model import checkpoint
 
     snapshots.remove_leftovers(parquet)
     count = -(-snapshots.row_count(parquet, COLUMNS) // products)
     source = snapshots.fingerprint(
-        snapshots.file_fingerprint(parquet),
+        leak_record.fingerprint(parquet),
         checkpoint.fingerprint(run),
         f"{config.size_hint} {products}",
     )

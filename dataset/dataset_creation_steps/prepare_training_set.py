@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,16 +48,6 @@ DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
 DEFAULT_THRESHOLDS = (0.5, 0.6)
 LEAKS = "amazon_review_leaks.csv"
-
-
-@dataclass(frozen=True)
-class TrainingTable:
-    """A csv file that was written."""
-
-    path: Path
-    threshold: float
-    images: int
-    labels: int
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -110,8 +99,8 @@ def prepare_training_set(
     *,
     min_images: int = 2,
     distance: int = 4,
-) -> list[TrainingTable]:
-    """Write a table for each threshold, and `amazon_review_leaks.csv` of what was left out.
+) -> list[Path]:
+    """Write a table for each threshold, and say what it has; list what was left out in `LEAKS`.
 
     Args:
         table: of step 4; the images lie in the folder of its name without `.parquet`.
@@ -142,11 +131,12 @@ def prepare_training_set(
             raise UserError(f"no product has {min_images} images above {threshold:g} in {table}")
         path = output / csv_name(threshold)
         write_csv(path, kept[["image_path", "label"]])
-        written.append(TrainingTable(path, threshold, len(kept), kept["label"].nunique()))
+        print(f"{path}: {len(kept)} images of {kept['label'].nunique()} products")
+        written.append(path)
     facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
-    for made in written:
+    for path in written:
         for test in tests:
-            record(Side(made.path, table.with_suffix("")), Side(test), facts)
+            record(Side(path, table.with_suffix("")), Side(test), facts)
     return written
 
 
@@ -180,7 +170,7 @@ def main() -> None:
         place = in_project(DEFAULT_EVALUATION)
         evaluation = [place] if place.is_dir() else []
     output = arguments.output or table.parent
-    written = prepare_training_set(
+    prepare_training_set(
         table,
         output,
         arguments.threshold,
@@ -190,8 +180,6 @@ def main() -> None:
     )
     if not evaluation:
         print("no evaluation set was named: the images are not checked for leaks")
-    for made in written:
-        print(f"{made.path}: {made.images} images of {made.labels} products")
     print(
         "next: python -m visual_search.main_phases --config config/phases.yml "
         f"(images: {table.with_suffix('')})"

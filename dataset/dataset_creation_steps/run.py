@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
+from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, Runner, start_engine
+from dataset.dataset_creation_steps.get_pairs import category_file
 from dataset.options import parsed
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import Amount, CountFrom1, Range, check_ranges
@@ -30,7 +31,7 @@ class PairsConfig:
     evaluation: list[Path] = field(default_factory=list)
     snapshot_products: CountFrom1 = 1000
     piece_photos: CountFrom1 = 1000
-    runner: str = "native"
+    runner: Runner = "native"
     ray_address: str = "auto"
     gpus: Amount = 0.0
     retry_failed: bool = False
@@ -48,14 +49,12 @@ def category_files(folder: Path, category: str) -> tuple[Path, Path]:
     Raises:
         UserError: when one of them is not there.
     """
-    found = []
-    for name in (f"{category}.json", f"meta_{category}.json"):
-        places = [folder / f"{name}.gz", folder / name]
-        there = [place for place in places if place.is_file()]
-        if not there:
-            raise UserError(f"{places[0]} does not exist: download it, or leave {category} out")
-        found.append(there[0])
-    return found[0], found[1]
+    reviews = category_file(folder / f"{category}.json.gz")
+    meta = category_file(folder / f"meta_{category}.json.gz")
+    for path in (reviews, meta):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: download it, or leave {category} out")
+    return reviews, meta
 
 
 def build_pairs(config: PairsConfig) -> None:
@@ -117,7 +116,7 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
     how = Filling(config.download, config.piece_photos, ray, config.retry_failed)
     kept = download_images.download_images(selections, config.images, how)
     print(f"{kept.images} images in {config.images}", flush=True)
-    tables = prepare_training_set.prepare_training_set(
+    prepare_training_set.prepare_training_set(
         download_images.table_file(config.images),
         config.images.parent,
         config.thresholds,
@@ -125,8 +124,6 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
         min_images=config.min_images,
         distance=config.distance,
     )
-    for made in tables:
-        print(f"{made.path}: {made.images} images of {made.labels} products")
 
 
 def main() -> None:

@@ -53,12 +53,6 @@ def fingerprint(*parts: str | bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file, as hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def keys(texts: Sequence[str]) -> np.ndarray:
     """A number of 64 bits for each text, `(n,)`, uint64, alike in every run.
 

@@ -12,7 +12,6 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from dataset.dataset_creation_steps.snapshots import (
-    file_fingerprint,
     fingerprint,
     read_rows,
     read_snapshot,
@@ -22,6 +21,7 @@ from dataset.dataset_creation_steps.snapshots import (
 from visual_search.common.files import write_figure, written_atomically
 from visual_search.common.page import Section, write_page
 from visual_search.common.progress import progress_bar
+from visual_search.data.leak_record import fingerprint as file_fingerprint
 from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
 from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
 

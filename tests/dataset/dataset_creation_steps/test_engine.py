@@ -2,15 +2,7 @@ import sys
 
 import pytest
 
-from dataset.dataset_creation_steps.engine import start_engine
-from tests.commands import ran, refused
-
-
-def test_one_runner_a_process() -> None:
-    start_engine("native")
-    start_engine("native")
-    refused("runs on native already", start_engine, "ray")
-    refused("it can be native, ray", start_engine, "spark")
+from tests.commands import ran
 
 
 @pytest.mark.slow

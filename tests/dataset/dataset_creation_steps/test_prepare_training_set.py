@@ -6,7 +6,6 @@ from PIL import Image
 
 from dataset.dataset_creation_steps.prepare_training_set import LEAKS, prepare_training_set
 from tests.commands import refused
-from visual_search.common.errors import UserError
 from visual_search.data.leak_record import Side, unchecked
 
 
@@ -36,16 +35,18 @@ def paths(file: Path) -> list[str]:
     return [Path(path).stem for path in pd.read_csv(file)["image_path"]]
 
 
-def test_each_threshold_has_its_table(store: Path, tmp_path: Path) -> None:
-    made = prepare_training_set(store, tmp_path, [0.5, 0.6], [])
-    assert [table.path.name for table in made] == [
+def test_each_threshold_has_its_table(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, high = prepare_training_set(store, tmp_path, [0.5, 0.6], [])
+    assert [low.name, high.name] == [
         "amazon_review_mean_05_full_images.csv",
         "amazon_review_mean_06_full_images.csv",
     ]
     # 0 and 1 are below 0.5, and 2 is left alone; 3 to 5 are below 0.6 (0.6 itself is not above).
-    assert paths(made[0].path) == [f"{n:02d}" for n in range(3, 12)]
-    assert paths(made[1].path) == [f"{n:02d}" for n in range(6, 12)]
-    assert (made[0].images, made[0].labels) == (9, 3)
+    assert paths(low) == [f"{n:02d}" for n in range(3, 12)]
+    assert paths(high) == [f"{n:02d}" for n in range(6, 12)]
+    assert f"{low}: 9 images of 3 products" in capsys.readouterr().out
 
 
 def test_what_looks_like_an_evaluation_image_is_left_out(store: Path, tmp_path: Path) -> None:
@@ -57,18 +58,18 @@ def test_what_looks_like_an_evaluation_image_is_left_out(store: Path, tmp_path: 
     noise(99).save(judged / "gallery" / "c.jpg")
     lines = [f"{n},gallery/{x}.jpg,{n}" for n, x in enumerate("abc")]
     (judged / "gallery.csv").write_text("\n".join(["seller_img_id,img_path,product_id", *lines]))
-    made = prepare_training_set(store, tmp_path, [0.5], [judged])
-    assert paths(made[0].path) == ["03", "04", "05", "06", "08", "09", "11"]
+    (made,) = prepare_training_set(store, tmp_path, [0.5], [judged])
+    assert paths(made) == ["03", "04", "05", "06", "08", "09", "11"]
     leaks = pd.read_csv(tmp_path / LEAKS)
     assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
     # As a phase names them: the images lie in a folder beside the table.
-    side = Side(made[0].path, store.with_suffix(""))
+    side = Side(made, store.with_suffix(""))
     assert unchecked([side], [Side(judged / "gallery.csv", judged)]) == []
-    assert unchecked([Side(made[0].path)], [Side(judged / "gallery.csv")])
+    assert unchecked([Side(made)], [Side(judged / "gallery.csv")])
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
     refused(r"no product has 2 images above 0\.9", prepare_training_set, store, tmp_path, [0.9], [])
-    with pytest.raises(UserError, match="neither a csv file nor a folder"):
-        prepare_training_set(store, tmp_path, [0.5], [tmp_path / "none"])
+    nowhere = [tmp_path / "none"]
+    refused("neither a csv file", prepare_training_set, store, tmp_path, [0.5], nowhere)
     refused("does not exist", prepare_training_set, tmp_path / "none.parquet", tmp_path, [0.5], [])
