@@ -93,49 +93,43 @@ def describe_folder(
         UserError: when there is no such folder, no image of a class in it, or a class folder's
             name is none.
     """
+    from visual_search.data.tables import read_table, tell_twins
+
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; --dataset_path names a folder")
     target.mkdir(parents=True, exist_ok=True)
     with alone(target, f"another process is writing tables into {target}: wait until it ends"):
-        return _describe(folder, target, hashes, min_images, workers)
-
-
-def _describe(
-    folder: Path, target: Path, hashes: bool, min_images: int, workers: int
-) -> FolderInfo:
-    from visual_search.data.tables import read_table, tell_twins
-
-    for name in (DATASET_INFO, BROKEN_IMAGES, DUPLICATE_FILES):
-        remove_begun(target / name)
-    info = FolderInfo(target / DATASET_INFO)
-    found = list(_scan(folder, target, info))
-    if not found:
-        raise UserError(
-            f"there is no image in a class folder of {folder}; images are {', '.join(FORMATS)}"
+        for name in (DATASET_INFO, BROKEN_IMAGES, DUPLICATE_FILES):
+            remove_begun(target / name)
+        info = FolderInfo(target / DATASET_INFO)
+        found = list(_scan(folder, target, info))
+        if not found:
+            raise UserError(
+                f"there is no image in a class folder of {folder}; images are {', '.join(FORMATS)}"
+            )
+        journal = target / f".{DATASET_INFO}.journal"
+        settings = f"{folder.resolve()} hashes={hashes}"
+        entries = _read_images(found, target, journal, settings, hashes, workers)
+        counts = Counter(entry.label for entry in entries if not entry.reason)
+        kept = {label for label, count in counts.items() if count >= min_images}
+        info.classes, info.small_classes = len(kept), len(counts) - len(kept)
+        rows = (
+            InfoRow(e.name, e.label, width=e.width, height=e.height, hash=e.hash)
+            for e in entries
+            if not e.reason and e.label in kept
         )
-    journal = target / f".{DATASET_INFO}.journal"
-    settings = f"{folder.resolve()} hashes={hashes}"
-    entries = _read_images(found, target, journal, settings, hashes, workers)
-    counts = Counter(entry.label for entry in entries if not entry.reason)
-    kept = {label for label, count in counts.items() if count >= min_images}
-    info.classes, info.small_classes = len(kept), len(counts) - len(kept)
-    rows = (
-        InfoRow(e.name, e.label, width=e.width, height=e.height, hash=e.hash)
-        for e in entries
-        if not e.reason and e.label in kept
-    )
-    info.images = write_dataset_info(info.table, rows, ["hash"] if hashes else [])
-    broken = [
-        (entry.name.encode("utf-8", "backslashreplace").decode(), entry.reason)
-        for entry in entries
-        if entry.reason
-    ]
-    info.broken = len(broken)
-    write_broken(target / BROKEN_IMAGES, broken)
-    info.duplicates = _list_duplicates(entries, target)
-    journal.unlink()
-    tell_twins(read_table(info.table, ["label"])["label"], info.table)
-    return info
+        info.images = write_dataset_info(info.table, rows, ["hash"] if hashes else [])
+        broken = [
+            (entry.name.encode("utf-8", "backslashreplace").decode(), entry.reason)
+            for entry in entries
+            if entry.reason
+        ]
+        info.broken = len(broken)
+        write_broken(target / BROKEN_IMAGES, broken)
+        info.duplicates = _list_duplicates(entries, target)
+        journal.unlink()
+        tell_twins(read_table(info.table, ["label"])["label"], info.table)
+        return info
 
 
 def _read_images(

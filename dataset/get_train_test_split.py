@@ -6,7 +6,7 @@ Run from the repository root: python dataset/get_train_test_split.py --help
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,40 +15,22 @@ from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import whole_number
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 TRAIN, TEST = "dataset_train.csv", "dataset_test.csv"
 TRAIN_CLASSES, TEST_CLASSES = "classes_train.csv", "classes_test.csv"
 
 
-@dataclass(frozen=True)
-class SplitRule:
-    """How classes are chosen for testing; see :mod:`dataset.splits`."""
-
-    split_type: str = "freq"
-    min_n_samples: int = 3
-    max_n_samples: int = 50
-    test_ratio: float = 0.1
-    min_freq: int = 10
-    random_seed: int = 28
-
-    def test_classes(self, sizes: np.ndarray) -> np.ndarray:
-        """Which classes of these numbers of images test, `(classes,)`, bool.
-
-        Raises:
-            UserError: when no class would train, or none test.
-        """
-        from dataset.splits import frequency_test_classes, minmax_test_classes
-
-        if self.split_type == "minmax":
-            return minmax_test_classes(sizes, self.min_n_samples, self.max_n_samples)
-        return frequency_test_classes(sizes, self.test_ratio, self.min_freq, self.random_seed)
+OPTIONS = {
+    "min_n_samples": "minmax: fewest images of a class that trains",
+    "max_n_samples": "minmax: most images of a class that trains",
+    "test_ratio": "freq: share of the classes that test, rounded up",
+    "min_freq": "freq: of fewer classes with the same number of images, all train",
+}
 
 
 def add_split_options(parser: argparse.ArgumentParser, default_type: str | None) -> None:
     """The options of a split by classes; without a default type there is none unless asked for."""
-    rule = SplitRule()
     add = parser.add_argument
     add(
         "--split_type",
@@ -58,16 +40,10 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         "freq: of the classes of each number of images, test_ratio test"
         + (f" (default: {default_type})" if default_type else ""),
     )
-    for name, text in (
-        ("min_n_samples", "minmax: fewest images of a class that trains"),
-        ("max_n_samples", "minmax: most images of a class that trains"),
-        ("test_ratio", "freq: share of the classes that test, rounded up"),
-        ("min_freq", "freq: of fewer classes with the same number of images, all train"),
-    ):
-        default = getattr(rule, name)
-        text += " (default: %(default)s)"
+    for name, text in OPTIONS.items():
+        default = signature(split_by_classes).parameters[name].default
         kind = float if name == "test_ratio" else whole_number(0)
-        add(f"--{name}", type=kind, default=default, help=text)
+        add(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -86,14 +62,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         f"it; {TRAIN_CLASSES} and {TEST_CLASSES} say which class went where.",
     )
     add_common_options(parser)
-    add_split_options(parser, SplitRule().split_type)
+    add_split_options(parser, "freq")
     return parser.parse_args(arguments)
 
 
-def split_by_classes(file: Path, rule: SplitRule) -> dict[str, int]:
+def split_by_classes(
+    file: Path,
+    split_type: str = "freq",
+    *,
+    min_n_samples: int = 3,
+    max_n_samples: int = 50,
+    test_ratio: float = 0.1,
+    min_freq: int = 10,
+    random_seed: int = 28,
+) -> dict[str, int]:
     """Write the two tables and the two lists of classes beside `file`; rows of each, by file name.
 
-    Images that are test images already (`is_test`, `evaluation_status`, fold -2) are in neither.
+    :mod:`dataset.splits` says how classes are chosen for testing. Images that are test images
+    already (`is_test`, `evaluation_status`, fold -2) are in neither.
 
     Raises:
         UserError: naming file and lines for bad input, such as one image of two classes; when no
@@ -102,7 +88,7 @@ def split_by_classes(file: Path, rule: SplitRule) -> dict[str, int]:
     import numpy as np
     import pandas as pd
 
-    from dataset.splits import image_numbers
+    from dataset.splits import frequency_test_classes, image_numbers, minmax_test_classes
     from visual_search.common.files import write_csv
     from visual_search.data.tables import read_common_table, training_rows
 
@@ -117,7 +103,10 @@ def split_by_classes(file: Path, rule: SplitRule) -> dict[str, int]:
         raise UserError(f"{file} has no training row to split")
     classes, labels = pd.factorize(table["label"], sort=True)
     sizes = np.bincount(classes)
-    tests = rule.test_classes(sizes)
+    if split_type == "minmax":
+        tests = minmax_test_classes(sizes, min_n_samples, max_n_samples)
+    else:
+        tests = frequency_test_classes(sizes, test_ratio, min_freq, random_seed)
     frequencies = pd.DataFrame({"label": labels, "frequency": sizes})
     in_test = tests[classes]
     tables = {
@@ -141,8 +130,8 @@ def _marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
 
 def run(arguments: argparse.Namespace) -> None:
     """Split as the command line says, and say what came of it."""
-    rule = SplitRule(**{field.name: getattr(arguments, field.name) for field in fields(SplitRule)})
-    rows = split_by_classes(arguments.dataset_info, rule)
+    given = {name: getattr(arguments, name) for name in ("split_type", "random_seed", *OPTIONS)}
+    rows = split_by_classes(arguments.dataset_info, **given)
     folder = arguments.dataset_info.parent
     for table, classes in ((TRAIN, TRAIN_CLASSES), (TEST, TEST_CLASSES)):
         print(f"{folder / table}: {rows[table]} images of {rows[classes]} classes")

@@ -181,50 +181,33 @@ def _unpacked(
     """
     from dataset.sources.base import Files
 
-    done = _UnpackedArchives(save_path)
     waiting = list(archives)
-    unpacked = bool(waiting)
     if folders:
         given = Files(folders, save_path, data_set.layout)
-        waiting += given.archives(data_set.archives, lambda held: not given.has(held))
-    while waiting:
-        unpacked = True
-        for archive in waiting:
-            done.unpack(archive)
-        inner = Files([save_path], save_path, data_set.layout)
-        waiting = [
-            archive
-            for archive in inner.archives(data_set.archives, lambda held: True)
-            if archive not in done
-        ]
-    roots = [*folders, save_path] if unpacked else folders
-    return Files(roots, save_path, data_set.layout)
+        missing = [name for name, held in data_set.archives.items() if not given.has(held)]
+        waiting += given.archives(missing)
+    for archive in waiting:
+        _unpack_once(archive, save_path)
+    new = waiting
+    while new:
+        inner = Files([save_path], save_path, data_set.layout).archives(data_set.archives)
+        new = [archive for archive in inner if _unpack_once(archive, save_path)]
+    return Files([*folders, save_path] if waiting else folders, save_path, data_set.layout)
 
 
-class _UnpackedArchives:
-    """The archives that were unpacked into a folder, kept in a file there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / RECORD
-        self._done: dict[str, list[int]] = {}
-        # Without a record everything is gone through again; what is there is kept.
-        with suppress(FileNotFoundError, ValueError):
-            self._done = read_json(self.file)
-
-    def __contains__(self, archive: Path) -> bool:
-        return self._done.get(str(archive.resolve())) == self._state(archive)
-
-    def unpack(self, archive: Path) -> None:
-        """Unpack an archive into the folder, unless that was done and it has not changed since."""
-        if archive not in self:
-            unpack(archive, self.folder)
-            self._done[str(archive.resolve())] = self._state(archive)
-            write_json(self.file, self._done)
-
-    @staticmethod
-    def _state(archive: Path) -> list[int]:
-        status = archive.stat()
-        return [status.st_size, status.st_mtime_ns]
+def _unpack_once(archive: Path, folder: Path) -> bool:
+    """Unpack an archive, unless the folder's record says that it was; whether it was done now."""
+    done: dict[str, list[int]] = {}
+    # Without a record everything is gone through again; what is there is kept.
+    with suppress(FileNotFoundError, ValueError):
+        done = read_json(folder / RECORD)
+    name, status = str(archive.resolve()), archive.stat()
+    state = [status.st_size, status.st_mtime_ns]
+    if done.get(name) == state:
+        return False
+    unpack(archive, folder)
+    write_json(folder / RECORD, done | {name: state})
+    return True
 
 
 def main() -> None:

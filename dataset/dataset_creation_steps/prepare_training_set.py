@@ -84,13 +84,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def csv_name(threshold: float) -> str:
-    """`amazon_review_mean_05_full_images.csv` for 0.5."""
-    from dataset.dataset_creation_steps.mean_cosines import threshold_name
-
-    return f"amazon_review_mean_{threshold_name(threshold)}_full_images.csv"
-
-
 def prepare_training_set(
     table: Path,
     output: Path,
@@ -114,6 +107,7 @@ def prepare_training_set(
     """
     import pandas as pd
 
+    from dataset.dataset_creation_steps.mean_cosines import threshold_name
     from dataset.dataset_creation_steps.snapshots import row_count
     from visual_search.data.leak_record import Side, record
 
@@ -129,7 +123,7 @@ def prepare_training_set(
         kept = kept[kept.groupby("label")["label"].transform("size") >= min_images]
         if kept.empty:
             raise UserError(f"no product has {min_images} images above {threshold:g} in {table}")
-        path = output / csv_name(threshold)
+        path = output / f"amazon_review_mean_{threshold_name(threshold)}_full_images.csv"
         write_csv(path, kept[["image_path", "label"]])
         print(f"{path}: {len(kept)} images of {kept['label'].nunique()} products")
         written.append(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,9 +75,8 @@ class Files:
         """Whether there is a file or folder `name`, which may be a path of several parts."""
         return any((folder / name).exists() for folder in self._folders)
 
-    def archives(self, holdings: Mapping[str, str], wanted: Callable[[str], bool]) -> list[Path]:
-        """The archives with names (or wildcards) of `holdings` whose content is wanted."""
-        names = [name for name, held in holdings.items() if wanted(held)]
+    def archives(self, names: Iterable[str]) -> list[Path]:
+        """The archives with these names, which may hold wildcards."""
         return [
             path
             for folder in self._folders

@@ -7,7 +7,7 @@ import pytest
 
 from dataset import get_kfold_split, get_train_test_split
 from dataset.get_kfold_split import parse_arguments, write_folds
-from dataset.get_train_test_split import SplitRule, split_by_classes
+from dataset.get_train_test_split import split_by_classes
 from tests.commands import inside, refused, stopped
 from tests.conftest import draw_product, write_csv
 from visual_search.common.errors import UserError
@@ -99,7 +99,7 @@ def test_rows_of_one_image_stay_together(whole_classes: bool, tmp_path: Path) ->
     assert np.bincount(folds).tolist() == [20] * 4
 
 
-@pytest.mark.parametrize("split", [write_folds, lambda f: split_by_classes(f, SplitRule("minmax"))])
+@pytest.mark.parametrize("split", [write_folds, lambda f: split_by_classes(f, "minmax")])
 @pytest.mark.parametrize(
     ("cells", "words"),
     [

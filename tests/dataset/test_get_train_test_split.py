@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dataset.get_train_test_split import SplitRule, split_by_classes
+from dataset.get_train_test_split import split_by_classes
 from tests.commands import refused
 from tests.conftest import write_csv
 
@@ -30,7 +30,7 @@ def sides(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_minmax_puts_classes_of_3_to_50_images_into_the_training(tmp_path: Path) -> None:
     sizes = {"two": 2, "three": 3, "fifty": 50, "fifty-one": 51}
     file = table_of(tmp_path, sizes)
-    rows = split_by_classes(file, SplitRule("minmax"))
+    rows = split_by_classes(file, "minmax")
     train, test = sides(tmp_path)
     assert set(train["label"]) == {"three", "fifty"}
     assert set(test["label"]) == {"two", "fifty-one"}
@@ -60,32 +60,32 @@ def test_freq_takes_a_tenth_of_every_bin_of_ten_classes(tmp_path: Path) -> None:
     sizes = {f"a{i}": 4 for i in range(20)} | {f"b{i}": 7 for i in range(10)}
     sizes |= {f"c{i}": 9 for i in range(9)}
     file = table_of(tmp_path, sizes)
-    split_by_classes(file, SplitRule())
+    split_by_classes(file)
     train, test = sides(tmp_path)
     assert not set(train["label"]) & set(test["label"])
     tested = sorted(label[0] for label in set(test["label"]))
     assert tested == ["a", "a", "b"]
     again = tmp_path / "dataset_test.csv"
     before = again.read_bytes()
-    split_by_classes(file, SplitRule())
+    split_by_classes(file)
     assert again.read_bytes() == before
     others = []
     for seed in range(4):
-        split_by_classes(file, SplitRule(random_seed=seed))
+        split_by_classes(file, random_seed=seed)
         others.append(again.read_bytes())
     assert len(set(others)) > 1
-    split_by_classes(file, SplitRule(test_ratio=0.5, min_freq=9))
+    split_by_classes(file, test_ratio=0.5, min_freq=9)
     tested = sorted(label[0] for label in set(sides(tmp_path)[1]["label"]))
     assert tested == ["a"] * 10 + ["b"] * 5 + ["c"] * 5
 
 
 def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
     file = table_of(tmp_path, {f"a{i}": 4 for i in range(20)})
-    split_by_classes(file, SplitRule())
+    split_by_classes(file)
     before = set(sides(tmp_path)[1]["label"])
     header, *lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([header, *sorted(lines)]))
-    split_by_classes(file, SplitRule())
+    split_by_classes(file)
     assert set(sides(tmp_path)[1]["label"]) == before
 
 
@@ -95,7 +95,7 @@ def test_a_test_split_that_is_there_already_stays_out(
     rows = [[f"{i}.jpg", "seen", 0] for i in range(4)] + [["q.jpg", "seen", 1]]
     rows += [["r.jpg", "rare", 0], ["s.jpg", "other", 1]]
     file = write_csv(tmp_path / "dataset_info.csv", ["file_name", "label", "is_test"], rows)
-    split_by_classes(file, SplitRule("minmax"))
+    split_by_classes(file, "minmax")
     assert "2 images of the test split" in capsys.readouterr().out
     train, test = sides(tmp_path)
     assert train["file_name"].tolist() == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
@@ -104,8 +104,8 @@ def test_a_test_split_that_is_there_already_stays_out(
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
     file = table_of(tmp_path, {"a": 4, "b": 5})
-    refused("lower --min_freq", split_by_classes, file, SplitRule())
-    refused("every class has 3 to 50 images", split_by_classes, file, SplitRule("minmax"))
+    refused("lower --min_freq", split_by_classes, file)
+    refused("every class has 3 to 50 images", split_by_classes, file, "minmax")
     file.write_text("file_name,label,is_test\na.jpg,x,1\n")
-    refused("no training row to split", split_by_classes, file, SplitRule())
+    refused("no training row to split", split_by_classes, file)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.csv"]

@@ -13,7 +13,7 @@ from dataset.check_table import check
 from dataset.downsample_classes import downsample
 from dataset.filter_dataset_info import filter_table
 from dataset.get_kfold_split import write_folds
-from dataset.get_train_test_split import SplitRule, split_by_classes
+from dataset.get_train_test_split import split_by_classes
 from tests.commands import refused
 from tests.conftest import write_csv
 from visual_search.common.errors import UserError
@@ -76,7 +76,7 @@ TOOLS: dict[str, Callable[[Path], object]] = {
     "downsample_classes": lambda path: downsample([path], [0]),
     "filter_dataset_info": lambda path: filter_table(path, dedup=True),
     "get_kfold_split": write_folds,
-    "get_train_test_split": lambda path: split_by_classes(path, SplitRule("minmax")),
+    "get_train_test_split": lambda path: split_by_classes(path, "minmax"),
 }
 
 
