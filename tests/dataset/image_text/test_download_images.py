@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from dataset.dataset_creation_steps.engine import (
     start_engine,
 )
 from dataset.image_text.download_images import Kept, download_images, main, metadata_file
-from tests.commands import inside, refused
+from tests.commands import refused, told
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
-from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING, QUICK_FAULTS
-from tests.dataset.dataset_creation_steps.test_five_commands import stopped_at
-from visual_search.common.errors import UserError
+from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
 
 IMAGES = 30
 CONFIG = DownloadConfig(size_hint=None, allow_private=True, rate=0, attempts=3, timeout=1, max_mb=2)
@@ -36,6 +34,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[ImageServer]:
+    start_engine("native")
     images = {f"{n}.jpg": jpeg(n, 0) for n in range(IMAGES)}
     images["copy.jpg"] = images["0.jpg"]
     with running(ImageServer(images)) as found:
@@ -43,9 +42,7 @@ def server() -> Iterator[ImageServer]:
         yield found
 
 
-def write_files(
-    folder: Path, server: ImageServer, faults: Sequence[str] = FAULTS
-) -> dict[str, tuple[bytes, list[str]]]:
+def write_files(folder: Path, server: ImageServer) -> dict[str, tuple[bytes, list[str]]]:
     """`images.json` (cut gzip), `metadata.json`; of each image that is to be had what it is."""
     images: list[Any] = [
         {"image": n, "url": server.url(f"images/I/{n}.jpg")} for n in range(IMAGES)
@@ -53,7 +50,7 @@ def write_files(
     # An address of Amazon's form, which is left as it is.
     images[6]["url"] = server.url("images/I/6._SY88.jpg")
     names = {str(n): f"{n}.jpg" for n in range(IMAGES)}
-    for fault in faults:
+    for fault in FAULTS:
         images.append({"image": fault, "url": server.url(f"{fault}/3.jpg")})
         if fault in PASSING:
             names[fault] = "3.jpg"
@@ -95,13 +92,12 @@ def check(root: Path, truth: dict[str, tuple[bytes, list[str]]]) -> None:
     assert kept == {file for file, _ in found.values()}
 
 
-def call(folder: Path, **more: bool) -> Kept:
-    how = Filling(CONFIG, 8, **more)
-    return download_images(folder / "images.json", folder / "metadata.json", folder / "photos", how)
+def call(folder: Path) -> Kept:
+    files = [folder / name for name in ("images.json", "metadata.json", "photos")]
+    return download_images(*files, Filling(CONFIG, 8))
 
 
 def test_what_is_there_is_kept_with_its_queries(server: ImageServer, tmp_path: Path) -> None:
-    start_engine("native")
     truth = write_files(tmp_path, server)
     kept = call(tmp_path)
     check(tmp_path / "photos", truth)
@@ -119,73 +115,36 @@ def test_what_is_there_is_kept_with_its_queries(server: ImageServer, tmp_path: P
     assert server.requests["/images/I/6.jpg"] == 0
 
     before = server.requests.total()
-    call(tmp_path)
-    assert server.requests.total() == before
-    lost = tmp_path / "photos" / "??"
-    next(lost.parent.glob("??/*.jpg")).unlink()
-    call(tmp_path)
+    next((tmp_path / "photos").glob("??/*.jpg")).unlink()
+    files = [tmp_path / "images.json", tmp_path / "metadata.json", "--output", tmp_path / "photos"]
+    options = ["--piece-photos", 8, "--allow-private", "--rate", 0, "--attempts", 3]
+    said = told(main, *files, *options, "--timeout", 1, "--max-mb", 2)
+    assert "next: python dataset/image_text/text_cleaning.py" in said
     check(tmp_path / "photos", truth)
     assert before < server.requests.total() <= before + 8 * CONFIG.attempts
 
 
-def test_more_images_are_put_behind_and_dropped_ones_leave_the_table(
+def test_an_image_at_another_address_is_fetched_from_there(
     server: ImageServer, tmp_path: Path
 ) -> None:
-    start_engine("native")
+    def write(directory: str) -> None:
+        image = {"image": 9, "url": server.url(f"{directory}/9.jpg")}
+        (tmp_path / "images.json").write_text(json.dumps(image))
 
-    def write(numbers: range, directory: str) -> None:
-        rows = [{"image": n, "url": server.url(f"{directory}/{n}.jpg")} for n in numbers]
-        (tmp_path / "images.json").write_text("\n".join(map(json.dumps, rows)))
-        queries = [{"image": n, "queries": ["стол"]} for n in range(IMAGES)]
-        (tmp_path / "metadata.json").write_text("\n".join(map(json.dumps, queries)))
-
-    write(range(10, 15), "images/I")
-    assert call(tmp_path).lines == 5
-    write(range(8, 16), "images/I")
-    assert call(tmp_path).lines == 8
-    assert server.requests.total() == 8
-    write(range(9, 11), "images/I")
-    assert call(tmp_path).lines == 2
-    # The same image at another address: the image is fetched from there, the old one is not used.
-    write(range(9, 11), "404")
+    (tmp_path / "metadata.json").write_text(json.dumps({"image": 9, "queries": ["стол"]}))
+    write("images/I")
+    assert call(tmp_path).lines == 1
+    write("404")
     refused(r"no image could be had; .*failures\.csv", call, tmp_path)
 
 
 def test_files_that_do_not_belong_together_are_refused(server: ImageServer, tmp_path: Path) -> None:
-    start_engine("native")
-    (tmp_path / "images.json").write_text(
-        json.dumps({"image": 1, "url": server.url("images/I/1.jpg")})
-    )
+    image = {"image": 1, "url": server.url("images/I/1.jpg")}
+    (tmp_path / "images.json").write_text(json.dumps(image))
     (tmp_path / "metadata.json").write_text(json.dumps({"image": 2, "queries": ["стол"]}))
     refused("do both files belong together", call, tmp_path)
     (tmp_path / "images.json").write_text(json.dumps({"picture": 1}))
     refused(r"images\.json has no line such as", call, tmp_path)
     (tmp_path / "photos.metadata.json").write_text("")
-    with pytest.raises(UserError, match="would be overwritten"):
-        download_images(
-            tmp_path / "images.json",
-            tmp_path / "photos.metadata.json",
-            tmp_path / "photos",
-            Filling(CONFIG),
-        )
-
-
-def test_stopped_in_its_pieces_the_result_is_the_same(
-    server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    truth = write_files(tmp_path, server, QUICK_FAULTS)
-    with stopped_at([2, 4], monkeypatch):
-        codes = [inside(main, *job(tmp_path, timeout="9")).returncode for _ in range(2)]
-        done = inside(main, *job(tmp_path, timeout="9"))
-    assert (codes, done.returncode) == ([130, 130], 0), done.stderr
-    assert "next: python dataset/image_text/text_cleaning.py" in done.stdout
-    check(tmp_path / "photos", truth)
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-def job(folder: Path, *more: str, timeout: str = "1") -> list[str]:
-    return [
-        *(str(folder / "images.json"), str(folder / "metadata.json")),
-        *("--output", str(folder / "photos"), "--piece-photos", "8", "--allow-private"),
-        *("--rate", "0", "--attempts", "3", "--timeout", timeout, "--max-mb", "2", *more),
-    ]
+    files = [tmp_path / name for name in ("images.json", "photos.metadata.json", "photos")]
+    refused("would be overwritten", download_images, *files, Filling(CONFIG))
