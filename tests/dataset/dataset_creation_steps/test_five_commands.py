@@ -5,9 +5,8 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "BACKOFF", 0.05)
 
 
-def command(main: Callable[[], None], *arguments: object) -> str:
-    return told(main, *arguments)
-
-
 def rows(path: Path) -> list[tuple[str, ...]]:
     with path.open(newline="") as handle:
         return [tuple(row) for row in csv.reader(handle)]
@@ -79,7 +74,7 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
     truth = write_files(tmp_path, server, PRODUCTS, QUICK_FAULTS)
     pairs = tmp_path / "X.parquet"
 
-    said = command(get_pairs.main, tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json")
+    said = told(get_pairs.main, tmp_path / "X.json.gz", "--meta", tmp_path / "meta_X.json")
     assert f"next: python {STEPS}/extract_features.py {pairs}" in said
     summary = json.loads((tmp_path / "X.parquet.summary.json").read_text())
     assert summary["reviews"]["broken lines"] == 4  # one of them is where the file was cut
@@ -96,7 +91,7 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
         assert found == {asin: set(urls) for asin, urls in side.items()}
 
     extract = [pairs, "--run", model_run, *DOWNLOAD, "--products", 10]
-    said = command(extract_features.main, *extract)
+    said = told(extract_features.main, *extract)
     assert f"{len(QUICK_FAULTS) - len(PASSING)} not" in said
     assert sorted(path.name for path in tmp_path.glob("*.embeddings")) == [
         f"X.parquet_{n:05d}.embeddings" for n in range(3)
@@ -109,16 +104,16 @@ def test_five_commands(server: ImageServer, model_run: Path, tmp_path: Path) -> 
     assert redirected["reason"].item() == "refused: not a public address"
     assert any("_SL500_" in path for path in server.requests)
     before = server.requests.total()
-    assert "3 of them from an earlier call" in command(extract_features.main, *extract)
+    assert "3 of them from an earlier call" in told(extract_features.main, *extract)
     assert server.requests.total() == before
 
     thresholds = ["--threshold", "0.6", "0.5"]
-    command(analyse_pairs.main, pairs, f"{pairs}_*.embeddings", *thresholds)
+    told(analyse_pairs.main, pairs, f"{pairs}_*.embeddings", *thresholds)
     assert (tmp_path / "X_mean_cosines.png").stat().st_size > 5000
 
     store = tmp_path / "images_mean_50k"
-    command(download_images.main, tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD)
-    said = command(prepare_training_set.main, f"{store}.parquet", "--evaluation")
+    told(download_images.main, tmp_path / "X_mean_05.parquet", "--output", store, *DOWNLOAD)
+    said = told(prepare_training_set.main, f"{store}.parquet", "--evaluation")
     assert "not checked for leaks" in said
     check(tmp_path, truth, server, model_run)
 
@@ -133,10 +128,6 @@ def job(folder: Path, model: Path, *more: str) -> list[str]:
         *("--download.attempts", "3", "--download.rate", "0", "--download.connections", "4"),
         *more,
     ]
-
-
-def process_of(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dataset.dataset_creation_steps.run", *arguments]
 
 
 @contextmanager
@@ -178,7 +169,8 @@ def test_the_same_on_a_ray_cluster_of_two_workers(
     truth = write_files(tmp_path, server, PRODUCTS)
     with two_workers() as address:
         arguments = job(tmp_path, model_run, "--runner", "ray", "--ray_address", address)
-        subprocess.run(process_of(*arguments), cwd=project, env=environment, check=True)
+        done = ran(sys.executable, "-m", run.__name__, *arguments, cwd=project, env=environment)
+    assert done.returncode == 0, done.stderr
     check(tmp_path, truth, server, model_run)
 
 

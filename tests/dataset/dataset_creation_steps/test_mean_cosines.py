@@ -12,7 +12,7 @@ from dataset.dataset_creation_steps.mean_cosines import (
     write_means,
 )
 from dataset.dataset_creation_steps.snapshots import IMAGES, snapshot_file, write_snapshot
-from visual_search.common.errors import UserError
+from tests.commands import refused
 
 
 def images(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
@@ -24,6 +24,15 @@ def images(rows: list[tuple[str, str, list[float] | None]]) -> pa.Table:
         "reason": [None if vector else "gone" for _, _, vector in rows],
     }
     return pa.table(columns, schema=IMAGES)
+
+
+def snapshots(folder: Path, *sources: str) -> list[Path]:
+    """One for each source, with a product of two equal images."""
+    paths = [snapshot_file(folder / "x.parquet", number) for number in range(len(sources))]
+    for path, source in zip(paths, sources, strict=True):
+        rows = images([("p", role, [1.0, 0.0]) for role in ("product", "user")])
+        write_snapshot(path, rows, source)
+    return paths
 
 
 def test_a_case_by_hand() -> None:
@@ -69,10 +78,7 @@ def test_cut_is_above_and_drops_images_left_alone() -> None:
 
 
 def test_the_table_is_made_once_for_the_same_snapshots(tmp_path: Path) -> None:
-    paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(2)]
-    for number, path in enumerate(paths):
-        rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
-        write_snapshot(path, images(list(rows)), "source")
+    paths = snapshots(tmp_path, "source", "source")
     output = tmp_path / "means.parquet"
     first = write_means(paths, output)
     assert first is not None
@@ -86,21 +92,18 @@ def test_the_table_is_made_once_for_the_same_snapshots(tmp_path: Path) -> None:
 
 
 def test_snapshots_of_two_models_are_not_mixed(tmp_path: Path) -> None:
-    paths = [snapshot_file(tmp_path / "x.parquet", number) for number in range(3)]
-    for number, path in enumerate(paths):
-        rows = [(f"p{number}", role, [1.0, 0.0]) for role in ("product", "user")]
-        write_snapshot(path, images(list(rows)), "old" if number == 2 else "new")
-    with pytest.raises(UserError, match=r"_00000.*_00002.* different inputs or models: .*overwr"):
-        write_means(paths, tmp_path / "means.parquet")
-    assert not (tmp_path / "means.parquet").exists()
-    assert write_means(paths[:2], tmp_path / "means.parquet") is not None
+    paths, output = snapshots(tmp_path, "new", "new", "old"), tmp_path / "means.parquet"
+    words = r"_00000.*_00002.* different inputs or models: .*overwr"
+    refused(words, write_means, paths, output)
+    assert not output.exists()
+    assert write_means(paths[:2], output) is not None
 
 
 def test_a_snapshot_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet_00000.embeddings"
     path.write_bytes(b"not arrow")
-    with pytest.raises(UserError, match=r"x\.parquet_00000\.embeddings is not a readable snapshot"):
-        write_means([path], tmp_path / "means.parquet")
+    words = r"x\.parquet_00000\.embeddings is not a readable snapshot"
+    refused(words, write_means, [path], tmp_path / "means.parquet")
 
 
 @pytest.mark.parametrize(
