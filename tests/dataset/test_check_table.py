@@ -102,15 +102,13 @@ def test_sizes_are_compared_and_broken_images_found_on_demand(folder: Path) -> N
     ]
     assert listed[0].what == "is 40 x 41, but the image has 40 x 40"
     assert "0 bytes" in listed[1].what
-    # A box is compared with the image itself where the table does not say its size.
-    write_csv(
-        file, ["file_name", "label", "bbox"], [["a.png", "x", "30,0,20,9"], ["c.png", "x", ""]]
-    )
+    # A box is compared with the image itself where the table does not say its size; two boxes of
+    # one image are two rows.
+    boxes = [["a.png", "x", "30,0,20,9"], ["a.png", "x", "0,0,9,9"], ["c.png", "x", ""]]
+    write_csv(file, ["file_name", "label", "bbox"], boxes)
     assert found(file) == []
-    assert (
-        "has the box (30, 0, 20, 9), which reaches outside"
-        in check(file, files="all").problems[0].what
-    )
+    (problem,) = check(file, files="all").problems
+    assert "has the box (30, 0, 20, 9), which reaches outside" in problem.what
 
 
 def test_a_sample_is_spread_over_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,21 +118,6 @@ def test_a_sample_is_spread_over_the_table(folder: Path, monkeypatch: pytest.Mon
     checked = check(file)
     missing = [problem for problem in checked.problems if "does not exist" in problem.what]
     assert (len(missing), checked.looked_at) == (5, 10)
-
-
-def test_images_of_two_labels_rows_twice_and_near_equal_labels(folder: Path) -> None:
-    rows = [("a", "5"), ("b", "x"), ("./a", "6"), ("c", "5.0"), ("c", "5")]
-    rows += [("d", "Cup"), ("e", "cup")]
-    file = write_csv(folder / "t.csv", ["file_name", "label"], [(f"{n}.png", x) for n, x in rows])
-    checked = check(file)
-    assert [(problem.line, problem.what) for problem in checked.problems] == [
-        (4, "is '6', but line 2 has this image under '5'"),
-        (6, "is 'c.png', as line 5 has it"),
-    ]
-    assert any("'Cup' (line 7) and 'cup' (line 8)" in note for note in checked.notes)
-    # Two boxes of one image are two rows.
-    boxes = [("a.png", "x", "0,0,9,9"), ("a.png", "x", "9,9,9,9")]
-    assert not check(write_csv(file, ["file_name", "label", "bbox"], boxes)).problems
 
 
 @pytest.mark.parametrize("files", ["sample", "all"])
@@ -174,6 +157,9 @@ def test_every_kind_of_table_is_checked_for_every_rule(dev_folder: Path) -> None
         checked = check(file)
         expected = [(3, label), (4, path), (5, label), (6, path), (7, path)]
         assert [(problem.line, problem.column) for problem in checked.problems] == expected, name
+        two_labels, twice, *_ = (problem.what for problem in checked.problems)
+        assert two_labels == "is '8', but line 2 has this image under '7'"
+        assert twice == f"is '{folder}{first}', as line 2 has it"
         assert any("'7' (line 2) and '07' (line 7)" in note for note in checked.notes)
 
 

@@ -19,6 +19,7 @@ from dataset.dataset_creation_steps.engine import DownloadConfig
 from dataset.downloads import Download, Downloader, HostPace, retry_after
 from tests.commands import refused
 from tests.conftest import draw_product
+from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import PIXEL, ImageServer, running
 
 LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
@@ -29,15 +30,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "BACKOFF", 0.01)
 
 
-def image(number: int = 0, side: int = 64) -> bytes:
-    data = io.BytesIO()
-    draw_product(number, 0, side).save(data, "JPEG")
-    return data.getvalue()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[ImageServer]:
-    with running(ImageServer({f"{n}.jpg": image(n) for n in range(200)})) as found:
+    with running(ImageServer({f"{n}.jpg": jpeg(n, 0) for n in range(200)})) as found:
         yield found
 
 
@@ -61,13 +56,13 @@ def test_files_come_as_they_are_over_few_connections(server: ImageServer) -> Non
     config = DownloadConfig(allow_private=True, rate=0, connections=8)
     urls = [server.url(f"images/I/{n}.jpg") for n in range(200)]
     found = fetch(urls, config)
-    assert [download.data for download in found] == [image(n) for n in range(200)]
+    assert [download.data for download in found] == [jpeg(n, 0) for n in range(200)]
     assert [download.url for download in found] == urls
     assert server.connections - before <= 8
 
 
 def test_waiting_for_a_connection_is_not_the_servers_time() -> None:
-    with running(ImageServer({f"{n}.jpg": image(n) for n in range(8)})) as slow:
+    with running(ImageServer({f"{n}.jpg": jpeg(n, 0) for n in range(8)})) as slow:
         slow.delay = 0.2
         config = replace(LOOPBACK, connections=1, timeout=1.0, attempts=1)
         found = fetch([slow.url(f"images/I/{n}.jpg") for n in range(8)], config)
@@ -77,7 +72,7 @@ def test_waiting_for_a_connection_is_not_the_servers_time() -> None:
 @pytest.mark.parametrize("fault", ["429", "503", "moved"])
 def test_what_passes_is_waited_for(server: ImageServer, fault: str) -> None:
     (found,) = fetch([server.url(f"{fault}/1.jpg")])
-    assert found.data == image(1)
+    assert found.data == jpeg(1, 0)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +127,7 @@ def test_a_pause_that_is_too_long_ends_it_and_holds_the_other_files_up(
         config = replace(LOOPBACK, rate=rate)
         found = fetch([server.url(f"{fault}/{number}.jpg") for fault in ("429", "503")], config)
         assert found[0].reason == "HTTP 429 (attempt 1 of 3)"
-        assert found[1].data == image(number)
+        assert found[1].data == jpeg(number, 0)
         (asked,) = server.times[f"/429/{number}.jpg"]
         # With a rate the first request may still be waiting for its turn, and is held up, too.
         _, second, _ = server.times[f"/503/{number}.jpg"]
@@ -159,7 +154,7 @@ def test_addresses_that_are_not_public_are_refused(server: ImageServer, address:
 
 
 def test_a_redirect_to_a_private_address_is_refused_even_where_private_ones_are_allowed() -> None:
-    secret = ImageServer({"secret.jpg": image()})
+    secret = ImageServer({"secret.jpg": jpeg(0, 0)})
     with running(secret):
         inside = f"http://localhost:{secret.port}/images/I/secret.jpg"
         with running(ImageServer({}, private=inside)) as server:

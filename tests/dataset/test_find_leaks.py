@@ -11,7 +11,6 @@ from PIL import Image
 from dataset.find_leaks import main as find_leaks_main
 from tests.commands import inside, refused, stopped, told
 from tests.conftest import write_csv
-from visual_search.common.errors import UserError
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -89,22 +88,6 @@ def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     assert not unchecked(*sides)
 
 
-def test_embeddings_confirm_or_refute(shared: tuple[Path, Path]) -> None:
-    train, test = (
-        list_images(file, None, side) for file, side in zip(shared, (True, False), strict=True)
-    )
-    asked: list[tuple[str, str]] = []
-
-    def cosines(first: list[Path], second: list[Path]) -> np.ndarray:
-        asked.extend(zip((p.name for p in first), (p.name for p in second), strict=True))
-        return np.array([0.95 if path.name == "0.jpg" else 0.4 for path in first])
-
-    leaks = find_leaks(train, test, 10, cosines, 0.9, progress=False)  # type: ignore[arg-type]
-    assert sorted(asked) == [("0.jpg", "3.png"), ("1.jpg", "5.png")]
-    confirmed = {Path(leak.test_photo).name: leak.confirmed for leak in leaks}
-    assert confirmed == {"0.jpg": True, "1.jpg": False}
-
-
 def test_more_pairs_than_anybody_looks_at_are_refused(
     shared: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,8 +95,8 @@ def test_more_pairs_than_anybody_looks_at_are_refused(
     train, test = (
         list_images(file, None, side) for file, side in zip(shared, (True, False), strict=True)
     )
-    with pytest.raises(UserError, match="more than 1 pairs lie within 10 bits: lower --threshold"):
-        find_leaks(train, test, 10, progress=False)
+    words = "more than 1 pairs lie within 10 bits: lower --threshold"
+    refused(words, find_leaks, train, test, 10, progress=False)
 
 
 def test_a_model_compares_the_pairs(shared: tuple[Path, Path]) -> None:

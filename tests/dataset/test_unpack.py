@@ -14,7 +14,6 @@ from dataset.unpack import JoinedParts, find_parts, main, unpack_parts
 from tests.commands import refused, told
 from tests.dataset.test_archives import contents, tar_of, unpacked
 from tests.kills import killed_at_each_change
-from visual_search.common.errors import UserError
 
 NAME = "images_mean_50k_800"
 
@@ -61,10 +60,10 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> No
 def test_a_pointer_says_how_to_get_the_part(tmp_path: Path) -> None:
     parts = split(tar_of(contents(9)), tmp_path)
     parts[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
-    with pytest.raises(UserError) as caught:
-        unpack_parts(tmp_path / NAME, tmp_path / "out")
-    assert f"{parts[1]} is still a git-LFS pointer" in str(caught.value)
-    assert f"git lfs pull --include '{tmp_path}/{NAME}*'" in str(caught.value)
+    words = (
+        f"{parts[1]} is still a git-LFS pointer: run `git lfs pull --include '{tmp_path}/{NAME}"
+    )
+    refused(words, unpack_parts, tmp_path / NAME, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
