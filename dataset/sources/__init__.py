@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dataset.sources.base import DataSet
 
-NAMES = (
-    "sop",
-    "cars",
-    "cub",
-    "inshop",
-    "aliproducts",
-    "rp2k",
-    "products10k",
-    "met",
-    "hnm",
-    "finefood",
-    "shopee",
-    "inaturalist_2021",
-    "food101",
-    "glr",
-)
+NAMES = [name for _, name, _ in iter_modules(__path__) if name not in ("base", "download")]
 """On the command line; each is a module of this package with its `DATA_SET`."""
 
 

@@ -1,10 +1,10 @@
 """The public data sets in their true layouts, small: file names, headers and number formats.
 
-Each builder writes what the official download unpacks to.
+Each function writes what the official download of the data set of its name unpacks to.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -335,24 +335,3 @@ def glr_train(folder: Path, cleaned: bool) -> None:
         write_csv(folder / "train_clean.csv", ["landmark_id", "images"], rows)
     for number, name in enumerate(landmarks):
         image(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg", number, 5)
-
-
-BUILDERS: dict[str, Callable[[Path], None]] = {
-    builder.__name__: builder
-    for builder in (
-        sop,
-        cars,
-        cub,
-        inshop,
-        aliproducts,
-        rp2k,
-        products10k,
-        met,
-        hnm,
-        finefood,
-        shopee,
-        inaturalist_2021,
-        food101,
-        glr,
-    )
-}

@@ -60,9 +60,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> No
 def test_a_pointer_says_how_to_get_the_part(tmp_path: Path) -> None:
     parts = split(tar_of(contents(9)), tmp_path)
     parts[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
-    words = (
-        f"{parts[1]} is still a git-LFS pointer: run `git lfs pull --include '{tmp_path}/{NAME}"
-    )
+    words = f"{parts[1]} is still a git-LFS pointer: run `git lfs pull --include '{tmp_path}/{NAME}"
     refused(words, unpack_parts, tmp_path / NAME, tmp_path / "out")
 
 
