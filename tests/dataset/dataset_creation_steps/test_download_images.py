@@ -104,7 +104,10 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_download_goes_on(
     with small_disk(tmp_path / "disk", "80k") as disk:
         root = disk / "images_mean_50k"
 
-        said = stopped(lambda: call(chosen, root)).splitlines()[-1]
+        def main() -> None:
+            call(chosen, root)
+
+        said = stopped(main).splitlines()[-1]
         assert said.startswith(f"error: {disk}")
         assert "No space left on device: free some space and run the command again" in said
         assert not list(disk.rglob("*.tmp"))

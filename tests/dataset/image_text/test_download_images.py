@@ -93,8 +93,8 @@ def check(root: Path, truth: dict[str, tuple[bytes, list[str]]]) -> None:
 
 
 def call(folder: Path) -> Kept:
-    files = [folder / name for name in ("images.json", "metadata.json", "photos")]
-    return download_images(*files, Filling(CONFIG, 8))
+    images, metadata, root = (folder / x for x in ("images.json", "metadata.json", "photos"))
+    return download_images(images, metadata, root, Filling(CONFIG, 8))
 
 
 def test_what_is_there_is_kept_with_its_queries(server: ImageServer, tmp_path: Path) -> None:
