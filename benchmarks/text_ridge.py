@@ -284,13 +284,13 @@ def fold_tables(pairs: Path, folder: Path, folds: int, seed: int = 42) -> list[P
 def train_on_fold(chain: Path, table: Path, runs: Path) -> dict[str, Path]:
     """Train a chain's phases on another table; their run folders by the phases' names."""
     read, data = read_chain(chain), {"dataset.pairs": str(table), "dataset.root": ""}
-    names = [f"{step.name}_{table.stem}" for step in read.steps]
+    names = [f"{step.name}_{table.stem}" for step in read.phases]
     steps = tuple(
-        replace(step, name=name, overrides={**step.overrides, **data})
-        for step, name in zip(read.steps, names, strict=True)
+        replace(step, name=name, overrides={**(step.overrides or {}), **data})
+        for step, name in zip(read.phases, names, strict=True)
     )
-    run_chain(replace(read, name=table.stem, steps=steps), runs, resolved_pairs)
-    return {step.name: runs / name for step, name in zip(read.steps, names, strict=True)}
+    run_chain(replace(read, name=table.stem, phases=steps), runs, resolved_pairs)
+    return {step.name: runs / name for step, name in zip(read.phases, names, strict=True)}
 
 
 def judged_parts(options: argparse.Namespace) -> list[Judged]:

@@ -172,6 +172,8 @@ def _walk(path: Path, values: Any, kind: Any, prefix: str) -> dict[str, Path]:
         origins[f"{prefix}{key}"] = path
         entry = (typing.get_args(hints[key]) or (None,))[0]
         if dataclasses.is_dataclass(entry):  # a list of tables
+            if not isinstance(value or [], list):
+                raise UserError(f"{path}: {prefix}{key} must be a list of tables, not {value!r}")
             for number, part in enumerate(value or ()):
                 origins |= _walk(path, part, entry, f"{prefix}{key}.{number}.")
         if not dataclasses.is_dataclass(hints[key]):

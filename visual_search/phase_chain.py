@@ -8,24 +8,29 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_json, read_yaml, write_json, write_text
+from visual_search.common.files import read_json, write_json, write_text
 from visual_search.common.page import markdown
-from visual_search.common.run_folder import NAME, NAME_RULE, RunFolder, changed_keys
+from visual_search.common.run_folder import (
+    NAME,
+    NAME_RULE,
+    RunFolder,
+    changed_keys,
+    flat_settings,
+)
+from visual_search.config_reader import read_part
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl, from <sys/prctl.h>."""
-COMMANDS = ("main_arcface", "main_clip")
-"""Entry points that train a phase: of images with classes, of images with queries."""
 
 Resolve = Callable[[Sequence[str]], str]
 """From a phase's command-line arguments to its complete config as YAML."""
@@ -37,19 +42,19 @@ class Step:
 
     Args:
         name: of its run.
-        config: its YAML file.
-        overrides: dotted key to value, as on the command line.
+        config: its YAML file, relative to the chain's.
+        overrides: keys and values as in a phase's own YAML, nested or dotted.
         purpose: what the phase is for, a line that is printed when it starts.
     """
 
     name: str
     config: Path
-    overrides: Mapping[str, Any]
+    overrides: dict[str, Any] | None = None
     purpose: str = ""
 
     def arguments(self, before: Path | None) -> list[str]:
         """The phase's settings as its entry point takes them; `before` is the earlier run."""
-        overrides = dict(self.overrides)
+        overrides = flat_settings(self.overrides or {})
         if before is not None:
             overrides.setdefault("pretrain_model", before.as_posix())
         return ["--config", str(self.config), *as_options(overrides)]
@@ -57,12 +62,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Phases in the order they are trained in, and the name their table is kept under."""
+    """Phases in the order they are trained in.
 
-    name: str
-    steps: tuple[Step, ...]
-    command: str = COMMANDS[0]
-    """The entry point that trains each phase."""
+    Args:
+        phases: a list of tables with name and config, maybe overrides and purpose.
+        name: that their table is kept under; empty is the file's own.
+        command: the entry point that trains each phase: of images with classes, or with queries.
+    """
+
+    phases: tuple[Step, ...] = ()
+    name: str = ""
+    command: Literal["main_arcface", "main_clip"] = "main_arcface"
 
 
 def as_options(settings: Mapping[str, Any]) -> list[str]:
@@ -74,68 +84,28 @@ def as_options(settings: Mapping[str, Any]) -> list[str]:
 
 
 def read_chain(path: Path) -> Chain:
-    """A chain from its YAML file.
-
-    `name` (else the file's own) is the chain's; `command` trains its phases, main_arcface or
-    main_clip; `phases` is a list of `name`, `config`, a path relative to the file,
-    `overrides`, keys and values as in a phase's own YAML, and `purpose`, a line for its reader.
+    """A chain from its YAML file, whose keys are the fields of :class:`Chain`.
 
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    values = read_yaml(path, "the chain")
-    entries = values.get("phases") if isinstance(values, dict) else None
-    if not isinstance(entries, list) or not entries:
+    read = read_part(path, Chain)
+    if not read.phases:
         raise UserError(f"{path} needs 'phases': a list of tables with 'name' and 'config'")
-    _check_keys(str(path), values, ("phases",), ("name", "command"))
-    command = str(values.get("command", COMMANDS[0]))
-    if command not in COMMANDS:
-        raise UserError(f"{path}: command {command!r}; it can be {', '.join(COMMANDS)}")
-    name = str(values.get("name", path.stem))
-    steps = tuple(_step(path, number, entry) for number, entry in enumerate(entries, 1))
-    names = [name, *(step.name for step in steps)]
+    phases = tuple(replace(step, config=path.parent / step.config) for step in read.phases)
+    chain = replace(read, name=read.name or path.stem, phases=phases)
+    for step in phases:
+        if not step.config.is_file():
+            raise UserError(
+                f"{path}: there is no {step.config}; 'config' is relative to {path.parent}/"
+            )
+    names = [chain.name, *(step.name for step in phases)]
     for taken in names:
         if not NAME.fullmatch(taken):
             raise UserError(f"{path}: the name {taken!r} is no run's: {NAME_RULE}")
         if names.count(taken) > 1:
             raise UserError(f"{path}: the name {taken!r} is there twice; each names a run folder")
-    return Chain(name, steps, command)
-
-
-def _step(path: Path, number: int, entry: Any) -> Step:
-    place = f"{path}: phase {number}"
-    if not isinstance(entry, dict):
-        raise UserError(f"{place} must be a table with 'name' and 'config', not {entry!r}")
-    _check_keys(place, entry, ("name", "config"), ("overrides", "purpose"))
-    overrides = entry.get("overrides") or {}
-    if not isinstance(overrides, dict):
-        raise UserError(f"{place}: overrides must be a table of keys and values")
-    config = path.parent / str(entry["config"])
-    if not config.is_file():
-        raise UserError(f"{place}: there is no {config}; 'config' is relative to {path.parent}/")
-    purpose = str(entry.get("purpose") or "")
-    return Step(str(entry["name"]), config, dict(_dotted(overrides)), purpose)
-
-
-def _check_keys(
-    place: str, values: Mapping[str, Any], needed: Sequence[str], allowed: Sequence[str]
-) -> None:
-    for key in needed:
-        if key not in values:
-            raise UserError(f"{place} has no '{key}'")
-    for key in values:
-        if key not in (*needed, *allowed):
-            raise UserError(
-                f"{place}: unknown key {key!r}; known: {', '.join([*needed, *allowed])}"
-            )
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return chain
 
 
 def run_chain(
@@ -167,12 +137,12 @@ def run_chain(
         UserError: for wrong settings, before anything is trained; when another process trains
             the chain; when a finished phase changed and `retrain` is not set; when a phase fails.
     """
-    unknown = set(only) - {step.name for step in chain.steps}
+    unknown = set(only) - {step.name for step in chain.phases}
     if unknown:
-        known = ", ".join(step.name for step in chain.steps)
+        known = ", ".join(step.name for step in chain.phases)
         raise UserError(f"--only {' '.join(sorted(unknown))}: the chain's phases are {known}")
-    befores = [None, *(runs / step.name for step in chain.steps[:-1])]
-    pairs = list(zip(chain.steps, befores, strict=True))
+    befores = [None, *(runs / step.name for step in chain.phases[:-1])]
+    pairs = list(zip(chain.phases, befores, strict=True))
     resolved = [resolve(step.arguments(before)) for step, before in pairs]
     outcomes: dict[str, str] = {}
     with RunFolder(runs, chain.name).lock():
@@ -283,7 +253,7 @@ def _end_with_parent() -> None:
 
 def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:
     rows: list[dict[str, Any]] = []
-    for step in chain.steps:
+    for step in chain.phases:
         result = read_result(runs / step.name) or {}
         facts = {key: result.get(key) for key in ("mAP", "epoch", "step", "seconds")}
         state = outcomes.get(step.name, "kept" if result else "not trained")

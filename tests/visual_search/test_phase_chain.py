@@ -230,12 +230,13 @@ def test_wrong_settings_stop_before_anything_is_trained(place: Path) -> None:
     ("text", "words"),
     [
         ("phases: []", "needs 'phases': a list"),
-        ("[1, 2]", "needs 'phases': a list"),
-        ("phases: [a]", "phase 1 must be a table"),
-        ("phases: [{name: a}]", "phase 1 has no 'config'"),
-        ("phases: [{name: a, config: a.yml, x: 1}]", "phase 1: unknown key 'x'; known: name"),
-        ("phases: [{name: a, config: no.yml}]", "phase 1: there is no .*no.yml"),
-        ("phases: [{name: a, config: a.yml, overrides: 3}]", "overrides must be a table"),
+        ("[1, 2]", "must be a table of keys and values, not"),
+        ("phases: 3", "phases must be a list of tables, not 3"),
+        ("phases: [a]", "phases.0 must be a table of keys and values, not 'a'"),
+        ("phases: [{name: a}]", "arguments are required: config"),
+        ("phases: [{name: a, config: a.yml, x: 1}]", "unknown key 'phases.0.x'; known: name"),
+        ("phases: [{name: a, config: no.yml}]", "there is no .*no.yml"),
+        ("phases: [{name: a, config: a.yml, overrides: 3}]", "overrides.*expected dict"),
         ("{phases: [{name: a, config: a.yml}], extra: 1}", "unknown key 'extra'"),
         ("phases: [{name: a, config: a.yml}, {name: a, config: a.yml}]", "'a' is there twice"),
         ("{name: a, phases: [{name: a, config: a.yml}]}", "'a' is there twice"),
@@ -264,9 +265,9 @@ RECIPE = {
 
 def test_the_five_phases_are_the_winning_recipe() -> None:
     chain = read_chain(PROJECT / "config" / "phases.yml")
-    assert [step.name for step in chain.steps] == list(RECIPE)
+    assert [step.name for step in chain.phases] == list(RECIPE)
     before = None
-    for step in chain.steps:
+    for step in chain.phases:
         alone = yaml.safe_load(resolved(["--config", str(step.config)]))
         assert alone["pretrain_model"] == before  # the five commands need no further option
         before = f"runs/{step.name}"
@@ -297,10 +298,10 @@ def test_the_five_phases_are_the_winning_recipe() -> None:
 def test_every_chain_is_valid(path: Path) -> None:
     chain = read_chain(path)
     before: Path | None = None
-    for step in chain.steps:
+    for step in chain.phases:
         if chain.command == "main_clip":
             settings = yaml.safe_load(resolved_pairs(step.arguments(before)))
-            first = step.overrides.get("pretrain_model", before) is None
+            first = (step.overrides or {}).get("pretrain_model", before) is None
             assert (settings["pretrain_model"] is None) == first
         else:
             yaml.safe_load(resolved(step.arguments(before)))

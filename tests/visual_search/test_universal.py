@@ -82,7 +82,7 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
     spare_plots(monkeypatch)
     chain = read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml")
     before: Path | None = None
-    for step in chain.steps:
+    for step in chain.phases:
         values = yaml.safe_load(step.config.read_text())
         values["dataset"] |= {
             "product10k": {

