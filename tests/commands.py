@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import socket
 import subprocess
@@ -52,6 +53,12 @@ def stopped(main: Callable[[], None], *arguments: object) -> str:
     done = inside(main, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stderr
+
+
+def logged(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in a run's metrics.jsonl."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [line for line in lines if line["kind"] == kind]
 
 
 def refused(words: str, call: Callable[..., object], *given: object, **more: object) -> None:

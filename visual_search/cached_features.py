@@ -17,7 +17,7 @@ from visual_search.config import EmbedSettings, PhaseConfig
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage, stored_size
-from visual_search.data.images import Box, ImageItem, ImageProblem
+from visual_search.data.images import Box, ImageItem
 from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.model.projections import project_features
@@ -140,18 +140,10 @@ class FrozenPhase:
             queries = gallery[torch.from_numpy(dev_set.own)]
         else:
             queries = project_features(neck, self.queries.matrix, device)
-        problems = self._problems(dev_set)
+        problems = self.gallery.problems(dev_set.gallery)
+        if self.queries is not None:
+            problems += self.queries.problems(dev_set.queries)
         return evaluate_embeddings(dev_set, gallery, queries, problems, steps=steps)
-
-    def _problems(self, dev_set: DevSet) -> tuple[ImageProblem, ...]:
-        sides = [(self.gallery, dev_set.gallery), (self.queries, dev_set.queries)]
-        return tuple(
-            ImageProblem(str(item.path), reason)
-            for features, items in sides
-            if features is not None
-            for item, reason in zip(items, features.reasons, strict=True)
-            if reason
-        )
 
 
 def check_cacheable(config: PhaseConfig) -> None:

@@ -14,6 +14,7 @@ def main() -> None:
     options = build_parser().parse_args()
 
     from visual_search.evaluation.compression import RunEmbeddings, points_of, write_points
+    from visual_search.evaluation.dev_set import unmatched_sentence
 
     dimensions = sorted(set(options.dimensions))
     run = RunEmbeddings(options.run)
@@ -22,6 +23,8 @@ def main() -> None:
         print(f"wrote {written}")
         print(f"next: python my_submission/to_torchscript.py {written}")
         return
+    if sentence := unmatched_sentence(run.dev_set):
+        print(sentence)
     sides = run.sides()
     series = [(options.run.name, sides, run.nested())]
     if options.of_backbone:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import whole_number
@@ -197,26 +196,8 @@ def _tasks(options: argparse.Namespace) -> None:
         input_size=options.input_size,
         cache=options.cache,
         rerank=options.rerank,
-        record=partial(_record, options.trackers) if options.trackers else None,
+        trackers=options.trackers,
     )
-
-
-def _record(
-    names: Sequence[str],
-    folder: Path,
-    facts: Mapping[str, Any],
-    values: Mapping[str, float],
-    step: int,
-) -> None:
-    """Give the scores to trackers, as training gives its own."""
-    from accelerate import PartialState
-
-    from visual_search.common.trackers import start_trackers
-
-    PartialState()  # Accelerate's trackers ask it which process is the main one
-    for tracker in start_trackers(names, folder, facts, 0):
-        tracker.log(dict(values), step)
-        tracker.finish()
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.commands import logged
 from visual_search import cached_features
 from visual_search.cached_features import CachedViews, FrozenFeatures, random_crop
 from visual_search.common.errors import UserError
@@ -61,8 +62,7 @@ def train(values: dict[str, Any], tmp_path: Path, name: str, **extra: Any) -> Pa
 
 
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["kind"] == "step"]
+    return [line["loss"] for line in logged(run, "step")]
 
 
 def test_it_trains_as_the_frozen_backbone_on_photos_does(

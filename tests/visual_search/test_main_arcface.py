@@ -8,7 +8,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import inside, stopped, told
+from tests.commands import inside, logged, stopped, told
 from tests.conftest import PROJECT
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.evaluation.dev_set import embed_dev_set
@@ -38,8 +38,7 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     expected += ["metrics.jsonl", "plots", "report.html", "result.json"]
     assert sorted(path.name for path in run.iterdir()) == expected
     assert json.loads((run / "classes.json").read_text()) == list("012345")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    scores = [line["mAP"] for line in lines if line["kind"] == "validation"]
+    scores = [line["mAP"] for line in logged(run, "validation")]
     assert len(scores) == 2
     best = json.loads((run / "best" / "model.json").read_text())
     assert best["mAP"] == max(scores)
@@ -53,7 +52,7 @@ def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:
     assert "warning: nobody has looked yet" in said
     assert "nobody has looked yet" in (run / "report.html").read_text()
     assert str(run / "report.html") in said
-    assert [line["step"] for line in lines if line["kind"] == "epoch"] == [4, 8]
+    assert [line["step"] for line in logged(run, "epoch")] == [4, 8]
     saved = yaml.safe_load((run / "config.yml").read_text())
     assert saved["dataset"]["input_size"] == 32
     assert saved["margin"]["centers"] == 3
@@ -95,18 +94,19 @@ def test_training_learns(config: Path, tmp_path: Path) -> None:
         *("--train.whitening_power", "0.5", "--train.whitening_dimension", "8"),
         *("--embedding.views", "[squash,letterbox]"),
     )
-    metrics = (tmp_path / "runs" / "x" / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, metrics) if line["kind"] == "step"]
+    run = tmp_path / "runs" / "x"
+    losses = [line["loss"] for line in logged(run, "step")]
     assert losses[-1] < 0.7 * losses[0]
     assert "trains on Product10K's test images too" in said
     # The score of the whitened model, better or not, is the one that its file gives.
-    scores = [line["mAP"] for line in map(json.loads, metrics) if "mAP" in line]
+    tried = logged(run, "validation") + logged(run, "whitening")
+    scores = [line["mAP"] for line in tried]
     assert len(scores) == 3
-    best = load_checkpoint(tmp_path / "runs" / "x")
+    best = load_checkpoint(run)
     assert best.facts["mAP"] == max(scores)
     assert best.architecture.neck == ("whitening" if max(scores) > scores[0] else "none")
     assert (best.architecture.dimension == 8) == (scores[2] > max(scores[:2]))
-    assert "test images</dt><dd>True" in (tmp_path / "runs" / "x" / "report.html").read_text()
+    assert "test images</dt><dd>True" in (run / "report.html").read_text()
 
 
 def test_validation_ranks_as_the_submission_where_it_is_asked_to(
@@ -119,8 +119,7 @@ def test_validation_ranks_as_the_submission_where_it_is_asked_to(
         *("--train.validate_share", "0.5"),
     )
     run = tmp_path / "runs" / "x"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "validation"] == [2, 4]
+    assert [line["step"] for line in logged(run, "validation")] == [2, 4]
     dev_set = read_dev_set(config.parent / "development_test_data")
     embedded = embed_dev_set(run, dev_set, 0, tmp_path / "cache")
     steps = exported_steps(run / "best")

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import refused, stopped, told
+from tests.commands import logged, refused, stopped, told
 from tests.conftest import spare_plots
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
 from tests.warm import PythonProcess
@@ -42,11 +42,6 @@ def written(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
-def lines(run: Path, kind: str) -> list[dict[str, Any]]:
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in found if line["kind"] == kind]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_names_never_seen_are_found(trained: Path) -> None:
-    right = lines(trained / "runs" / "right", "retrieval")[-1]
+    right = logged(trained / "runs" / "right", "retrieval")[-1]
     # Nine products with two names each: chance is a ninth.
     assert right["text_to_photo"]["R@1"] >= 0.6
     assert right["photo_to_text"]["mAP"] >= 0.6
@@ -79,7 +74,7 @@ def test_a_ridge_start_finds_names(trained: Path) -> None:
         "--train.feature_cache", trained / "features",
     )  # fmt: skip
     # Chance is 0.31; the visual tower is one of random weights.
-    assert lines(start, "start")[0]["photo_to_text"]["mAP"] >= 0.6
+    assert logged(start, "start")[0]["photo_to_text"]["mAP"] >= 0.6
 
 
 def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
@@ -176,7 +171,7 @@ def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
         trained, "next", "--pretrain_model", before, "--optim.head_lr", "1e-9",
         "--train.epochs", 1, "--dataset.queries_per_photo", "mean", "--loss.chunk", 5,
     )  # fmt: skip
-    scores = [lines(run, "retrieval")[-1]["text_to_photo"]["mAP"] for run in (before, after)]
+    scores = [logged(run, "retrieval")[-1]["text_to_photo"]["mAP"] for run in (before, after)]
     assert scores[1] == pytest.approx(scores[0], abs=0.05)
 
 
@@ -232,7 +227,7 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
     assert results["dimension"] == 32
     found = results["tasks"]
     # What training recorded of the model that it kept.
-    scored = lines(right, "retrieval")
+    scored = logged(right, "retrieval")
     best = max(scored, key=lambda line: sum(line[d]["mAP"] for d in DIRECTIONS))
     for name in DIRECTIONS:
         means = found[name.replace("_", "-")]["mean_over_queries"]

@@ -1,6 +1,5 @@
 """Two processes train as one process with the doubled batch does."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import alone, inside, side_by_side, told
+from tests.commands import alone, inside, logged, side_by_side, told
 from tests.conftest import spare_plots
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
@@ -50,16 +49,13 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     else:  # without the seconds that the launcher takes
         side_by_side(tmp_path, 2, "visual_search.main_arcface", *halved)
 
-    losses = []
-    for name in ("one", "two"):
-        text = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
-        losses.append([line["loss"] for line in lines if line["kind"] == "step"])
+    both = [tmp_path / "runs" / name for name in ("one", "two")]
+    losses = [[line["loss"] for line in logged(run, "step")] for run in both]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     # Some weights, such as the bias of an attention's keys, change nothing and wander.
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
-    one, two = (embeddings(tmp_path / "runs" / name / "last", pixels) for name in ("one", "two"))
+    one, two = (embeddings(run / "last", pixels) for run in both)
     assert one.allclose(two, atol=1e-3)
 
 

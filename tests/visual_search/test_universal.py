@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.commands import stopped, told
+from tests.commands import logged, stopped, told
 from tests.conftest import PROJECT, draw_product, spare_plots, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
@@ -298,6 +298,5 @@ def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path) -> None:
     path = tmp_path / "student.yml"
     path.write_text(yaml.safe_dump(values))
     told(main_arcface, "--config", path, "--name", "student", "--runs", runs)
-    lines = (runs / "student" / "metrics.jsonl").read_text().splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "step"]
+    losses = [line["loss"] for line in logged(runs / "student", "step")]
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])

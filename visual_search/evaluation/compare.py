@@ -246,7 +246,7 @@ def compare_runs(
     cache: Path,
     rerank: bool = False,
     metric: str = "",
-) -> list[TaskComparison]:
+) -> None:
     """Compare two models on every task whose data is there.
 
     Args:
@@ -284,7 +284,6 @@ def compare_runs(
     print(f"\nA: {a}\nB: {b}\n\n{markdown(comparison_rows(comparisons))}")
     print(f"\n{verdict(comparisons)}")
     print(f"report: {folder / 'comparison.html'}, numbers: {folder / 'comparison.json'}")
-    return comparisons
 
 
 def _write(

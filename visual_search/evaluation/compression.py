@@ -20,13 +20,12 @@ from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
-from visual_search.evaluation.dev_set import evaluate_embeddings
 from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck
 from visual_search.model.projections import Sample, pca, project_features, start_neck
-from visual_search.ranking.embed import default_device
-from visual_search.ranking.rank import MAX_PREDICTIONS, trimmed, without_own
+from visual_search.ranking.embed import default_device, refuse_broken_model
+from visual_search.ranking.rank import MAX_PREDICTIONS, nearest_rows, trimmed, without_own
 from visual_search.ranking.search import order_ties
 from visual_search.ranking.store import Backbone, FeatureSource
 
@@ -122,16 +121,9 @@ def points_of(
         if dimension < sides.dimension:
             small = sides.prefix(dimension) if nested else sides.reduced(dimension, method)
         for coding in CODINGS:
-            if coding == "float32":
-                size = 4 * dimension
-                scores = evaluate_embeddings(
-                    dev_set, small.gallery, small.queries
-                ).average_precisions
-            else:
-                size, ranks = coded_ranks(coding, small, dev_set.own)
-                scores = average_precision(
-                    ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
-                )
+            size, ranks = coded_ranks(coding, small, dev_set.own)
+            products = dev_set.gallery_products, dev_set.query_products
+            scores = average_precision(ranks, *products, dev_set.own)
             yield Point(series, dimension, coding, size, scores)
 
 
@@ -139,7 +131,7 @@ def coded_ranks(coding: str, sides: Sides, own: np.ndarray | None) -> tuple[int,
     """Rank a gallery that is stored in short codes, which are fitted to the training images.
 
     Args:
-        coding: a key of :data:`CODES`.
+        coding: one of :data:`CODINGS`.
         sides: the embeddings.
         own: where the queries are rows of the gallery, which: it is left out.
 
@@ -147,6 +139,9 @@ def coded_ranks(coding: str, sides: Sides, own: np.ndarray | None) -> tuple[int,
         Bytes of a gallery image, and gallery rows as of
         :func:`visual_search.ranking.rank.nearest_rows`.
     """
+    if coding == "float32":
+        return 4 * sides.dimension, nearest_rows(sides.queries, sides.gallery, own=own)
+
     import faiss
 
     index = faiss.index_factory(sides.dimension, CODES[coding], faiss.METRIC_INNER_PRODUCT)
@@ -310,4 +305,6 @@ class RunEmbeddings:
             items = [self.images.item(row) for row in range(len(self.images))]
         elif side == GALLERY:
             items = trimmed(self.dev_set.gallery, self.config.embedding)
-        return source.features(items, side).matrix
+        found = source.features(items, side)
+        refuse_broken_model(found.problems(items), len(items))
+        return found.matrix

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from visual_search.config import EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.evaluation.metrics import average_precision
-from visual_search.model.checkpoint import Checkpoint, fingerprint, load_checkpoint
+from visual_search.model.checkpoint import fingerprint, load_checkpoint
 from visual_search.ranking.embed import (
     NOT_FINITE,
     Embeddings,
@@ -51,7 +50,6 @@ class EmbeddedDevSet:
 
     def score(self, steps: Sequence[Step]) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
-
         dev_set = self.dev_set
         ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own)
         return average_precision(
@@ -71,7 +69,6 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     Raises:
         UserError: when the model is missing or damaged.
     """
-
     device = default_device()
     checkpoint, weights = load_checkpoint(source), fingerprint(source)
     architecture = checkpoint.architecture
@@ -89,7 +86,12 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
     if dev_set.own is None:
         sides["query images"] = dev_set.queries
     for label, items in sides.items():
-        make = partial(_embed, checkpoint, size, device, embedding, label)
+
+        def make(some: Sequence[ImageItem], part: str, label: str = label) -> Embeddings:
+            model = load_model(checkpoint, device)
+            words = label + part
+            return embed_images(model, some, size, device=device, settings=embedding, label=words)
+
         found = stored_features(model_folder(cache, weights, settings), items, make)
         matrices.append(found.matrix)
         how = "embedded" if found.made else "read from the cache"
@@ -106,19 +108,6 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         print(f"{len(dev_set.queries)} of them are queries, each against all others", flush=True)
         queries = gallery[dev_set.own]
     return EmbeddedDevSet(dev_set, gallery, queries, checkpoint.path.with_name("model.json"))
-
-
-def _embed(
-    checkpoint: Checkpoint,
-    size: int,
-    device: torch.device,
-    settings: EmbedSettings,
-    label: str,
-    items: Sequence[ImageItem],
-    part: str,
-) -> Embeddings:
-    model = load_model(checkpoint, device)
-    return embed_images(model, items, size, device=device, settings=settings, label=label + part)
 
 
 @dataclass(frozen=True)

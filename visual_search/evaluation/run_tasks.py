@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from visual_search.ranking.rerank import Step, format_steps
 
 DEFAULT_OUTPUT = Path("runs/evaluation")
 
-Record = Callable[[Path, Mapping[str, Any], Mapping[str, float], int], None]
-
 
 def evaluate_tasks(
     run: Path,
@@ -28,8 +26,8 @@ def evaluate_tasks(
     input_size: int = 0,
     cache: Path,
     rerank: bool = False,
-    record: Record | None = None,
-) -> dict[str, TaskScores]:
+    trackers: Sequence[str] = (),
+) -> None:
     """Score a model on every task whose data is there, and write tables, report and pictures.
 
     Args:
@@ -39,11 +37,7 @@ def evaluate_tasks(
         input_size: pixels; 0 takes the model's own.
         cache: where embeddings are kept.
         rerank: apply the steps of the model's `model.json`.
-        record: called with the folder, the facts of the model, every mean by name, and the step of
-            the training that the model is from.
-
-    Returns:
-        The scores of each task that was run.
+        trackers: that are given every mean as well, as training gives its own.
 
     Raises:
         UserError: for a missing or damaged model, a faulty task, and when no task has its data.
@@ -71,18 +65,34 @@ def evaluate_tasks(
     }
     means = over_tasks(list(scores.values()))
     table = write_task_report(folder, list(scores.values()), means, skipped, facts)
-    if record:
+    if trackers:
         of_tasks = {name: one.all_means() for name, one in scores.items()}
         values = {
             f"{name}/{metric}": value
             for name, one in [*means.items(), *of_tasks.items()]
             for metric, value in one.items()
         }
-        record(folder, facts, values, int(checkpoint.facts.get("step") or 0))
+        _track(trackers, folder, facts, values, int(checkpoint.facts.get("step") or 0))
     print(f"\n{table}")
     print(f"\ncompetition mean {means['competition']['score']:.4f}")
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
-    return scores
+
+
+def _track(
+    names: Sequence[str],
+    folder: Path,
+    facts: Mapping[str, Any],
+    values: Mapping[str, float],
+    step: int,
+) -> None:
+    from accelerate import PartialState
+
+    from visual_search.common.trackers import start_trackers
+
+    PartialState()  # Accelerate's trackers ask it which process is the main one
+    for tracker in start_trackers(names, folder, facts, 0):
+        tracker.log(dict(values), step)
+        tracker.finish()
 
 
 def ready_tasks(
