@@ -37,12 +37,7 @@ class OptimizerState:
         self.accelerator, self.config = accelerator, config
         optim, backbone, head = config.optim, learner.embedder.backbone, learner.head
         others = [learner.embedder.neck, head, learner.pairs]
-        groups = parameter_groups(
-            backbone,
-            [part for part in others if part is not None],
-            optim,
-            layer_depths(backbone) if optim.layer_decay != 1.0 else None,
-        )
+        groups = parameter_groups(backbone, [part for part in others if part is not None], optim)
         self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(optim, groups))
         self.rows = None if head is None else head.row_optimizer(optim)
         """Of the sampled class matrix, where there is one."""
@@ -113,10 +108,7 @@ class OptimizerState:
 
 
 def parameter_groups(
-    backbone: nn.Module,
-    others: Iterable[nn.Module],
-    optim: OptimConfig,
-    depths: Mapping[str, int] | None = None,
+    backbone: nn.Module, others: Iterable[nn.Module], optim: OptimConfig
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: the backbone at a fraction of the head's rate.
 
@@ -130,8 +122,6 @@ def parameter_groups(
         backbone: its parameters are named after its own `named_parameters()`.
         others: neck, head and losses.
         optim: rates and weight decay.
-        depths: depth of each of the backbone's parameters, 0 for the stem; needed where
-            `layer_decay` is not 1.
 
     Returns:
         Groups with `name`, `params`, `lr`, `weight_decay`, and `peak_lr`, from which a schedule
@@ -139,20 +129,17 @@ def parameter_groups(
         `backbone_layer<depth>` and `head`, each with `_no_decay` behind it for the second kind.
 
     Raises:
-        ValueError: for a parameter of the backbone that has no depth.
+        UserError: for layer decay of a backbone whose layers are not known.
     """
     decay, backbone_lr = optim.layer_decay, optim.head_lr * optim.backbone_lr_ratio
+    depths = layer_depths(backbone) if decay != 1.0 else {}
+    deepest = max(depths.values(), default=0)
     chosen: dict[tuple[str, bool], list[nn.Parameter]] = {}
     rates: dict[str, float] = {"backbone": backbone_lr, "head": optim.head_lr}
-    deepest = max(depths.values(), default=0) if depths and decay != 1.0 else 0
     for name, parameter, decayed in _trainable([backbone]):
-        group = "backbone"
-        if decay != 1.0:
-            if depths is None or name not in depths:
-                raise ValueError(f"layer_decay {decay} needs the depth of {name!r}")
-            above = deepest - depths[name]
-            group = f"backbone_layer{depths[name]}" if above else "backbone"
-            rates[group] = backbone_lr * decay**above
+        above = deepest - depths.get(name, deepest)
+        group = f"backbone_layer{depths[name]}" if above else "backbone"
+        rates[group] = backbone_lr * decay**above
         chosen.setdefault((group, decayed), []).append(parameter)
     seen = {parameter for parameters in chosen.values() for parameter in parameters}
     for _, parameter, decayed in _trainable(others):
