@@ -16,6 +16,7 @@ import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.harness import Row, arguments, higher_is_better, report
 from visual_search.cached_features import kept_features
 from visual_search.common.errors import UserError, run_command
 from visual_search.evaluation.compare import mean_interval
-from visual_search.main_phases import resolved_pairs
+from visual_search.main_phases import resolved
 from visual_search.phase_chain import read_chain, run_chain
 from visual_search.ranking.embed import default_device
 from visual_search.text.pairs import (
@@ -289,7 +290,9 @@ def train_on_fold(chain: Path, table: Path, runs: Path) -> dict[str, Path]:
         replace(step, name=name, overrides={**(step.overrides or {}), **data})
         for step, name in zip(read.phases, names, strict=True)
     )
-    run_chain(replace(read, name=table.stem, phases=steps), runs, resolved_pairs)
+    run_chain(
+        replace(read, name=table.stem, phases=steps), runs, partial(resolved, command="main_clip")
+    )
     return {step.name: runs / name for step, name in zip(read.phases, names, strict=True)}
 
 

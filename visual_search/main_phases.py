@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from visual_search.common.errors import run_command
 
@@ -34,7 +36,7 @@ def main() -> None:
     table = run_chain(
         chain,
         arguments.runs,
-        resolved if chain.command == "main_arcface" else resolved_pairs,
+        partial(resolved, command=chain.command),
         only=arguments.only,
         retrain=arguments.retrain,
         force=arguments.force,
@@ -43,23 +45,21 @@ def main() -> None:
     print(f"table: {table}")
 
 
-def resolved(arguments: Sequence[str]) -> str:
-    """The complete config, as YAML, of a phase's command-line arguments."""
+def resolved(arguments: Sequence[str], command: str = "main_arcface") -> str:
+    """The complete config, as YAML, of a phase's command-line arguments.
+
+    Args:
+        arguments: of the command.
+        command: main_arcface, or main_clip of images with queries.
+    """
     import jsonargparse
 
-    from visual_search.config_reader import parse_phase
-
-    return parse_phase(jsonargparse.ArgumentParser(), arguments)[2]
-
-
-def resolved_pairs(arguments: Sequence[str]) -> str:
-    """The same of a phase of images with queries."""
-    import jsonargparse
-
+    from visual_search.config import PhaseConfig
     from visual_search.config_reader import parse_config
     from visual_search.text.config import ClipConfig
 
-    return parse_config(jsonargparse.ArgumentParser(), ClipConfig, arguments)[2]
+    kind: type[Any] = ClipConfig if command == "main_clip" else PhaseConfig
+    return parse_config(jsonargparse.ArgumentParser(), kind, arguments)[2]
 
 
 if __name__ == "__main__":

@@ -11,11 +11,24 @@ import yaml
 
 from dataset.dataset_creation_steps.run import PairsConfig
 from dataset.image_text.text_normalization import CleaningConfig
+from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
-from visual_search.config import BackboneConfig, PhaseConfig, TableConfig
-from visual_search.config_reader import parse_config, parse_phase, read_backbone
+from visual_search.config import (
+    BackboneConfig,
+    DatasetConfig,
+    MarginConfig,
+    OptimConfig,
+    PairLossConfig,
+    PhaseConfig,
+    TableConfig,
+)
+from visual_search.config_reader import parse_config, parse_phase, read_backbone, read_part
+from visual_search.evaluation.tasks import read_task
+from visual_search.main_phases import resolved
+from visual_search.phase_chain import read_chain
 from visual_search.text.config import ClipConfig, ClusterConfig
+from visual_search.tuning import read_search_space
 
 
 def parsed(*arguments: str) -> tuple[PhaseConfig, str]:
@@ -125,16 +138,29 @@ def test_a_wrong_value_that_is_typed_is_not_put_down_to_a_file(tmp_path: Path) -
     assert message.startswith("key \"margin.name\": expected one of 'softmax', 'arcface',")
 
 
-def test_every_config_of_the_project_is_valid(project: Path) -> None:
-    phases = [path for path in (project / "config").glob("**/*.yml") if "arcface" in path.name]
-    phases = [path for path in phases if path.parent.name != "margin"]
-    assert len(phases) >= 2
-    for path in phases:
-        parsed("--config", str(path))
-    backbones = sorted((project / "config" / "backbone").glob("*.yml"))
-    assert len(backbones) >= 3
-    for path in backbones:
-        assert read_backbone(path).name == yaml.safe_load(path.read_text())["name"]
+PARTS: dict[str, type] = {
+    "backbone": BackboneConfig, "dataset": DatasetConfig, "margin": MarginConfig,
+    "optim": OptimConfig, "pairs": PairLossConfig,
+}  # fmt: skip
+OTHERS = ("amazon_pairs.yml", "cleaning.yml", "clusters.yml")  # tests/dataset
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "config").rglob("*.yml")), ids=lambda p: p.stem)
+def test_every_config_of_the_project_is_valid(path: Path) -> None:
+    folder, values = path.parent.name, yaml.safe_load(path.read_text())
+    if path.stem.endswith("phases"):
+        chain, before = read_chain(path), None
+        for step in chain.phases:
+            resolved(step.arguments(before), chain.command)
+            before = Path("runs", step.name)
+    elif folder in PARTS:
+        read = dataclasses.asdict(read_part(path, PARTS[folder]))
+        assert read.items() >= {k: v for k, v in values.items() if isinstance(v, str | int)}.items()
+    elif folder in ("evaluation", "tune"):
+        assert read_task(path) if folder == "evaluation" else read_search_space(path)
+    elif path.name not in OTHERS:
+        command = "main_clip" if values.keys() & {"text", "projection"} else "main_arcface"
+        resolved(["--config", str(path)], command)
 
 
 def test_a_backbone_file_is_checked_like_the_rest(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 import importlib
 import json
-import os
-import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from tests.commands import logged, refused, stopped, told
 from tests.conftest import spare_plots
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
-from tests.warm import PythonProcess
 from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
 from visual_search.text.zero_shot import ZeroShotSet, classify
 
@@ -173,34 +168,6 @@ def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
     )  # fmt: skip
     scores = [logged(run, "retrieval")[-1]["text_to_photo"]["mAP"] for run in (before, after)]
     assert scores[1] == pytest.approx(scores[0], abs=0.05)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
-    values = small_clip(write_drawn_pairs(tmp_path / "data", photos=4))
-    values["text"]["dropout"] = 0.2
-    values["projection"] |= {"feature_noise": 0.1, "feature_dropout": 0.1}
-    values["train"] = {"epochs": 4, "save_steps": 1, "log_steps": 1, "ema_decay": 0.9}
-    config = written(tmp_path / "clip.yml", values)
-    calm = train(tmp_path, "calm")
-    rng, state = random.Random(0), tmp_path / "runs" / "killed" / "state"
-    command = ("--config", config, "--runs", tmp_path / "runs", "--name", "killed")
-    for _ in range(2):
-        before = {path.name for path in state.glob("step-*")}
-        process = PythonProcess(
-            *("-m", "visual_search.main_clip", *command),
-            out=Path(os.devnull),
-            environment={"OMP_NUM_THREADS": "1"},
-        )
-        while process.poll() is None and not {p.name for p in state.glob("step-*")} - before:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.2)
-        process.kill()
-        process.wait()
-    killed = train(tmp_path, "killed")
-    weights = [load_file(run / "last" / "model.safetensors") for run in (calm, killed)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.fixture(scope="module")

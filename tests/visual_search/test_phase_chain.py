@@ -16,7 +16,7 @@ from tests.commands import refused
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
-from visual_search.main_phases import resolved, resolved_pairs
+from visual_search.main_phases import resolved
 from visual_search.model.checkpoint import describe_model, fingerprint
 from visual_search.model.embedder import build_embedder
 from visual_search.phase_chain import Chain, read_chain, run_chain
@@ -292,24 +292,3 @@ def test_the_five_phases_are_the_winning_recipe() -> None:
         assert margin["weight"] == (0.0 if is_xbm else 1.0)
         assert is_xbm or (margin["centers"], margin["scale"], margin["dropout"]) == (3, 30.0, 0.2)
         assert data["sampler"]["kind"] == ("m-per-class" if is_xbm else "shuffle")
-
-
-@pytest.mark.parametrize("path", sorted((PROJECT / "config").glob("*/*phases.yml")), ids=str)
-def test_every_chain_is_valid(path: Path) -> None:
-    chain = read_chain(path)
-    before: Path | None = None
-    for step in chain.phases:
-        if chain.command == "main_clip":
-            settings = yaml.safe_load(resolved_pairs(step.arguments(before)))
-            first = (step.overrides or {}).get("pretrain_model", before) is None
-            assert (settings["pretrain_model"] is None) == first
-        else:
-            yaml.safe_load(resolved(step.arguments(before)))
-        before = Path("runs") / step.name
-
-
-@pytest.mark.parametrize("path", sorted((PROJECT / "config" / "optim").glob("*.yml")), ids=str)
-def test_every_optimiser_part_is_valid(path: Path) -> None:
-    phase = PROJECT / "config" / "arcface_1st.yml"
-    merged = yaml.safe_load(resolved(["--config", str(phase), f"--optim={path}"]))
-    assert merged["optim"].items() >= yaml.safe_load(path.read_text()).items()

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from tests.commands import told
 from tests.conftest import spare_plots
+from tests.visual_search.drawn_pairs import small_clip, write_drawn_pairs
 from tests.warm import PythonProcess
-from visual_search.main_arcface import main
+from visual_search import main_arcface, main_clip
+from visual_search.common.run_folder import RunFolder
 
 COMMON: dict[str, Any] = {
     "dataset": {"num_of_classes": 6, "input_size": 32, "batch_size": 4, "num_workers": 1},
@@ -40,6 +42,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+TEXTS: dict[str, Any] = {
+    "projection": {"feature_noise": 0.1, "feature_dropout": 0.1},
+    "train": {"epochs": 4, "validate_every": 1, "save_steps": 1, "ema_decay": 0.9},
+}
+
 
 def wait_for_growth(folder: Path, process: PythonProcess) -> None:
     """Return when the run has a whole state that was not there before, or has ended."""
@@ -60,6 +67,7 @@ def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         ("memory", 1),
         pytest.param("memory", 2, marks=pytest.mark.slow),
         pytest.param("sampled", 2, marks=pytest.mark.slow),
+        pytest.param("texts", 2, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_random_moments(
@@ -71,17 +79,22 @@ def test_killed_at_random_moments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spare_plots(monkeypatch)
-    values = merged(COMMON, VARIANTS[variant])
-    values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
-    values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}
+    values = merged(COMMON, VARIANTS.get(variant, {}))
+    if variant == "texts":
+        pairs = write_drawn_pairs(tmp_path / "data", photos=4)
+        values = merged(small_clip(pairs), TEXTS)
+    else:
+        values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
+        values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}
     config = tmp_path / "phase.yml"
     config.write_text(yaml.safe_dump(values))
+    main = main_clip.main if variant == "texts" else main_arcface.main
     rng, runs = random.Random(variant), tmp_path / "runs"
     common = ("--config", config, "--runs", runs, "--name")
     told(main, *common, "calm")
     for _ in range(kills):
         process = PythonProcess(
-            *("-m", "visual_search.main_arcface", *common, "killed"), out=tmp_path / "killed.log"
+            *("-m", main.__module__, *common, "killed"), out=tmp_path / "killed.log"
         )
         wait_for_growth(runs / "killed", process)
         time.sleep(rng.uniform(0.0, 0.4) if kills > 1 else 0.0)
@@ -96,15 +109,11 @@ def test_killed_at_random_moments(
         one, two = (load_file(runs / name / f"{part}.safetensors") for name in ("calm", "killed"))
         assert one.keys() == two.keys()
         assert all(one[key].equal(two[key]) for key in one), part
-    lines = [
-        [
-            line
-            for line in map(json.loads, (runs / name / "metrics.jsonl").read_text().splitlines())
-            if line["kind"] != "epoch"  # its seconds and images are those of the last process
-        ]
+    calm, killed = (  # the seconds and images of an epoch are those of the last process
+        [line for line in RunFolder(runs, name).metrics() if line["kind"] != "epoch"]
         for name in ("calm", "killed")
-    ]
-    assert lines[0] == lines[1]
+    )
+    assert calm == killed
     results = [json.loads((runs / name / "result.json").read_text()) for name in ("calm", "killed")]
     assert results[0]["mAP"] == results[1]["mAP"]
     assert not (runs / "killed" / "state").exists()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tests.commands import logged, stopped, told
 from tests.conftest import PROJECT, draw_product, spare_plots, write_csv
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
-from visual_search.config_reader import parse_phase
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
@@ -25,9 +23,6 @@ from visual_search.main_arcface import main as main_arcface
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.projections import Whitening
 from visual_search.phase_chain import read_chain
-
-CONFIGS = sorted((PROJECT / "config/universal").glob("*.yml"))
-CONFIGS = [path for path in CONFIGS if not path.stem.endswith("_phases")]  # test_phase_chain.py
 
 
 @pytest.fixture
@@ -41,11 +36,6 @@ def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_read(path: Path) -> None:
-    parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])
 
 
 def _tables(tmp_path: Path) -> list[dict[str, Any]]:

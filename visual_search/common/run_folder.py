@@ -252,6 +252,9 @@ def save_state(
         processes: who writes together.
     """
     place = folder / f"step-{step:08d}"
+    if (place / "complete.json").is_file():  # two of one step: the first stays until the second is
+        place = folder / f"{place.name}-again"
+    processes.wait()  # all have looked before one writes
     if processes.rank == 0:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)

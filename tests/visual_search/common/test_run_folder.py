@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from tests.commands import inside, refused
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import (
     Processes,
@@ -222,6 +223,22 @@ def test_a_half_written_state_is_never_loaded(tmp_path: Path) -> None:
     place = newest_state(tmp_path)
     assert place == half
     assert load_state(place, ALONE)[0] == {"step": 10}
+
+
+def test_killed_while_it_saves_one_whole_state_remains(tmp_path: Path) -> None:
+    save_state(tmp_path, 5, {"n": 0}, {}, ALONE)
+
+    def work() -> None:  # at the end of an epoch a step may be saved a second time
+        for n, step in enumerate((5, 5, 5, 6), 1):
+            save_state(tmp_path, step, {"n": n}, {}, ALONE)
+
+    for _ in killed_at_each_change(work):
+        place = newest_state(tmp_path)
+        assert place is not None
+        load_state(place, ALONE)
+    place = newest_state(tmp_path)
+    assert place is not None
+    assert load_state(place, ALONE)[0] == {"n": 4}
 
 
 def test_a_state_that_cannot_be_used_says_why(tmp_path: Path) -> None:
