@@ -257,44 +257,26 @@ class ImageStore:
         done = [piece for piece in range(count) if self.progress_file(piece).is_file()]
         there = self._results(done)
         there = there.filter(there["file"].is_valid())
-        columns = [there["piece"], there["file"], first_files(there), there["bytes"]]
-        gone = {
-            piece
-            for piece, file, first, size in zip(*(c.to_pylist() for c in columns), strict=True)
-            if not is_stored(self.root, first, size) and not is_stored(self.root, file, size)
-        }
+        files = self._files(there)
+        rows = zip(there["piece"].to_pylist(), there["sha256"].to_pylist(), strict=True)
+        gone = {piece for piece, digest in rows if digest not in files}
         return sorted(set(range(count)) - set(done) | gone)
 
+    def _files(self, table: pa.Table) -> dict[str, str]:
+        """Of each content that is on the disk, by its SHA-256, the first row's file that has it."""
+        files: dict[str, str] = {}
+        columns = (table[name].to_pylist() for name in ("sha256", "file", "bytes"))
+        for digest, file, size in zip(*columns, strict=True):
+            if file and digest not in files and is_stored(self.root, file, size):
+                files[digest] = file
+        return files
+
     def _keep_one_copy(self, table: pa.Table) -> pa.Table:
-        """Of each content the file that its first row has; later copies are deleted."""
-        rows = zip(*(column.to_pylist() for column in (table["file"], table["bytes"])), strict=True)
-        files = [
-            file and keep_one_copy(self.root, file, first, size)
-            for (file, size), first in zip(rows, first_files(table).to_pylist(), strict=True)
-        ]
+        """Give each content the first file that has it; later copies are deleted."""
+        files = self._files(table)
+        kept = [files.get(digest) for digest in table["sha256"].to_pylist()]
+        for file, first in zip(table["file"].to_pylist(), kept, strict=True):
+            if file and file != first:
+                (self.root / file).unlink(missing_ok=True)
         place = table.schema.get_field_index("file")
-        return table.set_column(place, "file", pa.array(files, pa.string()))
-
-
-def first_files(table: pa.Table) -> pa.Array:
-    """Of each row the file of the first row with its content; null where there is none."""
-    codes = pd.factorize(table["sha256"].to_pandas(), use_na_sentinel=False)[0]
-    _, first = np.unique(codes, return_index=True)
-    return table["file"].combine_chunks().take(pa.array(first[codes], pa.int64()))
-
-
-def keep_one_copy(root: Path, file: str, first: str, size: int) -> str | None:
-    """Keep one of two files with the same content, the first where it is there.
-
-    Returns:
-        The file that has the content now, None where neither is there.
-    """
-    if is_stored(root, first, size):
-        if file != first:
-            (root / file).unlink(missing_ok=True)
-        return first
-    if is_stored(root, file, size):
-        (root / first).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).replace(root / first)
-        return first
-    return None
+        return table.set_column(place, "file", pa.array(kept, pa.string()))

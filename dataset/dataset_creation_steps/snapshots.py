@@ -284,17 +284,11 @@ def work_on_pieces(
 def read_rows(path: Path, start: int, stop: int, columns: list[str]) -> pa.Table:
     """Rows `start` to `stop` of a parquet file; only the row groups that hold them are read."""
     file = pq.ParquetFile(path)
-    found, first = [file.schema_arrow.empty_table().select(columns)], 0
-    for number in range(file.num_row_groups):
-        rows = file.metadata.row_group(number).num_rows
-        low, high = max(start, first), min(stop, first + rows)
-        if low < high:
-            table = file.read_row_group(number, columns=columns)
-            found.append(table.slice(low - first, high - low))
-        first += rows
-        if first >= stop:
-            break
-    return pa.concat_tables(found)
+    sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    starts = np.cumsum([0, *sizes])
+    first, last = np.searchsorted(starts, start, "right") - 1, np.searchsorted(starts[:-1], stop)
+    table = file.read_row_groups(range(first, last), columns=columns)
+    return table.slice(start - starts[first], stop - start)
 
 
 def row_count(path: Path, columns: Iterable[str]) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataset.dataset_creation_steps import image_store
 from dataset.dataset_creation_steps.download_images import Kept, download_images, table_file
 from dataset.dataset_creation_steps.engine import (
     DownloadConfig,
@@ -19,9 +20,7 @@ from dataset.dataset_creation_steps.engine import (
 )
 from dataset.dataset_creation_steps.image_store import (
     ImageStore,
-    first_files,
     folder_of,
-    keep_one_copy,
 )
 from tests.commands import refused, stopped
 from tests.dataset.dataset_creation_steps.conftest import jpeg
@@ -159,22 +158,19 @@ def test_a_network_that_goes_down_stops_the_step_soon(server: ImageServer, tmp_p
     assert sum(server.requests[path] for path in server.requests if "slow" in path) < 800
 
 
-def test_of_copies_the_first_row_keeps_its_file(tmp_path: Path) -> None:
-    for file in ("000/a.jpg", "001/a.jpg", "001/b.jpg"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_bytes(file[-5:].encode())
-    files = ["000/a.jpg", None, "000/b.jpg", "001/a.jpg", "001/b.jpg", "001/c.jpg"]
-    digests = ["A", None, "B", "A", "B", "C"]
-    first = first_files(pa.table({"file": files, "sha256": digests})).to_pylist()
-    assert first == ["000/a.jpg", None, "000/b.jpg", "000/a.jpg", "000/b.jpg", "001/c.jpg"]
-    # b's first file is gone; its copy takes the place.
-    kept = [
-        keep_one_copy(tmp_path, file, one, 5)
-        for file, one in zip(files, first, strict=True)
-        if file and one
-    ]
-    assert kept == ["000/a.jpg", None, "000/a.jpg", "000/b.jpg", None]
-    assert sorted(path.name for path in tmp_path.glob("*/*.jpg")) == ["a.jpg", "b.jpg"]
+def test_a_content_stays_where_its_first_file_is(server: ImageServer, tmp_path: Path) -> None:
+    """Where that was lost, it is fetched to the same place."""
+    root = tmp_path / "images_mean_50k"
+    names = ["0x0.jpg", "1x0.jpg", "copy.jpg"]
+    rows = [(f"B{n}", server.url(f"images/I/{name}"), 0.7) for n, name in enumerate(names)]
+    chosen = selection(tmp_path / "s.parquet", rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_store, "FOLDER_IMAGES", 1)
+        for _ in range(2):
+            assert call(chosen, root).duplicates == 1
+            found = sorted(path.parent.name for path in root.glob("*/*.jpg"))
+            assert found == ["000", "001"]
+            next(root.glob("000/*.jpg")).unlink()
 
 
 def test_the_plan_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
