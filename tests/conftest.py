@@ -42,6 +42,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     return path
 
 
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
 def draw_product(product: int, photo: int, side: int = 64) -> Image.Image:
     """A shape whose colour and form are the product's, on a background that is the photo's."""
     rng = np.random.default_rng([product, photo])

@@ -1,6 +1,5 @@
 """The embedded data set: its split, the committed files, and a small rebuild of two products."""
 
-import csv
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -12,16 +11,12 @@ from dataset.demo import build_demo
 from dataset.demo.builder import tables
 from dataset.demo.builder.catalogue import CURATION, LICENCES, read_catalogue, split_products
 from tests.commands import refused
+from tests.conftest import csv_rows
 from visual_search.data.leak_record import Side, warning
 
 DEMO = Path(build_demo.__file__).parent
 DEVELOPMENT = DEMO / "development_test_data"
 PRODUCT10K = DEMO / "Product10K"
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 def test_split_keeps_look_alikes_together_and_mixes_categories() -> None:
@@ -43,7 +38,7 @@ def test_missing_source_names_the_package(tmp_path: Path) -> None:
 
 
 def test_curation_names_each_model_once_and_gives_reasons() -> None:
-    entries = rows(CURATION)
+    entries = csv_rows(CURATION)
     assert max(Counter(row["model"] for row in entries).values()) == 1
     for row in entries:
         assert row["decision"] in ("keep", "drop")
@@ -66,7 +61,7 @@ def test_committed_files_match_their_checksums() -> None:
 
 
 def test_development_tables_are_consistent() -> None:
-    gallery, queries = rows(DEVELOPMENT / "gallery.csv"), rows(DEVELOPMENT / "queries.csv")
+    gallery, queries = csv_rows(DEVELOPMENT / "gallery.csv"), csv_rows(DEVELOPMENT / "queries.csv")
     assert [int(row["seller_img_id"]) for row in gallery] == list(range(len(gallery)))
     assert [int(row["user_img_id"]) for row in queries] == list(range(len(queries)))
     assert {row["product_id"] for row in queries} == {row["product_id"] for row in gallery}
@@ -78,7 +73,7 @@ def test_development_tables_are_consistent() -> None:
 
 
 def test_product10k_tables_are_consistent() -> None:
-    train, test = rows(PRODUCT10K / "train.csv"), rows(PRODUCT10K / "test_kaggletest.csv")
+    train, test = csv_rows(PRODUCT10K / "train.csv"), csv_rows(PRODUCT10K / "test_kaggletest.csv")
     classes = {int(row["class"]) for row in train}
     assert classes == set(range(len(classes)))
     assert {int(row["class"]) for row in test} == classes
@@ -93,12 +88,12 @@ def test_product10k_tables_are_consistent() -> None:
 
 
 def test_products_are_disjoint_between_the_splits_and_credited() -> None:
-    products = rows(DEMO / "products.csv")
+    products = csv_rows(DEMO / "products.csv")
     assert [int(row["product_id"]) for row in products] == list(range(len(products)))
     development = {row["product_id"] for row in products if row["split"] == "development"}
     training = {row["class"] for row in products if row["split"] == "train"}
-    assert {row["product_id"] for row in rows(DEVELOPMENT / "gallery.csv")} == development
-    assert {row["class"] for row in rows(PRODUCT10K / "train.csv")} == training
+    assert {row["product_id"] for row in csv_rows(DEVELOPMENT / "gallery.csv")} == development
+    assert {row["class"] for row in csv_rows(PRODUCT10K / "train.csv")} == training
     assert all((row["class"] == "") == (row["split"] == "development") for row in products)
     attribution = (DEMO / "ATTRIBUTION.md").read_text(encoding="utf-8")
     for row in products:

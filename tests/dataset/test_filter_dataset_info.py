@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image
 
 from dataset.filter_dataset_info import draw_groups, filter_table, main
 from tests.commands import inside, refused
-from tests.conftest import draw_product, write_csv
+from tests.conftest import csv_rows, draw_product, write_csv
 from visual_search.data.duplicates import find_removals
 
 COLUMNS = ["file_name", "label", "width", "height", "is_test", "hash"]
@@ -95,18 +94,13 @@ def images(tmp_path: Path) -> Path:
     return write_csv(tmp_path / "dataset_info.csv", COLUMNS[:5], rows)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
 def test_the_command_removes_copies_whatever_their_names(images: Path) -> None:
     """A stray line break in a name once kept every duplicate in a table like this."""
     done = inside(main, "--dataset_info", images, "--dedup", "--contact-sheet")
     folder = images.parent
-    kept = [row["file_name"] for row in read(folder / "dataset_info_filtered.csv")]
+    kept = [row["file_name"] for row in csv_rows(folder / "dataset_info_filtered.csv")]
     assert kept == ["0.png", "1.png", "2.png"]
-    removed = read(folder / "dataset_info_removed.csv")
+    removed = csv_rows(folder / "dataset_info_removed.csv")
     copies = [f'copy\nof {product}, "it\'s" ü.jpg' for product in range(3)]
     assert [row["file_name"] for row in removed] == [*copies, "cut.png"]
     assert [row["duplicate_of"] for row in removed] == ["0.png", "1.png", "2.png", ""]

@@ -1,4 +1,3 @@
-import csv
 import json
 import shlex
 from pathlib import Path
@@ -10,7 +9,7 @@ from PIL import Image
 
 from dataset.find_leaks import main as find_leaks_main
 from tests.commands import inside, refused, stopped, told
-from tests.conftest import write_csv
+from tests.conftest import csv_rows, write_csv
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -66,8 +65,7 @@ def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     said = told(find_leaks_main, "--train", train, "--test", test)
     assert "2 of 4 evaluation images are near-duplicates" in said
     assert "--embeddings RUN_OR_EXPORT asks a model" in said
-    with (train.parent / "leaks.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = csv_rows(train.parent / "leaks.csv")
     pairs = {(Path(row["test_photo"]).name, Path(row["train_photo"]).name) for row in rows}
     assert pairs == {("0.jpg", "3.png"), ("1.jpg", "5.png")}
     assert all(int(row["distance"]) <= 10 and row["cosine"] == "" for row in rows)
@@ -110,8 +108,7 @@ def test_a_model_compares_the_pairs(shared: tuple[Path, Path]) -> None:
     save_checkpoint(model, architecture, embedder.state_dict(), {}, {"run": "tiny"})
     options = ["--threshold", 40, "--embeddings", model, "--cosine"]
     said = told(find_leaks_main, "--train", train, "--test", test, *options, 0.9)
-    with (train.parent / "leaks.csv").open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = csv_rows(train.parent / "leaks.csv")
     assert len(rows) > 20
     embedder.eval()
 
@@ -210,8 +207,7 @@ def test_the_command_that_a_warning_prints_ends_it(
     folds = write_csv(tables / "folds.csv", ["file_name", "label", "fold"], rows)
     side = Side(folds, images, 1)
     told(find_leaks_main, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2]))
-    with (tables / "leaks.csv").open(newline="") as handle:
-        (leak,) = csv.DictReader(handle)
+    (leak,) = csv_rows(tables / "leaks.csv")
     assert [Path(leak[f"{name}_photo"]).name for name in ("test", "train")] == ["4.png", "3.png"]
     assert warning([side], [side]) == ""
     # Without the fold the table would be compared with itself.

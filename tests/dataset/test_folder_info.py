@@ -1,4 +1,3 @@
-import csv
 import os
 import time
 from pathlib import Path
@@ -9,18 +8,13 @@ from PIL import Image
 from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.commands import refused
-from tests.conftest import draw_product
+from tests.conftest import csv_rows, draw_product
 from tests.warm import PythonProcess
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
 from visual_search.data.duplicates import hash_and_size
 
 TABLES = ("dataset_info.csv", "broken_photos.csv", "duplicate_files.csv")
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_table_of_a_folder(folder: Path) -> None:
     done = describe_folder(folder, folder)
-    table = rows_of(folder / "dataset_info.csv")
+    table = csv_rows(folder / "dataset_info.csv")
     assert list(table[0]) == ["file_name", "label", "width", "height", "is_test"]
     names = [(row["file_name"], row["label"], row["width"]) for row in table]
     assert names == [
@@ -59,10 +53,10 @@ def test_the_table_of_a_folder(folder: Path) -> None:
         ("shoe/left/0.png", "shoe/left", "40"),
         ("shoe/left/1.png", "shoe/left", "48"),
     ]
-    broken = {row["file_name"]: row["reason"] for row in rows_of(folder / "broken_photos.csv")}
+    broken = {row["file_name"]: row["reason"] for row in csv_rows(folder / "broken_photos.csv")}
     assert broken.keys() == {"cup/empty.jpg", "cup/page.jpg", "cup/gone.jpg"}
     assert "web page" in broken["cup/page.jpg"]
-    assert rows_of(folder / "duplicate_files.csv") == [
+    assert csv_rows(folder / "duplicate_files.csv") == [
         {"file_name": "cup/copy.png", "duplicate_of": "cup/1.png"},
         {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
     ]
@@ -87,7 +81,7 @@ def test_links_that_lead_to_each_other_are_followed_once(
     (elsewhere / "deep" / "up").symlink_to(elsewhere)
     monkeypatch.chdir(root if start == "." else tmp_path)
     describe_folder(Path(start), tmp_path / "tables")
-    labels = [row["label"] for row in rows_of(tmp_path / "tables" / "dataset_info.csv")]
+    labels = [row["label"] for row in csv_rows(tmp_path / "tables" / "dataset_info.csv")]
     assert labels == ["a", "a/x", "b", "b/y", "c"]
 
 
@@ -103,7 +97,7 @@ def test_two_at_once_do_not_write_one_folder(folder: Path, tmp_path: Path) -> No
 def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "tables" / "deep"
     done = describe_folder(folder, target, hashes=True, min_images=2)
-    table = rows_of(target / "dataset_info.csv")
+    table = csv_rows(target / "dataset_info.csv")
     assert {row["label"] for row in table} == {"cup", "shoe/left"}
     assert (done.classes, done.small_classes) == (2, 1)
     for row in table:
@@ -182,7 +176,7 @@ def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
     Image.new("RGB", (90, 91)).save(folder / "cup" / "2.png")
     (folder / "shoe" / "left" / "1.png").unlink()
     describe_folder(folder, target)
-    sizes = {row["file_name"]: row["width"] for row in rows_of(target / "dataset_info.csv")}
+    sizes = {row["file_name"]: row["width"] for row in csv_rows(target / "dataset_info.csv")}
     assert sizes["../photos/cup/2.png"] == "90"
     assert "../photos/shoe/left/1.png" not in sizes
     assert sizes["../photos/shoe/left/0.png"] == "40"

@@ -1,6 +1,5 @@
 """All five commands, as a user calls them, against a loopback server with faults."""
 
-import csv
 import json
 import os
 import shlex
@@ -25,6 +24,7 @@ from dataset.dataset_creation_steps import (
     snapshots,
 )
 from tests.commands import inside, ran, told
+from tests.conftest import csv_rows
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import (
     PASSING,
@@ -53,18 +53,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "BACKOFF", 0.05)
 
 
-def rows(path: Path) -> list[tuple[str, ...]]:
-    with path.open(newline="") as handle:
-        return [tuple(row) for row in csv.reader(handle)]
-
-
 def check(folder: Path, truth: Truth, server: ImageServer, model: Path) -> None:
     vectors = embedded(server.images, model, folder / "reference")
     for threshold, name in ((0.5, "05"), (0.6, "06")):
         expected = expected_csv(truth, server.images, vectors, threshold)
         assert len(truth.product) // 3 <= len(expected) < 3 * len(truth.product)
-        found = rows(folder / f"amazon_review_mean_{name}_full_images.csv")
-        assert found == [("image_path", "label"), *expected]
+        found = csv_rows(folder / f"amazon_review_mean_{name}_full_images.csv")
+        assert found == [{"image_path": path, "label": label} for path, label in expected]
         for path, _ in expected:
             assert (folder / "images_mean_50k" / path).read_bytes() in server.images.values()
 

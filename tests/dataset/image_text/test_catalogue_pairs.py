@@ -1,17 +1,16 @@
 """Catalogues with names as tables of pairs."""
 
-import csv
 from pathlib import Path
 
 from dataset.image_text.catalogue_pairs import catalogue_pairs, main
 from tests.commands import refused, stopped, told
+from tests.conftest import csv_rows
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
 
 def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
     folder = project / "dataset" / "demo"
-    with (folder / "products.csv").open(newline="", encoding="utf-8") as handle:
-        products = {row["product_id"]: row for row in csv.DictReader(handle)}
+    products = {row["product_id"]: row for row in csv_rows(folder / "products.csv")}
     for language in ("ru", "en"):
         rows = catalogue_pairs(folder, (language,)).to_pylist()
         for row in rows:
