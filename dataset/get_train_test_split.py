@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dataset.options import add_random_seed
 from visual_search.common.errors import UserError, run_command
-from visual_search.common.ranges import whole_number
+from visual_search.common.ranges import real_number, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
     )
     for name, text in OPTIONS.items():
         default = signature(split_by_classes).parameters[name].default
-        kind = float if name == "test_ratio" else whole_number(0)
+        kind = real_number(0, 1, above=True) if name == "test_ratio" else whole_number(0)
         add(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
 
 

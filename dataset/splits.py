@@ -51,7 +51,7 @@ def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
     class in two folds differ by one at most, and so do the images of two folds in all.
 
     Raises:
-        UserError: when k is below 2 or there are fewer images than folds.
+        UserError: when there are fewer images than folds.
     """
     _check_k(k, len(classes), "images")
     order = np.random.default_rng(seed).permutation(len(classes))
@@ -108,10 +108,8 @@ def frequency_test_classes(
     classes of one image: there would be nothing to find for it.
 
     Raises:
-        UserError: for a ratio not between 0 and 1, and when no class would test.
+        UserError: when no class would test.
     """
-    if not 0 < test_ratio < 1:
-        raise UserError(f"--test_ratio is {test_ratio}; it must be above 0 and below 1")
     images, bins, classes_of_bin = np.unique(sizes, return_inverse=True, return_counts=True)
     paired = images > 1
     # Rounded first, or 0.07 * 100 = 7.000000000000001 would become 8.
@@ -129,7 +127,5 @@ def frequency_test_classes(
 
 
 def _check_k(k: int, number: int, what: str) -> None:
-    if k < 2:
-        raise UserError(f"--k is {k}; there must be at least 2 folds")
     if number < k:
         raise UserError(f"--k is {k}, but there are only {number} {what} to spread over the folds")

@@ -63,15 +63,12 @@ def analyse(
     threshold keeps.
 
     Raises:
-        UserError: when there is no snapshot, or a threshold is out of range.
+        UserError: when there is no snapshot.
     """
     import pyarrow.parquet as pq
 
     from dataset.dataset_creation_steps.mean_cosines import cut, draw_histogram, write_means
 
-    for threshold in thresholds:
-        if not -1 <= threshold < 1:
-            raise UserError(f"--threshold {threshold}: a cosine is from -1 to below 1")
     pattern = embeddings or f"{glob.escape(str(parquet))}_*.embeddings"
     snapshots = sorted(map(Path, glob.glob(pattern)))
     if not snapshots:

@@ -9,6 +9,7 @@ CASES = [
     ("get_kfold_split", TABLE, "--k", ("1", "-1", "1e3", "two"), "2 or more"),
     ("get_kfold_split", TABLE, "--random_seed", ("-3", "0.5"), "0 or more"),
     ("get_train_test_split", TABLE, "--min_freq", ("-1",), "0 or more"),
+    ("get_train_test_split", TABLE, "--test_ratio", ("0", "1.1", "nan"), "above 0, at most 1"),
     ("get_train_test_split", TABLE, "--random_seed", ("-3", "nan"), "0 or more"),
     ("downsample_classes", TABLE, "--threshold", ("-1",), "0 or more"),
     ("downsample_classes", TABLE, "--max_per_class", ("-1",), "0 or more"),
@@ -40,5 +41,5 @@ def test_numbers_out_of_range(
             parse([*needed, f"{option}={value}"])
         assert caught.value.code == 2
         said = capsys.readouterr().err
-        kind = "number" if option == "--cosine" else "whole number"
+        kind = "number" if option in ("--cosine", "--test_ratio") else "whole number"
         assert f"argument {option}: '{value}' is no {kind}, {wanted}" in said

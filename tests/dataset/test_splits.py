@@ -93,8 +93,5 @@ def test_minmax_takes_both_ends_into_the_training() -> None:
 
 
 def test_impossible_folds_are_refused() -> None:
-    refused("--k is 1; there must be at least 2", stratified_folds, np.zeros(9, dtype=int), 1, 0)
     refused("--k is 5, but there are only 3 images", stratified_folds, np.zeros(3, dtype=int), 5, 0)
     refused("only 2 classes", class_folds, np.array([0, 0, 1, 1, 1]), 3, 0)
-    for ratio in (0.0, 1.0, -1.0, float("nan")):
-        refused("--test_ratio", frequency_test_classes, np.full(20, 4), ratio, 10, 0)
