@@ -108,8 +108,9 @@ def read_with_ours(path: Path) -> int:
 def peak_of_reading(path: Path, output: Path) -> float:
     """Peak memory of step 1's reading, which writes the rows with images, bytes."""
     from dataset.dataset_creation_steps.get_pairs import extract
+    from dataset.dataset_creation_steps.reviews import review
 
-    extract(path, "reviews", output)
+    extract(path, review, output)
     return peak_resident()
 
 

@@ -9,13 +9,17 @@ import argparse
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataset.dataset_creation_steps.engine import add_runner_options, start_engine
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import read_json, write_json, written_atomically
 from visual_search.common.locks import work_folder
+
+if TYPE_CHECKING:
+    from dataset.dataset_creation_steps.reviews import Row
 
 PRODUCTS_A_GROUP = 1000
 """Products of a row group, which is also what one snapshot of step 2 holds."""
@@ -83,15 +87,15 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
         UserError: when a file is missing or of another kind, or no product has both kinds of
             images.
     """
-    from dataset.dataset_creation_steps.reviews import beginning
+    from dataset.dataset_creation_steps.reviews import beginning, product, review
 
     for path in (reviews, meta):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
     with work_folder(output.with_name(f".{output.name}.parts")) as parts:
         summary: dict[str, Any] = {
-            "reviews": extract(reviews, "reviews", parts / "reviews.parquet"),
-            "products": extract(meta, "products", parts / "products.parquet"),
+            "reviews": extract(reviews, review, parts / "reviews.parquet"),
+            "products": extract(meta, product, parts / "products.parquet"),
             "inputs": inputs(reviews, meta),
         }
         summary["products"]["duplicate asins, merged"] = _duplicates(parts / "products.parquet")
@@ -107,17 +111,16 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
     return summary
 
 
-def extract(path: Path, kind: str, output: Path) -> dict[str, int]:
-    """Read a file of `reviews` or `products` once, keep its rows with images, and count."""
+def extract(path: Path, reader: Callable[..., Row | None], output: Path) -> dict[str, int]:
+    """Read a file once by :func:`reviews.review` or `product`, keep rows with images, and count."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from dataset.dataset_creation_steps.reviews import READERS, Fields, read_objects
+    from dataset.dataset_creation_steps.reviews import Fields, read_objects
 
     tally: Counter[str] = Counter()
     text = pa.string()
     schema = pa.schema([("asin", text), ("title", text), ("urls", pa.list_(text))])
-    reader = READERS[kind]
     rows: list[Any] = []
     with pq.ParquetWriter(output, schema) as writer:
         # An empty block behind the last one writes what is left.

@@ -125,11 +125,6 @@ def store_image(root: Path, folder: str | None, data: bytes) -> dict[str, Any]:
     return {"file": file, "sha256": digest, "bytes": len(data), "reason": None}
 
 
-def folder_of(row: int) -> str:
-    """The folder of the image of row so-and-so: `000` for the first 50,000."""
-    return f"{row // FOLDER_IMAGES:03d}"
-
-
 def is_stored(root: Path, file: str, size: int) -> bool:
     """Whether an image of that size is there."""
     try:
@@ -219,9 +214,12 @@ class ImageStore:
 
         def rows_of(piece: int) -> pa.Table:
             table = pq.ParquetFile(self.plan_file).read_row_group(piece, columns=[*self.columns])
-            numbers = range(int(starts[piece]), int(starts[piece + 1]))
-            folders = [None if self.by_content else folder_of(number) for number in numbers]
-            return table.append_column("folder", pa.array(folders, pa.string()))
+            if self.by_content:
+                folders = pa.nulls(table.num_rows, pa.string())
+            else:
+                rows = range(starts[piece], starts[piece + 1])
+                folders = pa.array([f"{row // FOLDER_IMAGES:03d}" for row in rows])
+            return table.append_column("folder", folders)
 
         def stages(frame: Any) -> Any:
             frame = frame.with_column("got", stage(daft.col("url"), daft.col("folder")))

@@ -11,7 +11,7 @@ import ast
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,17 +160,6 @@ def _unpacked(packed: Iterator[bytes], tally: Counter[str]) -> Iterator[bytes]:
         tally[CUT] += 1
 
 
-# A product's page that was saved as its title: its script begins with `aPageStart.getTime()`.
-JUNK = "getTime"
-
-JUNK_ROWS = "junk rows (getTime in the title)"
-NO_ASIN = "rows without asin"
-NO_IMAGE = "rows without photos"
-STRING_FIELDS = "image fields that are a string"
-WRONG_FIELDS = "image fields of a wrong type"
-WRONG_URLS = "image entries that are no http(s) address"
-
-
 class Fields(msgspec.Struct, gc=False):
     """The fields of a review or a product that are looked at."""
 
@@ -195,8 +184,9 @@ def review(fields: Fields, tally: Counter[str]) -> Row | None:
 
 def product(fields: Fields, tally: Counter[str]) -> Row | None:
     """The shop's images of a product, the large ones where it has them."""
-    if isinstance(fields.title, str) and JUNK in fields.title:
-        tally[JUNK_ROWS] += 1
+    # A page that was saved as its title: its script begins with `aPageStart.getTime()`.
+    if isinstance(fields.title, str) and "getTime" in fields.title:
+        tally["junk rows (getTime in the title)"] += 1
         return None
     for field in (fields.imageURLHighRes, fields.imageURL, [fields.imUrl] if fields.imUrl else []):
         found = addresses(field, tally)
@@ -205,20 +195,14 @@ def product(fields: Fields, tally: Counter[str]) -> Row | None:
     return _row(fields, found, tally)
 
 
-READERS: dict[str, Callable[[Fields, Counter[str]], Row | None]] = {
-    "reviews": review,
-    "products": product,
-}
-
-
 def _row(fields: Fields, images: list[str], tally: Counter[str]) -> Row | None:
     try:
         asin = id_of(fields.asin)
     except ValueError:
-        tally[NO_ASIN] += 1
+        tally["rows without asin"] += 1
         return None
     if not images:
-        tally[NO_IMAGE] += 1
+        tally["rows without photos"] += 1
         return None
     title = fields.title if isinstance(fields.title, str) else ""
     return asin, title, images
@@ -229,10 +213,10 @@ def addresses(value: Any, tally: Counter[str]) -> list[str]:
     if not value:
         return []
     if isinstance(value, str):
-        tally[STRING_FIELDS] += 1
+        tally["image fields that are a string"] += 1
         value = [value]
     if not isinstance(value, list):
-        tally[WRONG_FIELDS] += 1
+        tally["image fields of a wrong type"] += 1
         return []
     found = [
         entry
@@ -240,7 +224,7 @@ def addresses(value: Any, tally: Counter[str]) -> list[str]:
         if isinstance(entry, str) and entry.startswith(("http://", "https://"))
     ]
     if len(found) < len(value):
-        tally[WRONG_URLS] += len(value) - len(found)
+        tally["image entries that are no http(s) address"] += len(value) - len(found)
     return found
 
 

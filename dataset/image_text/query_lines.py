@@ -19,8 +19,6 @@ from visual_search.common.errors import UserError
 from visual_search.data.values import id_of
 
 NO_IMAGE = "lines without an image"
-NO_URL = "lines without an address"
-NO_QUERY = "lines without a query"
 
 
 class ImageLine(msgspec.Struct, gc=False):
@@ -62,7 +60,7 @@ def read_images(path: Path, tally: Counter[str]) -> pa.Table:
             if image is None:
                 tally[NO_IMAGE] += 1
             elif not isinstance(url, str) or not url.strip():
-                tally[NO_URL] += 1
+                tally["lines without an address"] += 1
             else:
                 images.append(image)
                 urls.append(url.strip())
@@ -89,7 +87,7 @@ def read_queries(path: Path, tally: Counter[str]) -> Iterator[list[tuple[str, Qu
             if image is None:
                 tally[NO_IMAGE] += 1
             elif not line.queries:
-                tally[NO_QUERY] += 1
+                tally["lines without a query"] += 1
             else:
                 rows.append((image, line))
         found = found or bool(rows)

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset.image_text.text_normalization import (
-    COMMON,
-    REPEATED,
     CleaningConfig,
     CleaningRules,
     QueryRules,
@@ -78,7 +76,9 @@ def clean_images(
             words = words_of(query)
             language = language_of(" ".join(words), languages)
             text = clean_words(words, language, rules)
-            reason = why_uninformative(text, drop) or (REPEATED if text in seen else None)
+            reason = why_uninformative(text, drop)
+            if not reason and text in seen:
+                reason = "the same query of the same image"
             seen.add(text)
             if reason:
                 dropped.append((reason, query))
@@ -250,7 +250,7 @@ def _informative_rows(
         dropped = [next(found) for _ in row["texts"]]
         for query, gone in zip(row["queries"], dropped, strict=True):
             if gone:
-                counts.drop(COMMON, query)
+                counts.drop("stands at too many images", query)
         for name in OF_QUERIES:
             row[name] = [v for v, gone in zip(row[name], dropped, strict=True) if not gone]
     return [row for row in rows if row["queries"]]

@@ -235,15 +235,6 @@ def _analyzer(language: str) -> Any:
         ) from error
 
 
-EMPTY = "nothing is left after cleaning"
-LONG = "too many words"
-NUMBERS = "numbers, sizes and units only"
-SHORT = "a single letter"
-MASHED = "one letter over and over"
-ASKING = "only words of asking"
-REPEATED = "the same query of the same image"
-COMMON = "stands at too many images"
-
 _MASHED = re.compile(r"^(\w{1,2})\1{3,}$|(\w)\2{4,}")
 _NUMBER = re.compile(r"\d+(?:[./x-]\d+)*[%\"]?$")
 
@@ -279,16 +270,18 @@ def why_uninformative(text: str, rules: QueryRules) -> str | None:
     """The reason to drop a cleaned query, or None."""
     words = text.split()
     if not words:
-        return EMPTY
+        return "nothing is left after cleaning"
     if len(words) > rules.max_words:
-        return LONG
+        return "too many words"
     if all(_NUMBER.match(word) or word in UNITS for word in words) and _NUMBER.match(words[0]):
-        return NUMBERS
+        return "numbers, sizes and units only"
     if len(text) == 1:
-        return SHORT
+        return "a single letter"
     if all(_MASHED.search(word) for word in words):
-        return MASHED
-    return ASKING if set(rules.asking_words.split()).issuperset(words) else None
+        return "one letter over and over"
+    if set(rules.asking_words.split()).issuperset(words):
+        return "only words of asking"
+    return None
 
 
 @dataclass(frozen=True)

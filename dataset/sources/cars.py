@@ -44,8 +44,11 @@ def read(files: Files) -> Iterator[InfoRow]:
 
 
 def _matlab_rows(files: Files, path: Path, name_field: str, prefix: str) -> Iterator[InfoRow]:
-    names = _class_names(files, path)
-    annotations = _struct_array(path, "annotations")
+    contents = _load(path)
+    names = _class_names(files, contents)
+    if "annotations" not in contents:
+        raise UserError(f"{path} has no variable 'annotations': it is not of this data set")
+    annotations = contents["annotations"].reshape(-1)
     fields = annotations.dtype.names or ()
     missing = [name for name in (*CORNERS, "class", name_field) if name not in fields]
     if missing:
@@ -76,20 +79,12 @@ def _row(path: str, label: int, title: str, corners: list[str], place: str) -> I
     )
 
 
-def _class_names(files: Files, annotations: Path) -> dict[int, str]:
+def _class_names(files: Files, contents: dict[str, np.ndarray]) -> dict[int, str]:
     """Names by class id, from the file itself or from the devkit; none where neither has them."""
-    contents = _load(annotations)
     if "class_names" not in contents and files.has("cars_meta.mat"):
         contents = _load(files.file("cars_meta.mat"))
     names = contents.get("class_names")
     return {} if names is None else dict(enumerate(map(str, names.flatten()), 1))
-
-
-def _struct_array(path: Path, name: str) -> np.ndarray:
-    contents = _load(path)
-    if name not in contents:
-        raise UserError(f"{path} has no variable {name!r}: it is not of this data set")
-    return contents[name].reshape(-1)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
@@ -106,7 +101,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def _csv_rows(files: Files) -> Iterator[InfoRow]:
     """`fname,x1,y1,x2,y2,class` without a header; images lie in folders named by class."""
-    names = _csv_names(files.file("names.csv"))
+    with open(files.file("names.csv"), newline="", encoding="utf-8-sig", opener=regular) as handle:
+        names = {number: row[0] for number, row in enumerate(csv.reader(handle), 1) if row}
     for part in ("train", "test"):
         for place, fields in split_lines(files.file(f"anno_{part}.csv"), 6, separator=","):
             name, *corners, label_text = fields
@@ -116,11 +112,6 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
             # A class name with a slash became a folder name with a hyphen.
             path = files.image(f"{part}/{names[label].replace('/', '-')}/{name}")
             yield _row(path, label, names[label], corners, place)
-
-
-def _csv_names(path: Path) -> dict[int, str]:
-    with open(path, newline="", encoding="utf-8-sig", opener=regular) as handle:
-        return {number: row[0] for number, row in enumerate(csv.reader(handle), 1) if row}
 
 
 DATA_SET = DataSet(

@@ -20,7 +20,6 @@ from dataset.dataset_creation_steps.engine import (
 )
 from dataset.dataset_creation_steps.image_store import (
     ImageStore,
-    folder_of,
 )
 from tests.commands import refused, stopped
 from tests.dataset.dataset_creation_steps.conftest import jpeg
@@ -188,8 +187,3 @@ def test_the_plan_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
     plan = pq.read_table(store.plan_file).to_pylist()
     assert [row["asin"] + row["url"] for row in plan] == ["Ax", "Ay", "Bx", "Bz", "Cx"]
     assert store.extend_plan(pa.table(wanted), 5) == [2, 1, 2]
-
-
-def test_folders_hold_fifty_thousand() -> None:
-    rows = (0, 49_999, 50_000, 1_234_567)
-    assert [folder_of(row) for row in rows] == ["000", "000", "001", "024"]
