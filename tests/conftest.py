@@ -47,6 +47,13 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def write_yaml(path: Path, values: Any) -> Path:
+    import yaml
+
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    return path
+
+
 def draw_product(product: int, photo: int, side: int = 64) -> Image.Image:
     """A shape whose colour and form are the product's, on a background that is the photo's."""
     rng = np.random.default_rng([product, photo])

@@ -1,11 +1,36 @@
-"""Kill a piece of work at every change that it makes to the disk, one after another."""
+"""Work in processes that are killed: at the end, or at every change that it makes to the disk."""
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.copyfile"}
+
+
+@contextmanager
+def another_process(work: Callable[[], object]) -> Iterator[int]:
+    """Its number; it is killed at the end where it still runs."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def killed_at_each_change(work: Callable[[], object], most: int = 200) -> Iterator[int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings, PhaseConfig
@@ -37,52 +36,67 @@ from visual_search.ranking.store import (
 _NOTHING = "a grey image is used"
 
 
-class FrozenFeatures(Dataset):
-    """Rows of features in place of images; an image that cannot be read has a stand-in.
+class FrozenFeatures(TrainingImages):
+    """As :class:`TrainingImages`, with features in place of pixels, of a whole batch at once.
 
-    It reads as :class:`TrainingImages` does, a whole batch at once, which
-    is what the loader asks for where there is `__getitems__`.
+    Each image may have several views, the first of which is the whole image, the others random
+    crops of it; which one is shown depends on (seed, epoch, index) alone. An image that cannot be
+    read has a stand-in. A loader asks for `__getitems__` where there is one.
     """
 
-    def __init__(self, images: TrainingImages) -> None:
+    def __init__(self, shown: TrainingImages, views: int = 1) -> None:
         """
         Args:
-            images: the images, in their order; nothing can be read before :meth:`fill`.
+            shown: the images, in their order; nothing can be read before :meth:`fill`.
+            views: of each image, 1 or more.
         """
-        self.images = images
-        self.matrix = torch.zeros(0, 0)
-        self.labels = torch.from_numpy(images.images.labels)
-        self._substitute = torch.arange(len(images))
-        self._n_skipped = torch.zeros(len(images), dtype=torch.int64)
+        super().__init__(shown.images, shown.augment, shown.size, shown.seed)
+        self.views = views
+        self.matrix = torch.zeros(0, views, 0)
+        """`(n, views, width)`, float32."""
+        self.labels = torch.from_numpy(self.images.labels)
+        self._substitute = torch.arange(len(self))
+        self._n_skipped = torch.zeros(len(self), dtype=torch.int64)
+
+    def items(self) -> list[ImageItem]:
+        """What there have to be features of: the views of each image, one after the other."""
+        wholes = [self.images.item(row) for row in range(len(self))]
+        return [
+            ImageItem(item.path, random_crop(item, view, self.seed)) if view else item
+            for item in wholes
+            for view in range(self.views)
+        ]
 
     def fill(self, features: Features) -> None:
-        """Take the features of all images.
+        """Take the features of :meth:`items`.
 
         Raises:
             UserError: when no image can be read.
         """
-        self.matrix = features.matrix
-        broken = np.array([reason.endswith(_NOTHING) for reason in features.reasons])
+        self.matrix = features.matrix.unflatten(0, (-1, self.views))
+        unread = np.array([reason.endswith(_NOTHING) for reason in features.reasons])
+        broken = unread.reshape(-1, self.views).any(axis=1)
         if broken.all():
             raise UserError("none of the training images can be read")
         for row in np.flatnonzero(broken).tolist():
-            for n_skipped, other in enumerate(self.images.substitutes(row)):
+            for n_skipped, other in enumerate(self.substitutes(row)):
                 if not broken[other]:
                     self._substitute[row], self._n_skipped[row] = other, n_skipped
                     break
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def shown(self) -> Tensor:
-        """The features of all images, `(n, width)`, stand-ins in the place of unreadable ones."""
-        return self.matrix[self._substitute] if self._n_skipped.any() else self.matrix
+        """The whole images' features, `(n, width)`, stand-ins in the place of unreadable ones."""
+        whole = self.matrix[:, 0]
+        return whole[self._substitute] if self._n_skipped.any() else whole
 
     def __getitems__(self, indexes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features `(N, width)`, labels, images, how many unreadable ones came first, `(N,)`."""
         wanted = torch.as_tensor(indexes) % len(self)
-        shown = self._substitute[wanted]
-        return self.matrix[shown], self.labels[shown], wanted, self._n_skipped[wanted]
+        shown, views = self._substitute[wanted], torch.zeros_like(wanted)
+        if self.views > 1:
+            seeds = [np.random.SeedSequence([self.seed, int(self.epoch), i]) for i in indexes]
+            views = torch.tensor([int(seed.generate_state(1)[0]) % self.views for seed in seeds])
+        return self.matrix[shown, views], self.labels[shown], wanted, self._n_skipped[wanted]
 
 
 @dataclass
@@ -121,9 +135,7 @@ class FrozenPhase:
             device,
             progress,
         )
-        images = self.training.images.images
-        items = [images.item(row) for row in range(len(images))]
-        self.training.fill(source.features(items, "training images"))
+        self.training.fill(source.features(self.training.items(), "training images"))
         gallery = trimmed(dev_set.gallery, config.embedding)
         self.gallery = source.features(gallery, "gallery images")
         if dev_set.own is None:
@@ -184,65 +196,6 @@ def check_cacheable(config: PhaseConfig) -> None:
 
 SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3
 """Share of the image's area in a crop at the least, and its width to height at the most."""
-
-
-class CachedViews(TrainingImages):
-    """As :class:`TrainingImages`, with a view's features in place of pixels.
-
-    Which view is shown depends on (seed, epoch, index) alone. View 0 is the whole image.
-    """
-
-    def __init__(self, shown: TrainingImages, views: int) -> None:
-        """
-        Args:
-            shown: the images; nothing can be read before :meth:`fill`.
-            views: of each image, 1 or more.
-        """
-        super().__init__(shown.images, shown.augment, shown.size, shown.seed)
-        self.views = views
-        self.features = torch.zeros(0, views, 0)
-        """`(n, views, width)`, float32."""
-        self.broken: np.ndarray = np.zeros(len(shown), dtype=bool)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int, int]:
-        """Features `(width,)`; label; image; how many unreadable images came first."""
-        wanted = index % len(self)
-        for n_skipped, chosen in enumerate(self.substitutes(wanted)):
-            if self.broken[chosen]:
-                continue
-            state = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
-            view = int(state[0]) % self.views
-            return self.features[chosen, view], int(self.images.labels[chosen]), wanted, n_skipped
-        raise UserError("none of the training images can be read")
-
-    def fill(
-        self,
-        visual: Embedder,
-        input_size: int,
-        folder: Path,
-        *,
-        device: torch.device,
-        progress: bool = True,
-    ) -> None:
-        """Embed each image and its crops, or read from the store what was embedded before.
-
-        Args:
-            visual: the frozen tower, in evaluation mode, on `device`.
-            input_size: side in pixels at which it sees them.
-            folder: of all stores.
-            device: where the tower is.
-            progress: whether there are progress bars.
-        """
-        wholes = [self.images.item(i) for i in range(len(self))]
-        items = [
-            ImageItem(item.path, random_crop(item, view, self.seed)) if view else item
-            for item in wholes
-            for view in range(self.views)
-        ]
-        found = kept_features(visual, items, input_size, folder, device, progress)
-        self.features = found.matrix.unflatten(0, (-1, self.views))
-        unread = np.array([reason.endswith(_NOTHING) for reason in found.reasons])
-        self.broken = np.asarray(unread.reshape(-1, self.views).any(axis=1))
 
 
 def kept_features(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 import sys
@@ -70,8 +71,9 @@ def parse_config(
             )
     arguments = spelled_out(sys.argv[1:] if arguments is None else arguments, kind)
     origins: dict[str, Path] = {}
-    for path in _config_files(arguments):
-        origins.update(_checked_keys(path, kind))
+    for word, path in itertools.pairwise(arguments):
+        if word == "--config":
+            origins.update(_checked_keys(Path(path), kind))
     for word in arguments:  # what is typed comes last, so no file is to blame for it
         origins.pop(word[2:].partition("=")[0], None)
     try:
@@ -140,16 +142,6 @@ def read_part(path: Path, kind: type[Part]) -> Part:
 def _described(name: str, kind: type) -> str:
     match = re.search(rf"^\s*{name}: (.+)$", kind.__doc__ or "", re.MULTILINE)
     return match.group(1) if match else name
-
-
-def _config_files(arguments: Sequence[str]) -> list[Path]:
-    files = []
-    for position, argument in enumerate(arguments):
-        if argument == "--config" and position + 1 < len(arguments):
-            files.append(Path(arguments[position + 1]))
-        elif argument.startswith("--config="):
-            files.append(Path(argument.partition("=")[2]))
-    return files
 
 
 def _checked_keys(path: Path, kind: Any, prefix: str = "") -> dict[str, Path]:

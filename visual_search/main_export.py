@@ -75,12 +75,8 @@ def main() -> None:
     write_json(output / "formats.json", {"ranker": best, "formats": formats})
     table = [["format", "MB", "smallest cosine", "images/s"]]
     for row in measured:
-        numbers = (
-            f"{row.megabytes:.1f}",
-            f"{row.smallest_cosine:.5f}",
-            f"{row.images_per_second:.0f}",
-        )
-        table.append([row.name, *numbers])
+        cosine, speed = f"{row.smallest_cosine:.5f}", f"{row.images_per_second:.0f}"
+        table.append([row.name, f"{row.megabytes:.1f}", cosine, speed])
     write_text(output / "formats.md", markdown(table) + "\n")
     print(f"\n{markdown(table)}\n\nnext: python local_evaluation.py --weights {output}")
 

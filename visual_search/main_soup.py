@@ -56,7 +56,7 @@ def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
         print(f"{what}: mAP {found.mean_average_precision:.4f}", flush=True)
         return found.mean_average_precision
 
-    soup = SOUPS[options.kind](ingredients, score)
+    soup = make_soup(ingredients, score, options.kind)
     architecture, train = first.architecture, config.train
     if train.whitening or train.whitening_power:
         embedder = _embedder(first, soup.state).to(device)
@@ -139,19 +139,19 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
     return found
 
 
-def uniform_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
-    """The average of all: Wortsman et al., "Model soups" (ICML 2022), section 2, uniform soup."""
-    state = _average(list(ingredients.values()))
-    mAP = score(_embedder(next(iter(ingredients.values())), state), "the average of all")
-    return Soup(state, mAP, tuple(ingredients), {})
+def make_soup(ingredients: Mapping[str, Checkpoint], score: Score, kind: str) -> Soup:
+    """The average of all (uniform), or of those that do not make it worse, best first (greedy).
 
-
-def greedy_soup(ingredients: Mapping[str, Checkpoint], score: Score) -> Soup:
-    """From the best run on, take in each that does not make the average worse: recipe 1 there."""
-    scores = _scores(ingredients, score)
+    Wortsman et al., "Model soups" (ICML 2022), section 2: uniform soup, and recipe 1.
+    """
+    if kind == "uniform":
+        state = _average(list(ingredients.values()))
+        mAP = score(_embedder(next(iter(ingredients.values())), state), "the average of all")
+        return Soup(state, mAP, tuple(ingredients), {})
+    scores = {name: score(_embedder(one, one.state), name) for name, one in ingredients.items()}
     order = sorted(ingredients, key=lambda name: -scores[name])
     kept, best = [order[0]], scores[order[0]]
-    state: Mapping[str, Tensor] = ingredients[order[0]].state
+    state = dict(ingredients[order[0]].state)
     for name in order[1:]:
         tried = _average([ingredients[part] for part in [*kept, name]])
         mAP = score(_embedder(ingredients[name], tried), f"with {name}")
@@ -168,7 +168,7 @@ def write_soup(
     Args:
         folder: `runs/<name>`.
         soup: what goes into it.
-        kind: a key of :data:`SOUPS`.
+        kind: uniform or greedy.
         sample: the first ingredient, with the average's architecture.
         config: of that one, as YAML: what the soup's images look like to the model.
         data: what it was scored on.
@@ -191,13 +191,6 @@ def write_soup(
     write_json(folder / "result.json", {**result, "scores": dict(soup.scores)})
 
 
-def _scores(ingredients: Mapping[str, Checkpoint], score: Score) -> dict[str, float]:
-    return {
-        name: score(_embedder(checkpoint, checkpoint.state), name)
-        for name, checkpoint in ingredients.items()
-    }
-
-
 def _average(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
     from visual_search.model.averaging import WeightSoup
 
@@ -213,13 +206,6 @@ def _embedder(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Embedder:
     embedder = rebuild_embedder(checkpoint.architecture)
     embedder.load_state_dict(dict(state))
     return embedder.eval()
-
-
-SOUPS: dict[str, Callable[[Mapping[str, Checkpoint], Score], Soup]] = {
-    "uniform": uniform_soup,
-    "greedy": greedy_soup,
-}
-"""Soups by name."""
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands import logged
+from tests.conftest import write_yaml
 from visual_search import cached_features
-from visual_search.cached_features import CachedViews, FrozenFeatures, random_crop
+from visual_search.cached_features import FrozenFeatures, kept_features, random_crop
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import RunFolder
 from visual_search.config import BackboneConfig, PhaseConfig
@@ -49,8 +49,7 @@ def universal(small_phase: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def parsed(values: dict[str, Any], tmp_path: Path) -> tuple[PhaseConfig, str]:
-    path = tmp_path / "phase.yml"
-    path.write_text(yaml.safe_dump(values))
+    path = write_yaml(tmp_path / "phase.yml", values)
     return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])[1:]
 
 
@@ -165,24 +164,25 @@ def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:
     torch.manual_seed(0)
     visual, built = build_embedder(BackboneConfig("timm/test_resnet", "none"), 32)
     visual.eval()
-    views = CachedViews(photos, 3)
-    views.fill(visual, 32, tmp_path / "cache", device=torch.device("cpu"), progress=False)
-    assert views.features.shape == (6, 3, built.dimension)
+    views = FrozenFeatures(photos, 3)
+    views.fill(kept_features(visual, views.items(), 32, tmp_path, torch.device("cpu"), False))
+    assert views.matrix.shape == (6, 3, built.dimension)
     for number, view in ((0, 0), (1, 2), (5, 1)):
         box = random_crop(ImageItem(paths[number]), view, 7) if view else None
         pixels, _ = load_pixels(ImageItem(paths[number], box), 32)
         with torch.no_grad():
             expected = F.normalize(visual(torch.from_numpy(pixels)[None]), dim=1)[0]
-        torch.testing.assert_close(views.features[number, view], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(views.matrix[number, view], expected, atol=1e-5, rtol=1e-4)
     # The broken photo's stand-in is of its own product.
-    features, label, wanted, passed_over = views[2]
-    assert (label, wanted, passed_over) == (1, 2, 1)
-    assert any(torch.equal(features, view) for view in views.features[3])
+    features, labels, wanted, passed_over = views.__getitems__([2])
+    assert (int(labels), int(wanted), int(passed_over)) == (1, 2, 1)
+    assert any(torch.equal(features[0], view) for view in views.matrix[3])
     drawn = set()
     for epoch in range(12):
         views.set_epoch(epoch)
-        assert torch.equal(views[0][0], views[0][0])
-        drawn.add(next(v for v in range(3) if torch.equal(views[0][0], views.features[0, v])))
+        shown = views.__getitems__([0])[0][0]
+        assert torch.equal(views.__getitems__([5, 0])[0][1], shown)
+        drawn.add(next(v for v in range(3) if torch.equal(shown, views.matrix[0, v])))
     assert drawn == {0, 1, 2}
 
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.commands import inside, logged, stopped, told
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, write_yaml
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.evaluation.dev_set import embed_dev_set
 from visual_search.main_arcface import main
@@ -25,9 +25,7 @@ def config(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
         "optim": {"head_lr": 0.01, "backbone_lr_ratio": 1.0, "warmup_steps": 4},
         "train": {"epochs": 2},
     }
-    path = tmp_path / "phase.yml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_yaml(tmp_path / "phase.yml", values)
 
 
 def test_a_phase_from_the_command_line(config: Path, tmp_path: Path) -> None:

@@ -4,14 +4,12 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tests.commands import logged, refused, stopped, told
-from tests.conftest import spare_plots
+from tests.conftest import spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
 from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
 from visual_search.text.zero_shot import ZeroShotSet, classify
@@ -32,11 +30,6 @@ def train(folder: Path, name: str, *options: object, runs: str = "runs") -> Path
     return folder / runs / name
 
 
-def written(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(values, allow_unicode=True))
-    return path
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +41,7 @@ def quick() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained run, its table, and a run of one epoch."""
     folder = tmp_path_factory.mktemp("clip")
-    written(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
+    write_yaml(folder / "clip.yml", small_clip(write_drawn_pairs(folder / "data")))
     train(folder, "right")
     slow = ("--optim.head_lr", 1e-6, "--train.epochs", 1, "--train.validate_every", 1)
     train(folder, "unlearnt", *slow)
@@ -177,12 +170,12 @@ def tasks(trained: Path) -> list[Path]:
     folder.mkdir()
     for direction in ("text-to-photo", "photo-to-text"):
         texts = {"pairs": str(pairs), "direction": direction}
-        written(folder / f"{direction}.yml", {"texts": texts, "metric": "R@1"})
+        write_yaml(folder / f"{direction}.yml", {"texts": texts, "metric": "R@1"})
     images = sorted((trained / "data" / "photos").glob("*.png"))
     rows = [f"{path},{path.stem.rsplit('_', 1)[0]}" for path in images]
     (folder / "table.csv").write_text("\n".join(["image_path,label", *rows]))
     alone = {"dev_set": {"table": str(folder / "table.csv")}, "rows": "all"}
-    written(folder / "photos.yml", alone)
+    write_yaml(folder / "photos.yml", alone)
     return sorted(folder.glob("*.yml"))
 
 

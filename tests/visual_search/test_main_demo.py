@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import refused
+from tests.commands import stopped, told
 from visual_search import main_demo
 from visual_search.common.errors import UserError
 
@@ -58,15 +58,11 @@ def test_a_failing_step_stops_the_demo_with_its_command(capfd: pytest.CaptureFix
 
 def test_it_is_started_in_the_top_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["main_demo"])
-    refused("make demo", main_demo.main)
+    assert "make demo" in stopped(main_demo.main)
 
 
-def test_the_summary_is_what_the_steps_measured(
-    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["main_demo"])
-    main_demo.main()
+def test_the_summary_is_what_the_steps_measured(commands: list[tuple[str, ...]]) -> None:
+    told(main_demo.main)
     summary = json.loads(Path("runs/demo/summary.json").read_text())
     assert (summary["zero_shot_map"], summary["trained_map"]) == (0.4, 0.6)
     assert [row["mAP"] for row in summary["phases"]] == [0.5, 0.62, 0.61]
@@ -79,13 +75,10 @@ def test_the_summary_is_what_the_steps_measured(
 
 
 def test_the_text_demo_scores_each_stage_and_asks_the_last(
-    commands: list[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    commands: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["main_demo", "--text"])
     monkeypatch.setattr(main_demo, "write_categories", lambda folder: folder)
-    main_demo.main()
+    said = told(main_demo.main, "--text")
     summary = json.loads(Path("runs/demo_text/summary.json").read_text())
     found = {name: values["text_to_photo"]["R@1"] for name, values in summary["stages"].items()}
     assert found == {"demo_a": 0.0, "demo_b": 0.1, "demo_c": 0.2}
@@ -93,7 +86,7 @@ def test_the_text_demo_scores_each_stage_and_asks_the_last(
     modules = [c[1].rpartition(".")[2] for c in commands if c[0] == "-m"]
     assert modules == ["main_phases", "main_zero_shot", "main_query"]
     assert "runs/demo_c" in commands[-1]
-    assert "demo_c                photo to text" in capsys.readouterr().out
+    assert "demo_c                photo to text" in said
 
 
 def test_every_category_of_the_catalogue_has_names(project: Path) -> None:

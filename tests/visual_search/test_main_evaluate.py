@@ -1,58 +1,38 @@
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 from my_submission.user_config import My_Ranker
-from tests.commands import refused
+from tests.commands import stopped, told
 from visual_search import main_evaluate
-from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.data.images import ImageItem
-from visual_search.evaluation import rerank_tuning
-from visual_search.evaluation.dev_set import EmbeddedDevSet, embed_dev_set
-from visual_search.evaluation.rerank_tuning import tune
-from visual_search.model.checkpoint import load_checkpoint
-from visual_search.ranking.export import exported_steps
-from visual_search.ranking.rerank import describe_steps, parse_steps, rank
+from visual_search.data.dev_sets import read_dev_set
+from visual_search.evaluation.dev_set import embed_dev_set
+from visual_search.main_evaluate import main
+from visual_search.ranking.rerank import parse_steps, rank
 
 
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> None:
-    given = ["score", "--run", str(tmp_path / "weights"), "--cache", str(tmp_path / "cache")]
-    given += ["--data-folder", str(tmp_path / "development_test_data"), *arguments]
-    monkeypatch.setattr(sys, "argv", ["main_evaluate", *given])
-    main_evaluate.main()
-
-
-def test_an_export_ranks_plainly_until_it_is_told_otherwise(weights: Path) -> None:
-    assert json.loads((weights / "model.json").read_text())["rerank"] == []
-    assert exported_steps(weights) == ()
+def score_of(place: Path) -> tuple[object, ...]:
+    """The command that scores the model in a folder on the development set beside it."""
+    data = ("--data-folder", place / "development_test_data")
+    return ("score", "--run", place / "weights", "--cache", place / "cache", *data)
 
 
 def test_a_second_call_reads_the_embeddings(
-    weights: Path,
-    dev_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    weights: Path, dev_folder: Path, tmp_path: Path
 ) -> None:
-    run(monkeypatch, tmp_path)
-    first = capsys.readouterr().out
+    first = told(main, *score_of(tmp_path))
     assert "10 gallery images embedded" in first
     assert "no match" not in first
-    run(monkeypatch, tmp_path)
-    second = capsys.readouterr().out
+    second = told(main, *score_of(tmp_path))
     assert "10 gallery images read from the cache" in second
     assert "10 query images read from the cache" in second
     assert second.splitlines()[-2:] == first.splitlines()[-2:]
     table = (dev_folder / "queries.csv").read_text()
     (dev_folder / "queries.csv").write_text(table.replace("58,58,104", "58,58,999", 1))
-    run(monkeypatch, tmp_path, "--input_size", "48")
-    said = capsys.readouterr().out
+    said = told(main, *score_of(tmp_path), "--input_size", "48")
     assert "10 gallery images embedded" in said
     assert "1 of 10 queries have no match in the gallery; each counts as 0" in said
 
@@ -87,49 +67,6 @@ def test_the_ranker_applies_what_model_json_names(
         My_Ranker(*tables)
 
 
-def shifted_dev_set(weights: Path, shift: float, noise: float) -> EmbeddedDevSet:
-    """Thirty products; all queries are moved the same way, which centring by sides mends."""
-    rng = np.random.default_rng(0)
-    centers, products = rng.normal(size=(30, 16)), np.repeat(np.arange(30), 3)
-    sides = [centers[products] + noise * rng.normal(size=(90, 16)) + s for s in (0.0, shift)]
-    gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
-    items = [ImageItem(Path("a.jpg"))] * 90
-    dev_set = DevSet(items, items, products.astype(str), products.astype(str))
-    return EmbeddedDevSet(dev_set, gallery, queries, weights / "model.json")
-
-
-def test_tuning_writes_what_beats_plain_on_the_other_half(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:3] for x in rerank_tuning.SLOTS[:2]))
-    before = json.loads((weights / "model.json").read_text())
-    tune(shifted_dev_set(weights, 3.0, 0.4), 2, 0, Path("data/dev"))
-    printed = capsys.readouterr().out
-    assert "| plain cosine |" in printed
-    assert "| chosen |" in printed
-    after = json.loads((weights / "model.json").read_text())
-    assert {"name": "center", "scope": "sides"} in after["rerank"]
-    assert parse_steps(after.pop("rerank"), "test") == exported_steps(weights)
-    tuning = after.pop("rerank_tuning")
-    assert tuning["data"] == "dev"
-    assert tuning["reranked_mAP"] > 1.1 * tuning["plain_mAP"]
-    before.pop("rerank")
-    assert after == before
-    # What is exported from there keeps the steps.
-    checkpoint = load_checkpoint(weights)
-    assert checkpoint.facts["rerank"] == describe_steps(exported_steps(weights))
-
-
-def test_tuning_leaves_a_model_that_nothing_betters(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
-    before = (weights / "model.json").read_bytes()
-    tune(shifted_dev_set(weights, 0.0, 0.0), 1, 0, Path("data/dev"))
-    assert "stays as it was" in capsys.readouterr().out
-    assert (weights / "model.json").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("before", "now"),
     [
@@ -162,15 +99,11 @@ def test_the_former_spelling_goes_on_working_and_says_the_new_one(
         ("tune-rerank --run a --splits 0", "'0' is no whole number, 1 or more"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: str, sentence: str
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["main_evaluate", *call.split()])
-    with pytest.raises(SystemExit):
-        main_evaluate.main()
-    assert sentence in capsys.readouterr().err
+def test_an_option_that_would_do_nothing_is_refused(call: str, sentence: str) -> None:
+    assert sentence in stopped(main, *call.split())
 
 
-def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused("does not exist", run, monkeypatch, tmp_path)
-    refused("--root and --fold belong to --table", run, monkeypatch, tmp_path, "--fold", "2")
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    assert "does not exist" in stopped(main, *score_of(tmp_path))
+    said = stopped(main, *score_of(tmp_path), "--fold", "2")
+    assert "--root and --fold belong to --table" in said

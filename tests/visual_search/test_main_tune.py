@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.commands import stopped, told
+from tests.conftest import write_yaml
 from visual_search.main_tune import main
 
 pytest.importorskip("optuna")
@@ -14,8 +15,7 @@ pytest.importorskip("optuna")
 
 @pytest.fixture
 def command(tmp_path: Path, small_phase: dict[str, Any]) -> tuple[str, ...]:
-    values = {**small_phase, "train": {"epochs": 1}}
-    (tmp_path / "phase.yml").write_text(yaml.safe_dump(values))
+    write_yaml(tmp_path / "phase.yml", {**small_phase, "train": {"epochs": 1}})
     (tmp_path / "space.yml").write_text(
         "optim.head_lr: {low: 1e-4, high: 1e-2, log: true}\n"
         "optim.weight_decay: {low: 1e-3, high: 0.5, log: true}\n"

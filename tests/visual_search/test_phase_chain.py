@@ -1,10 +1,8 @@
 """The chain around a stand-in for the training command, which is a real child process."""
 
 import json
-import multiprocessing
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import pytest
 import yaml
 
 from tests.commands import refused
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, write_yaml
+from tests.kills import another_process, wait_for
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.main_phases import resolved
@@ -74,8 +73,7 @@ def place(tmp_path: Path) -> Path:
 def write_chain(place: Path, phases: list[dict[str, Any]]) -> Chain:
     for phase in phases:
         (place / str(phase["config"])).touch()
-    (place / "chain.yml").write_text(yaml.safe_dump({"name": "all", "phases": phases}))
-    return read_chain(place / "chain.yml")
+    return read_chain(write_yaml(place / "chain.yml", {"name": "all", "phases": phases}))
 
 
 TWO: list[dict[str, Any]] = [
@@ -183,21 +181,10 @@ def test_a_killed_chain_leaves_no_training_behind(place: Path) -> None:
         "time.sleep(60)\n"
     )
     launch = shlex.join([sys.executable, str(place / "trainer.py")])
-    context = multiprocessing.get_context("fork")
-    parent = context.Process(
-        target=run_chain, args=(chain, place / "runs", settings), kwargs={"launch": launch}
-    )
-    parent.start()
-    deadline = time.monotonic() + 30
-    while not (place / "pid").exists() or not (place / "pid").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    parent.kill()
-    parent.join()
+    with another_process(lambda: run_chain(chain, place / "runs", settings, launch=launch)):
+        wait_for(lambda: (place / "pid").exists() and (place / "pid").read_text())
     child = Path("/proc", (place / "pid").read_text(), "stat")
-    while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the phase trains on"
-        time.sleep(0.02)
+    wait_for(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 def test_an_explicit_start_is_kept(place: Path, run: Run) -> None:

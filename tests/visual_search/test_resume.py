@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 
 from tests.commands import told
-from tests.conftest import spare_plots
+from tests.conftest import spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import small_clip, write_drawn_pairs
 from tests.warm import PythonProcess
 from visual_search import main_arcface, main_clip
@@ -86,8 +85,7 @@ def test_killed_at_random_moments(
     else:
         values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
         values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}
-    config = tmp_path / "phase.yml"
-    config.write_text(yaml.safe_dump(values))
+    config = write_yaml(tmp_path / "phase.yml", values)
     main = main_clip.main if variant == "texts" else main_arcface.main
     rng, runs = random.Random(variant), tmp_path / "runs"
     common = ("--config", config, "--runs", runs, "--name")

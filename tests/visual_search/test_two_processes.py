@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from tests.commands import alone, inside, logged, side_by_side, told
-from tests.conftest import spare_plots
+from tests.conftest import spare_plots, write_yaml
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
 
@@ -35,8 +34,7 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
         "dev_set": {"eval_root": str(dev_folder)},
         "num_workers": 0,
     }
-    config = tmp_path / "phase.yml"
-    config.write_text(yaml.safe_dump(values))
+    config = write_yaml(tmp_path / "phase.yml", values)
     common = ("--config", config, "--runs", tmp_path / "runs")
     torch.set_num_threads(1)
     spare_plots(monkeypatch)
@@ -62,8 +60,7 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
 def test_several_processes_that_were_not_started_are_refused(
     small_phase: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tmp_path / "phase.yml"
-    config.write_text(yaml.safe_dump(small_phase))
+    config = write_yaml(tmp_path / "phase.yml", small_phase)
     for name in ("RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     # As `accelerate launch --cpu --num_processes 2` leaves them, without MPI.

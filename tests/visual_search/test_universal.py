@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import yaml
 
 from tests.commands import logged, stopped, told
-from tests.conftest import PROJECT, draw_product, spare_plots, write_csv
+from tests.conftest import PROJECT, draw_product, spare_plots, write_csv, write_yaml
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import DevSet
@@ -33,9 +33,7 @@ def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
     values["backbone"] |= small_phase["backbone"]
     values["neck"]["dimension"], values["margin"]["nested"] = 8, [2, 4]
     values["train"] |= {"epochs": 1, "feature_cache": str(tmp_path / "features")}
-    path = tmp_path / "recipe.yml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_yaml(tmp_path / "recipe.yml", values)
 
 
 def _tables(tmp_path: Path) -> list[dict[str, Any]]:
@@ -95,8 +93,7 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
         values["train"] |= {"epochs": 1, "accumulate": 1, "precision": "no"}
         values["train"]["feature_cache"] = str(tmp_path / "features")
         values["pretrain_model"] = None if before is None else str(before)
-        path = tmp_path / f"{step.name}.yml"
-        path.write_text(yaml.safe_dump(values))
+        path = write_yaml(tmp_path / f"{step.name}.yml", values)
         runs = tmp_path / "runs"
         told(main_arcface, "--config", path, "--name", step.name, "--runs", runs)
         before = runs / step.name
@@ -105,16 +102,9 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
 
 
 def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path) -> None:
-    search = tmp_path / "width.yml"
-    search.write_text(
-        yaml.safe_dump(
-            {
-                "dataset.max_classes": {"choices": [3, 0]},
-                "neck.dimension": {"choices": [4]},
-                "dataset.seed": {"choices": [0]},
-            }
-        )
-    )
+    choices = {"dataset.max_classes": [3, 0], "neck.dimension": [4], "dataset.seed": [0]}
+    space = {key: {"choices": values} for key, values in choices.items()}
+    search = write_yaml(tmp_path / "width.yml", space)
     common = ("--config", recipe, "--name", "grid", "--runs", tmp_path / "runs")
     told(main_tune.main, *common, "--search", search, "--grid", "true")
     folder = tmp_path / "runs" / "grid"
@@ -241,8 +231,8 @@ def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path) -> None:
 def test_a_soup_of_whitened_runs_is_whitened_anew(
     small_phase: dict[str, Any], tmp_path: Path
 ) -> None:
-    path, runs = tmp_path / "phase.yml", tmp_path / "runs"
-    path.write_text(yaml.safe_dump({**small_phase, "train": {"epochs": 1, "whitening": 0.5}}))
+    values = {**small_phase, "train": {"epochs": 1, "whitening": 0.5}}
+    path, runs = write_yaml(tmp_path / "phase.yml", values), tmp_path / "runs"
     plain: list[Mapping[str, torch.Tensor]] = []
     for name in ("one", "two"):
         told(
@@ -285,8 +275,7 @@ def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path) -> None:
     values["margin"] = {"weight": 0.0}
     values["optim"] = {"head_lr": 0.01, "backbone_lr_ratio": 0.1, "warmup_steps": 0}
     values["train"] = {"epochs": 8, "log_steps": 1, "validate_every": 8}
-    path = tmp_path / "student.yml"
-    path.write_text(yaml.safe_dump(values))
+    path = write_yaml(tmp_path / "student.yml", values)
     told(main_arcface, "--config", path, "--name", "student", "--runs", runs)
     losses = [line["loss"] for line in logged(runs / "student", "step")]
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])

@@ -41,18 +41,13 @@ def declared_versions() -> dict[str, str]:
 def commit() -> str:
     """Of the kit's sources, with `+` where files are changed; empty where git does not know."""
     folder = Path(visual_search.__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
+    words = ("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+")
+    command = ["git", "-C", str(folder), *words]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return done.stdout.strip()
 
 
 def device_name(device: torch.device) -> str:

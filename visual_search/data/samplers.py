@@ -12,6 +12,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -287,6 +288,8 @@ def image_loader(
     return DataLoader(
         images,
         batch_sampler=batches,
+        # What reads a whole batch at once has put it together.
+        collate_fn=_as_it_is if hasattr(images, "__getitems__") else None,
         # Its own: else the draws of dropout would depend on how many workers there are.
         generator=torch.Generator().manual_seed(seed),
         num_workers=workers,
@@ -294,6 +297,10 @@ def image_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _check_shared_memory(needed: int) -> None:

@@ -88,6 +88,11 @@ def _first(hits: Hits, limit: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]
     return hits.query[kept], hits.rank[kept]
 
 
+def _found(hits: Hits, limit: np.ndarray | int) -> np.ndarray:
+    """`(n_queries,)`: how many relevant images there are up to a rank."""
+    return np.bincount(_first(hits, limit)[0], minlength=len(hits.n_relevant))
+
+
 def _share(total: np.ndarray, of: np.ndarray) -> np.ndarray:
     """`total / of`; NaN where there is nothing to find."""
     return np.divide(total, of, out=np.full(len(of), np.nan), where=of > 0)
@@ -138,24 +143,20 @@ def average_precision_at_r(hits: Hits) -> np.ndarray:
 
 def r_precision(hits: Hits) -> np.ndarray:
     """Share of relevant images among the first R, R being how many there are."""
-    query, _ = _first(hits, hits.n_relevant)
-    return _share(np.bincount(query, minlength=len(hits.n_relevant)), hits.n_relevant)
+    return _share(_found(hits, hits.n_relevant), hits.n_relevant)
 
 
 def precision_at_5(hits: Hits) -> np.ndarray:
     """mP@5 of the universal embedding challenge: relevant share of the first `min(R, 5)`."""
     width = np.minimum(hits.n_relevant, PRECISION_WIDTH)
-    query, _ = _first(hits, width)
-    return _share(np.bincount(query, minlength=len(hits.n_relevant)), width)
+    return _share(_found(hits, width), width)
 
 
 def recall_at(k: int) -> Callable[[Hits], np.ndarray]:
     """R@k as metric learning has it: 1 where a relevant image is among the first k, else 0."""
 
     def recall(hits: Hits) -> np.ndarray:
-        query, _ = _first(hits, k)
-        found = np.bincount(query, minlength=len(hits.n_relevant)) > 0
-        return np.where(hits.n_relevant > 0, found, np.nan)
+        return np.where(hits.n_relevant > 0, _found(hits, k) > 0, np.nan)
 
     return recall
 

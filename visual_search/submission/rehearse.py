@@ -25,13 +25,13 @@ from visual_search.submission.runtime_estimate import (
     HIDDEN_TEST,
     MEMORY_SHARE,
     TIME_SHARE,
-    Bounds,
     ImageCounts,
     LargestSize,
     OtherSizeFailed,
     Run,
     dry_counts,
     find_largest_size,
+    fits,
     predict,
 )
 from visual_search.submission.sandbox import GB, Limits, Sandbox
@@ -105,7 +105,6 @@ class Rehearsed:
     """Whose ranking time and memory were scaled to the hidden test."""
     prediction: Run
     largest: LargestSize
-    largest_map: float | None
     notes: list[str]
     failure: str | None
     """Why the hidden test would go past the limits."""
@@ -132,13 +131,11 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         sample = stage.answer(sampled).run
     dry = _dry_run(request, stage, answer.run)
     prediction = predict(answer.run, request.hidden_test, sandbox.core_share, sample, dry)
-    bounds = Bounds(request.hidden_test, limits.seconds, limits.memory, sandbox.core_share)
     found = LargestSize(None, reason="not looked for (--no-largest-size)")
-    largest_map = None
     if request.largest_size:
-        found = find_largest_size(partial(_run_at, stage, sampled), prediction, sample, bounds)
-        found, largest_map = _scored(found, stage, images, answer, float(scores.mean()))
-    failure = None if bounds.allow(prediction) else _too_large(limits, prediction, found)
+        found = find_largest_size(partial(_run_at, stage, sampled), prediction, sample, limits)
+        found = _scored(found, stage, images, answer, float(scores.mean()))
+    failure = None if fits(prediction, limits) else _too_large(limits, prediction, found)
     # A ranker that watches the time gives up what it must, and answers.
     watches = (answer.log.get("clock") or {}).get("limit_seconds")
     if failure and watches and prediction.peak_memory <= limits.memory:
@@ -148,7 +145,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         failure = None
     return Rehearsed(
         *(request, images, sandbox, answer, scores, (dry or answer.run).counts),
-        *(prediction, found, largest_map, stage.notes, failure),
+        *(prediction, found, stage.notes, failure),
     )
 
 
@@ -162,16 +159,19 @@ def _run_at(stage: Stage, sampled: RealImages, size: int) -> Run:
 
 def _scored(
     found: LargestSize, stage: Stage, images: RealImages, answer: Answer, own_map: float
-) -> tuple[LargestSize, float | None]:
-    """The largest size and its mAP, by a run over the whole development set."""
-    if found.input_size in (None, answer.run.input_size):
-        return found, own_map if found.input_size else None
+) -> LargestSize:
+    """The largest size with its mAP, by a run over the whole development set."""
+    if found.input_size is None:
+        return found
+    if found.input_size == answer.run.input_size:
+        return replace(found, score=own_map)
     _announce("the whole development set, for its mAP,", found.input_size)
     try:
-        return found, float(_scores(images, stage.answer(images, found.input_size)).mean())
+        larger = stage.answer(images, found.input_size)
     except Refused as refused:
         reason = f"{found.input_size} px failed on the whole development set: {refused}"
-        return LargestSize(None, found.trials, reason), None
+        return LargestSize(None, found.trials, reason)
+    return replace(found, score=float(_scores(images, larger).mean()))
 
 
 def _announce(step: str, size: int | None = None) -> None:
@@ -242,7 +242,7 @@ def _tables(rehearsed: Rehearsed) -> dict[str, dict[str, str]]:
             "in all": f"{expected.seconds:.0f} s of {limits.seconds:g} s",
             "memory": f"{expected.peak_memory / GB:.2f} GB of {limits.memory / GB:g} GB",
         },
-        "Largest input size that fits": _size_rows(rehearsed.largest, rehearsed.largest_map),
+        "Largest input size that fits": _size_rows(rehearsed.largest),
     }
 
 
@@ -266,7 +266,7 @@ def _measured_rows(answer: Answer) -> dict[str, str]:
     return rows
 
 
-def _size_rows(found: LargestSize, score: float | None) -> dict[str, str]:
+def _size_rows(found: LargestSize) -> dict[str, str]:
     rows = {
         f"{trial.input_size} px": f"{trial.images_per_second:.1f} images/s, "
         f"{trial.prediction.seconds:.0f} s and {trial.prediction.peak_memory / GB:.2f} GB there: "
@@ -275,7 +275,7 @@ def _size_rows(found: LargestSize, score: float | None) -> dict[str, str]:
     }
     if found.input_size is None:
         return {**rows, "largest": f"none: {found.reason}"}
-    scored = "" if score is None else f", mAP {score:.4f} on the development set"
+    scored = "" if found.score is None else f", mAP {found.score:.4f} on the development set"
     reason = f" ({found.reason})" if found.reason else ""
     kept = f"{1 - TIME_SHARE:.0%} of the time, {1 - MEMORY_SHARE:.0%} of the memory"
     largest = f"{found.input_size} px{scored}{reason}"
@@ -343,7 +343,7 @@ def _write_result(rehearsed: Rehearsed) -> None:
                 "input_size": found.input_size,
                 "reason": found.reason,
                 "trials": trials,
-                "mAP": rehearsed.largest_map,
+                "mAP": found.score,
             },
             "clock": answer.log.get("clock"),
             "notes": rehearsed.notes,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from visual_search.ranking.deadline import LIGHTER
+from visual_search.submission.sandbox import Limits
 
 # Share of the time and of the memory that a size may be expected to take; the rest is for a
 # slower day.
@@ -185,21 +186,10 @@ class OtherSizeFailed(Exception):
     """The submission does not run at another size; the message says why."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What the sizes are held against."""
-
-    target: ImageCounts
-    seconds: float
-    memory: int
-    """Bytes."""
-    core_share: float = 1.0
-    """Cores of the measurement divided by those of the evaluator."""
-
-    def allow(self, expected: Run, time_share: float = 1, memory_share: float = 1) -> bool:
-        """Whether it stays within a share of the limits."""
-        in_time = expected.seconds <= self.seconds * time_share
-        return in_time and expected.peak_memory <= self.memory * memory_share
+def fits(expected: Run, limits: Limits, time_share: float = 1, memory_share: float = 1) -> bool:
+    """Whether a run stays within a share of the limits."""
+    in_time = expected.seconds <= limits.seconds * time_share
+    return in_time and expected.peak_memory <= limits.memory * memory_share
 
 
 @dataclass(frozen=True)
@@ -222,10 +212,12 @@ class LargestSize:
     trials: tuple[Trial, ...] = ()
     reason: str | None = None
     """Why there is no size, or no other, in words."""
+    score: float | None = None
+    """mAP of that size on the development set, where it was run there."""
 
 
 def find_largest_size(
-    measure: Callable[[int], Run], base: Run, sample: Run, bounds: Bounds
+    measure: Callable[[int], Run], base: Run, sample: Run, limits: Limits
 ) -> LargestSize:
     """Draw a line of seconds over squared pixels through two sizes, and run what it promises.
 
@@ -237,7 +229,7 @@ def find_largest_size(
             :class:`OtherSizeFailed` where it cannot.
         base: what the hidden test takes at the submission's own size.
         sample: the run over the sample at that size.
-        bounds: the hidden test and the limits.
+        limits: of the evaluator.
     """
     own = sample.input_size
     if own is None:
@@ -252,15 +244,15 @@ def find_largest_size(
         per_image, more = run.embedding_per_image, run.peak_memory - sample.peak_memory
         memory = base.peak_memory + max(more, 0)
         expected = replace(base, embedding=per_image * scale, peak_memory=memory)
-        fits = bounds.allow(expected, TIME_SHARE, MEMORY_SHARE)
-        trials[run.input_size] = Trial(run.input_size, 1 / per_image, expected, fits)
+        within = fits(expected, limits, TIME_SHARE, MEMORY_SHARE)
+        trials[run.input_size] = Trial(run.input_size, 1 / per_image, expected, within)
         return trials[run.input_size]
 
     reason = None
     first = add(sample)
     try:
         second = add(measure(second_size(own, larger=first.fits)))
-        size = size_on_line(first, second, bounds.seconds * TIME_SHARE)
+        size = size_on_line(first, second, limits.seconds * TIME_SHARE)
         for _ in range(MAX_TRIALS):
             fitting = max((s for s, trial in trials.items() if trial.fits), default=0)
             too_large = [s for s, trial in trials.items() if not trial.fits]

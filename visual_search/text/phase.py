@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from visual_search.cached_features import CachedViews, kept_features
+from visual_search.cached_features import FrozenFeatures, kept_features
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import RunFolder
 from visual_search.data.augment import build_augmentation
@@ -108,9 +108,10 @@ class ClipPhase(Phase):
         """Embed what a frozen visual tower sees, once for the whole run."""
         config = self.config
         visual = self.learner.to(device).embedder.visual.eval()
-        if isinstance(self.images, CachedViews):
+        if isinstance(self.images, FrozenFeatures):
             size, folder = self.architecture.input_size, Path(config.train.feature_cache)
-            self.images.fill(visual, size, folder, device=device, progress=is_main_process)
+            items = self.images.items()
+            self.images.fill(kept_features(visual, items, size, folder, device, is_main_process))
         if config.backbone.trainable_blocks == 0 and not self.learner.embedder.image_projection.raw:
             self.test_vectors = self._plain_vectors(self.test.items(), device, is_main_process)
 
@@ -143,8 +144,8 @@ class ClipPhase(Phase):
             start_from_class_names(encoder, weights, vectors)
 
     def _image_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
-        if isinstance(self.images, CachedViews):
-            return self.images.features[list(chosen), 0].to(device)
+        if isinstance(self.images, FrozenFeatures):
+            return self.images.matrix[list(chosen), 0].to(device)
         items = [self.images.images.item(i) for i in chosen]
         return self._plain_vectors(items, device, is_main_process).to(device)
 
@@ -196,7 +197,7 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
     labelled = LabelledImages(table.paths, texts.groups)
     images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
     if dataset.cached_views:
-        images = CachedViews(images, dataset.cached_views)
+        images = FrozenFeatures(images, dataset.cached_views)
     return ClipPhase(
         config,
         images,

@@ -4,39 +4,15 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.commands import refused
+from tests.kills import another_process, wait_for
 from visual_search.common.errors import run_command
 from visual_search.common.files import written_atomically
 from visual_search.common.locks import UNLOCKED_SECONDS, temporary_folder, work_folder
-
-
-@contextmanager
-def another_process(work: Callable[[], object]) -> Iterator[int]:
-    """Its number; it is killed at the end where it still runs."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    try:
-        yield child
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def make_old(folder: Path) -> Path:

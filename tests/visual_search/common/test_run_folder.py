@@ -1,6 +1,6 @@
 import importlib
 import json
-import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tests.commands import inside, refused
-from tests.kills import killed_at_each_change
+from tests.conftest import write_yaml
+from tests.kills import another_process, killed_at_each_change, wait_for
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import (
     Processes,
@@ -123,25 +123,18 @@ def test_files_that_a_killed_run_has_begun_go_when_it_is_continued(tmp_path: Pat
 
 @contextmanager
 def held(run: RunFolder) -> Iterator[None]:
-    """Another process has the lock, and has a forked worker; both are killed at the end."""
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
+    """Another process has the lock, and has a forked worker that outlives it."""
+    ready = run.path.with_name("ready")
 
     def work() -> None:
         with run.lock():
-            worker = context.Process(target=time.sleep, args=(120,), daemon=True)
-            worker.start()
-            ready.set()
+            if os.fork():
+                ready.touch()
             time.sleep(120)
 
-    process = context.Process(target=work)
-    process.start()
-    try:
-        assert ready.wait(60)
+    with another_process(work):
+        wait_for(ready.exists)
         yield
-    finally:
-        process.kill()
-        process.join()
 
 
 def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path: Path) -> None:
@@ -159,11 +152,9 @@ def test_the_second_starter_of_a_name_is_told(
     command: str, tmp_path: Path, small_phase: dict[str, Any]
 ) -> None:
     runs = tmp_path / "runs"
-    config = tmp_path / "phase.yml"
-    config.write_text(yaml.safe_dump(small_phase))
-    chain = tmp_path / "chain.yml"
+    config = write_yaml(tmp_path / "phase.yml", small_phase)
     phases = [{"name": "one", "config": "phase.yml"}]
-    chain.write_text(yaml.safe_dump({"name": "x", "phases": phases}))
+    chain = write_yaml(tmp_path / "chain.yml", {"name": "x", "phases": phases})
     arguments: dict[str, tuple[object, ...]] = {
         "main_arcface": ("--config", config, "--runs", runs, "--name", "x"),
         "main_phases": ("--config", chain, "--runs", runs),

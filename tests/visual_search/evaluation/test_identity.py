@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest import mock
 
 import pytest
-import yaml
 
 from tests.commands import inside, refused, stopped, told
-from tests.conftest import draw_product, write_csv
+from tests.conftest import draw_product, write_csv, write_yaml
 from visual_search import main_arcface, main_phases, main_tune, phase_chain
 from visual_search.common.run_folder import RunFolder
 from visual_search.config import (
@@ -65,9 +65,7 @@ def config(tmp_path: Path, small_phase: dict[str, Any]) -> Path:
     values["dataset"]["product10k"] = {"use": False}
     values["dataset"] |= {"tables": [{"file": str(tmp_path / "table.csv")}], "batch_size": 4}
     values["optim"] = {"warmup_steps": 1}
-    path = tmp_path / "phase.yml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_yaml(tmp_path / "phase.yml", values)
 
 
 def train(config: Path, name: str, *options: object) -> CompletedProcess[str]:
@@ -77,33 +75,19 @@ def train(config: Path, name: str, *options: object) -> CompletedProcess[str]:
 
 
 def chained(config: Path, *options: object) -> CompletedProcess[str]:
-    chain = config.parent / "chain.yml"
-    chain.write_text(yaml.safe_dump({"phases": [{"name": "one", "config": config.name}]}))
+    phases = [{"name": "one", "config": config.name}]
+    chain = write_yaml(config.parent / "chain.yml", {"phases": phases})
     return inside(main_phases.main, "--config", chain, "--runs", config.parent / "runs", *options)
 
 
 @pytest.fixture
-def killed(config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that ended in its second epoch, with a state to go on from."""
-
-    def stop(trainer: Trainer, *_: object) -> None:
-        if trainer.epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_epoch", _then(Trainer._train_epoch, stop))
+def killed(config: Path) -> Path:
+    """A run that ended with its first epoch, with a state to go on from."""
+    with mock.patch.object(Trainer, "_validate", side_effect=KeyboardInterrupt):
         assert train(config, "one").returncode == 130
     run = config.parent / "runs" / "one"
     assert list(run.glob("state/step-*/complete.json"))
     return run
-
-
-def _then(before: Callable[..., None], after: Callable[..., None]) -> Callable[..., None]:
-    def both(*arguments: Any) -> None:
-        after(*arguments)
-        before(*arguments)
-
-    return both
 
 
 def double(folder: Path) -> None:
@@ -172,7 +156,7 @@ def test_a_killed_run_goes_on_with_the_same_data_only(killed: Path) -> None:
     done = train(config, "one")
     assert done.returncode == 0, done.stderr
     assert "has no data.json: whether its data are the same is not known" in done.stdout
-    assert "continues in epoch 2" in done.stdout
+    assert "continues in epoch 1" in done.stdout
     assert (killed / "data.json").read_bytes() == before[killed / "data.json"]
 
 

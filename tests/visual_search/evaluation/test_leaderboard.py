@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.commands import refused
+from tests.commands import refused, told
 from tests.conftest import write_csv
-from visual_search import main_cv_lb
 from visual_search.evaluation.leaderboard import (
     Submissions,
     fit_best_task,
@@ -21,6 +19,7 @@ from visual_search.evaluation.leaderboard import (
     spearman,
     study,
 )
+from visual_search.main_cv_lb import main
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,9 +92,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
     refused("no local score", read_submissions, table, tmp_path)
 
 
-def test_the_command_reads_evaluations_and_columns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_reads_evaluations_and_columns(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(8):
@@ -108,17 +105,12 @@ def test_the_command_reads_evaluations_and_columns(
         rows.append([f"try {number}", round(0.1 + score, 6), f"runs/m{number}", cv])
     table = write_csv(tmp_path / "submissions.csv", ["submission", "board", "run", "cv"], rows)
     out = tmp_path / "out"
-    arguments = ["--submissions", str(table), "--results", str(tmp_path / "evaluation")]
-    arguments += ["--output", str(out)]
-    monkeypatch.setattr(sys, "argv", ["main_cv_lb", *arguments])
-    main_cv_lb.main()
-    said = capsys.readouterr().out
+    arguments = ("--submissions", table, "--results", tmp_path / "evaluation", "--output", out)
+    said = told(main, *arguments)
     assert "| shop | 8 | +1.00" in said
     assert "| cv | 7 | +1.00" in said
     values = json.loads((out / "study.json").read_text())
     assert values["correlations"]["shop"]["pearson"]["value"] == pytest.approx(1)
     for name in ("study.html", "study.md", "plots/shop.png", "plots/cv.png"):
         assert (out / name).stat().st_size > 100
-    monkeypatch.setattr(sys, "argv", ["main_cv_lb", *arguments, "--metric", "R@1"])
-    main_cv_lb.main()
-    assert "| shop | 8 | -1.00" in capsys.readouterr().out
+    assert "| shop | 8 | -1.00" in told(main, *arguments, "--metric", "R@1")

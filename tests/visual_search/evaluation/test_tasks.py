@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.commands import refused
+from tests.commands import refused, stopped, told
 from tests.conftest import PROJECT, draw_product, write_csv
-from visual_search import main_evaluate
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.dev_sets import DevSet
@@ -30,6 +28,7 @@ from visual_search.evaluation.tasks import (
     read_tasks,
     what_is_missing,
 )
+from visual_search.main_evaluate import main
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.rerank import parse_steps
@@ -80,22 +79,11 @@ def task_files(tmp_path: Path, table: Path, dev_folder: Path) -> list[Path]:
     ]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["main_evaluate", *map(str, arguments)])
-    main_evaluate.main()
-
-
-def test_tasks_from_the_command_line(
-    tmp_path: Path,
-    task_files: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_tasks_from_the_command_line(tmp_path: Path, task_files: list[Path]) -> None:
     weights, out = trained(tmp_path / "weights", 0), tmp_path / "out"
     options = ["tasks", "--run", weights, "--cache", tmp_path / "cache", "--output", out]
     options += ["--tasks", *task_files]
-    run(monkeypatch, *options, "--trackers", "tensorboard")
-    said = capsys.readouterr().out
+    said = told(main, *options, "--trackers", "tensorboard")
     assert "skipped away: nowhere/dataset_info.csv is not there; prepare it: fetch it" in said
     values = json.loads((out / "results.json").read_text())
     assert values["skipped"].keys() == {"away"}
@@ -109,10 +97,9 @@ def test_tasks_from_the_command_line(
     scores = [tasks[name]["score"] for name in ("shop", "kinds", "alone")]
     assert values["means"]["competition"]["score"] == pytest.approx(np.mean(scores))
 
-    run(monkeypatch, "score", "--run", weights, "--cache", tmp_path / "cache", "--data-folder",
-        tmp_path / "development_test_data")  # fmt: skip
+    place = ("--cache", tmp_path / "cache", "--data-folder", tmp_path / "development_test_data")
     plain = tasks["shop"]["mean_over_queries"]["mAP@1000"]
-    assert f"mAP {plain:.4f}  plain cosine" in capsys.readouterr().out
+    assert f"mAP {plain:.4f}  plain cosine" in told(main, "score", "--run", weights, *place)
 
     with (out / "scores" / "kinds.csv").open() as handle:
         rows = list(csv.DictReader(handle))
@@ -124,38 +111,31 @@ def test_tasks_from_the_command_line(
     assert "away was not run" in html
     assert list((out / "tensorboard").iterdir())
 
-    run(monkeypatch, *options)
-    said = capsys.readouterr().out
-    assert "embedded" not in said
+    assert "embedded" not in told(main, *options)
     assert json.loads((out / "results.json").read_text())["tasks"] == tasks
-    with pytest.raises(UserError, match="no task can be run"):
-        run(monkeypatch, "tasks", "--run", weights, "--tasks", task_files[-1])
+    said = stopped(main, "tasks", "--run", weights, "--tasks", task_files[-1])
+    assert "no task can be run" in said
 
 
-def test_two_runs_are_compared(
-    tmp_path: Path,
-    task_files: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_two_runs_are_compared(tmp_path: Path, task_files: list[Path]) -> None:
     a, b, out = trained(tmp_path / "a", 0), trained(tmp_path / "b", 1), tmp_path / "out"
     options = ["--cache", tmp_path / "cache", "--output", out, "--tasks", *task_files]
-    run(monkeypatch, "compare", a, b, *options)
+    said = told(main, "compare", a, b, *options)
     values = json.loads((out / "comparison.json").read_text())
     assert values["tasks"].keys() == {"shop", "kinds", "alone"}
     assert values["tasks"]["kinds"]["metric"] == "mAP@1000"  # GAP is no mean over queries
     assert values["verdict"] == "undecided on 3 of 3"  # too few products differ
-    assert values["verdict"] in capsys.readouterr().out
+    assert values["verdict"] in said
     one = values["tasks"]["shop"]
     assert one["B"] - one["A"] == pytest.approx(one["over_products"]["mean"])
     assert one["over_products"]["clusters"] == 5
     assert (out / "comparison.html").is_file()
     assert (out / "shop_changed.jpg").is_file()
-    run(monkeypatch, "compare", a, a, *options)
+    told(main, "compare", a, a, *options)
     same = json.loads((out / "comparison.json").read_text())["tasks"]["shop"]["over_queries"]
     assert (same["low"], same["mean"], same["high"]) == (0, 0, 0)
-    with pytest.raises(UserError, match="--metric 'mAP' is unknown"):
-        run(monkeypatch, "compare", a, b, "--metric", "mAP", *options)
+    said = stopped(main, "compare", a, b, "--metric", "mAP", *options)
+    assert "--metric 'mAP' is unknown" in said
 
 
 def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False) -> EmbeddedDevSet:

@@ -1,7 +1,6 @@
 import hashlib
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,24 +20,24 @@ from visual_search.submission.sandbox import GB, NAMESPACES, Limits, Sandbox, wr
 SHORT = Limits(seconds=20, cores=1)
 
 
-def with_stage(
-    project: Path,
-    act: Callable[[Stage], object],
-    limits: Limits = SHORT,
-    working_tree: bool = False,
-) -> object:
-    log = project.parent / "log.txt"
-    with staged(project, limits, log, working_tree=working_tree) as stage:
-        return act(stage)
+def stage_of(
+    project: Path, limits: Limits = SHORT, working_tree: bool = False
+) -> AbstractContextManager[Stage]:
+    return staged(project, limits, project.parent / "log.txt", working_tree=working_tree)
 
 
 def real(folder: Path) -> RealImages:
     return RealImages(folder, read_dev_set(folder))
 
 
+def run(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> None:
+    with stage_of(project, limits, working_tree) as stage:
+        stage.answer(real(data))
+
+
 def refusal(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> str:
     with pytest.raises(Refused) as caught:
-        with_stage(project, lambda stage: stage.answer(real(data)), limits, working_tree)
+        run(project, data, limits, working_tree)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -78,8 +77,7 @@ held = np.ones(30_000_000)
 return self.answer()
 """
     project = make_submission(tmp_path / "project", ranker(body))
-
-    def act(stage: Stage) -> None:
+    with stage_of(project) as stage:
         answer = stage.answer(real(dev_folder))
         assert (answer.ranks == np.arange(1000)).all()
         assert answer.run.counts == ImageCounts(10, 10)
@@ -88,8 +86,6 @@ return self.answer()
         assert stage.answer(replace(real(dev_folder), sample=6)).ranks.shape == (3, 1000)
         kept = stage.sandbox.described()
         assert ("a network namespace" in kept["network"]) == (isolation == "namespace")
-
-    with_stage(project, act)
     assert "product_id" in (dev_folder / "gallery.csv").read_text()
 
 
@@ -228,21 +224,18 @@ def test_what_is_not_committed_is_named(tmp_path: Path, dev_folder: Path) -> Non
     (project / "my_submission" / "helper.py").write_text("VALUE = 1\n")
     config = project / "my_submission" / "user_config.py"
     config.write_text(ranker(top="from my_submission.helper import VALUE"))
-
-    def notes(stage: Stage) -> None:
+    with stage_of(project) as stage:
         stage.answer(real(dev_folder))  # of the commit, which needs no helper
         assert "user_config.py (changed)" in stage.notes[0]
         assert "helper.py (new)" in stage.notes[0]
         assert "--working-tree" in stage.notes[0]
-
-    with_stage(project, notes)
     # The helper alone forgotten, the classic case.
     (project / ".gitignore").write_text("helper.py\n")
     commit(project)
     assert "helper" in refusal(project, dev_folder)
     (project / ".gitignore").unlink()
     assert "helper.py is on this disk and not committed" in refusal(project, dev_folder)
-    with_stage(project, lambda stage: stage.answer(real(dev_folder)), working_tree=True)
+    run(project, dev_folder, working_tree=True)
 
 
 WEIGHTS = """
@@ -268,7 +261,7 @@ def test_weights_that_were_not_committed(model: Path, dev_folder: Path) -> None:
     sentence = refusal(project, dev_folder)
     assert "gave up: there is no model in my_submission/weights" in sentence
     assert "my_submission/weights/model.pt is on this disk and would not be pushed" in sentence
-    with_stage(project, lambda stage: stage.answer(real(dev_folder)), working_tree=True)
+    run(project, dev_folder, working_tree=True)
 
 
 def test_a_missing_lfs_object_fails_here(model: Path, dev_folder: Path) -> None:
@@ -286,7 +279,7 @@ def test_a_missing_lfs_object_fails_here(model: Path, dev_folder: Path) -> None:
     stored.write_bytes(b"weight")  # cut short
     assert "git-LFS pointer" in refusal(project, dev_folder)
     stored.write_bytes(b"weights")
-    with_stage(project, lambda stage: stage.answer(real(dev_folder)))
+    run(project, dev_folder)
 
 
 @pytest.mark.parametrize("body", ["return self.answer()", "return 1 / 0"])
@@ -302,14 +295,14 @@ def test_a_run_changes_nothing_of_the_repository(
     (project / "left_over.py").touch()
     before = state_of(project)
     with suppress(Refused):
-        with_stage(project, lambda stage: stage.answer(real(dev_folder)), SHORT, working_tree)
+        run(project, dev_folder, SHORT, working_tree)
     assert state_of(project) == before
     assert git(project, "worktree", "list").count("\n") == 1
 
 
 def test_no_repository_and_no_commit_are_sentences(tmp_path: Path, dev_folder: Path) -> None:
     (tmp_path / "plain").mkdir()
-    refused("git init", with_stage, tmp_path / "plain", lambda stage: None)
+    refused("git init", run, tmp_path / "plain", dev_folder)
 
 
 def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
@@ -319,12 +312,9 @@ def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
     path = project / "aicrowd.json"
     path.write_text(path.read_text().replace("false", "true"))
     commit(project)
-
-    def notes(stage: Stage) -> None:
+    with stage_of(project) as stage:
         assert any("asks for a GPU and this machine has none" in text for text in stage.notes)
         assert stage.sandbox.address_space == SHORT.memory
-
-    with_stage(project, notes)
 
 
 @pytest.mark.slow
@@ -345,14 +335,11 @@ def test_the_kit_itself_runs_with_its_requirements_alone(
     if with_lfs:
         git(project, "lfs", "install", "--local")
     commit(project)
-
-    def act(stage: Stage) -> None:
+    with stage_of(project, Limits(60, 2)) as stage:
         larger = stage.answer(real(dev_folder), 64)
         assert larger.run.input_size == 64
         assert writes_elsewhere(larger.outcome.attempts) is None
         assert larger.run.embedding > 0
-
-    with_stage(project, act, Limits(60, 2))
     pointers = [file.name for file in SubmissionTree(project).files if file.oid]
     models = [f"my_submission/weights/model.{kind}" for kind in ("pt", "safetensors")]
     assert pointers == (models if with_lfs else [])

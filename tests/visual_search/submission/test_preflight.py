@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import refused
+from my_submission.preflight import main
+from tests.commands import inside, refused
 from tests.submissions import commit, git, make_submission, ranker
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
@@ -260,18 +261,12 @@ def test_an_empty_repository_is_a_sentence(tmp_path: Path) -> None:
     refused("nothing is committed", SubmissionTree, tmp_path)
 
 
-def test_the_trial_run_names_the_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from my_submission.preflight import main
-
+def test_the_trial_run_names_the_fault(tmp_path: Path) -> None:
     body = "open('left_here.txt', 'w')\nreturn self.answer()"
     project = make_submission(tmp_path / "project", ranker(body))
-    monkeypatch.setattr("sys.argv", ["preflight", "--project", str(project)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 1
-    said = capsys.readouterr().out
+    done = inside(main, "--project", project)
+    assert done.returncode == 1
+    said = done.stdout
     assert "note     the submission writes left_here.txt at my_submission/user_config.py" in said
     assert "ok       a trial run of the last commit with the packages of requirements.txt" in said
     assert "problems: the submission would fail" in said
@@ -279,8 +274,5 @@ def test_the_trial_run_names_the_fault(
         ranker("return self.gallery[0]['product_id']")
     )
     commit(project)
-    with pytest.raises(SystemExit):
-        main()
-    assert "problem  a trial run of the last commit failed: the submission reads the column" in (
-        capsys.readouterr().out
-    )
+    said = inside(main, "--project", project).stdout
+    assert "problem  a trial run of the last commit failed: the submission reads the column" in said

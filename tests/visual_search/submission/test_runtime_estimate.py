@@ -9,16 +9,17 @@ from visual_search.submission.runtime_estimate import (
     EMBEDDING_ROW,
     HIDDEN_TEST,
     RANKS_ROW,
-    Bounds,
     ImageCounts,
     LargestSize,
     OtherSizeFailed,
     Run,
     dry_counts,
     find_largest_size,
+    fits,
     predict,
     second_size,
 )
+from visual_search.submission.sandbox import Limits
 
 SAMPLE = ImageCounts(100, 100)
 
@@ -49,10 +50,10 @@ def test_a_worked_example() -> None:
     assert (halved.loading, halved.embedding) == (2.0, pytest.approx(800))
     kept = replace(measured, rerank_reserve=2 * expected.reranking)
     assert predict(kept, HIDDEN_TEST).reranking == pytest.approx(2 * expected.reranking)
-    assert not Bounds(HIDDEN_TEST, 1600, 16 * 10**9).allow(expected)
-    assert Bounds(HIDDEN_TEST, 4000, 16 * 10**9).allow(halved)
-    assert not Bounds(HIDDEN_TEST, 4000, 10**9).allow(halved)
-    assert not Bounds(HIDDEN_TEST, 1.05 * halved.seconds, 16 * 10**9).allow(halved, 0.9)
+    assert not fits(expected, Limits(1600))
+    assert fits(halved, Limits(4000))
+    assert not fits(halved, Limits(4000, memory=10**9))
+    assert not fits(halved, Limits(1.05 * halved.seconds), 0.9)
 
 
 def test_slow_first_batches_are_not_counted_for_every_image() -> None:
@@ -104,8 +105,8 @@ def search(
     sample = measure(224)
     embedding = cost(224) * HIDDEN_TEST.total * share
     base = Run(224, HIDDEN_TEST, sample.peak_memory, 10.0, embedding, 20.0)
-    bounds = Bounds(HIDDEN_TEST, limit, 4 * 10**9, share)
-    return find_largest_size(measure, base, sample, bounds), ran[1:]
+    limits = Limits(limit, memory=4 * 10**9)
+    return find_largest_size(measure, base, sample, limits), ran[1:]
 
 
 def by_pixels(size: int) -> float:
@@ -187,8 +188,7 @@ def test_a_model_of_one_size(
         return sample
 
     sample = Run(own, SAMPLE, 10**9, 1, 1.5)
-    bounds = Bounds(HIDDEN_TEST, 600, 4 * 10**9)
-    found = find_largest_size(measure, Run(own, HIDDEN_TEST, 10**9, 10, 300, 20), sample, bounds)
+    found = find_largest_size(measure, Run(own, HIDDEN_TEST, 10**9, 10, 300, 20), sample, Limits())
     assert found.input_size == expected
     assert reason in str(found.reason)
 
