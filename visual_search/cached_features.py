@@ -75,7 +75,7 @@ class FrozenFeatures(TrainingImages):
         """
         self.matrix = features.matrix.unflatten(0, (-1, self.views))
         unread = np.array([reason.endswith(_NOTHING) for reason in features.reasons])
-        broken = unread.reshape(-1, self.views).any(axis=1)
+        broken = np.asarray(unread.reshape(-1, self.views).any(axis=1))
         if broken.all():
             raise UserError("none of the training images can be read")
         for row in np.flatnonzero(broken).tolist():
