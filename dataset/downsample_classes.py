@@ -75,7 +75,7 @@ def downsample(
     import pandas as pd
 
     from visual_search.common.files import write_csv
-    from visual_search.data.class_choice import drawn_classes
+    from visual_search.data.class_choice import drawn_classes, places_within
     from visual_search.data.tables import read_common_table, training_rows
 
     if len(thresholds) not in (1, len(files)):
@@ -98,7 +98,9 @@ def downsample(
         files, tables, trains, classes, kept, strict=True
     ):
         stays = ~rows
-        stays[rows] = _images(numbers, chosen, max_per_class, random_seed)
+        stays[rows] = chosen[numbers]
+        if max_per_class:
+            stays[rows] &= places_within(numbers, random_seed) < max_per_class
         path = file.with_name(f"{file.stem}_downsampled.csv")
         write_csv(path, table[stays])
         written[path] = table[stays]
@@ -116,14 +118,6 @@ def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
             f"{sizes.max(initial=0)}"
         )
     return sizes > threshold
-
-
-def _images(classes: np.ndarray, kept: np.ndarray, max_per_class: int, seed: int) -> np.ndarray:
-    """Which images stay, `(images,)`, bool: of the classes kept, `max_per_class` each."""
-    from visual_search.data.class_choice import places_within
-
-    stays = kept[classes]
-    return stays & (places_within(classes, seed) < max_per_class) if max_per_class else stays
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ python dataset/image_text/cluster_texts.py predict X.clusters "белый сто
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,13 +92,6 @@ def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters,
     return clusters, report
 
 
-def predict(clusters: TextClusters, queries: Sequence[str]) -> list[int]:
-    """The cluster of queries as typed."""
-    from dataset.image_text.text_normalization import clean, language_of
-
-    return clusters.predict([clean(query, language_of(query)) for query in queries]).tolist()
-
-
 def main() -> None:
     """Run one of the three."""
     values = parsed(build_parser())
@@ -135,10 +127,12 @@ def _assign(values: dict[str, Any]) -> None:
 
 
 def _predict(values: dict[str, Any]) -> None:
+    from dataset.image_text.text_normalization import clean, language_of
     from visual_search.text.clusters import TextClusters
 
     clusters = TextClusters.load(values["clusters"])
-    for query, number in zip(values["queries"], predict(clusters, values["queries"]), strict=True):
+    found = clusters.predict([clean(query, language_of(query)) for query in values["queries"]])
+    for query, number in zip(values["queries"], found.tolist(), strict=True):
         print(f"{number}\t{clusters.names[number]}\t{query}")
 
 

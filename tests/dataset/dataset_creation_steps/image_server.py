@@ -92,6 +92,13 @@ def running(server: ImageServer) -> Iterator[ImageServer]:
                 self.close_connection = True
 
         def faulty(self, fault: str, image: bytes, seen: int) -> None:
+            moved = "/images/I/" + PurePosixPath(self.path).name
+            places = {"loop": self.path, "private": server.private, "moved": moved}
+            places["file"] = "file:///etc/passwd"
+            bodies = {"cut": image[: len(image) // 2], "huge": image + b"\0" * 3_000_000}
+            bodies |= {"html": b"<html>sorry</html>", "page": b"<!DOCTYPE html><html>sorry</html>"}
+            bodies |= {"pixel": PIXEL, "empty": b""}
+            kinds = {"html": "text/html; charset=utf-8", "pixel": "image/gif"}
             if fault == "images" and image:
                 self.answer(image)
             elif fault == "429" and seen == 1:
@@ -116,26 +123,10 @@ def running(server: ImageServer) -> Iterator[ImageServer]:
                     off = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # linger on, 0 s: RST, not FIN
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
                 self.close_connection = True
-            elif fault == "cut":
-                self.answer(image[: len(image) // 2])
-            elif fault == "html":
-                self.answer(b"<html>sorry</html>", "text/html; charset=utf-8")
-            elif fault == "page":
-                self.answer(b"<!DOCTYPE html><html>sorry</html>")
-            elif fault == "loop":
-                self.redirect(self.path)
-            elif fault == "private":
-                self.redirect(server.private)
-            elif fault == "file":
-                self.redirect("file:///etc/passwd")
-            elif fault == "moved":
-                self.redirect("/images/I/" + PurePosixPath(self.path).name)
-            elif fault == "pixel":
-                self.answer(PIXEL, "image/gif")
-            elif fault == "empty":
-                self.answer(b"")
-            elif fault == "huge":
-                self.answer(image + b"\0" * 3_000_000)
+            elif fault in places:
+                self.redirect(places[fault])
+            elif fault in bodies:
+                self.answer(bodies[fault], kinds.get(fault, "image/jpeg"))
             else:
                 self.answer(b"no such image", "text/plain", 404)
 
