@@ -107,9 +107,8 @@ def describe_folder(
             raise UserError(
                 f"there is no image in a class folder of {folder}; images are {', '.join(FORMATS)}"
             )
-        journal = target / f".{DATASET_INFO}.journal"
-        settings = f"{folder.resolve()} hashes={hashes}"
-        entries = _read_images(found, target, journal, settings, hashes, workers)
+        journal = target / f".{DATASET_INFO}.{'hashes' if hashes else 'sizes'}.journal"
+        entries = _read_images(found, target, journal, hashes, workers)
         counts = Counter(entry.label for entry in entries if not entry.reason)
         kept = {label for label, count in counts.items() if count >= min_images}
         info.classes, info.small_classes = len(kept), len(counts) - len(kept)
@@ -127,19 +126,17 @@ def describe_folder(
         info.broken = len(broken)
         write_broken(target / BROKEN_IMAGES, broken)
         info.duplicates = _list_duplicates(entries, target)
-        journal.unlink()
+        for journal in target.glob(f".{DATASET_INFO}*.journal"):
+            journal.unlink()
         tell_twins(read_table(info.table, ["label"])["label"], info.table)
         return info
 
 
 def _read_images(
-    found: list[Entry], target: Path, journal: Path, settings: str, hashes: bool, workers: int
+    found: list[Entry], target: Path, journal: Path, hashes: bool, workers: int
 ) -> list[Entry]:
-    """Find out what a killed run's journal does not know yet about the images, and write it there.
-
-    A journal with other `settings` is begun anew.
-    """
-    known = _read_journal(journal, settings)
+    """Find out what a killed run's journal does not know yet about the images; write it there."""
+    known: dict[str, Entry] = {}
 
     def is_known(entry: Entry) -> bool:
         return entry.name in known and known[entry.name][:4] == entry[:4]
@@ -148,9 +145,14 @@ def _read_images(
     workers = workers or (available_cores() if hashes else 0)
     new = read_each((target / e.name for e in found if not is_known(e)), read, workers)
     entries = []
-    bar = progress_bar("images", "img", iterable=found)
-    with naming(journal), journal.open("a", encoding="utf-8") as handle, bar:
-        for entry in bar:
+    with naming(journal), journal.open("a+", encoding="utf-8", errors="replace") as handle:
+        handle.seek(0)
+        for line in handle:
+            with suppress(ValueError, TypeError):  # a line that a kill cut off
+                entry = Entry(*json.loads(line))
+                known[entry.name] = entry
+        handle.write("\n")
+        for entry in progress_bar("images", "img", iterable=found):
             if is_known(entry):
                 entries.append(known[entry.name])
                 continue
@@ -158,26 +160,6 @@ def _read_images(
             facts = {"reason": str(answer)} if isinstance(answer, UnreadableImage) else answer
             entries.append(entry._replace(**facts))
             handle.write(json.dumps(entries[-1]) + "\n")
-    return entries
-
-
-def _read_journal(path: Path, settings: str) -> dict[str, Entry]:
-    """The entries by name; a line that a kill cut off is cut away, and so is what is of no use."""
-    head = json.dumps({"settings": settings}).encode() + b"\n"
-    entries: dict[str, Entry] = {}
-    with naming(path), path.open("a+b") as handle:
-        handle.seek(0)
-        if handle.readline() == head:
-            end = handle.tell()
-            with suppress(ValueError, TypeError):
-                while (line := handle.readline()).endswith(b"\n"):
-                    entry = Entry(*json.loads(line))
-                    entries[entry.name] = entry
-                    end += len(line)
-            handle.truncate(end)
-        else:
-            handle.truncate(0)
-            handle.write(head)
     return entries
 
 

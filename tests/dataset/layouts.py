@@ -273,32 +273,14 @@ def inaturalist_2021(folder: Path) -> None:
                 number = 1000 + len(images)
                 name = f"{part}/{directory}/{number:08x}-6f93-4b87.jpg"
                 image(folder / name, label, index)
-                images.append(
-                    {
-                        "id": number,
-                        "width": 500,
-                        "height": 375,
-                        "file_name": name,
-                        "license": 0,
-                        "rights_holder": 'a "b"',
-                        "date": "2015-07-05 03:21:00+00:00",
-                        "latitude": float("nan"),
-                        "longitude": 4.25,
-                        "location_uncertainty": None,
-                    }
-                )
+                place = {"latitude": float("nan"), "longitude": 4.25, "location_uncertainty": None}
+                images.append({"id": number, "file_name": name, "rights_holder": 'a "b"', **place})
                 annotations.insert(0, {"id": number, "image_id": number, "category_id": label})
         categories = [
             {"id": 2912, "name": "Apis mellifera", "common_name": "Western Honey Bee"},
             {"id": 9985, "name": "Rosa canina", "common_name": ""},
         ]
-        content = {
-            "info": {"year": 2021},
-            "images": images,
-            "categories": categories,
-            "annotations": annotations,
-            "licenses": [],
-        }
+        content = {"images": images, "categories": categories, "annotations": annotations}
         (folder / f"{part}.json").write_text(json.dumps(content))
 
 

@@ -132,7 +132,7 @@ def many(tmp_path: Path) -> Path:
 def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(many: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     describe_folder(many, whole, hashes=True)
-    journal = killed / ".dataset_info.csv.journal"
+    journal = killed / ".dataset_info.csv.hashes.journal"
     script = ("dataset/generate_dataset_info.py", "--hashes", "--workers", "1")
     where = ("--dataset_path", many, "--save_path", killed)
     process = PythonProcess(*script, *where, out=tmp_path / "log", from_here=True)
@@ -172,7 +172,7 @@ def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
         patch.setattr(folder_info, "write_dataset_info", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             describe_folder(folder, target)
-    assert (target / ".dataset_info.csv.journal").exists()
+    assert (target / ".dataset_info.csv.sizes.journal").exists()
     Image.new("RGB", (90, 91)).save(folder / "cup" / "2.png")
     (folder / "shoe" / "left" / "1.png").unlink()
     describe_folder(folder, target)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.unpack import JoinedParts, find_parts, main, unpack_parts
-from tests.commands import refused, told
+from dataset.unpack import JoinedParts, find_parts, unpack_parts
+from tests.commands import refused
 from tests.dataset.test_archives import contents, tar_of, unpacked
 from tests.kills import killed_at_each_change
 
@@ -36,14 +36,6 @@ def test_parts_of_any_compression_and_name(stem: str, mode: str, tmp_path: Path)
     assert unpack_parts(tmp_path / "dataset" / NAME, tmp_path / "out").written == 40
     assert unpacked(tmp_path / "out") == files
     assert unpack_parts(parts[2], tmp_path / "out").kept == 40
-
-
-def test_the_command_says_what_it_did_and_what_is_next(tmp_path: Path) -> None:
-    split(tar_of(contents(5)), tmp_path)
-    said = told(main, tmp_path / NAME)
-    assert "5 files unpacked, 0 were there already" in said
-    assert "root" in said
-    assert len(list((tmp_path / "images" / "0").iterdir())) == 5
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-KEPT = {"filled", ".dataset_info.csv.journal"}
+KEPT = {"filled", ".dataset_info.csv.sizes.journal"}
 """What fills the disk, and what the same command goes on from."""
 
 
