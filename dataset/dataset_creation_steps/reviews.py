@@ -73,24 +73,20 @@ def _readable(block: list[bytes], tally: Counter[str], fields: type[Found]) -> I
 
 def _lines(pieces: Iterator[bytes], tally: Counter[str]) -> Iterator[list[bytes]]:
     """Complete lines, some at a time, without their line ends; those too long are counted."""
-    parts: list[bytes] = []  # of a line whose end was not met yet
-    size = 0
+    begun, size = b"", 0  # of a line whose end was not met yet
     for piece in itertools.chain(pieces, [b"\n"]):
         first, *lines = piece.split(b"\n")
         size += len(first)
-        if size <= LONGEST_LINE:
-            parts.append(first)
-        else:
-            parts.clear()
+        begun = begun + first if size <= LONGEST_LINE else b""
         if not lines:
             continue
-        last = lines.pop()
         if size <= LONGEST_LINE:
-            lines.insert(0, b"".join(parts))
+            lines.insert(0, begun)
         else:
             tally[LINES] += 1
             tally[BROKEN] += 1
-        parts, size = [last], len(last)
+        begun = lines.pop()
+        size = len(begun)
         if lines:
             yield lines
 

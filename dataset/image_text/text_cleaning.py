@@ -6,11 +6,9 @@ python dataset/image_text/text_cleaning.py dataset/image_text_photos.metadata.js
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,24 +166,13 @@ def _blocks(metadata: Path, tally: Counter[str], counts: Counts) -> Iterator[lis
 
 def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[Cleaned]:
     """The blocks, cleaned by several processes, in their order."""
-    import multiprocessing
+    from sklearn.utils.parallel import Parallel, delayed
 
-    workers = config.workers or available_cores()
     rules = (tuple(config.languages), config.words, config.drop)
-    first, second = next(blocks, []), next(blocks, None)
-    yield clean_images(first, *rules)
-    if second is None:
-        return
-    # Not forked: the engine's threads may hold locks. Linear algebra on one core each.
-    context, one_thread = multiprocessing.get_context("spawn"), ("OMP_NUM_THREADS", "1")
-    waiting: deque[Future[Cleaned]] = deque()
-    with ProcessPoolExecutor(workers, context, os.putenv, one_thread) as pool:
-        for block in chain([second], blocks):
-            waiting.append(pool.submit(clean_images, block, *rules))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    yield clean_images(next(blocks, []), *rules)
+    calls = (delayed(clean_images)(block, *rules) for block in blocks)
+    workers = config.workers or available_cores()
+    yield from Parallel(workers, return_as="generator", pre_dispatch="4*n_jobs")(calls)
 
 
 def _write_pairs(
