@@ -141,9 +141,9 @@ def _read_images(
     def is_known(entry: Entry) -> bool:
         return entry.name in known and known[entry.name][:4] == entry[:4]
 
-    read = _sizes_and_hash if hashes else _sizes
     workers = workers or (available_cores() if hashes else 0)
-    new = read_each((target / e.name for e in found if not is_known(e)), read, workers)
+    unknown = (target / entry.name for entry in found if not is_known(entry))
+    new = read_each(unknown, lambda path: _facts(path, hashes), workers)
     entries = []
     with naming(journal), journal.open("a+", encoding="utf-8", errors="replace") as handle:
         handle.seek(0)
@@ -209,25 +209,16 @@ def _is_below(top: Path, place: Path, name: str) -> bool:
     return not any(step.resolve().is_relative_to(target) for step in way[: way.index(top) + 1])
 
 
-def _sizes(path: Path) -> dict[str, Any]:
-    _check_name(path)
-    width, height = stored_size(path)
-    return {"width": width, "height": height}
-
-
-def _sizes_and_hash(path: Path) -> dict[str, Any]:
+def _facts(path: Path, hashes: bool) -> dict[str, Any]:
+    """Size and, with `hashes`, the hash of an image."""
     from visual_search.data.duplicates import hash_and_size
 
-    _check_name(path)
-    found, (width, height) = hash_and_size(read_bytes(path))
-    return {"width": width, "height": height, "hash": found}
-
-
-def _check_name(path: Path) -> None:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
         raise UnreadableImage("the file's name is not UTF-8: rename it") from None
+    found, (width, height) = hash_and_size(read_bytes(path)) if hashes else ("", stored_size(path))
+    return {"width": width, "height": height, "hash": found}
 
 
 def _list_duplicates(entries: list[Entry], target: Path) -> int:

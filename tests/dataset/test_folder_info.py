@@ -149,14 +149,14 @@ def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(many: Path, tmp_pat
     known = journal.read_bytes().count(b"\n") - 1
     assert known > 10
     read: list[Path] = []
-    original = folder_info._sizes_and_hash
+    original = folder_info._facts
 
-    def counted(path: Path) -> dict[str, object]:
+    def counted(path: Path, hashes: bool) -> dict[str, object]:
         read.append(path)
-        return original(path)
+        return original(path, hashes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_info, "_sizes_and_hash", counted)
+        patch.setattr(folder_info, "_facts", counted)
         describe_folder(many, killed, hashes=True)
     assert len(read) == 200 - known
     for name in TABLES:

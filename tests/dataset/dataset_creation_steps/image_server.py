@@ -46,35 +46,58 @@ PIXEL = (
 )
 
 
+class QuietHandler(BaseHTTPRequestHandler):
+    """Answers by one call, and writes no log."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(
+        self, body: bytes = b"", status: int = 200, length: int | None = None, **headers: str
+    ) -> None:
+        """`length` is announced in place of the body's; headers are named with `_` for `-`."""
+        if length is not None:
+            self.close_connection = True
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The free port that a server of this machine answers at."""
+    with _Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+
+
 @contextmanager
 def running(server: ImageServer) -> Iterator[ImageServer]:
     """The server, on a free port."""
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
+    class Handler(QuietHandler):
         def setup(self) -> None:
             with lock:
                 server.connections += 1
             super().setup()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def answer(self, body: bytes, kind: str = "image/jpeg", status: int = 200) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def redirect(self, place: str) -> None:
-            self.send_response(302)
-            self.send_header("Location", place)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
 
         def do_GET(self) -> None:
             with lock:
@@ -95,54 +118,31 @@ def running(server: ImageServer) -> Iterator[ImageServer]:
             moved = "/images/I/" + PurePosixPath(self.path).name
             places = {"loop": self.path, "private": server.private, "moved": moved}
             places["file"] = "file:///etc/passwd"
-            bodies = {"cut": image[: len(image) // 2], "huge": image + b"\0" * 3_000_000}
+            half = image[: len(image) // 2]
+            bodies = {"cut": half, "huge": image + b"\0" * 3_000_000}
             bodies |= {"html": b"<html>sorry</html>", "page": b"<!DOCTYPE html><html>sorry</html>"}
-            bodies |= {"pixel": PIXEL, "empty": b""}
+            bodies |= {"pixel": PIXEL, "empty": b"", "429": image, "503": image, "slow": image}
             kinds = {"html": "text/html; charset=utf-8", "pixel": "image/gif"}
-            if fault == "images" and image:
-                self.answer(image)
-            elif fault == "429" and seen == 1:
-                self.send_response(429)
-                self.send_header("Retry-After", "1")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            elif (fault == "503" and seen <= 2) or fault == "down":
-                self.answer(b"busy", "text/plain", 503)
-            elif fault in ("429", "503"):
-                self.answer(image)
-            elif fault == "slow":
+            kind = kinds.get(fault, "image/jpeg")
+            if fault == "slow":
                 time.sleep(server.slow)
-                self.answer(image)
+            if fault == "images" and image:
+                self.answer(image, Content_Type=kind)
+            elif fault == "429" and seen == 1:
+                self.answer(status=429, Retry_After="1")
+            elif (fault == "503" and seen <= 2) or fault == "down":
+                self.answer(b"busy", 503, Content_Type="text/plain")
             elif fault in ("truncated", "reset"):
-                self.send_response(200)
-                self.send_header("Content-Type", "image/jpeg")
-                self.send_header("Content-Length", str(len(image)))
-                self.end_headers()
-                self.wfile.write(image[: len(image) // 2])
+                self.answer(half, length=len(image), Content_Type=kind)
                 if fault == "reset":
                     off = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # linger on, 0 s: RST, not FIN
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, off)
-                self.close_connection = True
             elif fault in places:
-                self.redirect(places[fault])
+                self.answer(status=302, Location=places[fault])
             elif fault in bodies:
-                self.answer(bodies[fault], kinds.get(fault, "image/jpeg"))
+                self.answer(bodies[fault], Content_Type=kind)
             else:
-                self.answer(b"no such image", "text/plain", 404)
+                self.answer(b"no such image", 404, Content_Type="text/plain")
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 256
-
-        def handle_error(self, *_: object) -> None:
-            pass
-
-    listening = Server(("127.0.0.1", 0), Handler)
-    server.port = listening.server_address[1]
-    thread = threading.Thread(target=listening.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as server.port:
         yield server
-    finally:
-        listening.shutdown()
-        listening.server_close()

@@ -3,11 +3,9 @@
 import errno
 import hashlib
 import http.client
-import http.server
 import random
 import socket
 import ssl
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from dataset import public_addresses
 from dataset.sources.base import Download
 from dataset.sources.download import CHUNK, download
 from tests.commands import refused
+from tests.dataset.dataset_creation_steps.image_server import QuietHandler, listening
 from visual_search.common.errors import UserError
 
 CONTENT = random.Random(0).randbytes(600_000)
@@ -48,59 +47,35 @@ class Behaviour:
 def server() -> Iterator[Behaviour]:
     behaviour = Behaviour()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             behaviour.requests.append(wanted)
             if behaviour.redirect and self.path != "/moved":
-                self.send_response(302)
-                self.send_header("Location", behaviour.redirect)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            status = behaviour.statuses.pop(0) if behaviour.statuses else 200
-            if status != 200:
-                self.send_error(status)
-                return
-            self.answer(wanted)
-
-        def answer(self, wanted: str | None) -> None:
-            total, start = len(behaviour.content), 0
-            fresh = self.headers.get("If-Range") == behaviour.etag
-            if wanted and behaviour.ranges and fresh:
-                start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                if start >= total:
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{total}")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+                self.answer(status=302, Location=behaviour.redirect)
+            elif behaviour.statuses:
+                self.answer(status=behaviour.statuses.pop(0))
             else:
-                self.send_response(200)
-            self.send_header("Content-Type", behaviour.content_type)
-            self.send_header("ETag", behaviour.etag)
-            self.send_header("Content-Length", str(total - start))
-            self.end_headers()
-            body = behaviour.content[start:]
+                self.send_content(wanted)
+
+        def send_content(self, wanted: str | None) -> None:
+            total = len(behaviour.content)
+            known = {"ETag": behaviour.etag, "Content_Type": behaviour.content_type}
+            start, status = 0, 200
+            if wanted and behaviour.ranges and self.headers.get("If-Range") == behaviour.etag:
+                start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
+                if start >= total:
+                    self.answer(status=416, Content_Range=f"bytes */{total}")
+                    return
+                known["Content_Range"] = f"bytes {start}-{total - 1}/{total}"
+            body, length = behaviour.content[start:], None
             if behaviour.cuts:
-                body = body[: behaviour.cuts.pop(0)]
-                self.close_connection = True
-            self.wfile.write(body)
+                body, length = body[: behaviour.cuts.pop(0)], len(body)
+            self.answer(body, status, length, **known)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    behaviour.address = f"http://127.0.0.1:{listening.server_port}/train.tar.gz"
-    yield behaviour
-    listening.shutdown()
-    listening.server_close()
+    with listening(Handler) as port:
+        behaviour.address = f"http://127.0.0.1:{port}/train.tar.gz"
+        yield behaviour
 
 
 def get(address: str, folder: Path, **known: object) -> Path:
