@@ -126,45 +126,40 @@ def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = T
             group.add_argument(option, type=kind, default=field.default, help=text)
 
 
-def download_config(arguments: argparse.Namespace) -> DownloadConfig:
-    """What :func:`add_download_options` read; without `size_hint`, addresses stay as they are."""
-    given = {"size_hint": None, **vars(arguments)}
-    return DownloadConfig(**{field.name: given[field.name] for field in fields(DownloadConfig)})
-
-
 @dataclass(frozen=True)
 class Filling:
-    """How a folder of images is filled."""
+    """How a folder of images, or a table of their embeddings, is filled."""
 
     download: DownloadConfig
-    piece_images: int = 1000
-    """Between two records of what is done."""
+    piece: int = 1000
+    """Images, or products, between two records of what is done."""
     distributed: bool = False
-    """Whether each piece may be fetched by another machine; all of them see the folder."""
+    """Whether each piece may be worked on by another machine; all of them see the folder."""
     retry_failed: bool = False
     """Try images again that failed for a reason that may have passed."""
 
 
-def add_filling_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
-    """Those of :class:`Filling`, and where it runs."""
-    text = "images between two records of what is done (%(default)s)"
-    parser.add_argument("--piece-photos", type=whole_number(1), default=1000, help=text)
-    add_retry_option(parser)
+def add_filling_options(
+    parser: argparse.ArgumentParser,
+    piece: str = "--piece-photos",
+    of: str = "images between two records of what is done",
+    *,
+    size_hint: bool = True,
+) -> None:
+    """Those of :class:`Filling`, its `piece` by that name, and where it runs."""
+    add, text = parser.add_argument, f"{of} (%(default)s)"
+    add(piece, dest="piece", metavar="N", type=whole_number(1), default=1000, help=text)
+    text = "try again what failed for a passing reason"
+    add("--retry-failed", action="store_true", help=text)
     add_download_options(parser, size_hint=size_hint)
     add_runner_options(parser)
 
 
-def add_retry_option(parser: argparse.ArgumentParser) -> None:
-    """`--retry-failed`."""
-    text = "try again what failed for a passing reason"
-    parser.add_argument("--retry-failed", action="store_true", help=text)
-
-
 def filling(arguments: argparse.Namespace) -> Filling:
-    """What :func:`add_filling_options` read."""
-    distributed = arguments.runner == "ray"
-    config = download_config(arguments)
-    return Filling(config, arguments.piece_photos, distributed, arguments.retry_failed)
+    """What :func:`add_filling_options` read; without `size_hint`, addresses stay as they are."""
+    given = {"size_hint": None, **vars(arguments)}
+    download = DownloadConfig(**{field.name: given[field.name] for field in fields(DownloadConfig)})
+    return Filling(download, given["piece"], given["runner"] == "ray", given["retry_failed"])
 
 
 def failures_file(work: Path) -> Path:

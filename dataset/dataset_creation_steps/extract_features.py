@@ -15,23 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from dataset.dataset_creation_steps.engine import (
     DownloadConfig,
-    add_download_options,
-    add_retry_option,
-    add_runner_options,
-    download_config,
+    Filling,
+    add_filling_options,
     failures_file,
+    filling,
     in_project,
     print_failures,
     start_engine,
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
-from visual_search.common.ranges import real_number, whole_number
+from visual_search.common.ranges import real_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PRODUCTS_A_SNAPSHOT = 1000
 COLUMNS = ["asin", "product_images", "user_images"]
 
 
@@ -71,19 +69,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of the cluster, for each model (%(default)s)",
     )
     add(
-        "--products",
-        type=whole_number(1),
-        default=PRODUCTS_A_SNAPSHOT,
-        help="of one snapshot (%(default)s)",
-    )
-    add_retry_option(parser)
-    add(
         "--overwrite",
         action="store_true",
         help="delete snapshots of another model, input or size and make them anew",
     )
-    add_download_options(parser)
-    add_runner_options(parser)
+    add_filling_options(parser, "--products", "of one snapshot")
     return parser.parse_args(arguments)
 
 
@@ -96,23 +86,13 @@ def second_phase() -> Path:
 
 
 def extract(
-    parquet: Path,
-    run: Path,
-    config: DownloadConfig,
-    *,
-    products: int = PRODUCTS_A_SNAPSHOT,
-    gpus: float = 0.0,
-    distributed: bool = False,
-    retry_failed: bool = False,
-    overwrite: bool = False,
+    parquet: Path, run: Path, how: Filling, *, gpus: float = 0.0, overwrite: bool = False
 ) -> Extracted:
     """Write the snapshots of step 1's table that are missing, by the model of `run`.
 
     Args:
-        products: of one snapshot.
+        how: its pieces are products, those of a snapshot.
         gpus: of a cluster, for each of its workers' models.
-        distributed: whether each snapshot may be made on another machine.
-        retry_failed: try images again that failed for a reason that may have passed.
         overwrite: delete snapshots of something else, and make these, too. Those of this model,
             table and size stay, so that a killed call can be repeated as it was.
 
@@ -124,11 +104,11 @@ def extract(
     from visual_search.model import checkpoint
 
     snapshots.remove_leftovers(parquet)
-    count = -(-snapshots.row_count(parquet, COLUMNS) // products)
+    count = -(-snapshots.row_count(parquet, COLUMNS) // how.piece)
     source = snapshots.fingerprint(
         leak_record.fingerprint(parquet),
         checkpoint.fingerprint(run),
-        f"{config.size_hint} {products}",
+        f"{how.download.size_hint} {how.piece}",
     )
     for number, path in snapshots.snapshot_files(parquet).items():
         if number < count and snapshots.source_of(path) == source:
@@ -141,8 +121,8 @@ def extract(
         path.unlink()
 
     def rows_of(number: int) -> pa.Table:
-        start = number * products
-        return image_rows(snapshots.read_rows(parquet, start, start + products, COLUMNS))
+        start = number * how.piece
+        return image_rows(snapshots.read_rows(parquet, start, start + how.piece, COLUMNS))
 
     undone = sorted(set(range(count)) - set(snapshots.snapshot_files(parquet)))
     worked_on = snapshots.work_on_pieces(
@@ -150,12 +130,11 @@ def extract(
         count,
         undone,
         rows_of,
-        _stages(run, config, gpus) if undone or retry_failed else lambda frame: frame,
+        _stages(run, how.download, gpus) if undone or how.retry_failed else lambda frame: frame,
         snapshots.IMAGES.names,
         source,
         f"embedding {parquet.name}",
-        retry_failed=retry_failed,
-        distributed=distributed,
+        how,
     )
     embedded, failures = _summed(parquet, count)
     return Extracted(count, count - worked_on, embedded, failures)
@@ -223,13 +202,10 @@ def main() -> None:
     arguments = parse_arguments()
     start_engine(arguments.runner, arguments.ray_address)
     parquet: Path = arguments.parquet
-    names = ("products", "gpus", "retry_failed", "overwrite")
-    given = {name: getattr(arguments, name) for name in names}
-    distributed = arguments.runner == "ray"
-    config = download_config(arguments)
     run = arguments.run or second_phase()
     print(f"the model that compares is {run}", flush=True)
-    found = extract(parquet, run, config, distributed=distributed, **given)
+    how, gpus = filling(arguments), arguments.gpus
+    found = extract(parquet, run, how, gpus=gpus, overwrite=arguments.overwrite)
     print_failures(found.failures, "without an embedding")
     print(
         f"{found.embedded} images embedded, {found.failures.total()} not "

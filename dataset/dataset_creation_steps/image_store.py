@@ -167,7 +167,7 @@ class ImageStore:
             UserError: when the network seems to be down.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        sizes = self.extend_plan(wanted, how.piece_images)
+        sizes = self.extend_plan(wanted, how.piece)
         for leftover in [
             *self.root.glob("*/.*.tmp"),
             *self.root.parent.glob(f".{glob.escape(self.root.name)}*.tmp"),
@@ -235,8 +235,7 @@ class ImageStore:
             [*self.columns, *RESULTS],
             "plan",
             f"downloading to {self.root.name}",
-            retry_failed=how.retry_failed,
-            distributed=how.distributed,
+            how,
         )
 
     def _results(self, pieces: Iterable[int]) -> pa.Table:

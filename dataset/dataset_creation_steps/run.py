@@ -42,6 +42,10 @@ class PairsConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    def filling(self, piece: int) -> Filling:
+        """How images are fetched, with a record of what is done after each `piece`."""
+        return Filling(self.download, piece, self.runner == "ray", self.retry_failed)
+
 
 def category_files(folder: Path, category: str) -> tuple[Path, Path]:
     """Reviews and products of a category, gzipped or not.
@@ -91,16 +95,8 @@ def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
     else:
         counts = get_pairs.get_pairs(reviews, meta, pairs)["pairs"]
         print(f"{pairs}: {counts['products']} products", flush=True)
-    found = extract_features.extract(
-        pairs,
-        config.run,
-        config.download,
-        products=config.snapshot_products,
-        gpus=config.gpus,
-        distributed=config.runner == "ray",
-        retry_failed=config.retry_failed,
-        overwrite=config.overwrite,
-    )
+    how, gpus = config.filling(config.snapshot_products), config.gpus
+    found = extract_features.extract(pairs, config.run, how, gpus=gpus, overwrite=config.overwrite)
     print(f"{found.embedded} images embedded, {found.failures.total()} not", flush=True)
     kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
     for threshold, table in kept.items():
@@ -112,8 +108,7 @@ def _training_set(config: PairsConfig, selections: list[Path]) -> None:
     """Steps 4 and 5."""
     from dataset.dataset_creation_steps import download_images, prepare_training_set
 
-    ray = config.runner == "ray"
-    how = Filling(config.download, config.piece_photos, ray, config.retry_failed)
+    how = config.filling(config.piece_photos)
     kept = download_images.download_images(selections, config.images, how)
     print(f"{kept.images} images in {config.images}", flush=True)
     prepare_training_set.prepare_training_set(

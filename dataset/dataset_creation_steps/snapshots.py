@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.dataset_creation_steps.engine import Filling
 from dataset.downloads import may_pass
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
@@ -247,9 +248,7 @@ def work_on_pieces(
     columns: Sequence[str],
     source: str,
     label: str,
-    *,
-    retry_failed: bool,
-    distributed: bool,
+    how: Filling,
 ) -> int:
     """Do the pieces that are not done, and, on request, again the rows that may have passed.
 
@@ -260,7 +259,7 @@ def work_on_pieces(
         UserError: when the network seems to be down; see :func:`while_the_network_works`.
     """
     again = {}
-    for number in sorted(set(range(count)) - set(undone)) if retry_failed else ():
+    for number in sorted(set(range(count)) - set(undone)) if how.retry_failed else ():
         places = may_pass_rows(read_snapshot(file_of(number)))
         if len(places):
             again[number] = places
@@ -270,7 +269,7 @@ def work_on_pieces(
         return table.take(pa.array(again[number])) if number in again else table
 
     numbers = sorted([*undone, *again])
-    found = through_stages(numbers, rows, stages, distributed)
+    found = through_stages(numbers, rows, stages, how.distributed)
     with progress_bar(label, "piece", total=count, initial=count - len(numbers)) as bar:
         for number, table in while_the_network_works(found, len(undone) < count, again):
             table = table.select(columns)

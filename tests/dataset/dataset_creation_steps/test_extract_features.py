@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dataset.dataset_creation_steps import snapshots
-from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
+from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
 from dataset.dataset_creation_steps.extract_features import Extracted, extract
 from dataset.dataset_creation_steps.snapshots import (
     read_snapshot,
@@ -57,7 +57,7 @@ def other_run(model_run: Path, tmp_path: Path) -> Path:
 
 
 def call(pairs: Path, run: Path, products: int = 2, *, overwrite: bool = False) -> Extracted:
-    return extract(pairs, run, CONFIG, products=products, overwrite=overwrite)
+    return extract(pairs, run, Filling(CONFIG, products), overwrite=overwrite)
 
 
 def asins(pairs: Path) -> list[str]:
