@@ -128,13 +128,9 @@ class Downloader:
             if not self._sessions:
                 loop = asyncio.get_running_loop()
                 weakref.finalize(self, _close_dropped, self._sessions, loop)
-            connector = aiohttp.TCPConnector(
-                limit=0,
-                limit_per_host=self.config.connections,
-                socket_factory=None if private else public_socket,
-            )
+            factory = None if private else public_socket
             self._sessions[private] = aiohttp.ClientSession(
-                connector=connector,
+                connector=aiohttp.TCPConnector(limit=0, socket_factory=factory),
                 timeout=aiohttp.ClientTimeout(total=self.config.timeout),
                 headers={"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.5"},
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -122,13 +122,9 @@ def _frequent(classes: np.ndarray, threshold: int, file: Path) -> np.ndarray:
 
 def main() -> None:
     """Write the smaller tables and say what is in them."""
-    arguments = parse_arguments()
-    files, thresholds, *limits = (
-        getattr(arguments, name)
-        for name in ("dataset_info", "threshold", "max_per_class", "max_classes", "random_seed")
-    )
-    written = downsample(files, thresholds, *limits)
-    for path, table in written.items():
+    arguments = vars(parse_arguments())
+    files, thresholds = arguments.pop("dataset_info"), arguments.pop("threshold")
+    for path, table in downsample(files, thresholds, **arguments).items():
         print(f"{path}: {len(table)} images of {table['label'].nunique()} classes")
     print("next: name these tables in dataset.tables of a training config")
 

@@ -265,10 +265,7 @@ def _table(folder: Path, output: Path, rows: Iterable[tuple[str, str, str]]) -> 
 def main() -> None:
     """Write the tables and say how many rows each has."""
     arguments = parse_arguments()
-    written = prepare(
-        arguments.data, arguments.output, arguments.seed, arguments.folds, arguments.fold
-    )
-    for name, rows in written.items():
+    for name, rows in prepare(**vars(arguments)).items():
         print(f"{arguments.output / name}: {rows} images")
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from dataset.image_text.text_normalization import (
     CleaningConfig,
-    CleaningRules,
-    QueryRules,
     clean_words,
     language_of,
     why_uninformative,
@@ -61,9 +59,7 @@ class Counts:
             shown.append(query)
 
 
-def clean_images(
-    images: Sequence[Image], languages: tuple[str, ...], rules: CleaningRules, drop: QueryRules
-) -> Cleaned:
+def clean_images(images: Sequence[Image], config: CleaningConfig) -> Cleaned:
     """Clean all queries of some images; one without a query that says something is left out."""
     rows: list[dict[str, Any]] = []
     dropped: list[tuple[str, str]] = []
@@ -72,9 +68,9 @@ def clean_images(
         seen: set[str] = set()
         for query in queries:
             words = words_of(query)
-            language = language_of(" ".join(words), languages)
-            text = clean_words(words, language, rules)
-            reason = why_uninformative(text, drop)
+            language = language_of(" ".join(words), tuple(config.languages))
+            text = clean_words(words, language, config.words)
+            reason = why_uninformative(text, config.drop)
             if not reason and text in seen:
                 reason = "the same query of the same image"
             seen.add(text)
@@ -168,9 +164,8 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
     """The blocks, cleaned by several processes, in their order."""
     from sklearn.utils.parallel import Parallel, delayed
 
-    rules = (tuple(config.languages), config.words, config.drop)
-    yield clean_images(next(blocks, []), *rules)
-    calls = (delayed(clean_images)(block, *rules) for block in blocks)
+    yield clean_images(next(blocks, []), config)
+    calls = (delayed(clean_images)(block, config) for block in blocks)
     workers = config.workers or available_cores()
     yield from Parallel(workers, return_as="generator", pre_dispatch="4*n_jobs")(calls)
 
