@@ -61,10 +61,11 @@ def logged(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def refused(words: str, call: Callable[..., object], *given: object, **more: object) -> None:
-    """A call ends in a sentence for the user in which `words`, a pattern, are found."""
-    with pytest.raises(UserError, match=words):
+def refused(words: str, call: Callable[..., object], *given: object, **more: object) -> str:
+    """The sentence for the user that a call ends in; `words`, a pattern, are found in it."""
+    with pytest.raises(UserError, match=words) as caught:
         call(*given, **more)
+    return str(caught.value)
 
 
 def ran(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:

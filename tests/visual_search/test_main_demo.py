@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import stopped, told
+from tests.commands import refused, stopped, told
+from tests.conftest import csv_rows
 from visual_search import main_demo
-from visual_search.common.errors import UserError
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def put(path: Path, values: object) -> None:
 
 
 def test_a_failing_step_stops_the_demo_with_its_command(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"python -c 'import sys; sys.exit\(3\)'` ended with 3"):
-        main_demo.python("-c", "import sys; sys.exit(3)")
+    words = r"python -c 'import sys; sys.exit\(3\)'` ended with 3"
+    refused(words, main_demo.python, "-c", "import sys; sys.exit(3)")
     assert "$ python -c" in capfd.readouterr().out
 
 
@@ -90,10 +90,7 @@ def test_the_text_demo_scores_each_stage_and_asks_the_last(
 
 
 def test_every_category_of_the_catalogue_has_names(project: Path) -> None:
-    import csv
-
     names = json.loads((project / "dataset/demo/categories.json").read_text())
-    with (project / "dataset/demo/products.csv").open(encoding="utf-8") as table:
-        used = {row["category"] for row in csv.DictReader(table)}
+    used = {row["category"] for row in csv_rows(project / "dataset/demo/products.csv")}
     assert used == set(names)
     assert all(names.values())

@@ -1,45 +1,39 @@
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
+import numpy as np
 import torch
 
-from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, PhaseConfig
-from visual_search.data.augment import Mixer
-from visual_search.data.datasets import TrainingImages, read_product10k
-from visual_search.data.images import ImageItem, load_pixels
+from tests.conftest import write_yaml
+from visual_search.config import MarginConfig
+from visual_search.config_reader import parse_phase
+from visual_search.data.images import load_pixels
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead
-from visual_search.model.embedder import build_embedder
-from visual_search.objective import Learner, Objective
-from visual_search.phase import ImagePhase
-
-CPU = torch.device("cpu")
+from visual_search.phase import build_image_phase
 
 
-def test_centres_stand_at_the_mean_of_their_class(product10k_folder: Path) -> None:
-    torch.manual_seed(0)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    images = read_product10k(product10k_folder, "train.csv", "train", 8)
-    head = MarginHead(architecture.dimension, torch.ones(8), MarginConfig(centers=3))
+def test_centres_stand_at_the_mean_of_their_class(
+    small_phase: dict[str, Any], tmp_path: Path
+) -> None:
+    small_phase["dataset"]["num_of_classes"] = 8
+    file = write_yaml(tmp_path / "phase.yml", {**small_phase, "margin": {"imprint": True}})
+    config = parse_phase(jsonargparse.ArgumentParser(), ["--config", str(file)])[1]
+    phase = build_image_phase(config, False)
+    embedder, head, images = phase.learner.embedder, phase.learner.head, phase.images.images
+    assert head is not None
     before = head.weight.detach().clone().view(8, 3, -1)
     embedder.train()
-    learner = Learner(embedder, Objective(head, None, None))
-    training = TrainingImages(images, lambda image: torch.zeros(0), 32, 0)
-    unused: Any = None  # nothing is validated here
-    config = PhaseConfig(dataset=DatasetConfig(input_size=32), margin=MarginConfig(imprint=True))
-    phase = ImagePhase(config, training, unused, unused, learner, architecture, Mixer("none"))
-    phase.start_weights(CPU, is_main_process=False)
+    phase.start_weights(torch.device("cpu"), is_main_process=False)
     assert embedder.training
     after = head.weight.detach().view(8, 3, -1)
     embedder.eval()
     for number in range(6):
-        vectors = []
-        for path, label in zip(images.paths, images.labels.tolist(), strict=True):
-            if label == number:
-                pixels = torch.from_numpy(load_pixels(ImageItem(path), 32)[0])[None]
-                with torch.inference_mode():
-                    vectors.append(embedder(pixels)[0])
-        mean = torch.stack(vectors).mean(dim=0)
+        rows = np.flatnonzero(images.labels == number).tolist()
+        pixels = np.stack([load_pixels(images.item(row), 32)[0] for row in rows])
+        with torch.inference_mode():
+            mean = embedder(torch.from_numpy(pixels)).mean(dim=0)
         cosines = torch.nn.functional.cosine_similarity(after[number], mean[None], dim=1)
         # A tenth of noise: cos(atan(0.1)) = 0.995, and the sub-centres still differ.
         assert cosines.min() > 0.99

@@ -13,7 +13,6 @@ import yaml
 from tests.commands import refused
 from tests.conftest import PROJECT, write_yaml
 from tests.kills import another_process, wait_for
-from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.main_phases import resolved
 from visual_search.model.checkpoint import describe_model, fingerprint
@@ -136,10 +135,9 @@ def test_a_changed_phase_says_what_changed_and_waits_for_retrain(
 ) -> None:
     run(write_chain(place, TWO))
     changed = write_chain(place, [TWO[0], {**TWO[1], "overrides": {"optim.head_lr": 0.25}}])
-    with pytest.raises(UserError, match="Train it anew with --retrain") as caught:
-        run(changed)
-    assert "optim.head_lr: '0.5' -> '0.25'" in str(caught.value)
-    assert "tags" in str(caught.value)
+    said = refused("Train it anew with --retrain", run, changed)
+    assert "optim.head_lr: '0.5' -> '0.25'" in said
+    assert "tags" in said
     assert names(place) == ["one", "two"]
     capsys.readouterr()
     run(changed, retrain=True)
@@ -199,18 +197,13 @@ def test_wrong_settings_stop_before_anything_is_trained(place: Path) -> None:
     chain = write_chain(
         place, [{"name": "one", "config": "good.yml"}, {"name": "two", "config": "bad.yml"}]
     )
-    with pytest.raises(UserError, match=r"bad.yml: unknown key 'train.epoch'"):
-        run_chain(chain, place / "runs", resolved, launch="false")
+    asked = run_chain, chain, place / "runs", resolved
+    refused(r"bad.yml: unknown key 'train.epoch'", *asked, launch="false")
     assert not (place / "runs").exists()
-    with pytest.raises(UserError, match="--only three: the chain's phases are one, two"):
-        run_chain(chain, place / "runs", resolved, only=["three"])
-    with pytest.raises(UserError, match="there is no program 'no-such-program'"):
-        run_chain(
-            write_chain(place, [{"name": "one", "config": "good.yml"}]),
-            place / "runs",
-            resolved,
-            launch="no-such-program --cpu",
-        )
+    refused("--only three: the chain's phases are one, two", *asked, only=["three"])
+    good = write_chain(place, [{"name": "one", "config": "good.yml"}])
+    asked = run_chain, good, place / "runs", resolved
+    refused("there is no program 'no-such-program'", *asked, launch="no-such-program --cpu")
 
 
 @pytest.mark.parametrize(
@@ -235,9 +228,7 @@ def test_a_bad_chain_file_says_what_is_wrong(tmp_path: Path, text: str, words: s
     (tmp_path / "a.yml").touch()
     path = tmp_path / "chain.yml"
     path.write_text(text)
-    with pytest.raises(UserError, match=words) as caught:
-        read_chain(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in refused(words, read_chain, path)
 
 
 # Pixels, batch, head rate, warm-up, epochs, accumulation, memory, cosine of the review photos.

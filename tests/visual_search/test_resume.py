@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 TEXTS: dict[str, Any] = {
+    "dataset": {"cached_views": 2, "augmentations": "none"},
+    "backbone": {"trainable_blocks": 0},
     "projection": {"feature_noise": 0.1, "feature_dropout": 0.1},
     "train": {"epochs": 4, "validate_every": 1, "save_steps": 1, "ema_decay": 0.9},
 }
@@ -82,6 +84,7 @@ def test_killed_at_random_moments(
     if variant == "texts":
         pairs = write_drawn_pairs(tmp_path / "data", photos=4)
         values = merged(small_clip(pairs), TEXTS)
+        values["train"]["feature_cache"] = str(tmp_path / "features")
     else:
         values["dataset"]["product10k"] = {"train_valid_root": str(product10k_folder)}
         values["dataset"]["dev_set"] = {"eval_root": str(dev_folder)}

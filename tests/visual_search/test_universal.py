@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.commands import logged, stopped, told
+from tests.commands import logged, refused, stopped, told
 from tests.conftest import PROJECT, draw_product, spare_plots, write_csv, write_yaml
 from visual_search import main_compress, main_soup, main_tune
-from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compression import RunEmbeddings, Sides, points_of
@@ -161,8 +160,8 @@ def test_compressing_writes_the_curve_and_smaller_models(recipe: Path, tmp_path:
         projected = load_checkpoint(run.with_name("u_pca")).embedder()(pixels)
     assert projected.shape == (5, 4)
     assert "exists already" in stopped(main_compress.main, "--run", run, "--write", 4)
-    with pytest.raises(UserError, match=r"below the run's 8 dimensions"):
-        RunEmbeddings(run).write_smaller(8, False, tmp_path / "x")
+    write = RunEmbeddings(run).write_smaller
+    refused("below the run's 8 dimensions", write, 8, False, tmp_path / "x")
 
 
 def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:

@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.common.model_config import Fit
 from visual_search.config import EmbedSettings
 from visual_search.data.images import FITS
@@ -41,6 +41,5 @@ def test_settings_are_read_from_json_values() -> None:
     ],
 )
 def test_wrong_settings_are_refused_with_their_source(values: object, words: str) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        EmbedSettings.parsed(values, "model.json")
-    assert str(caught.value).startswith("model.json: ")
+    said = refused(words, EmbedSettings.parsed, values, "model.json")
+    assert said.startswith("model.json: ")

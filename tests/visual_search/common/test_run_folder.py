@@ -38,11 +38,10 @@ def test_an_unfinished_run_continues_a_finished_one_is_replaced_only_when_asked(
     run.log(kind="step", step=1)
     # What changes no weight may differ.
     assert run.check("x: 1\ntrain:\n  epochs: 3\n  save_steps: 9\n", overwrite=False)
-    with pytest.raises(UserError, match=r"train\.epochs: 3 -> 4.*--overwrite true"):
-        run.check("x: 1\ntrain:\n  epochs: 4\n  save_steps: 1\n", overwrite=False)
+    longer = "x: 1\ntrain:\n  epochs: 4\n  save_steps: 1\n"
+    refused(r"train\.epochs: 3 -> 4.*--overwrite true", run.check, longer, overwrite=False)
     (run.path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="finished run"):
-        run.check("x: 1\ntrain:\n  epochs: 3\n  save_steps: 1\n", overwrite=False)
+    refused("finished run", run.check, longer, overwrite=False)
     assert not run.check("x: 2\n", overwrite=True)
     assert run.metrics() == [{"kind": "step", "step": 1}]
     run.start("x: 2\n")
@@ -236,8 +235,8 @@ def test_a_state_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     save_state(tmp_path, 1, {}, {}, ALONE)
     place = newest_state(tmp_path)
     assert place is not None
-    with pytest.raises(UserError, match="trained by 1 processes, this is one of 2"):
-        load_state(place, Processes(0, 2, lambda: None))
+    two = Processes(0, 2, lambda: None)
+    refused("trained by 1 processes, this is one of 2", load_state, place, two)
     (place / "common.pt").write_bytes(b"PK\x03\x04 no zip")
     refused(r"common\.pt is damaged", load_state, place, ALONE)
     facts = json.loads((place / "complete.json").read_text())

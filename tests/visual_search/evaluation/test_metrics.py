@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.evaluation.metrics import (
     METRICS,
     Hits,
@@ -181,9 +181,7 @@ def test_arrays_that_would_fail_or_score_wrongly_are_refused() -> None:
     good = rows(4, 1400)
 
     def refusal(ranks: object, n_gallery: int = 1400) -> str:
-        with pytest.raises(UserError) as caught:
-            check_ranks(ranks, 4, n_gallery)
-        return str(caught.value)
+        return refused(".", check_ranks, ranks, 4, n_gallery)
 
     assert "list" in refusal(good.tolist())
     assert "float64" in refusal(good.astype(float))

@@ -1,6 +1,5 @@
 """Tasks from their files to tables, reports and verdicts, as the command runs them."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.commands import refused, stopped, told
-from tests.conftest import PROJECT, draw_product, write_csv
-from visual_search.common.errors import UserError
+from tests.conftest import PROJECT, csv_rows, draw_product, write_csv
 from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
@@ -101,8 +99,7 @@ def test_tasks_from_the_command_line(tmp_path: Path, task_files: list[Path]) -> 
     plain = tasks["shop"]["mean_over_queries"]["mAP@1000"]
     assert f"mAP {plain:.4f}  plain cosine" in told(main, "score", "--run", weights, *place)
 
-    with (out / "scores" / "kinds.csv").open() as handle:
-        rows = list(csv.DictReader(handle))
+    rows = csv_rows(out / "scores" / "kinds.csv")
     assert [row["R@1"] == "" for row in rows] == [False] * 4 + [True]
     table = (out / "results.md").read_text()
     assert "| A shop | 10 | 10 | **" in table
@@ -278,8 +275,8 @@ def test_faulty_tasks_are_refused(tmp_path: Path, table: Path) -> None:
     refused("GAP needs distractors", read_task, fault("metric: GAP"))
     refused(r"task\.yml.*metric", read_task, fault("metric: mAP"))
     refused("another task is called task", read_tasks, [fault("title: x"), tmp_path / "task.yml"])
-    with pytest.raises(UserError, match="found in none of the 13 paths"):
-        ImageTask.load("x", read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa")))
+    nothing = read_task(fault(f"dev_set: {{table: {table}}}\nselect: sofa"))
+    refused("found in none of the 13 paths", ImageTask.load, "x", nothing)
 
 
 def test_all_rows_of_a_table_that_nothing_trains_on(tmp_path: Path, table: Path) -> None:

@@ -124,7 +124,7 @@ def set_json(project: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("content", "expected"),
     [
         ({"authors": ["your-aicrowd-username"]}, "authors must list"),
         ({"authors": []}, "authors must list"),
@@ -132,23 +132,19 @@ def set_json(project: Path, **values: object) -> None:
         ({"gpu": "true"}, 'gpu is "true", it must be a bool'),
         ({"grader_id": None}, "grader_id is null"),
         ({"challenge_id": "another"}, "challenge_id is 'another'"),
+        ("{", "not valid JSON"),
+        ("[]", "not an object"),
+        ("", "does not exist"),
     ],
 )
-def test_fields_of_aicrowd_json(project: Path, values: dict, expected: str) -> None:
+def test_faults_of_aicrowd_json(project: Path, content: dict | str, expected: str) -> None:
     assert problems(check_aicrowd_json, project) == []
-    set_json(project, **values)
-    (text,) = problems(check_aicrowd_json, project)
-    assert expected in text
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [("{", "not valid JSON"), ("[]", "not an object"), (None, "does not exist")],
-)
-def test_an_aicrowd_json_that_is_none(project: Path, content: str | None, expected: str) -> None:
-    (project / "aicrowd.json").unlink()
-    if content:
+    if isinstance(content, dict):
+        set_json(project, **content)
+    elif content:
         (project / "aicrowd.json").write_text(content)
+    else:
+        (project / "aicrowd.json").unlink()
     (text,) = problems(check_aicrowd_json, project)
     assert expected in text
 
