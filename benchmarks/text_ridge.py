@@ -29,12 +29,14 @@ from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
 
 from benchmarks.harness import Row, arguments, higher_is_better, report
-from visual_search.cached_features import kept_features
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.model_config import EmbedSettings
 from visual_search.evaluation.compare import mean_interval
 from visual_search.main_phases import resolved
+from visual_search.model.checkpoint import load_checkpoint
 from visual_search.phase_chain import read_chain, run_chain
 from visual_search.ranking.embed import default_device
+from visual_search.ranking.store import FeatureSource
 from visual_search.text.pairs import (
     TEST,
     TRAIN,
@@ -51,7 +53,7 @@ from visual_search.text.retrieval import (
     evaluate_retrieval,
     relevance_of,
 )
-from visual_search.text.search import TextSearchModel, load_text_model
+from visual_search.text.search import load_text_model
 from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
@@ -144,11 +146,12 @@ def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Ju
     _, test = in_language(read_pairs(pairs, TEST, root), language)
     relevance = relevance_of(test, column)
     models = {name: load_text_model(run) for name, run in runs.items()}
-    ridges = _ridges(next(iter(models.values())), train, test, column, language)
+    ridges = _ridges(next(iter(runs.values())), train, test, column, language)
     systems = {name: scores for name, (_, scores) in ridges.items()}
     for name, model in models.items():
         with torch.no_grad():
-            images = model.encoder(_seen(model, test).to(default_device())).cpu()
+            seen = _seen(runs[name], test).to(default_device())
+            images = model.encoder.to(default_device())(seen).cpu()
         texts = model.encoder.embed_texts(relevance.texts)
         systems[name] = evaluate_retrieval(images, texts, relevance)
     choices = {name: choice for name, (choice, _) in ridges.items()}
@@ -161,26 +164,26 @@ def _settings(run: Path) -> Mapping[str, Any]:
     return values
 
 
-def _seen(model: TextSearchModel, table: PairTable) -> torch.Tensor:
+def _seen(run: Path, table: PairTable) -> torch.Tensor:
     """The visual tower's vectors, `(n, width)`."""
-    device = default_device()
-    visual = model.encoder.to(device).visual
-    return kept_features(visual, table.items(), model.input_size, CACHE, device).matrix
+    visual, architecture = load_text_model(run).encoder.visual, load_checkpoint(run).architecture
+    source = FeatureSource(visual, architecture, EmbedSettings(), CACHE, default_device())
+    return source.features(table.items(), "images").matrix
 
 
 def _ridges(
-    model: TextSearchModel, train: PairTable, test: PairTable, column: str, language: str
+    run: Path, train: PairTable, test: PairTable, column: str, language: str
 ) -> dict[str, tuple[str, BothWays]]:
     """`ridge` on the frozen encoders' features, and `ridge with n-grams` that may take tf-idf."""
 
     def data(table: PairTable, chosen: np.ndarray, spoken: str) -> Data:
         kept, asked = in_language(table.take(chosen), spoken)
         relevance = relevance_of(asked, column)
-        texts = _text_features(model.encoder.text, relevance.texts)
+        texts = _text_features(towers, relevance.texts)
         return Data(seen[id(table)][chosen[kept]], texts, relevance)
 
-    held = held_out(train, test, column)
-    seen = {id(table): _seen(model, table).double().numpy() for table in (train, test)}
+    towers, held = load_text_model(run).encoder.text, held_out(train, test, column)
+    seen = {id(table): _seen(run, table).double().numpy() for table in (train, test)}
     parts = {
         "train": data(train, np.flatnonzero(~held), ""),
         "held out": data(train, np.flatnonzero(held), language),

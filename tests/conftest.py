@@ -54,6 +54,16 @@ def write_yaml(path: Path, values: Any) -> Path:
     return path
 
 
+def read_phase(file: Path, values: Any) -> Any:
+    """The phase of some settings, written to a file, and its complete config."""
+    import jsonargparse
+
+    from visual_search.config_reader import parse_phase
+
+    write_yaml(file, values)
+    return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(file)])[1:]
+
+
 def draw_product(product: int, photo: int, side: int = 64) -> Image.Image:
     """A shape whose colour and form are the product's, on a background that is the photo's."""
     rng = np.random.default_rng([product, photo])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.config import EmbedSettings, PhaseConfig
+from visual_search.config import PhaseConfig
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage, stored_size
@@ -20,17 +20,9 @@ from visual_search.data.images import Box, ImageItem
 from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.model.projections import project_features
-from visual_search.ranking.embed import Embeddings, embed_images
 from visual_search.ranking.rank import trimmed
 from visual_search.ranking.rerank import Step
-from visual_search.ranking.store import (
-    Backbone,
-    Features,
-    FeatureSource,
-    model_folder,
-    stored_features,
-    weights_fingerprint,
-)
+from visual_search.ranking.store import Backbone, Features, FeatureSource
 
 # What load_pixels says of an image of which there is nothing to see.
 _NOTHING = "a grey image is used"
@@ -196,41 +188,6 @@ def check_cacheable(config: PhaseConfig) -> None:
 
 SMALLEST_CROP, WIDEST_CROP = 0.4, 4 / 3
 """Share of the image's area in a crop at the least, and its width to height at the most."""
-
-
-def kept_features(
-    visual: Embedder,
-    items: Sequence[ImageItem],
-    input_size: int,
-    folder: Path,
-    device: torch.device,
-    progress: bool = True,
-) -> Features:
-    """Images as a frozen tower sees them, from the store where they were seen before.
-
-    Args:
-        visual: the tower, in evaluation mode, on `device`.
-        items: the images.
-        input_size: side in pixels.
-        folder: of all stores.
-        device: where the tower is.
-        progress: whether there are progress bars.
-    """
-    settings = {"size": input_size, "device": device.type}
-    place = model_folder(folder, weights_fingerprint(visual.state_dict()), settings)
-
-    def make(some: Sequence[ImageItem], part: str) -> Embeddings:
-        return embed_images(
-            visual,
-            some,
-            input_size,
-            device=device,
-            settings=EmbedSettings().unmeasured(device.type == "cuda"),
-            label=f"images{part}",
-            progress=progress,
-        )
-
-    return stored_features(place, items, make)
 
 
 def random_crop(item: ImageItem, view: int, seed: int) -> Box | None:

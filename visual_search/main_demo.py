@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -149,28 +148,27 @@ def serve() -> None:
 
 def write_products(table: Path) -> Path:
     """The products that were not trained on, as `products.jsonl`."""
-    images: dict[str, list[str]] = {}
+    import pandas as pd
+
     data = CATALOGUE / "development_test_data"
-    with (data / "gallery.csv").open(encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            file = str((data / row["img_path"]).absolute())
-            images.setdefault(row["product_id"], []).append(file)
+    gallery = pd.read_csv(data / "gallery.csv", dtype=str)
+    files = gallery["img_path"].map(lambda path: str((data / path).absolute()))
+    images = files.groupby(gallery["product_id"]).agg(list)
     lines = []
-    with (CATALOGUE / "products.csv").open(encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            number = int(row["product_id"])
-            if row["product_id"] not in images:
-                continue
-            product = {
-                "id": row["product_id"],
-                "title": row["name_en"],
-                "category": row["category"],
-                "price": 10 + number * 7919 % 4000 / 10,
-                "in_stock": number % 5 > 0,
-                "attributes": {key: row[key] for key in ("name_ru", "author", "licence")},
-                "images": images[row["product_id"]],
-            }
-            lines.append(json.dumps(product, ensure_ascii=False) + "\n")
+    for row in pd.read_csv(CATALOGUE / "products.csv", dtype=str).to_dict("records"):
+        if row["product_id"] not in images:
+            continue
+        number = int(row["product_id"])
+        product = {
+            "id": row["product_id"],
+            "title": row["name_en"],
+            "category": row["category"],
+            "price": 10 + number * 7919 % 4000 / 10,
+            "in_stock": number % 5 > 0,
+            "attributes": {key: row[key] for key in ("name_ru", "author", "licence")},
+            "images": images[row["product_id"]],
+        }
+        lines.append(json.dumps(product, ensure_ascii=False) + "\n")
     write_text(table, "".join(lines))
     return table
 

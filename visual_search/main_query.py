@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from visual_search.common.errors import UserError, run_command
+from visual_search.common.files import read_lines, write_json
 from visual_search.common.ranges import whole_number
 
 
@@ -49,7 +50,7 @@ def _find_images(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of images, gallery.csv or pairs.parquet")
 
-    from visual_search.common.files import read_lines
+    from visual_search.data.contact_sheet import Cell, write_contact_sheets
     from visual_search.text.search import TextSearch, gallery_images, load_text_model
 
     queries = list(arguments.queries)
@@ -64,26 +65,18 @@ def _find_images(arguments: argparse.Namespace) -> None:
         first = search.problems[0]
         print(f"{len(search.problems)} damaged images, for example {first.path}: {first.reason}")
     found = search.images_for(queries, arguments.top)
+    rows, cells = [], []
     for query, hits in zip(queries, found, strict=True):
         print(f"\n{query}")
         for hit in hits:
             print(f"  {hit.score:6.3f}  {hit.label}")
-    if arguments.output:
-        from visual_search.common.files import write_json
-        from visual_search.data.contact_sheet import Cell, write_contact_sheets
-
-        rows = [
-            {"query": query, "photos": [{"path": h.label, "score": h.score} for h in hits]}
-            for query, hits in zip(queries, found, strict=True)
-        ]
+        photos = [{"path": hit.label, "score": hit.score} for hit in hits]
+        rows.append({"query": query, "photos": photos})
         # The query stands under its first image, above the score.
-        cells = [
-            [
-                Cell(Path(hit.label), f"{query}\n" * (place == 0) + f"{hit.score:.3f}", "gainsboro")
-                for place, hit in enumerate(hits)
-            ]
-            for query, hits in zip(queries, found, strict=True)
-        ]
+        captions = [f"{query}\n" * (k == 0) + f"{hit.score:.3f}" for k, hit in enumerate(hits)]
+        sheet = zip(hits, captions, strict=True)
+        cells.append([Cell(Path(hit.label), caption, "gainsboro") for hit, caption in sheet])
+    if arguments.output:
         write_json(arguments.output / "results.json", rows)
         write_contact_sheets(arguments.output / "results.jpg", cells)
         print(f"\nwritten: {arguments.output / 'results.json'}, {arguments.output / 'results.jpg'}")
@@ -96,7 +89,6 @@ def _name_images(arguments: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"the image {missing[0]} does not exist ({len(missing)} of --photos)")
 
-    from visual_search.common.files import read_lines
     from visual_search.data.images import ImageItem
     from visual_search.text.search import load_text_model, name_images
 
@@ -106,15 +98,12 @@ def _name_images(arguments: argparse.Namespace) -> None:
     items = [ImageItem(path) for path in arguments.photos]
     found = name_images(load_text_model(arguments.run), items, names, arguments.top)
     print(f"{len(items)} images, {len(names)} names")
+    rows = []
     for path, hits in zip(arguments.photos, found, strict=True):
         print(f"{path}: " + ", ".join(f"{hit.label} {hit.score:.3f}" for hit in hits))
+        names_of = [{"name": hit.label, "score": hit.score} for hit in hits]
+        rows.append({"photo": str(path), "names": names_of})
     if arguments.output:
-        from visual_search.common.files import write_json
-
-        rows = [
-            {"photo": str(path), "names": [{"name": h.label, "score": h.score} for h in hits]}
-            for path, hits in zip(arguments.photos, found, strict=True)
-        ]
         write_json(arguments.output / "results.json", rows)
 
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import pytest
 import torch
@@ -14,18 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands import logged, refused
-from tests.conftest import write_yaml
+from tests.conftest import read_phase
 from visual_search import cached_features
-from visual_search.cached_features import FrozenFeatures, kept_features, random_crop
+from visual_search.cached_features import FrozenFeatures, random_crop
 from visual_search.common.run_folder import RunFolder
-from visual_search.config import BackboneConfig, PhaseConfig
-from visual_search.config_reader import parse_phase
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
 from visual_search.phase import build_image_phase
-from visual_search.ranking.store import Features
+from visual_search.ranking.store import Features, FeatureSource
 from visual_search.train import train_phase
 
 
@@ -48,14 +46,9 @@ def universal(small_phase: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def parsed(values: dict[str, Any], tmp_path: Path) -> tuple[PhaseConfig, str]:
-    path = write_yaml(tmp_path / "phase.yml", values)
-    return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])[1:]
-
-
 def train(values: dict[str, Any], tmp_path: Path, name: str, **extra: Any) -> Path:
     run = RunFolder(tmp_path / "runs", name)
-    config, text = parsed(values, tmp_path)
+    config, text = read_phase(tmp_path / "phase.yml", values)
     train_phase(config, build_image_phase, run, text, **extra)
     return run.path
 
@@ -163,7 +156,8 @@ def test_views_are_the_tower_on_crops(tmp_path: Path) -> None:
     visual, built = build_embedder(BackboneConfig("timm/test_resnet", "none"), 32)
     visual.eval()
     views = FrozenFeatures(photos, 3)
-    views.fill(kept_features(visual, views.items(), 32, tmp_path, torch.device("cpu"), False))
+    source = FeatureSource(visual, built, EmbedSettings(), tmp_path, torch.device("cpu"), False)
+    views.fill(source.features(views.items(), "images"))
     assert views.matrix.shape == (6, 3, built.dimension)
     for number, view in ((0, 0), (1, 2), (5, 1)):
         box = random_crop(ImageItem(paths[number]), view, 7) if view else None

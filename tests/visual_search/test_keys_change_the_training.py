@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import read_phase
 from tests.visual_search.test_unused import CASES, another, with_key
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import FREE_TO_CHANGE, RunFolder
@@ -77,18 +78,10 @@ def test_a_key_of_which_nothing_is_said_changes_the_training(
     tmp_path: Path,
     seen: dict[str, str],
 ) -> None:
-    config = PhaseConfig()
-    for part, values in small_phase.items():
-        for name, value in values.items():
-            inner = value if isinstance(value, dict) else {"": value}
-            for last, setting in inner.items():
-                path = ".".join(filter(None, (part, name, last)))
-                config = with_key(config, path, setting)
-    for path, setting in {
-        "train.epochs": 2, "train.validate_every": 1, "optim.head_lr": 0.01,
-        "optim.backbone_lr_ratio": 1.0, "train.log_steps": 1,
-    }.items():  # fmt: skip
-        config = with_key(config, path, setting)
+    train = {"epochs": 2, "validate_every": 1, "log_steps": 1}
+    optim = {"head_lr": 0.01, "backbone_lr_ratio": 1.0}
+    settings = {**small_phase, "train": train, "optim": optim}
+    config = read_phase(tmp_path / "phase.yml", settings)[0]
     now = config
     for name in key.split("."):
         now = getattr(now, name)

@@ -1,13 +1,11 @@
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import torch
 
-from tests.conftest import write_yaml
+from tests.conftest import read_phase
 from visual_search.config import MarginConfig
-from visual_search.config_reader import parse_phase
 from visual_search.data.images import load_pixels
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.partial_fc import SampledMarginHead
@@ -18,9 +16,8 @@ def test_centres_stand_at_the_mean_of_their_class(
     small_phase: dict[str, Any], tmp_path: Path
 ) -> None:
     small_phase["dataset"]["num_of_classes"] = 8
-    file = write_yaml(tmp_path / "phase.yml", {**small_phase, "margin": {"imprint": True}})
-    config = parse_phase(jsonargparse.ArgumentParser(), ["--config", str(file)])[1]
-    phase = build_image_phase(config, False)
+    settings = {**small_phase, "margin": {"imprint": True}}
+    phase = build_image_phase(read_phase(tmp_path / "phase.yml", settings)[0], False)
     embedder, head, images = phase.learner.embedder, phase.learner.head, phase.images.images
     assert head is not None
     before = head.weight.detach().clone().view(8, 3, -1)

@@ -229,9 +229,7 @@ def read_yaml(path: Path, what: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(regular_text(path))
-    except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from error
+        return yaml.safe_load(read_text(path))
     except RecursionError as error:
         raise UserError(f"{what} {path} is not valid YAML: it is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # the latter of dates and bytes that are none

@@ -11,20 +11,18 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_type_hints
 
 
-@dataclasses.dataclass(frozen=True, init=False)
 class When:
     """A key counts where another one has one of these values; without values, where it is on."""
 
-    key: str
-    """Beside this one, or dotted (`.pretrain_model`) from the root; empty: of earlier versions."""
-    values: tuple[Any, ...]
-    only: tuple[str, ...]
-    """On a part: the keys of it that this is about; empty: all but `key` itself."""
-
     def __init__(self, key: str, *values: Any, only: Sequence[str] = ()) -> None:
-        object.__setattr__(self, "key", key)
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "only", tuple(only))
+        """
+        Args:
+            key: beside this one, or dotted (`.pretrain_model`) from the root; empty: of earlier
+                versions.
+            values: of that key.
+            only: on a part, the keys of it that this is about; none: all but `key` itself.
+        """
+        self.key, self.values, self.only = key, values, tuple(only)
 
     def holds(self, value: Any) -> bool:
         """Whether it does, the other key being `value`."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from visual_search.cached_features import FrozenFeatures, kept_features
+from visual_search.cached_features import FrozenFeatures
 from visual_search.common.errors import UserError
+from visual_search.common.model_config import EmbedSettings
 from visual_search.common.run_folder import RunFolder
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
@@ -24,6 +25,7 @@ from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.phase import Batch, Phase
+from visual_search.ranking.store import Features, FeatureSource
 from visual_search.text.batches import build_pair_batches
 from visual_search.text.config import ClipConfig
 from visual_search.text.encoder import (
@@ -106,14 +108,12 @@ class ClipPhase(Phase):
 
     def fill_features(self, device: torch.device, is_main_process: bool) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
-        config = self.config
-        visual = self.learner.to(device).embedder.visual.eval()
+        self.learner.to(device)
         if isinstance(self.images, FrozenFeatures):
-            size, folder = self.architecture.input_size, Path(config.train.feature_cache)
-            items = self.images.items()
-            self.images.fill(kept_features(visual, items, size, folder, device, is_main_process))
-        if config.backbone.trainable_blocks == 0 and not self.learner.embedder.image_projection.raw:
-            self.test_vectors = self._plain_vectors(self.test.items(), device, is_main_process)
+            self.images.fill(self._features(self.images.items(), device, is_main_process))
+        is_frozen = self.config.backbone.trainable_blocks == 0
+        if is_frozen and not self.learner.embedder.image_projection.raw:
+            self.test_vectors = self._features(self.test.items(), device, is_main_process).matrix
 
     def start_weights(self, device: torch.device, is_main_process: bool) -> None:
         """Measure the features of a run that starts anew, and set the projections for them.
@@ -147,17 +147,20 @@ class ClipPhase(Phase):
         if isinstance(self.images, FrozenFeatures):
             return self.images.matrix[list(chosen), 0].to(device)
         items = [self.images.images.item(i) for i in chosen]
-        return self._plain_vectors(items, device, is_main_process).to(device)
+        return self._features(items, device, is_main_process).matrix.to(device)
 
-    def _plain_vectors(
+    def _features(
         self, items: list[ImageItem], device: torch.device, is_main_process: bool
-    ) -> Tensor:
-        embedder = self.learner.embedder
-        was_training = embedder.training
-        folder, size = Path(self.config.train.feature_cache), self.architecture.input_size
-        found = kept_features(embedder.visual.eval(), items, size, folder, device, is_main_process)
+    ) -> Features:
+        """Images as the visual tower sees them, from the store where it saw them before."""
+        embedder, folder = self.learner.embedder, Path(self.config.train.feature_cache)
+        was_training, plain = embedder.training, EmbedSettings()
+        source = FeatureSource(
+            embedder.visual, self.architecture, plain, folder, device, is_main_process
+        )
+        found = source.features(items, "images")
         embedder.train(was_training)
-        return found.matrix
+        return found
 
     def describe(self, name: str) -> str:
         """What is about to be trained, in a sentence."""

@@ -13,20 +13,10 @@ from unittest import mock
 import pytest
 
 from tests.commands import inside, refused, stopped, told
-from tests.conftest import draw_product, write_csv, write_yaml
+from tests.conftest import draw_product, read_phase, write_csv, write_yaml
 from visual_search import main_arcface, main_phases, main_tune, phase_chain
 from visual_search.common.run_folder import RunFolder
-from visual_search.config import (
-    BackboneConfig,
-    DatasetConfig,
-    DevSetConfig,
-    DistillationConfig,
-    MarginConfig,
-    PhaseConfig,
-    Product10KConfig,
-    TableConfig,
-    TrainConfig,
-)
+from visual_search.config import PhaseConfig
 from visual_search.evaluation.identity import (
     averaged,
     changed_data,
@@ -219,20 +209,18 @@ def folds(tmp_path: Path, small_phase: dict[str, Any]) -> PhaseOf:
     listed = (tmp_path / "table.csv").read_text().splitlines()
     rows = [[*line.split(","), int(line[-1] in TRAINED)] for line in listed[1:]]
     table = str(write_csv(tmp_path / "folds.csv", ["file_name", "label", "fold"], rows))
-    backbone = BackboneConfig(**small_phase["backbone"])
 
     def phase(fold: int, **options: Any) -> PhaseConfig:
-        dataset = DatasetConfig(
-            product10k=Product10KConfig(use=False),
-            tables=(TableConfig(table, fold=fold),),
-            dev_set=DevSetConfig(table=table, fold=fold),
-            input_size=32,
-            batch_size=4,
-            num_workers=0,
-            augmentations="none",
-        )
-        train_config = TrainConfig(epochs=1)
-        return PhaseConfig(dataset=dataset, backbone=backbone, train=train_config, **options)
+        dataset = {
+            **small_phase["dataset"],
+            "product10k": {"use": False},
+            "tables": [{"file": table, "fold": fold}],
+            "dev_set": {"table": table, "fold": fold},
+            "batch_size": 4,
+        }
+        settings = {**small_phase, "dataset": dataset, "train": {"epochs": 1}, **options}
+        config: PhaseConfig = read_phase(tmp_path / "fold.yml", settings)[0]
+        return config
 
     return phase
 
@@ -251,7 +239,7 @@ def test_what_earlier_models_were_trained_on_counts(
     leak = f"fold 1 of {tmp_path / 'folds.csv'}, which was trained on where fold 0 was held out"
 
     # Fold 1 from a model of fold 0, with as many classes: others, so the centres are new.
-    second_config = folds(1, pretrain_model=first, margin=MarginConfig(imprint=True))
+    second_config = folds(1, pretrain_model=first, margin={"imprint": True})
     phase = build_image_phase(second_config, True)
     assert not phase.head_continued
     words = f"class centres: new; the classes of {first} are others, or in another order"
@@ -265,7 +253,7 @@ def test_what_earlier_models_were_trained_on_counts(
     assert "trained on where" not in same_fold.data.leak_words()
 
     # The same of a teacher, of a model further back, and of an average.
-    teacher = build_image_phase(folds(1, distillation=DistillationConfig(first)), False)
+    teacher = build_image_phase(folds(1, distillation={"run": first}), False)
     assert leak in teacher.data.leak_words()
     second = str(shutil.copytree(first, tmp_path / "second"))
     description = tmp_path / "second" / "best" / "model.json"
