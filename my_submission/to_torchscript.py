@@ -184,10 +184,11 @@ def _trained(source: Path, input_size: int | None, trust: bool) -> tuple[Any, An
 
 
 def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:
-    from visual_search.config_reader import read_backbone
+    from visual_search.config import BackboneConfig
+    from visual_search.config_reader import read_part
     from visual_search.model.embedder import build_embedder
 
-    backbone = read_backbone(source)
+    backbone = read_part(source, BackboneConfig)
     print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)
     embedder, architecture = build_embedder(backbone, input_size)
     return embedder, architecture, {"run": None, "phase": "pretrained", "mAP": None}

@@ -110,13 +110,10 @@ def run_python(
     *arguments: object,
     environment: dict[str, str] | None = None,
     timeout: float = 200,
-    from_here: bool = False,
 ) -> CompletedProcess[str]:
     """Run a command to its end."""
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        command = PythonProcess(
-            *arguments, out=out, err=err, environment=environment, from_here=from_here
-        )
+        command = PythonProcess(*arguments, out=out, err=err, environment=environment)
         status = command.wait(timeout)
         return CompletedProcess(command.words, status, out.read_text(), err.read_text())

@@ -14,7 +14,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -24,7 +24,7 @@ from visual_search.common.files import read_yaml
 from visual_search.common.ranges import check_ranges
 from visual_search.common.unused import unused
 from visual_search.common.words import spelled_out
-from visual_search.config import BackboneConfig, PhaseConfig
+from visual_search.config import PhaseConfig
 
 Config = typing.TypeVar("Config")
 
@@ -113,20 +113,12 @@ def read_config(run: Path) -> PhaseConfig:
     return parse_phase(jsonargparse.ArgumentParser(), ["--config", str(path)])[1]
 
 
-def read_backbone(path: Path) -> BackboneConfig:
-    """A backbone from its own file, such as `config/backbone/efficientnet_lite0.yml`.
+def read_part(path: Path, kind: type[Config]) -> Config:
+    """A dataclass from a file of its own, such as `config/backbone/efficientnet_lite0.yml`.
 
     Raises:
         UserError: naming file and key.
     """
-    return read_part(path, BackboneConfig)
-
-
-Part = TypeVar("Part")
-
-
-def read_part(path: Path, kind: type[Part]) -> Part:
-    """One dataclass from a file of its own."""
     _checked_keys(path, kind)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=kind, sub_configs=True)

@@ -130,12 +130,16 @@ def build_objective(config: PhaseConfig, dimension: int, counts: Tensor) -> Obje
     Raises:
         UserError: for prefixes of the embedding (`margin.nested`) that it has not.
     """
-    margin, teacher = config.margin, config.distillation
+    margin, teacher, distillation = config.margin, config.distillation, None
     _check_nested(margin, dimension)
+    if teacher.run:
+        from visual_search.losses.distillation import EmbeddingDistillation
+
+        distillation = EmbeddingDistillation(teacher.kind)
     return Objective(
         _head(config, dimension, counts) if margin.weight else None,
         _pair_loss(config, dimension) if config.pairs.name != "none" else None,
-        _distillation(config) if teacher.run else None,
+        distillation,
         margin.weight,
         config.pairs.weight,
         teacher.weight,
@@ -149,12 +153,6 @@ def _head(config: PhaseConfig, dimension: int, counts: Tensor) -> MarginHead:
     from visual_search.losses.partial_fc import SampledMarginHead
 
     return SampledMarginHead(dimension, counts, config.margin, config.dataset.seed)
-
-
-def _distillation(config: PhaseConfig) -> EmbeddingDistillation:
-    from visual_search.losses.distillation import EmbeddingDistillation
-
-    return EmbeddingDistillation(config.distillation.kind)
 
 
 def _pair_loss(config: PhaseConfig, dimension: int) -> nn.Module:

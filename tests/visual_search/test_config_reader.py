@@ -15,6 +15,7 @@ from tests.commands import refused
 from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
+from visual_search.common.run_folder import flat_settings
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -24,7 +25,7 @@ from visual_search.config import (
     PhaseConfig,
     TableConfig,
 )
-from visual_search.config_reader import parse_config, parse_phase, read_backbone, read_part
+from visual_search.config_reader import parse_config, parse_phase, read_part
 from visual_search.evaluation.tasks import read_task
 from visual_search.main_phases import resolved
 from visual_search.phase_chain import read_chain
@@ -53,15 +54,7 @@ def written(path: Path, text: str) -> str:
 def test_what_an_earlier_version_kept_with_a_run_is_still_read(kind: type, name: str) -> None:
     file = Path(__file__).with_name("earlier") / name
     *_, text = parse_config(jsonargparse.ArgumentParser(), kind, ["--config", str(file)])
-
-    def values(parts: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for key, value in parts.items():
-            if isinstance(value, dict):
-                yield from values(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    kept, now = (dict(values(yaml.safe_load(one))) for one in (file.read_text(), text))
+    kept, now = (flat_settings(yaml.safe_load(one)) for one in (file.read_text(), text))
     assert {key: now[key] for key in kept} == kept
 
 
@@ -121,9 +114,9 @@ def test_a_part_in_its_own_file_is_checked_like_the_rest(tmp_path: Path) -> None
     part = written(tmp_path / "part.yml", "nam: x\n")
     message = fault("--config", written(tmp_path / "a.yml", "backbone: part.yml\n"))
     assert f"{part}: unknown key 'backbone.nam'" in message
-    refused("part.yml: unknown key 'nam'", read_backbone, Path(part))
+    refused("part.yml: unknown key 'nam'", read_part, Path(part), BackboneConfig)
     grey = written(tmp_path / "b.yml", "name: timm/x\nmean: grey\n")
-    refused(r"b.yml.*mean", read_backbone, Path(grey))
+    refused(r"b.yml.*mean", read_part, Path(grey), BackboneConfig)
     assert "none.yml" in fault("--config", str(tmp_path / "none.yml"))
     missing = written(tmp_path / "c.yml", "backbone: parts/none.yml\n")
     assert "parts/none.yml" in fault("--config", missing)

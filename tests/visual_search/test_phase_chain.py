@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,10 +14,8 @@ import yaml
 from tests.commands import refused
 from tests.conftest import PROJECT, write_yaml
 from tests.kills import another_process, wait_for
-from visual_search.config import BackboneConfig
 from visual_search.main_phases import resolved
-from visual_search.model.checkpoint import describe_model, fingerprint
-from visual_search.model.embedder import build_embedder
+from visual_search.model.checkpoint import fingerprint
 from visual_search.phase_chain import Chain, read_chain, run_chain
 
 # Writes what a finished run leaves; its "weights" are how many trainings there have been.
@@ -62,10 +61,9 @@ def settings(arguments: Sequence[str]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, tiny_export: Path) -> Path:
     (tmp_path / "trainer.py").write_text(STAND_IN)
-    _, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    (tmp_path / "model.json").write_text(json.dumps(describe_model(architecture, {"run": "x"})))
+    shutil.copy(tiny_export / "model.json", tmp_path)
     return tmp_path
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import multiprocessing
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.commands import refused
-from tests.warm import run_python
 from visual_search.common.errors import UserError
 
 pytest.importorskip("optuna")
@@ -112,25 +113,20 @@ def test_what_stops_every_trial_stops_the_search(tmp_path: Path) -> None:
     assert len(finished(tune(tmp_path, SPACE, train_trial, trials=1))) == 1
 
 
-KILLED = """
-import os, pathlib, signal, sys
-from tests.visual_search.test_tuning import SPACE, score_of
-from visual_search.tuning import tune
-
-def train_trial(settings, run, on_validation):
-    run.start("{}")
-    on_validation(1, 0.1)
-    if run.name == "trial_002":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return score_of(settings)
-
-tune(pathlib.Path(sys.argv[1]), SPACE, train_trial, trials=6)
-"""
-
-
 def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) -> None:
-    done = run_python("-c", KILLED, tmp_path, from_here=True)
-    assert done.returncode == -signal.SIGKILL
+    def killed(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
+        run.start("{}")
+        told(1, 0.1)
+        if run.name == "trial_002":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score_of(settings)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=tune, args=(tmp_path, SPACE, killed), kwargs={"trials": 6}
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     seen: list[tuple[str, dict[str, Any]]] = []
 
     def watched(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:

@@ -28,9 +28,9 @@ from visual_search.evaluation.run_tasks import name_of_run
 NAME, BOARD, RUN = "submission", "board", "run"
 MIN_SUBMISSIONS = 5
 
-Predict = Callable[[np.ndarray], np.ndarray]
-Fit = Callable[[np.ndarray, np.ndarray], Predict]
-"""Local scores `(n, tasks)` and board scores `(n,)` to a function from the former to the latter."""
+Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""From local scores `(n, tasks)`, board scores `(n,)` and others' local scores to the others' board
+scores."""
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,14 @@ def study(submissions: Submissions) -> Study:
             "the submissions that lack them"
         )
     matrix = np.stack([local[name] for name in complete], axis=1)
-    tasks = [_judged(name, fit_line, matrix[:, [k]], board) for k, name in enumerate(complete)]
+    tasks = [_judged(name, by_line, matrix[:, [k]], board) for k, name in enumerate(complete)]
     rules = [
         replace(
-            _judged("nothing: the board's own mean", fit_nothing, matrix, board),
+            _judged("nothing: the board's own mean", by_mean, matrix, board),
             rank_correlation=math.nan,  # what is left out pulls its own prediction the other way
         ),
-        _judged("the task that fits the others best", fit_best_task, matrix, board),
-        _judged("the plain mean of the tasks", fit_line, matrix.mean(axis=1, keepdims=True), board),
+        _judged("the task that fits the others best", by_best_task, matrix, board),
+        _judged("the plain mean of the tasks", by_line, matrix.mean(axis=1, keepdims=True), board),
     ]
     return Study(
         submissions,
@@ -195,41 +195,39 @@ def study(submissions: Submissions) -> Study:
     )
 
 
-def _judged(name: str, fit: Fit, matrix: np.ndarray, board: np.ndarray) -> Predictor:
-    predictions = left_out(fit, matrix, board)
+def _judged(name: str, predict: Predict, matrix: np.ndarray, board: np.ndarray) -> Predictor:
+    predictions = left_out(predict, matrix, board)
     error = float(np.sqrt(np.mean((predictions - board) ** 2)))
     return Predictor(name, error, spearman(predictions, board).value)
 
 
-def left_out(fit: Fit, matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
+def left_out(predict: Predict, matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
     """Prediction of each submission by what is fitted to the others, `(n,)`."""
-    return np.array(
-        [
-            fit(np.delete(matrix, row, 0), np.delete(board, row))(matrix[[row]])[0]
-            for row in range(len(board))
-        ]
+    rows = range(len(board))
+    return np.concatenate(
+        [predict(np.delete(matrix, k, 0), np.delete(board, k), matrix[[k]]) for k in rows]
     )
 
 
-def fit_nothing(matrix: np.ndarray, board: np.ndarray) -> Predict:
+def by_mean(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """The mean of the board scores, whatever the local ones."""
-    return lambda asked: np.full(len(asked), board.mean())
+    return np.full(len(asked), board.mean())
 
 
-def fit_line(matrix: np.ndarray, board: np.ndarray, column: int = 0) -> Predict:
-    """Least squares on one column; a column without spread predicts the mean."""
-    x = matrix[:, column]
+def by_line(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray, task: int = 0) -> np.ndarray:
+    """Least squares on one task; one without spread predicts the mean."""
+    x = matrix[:, task]
     if np.ptp(x) == 0:
-        return fit_nothing(matrix, board)
+        return by_mean(matrix, board, asked)
     slope, constant = np.polyfit(x - x.mean(), board, 1)
-    return lambda asked: constant + slope * (asked[:, column] - x.mean())
+    return np.asarray(constant + slope * (asked[:, task] - x.mean()))
 
 
-def fit_best_task(matrix: np.ndarray, board: np.ndarray) -> Predict:
+def by_best_task(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """A line on the task with the least leave-one-out error among these submissions."""
-    lines: list[Fit] = [partial(fit_line, column=k) for k in range(matrix.shape[1])]
+    lines = [partial(by_line, task=k) for k in range(matrix.shape[1])]
     best = min(lines, key=lambda line: ((left_out(line, matrix, board) - board) ** 2).sum())
-    return best(matrix, board)
+    return best(matrix, board, asked)
 
 
 def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions:
@@ -365,7 +363,7 @@ def _plot(folder: Path, score: LocalScore, submissions: Submissions) -> Path:
         axes.annotate(words, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     if known.sum() > 1 and np.ptp(x[known]) > 0:
         ends = np.array([[x[known].min()], [x[known].max()]])
-        axes.plot(ends[:, 0], fit_line(x[known][:, None], y[known])(ends), alpha=0.5)
+        axes.plot(ends[:, 0], by_line(x[known][:, None], y[known], ends), alpha=0.5)
     axes.set(xlabel=score.name, ylabel="leaderboard")
     axes.grid(alpha=0.3)
     path = folder / "plots" / (re.sub(r"[^\w.-]", "_", score.name) + ".png")

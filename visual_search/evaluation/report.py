@@ -19,6 +19,7 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import ImageItem, read_region
 from visual_search.evaluation.dev_set import Evaluation
+from visual_search.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     from visual_search.evaluation.scores import TaskScores
@@ -32,7 +33,6 @@ FRAMES = (
     "Blue: the query, cut to its box. Green: an image of the right product. Dotted, at the end: an "
     "image that would have been right. Hover over an image for its file."
 )
-METRICS_SHOWN = ("mAP@1000", "mP@5", "R@1", "R@5", "R@10", "R@100", "MAP@R", "R-precision", "GAP")
 
 
 def write_report(
@@ -208,7 +208,7 @@ def score_rows(
 ) -> list[list[str]]:
     """The table of tasks and of the means over them, heading first."""
     has_gap = any(one.gap is not None for one in scores)
-    shown = [name for name in METRICS_SHOWN if name != "GAP" or has_gap]
+    shown = [*METRICS, "GAP"] if has_gap else [*METRICS]
     rows = [["task", "queries", "gallery", *shown]]
     for one in scores:
         values, metric = one.all_means(), one.metric
@@ -224,12 +224,11 @@ def score_rows(
 
 def _domain_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
     """A row for each domain of each task, heading first."""
-    shown = [name for name in METRICS_SHOWN if name != "GAP"]
-    rows = [["task", "domain", "queries", *shown]]
+    rows = [["task", "domain", "queries", *METRICS]]
     for one in scores:
         for domain, means in one.domains().items():
             queries = int((one.scored & (one.task.domains == domain)).sum())
-            cells = [_cell(means[name]) for name in shown]
+            cells = [_cell(means[name]) for name in METRICS]
             rows.append([one.task.title, str(domain), f"{queries:,}", *cells])
     return rows
 

@@ -71,12 +71,9 @@ class TaskScores:
         }
         return names, sizes, means
 
-    def class_means(self) -> dict[str, float]:
-        """Mean over the classes of each class's mean: rare classes count as much as common."""
-        return {name: float(values.mean()) for name, values in self.classes()[2].items()}
-
     def as_json(self) -> dict[str, Any]:
-        """What results.json has of the task."""
+        """What results.json has of the task; over classes, rare ones count as much as common."""
+        of_classes = self.classes()[2].items()
         return {
             "title": self.task.title,
             "metric": self.metric,
@@ -87,7 +84,7 @@ class TaskScores:
             "leave_one_out": self.task.leave_one_out,
             "reranked": self.reranked,
             "mean_over_queries": self.all_means(),
-            "mean_over_classes": self.class_means(),
+            "mean_over_classes": {name: float(means.mean()) for name, means in of_classes},
             "domains": self.domains(),
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -96,10 +95,8 @@ def packages_to_hide(requirements: list[str]) -> dict[str, str]:
     }
 
 
-@cache
-def _distributions_of_packages() -> Mapping[str, list[str]]:
-    """What is installed here; reading it takes a second or two."""
-    return metadata.packages_distributions()
+_distributions_of_packages = cache(metadata.packages_distributions)
+"""What is installed here; reading it takes a second or two."""
 
 
 def sets_up_itself(root: Path) -> bool:

@@ -1,7 +1,6 @@
 """What a training ran on: kept with the run, without secrets."""
 
 import platform
-import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 import visual_search
+from tests.submissions import commit, git
 from visual_search.common import environment
 from visual_search.common.environment import environment_in_words, environment_of, write_environment
 
@@ -19,20 +19,15 @@ def test_the_versions_the_machine_and_no_secrets(
     sources = tmp_path / "kit" / "visual_search"
     sources.mkdir(parents=True)
     (sources / "__init__.py").touch()
-    git = ["git", "-C", str(sources.parent), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (
-        ["init", "-q"],
-        ["remote", "add", "origin", "https://oauth2:TOKEN@example.org/x.git"],
-        ["add", "."],
-        ["commit", "-qm", "x"],
-    ):
-        subprocess.run([*git, *words], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    git(sources.parent, "init", "--quiet")
+    git(sources.parent, "remote", "add", "origin", "https://oauth2:TOKEN@example.org/x.git")
+    commit(sources.parent)
+    head = git(sources.parent, "rev-parse", "HEAD").strip()
     monkeypatch.setattr(visual_search, "__file__", str(sources / "__init__.py"))
     monkeypatch.setenv("HUB_TOKEN", "TOKEN")
     write_environment(tmp_path, torch.device("cpu"), 2)
     facts = environment_of(tmp_path)
-    assert facts["commit"] == head.stdout.strip()
+    assert facts["commit"] == head
     assert facts["python"] == platform.python_version()
     assert facts["packages"]["torch"] == metadata.version("torch")
     assert facts["packages"]["accelerate"] == metadata.version("accelerate")
@@ -42,9 +37,9 @@ def test_the_versions_the_machine_and_no_secrets(
     assert said.startswith(
         f"Python {platform.python_version()}; torch {facts['packages']['torch']}"
     )
-    assert f"2 processes; commit {head.stdout[:12]}" in said
+    assert f"2 processes; commit {head[:12]}" in said
     (sources / "__init__.py").write_text("x = 1\n")
-    assert environment.commit() == head.stdout.strip() + "+"
+    assert environment.commit() == head + "+"
 
 
 def test_earlier_versions_say_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from dataset.sources.base import read_json, split_lines
 from dataset.unpack import unpack_parts
 from tests.commands import inside
 from visual_search.common.files import read_lines, read_yaml
-from visual_search.config_reader import read_backbone
+from visual_search.config import BackboneConfig
+from visual_search.config_reader import read_part
 from visual_search.data.tables import read_table
 from visual_search.evaluation.leaderboard import read_submissions
 from visual_search.evaluation.tasks import read_task
@@ -30,7 +31,7 @@ from visual_search.tuning import read_search_space
 
 READERS: dict[str, Callable[[Path], object]] = {
     "config.yml": lambda path: read_yaml(path, "the config"),
-    "backbone.yml": read_backbone,
+    "backbone.yml": lambda path: read_part(path, BackboneConfig),
     "chain.yml": read_chain,
     "space.yml": read_search_space,
     "task.yml": read_task,

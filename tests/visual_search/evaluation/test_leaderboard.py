@@ -11,8 +11,8 @@ from tests.commands import refused, told
 from tests.conftest import write_csv
 from visual_search.evaluation.leaderboard import (
     Submissions,
-    fit_best_task,
-    fit_line,
+    by_best_task,
+    by_line,
     left_out,
     pearson,
     read_submissions,
@@ -67,11 +67,11 @@ def test_leaving_out_leaves_out() -> None:
     matrix = np.stack(list(given_.local.values()), axis=1)
     moved = given_.board.copy()
     moved[3] += 100  # what is predicted for it must not know of it
-    before, after = (left_out(fit_best_task, matrix, board) for board in (given_.board, moved))
+    before, after = (left_out(by_best_task, matrix, board) for board in (given_.board, moved))
     assert after[3] == pytest.approx(before[3])
     assert abs(after[0] - before[0]) > 1e-3
     slope, constant = np.polyfit(matrix[:, 0], given_.board, 1)
-    predicted = fit_line(matrix[:, [0]], given_.board)(matrix[:, [0]])
+    predicted = by_line(matrix[:, [0]], given_.board, matrix[:, [0]])
     np.testing.assert_allclose(predicted, slope * matrix[:, 0] + constant)
 
 

@@ -1,6 +1,5 @@
 """Tasks from their files to tables, reports and verdicts, as the command runs them."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.commands import refused, stopped, told
-from tests.conftest import PROJECT, csv_rows, draw_product, write_csv
-from visual_search.config import BackboneConfig, EmbedSettings
+from tests.conftest import PROJECT, csv_rows, draw_product, export_tiny, write_csv
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compare import compare, most_changed, verdict
@@ -27,19 +25,7 @@ from visual_search.evaluation.tasks import (
     what_is_missing,
 )
 from visual_search.main_evaluate import main
-from visual_search.model.checkpoint import save_checkpoint
-from visual_search.model.embedder import build_embedder
 from visual_search.ranking.rerank import parse_steps
-
-
-def trained(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
-    # Nothing is left to measure, which would take longer than the embedding.
-    settings = EmbedSettings(batch_size=4, workers=1).unmeasured(on_gpu=False)
-    facts = {"run": None, "step": 7, "embedding": dataclasses.asdict(settings)}
-    save_checkpoint(folder / "best", architecture, embedder.state_dict(), {}, facts)
-    return folder
 
 
 @pytest.fixture
@@ -78,7 +64,7 @@ def task_files(tmp_path: Path, table: Path, dev_folder: Path) -> list[Path]:
 
 
 def test_tasks_from_the_command_line(tmp_path: Path, task_files: list[Path]) -> None:
-    weights, out = trained(tmp_path / "weights", 0), tmp_path / "out"
+    weights, out = export_tiny(tmp_path / "weights", 0), tmp_path / "out"
     options = ["tasks", "--run", weights, "--cache", tmp_path / "cache", "--output", out]
     options += ["--tasks", *task_files]
     said = told(main, *options, "--trackers", "tensorboard")
@@ -115,7 +101,7 @@ def test_tasks_from_the_command_line(tmp_path: Path, task_files: list[Path]) -> 
 
 
 def test_two_runs_are_compared(tmp_path: Path, task_files: list[Path]) -> None:
-    a, b, out = trained(tmp_path / "a", 0), trained(tmp_path / "b", 1), tmp_path / "out"
+    a, b, out = export_tiny(tmp_path / "a", 0), export_tiny(tmp_path / "b", 1), tmp_path / "out"
     options = ["--cache", tmp_path / "cache", "--output", out, "--tasks", *task_files]
     said = told(main, "compare", a, b, *options)
     values = json.loads((out / "comparison.json").read_text())

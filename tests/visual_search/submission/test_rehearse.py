@@ -1,7 +1,6 @@
 """A rehearsal from end to end, as the command runs it, with a ranker of known speed."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -39,20 +38,16 @@ return np.tile(order, (len(self.queries), 1))
 )
 
 
-def rehearse(project: Path, data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return ran(
-        *(sys.executable, PROJECT / "local_evaluation.py", "--rehearse"),
-        *("--data-folder", data, "--output", project.parent / "out"),
-        *("--cores", "1", "--test-queries", "60", "--test-gallery", "40", *arguments),
-        cwd=project,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(project.parent), "PYTHONPATH": str(PROJECT)},
-    )
-
-
 @pytest.mark.slow
 def test_the_whole_rehearsal(tmp_path: Path, dev_folder: Path) -> None:
     project = make_submission(tmp_path / "project", PACED)
-    done = rehearse(project, dev_folder, "--time-limit", "8.5", "--sample", "8")
+    done = ran(
+        *(sys.executable, PROJECT / "local_evaluation.py", "--rehearse"),
+        *("--data-folder", dev_folder, "--output", tmp_path / "out", "--cores", "1"),
+        *("--test-queries", "60", "--test-gallery", "40", "--time-limit", "8.5", "--sample", "8"),
+        cwd=project,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)},
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     rehearsed = result["rehearsal"]
