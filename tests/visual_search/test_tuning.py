@@ -114,7 +114,7 @@ def test_what_stops_every_trial_stops_the_search(tmp_path: Path) -> None:
 
 
 def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) -> None:
-    def killed(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
+    def dies(settings: Mapping[str, Any], run: RunFolder, told: OnValidation) -> float:
         run.start("{}")
         told(1, 0.1)
         if run.name == "trial_002":
@@ -122,7 +122,7 @@ def test_a_killed_search_continues_the_trial_that_was_under_way(tmp_path: Path) 
         return score_of(settings)
 
     process = multiprocessing.get_context("fork").Process(
-        target=tune, args=(tmp_path, SPACE, killed), kwargs={"trials": 6}
+        target=tune, args=(tmp_path, SPACE, dies), kwargs={"trials": 6}
     )
     process.start()
     process.join()
