@@ -52,6 +52,11 @@ class DevSet:
         found = np.where(products[places] == self.query_products, counts[places], 0)
         return int((found <= (self.own is not None)).sum())
 
+    def right_rows(self, query: int) -> np.ndarray:
+        """The gallery's rows of a query's product, beside the query itself."""
+        rows = np.flatnonzero(self.gallery_products == self.query_products[query])
+        return rows if self.own is None else rows[rows != self.own[query]]
+
     def describe(self) -> str:
         """How much there is, in words."""
         words = f"{len(self.queries)} queries, {len(self.gallery)} gallery images"

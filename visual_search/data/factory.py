@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from visual_search.common.errors import UserError
 from visual_search.config import DatasetConfig, DevSetConfig, Product10KConfig, TableConfig
@@ -88,8 +89,9 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
     )
 
 
-def dev_set_of(dev: DevSetConfig) -> DevSet:
-    """The development set that validation ranks."""
+def dev_set_of(dev: DevSetConfig, **rows: Any) -> DevSet:
+    """The images that validation or a task ranks; `rows` of a table: see :func:`read_dev_table`."""
     if not dev.table:
         return read_dev_set(Path(dev.eval_root), dev.gallery, dev.queries)
-    return read_dev_table(Path(dev.table), Path(dev.root) if dev.root else None, fold=dev.fold)
+    root = Path(dev.root) if dev.root else None
+    return read_dev_table(Path(dev.table), root, fold=dev.fold, **rows)

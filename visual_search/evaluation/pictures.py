@@ -59,7 +59,7 @@ def draw_queries(
             ]
         cells += [
             Cell(dev_set.gallery[row].path, "would be right", EXPECTED, dev_set.gallery[row].box)
-            for row in _right_rows(dev_set, query)[:1]
+            for row in dev_set.right_rows(query)[:1].tolist()
         ]
         rows.append(cells)
     write_contact_sheets(file, rows, most_pages=1)
@@ -109,10 +109,3 @@ def _result(dev_set: DevSet, query: int, row: int, rank: str) -> Cell:
     label, item = str(dev_set.gallery_products[row]), dev_set.gallery[row]
     right = label == str(dev_set.query_products[query])
     return Cell(item.path, f"{rank}\n{label}", RIGHT if right else WRONG, item.box)
-
-
-def _right_rows(dev_set: DevSet, query: int) -> list[int]:
-    rows = np.flatnonzero(dev_set.gallery_products == dev_set.query_products[query])
-    if dev_set.own is not None:
-        rows = rows[rows != dev_set.own[query]]
-    return [int(row) for row in rows]

@@ -102,9 +102,6 @@ def _query_row(query: int, dev_set: DevSet, evaluation: Evaluation) -> TileRow:
     ranks = ranks[ranks < len(dev_set.gallery)]
     is_right = dev_set.gallery_products[ranks] == product
     found = np.flatnonzero(is_right)
-    relevant = np.flatnonzero(dev_set.gallery_products == product)
-    if dev_set.own is not None:
-        relevant = relevant[relevant != dev_set.own[query]]
 
     def tile(index: int, kind: Any, words: str = "") -> Tile:
         name = dev_set.gallery[index].path.name
@@ -120,7 +117,10 @@ def _query_row(query: int, dev_set: DevSet, evaluation: Evaluation) -> TileRow:
                 tile(index, "right" if right else "")
                 for index, right in zip(ranks[:RESULTS_SHOWN].tolist(), is_right, strict=False)
             ),
-            *(tile(index, "expected", "would be right: ") for index in relevant[:1].tolist()),
+            *(
+                tile(index, "expected", "would be right: ")
+                for index in dev_set.right_rows(query)[:1].tolist()
+            ),
         ],
     )
 

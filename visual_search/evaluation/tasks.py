@@ -16,7 +16,8 @@ from torch import Tensor
 from visual_search.common.errors import UserError
 from visual_search.config import DevSetConfig
 from visual_search.config_reader import read_part
-from visual_search.data.dev_sets import DevSet, read_dev_set, read_dev_table
+from visual_search.data.dev_sets import DevSet
+from visual_search.data.factory import dev_files, dev_set_of
 from visual_search.evaluation.dev_set import (
     EmbeddedDevSet,
     embed_dev_set,
@@ -206,27 +207,18 @@ class ImageTask(Task[EmbeddedDevSet]):
     @staticmethod
     def tables(config: TaskConfig) -> list[Path]:
         """The table, or the gallery's and the queries'."""
-        given = config.dev_set
-        if given.table:
-            return [Path(given.table)]
-        return [Path(given.eval_root) / name for name in (given.gallery, given.queries)]
+        return dev_files(config.dev_set)
 
     @classmethod
     def load(cls, name: str, config: TaskConfig) -> ImageTask:
         """Read the images and their classes."""
-        given = config.dev_set
-        if given.table:
-            dev_set = read_dev_table(
-                Path(given.table),
-                Path(given.root) if given.root else None,
-                fold=given.fold,
-                all_rows=config.rows == "all",
-                leave_one_out=config.protocol == "leave-one-out",
-                select=config.select,
-                unmatched=config.distractors,
-            )
-        else:
-            dev_set = read_dev_set(Path(given.eval_root), given.gallery, given.queries)
+        dev_set = dev_set_of(
+            config.dev_set,
+            all_rows=config.rows == "all",
+            leave_one_out=config.protocol == "leave-one-out",
+            select=config.select,
+            unmatched=config.distractors,
+        )
         return cls.of(name, config, dev_set)
 
     @classmethod

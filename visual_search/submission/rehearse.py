@@ -83,7 +83,7 @@ def rehearse(request: Request) -> None:
         raise
     _print_tables(rehearsed)
     _write_result(rehearsed)
-    print({"mAP": rehearsed.mean_average_precision})
+    print({"mAP": rehearsed.evaluation.mean_average_precision})
     print(f"report: {request.output / 'report.html'}")
     if rehearsed.failure:
         raise UserError(rehearsed.failure)
@@ -99,8 +99,7 @@ class Rehearsed:
     sandbox: Sandbox
     answer: Answer
     """Of the submission as it is, on the whole development set."""
-    scores: np.ndarray
-    """`(n_queries,)`, the average precision of each query, 0..1."""
+    evaluation: Evaluation
     scaled_from: ImageCounts
     """Whose ranking time and memory were scaled to the hidden test."""
     prediction: Run
@@ -108,11 +107,6 @@ class Rehearsed:
     notes: list[str]
     failure: str | None
     """Why the hidden test would go past the limits."""
-
-    @property
-    def mean_average_precision(self) -> float:
-        """The challenge's score on the development set, 0..1."""
-        return float(self.scores.mean())
 
 
 def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
@@ -123,7 +117,9 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         raise Refused(f"{sentence}; a score would say nothing: mend the files")
     if sentence := unmatched_sentence(images.dev_set):
         stage.notes.append(sentence)
-    scores = _scores(images, answer)
+    run = answer.run
+    ranking = Ranking(answer.ranks, _problems(answer), run.embedding, run.ranking)
+    evaluation = Evaluation(ranking, _scores(images, answer))
     sampled, sample = images, answer.run
     if images.counts.total >= 2 * request.sample:
         sampled = replace(images, sample=request.sample)
@@ -134,7 +130,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
     found = LargestSize(None, reason="not looked for (--no-largest-size)")
     if request.largest_size:
         found = find_largest_size(partial(_run_at, stage, sampled), prediction, sample, limits)
-        found = _scored(found, stage, images, answer, float(scores.mean()))
+        found = _scored(found, stage, images, answer, evaluation.mean_average_precision)
     failure = None if fits(prediction, limits) else _too_large(limits, prediction, found)
     # A ranker that watches the time gives up what it must, and answers.
     watches = (answer.log.get("clock") or {}).get("limit_seconds")
@@ -144,7 +140,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         )
         failure = None
     return Rehearsed(
-        *(request, images, sandbox, answer, scores, (dry or answer.run).counts),
+        *(request, images, sandbox, answer, evaluation, (dry or answer.run).counts),
         *(prediction, found, stage.notes, failure),
     )
 
@@ -309,7 +305,7 @@ def _expected_json(run: Run) -> dict[str, float]:
 
 def _write_result(rehearsed: Rehearsed) -> None:
     """Write result.json and report.html."""
-    answer, score = rehearsed.answer, rehearsed.mean_average_precision
+    answer, score = rehearsed.answer, rehearsed.evaluation.mean_average_precision
     run, total, problems = answer.run, answer.outcome.times["rank"], answer.log.get("problems", [])
     found, sandbox, output = rehearsed.largest, rehearsed.sandbox, rehearsed.request.output
     trials = [
@@ -350,14 +346,13 @@ def _write_result(rehearsed: Rehearsed) -> None:
         },
     }
     write_json(output / "result.json", result)
-    ranking = Ranking(answer.ranks, _problems(answer), run.embedding, run.ranking)
     notes = {f"note {number}": note for number, note in enumerate(rehearsed.notes, start=1)}
     write_report(
         output / "report.html",
         f"{rehearsed.images.folder.resolve().name}, rehearsed: mAP {score:.4f}",
         {"mAP": f"{score:.4f}", **notes},
         rehearsed.images.dev_set,
-        Evaluation(ranking, rehearsed.scores),
+        rehearsed.evaluation,
         rehearsed.request.report_queries,
         sections=_tables(rehearsed),
     )
