@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -172,7 +171,7 @@ def halves(
     return one, other
 
 
-def choose(half: Half, on_score: Callable[[], object] = lambda: None) -> Steps:
+def choose(half: Half, label: str = "re-ranking") -> Steps:
     """The steps with the best mAP on `half`, as far as its queries can tell.
 
     Starts from the best of :data:`RECIPES`. Each of :data:`ROUNDS` rounds goes over the slots and
@@ -181,31 +180,27 @@ def choose(half: Half, on_score: Callable[[], object] = lambda: None) -> Steps:
 
     Args:
         half: the queries to choose on.
-        on_score: called after each ranking.
+        label: of the progress bar.
     """
+    most = len(RECIPES) + ROUNDS * sum(map(len, SLOTS))
+    with progress_bar(label, "ranking", total=most) as bar:
 
-    def score(candidate: Slots) -> float:
-        value = half.score(steps_of(candidate))
-        on_score()
-        return value
+        def score(candidate: Slots) -> float:
+            bar.update(1)
+            return half.score(steps_of(candidate))
 
-    chosen = max(RECIPES.values(), key=score)
-    for _ in range(ROUNDS):
-        before = chosen
-        for place, options in enumerate(SLOTS):
-            tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
-            best = max(tried, key=score)
-            gain, error = half.gain(steps_of(best), over=steps_of(chosen))
-            if gain > MIN_DEVIATIONS * error:
-                chosen = best
-        if chosen == before:
-            break
+        chosen = max(RECIPES.values(), key=score)
+        for _ in range(ROUNDS):
+            before = chosen
+            for place, options in enumerate(SLOTS):
+                tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
+                best = max(tried, key=score)
+                gain, error = half.gain(steps_of(best), over=steps_of(chosen))
+                if gain > MIN_DEVIATIONS * error:
+                    chosen = best
+            if chosen == before:
+                break
     return steps_of(chosen)
-
-
-def trials() -> int:
-    """How many rankings :func:`choose` asks for at most."""
-    return len(RECIPES) + ROUNDS * sum(len(options) for options in SLOTS)
 
 
 def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
@@ -226,8 +221,7 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
     for number in range(splits):
         one, other = halves(model.queries, model.gallery, *products, seed + number)
         label = f"split {number + 1} of {splits}"
-        with progress_bar(label, "ranking", total=trials()) as bar:
-            steps = choose(one, on_score=partial(bar.update, 1))
+        steps = choose(one, label)
         chosen.append(steps)
         for name, recipe in RECIPES.items():
             scores[name].append(other.score(steps_of(recipe)))
