@@ -276,7 +276,7 @@ def compare_runs(
         changed = most_changed(comparison, QUERIES_SHOWN)
         values = [scores.values["mAP@1000"] for scores in (one, other)]
         captions = [f"AP {values[0][q]:.3f} -> {values[1][q]:.3f}" for q in changed]
-        task.draw_changed(folder / f"{task.name}_changed.jpg", changed, captions, models)
+        task.draw(folder / f"{task.name}_changed.jpg", changed, captions, models)
         return comparison
 
     comparisons = [of_task(task) for task in tasks]

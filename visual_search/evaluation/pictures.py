@@ -38,7 +38,7 @@ def draw_queries(
     Args:
         file: ends in .jpg.
         queries: to show, in this order.
-        captions: of each.
+        captions: of each, below its product.
         models: on the same images; with two, the results of the first come first.
         steps: of re-ranking.
     """
@@ -50,7 +50,8 @@ def draw_queries(
     rows = []
     for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
         item = dev_set.queries[query]
-        cells = [Cell(item.path, caption, QUERY, item.box)]
+        words = f"{dev_set.query_products[query]}\n{caption}"
+        cells = [Cell(item.path, words, QUERY, item.box)]
         for number, ranks in enumerate(found):
             letter = "AB"[number] if len(found) > 1 else ""
             cells += [

@@ -168,21 +168,24 @@ class Task(ABC, Generic[Embedded]):
     def score(self, model: Embedded, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric, of the ranking with these re-ranking steps."""
 
-    @abstractmethod
     def draw_worst(
         self, folder: Path, scores: TaskScores, model: Embedded, steps: Sequence[Step]
     ) -> None:
-        """Draw the worst queries, `<task>_queries.jpg`, and maybe classes, `<task>_classes.jpg`."""
+        """Draw the worst queries, `<task>_queries.jpg`."""
+        queries, values = worst_queries(scores), scores.values["mAP@1000"]
+        captions = [f"AP {values[query]:.3f}" for query in queries]
+        self.draw(folder / f"{self.name}_queries.jpg", queries, captions, [model], steps)
 
     @abstractmethod
-    def draw_changed(
+    def draw(
         self,
         file: Path,
         queries: Sequence[int],
         captions: Sequence[str],
         models: Sequence[Embedded],
+        steps: Sequence[Step] = (),
     ) -> None:
-        """Draw queries as two models answer them, into a file that ends in .jpg."""
+        """Draw queries as one model or two answer them, into a file that ends in .jpg."""
 
 
 @dataclass(frozen=True)
@@ -265,21 +268,20 @@ class ImageTask(Task[EmbeddedDevSet]):
     def draw_worst(
         self, folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]
     ) -> None:
-        """The worst queries and the worst classes."""
-        queries, values = worst_queries(scores), scores.values["mAP@1000"]
-        captions = [f"{self.query_labels[query]}\nAP {values[query]:.3f}" for query in queries]
-        draw_queries(folder / f"{self.name}_queries.jpg", queries, captions, [model], steps)
+        """Draw the worst classes as well, `<task>_classes.jpg`."""
+        super().draw_worst(folder, scores, model, steps)
         draw_classes(folder / f"{self.name}_classes.jpg", scores, model, steps)
 
-    def draw_changed(
+    def draw(
         self,
         file: Path,
         queries: Sequence[int],
         captions: Sequence[str],
         models: Sequence[EmbeddedDevSet],
+        steps: Sequence[Step] = (),
     ) -> None:
-        """Each query with what either model found."""
-        draw_queries(file, queries, captions, models)
+        """Each query with what the models found."""
+        draw_queries(file, queries, captions, models, steps)
 
 
 def _domains(config: TaskConfig, paths: Sequence[Path]) -> np.ndarray:

@@ -16,7 +16,7 @@ from visual_search.data.contact_sheet import (
     write_contact_sheets,
 )
 from visual_search.evaluation.metrics import hits_among, per_query
-from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG, worst_queries
+from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG
 from visual_search.evaluation.scores import TaskScores
 from visual_search.evaluation.tasks import TASK_KINDS, Task, TaskConfig
 from visual_search.model.checkpoint import knows_texts, load_checkpoint
@@ -106,20 +106,13 @@ class TextTask(Task[EmbeddedTextTask]):
         ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
         return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None, False)
 
-    def draw_worst(
-        self, folder: Path, scores: TaskScores, model: EmbeddedTextTask, steps: Sequence[Step]
-    ) -> None:
-        """The worst queries."""
-        queries, values = worst_queries(scores), scores.values["mAP@1000"]
-        captions = [f"AP {values[query]:.3f}" for query in queries]
-        self.draw_changed(folder / f"{self.name}_queries.jpg", queries, captions, [model])
-
-    def draw_changed(
+    def draw(
         self,
         file: Path,
         queries: Sequence[int],
         captions: Sequence[str],
         models: Sequence[EmbeddedTextTask],
+        steps: Sequence[Step] = (),
     ) -> None:
         """A row for each query; with two models, the results of the first come first."""
         if queries:
