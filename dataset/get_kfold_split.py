@@ -27,7 +27,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "test) use the data set for one thing. With --split_type it splits by whole classes, as "
         "get_train_test_split.py does.",
     )
-    get_train_test_split.add_common_options(parser)
     add = parser.add_argument
     add("--k", type=whole_number(2), default=5, help="number of folds (default: 5)")
     add("--save_name", default="folds", help="of the files, in front of .csv (default: folds)")

@@ -30,8 +30,10 @@ OPTIONS = {
 
 
 def add_split_options(parser: argparse.ArgumentParser, default_type: str | None) -> None:
-    """The options of a split by classes; without a default type there is none unless asked for."""
+    """Those of a split by classes; without a default type there is none unless asked for."""
     add = parser.add_argument
+    add("--dataset_info", type=Path, required=True, help="the table; the split stands beside it")
+    add_random_seed(parser)
     add(
         "--split_type",
         choices=("minmax", "freq"),
@@ -46,14 +48,6 @@ def add_split_options(parser: argparse.ArgumentParser, default_type: str | None)
         add(f"--{name}", type=kind, default=default, help=f"{text} (default: %(default)s)")
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The table to split and the seed."""
-    parser.add_argument(
-        "--dataset_info", type=Path, required=True, help="the table; the split is written beside it"
-    )
-    add_random_seed(parser)
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -61,7 +55,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=f"Split a dataset_info.csv by whole classes into {TRAIN} and {TEST}, beside "
         f"it; {TRAIN_CLASSES} and {TEST_CLASSES} say which class went where.",
     )
-    add_common_options(parser)
     add_split_options(parser, "freq")
     return parser.parse_args(arguments)
 

@@ -114,7 +114,16 @@ def prepare(
     if part and part not in wanted.parts:
         parts = " and ".join(wanted.parts)
         raise UserError(f"--part {part}: {name} has " + (f"the parts {parts}" if parts else "none"))
-    folders, archives = _told_apart(wanted, sources, save_path)
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist; get {wanted.title} from {wanted.page}")
+        if source.is_dir() and save_path.resolve().is_relative_to(source.resolve()):
+            raise UserError(
+                f"--save_path {save_path} lies in {source}, which must stay as it is: choose a "
+                "folder outside of it"
+            )
+    folders = [source for source in sources if source.is_dir()]
+    archives = [source for source in sources if not source.is_dir()]
     if not sources:
         archives = _downloaded(wanted, save_path)
     files = _unpacked(wanted, folders, archives, save_path)
@@ -137,26 +146,6 @@ def _labelled(name: str, rows: Iterator[InfoRow]) -> Iterator[InfoRow]:
         if fault := fault_of(row.label):
             raise UserError(f"the label of {row.file_name} is {row.label!r}; {fault}")
         yield row._replace(label=f"{name}/{value_of(row.label)}")
-
-
-def _told_apart(
-    data_set: DataSet, sources: Sequence[Path], save_path: Path
-) -> tuple[list[Path], list[Path]]:
-    """Folders and archives among the sources."""
-    folders, archives = [], []
-    for source in sources:
-        if source.is_dir():
-            if save_path.resolve().is_relative_to(source.resolve()):
-                raise UserError(
-                    f"--save_path {save_path} lies in {source}, which must stay as it is: choose "
-                    "a folder outside of it"
-                )
-            folders.append(source)
-        elif source.is_file():
-            archives.append(source)
-        else:
-            raise UserError(f"{source} does not exist; get {data_set.title} from {data_set.page}")
-    return folders, archives
 
 
 def _downloaded(data_set: DataSet, save_path: Path) -> list[Path]:

@@ -112,20 +112,6 @@ class DownloadConfig:
         check_ranges(self)
 
 
-def add_download_options(parser: argparse.ArgumentParser, *, size_hint: bool = True) -> None:
-    """The fields of :class:`DownloadConfig`; `size_hint` where addresses may be Amazon's."""
-    group = parser.add_argument_group("downloading")
-    helps = dict(re.findall(r"^        (\w+): (.+)\.$", DownloadConfig.__doc__ or "", re.MULTILINE))
-    for field in fields(DownloadConfig):
-        option, text = f"--{field.name.replace('_', '-')}", helps[field.name]
-        if isinstance(field.default, bool):
-            group.add_argument(option, action="store_true", help=text)
-        elif size_hint or field.name != "size_hint":
-            kind = type(field.default)
-            text += " (%(default)s)"
-            group.add_argument(option, type=kind, default=field.default, help=text)
-
-
 @dataclass(frozen=True)
 class Filling:
     """How a folder of images, or a table of their embeddings, is filled."""
@@ -146,12 +132,24 @@ def add_filling_options(
     *,
     size_hint: bool = True,
 ) -> None:
-    """Those of :class:`Filling`, its `piece` by that name, and where it runs."""
+    """Those of :class:`Filling`, its `piece` by that name, and where it runs.
+
+    `size_hint` is there where addresses may be Amazon's.
+    """
     add, text = parser.add_argument, f"{of} (%(default)s)"
     add(piece, dest="piece", metavar="N", type=whole_number(1), default=1000, help=text)
     text = "try again what failed for a passing reason"
     add("--retry-failed", action="store_true", help=text)
-    add_download_options(parser, size_hint=size_hint)
+    group = parser.add_argument_group("downloading")
+    helps = dict(re.findall(r"^        (\w+): (.+)\.$", DownloadConfig.__doc__ or "", re.MULTILINE))
+    for field in fields(DownloadConfig):
+        option, text = f"--{field.name.replace('_', '-')}", helps[field.name]
+        if isinstance(field.default, bool):
+            group.add_argument(option, action="store_true", help=text)
+        elif size_hint or field.name != "size_hint":
+            kind = type(field.default)
+            text += " (%(default)s)"
+            group.add_argument(option, type=kind, default=field.default, help=text)
     add_runner_options(parser)
 
 

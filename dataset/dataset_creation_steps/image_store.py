@@ -190,16 +190,17 @@ class ImageStore:
         """Put what is not planned yet behind what is; the sizes of all pieces."""
         columns = list(self.columns)
         schema = pa.schema([(name, pa.string()) for name in columns])
-        there = self.plan_file.is_file()
-        old = pq.ParquetFile(self.plan_file) if there else None
-        numbers = range(old.num_row_groups) if old else ()
-        pieces = [old.read_row_group(n, columns=columns).cast(schema) for n in numbers if old]
+        pieces = []
+        if self.plan_file.is_file():
+            old = pq.ParquetFile(self.plan_file)
+            groups = map(old.read_row_group, range(old.num_row_groups))
+            pieces = [group.select(columns).cast(schema) for group in groups]
         known = self._row_keys(pa.concat_tables([schema.empty_table(), *pieces]))
         found = self._row_keys(wanted)
         new = pd.Series(found).duplicated().to_numpy() | np.isin(found, known)
         rows = wanted.select(columns).cast(schema).filter(pa.array(~new)).combine_chunks()
         pieces += [rows.slice(at, piece_images) for at in range(0, rows.num_rows, piece_images)]
-        if rows.num_rows or not there:
+        if rows.num_rows or not pieces:
             with (
                 written_atomically(self.plan_file) as temporary,
                 pq.ParquetWriter(temporary, schema) as writer,

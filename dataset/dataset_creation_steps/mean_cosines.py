@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +35,10 @@ BINS = np.linspace(-1.0, 1.0, 201)
 HISTOGRAM = "histogram_of_pairs"
 
 
-@dataclass
-class PairCounts:
-    """What there was to compare."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(BINS) - 1, dtype=np.int64))
-    """Pairs by cosine, between :data:`BINS`."""
-
-
-def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
+def write_means(snapshots: Sequence[Path], output: Path) -> bool:
     """Compare the images of all products of some snapshots; write :data:`MEANS` and the counts.
 
-    A table that was made of these very snapshots is left as it is; None is returned then.
+    A table that was made of these very snapshots is left as it is; False is returned then.
 
     Raises:
         UserError: when a snapshot is damaged, when they are of several models or inputs, or when no
@@ -61,7 +51,7 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
     counts = output.with_suffix(".json")
     made = output.is_file() and counts.is_file()  # the counts are written last
     if made and (pq.read_schema(output).metadata or {}).get(b"source") == source:
-        return None
+        return False
     # Cosines between the embeddings of two models mean nothing, and pieces would overlap.
     first, *others = snapshots
     for path in others:
@@ -70,31 +60,32 @@ def write_means(snapshots: Sequence[Path], output: Path) -> PairCounts | None:
                 f"{first} and {path} were made from different inputs or models: run "
                 "extract_features.py with --overwrite, or name the snapshots of one call"
             )
-    found = PairCounts()
+    found, histogram = Counter[str](), np.zeros(len(BINS) - 1, dtype=np.int64)
     schema = MEANS.with_metadata({b"source": source})
     with written_atomically(output) as temporary:
         with pq.ParquetWriter(temporary, schema) as writer:
             for path in progress_bar("comparing", "thousand", iterable=snapshots):
-                writer.write_table(mean_cosines(read_snapshot(path), found).cast(schema))
-        if not found.counts["pairs"]:
+                writer.write_table(mean_cosines(read_snapshot(path), found, histogram).cast(schema))
+        if not found["pairs"]:
             raise UserError(
                 f"no product in {snapshots[0]} … has an embedded image of the shop and of a "
                 "buyer; see the reasons in the .failures.csv of step 2"
             )
-    write_json(counts, {**found.counts, HISTOGRAM: found.histogram.tolist()})
-    return found
+    write_json(counts, {**found, HISTOGRAM: histogram.tolist()})
+    return True
 
 
-def mean_cosines(images: pa.Table, found: PairCounts) -> pa.Table:
+def mean_cosines(images: pa.Table, found: Counter[str], histogram: np.ndarray) -> pa.Table:
     """The rows of :data:`MEANS` of a snapshot: images that have an embedding and a counterpart.
 
     Args:
         images: asin, role, url, vector of length 1 (or null); a product's rows stand together.
         found: what was compared is added to it.
+        histogram: so are its pairs by cosine, between :data:`BINS`, `(200,)`, int64.
     """
     table = images.filter(pc.is_valid(images["vector"])).combine_chunks()
-    found.counts["photos without an embedding"] += images.num_rows - table.num_rows
-    found.counts["photos with an embedding"] += table.num_rows
+    found["photos without an embedding"] += images.num_rows - table.num_rows
+    found["photos with an embedding"] += table.num_rows
     means = np.full(table.num_rows, np.nan)
     pairs = np.zeros(table.num_rows, dtype=np.int32)
     if table.num_rows:
@@ -105,14 +96,14 @@ def mean_cosines(images: pa.Table, found: PairCounts) -> pa.Table:
             shop = start + np.flatnonzero(~is_user[start:stop])
             buyers = start + np.flatnonzero(is_user[start:stop])
             if not len(shop) or not len(buyers):
-                found.counts["products without a counterpart"] += 1
+                found["products without a counterpart"] += 1
                 continue
             cosines = vectors[shop].astype(np.float64) @ vectors[buyers].astype(np.float64).T
             means[shop], pairs[shop] = cosines.mean(axis=1), len(buyers)
             means[buyers], pairs[buyers] = cosines.mean(axis=0), len(shop)
-            found.histogram += np.histogram(np.clip(cosines, -1, 1), BINS)[0]
-            found.counts["products compared"] += 1
-            found.counts["pairs"] += cosines.size
+            histogram += np.histogram(np.clip(cosines, -1, 1), BINS)[0]
+            found["products compared"] += 1
+            found["pairs"] += cosines.size
     columns = [table["asin"], table["role"], table["url"], pa.array(means), pa.array(pairs)]
     rows = pa.Table.from_arrays(columns, schema=MEANS)
     return rows.filter(pa.array(pairs > 0))

@@ -60,23 +60,10 @@ def _matlab_rows(files: Files, path: Path, name_field: str, prefix: str) -> Iter
     for number, annotation in enumerate(annotations, 1):
         place = f"{path} annotation {number}"
         label = whole_number(str(annotation["class"]), place, "the class")
-        yield _row(
-            files.image(prefix + str(annotation[name_field])),
-            label,
-            names.get(label, ""),
-            [str(annotation[corner]) for corner in CORNERS],
-            place,
-        )
-
-
-def _row(path: str, label: int, title: str, corners: list[str], place: str) -> InfoRow:
-    return InfoRow(
-        path,
-        str(label),
-        title,
-        box_of_corners(corners, place),
-        is_test=label > LAST_TRAINING_CLASS,
-    )
+        image = files.image(prefix + str(annotation[name_field]))
+        box = box_of_corners([str(annotation[corner]) for corner in CORNERS], place)
+        tests = label > LAST_TRAINING_CLASS
+        yield InfoRow(image, str(label), names.get(label, ""), box, is_test=tests)
 
 
 def _class_names(files: Files, contents: dict[str, np.ndarray]) -> dict[int, str]:
@@ -111,7 +98,8 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
                 raise UserError(f"{place}: class {label} is not in names.csv")
             # A class name with a slash became a folder name with a hyphen.
             path = files.image(f"{part}/{names[label].replace('/', '-')}/{name}")
-            yield _row(path, label, names[label], corners, place)
+            box, tests = box_of_corners(corners, place), label > LAST_TRAINING_CLASS
+            yield InfoRow(path, str(label), names[label], box, is_test=tests)
 
 
 DATA_SET = DataSet(
