@@ -48,12 +48,8 @@ class FolderInfo:
     classes: int = 0
     merged: dict[str, str] = field(default_factory=dict)
     """Folders whose names have the value of an earlier one's, which is this: they are one class."""
-    small_classes: int = 0
-    """Left out for having too few images."""
-    broken: int = 0
-    duplicates: int = 0
-    outside: int = 0
-    """Images that lie in no class folder."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many there are of what the user should know of, in words."""
     others: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by their ending."""
 
@@ -111,7 +107,9 @@ def describe_folder(
         entries = _read_images(found, target, journal, hashes, workers)
         counts = Counter(entry.label for entry in entries if not entry.reason)
         kept = {label for label, count in counts.items() if count >= min_images}
-        info.classes, info.small_classes = len(kept), len(counts) - len(kept)
+        info.classes = len(kept)
+        small = f"classes with fewer than {min_images} images, left out"
+        info.notes[small] = len(counts) - len(kept)
         rows = (
             InfoRow(e.name, e.label, width=e.width, height=e.height, hash=e.hash)
             for e in entries
@@ -123,9 +121,10 @@ def describe_folder(
             for entry in entries
             if entry.reason
         ]
-        info.broken = len(broken)
+        info.notes["broken images, listed in broken_photos.csv"] = len(broken)
         write_broken(target / BROKEN_IMAGES, broken)
-        info.duplicates = _list_duplicates(entries, target)
+        copies = "files with the bytes of another, listed in duplicate_files.csv"
+        info.notes[copies] = _list_duplicates(entries, target)
         for journal in target.glob(f".{DATASET_INFO}*.journal"):
             journal.unlink()
         tell_twins(read_table(info.table, ["label"])["label"], info.table)
@@ -178,7 +177,7 @@ def _scan(folder: Path, target: Path, info: FolderInfo) -> Iterator[Entry]:
             if not is_image(path):
                 info.others[path.suffix.lower() or "without an ending"] += 1
             elif inside == ".":
-                info.outside += 1
+                info.notes[f"images right in {folder}, outside any class, left out"] += 1
             elif fault := fault_of(label):
                 raise UserError(f"the class folder {place!r} is the label {label!r}; {fault}")
             else:

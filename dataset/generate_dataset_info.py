@@ -45,22 +45,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Write the table and say what is in it."""
-    arguments = parse_arguments()
+    arguments = vars(parse_arguments())
     from dataset.folder_info import describe_folder
     from visual_search.data.values import value_of
 
-    given = {name: getattr(arguments, name) for name in ("hashes", "min_images", "workers")}
-    folder = arguments.dataset_path
-    done = describe_folder(folder, arguments.save_path or folder, **given)
+    folder, target = arguments.pop("dataset_path"), arguments.pop("save_path")
+    done = describe_folder(folder, target or folder, **arguments)
     print(f"{done.table}: {done.images} images of {done.classes} classes")
     for merged, first in done.merged.items():
         print(f"the folders {first!r} and {merged!r} are one class, {value_of(first)!r}")
-    for count, what in (
-        (done.broken, "broken images, listed in broken_photos.csv"),
-        (done.duplicates, "files with the bytes of another, listed in duplicate_files.csv"),
-        (done.small_classes, f"classes with fewer than {arguments.min_images} images, left out"),
-        (done.outside, f"images right in {folder}, outside any class, left out"),
-    ):
+    for what, count in done.notes.items():
         if count:
             print(f"{count} {what}")
     if done.others:

@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "(image_path,label) of the images of step 4, less those that also stand in an evaluation "
         "set.",
     )
-    add = parser.add_argument
+    add, judged = parser.add_argument, in_project(DEFAULT_EVALUATION)
     add(
         "table",
         type=Path,
@@ -72,6 +72,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--evaluation",
         type=Path,
         nargs="*",
+        default=[judged] if judged.is_dir() else [],
         help="tables, or folders with gallery.csv and queries.csv, of images that must not be "
         f"trained on (default: {DEFAULT_EVALUATION} where it exists)",
     )
@@ -160,9 +161,6 @@ def main() -> None:
     arguments = parse_arguments()
     table: Path = arguments.table
     evaluation = arguments.evaluation
-    if evaluation is None:
-        place = in_project(DEFAULT_EVALUATION)
-        evaluation = [place] if place.is_dir() else []
     output = arguments.output or table.parent
     prepare_training_set(
         table,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -164,17 +165,13 @@ class Files:
 
 
 def _few_subfolders(folder: Path) -> list[str]:
-    names: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir() and not _hidden(entry.name):
-                    names.append(entry.name)
-                    if len(names) > MOST_SUBFOLDERS:
-                        return []
+            found = (e.name for e in entries if e.is_dir() and not _hidden(e.name))
+            names = list(islice(found, MOST_SUBFOLDERS + 1))
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
-    return sorted(names)
+    return sorted(names) if len(names) <= MOST_SUBFOLDERS else []
 
 
 def _visible(folder: Path, *, directories: bool) -> list[str]:

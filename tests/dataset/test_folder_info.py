@@ -60,8 +60,9 @@ def test_the_table_of_a_folder(folder: Path) -> None:
         {"file_name": "cup/copy.png", "duplicate_of": "cup/1.png"},
         {"file_name": "lamp/0.png", "duplicate_of": 'cup/two\nlines, "quotes" & a \' ü.PNG'},
     ]
-    assert (done.images, done.classes, done.broken, done.duplicates) == (8, 3, 3, 2)
-    assert (done.outside, done.others) == (1, {".txt": 1})
+    assert (done.images, done.classes, done.others) == (8, 3, {".txt": 1})
+    outside, small, broken_images, duplicates = done.notes.values()
+    assert (outside, small, broken_images, duplicates) == (1, 0, 3, 2)
 
 
 @pytest.mark.parametrize("start", [".", "photos"])
@@ -99,7 +100,7 @@ def test_small_classes_hashes_and_another_place(folder: Path, tmp_path: Path) ->
     done = describe_folder(folder, target, hashes=True, min_images=2)
     table = csv_rows(target / "dataset_info.csv")
     assert {row["label"] for row in table} == {"cup", "shoe/left"}
-    assert (done.classes, done.small_classes) == (2, 1)
+    assert (done.classes, done.notes["classes with fewer than 2 images, left out"]) == (2, 1)
     for row in table:
         assert (target / row["file_name"]).is_file()
         assert row["hash"] == hash_and_size((target / row["file_name"]).read_bytes())[0]

@@ -31,8 +31,3 @@ def test_private(address: str) -> None:
 @pytest.mark.parametrize("address", PUBLIC.split())
 def test_public(address: str) -> None:
     assert is_public(address)
-
-
-def test_a_unix_socket_is_no_public_address() -> None:
-    with pytest.raises(AddressRefused):
-        public_socket((socket.AF_UNIX, socket.SOCK_STREAM, 0, "", ("/run/docker.sock",)))

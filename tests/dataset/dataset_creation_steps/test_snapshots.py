@@ -2,7 +2,6 @@ import random
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from dataset.dataset_creation_steps.snapshots import (
     FAILED_IN_A_ROW,
     fingerprint,
-    may_pass_rows,
     read_rows,
     read_snapshot,
     row_count,
@@ -20,7 +18,6 @@ from dataset.dataset_creation_steps.snapshots import (
     source_of,
     while_the_network_works,
     whole_pieces,
-    with_rows,
     write_snapshot,
 )
 from tests.commands import refused
@@ -78,17 +75,6 @@ def test_a_network_that_is_down_is_told_from_a_small_piece_that_is() -> None:
     # What failed before may fail again, and says nothing of the network.
     assert taken(many, many, retried=(0, 1)) == [0, 1]
     refused("images of piece 1 could", taken, many, failed(2), retried=(0,))
-
-
-def test_rows_are_replaced_in_their_places() -> None:
-    table = pa.table(
-        {"n": [0, 1, 2, 3], "reason": [None, "HTTP 503 (attempt 4 of 4)", "HTTP 404", None]}
-    )
-    places = may_pass_rows(table)
-    assert places.tolist() == [1]
-    new = pa.table({"reason": pa.array([None], pa.string()), "n": [9]})
-    assert with_rows(table, places, new)["n"].to_pylist() == [0, 9, 2, 3]
-    assert with_rows(table, np.array([], dtype=np.int64), new.slice(0, 0)).equals(table)
 
 
 @given(st.integers(0, 30), st.integers(0, 30))

@@ -8,21 +8,30 @@ from tests.conftest import csv_rows
 from visual_search.text.pairs import in_language, read_pairs, write_pairs
 
 
-def test_the_demo_says_what_its_products_are_called(project: Path) -> None:
+def test_the_demo_says_what_its_products_are_called(project: Path, tmp_path: Path) -> None:
     folder = project / "dataset" / "demo"
     products = {row["product_id"]: row for row in csv_rows(folder / "products.csv")}
-    for language in ("ru", "en"):
-        rows = catalogue_pairs(folder, (language,)).to_pylist()
-        for row in rows:
-            product = products[row["group"]]
-            assert row["queries"] == [product[f"name_{language}"]]
-            assert row["category"] == product["category"]
-            assert row["language"] == [language]
-            assert (row["split"] == "train") == (product["split"] == "train")
-            assert (folder / row["image_path"]).is_file()
+    table = catalogue_pairs(folder, ("ru", "en"))
+    rows = table.to_pylist()
+    for row in rows:
+        product = products[row["group"]]
+        assert row["queries"] == [product["name_ru"], product["name_en"]]
+        assert row["category"] == product["category"]
+        assert row["language"] == ["ru", "en"]
+        assert (row["split"] == "train") == (product["split"] == "train")
+        assert (folder / row["image_path"]).is_file()
     trained = {row["group"] for row in rows if row["split"] == "train"}
     assert trained.isdisjoint(row["group"] for row in rows if row["split"] == "test")
     assert len({row["image_path"] for row in rows}) == len(rows) > 2000
+    write_pairs(tmp_path / "pairs.parquet", table)
+    both = read_pairs(tmp_path / "pairs.parquet", "test")
+    places, asked = in_language(both, "ru")
+    assert places.tolist() == list(range(len(both)))
+    for row in range(len(both)):
+        assert list(asked.queries[row]) == [both.queries[row][0]]
+        assert list(asked.texts[row]) == [both.texts[row][0]]
+    assert (asked.groups == both.groups).all()
+    refused("has a query in the language 'fr'", in_language, both, "fr")
 
 
 def test_the_command_writes_paths_that_can_be_used(tmp_path: Path) -> None:
@@ -54,17 +63,3 @@ def test_groceries_have_a_name_and_a_description(tmp_path: Path) -> None:
     refused(r"val\.txt cannot be read", catalogue_pairs, tmp_path)
     (tmp_path / "val.txt").write_text("val/b.jpg, 8, 0\n")
     refused(r"val\.txt line 1: .* with a class of classes\.csv", catalogue_pairs, tmp_path)
-
-
-def test_names_in_both_languages_and_those_that_are_asked(project: Path, tmp_path: Path) -> None:
-    table = catalogue_pairs(project / "dataset" / "demo", ("ru", "en"))
-    write_pairs(tmp_path / "pairs.parquet", table)
-    both = read_pairs(tmp_path / "pairs.parquet", "test")
-    rows, asked = in_language(both, "ru")
-    assert rows.tolist() == list(range(len(both)))
-    for row in range(len(both)):
-        assert list(asked.queries[row]) == [both.queries[row][0]]
-        assert list(asked.texts[row]) == [both.texts[row][0]]
-        assert both.languages[row] == ["ru", "en"]
-    assert (asked.groups == both.groups).all()
-    refused("has a query in the language 'fr'", in_language, both, "fr")
