@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPORT_COLUMNS = ("file_name", "label", "reason", "duplicate_of", "distance")
-NEAR_DUPLICATE = "near-duplicate"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -140,7 +139,7 @@ def _mark_duplicates(
     place[readable[removals.removed]] = np.arange(len(removals.removed))
     of_row = place[image_of_row]
     gone, of_row = rows[of_row >= 0], of_row[of_row >= 0]
-    report.loc[gone, "reason"] = NEAR_DUPLICATE
+    report.loc[gone, "reason"] = "near-duplicate"
     report.loc[gone, "duplicate_of"] = names[first][readable][removals.duplicate_of[of_row]]
     report.loc[gone, "distance"] = removals.distance[of_row]
 

@@ -22,14 +22,12 @@ class _Table(msgspec.Struct):
 def read(files: Files) -> Iterator[InfoRow]:
     """The images of `train` and `val`, by their json where there is one, else by class folder."""
     for part, is_test in (("train", False), ("val", True)):
-        for label, path in _images(files, part):
+        images = _listed(files, part) if files.has(f"{part}.json") else files.class_images(part)
+        for label, path in images:
             yield InfoRow(path, label, is_test=is_test)
 
 
-def _images(files: Files, part: str) -> Iterator[tuple[str, str]]:
-    if not files.has(f"{part}.json"):
-        yield from files.class_images(part)
-        return
+def _listed(files: Files, part: str) -> Iterator[tuple[str, str]]:
     for image in read_json(files.file(f"{part}.json"), _Table).images:
         label = str(image.class_id)
         yield label, files.image(f"{part}/{label}/{image.image_id}")

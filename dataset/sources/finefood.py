@@ -14,16 +14,12 @@ def read(files: Files) -> Iterator[InfoRow]:
         ("Train", "train_finetune.txt", False),
         ("Val", "val_finetune.txt", True),
     ):
-        for label, path in _images(files, part, table):
-            yield InfoRow(path, label, is_test=is_test)
-
-
-def _images(files: Files, part: str, table: str) -> Iterator[tuple[str, str]]:
-    if not files.has(table):
-        yield from files.class_images(part)
-        return
-    for _, (path, label) in split_lines(files.file(table), 2):
-        yield label, files.image(f"{part}/{path}")
+        if not files.has(table):
+            for label, path in files.class_images(part):
+                yield InfoRow(path, label, is_test=is_test)
+            continue
+        for _, (image, label) in split_lines(files.file(table), 2):
+            yield InfoRow(files.image(f"{part}/{image}"), label, is_test=is_test)
 
 
 DATA_SET = DataSet(

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -25,30 +26,21 @@ def amazon(tmp_path: Path) -> Path:
 
 
 def test_each_step_is_told_its_options(
-    amazon: Path,
-    model_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    amazon: Path, model_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: dict[str, Any] = {}
-
-    def step(answer: Any) -> Any:
-        def call(*_: object, **options: object) -> Any:
-            told.update(options)
-            return answer
-
-        return call
-
-    monkeypatch.setattr(get_pairs, "is_finished", step(True))
     extracted = extract_features.Extracted(1, 0, 1, Counter())
-    monkeypatch.setattr(extract_features, "extract", step(extracted))
-    monkeypatch.setattr(analyse_pairs, "analyse", step({}))
     kept = download_images.Kept(1, 0, Counter())
-    monkeypatch.setattr(download_images, "download_images", step(kept))
-    monkeypatch.setattr(prepare_training_set, "prepare_training_set", step([]))
-    build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
+    with (
+        mock.patch.object(get_pairs, "is_finished", return_value=True),
+        mock.patch.object(extract_features, "extract", return_value=extracted) as extract,
+        mock.patch.object(analyse_pairs, "analyse", return_value={}),
+        mock.patch.object(download_images, "download_images", return_value=kept),
+        mock.patch.object(prepare_training_set, "prepare_training_set") as prepare,
+    ):
+        build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
     assert "evaluation is empty: the images are not checked for leaks" in capsys.readouterr().out
-    assert (told["overwrite"], told["distance"]) == (True, 9)
+    assert extract.call_args.kwargs["overwrite"] is True
+    assert prepare.call_args.kwargs["distance"] == 9
 
 
 @pytest.mark.parametrize(
