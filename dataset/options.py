@@ -42,13 +42,9 @@ def add_threshold(parser: argparse.ArgumentParser, words: str) -> None:
     )
 
 
-def add_mean_cosine_options(
-    parser: argparse.ArgumentParser, thresholds: tuple[float, ...], verb: str
-) -> None:
+def add_mean_cosine_options(parser: argparse.ArgumentParser, verb: str) -> None:
     """`--threshold` of an image's mean cosine with its product's others, and `--min-images`."""
-    add = parser.add_argument
-    words = " ".join(map(str, thresholds))
-    kind = real_number(-1, 1)
-    add("--threshold", type=kind, nargs="+", default=thresholds, help=f"default: {words}")
+    add, kind = parser.add_argument, real_number(-1, 1)
+    add("--threshold", type=kind, nargs="+", default=(0.5, 0.6), help="default: 0.5 0.6")
     words = f"images a product must {verb} (%(default)s)"
     add("--min-images", type=whole_number(1), default=2, help=words)

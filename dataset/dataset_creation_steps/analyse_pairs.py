@@ -19,8 +19,6 @@ from visual_search.common.files import written_atomically
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DEFAULT_THRESHOLDS = (0.6, 0.5)
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -37,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         help='of extract_features.py, a quoted pattern (default: "<parquet>_*.embeddings")',
     )
-    add_mean_cosine_options(parser, DEFAULT_THRESHOLDS, "keep")
+    add_mean_cosine_options(parser, "keep")
     return parser.parse_args(arguments)
 
 

@@ -46,7 +46,6 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
 
 DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
-DEFAULT_THRESHOLDS = (0.5, 0.6)
 LEAKS = "amazon_review_leaks.csv"
 
 
@@ -66,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=in_project(DEFAULT_TABLE),
         help="of download_images.py, beside the folder of the images (%(default)s)",
     )
-    add_mean_cosine_options(parser, DEFAULT_THRESHOLDS, "have")
+    add_mean_cosine_options(parser, "have")
     add("--output", type=Path, help="folder of the tables (default: the table's)")
     add(
         "--evaluation",

@@ -103,7 +103,7 @@ def _request(wanted: Download, part: Path, start: int, private: bool) -> HTTPRes
         request.add_header("If-Range", validator.read_text(encoding="utf-8"))
     _refuse_others(wanted.url)
     # A proxy would look the name up itself, behind the check.
-    checked = () if private else (_PublicHTTP, _PublicHTTPS, urllib.request.ProxyHandler({}))
+    checked = () if private else (_Public, urllib.request.ProxyHandler({}))
     opener = urllib.request.build_opener(_CheckedRedirects, *checked)
     return opener.open(request, timeout=TIMEOUT)
 
@@ -112,7 +112,8 @@ def _receive(response: HTTPResponse, wanted: Download, part: Path, start: int, p
     """Append what comes; from the start where the server does not know ranges."""
     if response.headers.get_content_type() == "text/html":
         raise _failed(wanted, page, "the server sends a web page instead")
-    continued = response.status == 206 and _first(response.headers) == start
+    part_of = response.headers.get("Content-Range") or ""
+    continued = response.status == 206 and part_of.startswith(f"bytes {start}-")
     start = start if continued else 0
     total = _total(response.headers)
     if wanted.size is not None and total not in (None, wanted.size):
@@ -166,11 +167,6 @@ def _total(headers: Any) -> int | None:
     return int(length) if length.isdigit() and "Content-Range" not in headers else None
 
 
-def _first(headers: Any) -> int | None:
-    start = (headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
-    return int(start) if start.isdigit() else None
-
-
 def _check(wanted: Download, part: Path, page: str) -> None:
     size = part.stat().st_size
     if wanted.size is not None and size != wanted.size:
@@ -208,15 +204,11 @@ def _refuse_others(url: str) -> None:
         raise UserError(problem)
 
 
-class _PublicHTTP(urllib.request.HTTPHandler):
+class _Public(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """Connects to public addresses alone; what is checked is the address that it connects to."""
 
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
         return self.do_open(_connecting_by(http.client.HTTPConnection), req)
-
-
-class _PublicHTTPS(urllib.request.HTTPSHandler):
-    """The same, encrypted."""
 
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
         context = ssl.create_default_context()

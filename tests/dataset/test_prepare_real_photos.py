@@ -91,13 +91,6 @@ def test_the_folds_are_cut_from_a_shuffled_sorted_list() -> None:
     assert split(range(100), 0) != split(range(100), 1)
 
 
-def test_the_last_fold_is_judged_and_there_is_none_behind_it() -> None:
-    assert parse_arguments(["--data", "x"]).fold == 1
-    assert parse_arguments(["--data", "x", "--folds", "3"]).fold == 2
-    with pytest.raises(SystemExit):
-        parse_arguments(["--data", "x", "--fold", "2"])
-
-
 def test_either_data_set_will_do(data: Path, tmp_path: Path) -> None:
     challenge = ["train_products.csv", "all_gallery.csv", "gallery.csv", "all_queries.csv"]
     for folder, names in (
@@ -129,9 +122,12 @@ def test_faults_are_named(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "real").exists()
 
 
-def test_there_is_no_default_outside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_and_the_fold_that_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no default outside the repository, and no fold behind the last one."""
     monkeypatch.delenv("VPR_REAL_DATA", raising=False)
-    with pytest.raises(SystemExit):
-        parse_arguments([])
+    for arguments in ([], ["--data", "x", "--fold", "2"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(arguments)
+    assert parse_arguments(["--data", "x", "--folds", "3"]).fold == 2
     monkeypatch.setenv("VPR_REAL_DATA", "somewhere")
-    assert parse_arguments([]).data == Path("somewhere")
+    assert (parse_arguments([]).data, parse_arguments([]).fold) == (Path("somewhere"), 1)
