@@ -9,8 +9,6 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 from dataset.public_addresses import AddressRefused, public_socket, url_problem
 from dataset.sources.base import Download
 from visual_search.common.errors import UserError
-from visual_search.common.files import write_text
+from visual_search.common.files import naming, write_text
 from visual_search.common.progress import progress_bar
 
 TIMEOUT = 60  # seconds without a byte
@@ -41,7 +39,8 @@ def download(
 
     Raises:
         UserError: naming the page, when the server cannot be reached or does not have the file,
-            when it sends something else, and when the disk is full.
+            and when it sends something else.
+        OSError: naming the file, when the disk is full.
     """
     file = folder / wanted.name
     if file.is_file():
@@ -123,16 +122,16 @@ def _receive(response: HTTPResponse, wanted: Download, part: Path, start: int, p
         write_text(_validator(part), mark)
     else:
         _validator(part).unlink(missing_ok=True)
-    with progress_bar(wanted.name, "B", total=total, initial=start, unit_scale=True) as bar:
-        with _disk_named(part):
-            handle = part.open("ab" if continued else "wb", buffering=0)
-        with handle:
-            while chunk := _next_chunk(response):
-                view = memoryview(chunk)
-                with _disk_named(part):
-                    while view:  # a nearly full disk takes a part before it refuses the rest
-                        view = view[handle.write(view) :]
-                bar.update(len(chunk))
+    with (
+        naming(part),
+        part.open("ab" if continued else "wb", buffering=0) as handle,
+        progress_bar(wanted.name, "B", total=total, initial=start, unit_scale=True) as bar,
+    ):
+        while chunk := _next_chunk(response):
+            view = memoryview(chunk)
+            while view:  # a nearly full disk takes a part before it refuses the rest
+                view = view[handle.write(view) :]
+            bar.update(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise _Unfinished
 
@@ -143,15 +142,6 @@ def _next_chunk(response: HTTPResponse) -> bytes:
         return response.read(CHUNK)
     except OSError as error:
         raise _Unfinished from error
-
-
-@contextmanager
-def _disk_named(part: Path) -> Iterator[None]:
-    """Turn what the disk raises into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{part} cannot be written: {error.strerror}") from error
 
 
 def _validator(part: Path) -> Path:
