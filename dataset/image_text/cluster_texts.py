@@ -96,16 +96,14 @@ def main() -> None:
     """Run one of the three."""
     values = parsed(build_parser())
     name = values["subcommand"]
-    {"fit": _fit, "assign": _assign, "predict": _predict}[name](values[name])
+    {"fit": _fit, "assign": _assign, "predict": _predict}[name](**values[name])
 
 
-def _fit(values: dict[str, Any]) -> None:
+def _fit(pairs: Path, output: Path | None, config: object, **rules: Any) -> None:
     from visual_search.text.config import ClusterConfig
 
-    pairs, output = values.pop("pairs"), values.pop("output")
-    del values["config"]
     folder = output or clusters_folder(pairs)
-    clusters, report = fit(pairs, folder, ClusterConfig(**values))
+    clusters, report = fit(pairs, folder, ClusterConfig(**rules))
     columns = zip(clusters.names, report.sizes, report.silhouettes, strict=True)
     for number, (name, size, silhouette) in enumerate(columns):
         print(f"{number:3d} {size:6d} n-grams, silhouette {silhouette:+.3f}: {name}")
@@ -117,23 +115,21 @@ def _fit(values: dict[str, Any]) -> None:
     print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
 
 
-def _assign(values: dict[str, Any]) -> None:
+def _assign(pairs: Path, clusters: Path | None, output: Path | None) -> None:
     from dataset.image_text.clusters import assign
 
-    pairs = values["pairs"]
-    output = values["output"] or pairs
-    sizes = assign(pairs, values["clusters"] or clusters_folder(pairs), output)
-    print(f"{output}: images of clusters 0, 1, …: {', '.join(map(str, sizes))}")
+    sizes = assign(pairs, clusters or clusters_folder(pairs), output or pairs)
+    print(f"{output or pairs}: images of clusters 0, 1, …: {', '.join(map(str, sizes))}")
 
 
-def _predict(values: dict[str, Any]) -> None:
+def _predict(clusters: Path, queries: list[str]) -> None:
     from dataset.image_text.text_normalization import clean, language_of
     from visual_search.text.clusters import TextClusters
 
-    clusters = TextClusters.load(values["clusters"])
-    found = clusters.predict([clean(query, language_of(query)) for query in values["queries"]])
-    for query, number in zip(values["queries"], found.tolist(), strict=True):
-        print(f"{number}\t{clusters.names[number]}\t{query}")
+    known = TextClusters.load(clusters)
+    found = known.predict([clean(query, language_of(query)) for query in queries])
+    for query, number in zip(queries, found.tolist(), strict=True):
+        print(f"{number}\t{known.names[number]}\t{query}")
 
 
 if __name__ == "__main__":

@@ -165,12 +165,9 @@ class Files:
 
 
 def _few_subfolders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            found = (e.name for e in entries if e.is_dir() and not _hidden(e.name))
-            names = list(islice(found, MOST_SUBFOLDERS + 1))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
+    with os.scandir(folder) as entries:
+        found = (e.name for e in entries if e.is_dir() and not _hidden(e.name))
+        names = list(islice(found, MOST_SUBFOLDERS + 1))
     return sorted(names) if len(names) <= MOST_SUBFOLDERS else []
 
 
