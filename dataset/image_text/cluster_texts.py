@@ -7,6 +7,7 @@ python dataset/image_text/cluster_texts.py predict X.clusters "белый сто
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,8 @@ def main() -> None:
     """Run one of the three."""
     values = parsed(build_parser())
     name = values["subcommand"]
-    {"fit": _fit, "assign": _assign, "predict": _predict}[name](**values[name])
+    steps: dict[str, Callable[..., None]] = {"fit": _fit, "assign": _assign, "predict": _predict}
+    steps[name](**values[name])
 
 
 def _fit(pairs: Path, output: Path | None, config: object, **rules: Any) -> None:
