@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import refused
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.data.dev_sets import read_dev_set
@@ -298,11 +297,6 @@ def test_a_run_changes_nothing_of_the_repository(
         run(project, dev_folder, SHORT, working_tree)
     assert state_of(project) == before
     assert git(project, "worktree", "list").count("\n") == 1
-
-
-def test_no_repository_and_no_commit_are_sentences(tmp_path: Path, dev_folder: Path) -> None:
-    (tmp_path / "plain").mkdir()
-    refused("git init", run, tmp_path / "plain", dev_folder)
 
 
 def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:

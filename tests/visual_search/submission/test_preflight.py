@@ -252,7 +252,8 @@ def test_the_size_of_the_repository(project: Path, monkeypatch: pytest.MonkeyPat
     assert "clean history" in problems(check_size, project)[0]
 
 
-def test_an_empty_repository_is_a_sentence(tmp_path: Path) -> None:
+def test_no_repository_and_no_commit_are_sentences(tmp_path: Path) -> None:
+    refused("git init", SubmissionTree, tmp_path)
     git(tmp_path, "init", "--quiet")
     refused("nothing is committed", SubmissionTree, tmp_path)
 
