@@ -132,7 +132,6 @@ def evaluate_on_dev_set(
     device: torch.device,
     settings: EmbedSettings | None = None,
     steps: Sequence[Step] = (),
-    progress: bool = True,
 ) -> Evaluation:
     """Rank a development set as the submission would, and score it."""
     ranking = rank_gallery(
@@ -143,7 +142,6 @@ def evaluate_on_dev_set(
         device=device,
         settings=settings,
         steps=steps,
-        progress=progress,
         own=dev_set.own,
     )
     return _scored(ranking, dev_set)

@@ -111,7 +111,7 @@ def test_among_equal_photos_it_is_the_query_itself_that_goes(folder: Path) -> No
     """
     rows = [f"{'abcdef'[p]}{i} {'xyz'[p]} 1" for p in range(3) for i in range(2)]
     dev_set = read_dev_table(table(folder, "is_test", "\n".join(rows)))
-    answer = evaluate_on_dev_set(constant, dev_set, 16, device=CPU, progress=False)
+    answer = evaluate_on_dev_set(constant, dev_set, 16, device=CPU)
     for query, row in enumerate(answer.ranking.ranks[:, :5].tolist()):
         assert row == [other for other in range(6) if other != query]
     # The partner's place, once the query is out: 1, 1, 3, 3, 5, 5.
@@ -166,7 +166,7 @@ def test_any_classes_and_any_ties_score_as_the_loop_says(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("visual_search.ranking.embed.load_views", numbered)
-        answer = evaluate_on_dev_set(model, dev_set, 1, device=CPU, progress=False)
+        answer = evaluate_on_dev_set(model, dev_set, 1, device=CPU)
     assert answer.average_precisions.tolist() == list(expected.values())
 
 
@@ -213,7 +213,7 @@ def test_queries_and_gallery_of_a_protocol_are_not_pooled(folder: Path) -> None:
     assert names(dev_set.queries) == "b0"
     assert names(dev_set.gallery) == "b1 c0"
     assert dev_set.query_products.tolist() == ["y"]
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU)
     assert answer.average_precisions.shape == (1,)
     # A fold is leave-one-out, and the protocol's photos are no part of it.
     assert names(read_dev_table(file, fold=1).gallery) == "e0 e1 f0 f1"
@@ -260,7 +260,7 @@ def test_paths_are_relative_to_the_root(folder: Path, tmp_path: Path) -> None:
 
 def test_the_report_shows_another_photo_as_the_right_one(folder: Path) -> None:
     dev_set = read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\nb0 y 1\nb1 y 1"))
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU)
     write_report(folder / "report.html", "t", {}, dev_set, answer)
     rows = Page((folder / "report.html").read_text()).rows
     partners = {"a0": "a1", "a1": "a0", "b0": "b1", "b1": "b0"}

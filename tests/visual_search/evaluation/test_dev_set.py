@@ -16,7 +16,7 @@ from visual_search.model.embedder import build_embedder
 
 def in_training(dev_set: DevSet, folder: Path) -> None:
     embedder, _ = broken_model()
-    evaluate_on_dev_set(embedder, dev_set, 32, device=torch.device("cpu"), progress=False)
+    evaluate_on_dev_set(embedder, dev_set, 32, device=torch.device("cpu"))
 
 
 def of_cached_features(dev_set: DevSet, folder: Path) -> None:

@@ -23,7 +23,7 @@ def centred_pixels(pixels: Tensor) -> Tensor:
 
 def test_ranking_and_score_equal_a_plain_numpy_one(dev_folder: Path) -> None:
     dev_set = read_dev_set(dev_folder)
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU, progress=False)
+    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU)
     sides = []
     for items in (dev_set.gallery, dev_set.queries):
         flat = np.stack([load_pixels(item, 16)[0].astype(float).ravel() for item in items])
