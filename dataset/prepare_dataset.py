@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dataset.sources.base import DataSet, Files
     from visual_search.data.dataset_info import Broken, InfoRow
 
-DOWNLOADS = "downloads"
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -157,7 +155,7 @@ def _downloaded(data_set: DataSet, save_path: Path) -> list[Path]:
             f"{data_set.page} and name its archives or their folder with --source "
             f"({data_set.layout})"
         )
-    folder = save_path / DOWNLOADS
+    folder = save_path / "downloads"
     return [download(wanted, folder, data_set.page) for wanted in data_set.downloads]
 
 

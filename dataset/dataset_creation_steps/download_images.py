@@ -27,7 +27,6 @@ from visual_search.common.files import write_csv, written_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_OUTPUT = Path("dataset/images_mean_50k")
 SOURCES = Path("dataset/amazon")
 SELECTION = ["asin", "role", "url", "mean_cosine"]
 
@@ -61,7 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=in_project(DEFAULT_OUTPUT),
+        default=in_project(Path("dataset/images_mean_50k")),
         help="folder of the images (%(default)s)",
     )
     add_filling_options(parser)

@@ -44,7 +44,6 @@ def evaluation_tables(places: Sequence[Path]) -> list[Path]:
     return tables
 
 
-DEFAULT_TABLE = Path("dataset/images_mean_50k.parquet")
 DEFAULT_EVALUATION = Path("dataset/development_test_data")
 LEAKS = "amazon_review_leaks.csv"
 
@@ -62,7 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "table",
         type=Path,
         nargs="?",
-        default=in_project(DEFAULT_TABLE),
+        default=in_project(Path("dataset/images_mean_50k.parquet")),
         help="of download_images.py, beside the folder of the images (%(default)s)",
     )
     add_mean_cosine_options(parser, "have")

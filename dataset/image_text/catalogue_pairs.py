@@ -18,8 +18,6 @@ from visual_search.common.files import read_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-LANGUAGES = ("ru", "en")
-
 
 def catalogue_pairs(
     folder: Path, languages: Sequence[str] = ("ru",), start: Path | None = None
@@ -125,7 +123,7 @@ def main() -> None:
     )
     add(
         "--language",
-        choices=LANGUAGES,
+        choices=("ru", "en"),
         nargs="+",
         default=["ru"],
         help="of the demo's names, one or both (ru)",

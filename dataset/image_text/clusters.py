@@ -25,13 +25,10 @@ from visual_search.data.leak_record import fingerprint as file_fingerprint
 from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
 from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
 
-PIECE_IMAGES = 10_000
 CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])
 
 
-def assign(
-    pairs: Path, clusters: Path, output: Path, piece_images: int = PIECE_IMAGES
-) -> list[int]:
+def assign(pairs: Path, clusters: Path, output: Path, piece_images: int = 10_000) -> list[int]:
     """Write the table of pairs with the columns `clusters` and `cluster`; images of each cluster.
 
     Pieces that are done lie beside the output, which may be the same table, until all are.

@@ -24,8 +24,6 @@ from visual_search.common.errors import UserError, run_command
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FAILURES = ["image", "url", "reason"]
-
 
 @dataclass
 class Kept:
@@ -65,7 +63,8 @@ def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> K
     kept = Kept()
     store = ImageStore(root, ("image", "url"), by_content=True)
     found = store.fill(read_images(images, kept.tally), how)
-    failed = found.filter(found["file"].is_null()).select(FAILURES).to_pandas()
+    columns = ["image", "url", "reason"]
+    failed = found.filter(found["file"].is_null()).select(columns).to_pandas()
     kept.failures.update(failed["reason"].tolist())
     write_csv(failures_file(root), failed)
     found = found.filter(found["file"].is_valid()).select(["image", "file"])

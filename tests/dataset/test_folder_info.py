@@ -1,6 +1,7 @@
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -170,7 +171,7 @@ def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
 ) -> None:
     target = tmp_path / "tables"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_info, "write_dataset_info", _interrupted)
+        patch.setattr(folder_info, "write_dataset_info", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             describe_folder(folder, target)
     assert (target / ".dataset_info.csv.sizes.journal").exists()
@@ -181,7 +182,3 @@ def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
     assert sizes["../photos/cup/2.png"] == "90"
     assert "../photos/shoe/left/1.png" not in sizes
     assert sizes["../photos/shoe/left/0.png"] == "40"
-
-
-def _interrupted(*_: object) -> int:
-    raise KeyboardInterrupt
