@@ -47,7 +47,7 @@ def test_curation_names_each_model_once_and_gives_reasons() -> None:
         assert bool(row["group"]) == (row["decision"] == "keep")
 
 
-def test_committed_files_match_their_checksums() -> None:
+def test_committed_files_match_their_checksums_and_no_photo_is_stored_twice() -> None:
     sums = tables.read_checksums(DEMO / "SHA256SUMS")
     found = {
         path.relative_to(DEMO).as_posix()
@@ -58,6 +58,8 @@ def test_committed_files_match_their_checksums() -> None:
     assert set(sums) == found | {"products.csv"}
     for name, digest in sums.items():
         assert hashlib.sha256((DEMO / name).read_bytes()).hexdigest() == digest, name
+    photos = [digest for name, digest in sums.items() if name.endswith(".jpg")]
+    assert len(set(photos)) == len(photos)
 
 
 def test_development_tables_are_consistent() -> None:
@@ -106,12 +108,6 @@ def test_products_are_disjoint_between_the_splits_and_credited() -> None:
 def test_training_and_development_photos_were_compared_as_they_are() -> None:
     sides = [Side(DEVELOPMENT / name) for name in ("gallery.csv", "queries.csv")]
     assert warning([Side(PRODUCT10K / "train.csv")], sides) == ""
-
-
-def test_no_photo_is_stored_twice() -> None:
-    sums = tables.read_checksums(DEMO / "SHA256SUMS")
-    photos = [digest for name, digest in sums.items() if name.endswith(".jpg")]
-    assert len(set(photos)) == len(photos)
 
 
 @pytest.mark.slow

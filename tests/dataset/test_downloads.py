@@ -22,12 +22,8 @@ from tests.conftest import draw_product
 from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import PIXEL, ImageServer, running
 
+pytestmark = pytest.mark.usefixtures("impatient")
 LOOPBACK = DownloadConfig(size_hint=None, allow_private=True, timeout=1.0, rate=0, attempts=3)
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "BACKOFF", 0.01)
 
 
 @pytest.fixture(scope="module")

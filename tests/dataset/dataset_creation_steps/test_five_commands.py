@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dataset import downloads
 from dataset.dataset_creation_steps import (
     analyse_pairs,
     download_images,
@@ -46,11 +45,6 @@ def server() -> Iterator[ImageServer]:
     with running(ImageServer(make_images(PRODUCTS))) as found:
         found.slow = 5.0
         yield found
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "BACKOFF", 0.05)
 
 
 def check(folder: Path, truth: Truth, server: ImageServer, model: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dataset import downloads
 from dataset.dataset_creation_steps.engine import (
     DownloadConfig,
     Filling,
@@ -23,13 +22,9 @@ from tests.dataset.dataset_creation_steps.conftest import jpeg
 from tests.dataset.dataset_creation_steps.image_server import ImageServer, running
 from tests.dataset.dataset_creation_steps.small_amazon import FAULTS, PASSING
 
+pytestmark = pytest.mark.usefixtures("impatient")
 IMAGES = 30
 CONFIG = DownloadConfig(size_hint=None, allow_private=True, rate=0, attempts=3, timeout=1, max_mb=2)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "BACKOFF", 0.05)
 
 
 @pytest.fixture
