@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000
 FILES = ("sample", "all", "none")
-LABELS = ("label", "product_id", "class")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -82,7 +81,7 @@ def check(file: Path, root: Path | None = None, files: str = "sample") -> Checke
         files
     ]
     looked_at = looked_at[looked_at[column].str.strip() != ""]
-    names = [name for name in LABELS if name in table.columns]
+    names = [name for name in ("label", "product_id", "class") if name in table.columns]
     found = [*_split_problems(table, file), *_cell_problems(table, column)]
     for name in names:
         found += _row_problems(table, column, name)

@@ -134,14 +134,12 @@ def threshold_name(threshold: float) -> str:
     return digits if len(digits) > 1 else f"{digits}0"
 
 
-def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
+def draw_histogram(table: Path, thresholds: Sequence[float]) -> None:
     """How many pairs and how many images have which cosine, as a PNG beside the table of means."""
     from matplotlib.figure import Figure
 
     means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
     pairs = read_json(table.with_suffix(".json"))[HISTOGRAM]
-    path = table.with_suffix(".png")
-
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.stairs(pairs, BINS, fill=True)
@@ -152,5 +150,4 @@ def draw_histogram(table: Path, thresholds: Sequence[float]) -> Path:
         axes.grid(alpha=0.3)
         for threshold in thresholds:
             axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
-    write_figure(path, figure)
-    return path
+    write_figure(table.with_suffix(".png"), figure)

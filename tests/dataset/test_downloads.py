@@ -82,6 +82,7 @@ def test_what_passes_is_waited_for(server: ImageServer, fault: str) -> None:
         ("loop", "more than 5 redirects", 6),
         ("file", "not an http(s) URL: 'file:///etc/passwd'", 1),
         ("empty", "empty (0 bytes)", 1),
+        ("huge", "larger than 1000000 bytes", 1),
         ("slow", "no complete answer in time (attempt 2 of 2)", 2),
     ],
 )
@@ -90,12 +91,8 @@ def test_what_does_not_pass_is_said(
 ) -> None:
     path = f"{fault}/2.jpg"
     attempts = 2 if fault == "slow" else 3
-    assert reason(server.url(path), attempts=attempts, timeout=0.3) == expected
+    assert reason(server.url(path), attempts=attempts, timeout=0.3, max_mb=1) == expected
     assert server.requests[f"/{path}"] == requests
-
-
-def test_a_file_that_is_too_large_is_left(server: ImageServer) -> None:
-    assert reason(server.url("huge/3.jpg"), max_mb=1) == "larger than 1000000 bytes"
 
 
 def test_a_server_that_asks_for_a_pause_gets_it_for_all_its_files(server: ImageServer) -> None:
