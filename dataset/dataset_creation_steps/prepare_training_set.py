@@ -158,17 +158,15 @@ def main() -> None:
     """Write the tables, and say what there is."""
     arguments = parse_arguments()
     table: Path = arguments.table
-    evaluation = arguments.evaluation
-    output = arguments.output or table.parent
     prepare_training_set(
         table,
-        output,
+        arguments.output or table.parent,
         arguments.threshold,
-        evaluation,
+        arguments.evaluation,
         min_images=arguments.min_images,
         distance=arguments.distance,
     )
-    if not evaluation:
+    if not arguments.evaluation:
         print("no evaluation set was named: the images are not checked for leaks")
     print(
         "next: python -m visual_search.main_phases --config config/phases.yml "
