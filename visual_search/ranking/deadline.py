@@ -30,7 +30,7 @@ PLAN_MARGIN = 0.05
 # How much a new batch weighs in the measured pace.
 PACE_WEIGHT = 0.3
 
-LIGHTER = "one view, a smaller model or, of an ensemble, fewer models"
+LIGHTER = "one view (--views squash), a smaller model or, of an ensemble, fewer models"
 """What to take where the time does not do, beside a smaller input."""
 
 # What images are called for which there was no time at all.
