@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visual_search.common.errors import UserError
 from visual_search.config import PhaseConfig
@@ -17,11 +17,9 @@ from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, ImageItem
-from visual_search.evaluation.dev_set import Evaluation, evaluate_embeddings
+from visual_search.evaluation.dev_set import SeenDevSet
 from visual_search.model.embedder import Architecture, Embedder
-from visual_search.model.projections import project_features
 from visual_search.ranking.rank import trimmed
-from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import Backbone, Features, FeatureSource
 
 # What load_pixels says of an image of which there is nothing to see.
@@ -96,9 +94,8 @@ class FrozenPhase:
     """What a phase on cached features has beside its configuration."""
 
     training: FrozenFeatures
-    gallery: Features | None = None
-    queries: Features | None = None
-    """None where the queries are rows of the gallery."""
+    dev_set: SeenDevSet | None = None
+    """From :meth:`fill` on."""
 
     def fill(
         self,
@@ -128,26 +125,13 @@ class FrozenPhase:
             progress,
         )
         self.training.fill(source.features(self.training.items(), "training images"))
-        gallery = trimmed(dev_set.gallery, config.embedding)
-        self.gallery = source.features(gallery, "gallery images")
+        items = trimmed(dev_set.gallery, config.embedding)
+        gallery, queries = source.features(items, "gallery images"), None
+        problems = gallery.problems(items)
         if dev_set.own is None:
-            self.queries = source.features(dev_set.queries, "query images")
-
-    def evaluate(
-        self, neck: nn.Module, dev_set: DevSet, device: torch.device, steps: Sequence[Step] = ()
-    ) -> Evaluation:
-        """Score the development set as the neck embeds it; its mode is left as it is."""
-        assert self.gallery is not None
-        gallery = project_features(neck, self.gallery.matrix, device)
-        if self.queries is None:
-            assert dev_set.own is not None
-            queries = gallery[torch.from_numpy(dev_set.own)]
-        else:
-            queries = project_features(neck, self.queries.matrix, device)
-        problems = self.gallery.problems(dev_set.gallery)
-        if self.queries is not None:
-            problems += self.queries.problems(dev_set.queries)
-        return evaluate_embeddings(dev_set, gallery, queries, problems, steps=steps)
+            found = source.features(dev_set.queries, "query images")
+            queries, problems = found.matrix, problems + found.problems(dev_set.queries)
+        self.dev_set = SeenDevSet(dev_set, gallery.matrix, queries, problems)
 
 
 def check_cacheable(config: PhaseConfig) -> None:

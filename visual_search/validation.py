@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visual_search.common.environment import environment_in_words, environment_of
 from visual_search.common.run_folder import RunFolder
-from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set
+from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set, see_dev_set
 from visual_search.evaluation.report import write_report
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
-from visual_search.ranking.embed import embed_each_view
+from visual_search.ranking.embed import embed_images
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
 from visual_search.ranking.tta import mean_of_units
 
@@ -176,22 +176,23 @@ def fit_whitenings(
         device: where the model is.
     """
     labels, weights = torch.from_numpy(images.labels), images.weights()
-    found = embed_each_view(
+    found = embed_images(
         embedder,
         [images.item(i) for i in range(len(images))],
         input_size,
         device=device,
         settings=settings,
         label="whitening",
-    ).matrix
+        each_view=True,
+    )
+    views = found.matrix.chunk(len(settings.fits), dim=1)
     fitted: dict[str, Whitening] = {}
     if train.whitening:
-        views = mean_of_units(list(found.split(len(images))))
-        fitted["whitened"] = fit_whitening(views, labels, train.whitening, weights)
+        fitted["whitened"] = fit_whitening(mean_of_units(views), labels, train.whitening, weights)
     if train.whitening_power:
-        weights = None if weights is None else weights.repeat(len(settings.fits))
+        weights = None if weights is None else weights.repeat(len(views))
         fitted["whitened without classes"] = fit_unlabelled(
-            found, train.whitening_dimension, train.whitening_power, weights=weights
+            torch.cat(views), train.whitening_dimension, train.whitening_power, weights=weights
         )
     return fitted
 
@@ -237,9 +238,14 @@ class Validator(BestCheckpoint[Evaluation]):
             device=self.device,
         )
         kept, best = embedder.neck, None
+        # Unknown where the run was killed after its best validation.
+        seen = self.best_evaluation.seen if self.best_evaluation else None
         for name, whitening in fitted.items():
             embedder.neck = whitening.to(self.device)
-            evaluation = self._evaluate()
+            if seen is None:
+                evaluation = self._evaluate()
+            else:
+                evaluation = seen.evaluate(whitening, self.device, self._steps())
             score = evaluation.mean_average_precision
             self.run.log(kind="whitening", epoch=epoch, step=step, mAP=score)
             helps = score > self.best["mAP"]
@@ -255,24 +261,26 @@ class Validator(BestCheckpoint[Evaluation]):
         return best
 
     def _evaluate(self) -> Evaluation:
-        embedder, frozen = self.phase.learner.embedder, self.phase.frozen
+        phase, steps = self.phase, self._steps()
+        embedder, frozen, train = phase.learner.embedder, phase.frozen, phase.config.train
+        settings = phase.config.embedding.unmeasured(self.device.type == "cuda")
         training = embedder.training
+        embedder.eval()
         if frozen is not None:
-            found = frozen.evaluate(
-                embedder.neck.eval(), self.phase.dev_set, self.device, self._steps()
-            )
-            embedder.train(training)
-            return found
-        evaluation = evaluate_on_dev_set(
-            embedder.eval(),
-            self.phase.dev_set,
-            self.phase.architecture.input_size,
-            device=self.device,
-            settings=self.phase.config.embedding.unmeasured(self.device.type == "cuda"),
-            steps=self._steps(),
-        )
+            assert frozen.dev_set is not None
+            found = frozen.dev_set.evaluate(embedder.neck, self.device, steps)
+        else:
+            where = phase.dev_set, phase.architecture.input_size
+            if (train.whitening or train.whitening_power) and settings.copies == 1:
+                # Kept, so that a whitening is judged without looking at the images again.
+                seen = see_dev_set(embedder, *where, device=self.device, settings=settings)
+                found = seen.evaluate(nn.Identity(), self.device, steps)
+            else:
+                found = evaluate_on_dev_set(
+                    embedder, *where, device=self.device, settings=settings, steps=steps
+                )
         embedder.train(training)
-        return evaluation
+        return found
 
     def _report(self, evaluation: Evaluation) -> None:
         phase = self.phase

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visual_search.config import EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import fingerprint, load_checkpoint
+from visual_search.model.projections import project_features
 from visual_search.ranking.embed import (
     NOT_FINITE,
     Embeddings,
@@ -27,6 +28,7 @@ from visual_search.ranking.export import load_model
 from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
 from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import model_folder, stored_features
+from visual_search.ranking.tta import mean_of_units
 
 
 def unmatched_sentence(dev_set: DevSet) -> str:
@@ -111,12 +113,44 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
 
 
 @dataclass(frozen=True)
+class SeenDevSet:
+    """A development set as a network sees it, to be judged with whatever neck is put behind."""
+
+    dev_set: DevSet
+    gallery: Tensor
+    """`(n_gallery, views * width)`, float32, the features of the views side by side."""
+    queries: Tensor | None
+    """`(n_queries, views * width)`; None where the queries are rows of the gallery."""
+    problems: tuple[ImageProblem, ...]
+    """That its images had."""
+    views: int = 1
+
+    def evaluate(
+        self, neck: nn.Module, device: torch.device, steps: Sequence[Step] = ()
+    ) -> Evaluation:
+        """Rank and score the views' means behind a neck, in evaluation mode, on `device`."""
+        gallery = self._behind(neck, self.gallery, device)
+        if self.queries is None:
+            queries = gallery[torch.from_numpy(self.dev_set.own)]
+        else:
+            queries = self._behind(neck, self.queries, device)
+        found = evaluate_embeddings(self.dev_set, gallery, queries, self.problems, steps)
+        return replace(found, seen=self)
+
+    def _behind(self, neck: nn.Module, features: Tensor, device: torch.device) -> Tensor:
+        views = features.chunk(self.views, dim=1)
+        return mean_of_units([project_features(neck, view, device) for view in views])
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A ranking and its score on a development set."""
 
     ranking: Ranking
     average_precisions: np.ndarray
     """`(n_queries,)`, 0..1."""
+    seen: SeenDevSet | None = None
+    """What was ranked, where it was kept."""
 
     @property
     def mean_average_precision(self) -> float:
@@ -145,6 +179,33 @@ def evaluate_on_dev_set(
         own=dev_set.own,
     )
     return _scored(ranking, dev_set)
+
+
+def see_dev_set(
+    model: Callable[[Tensor], Tensor],
+    dev_set: DevSet,
+    input_size: int,
+    *,
+    device: torch.device,
+    settings: EmbedSettings,
+) -> SeenDevSet:
+    """Embed a development set, each view by itself; arguments as of :func:`evaluate_on_dev_set`.
+
+    Args:
+        settings: without mirrors and crops, whose mean is taken in front of a neck.
+    """
+    listed = {"gallery images": trimmed(dev_set.gallery, settings)}
+    if dev_set.own is None:
+        listed["query images"] = dev_set.queries
+    found = [
+        embed_images(
+            model, items, input_size, device=device, settings=settings, label=name, each_view=True
+        )
+        for name, items in listed.items()
+    ]
+    problems = tuple(problem for side in found for problem in side.problems)
+    queries = found[1].matrix if len(found) > 1 else None
+    return SeenDevSet(dev_set, found[0].matrix, queries, problems, len(settings.fits))
 
 
 def evaluate_embeddings(

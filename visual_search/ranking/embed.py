@@ -86,6 +86,7 @@ def embed_images(
     deadline: Deadline | None = None,
     label: str = "embedding",
     progress: bool = True,
+    each_view: bool = False,
 ) -> Embeddings:
     """Embed images in the order given. Never fails for an image: see `problems` of the answer.
 
@@ -105,6 +106,8 @@ def embed_images(
         deadline: of a time limit, begun; images for which it leaves no time keep the zero vector.
         label: what the progress bar says.
         progress: whether there is a progress bar.
+        each_view: the views' unit vectors side by side, `(n, views * dimension)`, the smallest
+            view first, in place of their mean; not for a deadline, which may leave views out.
     """
     if not items:
         raise ValueError("embed_images needs at least one image")
@@ -124,7 +127,7 @@ def embed_images(
     # Few images are spread over all threads.
     step = min(model.batch_size, -(-len(items) // model.streams))
     batches = [slice(first, min(first + step, len(items))) for first in range(0, len(items), step)]
-    embedder = _Embedder(model, items, input_size, settings, deadline, step)
+    embedder = _Embedder(model, items, input_size, settings, deadline, step, each_view)
     matrix: Tensor | None = None
     done: list[_Batch] = []
     with progress_bar(label, "img", total=len(items), shown=progress) as bar:
@@ -154,31 +157,6 @@ def embed_images(
         sum(batch.recomputed for batch in done),
         sum(batch.zeroed for batch in done),
     )
-
-
-def embed_each_view(
-    model: EmbedFn,
-    items: Sequence[ImageItem],
-    input_size: int,
-    *,
-    device: torch.device,
-    settings: EmbedSettings,
-    label: str,
-) -> Embeddings:
-    """As :func:`embed_images`, each view of `settings` by itself: first the first view of all."""
-    sides = settings.sides(input_size)
-    found = [
-        embed_images(
-            model,
-            items,
-            input_size,
-            device=device,
-            settings=replace(settings, views=(view,), view_sizes=(side,)),
-            label=f"{label}, {view}",
-        )
-        for view, side in zip(settings.fits, sides, strict=True)
-    ]
-    return replace(found[0], matrix=torch.cat([each.matrix for each in found]))
 
 
 @dataclass
@@ -288,6 +266,7 @@ class _Embedder:
     settings: EmbedSettings
     deadline: Deadline
     batch_size: int
+    each_view: bool
 
     def embed(self, rows: slice) -> _Batch:
         """Embed a batch in the way that the deadline allows; never raises."""
@@ -323,13 +302,13 @@ class _Embedder:
         loaded = time.perf_counter()
 
         def run(chosen: list[Tensor], careful: bool) -> Tensor:
-            """The mean over the views."""
+            """The views side by side, or their mean."""
             vectors = []
             for view, (_, side) in zip(chosen, views, strict=True):
                 fits = self.plan.only_size in (0, side) and not careful
                 embed = self.plan.embed if fits else self.plan.exact
                 vectors.append(self._run(embed, view, side, flip))
-            return mean_of_units(vectors)
+            return torch.cat(vectors, dim=1) if self.each_view else mean_of_units(vectors)
 
         vectors = run(pixels, careful)[: len(items)]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()

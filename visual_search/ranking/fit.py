@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from visual_search.common.errors import UserError
@@ -21,7 +22,7 @@ from visual_search.data.tables import (
 )
 from visual_search.model.embedder import Architecture, Embedder
 from visual_search.model.projections import fit_unlabelled
-from visual_search.ranking.embed import default_device, embed_each_view
+from visual_search.ranking.embed import default_device, embed_images
 from visual_search.ranking.rank import too_many_unreadable, trimmed
 
 
@@ -77,16 +78,23 @@ def whiten(
     items = [item for table in tables for item in images_of(table, settings)]
     device, size = default_device(), architecture.input_size
     embedder.neck = nn.Identity()
-    found = embed_each_view(
-        embedder.to(device).eval(), items, size, device=device, settings=settings, label="whitening"
+    found = embed_images(
+        embedder.to(device).eval(),
+        items,
+        size,
+        device=device,
+        settings=settings,
+        label="whitening",
+        each_view=True,
     )
     if sentence := too_many_unreadable(found.problems, len(items)):
         raise UserError(sentence)
-    whitening = fit_unlabelled(found.matrix, dimension, power, shrinkage)
+    views = torch.cat(found.matrix.chunk(len(settings.fits), dim=1))
+    whitening = fit_unlabelled(views, dimension, power, shrinkage)
     embedder.neck = whitening
     unread = f", {len(found.problems)} damaged" if found.problems else ""
     print(
-        f"whitening: {found.matrix.shape[1]} to {whitening.projection.shape[1]} dimensions, "
+        f"whitening: {views.shape[1]} to {whitening.projection.shape[1]} dimensions, "
         f"power {power:g}, fitted to {len(items)} images{unread}"
     )
     return architecture.whitened(whitening)

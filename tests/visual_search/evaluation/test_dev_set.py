@@ -1,17 +1,23 @@
-"""A model whose embeddings are no numbers has no score, whichever way it is asked for one."""
-
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.commands import refused
-from visual_search.config import BackboneConfig
+from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.evaluation.dev_set import embed_dev_set, evaluate_embeddings, evaluate_on_dev_set
+from visual_search.evaluation.dev_set import (
+    embed_dev_set,
+    evaluate_embeddings,
+    evaluate_on_dev_set,
+    see_dev_set,
+)
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.model.embedder import build_embedder
+from visual_search.model.projections import Whitening
 
 
 def in_training(dev_set: DevSet, folder: Path) -> None:
@@ -42,3 +48,23 @@ def test_a_broken_model_has_no_score(
 ) -> None:
     words = r"model is broken: .* (10 of 10|20 of 20) images"
     refused(words, way, read_dev_set(dev_folder), tmp_path)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_what_was_seen_is_judged_behind_any_neck(dev_folder: Path, within: bool) -> None:
+    dev_set = read_dev_set(dev_folder)
+    if within:  # each gallery image is a query, too
+        rows, products = np.arange(len(dev_set.gallery)), dev_set.gallery_products
+        dev_set = replace(dev_set, queries=dev_set.gallery, query_products=products, own=rows)
+    torch.manual_seed(0)
+    embedder, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
+    device = torch.device("cpu")
+    settings = EmbedSettings(views=("squash", "letterbox")).unmeasured(False)
+    seen = see_dev_set(embedder.eval(), dev_set, 32, device=device, settings=settings)
+    neck = Whitening(architecture.dimension, 6)
+    torch.nn.init.normal_(neck.projection)
+    embedder.neck = neck
+    expected = evaluate_on_dev_set(embedder, dev_set, 32, device=device, settings=settings)
+    found = seen.evaluate(neck, device)
+    assert found.ranking.ranks.tolist() == expected.ranking.ranks.tolist()
+    assert found.average_precisions.tolist() == expected.average_precisions.tolist()
