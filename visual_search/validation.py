@@ -238,7 +238,7 @@ class Validator(BestCheckpoint[Evaluation]):
             device=self.device,
         )
         kept, best = embedder.neck, None
-        # Unknown where the run was killed after its best validation.
+        # None with mirrors or crops, and where the run was killed after its best validation.
         seen = self.best_evaluation.seen if self.best_evaluation else None
         for name, whitening in fitted.items():
             embedder.neck = whitening.to(self.device)
