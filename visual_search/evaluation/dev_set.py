@@ -84,10 +84,7 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         "embedding": asdict(embedding),
     }
     started, matrices = time.perf_counter(), []
-    sides = {"gallery images": trimmed(dev_set.gallery, embedding)}
-    if dev_set.own is None:
-        sides["query images"] = dev_set.queries
-    for label, items in sides.items():
+    for label, items in _sides(dev_set, embedding).items():
 
         def make(some: Sequence[ImageItem], part: str, label: str = label) -> Embeddings:
             model = load_model(checkpoint, device)
@@ -110,6 +107,12 @@ def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -
         print(f"{len(dev_set.queries)} of them are queries, each against all others", flush=True)
         queries = gallery[dev_set.own]
     return EmbeddedDevSet(dev_set, gallery, queries, checkpoint.path.with_name("model.json"))
+
+
+def _sides(dev_set: DevSet, settings: EmbedSettings) -> dict[str, Sequence[ImageItem]]:
+    """What there is to embed, by what it is called."""
+    sides: dict[str, Sequence[ImageItem]] = {"gallery images": trimmed(dev_set.gallery, settings)}
+    return sides if dev_set.own is not None else {**sides, "query images": dev_set.queries}
 
 
 @dataclass(frozen=True)
@@ -194,14 +197,11 @@ def see_dev_set(
     Args:
         settings: without mirrors and crops, whose mean is taken in front of a neck.
     """
-    listed = {"gallery images": trimmed(dev_set.gallery, settings)}
-    if dev_set.own is None:
-        listed["query images"] = dev_set.queries
     found = [
         embed_images(
             model, items, input_size, device=device, settings=settings, label=name, each_view=True
         )
-        for name, items in listed.items()
+        for name, items in _sides(dev_set, settings).items()
     ]
     problems = tuple(problem for side in found for problem in side.problems)
     queries = found[1].matrix if len(found) > 1 else None
