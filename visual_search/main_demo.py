@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_json, write_text
+from visual_search.common.processes import run_python
 
 CATALOGUE = Path("dataset/demo")
 WEIGHTS = "my_submission/weights"
@@ -185,7 +185,7 @@ def python(*arguments: str) -> None:
         UserError: when it fails; it has said why itself.
     """
     print(f"$ python {shlex.join(arguments)}", flush=True)
-    status = subprocess.run([sys.executable, *arguments], check=False).returncode
+    status = run_python(arguments)
     if status != 0:
         raise UserError(f"the demo stopped: `python {shlex.join(arguments)}` ended with {status}")
 

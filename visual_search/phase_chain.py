@@ -18,6 +18,7 @@ import yaml
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, write_text
 from visual_search.common.page import markdown
+from visual_search.common.processes import run_python
 from visual_search.common.run_folder import (
     NAME,
     NAME_RULE,
@@ -231,10 +232,9 @@ def _train(
     module, options = f"visual_search.{command}", [*arguments, *place, *overwrite]
     start = shlex.split(launch)
     print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
-    words = [*(start or [sys.executable]), "-m", module, *options]
+    words = ["-m", module, *options]
     try:
-        ends_too = _end_with_parent if sys.platform == "linux" else None
-        status = subprocess.run(words, check=False, preexec_fn=ends_too).returncode
+        status = _launch([*start, *words]) if start else run_python(words)
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:
@@ -244,6 +244,11 @@ def _train(
         )
     if read_result(run.path) is None:
         raise UserError(f"the phase {run.name} ended without {run.path / 'result.json'}")
+
+
+def _launch(words: Sequence[str]) -> int:
+    ends_too = _end_with_parent if sys.platform == "linux" else None
+    return subprocess.run(words, check=False, preexec_fn=ends_too).returncode
 
 
 def _end_with_parent() -> None:

@@ -288,7 +288,8 @@ class Trainer:
             return
         rates = self.optim.learning_rates()
         self.smoothed = 0.7 * self.smoothed + 0.3 * loss if self.smoothed else loss
-        bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=f"{rates['lr_head']:.1e}", refresh=False)
+        rate = rates["lr_head"] or rates["lr_backbone"]  # pairs alone have no head
+        bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=f"{rate:.1e}", refresh=False)
         self.run.log(kind="step", step=self.step, epoch=self.epoch, loss=loss, **rates)
         self._track({"loss": loss, **rates})
 

@@ -8,6 +8,7 @@ import pytest
 from tests.commands import refused, stopped, told
 from tests.conftest import csv_rows
 from visual_search import main_demo
+from visual_search.common import processes
 
 
 @pytest.fixture
@@ -50,10 +51,14 @@ def put(path: Path, values: object) -> None:
     path.write_text(json.dumps(values))
 
 
-def test_a_failing_step_stops_the_demo_with_its_command(capfd: pytest.CaptureFixture[str]) -> None:
-    words = r"python -c 'import sys; sys.exit\(3\)'` ended with 3"
-    refused(words, main_demo.python, "-c", "import sys; sys.exit(3)")
-    assert "$ python -c" in capfd.readouterr().out
+def test_a_failing_step_stops_the_demo_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(processes, "PRELOADED", [])
+    monkeypatch.chdir(tmp_path)
+    Path("step.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
+    refused("`python step.py 3` ended with 3", main_demo.python, "step.py", "3")
+    assert "$ python step.py 3" in capfd.readouterr().out
 
 
 def test_it_is_started_in_the_top_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

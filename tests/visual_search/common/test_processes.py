@@ -1,0 +1,78 @@
+"""A program in a forked process does what it does in one that is started anew."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.kills import wait_for
+
+DRIVER = """
+import sys
+from visual_search.common import processes
+if __name__ == "__main__":
+    processes.PRELOADED = ["json"]
+    sys.exit(processes.run_python(sys.argv[1:]))
+"""
+PROGRAM = """
+import atexit, os, signal, sys, beside
+atexit.register(print, "cleaned up")
+print(__name__, sys.argv[1:], beside.VALUE)
+"""
+
+
+def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={"PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "driver.py").write_text(DRIVER)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "beside.py").write_text("VALUE = 5\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "sys.exit(3)",
+        "sys.exit('said at the end')",
+        "sys.exit(None)",
+        "1 / 0",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+@pytest.mark.parametrize("way", [["tools/program.py"], ["-m", "program"]])
+def test_it_prints_and_ends_as_if_started_anew(folder: Path, end: str, way: list[str]) -> None:
+    (folder / "tools" / "program.py").write_text(PROGRAM + end)
+    (folder / "program.py").write_text(PROGRAM.replace("beside", "tools.beside") + end)
+    anew = started(folder, *way, "--a", "b c")
+    forked = started(folder, "driver.py", *way, "--a", "b c")
+    assert forked.stdout == anew.stdout
+    assert forked.returncode % 256 == anew.returncode % 256
+    assert ("ZeroDivisionError" in forked.stderr) == (end == "1 / 0")
+    assert ("said at the end" in forked.stderr) == ("said" in end)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a subprocess")
+def test_it_ends_with_the_process_that_asked_for_it(folder: Path) -> None:
+    (folder / "endless.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "driver.py", "endless.py"], cwd=folder) as driver:
+        wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
+        driver.kill()
+    child = Path("/proc", (folder / "pid").read_text(), "stat")
+    wait_for(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
