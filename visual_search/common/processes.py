@@ -47,6 +47,8 @@ def run_python(words: Sequence[str]) -> int:
 def _run_as_main(words: list[str]) -> None:
     """Run a program in this process as Python itself would."""
     Thread(target=_end_with_parent, daemon=True).start()
+    # Image loaders would have theirs started by the server, and load torch.
+    multiprocessing.set_start_method(None, force=True)
     try:
         if words[0] == "-m":
             sys.argv = words[1:]

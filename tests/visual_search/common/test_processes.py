@@ -17,9 +17,9 @@ if __name__ == "__main__":
     sys.exit(processes.run_python(sys.argv[1:]))
 """
 PROGRAM = """
-import atexit, os, signal, sys, beside
+import atexit, multiprocessing, os, signal, sys, beside
 atexit.register(print, "cleaned up")
-print(__name__, sys.argv[1:], beside.VALUE)
+print(__name__, sys.argv[1:], beside.VALUE, multiprocessing.get_start_method())
 """
 
 
