@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 PRELOADED = ["visual_search.phase", "visual_search.text.phase", "accelerate", "timm"]
 
@@ -34,19 +35,21 @@ def run_python(words: Sequence[str]) -> int:
     """
     if sys.platform != "linux":
         return subprocess.run([sys.executable, *words], check=False).returncode
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    if multiprocessing.parent_process() is None:
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+    else:  # a program that was forked from one has them, too
+        context = multiprocessing.get_context("fork")
     child = context.Process(target=_run_as_main, args=(list(words),))
     child.start()
     child.join()
-    status = child.exitcode
-    assert status is not None
-    return status
+    return int(child.exitcode)
 
 
 def _run_as_main(words: list[str]) -> None:
     """Run a program in this process as Python itself would."""
     Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Image loaders would have theirs started by the server, and load torch.
     multiprocessing.set_start_method(None, force=True)
     try:

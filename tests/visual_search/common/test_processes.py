@@ -59,20 +59,22 @@ def test_it_prints_and_ends_as_if_started_anew(folder: Path, end: str, way: list
     (folder / "tools" / "program.py").write_text(PROGRAM + end)
     (folder / "program.py").write_text(PROGRAM.replace("beside", "tools.beside") + end)
     anew = started(folder, *way, "--a", "b c")
-    forked = started(folder, "driver.py", *way, "--a", "b c")
-    assert forked.stdout == anew.stdout
-    assert forked.returncode % 256 == anew.returncode % 256
-    assert ("ZeroDivisionError" in forked.stderr) == (end == "1 / 0")
-    assert ("said at the end" in forked.stderr) == ("said" in end)
+    for driver in (["driver.py"], ["driver.py", "driver.py"]):  # and by one that was forked itself
+        forked = started(folder, *driver, *way, "--a", "b c")
+        assert forked.stdout == anew.stdout
+        assert forked.returncode % 256 == anew.returncode % 256
+        assert ("ZeroDivisionError" in forked.stderr) == (end == "1 / 0")
+        assert ("said at the end" in forked.stderr) == ("said" in end)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a subprocess")
-def test_it_ends_with_the_process_that_asked_for_it(folder: Path) -> None:
+@pytest.mark.parametrize("driver", [["driver.py"], ["driver.py", "driver.py"]])
+def test_it_ends_with_the_process_that_asked_for_it(folder: Path, driver: list[str]) -> None:
     (folder / "endless.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "driver.py", "endless.py"], cwd=folder) as driver:
+    with subprocess.Popen([sys.executable, *driver, "endless.py"], cwd=folder) as asking:
         wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
-        driver.kill()
+        asking.kill()
     child = Path("/proc", (folder / "pid").read_text(), "stat")
     wait_for(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
