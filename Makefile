@@ -18,7 +18,7 @@ EXTRAS_submit := train,demo,submit
 EXTRAS_serve := train,demo,text,serve
 EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,serve,test
 
-.PHONY: help demo demo-text serve preflight test test-all lint lock clean
+.PHONY: help demo demo-text serve preflight test suite test-all lint lock clean
 
 help:
 	@echo "make demo      train, export, rank and score on the embedded catalogue (five to twelve minutes)"
@@ -42,7 +42,9 @@ serve: $(VENV)/.serve
 preflight: $(VENV)/.submit
 	$(RUN) -m my_submission.preflight
 
-test: lint
+test: lint suite
+
+suite: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
 test-all: lint
