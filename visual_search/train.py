@@ -236,13 +236,9 @@ class Trainer:
             self._set_backbone_frozen(False)
         self._set_mode()
         started, before = time.perf_counter(), self.batch
-        bar = progress_bar(
-            f"{self.run.name} epoch {self.epoch}/{config.train.epochs}",
-            "batch",
-            total=len(self.loader),
-            initial=self.batch,
-            shown=self.is_main_process,
-        )
+        title = f"{self.run.name} epoch {self.epoch}/{config.train.epochs}"
+        shown = self.is_main_process
+        bar = progress_bar(title, "batch", total=len(self.loader), initial=self.batch, shown=shown)
         with bar:
             for batches in grouped(self.loader, config.train.accumulate):
                 self._train_step(batches, bar)
@@ -288,8 +284,8 @@ class Trainer:
             return
         rates = self.optim.learning_rates()
         self.smoothed = 0.7 * self.smoothed + 0.3 * loss if self.smoothed else loss
-        rate = rates["lr_head"] or rates["lr_backbone"]  # pairs alone have no head
-        bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=f"{rate:.1e}", refresh=False)
+        rate = f"{rates['lr_head'] or rates['lr_backbone']:.1e}"  # pairs alone have no head
+        bar.set_postfix(loss=f"{self.smoothed:.3f}", lr=rate, refresh=False)
         self.run.log(kind="step", step=self.step, epoch=self.epoch, loss=loss, **rates)
         self._track({"loss": loss, **rates})
 
