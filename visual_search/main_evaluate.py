@@ -185,10 +185,18 @@ def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_text_tasks(files: Sequence[Path]) -> None:
+    """Where one is between texts and images: without, the packages of [text] are not needed."""
+    from visual_search.evaluation.tasks import read_tasks
+
+    if any(task.kind == "texts" for task in read_tasks(files).values()):
+        import visual_search.text.tasks  # noqa: F401, it adds its kind of task
+
+
 def _tasks(options: argparse.Namespace) -> None:
-    import visual_search.text.tasks  # noqa: F401, it adds its kind of task
     from visual_search.evaluation.run_tasks import evaluate_tasks
 
+    _add_text_tasks(options.tasks)
     evaluate_tasks(
         options.run,
         options.tasks,
@@ -201,9 +209,9 @@ def _tasks(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import visual_search.text.tasks  # noqa: F401, it adds its kind of task
     from visual_search.evaluation.compare import compare_runs
 
+    _add_text_tasks(options.tasks)
     compare_runs(
         options.a,
         options.b,

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import visual_search.text.tasks  # noqa: F401, it adds its kind of task
 from tests.commands import refused, stopped, told
 from tests.conftest import PROJECT, csv_rows, draw_product, export_tiny, write_csv
+from tests.warm import run_python
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compare import compare, most_changed, verdict
@@ -98,6 +100,21 @@ def test_tasks_from_the_command_line(tmp_path: Path, task_files: list[Path]) -> 
     assert json.loads((out / "results.json").read_text())["tasks"] == tasks
     said = stopped(main, "tasks", "--run", weights, "--tasks", task_files[-1])
     assert "no task can be run" in said
+
+
+def test_images_are_compared_with_what_the_demo_installs(
+    tmp_path: Path, task_files: list[Path]
+) -> None:
+    a, b = (export_tiny(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[0], sys.modules['visual_search.text.tasks'] = 'main_evaluate', None\n"
+        "runpy.run_module('visual_search.main_evaluate', run_name='__main__')"
+    )
+    options = ["--cache", tmp_path / "cache", "--output", tmp_path / "out", "--tasks"]
+    done = run_python("-c", code, "compare", a, b, *options, *task_files)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "comparison.html").is_file()
 
 
 def test_two_runs_are_compared(tmp_path: Path, task_files: list[Path]) -> None:
