@@ -42,7 +42,11 @@ def run_python(words: Sequence[str]) -> int:
         context = multiprocessing.get_context("fork")
     child = context.Process(target=_run_as_main, args=(list(words),))
     child.start()
-    child.join()
+    try:
+        child.join()
+    except BaseException:
+        child.terminate()  # else this process would wait for it once more at its own end
+        raise
     return int(child.exitcode)
 
 

@@ -1,5 +1,6 @@
 """A program in a forked process does what it does in one that is started anew."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ from tests.kills import wait_for
 DRIVER = """
 import sys
 from visual_search.common import processes
+from visual_search.common.errors import run_command
 if __name__ == "__main__":
     processes.PRELOADED = ["json"]
-    sys.exit(processes.run_python(sys.argv[1:]))
+    run_command(lambda: sys.exit(processes.run_python(sys.argv[1:])))
 """
 PROGRAM = """
 import atexit, multiprocessing, os, signal, sys, beside
@@ -68,13 +70,20 @@ def test_it_prints_and_ends_as_if_started_anew(folder: Path, end: str, way: list
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a subprocess")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("driver", [["driver.py"], ["driver.py", "driver.py"]])
-def test_it_ends_with_the_process_that_asked_for_it(folder: Path, driver: list[str]) -> None:
+def test_it_ends_with_the_process_that_asked_for_it(
+    folder: Path, driver: list[str], how: signal.Signals
+) -> None:
     (folder / "endless.py").write_text(
-        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+        "import os, pathlib, time\n"
+        "from visual_search.common.errors import run_command\n"
+        "pathlib.Path('pid').write_text(str(os.getpid()))\n"
+        "run_command(lambda: time.sleep(60))\n"
     )
     with subprocess.Popen([sys.executable, *driver, "endless.py"], cwd=folder) as asking:
         wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
-        asking.kill()
+        asking.send_signal(how)
+        assert asking.wait(20) != 0
     child = Path("/proc", (folder / "pid").read_text(), "stat")
     wait_for(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
