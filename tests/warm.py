@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import PROJECT
+from visual_search.common.processes import PRELOADED
 
-LOADED = ["visual_search.train", "visual_search.phase", "timm"]
+LOADED = [*PRELOADED, "visual_search.train"]
 
 
 @cache

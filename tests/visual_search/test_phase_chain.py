@@ -14,6 +14,7 @@ import yaml
 from tests.commands import refused
 from tests.conftest import PROJECT, write_yaml
 from tests.kills import another_process, wait_for
+from tests.warm import run_python
 from visual_search.main_phases import resolved
 from visual_search.model.checkpoint import fingerprint
 from visual_search.phase_chain import Chain, read_chain, run_chain
@@ -181,6 +182,22 @@ def test_a_killed_chain_leaves_no_training_behind(place: Path) -> None:
         wait_for(lambda: (place / "pid").exists() and (place / "pid").read_text())
     child = Path("/proc", (place / "pid").read_text(), "stat")
     wait_for(lambda: not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_phase_may_use_a_gpu(place: Path) -> None:
+    # CUDA refuses a process that was forked from one which had so much as counted the devices.
+    (place / "phase.py").write_text("import torch; print('bad:', torch.cuda._is_in_bad_fork())")
+    (place / "good.yml").write_text("train: {epochs: 1}\n")
+    write_chain(place, [{"name": "one", "config": "good.yml"}])
+    code = (
+        "import sys\n"
+        "from visual_search import main_phases, phase_chain as chain\n"
+        "run = chain.run_python\n"
+        f"chain.run_python = lambda words: run(['{place / 'phase.py'}'])\n"
+        f"sys.argv[1:] = '--config {place / 'chain.yml'} --runs {place / 'runs'}'.split()\n"
+        "main_phases.main()\n"
+    )
+    assert "bad: False" in run_python("-c", code).stdout
 
 
 def test_an_explicit_start_is_kept(place: Path, run: Run) -> None:
