@@ -21,7 +21,7 @@ EXTRAS_test := train,data,text,cluster,demo,trackers,tune,bench,export,submit,se
 .PHONY: help demo demo-text serve preflight test suite test-all lint lock clean
 
 help:
-	@echo "make demo      train, export, rank and score on the embedded catalogue (five to twelve minutes)"
+	@echo "make demo      train, export, rank and score on the embedded catalogue (five to eight minutes)"
 	@echo "make demo-text search the same catalogue by text (about three minutes)"
 	@echo "make serve     search the demo's catalogue in the browser, at http://127.0.0.1:8000 (after make demo)"
 	@echo "make preflight check everything that makes submissions fail"

@@ -28,7 +28,7 @@ def main() -> None:
     """Run one of the two demos and say what it measured."""
     parser = argparse.ArgumentParser(
         prog="python -m visual_search.main_demo",
-        description="Train, export, rank and score on the embedded catalogue; 5 to 12 minutes.",
+        description="Train, export, rank and score on the embedded catalogue; 5 to 8 minutes.",
     )
     words = "train images and Russian names into one space, and search by text; three minutes"
     way = parser.add_mutually_exclusive_group()
