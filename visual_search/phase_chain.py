@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shlex
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +14,7 @@ import yaml
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, write_text
 from visual_search.common.page import markdown
-from visual_search.common.processes import run_python
+from visual_search.common.processes import run_program, run_python
 from visual_search.common.run_folder import (
     NAME,
     NAME_RULE,
@@ -29,9 +25,6 @@ from visual_search.common.run_folder import (
 from visual_search.config_reader import read_part
 from visual_search.evaluation.identity import DATA_FILE, changed_data
 from visual_search.model.checkpoint import fingerprint
-
-PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl, from <sys/prctl.h>."""
 
 Resolve = Callable[[Sequence[str]], str]
 """From a phase's command-line arguments to its complete config as YAML."""
@@ -234,7 +227,7 @@ def _train(
     print(f"$ {shlex.join([*(start or ['python']), '-m', module, *options])}", flush=True)
     words = ["-m", module, *options]
     try:
-        status = _launch([*start, *words]) if start else run_python(words)
+        status = run_program([*start, *words]) if start else run_python(words)
     except FileNotFoundError as error:
         raise UserError(f"--launch: there is no program {start[0]!r}") from error
     if status != 0:
@@ -244,16 +237,6 @@ def _train(
         )
     if read_result(run.path) is None:
         raise UserError(f"the phase {run.name} ended without {run.path / 'result.json'}")
-
-
-def _launch(words: Sequence[str]) -> int:
-    ends_too = _end_with_parent if sys.platform == "linux" else None
-    return subprocess.run(words, check=False, preexec_fn=ends_too).returncode
-
-
-def _end_with_parent() -> None:
-    """In a child, before its program: be ended with the parent, even where that is killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _write_table(chain: Chain, runs: Path, outcomes: Mapping[str, str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -16,11 +17,28 @@ from threading import Thread
 from typing import Any
 
 PRELOADED = ["visual_search.phase", "visual_search.text.phase", "accelerate", "timm"]
+"""Modules; where one of their packages is not installed, it is left out."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl, from <sys/prctl.h>."""
 
 
 def available_cores() -> int:
     """Cores this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_program(words: Sequence[str]) -> int:
+    """Run any program to its end, and on Linux not beyond that of this process; its exit status.
+
+    Raises:
+        FileNotFoundError: when there is none of that name.
+    """
+    ends_too = _ask_to_end_with_parent if sys.platform == "linux" else None
+    return subprocess.run(words, check=False, preexec_fn=ends_too).returncode
+
+
+def _ask_to_end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_python(words: Sequence[str]) -> int:
@@ -34,7 +52,7 @@ def run_python(words: Sequence[str]) -> int:
         words: `-m`, a module, its arguments; or a file and its arguments.
     """
     if sys.platform != "linux":
-        return subprocess.run([sys.executable, *words], check=False).returncode
+        return run_program([sys.executable, *words])
     if multiprocessing.parent_process() is None:
         context: Any = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
