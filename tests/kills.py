@@ -33,6 +33,12 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+def sleep_on() -> None:
+    """Sleep in naps: what comes right before a sleep, Python hears only after it."""
+    while True:
+        time.sleep(0.01)
+
+
 def killed_at_each_change(work: Callable[[], object], most: int = 200) -> Iterator[int]:
     """Yield after each kill -9, the number of changes that were made before it.
 

@@ -61,7 +61,8 @@ def run_python(words: Sequence[str]) -> int:
     child = context.Process(target=_run_as_main, args=(list(words),))
     child.start()
     try:
-        child.join()
+        while child.exitcode is None:
+            child.join(1)  # a signal right before this wait is heard after it
     except BaseException:
         child.terminate()  # else this process would wait for it once more at its own end
         raise

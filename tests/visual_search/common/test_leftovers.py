@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import refused
-from tests.kills import another_process, wait_for
+from tests.kills import another_process, sleep_on, wait_for
 from visual_search.common.errors import run_command
 from visual_search.common.files import written_atomically
 from visual_search.common.locks import UNLOCKED_SECONDS, temporary_folder, work_folder
@@ -29,7 +29,7 @@ def test_temporary_folders_of_killed_processes_go_and_no_others(
     def hang() -> None:
         with temporary_folder("kit_") as folder:
             (folder / "large").touch()
-            time.sleep(60)
+            sleep_on()
 
     with another_process(hang):
         wait_for(lambda: list(tmp_path.glob("kit_*/large")))
@@ -54,7 +54,7 @@ def test_half_done_work_is_one_process_s_and_goes_with_the_next(tmp_path: Path) 
         with work_folder(place) as folder:
             (folder / "sub").mkdir()
             (folder / "sub" / "half").touch()
-            time.sleep(60)
+            sleep_on()
 
     def again() -> None:
         with work_folder(place) as folder:
@@ -73,7 +73,7 @@ def test_a_command_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
     def main() -> None:
         with written_atomically(tmp_path / "a.bin") as temporary:
             temporary.write_bytes(b"half")
-            time.sleep(60)
+            sleep_on()
 
     with another_process(lambda: run_command(main)) as child:
         wait_for(lambda: any(path.stat().st_size for path in tmp_path.iterdir()))

@@ -79,7 +79,9 @@ def test_it_ends_with_the_process_that_asked_for_it(
         "import os, pathlib, time\n"
         "from visual_search.common.errors import run_command\n"
         "pathlib.Path('pid').write_text(str(os.getpid()))\n"
-        "run_command(lambda: time.sleep(60))\n"
+        "def nap():\n"
+        "    while True: time.sleep(0.01)\n"
+        "run_command(nap)\n"
     )
     with subprocess.Popen([sys.executable, *driver, "endless.py"], cwd=folder) as asking:
         wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text())
