@@ -28,7 +28,7 @@ from benchmarks.harness import (
     report,
 )
 from visual_search.common.errors import run_command
-from visual_search.config import MarginConfig
+from visual_search.config import MarginConfig, PairLossConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import Samples
 from visual_search.losses.partial_fc import RowSGD, SampledMarginHead
@@ -151,7 +151,7 @@ def xbm_step(sizes: Sizes, threads: int) -> Step:
     """Contrastive loss against a full memory in ours; batch pairs included, as in the peer's."""
     torch.set_num_threads(threads)
     batch, held = remembered(sizes)
-    loss = XbmLoss(sizes.memory, sizes.dimension)
+    loss = XbmLoss(PairLossConfig("contrastive", memory=sizes.memory), sizes.dimension)
     loss.memory.enqueue(held)
     return _stepping(lambda rows: loss(rows, batch.labels, batch.ids), batch.embeddings, loss)
 

@@ -40,12 +40,11 @@ from benchmarks.harness import (
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.model_config import BackboneConfig
-from visual_search.config import MarginConfig, OptimConfig
+from visual_search.config import OptimConfig, PhaseConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import build_embedder
-from visual_search.objective import Learner, Objective
+from visual_search.objective import Learner
 from visual_search.optim import build_optimizer, parameter_groups
 
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
@@ -115,10 +114,9 @@ class Trainer:
                 BackboneConfig(case.model, "none", CLIP_MEAN, CLIP_STD), case.size
             )
         counts = torch.ones(case.classes, dtype=torch.int64)
-        head = MarginHead(architecture.dimension, counts, MarginConfig(class_margins="none"))
-        learner = Learner(embedder, Objective(head, None, None), dropout=0.2)
+        learner = Learner(embedder, architecture.dimension, PhaseConfig(), counts)
         self.learner = learner.to(device).to(memory_format=torch.channels_last).train()
-        groups = parameter_groups(embedder.backbone, [embedder.neck, head], OptimConfig())
+        groups = parameter_groups(embedder.backbone, [embedder.neck, learner.head], OptimConfig())
         self.optimizer = build_optimizer(OptimConfig(), groups)
         self.parameters = [p for group in groups for p in group["params"]]
         self.flops = self._count_flops()
@@ -154,7 +152,7 @@ class Trainer:
         if self.half:
             context = torch.autocast(self.device.type, torch.bfloat16)
         with context:
-            loss: Tensor = self.learner(pixels, labels, labels)[0]
+            loss: Tensor = self.learner(pixels, labels, labels)
         return loss
 
     def _count_flops(self) -> int:

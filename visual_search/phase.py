@@ -29,13 +29,14 @@ from visual_search.data.factory import dev_set_of, dev_sides, training_images, t
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
 from visual_search.losses.margin_head import MarginHead
-from visual_search.model.backbones import feature_width, read_state_dict
+from visual_search.model.backbones import feature_width
 from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
 from visual_search.model.projections import Sample, project_features, start_neck
-from visual_search.objective import Learner, build_objective
+from visual_search.model.weights import read_state_dict
+from visual_search.objective import Learner
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.rerank import named_steps
 from visual_search.validation import BestCheckpoint, Validator
@@ -98,7 +99,7 @@ class Phase(ABC):
     """What it is trained on and judged by."""
     learner: Any
     """A module with `embedder`, `head`, `pairs` and `compile_features()`; called with what
-    :meth:`inputs` gives, it returns the loss and its parts."""
+    :meth:`inputs` gives, it returns the loss."""
     architecture: Architecture
     idle_part: str = ""
     """Prefix of the learner's tensors that are not even run in training."""
@@ -297,9 +298,9 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         feature_width(embedder.backbone, dataset.input_size, config.backbone.name)
     freeze_backbone(embedder.backbone, config.backbone, dataset.input_size)
     counts = torch.from_numpy(images.counts(images.classes))
-    objective = build_objective(config, architecture.dimension, counts)
+    learner = Learner(embedder, architecture.dimension, config, counts, _teacher(config))
     continued = bool(config.pretrain_model) and _continue_head(
-        objective.head, Path(config.pretrain_model or ""), images.class_names, is_main_process
+        learner.head, Path(config.pretrain_model or ""), images.class_names, is_main_process
     )
     if config.train.channels_last:
         embedder = embedder.to(memory_format=torch.channels_last)
@@ -321,7 +322,7 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         training,
         identity_of(images, *sides, (config.pretrain_model, config.distillation.run)),
         dev_set,
-        Learner(embedder, objective, config.margin.dropout, _teacher(config), frozen is not None),
+        learner,
         architecture,
         Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
         continued,

@@ -426,7 +426,7 @@ def optimizer_step(
         # Gradients travel between the processes once a step, with the last batch.
         closes = number == len(batches)
         with nullcontext() if closes else accelerator.no_sync(learner):
-            loss, _ = learner(*phase.inputs(batch, accelerator.device))
+            loss = learner(*phase.inputs(batch, accelerator.device))
             accelerator.backward(loss / len(batches))
         losses.append(loss.detach())
     optim.step()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from visual_search.config import PairLossConfig
 from visual_search.losses.gathering import gather_constant, gather_rows
 from visual_search.losses.pairs import PAIR_LOSSES, Samples, pair_loss
 
@@ -82,30 +83,17 @@ class XbmLoss(nn.Module):
 
     step: Tensor
 
-    def __init__(
-        self,
-        size: int,
-        dimension: int,
-        *,
-        loss: str = "contrastive",
-        weight: float = 1.0,
-        start_step: int = 0,
-        threshold: float = 0.5,
-    ) -> None:
+    def __init__(self, config: PairLossConfig, dimension: int) -> None:
         """
         Args:
-            size: embeddings remembered; 0 leaves L(batch, batch).
+            config: loss, and size, weight and start of the memory; a size of 0 leaves
+                L(batch, batch). Batches count in training mode, and the memory is filled from
+                the first: the paper starts it after 1,000, when drift is slow.
             dimension: width of the embeddings.
-            loss: a key of :data:`visual_search.losses.pairs.PAIR_LOSSES`.
-            weight: of the memory's part.
-            start_step: calls in training mode after which the memory's part counts. It is
-                filled from the first: the paper starts it after 1,000, when drift is slow.
-            threshold: cosine between near and far: contrastive's threshold, multi-similarity's
-                base.
         """
         super().__init__()
-        self.loss, self.weight, self.start_step = PAIR_LOSSES[loss](threshold), weight, start_step
-        self.memory = CrossBatchMemory(size, dimension)
+        self.config, self.loss = config, PAIR_LOSSES[config.name](config.threshold)
+        self.memory = CrossBatchMemory(config.memory, dimension)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, embeddings: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
@@ -119,8 +107,10 @@ class XbmLoss(nn.Module):
         batch = Samples(embeddings, labels, ids)
         joint = Samples(gather_rows(embeddings), gather_constant(labels), gather_constant(ids))
         total = pair_loss(self.loss, batch, joint)
-        if int(self.step) >= self.start_step and int(self.memory.count):
-            total = total + self.weight * pair_loss(self.loss, batch, self.memory.held())
+        if int(self.step) >= self.config.memory_start and int(self.memory.count):
+            total = total + self.config.memory_weight * pair_loss(
+                self.loss, batch, self.memory.held()
+            )
         if self.training:
             self.memory.enqueue(batch)
             self.step += 1

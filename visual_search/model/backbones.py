@@ -21,12 +21,9 @@ from visual_search.model.freezing import freeze_unused, trunk_of
 from visual_search.model.patches import overlap_patches, resized_state
 from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
 from visual_search.model.weights import (
-    PACKAGED_WEIGHTS,
     from_hub,
     go_offline_without_network,
     load_file_weights,
-    match_by_order,
-    read_state_dict,
 )
 
 
@@ -229,20 +226,6 @@ def _pooled(visual: Any, pooling: str, name: str) -> nn.Module:
     return pooled_tokens(visual, pooling, 1, name)
 
 
-__all__ = [
-    "LIBRARIES",
-    "PACKAGED_WEIGHTS",
-    "Backbone",
-    "checkpoint_gradients",
-    "create_backbone",
-    "feature_width",
-    "load_file_weights",
-    "match_by_order",
-    "packages_of",
-    "read_state_dict",
-]
-
-
 @dataclass(frozen=True)
 class Backbone:
     """A headless network and what it takes and gives."""
@@ -262,7 +245,8 @@ def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
             `open_clip/<architecture>/<tag>`, `unicom/<model>` or `clip/<folder>` (see
             :mod:`visual_search.model.clip_folder`). `weights` are `none` (random), `hub` (timm's
             default weights; of a folder, its own), `hub:<tag>` (open_clip's pretrained tag, or
-            timm's), `package:efficientnet_lite0` (see :data:`PACKAGED_WEIGHTS`), or a file.
+            timm's), `package:efficientnet_lite0` (see
+            :data:`visual_search.model.weights.PACKAGED_WEIGHTS`), or a file.
         input_size: side of the images in pixels; position embeddings are resampled to it. 0 is
             the model's own.
 

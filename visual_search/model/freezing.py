@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ OPEN_CLIP_VIT = {
     "blocks": r"^transformer\.resblocks\.(\d+)",
 }
 OPEN_CLIP_RESNET = {"stem": r"^conv\d|bn\d", "blocks": r"^layer(\d+)\.(\d+)"}
-UNICOM = {"stem": r"^patch_embed|pos_embed", "blocks": r"^blocks\.(\d+)"}
 
 
 def trunk_of(backbone: Any) -> tuple[Any, str]:
@@ -68,8 +68,6 @@ def _matcher(trunk: Any, coarse: bool) -> Any:
         return OPEN_CLIP_VIT
     if hasattr(trunk, "attnpool"):
         return OPEN_CLIP_RESNET
-    if hasattr(trunk, "patch_embed"):
-        return UNICOM
     raise UserError(
         "the layers of this backbone are not known: set backbone.frozen_stages to 0, "
         "backbone.trainable_blocks to -1 or 0, and optim.layer_decay to 1"
@@ -91,8 +89,7 @@ def freeze_backbone(backbone: nn.Module, config: BackboneConfig, input_size: int
         config: which blocks and stages train.
         input_size: side of the training images, pixels.
     """
-    if config.trainable_blocks >= 0:
-        train_last_blocks(backbone, config.trainable_blocks)
+    train_last_blocks(backbone, config.trainable_blocks)
     freeze_stages(backbone, config.frozen_stages)
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         freeze_unused(backbone, input_size)
@@ -108,20 +105,13 @@ def freeze_stages(backbone: nn.Module, stages: int) -> None:
     """
     if stages == 0:
         return
-    trunk, _ = trunk_of(backbone)
-    if not hasattr(trunk, "group_matcher"):
-        raise UserError("backbone.frozen_stages works with timm backbones; set it to 0")
-    from timm.models import group_parameters
-
-    names = group_parameters(trunk, trunk.group_matcher(coarse=True), reverse=False)
-    if not 0 < stages < len(names):
+    depths, tail = _layers(backbone, coarse=True)
+    if not 0 < stages < tail:
         raise UserError(
-            f"backbone.frozen_stages is {stages}; this backbone has {len(names)} stages, and at "
-            "least one must be trained"
+            f"backbone.frozen_stages is {stages}; this backbone has {tail} stages, and at least "
+            "one must be trained"
         )
-    for stage in sorted(names)[:stages]:
-        for name in names[stage]:
-            trunk.get_parameter(name).requires_grad_(False)
+    _freeze_in_front_of(stages, backbone, depths, tail)
 
 
 def train_last_blocks(backbone: nn.Module, blocks: int) -> None:
@@ -141,14 +131,20 @@ def train_last_blocks(backbone: nn.Module, blocks: int) -> None:
     if blocks == 0:
         backbone.requires_grad_(False)
         return
-    groups, tail = _layers(backbone, coarse=False)
+    depths, tail = _layers(backbone, coarse=False)
     if not 0 < blocks < tail:
         raise UserError(
             f"backbone.trainable_blocks is {blocks}; this backbone has {tail - 1} blocks: write "
             f"0..{tail - 1}, or -1 to train everything"
         )
+    _freeze_in_front_of(tail - blocks, backbone, depths, tail)
+
+
+def _freeze_in_front_of(
+    first: int, backbone: nn.Module, depths: Mapping[str, int], tail: int
+) -> None:
     for name, parameter in backbone.named_parameters():
-        if groups.get(name, tail) < tail - blocks:
+        if depths.get(name, tail) < first:
             parameter.requires_grad_(False)
 
 

@@ -39,8 +39,8 @@ class ClipLearner(nn.Module):
         groups: Tensor,
         text_ids: Tensor,
         clusters: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar, and its parts before weighting.
+    ) -> Tensor:
+        """The loss, a scalar.
 
         Of :meth:`DualEncoder.features` images, of :meth:`DualEncoder.text_vectors` tokens and
         owners, of :class:`ContrastiveLoss` groups and text ids; `clusters`, `(n,)`, int64, of the
@@ -49,14 +49,12 @@ class ClipLearner(nn.Module):
         seen = self._embed_images(images)
         read, logits = self.embedder.text_vectors(tokens, owners, len(images))
         loss = self.pairs(seen, read, groups, text_ids)
-        parts = {"contrastive": loss.detach()}
         if logits is None or clusters is None:
-            return loss, parts
+            return loss
         entropy = F.cross_entropy(logits.float(), clusters)
-        parts["cluster"] = entropy.detach()
         # The contrastive loss is the mean of two cross-entropies, image → text and back.
         weight = self.cluster_weight
-        return (2 * loss + weight * entropy) / (2 + weight), parts
+        return (2 * loss + weight * entropy) / (2 + weight)
 
     def _embed_images(self, images: Tensor) -> Tensor:
         """Unit vectors, chunk by chunk where memory has to be saved.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.visual_search.losses.ranks import on_two_ranks
+from visual_search.config import PairLossConfig
 from visual_search.losses.gathering import gather_constant, gather_rows
 from visual_search.losses.xbm import XbmLoss
 
@@ -20,9 +21,10 @@ def batch_of(step: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(8, 6, generator=generator) + 0.5, labels, ids
 
 
-def trained(name: str, weight: Tensor, rank: int, count: int) -> dict[str, Any]:
+def trained(name: Any, weight: Tensor, rank: int, count: int) -> dict[str, Any]:
     """Five steps of a linear embedder; the mean of the ranks' losses, and where they end."""
-    embed, loss = nn.Parameter(weight.clone()), XbmLoss(20, 5, loss=name, start_step=1)
+    config = PairLossConfig(name, memory=20, memory_start=1)
+    embed, loss = nn.Parameter(weight.clone()), XbmLoss(config, 5)
     losses: list[Tensor] = []
     for step in range(5):
         rows, labels, ids = (part.chunk(count)[rank] for part in batch_of(step))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from visual_search.config import MarginConfig
+from visual_search.config import MarginConfig, PhaseConfig, TrainConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.model.embedder import Embedder
-from visual_search.objective import Learner, Objective
+from visual_search.objective import Learner
 
 COUNTS = torch.tensor([3, 5, 2, 7])
 
@@ -48,10 +48,13 @@ def test_a_prefix_is_scored_as_by_a_narrow_head(centers: int) -> None:
 def test_the_loss_is_the_mean_over_the_widths() -> None:
     torch.manual_seed(0)
     embedder = Embedder(nn.Identity(), nn.Linear(5, 8), (0.0,) * 3, (1.0,) * 3)
-    made = head(8, torch.randn(4, 8), 1)
-    learner = Learner(embedder, Objective(made, None, None, nested=(2, 4)), from_features=True)
+    margin = config(centers=1, nested=(2, 4), dropout=0.0)
+    phase = PhaseConfig(margin=margin, train=TrainConfig(cache_features=True))
+    learner = Learner(embedder, 8, phase, COUNTS)
+    made = learner.head
+    assert made is not None
     features, labels = torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 0, 1])
-    loss, _ = learner(features, labels, torch.arange(6))
+    loss = learner(features, labels, torch.arange(6))
     embeddings = embedder.neck(features)
     parts = [made(embeddings, labels)]
     parts += [made.prefix_losses(embeddings, labels, width) for width in (2, 4)]
