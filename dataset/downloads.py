@@ -72,7 +72,7 @@ def may_pass(reason: str | None) -> bool:
     return reason is not None and TRIED in reason
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """An attempt that gave no file."""
 
     def __init__(self, reason: str, retry: bool = False, wait: float | None = None) -> None:
@@ -160,7 +160,7 @@ class Downloader:
             try:
                 return Download(url, await self._attempt(url), None)
             except Exception as error:
-                failed = _failure(error)
+                failed = failure(error)
                 pause = failed.wait if failed.wait is not None else wait * random.uniform(0.5, 1.0)
                 last = attempt == self.config.attempts or pause > LONGEST_WAIT
                 if not failed.retry or last:
@@ -176,14 +176,14 @@ class Downloader:
         for number in range(REDIRECTS + 1):
             problem = url_problem(url)
             if problem:
-                raise _Failed(problem)
+                raise Failed(problem)
             if number == 0 and self.config.allow_private:
                 trusted = URL(url).host
             found = await self._request(URL(url), trusted)
             if isinstance(found, bytes):
                 return found
             url = found
-        raise _Failed(f"more than {REDIRECTS} redirects")
+        raise Failed(f"more than {REDIRECTS} redirects")
 
     async def _request(self, target: URL, trusted: str | None) -> bytes | str:
         """The body, or where a redirect leads; `trusted` is the host that need not be public."""
@@ -196,24 +196,24 @@ class Downloader:
             if response.status in REDIRECT_STATUSES:
                 place = response.headers.get("Location")
                 if not place:
-                    raise _Failed(f"HTTP {response.status} without a place to go to")
+                    raise Failed(f"HTTP {response.status} without a place to go to")
                 return str(response.url.join(URL(place)))
             if response.status != 200:
                 raise self._refusal(response)
             kind = response.content_type if "Content-Type" in response.headers else ""
             if kind.startswith(REFUSED_TYPES):
-                raise _Failed(f"the server sent {kind}, not an image")
+                raise Failed(f"the server sent {kind}, not an image")
             return await self._body(response)
 
-    def _refusal(self, response: aiohttp.ClientResponse) -> _Failed:
+    def _refusal(self, response: aiohttp.ClientResponse) -> Failed:
         wait = retry_after(response.headers.get("Retry-After"))
         if wait is not None:
             self._pace.pause(response.url.host or "", min(wait, LONGEST_WAIT))
-        return _Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
+        return Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         limit = int(self.config.max_mb * 1e6)
-        too_large = _Failed(f"larger than {limit} bytes")
+        too_large = Failed(f"larger than {limit} bytes")
         if (response.content_length or 0) > limit:
             raise too_large
         chunks, size = [], 0
@@ -223,7 +223,7 @@ class Downloader:
                 raise too_large
             chunks.append(chunk)
         if not size:
-            raise _Failed("empty (0 bytes)")
+            raise Failed("empty (0 bytes)")
         return b"".join(chunks)
 
 
@@ -261,26 +261,26 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None
 
 
-def _failure(error: Exception) -> _Failed:
+def failure(error: Exception) -> Failed:
     """The reason in words, and whether another attempt is worth it."""
-    if isinstance(error, _Failed):
+    if isinstance(error, Failed):
         return error
     # A host with several addresses reports several errors as one; only the text remains.
     if NOT_PUBLIC in str(getattr(error, "os_error", "")):
-        return _Failed(f"refused: {NOT_PUBLIC}")
+        return Failed(f"refused: {NOT_PUBLIC}")
     if isinstance(error, TimeoutError):
-        return _Failed("no complete answer in time", retry=True)
+        return Failed("no complete answer in time", retry=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         passing = error.errno == socket.EAI_AGAIN
-        return _Failed(f"the host has no address ({error.os_error})", retry=passing)
+        return Failed(f"the host has no address ({error.os_error})", retry=passing)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return _Failed(f"no trusted connection ({error})")
+        return Failed(f"no trusted connection ({error})")
     if isinstance(error, aiohttp.ClientPayloadError):
-        return _Failed("the answer was cut short", retry=True)
+        return Failed("the answer was cut short", retry=True)
     words = str(getattr(error, "os_error", None) or error)[:120] or type(error).__name__
     if isinstance(error, aiohttp.ClientConnectionError | OSError):
-        return _Failed(f"the connection failed ({words})", retry=True)
-    return _Failed(f"no valid answer ({words})")
+        return Failed(f"the connection failed ({words})", retry=True)
+    return Failed(f"no valid answer ({words})")
 
 
 # What stands between the id and the extension asks for a size or a cut-out: `._SY88`,
