@@ -5,8 +5,8 @@
 EfficientNet-Lite0's features, the same for both. The embedded catalogue's development set is of
 other products than its training set, three seeds; GroceryStoreDataset is split by whole classes
 into three folds, each held out once and ranked leave-one-out. The interval is a bootstrap over
-classes of the paired difference, all queries of a class drawn together. Only the last epoch is
-looked at, so that nothing is chosen on what it is judged by.
+classes of the paired difference. Only the last epoch is looked at, so that nothing is chosen on
+what it is judged by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,29 +23,21 @@ import torch
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
 from dataset.prepare_real_photos import GROCERY_FILES, GROCERY_TABLE, find_folder, prepare
 from visual_search.common.errors import run_command
+from visual_search.evaluation.compare import mean_interval
 
 CONFIG = "config/universal/lite0.yml"
 DIMENSION = 64
-DRAWS = 4000
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Both embeddings on one held-out set."""
-
-    recipe: np.ndarray
-    """`(n_queries,)`, average precision, 0..1."""
-    components: np.ndarray
-    """The same of the principal components."""
-    whole: np.ndarray
-    """The same of all 1,280 features."""
-    classes: np.ndarray
-    """`(n_queries,)`: of each query."""
+Scores = tuple[dict[str, np.ndarray], np.ndarray]
+"""Average precisions of a held-out set's queries by the recipe's 64 numbers, by as many principal
+components and by the whole features, each `(n_queries,)`; and the queries' classes."""
 
 
 def main() -> None:
     """Train, compare and record."""
-    options = build_parser().parse_args()
+    parser = arguments("Compare the frozen recipe's embedding with principal components.")
+    parser.add_argument("--cache", type=Path, default=Path("runs/features"), help="of features")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
     notes = [f"{processor()}; EfficientNet-Lite0, frozen; {CONFIG}, last epoch"]
@@ -59,41 +50,36 @@ def main() -> None:
             )
         else:
             print("VPR_REAL_DATA names no GroceryStoreDataset: left out", flush=True)
-        for case, pairs in cases.items():
-            found = list(pairs)
+        for case, sets in cases.items():
+            found = list(sets)
             recipe, components, whole = (
-                float(np.mean([getattr(pair, part).mean() for pair in found]))
+                float(np.mean([scores[part].mean() for scores, _ in found]))
                 for part in ("recipe", "components", "whole")
             )
-            mean, low, high = paired_interval(found)
-            rows.append(higher_is_better(f"{case}: mAP", recipe, "64-d PCA", components, "0..1"))
-            rows.append(
-                higher_is_better(f"{case}: mAP", recipe, "all 1,280 features", whole, "0..1")
+            for peer, value in (("64-d PCA", components), ("all 1,280 features", whole)):
+                rows.append(higher_is_better(f"{case}: mAP", recipe, peer, value, "0..1"))
+            gain = mean_interval(
+                np.concatenate([scores["recipe"] - scores["components"] for scores, _ in found]),
+                np.concatenate([[f"{n} {c}" for c in of] for n, (_, of) in enumerate(found)]),
             )
             each = ", ".join(
-                f"{pair.recipe.mean():.4f} / {pair.components.mean():.4f}" for pair in found
+                f"{scores['recipe'].mean():.4f} / {scores['components'].mean():.4f}"
+                for scores, _ in found
             )
             notes.append(
-                f"{case}: recipe / PCA {each}; difference {mean:+.4f}, 95 % {low:+.4f} to "
-                f"{high:+.4f} (bootstrap over classes, {DRAWS} draws)"
+                f"{case}: recipe / PCA {each}; difference {gain.mean:+.4f}, 95 % {gain.low:+.4f} "
+                f"to {gain.high:+.4f} (bootstrap over classes)"
             )
     report("universal", rows, notes, options)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """What every benchmark can be told, and where features are kept."""
-    parser = arguments("Compare the frozen recipe's embedding with principal components.")
-    parser.add_argument("--cache", type=Path, default=Path("runs/features"), help="of features")
-    return parser
-
-
-def demo(folder: Path, options: argparse.Namespace) -> Iterator[Pair]:
+def demo(folder: Path, options: argparse.Namespace) -> Iterator[Scores]:
     """The embedded catalogue: its queries are of products that training does not have."""
     for seed in (0,) if options.quick else (0, 1, 2):
         yield trained(folder, f"demo{seed}", [f"--dataset.seed={seed}"], options.cache)
 
 
-def groceries(folder: Path, data: Path, options: argparse.Namespace) -> Iterator[Pair]:
+def groceries(folder: Path, data: Path, options: argparse.Namespace) -> Iterator[Scores]:
     """Each third of the classes held out in turn, every photo against all others of its third."""
     from dataset.get_kfold_split import write_folds
 
@@ -111,7 +97,7 @@ def groceries(folder: Path, data: Path, options: argparse.Namespace) -> Iterator
         yield trained(folder, f"grocery{fold}", settings, options.cache)
 
 
-def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
+def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Scores:
     """Train the recipe with these settings, and rank what it holds out with all three."""
     import jsonargparse
 
@@ -133,31 +119,12 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Pair:
         return found.average_precisions
 
     features = embedded.backbone_sides()
-    return Pair(
-        scores(embedded.sides()),
-        scores(features.reduced(DIMENSION)),
-        scores(features),
-        embedded.dev_set.query_products,
-    )
-
-
-def paired_interval(pairs: list[Pair]) -> tuple[float, float, float]:
-    """Mean difference of recipe and components, and its 95 % percentile interval.
-
-    Within each held-out set classes are drawn with replacement; the mean is over queries, then
-    over the sets.
-    """
-    rng = np.random.default_rng(0)
-    mean, draws = 0.0, np.zeros(DRAWS)
-    for pair in pairs:
-        _, codes = np.unique(pair.classes, return_inverse=True)
-        difference = pair.recipe - pair.components
-        sums, sizes = np.bincount(codes, weights=difference), np.bincount(codes)
-        drawn = rng.integers(0, len(sizes), (DRAWS, len(sizes)))
-        draws += sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) / len(pairs)
-        mean += float(difference.mean()) / len(pairs)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return mean, float(low), float(high)
+    found = {
+        "recipe": scores(embedded.sides()),
+        "components": scores(features.reduced(DIMENSION)),
+        "whole": scores(features),
+    }
+    return found, embedded.dev_set.query_products
 
 
 if __name__ == "__main__":
