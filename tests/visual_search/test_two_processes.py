@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.commands import alone, inside, logged, side_by_side, told
 from tests.conftest import spare_plots, write_yaml
@@ -51,6 +52,9 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     losses = [[line["loss"] for line in logged(run, "step")] for run in both]
     assert len(losses[0]) == 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    # Of the class matrix each process had a half.
+    heads = [load_file(run / "last" / "head.safetensors") for run in both]
+    torch.testing.assert_close(*heads, atol=1e-3, rtol=1e-3)
     # Some weights, such as the bias of an attention's keys, change nothing and wander.
     pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     one, two = (embeddings(run / "last", pixels) for run in both)

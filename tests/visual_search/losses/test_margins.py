@@ -19,24 +19,18 @@ from visual_search.losses.margins import (
 )
 
 
-def test_class_margins_by_hand() -> None:
-    # 1^(-1/4) = 1 (rarest), 16^(-1/4) = 1/2, 81^(-1/4) = 1/3 (most frequent).
-    margins = class_margins("minmax", torch.tensor([1, 16, 81]))
-    middle = 0.05 + 0.45 * (1 / 2 - 1 / 3) / (1 - 1 / 3)
-    assert margins.tolist() == pytest.approx([0.5, middle, 0.05])
-
-
-def test_class_margins_without_differences_and_without_photos() -> None:
-    assert class_margins("minmax", torch.tensor([4, 4])).tolist() == pytest.approx([0.5, 0.5])
-    empty_counts_as_one = class_margins("minmax", torch.tensor([0, 1, 100]))
-    assert empty_counts_as_one.isfinite().all()
-    assert empty_counts_as_one[0] == empty_counts_as_one[1]
-
-
-def test_power_margins_by_hand() -> None:
-    # 0.05 + 0.45 * n^(-1/4), whatever the other classes are.
-    margins = class_margins("power", torch.tensor([0, 1, 16, 81]))
-    assert margins.tolist() == pytest.approx([0.5, 0.5, 0.275, 0.2])
+@pytest.mark.parametrize(
+    ("kind", "counts", "expected"),
+    [
+        # 1^(-1/4) = 1 (rarest), 16^(-1/4) = 1/2, 81^(-1/4) = 1/3 (most frequent); 0 counts as 1.
+        ("minmax", [0, 1, 16, 81], [0.5, 0.5, 0.05 + 0.45 * (1 / 2 - 1 / 3) / (1 - 1 / 3), 0.05]),
+        ("minmax", [4, 4], [0.5, 0.5]),
+        # 0.05 + 0.45 * n^(-1/4), whatever the other classes are.
+        ("power", [0, 1, 16, 81], [0.5, 0.5, 0.275, 0.2]),
+    ],
+)
+def test_class_margins_by_hand(kind: str, counts: list[int], expected: list[float]) -> None:
+    assert class_margins(kind, torch.tensor(counts)).tolist() == pytest.approx(expected)
 
 
 def falling(phi: float) -> float:

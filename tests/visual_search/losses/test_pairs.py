@@ -13,7 +13,6 @@ from visual_search.losses.pairs import (
     MultiSimilarity,
     Samples,
     pair_loss,
-    weighted_rows,
 )
 
 
@@ -48,17 +47,6 @@ def test_value_and_gradients_equal_the_naive_loops(name: str, seed: int) -> None
         wanted = other.embeddings.grad
         wanted = torch.zeros_like(one.embeddings) if wanted is None else wanted
         assert one.embeddings.grad.allclose(wanted, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", PAIR_LOSSES)
-def test_anchors_that_are_the_references_have_both_gradients(name: str) -> None:
-    samples = drawn(8, 3)
-    ours, theirs = leaf(samples), leaf(samples)
-    pair_loss(PAIR_LOSSES[name](0.5), ours, ours).backward()
-    naive_pair_loss(name, theirs, theirs).backward()
-    assert ours.embeddings.grad is not None
-    assert theirs.embeddings.grad is not None
-    assert ours.embeddings.grad.allclose(theirs.embeddings.grad, atol=1e-9)
 
 
 def at_angles(degrees: list[float], labels: list[int], ids: list[int]) -> Samples:
@@ -144,12 +132,3 @@ def test_large_arguments_stay_finite() -> None:
     assert loss.isfinite()
     assert samples.embeddings.grad is not None
     assert samples.embeddings.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("share", [0.1, 0.9])
-def test_weighted_rows_is_the_product(share: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.rand(50, generator=generator) < share
-    weights = torch.randn(4, 50, generator=generator, dtype=torch.float64) * columns
-    rows = torch.randn(50, 3, generator=generator, dtype=torch.float64)
-    assert weighted_rows(weights, rows).allclose(torch.einsum("ar,rd->ad", weights, rows))

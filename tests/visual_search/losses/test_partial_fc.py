@@ -1,15 +1,15 @@
+import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tests.commands import refused
 from tests.visual_search.losses.ranks import on_two_ranks
 from visual_search.config import MarginConfig
+from visual_search.losses import partial_fc
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
 from visual_search.losses.partial_fc import (
@@ -71,10 +71,10 @@ def test_the_sample() -> None:
     assert chosen[labels].all()
     assert chosen.float().mean().item() == pytest.approx(0.1, abs=0.005)
     assert torch.equal(chosen, sampled_classes(100_000, 0.1, 7, 5, labels))
-    for seed, step in ((7, 6), (8, 5)):
-        other = sampled_classes(100_000, 0.1, seed, step, labels)
+    drawn = [sampled_classes(100_000, 0.1, *draw, labels) for draw in ((7, 6), (8, 5), (6, 7))]
+    for one, other in itertools.combinations([chosen, *drawn], 2):
         # Independent draws have a hundredth of the classes in common.
-        assert (chosen & other).float().mean().item() == pytest.approx(0.01, abs=0.002)
+        assert (one & other).float().mean().item() == pytest.approx(0.01, abs=0.002)
 
 
 def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
@@ -146,18 +146,14 @@ def observe(rank: int, count: int) -> Tensor:
     return torch.stack([head.rule.length_mean, head.rule.length_std])
 
 
-def check_joined(case: int, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    """What two ranks found is what one finds with the joint batch."""
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
+    first, second = on_two_ranks(lambda rank: train(case, rank, 2))
     for name, wanted in train(case, 0, 1).items():
         got = first[name]
         if name.startswith(("losses", "gradient")) or got.shape != wanted.shape:
             got = torch.cat([got, second[name]])
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5, msg=f"{case} {name}")
-
-
-@pytest.mark.parametrize("case", range(len(CASES)))
-def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
-    check_joined(case, *on_two_ranks(lambda rank: train(case, rank, 2)))
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_a_replicated_head_learns_from_the_batches_of_all_ranks() -> None:
@@ -165,27 +161,7 @@ def test_a_replicated_head_learns_from_the_batches_of_all_ranks() -> None:
         torch.testing.assert_close(observed, observe(0, 1))
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    head = SampledMarginHead(DIMENSION, counts(), CASES[0][0])
-    torch.save([train(0, rank, 2), head.full_state()], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_are_one_and_the_first_has_the_whole_state(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
-    (first, whole), (second, nothing) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
-    )
-    check_joined(0, first, second)
-    expected = SampledMarginHead(DIMENSION, counts(), CASES[0][0]).full_state()
-    assert nothing == {}
-    assert all(torch.equal(whole[name], value) for name, value in expected.items())
-
-
-TABLE_ROWS, WIDTH = 5000, 4
+WIDTH = 4
 MAKERS: dict[str, tuple[Callable[..., RowOptimizer], Any, dict[str, Any]]] = {
     "sgd": (RowSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
     "plain sgd": (RowSGD, torch.optim.SGD, {"momentum": 0.0}),
@@ -198,27 +174,11 @@ def table_of(weight: Tensor) -> RowTable:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_with_all_rows_it_is_the_optimiser_of_torch(name: str) -> None:
-    maker, peer, settings = MAKERS[name]
-    torch.manual_seed(0)
-    weight = torch.randn(TABLE_ROWS, WIDTH)
-    table, parameter = table_of(weight), torch.nn.Parameter(weight.clone())
-    ours, theirs = maker(table, 0.1, **settings), peer([parameter], lr=0.1, **settings)
-    for number in range(5):
-        gradient = torch.randn(TABLE_ROWS, WIDTH)
-        ours.lr = theirs.param_groups[0]["lr"] = 0.1 / (number + 1)
-        table.add_gradient(torch.arange(TABLE_ROWS), gradient.clone())
-        parameter.grad = gradient
-        ours.step()
-        ours.zero_grad()
-        theirs.step()
-    torch.testing.assert_close(table.weight, parameter.detach())
-    assert int(table.step) == 5
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_row_moves_as_if_only_its_own_steps_had_been(name: str) -> None:
+def test_a_row_moves_as_if_only_its_own_steps_had_been(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Each row by itself under the optimiser of torch, which sees only the row's own gradients.
+    monkeypatch.setattr(partial_fc, "_BLOCK", 2)
     maker, peer, settings = MAKERS[name]
     torch.manual_seed(0)
     weight = torch.randn(3, WIDTH)
@@ -226,15 +186,18 @@ def test_a_row_moves_as_if_only_its_own_steps_had_been(name: str) -> None:
     ours = maker(table, 0.1, **settings)
     alone = [torch.nn.Parameter(row.clone()) for row in weight]
     theirs = [peer([row], lr=0.1, **settings) for row in alone]
-    for rows in ([0, 2], [2], [0, 1, 2], [2], [1, 2]):
+    for number, rows in enumerate(([0, 2], [2], [0, 1, 2], [2], [1, 2]), start=1):
         gradient = torch.randn(len(rows), WIDTH)
+        ours.lr = 0.1 / number
         table.add_gradient(torch.tensor(rows), gradient.clone())
         ours.step()
         ours.zero_grad()
         for row, of_row in zip(rows, gradient, strict=True):
             alone[row].grad = of_row
+            theirs[row].param_groups[0]["lr"] = 0.1 / number
             theirs[row].step()
     torch.testing.assert_close(table.weight, torch.stack([row.detach() for row in alone]))
+    assert int(table.step) == 5
 
 
 def test_gradients_of_several_backward_passes_add_up() -> None:
