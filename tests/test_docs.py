@@ -59,10 +59,7 @@ STORIES: dict[str, dict[str, str]] = {
         "dataset/find_leaks.py": "",
     },
     "docs/evaluation.md": {"dataset/prepare_real_photos.py": "", "local_evaluation.py": ""},
-    "docs/universal.md": {
-        "dataset/prepare_dataset.py": "",
-        "dataset/downsample_classes.py": "--threshold 0 0",
-    },
+    "docs/universal.md": {"dataset/prepare_dataset.py": ""},
     "docs/submission.md": {"my_submission/to_torchscript.py": "--output weights --input_size 32"},
 }
 ELSEWHERE = {
@@ -82,7 +79,6 @@ ELSEWHERE = {
     "-m visual_search.main_tune": "tests/visual_search/test_main_tune.py",
     "-m visual_search.main_zero_shot": "tests/visual_search/test_main_clip.py",
     "dataset/demo/build_demo.py": "tests/dataset/test_demo_builder.py",
-    "dataset/downsample_classes.py": "tests/dataset/test_downsample_classes.py",
     "dataset/find_leaks.py": "tests/dataset/test_find_leaks.py",
     "dataset/generate_dataset_info.py": "tests/dataset/test_folder_info.py",
     "dataset/image_text/catalogue_pairs.py": "tests/dataset/image_text/test_catalogue_pairs.py",
