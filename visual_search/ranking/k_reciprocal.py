@@ -50,13 +50,17 @@ class KReciprocal:
         both = torch.cat([queries, gallery])
         _, others = nearest_others(both, min(self.k1, len(both) - 1))
         near = torch.cat([torch.arange(len(both), device=both.device)[:, None], others], dim=1)
-        encodings = _averaged(_encodings(both, near), near[:, : self.k2])
-        of_column = encodings.rows_from(len(queries)).transposed()
+        keys, values = encodings = _averaged(_encodings(both, near), near[:, : self.k2])
+        of_gallery = keys >= len(queries) * len(both)
+        keys, values = keys[of_gallery], values[of_gallery]
+        turned, order = (keys % len(both) * len(both) + keys // len(both)).sort()
+        by_column = turned, values[order]
         step = max(block_elements // max(len(gallery), 1), 1)
         first, found = first_copies(gallery), []
         for start in range(0, len(queries), step):
             block = queries[start : start + step]
-            overlap = _overlap(encodings, start, len(block), of_column, len(gallery))
+            rows = torch.arange(start, start + len(block), device=keys.device)
+            overlap = _overlap(encodings, rows, by_column, len(both), len(gallery))
             cosines = block @ gallery.T
             scores = self.weight * (cosines if first is None else cosines[:, first])
             scores += (1 - self.weight) * overlap / (2 - overlap)
@@ -64,46 +68,28 @@ class KReciprocal:
         return torch.cat(found)
 
 
-@dataclass(frozen=True)
-class _Sparse:
-    """A sparse matrix by rows: entries `first[r]` to `first[r + 1]` belong to row r."""
-
-    first: Tensor
-    columns: Tensor
-    values: Tensor
-    width: int
-
-    @classmethod
-    def of(cls, rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> _Sparse:
-        """From entries in order of their rows."""
-        counts = torch.bincount(rows, minlength=shape[0])
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(first, columns, values, shape[1])
-
-    def rows_from(self, row: int) -> _Sparse:
-        """The rows from `row` on."""
-        start = self.first[row]
-        return _Sparse(
-            self.first[row:] - start, self.columns[start:], self.values[start:], self.width
-        )
-
-    def transposed(self) -> _Sparse:
-        """Columns as rows."""
-        n_rows = len(self.first) - 1
-        rows = torch.arange(n_rows, device=self.first.device).repeat_interleave(self.first.diff())
-        order = self.columns.argsort(stable=True)
-        return self.of(self.columns[order], rows[order], self.values[order], (self.width, n_rows))
-
-    def entries_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries of several rows: for each, which of `rows` it is of, and its position."""
-        counts = (self.first[1:] - self.first[:-1])[rows]
-        asked = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
-        before = counts.cumsum(0) - counts
-        within = torch.arange(len(asked), device=rows.device) - before[asked]
-        return asked, self.first[rows][asked] + within
+Sparse = tuple[Tensor, Tensor]
+"""A sparse n x n matrix: rising keys `row * n + column` of its entries, and their values."""
 
 
-def _encodings(vectors: Tensor, near: Tensor) -> _Sparse:
+def _entries_of(matrix: Sparse, rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries of several rows, in their order: which of `rows` each is of, column and value."""
+    keys, values = matrix
+    first = torch.searchsorted(keys, rows * n)
+    counts = torch.searchsorted(keys, (rows + 1) * n) - first
+    asked = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    places = (first - before)[asked] + torch.arange(len(asked), device=rows.device)
+    return asked, keys[places] % n, values[places]
+
+
+def _joined(parts: list[Sparse]) -> Sparse:
+    """A matrix from blocks of its rows."""
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys), torch.cat(values)
+
+
+def _encodings(vectors: Tensor, near: Tensor) -> Sparse:
     """Each image's expanded k-reciprocal set, weighted by exp(-distance), rows adding up to 1."""
     n = len(near)
     half = near[:, : round((near.shape[1] - 1) / 2) + 1]
@@ -111,14 +97,13 @@ def _encodings(vectors: Tensor, near: Tensor) -> _Sparse:
     parts = []
     for start in range(0, n, BLOCK_ROWS):
         keys = _expanded_sets(near, reciprocal, half, half_reciprocal, start)
-        rows, columns = keys // n, keys % n
-        cosines = (vectors[rows] * vectors[columns]).sum(dim=1)
+        rows = keys // n
+        cosines = (vectors[rows] * vectors[keys % n]).sum(dim=1)
         weights = torch.exp(cosines - 1)
         local = rows - start
         totals = weights.new_zeros(min(BLOCK_ROWS, n - start)).index_add_(0, local, weights)
-        parts.append((rows, columns, weights / totals[local]))
-    rows, columns, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Sparse.of(rows, columns, values, (n, n))
+        parts.append((keys, weights / totals[local]))
+    return _joined(parts)
 
 
 def _reciprocal(near: Tensor) -> Tensor:
@@ -148,33 +133,30 @@ def _expanded_sets(
     return torch.cat([members, theirs[joins[:, :, None] & is_theirs]]).unique()
 
 
-def _averaged(encodings: _Sparse, near: Tensor) -> _Sparse:
+def _averaged(encodings: Sparse, near: Tensor) -> Sparse:
     """The mean encoding of each image's `near`, itself among them (equation 11)."""
-    if near.shape[1] == 1:
+    n, k = near.shape
+    if k == 1:
         return encodings
-    n, parts = len(near), []
+    parts = []
     for start in range(0, n, BLOCK_ROWS):
-        asked, places = encodings.entries_of(near[start : start + BLOCK_ROWS].reshape(-1))
-        rows = start + asked // near.shape[1]
-        keys, where = (rows * n + encodings.columns[places]).unique(return_inverse=True)
-        values = encodings.values.new_zeros(len(keys))
-        values.index_add_(0, where, encodings.values[places] / near.shape[1])
-        parts.append((keys // n, keys % n, values))
-    rows, columns, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Sparse.of(rows, columns, values, (n, n))
+        asked, columns, values = _entries_of(
+            encodings, near[start : start + BLOCK_ROWS].reshape(-1), n
+        )
+        keys, where = ((start + asked // k) * n + columns).unique(return_inverse=True)
+        parts.append((keys, values.new_zeros(len(keys)).index_add_(0, where, values / k)))
+    return _joined(parts)
 
 
-def _overlap(
-    encodings: _Sparse, start: int, count: int, of_column: _Sparse, n_gallery: int
-) -> Tensor:
-    """Sum of the smaller of the two weights at each place, `(count, n_gallery)`.
+def _overlap(encodings: Sparse, rows: Tensor, by_column: Sparse, n: int, n_gallery: int) -> Tensor:
+    """Sum of the smaller of the two weights at each place, `(len(rows), n_gallery)`.
 
-    Rows add up to 1, so the sum of the larger ones is 2 less this (equation 10).
+    Rows add up to 1, so the sum of the larger ones is 2 less this (equation 10). The gallery,
+    which `by_column` has turned, is the last of the n images.
     """
-    rows = torch.arange(start, start + count, device=encodings.first.device)
-    query, places = encodings.entries_of(rows)
-    entry, met = of_column.entries_of(encodings.columns[places])
-    smaller = torch.minimum(encodings.values[places][entry], of_column.values[met])
-    cells = query[entry] * n_gallery + of_column.columns[met]
-    overlap = smaller.new_zeros(count * n_gallery).index_add_(0, cells, smaller)
-    return overlap.view(count, n_gallery)
+    query, columns, ours = _entries_of(encodings, rows, n)
+    entry, images, theirs = _entries_of(by_column, columns, n)
+    smaller = torch.minimum(ours[entry], theirs)
+    cells = query[entry] * n_gallery + images - (n - n_gallery)
+    overlap = smaller.new_zeros(len(rows) * n_gallery).index_add_(0, cells, smaller)
+    return overlap.view(len(rows), n_gallery)
