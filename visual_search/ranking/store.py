@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,23 +83,33 @@ def stored_features(folder: Path, items: Sequence[ImageItem], make: Make) -> Fea
         items: the images; one that is listed twice is made once.
         make: embeds those that are missing, at most :data:`PIECE` at a time.
     """
-    keys = [hashlib.sha256(_item_state(item)).digest()[:_KEY_BYTES] for item in items]
-    rows: dict[bytes, list[int]] = {}
-    for row, key in enumerate(keys):
-        rows.setdefault(key, []).append(row)
-    answer = _Answer(len(items))
-    for path, found in _pieces(folder):
-        answer.take(path, found, rows)
-    missing = [same[0] for same in rows.values() if same[0] not in answer.filled]
-    for start in range(0, len(missing), PIECE):
-        piece = missing[start : start + PIECE]
-        part = "" if len(missing) <= PIECE else f" {start + 1}..{start + len(piece)}"
-        embedded = make([items[row] for row in piece], part)
-        told = {problem.path: problem.reason for problem in embedded.problems}
-        reasons = [told.get(str(items[row].path), "") for row in piece]
-        path = _write(folder, [keys[row] for row in piece], embedded.matrix, reasons)
-        answer.take(path, [keys[row] for row in piece], rows)
-    return answer.features(len(missing))
+    missing: dict[bytes, list[int]] = {}
+    for row, item in enumerate(items):
+        key = hashlib.sha256(_item_state(item)).digest()[:_KEY_BYTES]
+        missing.setdefault(key, []).append(row)
+    matrix, reasons = np.zeros((len(items), 0), np.float32), [""] * len(items)
+
+    def fill(found: Mapping[bytes, tuple[np.ndarray, str]]) -> None:
+        nonlocal matrix
+        for key, (vector, reason) in found.items():
+            if not matrix.shape[1]:
+                matrix = np.zeros((len(items), len(vector)), np.float32)
+            for row in missing.pop(key):
+                matrix[row], reasons[row] = vector, reason
+
+    for path in sorted(folder.glob("*.npz")):
+        fill(_read(path, missing.keys()))
+    made = [(key, items[rows[0]]) for key, rows in missing.items()]
+    for start in range(0, len(made), PIECE):
+        keys, images = zip(*made[start : start + PIECE], strict=True)
+        part = "" if len(made) <= PIECE else f" {start + 1}..{start + len(images)}"
+        embedded = make(images, part)
+        problems = {problem.path: problem.reason for problem in embedded.problems}
+        told = [problems.get(str(image.path), "") for image in images]
+        _write(folder, keys, embedded.matrix, told)
+        rows = zip(embedded.matrix.float().numpy(), told, strict=True)
+        fill(dict(zip(keys, rows, strict=True)))
+    return Features(torch.from_numpy(matrix), tuple(reasons), len(made))
 
 
 def _item_state(item: ImageItem) -> bytes:
@@ -112,70 +122,23 @@ def _item_state(item: ImageItem) -> bytes:
     return json.dumps([str(item.path.absolute()), item.box, item.trim, state]).encode()
 
 
-class _Answer:
-    """Rows that are filled in as their pieces are read."""
-
-    def __init__(self, count: int) -> None:
-        self.matrix = torch.zeros(count, 0)
-        self.reasons = [""] * count
-        self.filled: set[int] = set()
-
-    def take(self, path: Path, keys: Sequence[bytes], rows: Mapping[bytes, list[int]]) -> None:
-        wanted = [
-            (place, row)
-            for place, key in enumerate(keys)
-            for row in rows.get(key, ())
-            if row not in self.filled
-        ]
-        if not wanted:
-            return
-        found = _read(path)
-        if found is None:
-            return
-        matrix, reasons = found
-        if not self.filled:
-            self.matrix = torch.zeros(len(self.reasons), matrix.shape[1])
-        places, into = map(list, zip(*wanted, strict=True))
-        self.matrix[into] = torch.from_numpy(matrix[places])
-        for place, row in wanted:
-            self.reasons[row] = reasons.get(str(place), "")
-        self.filled.update(into)
-
-    def features(self, made: int) -> Features:
-        return Features(self.matrix, tuple(self.reasons), made)
-
-
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-
-
-def _pieces(folder: Path) -> Iterator[tuple[Path, list[bytes]]]:
-    """The files of a store with the keys in them."""
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as piece:
-                keys = piece["keys"]
-        except _DAMAGE as error:
-            _remove(path, error)
-            continue
-        yield path, [key.tobytes() for key in keys]
-
-
-def _read(path: Path) -> tuple[np.ndarray, dict[str, str]] | None:
-    """The features of a file and what was wrong with which; None where it is damaged."""
+def _read(path: Path, wanted: Collection[bytes]) -> dict[bytes, tuple[np.ndarray, str]]:
+    """Of the images of a file that are wanted, their features and what was wrong with them."""
     try:
         with np.load(path, allow_pickle=False) as piece:
-            return piece["matrix"], json.loads(str(piece["reasons"]))
-    except _DAMAGE as error:
-        _remove(path, error)
-        return None
+            keys = [key.tobytes() for key in piece["keys"]]
+            places = {key: place for place, key in enumerate(keys) if key in wanted}
+            if not places:
+                return {}
+            matrix, reasons = piece["matrix"], json.loads(str(piece["reasons"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{path} is damaged ({error}); what was in it is made anew", flush=True)
+        path.unlink(missing_ok=True)
+        return {}
+    return {key: (matrix[place], reasons.get(str(place), "")) for key, place in places.items()}
 
 
-def _remove(path: Path, error: Exception) -> None:
-    print(f"{path} is damaged ({error}); what was in it is made anew", flush=True)
-    path.unlink(missing_ok=True)
-
-
-def _write(folder: Path, keys: Sequence[bytes], matrix: Tensor, reasons: Sequence[str]) -> Path:
+def _write(folder: Path, keys: Sequence[bytes], matrix: Tensor, reasons: Sequence[str]) -> None:
     path = folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npz"
     told = {str(place): reason for place, reason in enumerate(reasons) if reason}
     with written_atomically(path) as temporary, temporary.open("wb") as handle:
@@ -185,7 +148,6 @@ def _write(folder: Path, keys: Sequence[bytes], matrix: Tensor, reasons: Sequenc
             matrix=matrix.float().numpy(),
             reasons=np.array(json.dumps(told)),
         )
-    return path
 
 
 class Backbone(Embedder):
