@@ -31,7 +31,6 @@ from visual_search.submission.requirements import (
 from visual_search.submission.runtime_estimate import ImageCounts, Run
 from visual_search.submission.sandbox import (
     GB,
-    Job,
     Limits,
     Outcome,
     Sandbox,
@@ -170,13 +169,15 @@ class Stage:
         output.mkdir()
         ranker_log = output / "ranker_log.json"
         environment = {
+            "AICROWD_DATASET_DIR": str(data),
             "VISUAL_SEARCH_RANKER_LOG": str(ranker_log),
             "VISUAL_SEARCH_TIME_LIMIT": f"{self.sandbox.allowed_seconds:g}",
             **({"VISUAL_SEARCH_WEIGHTS": str(self.weights)} if self.weights else {}),
             **({"VISUAL_SEARCH_INPUT_SIZE": str(input_size)} if input_size else {}),
         }
-        job = Job(self.checkout, data, read_only, output, environment, self.hidden, self.python)
-        outcome = self.sandbox.run(job)
+        outcome = self.sandbox.run(
+            self.checkout, output, read_only, environment, self.hidden, self.python
+        )
         self._keep_log(outcome)
         fault = fault_of(outcome, self.sandbox, self.hidden, self.uncommitted)
         if fault:

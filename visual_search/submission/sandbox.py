@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -33,12 +32,6 @@ KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE", 
 # What puts a command behind a network of its own, which has none; tried in this order.
 NAMESPACES = (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net"))
 
-# What allocators say when they are refused memory.
-OUT_OF_MEMORY = re.compile(
-    "memory *error|out *of *memory|allocate memory|unable to allocate|bad_alloc"
-    "|failed to map segment|resource temporarily unavailable|can't start new thread",
-    re.IGNORECASE,
-)
 STAGES = {
     "start": "before the submission was imported",
     "import": "while it was imported",
@@ -57,36 +50,6 @@ class Limits:
     """Bytes."""
     gpu: bool = False
     """Whether the submission asks for the GPU."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """Something the submission tried that the evaluator does not allow."""
-
-    kind: str
-    """`network`, `write` into the data folder, or a write `elsewhere`, which may work there."""
-    what: str
-    """The host or the file."""
-    where: str | None
-    """File and line of the submission."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a submission."""
-
-    checkout: Path
-    """The submission's files."""
-    data: Path
-    """The data folder that it sees."""
-    read_only: tuple[Path, ...]
-    """Folders that it must not change."""
-    output: Path
-    """An empty folder for what the child leaves behind."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    hidden_packages: Mapping[str, str] = field(default_factory=dict)
-    """Import names that are installed here and would not be there, and their distributions."""
-    python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -114,7 +77,10 @@ class Outcome:
     """`ndarray`, or what the ranker returned in its place."""
     error: Mapping[str, Any] | None = None
     """The exception that ended it."""
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[Mapping[str, str | None], ...] = ()
+    """What it tried and the evaluator does not allow: the `kind` (`network`, `write` into the data
+    folder, or a write `elsewhere`, which may work there), `what` host or file, and `where` in the
+    submission."""
 
     @property
     def ranks(self) -> Path:
@@ -154,69 +120,90 @@ class Sandbox:
         """Wall clock on this machine: with fewer cores the same work may take longer by as much."""
         return self.limits.seconds / self.core_share
 
-    @property
-    def address_space(self) -> int | None:
-        """Bytes of RLIMIT_AS; None with a GPU, whose driver reserves far more than it uses."""
-        return None if self.limits.gpu else self.limits.memory
-
     def described(self) -> dict[str, str]:
         """What to print about it."""
         limits = self.limits
         fewer = f" of {limits.cores}, all this machine has" if self.core_share < 1 else ""
-        memory = f"{limits.memory / GB:g} GB, watched"
-        if self.address_space:
-            memory = f"{limits.memory / GB:g} GB of address space (RLIMIT_AS), watched as well"
         guard = "a socket guard in Python (no privilege for a namespace)"
         return {
             "cores": f"{len(self.cores)}{fewer}",
-            "memory": memory,
+            "memory": f"{limits.memory / GB:g} GB, watched",
             "network": "none: " + ("a network namespace of its own" if self.namespace else guard),
             "data folder": "read-only: a guard in Python, and a comparison afterwards",
         }
 
-    def run(self, job: Job) -> Outcome:
-        """Run a submission to its end, or to the first limit it meets; its faults raise nothing."""
-        before = _state_of(job.read_only)
+    def run(
+        self,
+        checkout: Path,
+        output: Path,
+        read_only: Sequence[Path],
+        environment: Mapping[str, str],
+        hidden_packages: Mapping[str, str],
+        python: str = sys.executable,
+    ) -> Outcome:
+        """Run a submission to its end, or to the first limit it meets; its faults raise nothing.
+
+        Args:
+            checkout: the submission's files.
+            output: an empty folder for what the child leaves behind.
+            read_only: folders that it must not change.
+            environment: variables beside those of every child.
+            hidden_packages: import names that are installed here and would not be there, and
+                their distributions.
+            python: that runs it.
+        """
+        before = _state_of(read_only)
         settings = {
-            "checkout": str(job.checkout),
-            "output": str(job.output),
+            "checkout": str(checkout),
+            "output": str(output),
             "cores": self.cores,
-            "address_space": self.address_space,
             "gpu_memory": self.limits.memory if self.limits.gpu else None,
             "network_namespace": bool(self.namespace),
-            "read_only": [str(folder) for folder in job.read_only],
-            "hidden_packages": job.hidden_packages,
+            "read_only": [str(folder) for folder in read_only],
+            "hidden_packages": hidden_packages,
         }
-        settings_file = job.output / "settings.json"
+        settings_file, log = output / "settings.json", output / "log.txt"
         settings_file.write_text(json.dumps(settings), "utf-8")
-        log = job.output / "log.txt"
+        # An empty home holds no weights that an earlier run downloaded.
+        home, temporary = output / "home", output / "tmp"
+        home.mkdir()
+        temporary.mkdir()
         started = time.perf_counter()
         with log.open("wb") as handle:
             child = subprocess.Popen(
-                [*self.namespace, job.python, "-X", "faulthandler", str(CHILD), str(settings_file)],
+                [*self.namespace, python, "-X", "faulthandler", str(CHILD), str(settings_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=handle,
                 stderr=subprocess.STDOUT,
-                env=_environment(job, self.limits),
-                cwd=job.checkout,
+                env={
+                    **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+                    **({} if self.limits.gpu else {"CUDA_VISIBLE_DEVICES": ""}),
+                    "HOME": str(home),
+                    "TMPDIR": str(temporary),
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                    "PYTHONNOUSERSITE": "1",
+                    **environment,
+                },
+                cwd=checkout,
                 start_new_session=True,
             )
             try:
-                stopped_by, peak = self._watch(child, job.output / "stage.txt")
+                stopped_by, peak = self._watch(child, output / "stage.txt")
                 seconds = time.perf_counter() - started
                 if stopped_by:
                     child.send_signal(signal.SIGUSR1)  # it notes where it is
                     time.sleep(0.3)
             finally:
                 _end(child)
-        outcome = _read_outcome(job, Outcome(log, seconds, child.returncode, stopped_by), peak)
-        after = _state_of(job.read_only)
+        outcome = Outcome(log, seconds, child.returncode, stopped_by, peak_memory=peak)
+        outcome = _read_outcome(outcome, output, checkout)
+        after = _state_of(read_only)
         # Files before their folders: a file says more.
         changed = sorted(
             (name for name in before.keys() | after.keys() if before.get(name) != after.get(name)),
             key=lambda name: (name.endswith(os.sep), name),
         )
-        unseen = [Attempt("write", name, None) for name in changed]
+        unseen = [{"kind": "write", "what": name, "where": None} for name in changed]
         return replace(outcome, attempts=(*outcome.attempts, *unseen))
 
     def _watch(self, child: subprocess.Popen, stage: Path) -> tuple[str | None, int]:
@@ -243,23 +230,6 @@ def _works(namespace: Sequence[str]) -> bool:
     if shutil.which(namespace[0]) is None:
         return False
     return subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode == 0
-
-
-def _environment(job: Job, limits: Limits) -> dict[str, str]:
-    # An empty home holds no weights that an earlier run downloaded.
-    home, temporary = job.output / "home", job.output / "tmp"
-    home.mkdir()
-    temporary.mkdir()
-    return {
-        **{name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
-        **({} if limits.gpu else {"CUDA_VISIBLE_DEVICES": ""}),
-        "HOME": str(home),
-        "TMPDIR": str(temporary),
-        "AICROWD_DATASET_DIR": str(job.data),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONNOUSERSITE": "1",
-        **job.environment,
-    }
 
 
 def _memory_of_tree(pid: int) -> int:
@@ -304,18 +274,18 @@ def _state_of(folders: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
     return state
 
 
-def _read_outcome(job: Job, outcome: Outcome, peak_memory: int) -> Outcome:
+def _read_outcome(outcome: Outcome, output: Path, checkout: Path) -> Outcome:
     """The outcome with what the child wrote about itself, as far as it came."""
 
     def left(name: str) -> str:
-        file = job.output / name
+        file = output / name
         return file.read_text("utf-8", "replace") if file.exists() else ""
 
     said: dict[str, Any] = {"stage": left("stage.txt") or "start"}
     said |= json.loads(left("outcome.json") or "{}")
-    said["peak_memory"] = max(peak_memory, said.get("peak_memory") or 0)
-    attempts = tuple(Attempt(**json.loads(x)) for x in left("attempts.jsonl").splitlines())
-    where = _innermost_line(left("where.txt"), job.checkout) if outcome.stopped_by else None
+    said["peak_memory"] = max(outcome.peak_memory, said.get("peak_memory") or 0)
+    attempts = tuple(json.loads(line) for line in left("attempts.jsonl").splitlines())
+    where = _innermost_line(left("where.txt"), checkout) if outcome.stopped_by else None
     return replace(outcome, where=where, attempts=attempts, **said)
 
 
@@ -352,22 +322,22 @@ def fault_of(
             f"the time limit was exceeded: after {sandbox.allowed_seconds:g} s the ranker was "
             f"stopped{_at(outcome.where)}, {stage}; take a smaller input, {LIGHTER}"
         )
-    if outcome.stopped_by == "memory" or _out_of_memory(outcome):
-        where = outcome.where or (outcome.error or {}).get("where")
+    if outcome.stopped_by == "memory":
         return (
             f"the ranker needed more than the {sandbox.limits.memory / GB:g} GB of memory that "
-            f"the evaluator grants{_at(where)}"
+            f"the evaluator grants{_at(outcome.where)}"
         )
     for attempt in outcome.attempts:
-        if attempt.kind == "network":
+        what = f"{attempt['what']}{_at(attempt['where'])}"
+        if attempt["kind"] == "network":
             return (
-                f"the submission tried to reach {attempt.what}{_at(attempt.where)}: the evaluator "
-                "has no network; commit what it needs"
+                f"the submission tried to reach {what}: the evaluator has no network; commit what "
+                "it needs"
             )
-        if attempt.kind == "write":
+        if attempt["kind"] == "write":
             return (
-                f"the submission tried to write {attempt.what}{_at(attempt.where)}: the data "
-                "folder is read-only; write into the temporary folder instead"
+                f"the submission tried to write {what}: the data folder is read-only; write into "
+                "the temporary folder instead"
             )
     if outcome.error:
         return _raised(outcome.error, STAGES[outcome.stage], hidden, uncommitted)
@@ -379,15 +349,15 @@ def fault_of(
     return None
 
 
-def writes_elsewhere(attempts: Sequence[Attempt]) -> str | None:
+def writes_elsewhere(attempts: Sequence[Mapping[str, str | None]]) -> str | None:
     """What was written outside the temporary folder, in one sentence; None where nothing was."""
-    places = [attempt for attempt in attempts if attempt.kind == "elsewhere"]
+    places = [attempt for attempt in attempts if attempt["kind"] == "elsewhere"]
     if not places:
         return None
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return (
-        f"the submission writes {places[0].what}{_at(places[0].where)}{more}: only the temporary "
-        "folder is sure to be writable there"
+        f"the submission writes {places[0]['what']}{_at(places[0]['where'])}{more}: only the "
+        "temporary folder is sure to be writable there"
     )
 
 
@@ -399,16 +369,6 @@ def _by(status: int) -> str:
     if status >= 0:
         return f"with exit status {status}"
     return f"by the signal {signal.Signals(-status).name}"
-
-
-def _out_of_memory(outcome: Outcome) -> bool:
-    said = ""
-    if outcome.error:
-        said = f"{outcome.error['type']}: {outcome.error['message']}"
-    elif outcome.stage != "done" and outcome.log.exists():
-        # A library that is refused memory may also abort the process, after a word on stderr.
-        said = outcome.log.read_bytes()[-4000:].decode("utf-8", "replace")
-    return OUT_OF_MEMORY.search(said) is not None
 
 
 def _raised(
