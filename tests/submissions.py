@@ -1,9 +1,10 @@
-"""Small submissions in git repositories of their own, for the tests of rehearsal and preflight."""
+"""The ranker as it is submitted, and small submissions in git repositories of their own."""
 
 import json
 import shutil
 from pathlib import Path
 
+from my_submission.user_config import My_Ranker
 from tests.commands import ran
 from tests.conftest import PROJECT
 
@@ -33,6 +34,11 @@ class My_Ranker:
 
 # The line of user_config.py on which the body begins.
 BODY_LINE = RANKER.replace("{top}", "").partition("{body}")[0].count("\n") + 1
+
+
+def my_ranker(folder: Path) -> My_Ranker:
+    """The kit's ranker, built as the evaluator does, on the data in `folder`."""
+    return My_Ranker(str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv"))
 
 
 def git(folder: Path, *arguments: str) -> str:

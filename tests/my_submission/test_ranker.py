@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from PIL import Image
 
 from my_submission import to_torchscript
 from my_submission.aicrowd_wrapper import AIcrowdWrapper
-from my_submission.user_config import My_Ranker
 from tests.commands import inside
 from tests.conftest import write_csv
+from tests.hostile import HOSTILE, make_hostile
+from tests.submissions import my_ranker
 
 
 @pytest.fixture
@@ -22,10 +24,6 @@ def weights(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the ranker looks for them."""
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
     return weights
-
-
-def ranker(folder: Path) -> My_Ranker:
-    return My_Ranker(str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv"))
 
 
 def test_the_wrapper_gives_the_array_of_the_contract(
@@ -42,35 +40,108 @@ def test_the_wrapper_gives_the_array_of_the_contract(
 
 
 def test_product_ids_are_not_needed_nor_used(weights: Path, dev_folder: Path) -> None:
-    with_ids = ranker(dev_folder).predict_product_ranks()
+    with_ids = my_ranker(dev_folder).predict_product_ranks()
     for name in ("gallery.csv", "queries.csv"):
         lines = (dev_folder / name).read_text().splitlines()
         (dev_folder / name).write_text("\n".join(line.rpartition(",")[0] for line in lines))
-    np.testing.assert_array_equal(ranker(dev_folder).predict_product_ranks(), with_ids)
+    np.testing.assert_array_equal(my_ranker(dev_folder).predict_product_ranks(), with_ids)
+
+
+BOX_HEADER = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(tmp_path / "log.json"))
+    return tmp_path / "log.json"
+
+
+def saved(kind: str, size: tuple[int, int] = (96, 96), mode: str = "RGB", **options: Any) -> bytes:
+    """An image of noise, which no format can make much smaller."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RUBBISH = b"Exif\x00\x00MM\x00*" + b"\xff" * 40
+JPEG = saved("JPEG")
+ODD = {
+    "bad_exif": JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(RUBBISH) + 2) + RUBBISH + JPEG[2:],
+    "trailing": JPEG + b"\x00rubbish" * 90,
+    "pixel": saved("JPEG", (1, 1)),
+    "stripe": saved("JPEG", (3000, 2)),
+    "lab": saved("TIFF", mode="LAB"),
+    "animated": saved("WEBP", save_all=True, append_images=[Image.new("RGB", (96, 96))]),
+}
+"""Read without a word."""
 
 
 def test_every_query_has_a_row_whatever_is_broken(
-    weights: Path, dev_folder: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    dev_folder: Path,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = ranker(dev_folder).predict_product_ranks()
-    (dev_folder / "queries" / "0_0.png").write_bytes(b"")
-    (dev_folder / "queries" / "0_1.png").write_bytes(b"<html>not found</html>")
-    (dev_folder / "queries" / "1_0.png").unlink()
-    cmyk = Image.open(dev_folder / "queries" / "1_1.png").convert("CMYK")
-    cmyk.save(dev_folder / "queries" / "1_1.png", "JPEG")
-    content = (dev_folder / "queries.csv").read_text().splitlines()
-    content[5] = content[5].replace("2,2,58,58", "900,900,5,5")
-    content[6] = content[6].replace("2,2,58,58", ",nan,-3,x")
-    (dev_folder / "queries.csv").write_text("\n".join(content))
-    ranks = ranker(dev_folder).predict_product_ranks()
-    assert ranks.shape == (10, 1000)
-    assert all(len(set(row)) == 1000 for row in ranks.tolist())
+    monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", '{"trim_borders": true, "flip": true}')
+    whole = my_ranker(dev_folder).predict_product_ranks()
+    for name in HOSTILE:
+        make_hostile(dev_folder / "files", name)
+    whole_files = {kind: saved(kind) for kind in ("PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG")}
+    whole_files["progressive"] = saved("JPEG", progressive=True)
+    cut = {name: data[: len(data) // 3] for name, data in whole_files.items()}
+    for name, data in (cut | ODD).items():
+        (dev_folder / "files" / name).write_bytes(data)
+    broken = {*HOSTILE, *cut, "missing.jpg", "a" * 300 + ".jpg"}
+    for table, names, box in (
+        ("gallery.csv", [*broken, *ODD], ""),
+        ("queries.csv", broken, ",0,0,9000,9000"),
+    ):
+        with (dev_folder / table).open("a", encoding="utf-8") as handle:
+            handle.writelines(f"9,files/{name}{box},0\n" for name in names)
+    ranks = my_ranker(dev_folder).predict_product_ranks()
+    assert ranks.shape == (10 + len(broken), 1000)
+    assert np.issubdtype(ranks.dtype, np.integer)
+    assert all(sorted(row) == list(range(1000)) for row in ranks.tolist())
     # What is broken costs its own row only.
-    np.testing.assert_array_equal(ranks[6:], whole[6:])
+    kept = [row[row < 10].tolist() for row in ranks[:10]]
+    assert kept == [row[row < 10].tolist() for row in whole]
+    told = {Path(problem["path"]).name for problem in json.loads(log.read_text())["problems"]}
+    assert told == broken
     printed = capsys.readouterr().out
-    assert "5 images were damaged or had a wrong box" in printed
-    assert "0 bytes" in printed
-    assert "web page" in printed
+    assert f"{2 * len(broken)} images were damaged or had a wrong box" in printed
+
+
+BOXES: dict[str, list[object]] = {
+    "empty": ["", "", "", ""],
+    "text": ["a", "b", "c", "d"],
+    "nan": ["nan", "NaN", "inf", "-inf"],
+    "negative": [-40, -40, 20, 20],
+    "no area": [5, 5, 0, 9],
+    "negative size": [5, 5, -9, 9],
+    "huge": [10**30, 0, 10**30, 9],
+    "fractions": [1.6, 2.4, 20.5, 30.9],
+    "one pixel": [3, 3, 1, 1],
+    "outside": [900, 900, 10, 10],
+    "over the edge": [50, 50, 500, 500],
+    "exponent": ["1e1", "1e1", "2e1", "2e1"],
+}
+
+
+def test_boxes_that_cannot_be_meant_use_the_whole_photo(
+    weights: Path, dev_folder: Path, log: Path
+) -> None:
+    boxes: list[list[object]] = [[2, 2, 58, 58], *BOXES.values()]
+    rows = [[n, "queries/0_0.png", *box] for n, box in enumerate(boxes)]
+    write_csv(dev_folder / "queries.csv", BOX_HEADER, rows)
+    ranks = my_ranker(dev_folder).predict_product_ranks()
+    assert ranks.shape == (len(rows), 1000)
+    problems = json.loads(log.read_text())["problems"]
+    # Fractions are rounded, one pixel and 1e1 are boxes.
+    assert len(problems) == len(BOXES) - 3
+    whole = [n + 1 for n, name in enumerate(BOXES) if name in ("empty", "text", "nan", "no area")]
+    assert all((ranks[n] == ranks[whole[0]]).all() for n in whole)
 
 
 class Broken(io.TextIOBase):
@@ -109,7 +180,7 @@ def test_no_print_costs_the_answer(
     monkeypatch.setattr(sys, "stdout", STREAMS[name]())
     monkeypatch.setattr(sys, "stderr", STREAMS[name]())
     before = sys.stdout
-    ranks = ranker(dev_folder).predict_product_ranks()
+    ranks = my_ranker(dev_folder).predict_product_ranks()
     assert sys.stdout is before
     monkeypatch.undo()
     assert ranks.shape == (10, 1000)
@@ -122,7 +193,7 @@ def test_many_images_that_cannot_be_read_are_shouted(
     for number in (4, 5):
         for path in broken[:number]:
             path.write_bytes(b"")
-        ranker(dev_folder).predict_product_ranks()
+        my_ranker(dev_folder).predict_product_ranks()
         printed = capsys.readouterr().out
         assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 5)
 
@@ -132,14 +203,14 @@ def test_what_is_missing_goes_through_the_evaluators_channel(
 ) -> None:
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path"], [])
     with pytest.raises(NameError, match="no gallery image"):
-        ranker(dev_folder)
+        my_ranker(dev_folder)
     write_csv(dev_folder / "gallery.csv", ["seller_img_id", "image"], [[0, "a"]])
     with pytest.raises(NameError, match=r"gallery\.csv has no column 'img_path'"):
-        ranker(dev_folder)
+        my_ranker(dev_folder)
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "empty"))
     (dev_folder / "gallery.csv").write_text("seller_img_id,img_path\n0,gallery/0_0.png\n")
     with pytest.raises(NameError, match=r"to_torchscript\.py"):
-        ranker(dev_folder)
+        my_ranker(dev_folder)
 
 
 def test_the_export_command(tmp_path: Path) -> None:

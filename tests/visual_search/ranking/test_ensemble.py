@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from my_submission import to_torchscript
-from my_submission.user_config import My_Ranker
 from tests.commands import refused, stopped, told
+from tests.submissions import my_ranker
 from visual_search import main_export
 from visual_search.common.files import write_json
 from visual_search.common.model_config import Fit
@@ -126,8 +126,7 @@ def test_the_ranker_answers_by_it(
 
     gallery, queries = (unit(seen(table)) for table in ("gallery.csv", "queries.csv"))
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(ensemble))
-    gallery_csv, queries_csv = (str(dev_folder / f"{side}.csv") for side in ("gallery", "queries"))
-    found = My_Ranker(str(dev_folder), gallery_csv, queries_csv)
+    found = my_ranker(dev_folder)
     found.settings = EmbedSettings(precision="fp32", views=VIEWS)
     expected = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     np.testing.assert_array_equal(found.predict_product_ranks()[:, : len(gallery)], expected)

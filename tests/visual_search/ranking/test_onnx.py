@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from my_submission.user_config import My_Ranker
 from tests.commands import refused, told
+from tests.submissions import my_ranker
 from visual_search import main_export
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig, EmbedSettings, NeckConfig
@@ -147,16 +147,15 @@ def test_the_ranker_runs_an_onnx_network(
     shutil.copy(network, weights / "model.onnx")
     monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(weights))
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(tmp_path / "log.json"))
-    names = str(dev_folder), str(dev_folder / "gallery.csv"), str(dev_folder / "queries.csv")
     ranks = {}
     for backend in ("torch", "onnx"):
         monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", json.dumps({"backend": backend}))
-        ranks[backend] = My_Ranker(*names).predict_product_ranks()
+        ranks[backend] = my_ranker(dev_folder).predict_product_ranks()
         assert json.loads((tmp_path / "log.json").read_text())["settings"]["backend"] == backend
     assert (ranks["torch"][:, :3] == ranks["onnx"][:, :3]).mean() > 0.9
     # A damaged network that was asked for is said in the evaluator's channel.
     (weights / "model.onnx").write_bytes(b"no network")
     with pytest.raises(NameError, match=r"backend is onnx, which fails here .*model\.onnx"):
-        My_Ranker(*names).predict_product_ranks()
+        my_ranker(dev_folder).predict_product_ranks()
     monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", "{}")
-    assert My_Ranker(*names).predict_product_ranks().shape == (10, 1000)
+    assert my_ranker(dev_folder).predict_product_ranks().shape == (10, 1000)
