@@ -115,7 +115,10 @@ def download_images(selections: Sequence[Path], root: Path, how: Filling) -> Kep
         unique[columns].to_parquet(temporary, index=False)
     write_csv(failures_file(root), failed[["asin", "role", "url", "reason"]])
     if unique.empty:
-        raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
+        raise UserError(
+            f"no image could be had; {failures_file(root)} has the reasons (--retry-failed tries "
+            "again)"
+        )
     return Kept(len(unique), len(images) - len(unique), Counter(failed["reason"].astype(str)))
 
 

@@ -6,7 +6,6 @@ python dataset/dataset_creation_steps/extract_features.py X.parquet --run runs/a
 from __future__ import annotations
 
 import argparse
-import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +24,11 @@ from dataset.dataset_creation_steps.engine import (
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
+from visual_search.common.progress import progress_bar
 from visual_search.common.ranges import real_number
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 COLUMNS = ["asin", "product_images", "user_images"]
@@ -120,24 +121,43 @@ def extract(
             )
         path.unlink()
 
+    done = snapshots.snapshot_files(parquet)
+    again = {}
+    for number, path in done.items() if how.retry_failed else ():
+        places = snapshots.may_pass_rows(snapshots.read_snapshot(path))
+        if len(places):
+            again[number] = places
+
     def rows_of(number: int) -> pa.Table:
         start = number * how.piece
-        return image_rows(snapshots.read_rows(parquet, start, start + how.piece, COLUMNS))
+        rows = image_rows(snapshots.read_rows(parquet, start, start + how.piece, COLUMNS))
+        return rows.take(again[number]) if number in again else rows
 
-    undone = sorted(set(range(count)) - set(snapshots.snapshot_files(parquet)))
-    worked_on = snapshots.work_on_pieces(
-        functools.partial(snapshots.snapshot_file, parquet),
-        count,
-        undone,
-        rows_of,
-        _stages(run, how.download, gpus) if undone or how.retry_failed else lambda frame: frame,
-        snapshots.IMAGES.names,
-        source,
-        f"embedding {parquet.name}",
-        how,
-    )
+    numbers = sorted({*range(count)} - {*done} | {*again})
+    if numbers:
+        pieces = snapshots.through_stages(
+            numbers, rows_of, _stages(run, how.download, gpus), how.distributed
+        )
+        label = f"embedding {parquet.name}"
+        with progress_bar(label, "piece", total=count, initial=count - len(numbers)) as bar:
+            for number, table in snapshots.while_the_network_works(pieces, again):
+                table = table.select(snapshots.IMAGES.names)
+                if number in again:
+                    table = with_rows(snapshots.read_snapshot(done[number]), again[number], table)
+                snapshots.write_snapshot(snapshots.snapshot_file(parquet, number), table, source)
+                bar.update()
     embedded, failures = _summed(parquet, count)
-    return Extracted(count, count - worked_on, embedded, failures)
+    return Extracted(count, count - len(numbers), embedded, failures)
+
+
+def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
+    """`table` with the rows at some places, ascending, replaced by `rows`, in that order."""
+    import numpy as np
+    import pyarrow as pa
+
+    order = np.arange(table.num_rows)
+    order[places] = table.num_rows + np.arange(len(places))
+    return pa.concat_tables([table, rows.cast(table.schema)]).take(pa.array(order))
 
 
 def image_rows(products: pa.Table) -> pa.Table:
@@ -213,7 +233,9 @@ def main() -> None:
         "an earlier call"
     )
     if not found.embedded:
-        raise UserError("no image could be embedded; the reasons are above")
+        raise UserError(
+            "no image could be embedded; the reasons are above (--retry-failed tries again)"
+        )
     print(
         "next: python dataset/dataset_creation_steps/analyse_pairs.py "
         f'{parquet} "{parquet}_*.embeddings"'

@@ -1,4 +1,4 @@
-"""A store of images on disk: planned in pieces, downloaded, each content kept once.
+"""A store of images on disk: downloaded in pieces, each content kept once.
 
 Stages of the engine take and give whole batches, so that it holds only a few batches of images
 between them, and the network and the model work at the same time.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import glob
 import hashlib
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,14 @@ import daft
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from daft import DataType, Series
 
+from dataset.dataset_creation_steps import snapshots
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
-from dataset.dataset_creation_steps.snapshots import is_stopped, keys, read_snapshot, work_on_pieces
+from dataset.dataset_creation_steps.snapshots import is_stopped, keys
 from dataset.downloads import Download, Downloader, extension, image_problem
-from visual_search.common.files import write_bytes, written_atomically
+from visual_search.common.files import write_bytes
+from visual_search.common.progress import progress_bar
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -135,11 +135,11 @@ def is_stored(root: Path, file: str, size: int) -> bool:
 
 @dataclass(frozen=True)
 class ImageStore:
-    """A folder of images, the plan of what belongs there, and what came of it.
+    """A folder of images, and a record of what came of each that was ever asked for.
 
     Attributes:
         root: of the images; on a cluster all machines see it.
-        columns: of the plan, text: the first one and the last, `url`, name a row.
+        columns: text; the first one and the last, `url`, name a row.
         by_content: whether an image's folder is that of its content, not that of its row.
     """
 
@@ -147,37 +147,48 @@ class ImageStore:
     columns: tuple[str, ...]
     by_content: bool = False
 
-    @property
-    def plan_file(self) -> Path:
-        """A parquet file with a row group for each piece."""
-        return self.root / ".progress" / "plan.parquet"
-
-    def progress_file(self, piece: int) -> Path:
-        """What came of a piece of the plan."""
-        return self.root / ".progress" / f"{piece:05d}.photos"
-
     def fill(self, wanted: pa.Table, how: Filling) -> pa.Table:
-        """Download what is missing of `wanted` (the plan's columns) and keep each content once.
+        """Download what is missing of `wanted`, which has the store's columns; keep a content once.
 
         Returns:
-            What came of the wanted images, in the order of the plan (which may hold more, of
-            earlier calls): its columns and :data:`RESULTS`; `file` is null where there is none.
+            What came of the wanted images, each once, in their order: the columns and
+            :data:`RESULTS`; `file` is null where there is none.
 
         Raises:
             UserError: when the network seems to be down.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        sizes = self.extend_plan(wanted, how.piece)
         for leftover in [
             *self.root.glob("*/.*.tmp"),
             *self.root.parent.glob(f".{glob.escape(self.root.name)}*.tmp"),
         ]:
             leftover.unlink(missing_ok=True)  # half-written by a process that was killed
-        self._download(sizes, how)
-        found = self._results(range(len(sizes)))
-        if not self.by_content:
-            found = self._keep_one_copy(found)
-        return found.filter(pa.array(np.isin(self._row_keys(found), self._row_keys(wanted))))
+        wanted = wanted.select(list(self.columns))
+        twice = pd.Series(self._row_keys(wanted)).duplicated().to_numpy()
+        wanted = wanted.filter(pa.array(~twice)).combine_chunks()
+        records = self._records()
+        found, files = self._looked_up(wanted, records), self._files(records)
+        known = zip(found["sha256"].to_pylist(), found["reason"].to_pylist(), strict=True)
+        # Neither kept nor failed: an image that was not tried, or has gone since.
+        missing = [n for n, (sha, why) in enumerate(known) if why is None and sha not in files]
+        self._download(found.take(pa.array(missing, pa.int64())), records.num_rows, how)
+        if how.retry_failed:
+            again = found.take(pa.array(snapshots.may_pass_rows(found)))
+            self._download(again, records.num_rows, how, again=True)
+        records = self._records()
+        files = self._files(records)
+        kept = zip(records["sha256"].to_pylist(), records["file"].to_pylist(), strict=True)
+        for copy in [file for sha, file in kept if file and files.get(sha, file) != file]:
+            (self.root / copy).unlink(missing_ok=True)
+        found = self._looked_up(wanted, records)
+        names = pa.array([files.get(sha) for sha in found["sha256"].to_pylist()], pa.string())
+        return found.set_column(found.schema.get_field_index("file"), "file", names)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        """Of a record: the columns and :data:`RESULTS`."""
+        names = (*self.columns, *RESULTS)
+        return pa.schema([(name, pa.int64() if name == "bytes" else pa.string()) for name in names])
 
     def _row_keys(self, table: pa.Table) -> np.ndarray:
         found = [np.zeros(0, np.uint64)]
@@ -186,95 +197,69 @@ class ImageStore:
             found.append(keys([f"{first}\t{url}" for first, url in zip(*names, strict=True)]))
         return np.concatenate(found)
 
-    def extend_plan(self, wanted: pa.Table, piece_images: int) -> list[int]:
-        """Put what is not planned yet behind what is; the sizes of all pieces."""
-        columns = list(self.columns)
-        schema = pa.schema([(name, pa.string()) for name in columns])
-        pieces = []
-        if self.plan_file.is_file():
-            old = pq.ParquetFile(self.plan_file)
-            groups = map(old.read_row_group, range(old.num_row_groups))
-            pieces = [group.select(columns).cast(schema) for group in groups]
-        known = self._row_keys(pa.concat_tables([schema.empty_table(), *pieces]))
-        found = self._row_keys(wanted)
-        new = pd.Series(found).duplicated().to_numpy() | np.isin(found, known)
-        rows = wanted.select(columns).cast(schema).filter(pa.array(~new)).combine_chunks()
-        pieces += [rows.slice(at, piece_images) for at in range(0, rows.num_rows, piece_images)]
-        if rows.num_rows or not pieces:
-            with (
-                written_atomically(self.plan_file) as temporary,
-                pq.ParquetWriter(temporary, schema) as writer,
-            ):
-                for piece in pieces:
-                    writer.write_table(piece)
-        return [piece.num_rows for piece in pieces]
+    def _pieces(self) -> dict[int, Path]:
+        """Files with the records of some images each, in the order in which they were made."""
+        found = (self.root / ".progress").glob("*.photos")
+        return dict(sorted((int(path.stem), path) for path in found))
 
-    def _download(self, sizes: Sequence[int], how: Filling) -> None:
-        starts = np.cumsum([0, *sizes])
-        stage: Any = StoreStage(str(self.root.resolve()), how.download).store
+    def _records(self) -> pa.Table:
+        """The last record of every row."""
+        pieces = (snapshots.read_snapshot(path) for path in self._pieces().values())
+        schema = self._schema
+        tables = [piece.select(schema.names).cast(schema) for piece in pieces]
+        table = pa.concat_tables([schema.empty_table(), *tables])
+        older = pd.Series(self._row_keys(table)).duplicated(keep="last").to_numpy()
+        return table.filter(pa.array(~older)).combine_chunks()
 
-        def rows_of(piece: int) -> pa.Table:
-            table = pq.ParquetFile(self.plan_file).read_row_group(piece, columns=[*self.columns])
+    def _looked_up(self, wanted: pa.Table, records: pa.Table) -> pa.Table:
+        """The wanted rows with :data:`RESULTS`, which are null where there is no record."""
+        places = pd.Index(self._row_keys(records)).get_indexer(self._row_keys(wanted))
+        found = records.take(pa.array(places, mask=places < 0))
+        for name in RESULTS:
+            wanted = wanted.append_column(name, found[name])
+        return wanted.cast(self._schema)
+
+    def _files(self, records: pa.Table) -> dict[str, str]:
+        """Of each content that is on the disk, by its SHA-256, the first row's file that has it."""
+        files: dict[str, str] = {}
+        columns = (records[name].to_pylist() for name in ("sha256", "file", "bytes"))
+        for digest, file, size in zip(*columns, strict=True):
+            if file and digest not in files and is_stored(self.root, file, size):
+                files[digest] = file
+        return files
+
+    def _download(self, rows: pa.Table, known: int, how: Filling, *, again: bool = False) -> None:
+        """Fetch the images of some rows, which stand behind so many; a record after each piece."""
+
+        if not rows.num_rows:
+            return
+
+        def folder(row: int, file: str | None) -> str | None:
             if self.by_content:
-                folders = pa.nulls(table.num_rows, pa.string())
-            else:
-                rows = range(starts[piece], starts[piece + 1])
-                folders = pa.array([f"{row // FOLDER_IMAGES:03d}" for row in rows])
-            return table.append_column("folder", folders)
+                return None
+            return file.partition("/")[0] if file else f"{(known + row) // FOLDER_IMAGES:03d}"
+
+        folders = [folder(row, file) for row, file in enumerate(rows["file"].to_pylist())]
+        rows = rows.select(list(self.columns))
+        rows = rows.append_column("folder", pa.array(folders, pa.string()))
+        first = max(self._pieces(), default=-1) + 1
+        numbers = range(first, first + -(-rows.num_rows // how.piece))
+        stage: Any = StoreStage(str(self.root.resolve()), how.download).store
 
         def stages(frame: Any) -> Any:
             frame = frame.with_column("got", stage(daft.col("url"), daft.col("folder")))
             columns = {name: daft.col("got")[name] for name in RESULTS}
             return frame.with_columns(columns).exclude("got", "folder")
 
-        work_on_pieces(
-            self.progress_file,
-            len(sizes),
-            self._undone(len(sizes)),
-            rows_of,
+        pieces = snapshots.through_stages(
+            numbers,
+            lambda number: rows.slice((number - first) * how.piece, how.piece),
             stages,
-            [*self.columns, *RESULTS],
-            "plan",
-            f"downloading to {self.root.name}",
-            how,
+            how.distributed,
         )
-
-    def _results(self, pieces: Iterable[int]) -> pa.Table:
-        """What came of some pieces: the columns of the plan, :data:`RESULTS` and `piece`."""
-        names = [(name, pa.string()) for name in (*self.columns, "file", "sha256", "reason")]
-        schema = pa.schema([*names, ("bytes", pa.int64()), ("piece", pa.int64())])
-        tables = [schema.empty_table()]
-        for piece in pieces:
-            table = read_snapshot(self.progress_file(piece))
-            table = table.append_column("piece", pa.array([piece] * table.num_rows, pa.int64()))
-            tables.append(table.select(schema.names).cast(schema))
-        return pa.concat_tables(tables)
-
-    def _undone(self, count: int) -> list[int]:
-        """The pieces that are not done, or of which an image has gone since."""
-        done = [piece for piece in range(count) if self.progress_file(piece).is_file()]
-        there = self._results(done)
-        there = there.filter(there["file"].is_valid())
-        files = self._files(there)
-        rows = zip(there["piece"].to_pylist(), there["sha256"].to_pylist(), strict=True)
-        gone = {piece for piece, digest in rows if digest not in files}
-        return sorted(set(range(count)) - set(done) | gone)
-
-    def _files(self, table: pa.Table) -> dict[str, str]:
-        """Of each content that is on the disk, by its SHA-256, the first row's file that has it."""
-        files: dict[str, str] = {}
-        columns = (table[name].to_pylist() for name in ("sha256", "file", "bytes"))
-        for digest, file, size in zip(*columns, strict=True):
-            if file and digest not in files and is_stored(self.root, file, size):
-                files[digest] = file
-        return files
-
-    def _keep_one_copy(self, table: pa.Table) -> pa.Table:
-        """Give each content the first file that has it; later copies are deleted."""
-        files = self._files(table)
-        kept = [files.get(digest) for digest in table["sha256"].to_pylist()]
-        for file, first in zip(table["file"].to_pylist(), kept, strict=True):
-            if file and file != first:
-                (self.root / file).unlink(missing_ok=True)
-        place = table.schema.get_field_index("file")
-        return table.set_column(place, "file", pa.array(kept, pa.string()))
+        retried = numbers if again else ()
+        with progress_bar(f"downloading to {self.root.name}", "piece", total=len(numbers)) as bar:
+            for number, table in snapshots.while_the_network_works(pieces, retried):
+                path = self.root / ".progress" / f"{number:05d}.photos"
+                snapshots.write_snapshot(path, table.select(self._schema.names), "plan")
+                bar.update()

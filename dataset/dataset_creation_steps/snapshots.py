@@ -21,14 +21,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.dataset_creation_steps.engine import Filling
 from dataset.downloads import may_pass
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
-from visual_search.common.progress import progress_bar
 
 SUFFIX = ".embeddings"
-FAILED_IN_A_ROW = 20
+FAILED_AT_ONCE = 20
 """Images: fewer may be of one server that is down."""
 WAVE_PIECES = 8
 CLUSTER_WAVE_PIECES = 64
@@ -119,14 +117,6 @@ def may_pass_rows(table: pa.Table) -> np.ndarray:
     return np.flatnonzero([may_pass(reason) for reason in table["reason"].to_pylist()])
 
 
-def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
-    """`table` with the rows at some places, ascending, replaced by `rows`, in that order."""
-    order = np.arange(table.num_rows)
-    order[places] = table.num_rows + np.arange(len(places))
-    rows = rows.select(table.column_names).cast(table.schema)
-    return pa.concat_tables([table, rows]).take(pa.array(order))
-
-
 _stopped = threading.Event()
 """Set where nobody waits for the rest of a query; see :func:`stoppable`."""
 
@@ -202,82 +192,27 @@ def whole_pieces(
 
 
 def while_the_network_works(
-    pieces: Generator[tuple[int, pa.Table], None, None], worked: bool, retried: Collection[int] = ()
+    pieces: Generator[tuple[int, pa.Table], None, None], retried: Collection[int] = ()
 ) -> Iterator[tuple[int, pa.Table]]:
-    """The pieces, up to where the network, not the images, is to blame; those stay undone.
+    """The pieces, up to where the network, not the images, is to blame.
 
-    A piece of a few images may well fail as a whole, the last one say. It is taken as it is where
-    others came (or had come: `worked`), or it would be tried for ever; until one has come, it
-    waits. Those that are `retried` hold only what has failed before, and may fail again.
+    A piece of a few images may well fail as a whole, the last one say. Those that are `retried`
+    hold only what has failed before, and may fail again.
 
     Raises:
-        UserError: when :data:`FAILED_IN_A_ROW` images or more, all of one piece or of several that
-            came one after the other, failed for a reason that may pass; or everything did.
+        UserError: when all images of a piece, :data:`FAILED_AT_ONCE` or more, failed for a reason
+            that may pass; the piece stays undone.
     """
-    waiting: list[tuple[int, pa.Table]] = []
-    failed = 0
     with closing(pieces):
         for number, table in pieces:
-            all_failed = len(may_pass_rows(table)) == table.num_rows > 0
-            if all_failed and number not in retried:
-                failed += table.num_rows
-                waiting.append((number, table))
-                if failed >= FAILED_IN_A_ROW:
-                    break
-            else:
-                failed = 0
-                worked |= not all_failed and table.num_rows > 0
-                yield number, table
-            if worked:
-                yield from waiting
-                waiting.clear()
-    if waiting:
-        number, table = waiting[-1]
-        raise UserError(
-            f"not one of the {table.num_rows} images of piece {number} could be downloaded "
-            f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
-        )
-
-
-def work_on_pieces(
-    file_of: Callable[[int], Path],
-    count: int,
-    undone: Collection[int],
-    rows_of: Callable[[int], pa.Table],
-    stages: Callable[[Any], Any],
-    columns: Sequence[str],
-    source: str,
-    label: str,
-    how: Filling,
-) -> int:
-    """Do the pieces that are not done, and, on request, again the rows that may have passed.
-
-    Of `count` pieces those in `undone` have no whole file `file_of(number)`; `source` is what they
-    are made of. Returns how many were worked on.
-
-    Raises:
-        UserError: when the network seems to be down; see :func:`while_the_network_works`.
-    """
-    again = {}
-    for number in sorted(set(range(count)) - set(undone)) if how.retry_failed else ():
-        places = may_pass_rows(read_snapshot(file_of(number)))
-        if len(places):
-            again[number] = places
-
-    def rows(number: int) -> pa.Table:
-        table = rows_of(number)
-        return table.take(pa.array(again[number])) if number in again else table
-
-    numbers = sorted([*undone, *again])
-    found = through_stages(numbers, rows, stages, how.distributed)
-    with progress_bar(label, "piece", total=count, initial=count - len(numbers)) as bar:
-        for number, table in while_the_network_works(found, len(undone) < count, again):
-            table = table.select(columns)
-            if number in again:
-                table = with_rows(read_snapshot(file_of(number)), again[number], table)
-            write_snapshot(file_of(number), table, source)
-            bar.update()
-    return len(numbers)
+            failed = len(may_pass_rows(table))
+            if failed == table.num_rows >= FAILED_AT_ONCE and number not in retried:
+                raise UserError(
+                    f"not one of the {failed} images of piece {number} could be downloaded "
+                    f"({table['reason'][0].as_py()}): is the network down? The same command goes "
+                    "on here"
+                )
+            yield number, table
 
 
 def read_rows(path: Path, start: int, stop: int, columns: list[str]) -> pa.Table:

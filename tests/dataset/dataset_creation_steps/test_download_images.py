@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dataset.dataset_creation_steps import image_store
@@ -17,9 +15,6 @@ from dataset.dataset_creation_steps.engine import (
     Filling,
     failures_file,
     start_engine,
-)
-from dataset.dataset_creation_steps.image_store import (
-    ImageStore,
 )
 from tests.commands import refused, stopped
 from tests.dataset.dataset_creation_steps.conftest import jpeg
@@ -170,20 +165,3 @@ def test_a_content_stays_where_its_first_file_is(server: ImageServer, tmp_path: 
             found = sorted(path.parent.name for path in root.glob("*/*.jpg"))
             assert found == ["000", "001"]
             next(root.glob("000/*.jpg")).unlink()
-
-
-def test_the_plan_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
-    """It had the number of the piece as a column."""
-    store = ImageStore(tmp_path, ("asin", "role", "url"))
-    store.plan_file.parent.mkdir()
-    old = pd.DataFrame(
-        {"asin": list("AAB"), "role": "user", "url": list("xyx"), "piece": [0, 0, 1]}
-    )
-    with pq.ParquetWriter(store.plan_file, pa.Schema.from_pandas(old)) as writer:
-        for _, rows in old.groupby("piece"):
-            writer.write_table(pa.Table.from_pandas(rows, preserve_index=False))
-    wanted = {"asin": list("ABBC"), "role": ["user"] * 4, "url": list("yzxx")}
-    assert store.extend_plan(pa.table(wanted), 5) == [2, 1, 2]
-    plan = pq.read_table(store.plan_file).to_pylist()
-    assert [row["asin"] + row["url"] for row in plan] == ["Ax", "Ay", "Bx", "Bz", "Cx"]
-    assert store.extend_plan(pa.table(wanted), 5) == [2, 1, 2]

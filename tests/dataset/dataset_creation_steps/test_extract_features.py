@@ -101,3 +101,18 @@ def test_overwriting_goes_on_where_it_was_killed(
     assert path.stat().st_mtime_ns == made
     assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
     assert snapshot_file(pairs, 2).is_file()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_failures_that_may_pass_are_tried_again_on_request(
+    server: ImageServer, pairs: Path, model_run: Path
+) -> None:
+    table = pd.read_parquet(pairs)
+    table.at[3, "user_images"] = [server.url("503/3x1.jpg")]
+    table.to_parquet(pairs)
+    assert call(pairs, model_run).embedded == 2 * PRODUCTS - 1
+    before = server.requests.total()
+    found = extract(pairs, model_run, Filling(CONFIG, 2, retry_failed=True))
+    assert (found.embedded, found.earlier) == (2 * PRODUCTS, 2)
+    assert server.requests.total() == before + 1  # the one image, not its whole piece
+    assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
