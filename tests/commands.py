@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from tests.conftest import PROJECT
-from tests.warm import PythonProcess, run_python
+from tests.warm import run_python, start_python
 from visual_search.common.errors import UserError, run_command
 
 
@@ -97,7 +97,7 @@ def side_by_side(folder: Path, processes: int, module: str, *arguments: object) 
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     logs = [folder / f"rank{rank}.log" for rank in range(processes)]
     started = [
-        PythonProcess(
+        start_python(
             *("-m", module, *arguments),
             out=log,
             environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -105,4 +105,6 @@ def side_by_side(folder: Path, processes: int, module: str, *arguments: object) 
         for rank, log in enumerate(logs)
     ]
     for process, log in zip(started, logs, strict=True):
-        assert process.wait() == 0, log.read_text()
+        process.join(200)
+        process.kill()
+        assert process.exitcode == 0, log.read_text()

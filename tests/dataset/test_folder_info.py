@@ -10,7 +10,7 @@ from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.commands import refused
 from tests.conftest import csv_rows, draw_product
-from tests.warm import PythonProcess
+from tests.warm import start_python
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
 from visual_search.data.duplicates import hash_and_size
@@ -137,14 +137,14 @@ def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(many: Path, tmp_pat
     journal = killed / ".dataset_info.csv.hashes.journal"
     script = ("dataset/generate_dataset_info.py", "--hashes", "--workers", "1")
     where = ("--dataset_path", many, "--save_path", killed)
-    process = PythonProcess(*script, *where, out=tmp_path / "log", from_here=True)
+    process = start_python(*script, *where, out=tmp_path / "log", from_here=True)
     deadline = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 8000):
-        assert process.poll() is None, "it was done before it could be killed"
+        assert process.exitcode is None, "it was done before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
     assert not (killed / "dataset_info.csv").exists()
     with journal.open("r+b") as handle:  # as if the kill had come within a line
         handle.truncate(journal.stat().st_size - 7)

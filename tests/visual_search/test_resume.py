@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from tests.commands import told
 from tests.conftest import spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import small_clip, write_drawn_pairs
-from tests.warm import PythonProcess
+from tests.warm import start_python
 from visual_search import main_arcface, main_clip
 from visual_search.common.run_folder import RunFolder
 
@@ -49,10 +50,10 @@ TEXTS: dict[str, Any] = {
 }
 
 
-def wait_for_growth(folder: Path, process: PythonProcess) -> None:
+def wait_for_growth(folder: Path, process: BaseProcess) -> None:
     """Return when the run has a whole state that was not there before, or has ended."""
     before = set(folder.glob(STATES))
-    while process.poll() is None:
+    while process.exitcode is None:
         if set(folder.glob(STATES)) - before:
             return
         time.sleep(0.005)
@@ -94,13 +95,14 @@ def test_killed_at_random_moments(
     common = ("--config", config, "--runs", runs, "--name")
     told(main, *common, "calm")
     for _ in range(kills):
-        process = PythonProcess(
+        process = start_python(
             *("-m", main.__module__, *common, "killed"), out=tmp_path / "killed.log"
         )
         wait_for_growth(runs / "killed", process)
         time.sleep(rng.uniform(0.0, 0.4) if kills > 1 else 0.0)
         process.kill()
-        assert process.wait() < 0, (tmp_path / "killed.log").read_text()
+        process.join()
+        assert process.exitcode, (tmp_path / "killed.log").read_text()
     # A fast machine may be past the last step after a wait, when no state is left to continue from.
     left = any((runs / "killed").glob(STATES))
     assert left or kills > 1
