@@ -124,29 +124,30 @@ def _mark_duplicates(
     image_of_row = pd.factorize(pd.MultiIndex.from_arrays([names, groups]))[0]
     first = np.unique(image_of_row, return_index=True)[1]
     images = rows[first]
-    found = hashes_of_table(table.iloc[images], file, [file.parent / name for name in names[first]])
-    for image, reason in found.unreadable.items():
+    paths = [file.parent / name for name in names[first]]
+    hashes, unreadable = hashes_of_table(table.iloc[images], file, paths)
+    for image, reason in unreadable.items():
         report.loc[rows[image_of_row == image], "reason"] = f"unreadable: {reason}"
-    readable = np.setdiff1d(np.arange(len(images)), list(found.unreadable))
-    removals = find_removals(
-        found.values[readable],
+    readable = np.setdiff1d(np.arange(len(images)), list(unreadable))
+    removed, duplicate_of, distance = find_removals(
+        hashes[readable],
         pixels[first][readable],
         groups[first][readable],
         threshold,
         progress=True,
     )
     place = np.full(len(images), -1)
-    place[readable[removals.removed]] = np.arange(len(removals.removed))
+    place[readable[removed]] = np.arange(len(removed))
     of_row = place[image_of_row]
     gone, of_row = rows[of_row >= 0], of_row[of_row >= 0]
     report.loc[gone, "reason"] = "near-duplicate"
-    report.loc[gone, "duplicate_of"] = names[first][readable][removals.duplicate_of[of_row]]
-    report.loc[gone, "distance"] = removals.distance[of_row]
+    report.loc[gone, "duplicate_of"] = names[first][readable][duplicate_of[of_row]]
+    report.loc[gone, "distance"] = distance[of_row]
 
 
 def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, int]:
     """Draw each kept image beside its duplicates; returns the rows drawn, and all there are."""
-    from visual_search.data.contact_sheet import Cell, write_contact_sheets
+    from visual_search.data.contact_sheet import Cell, write_contact_sheet
 
     rows = []
     for kept, members in report[report["duplicate_of"] != ""].groupby("duplicate_of", sort=False):
@@ -157,7 +158,7 @@ def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, in
             cells.append(Cell(file.parent / name, caption, "red"))
         rows.append((-int(members["distance"].iloc[0]), cells))
     rows.sort(key=lambda row: row[0])
-    return write_contact_sheets(target, [cells for _, cells in rows]), len(rows)
+    return write_contact_sheet(target, [cells for _, cells in rows]), len(rows)
 
 
 def main() -> None:

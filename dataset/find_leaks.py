@@ -89,7 +89,7 @@ def cosines_by(model: Path) -> Cosines:
 
 def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
     """Each evaluation image beside the training images it equals; returns the rows drawn."""
-    from visual_search.data.contact_sheet import Cell, write_contact_sheets
+    from visual_search.data.contact_sheet import Cell, write_contact_sheet
 
     rows: dict[str, list[Cell]] = defaultdict(list)
     for leak in leaks:
@@ -102,15 +102,17 @@ def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
         colour = "orange" if leak.confirmed is False else "red"
         caption = f"{words}\n{os.path.basename(leak.train_photo)}"
         rows[leak.test_photo].append(Cell(Path(leak.train_photo), caption, colour))
-    return write_contact_sheets(target, list(rows.values()))
+    return write_contact_sheet(target, list(rows.values()))
 
 
 def main() -> None:
     """Compare each training table with each evaluation table, and keep the record."""
     arguments = parse_arguments()
+    import pandas as pd
+
     from visual_search.common.files import write_csv
     from visual_search.data.leak_record import Side, record
-    from visual_search.data.leaks import find_leaks, leak_table, list_images
+    from visual_search.data.leaks import Leak, find_leaks, list_images
 
     for option in ("train", "test"):
         files = [file.resolve() for file in getattr(arguments, option)]
@@ -152,7 +154,7 @@ def main() -> None:
             )
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
-    write_csv(folder / "leaks.csv", leak_table(found))
+    write_csv(folder / "leaks.csv", pd.DataFrame(found, columns=Leak._fields))
     drawn = draw_leaks(found, folder / "leaks.jpg")
     if drawn:
         print(

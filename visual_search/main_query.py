@@ -50,7 +50,7 @@ def _find_images(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of images, gallery.csv or pairs.parquet")
 
-    from visual_search.data.contact_sheet import Cell, write_contact_sheets
+    from visual_search.data.contact_sheet import Cell, write_contact_sheet
     from visual_search.text.search import TextSearch, gallery_images, load_text_model
 
     queries = list(arguments.queries)
@@ -78,7 +78,7 @@ def _find_images(arguments: argparse.Namespace) -> None:
         cells.append([Cell(Path(hit.label), caption, "gainsboro") for hit, caption in sheet])
     if arguments.output:
         write_json(arguments.output / "results.json", rows)
-        write_contact_sheets(arguments.output / "results.jpg", cells)
+        write_contact_sheet(arguments.output / "results.jpg", cells)
         print(f"\nwritten: {arguments.output / 'results.json'}, {arguments.output / 'results.jpg'}")
 
 

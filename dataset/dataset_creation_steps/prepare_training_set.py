@@ -140,7 +140,9 @@ def leaked_images(
 
     Their paths are relative to `root`.
     """
-    from visual_search.data.leaks import find_leaks, leak_table, list_images
+    import pandas as pd
+
+    from visual_search.data.leaks import Leak, find_leaks, list_images
 
     found = []
     with tempfile.TemporaryDirectory(prefix="candidates_") as folder:
@@ -150,7 +152,7 @@ def leaked_images(
             train = list_images(candidates, root, trains=True)
             for test in tests:
                 found += find_leaks(train, list_images(test, None, trains=False), distance)
-    write_csv(output / LEAKS, leak_table(found))
+    write_csv(output / LEAKS, pd.DataFrame(found, columns=Leak._fields))
     return {str(Path(leak.train_photo).relative_to(root)) for leak in found}
 
 

@@ -1,4 +1,4 @@
-"""Images side by side in rows, each row one case to look at, as JPEG pages."""
+"""Images side by side in rows, each row one case to look at, as a JPEG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from visual_search.data.images import Box, ImageItem, read_region
 CELL, CAPTION, GAP = 150, 26, 4
 """Pixels: side of an image, height of the two lines below it, space between."""
 MOST_IN_A_ROW = 8
-ROWS_ON_A_PAGE = 24
+MOST_ROWS = 120
 LETTERS_IN_A_LINE = 24
 
 
@@ -34,27 +34,21 @@ class Cell:
     """What of the image is shown; None is all of it."""
 
 
-def write_contact_sheets(path: Path, rows: Sequence[Sequence[Cell]], most_pages: int = 5) -> int:
-    """Write the rows as `path`, and as `path`'s name with _2, _3, … where one page is too small.
-
-    Pages of an earlier run that are not written now are removed.
+def write_contact_sheet(path: Path, rows: Sequence[Sequence[Cell]]) -> int:
+    """Write the first :data:`MOST_ROWS` rows as a picture; one of an earlier run goes anyway.
 
     Args:
         path: ends in .jpg.
         rows: at most :data:`MOST_IN_A_ROW` images of each are shown.
-        most_pages: later rows are left out.
 
     Returns:
         How many rows are shown.
     """
-    shown = rows[: most_pages * ROWS_ON_A_PAGE]
-    for old in path.parent.glob(f"{path.stem}*{path.suffix}"):
-        if old == path or old.stem.removeprefix(f"{path.stem}_").isdigit():
-            old.unlink()
-    for number, start in enumerate(range(0, len(shown), ROWS_ON_A_PAGE), 1):
-        page = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
-        with written_atomically(page) as temporary:
-            _sheet(shown[start : start + ROWS_ON_A_PAGE]).save(temporary, "JPEG", quality=85)
+    path.unlink(missing_ok=True)
+    shown = rows[:MOST_ROWS]
+    if shown:
+        with written_atomically(path) as temporary:
+            _sheet(shown).save(temporary, "JPEG", quality=85)
     return len(shown)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,41 +34,9 @@ class TooManyPairs(Exception):
     """There are more pairs than were asked for; the search stopped at the first too many."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of near-duplicates, in the order of `left`, then `right`."""
-
-    left: np.ndarray
-    """`(pairs,)`, int64, rows of the first array of hashes."""
-    right: np.ndarray
-    """`(pairs,)`, int64, rows of the second array (or of the same, and then above `left`)."""
-    distance: np.ndarray
-    """`(pairs,)`, int64, bits in which the two hashes differ."""
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-
-@dataclass(frozen=True)
-class ImageHashes:
-    """Hashes of a list of images."""
-
-    values: np.ndarray
-    """`(n,)`, uint64; 0 where there is none."""
-    unreadable: dict[int, str]
-    """Of the images without a hash: their place in the list, and why."""
-
-
-@dataclass(frozen=True)
-class Removals:
-    """Images to leave out, in the order of the table; each has a better one that stays."""
-
-    removed: np.ndarray
-    """`(n,)`, int64, images by their number."""
-    duplicate_of: np.ndarray
-    """`(n,)`, int64, the kept image nearest to each."""
-    distance: np.ndarray
-    """`(n,)`, int64, bits between the two hashes."""
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Left rows, right rows and the bits in which their hashes differ, each `(pairs,)`, int64, in the
+order of left, then right."""
 
 
 def hash_and_size(data: bytes) -> tuple[str, tuple[int, int]]:
@@ -98,7 +65,7 @@ def hash_images(paths: Iterable[Path]) -> Iterator[int | UnreadableImage]:
 
 def hashes_of_table(
     table: pd.DataFrame, file: Path, paths: Sequence[Path], label: str = "hashes"
-) -> ImageHashes:
+) -> tuple[np.ndarray, dict[int, str]]:
     """The hash of each row's image; only rows with an empty or no `hash` are read from disk.
 
     Args:
@@ -106,6 +73,10 @@ def hashes_of_table(
         file: where it is from, for the errors.
         paths: of the rows' images.
         label: what the progress bar says.
+
+    Returns:
+        `(n,)`, uint64, 0 where there is none; and of the images without a hash, by their place,
+        why.
 
     Raises:
         UserError: with file and line of a cell that is not 16 hexadecimal digits.
@@ -126,17 +97,7 @@ def hashes_of_table(
             unreadable[row] = str(answer)
         else:
             values[row] = answer
-    return ImageHashes(values, unreadable)
-
-
-def pairs_within(hashes: np.ndarray, radius: int) -> Pairs:
-    """All pairs of rows, each once, whose hashes differ in at most `radius` bits.
-
-    Args:
-        hashes: `(n,)`, uint64.
-        radius: 0..64, Hamming distance.
-    """
-    return pairs_between(hashes, None, radius)
+    return values, unreadable
 
 
 def pairs_between(
@@ -147,11 +108,11 @@ def pairs_between(
     most: int = sys.maxsize,
     progress: bool = False,
 ) -> Pairs:
-    """All pairs of a row of `first` and a row of `second` within `radius` bits.
+    """All pairs of a row of `first` and a row of `second` whose hashes differ in few bits.
 
     Args:
         first: `(n,)`, uint64.
-        second: `(m,)`, uint64; None takes pairs within `first`, each once.
+        second: `(m,)`, uint64; None takes pairs within `first`, each once, the right row above.
         radius: 0..64, Hamming distance.
         most: pairs; memory holds a few times as many.
         progress: whether there is a progress bar.
@@ -190,7 +151,7 @@ def pairs_between(
             found.append(block)
     pairs = np.concatenate(found, axis=1)
     left, right, distance = pairs[:, np.lexsort((pairs[1], pairs[0]))]
-    return Pairs(left_rows[left], right_rows[right], distance)
+    return left_rows[left], right_rows[right], distance
 
 
 def find_removals(
@@ -200,8 +161,8 @@ def find_removals(
     radius: int,
     *,
     progress: bool = False,
-) -> Removals:
-    """Keep the best of near-duplicates.
+) -> np.ndarray:
+    """Which of near-duplicates go: the best stays.
 
     The rule: images are looked at from the largest to the smallest, and in the order of the table
     where they are equally large. An image goes if its hash is within `radius` bits of one of its
@@ -214,6 +175,10 @@ def find_removals(
         groups: `(n,)`, int64; images are compared within a group: the class, or all one.
         radius: Hamming distance, 0..64.
         progress: whether there is a progress bar.
+
+    Returns:
+        `(3, removed)`, int64: the images that go, in the order of the table; the kept image
+        nearest to each; the bits between the two hashes.
     """
     best_first = np.lexsort((np.arange(len(hashes)), -pixels, groups))
     best_first = best_first[~np.isin(hashes[best_first], CONSTANT_HASHES)]
@@ -224,7 +189,7 @@ def find_removals(
         for i in progress_bar("duplicates", "class", iterable=several, shown=progress)
     ]
     removals = np.concatenate([np.zeros((3, 0), np.int64), *parts], axis=1)
-    return Removals(*removals[:, np.argsort(removals[0], kind="stable")])
+    return removals[:, np.argsort(removals[0], kind="stable")]
 
 
 def _within_group(hashes: np.ndarray, members: np.ndarray, radius: int) -> np.ndarray:
@@ -232,16 +197,14 @@ def _within_group(hashes: np.ndarray, members: np.ndarray, radius: int) -> np.nd
     _, first, inverse = np.unique(hashes[members], return_index=True, return_inverse=True)
     best = np.sort(first)
     """Of each hash the best image, still best first: equal hashes need no comparing."""
-    pairs = pairs_within(hashes[members[best]], radius)
+    left, right, apart = pairs_between(hashes[members[best]], None, radius)
     nearest = np.arange(len(best))
     distance = np.zeros(len(best), dtype=np.int64)
     # By the worse of the two, then by what it would be called a duplicate of.
-    order = np.lexsort((pairs.left, pairs.distance, pairs.right))
-    for better, worse, apart in zip(
-        *(side[order].tolist() for side in (pairs.left, pairs.right, pairs.distance)), strict=True
-    ):
+    for pair in np.lexsort((left, apart, right)).tolist():
+        better, worse = left[pair], right[pair]
         if nearest[worse] == worse and nearest[better] == better:
-            nearest[worse], distance[worse] = better, apart
+            nearest[worse], distance[worse] = better, apart[pair]
     of_hash = np.searchsorted(best, first)[inverse]
     kept = best[nearest[of_hash]]
     gone = np.flatnonzero(kept != np.arange(len(members)))

@@ -15,11 +15,6 @@ from typing import Any
 
 from visual_search.common.files import read_json, write_json
 
-NAMES = {f"{side}_{fact}" for side in ("train", "test") for fact in ("sha256", "root", "fold")} | {
-    "test"
-}
-"""What every note says."""
-
 
 @dataclass(frozen=True)
 class Side:
@@ -61,32 +56,29 @@ def fingerprint(table: Path) -> str:
 
 
 def record(train: Side, test: Side, facts: dict[str, Any]) -> Path:
-    """Note that the two sides, as they are now, were compared; an older note of them goes.
+    """Note that the two sides, as they are now, were compared; notes of an older table go.
 
     Args:
         train: what trains; the note lies beside its table.
         test: the images of the evaluation.
         facts: what was found.
     """
-    path = record_path(train.table)
-    own, theirs = train.facts("train"), test.facts("test")
-    same = {"test": str(test.table), "test_root": test.folder, "test_fold": test.fold, **own}
+    path, own = record_path(train.table), train.facts("train")
+    both = own | test.facts("test")
     notes = [
         note
         for note in _notes(path)
-        if note["train_sha256"] == own["train_sha256"]
-        and any(note[name] != value for name, value in same.items())
+        if note.get("train_sha256") == own["train_sha256"] and not both.items() <= note.items()
     ]
-    write_json(path, [*notes, {"test": str(test.table), **own, **theirs, **facts}])
+    write_json(path, [*notes, {"test": str(test.table), **both, **facts}])
     return path
 
 
 def _notes(path: Path) -> list[dict[str, Any]]:
-    """The notes of a record; none where it is missing or was not written by :func:`record`."""
+    """The notes of a record; none where it is missing or cannot be read."""
     try:
-        notes = read_json(path)
-        return [note for note in notes if note.keys() >= NAMES]
-    except (OSError, ValueError, TypeError, AttributeError):
+        return read_json(path)
+    except (OSError, ValueError):
         return []
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.data.duplicates import TooManyPairs, hashes_of_table, pairs_between
@@ -43,8 +43,7 @@ class ListedImages:
     """The fold that was held out; -1 where there is none, or the table has no folds."""
 
 
-@dataclass(frozen=True)
-class Leak:
+class Leak(NamedTuple):
     """An image of the evaluation that is also an image of the training, or nearly."""
 
     test_photo: str
@@ -90,15 +89,14 @@ def list_images(file: Path, root: Path | None, trains: bool, fold: int = -1) -> 
         folder = product10k_folder(file)
     table = table.drop_duplicates(column)
     paths = [folder / name for name in table[column]]
-    found = hashes_of_table(table, file, paths, f"hashes of {file.name}")
-    readable = [i for i in range(len(paths)) if i not in found.unreadable]
+    hashes, unreadable = hashes_of_table(table, file, paths, f"hashes of {file.name}")
+    readable = [i for i in range(len(paths)) if i not in unreadable]
     if not readable:
         raise UserError(
             f"not one image of {file} can be read"
-            + (f", for example {paths[0]}: {found.unreadable[0]}" if paths else ": it lists none")
+            + (f", for example {paths[0]}: {unreadable[0]}" if paths else ": it lists none")
         )
-    values = found.values[readable]
-    return ListedImages([paths[i] for i in readable], values, len(found.unreadable), fold)
+    return ListedImages([paths[i] for i in readable], hashes[readable], len(unreadable), fold)
 
 
 def find_leaks(
@@ -124,34 +122,24 @@ def find_leaks(
         UserError: when there are more pairs than anybody can look at.
     """
     try:
-        pairs = pairs_between(test.hashes, train.hashes, radius, most=MOST_PAIRS, progress=progress)
+        left, right, distance = pairs_between(
+            test.hashes, train.hashes, radius, most=MOST_PAIRS, progress=progress
+        )
     except TooManyPairs as error:
         raise UserError(
             f"more than {MOST_PAIRS} pairs lie within {radius} bits: lower --threshold"
         ) from error
-    sides = (
-        [test.paths[i] for i in pairs.left.tolist()],
-        [train.paths[i] for i in pairs.right.tolist()],
-    )
-    found = np.full(len(pairs), np.nan)
-    if cosines is not None and len(pairs):
+    sides = [test.paths[i] for i in left.tolist()], [train.paths[i] for i in right.tolist()]
+    found = np.full(len(left), np.nan)
+    if cosines is not None and len(left):
         found = cosines(*sides)
-    order = np.lexsort((pairs.right, pairs.left, -np.nan_to_num(found), pairs.distance))
     return [
         Leak(
             str(sides[0][i]),
             str(sides[1][i]),
-            int(pairs.distance[i]),
+            int(distance[i]),
             None if cosines is None else round(float(found[i]), 4),
             None if cosines is None else bool(found[i] >= threshold),
         )
-        for i in order.tolist()
+        for i in np.lexsort((right, left, -np.nan_to_num(found), distance)).tolist()
     ]
-
-
-def leak_table(leaks: Sequence[Leak]) -> pd.DataFrame:
-    """The leaks as a table, a column for each field."""
-    columns = list(Leak.__dataclass_fields__)
-    return pd.DataFrame(
-        [[getattr(leak, name) for name in columns] for leak in leaks], columns=columns
-    )

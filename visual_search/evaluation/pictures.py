@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheets
+from visual_search.data.contact_sheet import MOST_IN_A_ROW, Cell, write_contact_sheet
 from visual_search.data.dev_sets import DevSet
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.scores import TaskScores
@@ -63,7 +63,7 @@ def draw_queries(
             for row in dev_set.right_rows(query)[:1].tolist()
         ]
         rows.append(cells)
-    write_contact_sheets(file, rows, most_pages=1)
+    write_contact_sheet(file, rows)
 
 
 def draw_classes(
@@ -88,7 +88,7 @@ def draw_classes(
             cells.append(Cell(item.path, caption, QUERY, item.box))
             cells.append(_result(model.dev_set, query, int(first[query][0]), "1"))
         rows.append(cells)
-    write_contact_sheets(file, rows, most_pages=1)
+    write_contact_sheet(file, rows)
 
 
 def _found(

@@ -13,7 +13,7 @@ from visual_search.data.contact_sheet import (
     LETTERS_IN_A_LINE,
     MOST_IN_A_ROW,
     Cell,
-    write_contact_sheets,
+    write_contact_sheet,
 )
 from visual_search.evaluation.metrics import hits_among, per_query
 from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG
@@ -117,7 +117,7 @@ class TextTask(Task[EmbeddedTextTask]):
         """A row for each query; with two models, the results of the first come first."""
         if queries:
             rows = _rows(queries, captions, models)
-            write_contact_sheets(file, rows, most_pages=1)
+            write_contact_sheet(file, rows)
 
 
 def _rows(

@@ -10,7 +10,7 @@ from visual_search.data.contact_sheet import (
     GAP,
     Cell,
     caption_font,
-    write_contact_sheets,
+    write_contact_sheet,
 )
 
 
@@ -26,7 +26,7 @@ def test_captions_have_letters_of_more_languages_than_one() -> None:
 def test_rows_stand_below_each_other_in_their_frames(tmp_path: Path) -> None:
     draw_product(1, 0).save(tmp_path / "a.png")
     cells = [Cell(tmp_path / "a.png", "диван\n0.5", "red"), Cell(tmp_path / "gone.png", "?", "red")]
-    assert write_contact_sheets(tmp_path / "sheet.jpg", [cells, cells[:1]]) == 2
+    assert write_contact_sheet(tmp_path / "sheet.jpg", [cells, cells[:1]]) == 2
     sheet = np.asarray(Image.open(tmp_path / "sheet.jpg")).astype(int)
     height = CELL + CAPTION + GAP
     assert sheet.shape[:2] == (2 * height + GAP, 2 * (CELL + GAP) + GAP)

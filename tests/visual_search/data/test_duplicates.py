@@ -16,7 +16,6 @@ from visual_search.data.duplicates import (
     hash_images,
     hashes_of_table,
     pairs_between,
-    pairs_within,
 )
 from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import ImageItem, load_pixels
@@ -39,9 +38,7 @@ def naive(first: list[int], second: list[int], radius: int, within: bool) -> lis
 
 
 def listed(pairs: duplicates.Pairs) -> list[tuple[int, ...]]:
-    return list(
-        zip(pairs.left.tolist(), pairs.right.tolist(), pairs.distance.tolist(), strict=True)
-    )
+    return list(zip(*(side.tolist() for side in pairs), strict=True))
 
 
 def neighbours(values: list[int], changes: list[tuple[int, int]]) -> list[int]:
@@ -63,17 +60,18 @@ def test_all_pairs_are_found_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "BLOCK_ROWS", block)
         patch.setattr(duplicates, "BLOCK_COLUMNS", 3 * block)
-        assert listed(pairs_within(array, radius)) == naive(every, every, radius, within=True)
+        within = pairs_between(array, None, radius)
         between = pairs_between(array[:90], array[60:], radius)
+    assert listed(within) == naive(every, every, radius, within=True)
     assert listed(between) == naive(every[:90], every[60:], radius, within=False)
 
 
 def test_many_equal_hashes_and_none() -> None:
-    same = pairs_within(np.full(300, 7, dtype=np.uint64), 4)
-    assert len(same) == 300 * 299 // 2
-    assert len(set(zip(same.left.tolist(), same.right.tolist(), strict=True))) == len(same)
-    assert len(pairs_within(np.zeros(0, dtype=np.uint64), 4)) == 0
-    assert len(pairs_between(np.zeros(0, dtype=np.uint64), np.zeros(5, dtype=np.uint64), 4)) == 0
+    none = np.zeros(0, dtype=np.uint64)
+    same = listed(pairs_between(np.full(300, 7, dtype=np.uint64), None, 4))
+    assert len(set(same)) == len(same) == 300 * 299 // 2
+    assert listed(pairs_between(none, None, 4)) == []
+    assert listed(pairs_between(none, np.zeros(5, dtype=np.uint64), 4)) == []
 
 
 def test_too_many_pairs_are_not_gathered_first() -> None:
@@ -81,7 +79,7 @@ def test_too_many_pairs_are_not_gathered_first() -> None:
     first, second = np.full(30_000, 7, dtype=np.uint64), np.full(30_000, 6, dtype=np.uint64)
     with pytest.raises(TooManyPairs):
         pairs_between(first, second, 4, most=2000)
-    assert len(pairs_between(first[:50], second[:40], 4, most=2000)) == 2000
+    assert len(listed(pairs_between(first[:50], second[:40], 4, most=2000))) == 2000
 
 
 def images_of_all_kinds(folder: Path) -> list[Path]:
@@ -120,9 +118,9 @@ def test_unreadable_images_are_answers_and_a_column_of_hashes_is_read(tmp_path: 
     assert [isinstance(answer, UnreadableImage) for answer in answers] == [False, True, True, True]
     assert "web page" in str(answers[2])
     table = pd.DataFrame({"hash": ["", "00000000000000ff", " ", "ffffffffffffffff"]})
-    found = hashes_of_table(table, tmp_path / "table.csv", paths)
-    assert found.values.tolist() == [own, 255, 0, 2**64 - 1]
-    assert list(found.unreadable) == [2]
+    values, unreadable = hashes_of_table(table, tmp_path / "table.csv", paths)
+    assert values.tolist() == [own, 255, 0, 2**64 - 1]
+    assert list(unreadable) == [2]
 
 
 def test_images_of_one_colour_match_nothing_and_cut_outs_match_their_jpeg(tmp_path: Path) -> None:
@@ -141,10 +139,7 @@ def test_images_of_one_colour_match_nothing_and_cut_outs_match_their_jpeg(tmp_pa
         seen, _ = load_pixels(ImageItem(path), 96)
         paths.append(path.with_suffix(".jpg"))
         Image.fromarray(seen.transpose(1, 2, 0)).save(paths[-1], quality=92)
-    found = pairs_within(np.array(list(hash_images(paths)), dtype=np.uint64), 10)
+    found = pairs_between(np.array(list(hash_images(paths)), dtype=np.uint64), None, 10)
     first = len(flat)
-    assert listed(found) == [
-        (first + number, first + 6 + number, distance)
-        for number, distance in enumerate(found.distance.tolist())
-    ]
-    assert len(found) == 6
+    pairs = [(first + number, first + 6 + number) for number in range(6)]
+    assert [pair[:2] for pair in listed(found)] == pairs

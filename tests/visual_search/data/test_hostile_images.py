@@ -17,7 +17,7 @@ from tests.commands import ran
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.hostile import CONTENTS, HOSTILE, chunk, heavy_images, make_hostile, png
 from visual_search.cached_features import random_crop
-from visual_search.data.contact_sheet import Cell, write_contact_sheets
+from visual_search.data.contact_sheet import Cell, write_contact_sheet
 from visual_search.data.duplicates import hash_images
 from visual_search.data.image_files import FORMATS, UnreadableImage, is_image, stored_size
 from visual_search.data.images import ImageItem, load_pixels, read_region
@@ -84,7 +84,7 @@ def by_check_table(paths: list[Path]) -> Reasons:
 
 def by_contact_sheet(paths: list[Path]) -> Reasons:
     cells = [[Cell(path, path.name, "green")] for path in paths]
-    write_contact_sheets(paths[0].parent.parent / "sheet.jpg", cells)
+    write_contact_sheet(paths[0].parent.parent / "sheet.jpg", cells)
     return dict.fromkeys(path.name for path in paths)
 
 
