@@ -29,7 +29,6 @@ from visual_search.common.environment import write_environment
 from visual_search.common.errors import UserError
 from visual_search.common.progress import progress_bar
 from visual_search.common.run_folder import (
-    Processes,
     RunFolder,
     load_state,
     newest_state,
@@ -146,8 +145,6 @@ class Trainer:
         self.accelerator, self.phase, self.run = accelerator, phase, run
         self.config, self.on_validation = phase.config, on_validation
         self.is_main_process = accelerator.is_main_process
-        rank, count = accelerator.process_index, accelerator.num_processes
-        self.processes = Processes(rank, count, accelerator.wait_for_everyone)
         self.batches, self.loader = batches
         per_epoch = -(-len(self.loader) // self.config.train.accumulate)
         self.total = per_epoch * self.config.train.epochs
@@ -247,7 +244,8 @@ class Trainer:
         if self.is_main_process:
             self.watch.write(self.run.path / "broken_images.txt")
             seconds = time.perf_counter() - started
-            images = (self.batch - before) * config.dataset.batch_size * self.processes.count
+            together = config.dataset.batch_size * self.accelerator.num_processes
+            images = (self.batch - before) * together
             facts = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "images": images}
             self.run.log(kind="epoch", **facts)
 
@@ -312,7 +310,7 @@ class Trainer:
 
     def _from_the_first(self, values: list[Any]) -> list[Any]:
         """The first process's values, in all processes."""
-        return broadcast_object_list(values) if self.processes.count > 1 else values
+        return broadcast_object_list(values) if self.accelerator.num_processes > 1 else values
 
     def _save(self) -> None:
         """Write down everything, so that a killed run continues from here."""
@@ -331,7 +329,7 @@ class Trainer:
             "learner": {name: learner.state_dict()[name] for name in self._own_names()},
             "rows": self.optim.rows.state_dict() if self.optim.rows is not None else {},
         }
-        save_state(self.run.path / "state", self.step, common, own, self.processes)
+        save_state(self.run.path / "state", self.step, common, own, self.accelerator)
         self.saved = time.perf_counter()
 
     def _head_state(self) -> Mapping[str, Tensor]:
@@ -352,7 +350,7 @@ class Trainer:
 
     def _continue(self, place: Path) -> None:
         """Take up what :meth:`_save` wrote."""
-        common, own = load_state(place, self.processes)
+        common, own = load_state(place, self.accelerator)
         learner = self.phase.learner
         self.epoch, self.batch, self.step, self.validated, self.stale = common["position"]
         learner.load_state_dict({**learner.state_dict(), **common["learner"], **own["learner"]})

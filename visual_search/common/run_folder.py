@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -27,6 +24,9 @@ from visual_search.common.files import (
     written_atomically,
 )
 from visual_search.common.locks import alone
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 NAME = re.compile(r"\w[\w.-]*")
 NAME_RULE = "use letters, digits, '_', '-' and '.' only, a letter, a digit or '_' in front"
@@ -225,22 +225,12 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     return flat
 
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """Raised when an older reader would misread the files."""
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that train together."""
-
-    rank: int
-    count: int
-    wait: Callable[[], None]
-    """Returns when all of them have called it."""
-
-
 def save_state(
-    folder: Path, step: int, common: dict[str, Any], own: dict[str, Any], processes: Processes
+    folder: Path, step: int, common: dict[str, Any], own: dict[str, Any], processes: Accelerator
 ) -> None:
     """Write a state and remove those before it; killed in between, one whole state remains.
 
@@ -254,24 +244,24 @@ def save_state(
     place = folder / f"step-{step:08d}"
     if (place / "complete.json").is_file():  # two of one step: the first stays until the second is
         place = folder / f"{place.name}-again"
-    processes.wait()  # all have looked before one writes
-    if processes.rank == 0:
+    processes.wait_for_everyone()  # all have looked before one writes
+    if processes.process_index == 0:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-    processes.wait()
-    with written_atomically(place / f"rank-{processes.rank}.pt") as temporary:
+    processes.wait_for_everyone()
+    with written_atomically(place / f"rank-{processes.process_index}.pt") as temporary:
         torch.save(own, temporary)
-    if processes.rank == 0:
+    if processes.process_index == 0:
         with written_atomically(place / "common.pt") as temporary:
             torch.save(common, temporary)
-    processes.wait()
-    if processes.rank == 0:
-        facts = {"format": STATE_FORMAT, "step": step, "processes": processes.count}
+    processes.wait_for_everyone()
+    if processes.process_index == 0:
+        facts = {"format": STATE_FORMAT, "step": step, "processes": processes.num_processes}
         write_json(place / "complete.json", facts)
         for other in folder.glob("step-*"):
             if other != place:
                 _remove(other)
-    processes.wait()
+    processes.wait_for_everyone()
 
 
 def newest_state(folder: Path) -> Path | None:
@@ -280,7 +270,7 @@ def newest_state(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def load_state(place: Path, processes: Processes) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_state(place: Path, processes: Accelerator) -> tuple[dict[str, Any], dict[str, Any]]:
     """What :func:`save_state` was given: the common part and this process's own.
 
     Raises:
@@ -290,13 +280,14 @@ def load_state(place: Path, processes: Processes) -> tuple[dict[str, Any], dict[
     facts = read_json(place / "complete.json")
     if facts["format"] > STATE_FORMAT:
         raise UserError(f"{place} is of a newer kit; update, or start anew with --overwrite true")
-    if facts["processes"] != processes.count:
+    if facts["processes"] != processes.num_processes:
         raise UserError(
             f"{place.parent.parent} was trained by {facts['processes']} processes, this is one of "
-            f"{processes.count}; continue it with as many, or start anew with --overwrite true"
+            f"{processes.num_processes}; continue it with as many, or start anew with --overwrite "
+            "true"
         )
     parts = []
-    for name in ("common.pt", f"rank-{processes.rank}.pt"):
+    for name in ("common.pt", f"rank-{processes.process_index}.pt"):
         try:
             parts.append(torch.load(place / name, map_location="cpu", weights_only=True))
         except Exception as error:  # unpicklers raise nearly anything on damaged files
@@ -306,15 +297,9 @@ def load_state(place: Path, processes: Processes) -> tuple[dict[str, Any], dict[
     return parts[0], parts[1]
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all random generators that training draws from, as plain values."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, internal, gauss = random.getstate()
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(name), [int(key) for key in keys], position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
+def random_states() -> dict[str, torch.Tensor]:
+    """The states of torch's random generators: training draws from no others."""
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
@@ -323,10 +308,6 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Put the generators back where :func:`random_states` found them."""
     torch.set_rng_state(states["torch"])
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from dataset.dataset_creation_steps.image_store import store_image
@@ -17,8 +18,8 @@ from tests.conftest import draw_product, export_tiny
 from tests.disks import REFUSALS
 from visual_search.common.files import write_csv, write_figure, write_json, write_text
 from visual_search.common.page import Section, write_page
-from visual_search.common.run_folder import Processes, RunFolder, save_state
-from visual_search.data.contact_sheet import Cell, write_contact_sheets
+from visual_search.common.run_folder import RunFolder, save_state
+from visual_search.data.contact_sheet import Cell, write_contact_sheet
 from visual_search.data.dataset_info import InfoRow, write_dataset_info
 from visual_search.model.checkpoint import save_weights
 from visual_search.ranking.store import _write as write_piece
@@ -41,7 +42,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "csv": lambda to: write_csv(to / "a.csv", pd.DataFrame({"a": range(9000)})),
     "figure": lambda to: write_figure(to / "a.png", Figure()),
     "page": lambda to: write_page(to / "a.html", "a", [Section("a")]),
-    "sheets": lambda to: write_contact_sheets(to / "a.jpg", [[Cell(an_image(to), "a", "red")]]),
+    "sheets": lambda to: write_contact_sheet(to / "a.jpg", [[Cell(an_image(to), "a", "red")]]),
     "table": lambda to: write_dataset_info(to / "a.csv", [InfoRow("a.jpg", "a")] * 3000),
     "tables of a folder": lambda to: describe_folder(an_image(to).parents[1], to),
     "image": lambda to: store_image(to, None, an_image(to).read_bytes()),
@@ -49,7 +50,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "parquet": lambda to: write_pairs(to / "a.parquet", SCHEMA.empty_table()),
     "embeddings": lambda to: write_piece(to, [b"a" * 32], LARGE, [""]),
     "weights": lambda to: save_weights(to / "a.safetensors", {"a": LARGE}),
-    "state": lambda to: save_state(to, 1, {"a": LARGE}, {}, Processes(0, 1, lambda: None)),
+    "state": lambda to: save_state(to, 1, {"a": LARGE}, {}, PartialState(cpu=True)),
     "export": lambda to: export_tiny(to, seed=0),
     "a run's first file": lambda to: RunFolder(to, "a").start("x: 1\n"),
 }
