@@ -1,8 +1,7 @@
 """What README and docs tell people to type is understood, and run; links lead somewhere.
 
 Every `python …` line is read by its command's own parser. What small made data are enough for is
-then run, page by page in the order of its lines (:data:`STORIES`); the others are run by the tests
-in :data:`ELSEWHERE`, and what is no command of the kit stands in :data:`OTHERS`.
+then run, page by page in the order of its lines (:data:`STORIES`); other tests run the others.
 """
 
 import argparse
@@ -61,43 +60,6 @@ STORIES: dict[str, dict[str, str]] = {
     "docs/evaluation.md": {"dataset/prepare_real_photos.py": "", "local_evaluation.py": ""},
     "docs/universal.md": {"dataset/prepare_dataset.py": ""},
     "docs/submission.md": {"my_submission/to_torchscript.py": "--output weights --input_size 32"},
-}
-ELSEWHERE = {
-    "-m benchmarks": "tests/benchmarks",
-    "-m dataset.dataset_creation_steps.run": "tests/dataset/dataset_creation_steps/test_run.py",
-    "-m visual_search.main_arcface": "tests/visual_search/test_main_arcface.py",
-    "-m visual_search.main_clip": "tests/visual_search/test_main_clip.py",
-    "-m visual_search.main_compress": "tests/visual_search/test_universal.py",
-    "-m visual_search.main_cv_lb": "tests/visual_search/evaluation/test_leaderboard.py",
-    "-m visual_search.main_evaluate": "tests/visual_search/test_main_evaluate.py",
-    "-m visual_search.main_export": "tests/visual_search/ranking/test_onnx.py",
-    "-m visual_search.main_index": "tests/visual_search/serve/test_indexing.py",
-    "-m visual_search.main_phases": "tests/visual_search/evaluation/test_identity.py",
-    "-m visual_search.main_query": "tests/visual_search/test_main_clip.py",
-    "-m visual_search.main_serve": "tests/visual_search/serve/test_kills.py",
-    "-m visual_search.main_soup": "tests/visual_search/test_universal.py",
-    "-m visual_search.main_tune": "tests/visual_search/test_main_tune.py",
-    "-m visual_search.main_zero_shot": "tests/visual_search/test_main_clip.py",
-    "dataset/demo/build_demo.py": "tests/dataset/test_demo_builder.py",
-    "dataset/find_leaks.py": "tests/dataset/test_find_leaks.py",
-    "dataset/generate_dataset_info.py": "tests/dataset/test_folder_info.py",
-    "dataset/image_text/catalogue_pairs.py": "tests/dataset/image_text/test_catalogue_pairs.py",
-    "dataset/image_text/cluster_texts.py": "tests/dataset/image_text/test_cluster_texts.py",
-    "dataset/image_text/download_images.py": "tests/dataset/image_text/test_download_images.py",
-    "dataset/image_text/text_cleaning.py": "tests/dataset/image_text/test_text_cleaning.py",
-    "dataset/image_text/text_statistics.py": "tests/dataset/image_text/test_text_statistics.py",
-    "dataset/prepare_dataset.py": "tests/dataset/test_prepare_dataset.py",
-    "dataset/prepare_real_photos.py": "tests/dataset/test_prepare_real_photos.py",
-    "dataset/unpack.py": "tests/dataset/test_unpack.py",
-    "local_evaluation.py": "tests/test_local_evaluation.py",
-    "my_submission/to_torchscript.py": "tests/visual_search/ranking/test_export.py",
-    STEPS: "tests/dataset/dataset_creation_steps/test_five_commands.py",
-}
-# First words of lines that are not the kit's: nobody runs them here.
-OTHERS = {
-    *("aicrowd", "apt-get", "curl", "docker", "export", "git", "pg_basebackup", "pg_dump"),
-    *("pg_restore", "pip", "pre-commit", "ray", "SELECT", "source", "cd", "conda", "cat", "tar"),
-    *("torchrun", "accelerate"),  # tests/visual_search/test_two_processes.py
 }
 
 
@@ -167,23 +129,18 @@ def test_a_command_of_the_docs_is_understood(
             assert Path(word).is_file(), f"{word} does not exist"
 
 
-def test_every_line_of_the_docs_is_run_by_some_test() -> None:
-    run = {entry for commands in STORIES.values() for entry in commands}
+def test_every_command_of_the_docs_is_run_by_some_test() -> None:
+    files = [path for path in PROJECT.glob("tests/**/*.py") if path != Path(__file__)]
+    tests = "".join(path.read_text("utf-8") for path in files)
+    run = {entry for commands in STORIES.values() for entry in commands} | {"-m pytest"}
     for page, typed in TYPED.items():
-        for words in typed:
-            entry = entry_of(words)
-            test = next((ELSEWHERE[known] for known in ELSEWHERE if entry.startswith(known)), "")
-            assert entry in run or test or entry == "-m pytest", f"{page}: {words}"
-            if test.endswith(".py"):
-                name = entry.rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
-                assert name in (PROJECT / test).read_text("utf-8"), f"{test} does not run {name}"
+        for entry in {entry_of(words) for words in typed} - run:
+            name = entry.removesuffix(".py").replace("/", ".").rpartition(".")[2]
+            assert re.search(rf"\b{name}\b", tests), f"{page}: no test runs {entry}"
         for line in lines(page):
-            word = re.sub(r"^([A-Z_]+=\S* ?)+", "", line).partition(" ")[0]
-            if word == "make":
-                target = line.split()[1]
-                assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.MULTILINE)
-            elif re.fullmatch(r"[a-z][\w-]*", word) and "─" not in line:
-                assert word in OTHERS | {"python"}, f"{page}: {line}"
+            if target := re.match(r"make ([\w-]+)", line):
+                made = re.search(rf"^{target[1]}:", (PROJECT / "Makefile").read_text(), re.M)
+                assert made, f"{page}: {line}"
 
 
 @pytest.fixture(scope="module")

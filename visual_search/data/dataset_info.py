@@ -10,7 +10,7 @@ import csv
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -38,6 +38,7 @@ OPTIONAL_COLUMNS = ("title", "bbox", "evaluation_status", "hash")
 # Images a thread looks at before it hands its answers over: a future each would cost more than
 # the reading of a header.
 CHUNK = 128
+BLOCK = 64 * CHUNK
 MOST_BROKEN_AT_THE_START = 1000
 
 Facts = TypeVar("Facts")
@@ -67,34 +68,23 @@ def read_each(
     """What `read` says of each image, in the order of `paths`, read by several threads ahead.
 
     Args:
-        paths: may be endless; only some chunks of them are held.
+        paths: may be endless; only a block of them is held.
         read: called in a thread; an :class:`UnreadableImage` it raises becomes the answer.
         workers: threads; 0 is four a core, as most of a header's time is waiting for the disk.
     """
 
-    def read_chunk(chunk: list[Path]) -> list[Facts | UnreadableImage]:
-        answers: list[Facts | UnreadableImage] = []
-        for path in chunk:
-            try:
-                answers.append(read(path))
-            except UnreadableImage as error:
-                answers.append(error)
-        return answers
-
-    workers = workers or 4 * (os.cpu_count() or 1)
-    waiting: deque[Future[list[Facts | UnreadableImage]]] = deque()
-    remaining = iter(paths)
-    with ThreadPoolExecutor(workers) as pool:
+    def answer(path: Path) -> Facts | UnreadableImage:
         try:
-            while chunk := list(islice(remaining, CHUNK)):
-                waiting.append(pool.submit(read_chunk, chunk))
-                if len(waiting) > 2 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            return read(path)
+        except UnreadableImage as error:
+            return error
+
+    remaining = iter(paths)
+    with ThreadPoolExecutor(workers or 4 * (os.cpu_count() or 1)) as pool:
+        while block := list(islice(remaining, BLOCK)):
+            chunks = [block[start : start + CHUNK] for start in range(0, len(block), CHUNK)]
+            for answers in pool.map(lambda chunk: list(map(answer, chunk)), chunks):
+                yield from answers
 
 
 Broken = list[tuple[str, str]]
@@ -131,7 +121,7 @@ def with_sizes(
     or has no area, counts as broken.
 
     Args:
-        rows: may be millions; only some chunks of them are held.
+        rows: may be millions; only a block of them is held.
         folder: what their paths are relative to.
         broken: is told which images are left out.
         read: :func:`stored_size` trusts the header, `images.decoded_size` reads every pixel.

@@ -22,18 +22,20 @@ from visual_search.data.leak_record import Side, product10k_folder
 
 def training_sides(dataset: DatasetConfig) -> list[Side]:
     """The tables that a phase trains on, and which of their images."""
-    place, sides = dataset.product10k, []
-    if place.use:
-        lists = [(place.train_list, place.train_prefix)]
-        if dataset.train_on_test:
-            lists.append((place.val_list, place.val_prefix))
-        for name, prefix in lists:
-            file = Path(place.train_valid_root, name)
-            folder = Path(place.train_valid_root, prefix)
-            sides.append(Side(file, None if folder == product10k_folder(file) else folder))
+    root, sides = Path(dataset.product10k.train_valid_root), []
+    for name, prefix in _lists(dataset):
+        file, folder = root / name, root / prefix
+        sides.append(Side(file, None if folder == product10k_folder(file) else folder))
     for entry in dataset.all_tables():
         sides.append(Side(Path(entry.file), Path(entry.root) if entry.root else None, entry.fold))
     return sides
+
+
+def _lists(dataset: DatasetConfig) -> list[tuple[str, str]]:
+    """The lists of Product10K that are trained on, and the folders of their images."""
+    place = dataset.product10k
+    both = [(place.train_list, place.train_prefix), (place.val_list, place.val_prefix)]
+    return both[: 1 + dataset.train_on_test] if place.use else []
 
 
 def dev_sides(dev: DevSetConfig) -> list[Side]:
@@ -55,11 +57,8 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
     place, sources = dataset.product10k, []
     if place.use:
         # Both lists number the same classes.
-        lists = [(place.train_list, place.train_prefix)]
-        if dataset.train_on_test:
-            lists.append((place.val_list, place.val_prefix))
         root, classes = Path(place.train_valid_root), dataset.num_of_classes
-        parts = [read_product10k(root, table, prefix, classes) for table, prefix in lists]
+        parts = [read_product10k(root, *names, classes) for names in _lists(dataset)]
         sources.append(Source(joined(parts), place.weight))
     seen: set[Path] = set()
     for entry in dataset.all_tables():

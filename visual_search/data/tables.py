@@ -115,7 +115,8 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         if not forgiving:
             _refuse_another_kind(path)
         with open(path, newline="", encoding="utf-8-sig", errors=errors, opener=regular) as handle:
-            reader, before = csv.reader(handle, strict=True), 0
+            lines = handle if forgiving else _without_zero_bytes(handle, path)
+            reader, before = csv.reader(lines, strict=True), 0
             try:
                 for cells in reader:
                     if cells:
@@ -134,6 +135,16 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _without_zero_bytes(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(
+                f"{path} is not a readable csv file: line {number} has a zero byte: it is damaged, "
+                "or UTF-16; save it as CSV UTF-8"
+            )
+        yield line
+
+
 def _refuse_another_kind(path: Path) -> None:
     with open_regular(path) as handle:
         start = handle.read(512)
@@ -141,16 +152,6 @@ def _refuse_another_kind(path: Path) -> None:
             raise UserError(f"{path} is not a readable csv file: it {kind}")
         if re.match(rb"\s*[\[{]\s*[{\"\]}]", start):
             raise UserError(f"{path} is not a readable csv file: it is JSON: save it as CSV UTF-8")
-        handle.seek(0)
-        while block := handle.read(1 << 20):
-            if b"\0" in block:
-                place = handle.tell() - len(block) + block.index(b"\0")
-                handle.seek(0)
-                line = 1 + len(re.findall(rb"\r\n|\r|\n", handle.read(place)))
-                raise UserError(
-                    f"{path} is not a readable csv file: line {line} has a zero byte: it is "
-                    "damaged, or UTF-16; save it as CSV UTF-8"
-                )
 
 
 def _check_lengths(
