@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,6 @@ import pytest
 import local_evaluation
 from local_evaluation import data_folder, main
 from tests.commands import stopped, told
-from visual_search.common.errors import run_command
 
 
 def test_the_command_prints_and_writes_the_score(
@@ -55,47 +53,25 @@ def test_what_the_clock_gave_up_is_told(
     assert "re-ranking: all" in page
 
 
-def test_bad_input_is_one_sentence(
-    weights: Path,
-    dev_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for name in ("AICROWD_DATASET_DIR", "VISUAL_SEARCH_WEIGHTS", "VISUAL_SEARCH_RANKER_LOG"):
-        monkeypatch.setenv(name, "")  # what the command sets is taken back afterwards
-
-    def sentence(*arguments: str) -> str:
-        output = ("--output", str(tmp_path / "out"))
-        monkeypatch.setattr(sys, "argv", ["local_evaluation.py", *output, *arguments])
-        with pytest.raises(SystemExit) as caught:
-            run_command(main)
-        assert caught.value.code == 2
-        assert not (tmp_path / "out" / "result.json").exists()
-        return capsys.readouterr().err
-
-    here = ("--data-folder", str(dev_folder))
-    assert "no model in" in sentence(*here, "--weights", str(tmp_path / "none"))
-    weighted = ("--weights", str(weights), *here)
-    assert "nowhere" in sentence("--data-folder", "nowhere")
-    (dev_folder / "queries.csv").unlink()
-    assert "queries.csv does not exist" in sentence(*weighted)
-
-
-def test_a_score_of_unreadable_images_and_a_result_without_a_place_are_refused(
+def test_what_cannot_be_scored_is_one_sentence(
     weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AICROWD_DATASET_DIR", "VISUAL_SEARCH_WEIGHTS", "VISUAL_SEARCH_RANKER_LOG"):
-        monkeypatch.setenv(name, "")
-    asked = ("--data-folder", dev_folder, "--weights", weights, "--output")
+        monkeypatch.setenv(name, "")  # what the command sets is taken back afterwards
+    output = ("--output", tmp_path / "out")
+    here, model = ("--data-folder", dev_folder), ("--weights", weights)
+    assert "no model in" in stopped(main, *here, *output, "--weights", tmp_path / "none")
+    assert "nowhere" in stopped(main, *model, *output, "--data-folder", "nowhere")
     for path in sorted((dev_folder / "gallery").iterdir())[:5]:
         path.write_bytes(b"")
-    assert "5 of 20 images could not be read" in stopped(main, *asked, tmp_path / "out")
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert "5 of 20 images could not be read" in stopped(main, *here, *model, *output)
     # Where the result cannot be written, nothing is ranked first.
     monkeypatch.setattr(local_evaluation, "run_submission", lambda *_: pytest.fail("ranked"))
-    said = stopped(main, *asked, dev_folder / "queries.csv" / "out")
+    said = stopped(main, *here, *model, "--output", dev_folder / "queries.csv" / "out")
     assert "queries.csv/out cannot be written (Not a directory): name another" in said
+    (dev_folder / "queries.csv").unlink()
+    assert "queries.csv does not exist" in stopped(main, *here, *model, *output)
+    assert not (tmp_path / "out" / "result.json").exists()
 
 
 def test_which_folder_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

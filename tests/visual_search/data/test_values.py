@@ -82,17 +82,6 @@ def aliproducts(folder: Path, cells: Cells) -> None:
     (folder / "val.json").write_text('{"images": []}')
 
 
-def shopee(folder: Path, cells: Cells) -> None:
-    draw(*(folder / f"train_images/{place}.png" for place in range(len(cells))))
-    rows = [[f"{place}.png", cell, ""] for place, cell in enumerate(cells)]
-    write_csv(folder / "train.csv", ["image", "label_group", "title"], rows)
-
-
-def rp2k(folder: Path, cells: Cells) -> None:
-    draw(*(folder / f"all/train/{cell}/{place}.png" for place, cell in enumerate(cells)))
-    draw(folder / "all/test/0/9.png")
-
-
 def catalogue(folder: Path, cells: Cells) -> list[str]:
     known = [value_of(str(cell)) for cell in cells]
     rows = [[cell, "", "стул", "chairs"] for cell in dict.fromkeys(known)]
@@ -104,18 +93,6 @@ def catalogue(folder: Path, cells: Cells) -> list[str]:
     gallery = folder / "development_test_data" / "gallery.csv"
     write_csv(gallery, ["img_path", "product_id"], [["a.png", cell] for cell in cells])
     return catalogue_pairs(folder)["group"].to_pylist()
-
-
-def groceries(folder: Path, cells: Cells) -> list[str]:
-    (folder / "a.txt").write_text("sweet")
-    columns = ("Class ID (int)", "Class Name (str)", "Coarse Class Name (str)")
-    header = [*columns, "Product Description Path (str)"]
-    rows = [[number, cell, "fruit", "/a.txt"] for number, cell in enumerate(cells)]
-    write_csv(folder / "classes.csv", header, rows)
-    lines = [f"train/a.jpg, {number}.0, 0\n" for number in range(len(cells))]
-    (folder / "train.txt").write_text("".join(lines))
-    (folder / "val.txt").write_text("\ufeff")
-    return [said[0] for said in catalogue_pairs(folder)["queries"].to_pylist()]
 
 
 def json_lines(folder: Path, cells: Cells, **more: object) -> Path:
@@ -209,10 +186,7 @@ SIBLINGS: dict[str, Callable[[Path, Cells], list[str]]] = {
     "gallery.csv, queries.csv": challenge,
     "class folders": class_folders,
     "JSON of a public data set": public("aliproducts", aliproducts),
-    "csv of a public data set": public("shopee", shopee),
-    "class folders of a public data set": public("rp2k", rp2k),
     "products.csv": catalogue,
-    "classes.csv": groceries,
     "images.json": addresses,
     "metadata.json": queries,
     "reviews and products": amazon,
