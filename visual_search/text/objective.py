@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,35 +60,10 @@ class ClipLearner(nn.Module):
         Each chunk's activations are dropped and computed again in the backward pass, when the
         gradient of its vectors is known: what gradient caching does (Gao et al., "Scaling Deep
         Contrastive Learning Batch Size under Memory Limited Setup", 2021), on autograd's own
-        checkpoints. The random draws are the same both times.
+        checkpoints. The random draws are the same both times; batch norms see each chunk twice.
         """
         if not self.chunk or len(images) <= self.chunk or not torch.is_grad_enabled():
             return F.normalize(self._images(images).float(), dim=1)
-        parts = [
-            checkpoint(self._images, part, use_reentrant=False, context_fn=self._contexts)
-            for part in images.split(self.chunk)
-        ]
+        chunks = images.split(self.chunk)
+        parts = [checkpoint(self._images, part, use_reentrant=False) for part in chunks]
         return F.normalize(torch.cat(parts).float(), dim=1)
-
-    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Round the first pass, and round the second: batch norms count an image once."""
-        return nullcontext(), statistics_held(self.embedder)
-
-
-@contextmanager
-def statistics_held(module: nn.Module) -> Iterator[None]:
-    """Within it batch norms in training mode leave their running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    held = [
-        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
-        for norm in norms
-        if norm.training and norm.num_batches_tracked is not None
-    ]
-    for norm, *_ in held:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, count, before in held:
-            norm.momentum = momentum
-            count.copy_(before)

@@ -36,11 +36,7 @@ from visual_search.text.encoder import (
 from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
 from visual_search.text.objective import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
-from visual_search.text.projection_start import (
-    add_class_names,
-    start_from_class_names,
-    start_from_ridge,
-)
+from visual_search.text.projection_start import add_class_names, start_from_ridge
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import check_same
 from visual_search.text.validation import PairValidator
@@ -120,17 +116,16 @@ class ClipPhase(Phase):
 
         From random weights they have to learn from few products what closed forms know at once:
         texts start in the space of their own features, turned at random; images where a ridge
-        regression predicts their texts (Hoerl and Kennard 1970), where the visual tower's
-        classifier names them, or at the sum of both.
+        regression predicts their texts (Hoerl and Kennard 1970), and where the visual tower's
+        classifier names them.
         """
         if self.config.pretrain_model:
             return
         encoder, projection = self.learner.embedder, self.config.projection
-        weights = self.config.backbone.weights
         encoder.text.fit(self.texts.everything())
         if projection.kind in ("none", "ru-clip"):
             return
-        ridge, names = projection.initial == "ridge", projection.class_names == "imagenet"
+        ridge = projection.initial == "ridge"
         most = FITTED_IMAGES if ridge else MEASURED_IMAGES
         chosen = range(0, len(self.images), max(len(self.images) // most, 1))
         vectors = self._image_vectors(chosen, device, is_main_process)
@@ -138,10 +133,11 @@ class ClipPhase(Phase):
         if ridge:
             texts = [self.texts.of(image) for image in chosen]
             start_from_ridge(encoder, vectors, texts, projection.ridge_alpha)
-            if names:
-                add_class_names(encoder, weights, vectors)
-        elif names:
-            start_from_class_names(encoder, weights, vectors)
+        if projection.class_names == "imagenet":
+            if not ridge:  # what the features say beside the names starts at nothing
+                for parameter in encoder.image_projection.projection.parameters():
+                    torch.nn.init.zeros_(parameter)
+            add_class_names(encoder, self.config.backbone.weights, vectors)
 
     def _image_vectors(self, chosen: range, device: torch.device, is_main_process: bool) -> Tensor:
         if isinstance(self.images, FrozenFeatures):

@@ -21,22 +21,6 @@ SIZE = 3**-0.5
 """Of a direction in the start's weights: about what a fresh linear layer has."""
 
 
-def start_from_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Start images where the visual tower's classifier names what it sees.
-
-    A text and a class name of the same meaning get the same place; what the features say beside it
-    starts at nothing. Arguments: see :func:`add_class_names`.
-    """
-    image = _linear(encoder.image_projection.projection)
-    columns = encoder.text.columns("use")
-    basis = nn.init.orthogonal_(vectors.new_empty(image.out_features, len(columns)), SIZE)
-    with torch.no_grad():
-        nn.init.zeros_(image.weight)
-        nn.init.zeros_(image.bias)
-    _start_texts(encoder, columns, basis, torch.zeros(len(columns)))
-    add_class_names(encoder, weights, vectors)
-
-
 def start_from_ridge(
     encoder: DualEncoder, vectors: Tensor, texts: Sequence[Sequence[str]], alpha: float
 ) -> None:
@@ -82,7 +66,7 @@ def start_from_ridge(
 
 
 def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
-    """Add the visual tower's classifier to a start that has set the texts already.
+    """Add what the visual tower's classifier names, where the text projection puts the names.
 
     Args:
         encoder: with the text tower `use` and linear projections; changed in place.

@@ -18,7 +18,6 @@ from visual_search.text.projection_start import (
     NAMES_SHARE,
     add_class_names,
     imagenet_classifier,
-    start_from_class_names,
     start_from_ridge,
 )
 from visual_search.text.projections import ClassNames
@@ -86,16 +85,6 @@ def with_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DualEnc
     vectors = image_vectors(made)
     torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, tmp_path / "model.pt")
     return made, str(tmp_path / "model.pt"), vectors
-
-
-def test_images_start_at_the_names_of_their_classes(with_names: Any) -> None:
-    made, weights, vectors = with_names
-    start_from_class_names(made, weights, vectors)
-    with torch.no_grad():
-        named = made.image_projection.names(vectors)
-        texts = torch.from_numpy(made.text.part("use").encoder.encode(TEXTS))
-        ours = made(vectors) @ F.normalize(F.linear(texts, _use(made)), dim=1).T
-    np.testing.assert_allclose(ours, cosines(named.numpy(), texts.numpy()), atol=1e-4)
 
 
 def _use(made: DualEncoder) -> Tensor:
