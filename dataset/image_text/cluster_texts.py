@@ -7,8 +7,8 @@ python dataset/image_text/cluster_texts.py predict X.clusters "белый сто
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,141 @@ from visual_search.common.errors import run_command
 
 if TYPE_CHECKING:
     import jsonargparse
+    import pyarrow as pa
 
-    from visual_search.text.clusters import ClusterReport, TextClusters
-    from visual_search.text.config import ClusterConfig
+    from dataset.image_text.clusters import TextClusters
 
 REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
+PIECE_IMAGES = 10_000
 
 
 def clusters_folder(pairs: Path) -> Path:
     """`X.clusters` for `X.pairs.parquet`."""
     return pairs.with_name(f"{pairs.name.removesuffix('.parquet').removesuffix('.pairs')}.clusters")
+
+
+def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
+    """Cluster the training queries of a table; write the clusters, a report and a map.
+
+    Args:
+        pairs: the table.
+        output: folder; `X.clusters` for `X.pairs.parquet` when None.
+        rules: fields of :class:`visual_search.text.config.ClusterConfig`.
+
+    Raises:
+        UserError: when it is no such table, or too small.
+    """
+    from dataset.image_text.cluster_report import draw_map, write_report
+    from dataset.image_text.clusters import fit_clusters
+    from dataset.image_text.text_statistics import TopNgrams
+    from visual_search.common.files import write_json
+    from visual_search.text.config import ClusterConfig
+    from visual_search.text.pairs import TRAIN, open_pairs
+
+    config, folder = ClusterConfig(**rules), output or clusters_folder(pairs)
+    top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams), shorter=True)
+    for batch in open_pairs(pairs).iter_batches(10_000, columns=["texts", "split"]):
+        rows = zip(batch["texts"].to_pylist(), batch["split"].to_pylist(), strict=True)
+        top.add(text for texts, split in rows if split == TRAIN for text in texts)
+    clusters, report = fit_clusters(top.most_common(config.max_ngrams), config)
+    clusters.save(folder, config)
+    facts = {key: value for key, value in vars(report).items() if key != "table"}
+    write_json(folder / REPORT, facts | report.table.to_dict("list"))
+    draw_map(folder / MAP, clusters, config.seed)
+    write_report(folder / PAGE, pairs.name, clusters, report, folder / MAP)
+    for one in report.table.itertuples():
+        words = f"{one.sizes:6d} n-grams, silhouette {one.silhouettes:+.3f}: {one.names}"
+        print(f"{one.Index:3d} {words}")
+    accuracy = "" if report.accuracy is None else f", held-out accuracy {report.accuracy:.3f}"
+    print(
+        f"{folder}: {clusters.count} clusters of {report.ngrams} n-grams, silhouette "
+        f"{report.silhouette:.3f}{accuracy}; {PAGE}, {MAP}"
+    )
+    print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
+
+
+def assign(pairs: Path, clusters: Path | None = None, output: Path | None = None) -> None:
+    """Write a table with the columns `clusters` and `cluster`.
+
+    Pieces that are done lie beside the output until all are.
+
+    Args:
+        pairs: the table.
+        clusters: folder; `X.clusters` for `X.pairs.parquet` when None.
+        output: the table to write; the same when None.
+
+    Raises:
+        UserError: when table or clusters are missing or none of the kind.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dataset.dataset_creation_steps.snapshots import (
+        fingerprint,
+        read_rows,
+        read_snapshot,
+        source_of,
+        write_snapshot,
+    )
+    from dataset.image_text.clusters import FACTS, MODEL, TextClusters
+    from visual_search.common.files import written_atomically
+    from visual_search.common.progress import progress_bar
+    from visual_search.data.leak_record import fingerprint as file_fingerprint
+    from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
+
+    rows, columns = open_pairs(pairs).metadata.num_rows, pa.schema([*SCHEMA, *CLUSTER_FIELDS])
+    folder, output = clusters or clusters_folder(pairs), output or pairs
+    known = TextClusters.load(folder)
+    # A piece of another table or other clusters is done again.
+    source = fingerprint(*map(file_fingerprint, (pairs, folder / MODEL, folder / FACTS)))
+    work = output.with_name(f".{output.name}.clusters")
+    work.mkdir(parents=True, exist_ok=True)
+    pieces = [work / f"{start}.piece" for start in range(0, rows, PIECE_IMAGES)]
+    with progress_bar("clustering", "piece", total=len(pieces)) as bar:
+        for number, path in enumerate(pieces):
+            if not path.is_file() or source_of(path) != source:
+                start = number * PIECE_IMAGES
+                table = read_rows(pairs, start, start + PIECE_IMAGES, SCHEMA.names)
+                write_snapshot(path, clustered(table, known), source)
+            bar.update()
+    sizes = np.zeros(known.count, dtype=np.int64)
+    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, columns) as writer:
+        for path in pieces:
+            table = read_snapshot(path)
+            writer.write_table(table.select(columns.names).cast(columns))
+            sizes += np.bincount(table["cluster"].to_numpy(), minlength=known.count)
+    shutil.rmtree(work)
+    print(f"{output}: images of clusters 0, 1, …: {', '.join(map(str, sizes.tolist()))}")
+
+
+def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
+    """The rows with the cluster of each query, and that of the mean of an image's embeddings."""
+    import numpy as np
+    import pyarrow as pa
+
+    from visual_search.text.pairs import CLUSTER_FIELDS
+
+    texts = table["texts"].to_pylist()
+    ends = np.cumsum([len(row) for row in texts])[:-1]
+    vectors = clusters.encoder.encode([text for row in texts for text in row])
+    of_queries = np.split(clusters.predict_vectors(vectors), ends)
+    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends)])
+    columns = ([row.tolist() for row in of_queries], clusters.predict_vectors(means).tolist())
+    for field, column in zip(CLUSTER_FIELDS, columns, strict=True):
+        table = table.append_column(pa.field(*field), pa.array(column, field[1]))
+    return table
+
+
+def predict(clusters: Path, queries: list[str]) -> None:
+    """Print the cluster of queries as typed."""
+    from dataset.image_text.clusters import TextClusters
+    from dataset.image_text.text_normalization import clean, language_of
+
+    known = TextClusters.load(clusters)
+    found = known.predict([clean(query, language_of(query)) for query in queries])
+    for query, number in zip(queries, found.tolist(), strict=True):
+        print(f"{number}\t{known.names[number]}\t{query}")
 
 
 def build_parser() -> jsonargparse.ArgumentParser:
@@ -45,93 +170,36 @@ def build_parser() -> jsonargparse.ArgumentParser:
         commands.add_subcommand(name, made, help=description)
         return made
 
-    fit = command(
+    one = command(
         "fit",
         "Cluster the frequent n-grams of the training queries; write the clusters, a report and a "
         "map.",
     )
-    fit.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
-    fit.add_argument("--config", action="config", help="config/image_text/clusters.yml")
-    fit.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
-    fit.add_class_arguments(ClusterConfig)
-    assign = command(
+    one.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
+    one.add_argument("--config", action="config", help="config/image_text/clusters.yml")
+    one.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
+    one.add_class_arguments(ClusterConfig)
+    one = command(
         "assign",
         "Add to a table of pairs the cluster of each query and of each image. Killed, the same "
         "command goes on where it was.",
     )
-    assign.add_argument("pairs", type=Path, help="X.pairs.parquet")
-    assign.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
-    assign.add_argument("--output", type=Path | None, help="table (default: the same)")
-    predict = command("predict", "Say which cluster queries belong to.")
-    predict.add_argument("clusters", type=Path, help="X.clusters")
-    predict.add_argument("queries", type=str, nargs="+", help="as typed")
+    one.add_argument("pairs", type=Path, help="X.pairs.parquet")
+    one.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
+    one.add_argument("--output", type=Path | None, help="table (default: the same)")
+    one = command("predict", "Say which cluster queries belong to.")
+    one.add_argument("clusters", type=Path, help="X.clusters")
+    one.add_argument("queries", type=str, nargs="+", help="as typed")
     return parser
-
-
-def fit(pairs: Path, folder: Path, config: ClusterConfig) -> tuple[TextClusters, ClusterReport]:
-    """Cluster the training queries of a table, and write everything that `fit` writes.
-
-    Raises:
-        UserError: when it is no such table, or too small.
-    """
-    from dataset.image_text.clusters import draw_map, write_report
-    from dataset.image_text.text_statistics import TopNgrams
-    from visual_search.common.files import write_json
-    from visual_search.text.clusters import fit_clusters
-    from visual_search.text.pairs import TRAIN, open_pairs
-
-    file = open_pairs(pairs)
-    top = TopNgrams(config.ngram, max(1_000_000, 5 * config.max_ngrams), shorter=True)
-    for batch in file.iter_batches(10_000, columns=["texts", "split"]):
-        rows = zip(batch["texts"].to_pylist(), batch["split"].to_pylist(), strict=True)
-        top.add(text for texts, split in rows if split == TRAIN for text in texts)
-    clusters, report = fit_clusters(top.most_common(config.max_ngrams), config)
-    clusters.save(folder, config)
-    write_json(folder / REPORT, {"names": clusters.names} | asdict(report))
-    draw_map(folder / MAP, clusters, config.seed)
-    write_report(folder / PAGE, pairs.name, clusters, report, folder / MAP)
-    return clusters, report
 
 
 def main() -> None:
     """Run one of the three."""
     values = parsed(build_parser())
     name = values["subcommand"]
-    steps: dict[str, Callable[..., None]] = {"fit": _fit, "assign": _assign, "predict": _predict}
+    values[name].pop("config", None)
+    steps: dict[str, Callable[..., None]] = {"fit": fit, "assign": assign, "predict": predict}
     steps[name](**values[name])
-
-
-def _fit(pairs: Path, output: Path | None, config: object, **rules: Any) -> None:
-    from visual_search.text.config import ClusterConfig
-
-    folder = output or clusters_folder(pairs)
-    clusters, report = fit(pairs, folder, ClusterConfig(**rules))
-    columns = zip(clusters.names, report.sizes, report.silhouettes, strict=True)
-    for number, (name, size, silhouette) in enumerate(columns):
-        print(f"{number:3d} {size:6d} n-grams, silhouette {silhouette:+.3f}: {name}")
-    accuracy = "" if report.accuracy is None else f", held-out accuracy {report.accuracy:.3f}"
-    print(
-        f"{folder}: {clusters.count} clusters of {report.ngrams} n-grams, silhouette "
-        f"{report.silhouette:.3f}{accuracy}; {PAGE}, {MAP}"
-    )
-    print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
-
-
-def _assign(pairs: Path, clusters: Path | None, output: Path | None) -> None:
-    from dataset.image_text.clusters import assign
-
-    sizes = assign(pairs, clusters or clusters_folder(pairs), output or pairs)
-    print(f"{output or pairs}: images of clusters 0, 1, …: {', '.join(map(str, sizes))}")
-
-
-def _predict(clusters: Path, queries: list[str]) -> None:
-    from dataset.image_text.text_normalization import clean, language_of
-    from visual_search.text.clusters import TextClusters
-
-    known = TextClusters.load(clusters)
-    found = known.predict([clean(query, language_of(query)) for query in queries])
-    for query, number in zip(queries, found.tolist(), strict=True):
-        print(f"{number}\t{known.names[number]}\t{query}")
 
 
 if __name__ == "__main__":

@@ -1,146 +1,193 @@
-"""The cluster of each query and image, added to a table of pairs; the report and map of a fit."""
+"""Groups of texts that mean alike: the frequent n-grams are clustered, any text joins its nearest.
+
+    clusters, report = fit_clusters(grams, ClusterConfig())
+    clusters.save(folder, config)
+    TextClusters.load(folder).predict(["белый стол"])      # (1,), int64
+
+The n-grams are embedded by a sentence encoder and grouped by agglomerative clustering; a k-nearest-
+neighbours classifier on them carries the groups over to texts that were not there.
+"""
 
 from __future__ import annotations
 
-import shutil
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+import pandas as pd
 
-from dataset.dataset_creation_steps.snapshots import (
-    fingerprint,
-    read_rows,
-    read_snapshot,
-    source_of,
-    write_snapshot,
-)
-from visual_search.common.files import write_figure, written_atomically
-from visual_search.common.page import Section, write_page
-from visual_search.common.progress import progress_bar
-from visual_search.data.leak_record import fingerprint as file_fingerprint
-from visual_search.text.clusters import FACTS, MODEL, ClusterReport, TextClusters
-from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, open_pairs
+from visual_search.common.errors import UserError
+from visual_search.common.files import read_json, write_json, written_atomically
+from visual_search.common.ranges import check_ranges
+from visual_search.text.config import ClusterConfig
+from visual_search.text.sentence_encoders import SentenceEncoder, sentence_encoder
 
-CLUSTERED = pa.schema([*SCHEMA, *CLUSTER_FIELDS])
+MODEL, FACTS = "clusters.npz", "clusters.json"
+NAME_WORDS, EXAMPLES = 3, 10
 
 
-def assign(pairs: Path, clusters: Path, output: Path, piece_images: int = 10_000) -> list[int]:
-    """Write the table of pairs with the columns `clusters` and `cluster`; images of each cluster.
+@dataclass(frozen=True)
+class ClusterReport:
+    """How good the clusters are."""
 
-    Pieces that are done lie beside the output, which may be the same table, until all are.
+    ngrams: int
+    """That were clustered."""
+    accuracy: float | None
+    """Of the vote of the nearest on held-out n-grams, 0..1; None where there were none."""
+    silhouette: float
+    """Mean over the n-grams (Rousseeuw 1987), -1..1, Euclidean distance."""
+    table: pd.DataFrame
+    """A row a cluster: `names`; `sizes`, its n-grams; `weights`, how often they stand in the
+    texts; `silhouettes`, their mean; `examples`, the most frequent of them."""
+
+
+@dataclass(frozen=True)
+class TextClusters:
+    """Embedded n-grams with their clusters, and the encoder they were embedded by."""
+
+    encoder: SentenceEncoder
+    """Of texts."""
+    vectors: np.ndarray
+    """Of the n-grams, `(m, dimension)`, float32, of length 1."""
+    labels: np.ndarray
+    """Cluster of each n-gram, `(m,)`, int64, 0..count-1."""
+    names: list[str]
+    """Of the clusters."""
+    neighbours: int
+    """That vote on a text's cluster."""
+
+    @property
+    def count(self) -> int:
+        """How many clusters there are."""
+        return len(self.names)
+
+    def predict(self, texts: Sequence[str]) -> np.ndarray:
+        """The cluster of each text, `(n,)`, int64; texts are cleaned, as the clustered ones."""
+        return self.predict_vectors(self.encoder.encode(texts))
+
+    def predict_vectors(self, vectors: np.ndarray) -> np.ndarray:
+        """The cluster of each vector of the encoder's, `(n,)`, int64; of any length."""
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        found = self._votes.predict(vectors / np.where(norms > 0, norms, 1.0))
+        return np.asarray(found, dtype=np.int64)
+
+    @cached_property
+    def _votes(self) -> Any:
+        return _votes(self.vectors, self.labels, self.neighbours)
+
+    def save(self, folder: Path, config: ClusterConfig) -> None:
+        """Write numbers and text, nothing that is executed when it is read."""
+        (folder / FACTS).unlink(missing_ok=True)  # and last again: never the names of others
+        with written_atomically(folder / MODEL) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, vectors=self.vectors, labels=self.labels)
+        facts = {"names": self.names, "neighbours": self.neighbours, "encoder": self.encoder.name}
+        write_json(folder / FACTS, facts | {"config": asdict(config)})
+
+    @classmethod
+    def load(cls, folder: Path) -> TextClusters:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: when it is not there or damaged.
+        """
+        try:
+            facts = read_json(folder / FACTS)
+            with np.load(folder / MODEL, allow_pickle=False) as arrays:
+                vectors, labels = arrays["vectors"], arrays["labels"]
+            name, names, neighbours = facts["encoder"], facts["names"], int(facts["neighbours"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder} has no readable clusters ({error}); make them with "
+                "`python dataset/image_text/cluster_texts.py fit`"
+            ) from error
+        return cls(sentence_encoder(name), vectors, labels, names, neighbours)
+
+
+def fit_clusters(
+    grams: Sequence[tuple[str, int]], config: ClusterConfig
+) -> tuple[TextClusters, ClusterReport]:
+    """Cluster n-grams by Ward's linkage.
+
+    `grams` are n-grams and how often each stands in the texts, the most frequent first. Returned
+    are the clusters, the largest first, and how good they are.
 
     Raises:
-        UserError: when table or clusters are missing or none of the kind.
+        UserError: for a number out of its range, and when there are fewer n-grams than clusters.
     """
-    rows = open_pairs(pairs).metadata.num_rows
-    known = TextClusters.load(clusters)
-    source = fingerprint(
-        file_fingerprint(pairs), *(file_fingerprint(clusters / name) for name in (MODEL, FACTS))
+    from sklearn.cluster import AgglomerativeClustering
+    from sklearn.metrics import silhouette_samples
+    from sklearn.neighbors import kneighbors_graph
+
+    check_ranges(config)
+    found = pd.DataFrame(grams[: config.max_ngrams], columns=["examples", "weights"])
+    if config.clusters >= len(found):
+        raise UserError(
+            f"clusters is {config.clusters}; it must be less than the {len(found)} different "
+            "n-grams there are"
+        )
+    encoder = sentence_encoder(config.encoder)
+    vectors = encoder.encode(found["examples"].tolist())
+    near: Any = None
+    if config.connectivity:
+        near = kneighbors_graph(vectors, min(config.connectivity, len(vectors) - 1))
+        near = near + near.T
+    labels = AgglomerativeClustering(config.clusters, connectivity=near).fit_predict(vectors)
+    order = np.argsort(-np.bincount(labels), kind="stable")
+    labels = np.argsort(order)[labels]
+    found["silhouettes"] = silhouette_samples(vectors, labels).astype(float)
+    clusters = found.assign(sizes=1).groupby(labels)
+    table = clusters.agg({"sizes": "sum", "weights": "sum", "silhouettes": "mean"})
+    table["examples"] = clusters["examples"].agg(lambda texts: texts[:EXAMPLES].tolist())
+    table.insert(0, "names", _names(found, labels))
+    report = ClusterReport(
+        len(found),
+        _held_out_accuracy(vectors, labels, config),
+        float(found["silhouettes"].mean()),
+        table,
     )
-    work = output.with_name(f".{output.name}.clusters")
-    work.mkdir(parents=True, exist_ok=True)
-    starts = range(0, rows, piece_images)
-    sizes = np.zeros(known.count, dtype=np.int64)
-    with progress_bar("clustering", "image", total=rows) as bar:
-        for start in starts:
-            path = work / f"{start}.piece"
-            # A piece of another table or other clusters is done again.
-            if not path.is_file() or source_of(path) != source:
-                table = read_rows(pairs, start, start + piece_images, SCHEMA.names)
-                write_snapshot(path, clustered(table, known), source)
-            bar.update(min(piece_images, rows - start))
-    with written_atomically(output) as temporary, pq.ParquetWriter(temporary, CLUSTERED) as writer:
-        for start in starts:
-            table = read_snapshot(work / f"{start}.piece")
-            writer.write_table(table.select(CLUSTERED.names).cast(CLUSTERED))
-            sizes += np.bincount(table["cluster"].to_numpy(), minlength=known.count)
-    shutil.rmtree(work)
-    return sizes.tolist()
+    names = table["names"].tolist()
+    return TextClusters(encoder, vectors, labels, names, config.neighbours), report
 
 
-def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
-    """The rows with the cluster of each query, and that of the mean of an image's embeddings."""
-    texts = table["texts"].to_pylist()
-    ends = np.cumsum([len(row) for row in texts])[:-1]
-    vectors = clusters.encoder.encode([text for row in texts for text in row])
-    of_queries = np.split(clusters.predict_vectors(vectors), ends)
-    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends)])
-    columns = ([row.tolist() for row in of_queries], clusters.predict_vectors(means).tolist())
-    for field, column in zip(CLUSTER_FIELDS, columns, strict=True):
-        table = table.append_column(pa.field(*field), pa.array(column, field[1]))
-    return table
+def _names(grams: pd.DataFrame, labels: np.ndarray) -> list[str]:
+    """For each cluster the words with the largest part in its divergence from all texts."""
+    inside = [Counter[str]() for _ in range(int(labels.max()) + 1)]
+    for text, count, label in zip(grams["examples"], grams["weights"], labels, strict=True):
+        inside[label].update(dict.fromkeys(text.split(), count))
+    everywhere = sum(inside, Counter[str]())
+
+    def telling(words: Counter[str]) -> str:
+        here, total = words.total(), everywhere.total()
+        parts = {
+            word: count / here * math.log(count / here / (everywhere[word] / total))
+            for word, count in words.items()
+        }
+        return ", ".join(sorted(words, key=lambda word: (-parts[word], word))[:NAME_WORDS])
+
+    return [telling(words) for words in inside]
 
 
-MAP_POINTS = 3000
-LABELLED = 30
-"""Clusters whose names are written on the map, the largest."""
+def _held_out_accuracy(
+    vectors: np.ndarray, labels: np.ndarray, config: ClusterConfig
+) -> float | None:
+    from sklearn.model_selection import train_test_split
+
+    if round(config.hold_out * len(vectors)) < 1:
+        return None
+    known, asked, right, expected = train_test_split(
+        vectors, labels, test_size=config.hold_out, random_state=config.seed
+    )
+    return float(_votes(known, right, config.neighbours).score(asked, expected))
 
 
-def map_places(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Places in the plane where near vectors stay near, `(n, 2)`: t-SNE (van der Maaten 2008)."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+def _votes(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> Any:
+    """The vote of the nearest n-grams on the cluster of a text."""
+    from sklearn.neighbors import KNeighborsClassifier
 
-    few = min(50, *vectors.shape)
-    reduced = PCA(few, random_state=seed).fit_transform(vectors)
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    # A thousand steps of a millisecond each: threads that wait for one another take far longer
-    # where somebody else has a core.
-    with threadpool_limits(1):
-        found = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return np.asarray(found)
-
-
-def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
-    """A point for each n-gram (of a sample, where there are many), coloured by cluster."""
-    rows = np.random.default_rng(seed).permutation(len(clusters.vectors))[:MAP_POINTS]
-    labels = clusters.labels[rows]
-    places = map_places(clusters.vectors[rows], seed)
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    axes = figure.subplots()
-    strong_first = [*range(0, 20, 2), *range(1, 20, 2)]  # tab20 has ten pairs, strong and light
-    colours = colormaps["tab20"](np.resize(strong_first, clusters.count))
-    axes.scatter(places[:, 0], places[:, 1], c=colours[labels], s=12, linewidths=0)
-    for number in range(min(clusters.count, LABELLED)):
-        inside = places[labels == number]
-        if len(inside):
-            # At the place nearest to the median: it is one of the cluster's own.
-            nearest = np.linalg.norm(inside - np.median(inside, axis=0), axis=1).argmin()
-            frame = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": colours[number]}
-            words, bbox = f"{number}: {clusters.names[number]}", frame | {"alpha": 0.85}
-            place = tuple(inside[nearest])
-            axes.annotate(words, place, fontsize=8, ha="center", va="center", bbox=bbox)
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(f"{len(rows)} n-grams of {clusters.count} clusters")
-    write_figure(path, figure)
-
-
-def write_report(
-    path: Path, name: str, clusters: TextClusters, report: ClusterReport, picture: Path
-) -> None:
-    """The page: sizes and silhouettes, examples, the map."""
-    accuracy = "" if report.accuracy is None else f"{report.accuracy:.3f}"
-    facts = {
-        "n-grams": f"{report.ngrams:,}",
-        "encoder": clusters.encoder.name,
-        "silhouette": f"{report.silhouette:.3f}",
-        "accuracy of the vote on held-out n-grams": accuracy,
-    }
-    silhouettes = [f"{silhouette:+.3f}" for silhouette in report.silhouettes]
-    examples = [" · ".join(some) for some in report.examples]
-    names, numbers = clusters.names, range(clusters.count)
-    rows: list[tuple[object, ...]] = [
-        ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
-        *zip(numbers, names, report.sizes, report.weights, silhouettes, examples, strict=True),
-    ]
-    sections = [
-        Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
-        Section("Clusters", ["Named by the words that set them apart."], tables={"": rows}),
-        Section("Map", ["Near points mean alike."], pictures={"": picture}),
-    ]
-    write_page(path, f"Clusters of the queries of {name}", sections)
+    votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
+    return votes.fit(vectors, labels)

@@ -9,26 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset.image_text import clusters as clusters_module
+from dataset.image_text import cluster_texts
 from dataset.image_text.catalogue_pairs import catalogue_pairs
-from dataset.image_text.cluster_texts import fit, main
-from dataset.image_text.clusters import assign
-from tests.commands import inside, refused
-from visual_search.text.clusters import TextClusters
-from visual_search.text.config import ClusterConfig
+from dataset.image_text.cluster_texts import assign, main
+from dataset.image_text.clusters import TextClusters
+from tests.commands import stopped, told
+from tests.conftest import PROJECT
 from visual_search.text.pairs import SCHEMA, read_pairs, write_pairs
-
-CONFIG = ClusterConfig(clusters=6)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some of the demo's pairs, and clusters beside them."""
-    folder = tmp_path_factory.mktemp("demo")
-    pairs = folder / "demo.pairs.parquet"
-    project = Path(__file__).resolve().parents[3]
-    write_pairs(pairs, catalogue_pairs(project / "dataset" / "demo").slice(0, 240))
-    fit(pairs, folder / "demo.clusters", CONFIG)
+    pairs = tmp_path_factory.mktemp("demo") / "demo.pairs.parquet"
+    write_pairs(pairs, catalogue_pairs(PROJECT / "dataset" / "demo").slice(0, 240))
+    yaml = PROJECT / "config/image_text/clusters.yml"
+    said = told(main, "fit", pairs, "--config", yaml, "--clusters", 6)
+    assert "6 clusters of" in said
+    assert f"next: python dataset/image_text/cluster_texts.py assign {pairs}" in said
     return pairs
 
 
@@ -51,8 +49,15 @@ def test_fit_writes_clusters_a_report_and_a_map(demo: Path) -> None:
     }
 
 
+def test_a_query_is_cleaned_before_it_is_compared(demo: Path, tmp_path: Path) -> None:
+    said = told(main, "predict", demo.with_name("demo.clusters"), "СТУЛЬЯ!", "стул")
+    first, second = (line.split("\t") for line in said.splitlines())
+    assert first == [*second[:2], "СТУЛЬЯ!"]
+    assert "no readable clusters" in stopped(main, "assign", demo, "--clusters", tmp_path)
+
+
 def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
-    demo: Path, tmp_path: Path
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = pq.read_table(demo).slice(0, 12).to_pylist()
     for row, other in zip(source[:5], source[5:10], strict=True):
@@ -61,19 +66,22 @@ def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
         row["language"] += other["language"]
     pairs, output = tmp_path / "p.parquet", tmp_path / "clustered.parquet"
     write_pairs(pairs, SCHEMA.empty_table().from_pylist(source, schema=SCHEMA))
-    sizes = assign(pairs, demo.with_name("demo.clusters"), output, piece_images=7)
-    clusters = TextClusters.load(demo.with_name("demo.clusters"))
+    folder = demo.with_name("demo.clusters")
+    monkeypatch.setattr(cluster_texts, "PIECE_IMAGES", 7)
+    said = told(main, "assign", pairs, "--clusters", folder, "--output", output)
+    clusters = TextClusters.load(folder)
     table = read_pairs(output)
     assert table.clusters is not None
     of_queries = pq.read_table(output)["clusters"].to_pylist()
-    assert np.bincount(table.clusters, minlength=6).tolist() == sizes
+    sizes = np.bincount(table.clusters, minlength=6).tolist()
+    assert f"images of clusters 0, 1, …: {', '.join(map(str, sizes))}" in said
     for row in range(12):
         vectors = clusters.encoder.encode(table.texts[row])
         assert of_queries[row] == clusters.predict_vectors(vectors).tolist()
         mean = vectors.mean(axis=0, keepdims=True)
         assert table.clusters[row] == clusters.predict_vectors(mean)[0]
     # Again, onto itself: the same.
-    assign(output, demo.with_name("demo.clusters"), output)
+    assign(output, folder)
     assert read_pairs(output).clusters.tolist() == table.clusters.tolist()  # type: ignore[union-attr]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clustered.parquet", "p.parquet"]
 
@@ -83,7 +91,7 @@ def test_a_stopped_assignment_goes_on(
 ) -> None:
     folder, output = demo.with_name("demo.clusters"), tmp_path / "out.parquet"
     done: list[int] = []
-    whole = clusters_module.clustered
+    whole = cluster_texts.clustered
 
     def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
         if len(done) == 2:
@@ -91,36 +99,12 @@ def test_a_stopped_assignment_goes_on(
         done.append(table.num_rows)
         return whole(table, clusters)
 
-    monkeypatch.setattr(clusters_module, "clustered", clustered)
+    monkeypatch.setattr(cluster_texts, "clustered", clustered)
+    monkeypatch.setattr(cluster_texts, "PIECE_IMAGES", 90)
     with pytest.raises(KeyboardInterrupt):
-        assign(demo, folder, output, piece_images=90)
+        assign(demo, folder, output)
     assert not output.exists()
     done[:] = [-1]
-    assign(demo, folder, output, piece_images=90)
+    assign(demo, folder, output)
     assert done == [-1, 240 - 180]
     assert pq.read_table(output).select(SCHEMA.names) == pq.read_table(demo)
-
-
-def test_the_commands(project: Path, demo: Path, tmp_path: Path) -> None:
-    def command(*arguments: object) -> str:
-        return inside(main, *arguments).stdout
-
-    pairs = tmp_path / "demo.pairs.parquet"
-    pairs.write_bytes(demo.read_bytes())
-    yaml = project / "config/image_text/clusters.yml"
-    said = command("fit", pairs, "--config", yaml, "--clusters", 5)
-    assert "5 clusters of" in said
-    assert f"next: python dataset/image_text/cluster_texts.py assign {pairs}" in said
-    assert "clusters 0, 1, …: " in command("assign", pairs)
-    assert set(pq.read_schema(pairs).names) > {"cluster", "clusters"}
-    # A query is cleaned before it is compared.
-    said = command("predict", tmp_path / "demo.clusters", "СТУЛЬЯ!", "стул")
-    first, second = (line.split("\t") for line in said.splitlines())
-    assert first == [*second[:2], "СТУЛЬЯ!"]
-    assert inside(main, "assign", pairs, "--clusters", tmp_path).returncode == 2
-
-
-def test_too_small_a_table_is_said(demo: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / "p.parquet"
-    write_pairs(pairs, pq.read_table(demo).slice(0, 3))
-    refused("n-grams there are", fit, pairs, tmp_path / "c", CONFIG)
