@@ -35,7 +35,7 @@ _FROZEN = When("towers", "use", "sentence-transformers/")
 
 @dataclass(frozen=True)
 class PairSamplerConfig:
-    """Which images meet in a batch; two of one product do not while there are others.
+    """Which images meet in a batch; those of one product are spread over the epoch.
 
     Args:
         kind: shuffle; hard-negatives fills a part of each batch from one cluster of texts, and
