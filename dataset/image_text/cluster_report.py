@@ -63,12 +63,13 @@ def write_report(
     }
     if report.accuracy is not None:
         facts["accuracy of the vote on held-out n-grams"] = f"{report.accuracy:.3f}"
+    shown = report.table.assign(
+        silhouettes=report.table["silhouettes"].map("{:+.3f}".format),
+        examples=report.table["examples"].map(" · ".join),
+    )
     rows: list[tuple[object, ...]] = [
         ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
-        *(
-            (*one[:4], f"{one.silhouettes:+.3f}", " · ".join(one.examples))
-            for one in report.table.itertuples()
-        ),
+        *shown.itertuples(),
     ]
     sections = [
         Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
