@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from visual_search.common.run_folder import RunFolder
     from visual_search.model.checkpoint import Checkpoint
     from visual_search.model.embedder import Embedder
+
+State = dict[str, "Tensor"]
 
 
 def main() -> None:
@@ -33,47 +34,62 @@ def main() -> None:
 
 
 def average_runs(options: argparse.Namespace, run: RunFolder) -> None:
-    """Make the soup that the options ask for, and write it into the run's folder."""
+    """Make the soup that the options ask for: a run folder that everything takes."""
+    from visual_search.common.files import write_json, write_text
     from visual_search.config_reader import read_config
     from visual_search.data.factory import dev_files, dev_set_of, training_images
     from visual_search.evaluation.dev_set import evaluate_on_dev_set
-    from visual_search.model.checkpoint import load_checkpoint
+    from visual_search.evaluation.identity import averaged
+    from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
+    from visual_search.model.embedder import rebuild_embedder
     from visual_search.ranking.embed import default_device
     from visual_search.validation import fit_whitenings
 
     ingredients = load_ingredients(options.runs)
     first = next(iter(ingredients.values()))
-    config = read_config(options.runs[0])
-    dev_set = dev_set_of(config.dataset.dev_set)
-    device = default_device()
-    settings = config.embedding.unmeasured(device.type == "cuda")
+    architecture, config = first.architecture, read_config(options.runs[0])
+    dev_set, device = dev_set_of(config.dataset.dev_set), default_device()
+    embedder = rebuild_embedder(architecture).to(device).eval()
+    given: dict[str, Any] = {
+        "device": device,
+        "settings": config.embedding.unmeasured(device.type == "cuda"),
+    }
 
     def score(embedder: Embedder, what: str) -> float:
-        size = first.architecture.input_size
-        found = evaluate_on_dev_set(
-            embedder.to(device), dev_set, size, device=device, settings=settings
-        )
+        found = evaluate_on_dev_set(embedder, dev_set, architecture.input_size, **given)
         print(f"{what}: mAP {found.mean_average_precision:.4f}", flush=True)
         return found.mean_average_precision
 
-    soup = make_soup(ingredients, score, options.kind)
-    architecture, train = first.architecture, config.train
-    if train.whitening or train.whitening_power:
-        embedder = _embedder(first, soup.state).to(device)
+    def score_state(state: Mapping[str, Tensor], what: str) -> float:
+        embedder.load_state_dict(dict(state))
+        return score(embedder, what)
+
+    parts = {name: one.state for name, one in ingredients.items()}
+    kept, state, mAP, scores = make_soup(parts, score_state, options.kind)
+    if config.train.whitening or config.train.whitening_power:
+        embedder.load_state_dict(state)
         images, size = training_images(config.dataset), architecture.input_size
-        fitted = fit_whitenings(embedder, images, size, train, settings=settings, device=device)
+        fitted = fit_whitenings(embedder, images, size, config.train, **given)
         for name, whitening in fitted.items():
             embedder.neck = whitening.to(device)
-            mAP = score(embedder, f"the average, {name}")
-            if mAP > soup.mAP:
-                soup = dataclasses.replace(soup, state=embedder.state_dict(), mAP=mAP)
+            if (whitened := score(embedder, f"the average, {name}")) > mAP:
+                state, mAP = embedder.state_dict(), whitened
                 architecture = first.architecture.whitened(whitening)
+    trained_on = averaged([Path(name) for name in kept])
     data = ", ".join(map(str, dev_files(config.dataset.dev_set)))
-    text = (options.runs[0] / "config.yml").read_text("utf-8")
-    kept = dataclasses.replace(first, architecture=architecture)
-    write_soup(run.path, soup, options.kind, kept, text, data)
+    facts: dict[str, Any] = {
+        "data": trained_on and trained_on.of_a_model(),
+        **{key: first.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
+        "run": run.name,
+        "mAP": mAP,
+        "soup": {"kind": options.kind, "runs": kept, "scored_on": data},
+    }
+    write_text(run.path / "config.yml", (options.runs[0] / "config.yml").read_text("utf-8"))
+    save_checkpoint(run.best, architecture, state, {}, facts)
+    result = {"finished": True, "mAP": mAP, "ingredients": kept, "scores": scores}
+    write_json(run.path / "result.json", result)
     best = max(load_checkpoint(path).facts.get("mAP", 0.0) for path in options.runs)
-    print(f"done: mAP {soup.mAP:.4f} of {len(soup.ingredients)} runs; the best alone {best:.4f}")
+    print(f"done: mAP {mAP:.4f} of {len(kept)} runs; the best alone {best:.4f}")
     print(f"next: python my_submission/to_torchscript.py {run.path}")
 
 
@@ -96,22 +112,6 @@ def build_parser() -> argparse.ArgumentParser:
         "is then slightly too kind on; uniform averages all (%(default)s)",
     )
     return parser
-
-
-Score = Callable[["Embedder", str], float]
-"""mAP of an embedder, 0..1; the text says what it is."""
-
-
-@dataclass(frozen=True)
-class Soup:
-    """An average, and how it came about."""
-
-    state: Mapping[str, Tensor]
-    mAP: float
-    ingredients: tuple[str, ...]
-    """The runs that are in it."""
-    scores: Mapping[str, float]
-    """Of each run alone, before it is whitened, where it was asked for."""
 
 
 def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
@@ -139,73 +139,43 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
     return found
 
 
-def make_soup(ingredients: Mapping[str, Checkpoint], score: Score, kind: str) -> Soup:
+def make_soup(
+    ingredients: Mapping[str, Mapping[str, Tensor]],
+    score: Callable[[Mapping[str, Tensor], str], float],
+    kind: str,
+) -> tuple[list[str], State, float, dict[str, float]]:
     """The average of all (uniform), or of those that do not make it worse, best first (greedy).
 
     Wortsman et al., "Model soups" (ICML 2022), section 2: uniform soup, and recipe 1.
-    """
-    if kind == "uniform":
-        state = _average(list(ingredients.values()))
-        mAP = score(_embedder(next(iter(ingredients.values())), state), "the average of all")
-        return Soup(state, mAP, tuple(ingredients), {})
-    scores = {name: score(_embedder(one, one.state), name) for name, one in ingredients.items()}
-    order = sorted(ingredients, key=lambda name: -scores[name])
-    kept, best = [order[0]], scores[order[0]]
-    state = dict(ingredients[order[0]].state)
-    for name in order[1:]:
-        tried = _average([ingredients[part] for part in [*kept, name]])
-        mAP = score(_embedder(ingredients[name], tried), f"with {name}")
-        if mAP >= best:
-            kept, best, state = [*kept, name], mAP, tried
-    return Soup(state, best, tuple(kept), scores)
-
-
-def write_soup(
-    folder: Path, soup: Soup, kind: str, sample: Checkpoint, config: str, data: str
-) -> None:
-    """Write a run folder that ranker, evaluation and further training take.
 
     Args:
-        folder: `runs/<name>`.
-        soup: what goes into it.
+        ingredients: the tensors of each run, by its name.
+        score: mAP of such tensors, 0..1; the text says what they are.
         kind: uniform or greedy.
-        sample: the first ingredient, with the average's architecture.
-        config: of that one, as YAML: what the soup's images look like to the model.
-        data: what it was scored on.
+
+    Returns:
+        Which are in it, its tensors, its mAP, and that of each run alone where it was asked for.
     """
-    from visual_search.common.files import write_json, write_text
-    from visual_search.evaluation.identity import averaged
-    from visual_search.model.checkpoint import save_checkpoint
-
-    trained_on = averaged([Path(name) for name in soup.ingredients])
-    facts: dict[str, Any] = {
-        "data": trained_on and trained_on.of_a_model(),
-        **{key: sample.facts.get(key) for key in ("losses", "trained_on_test", "embedding")},
-        "run": folder.name,
-        "mAP": soup.mAP,
-        "soup": {"kind": kind, "runs": list(soup.ingredients), "scored_on": data},
-    }
-    write_text(folder / "config.yml", config)
-    save_checkpoint(folder / "best", sample.architecture, soup.state, {}, facts)
-    result = {"finished": True, "mAP": soup.mAP, "ingredients": list(soup.ingredients)}
-    write_json(folder / "result.json", {**result, "scores": dict(soup.scores)})
-
-
-def _average(parts: Sequence[Checkpoint]) -> dict[str, Tensor]:
     from visual_search.model.averaging import WeightSoup
 
-    mixture = WeightSoup(len(parts))
-    for part in parts:
-        mixture.add(part.state)
-    return mixture.average()
+    def average(names: Sequence[str]) -> State:
+        mixture = WeightSoup(len(names))
+        for name in names:
+            mixture.add(ingredients[name])
+        return mixture.average()
 
-
-def _embedder(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Embedder:
-    from visual_search.model.embedder import rebuild_embedder
-
-    embedder = rebuild_embedder(checkpoint.architecture)
-    embedder.load_state_dict(dict(state))
-    return embedder.eval()
+    if kind == "uniform":
+        state = average([*ingredients])
+        return [*ingredients], state, score(state, "the average of all"), {}
+    scores = {name: score(one, name) for name, one in ingredients.items()}
+    first, *others = sorted(ingredients, key=lambda name: -scores[name])
+    kept, best, state = [first], scores[first], dict(ingredients[first])
+    for name in others:
+        tried = average([*kept, name])
+        mAP = score(tried, f"with {name}")
+        if mAP >= best:
+            kept, best, state = [*kept, name], mAP, tried
+    return kept, state, best, scores
 
 
 if __name__ == "__main__":

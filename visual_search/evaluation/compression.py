@@ -69,9 +69,8 @@ class Sides:
             moved = (places, *(fitted.transform(side.numpy()) for side in self._all()[1:]))
             made = (torch.from_numpy(side - places.mean(axis=0)) for side in moved)
             return Sides(*(F.normalize(side, dim=1) for side in made))
-        labels = torch.zeros(len(self.training), dtype=torch.int64)
-        fit = pca(Sample(self.training, labels), dimension)
-        parts = (side @ fit.weight.T + fit.bias for side in self._all())
+        weight, bias = pca(Sample(self.training), dimension)
+        parts = (side @ weight.T + bias for side in self._all())
         return Sides(*(F.normalize(side, dim=1) for side in parts))
 
     def _all(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,8 +278,7 @@ class RunEmbeddings:
     def _projected(self, dimension: int) -> nn.Module:
         features = self._features(Backbone(self.embedder), TRAINING)
         neck = create_neck("norm-linear", features.shape[1], dimension)
-        labels = torch.from_numpy(self.images.labels)
-        start_neck(neck, "pca", Sample(features, labels, self.images.weights()), 0.0)
+        start_neck(neck, "pca", Sample(features, weights=self.images.weights()), 0.0)
         return neck.eval()
 
     def _sides(self, model: Embedder, neck: nn.Module) -> Sides:

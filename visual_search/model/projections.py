@@ -6,7 +6,6 @@ from principal components or discriminants it begins where they are and moves li
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,11 +83,7 @@ def fit_unlabelled(
         raise UserError(f"the whitening's dimension is {dimension}; write 0..{width}, the width")
     if n < 2:
         raise UserError(f"a whitening is fitted to two images or more, not {n}")
-    counted = torch.ones(n) if weights is None else weights
-    shares = (counted.double() / counted.double().sum())[:, None]
-    mean = (shares * embeddings.double()).sum(dim=0)
-    centred = embeddings.double() - mean
-    covariance = (shares * centred).T @ centred
+    mean, covariance = _moments(embeddings.double(), weights)
     ridge = shrinkage * float(covariance.diagonal().mean())
     fitted = Whitening(width, dimension)
     fitted.mean.copy_(mean)
@@ -139,39 +134,32 @@ def fit_whitening(
 
 
 @dataclass(frozen=True)
-class Projection:
-    """`y = weight x + bias`; the dimensions come in the order of the variance they hold."""
-
-    weight: Tensor
-    """`(dimension, width)`, float32."""
-    bias: Tensor
-    """`(dimension,)`, float32."""
-
-
-@dataclass(frozen=True)
 class Sample:
     """Features that a projection is fitted to."""
 
     features: Tensor
     """`(n, width)`, as the layer to be set receives them."""
-    labels: Tensor
-    """`(n,)`, int64."""
+    labels: Tensor | None = None
+    """`(n,)`, int64; only :func:`lda` looks at them."""
     weights: Tensor | None = None
     """`(n,)`, above 0, how much each counts; None is all alike."""
 
 
-def pca(sample: Sample, dimension: int, shrinkage: float = 0.0) -> Projection:
+Projection = tuple[Tensor, Tensor]
+"""Weight `(dimension, width)` and bias `(dimension,)` of a linear layer, float32; the dimensions
+come in the order of the variance they hold."""
+
+
+def pca(sample: Sample, dimension: int) -> Projection:
     """Principal components: the directions of largest variance round the mean.
 
     Args:
-        sample: the labels do not matter.
+        sample: what they are of.
         dimension: 1..width; those that n images cannot show hold no variance.
-        shrinkage: has no part in it.
 
     Raises:
         UserError: for more dimensions than there are features.
     """
-    _check(sample, dimension)
     mean, directions = _components(sample.features.double(), sample.weights, dimension)
     return _unit_length(sample, directions.T, -(mean @ directions))
 
@@ -193,7 +181,7 @@ def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
     Raises:
         UserError: as :func:`pca`; when no class has two images.
     """
-    _check(sample, dimension)
+    assert sample.labels is not None
     fitted = fit_whitening(sample.features, sample.labels, shrinkage, sample.weights)
     mean, projection = fitted.mean.double(), fitted.projection.double()
     whitened = (sample.features.double() - mean) @ projection
@@ -207,7 +195,7 @@ def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> 
 
     Args:
         neck: changed in place; `linear` or `norm-linear`.
-        kind: a key of :data:`PROJECTIONS`.
+        kind: pca or lda.
         sample: with the backbone's features, as they come.
         shrinkage: of lda.
 
@@ -221,29 +209,31 @@ def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> 
         )
     with torch.no_grad():
         given = neck[:-1](sample.features) if isinstance(neck, nn.Sequential) else sample.features
-        received = replace(sample, features=given)
-        made = PROJECTIONS[kind](received, linear.out_features, shrinkage)
-        linear.weight.copy_(made.weight)
-        linear.bias.copy_(made.bias)
+        received, dimension = replace(sample, features=given), linear.out_features
+        made = pca(received, dimension) if kind == "pca" else lda(received, dimension, shrinkage)
+        linear.weight.copy_(made[0])
+        linear.bias.copy_(made[1])
 
 
-def _check(sample: Sample, dimension: int) -> None:
-    width = sample.features.shape[1]
+def _moments(vectors: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean `(width,)` and covariance `(width, width)` of vectors `(n, width)`, float64."""
+    counted = torch.ones(len(vectors)) if weights is None else weights
+    shares = (counted.double() / counted.double().sum())[:, None]
+    mean = (shares * vectors).sum(dim=0)
+    centred = vectors - mean
+    return mean, (shares * centred).T @ centred
+
+
+def _components(vectors: Tensor, weights: Tensor | None, dimension: int) -> tuple[Tensor, Tensor]:
+    """The mean `(width,)` and the directions `(width, dimension)`, most variance first."""
+    width = vectors.shape[1]
     if not 1 <= dimension <= width:
         raise UserError(
             f"{width} features have no projection to {dimension} dimensions: write 1..{width} "
             "(neck.dimension)"
         )
-
-
-def _components(vectors: Tensor, weights: Tensor | None, dimension: int) -> tuple[Tensor, Tensor]:
-    """The mean `(width,)` and the directions `(width, dimension)`, most variance first."""
-    counted = torch.ones(len(vectors)) if weights is None else weights
-    shares = (counted.double() / counted.double().sum())[:, None]
-    mean = (shares * vectors).sum(dim=0)
-    centred = vectors - mean
-    _, directions = torch.linalg.eigh((shares * centred).T @ centred)
-    directions = directions.flip(1)[:, :dimension]
+    mean, covariance = _moments(vectors, weights)
+    directions = torch.linalg.eigh(covariance)[1].flip(1)[:, :dimension]
     # Eigenvectors have no sign of their own: the largest entry is made positive.
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     return mean, directions * largest.sign()
@@ -253,11 +243,7 @@ def _unit_length(sample: Sample, weight: Tensor, bias: Tensor) -> Projection:
     """Scaled so that the outputs have a mean square length of 1, as a fresh layer's about have."""
     outputs = sample.features.double() @ weight.T + bias
     scale = outputs.square().sum(dim=1).mean().clamp(min=1e-24).rsqrt()
-    return Projection((weight * scale).float(), (bias * scale).float())
-
-
-PROJECTIONS: dict[str, Callable[[Sample, int, float], Projection]] = {"pca": pca, "lda": lda}
-"""Projections by name; each takes a sample, the dimension and the shrinkage."""
+    return (weight * scale).float(), (bias * scale).float()
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def _basis(features: Tensor, dimension: int) -> Tensor:
     width = features.shape[1]
     if width <= dimension:
         return nn.init.orthogonal_(torch.empty(dimension, width), SIZE)
-    weight = pca(Sample(features, torch.zeros(len(features))), dimension).weight
+    weight, _ = pca(Sample(features), dimension)
     return SIZE * weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -31,10 +34,11 @@ def test_what_varies_within_classes_becomes_round() -> None:
 
 def test_much_shrinkage_only_centres() -> None:
     vectors, labels = photos()
-    fitted = fit_whitening(vectors, labels, shrinkage=1e6)
     expected = F.normalize(vectors - vectors.mean(dim=0), dim=1)
-    got = F.normalize(fitted(vectors), dim=1)
-    torch.testing.assert_close(got @ got.T, expected @ expected.T, atol=1e-3, rtol=0)
+    fits = fit_whitening(vectors, labels, 1e6), fit_unlabelled(vectors, power=1.0, shrinkage=1e6)
+    for fitted in fits:
+        got = F.normalize(fitted(vectors), dim=1)
+        torch.testing.assert_close(got @ got.T, expected @ expected.T, atol=1e-3, rtol=0)
     torch.testing.assert_close(Whitening(6)(3 * vectors), vectors)
 
 
@@ -46,12 +50,13 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
     refused("two images", fit_whitening, vectors[:3], torch.arange(3), shrinkage=1.0)
 
 
-def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
+@pytest.mark.parametrize("fit", [partial(fit_whitening, shrinkage=1.0), fit_unlabelled])
+def test_a_photo_of_weight_two_is_a_photo_twice(fit: Callable[..., Whitening]) -> None:
     vectors, labels = photos()
-    weights = torch.where(labels < 10, 2.0, 1.0)
-    twice = torch.cat([vectors, vectors[labels < 10]]), torch.cat([labels, labels[labels < 10]])
-    one = fit_whitening(vectors, labels, 1.0, weights)
-    two = fit_whitening(*twice, 1.0)
+    rows = torch.cat([torch.arange(600), (labels < 10).nonzero().squeeze(1)])
+    given = {"labels": labels} if isinstance(fit, partial) else {}
+    one = fit(vectors, **given, weights=torch.where(labels < 10, 2.0, 1.0))
+    two = fit(vectors[rows], **{name: value[rows] for name, value in given.items()})
     torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
 
 
@@ -65,17 +70,6 @@ def test_without_classes_it_is_the_components_to_a_power(power: float) -> None:
     ours = fit_unlabelled(vectors, 4, power)(vectors).double().numpy()
     signs = np.sign((ours * expected).sum(axis=0))
     np.testing.assert_allclose(ours, expected * signs, atol=1e-4)
-
-
-def test_shrinkage_and_weights_without_classes() -> None:
-    vectors, labels = photos()
-    plain, shrunk = (fit_unlabelled(vectors, 0, *how) for how in ((0.0,), (1.0, 1e6)))
-    units = [F.normalize(fitted(vectors), dim=1) for fitted in (plain, shrunk)]
-    torch.testing.assert_close(units[0] @ units[0].T, units[1] @ units[1].T, atol=1e-3, rtol=0)
-    weights = torch.where(labels < 10, 2.0, 1.0)
-    twice = torch.cat([vectors, vectors[labels < 10]])
-    one, two = fit_unlabelled(vectors, weights=weights), fit_unlabelled(twice)
-    torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
 
 
 def test_few_images_have_few_directions() -> None:
