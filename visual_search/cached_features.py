@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,13 +12,9 @@ from torch import Tensor
 from visual_search.common.errors import UserError
 from visual_search.config import PhaseConfig
 from visual_search.data.datasets import TrainingImages
-from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, ImageItem
-from visual_search.evaluation.dev_set import SeenDevSet
-from visual_search.model.embedder import Architecture, Embedder
-from visual_search.ranking.rank import trimmed
-from visual_search.ranking.store import Backbone, Features, FeatureSource
+from visual_search.ranking.store import Features
 
 # What load_pixels says of an image of which there is nothing to see.
 _NOTHING = "a grey image is used"
@@ -87,51 +81,6 @@ class FrozenFeatures(TrainingImages):
             seeds = [np.random.SeedSequence([self.seed, int(self.epoch), i]) for i in indexes]
             views = torch.tensor([int(seed.generate_state(1)[0]) % self.views for seed in seeds])
         return self.matrix[shown, views], self.labels[shown], wanted, self._n_skipped[wanted]
-
-
-@dataclass
-class FrozenPhase:
-    """What a phase on cached features has beside its configuration."""
-
-    training: FrozenFeatures
-    dev_set: SeenDevSet | None = None
-    """From :meth:`fill` on."""
-
-    def fill(
-        self,
-        config: PhaseConfig,
-        embedder: Embedder,
-        architecture: Architecture,
-        dev_set: DevSet,
-        device: torch.device,
-        progress: bool,
-    ) -> None:
-        """Embed the training images and the development set, or read what was kept.
-
-        Args:
-            config: of the phase.
-            embedder: with the frozen backbone, on `device`.
-            architecture: its own.
-            dev_set: what validation ranks.
-            device: where the backbone runs.
-            progress: whether there are progress bars and lines.
-        """
-        source = FeatureSource(
-            Backbone(embedder),
-            architecture,
-            config.embedding,
-            Path(config.train.feature_cache),
-            device,
-            progress,
-        )
-        self.training.fill(source.features(self.training.items(), "training images"))
-        items = trimmed(dev_set.gallery, config.embedding)
-        gallery, queries = source.features(items, "gallery images"), None
-        problems = gallery.problems(items)
-        if dev_set.own is None:
-            found = source.features(dev_set.queries, "query images")
-            queries, problems = found.matrix, problems + found.problems(dev_set.queries)
-        self.dev_set = SeenDevSet(dev_set, gallery.matrix, queries, problems)
 
 
 def check_cacheable(config: PhaseConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from visual_search.cached_features import FrozenFeatures, check_cacheable
 from visual_search.common.errors import UserError
 from visual_search.common.run_folder import RunFolder
 from visual_search.config import (
@@ -27,6 +28,7 @@ from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
 from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
+from visual_search.evaluation.dev_set import SeenDevSet
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
 from visual_search.losses.margin_head import MarginHead
 from visual_search.model.backbones import feature_width
@@ -38,11 +40,12 @@ from visual_search.model.projections import Sample, project_features, start_neck
 from visual_search.model.weights import read_state_dict
 from visual_search.objective import Learner
 from visual_search.ranking.embed import embed_images
+from visual_search.ranking.rank import trimmed
 from visual_search.ranking.rerank import named_steps
+from visual_search.ranking.store import Backbone, FeatureSource
 from visual_search.validation import BestCheckpoint, Validator
 
 if TYPE_CHECKING:
-    from visual_search.cached_features import FrozenPhase
     from visual_search.model.averaging import ExponentialAverage, WeightSoup
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -50,28 +53,12 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 n_skipped `(N,)`."""
 
 
-class LoadedImages(Protocol):
-    """What the loop asks of a phase's `dataset`."""
-
-    @property
-    def batch_size(self) -> int:
-        """Of one process."""
-
-    @property
-    def seed(self) -> int:
-        """Of every random draw of the run."""
-
-    @property
-    def max_broken_share(self) -> float:
-        """Of the images read so far, 0..1; more that cannot be read end the run."""
-
-
 class RunConfig(Protocol):
     """What the loop asks of a phase's configuration."""
 
     @property
-    def dataset(self) -> LoadedImages:
-        """What it trains on."""
+    def dataset(self) -> Any:
+        """With `batch_size` of one process, `seed` of every draw, and `max_broken_share`."""
 
     @property
     def backbone(self) -> BackboneConfig:
@@ -153,11 +140,11 @@ class ImagePhase(Phase):
     mixer: Mixer
     head_continued: bool = False
     """Whether the class centres come from the phase before."""
-    frozen: FrozenPhase | None = None
-    """Features in place of images, where the backbone is frozen and they are kept."""
+    seen: SeenDevSet | None = None
+    """The development set's features, where `images` are :class:`FrozenFeatures`, once filled."""
 
     def __post_init__(self) -> None:
-        self.idle_part = "" if self.frozen is None else "embedder.backbone."
+        self.idle_part = "embedder.backbone." if self.config.train.cache_features else ""
 
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them.
@@ -175,9 +162,9 @@ class ImagePhase(Phase):
             images_per_class=dataset.sampler.images_per_class,
             by_size=dataset.sampler.by_size,
         )
-        if self.frozen is not None:  # in memory: nothing for worker processes to do
+        if self.config.train.cache_features:  # in memory: nothing for worker processes to do
             rows: DataLoader = DataLoader(
-                self.frozen.training, batch_sampler=batches, collate_fn=lambda batch: batch
+                self.images, batch_sampler=batches, collate_fn=lambda batch: batch
             )
             return batches, rows
         return batches, image_loader(self.images, batches, dataset.seed, dataset.num_workers)
@@ -204,8 +191,8 @@ class ImagePhase(Phase):
     def start_weights(self, device: torch.device, is_main_process: bool) -> None:
         """Start neck and head where `neck.initial` and `margin.imprint` say."""
         neck, images = self.config.neck, self.images.images
-        if neck.initial != "random" and self.frozen is not None:
-            shown, labels = self.frozen.training.shown(), torch.from_numpy(images.labels)
+        if neck.initial != "random" and isinstance(self.images, FrozenFeatures):
+            shown, labels = self.images.shown(), torch.from_numpy(images.labels)
             sample = Sample(shown, labels, images.weights())
             start_neck(self.learner.embedder.neck, neck.initial, sample, neck.shrinkage)
         if self.config.margin.imprint and self.learner.head and not self.head_continued:
@@ -220,8 +207,8 @@ class ImagePhase(Phase):
         learner, images = self.learner.to(device), self.images.images
         embedder, was_training = learner.embedder, learner.embedder.training
         embedder.eval()
-        if self.frozen is not None:
-            embeddings = project_features(embedder.neck, self.frozen.training.shown(), device)
+        if isinstance(self.images, FrozenFeatures):
+            embeddings = project_features(embedder.neck, self.images.shown(), device)
         else:
             embeddings = embed_images(
                 embedder,
@@ -237,11 +224,26 @@ class ImagePhase(Phase):
         learner.head.set_centers(embeddings, torch.from_numpy(images.labels))
 
     def fill_features(self, device: torch.device, is_main_process: bool) -> None:
-        """Embed what a phase on cached features looks at; with :attr:`frozen` only."""
-        if self.frozen is not None:
-            embedder = self.learner.to(device).embedder
-            parts = self.config, embedder, self.architecture, self.dev_set
-            self.frozen.fill(*parts, device, is_main_process)
+        """Embed training images and development set, or read what was kept of them."""
+        if not isinstance(self.images, FrozenFeatures):
+            return
+        settings, dev_set = self.config.embedding, self.dev_set
+        source = FeatureSource(
+            Backbone(self.learner.to(device).embedder),
+            self.architecture,
+            settings,
+            Path(self.config.train.feature_cache),
+            device,
+            is_main_process,
+        )
+        self.images.fill(source.features(self.images.items(), "training images"))
+        items = trimmed(dev_set.gallery, settings)
+        gallery, queries = source.features(items, "gallery images"), None
+        problems = gallery.problems(items)
+        if dev_set.own is None:
+            found = source.features(dev_set.queries, "query images")
+            queries, problems = found.matrix, problems + found.problems(dev_set.queries)
+        self.seen = SeenDevSet(dev_set, gallery.matrix, queries, problems)
 
     def before_step(self, step: int, total: int) -> None:
         """Let the margin grow."""
@@ -260,7 +262,7 @@ class ImagePhase(Phase):
             f"{self.architecture.input_size} px), {self.architecture.dimension}-d; "
             f"validation: {self._validation()}"
             + ("; trains on Product10K's test images too" if dataset.train_on_test else "")
-            + ("" if self.frozen is None else "; backbone frozen, features kept")
+            + ("; backbone frozen, features kept" if self.idle_part else "")
         )
 
     def _validation(self) -> str:
@@ -311,11 +313,8 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         views=config.embedding.fits,
     )
     training = TrainingImages(images, augment, dataset.input_size, dataset.seed)
-    frozen = None
     if config.train.cache_features:
-        from visual_search.cached_features import FrozenFeatures, FrozenPhase
-
-        frozen = FrozenPhase(FrozenFeatures(training))
+        training = FrozenFeatures(training)
     sides = training_sides(dataset), dev_sides(dataset.dev_set)
     return ImagePhase(
         config,
@@ -326,16 +325,12 @@ def build_image_phase(config: PhaseConfig, is_main_process: bool) -> ImagePhase:
         architecture,
         Mixer(dataset.mixing.kind, dataset.mixing.alpha, dataset.mixing.probability),
         continued,
-        frozen,
     )
 
 
 def _check(config: PhaseConfig) -> None:
     margin, pairs, dataset = config.margin, config.pairs, config.dataset
-    if config.train.cache_features or config.neck.initial != "random":
-        from visual_search.cached_features import check_cacheable
-
-        check_cacheable(config)
+    check_cacheable(config)
     named_steps(config.rerank, [], "rerank")
     if margin.weight == 0 and pairs.name == "none" and not config.distillation.run:
         raise UserError(

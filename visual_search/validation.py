@@ -262,13 +262,12 @@ class Validator(BestCheckpoint[Evaluation]):
 
     def _evaluate(self) -> Evaluation:
         phase, steps = self.phase, self._steps()
-        embedder, frozen, train = phase.learner.embedder, phase.frozen, phase.config.train
+        embedder, train = phase.learner.embedder, phase.config.train
         settings = phase.config.embedding.unmeasured(self.device.type == "cuda")
         training = embedder.training
         embedder.eval()
-        if frozen is not None:
-            assert frozen.dev_set is not None
-            found = frozen.dev_set.evaluate(embedder.neck, self.device, steps)
+        if phase.seen is not None:
+            found = phase.seen.evaluate(embedder.neck, self.device, steps)
         else:
             where = phase.dev_set, phase.architecture.input_size
             if (train.whitening or train.whitening_power) and settings.copies == 1:

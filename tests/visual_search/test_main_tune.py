@@ -1,5 +1,6 @@
 """The search command as a user types it, small: a tiny timm model on drawn products."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,19 @@ def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path
     assert "best of 2: trial" in more
     assert "trial 1: optim.head_lr " in more
     assert "trial 0: optim" not in more
+    drawn = re.search(r"trial 0: optim.head_lr \S+", said)
+    assert drawn
+    assert drawn[0][7:] not in more
+    assert "trial" not in told(main, *command, "--trials", "1").partition("best of 2")[0]
     assert (folder / "tuning.png").read_bytes()[:4] == b"\x89PNG"
     best = yaml.safe_load((folder / "best.yml").read_text())
     assert 1e-4 <= best["optim"]["head_lr"] <= 1e-2
     assert 1e-3 <= best["optim"]["weight_decay"] <= 0.5
     assert best["dataset"]["input_size"] == 32
     assert best["train"]["epochs"] == 1
+    (folder.with_name("other") / "notes").mkdir(parents=True)
+    other = (*command[:-1], "other", "--trials", "1")
+    assert "is no search, since it has no study.db" in stopped(main, *other)
     assert "train.epochs: 1 -> 2" in stopped(main, *command, "--trials", "3", "--train.epochs", "2")
 
 
@@ -51,7 +59,6 @@ def test_a_search_from_the_command_line(command: tuple[str, ...], tmp_path: Path
     ("space", "options", "words"),
     [
         ("optim.head_lrs: {low: 1e-4, high: 1e-2}", (), "optim.head_lrs"),
-        ("optim.head_lr: 3", (), "optim.head_lr: 3 is no range"),
         (None, ("--dataset.dev_set.eval_root", "nowhere"), "nowhere does not exist"),
         (None, ("--trials", "0"), "--trials must be 1 or more"),
     ],

@@ -20,7 +20,6 @@ from visual_search.common.run_folder import RunFolder
 from visual_search.tuning import (
     OnValidation,
     Range,
-    check_settings,
     ended,
     finished,
     plot,
@@ -66,27 +65,6 @@ def test_it_finds_the_best_settings_and_stops_bad_trials(tmp_path: Path) -> None
     comment, text = (tmp_path / "best.yml").read_text().split("\n", 1)
     assert f"{study.best_value:.4f}" in comment
     assert json.loads(text) == study.best_params
-
-
-def test_a_second_call_adds_what_is_missing_with_new_draws(tmp_path: Path) -> None:
-    tune(tmp_path, SPACE, train_trial, trials=3)
-    again = tune(tmp_path, SPACE, train_trial, trials=5)
-    assert len(ended(again)) == 5
-    rates = [trial.params["optim.head_lr"] for trial in again.trials]
-    assert len(set(rates)) == 5
-    assert len(ended(tune(tmp_path, SPACE, train_trial, trials=2))) == 5
-
-
-def test_other_settings_are_another_search(tmp_path: Path) -> None:
-    check_settings(tmp_path, '{"train": {"epochs": 3}}', SPACE)  # nothing to continue yet
-    run = RunFolder(tmp_path / "trials", "trial_000")
-    (tmp_path / "trials").mkdir()
-    refused("no search, since it has no study", check_settings, tmp_path, "{}", SPACE)
-    (tmp_path / "study.db").touch()
-    run.start('{"optim": {"head_lr": 0.1, "name": "sgd"}}')
-    check_settings(tmp_path, '{"optim": {"head_lr": 0.2, "name": "sgd"}}', SPACE)
-    lion = '{"optim": {"head_lr": 0.1, "name": "lion"}}'
-    refused("optim.name: 'sgd' -> 'lion'.*another --name", check_settings, tmp_path, lion, SPACE)
 
 
 def test_a_trial_that_fails_is_kept_with_its_sentence(tmp_path: Path) -> None:

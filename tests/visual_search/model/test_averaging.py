@@ -71,22 +71,6 @@ def test_half_precision_weights_are_averaged_in_float32() -> None:
     assert float(average.averages["weight"]) == pytest.approx(2 - 0.999**100, abs=1e-4)
 
 
-def test_a_continued_average_is_the_same_bit_by_bit(tmp_path: Path) -> None:
-    module, twin = model(), model()
-    whole, killed = ExponentialAverage(module, 0.99), ExponentialAverage(twin, 0.99)
-    torch.manual_seed(1)
-    for step in range(6):
-        nudge(module)
-        whole.update(module)
-        twin.load_state_dict(module.state_dict())
-        killed.update(twin)
-        if step == 2:
-            torch.save(killed.state_dict(), tmp_path / "state.pt")
-            killed = ExponentialAverage(twin, 0.99)
-            killed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert all(torch.equal(whole.averages[n], killed.averages[n]) for n in whole.averages)
-
-
 @pytest.fixture(params=["memory", "folder"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path / "soup" if request.param == "folder" else None
@@ -148,12 +132,3 @@ def test_files_stay_until_two_states_do_not_need_them(tmp_path: Path) -> None:
     assert kept() == [2, 3, 4, 5, 6, 7]
     soup.state_dict()
     assert kept() == [6, 7]
-
-
-def test_a_snapshot_does_not_follow_the_weights(place: Path | None) -> None:
-    module = nn.Linear(2, 2)
-    soup = WeightSoup(1, place)
-    soup.add(module.state_dict())
-    before = module.weight.detach().clone()
-    nudge(module)
-    assert torch.equal(soup.average()["weight"], before)

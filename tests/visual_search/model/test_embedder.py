@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as tf
 
-from visual_search.common.errors import UserError
+from tests.commands import refused
 from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.model.checkpoint import load_torchscript
 from visual_search.model.embedder import Architecture, build_embedder, rebuild_embedder
@@ -27,41 +27,26 @@ def test_embeddings_are_unit_vectors_of_normalised_pixels() -> None:
     assert architecture.dimension == vectors.shape[1] == 64
 
 
-def test_neck_projects_and_is_rebuilt_with_the_rest() -> None:
-    embedder, architecture = build_embedder(
-        BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("linear-bn", 32)
-    )
-    again = rebuild_embedder(architecture)
-    again.load_state_dict(embedder.state_dict())
-    pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
-    with torch.inference_mode():
-        assert torch.equal(again.eval()(pixels), embedder.eval()(pixels))
-        assert again(pixels).shape == (2, 32)
-
-
 @pytest.mark.parametrize(
-    ("backbone", "pooling", "overlap", "size"),
+    ("backbone", "size", "choices"),
     [
-        ("timm/test_vit", "gem", 4, 96),
-        ("timm/test_vit", "cls", 0, 128),
-        ("timm/test_efficientnet", "gem", 0, 96),
-        pytest.param("open_clip/ViT-S-32", "avg", 8, 96, marks=pytest.mark.slow),
+        ("timm/test_vit", 96, {"pooling": "gem", "patch_overlap": 4}),
+        ("timm/test_vit", 128, {"pooling": "cls"}),
+        ("timm/test_efficientnet", 96, {"pooling": "gem"}),
+        ("timm/test_efficientnet", 32, {"layers": (1, 3), "layer_weights": (0.5, 2.0)}),
+        pytest.param(
+            *("open_clip/ViT-S-32", 96, {"pooling": "avg", "patch_overlap": 8}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_choice_is_rebuilt_and_exported(
-    backbone: str, pooling: Any, overlap: int, size: int, tmp_path: Path
+    backbone: str, size: int, choices: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
+    checkpointed = "layers" not in choices
     embedder, architecture = build_embedder(
-        BackboneConfig(
-            backbone,
-            "none",
-            MEAN,
-            STD,
-            pooling=pooling,
-            patch_overlap=overlap,
-            gradient_checkpointing=True,
-        ),
+        BackboneConfig(backbone, "none", MEAN, STD, gradient_checkpointing=checkpointed, **choices),
         size,
         NeckConfig("dropout-linear-bn", 24, dropout=0.5),
     )
@@ -91,13 +76,6 @@ def test_descriptions_from_before_a_choice_are_of_its_default() -> None:
     assert Architecture(**before) == architecture  # type: ignore[arg-type]
 
 
-def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match="linear-bn"):
-        build_embedder(
-            BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig("none", 32)
-        )
-    with pytest.raises(UserError, match="std above 0"):
-        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, (1, 1, 0)), 160)
-    unknown: Any = "conv"
-    with pytest.raises(UserError, match="neck"):
-        build_embedder(BackboneConfig("timm/test_vit", "none", MEAN, STD), 160, NeckConfig(unknown))
+def test_pixels_that_cannot_be_normalised_are_refused() -> None:
+    config = BackboneConfig("timm/test_vit", "none", MEAN, (1, 1, 0))
+    refused("std above 0", build_embedder, config, 160)

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +7,6 @@ import torch.nn.functional as F
 from tests.commands import refused
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
-from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
-from visual_search.model.embedder import build_embedder, rebuild_embedder
 
 
 @pytest.mark.parametrize(
@@ -41,21 +38,6 @@ def test_the_features_of_a_hooked_block_join_the_networks_own(
         expected = torch.cat([F.normalize(own, dim=1), 0.5 * F.normalize(mean, dim=1)], dim=1)
         torch.testing.assert_close(made.module(images), expected, atol=1e-5, rtol=1e-4)
     assert made.dimension == expected.shape[1]
-
-
-def test_a_checkpoint_with_layers_is_built_again(tmp_path: Path) -> None:
-    config = BackboneConfig(
-        "timm/test_efficientnet", "none", layers=(1, 3), layer_weights=(0.5, 2.0)
-    )
-    embedder, architecture = build_embedder(config, 32)
-    save_checkpoint(tmp_path, architecture, embedder.state_dict(), {}, {})
-    found = load_checkpoint(tmp_path)
-    assert found.architecture == architecture
-    again = rebuild_embedder(found.architecture)
-    again.load_state_dict(dict(found.state))
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.equal(again.eval()(pixels), embedder.eval()(pixels))
 
 
 @pytest.mark.parametrize(

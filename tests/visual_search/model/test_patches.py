@@ -2,25 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from tests.commands import refused
 from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
-from visual_search.model.patches import resized_positions, resized_state
-
-
-def test_positions_are_resampled_as_timm_does() -> None:
-    torch.manual_seed(0)
-    for prefix in (0, 1, 5):
-        positions = torch.randn(1, prefix + 49, 8)
-        expected = resample_abs_pos_embed(positions, [10, 10], num_prefix_tokens=prefix)
-        resized = resized_positions(positions, prefix + 100, prefix)
-        assert torch.equal(resized, expected)
-        assert torch.equal(resized_positions(positions[0], prefix + 100, prefix), expected[0])
-        assert torch.equal(resized[:, :prefix], positions[:, :prefix])
+from visual_search.model.patches import resized_state
 
 
 class OnlyPositions(nn.Module):
