@@ -156,22 +156,16 @@ def make_soup(
     Returns:
         Which are in it, its tensors, its mAP, and that of each run alone where it was asked for.
     """
-    from visual_search.model.averaging import WeightSoup
-
-    def average(names: Sequence[str]) -> State:
-        mixture = WeightSoup(len(names))
-        for name in names:
-            mixture.add(ingredients[name])
-        return mixture.average()
+    from visual_search.model.averaging import mean_state
 
     if kind == "uniform":
-        state = average([*ingredients])
+        state = mean_state(ingredients.values())
         return [*ingredients], state, score(state, "the average of all"), {}
     scores = {name: score(one, name) for name, one in ingredients.items()}
     first, *others = sorted(ingredients, key=lambda name: -scores[name])
     kept, best, state = [first], scores[first], dict(ingredients[first])
     for name in others:
-        tried = average([*kept, name])
+        tried = mean_state(ingredients[part] for part in [*kept, name])
         mAP = score(tried, f"with {name}")
         if mAP >= best:
             kept, best, state = [*kept, name], mAP, tried

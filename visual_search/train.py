@@ -257,7 +257,7 @@ class Trainer:
         loss = optimizer_step(self.accelerator, self.phase, self.wrapped, self.optim, batches)
         self.step, self.batch = self.step + 1, self.batch + len(batches)
         if self.optim.average is not None:
-            self.optim.average.update(self.phase.learner.embedder)
+            self.optim.average.update()
         for _, _, indexes, n_skipped in batches:
             self.watch.see(indexes, n_skipped)
         bar.update(len(batches))

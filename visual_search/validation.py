@@ -81,7 +81,7 @@ class BestCheckpoint(ABC, Generic[Found]):
             head: the head's tensors, kept beside the embedder's.
         """
         embedder = self.phase.learner.embedder
-        with self.average.swapped(embedder) if self.average else nullcontext():
+        with self.average.swapped() if self.average else nullcontext():
             score = self._keep(epoch, step, head)
             if self.soup is not None:
                 self.soup.add(embedder.state_dict())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.files import written_atomically
+from visual_search.model.checkpoint import save_weights
 
 
 class ExponentialAverage:
-    """A moving average of a module's trained parameters, kept in float32; buffers are copied.
+    """A moving average of a module's trained parameters; buffers are those of the module.
 
     What needs no gradient when the average is made is taken to stay as it is.
 
@@ -27,81 +26,80 @@ class ExponentialAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         """
         Args:
-            module: the average starts at its weights.
+            module: the average starts at its weights and follows them.
             decay: 0 to below 1; 0.999 averages over about the last 1000 updates.
         """
         self.decay, self.updates = decay, 0
-        self.averages = {
-            name: parameter.detach().float().clone()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
+        self.averages = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
         """Take in the weights after an optimiser step."""
         rate = 1.0 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        found = dict(module.named_parameters())
-        names = list(self.averages)
-        if not names:
-            return
-        parameters = [found[name] for name in names]
-        device = parameters[0].device
-        averages = [self.averages[name] for name in names]
-        if averages[0].device != device:
-            averages = [average.to(device) for average in averages]
-            self.averages = dict(zip(names, averages, strict=True))
-        torch._foreach_lerp_(averages, [p.detach().float() for p in parameters], rate)
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self.weights, rate)
 
     @contextmanager
-    def swapped(self, module: nn.Module) -> Iterator[None]:
-        """Within it `module` has the averaged parameters; after it, its own again, bit by bit.
+    def swapped(self) -> Iterator[None]:
+        """Within it the module has the averages; after it, its own weights again, bit by bit.
 
         The module's buffers stay as they are: they are the current ones either way.
         """
-        found = dict(module.named_parameters())
-        kept = {name: found[name].detach().clone() for name in self.averages}
+        kept = [weight.detach().clone() for weight in self.weights]
         try:
-            _fill(module, self.averages)
+            _fill(self.weights, self.averages)
             yield
         finally:
-            _fill(module, kept)
+            _fill(self.weights, kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for :meth:`load_state_dict`."""
-        return {"updates": self.updates, "averages": dict(self.averages)}
+        return {"updates": self.updates, "averages": self.averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if the updates of `state` had been made here."""
         self.updates = int(state["updates"])
-        for name, average in self.averages.items():
-            average.copy_(state["averages"][name])
+        _fill(self.averages, state["averages"])
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    found = dict(module.named_parameters())
-    for name, value in values.items():
-        found[name].copy_(value)
+def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def mean_state(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor of some `state_dict()`s; of those that are not floats, the last.
+
+    Running statistics of batch norms are averaged like weights.
+    """
+    total: dict[str, Tensor] = {}
+    count, last = 0, dict[str, Tensor]()
+    for state in states:
+        count, last = count + 1, dict(state)
+        for name, value in state.items():
+            if value.is_floating_point():
+                total[name] = total[name] + value.double() if name in total else value.double()
+    means = {name: (value / count).to(last[name].dtype) for name, value in total.items()}
+    return {**last, **means}
 
 
 class WeightSoup:
-    """The uniform average of the last snapshots of a model's tensors.
+    """The uniform average of the last snapshots of a model's tensors, a file each.
 
     Wortsman et al., "Model soups" (ICML 2022), section 2, algorithm "uniform soup", over
     snapshots of one training.
     """
 
-    def __init__(self, last: int, folder: Path | None = None) -> None:
+    def __init__(self, last: int, folder: Path) -> None:
         """
         Args:
             last: how many snapshots are averaged, at least 1; older ones are forgotten.
-            folder: keep them there, a .safetensors file each; None keeps them in memory, and
-                then :meth:`state_dict` is as large as all of them.
+            folder: where they are kept.
         """
         self.folder, self.added, self.last = folder, 0, last
-        self.held: deque[dict[str, Tensor]] = deque(maxlen=last)
         self._first_needed = 0
 
     def __len__(self) -> int:
@@ -109,68 +107,31 @@ class WeightSoup:
 
     def add(self, state: Mapping[str, Tensor]) -> None:
         """Take a snapshot of a module's `state_dict()`."""
-        tensors = {name: value.detach().cpu().clone() for name, value in state.items()}
-        if self.folder is None:
-            self.held.append(tensors)
-        else:
-            from safetensors.torch import save_file
-
-            with written_atomically(self._file(self.added)) as temporary:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        save_weights(self._file(self.added), state)
         self.added += 1
 
     def average(self) -> dict[str, Tensor]:
-        """The mean of each tensor, on the CPU; of those that are not floats, the newest.
+        """:func:`mean_state` of the snapshots, on the CPU."""
+        from safetensors.torch import load_file
 
-        Running statistics of batch norms are averaged like weights.
-
-        Raises:
-            ValueError: when there is no snapshot.
-        """
-        if not self.added:
-            raise ValueError("no snapshot was added")
-        total: dict[str, Tensor] = {}
-        kinds: dict[str, torch.dtype] = {}
-        for snapshot in self._snapshots():
-            for name, value in snapshot.items():
-                kinds[name] = value.dtype
-                if value.is_floating_point():
-                    total[name] = total[name] + value.double() if name in total else value.double()
-                else:
-                    total[name] = value
-        return {
-            name: (value / len(self)).to(kinds[name]) if kinds[name].is_floating_point else value
-            for name, value in total.items()
-        }
+        numbers = range(self.added - len(self), self.added)
+        return mean_state(load_file(self._file(number)) for number in numbers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, for :meth:`load_state_dict`.
+        """How many there were; files that neither this state nor the one before needs are removed.
 
-        With a folder it holds no tensors, and files that neither this state nor the one before
-        it needs are removed: whichever of the two a killed run finds whole, its files are there.
+        Whichever of the two a killed run finds whole, its files are there.
         """
-        if self.folder is not None:
-            for path in self.folder.glob("snapshot-*.safetensors"):
-                if int(path.stem.partition("-")[2]) < self._first_needed:
-                    path.unlink()
-            self._first_needed = self.added - len(self)
-        return {"added": self.added, "held": list(self.held)}
+        for path in self.folder.glob("snapshot-*.safetensors"):
+            if int(path.stem.partition("-")[2]) < self._first_needed:
+                path.unlink()
+        self._first_needed = self.added - len(self)
+        return {"added": self.added}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; later snapshots in the folder are written anew."""
         self.added = int(state["added"])
-        self.held = deque((dict(tensors) for tensors in state["held"]), maxlen=self.last)
         self._first_needed = self.added - len(self)
 
-    def _snapshots(self) -> Iterator[Mapping[str, Tensor]]:
-        if self.folder is None:
-            yield from self.held
-            return
-        from safetensors.torch import load_file
-
-        for number in range(self.added - len(self), self.added):
-            yield load_file(self._file(number))
-
     def _file(self, number: int) -> Path:
-        assert self.folder is not None
         return self.folder / f"snapshot-{number}.safetensors"
