@@ -23,6 +23,7 @@ from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import Box, ImageItem, read_region
 from visual_search.data.schema import integers
 from visual_search.data.tables import (
+    as_box,
     boxes,
     image_names,
     read_common_table,
@@ -108,8 +109,7 @@ class LabelledImages:
     def _box(self, index: int) -> Box | None:
         if self.boxes is None or self.boxes[index, 2] == 0:
             return None
-        x, y, width, height = self.boxes[index].tolist()
-        return x, y, width, height
+        return as_box(self.boxes[index].tolist())
 
 
 def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> LabelledImages:
@@ -175,9 +175,8 @@ def read_training_table(
             f"{file} has no row to train on"
             + (f": all of its {len(table)} rows are test rows" if len(table) else "")
         )
-    given = boxes(table)
-    given = None if given is None else given[trains]
     n_rows, table = len(table), table[trains]
+    given = boxes(table)
     folder = file.parent if root is None else root
     paths = PathList(os.path.join(folder, path) for path in image_names(table))
     missing = check_some_exist(paths, file, folder)
@@ -187,7 +186,7 @@ def read_training_table(
     return LabelledImages(
         paths,
         numbers.astype(np.int64),
-        given if given is not None and given.any() else None,
+        given if given.any() else None,
         tuple(f"{prefix}{label}" for label in labels),
     )
 
@@ -230,30 +229,24 @@ def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """One data set of several, with classes of its own."""
-
-    images: LabelledImages
-    weight: float = 1.0
-    """Above 0, how often each image is drawn in an epoch: 1 once, 0.5 a random half, 2 twice."""
-
-
-def combined(parts: Sequence[Source]) -> LabelledImages:
+def combined(parts: Sequence[LabelledImages], weights: Sequence[float]) -> LabelledImages:
     """Data sets over different classes as one: each one's classes are numbered behind the last's.
 
     The first keeps its own numbers, so Product10K's classes stay 0..num_of_classes-1.
+
+    Args:
+        parts: the data sets.
+        weights: of each, above 0: how often each of its images is drawn in an epoch.
     """
-    images = [part.images for part in parts]
-    offsets = np.cumsum([0, *(part.classes for part in images)])
-    names = [part.class_names or tuple(map(str, range(part.classes))) for part in images]
+    offsets = np.cumsum([0, *(part.classes for part in parts)])
+    names = [part.class_names or tuple(map(str, range(part.classes))) for part in parts]
     return LabelledImages(
-        PathList.concatenated(part.paths for part in images),
-        np.concatenate([part.labels + o for part, o in zip(images, offsets[:-1], strict=True)]),
-        _joined_boxes(images),
+        PathList.concatenated(part.paths for part in parts),
+        np.concatenate([part.labels + o for part, o in zip(parts, offsets[:-1], strict=True)]),
+        _joined_boxes(parts),
         tuple(itertools.chain.from_iterable(names)),
-        np.repeat(np.arange(len(parts)), [len(part) for part in images]),
-        tuple(part.weight for part in parts),
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        tuple(weights),
     )
 
 

@@ -10,7 +10,6 @@ from visual_search.config import DatasetConfig, DevSetConfig, Product10KConfig, 
 from visual_search.data.class_choice import choose_classes
 from visual_search.data.datasets import (
     LabelledImages,
-    Source,
     combined,
     joined,
     read_product10k,
@@ -54,35 +53,29 @@ def dev_files(dev: DevSetConfig) -> list[Path]:
 
 def training_images(dataset: DatasetConfig) -> LabelledImages:
     """The training images of all data sets, those of the classes that were chosen."""
-    place, sources = dataset.product10k, []
-    if place.use:
-        # Both lists number the same classes.
-        root, classes = Path(place.train_valid_root), dataset.num_of_classes
-        parts = [read_product10k(root, *names, classes) for names in _lists(dataset)]
-        sources.append(Source(joined(parts), place.weight))
-    seen: set[Path] = set()
-    for entry in dataset.all_tables():
-        folder = Path(entry.root) if entry.root else None
-        if (file := Path(entry.file).resolve()) in seen:
-            raise UserError(
-                f"dataset.tables names {entry.file} twice, so that each of its classes would be "
-                "two: remove one, or give it the weight 2 to draw its images twice as often"
-            )
-        seen.add(file)
-        images = read_training_table(Path(entry.file), folder, fold=entry.fold)
-        sources.append(Source(images, entry.weight))
+    place, tables, parts = dataset.product10k, dataset.all_tables(), []
+    sources: list[Product10KConfig | TableConfig] = [*([place] if place.use else []), *tables]
     if not sources:
         raise UserError(
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
-    limits: list[Product10KConfig | TableConfig] = [
-        *([place] if place.use else []),
-        *dataset.all_tables(),
-    ]
+    if place.use:
+        # Both lists number the same classes.
+        root, classes = Path(place.train_valid_root), dataset.num_of_classes
+        parts.append(joined([read_product10k(root, *names, classes) for names in _lists(dataset)]))
+    files = [Path(entry.file).resolve() for entry in tables]
+    for entry, file in zip(tables, files, strict=True):
+        if files.count(file) > 1:
+            raise UserError(
+                f"dataset.tables names {entry.file} twice, so that each of its classes would be "
+                "two: remove one, or give it the weight 2 to draw its images twice as often"
+            )
+        folder = Path(entry.root) if entry.root else None
+        parts.append(read_training_table(Path(entry.file), folder, fold=entry.fold))
     return choose_classes(
-        combined(sources),
-        [part.more_than for part in limits],
-        [part.at_most for part in limits],
+        combined(parts, [part.weight for part in sources]),
+        [part.more_than for part in sources],
+        [part.at_most for part in sources],
         dataset.max_classes,
         dataset.seed,
     )

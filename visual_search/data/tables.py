@@ -266,14 +266,8 @@ def image_items(table: pd.DataFrame, folder: Path) -> list[ImageItem]:
     paths = [folder / name for name in table["img_path"]]
     if not set(BOX_COLUMNS) <= set(table.columns):
         return [ImageItem(path) for path in paths]
-    numbers = np.stack(
-        [pd.to_numeric(table[column], errors="coerce").to_numpy(float) for column in BOX_COLUMNS],
-        axis=1,
-    )
-    numbers = np.where(np.isfinite(numbers).all(axis=1, keepdims=True), numbers, 0).round()
-    # Far outside any image, yet safe to convert.
-    boxes = np.clip(numbers, -(2**31), 2**31).astype(np.int64).tolist()
-    return [ImageItem(path, as_box(box)) for path, box in zip(paths, boxes, strict=True)]
+    rows = zip(paths, boxes(table).tolist(), strict=True)
+    return [ImageItem(path, as_box(box)) for path, box in rows]
 
 
 def as_box(values: list[int]) -> Box:
@@ -363,25 +357,22 @@ def statuses(table: pd.DataFrame) -> np.ndarray:
 
 
 def boxes_in(table: pd.DataFrame) -> list[Box | None]:
-    """The box of each row, from `bbox` or `bbox_x`, …; None where there is none, or no readable."""
+    """The box of each row as in :func:`boxes`; None where there is none, or no readable one."""
+    return [as_box(box) if box[2] else None for box in boxes(table).tolist()]
+
+
+def boxes(table: pd.DataFrame) -> np.ndarray:
+    """`(rows, 4)`, int64: x, y, width, height, rounded, from `bbox` or `bbox_x`, …
+
+    Zeros where there is none, or no readable one.
+    """
     if set(BOX_COLUMNS) <= set(table.columns):
         cells = table[BOX_COLUMNS[0]].str.cat(table[list(BOX_COLUMNS[1:])], ",")
     elif "bbox" in table.columns:
         cells = table["bbox"]
     else:
-        return [None] * len(table)
+        return np.zeros((len(table), 4), dtype=np.int64)
     found, _ = boxes_of(cells)
     usable = np.isfinite(found).all(axis=1) & (found[:, 2] > 0)
-    rows = np.where(usable[:, None], found, 0).astype(np.int64).tolist()
-    return [as_box(box) if box[2] else None for box in rows]
-
-
-def boxes(table: pd.DataFrame) -> np.ndarray | None:
-    """`(rows, 4)`, int64: x, y, width, height, rounded; zeros where the cell is empty.
-
-    None where the table has no column `bbox`.
-    """
-    if "bbox" not in table.columns:
-        return None
-    found, given = boxes_of(table["bbox"])
-    return np.where(given[:, None], found, 0).astype(np.int64)
+    # Far outside any image, yet safe to convert.
+    return np.where(usable[:, None], found, 0).clip(-(2**31), 2**31).astype(np.int64)

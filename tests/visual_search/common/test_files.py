@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from visual_search.common.errors import WAYS_OUT, run_command, without_credentials
+from visual_search.common.errors import run_command, without_credentials
 from visual_search.common.files import write_json, write_text, written_atomically
 
 
@@ -49,24 +49,6 @@ def test_two_containers_write_one_file(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_write_often, [tmp_path / "a.txt"] * 2))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
-
-
-@pytest.mark.parametrize("number", WAYS_OUT)
-def test_what_the_file_system_refuses_is_one_sentence(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "a.txt"
-
-    def refused(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("os.fsync", refused)
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: write_text(path, "new"))
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said == f"error: {path}: {os.strerror(number)}: {WAYS_OUT[number]}\n"
-    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.commands import refused
 from visual_search.data.class_choice import choose_classes, drawn_classes, places_within
-from visual_search.data.datasets import LabelledImages, Source, combined
+from visual_search.data.datasets import LabelledImages, combined
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -32,7 +32,7 @@ def images(labels: list[int], prefix: str = "a") -> LabelledImages:
 def test_what_stays_obeys_every_limit(
     first: list[int], second: list[int], limits: list[int], most: int, seed: int
 ) -> None:
-    both = combined([Source(images(first, "a")), Source(images(second, "b"), 0.5)])
+    both = combined([images(first, "a"), images(second, "b")], [1.0, 0.5])
     more_than, at_most = limits[:2], limits[2:]
     sizes = Counter(both.class_names[label] for label in both.labels.tolist())
     of_source = {name: "ab".index(name[0]) for name in sizes}

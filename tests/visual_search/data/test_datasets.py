@@ -17,7 +17,6 @@ from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import (
     LabelledImages,
     PathList,
-    Source,
     TrainingImages,
     combined,
     joined,
@@ -147,7 +146,7 @@ def test_data_sets_of_other_classes_are_numbered_behind(product10k_folder: Path)
     boxes = np.array([[1, 2, 3, 4], [0, 0, 0, 0]])
     amazon = LabelledImages([Path("x"), Path("y")], np.array([1, 0]), boxes, ("n/a", "n/b"))
     plain = LabelledImages([Path("z")], np.array([0]))
-    images = combined([Source(product10k), Source(amazon, 0.5), Source(plain, 2.0)])
+    images = combined([product10k, amazon, plain], [1.0, 0.5, 2.0])
     assert len(images) == 27
     assert images.labels[:24].tolist() == product10k.labels.tolist()
     assert images.labels[24:].tolist() == [11, 10, 12]
@@ -204,16 +203,6 @@ def test_dataset_info_with_boxes_and_test_rows(folder: Path) -> None:
     assert images.item(0).box == (1, 2, 30, 20)
     assert images.item(1).box is None
     assert images.item(2).box == (3, 4, 10, 12)
-
-
-def test_queries_and_gallery_of_a_retrieval_split_do_not_train(folder: Path) -> None:
-    rows: list[list[object]] = [
-        ["a.png", "x", "train"],
-        ["b.png", "x", "query"],
-        ["c.png", "x", "gallery"],
-    ]
-    file = table(folder, "file_name,label,evaluation_status", rows)
-    assert [path.name for path in read_training_table(file).paths] == ["a.png"]
 
 
 def test_folds(folder: Path) -> None:

@@ -3,7 +3,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -18,8 +17,8 @@ from tests.conftest import write_csv
 from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
 from visual_search.data.leaks import list_images
-from visual_search.data.schema import boxes_of, check_boxes, integers, schema_errors
-from visual_search.data.tables import image_items, read_gallery, read_queries, read_table, value_of
+from visual_search.data.schema import check_boxes, integers, schema_errors
+from visual_search.data.tables import image_items, read_gallery, read_queries, read_table
 
 QUERY_COLUMNS = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
 
@@ -154,23 +153,6 @@ def test_an_empty_label_is_refused_with_its_line(place: Path, name: str, cell: s
     refused(r"t\.csv line 4: (label|product_id|class) is", READERS[name][0], place / "t.csv")
 
 
-@pytest.mark.parametrize(
-    ("cell", "value"),
-    [
-        (" 12.0 ", "12"),
-        ("-3.", "-3"),
-        ("012", "012"),
-        ("012.0", "012"),
-        ("1.5", "1.5"),
-        ("u\u0308", "\xfc"),
-        ("a  b", "a  b"),
-        ("none", "none"),
-    ],
-)
-def test_the_value_of_a_label(cell: str, value: str) -> None:
-    assert value_of(cell) == value
-
-
 def test_leading_zeros_count_unless_there_are_numbers_alone(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,34 +248,6 @@ def found(**columns: list[str]) -> dict[str, list[int]]:
 def test_rules(column: str, right: list[str], wrong: list[str]) -> None:
     rows = [len(right) + row for row in range(len(wrong))]
     assert found(**{column: right + wrong}) == ({column: rows} if wrong else {})
-
-
-@settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(*[st.integers(-3, 12)] * 4, st.integers(1, 9), st.integers(1, 9)), min_size=1
-    )
-)
-def test_boxes_lie_within_their_images(rows: list[tuple[int, ...]]) -> None:
-    expected = []
-    for number, (x, y, w, h, width, height) in enumerate(rows):
-        inside = all(0 <= left < width for left in (x, x + w - 1)) and all(
-            0 <= top < height for top in (y, y + h - 1)
-        )
-        if w <= 0 or h <= 0 or not inside:
-            expected.append(number)
-    table = pd.DataFrame(
-        {
-            "bbox": [",".join(map(str, row[:4])) for row in rows],
-            "width": [str(row[4]) for row in rows],
-            "height": [str(row[5]) for row in rows],
-        }
-    )
-    wrong = {row for error in schema_errors(table) for row in error.rows.tolist()}
-    assert sorted(wrong) == expected
-    boxes, given_cells = boxes_of(table["bbox"])
-    assert given_cells.all()
-    np.testing.assert_array_equal(boxes, [row[:4] for row in rows])
 
 
 @settings(deadline=None)

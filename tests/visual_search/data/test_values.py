@@ -205,7 +205,7 @@ JSON = ("JSON of a public data set", "images.json", "metadata.json", "products.j
     [
         (["12", " 12", "12.0"], ["12"] * 3),
         (["u\u0308ber", "\xfcber ", "\xfcber"], ["\xfcber"] * 3),
-        (["012", "x", "12.5"], ["012", "x", "12.5"]),
+        (["012", "x", "12.5", "-3.", "a  b", "none"], ["012", "x", "12.5", "-3", "a  b", "none"]),
     ],
     ids=["numbers", "letters", "what differs"],
 )
