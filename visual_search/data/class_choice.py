@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from visual_search.common.errors import UserError
 
@@ -24,7 +25,7 @@ def choose_classes(
     """A smaller training set, as the universal-embedding recipes draw it.
 
     Args:
-        images: of one source, or of several (:func:`visual_search.data.datasets.combined`).
+        images: of one or several sources, from :func:`visual_search.data.datasets.combined`.
         more_than: of each source, the number of images that a class needs more than.
         at_most: of each source, images of a class, drawn at random; 0 is all.
         max_classes: of all sources together, drawn at random, all alike; 0 is all.
@@ -39,7 +40,11 @@ def choose_classes(
     """
     if not any((*more_than, *at_most, max_classes)):
         return images
-    sources = np.zeros(len(images), np.int64) if images.sources is None else images.sources
+    # Not at the top: it brings torch, which the tools for tables can do without.
+    from visual_search.data.datasets import PathList
+
+    assert images.sources is not None
+    sources = images.sources
     sizes = images.counts(images.classes)
     # Classes without an image are of no source; they go.
     source_of_class = np.full(images.classes, -1)
@@ -53,43 +58,22 @@ def choose_classes(
                 f"no class of the data set of {first} has more than {more_than[source]} images "
                 f"(more_than); its largest has {sizes[of_source].max()}"
             )
-    kept = drawn_classes(enough, max_classes, seed)
+    chosen = np.flatnonzero(enough)
+    if max_classes:  # with one seed, a smaller draw is a part of any larger one
+        chosen = np.random.default_rng(seed).permutation(chosen)[:max_classes]
+    kept = np.zeros_like(enough)
+    kept[chosen] = True
     limits = np.asarray(at_most)[sources]
     places = places_within(images.labels, seed)
     rows = np.flatnonzero(kept[images.labels] & ((limits == 0) | (places < limits)))
-    return _selected(images, rows, kept)
-
-
-def _selected(images: LabelledImages, rows: np.ndarray, kept: np.ndarray) -> LabelledImages:
-    # Not at the top: it brings torch, which the tools for tables can do without.
-    from visual_search.data.datasets import PathList
-
-    number = np.cumsum(kept) - 1
-    names = images.class_names
     return replace(
         images,
         paths=PathList(images.paths[row] for row in rows.tolist()),
-        labels=number[images.labels[rows]],
+        labels=(np.cumsum(kept) - 1)[images.labels[rows]],
         boxes=None if images.boxes is None else images.boxes[rows],
-        class_names=tuple(names[label] for label in np.flatnonzero(kept)) if names else (),
-        sources=None if images.sources is None else images.sources[rows],
+        class_names=tuple(images.class_names[label] for label in np.flatnonzero(kept)),
+        sources=sources[rows],
     )
-
-
-def drawn_classes(kept: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Of the classes that are True, `most` at most, drawn at random, `(classes,)`, bool.
-
-    Args:
-        kept: `(classes,)`, bool.
-        most: 0 keeps all.
-        seed: of the draw. With one seed, a smaller draw is a part of any larger one.
-    """
-    chosen = np.flatnonzero(kept)
-    if not most or len(chosen) <= most:
-        return kept
-    drawn = np.zeros_like(kept)
-    drawn[np.random.default_rng(seed).permutation(chosen)[:most]] = True
-    return drawn
 
 
 def places_within(groups: np.ndarray, seed: int) -> np.ndarray:
@@ -100,9 +84,5 @@ def places_within(groups: np.ndarray, seed: int) -> np.ndarray:
         seed: of the shuffling.
     """
     order = np.random.default_rng(seed).permutation(len(groups))
-    order = order[np.argsort(groups[order], kind="stable")]
-    sizes = np.bincount(groups)
-    first = np.cumsum(sizes) - sizes
-    places = np.empty(len(groups), dtype=np.int64)
-    places[order] = np.arange(len(groups)) - first[groups[order]]
-    return places
+    places = pd.Series(groups[order], order)
+    return places.groupby(places).cumcount().sort_index().to_numpy()
