@@ -14,7 +14,6 @@ import shutil
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -221,10 +220,6 @@ def test_their_example_under_accelerate_launch(shops: Path, here: Path) -> None:
 
 
 def test_the_parts_are_there_by_the_names_they_had() -> None:
-    from visual_search.common.unused import unused
-    from visual_search.config import BackboneConfig, DatasetConfig, MarginConfig, PhaseConfig
-    from visual_search.config_reader import read_part
-
     names = {
         "dataset": "sop cars196 cub200 inshop aliproducts rp2k products10k met hnm finefood shopee "
         "inaturalist_2021",
@@ -233,14 +228,9 @@ def test_the_parts_are_there_by_the_names_they_had() -> None:
         "margin": "softmax arcface adacos adaface combined cosface curricularface elasticface "
         "sphereface subcenter_arcface",
     }
-    kinds: dict[str, Any] = {
-        "dataset": DatasetConfig, "backbone": BackboneConfig, "margin": MarginConfig
-    }  # fmt: skip
     for part, wanted in names.items():
-        for name in wanted.split():
-            read = read_part(PROJECT / "config" / part / f"{name}.yml", kinds[part])
-            told = unused(PhaseConfig(**{part: read}))
-            assert part != "margin" or not any(line.startswith("margin") for line in told)
+        there = {path.stem for path in (PROJECT / "config" / part).glob("*.yml")}
+        assert set(wanted.split()) <= there
 
 
 # The environment of all of them.
