@@ -14,8 +14,9 @@ def main() -> None:
 
     from visual_search.evaluation.leaderboard import read_submissions, study, write_study
 
-    found = study(read_submissions(options.submissions, options.results, options.metric))
-    print(write_study(options.output, found))
+    submissions = read_submissions(options.submissions, options.results, options.metric)
+    found = study(submissions)
+    print(write_study(options.output, submissions, found))
     print(f"\n{found.conclusion}")
     print(f"report: {options.output / 'study.html'}, plots: {options.output / 'plots'}")
 

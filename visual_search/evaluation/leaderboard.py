@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -22,6 +21,7 @@ import pandas as pd
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_figure, write_json, write_text
 from visual_search.common.page import Section, markdown, write_page
+from visual_search.data.schema import is_blank
 from visual_search.data.tables import read_table
 from visual_search.evaluation.run_tasks import name_of_run
 
@@ -31,17 +31,6 @@ MIN_SUBMISSIONS = 5
 Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """From local scores `(n, tasks)`, board scores `(n,)` and others' local scores to the others' board
 scores."""
-
-
-@dataclass(frozen=True)
-class Submissions:
-    """What was submitted: board scores, and local scores as far as they are known."""
-
-    names: list[str]
-    board: np.ndarray
-    """`(n,)`."""
-    local: Mapping[str, np.ndarray]
-    """Of each task, `(n,)`; NaN where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +45,14 @@ class Correlation:
         return f"{self.value:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
 
 
-NOTHING = Correlation(math.nan, -1, 1)
-
-
 def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Pearson's r with Fisher's interval."""
     from scipy.stats import pearsonr
 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return NOTHING
+        return Correlation(math.nan, -1, 1)
     found = pearsonr(x, y)
-    interval = found.confidence_interval(0.95)
-    return Correlation(float(found.statistic), float(interval.low), float(interval.high))
+    return Correlation(float(found.statistic), *map(float, found.confidence_interval(0.95)))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
@@ -88,17 +73,6 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
 
 
 @dataclass(frozen=True)
-class LocalScore:
-    """How one task follows the board."""
-
-    name: str
-    submissions: int
-    """Of which it is known."""
-    spearman: Correlation
-    pearson: Correlation
-
-
-@dataclass(frozen=True)
 class Predictor:
     """How well something predicts the board."""
 
@@ -113,52 +87,27 @@ class Predictor:
 class Study:
     """What the submissions say about the local scores."""
 
-    submissions: Submissions
-    scores: tuple[LocalScore, ...]
-    """The best rank correlation first."""
-    tasks: tuple[Predictor, ...]
+    conclusion: str
+    correlations: dict[str, dict[str, Any]]
+    """Of each local score `submissions`, of which it is known, `spearman` and `pearson`; the best
+    rank correlation first."""
+    tasks: list[Predictor]
     """Each complete task by itself, the best first."""
-    rules: tuple[Predictor, ...]
+    rules: list[Predictor]
     """The board's own mean, and what can be done without knowing the best task."""
 
-    @property
-    def conclusion(self) -> str:
-        """In one sentence."""
-        nothing, *others = self.rules
-        best = min(others, key=lambda rule: rule.error)
-        if not best.error < nothing.error:
-            return (
-                "no local score predicts the board better than the mean of the board scores does: "
-                "more submissions are needed, or a task that is more like the board's"
-            )
-        gain = 1 - best.error / nothing.error
-        return (
-            f"{best.name} predicts the board best: off by {best.error:.4f}, {gain:.0%} less than "
-            f"without any local score; single tasks, of which the first is partly luck: "
-            + ", ".join(f"{task.name} {task.error:.4f}" for task in self.tasks[:3])
-        )
 
-    def as_json(self) -> dict[str, Any]:
-        """For files."""
-        correlations = {one.name: asdict(one) for one in self.scores}
-        for values in correlations.values():
-            del values["name"]
-        return {
-            "conclusion": self.conclusion,
-            "correlations": correlations,
-            "tasks": [asdict(one) for one in self.tasks],
-            "rules": [asdict(one) for one in self.rules],
-        }
-
-
-def study(submissions: Submissions) -> Study:
+def study(submissions: pd.DataFrame) -> Study:
     """Compare every local score with the board.
+
+    Args:
+        submissions: as :func:`read_submissions` gives them.
 
     Raises:
         UserError: with fewer than :data:`MIN_SUBMISSIONS` submissions, without a board score that
             differs, or when no task is known of all submissions.
     """
-    board, local = submissions.board, submissions.local
+    board, local = submissions[BOARD].to_numpy(), submissions.drop(columns=BOARD)
     if len(board) < MIN_SUBMISSIONS:
         raise UserError(
             f"{len(board)} submissions say nothing about a correlation; {MIN_SUBMISSIONS} are the "
@@ -166,32 +115,50 @@ def study(submissions: Submissions) -> Study:
         )
     if np.ptp(board) == 0:
         raise UserError("all submissions have the same board score: nothing can follow it")
-    known = {name: ~np.isnan(scores) for name, scores in local.items()}
-    scores = []
-    for name, rows in known.items():
-        pair = local[name][rows], board[rows]
-        scores.append(LocalScore(name, int(rows.sum()), spearman(*pair), pearson(*pair)))
-    complete = [name for name, rows in known.items() if rows.all()]
-    if not complete:
+    complete = local.dropna(axis="columns")
+    if complete.empty:
         raise UserError(
             "no task is known of all submissions: evaluate the runs on the same tasks, or remove "
             "the submissions that lack them"
         )
-    matrix = np.stack([local[name] for name in complete], axis=1)
-    tasks = [_judged(name, by_line, matrix[:, [k]], board) for k, name in enumerate(complete)]
-    rules = [
-        replace(
-            _judged("nothing: the board's own mean", by_mean, matrix, board),
-            rank_correlation=math.nan,  # what is left out pulls its own prediction the other way
-        ),
-        _judged("the task that fits the others best", by_best_task, matrix, board),
-        _judged("the plain mean of the tasks", by_line, matrix.mean(axis=1, keepdims=True), board),
+    found: dict[str, dict[str, Any]] = {}
+    for name, scores in local.items():
+        known = scores.notna().to_numpy()
+        pair = scores[known].to_numpy(), board[known]
+        both = {"spearman": spearman(*pair), "pearson": pearson(*pair)}
+        found[str(name)] = {"submissions": int(known.sum()), **both}
+    matrix = complete.to_numpy()
+    tasks = [
+        _judged(str(name), by_mean_task, matrix[:, [k]], board) for k, name in enumerate(complete)
     ]
+    tasks.sort(key=lambda task: task.error)
+    # What is left out pulls the mean of the others the other way: no rank correlation.
+    nothing = _judged("nothing: the board's own mean", by_nothing, matrix, board)
+    nothing = replace(nothing, rank_correlation=math.nan)
+    others = [
+        _judged("the task that fits the others best", by_best_task, matrix, board),
+        _judged("the plain mean of the tasks", by_mean_task, matrix, board),
+    ]
+    ranks = {name: np.nan_to_num(one["spearman"].value, nan=-2) for name, one in found.items()}
     return Study(
-        submissions,
-        tuple(sorted(scores, key=lambda one: -np.nan_to_num(one.spearman.value, nan=-2))),
-        tuple(sorted(tasks, key=lambda task: task.error)),
-        tuple(rules),
+        _conclusion(nothing, min(others, key=lambda rule: rule.error), tasks),
+        {name: found[name] for name in sorted(found, key=lambda name: -ranks[name])},
+        tasks,
+        [nothing, *others],
+    )
+
+
+def _conclusion(nothing: Predictor, best: Predictor, tasks: list[Predictor]) -> str:
+    if not best.error < nothing.error:
+        return (
+            "no local score predicts the board better than the mean of the board scores does: "
+            "more submissions are needed, or a task that is more like the board's"
+        )
+    return (
+        f"{best.name} predicts the board best: off by {best.error:.4f}, "
+        f"{1 - best.error / nothing.error:.0%} less than without any local score; single tasks, of "
+        "which the first is partly luck: "
+        + ", ".join(f"{task.name} {task.error:.4f}" for task in tasks[:3])
     )
 
 
@@ -209,28 +176,28 @@ def left_out(predict: Predict, matrix: np.ndarray, board: np.ndarray) -> np.ndar
     )
 
 
-def by_mean(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def by_nothing(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """The mean of the board scores, whatever the local ones."""
     return np.full(len(asked), board.mean())
 
 
-def by_line(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray, task: int = 0) -> np.ndarray:
-    """Least squares on one task; one without spread predicts the mean."""
-    x = matrix[:, task]
+def by_mean_task(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Least squares on the mean of the tasks; one without spread predicts the board's mean."""
+    x = matrix.mean(axis=1)
     if np.ptp(x) == 0:
-        return by_mean(matrix, board, asked)
+        return by_nothing(matrix, board, asked)
     slope, constant = np.polyfit(x - x.mean(), board, 1)
-    return np.asarray(constant + slope * (asked[:, task] - x.mean()))
+    return np.asarray(constant + slope * (asked.mean(axis=1) - x.mean()))
 
 
 def by_best_task(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """A line on the task with the least leave-one-out error among these submissions."""
-    lines = [partial(by_line, task=k) for k in range(matrix.shape[1])]
-    best = min(lines, key=lambda line: ((left_out(line, matrix, board) - board) ** 2).sum())
-    return best(matrix, board, asked)
+    alone = [left_out(by_mean_task, column[:, None], board) for column in matrix.T]
+    best = [min(range(len(alone)), key=lambda k: ((alone[k] - board) ** 2).sum())]
+    return by_mean_task(matrix[:, best], board, asked[:, best])
 
 
-def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions:
+def read_submissions(file: Path, results: Path, metric: str = "") -> pd.DataFrame:
     """Read `submissions.csv`.
 
     Its columns are `submission`, `board`, and where the local scores come from: `run`, a model
@@ -242,44 +209,32 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> Submissions
         results: folder of evaluations, `<run>/results.json`.
         metric: of the tasks; empty takes each task's own.
 
+    Returns:
+        A row for each submission, by its name: `board` and every local score, float64, NaN where
+        it is not known.
+
     Raises:
         UserError: naming file, line and column of what is no number or missing; with the command
             that evaluates a run that was not.
     """
     table = read_table(file, [NAME, BOARD])
-    board = _numbers(table, BOARD, file)
-    if np.isnan(board).any():
-        row = int(np.flatnonzero(np.isnan(board))[0])
-        raise UserError(f"{file} line {table.index[row]}: board is empty")
-    local = {
-        str(column): _numbers(table, str(column), file)
-        for column in table.columns
-        if column not in (NAME, BOARD, RUN)
-    }
-    if RUN in table.columns:
-        for row, run in enumerate(table[RUN]):
-            if run:
-                line = table.index[row]
-                for task, score in _scores(
-                    Path(run), results, metric, f"{file} line {line}"
-                ).items():
-                    local.setdefault(task, np.full(len(table), np.nan))[row] = score
-    if not local:
+    runs = table.pop(RUN) if RUN in table.columns else pd.Series("", table.index)
+    names = table.pop(NAME).tolist()
+    for column, cells in table.items():
+        table[column], blank = pd.to_numeric(cells, errors="coerce"), is_blank(cells)
+        wrong = ~np.isfinite(table[column]) & (~blank | (column == BOARD))
+        for line in table.index[wrong][:1]:
+            what = "empty" if blank[line] else f"{cells[line]!r}, not a number"
+            raise UserError(f"{file} line {line}: {column} is {what}")
+    for line, run in runs[runs != ""].items():
+        for task, score in _scores(Path(run), results, metric, f"{file} line {line}").items():
+            table.loc[line, task] = score
+    if table.columns.tolist() == [BOARD]:
         raise UserError(
             f"{file} has no local score: name the evaluated models in a column {RUN!r}, or give "
             "scores in columns of their own"
         )
-    return Submissions(table[NAME].tolist(), board, local)
-
-
-def _numbers(table: pd.DataFrame, column: str, file: Path) -> np.ndarray:
-    text = table[column].str.strip()
-    numbers = pd.to_numeric(text.where(text != ""), errors="coerce").to_numpy(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(numbers) & (text != "").to_numpy())
-    if len(wrong):
-        line, cell = table.index[wrong[0]], table[column].iloc[wrong[0]]
-        raise UserError(f"{file} line {line}: {column} is {cell!r}, not a number")
-    return numbers
+    return table.set_axis(names)
 
 
 def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, float]:
@@ -301,7 +256,7 @@ def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, floa
         ) from error
 
 
-def write_study(folder: Path, found: Study) -> str:
+def write_study(folder: Path, submissions: pd.DataFrame, found: Study) -> str:
     """Write study.json, study.md, study.html and plots/<task>.png.
 
     Returns:
@@ -309,10 +264,7 @@ def write_study(folder: Path, found: Study) -> str:
     """
     correlations = [
         ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %"],
-        *(
-            [one.name, str(one.submissions), str(one.spearman), str(one.pearson)]
-            for one in found.scores
-        ),
+        *([name, *map(str, one.values())] for name, one in found.correlations.items()),
     ]
     predictors = [
         ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"],
@@ -322,50 +274,43 @@ def write_study(folder: Path, found: Study) -> str:
         ),
     ]
     text = f"{markdown(correlations)}\n\n{markdown(predictors)}"
-    write_json(folder / "study.json", found.as_json())
-    write_text(
-        folder / "study.md", f"# Local scores and the board\n\n{text}\n\n{found.conclusion}\n"
+    title = "Local scores and the board"
+    write_json(folder / "study.json", asdict(found))
+    write_text(folder / "study.md", f"# {title}\n\n{text}\n\n{found.conclusion}\n")
+    left_out_title = "Predictions of the submission that was left out"
+    top = Section(
+        "",
+        [found.conclusion],
+        {"submissions": len(submissions)},
+        tables={"": correlations, left_out_title: predictors},
     )
-    sections = [
+    plots = [
         Section(
-            "",
-            [found.conclusion],
-            {"submissions": len(found.submissions.names)},
-            tables={
-                "": correlations,
-                "Predictions of the submission that was left out": predictors,
-            },
-        ),
-        *(
-            Section(
-                one.name,
-                [f"Spearman {one.spearman}, Pearson {one.pearson}"],
-                pictures={"each point a submission": _plot(folder, one, found.submissions)},
-            )
-            for one in found.scores
-        ),
+            name,
+            [f"Spearman {one['spearman']}, Pearson {one['pearson']}"],
+            pictures={"each point a submission": _plot(folder, submissions, name)},
+        )
+        for name, one in found.correlations.items()
     ]
-    write_page(folder / "study.html", "Local scores and the board", sections)
+    write_page(folder / "study.html", title, [top, *plots])
     return text
 
 
-def _plot(folder: Path, score: LocalScore, submissions: Submissions) -> Path:
+def _plot(folder: Path, submissions: pd.DataFrame, name: str) -> Path:
     from matplotlib.figure import Figure
 
-    x, y = submissions.local[score.name], submissions.board
-    known = ~np.isnan(x)
+    known = submissions[[name, BOARD]].dropna()
+    x, y = known.to_numpy().T
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(x[known], y[known], s=28, zorder=3)
-    for row in np.flatnonzero(known):
-        place = x[row], y[row]
-        words = submissions.names[row]
+    axes.scatter(x, y, s=28, zorder=3)
+    for words, place in zip(known.index, known.to_numpy(), strict=True):
         axes.annotate(words, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    if known.sum() > 1 and np.ptp(x[known]) > 0:
-        ends = np.array([[x[known].min()], [x[known].max()]])
-        axes.plot(ends[:, 0], by_line(x[known][:, None], y[known], ends), alpha=0.5)
-    axes.set(xlabel=score.name, ylabel="leaderboard")
+    if len(x) > 1 and np.ptp(x) > 0:
+        ends = np.array([x.min(), x.max()])
+        axes.plot(ends, by_mean_task(x[:, None], y, ends[:, None]), alpha=0.5)
+    axes.set(xlabel=name, ylabel="leaderboard")
     axes.grid(alpha=0.3)
-    path = folder / "plots" / (re.sub(r"[^\w.-]", "_", score.name) + ".png")
+    path = folder / "plots" / (re.sub(r"[^\w.-]", "_", name) + ".png")
     write_figure(path, figure)
     return path

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,8 @@ from scipy import stats
 from tests.commands import refused, told
 from tests.conftest import write_csv
 from visual_search.evaluation.leaderboard import (
-    Submissions,
     by_best_task,
-    by_line,
+    by_mean_task,
     left_out,
     pearson,
     read_submissions,
@@ -45,13 +45,12 @@ def test_spearmans_interval_covers_what_it_promises() -> None:
     assert 0.915 <= covered / 300 <= 0.985  # within three standard deviations
 
 
-def submissions(count: int = 16, tasks: int = 4, seed: int = 0) -> Submissions:
+def submissions(count: int = 16) -> pd.DataFrame:
     """The board is a mix of the first two tasks; the others are noise."""
-    rng = np.random.default_rng(seed)
-    local = rng.normal(0.5, 0.1, (tasks, count))
+    rng = np.random.default_rng(0)
+    local = rng.normal(0.5, 0.1, (4, count))
     board = 0.2 + 0.6 * local[0] + 0.4 * local[1] + rng.normal(0, 0.01, count)
-    names = [f"v{n}" for n in range(count)]
-    return Submissions(names, board, {f"task{k}": row for k, row in enumerate(local)})
+    return pd.DataFrame({"board": board, **{f"task{k}": row for k, row in enumerate(local)}})
 
 
 def test_the_task_that_the_board_is_made_of_is_found() -> None:
@@ -63,33 +62,31 @@ def test_the_task_that_the_board_is_made_of_is_found() -> None:
 
 
 def test_leaving_out_leaves_out() -> None:
-    given_ = submissions(9)
-    matrix = np.stack(list(given_.local.values()), axis=1)
-    moved = given_.board.copy()
-    moved[3] += 100  # what is predicted for it must not know of it
-    before, after = (left_out(by_best_task, matrix, board) for board in (given_.board, moved))
+    table = submissions(9).to_numpy()
+    board, matrix = table[:, 0], table[:, 1:]
+    moved = board + 100 * (np.arange(9) == 3)  # what is predicted for it must not know of it
+    before, after = (left_out(by_best_task, matrix, one) for one in (board, moved))
     assert after[3] == pytest.approx(before[3])
     assert abs(after[0] - before[0]) > 1e-3
-    slope, constant = np.polyfit(matrix[:, 0], given_.board, 1)
-    predicted = by_line(matrix[:, [0]], given_.board, matrix[:, [0]])
-    np.testing.assert_allclose(predicted, slope * matrix[:, 0] + constant)
+    fitted = np.polyval(np.polyfit(matrix[:, 0], board, 1), matrix[:, 0])
+    predicted = by_mean_task(matrix[:, [0]], board, matrix[:, [0]])
+    np.testing.assert_allclose(predicted, fitted)
 
 
 def test_faults_are_told(tmp_path: Path) -> None:
-    few = submissions(4)
-    refused("4 submissions say nothing", study, few)
+    refused("4 submissions say nothing", study, submissions(4))
     good = submissions(6)
-    refused("the same board score", study, Submissions(good.names, np.ones(6), good.local))
-    holes = {name: np.where(np.arange(6) == 0, np.nan, row) for name, row in good.local.items()}
-    refused("no task is known of all", study, Submissions(good.names, good.board, holes))
-    table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", 0.5, "x"]])
-    refused(r"s\.csv line 2: cv is 'x', not a number", read_submissions, table, tmp_path)
-    table = write_csv(tmp_path / "s.csv", ["submission", "board", "cv"], [["a", "", 1]])
-    refused(r"line 2: board is empty", read_submissions, table, tmp_path)
-    table = write_csv(tmp_path / "s.csv", ["submission", "board", "run"], [["a", 1, "runs/a"]])
-    refused("evaluate it: python -m visual_search", read_submissions, table, tmp_path)
-    table = write_csv(tmp_path / "s.csv", ["submission", "board"], [["a", 1]])
-    refused("no local score", read_submissions, table, tmp_path)
+    refused("the same board score", study, good.assign(board=1.0))
+    refused("no task is known of all", study, good.mask(np.eye(6, 5, 1, dtype=bool)))
+
+    def read(column: str, *cells: object) -> str:
+        table = write_csv(tmp_path / "s.csv", ["submission", "board", column], [["a", *cells]])
+        return refused(".", read_submissions, table, tmp_path)
+
+    assert "s.csv line 2: cv is 'x', not a number" in read("cv", 0.5, "x")
+    assert "s.csv line 2: board is empty" in read("cv", "", 1)
+    assert "evaluate it: python -m visual_search" in read("run", 1, "runs/a")
+    assert "has no local score" in read("run", 1, "")
 
 
 def test_the_command_reads_evaluations_and_columns(tmp_path: Path) -> None:
