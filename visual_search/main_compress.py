@@ -38,8 +38,9 @@ def main() -> None:
         for point in points_of(name, embeddings, widths, cut, run.dev_set, method):
             points.append(point)
             print(
-                f"{name}: {point.dimension} dimensions, {point.coding}, "
-                f"{point.bytes} bytes: mAP {point.score:.4f}",
+                "{series}: {dimension} dimensions, {coding}, {bytes} bytes: mAP {mAP:.4f}".format(
+                    **point
+                ),
                 flush=True,
             )
     folder = options.output or options.run / "compression"

@@ -174,11 +174,10 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
     dev_set = DevSet(items, items[:20], products, products[:20], np.arange(20))
     sides = Sides(rows, rows, rows[:20])
     points = list(points_of("a", sides, [8, 16, 32], True, dev_set))
-    found = {(p.dimension, p.coding): p for p in points}
+    found = {(p["dimension"], p["coding"]): p for p in points}
     assert {dimension for dimension, _ in found} == {8, 16}
-    sizes = [found[16, coding].bytes for coding in ("float32", "float16", "int8", "binary")]
+    sizes = [found[16, coding]["bytes"] for coding in ("float32", "float16", "int8", "binary")]
     assert sizes == [64, 32, 16, 10]  # of the last a bit a dimension, and two numbers of a row
-    exact = found[8, "float32"]
     short = F.normalize(rows[:, :8], dim=1)
     expected = []
     for query in range(20):
@@ -186,9 +185,9 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
         right = [products[row] == products[query] for row in order]
         hits = [sum(right[: k + 1]) / (k + 1) for k, hit in enumerate(right) if hit]
         expected.append(sum(hits) / len(hits))
-    np.testing.assert_allclose(exact.average_precisions, expected, atol=1e-9)
+    assert found[8, "float32"]["mAP"] == pytest.approx(np.mean(expected), abs=1e-6)
     for coding, far in (("float16", 0.01), ("int8", 0.05), ("binary", 0.4)):
-        assert abs(found[16, coding].score - found[16, "float32"].score) < far
+        assert abs(found[16, coding]["mAP"] - found[16, "float32"]["mAP"]) < far
 
 
 def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path) -> None:

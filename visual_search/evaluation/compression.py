@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,24 +78,6 @@ class Sides:
         return self.training, self.gallery, self.queries
 
 
-@dataclass(frozen=True)
-class Point:
-    """One way to store an embedding, and what it scores."""
-
-    series: str
-    dimension: int
-    coding: str
-    bytes: int
-    """Of a gallery image."""
-    average_precisions: np.ndarray
-    """`(n_queries,)`, 0..1."""
-
-    @property
-    def score(self) -> float:
-        """mAP, 0..1."""
-        return float(self.average_precisions.mean())
-
-
 def points_of(
     series: str,
     sides: Sides,
@@ -102,8 +85,8 @@ def points_of(
     nested: bool,
     dev_set: DevSet,
     method: str = "pca",
-) -> Iterator[Point]:
-    """Every dimension in every coding.
+) -> Iterator[dict[str, Any]]:
+    """What every dimension scores in every coding: a row of the table, of `bytes` an image.
 
     Args:
         series: what the points are called.
@@ -122,8 +105,9 @@ def points_of(
         for coding in CODINGS:
             size, ranks = coded_ranks(coding, small, dev_set.own)
             products = dev_set.gallery_products, dev_set.query_products
-            scores = average_precision(ranks, *products, dev_set.own)
-            yield Point(series, dimension, coding, size, scores)
+            score = float(average_precision(ranks, *products, dev_set.own).mean())
+            place = {"series": series, "dimension": dimension, "coding": coding, "bytes": size}
+            yield {**place, "mAP": round(score, 6)}
 
 
 def coded_ranks(coding: str, sides: Sides, own: np.ndarray | None) -> tuple[int, np.ndarray]:
@@ -153,49 +137,30 @@ def coded_ranks(coding: str, sides: Sides, own: np.ndarray | None) -> tuple[int,
     return index.sa_code_size(), ranks if own is None else without_own(ranks, own)
 
 
-def write_points(points: Sequence[Point], folder: Path, title: str) -> Path:
+def write_points(points: Sequence[Mapping[str, Any]], folder: Path, title: str) -> Path:
     """Write `compression.json`, `compression.md` and `compression.png`; returns the picture."""
-    rows: list[dict[str, Any]] = []
-    for point in points:
-        values = asdict(point)
-        del values["average_precisions"]
-        rows.append({**values, "mAP": round(point.score, 6)})
-    write_json(folder / "compression.json", {"title": title, "points": rows})
-    table: list[list[object]] = [
-        ["embedding", "dimensions", "stored as", "bytes", "mAP"],
-        *([p.series, p.dimension, p.coding, p.bytes, f"{p.score:.4f}"] for p in points),
-    ]
-    write_text(folder / "compression.md", markdown(table) + "\n")
-    return _plot(points, folder / "compression.png", title)
-
-
-def _plot(points: Sequence[Point], path: Path, title: str) -> Path:
     from matplotlib.figure import Figure
 
+    write_json(folder / "compression.json", {"title": title, "points": points})
+    head = ["embedding", "dimensions", "stored as", "bytes", "mAP"]
+    cells = [[*{**point, "mAP": f"{point['mAP']:.4f}"}.values()] for point in points]
+    write_text(folder / "compression.md", markdown([head, *cells]) + "\n")
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     styles = dict(zip(CODINGS, ("-o", "--s", "-^", ":v"), strict=True))
-    names = list(dict.fromkeys(point.series for point in points))
-    for number, series in enumerate(names):
-        for coding in CODINGS:
-            line = [p for p in points if (p.series, p.coding) == (series, coding)]
-            if line:
-                axes.plot(
-                    [p.bytes for p in line],
-                    [p.score for p in line],
-                    styles[coding],
-                    color=f"C{number}",
-                    label=f"{series}, {coding}",
-                    markersize=4,
-                    linewidth=1,
-                )
+    table = pd.DataFrame(points)
+    for number, (series, rows) in enumerate(table.groupby("series", sort=False)):
+        for coding, line in rows.groupby("coding", sort=False):
+            look = {"color": f"C{number}", "markersize": 4, "linewidth": 1}
+            label = f"{series}, {coding}"
+            axes.plot(line["bytes"], line["mAP"], styles[coding], label=label, **look)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="bytes of a gallery image", ylabel="mAP", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    write_figure(path, figure)
-    return path
+    write_figure(folder / "compression.png", figure)
+    return folder / "compression.png"
 
 
 class RunEmbeddings:
