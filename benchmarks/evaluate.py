@@ -60,7 +60,7 @@ def ours(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:
     everyone = np.arange(len(labels))
     ranks = nearest_rows(embeddings, embeddings, own=everyone, width=DEPTH)
     hits = hits_of_ranks(ranks, labels, labels, everyone)
-    return {name: float(np.nanmean(values)) for name, values in per_query(hits).items()}
+    return {str(name): float(mean) for name, mean in per_query(hits).mean().items()}
 
 
 def floor(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:

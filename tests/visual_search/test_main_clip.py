@@ -185,7 +185,7 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
     run("visual_search.main_evaluate", "tasks", *call)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["dimension"] == 32
-    found = results["tasks"]
+    found, page = results["tasks"], (tmp_path / "report.html").read_text()
     # What training recorded of the model that it kept.
     scored = logged(right, "retrieval")
     best = max(scored, key=lambda line: sum(line[d]["mAP"] for d in DIRECTIONS))
@@ -194,7 +194,8 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
         for metric in ("R@1", "R@5", "R@10"):
             assert means[metric] == pytest.approx(best[name][metric])
         assert means["mAP@1000"] == pytest.approx(best[name]["mAP"])
-        assert (tmp_path / f"{name.replace('_', '-')}_queries.jpg").stat().st_size > 1000
+        assert f"{name.replace('_', '-')}: the worst queries" in page
+    assert any(f"; * {colour} " in page for colour in COLOURS)  # a photo's right text, starred
     assert found["text-to-photo"]["queries"] == 2 * len(HELD_OUT)
     assert found["text-to-photo"]["gallery"] == found["photo-to-text"]["queries"] == 54
     assert found["photos"]["queries"] == 144
@@ -207,7 +208,9 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
     run("visual_search.main_evaluate", "compare", *call)
     compared = json.loads((output / "comparison.json").read_text())
     assert compared["verdict"] == "A is better on 1 of 1 tasks"
-    assert (output / "text-to-photo_changed.jpg").stat().st_size > 1000
+    page = (output / "comparison.html").read_text()
+    assert page.count("<b>A: AP") == page.count("<b>B: AP") > 0
+    assert 'aria-label="right: ' in page
 
 
 def test_texts_are_not_asked_of_a_model_without_any(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from visual_search.common.files import write_text
 
@@ -27,8 +27,8 @@ Rows = Sequence[Sequence[object]]
 class Tile:
     """A thumbnail in a row."""
 
-    picture: str
-    """Its key in the `pictures` of :func:`write_page`."""
+    picture: Hashable
+    """What the `thumbnails` of :func:`write_page` know it by."""
     title: str
     """Shown while the pointer is over it."""
     kind: Literal["", "query", "right", "expected"] = ""
@@ -83,7 +83,10 @@ def markdown(rows: Rows) -> str:
 
 
 def write_page(
-    path: Path, title: str, sections: Sequence[Section], pictures: Mapping[str, str] | None = None
+    path: Path,
+    title: str,
+    sections: Sequence[Section],
+    thumbnails: Callable[[Collection[Any]], Mapping[Any, str]] = lambda _: {},
 ) -> None:
     """Write the page, atomically. Whatever is text in it is shown as it stands, not as HTML.
 
@@ -91,8 +94,8 @@ def write_page(
         path: the html file.
         title: its headline.
         sections: from top to bottom.
-        pictures: data URIs of the thumbnails, by the keys that tiles name them by (letters and
-            digits); however often one is shown, it is in the file once.
+        thumbnails: makes data URIs of what the tiles show; however often one is shown, it is in
+            the file once.
     """
     import jinja2
 
@@ -108,7 +111,10 @@ def write_page(
         }
         for section in sections
     ]
-    write_text(path, template.render(title=title, sections=shown, pictures=pictures or {}))
+    tiles = [tile for section in sections for row in section.rows for tile in row.tiles]
+    uris = thumbnails(dict.fromkeys(tile.picture for tile in tiles))
+    names = {picture: f"i{number}" for number, picture in enumerate(uris)}
+    write_text(path, template.render(title=title, sections=shown, uris=uris, names=names))
 
 
 def data_uri(data: bytes, kind: Literal["jpeg", "png"]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import write_json, write_text
 from visual_search.common.page import Section, markdown, write_page
 from visual_search.evaluation.metrics import METRICS
-from visual_search.evaluation.pictures import QUERIES_SHOWN
+from visual_search.evaluation.report import thumbnails
 from visual_search.evaluation.run_tasks import (
     DEFAULT_OUTPUT,
     name_of_run,
@@ -29,7 +30,7 @@ from visual_search.evaluation.run_tasks import (
     steps_of_run,
 )
 from visual_search.evaluation.scores import TaskScores
-from visual_search.evaluation.tasks import Task
+from visual_search.evaluation.tasks import QUERIES_SHOWN
 
 DRAWS = 4000
 MIN_DIFFERING = 10
@@ -137,7 +138,7 @@ class TaskComparison:
     @property
     def differences(self) -> np.ndarray:
         """`(n_queries,)`, B - A; NaN for a query with nothing to find."""
-        return self.b.values[self.metric] - self.a.values[self.metric]
+        return (self.b.values[self.metric] - self.a.values[self.metric]).to_numpy()
 
     @property
     def verdict(self) -> str:
@@ -176,7 +177,7 @@ def compare(a: TaskScores, b: TaskScores, metric: str = "") -> TaskComparison:
     if metric not in METRICS:
         raise UserError(f"--metric {metric!r} is unknown; write one of {', '.join(METRICS)}")
     kept = a.scored
-    differences = (b.values[metric] - a.values[metric])[kept]
+    differences = (b.values[metric] - a.values[metric])[kept].to_numpy()
     products = a.task.query_labels[kept]
     return TaskComparison(
         a, b, metric, mean_interval(differences), mean_interval(differences, products)
@@ -226,7 +227,7 @@ def most_changed(comparison: TaskComparison, count: int) -> list[int]:
 
     Of equal changes those with the largest change of average precision.
     """
-    finer = comparison.b.values["mAP@1000"] - comparison.a.values["mAP@1000"]
+    finer = (comparison.b.values["mAP@1000"] - comparison.a.values["mAP@1000"]).to_numpy()
     main = np.nan_to_num(comparison.differences)
     chosen: list[int] = []
     for sign in (1, -1):
@@ -265,54 +266,33 @@ def compare_runs(
     folder = output or DEFAULT_OUTPUT / f"{name_of_run(a)}_vs_{name_of_run(b)}"
     steps = [steps_of_run(run) if rerank else () for run in (a, b)]
     tasks, skipped = ready_tasks(files, (a, b))
-
-    def of_task(task: Task[Any]) -> TaskComparison:
+    comparisons, sections = [], []
+    for task in tasks:
         print(f"\n{task.title}", flush=True)
         if task.note:
             print(task.note, flush=True)
         models = [task.embed(run, input_size, cache) for run in (a, b)]
-        one, other = (task.score(model, own) for model, own in zip(models, steps, strict=True))
-        comparison = compare(one, other, metric)
+        sides = [task.score(model, own) for model, own in zip(models, steps, strict=True)]
+        comparison = compare(sides[0], sides[1], metric)
+        comparisons.append(comparison)
         changed = most_changed(comparison, QUERIES_SHOWN)
-        values = [scores.values["mAP@1000"] for scores in (one, other)]
-        captions = [f"AP {values[0][q]:.3f} -> {values[1][q]:.3f}" for q in changed]
-        task.draw(folder / f"{task.name}_changed.jpg", changed, captions, models)
-        return comparison
-
-    comparisons = [of_task(task) for task in tasks]
-    _write(folder, a, b, comparisons, [f"{k} was not run: {v}" for k, v in skipped.items()])
-    print(f"\nA: {a}\nB: {b}\n\n{markdown(comparison_rows(comparisons))}")
-    print(f"\n{verdict(comparisons)}")
-    print(f"report: {folder / 'comparison.html'}, numbers: {folder / 'comparison.json'}")
-
-
-def _write(
-    folder: Path, a: Path, b: Path, comparisons: Sequence[TaskComparison], remarks: Sequence[str]
-) -> None:
-    said, rows = verdict(comparisons), comparison_rows(comparisons)
-    tasks = {one.a.task.name: one.as_json() for one in comparisons}
+        rows = []
+        for name, model, scores, own in zip("AB", models, sides, steps, strict=True):
+            headings = [f"{name}: AP {scores.values['mAP@1000'][query]:.3f}" for query in changed]
+            rows.append(task.rows(model, changed, headings, own))
+        title = f"{task.title}: the queries that changed most, first gains, then losses"
+        pairs = [*chain.from_iterable(zip(*rows, strict=True))]
+        sections.append(Section(title, [task.legend], rows=pairs))
+    table, said = comparison_rows(comparisons), verdict(comparisons)
+    values = {one.a.task.name: one.as_json() for one in comparisons}
     write_json(
-        folder / "comparison.json", {"A": str(a), "B": str(b), "verdict": said, "tasks": tasks}
+        folder / "comparison.json", {"A": str(a), "B": str(b), "verdict": said, "tasks": values}
     )
     write_text(
-        folder / "comparison.md", f"# {said}\n\nA: {a}, B: {b}\n\n{markdown(rows)}\n\n{CHANCE}\n"
+        folder / "comparison.md", f"# {said}\n\nA: {a}, B: {b}\n\n{markdown(table)}\n\n{CHANCE}\n"
     )
-    facts = {"A": a, "B": b}
-    sections = [
-        Section("", [CHANCE, *remarks], facts, tables={"": rows}),
-        *(
-            Section(
-                one.a.task.title,
-                [
-                    "Blue: a query, cut to its box. A1, A2, A3: what A found; B1 … likewise. "
-                    "Green: right. Red: wrong. Orange: would be right."
-                ],
-                pictures={
-                    "The queries that changed most: first gains, then losses": folder
-                    / f"{one.a.task.name}_changed.jpg"
-                },
-            )
-            for one in comparisons
-        ),
-    ]
-    write_page(folder / "comparison.html", said, sections)
+    remarks = [f"{name} was not run: {reason}" for name, reason in skipped.items()]
+    top = Section("", [CHANCE, *remarks], {"A": a, "B": b}, tables={"": table})
+    write_page(folder / "comparison.html", said, [top, *sections], thumbnails)
+    print(f"\nA: {a}\nB: {b}\n\n{markdown(table)}\n\n{said}")
+    print(f"report: {folder / 'comparison.html'}, numbers: {folder / 'comparison.json'}")

@@ -151,9 +151,15 @@ def write_points(points: Sequence[Mapping[str, Any]], folder: Path, title: str) 
     table = pd.DataFrame(points)
     for number, (series, rows) in enumerate(table.groupby("series", sort=False)):
         for coding, line in rows.groupby("coding", sort=False):
-            look = {"color": f"C{number}", "markersize": 4, "linewidth": 1}
-            label = f"{series}, {coding}"
-            axes.plot(line["bytes"], line["mAP"], styles[coding], label=label, **look)
+            axes.plot(
+                line["bytes"],
+                line["mAP"],
+                styles[str(coding)],
+                color=f"C{number}",
+                label=f"{series}, {coding}",
+                markersize=4,
+                linewidth=1,
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="bytes of a gallery image", ylabel="mAP", title=title)

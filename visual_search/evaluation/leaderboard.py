@@ -304,8 +304,8 @@ def _plot(folder: Path, submissions: pd.DataFrame, name: str) -> Path:
     figure = Figure(figsize=(5.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x, y, s=28, zorder=3)
-    for words, place in zip(known.index, known.to_numpy(), strict=True):
-        axes.annotate(words, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    for words, *place in zip(known.index, x, y, strict=True):
+        axes.annotate(words, tuple(place), xytext=(4, 4), textcoords="offset points", fontsize=7)
     if len(x) > 1 and np.ptp(x) > 0:
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, by_mean_task(x[:, None], y, ends[:, None]), alpha=0.5)

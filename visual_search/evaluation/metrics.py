@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from visual_search.common.errors import UserError
 from visual_search.ranking.rank import MAX_PREDICTIONS
@@ -199,14 +200,14 @@ METRICS: dict[str, Callable[[Hits], np.ndarray]] = {
 """Of each query, `(n_queries,)`, float64, 0..1, NaN where the gallery has nothing to find."""
 
 
-def per_query(hits: Hits) -> dict[str, np.ndarray]:
-    """Every metric of every query.
+def per_query(hits: Hits) -> pd.DataFrame:
+    """Every metric of every query: a row for each query, a column for each of :data:`METRICS`.
 
     Args:
         hits: of rankings with a column for each relevant image of a query at least; what is
             deeper counts as not found.
     """
-    return {name: metric(hits) for name, metric in METRICS.items()}
+    return pd.DataFrame({name: metric(hits) for name, metric in METRICS.items()})
 
 
 def check_ranks(ranks: Any, n_queries: int, n_gallery: int) -> None:

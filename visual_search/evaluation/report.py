@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 THUMBNAIL_PIXELS = 128
 RESULTS_SHOWN = 10
 OTHERS_SHOWN = 20
-CLASSES_SHOWN = 20
 PROBLEMS_SHOWN = 200
 FRAMES = (
     "Blue: the query, cut to its box. Green: an image of the right product. Dotted, at the end: an "
@@ -63,6 +62,11 @@ def write_report(
     counts, _ = np.histogram(scores, bins=10, range=(0.0, 1.0))
     listed = [["image", "reason"], *([p.path, p.reason] for p in problems[:PROBLEMS_SHOWN])]
     total = len(worst_first)
+    headings = [f"AP {score:.3f}" for score in scores]
+
+    def row(query: int) -> TileRow:
+        return query_row(dev_set, query, evaluation.ranking.ranks[query], headings[query])
+
     worst_title = f"The {len(worst)} worst of {total} queries, worst first"
     parts = [
         Section(
@@ -75,16 +79,14 @@ def write_report(
         Section(
             worst_title if sample else f"All {total} queries, worst first",
             [FRAMES],
-            rows=[_query_row(query, dev_set, evaluation) for query in worst],
+            rows=[row(query) for query in worst],
         ),
         Section(
             f"{len(sample)} of the other {total - len(worst)}, spread evenly" if sample else "",
-            rows=[_query_row(query, dev_set, evaluation) for query in sample],
+            rows=[row(query) for query in sample],
         ),
     ]
-    tiles = [tile.picture for part in parts for row in part.rows for tile in row.tiles]
-    sides = {"q": dev_set.queries, "g": dev_set.gallery}
-    write_page(path, title, parts, thumbnails({k: sides[k[0]][int(k[1:])] for k in tiles}))
+    write_page(path, title, parts, thumbnails)
 
 
 def worst_and_others(
@@ -96,26 +98,35 @@ def worst_and_others(
     return worst_first[:worst].tolist(), spread.tolist()
 
 
-def _query_row(query: int, dev_set: DevSet, evaluation: Evaluation) -> TileRow:
-    product = dev_set.query_products[query]
-    ranks = evaluation.ranking.ranks[query]
+def query_row(
+    dev_set: DevSet, query: int, ranks: np.ndarray, heading: str = "", shown: int = RESULTS_SHOWN
+) -> TileRow:
+    """A query, the first of its answers, and an image that would be right.
+
+    Args:
+        dev_set: the images and their products.
+        query: a row of its queries.
+        ranks: `(n,)`, gallery rows, best first; rows beyond the gallery are passed over.
+        heading: such as the query's score.
+        shown: how many answers.
+    """
+    product, asked = dev_set.query_products[query], dev_set.queries[query]
     ranks = ranks[ranks < len(dev_set.gallery)]
     is_right = dev_set.gallery_products[ranks] == product
     found = np.flatnonzero(is_right)
 
     def tile(index: int, kind: Any, words: str = "") -> Tile:
-        name = dev_set.gallery[index].path.name
-        return Tile(f"g{index}", f"{words}{name}, product {dev_set.gallery_products[index]}", kind)
+        item, label = dev_set.gallery[index], dev_set.gallery_products[index]
+        return Tile(item, f"{words}{item.path.name}, product {label}", kind)
 
-    name = dev_set.queries[query].path.name
     return TileRow(
-        f"AP {evaluation.average_precisions[query]:.3f}",
+        heading,
         f"first right at {found[0] + 1}" if len(found) else "none found",
         [
-            Tile(f"q{query}", f"{name}, product {product}", "query"),
+            Tile(asked, f"{asked.path.name}, product {product}", "query"),
             *(
                 tile(index, "right" if right else "")
-                for index, right in zip(ranks[:RESULTS_SHOWN].tolist(), is_right, strict=False)
+                for index, right in zip(ranks[:shown].tolist(), is_right, strict=False)
             ),
             *(
                 tile(index, "expected", "would be right: ")
@@ -125,10 +136,10 @@ def _query_row(query: int, dev_set: DevSet, evaluation: Evaluation) -> TileRow:
     )
 
 
-def thumbnails(items: Mapping[str, ImageItem]) -> dict[str, str]:
+def thumbnails(items: Collection[ImageItem]) -> dict[ImageItem, str]:
     """A JPEG data URI of each image, cut to its box; grey where one cannot be read."""
     with ThreadPoolExecutor(available_cores()) as pool:
-        return dict(zip(items, pool.map(_thumbnail, items.values()), strict=True))
+        return dict(zip(items, pool.map(_thumbnail, items), strict=True))
 
 
 def _thumbnail(item: ImageItem) -> str:
@@ -151,16 +162,17 @@ def write_task_report(
     means: Mapping[str, Mapping[str, float]],
     skipped: Mapping[str, str],
     facts: Mapping[str, Any],
+    sections: Sequence[Section],
 ) -> str:
     """Write results.json, results.md, report.html and scores/<task>.csv.
 
     Args:
-        folder: pictures of its tasks, <task>_queries.jpg and <task>_classes.jpg, come into the
-            report where they are there.
+        folder: of what is written.
         scores: of the tasks that were run.
         means: over them (:func:`visual_search.evaluation.scores.over_tasks`).
         skipped: why each other one was not.
         facts: of the model.
+        sections: of the tasks (:meth:`visual_search.evaluation.tasks.Task.sections`).
 
     Returns:
         The table, in Markdown.
@@ -169,7 +181,10 @@ def write_task_report(
     results = {**facts, "tasks": tasks, "means": means, "skipped": dict(skipped)}
     write_json(folder / "results.json", results)
     for one in scores:
-        _write_queries(folder / "scores" / f"{one.task.name}.csv", one)
+        task = one.task
+        facts_of = {"query": task.query_names, "label": task.query_labels, "domain": task.domains}
+        table = pd.concat([pd.DataFrame(facts_of), one.values.round(6)], axis="columns")
+        write_csv(folder / "scores" / f"{task.name}.csv", table)
     rows, domains = score_rows(scores, means), _domain_rows(scores)
     text = f"# {facts['run']}\n\n{markdown(rows)}\n\n{markdown(domains)}\n"
     write_text(folder / "results.md", text)
@@ -178,29 +193,9 @@ def write_task_report(
         tables={"": rows, "Domains": domains},
         notes=[f"{name} was not run: {reason}" for name, reason in skipped.items()],
     )
-    sections = [top, *(_task_section(folder, one) for one in scores)]
-    write_page(folder / "report.html", f"{facts['run']}: retrieval", sections)
+    title = f"{facts['run']}: retrieval"
+    write_page(folder / "report.html", title, [top, *sections], thumbnails)
     return markdown(rows)
-
-
-def _task_section(folder: Path, scores: TaskScores) -> Section:
-    names, sizes, means = scores.classes()
-    worst = np.argsort(means["mAP@1000"], kind="stable")[:CLASSES_SHOWN]
-    classes = [
-        ["class", "queries", *means],
-        *([names[k], sizes[k], *(f"{m[k]:.3f}" for m in means.values())] for k in worst),
-    ]
-    task = scores.task
-    return Section(
-        task.title,
-        ["Blue: a query, cut to its box. Green: right. Red: wrong. Orange: would be right."],
-        pictures={
-            "The worst queries, the worst first": folder / f"{task.name}_queries.jpg",
-            "The worst classes: some queries, each with its first result": folder
-            / f"{task.name}_classes.jpg",
-        },
-        folded={"The worst classes": classes},
-    )
 
 
 def score_rows(
@@ -211,7 +206,7 @@ def score_rows(
     shown = [*METRICS, "GAP"] if has_gap else [*METRICS]
     rows = [["task", "queries", "gallery", *shown]]
     for one in scores:
-        values, metric = one.all_means(), one.metric
+        values, metric = one.means(), one.metric
         cells = [_cell(values.get(name), name == metric) for name in shown]
         queries, gallery = int(one.scored.sum()), one.task.gallery_size
         rows.append([one.task.title, f"{queries:,}", f"{gallery:,}", *cells])
@@ -226,10 +221,9 @@ def _domain_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
     """A row for each domain of each task, heading first."""
     rows = [["task", "domain", "queries", *METRICS]]
     for one in scores:
-        for domain, means in one.domains().items():
-            queries = int((one.scored & (one.task.domains == domain)).sum())
+        for domain, means in one.by(one.task.domains).iterrows():
             cells = [_cell(means[name]) for name in METRICS]
-            rows.append([one.task.title, str(domain), f"{queries:,}", *cells])
+            rows.append([one.task.title, str(domain), f"{means['queries']:,.0f}", *cells])
     return rows
 
 
@@ -237,10 +231,3 @@ def _cell(value: float | None, headline: bool = False) -> str:
     if value is None:
         return ""
     return f"**{value:.4f}**" if headline else f"{value:.4f}"
-
-
-def _write_queries(file: Path, scores: TaskScores) -> None:
-    """What each query reached."""
-    task, values = scores.task, {name: of.round(6) for name, of in scores.values.items()}
-    facts = {"query": task.query_names, "label": task.query_labels, "domain": task.domains}
-    write_csv(file, pd.DataFrame({**facts, **values}))

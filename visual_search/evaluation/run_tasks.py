@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from visual_search.common.errors import UserError
+from visual_search.common.page import Section
 from visual_search.evaluation.report import write_task_report
 from visual_search.evaluation.scores import TaskScores, over_tasks
 from visual_search.evaluation.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
@@ -47,14 +48,15 @@ def evaluate_tasks(
     steps = steps_of_run(run) if rerank else ()
     tasks, skipped = ready_tasks(files, [run])
     scores: dict[str, TaskScores] = {}
+    sections: list[Section] = []
     for task in tasks:
         print(f"\n{task.title}", flush=True)
         if task.note:
             print(task.note, flush=True)
         model = task.embed(run, input_size, cache)
         scores[task.name] = one = task.score(model, steps)
-        print(", ".join(f"{name} {value:.4f}" for name, value in one.all_means().items()))
-        task.draw_worst(folder, one, model, steps)
+        print(", ".join(f"{name} {value:.4f}" for name, value in one.means().items()))
+        sections += task.sections(one, model, steps)
     facts: dict[str, Any] = {
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
@@ -64,9 +66,9 @@ def evaluate_tasks(
         "ranking": format_steps(steps),
     }
     means = over_tasks(list(scores.values()))
-    table = write_task_report(folder, list(scores.values()), means, skipped, facts)
+    table = write_task_report(folder, list(scores.values()), means, skipped, facts, sections)
     if trackers:
-        of_tasks = {name: one.all_means() for name, one in scores.items()}
+        of_tasks = {name: one.means() for name, one in scores.items()}
         values = {
             f"{name}/{metric}": value
             for name, one in [*means.items(), *of_tasks.items()]

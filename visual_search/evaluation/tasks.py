@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
+from visual_search.common.page import Section, TileRow
 from visual_search.config import DevSetConfig
 from visual_search.config_reader import read_part
 from visual_search.data.dev_sets import DevSet
@@ -24,16 +25,20 @@ from visual_search.evaluation.dev_set import (
     unmatched_sentence,
 )
 from visual_search.evaluation.metrics import (
+    METRICS,
     Hits,
     global_average_precision,
     hits_of_ranks,
     per_query,
 )
-from visual_search.evaluation.pictures import draw_classes, draw_queries, worst_queries
+from visual_search.evaluation.report import FRAMES, query_row
 from visual_search.evaluation.scores import TaskScores
 from visual_search.ranking.rank import MAX_PREDICTIONS, nearest_rows
 from visual_search.ranking.rerank import Step, apply_steps
 from visual_search.ranking.search import top_k
+
+QUERIES_SHOWN, ANSWERS_SHOWN = 20, 7
+CLASSES_SHOWN, QUERIES_OF_A_CLASS = 12, 4
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,11 @@ class Task(ABC, Generic[Embedded]):
         """Whether each image asks for all others."""
         return False
 
+    @property
+    def legend(self) -> str:
+        """What frames round the pictures of :meth:`rows` mean."""
+        return FRAMES
+
     @staticmethod
     @abstractmethod
     def tables(config: TaskConfig) -> list[Path]:
@@ -168,24 +178,38 @@ class Task(ABC, Generic[Embedded]):
     def score(self, model: Embedded, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric, of the ranking with these re-ranking steps."""
 
-    def draw_worst(
-        self, folder: Path, scores: TaskScores, model: Embedded, steps: Sequence[Step]
-    ) -> None:
-        """Draw the worst queries, `<task>_queries.jpg`."""
-        queries, values = worst_queries(scores), scores.values["mAP@1000"]
-        captions = [f"AP {values[query]:.3f}" for query in queries]
-        self.draw(folder / f"{self.name}_queries.jpg", queries, captions, [model], steps)
+    def sections(
+        self, scores: TaskScores, model: Embedded, steps: Sequence[Step] = ()
+    ) -> list[Section]:
+        """What a report shows of it: the worst classes, and the worst queries with pictures."""
+        classes = scores.by(self.query_labels).sort_values("mAP@1000", kind="stable")
+        table: list[list[object]] = [
+            ["class", "queries", *METRICS],
+            *(
+                [name, f"{means['queries']:.0f}", *(f"{means[metric]:.3f}" for metric in METRICS)]
+                for name, means in classes[:QUERIES_SHOWN].iterrows()
+            ),
+        ]
+        worst = scores.values["mAP@1000"].dropna().sort_values(kind="stable")[:QUERIES_SHOWN]
+        headings = [f"AP {value:.3f}" for value in worst]
+        return [
+            Section(
+                f"{self.title}: the worst queries, the worst first",
+                [self.legend],
+                folded={"The worst classes": table},
+                rows=self.rows(model, worst.index.tolist(), headings, steps),
+            )
+        ]
 
     @abstractmethod
-    def draw(
+    def rows(
         self,
-        file: Path,
+        model: Embedded,
         queries: Sequence[int],
-        captions: Sequence[str],
-        models: Sequence[Embedded],
+        headings: Sequence[str],
         steps: Sequence[Step] = (),
-    ) -> None:
-        """Draw queries as one model or two answer them, into a file that ends in .jpg."""
+    ) -> list[TileRow]:
+        """Some queries, in this order, each with what the model answers."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +274,7 @@ class ImageTask(Task[EmbeddedDevSet]):
         gap = self._gap(queries, gallery, hits) if with_gap else None
         values = per_query(hits)
         if not self.config.distractors:
-            values = {name: np.nan_to_num(of_query) for name, of_query in values.items()}
+            values = values.fillna(0)
         return TaskScores(self, values, gap, bool(steps))
 
     def _gap(self, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
@@ -265,23 +289,43 @@ class ImageTask(Task[EmbeddedDevSet]):
         right[hits.query[hits.rank == 1]] = True
         return global_average_precision(confidence.numpy(), right, hits.n_relevant > 0)
 
-    def draw_worst(
-        self, folder: Path, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step]
-    ) -> None:
-        """Draw the worst classes as well, `<task>_classes.jpg`."""
-        super().draw_worst(folder, scores, model, steps)
-        draw_classes(folder / f"{self.name}_classes.jpg", scores, model, steps)
+    def sections(
+        self, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step] = ()
+    ) -> list[Section]:
+        """Pictures of the worst classes as well: some queries, each with its first answer."""
+        classes = scores.by(self.query_labels).sort_values("mAP@1000", kind="stable")
+        worst = classes[:CLASSES_SHOWN]
+        asked = [
+            np.flatnonzero((self.query_labels == name) & scores.scored)[:QUERIES_OF_A_CLASS]
+            for name in worst.index
+        ]
+        everyone = np.concatenate(asked).tolist()
+        shown = iter(self.rows(model, everyone, [""] * len(everyone), steps))
+        rows = []
+        for (name, means), queries in zip(worst.iterrows(), asked, strict=True):
+            tiles = [tile for _ in queries for tile in next(shown).tiles[:2]]
+            note = f"{name}, {means['queries']:.0f} queries"
+            rows.append(TileRow(f"mAP {means['mAP@1000']:.3f}", note, tiles))
+        title = f"{self.title}: the worst classes, some queries with their first answers"
+        return [*super().sections(scores, model, steps), Section(title, rows=rows)]
 
-    def draw(
+    def rows(
         self,
-        file: Path,
+        model: EmbeddedDevSet,
         queries: Sequence[int],
-        captions: Sequence[str],
-        models: Sequence[EmbeddedDevSet],
+        headings: Sequence[str],
         steps: Sequence[Step] = (),
-    ) -> None:
-        """Each query with what the models found."""
-        draw_queries(file, queries, captions, models, steps)
+    ) -> list[TileRow]:
+        """Each query with the first images found, and one that would be right."""
+        own = self.dev_set.own
+        if steps:  # some look at all queries at once
+            ranks = nearest_rows(model.queries, model.gallery, steps, own)[list(queries)]
+        else:
+            asked = model.queries[torch.tensor(queries, dtype=torch.long)]
+            its_own = None if own is None else own[list(queries)]
+            ranks = nearest_rows(asked, model.gallery, (), its_own)
+        found = zip(queries, ranks, headings, strict=True)
+        return [query_row(self.dev_set, *one, ANSWERS_SHOWN) for one in found]
 
 
 def _domains(config: TaskConfig, paths: Sequence[Path]) -> np.ndarray:

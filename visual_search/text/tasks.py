@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from visual_search.data.contact_sheet import (
-    LETTERS_IN_A_LINE,
-    MOST_IN_A_ROW,
-    Cell,
-    write_contact_sheet,
-)
+from visual_search.common.page import Tile, TileRow
+from visual_search.data.images import ImageItem
 from visual_search.evaluation.metrics import hits_among, per_query
-from visual_search.evaluation.pictures import EXPECTED, QUERY, RIGHT, WRONG
 from visual_search.evaluation.scores import TaskScores
-from visual_search.evaluation.tasks import TASK_KINDS, Task, TaskConfig
+from visual_search.evaluation.tasks import ANSWERS_SHOWN, TASK_KINDS, Task, TaskConfig
 from visual_search.model.checkpoint import knows_texts, load_checkpoint
 from visual_search.ranking.rank import MAX_PREDICTIONS
 from visual_search.ranking.rerank import Step
@@ -27,21 +23,16 @@ from visual_search.text.pairs import PairTable, in_language, read_pairs
 from visual_search.text.retrieval import Relevance, relevance_of
 from visual_search.text.search import TextSearch, load_text_model
 
+TEXTS_SHOWN = 3
 
-@dataclass(frozen=True)
-class EmbeddedTextTask:
+
+class EmbeddedTextTask(NamedTuple):
     """A task as a model sees it."""
 
-    task: TextTask
     queries: Tensor
     """`(n_queries, d)`, unit vectors."""
     gallery: Tensor
     """`(gallery_size, d)`, the same."""
-
-    def first(self, queries: Sequence[int], count: int) -> np.ndarray:
-        """The first answers to some queries, `(queries, count)`, rows of the gallery."""
-        found: np.ndarray = top_k(self.queries[list(queries)], self.gallery, count)[1].numpy()
-        return found
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ class TextTask(Task[EmbeddedTextTask]):
         search = TextSearch(load_text_model(run, input_size), self.table.items(), cache)
         texts = search.model.encoder.embed_texts(self.relevance.texts)
         sides = (texts, search.vectors) if self.asks_with_texts else (search.vectors, texts)
-        return EmbeddedTextTask(self, *sides)
+        return EmbeddedTextTask(*sides)
 
     def score(self, model: EmbeddedTextTask, steps: Sequence[Step] = ()) -> TaskScores:
         """Every metric but GAP; steps of re-ranking are of images alone and do nothing here."""
@@ -106,55 +97,43 @@ class TextTask(Task[EmbeddedTextTask]):
         ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
         return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None, False)
 
-    def draw(
+    @property
+    def legend(self) -> str:
+        """What the frames mean."""
+        if self.asks_with_texts:
+            return (
+                "Green: right; dotted, at the end: it would be. Hover over an image for its texts."
+            )
+        return "Below the score: the texts that the photo was given; a star stands at right ones."
+
+    def rows(
         self,
-        file: Path,
+        model: EmbeddedTextTask,
         queries: Sequence[int],
-        captions: Sequence[str],
-        models: Sequence[EmbeddedTextTask],
+        headings: Sequence[str],
         steps: Sequence[Step] = (),
-    ) -> None:
-        """A row for each query; with two models, the results of the first come first."""
-        if queries:
-            rows = _rows(queries, captions, models)
-            write_contact_sheet(file, rows)
+    ) -> list[TileRow]:
+        """Each text with the images found and one that would be right, or each photo with texts."""
+        row, shown = self._row_of_photo, TEXTS_SHOWN
+        if self.asks_with_texts:
+            row, shown = self._row_of_text, ANSWERS_SHOWN
+        found = top_k(model.queries[list(queries)], model.gallery, shown)[1].tolist()
+        return [row(*one) for one in zip(queries, headings, found, strict=True)]
 
+    def _row_of_text(self, query: int, heading: str, found: list[int]) -> TileRow:
+        right = self.relevant[query].tolist()
+        tiles = [self._tile(row, "right" if row in right else "") for row in found]
+        would_be = self._tile(right[0], "expected")
+        return TileRow(heading, self.query_names[query], [*tiles, would_be])
 
-def _rows(
-    queries: Sequence[int], captions: Sequence[str], models: Sequence[EmbeddedTextTask]
-) -> list[list[Cell]]:
-    """What each query is about, then each model's answers.
+    def _row_of_photo(self, query: int, heading: str, found: list[int]) -> TileRow:
+        right, texts = self.relevant[query], self.relevance.texts
+        said = [f"{'* ' if row in right else ''}{texts[row]}" for row in found]
+        return TileRow(heading, "; ".join(said), [self._tile(query, "query")])
 
-    These are images over their own texts, or the query's image over the text that it was given.
-    """
-    task = models[0].task
-    images, own = task.table.paths, task.table.queries
-    shown = (MOST_IN_A_ROW - 1) // len(models) if task.asks_with_texts else 1
-    found = [model.first(queries, shown) for model in models]
-    rows = []
-    for place, (query, caption) in enumerate(zip(queries, captions, strict=True)):
-        right = set(task.relevant[query].tolist())
-        if task.asks_with_texts:
-            asked, colour = images[int(task.relevant[query][0])], EXPECTED
-            cells = [Cell(asked, f"{_short(task.query_names[query])}\n{caption}", colour)]
-        else:
-            cells = [Cell(images[query], f"{_short(own[query][0])}\n{caption}", QUERY)]
-        for number, ranks in enumerate(found):
-            letter = "AB"[number] if len(found) > 1 else ""
-            for rank, row in enumerate(ranks[place].tolist(), 1):
-                colour = RIGHT if row in right else WRONG
-                if task.asks_with_texts:
-                    said, image = own[row][0], images[row]
-                else:
-                    said, image = task.relevance.texts[row], images[query]
-                cells.append(Cell(image, f"{letter}{rank}\n{_short(said)}", colour))
-        rows.append(cells)
-    return rows
-
-
-def _short(text: str) -> str:
-    """The beginning of a text that is too long for a line; sheets keep the end, as of paths."""
-    return text if len(text) <= LETTERS_IN_A_LINE else text[: LETTERS_IN_A_LINE - 1] + "…"
+    def _tile(self, row: int, kind: Any) -> Tile:
+        """An image of the table; its texts are shown while the pointer is over it."""
+        return Tile(ImageItem(self.table.paths[row]), ", ".join(self.table.queries[row][:3]), kind)
 
 
 TASK_KINDS["texts"] = TextTask

@@ -114,10 +114,8 @@ class PairValidator(BestCheckpoint[BothWays]):
             if queries:
                 rows = [_row(query, phase.test, phase.relevance, evaluation) for query in queries]
                 sections.append(Section(title, [note], rows=rows))
-        shown = {tile.picture for part in sections for row in part.rows for tile in row.tiles}
-        items = {key: ImageItem(phase.test.paths[int(key[1:])]) for key in sorted(shown)}
         title = f"{self.run.name}: text search"
-        write_page(self.run.path / "report.html", title, sections, thumbnails(items))
+        write_page(self.run.path / "report.html", title, sections, thumbnails)
 
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
@@ -127,7 +125,11 @@ def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWay
         relevance.texts[query],
         f"first relevant image: {first}",
         [
-            Tile(f"g{row}", ", ".join(table.queries[row][:3]), "right" if row in right else "")
+            Tile(
+                ImageItem(table.paths[row]),
+                ", ".join(table.queries[row][:3]),
+                "right" if row in right else "",
+            )
             for row in ranks[:RESULTS_SHOWN].tolist()
         ],
     )

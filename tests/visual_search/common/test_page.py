@@ -19,9 +19,14 @@ def test_texts_are_shown_as_they_are_and_figures_are_inside(tmp_path: Path) -> N
         Section("<b>Lengths", ["a & b"], {"<i>": "1"}, pictures={"": figure}),
         Section("Words", tables={"": rows}, pictures={"gone": tmp_path / "gone.jpg"}),
         Section("Folded", folded={"more": [["none"]]}, bars={"<0": 0, "1": 4}),
-        Section("Rows", rows=[TileRow("x<y", "n&m", [Tile("g1", 'a "b"', "right")])]),
+        Section("Rows", rows=[TileRow("x<y", "n&m", [Tile(1, 'a "b"', "right")])]),
     ]
-    write_page(tmp_path / "deep" / "page.html", "Queries <1>", sections, {"g1": "data:,"})
+    write_page(
+        tmp_path / "deep" / "page.html",
+        "Queries <1>",
+        sections,
+        lambda shown: dict.fromkeys(shown, "data:,"),
+    )
     page = (tmp_path / "deep" / "page.html").read_text()
     assert "<script>" not in page
     assert '&lt;script&gt;alert(1)&lt;/script&gt;</td><td class="number">7' in page
@@ -29,7 +34,8 @@ def test_texts_are_shown_as_they_are_and_figures_are_inside(tmp_path: Path) -> N
     assert '<th>word</th><th class="number">times</th>' in page
     assert "<h1>Queries &lt;1&gt;</h1>" in page
     assert '<div style="height: 0.0%" title="&lt;0: 0">' in page
-    assert 'aria-label="right: a &#34;b&#34;"' in page
+    assert ".i0 { background-image: url(data:,); }" in page
+    assert '<div class="p i0 right" role="img" aria-label="right: a &#34;b&#34;"' in page
     assert page.count("<img") == 1
     assert page.count("<table>") == 2
     found = re.search(r'src="data:image/png;base64,([^"]+)"', page)

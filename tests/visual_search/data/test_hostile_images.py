@@ -89,7 +89,7 @@ def by_contact_sheet(paths: list[Path]) -> Reasons:
 
 
 def by_report(paths: list[Path]) -> Reasons:
-    assert all(thumbnails({path.name: ImageItem(path) for path in paths}).values())
+    assert all(thumbnails([ImageItem(path) for path in paths]).values())
     return dict.fromkeys(path.name for path in paths)
 
 
