@@ -58,8 +58,8 @@ def main() -> None:
         "queries_without_match": without_match,
         "gallery": len(dev_set.gallery),
         "data_folder": str(folder),
-        "embedding_seconds": log.get("embedding_seconds"),
-        "ranking_seconds": log.get("ranking_seconds"),
+        "embedding_seconds": log.get("seconds", {}).get("embedding"),
+        "ranking_seconds": log.get("seconds", {}).get("ranking"),
         "problems": log.get("problems", []),
         "clock": log.get("clock"),
     }
@@ -81,7 +81,7 @@ def main() -> None:
         f"{folder.resolve().name}: mAP {scores.mean():.4f}",
         facts,
         dev_set,
-        Evaluation(Ranking(ranks, problems, seconds, 0.0), scores),
+        Evaluation(Ranking(ranks, problems), scores),
         arguments.report_queries,
     )
     if without_match:

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -168,7 +168,7 @@ def report(ranking: Ranking, images: int, loading_seconds: float) -> None:
         print(f"{len(problems)} images were damaged or had a wrong box, for example:")
         for problem in problems[:5]:
             print(f"  {problem.path}: {problem.reason}")
-    clock, size = ranking.log.get("clock", {}), ranking.log.get("settings", {}).get("input_size")
+    clock, size = ranking.log["clock"], ranking.log["settings"]["input_size"]
     given_up = degradations(clock, size)
     if NOT_EMBEDDED in given_up:
         count = given_up.pop(NOT_EMBEDDED)
@@ -178,29 +178,14 @@ def report(ranking: Ranking, images: int, loading_seconds: float) -> None:
             f"to answer in {clock['limit_seconds']:g} s the ranker gave up: {listed(given_up)}; "
             f"take a smaller input, {LIGHTER}"
         )
-    log = os.getenv("VISUAL_SEARCH_RANKER_LOG")
-    if log:
+    if log := os.getenv("VISUAL_SEARCH_RANKER_LOG"):
+        said = {
+            **ranking.log,
+            "input_size": size,
+            "seconds": {"loading": round(loading_seconds, 3), **ranking.log["seconds"]},
+            "problems": [{"path": each.path, "reason": each.reason} for each in problems],
+        }
         try:
-            write_json(Path(log), _log(ranking, loading_seconds))
+            write_json(Path(log), said)
         except OSError as error:
             print(f"$VISUAL_SEARCH_RANKER_LOG cannot be written: {first_line(error)}")
-
-
-def _log(ranking: Ranking, loading_seconds: float) -> dict[str, Any]:
-    seconds = {
-        "loading": round(loading_seconds, 3),
-        **ranking.log.get("seconds", {}),
-        "embedding": round(ranking.embedding_seconds, 3),
-        "ranking": round(
-            ranking.ranking_seconds - ranking.log.get("seconds", {}).get("reranking", 0.0), 3
-        ),
-    }
-    problems = [{"path": problem.path, "reason": problem.reason} for problem in ranking.problems]
-    return {
-        **ranking.log,
-        "input_size": ranking.log.get("settings", {}).get("input_size"),
-        "embedding_seconds": seconds["embedding"],
-        "ranking_seconds": seconds["ranking"],
-        "seconds": seconds,
-        "problems": problems,
-    }

@@ -227,11 +227,8 @@ def evaluate_embeddings(
     for side in (gallery, queries):
         broken = ~side.isfinite().all(dim=1)
         refuse_broken_model([ImageProblem("", NOT_FINITE)] * int(broken.sum()), len(side))
-    started = time.perf_counter()
     ranks = nearest_rows(queries, gallery, steps, dev_set.own)
-    seconds = time.perf_counter() - started
-    ranking = Ranking(fill_to_width(ranks, len(gallery)), problems, 0.0, seconds)
-    return _scored(ranking, dev_set)
+    return _scored(Ranking(fill_to_width(ranks, len(gallery)), problems), dev_set)
 
 
 def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:

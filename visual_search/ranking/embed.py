@@ -33,16 +33,10 @@ class Embeddings:
     """`(n, dimension)`, float32 on the CPU, rows of length 1, or 0 where nothing could be had."""
     problems: tuple[ImageProblem, ...]
     """Of damaged images, in their order."""
-    seconds: float = 0.0
-    """From the first image to the last."""
     decode_seconds: float = 0.0
     """Of all threads together."""
     model_seconds: float = 0.0
     """Of all threads together; on a GPU they wait for each other."""
-    recomputed: int = 0
-    """Rows that were not finite and were computed again in fp32."""
-    zeroed: int = 0
-    """Rows that were not finite even then."""
 
 
 NOT_FINITE = "the model gave no finite embedding; 0 is used"
@@ -111,7 +105,6 @@ def embed_images(
     """
     if not items:
         raise ValueError("embed_images needs at least one image")
-    started = time.perf_counter()
     settings = settings or EmbedSettings()
     settings = replace(
         settings,
@@ -151,11 +144,8 @@ def embed_images(
         # Not one batch in time: any width will do.
         torch.zeros(len(items), 1) if matrix is None else matrix,
         tuple(problem for _, problem in sorted(problems.items())),
-        time.perf_counter() - started,
         sum(batch.decode_seconds for batch in done),
         sum(batch.model_seconds for batch in done),
-        sum(batch.recomputed for batch in done),
-        sum(batch.zeroed for batch in done),
     )
 
 
@@ -172,8 +162,6 @@ class _Batch:
     """By row of the whole matrix."""
     decode_seconds: float = 0.0
     model_seconds: float = 0.0
-    recomputed: int = 0
-    zeroed: int = 0
     error: BaseException | None = None
     """What the model raised, in fp32 too."""
 
@@ -289,7 +277,7 @@ class _Embedder:
             reason = f"the model failed on its batch ({first_line(first)}); 0 is used"
             numbers = range(rows.start, rows.stop)
             problems = {n: ImageProblem(str(self.items[n].path), reason) for n in numbers}
-            return _Batch(rows, effort, None, problems, zeroed=len(numbers), error=first)
+            return _Batch(rows, effort, None, problems, error=first)
 
     def _embed(self, rows: slice, effort: Effort, careful: bool = False) -> _Batch:
         begun = time.perf_counter()
@@ -321,11 +309,7 @@ class _Embedder:
             found[k] = ImageProblem(str(items[k].path), NOT_FINITE)
         problems = {rows.start + k: problem for k, problem in enumerate(found) if problem}
         self.deadline.record(effort, len(items), loaded - begun, done - loaded)
-        return _Batch(
-            *(rows, effort, vectors, problems, loaded - begun, done - loaded),
-            recomputed=len(wrong),
-            zeroed=len(broken),
-        )
+        return _Batch(rows, effort, vectors, problems, loaded - begun, done - loaded)
 
     def _views(self, effort: Effort) -> list[tuple[Fit, int]]:
         """Fit and side of each view to be seen: the cheapest, the first of equal ones."""

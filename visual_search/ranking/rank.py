@@ -14,8 +14,8 @@ from torch import Tensor
 from visual_search.common.model_config import EmbedSettings
 from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.deadline import Deadline, call_within
-from visual_search.ranking.embed import Embeddings, embed_images
-from visual_search.ranking.inference_plan import InferencePlan, LoadRuntime, plan_inference
+from visual_search.ranking.embed import embed_images
+from visual_search.ranking.inference_plan import LoadRuntime, plan_inference
 from visual_search.ranking.rerank import Step, apply_steps, describe_steps, rank
 
 MAX_PREDICTIONS = 1000
@@ -36,11 +36,8 @@ class Ranking:
     """`(n_queries, 1000)`, int64 gallery rows, best first; see :func:`fill_to_width`."""
     problems: tuple[ImageProblem, ...]
     """Images that were damaged or had a wrong box; each still has its row."""
-    embedding_seconds: float
-    ranking_seconds: float
-    """Re-ranking included."""
     log: dict[str, Any] = field(default_factory=dict)
-    """What the embedding chose and did: see :func:`embedding_log`."""
+    """What was chosen to embed by, where the time went, and what the deadline gave up."""
 
 
 def rank_gallery(
@@ -106,19 +103,45 @@ def rank_gallery(
         )
         for label, items in listed.items()
     ]
-    sides = same_width(sides)
+    # A side for which there was no time at all has zero vectors of any width.
+    width = max(side.matrix.shape[1] for side in sides)
+    matrices = [
+        side.matrix if side.matrix.shape[1] == width else torch.zeros(len(side.matrix), width)
+        for side in sides
+    ]
     embedded = time.perf_counter()
-    rows = sides[0].matrix
-    asked = sides[1].matrix if own is None else rows[torch.from_numpy(own)]
+    rows = matrices[0]
+    asked = matrices[1] if own is None else rows[torch.from_numpy(own)]
     found, reranking = _ranked_in_time(asked, rows, steps, own, deadline)
     ranked = time.perf_counter()
     problems = tuple(problem for side in sides for problem in side.problems)
-    log = embedding_log(plan, input_size, settings, deadline, sides)
-    log["seconds"]["reranking"] = round(reranking, 3)
-    log["rerank"] = described
-    return Ranking(
-        fill_to_width(found, len(gallery)), problems, embedded - started, ranked - embedded, log
-    )
+    seconds = {
+        "plan": plan.seconds,
+        "decode": sum(side.decode_seconds for side in sides) / plan.streams,
+        "embedding": embedded - started,
+        "ranking": ranked - embedded - reranking,
+        "reranking": reranking,
+    }
+    log = {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "settings": {
+            "input_size": input_size,
+            "device": str(plan.device),
+            "precision": plan.precision,
+            "backend": plan.backend,
+            "memory_format": plan.memory_format,
+            "batch_size": plan.batch_size,
+            "streams": plan.streams,
+            "threads": plan.threads,
+            "views": dict(zip(settings.fits, settings.sides(input_size), strict=True)),
+            "flip": settings.flip,
+            "crops": settings.crops,
+            "trim_borders": settings.trim_borders,
+        },
+        "clock": deadline.report(),
+        "rerank": described,
+    }
+    return Ranking(fill_to_width(found, len(gallery)), problems, log)
 
 
 def _ranked_in_time(
@@ -137,43 +160,6 @@ def _ranked_in_time(
     return _nearest_rows(queries, gallery, (), own)
 
 
-def embedding_log(
-    plan: InferencePlan,
-    input_size: int,
-    settings: EmbedSettings,
-    deadline: Deadline,
-    sides: Sequence[Embeddings],
-) -> dict[str, Any]:
-    """The plan, time by stage, what the deadline gave up, rows that were mended."""
-    decode = sum(side.decode_seconds for side in sides)
-    model = sum(side.model_seconds for side in sides)
-    return {
-        "seconds": {
-            "plan": round(plan.seconds, 3),
-            "decode": round(decode / plan.streams, 3),
-            "decode_all_threads": round(decode, 3),
-            "model_all_threads": round(model, 3),
-        },
-        "settings": {
-            "input_size": input_size,
-            "device": str(plan.device),
-            "precision": plan.precision,
-            "backend": plan.backend,
-            "memory_format": plan.memory_format,
-            "batch_size": plan.batch_size,
-            "streams": plan.streams,
-            "threads": plan.threads,
-            "views": dict(zip(settings.fits, settings.sides(input_size), strict=True)),
-            "flip": settings.flip,
-            "crops": settings.crops,
-            "trim_borders": settings.trim_borders,
-        },
-        "clock": deadline.report(),
-        "recomputed_rows": sum(side.recomputed for side in sides),
-        "zeroed_rows": sum(side.zeroed for side in sides),
-    }
-
-
 def too_many_unreadable(problems: Sequence[ImageProblem], images: int) -> str:
     """A sentence where more than :data:`MAX_UNREADABLE` of the images gave nothing to rank by."""
     lost = [problem for problem in problems if problem.reason.endswith(UNUSED)]
@@ -188,17 +174,6 @@ def too_many_unreadable(problems: Sequence[ImageProblem], images: int) -> str:
 def trimmed(gallery: Sequence[ImageItem], settings: EmbedSettings) -> Sequence[ImageItem]:
     """The gallery's images, without their white borders where the settings say so."""
     return [replace(item, trim=True) for item in gallery] if settings.trim_borders else gallery
-
-
-def same_width(sides: Sequence[Embeddings]) -> list[Embeddings]:
-    """Give a side for which there was no time at all zero vectors of the other side's width."""
-    width = max(side.matrix.shape[1] for side in sides)
-    return [
-        side
-        if side.matrix.shape[1] == width
-        else replace(side, matrix=torch.zeros(len(side.matrix), width))
-        for side in sides
-    ]
 
 
 def nearest_rows(

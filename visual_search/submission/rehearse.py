@@ -117,8 +117,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
         raise Refused(f"{sentence}; a score would say nothing: mend the files")
     if sentence := unmatched_sentence(images.dev_set):
         stage.notes.append(sentence)
-    run = answer.run
-    ranking = Ranking(answer.ranks, _problems(answer), run.embedding, run.ranking)
+    ranking = Ranking(answer.ranks, _problems(answer))
     evaluation = Evaluation(ranking, _scores(images, answer))
     sampled, sample = images, answer.run
     if images.counts.total >= 2 * request.sample:

@@ -41,7 +41,7 @@ def evaluation(folder: Path) -> Evaluation:
     ranks[4, :10] = np.argsort(dev_set.gallery_products != dev_set.query_products[4], kind="stable")
     scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
     problems = (ImageProblem("a<b>.jpg", "damaged"),)
-    return Evaluation(Ranking(ranks, problems, 1.0, 0.1), scores)
+    return Evaluation(Ranking(ranks, problems), scores)
 
 
 def test_rows_are_worst_first_and_right_results_are_marked(

@@ -84,7 +84,7 @@ class Overflowing(torch.nn.Module):
         return vectors
 
 
-def test_rows_that_are_not_finite_are_recomputed_then_zeroed(tmp_path: Path) -> None:
+def test_rows_that_are_not_finite_are_computed_again_then_zeroed(tmp_path: Path) -> None:
     colours = {"red": (250, 20, 20), "blue": (20, 20, 250), "black": (0, 0, 0)}
     items = [ImageItem(tmp_path / f"{name}.png") for name in colours]
     for item, colour in zip(items, colours.values(), strict=True):
@@ -97,7 +97,6 @@ def test_rows_that_are_not_finite_are_recomputed_then_zeroed(tmp_path: Path) -> 
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(answer.matrix[:2], expected)
     assert answer.matrix[2].tolist() == [0.0] * 3
-    assert (answer.recomputed, answer.zeroed) == (2, 1)
     assert [Path(problem.path).name for problem in answer.problems] == ["black.png"]
     assert "no finite embedding" in answer.problems[0].reason
 
@@ -199,13 +198,12 @@ def test_a_batch_that_fails_is_tried_in_fp32_then_left_and_listed(
     expected = np.stack([load_pixels(item, 8)[0].mean(axis=(1, 2)) for item in items])
     answer = embed_images(in_twos(no_red, mean_colour), items, 8, device=CPU, progress=False)
     np.testing.assert_allclose(answer.matrix, expected)
-    assert (answer.problems, answer.zeroed) == ((), 0)
+    assert answer.problems == ()
 
     answer = embed_images(in_twos(no_red, no_red), items, 8, device=CPU, progress=False)
     lost = [place - place % 2, place - place % 2 + 1]
     expected[lost] = 0
     np.testing.assert_allclose(answer.matrix, expected)
-    assert answer.zeroed == 2
     assert [problem.path for problem in answer.problems] == [str(items[n].path) for n in lost]
     told = "the model failed on its batch (cuDNN error: no red); 0 is used"
     assert {problem.reason for problem in answer.problems} == {told}
