@@ -32,26 +32,19 @@ def main() -> None:
 
     from visual_search.common.files import write_json
     from visual_search.data.dev_sets import read_dev_set
-    from visual_search.data.images import ImageProblem
-    from visual_search.evaluation.dev_set import Evaluation, unmatched_sentence
-    from visual_search.evaluation.metrics import average_precision, check_ranks
+    from visual_search.evaluation.dev_set import evaluate_answer, unmatched_sentence
     from visual_search.evaluation.report import write_report
     from visual_search.ranking.deadline import degradations, listed
-    from visual_search.ranking.rank import Ranking, too_many_unreadable
 
     dev_set = read_dev_set(folder)
     print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery images")
     check_output(arguments.output)
     ranks, seconds, log = run_submission(folder, arguments.output / "ranker_log.json")
-    check_ranks(ranks, len(dev_set.queries), len(dev_set.gallery))
+    evaluation = evaluate_answer(dev_set, ranks, log)
+    score, without_match = evaluation.mean_average_precision, dev_set.unmatched
     images = len(dev_set.queries) + len(dev_set.gallery)
-    problems = tuple(ImageProblem(p["path"], p["reason"]) for p in log.get("problems", []))
-    if sentence := too_many_unreadable(problems, images):
-        raise UserError(f"{sentence}; a score would say nothing: mend the files")
-    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
-    without_match = dev_set.unmatched
     result: dict[str, Any] = {
-        "mAP": float(scores.mean()),
+        "mAP": score,
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 1),
         "queries": len(dev_set.queries),
@@ -66,7 +59,7 @@ def main() -> None:
     report = arguments.output / "report.html"
     write_json(arguments.output / "result.json", result)
     facts = {
-        "mAP": f"{scores.mean():.4f}",
+        "mAP": f"{score:.4f}",
         "queries": str(len(dev_set.queries)),
         "gallery images": str(len(dev_set.gallery)),
         "seconds": f"{seconds:.1f} ({images / seconds:.1f} images/s, model loading included)",
@@ -78,10 +71,10 @@ def main() -> None:
         facts["given up to be in time"] = listed(given_up)
     write_report(
         report,
-        f"{folder.resolve().name}: mAP {scores.mean():.4f}",
+        f"{folder.resolve().name}: mAP {score:.4f}",
         facts,
         dev_set,
-        Evaluation(Ranking(ranks, problems), scores),
+        evaluation,
         arguments.report_queries,
     )
     if without_match:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visual_search.common.errors import UserError
 from visual_search.config import EmbedSettings
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem, ImageProblem
-from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.metrics import average_precision, check_ranks
 from visual_search.model.checkpoint import fingerprint, load_checkpoint
 from visual_search.model.projections import project_features
 from visual_search.ranking.embed import (
@@ -25,7 +27,14 @@ from visual_search.ranking.embed import (
     refuse_broken_model,
 )
 from visual_search.ranking.export import load_model
-from visual_search.ranking.rank import Ranking, fill_to_width, nearest_rows, rank_gallery, trimmed
+from visual_search.ranking.rank import (
+    Ranking,
+    fill_to_width,
+    nearest_rows,
+    rank_gallery,
+    too_many_unreadable,
+    trimmed,
+)
 from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import model_folder, stored_features
 from visual_search.ranking.tta import mean_of_units
@@ -229,6 +238,27 @@ def evaluate_embeddings(
         refuse_broken_model([ImageProblem("", NOT_FINITE)] * int(broken.sum()), len(side))
     ranks = nearest_rows(queries, gallery, steps, dev_set.own)
     return _scored(Ranking(fill_to_width(ranks, len(gallery)), problems), dev_set)
+
+
+def evaluate_answer(dev_set: DevSet, ranks: np.ndarray, log: Mapping[str, Any]) -> Evaluation:
+    """Score what a submission answered.
+
+    Args:
+        dev_set: its images are not read.
+        ranks: the array.
+        log: what the ranker wrote to $VISUAL_SEARCH_RANKER_LOG; empty where it writes none.
+
+    Raises:
+        UserError: when the evaluator would refuse the array, or so many images could not be read
+            that a score would say nothing.
+    """
+    n_queries, n_gallery = len(dev_set.queries), len(dev_set.gallery)
+    check_ranks(ranks, n_queries, n_gallery)
+    problems = tuple(ImageProblem(p["path"], p["reason"]) for p in log.get("problems", []))
+    if sentence := too_many_unreadable(problems, n_queries + n_gallery):
+        raise UserError(f"{sentence}; a score would say nothing: mend the files")
+    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
+    return Evaluation(Ranking(ranks, problems), scores)
 
 
 def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:

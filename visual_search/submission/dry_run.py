@@ -42,10 +42,6 @@ from visual_search.submission.sandbox import (
 DRAWN_SIDE = 16
 
 
-class Refused(UserError):
-    """The submission would fail; the message is the one sentence that says why."""
-
-
 @dataclass(frozen=True)
 class RealImages:
     """A development set, or a sample of it."""
@@ -160,7 +156,7 @@ class Stage:
             input_size: pixels to ask the ranker for in place of its own.
 
         Raises:
-            Refused: with one sentence, when it would fail.
+            UserError: with one sentence, when it would fail.
         """
         self.runs += 1
         place = self.folder / f"run_{self.runs}"
@@ -183,20 +179,17 @@ class Stage:
         if fault:
             # Paths of the temporary folders by the names that they have for the user.
             known = str(images.folder) if isinstance(images, RealImages) else "<data folder>"
-            raise Refused(fault.replace(f"{self.checkout}/", "").replace(str(data), known))
+            raise UserError(fault.replace(f"{self.checkout}/", "").replace(str(data), known))
         if outcome.array != "ndarray":
-            raise Refused(f"the ranker returned {outcome.array}, not a numpy array of integers")
+            raise UserError(f"the ranker returned {outcome.array}, not a numpy array of integers")
         ranks = np.load(outcome.ranks, allow_pickle=False)
-        try:
-            check_ranks(ranks, images.counts.queries, images.counts.gallery)
-        except UserError as error:
-            raise Refused(str(error)) from None
+        check_ranks(ranks, images.counts.queries, images.counts.gallery)
         written = writes_elsewhere(outcome.attempts)
         if written and written not in self.notes:
             self.notes.append(written)
         log = read_json(ranker_log) if ranker_log.exists() else {}
         if log.get("fallbacks") and not self.allow_fallback:
-            raise Refused(
+            raise UserError(
                 f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"
             )
         run = Run.from_log(log, images.counts, outcome.times["rank"], outcome.peak_memory)
@@ -229,13 +222,13 @@ def staged(
         weights: folder of an export that stands in for the submission's own.
 
     Raises:
-        Refused: when a large file would be missing from the push.
-        UserError: when there is no commit, or a table cannot be read.
+        UserError: when there is no commit, a large file would be missing from the push, or a table
+            cannot be read.
     """
     tree = SubmissionTree(project, working_tree)
     if missing := tree.missing_files():
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise Refused(
+        raise UserError(
             f"{missing[0]} is a git-LFS pointer, and the file it stands for is not on this machine"
             f"{more}: run `git lfs pull`, or add the file again"
         )

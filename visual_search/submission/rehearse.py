@@ -7,18 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_json
 from visual_search.data.dev_sets import read_dev_set
-from visual_search.data.images import ImageProblem
-from visual_search.evaluation.dev_set import Evaluation, unmatched_sentence
-from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.dev_set import Evaluation, evaluate_answer, unmatched_sentence
 from visual_search.evaluation.report import write_report
 from visual_search.ranking.deadline import LIGHTER, degradations, listed
-from visual_search.ranking.rank import Ranking, too_many_unreadable
-from visual_search.submission.dry_run import Answer, DrawnImages, RealImages, Refused, Stage, staged
+from visual_search.submission.dry_run import Answer, DrawnImages, RealImages, Stage, staged
 from visual_search.submission.runtime_estimate import (
     DRY_SECONDS,
     DRY_SIZE,
@@ -27,7 +22,6 @@ from visual_search.submission.runtime_estimate import (
     TIME_SHARE,
     ImageCounts,
     LargestSize,
-    OtherSizeFailed,
     Run,
     dry_counts,
     find_largest_size,
@@ -77,7 +71,7 @@ def rehearse(request: Request) -> None:
         ) as stage:
             stage.allow_fallback = request.allow_fallback
             rehearsed = _measure(request, stage, images)
-    except Refused as refused:
+    except UserError as refused:
         result = {"rehearsal": {"passed": False, "failure": str(refused)}}
         write_json(request.output / "result.json", result)
         raise
@@ -113,12 +107,9 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
     sandbox, limits = stage.sandbox, stage.sandbox.limits
     _announce("the whole development set")
     answer = stage.answer(images)
-    if sentence := too_many_unreadable(_problems(answer), images.counts.total):
-        raise Refused(f"{sentence}; a score would say nothing: mend the files")
+    evaluation = evaluate_answer(images.dev_set, answer.ranks, answer.log)
     if sentence := unmatched_sentence(images.dev_set):
         stage.notes.append(sentence)
-    ranking = Ranking(answer.ranks, _problems(answer))
-    evaluation = Evaluation(ranking, _scores(images, answer))
     sampled, sample = images, answer.run
     if images.counts.total >= 2 * request.sample:
         sampled = replace(images, sample=request.sample)
@@ -146,10 +137,7 @@ def _measure(request: Request, stage: Stage, images: RealImages) -> Rehearsed:
 
 def _run_at(stage: Stage, sampled: RealImages, size: int) -> Run:
     _announce("a sample", size)
-    try:
-        return stage.answer(sampled, size).run
-    except Refused as refused:
-        raise OtherSizeFailed(str(refused)) from refused
+    return stage.answer(sampled, size).run
 
 
 def _scored(
@@ -163,25 +151,16 @@ def _scored(
     _announce("the whole development set, for its mAP,", found.input_size)
     try:
         larger = stage.answer(images, found.input_size)
-    except Refused as refused:
+        evaluation = evaluate_answer(images.dev_set, larger.ranks, larger.log)
+    except UserError as refused:
         reason = f"{found.input_size} px failed on the whole development set: {refused}"
         return LargestSize(None, found.trials, reason)
-    return replace(found, score=float(_scores(images, larger).mean()))
+    return replace(found, score=evaluation.mean_average_precision)
 
 
 def _announce(step: str, size: int | None = None) -> None:
     """Tell what is being run, at once."""
     print(f"running: {step}{f' at {size} px' if size else ''}", flush=True)
-
-
-def _problems(answer: Answer) -> tuple[ImageProblem, ...]:
-    """The images that the ranker could not read as they are."""
-    return tuple(ImageProblem(p["path"], p["reason"]) for p in answer.log.get("problems", []))
-
-
-def _scores(images: RealImages, answer: Answer) -> np.ndarray:
-    dev_set = images.dev_set
-    return average_precision(answer.ranks, dev_set.gallery_products, dev_set.query_products)
 
 
 def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
@@ -192,7 +171,7 @@ def _dry_run(request: Request, stage: Stage, run: Run) -> Run | None:
     _announce(f"{counts}, drawn and tiny, for ranking time and memory", DRY_SIZE)
     try:
         return stage.answer(DrawnImages(counts), DRY_SIZE).run
-    except Refused as refused:
+    except UserError as refused:
         stage.notes.append(
             f"ranking and memory are scaled from the development set, a run at {DRY_SIZE} px "
             f"with {counts} failed: {refused}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from visual_search.common.errors import UserError
 from visual_search.ranking.deadline import LIGHTER
 from visual_search.submission.sandbox import Limits
 
@@ -182,10 +183,6 @@ def dry_counts(run: Run, target: ImageCounts, seconds: float = DRY_SECONDS) -> I
     return ImageCounts(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
 
 
-class OtherSizeFailed(Exception):
-    """The submission does not run at another size; the message says why."""
-
-
 def fits(expected: Run, limits: Limits, time_share: float = 1, memory_share: float = 1) -> bool:
     """Whether a run stays within a share of the limits."""
     in_time = expected.seconds <= limits.seconds * time_share
@@ -225,8 +222,8 @@ def find_largest_size(
     does not keep what the line promised, the search closes in on it by halves.
 
     Args:
-        measure: runs the submission on the sample at a size in pixels; raises
-            :class:`OtherSizeFailed` where it cannot.
+        measure: runs the submission on the sample at a size in pixels; raises a
+            UserError where it cannot.
         base: what the hidden test takes at the submission's own size.
         sample: the run over the sample at that size.
         limits: of the evaluator.
@@ -240,7 +237,7 @@ def find_largest_size(
 
     def add(run: Run) -> Trial:
         if run.input_size is None or run.input_size in trials:
-            raise OtherSizeFailed("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
+            raise UserError("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
         per_image, more = run.embedding_per_image, run.peak_memory - sample.peak_memory
         memory = base.peak_memory + max(more, 0)
         expected = replace(base, embedding=per_image * scale, peak_memory=memory)
@@ -261,7 +258,7 @@ def find_largest_size(
                 size = (fitting + bound) // 2 // SIZE_STEP * SIZE_STEP
             if size <= fitting or add(measure(size)).fits:
                 break
-    except OtherSizeFailed as error:
+    except UserError as error:
         reason = f"another size cannot be had: {error}"
     largest = max((size for size, trial in trials.items() if trial.fits), default=None)
     if largest is None and reason is None:

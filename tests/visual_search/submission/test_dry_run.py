@@ -10,8 +10,9 @@ import torch
 
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
+from visual_search.common.errors import UserError
 from visual_search.data.dev_sets import read_dev_set
-from visual_search.submission.dry_run import RealImages, Refused, Stage, staged
+from visual_search.submission.dry_run import RealImages, Stage, staged
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.runtime_estimate import ImageCounts
 from visual_search.submission.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
@@ -35,7 +36,7 @@ def run(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = 
 
 
 def refusal(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         run(project, data, limits, working_tree)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -293,7 +294,7 @@ def test_a_run_changes_nothing_of_the_repository(
     (project / "apt.txt").touch()  # a time that git's index does not know
     (project / "left_over.py").touch()
     before = state_of(project)
-    with suppress(Refused):
+    with suppress(UserError):
         run(project, dev_folder, SHORT, working_tree)
     assert state_of(project) == before
     assert git(project, "worktree", "list").count("\n") == 1

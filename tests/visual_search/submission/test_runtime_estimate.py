@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visual_search.common.errors import UserError
 from visual_search.submission.runtime_estimate import (
     EMBEDDING_ROW,
     HIDDEN_TEST,
     RANKS_ROW,
     ImageCounts,
     LargestSize,
-    OtherSizeFailed,
     Run,
     dry_counts,
     find_largest_size,
@@ -184,7 +184,7 @@ def test_a_model_of_one_size(
 ) -> None:
     def measure(size: int) -> Run:
         if other is None:
-            raise OtherSizeFailed("it takes 224 px only")
+            raise UserError("it takes 224 px only")
         return sample
 
     sample = Run(own, SAMPLE, 10**9, 1, 1.5)
