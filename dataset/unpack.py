@@ -10,7 +10,7 @@ import io
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, count, product
+from itertools import accumulate, product
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -18,15 +18,15 @@ from dataset.archives import Unpacked, unpack_stream
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import is_lfs_pointer, open_regular
 
-# `split` names parts aa, ab, … or 00, 01, …; other tools 1, 2, …
-_PART = re.compile(r"^(?P<stem>.+)\.part(?P<number>[a-z]+|[0-9]+)$")
+# As `split` names parts: aa, ab, …
+_PART = re.compile(r"^(?P<stem>.+)\.part[a-z]+$")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="unpack.py",
-        description="Join the parts of a tar archive (<archive>.parta*, .tar.partaa, .part00 …) "
+        description="Join the parts of a tar archive (<archive>.parta*, .tar.partaa …) "
         "as a stream and unpack it safely. A run that was stopped goes on when it is called again.",
     )
     parser.add_argument(
@@ -55,57 +55,38 @@ def find_parts(stem: Path) -> list[Path]:
 
     Raises:
         UserError: when there is none, when one is missing in the sequence (it is named), is an LFS
-            pointer or empty, or differs in size from the others but the last.
+            pointer, or differs in size from the others but the last.
     """
     if match := _PART.match(stem.name):
         stem = stem.with_name(match["stem"])
     if not stem.parent.is_dir():
         raise UserError(f"the folder {stem.parent} does not exist")
-    archives: dict[str, list[tuple[str, Path]]] = {}
-    for path in stem.parent.iterdir():
+    archives: dict[str, list[Path]] = {}
+    for path in sorted(stem.parent.iterdir()):
         match = _PART.match(path.name)
         if match and (match["stem"] == stem.name or match["stem"].startswith(f"{stem.name}.t")):
-            archives.setdefault(match["stem"], []).append((match["number"], path))
+            archives.setdefault(match["stem"], []).append(path)
     if not archives:
         raise UserError(f"{stem.parent} has no part {stem.name}.part… (or {stem.name}.tar.part…)")
     if len(archives) > 1:
         raise UserError(f"{' and '.join(sorted(archives))} are both there: name the one you mean")
-    ((name, found),) = archives.items()
-    found.sort(key=lambda part: (len(part[0]), part[0]))
-    _refuse_gaps(stem.with_name(name), [number for number, _ in found])
-    parts = [path for _, path in found]
-    sizes = [part.stat().st_size for part in parts]
-    for part, size in zip(parts, sizes, strict=True):
+    ((name, parts),) = archives.items()
+    most = max(part.stat().st_size for part in parts)
+    letters = product(ascii_lowercase, repeat=len(parts[0].suffix) - len(".part"))
+    for part, number in zip(parts, letters, strict=False):
+        if part.suffix != f".part{''.join(number)}":
+            raise UserError(f"the part {name}.part{''.join(number)} is missing in {stem.parent}")
         if is_lfs_pointer(part):
             raise UserError(
                 f"{part} is still a git-LFS pointer: run "
                 f"`git lfs pull --include '{stem.parent.as_posix()}/{stem.name}*'` in the "
                 "repository"
             )
-        if size == 0:
-            raise UserError(f"the part {part} is empty: get it again")
         # `split` makes all parts but the last alike: another size is an unfinished download.
-        if size < max(sizes) and part != parts[-1]:
-            raise UserError(
-                f"the part {part} has {size} bytes, others have {max(sizes)}: get it again"
-            )
+        size = part.stat().st_size
+        if size < most and part != parts[-1]:
+            raise UserError(f"the part {part} has {size} bytes, others have {most}: get it again")
     return parts
-
-
-def _refuse_gaps(stem: Path, numbers: Sequence[str]) -> None:
-    first, last = numbers[0], numbers[-1]
-    if first.isdigit():  # digits begin at 0 or at 1, letters at a
-        expected = (str(number).zfill(len(first)) for number in count(int(int(first) == 1)))
-    elif len(first) == len(last):
-        expected = ("".join(letters) for letters in product(ascii_lowercase, repeat=len(first)))
-    else:
-        raise UserError(
-            f"the parts {stem.name}.part{first} and {stem.name}.part{last} are of different "
-            "archives"
-        )
-    for number, name in zip(numbers, expected, strict=False):
-        if number != name:
-            raise UserError(f"the part {stem.name}.part{name} is missing in {stem.parent}")
 
 
 class JoinedParts(io.RawIOBase):
