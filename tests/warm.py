@@ -83,4 +83,5 @@ def run_python(
         process.join(timeout)
         process.kill()
         assert process.exitcode is not None, f"{arguments} still runs after {timeout} s"
-        return CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+        words = list(map(str, arguments))
+        return CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())

@@ -27,7 +27,7 @@ from visual_search.data.augment import Mixer, build_augmentation
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, dev_sides, training_images, training_sides
-from visual_search.data.samplers import TrainingBatches, build_batches, image_loader
+from visual_search.data.samplers import TrainingBatches, image_loader, order_of
 from visual_search.evaluation.dev_set import SeenDevSet
 from visual_search.evaluation.identity import Identity, identity_of, same_classes
 from visual_search.losses.margin_head import MarginHead
@@ -152,15 +152,9 @@ class ImagePhase(Phase):
         The batches are pixels, labels, indexes, n_skipped: see :class:`TrainingImages`.
         """
         dataset = self.config.dataset
-        batches = build_batches(
-            dataset.sampler.kind,
-            self.images.images,
-            dataset.batch_size,
-            dataset.seed,
-            rank=rank,
-            world_size=processes,
-            images_per_class=dataset.sampler.images_per_class,
-            by_size=dataset.sampler.by_size,
+        order = order_of(dataset.sampler, self.images.images, dataset.batch_size)
+        batches = TrainingBatches(
+            order, dataset.batch_size, dataset.seed, rank=rank, world_size=processes
         )
         if self.config.train.cache_features:  # in memory: nothing for worker processes to do
             rows: DataLoader = DataLoader(

@@ -54,8 +54,9 @@ class PathList(Sequence[Path]):
     @overload
     def __getitem__(self, index: slice) -> list[Path]: ...
     def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        found = self._names[index]
-        return list(map(Path, found.tolist())) if isinstance(index, slice) else Path(found)
+        if isinstance(index, slice):
+            return list(map(Path, self._names[index].tolist()))
+        return Path(self._names[index])
 
     @classmethod
     def concatenated(cls, parts: Iterable[Sequence[Path]]) -> PathList:

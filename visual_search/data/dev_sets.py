@@ -47,9 +47,8 @@ class DevSet:
     @property
     def unmatched(self) -> int:
         """Queries without an image of their product in the gallery (beside themselves)."""
-        products, counts = np.unique(self.gallery_products, return_counts=True)
-        places = np.searchsorted(products, self.query_products).clip(max=len(products) - 1)
-        found = np.where(products[places] == self.query_products, counts[places], 0)
+        counts = pd.Series(self.gallery_products).value_counts()
+        found = counts.reindex(self.query_products, fill_value=0)
         return int((found <= (self.own is not None)).sum())
 
     def right_rows(self, query: int) -> np.ndarray:

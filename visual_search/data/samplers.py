@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from visual_search.common.dataset_config import SamplerConfig
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages, TrainingImages
 
@@ -229,44 +230,20 @@ class TrainingBatches(Sampler[list[int]]):
             yield batch.tolist()
 
 
-def build_batches(
-    kind: str,
-    images: LabelledImages,
-    batch_size: int,
-    seed: int,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    images_per_class: int = 2,
-    by_size: bool = False,
-) -> TrainingBatches:
-    """The batches of one process.
-
-    Args:
-        kind: shuffle or m-per-class.
-        images: the training images, with the weights of their sources.
-        batch_size: images of a batch of this process.
-        seed: of all epochs.
-        rank: number of this process, 0..world_size-1.
-        world_size: processes that train together.
-        images_per_class: for m-per-class, images of a class in a batch.
-        by_size: for m-per-class, classes come in proportion to their sizes, not equally often.
+def order_of(sampler: SamplerConfig, images: LabelledImages, batch_size: int) -> Order:
+    """How the images of an epoch are drawn, for batches of `batch_size` images of a process.
 
     Raises:
-        UserError: when an epoch fills no batch, and for a batch that m-per-class cannot fill
-            with whole groups.
+        UserError: for a batch that m-per-class cannot fill with whole groups.
     """
-    order: Order
-    if kind == "shuffle":
-        order = Shuffle(images)
-    elif batch_size % images_per_class == 0:
-        order = ClassGroups(images, images_per_class, by_size)
-    else:
+    if sampler.kind == "shuffle":
+        return Shuffle(images)
+    if batch_size % sampler.images_per_class:
         raise UserError(
             f"dataset.batch_size = {batch_size} is no multiple of "
-            f"dataset.sampler.images_per_class = {images_per_class}; make it one"
+            f"dataset.sampler.images_per_class = {sampler.images_per_class}; make it one"
         )
-    return TrainingBatches(order, batch_size, seed, rank=rank, world_size=world_size)
+    return ClassGroups(images, sampler.images_per_class, sampler.by_size)
 
 
 def image_loader(

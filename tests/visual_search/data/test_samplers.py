@@ -10,11 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.commands import refused
+from visual_search.common.dataset_config import SamplerConfig
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.data.samplers import ClassGroups, Shuffle, build_batches, image_loader
+from visual_search.data.samplers import (
+    ClassGroups,
+    Shuffle,
+    TrainingBatches,
+    image_loader,
+    order_of,
+)
 
-KINDS = ("shuffle", "m-per-class")
+SHUFFLE, PAIRS = SamplerConfig(), SamplerConfig("m-per-class")
+
+
+def build_batches(
+    sampler: SamplerConfig, images: LabelledImages, batch: int, seed: int = 0, **ours: int
+) -> TrainingBatches:
+    return TrainingBatches(order_of(sampler, images, batch), batch, seed, **ours)
 
 
 def photos(
@@ -41,7 +54,7 @@ def collections(draw: st.DrawFn) -> LabelledImages:
 @settings(max_examples=60, deadline=None)
 @given(
     images=collections(),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from([SHUFFLE, PAIRS]),
     world_size=st.integers(1, 4),
     groups=st.integers(1, 3),
     seed=st.integers(0, 5),
@@ -50,7 +63,7 @@ def collections(draw: st.DrawFn) -> LabelledImages:
 )
 def test_processes_together_see_what_one_sees_and_go_on_anywhere(
     images: LabelledImages,
-    kind: str,
+    kind: SamplerConfig,
     world_size: int,
     groups: int,
     seed: int,
@@ -85,7 +98,7 @@ def test_processes_together_see_what_one_sees_and_go_on_anywhere(
 
 def test_epochs_and_seeds_differ() -> None:
     images = photos([5] * 8)
-    for kind in KINDS:
+    for kind in (SHUFFLE, PAIRS):
         seen = []
         for seed, epoch in ((1, 1), (1, 2), (2, 1)):
             batches = build_batches(kind, images, 4, seed)
@@ -166,23 +179,23 @@ def test_groups_in_proportion_to_the_sizes_of_the_classes() -> None:
     batches = images.labels[drawn(ClassGroups(images, 2, by_size=True), 0, 4)].reshape(-1, 2, 2)
     same = (batches[:, 0, 0] == batches[:, 1, 0]).mean()
     assert same <= 0.1
-    order = build_batches("m-per-class", images, 4, 0, by_size=True).order
+    order = order_of(SamplerConfig("m-per-class", by_size=True), images, 4)
     assert isinstance(order, ClassGroups)
     assert order.by_size
 
 
 def test_what_cannot_be_batched_is_said() -> None:
     images = photos([3, 3])
-    refused(r"batch_size = 4 on 2 process", build_batches, "shuffle", images, 4, 0, world_size=2)
-    with pytest.raises(UserError, match=r"batch_size = 6 .*images_per_class = 4"):
-        build_batches("m-per-class", images, 6, 0, images_per_class=4)
+    refused(r"batch_size = 4 on 2 process", build_batches, SHUFFLE, images, 4, world_size=2)
+    words = r"batch_size = 6 .*images_per_class = 4"
+    refused(words, order_of, SamplerConfig("m-per-class", images_per_class=4), images, 6)
 
 
 def test_batches_that_do_not_fit_into_shared_memory_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = TrainingImages(photos([4, 4, 4]), lambda image: torch.zeros(0), 224, 0)
-    batches = build_batches("shuffle", images.images, 4, 0)
+    batches = build_batches(SHUFFLE, images.images, 4)
     # 8 workers x 2 batches x 4 images x 3 x 224 x 224 bytes.
     usage = SimpleNamespace(total=64 << 20, used=0, free=9_633_791)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
