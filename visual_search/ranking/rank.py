@@ -16,7 +16,7 @@ from visual_search.data.images import ImageItem, ImageProblem
 from visual_search.ranking.deadline import Deadline, call_within
 from visual_search.ranking.embed import embed_images
 from visual_search.ranking.inference_plan import LoadRuntime, plan_inference
-from visual_search.ranking.rerank import Step, apply_steps, describe_steps, rank
+from visual_search.ranking.rerank import Step, describe_steps, rank
 
 MAX_PREDICTIONS = 1000
 """Columns of a submission: the 1,000 most similar gallery images of each query."""
@@ -112,15 +112,16 @@ def rank_gallery(
     embedded = time.perf_counter()
     rows = matrices[0]
     asked = matrices[1] if own is None else rows[torch.from_numpy(own)]
-    found, reranking = _ranked_in_time(asked, rows, steps, own, deadline)
-    ranked = time.perf_counter()
+    found = _ranked_in_time(asked, rows, steps, own, deadline)
+    ranking = time.perf_counter() - embedded
+    reranked = bool(steps) and deadline.reranks
     problems = tuple(problem for side in sides for problem in side.problems)
     seconds = {
         "plan": plan.seconds,
         "decode": sum(side.decode_seconds for side in sides) / plan.streams,
         "embedding": embedded - started,
-        "ranking": ranked - embedded - reranking,
-        "reranking": reranking,
+        "ranking": 0.0 if reranked else ranking,
+        "reranking": ranking if reranked else 0.0,  # the search behind it included
     }
     log = {
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -150,14 +151,14 @@ def _ranked_in_time(
     steps: Sequence[Step],
     own: np.ndarray | None,
     deadline: Deadline,
-) -> tuple[np.ndarray, float]:
-    """What :func:`_nearest_rows` returns, without re-ranking where there is no time for it."""
+) -> np.ndarray:
+    """What :func:`nearest_rows` returns, without re-ranking where there is no time for it."""
     if steps and deadline.may_rerank():
         try:
-            return call_within(deadline.left(), lambda: _nearest_rows(queries, gallery, steps, own))
+            return call_within(deadline.left(), lambda: nearest_rows(queries, gallery, steps, own))
         except TimeoutError:
             deadline.reranks = False
-    return _nearest_rows(queries, gallery, (), own)
+    return nearest_rows(queries, gallery, (), own)
 
 
 def too_many_unreadable(problems: Sequence[ImageProblem], images: int) -> str:
@@ -197,30 +198,15 @@ def nearest_rows(
     Returns:
         `(n_queries, columns)`, int64; fewer than `width` columns where the gallery is smaller.
     """
-    return _nearest_rows(queries, gallery, steps, own, width)[0]
-
-
-def _nearest_rows(
-    queries: Tensor,
-    gallery: Tensor,
-    steps: Sequence[Step],
-    own: np.ndarray | None,
-    width: int = MAX_PREDICTIONS,
-) -> tuple[np.ndarray, float]:
-    """What :func:`nearest_rows` returns, and the seconds that re-ranking took."""
     width += own is not None
-    started = time.perf_counter()
     try:
-        moved_queries, moved_gallery, last = apply_steps(queries, gallery, steps)
-        moved = time.perf_counter()
-        ranks = rank(moved_queries, moved_gallery, last, width).numpy()
-        seconds = (time.perf_counter() if last else moved) - started
+        ranks = rank(queries, gallery, steps, width).numpy()
     except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is out
         if not steps:
             raise
         print(f"re-ranking is left out: {error}")
-        ranks, seconds = rank(queries, gallery, (), width).numpy(), 0.0
-    return (ranks if own is None else without_own(ranks, own)), seconds
+        ranks = rank(queries, gallery, (), width).numpy()
+    return ranks if own is None else without_own(ranks, own)
 
 
 def without_own(ranks: np.ndarray, own: np.ndarray) -> np.ndarray:

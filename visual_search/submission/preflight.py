@@ -84,7 +84,7 @@ def check_large_files(tree: SubmissionTree) -> Iterator[Finding]:
             yield problem(
                 f'{what}is not in git-LFS: `git lfs track "{file.name}"`, then add it again'
             )
-        elif not tree.working_tree:
+        else:
             yield problem(
                 f"{what}was committed past git-LFS: `git lfs install`, then "
                 f"`git add --renormalize {file.name}` and commit"
