@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -69,8 +69,6 @@ def embed_images(
     input_size: int,
     *,
     device: torch.device,
-    batch_size: int = 0,
-    workers: int = 0,
     settings: EmbedSettings | None = None,
     deadline: Deadline | None = None,
     label: str = "embedding",
@@ -89,8 +87,6 @@ def embed_images(
         items: the images.
         input_size: side of the model's input in pixels.
         device: where the model is.
-        batch_size: images a step; 0: of the settings, or by rule.
-        workers: threads; 0: of the settings, or one for each core.
         settings: precision, views and their like.
         deadline: of a time limit, begun; images for which it leaves no time keep the zero vector.
         label: what the progress bar says.
@@ -101,11 +97,6 @@ def embed_images(
     if not items:
         raise ValueError("embed_images needs at least one image")
     settings = settings or EmbedSettings()
-    settings = replace(
-        settings,
-        batch_size=batch_size or settings.batch_size,
-        workers=workers or settings.workers,
-    )
     if not isinstance(model, InferencePlan):
         model = plan_inference(model, items, input_size, device=device, settings=settings)
     if deadline is None:

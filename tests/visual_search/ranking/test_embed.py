@@ -30,9 +30,8 @@ def test_rows_stand_in_the_order_of_the_photos(tmp_path: Path) -> None:
     for number in range(23):
         draw_product(number, 0).save(tmp_path / f"{number}.png")
         items.append(ImageItem(tmp_path / f"{number}.png", (number, 0, 30, 30)))
-    answer = embed_images(
-        mean_colour, items, 16, device=CPU, batch_size=4, workers=3, progress=False
-    )
+    settings = EmbedSettings(batch_size=4, workers=3)
+    answer = embed_images(mean_colour, items, 16, device=CPU, settings=settings, progress=False)
     expected = np.stack([load_pixels(item, 16)[0].mean(axis=(1, 2)) for item in items])
     np.testing.assert_allclose(answer.matrix.numpy(), expected, rtol=1e-5)
     assert answer.problems == ()
@@ -86,10 +85,8 @@ def test_rows_that_are_not_finite_are_computed_again_then_zeroed(tmp_path: Path)
     items = [ImageItem(tmp_path / f"{name}.png") for name in colours]
     for item, colour in zip(items, colours.values(), strict=True):
         Image.new("RGB", (9, 9), colour).save(item.path)
-    settings = EmbedSettings(precision="bf16", memory_format="contiguous")
-    answer = embed_images(
-        Overflowing(), items, 8, device=CPU, settings=settings, workers=1, progress=False
-    )
+    settings = EmbedSettings(precision="bf16", memory_format="contiguous", workers=1)
+    answer = embed_images(Overflowing(), items, 8, device=CPU, settings=settings, progress=False)
     expected = torch.tensor([[250.0, 20, 20], [20, 20, 250]])
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(answer.matrix[:2], expected)
@@ -159,7 +156,8 @@ def test_a_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return mean_colour(pixels)
 
-    answer = embed_images(model, items, 16, device=CPU, batch_size=7, workers=1, progress=False)
+    settings = EmbedSettings(batch_size=7, workers=1)
+    answer = embed_images(model, items, 16, device=CPU, settings=settings, progress=False)
     np.testing.assert_allclose(
         answer.matrix, [load_pixels(item, 16)[0].mean(axis=(1, 2)) for item in items], rtol=1e-5
     )
@@ -233,7 +231,8 @@ def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
         return mean_colour(pixels)
 
     items = [ImageItem(tmp_path / "a.png")] * 8
-    embed_images(model, items, 8, device=CPU, workers=len(seen) + 64, progress=False)
+    settings = EmbedSettings(workers=64)
+    embed_images(model, items, 8, device=CPU, settings=settings, progress=False)
     assert set(seen) == {1}
     assert torch.get_num_threads() == before
 
