@@ -14,7 +14,6 @@ nobody's. The roofline says what the machine allows: reading alone, the model al
 from __future__ import annotations
 
 import os
-import statistics
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,21 +79,10 @@ OTHERS = {
 """Whom we compare with, by their way's name."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One way over all runs."""
-
-    rate: float
-    """Photos a second, median."""
-    mean_average_precision: float
-    stages: dict[str, Any]
-    """Of the median run, seconds."""
-
-
 def measure(
     case: Case, dev_set: DevSet, ways: Sequence[str], options: Namespace
-) -> dict[str, Result]:
-    """Run all ways in turns."""
+) -> dict[str, dict[str, Any]]:
+    """Run all ways in turns; of each the seconds of the median run, with its `rate` and `mAP`."""
     torch.manual_seed(0)
     mean, std = (HALF, HALF) if "lite" in case.model else (CLIP_MEAN, CLIP_STD)
     with torch.device(options.device):  # a GPU draws random weights at once
@@ -104,7 +92,6 @@ def measure(
     photos = [*dev_set.gallery, *dev_set.queries] * case.copies
     n_gallery = len(dev_set.gallery)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    scores: dict[str, float] = {}
     with TemporaryDirectory() as temporary:
         job = Path(temporary) / "job.json"
         export_torchscript(embedder, architecture, {}, job.parent / "weights")
@@ -117,17 +104,12 @@ def measure(
             for way in ways:
                 print(f"{case}: {way}, run {number + 1} of {options.repeats}", flush=True)
                 vectors, seconds = run_way(way, job)
-                runs[way].append(seconds)
-                print(f"  {len(photos) / seconds['embedding']:.1f} photos/s", flush=True)
-                scores[way] = score(vectors, dev_set)
-    return {way: summary(runs[way], len(photos), scores[way]) for way in ways}
-
-
-def summary(runs: Sequence[dict[str, Any]], photos: int, mean_ap: float) -> Result:
-    """The median of runs, seconds of the stages of each, that read so many images."""
-    middle = statistics.median_low(run["embedding"] for run in runs)
-    stages = next(run for run in runs if run["embedding"] == middle)
-    return Result(photos / middle, mean_ap, stages)
+                rate = len(photos) / seconds["embedding"]
+                print(f"  {rate:.1f} photos/s", flush=True)
+                runs[way].append({**seconds, "rate": rate, "mAP": score(vectors, dev_set)})
+    return {
+        way: sorted(runs[way], key=lambda run: run["rate"])[len(runs[way]) // 2] for way in ways
+    }
 
 
 def score(vectors: np.ndarray, dev_set: DevSet) -> float:
@@ -139,27 +121,22 @@ def score(vectors: np.ndarray, dev_set: DevSet) -> float:
     return float(average_precision(ranks, dev_set.gallery_products, dev_set.query_products).mean())
 
 
-def rows_of(case: Case, results: dict[str, Result], on_gpu: bool) -> list[Row]:
+def rows_of(case: Case, results: dict[str, dict[str, Any]], on_gpu: bool) -> list[Row]:
     """Our figures beside each of the others'."""
     ours, rows = results["ours"], []
     for way, other in results.items():
         if way == "ours":
             continue
-        name = OTHERS[way]
-        pairs = [
-            ("files to embeddings", ours.rate, other.rate, "photos/s"),
-            ("mAP", ours.mean_average_precision, other.mean_average_precision, "mAP"),
-        ]
-        rows += [
-            higher_is_better(f"{case}: {what}", mine, name, theirs, unit)
-            for what, mine, theirs, unit in pairs
-        ]
+        for what, key, unit in (("files to embeddings", "rate", "photos/s"), ("mAP", "mAP", "mAP")):
+            row = f"{case}: {what}", ours[key], OTHERS[way], other[key], unit
+            rows.append(higher_is_better(*row))
     if "seed" in results:
-        sorting = results["seed"].stages["ranking"]
-        mine = ours.stages["ranking"]
-        rows.append(lower_is_better(f"{case}: ranking", mine, "full sort", sorting, "s"))
-    bound = roofline(ours.stages["decode_alone"], ours.stages["model_alone"], on_gpu)
-    share = higher_is_better(f"{case}: of the roofline", ours.rate, "the bound", bound, "photos/s")
+        theirs = results["seed"]["ranking"]
+        rows.append(lower_is_better(f"{case}: ranking", ours["ranking"], "full sort", theirs, "s"))
+    bound = roofline(ours["decode_alone"], ours["model_alone"], on_gpu)
+    share = higher_is_better(
+        f"{case}: of the roofline", ours["rate"], "the bound", bound, "photos/s"
+    )
     return [*rows, share]
 
 
@@ -171,9 +148,9 @@ def roofline(decode: float, model: float, separate: bool) -> float:
     return min(decode, model) if separate else 1 / (1 / decode + 1 / model)
 
 
-def notes_of(case: Case, results: dict[str, Result]) -> list[str]:
+def notes_of(case: Case, results: dict[str, dict[str, Any]]) -> list[str]:
     """Where the time goes, and what bounds it."""
-    ours = results["ours"].stages
+    ours = results["ours"]
     decode, model = ours["decode_alone"], ours["model_alone"]
     slower = "reading photos" if decode < model else "the model"
     notes = [
@@ -181,8 +158,7 @@ def notes_of(case: Case, results: dict[str, Result]) -> list[str]:
         f"alone {model:.0f}; the bottleneck is {slower}; chosen: {ours['settings']} in "
         f"{ours['plan']:.1f} s"
     ]
-    for way, result in results.items():
-        seconds = result.stages
+    for way, seconds in results.items():
         notes.append(
             f"{case}, {way}: {seconds['embedding']:.1f} s, of them {seconds['model']:.1f} s in the "
             f"model and {max(seconds['embedding'] - seconds['model'], 0):.1f} s beside it"
