@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dataset.options import add_threshold
 from visual_search.common.errors import UserError, run_command
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPORT_COLUMNS = ("file_name", "label", "reason", "duplicate_of", "distance")
+
+
+MOST_ROWS, MOST_IN_A_ROW = 120, 8
+"""Of the page of duplicates."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--contact-sheet",
         action="store_true",
-        help="draw the groups as <name>_duplicates.jpg, the least similar first",
+        help="draw the groups as <name>_duplicates.html, the least similar first",
     )
     return parser.parse_args(arguments)
 
@@ -147,18 +151,28 @@ def _mark_duplicates(
 
 def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, int]:
     """Draw each kept image beside its duplicates; returns the rows drawn, and all there are."""
-    from visual_search.data.contact_sheet import Cell, write_contact_sheet
+    from visual_search.common.page import Section, Tile, TileRow, write_page
+    from visual_search.data.images import ImageItem
+    from visual_search.evaluation.report import thumbnails
 
+    def tile(name: str, kind: Literal["right", "image"]) -> Tile:
+        return Tile(ImageItem(file.parent / name), name, kind)
+
+    groups = report[report["duplicate_of"] != ""].sort_values(
+        "distance", ascending=False, kind="stable"
+    )
     rows = []
-    for kept, members in report[report["duplicate_of"] != ""].groupby("duplicate_of", sort=False):
-        members = members.sort_values("distance", ascending=False, kind="stable")
-        cells = [Cell(file.parent / str(kept), f"kept\n{os.path.basename(str(kept))}", "green")]
-        for name, distance in zip(members["file_name"], members["distance"], strict=True):
-            caption = f"{distance} bits\n{os.path.basename(name)}"
-            cells.append(Cell(file.parent / name, caption, "red"))
-        rows.append((-int(members["distance"].iloc[0]), cells))
-    rows.sort(key=lambda row: row[0])
-    return write_contact_sheet(target, [cells for _, cells in rows]), len(rows)
+    for kept, members in groups.groupby("duplicate_of", sort=False):
+        shown = members.head(MOST_IN_A_ROW)
+        tiles = [tile(str(kept), "right"), *(tile(name, "image") for name in shown["file_name"])]
+        bits = ", ".join(map(str, shown["distance"]))
+        rows.append(TileRow(os.path.basename(str(kept)), f"{bits} bits", tiles))
+    target.unlink(missing_ok=True)
+    if rows:
+        notes = ["Green: it stays. Beside it what is left out, and in how many bits it differs."]
+        section = Section(notes=notes, rows=rows[:MOST_ROWS])
+        write_page(target, f"Near-duplicates in {file.name}", [section], thumbnails)
+    return min(len(rows), MOST_ROWS), len(rows)
 
 
 def main() -> None:
@@ -177,7 +191,7 @@ def main() -> None:
     for reason, count in removed["reason"].value_counts().head(10).items():
         print(f"  {count} {reason}")
     if sheet:
-        target = file.with_name(f"{file.stem}_duplicates.jpg")
+        target = file.with_name(f"{file.stem}_duplicates.html")
         drawn, groups = draw_groups(file, removed, target)
         print(f"{target}: {drawn} of {groups} groups drawn" if groups else "no group to draw")
     print(f"next: python dataset/get_kfold_split.py --dataset_info {filtered}")

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from visual_search.data.leaks import Cosines, Leak
 
 
+MOST_ROWS, MOST_IN_A_ROW = 120, 8
+"""Of the page."""
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="find_leaks.py",
         description="Look for near-duplicates between training and evaluation images, by "
         "perceptual hash, confirmed by embedding. Writes leaks.csv and, where there are any, the "
-        "contact sheet leaks.jpg; the record beside each training table keeps training from "
+        "page leaks.html; the record beside each training table keeps training from "
         "warning. Tables: dataset_info.csv, folds.csv, Amazon pairs, the challenge's gallery.csv "
         "and queries.csv, Product10K's lists. Of a table with rows of both kinds, --train takes "
         "those that train and --test the others.",
@@ -89,20 +93,29 @@ def cosines_by(model: Path) -> Cosines:
 
 def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
     """Each evaluation image beside the training images it equals; returns the rows drawn."""
-    from visual_search.data.contact_sheet import Cell, write_contact_sheet
+    from visual_search.common.page import Section, Tile, TileRow, write_page
+    from visual_search.data.images import ImageItem
+    from visual_search.evaluation.report import thumbnails
 
-    rows: dict[str, list[Cell]] = defaultdict(list)
+    target.unlink(missing_ok=True)
+    by_photo: dict[str, list[Leak]] = defaultdict(list)
     for leak in leaks:
-        if leak.test_photo not in rows:
-            name = os.path.basename(leak.test_photo)
-            rows[leak.test_photo].append(Cell(Path(leak.test_photo), f"judged\n{name}", "blue"))
-        words = f"{leak.distance} bits"
-        if leak.cosine is not None:
-            words += f", cosine {leak.cosine:.3f}"
-        colour = "orange" if leak.confirmed is False else "red"
-        caption = f"{words}\n{os.path.basename(leak.train_photo)}"
-        rows[leak.test_photo].append(Cell(Path(leak.train_photo), caption, colour))
-    return write_contact_sheet(target, list(rows.values()))
+        by_photo[leak.test_photo].append(leak)
+    rows = []
+    for photo, found in list(by_photo.items())[:MOST_ROWS]:
+        shown = [Tile(ImageItem(Path(photo)), photo, "query")]
+        for leak in found[:MOST_IN_A_ROW]:
+            shown.append(Tile(ImageItem(Path(leak.train_photo)), leak.train_photo, "image"))
+        words = [
+            f"{leak.distance} bits" + (f", cosine {leak.cosine:.3f}" if leak.cosine else "")
+            for leak in found[:MOST_IN_A_ROW]
+        ]
+        rows.append(TileRow(os.path.basename(photo), "; ".join(words), shown))
+    if rows:
+        notes = ["Blue: an image that is judged on. Beside it the training images like it."]
+        title = "Images that training and evaluation share"
+        write_page(target, title, [Section(notes=notes, rows=rows)], thumbnails)
+    return len(rows)
 
 
 def main() -> None:
@@ -155,10 +168,10 @@ def main() -> None:
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
     write_csv(folder / "leaks.csv", pd.DataFrame(found, columns=Leak._fields))
-    drawn = draw_leaks(found, folder / "leaks.jpg")
+    drawn = draw_leaks(found, folder / "leaks.html")
     if drawn:
         print(
-            f"{folder / 'leaks.csv'}, {folder / 'leaks.jpg'} ({drawn} images drawn); next: "
+            f"{folder / 'leaks.csv'}, {folder / 'leaks.html'} ({drawn} images drawn); next: "
             + _advice([leak.confirmed for leak in found])
         )
     else:
@@ -170,7 +183,7 @@ def _advice(confirmed: Sequence[bool | None]) -> str:
         return "leave the training images of confirmed pairs out of the training table"
     if None in confirmed:
         return (
-            "look at the picture, for goods on white look alike to a hash (--embeddings "
+            "look at the page, for goods on white look alike to a hash (--embeddings "
             "RUN_OR_EXPORT asks a model), and leave copies out of the training table"
         )
     return "nothing: the model confirms none of the pairs"

@@ -50,7 +50,9 @@ def _find_images(arguments: argparse.Namespace) -> None:
     if arguments.gallery is None:
         raise UserError("--gallery is missing: a folder of images, gallery.csv or pairs.parquet")
 
-    from visual_search.data.contact_sheet import Cell, write_contact_sheet
+    from visual_search.common.page import Section, Tile, TileRow, write_page
+    from visual_search.data.images import ImageItem
+    from visual_search.evaluation.report import thumbnails
     from visual_search.text.search import TextSearch, gallery_images, load_text_model
 
     queries = list(arguments.queries)
@@ -65,21 +67,20 @@ def _find_images(arguments: argparse.Namespace) -> None:
         first = search.problems[0]
         print(f"{len(search.problems)} damaged images, for example {first.path}: {first.reason}")
     found = search.images_for(queries, arguments.top)
-    rows, cells = [], []
+    results, rows = [], []
     for query, hits in zip(queries, found, strict=True):
         print(f"\n{query}")
         for hit in hits:
             print(f"  {hit.score:6.3f}  {hit.label}")
         photos = [{"path": hit.label, "score": hit.score} for hit in hits]
-        rows.append({"query": query, "photos": photos})
-        # The query stands under its first image, above the score.
-        captions = [f"{query}\n" * (k == 0) + f"{hit.score:.3f}" for k, hit in enumerate(hits)]
-        sheet = zip(hits, captions, strict=True)
-        cells.append([Cell(Path(hit.label), caption, "gainsboro") for hit, caption in sheet])
+        results.append({"query": query, "photos": photos})
+        tiles = [Tile(ImageItem(Path(hit.label)), hit.label, "image") for hit in hits]
+        rows.append(TileRow(query, ", ".join(f"{hit.score:.3f}" for hit in hits), tiles))
     if arguments.output:
-        write_json(arguments.output / "results.json", rows)
-        write_contact_sheet(arguments.output / "results.jpg", cells)
-        print(f"\nwritten: {arguments.output / 'results.json'}, {arguments.output / 'results.jpg'}")
+        write_json(arguments.output / "results.json", results)
+        page = arguments.output / "results.html"
+        write_page(page, "Images for queries", [Section(rows=rows)], thumbnails)
+        print(f"\nwritten: {arguments.output / 'results.json'}, {page}")
 
 
 def _name_images(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from dataset.find_leaks import main as find_leaks_main
 from tests.commands import inside, refused, stopped, told
 from tests.conftest import csv_rows, write_csv
+from tests.visual_search.evaluation.test_report import Page
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -69,9 +70,8 @@ def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     pairs = {(Path(row["test_photo"]).name, Path(row["train_photo"]).name) for row in rows}
     assert pairs == {("0.jpg", "3.png"), ("1.jpg", "5.png")}
     assert all(int(row["distance"]) <= 10 and row["cosine"] == "" for row in rows)
-    with Image.open(train.parent / "leaks.jpg") as sheet:
-        assert sheet.width > 2 * 150
-        assert sheet.height > 2 * 150
+    drawn = Page((train.parent / "leaks.html").read_text()).rows
+    assert {tuple(Path(title).name for _, title in row) for row in drawn} == pairs
     sides = [Side(train)], [Side(test)]
     assert not unchecked(*sides)
     notes = json.loads(record_path(train).read_text())
@@ -82,7 +82,7 @@ def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     assert unchecked(*sides) == [(Side(train), Side(test))]
     done = inside(find_leaks_main, "--train", train, "--test", test)
     assert "no leak" in done.stdout
-    assert not (train.parent / "leaks.jpg").exists()
+    assert not (train.parent / "leaks.html").exists()
     assert not unchecked(*sides)
 
 

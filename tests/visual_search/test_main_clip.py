@@ -87,7 +87,7 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     assert [len(row["photos"]) for row in rows] == [3, 3]
     assert rows[0]["photos"][0]["path"].split("/")[-1].startswith("0_")
     assert rows[1]["photos"][0]["path"].split("/")[-1].startswith("1_")
-    assert (output / "results.jpg").stat().st_size > 1000
+    assert (output / "results.html").stat().st_size > 1000
     names, image = trained / "names.txt", trained / "data" / "photos" / "2_0_1.png"
     names.write_text("красный\nсиний\nжёлтый\n")
     told = run(*query, "--photos", image, "--names", names, "--top", 1)

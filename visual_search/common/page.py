@@ -31,8 +31,8 @@ class Tile:
     """What the `thumbnails` of :func:`write_page` know it by."""
     title: str
     """Shown while the pointer is over it."""
-    kind: Literal["", "query", "right", "expected"] = ""
-    """Its frame: none (wrong), blue, green, or green and dotted: it would have been right."""
+    kind: Literal["", "query", "right", "expected", "image"] = ""
+    """Its frame: none (wrong), blue, green, green and dotted (it would have been right), none."""
 
     @property
     def spoken(self) -> str:

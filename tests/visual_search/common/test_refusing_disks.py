@@ -19,7 +19,6 @@ from tests.disks import REFUSALS
 from visual_search.common.files import write_csv, write_figure, write_json, write_text
 from visual_search.common.page import Section, write_page
 from visual_search.common.run_folder import RunFolder, save_state
-from visual_search.data.contact_sheet import Cell, write_contact_sheet
 from visual_search.data.dataset_info import InfoRow, write_dataset_info
 from visual_search.model.checkpoint import save_weights
 from visual_search.ranking.store import _write as write_piece
@@ -42,7 +41,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "csv": lambda to: write_csv(to / "a.csv", pd.DataFrame({"a": range(9000)})),
     "figure": lambda to: write_figure(to / "a.png", Figure()),
     "page": lambda to: write_page(to / "a.html", "a", [Section("a")]),
-    "sheets": lambda to: write_contact_sheet(to / "a.jpg", [[Cell(an_image(to), "a", "red")]]),
     "table": lambda to: write_dataset_info(to / "a.csv", [InfoRow("a.jpg", "a")] * 3000),
     "tables of a folder": lambda to: describe_folder(an_image(to).parents[1], to),
     "image": lambda to: store_image(to, None, an_image(to).read_bytes()),

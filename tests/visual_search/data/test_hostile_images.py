@@ -17,7 +17,6 @@ from tests.commands import ran
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.hostile import CONTENTS, HOSTILE, chunk, heavy_images, make_hostile, png
 from visual_search.cached_features import random_crop
-from visual_search.data.contact_sheet import Cell, write_contact_sheet
 from visual_search.data.duplicates import hash_images
 from visual_search.data.image_files import FORMATS, UnreadableImage, is_image, stored_size
 from visual_search.data.images import ImageItem, load_pixels, read_region
@@ -82,12 +81,6 @@ def by_check_table(paths: list[Path]) -> Reasons:
     return {paths[found.line - 2].name: found.what for found in check(table, files="all").problems}
 
 
-def by_contact_sheet(paths: list[Path]) -> Reasons:
-    cells = [[Cell(path, path.name, "green")] for path in paths]
-    write_contact_sheet(paths[0].parent.parent / "sheet.jpg", cells)
-    return dict.fromkeys(path.name for path in paths)
-
-
 def by_report(paths: list[Path]) -> Reasons:
     assert all(thumbnails([ImageItem(path) for path in paths]).values())
     return dict.fromkeys(path.name for path in paths)
@@ -114,7 +107,6 @@ READERS: dict[str, Callable[[list[Path]], Reasons]] = {
     "hashing": by_hashing,
     "folder_info": by_folder_info,
     "check_table": lambda paths: by_check_table(paths) | dict.fromkeys(DECODED),
-    "contact_sheet": by_contact_sheet,
     "report": by_report,
     "random_crop": by_random_crop,
     "download": by_download,
