@@ -76,20 +76,6 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model.rpartition('/')[2]}, {self.size} px, batch {self.batch}"
 
-    @classmethod
-    def parsed(cls, text: str) -> Case:
-        """`<library>/<model>:<pixels>:<batch>`.
-
-        Raises:
-            UserError: for anything else.
-        """
-        model, *numbers = text.split(":")
-        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
-            raise UserError(
-                f"--models {text}: write <model>:<pixels>:<batch>, timm/resnet50:224:48"
-            )
-        return cls(model, int(numbers[0]), int(numbers[1]))
-
 
 CASES = {
     "cuda": [
@@ -242,7 +228,7 @@ def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Ro
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     half = options.precision == "bf16"
-    trainer = Trainer(case, device, half=half, compiled=options.compile)
+    trainer = Trainer(case, device, half=half, compiled=on_gpu)
     fixed = trainer.batch()
 
     def step() -> None:
@@ -308,13 +294,10 @@ def parsed_options() -> Namespace:
     parser = arguments("Images/s, memory and share of the device's peak of training steps.")
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu", help="trains on it")
-    add("--models", nargs="+", metavar="MODEL:PIXELS:BATCH", help="other models")
-    add("--no-compile", dest="compile", action="store_false", help="leave out torch.compile")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU here; write --device cpu")
-    options.compile = options.compile and on_gpu
     options.precision = "bf16" if on_gpu else "fp32"
     options.batches = 40 if on_gpu else 4
     options.workers = min(8, os.cpu_count() or 1)
@@ -328,15 +311,14 @@ def main() -> None:
     options = parsed_options()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # as a phase has it
-    cases = [Case.parsed(text) for text in options.models or ()]
-    cases = cases or (QUICK if options.quick else CASES[options.device])
+    cases = QUICK if options.quick else CASES[options.device]
     rows: list[Row] = []
     notes = [
         f"{processor()}; {options.threads} threads, {options.workers} decoding processes, "
         f"torch {torch.__version__}; medians of {options.repeats}"
     ]
     if options.device == "cuda":
-        notes.append(f"{torch.cuda.get_device_name()}; compiled: {options.compile}")
+        notes.append(f"{torch.cuda.get_device_name()}; compiled")
     with TemporaryDirectory() as folder:
         photos = make_photos(Path(folder), 4 if options.quick else 32)
         size = sum(path.stat().st_size for path in photos) / len(photos)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig, PhaseConfig
+from visual_search.losses.distillation import distillation_loss
 from visual_search.losses.margin_head import MarginHead
+from visual_search.losses.partial_fc import SampledMarginHead
+from visual_search.losses.xbm import XbmLoss
 from visual_search.model.embedder import Embedder
 
 
@@ -18,7 +21,7 @@ class Learner(nn.Module):
     """Embedder and losses, so that any parallel wrapper fits round all of it.
 
     What is minimised is the sum of head, pair loss and distillation, each times its weight in the
-    configuration. Of what that leaves out, nothing is imported.
+    configuration, which may leave out any of them.
     """
 
     def __init__(
@@ -48,15 +51,10 @@ class Learner(nn.Module):
         self.head: MarginHead | None = None
         self.pairs: nn.Module | None = None
         if config.margin.weight:
-            self.head = _head(config, dimension, counts)
+            kind = MarginHead if config.margin.sampled_share == 1.0 else SampledMarginHead
+            self.head = kind(dimension, counts, config.margin, config.dataset.seed)
         if config.pairs.name != "none":
-            from visual_search.losses.xbm import XbmLoss
-
             self.pairs = XbmLoss(config.pairs, dimension)
-        if config.distillation.run:
-            from visual_search.losses.distillation import EmbeddingDistillation
-
-            self.distillation = EmbeddingDistillation(config.distillation.kind)
         # In a tuple, since a teacher must not become a part that is trained and saved.
         self._teacher = (teacher,)
         self._features: Callable[[Tensor], Tensor] = (
@@ -100,7 +98,8 @@ class Learner(nn.Module):
             assert self._teacher[0] is not None
             with torch.no_grad():
                 taught = self._teacher[0](pixels)
-            loss = self.distillation(F.normalize(features.float(), dim=1), taught)
+            ours = F.normalize(features.float(), dim=1)
+            loss = distillation_loss(config.distillation.kind, ours, taught)
             total = total + config.distillation.weight * loss
         return total
 
@@ -111,14 +110,6 @@ class Learner(nn.Module):
         for width in nested:
             rows = rows + head.prefix_losses(features, labels, width)
         return rows / (1 + len(nested))
-
-
-def _head(config: PhaseConfig, dimension: int, counts: Tensor) -> MarginHead:
-    if config.margin.sampled_share == 1.0:
-        return MarginHead(dimension, counts, config.margin, config.dataset.seed)
-    from visual_search.losses.partial_fc import SampledMarginHead
-
-    return SampledMarginHead(dimension, counts, config.margin, config.dataset.seed)
 
 
 def _check_nested(margin: MarginConfig, dimension: int) -> None:

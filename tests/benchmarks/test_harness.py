@@ -17,7 +17,7 @@ from benchmarks.harness import (
     text_table,
     with_section,
 )
-from tests.commands import refused, stopped, told
+from tests.commands import refused, told
 
 ROWS = [
     lower_is_better("step", 0.5, "peer 1.0", 2.0, "s"),
@@ -111,9 +111,3 @@ def test_a_quick_run_prints_a_table_and_records_nothing(
     table = said[said.index("| case | ours | peer |") :]
     assert any(words in table for words in ("roofline", "the products alone take"))
     assert before == (results.read_bytes() if results.exists() else None)
-
-
-def test_settings_that_cannot_be_are_told_in_a_sentence() -> None:
-    from benchmarks.training import main
-
-    assert "write <model>:<pixels>:<batch>" in stopped(main, "--quick", "--models", "timm/resnet18")

@@ -219,29 +219,6 @@ def test_gradients_of_several_backward_passes_add_up() -> None:
     torch.testing.assert_close(table.weight, -0.5 * dense)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_continues_from_its_state(name: str) -> None:
-    maker, _, settings = MAKERS[name]
-    torch.manual_seed(0)
-    weight, gradients = torch.randn(6, 2), torch.randn(4, 3, 2)
-    rows = [torch.tensor(rows) for rows in ([0, 1, 2], [1, 3, 5], [0, 2, 4], [0, 1, 5])]
-
-    def train(optimizer: RowOptimizer, first: int, last: int) -> None:
-        for number in range(first, last):
-            optimizer.table.add_gradient(rows[number], gradients[number].clone())
-            optimizer.step()
-            optimizer.zero_grad()
-
-    undisturbed = maker(table_of(weight), 0.1, **settings)
-    train(undisturbed, 0, 4)
-    stopped = maker(table_of(weight), 0.1, **settings)
-    train(stopped, 0, 2)
-    resumed = maker(table_of(stopped.table.weight), 0.1, **settings)
-    resumed.load_state_dict(stopped.state_dict())
-    train(resumed, 2, 4)
-    assert torch.equal(resumed.table.weight, undisturbed.table.weight)
-
-
 def test_state_of_another_optimiser_is_refused() -> None:
     table = table_of(torch.zeros(2, 2))
     refused("velocity", RowAdamW(table, 0.1).load_state_dict, RowSGD(table, 0.1).state_dict())
