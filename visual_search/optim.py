@@ -12,12 +12,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visual_search.common.errors import UserError
 from visual_search.config import OptimConfig
+from visual_search.model.averaging import ExponentialAverage
 from visual_search.model.freezing import layer_depths
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from visual_search.model.averaging import ExponentialAverage
     from visual_search.phase import RunConfig
 
 
@@ -43,11 +43,7 @@ class OptimizerState:
         """Of the sampled class matrix, where there is one."""
         self.schedule = Schedule(self.optimizer, optim, total_steps)
         decay = config.train.ema_decay
-        self.average: ExponentialAverage | None = None
-        if decay:
-            from visual_search.model.averaging import ExponentialAverage
-
-            self.average = ExponentialAverage(learner.embedder, decay)
+        self.average = ExponentialAverage(learner.embedder, decay) if decay else None
 
     def set_rates(self, step: int) -> None:
         """Set the learning rates for optimiser step `step`, from 0."""

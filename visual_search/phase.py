@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from visual_search.cached_features import FrozenFeatures, check_cacheable
 from visual_search.common.errors import UserError
-from visual_search.common.run_folder import RunFolder
 from visual_search.config import (
     BackboneConfig,
     EmbedSettings,
@@ -44,9 +43,6 @@ from visual_search.ranking.rank import trimmed
 from visual_search.ranking.rerank import named_steps
 from visual_search.ranking.store import Backbone, FeatureSource
 from visual_search.validation import BestCheckpoint, Validator
-
-if TYPE_CHECKING:
-    from visual_search.model.averaging import ExponentialAverage, WeightSoup
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
@@ -80,6 +76,8 @@ class RunConfig(Protocol):
 class Phase(ABC):
     """What is trained, on what, and what it is judged by: all that the loop knows of a phase."""
 
+    validator: type[BestCheckpoint[Any]]
+    """What scores the model and keeps the best."""
     config: RunConfig
     images: TrainingImages
     data: Identity
@@ -98,16 +96,6 @@ class Phase(ABC):
     @abstractmethod
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
-
-    @abstractmethod
-    def validator(
-        self,
-        run: RunFolder,
-        device: torch.device,
-        average: ExponentialAverage | None,
-        soup: WeightSoup | None,
-    ) -> BestCheckpoint[Any]:
-        """What scores the model and keeps the best."""
 
     @abstractmethod
     def describe(self, name: str) -> str:
@@ -131,6 +119,7 @@ class Phase(ABC):
 class ImagePhase(Phase):
     """Images with classes, and a development set to rank."""
 
+    validator = Validator
     config: PhaseConfig
     images: TrainingImages
     data: Identity
@@ -156,12 +145,9 @@ class ImagePhase(Phase):
         batches = TrainingBatches(
             order, dataset.batch_size, dataset.seed, rank=rank, world_size=processes
         )
-        if self.config.train.cache_features:  # in memory: nothing for worker processes to do
-            rows: DataLoader = DataLoader(
-                self.images, batch_sampler=batches, collate_fn=lambda batch: batch
-            )
-            return batches, rows
-        return batches, image_loader(self.images, batches, dataset.seed, dataset.num_workers)
+        # Features are in memory: nothing for worker processes to do.
+        workers = 0 if self.config.train.cache_features else dataset.num_workers
+        return batches, image_loader(self.images, batches, dataset.seed, workers)
 
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
@@ -171,16 +157,6 @@ class ImagePhase(Phase):
         if self.config.train.channels_last and pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
-
-    def validator(
-        self,
-        run: RunFolder,
-        device: torch.device,
-        average: ExponentialAverage | None,
-        soup: WeightSoup | None,
-    ) -> Validator:
-        """See :class:`Phase`."""
-        return Validator(self, run, device, average, soup)
 
     def start_weights(self, device: torch.device, is_main_process: bool) -> None:
         """Start neck and head where `neck.initial` and `margin.imprint` say."""

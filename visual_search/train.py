@@ -39,6 +39,7 @@ from visual_search.common.run_folder import (
 from visual_search.data.datasets import ReplacedImages
 from visual_search.data.samplers import TrainingBatches
 from visual_search.evaluation.identity import keep_identity
+from visual_search.model.averaging import WeightSoup
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
 from visual_search.phase import Batch, Phase, RunConfig
@@ -179,12 +180,9 @@ class Trainer:
         self.optim = OptimizerState(self.accelerator, config, learner, self.total)
         self.trained = [p for p in learner.embedder.backbone.parameters() if p.requires_grad]
         self._set_backbone_frozen(self.epoch <= train.head_epochs)
-        soup = None
-        if train.soup_last:
-            from visual_search.model.averaging import WeightSoup
-
-            soup = WeightSoup(train.soup_last, self.run.path / "soup")
-        self.validator = self.phase.validator(self.run, device, self.optim.average, soup)
+        soup = WeightSoup(train.soup_last, self.run.path / "soup") if train.soup_last else None
+        average = self.optim.average
+        self.validator = self.phase.validator(self.phase, self.run, device, average, soup)
         if self.is_main_process:
             write_environment(self.run.path, device, self.accelerator.num_processes)
 

@@ -20,7 +20,7 @@ from visual_search.losses.gathering import (
 )
 from visual_search.losses.margin_softmax import (
     MarginLogits,
-    Target,
+    Similarities,
     margin_softmax,
     similarities,
 )
@@ -200,24 +200,24 @@ class MarginHead(nn.Module):
             normalize=self.rule.normalize,
             reserve=torch.is_grad_enabled() and weight.requires_grad,
         )
-        target = self._target(embeddings, labels, similar.values, labels, observes)
-        logits = MarginLogits(similar, labels, target, self.rule.scale)
+        logits = self._logits(embeddings, labels, similar, labels, observes)
         losses = margin_softmax(embeddings, weight, logits, self.label_smoothing)
         return focal(losses, self.focal_gamma)
 
     @torch.no_grad()
-    def _target(
+    def _logits(
         self,
         embeddings: Tensor,
         labels: Tensor,
-        values: Tensor,
+        similar: Similarities,
         columns: Tensor,
         observes: bool = True,
-    ) -> Target:
-        """The margin on the right classes; `columns`, `(N,)`, says where they stand in `values`,
+    ) -> MarginLogits:
+        """Similarities with the margin on the right classes; `columns`, `(N,)`, says where these
 
-        -1 where another process has them.
+        stand among them, -1 where another process has them.
         """
+        values = similar.values
         to_target = values.new_zeros(len(columns))
         place = columns.clamp(min=0)[:, None]
         if values.shape[1]:
@@ -231,7 +231,9 @@ class MarginHead(nn.Module):
         if self.joint and processes() > 1:
             dist.broadcast(draws, 0)
         value, slope = self.rule.grade(to_target, margins, lengths, draws)
-        return Target(value, slope, self.rule.hardness(to_target, margins), self.rule.pace.clone())
+        hardness, rule = self.rule.hardness(to_target, margins), self.rule
+        parts = rule.scale.clone(), value, slope, hardness, rule.pace.clone()
+        return MarginLogits(similar, columns, *parts)
 
     def _observe(self, to_target: Tensor, lengths: Tensor, values: Tensor, columns: Tensor) -> None:
         """Show the rule the batch of all processes."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -223,29 +223,25 @@ def similarity_gradients(
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a margin makes of the right class of each row; no gradient flows through these."""
-
-    value: Tensor
-    """`(N,)`: the margined similarity."""
-    slope: Tensor
-    """`(N,)`: its derivative with respect to the similarity."""
-    threshold: Tensor | None = None
-    """`(N,)`, of curricularface: wrong classes above it are hard."""
-    pace: Tensor | None = None
-    """A scalar, of curricularface: t."""
-
-
-@dataclass(frozen=True)
 class MarginLogits:
-    """Logits block by block; the whole matrix of them never exists."""
+    """Logits block by block; the whole matrix of them never exists.
+
+    No gradient flows through what the margin made of the right class of each row.
+    """
 
     similar: Similarities
     columns: Tensor
     """`(N,)`, int64: the column of each row's right class; -1 where it has none here."""
-    target: Target
     scale: Tensor
     """A scalar."""
+    value: Tensor
+    """`(N,)`: the margined similarity to the right class."""
+    slope: Tensor
+    """`(N,)`: its derivative with respect to the similarity."""
+    threshold: Tensor | None
+    """`(N,)`, of curricularface: wrong classes above it are hard."""
+    pace: Tensor
+    """A scalar, of curricularface: t."""
 
     def _place(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Where the right class stands within these columns, `(N, 1)`, and whether it does."""
@@ -255,25 +251,24 @@ class MarginLogits:
 
     def block(self, start: int, stop: int, out: Tensor) -> Tensor:
         """The logits of these columns, written to `out`, `(N, stop - start)`."""
-        values, target = self.similar.values[:, start:stop], self.target
-        if target.threshold is not None and target.pace is not None:
-            values, _ = curricular_negatives(values, target.threshold[:, None], target.pace)
+        values = self.similar.values[:, start:stop]
+        if self.threshold is not None:
+            values, _ = curricular_negatives(values, self.threshold[:, None], self.pace)
         logits = torch.mul(values, self.scale, out=out)
         place, here = self._place(start, stop)
-        right = torch.where(here, (target.value * self.scale)[:, None], logits.gather(1, place))
+        right = torch.where(here, (self.value * self.scale)[:, None], logits.gather(1, place))
         return logits.scatter_(1, place, right)
 
     def log_sum(self) -> Tensor:
         """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
         # Without columns, as a process may be among many: nothing to sum.
-        none = torch.full_like(self.target.value, -math.inf)
+        none = torch.full_like(self.value, -math.inf)
         runs = [_log_sum_in_place(block) for block in self._blocks()]
         return torch.logsumexp(torch.stack(runs), dim=0) if runs else none
 
     def total(self) -> Tensor:
         """Of each row, the sum of its logits, `(N,)`."""
-        nothing = torch.zeros_like(self.target.value)
-        return sum((block.sum(dim=1) for block in self._blocks()), nothing)
+        return sum((block.sum(dim=1) for block in self._blocks()), torch.zeros_like(self.value))
 
     def _blocks(self) -> Iterator[Tensor]:
         """Logits in runs of columns that stay in the cache; each may be overwritten by its user."""
@@ -308,12 +303,11 @@ class MarginLogits:
         """
         probabilities = self.block(start, stop, out).sub_(log_sum[:, None]).exp_()
         gradient = probabilities.sub_(even) if even else probabilities
-        target = self.target
         place, here = self._place(start, stop)
-        at_right = (gradient.gather(1, place) - right) * target.slope[:, None]
-        if target.threshold is not None and target.pace is not None:
+        at_right = (gradient.gather(1, place) - right) * self.slope[:, None]
+        if self.threshold is not None:
             values = self.similar.values[:, start:stop]
-            _, slope = curricular_negatives(values, target.threshold[:, None], target.pace)
+            _, slope = curricular_negatives(values, self.threshold[:, None], self.pace)
             gradient *= slope
         gradient.scatter_(1, place, torch.where(here, at_right, gradient.gather(1, place)))
         return gradient.mul_((row_weights * self.scale)[:, None])
@@ -354,10 +348,9 @@ class _MarginSoftmax(torch.autograd.Function):
         ctx.even, ctx.right = smoothing / classes, 1.0 - smoothing
         # Saved as inputs, so that autograd notices when they change before the backward pass.
         ctx.save_for_backward(embeddings, weight)
-        similar = ctx.similar = logits.similar
-        ctx.rest = logits.columns, logits.target, logits.scale
+        similar, ctx.logits = logits.similar, logits
         ctx.centers, ctx.normalize = similar.centers, similar.inverse_lengths is not None
-        losses = ctx.log_sum - ctx.right * logits.target.value * logits.scale
+        losses = ctx.log_sum - ctx.right * logits.value * logits.scale
         if smoothing:
             total = logits.total()
             losses = losses - ctx.even * (sum_over_processes(total) if shard else total)
@@ -367,13 +360,14 @@ class _MarginSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, weight = ctx.saved_tensors
-        shard, similar, ctx.similar = ctx.shard, ctx.similar, None
+        shard, logits = ctx.shard, ctx.logits
+        similar, ctx.logits = logits.similar, replace(logits, similar=None)
         if similar is None and shard:
             raise RuntimeError("sampled classes can be differentiated once for each forward pass")
         if similar is None:
             # Differentiated again: the cosines gave their memory to the first gradient.
             similar = similarities(embeddings, weight, ctx.centers, normalize=ctx.normalize)
-        logits = MarginLogits(similar, *ctx.rest)
+        logits = replace(logits, similar=similar)
         of_rows = gather_constant(gradient) if shard else gradient
 
         def of_columns(start: int, stop: int, out: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig, OptimConfig
 from visual_search.losses.gathering import collect_shards, gather_constant, sum_over_processes
 from visual_search.losses.margin_head import MarginHead, focal, generator_of
-from visual_search.losses.margin_softmax import MarginLogits, Shard, margin_softmax, similarities
+from visual_search.losses.margin_softmax import Shard, margin_softmax, similarities
 
 # Rows in one go: with their momentum they are a few megabytes.
 _BLOCK = 2048
@@ -289,8 +289,7 @@ class SampledMarginHead(MarginHead):
             picked=picked,
             reserve=torch.is_grad_enabled(),
         )
-        target = self._target(everyone, all_labels, similar.values, columns)
-        logits = MarginLogits(similar, columns, target, self.rule.scale.clone())
+        logits = self._logits(everyone, all_labels, similar, columns)
 
         def add_gradient(of_centers: Tensor) -> None:
             self.table.add_gradient(self._rows(picked), of_centers)

@@ -14,14 +14,12 @@ from torch.utils.data import DataLoader
 from visual_search.cached_features import FrozenFeatures
 from visual_search.common.errors import UserError
 from visual_search.common.model_config import EmbedSettings
-from visual_search.common.run_folder import RunFolder
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages, check_some_exist
 from visual_search.data.images import ImageItem
 from visual_search.data.leak_record import Side
 from visual_search.data.samplers import TrainingBatches, image_loader
 from visual_search.evaluation.identity import Identity, identity_of
-from visual_search.model.averaging import ExponentialAverage, WeightSoup
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.phase import Batch, Phase
@@ -51,6 +49,7 @@ FITTED_IMAGES = 200_000
 class ClipPhase(Phase):
     """What an image–text phase trains, on what, and what it is measured by."""
 
+    validator = PairValidator
     config: ClipConfig
     images: TrainingImages
     data: Identity
@@ -91,16 +90,6 @@ class ClipPhase(Phase):
 
     def __post_init__(self) -> None:
         self.idle_part = "embedder.backbone.visual." if self.config.dataset.cached_views else ""
-
-    def validator(
-        self,
-        run: RunFolder,
-        device: torch.device,
-        average: ExponentialAverage | None,
-        soup: WeightSoup | None,
-    ) -> PairValidator:
-        """What scores both encoders and keeps the best."""
-        return PairValidator(self, run, device, average, soup)
 
     def fill_features(self, device: torch.device, is_main_process: bool) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
