@@ -85,7 +85,7 @@ def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
     import pandas as pd
 
     from dataset.dataset_creation_steps.snapshots import keys
-    from dataset.image_text.query_lines import read_queries
+    from dataset.image_text.query_lines import QueryLine, read_lines
     from visual_search.common.files import written_atomically
 
     index = pd.Index(keys(found["image"].to_pylist()))
@@ -94,7 +94,7 @@ def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
     kept.images = len(index)
     encode = msgspec.json.Encoder().encode
     with written_atomically(metadata_file(root)) as temporary, temporary.open("wb") as handle:
-        for rows in read_queries(metadata, kept.tally):
+        for rows in read_lines(metadata, kept.tally, QueryLine):
             places = index.get_indexer(keys([image for image, _ in rows]))
             for (_, line), place in zip(rows, places.tolist(), strict=True):
                 if place < 0:

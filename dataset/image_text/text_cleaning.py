@@ -143,11 +143,11 @@ def clean_queries(
 
 def _blocks(metadata: Path, tally: Counter[str], counts: Counts) -> Iterator[list[Image]]:
     """Images and queries, some thousand at a time."""
-    from dataset.image_text.query_lines import read_queries
+    from dataset.image_text.query_lines import QueryLine, read_lines
     from visual_search.common.progress import progress_bar
 
     with progress_bar(f"cleaning {metadata.name}", "image") as bar:
-        for rows in read_queries(metadata, tally):
+        for rows in read_lines(metadata, tally, QueryLine):
             if any(line.file is None for _, line in rows):
                 raise UserError(
                     f'{metadata} has lines without "file": give the file that download_images.py '

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from dataset.dataset_creation_steps.reviews import Fields, product, read_objects, review
 from dataset.folder_info import describe_folder
 from dataset.image_text.catalogue_pairs import catalogue_pairs
-from dataset.image_text.query_lines import read_images, read_queries
+from dataset.image_text.query_lines import QueryLine, read_images, read_lines
 from dataset.prepare_dataset import prepare
 from tests.commands import refused
 from tests.conftest import draw_product, write_csv
@@ -108,7 +108,7 @@ def addresses(folder: Path, cells: Cells) -> list[str]:
 
 def queries(folder: Path, cells: Cells) -> list[str]:
     lines = json_lines(folder, cells, queries=["стул"])
-    return [image for block in read_queries(lines, Counter()) for image, _ in block]
+    return [image for block in read_lines(lines, Counter(), QueryLine) for image, _ in block]
 
 
 def amazon(folder: Path, cells: Cells) -> list[str]:
