@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -47,28 +48,11 @@ CLUSTER_FIELDS = [
 
 TRAIN, TEST = "train", "test"
 
-Value = TypeVar("Value")
+Column = pd.arrays.ArrowExtensionArray
+"""A sequence of Python values, each made when it is asked for.
 
-
-class ArrowRows(Sequence[Value]):
-    """A column of Arrow's as a sequence of Python values, each made when it is asked for.
-
-    Millions of lists of texts stay in one block of memory, which worker processes share.
-    """
-
-    def __init__(self, column: Any) -> None:
-        self._array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The value of one row."""
-        return self._array[int(index)].as_py()
-
-    def take(self, indexes: np.ndarray) -> ArrowRows[Value]:
-        """The rows of `indexes`, int64."""
-        return ArrowRows(self._array.take(pa.array(indexes)))
+Millions of lists of texts stay in one block of memory, which worker processes share.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,15 +60,15 @@ class PairTable:
     """Images with their queries; every column has n rows."""
 
     paths: Sequence[Path]
-    queries: ArrowRows[list[str]]
-    """As typed, at least one an image."""
-    texts: ArrowRows[list[str]]
+    queries: Column
+    """Lists of texts: as typed, at least one an image."""
+    texts: Column
     """The same, cleaned."""
-    languages: ArrowRows[list[str]]
+    languages: Column
     """Of each query: ISO 639-1."""
     groups: np.ndarray
     """`(n,)`, int64, 0..g-1: images of one group are relevant to each other's queries."""
-    categories: ArrowRows[str]
+    categories: Column
     clusters: np.ndarray | None = None
     """`(n,)`, int64; None where no clusters were assigned."""
 
@@ -97,7 +81,7 @@ class PairTable:
 
         return [ImageItem(path) for path in self.paths]
 
-    def rows_of(self, column: str) -> Sequence[list[str]]:
+    def rows_of(self, column: str) -> Column:
         """The texts of each image: `queries`, as typed, or `texts`, cleaned."""
         return self.texts if column == "texts" else self.queries
 
@@ -127,24 +111,17 @@ def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]
     """
     if not language:
         return np.arange(len(table)), table
-    places = [
-        [place for place, said in enumerate(spoken) if said == language]
-        for spoken in table.languages
-    ]
-    rows = np.flatnonzero([len(kept) for kept in places])
-    if not len(rows):
+    names = ("queries", "texts", "languages")
+    lists = {name: pa.array(getattr(table, name)) for name in names}
+    said = {"row": pc.list_parent_indices(lists["queries"])}
+    said |= {name: pc.list_flatten(values) for name, values in lists.items()}
+    kept = pa.table(said).filter(pc.field("languages") == language)
+    kept = kept.group_by("row", use_threads=False).aggregate([(name, "list") for name in names])
+    if not kept.num_rows:
         raise UserError(f"no image has a query in the language {language!r}: it is ISO 639-1 (ru)")
-
-    def kept(column: ArrowRows[list[str]]) -> ArrowRows[list[str]]:
-        chosen = [[column[row][place] for place in places[row]] for row in rows.tolist()]
-        return ArrowRows(pa.array(chosen, TEXTS))
-
-    return rows, replace(
-        table.take(rows),
-        queries=kept(table.queries),
-        texts=kept(table.texts),
-        languages=kept(table.languages),
-    )
+    rows = kept["row"].to_numpy()
+    own = {name: Column(kept[f"{name}_list"]) for name in names}
+    return rows, replace(table.take(rows), **own)
 
 
 def open_pairs(path: Path) -> pq.ParquetFile:
@@ -197,11 +174,11 @@ def read_pairs(path: Path, split: str | None = None, root: Path | None = None) -
     clustered = "cluster" in table.column_names
     return PairTable(
         paths=PathList(folder / name.as_py() for name in table["image_path"]),
-        queries=ArrowRows(table["queries"]),
-        texts=ArrowRows(table["texts"]),
-        languages=ArrowRows(table["language"]),
+        queries=Column(table["queries"]),
+        texts=Column(table["texts"]),
+        languages=Column(table["language"]),
         groups=groups.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64),
-        categories=ArrowRows(table["category"]),
+        categories=Column(table["category"]),
         clusters=table["cluster"].to_numpy().astype(np.int64) if clustered else None,
     )
 
