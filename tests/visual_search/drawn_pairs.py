@@ -48,6 +48,13 @@ def draw(colour: str, form: str, photo: int, side: int = 40) -> Image.Image:
     return image
 
 
+def pair_row(path: str, queries: list[str], **more: Any) -> dict[str, Any]:
+    """A row of the table of pairs; what `more` does not say is that of a plain one."""
+    row = {"image_path": path, "image": path, "queries": queries, "texts": queries}
+    row |= {"language": ["ru"] * len(queries), "group": path, "category": "", "split": "train"}
+    return row | more
+
+
 def write_drawn_pairs(folder: Path, photos: int = 6) -> Path:
     """Photos and their table; names that are held out are of the split test."""
     rows: list[dict[str, Any]] = []
@@ -58,19 +65,9 @@ def write_drawn_pairs(folder: Path, photos: int = 6) -> Path:
             for photo in range(photos):
                 name = f"photos/{number}_{FORMS.index(form)}_{photo}.png"
                 draw(colour, form, photo).save(folder / name)
-                queries = [f"{colour} {form}", f"{form} {colour}"]
-                rows.append(
-                    {
-                        "image_path": name,
-                        "image": name,
-                        "queries": queries,
-                        "texts": queries,
-                        "language": ["ru"] * 2,
-                        "group": f"{colour} {form}",
-                        "category": form,
-                        "split": "test" if test else "train",
-                    }
-                )
+                product, split = f"{colour} {form}", "test" if test else "train"
+                queries = [product, f"{form} {colour}"]
+                rows.append(pair_row(name, queries, group=product, category=form, split=split))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     write_pairs(folder / "pairs.parquet", table)
     return folder / "pairs.parquet"

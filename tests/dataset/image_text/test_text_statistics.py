@@ -18,7 +18,8 @@ from dataset.image_text.text_statistics import (
     main,
     shares,
 )
-from tests.commands import inside
+from tests.commands import told
+from tests.visual_search.drawn_pairs import pair_row
 from visual_search.text.pairs import SCHEMA, write_pairs
 
 WORDS = ["стол", "стул", "кресло", "белый", "новый", "большой", "шкаф", "лампа"]
@@ -33,18 +34,8 @@ def pairs(tmp_path: Path) -> Path:
             " ".join(rng.choice(WORDS, rng.integers(1, 5))) + (f" {n % 700}а" if n % 3 else "")
             for _ in range(rng.integers(1, 4))
         ]
-        rows.append(
-            {
-                "image_path": f"{n}.jpg",
-                "image": str(n),
-                "queries": [f"{text}!" for text in texts],
-                "texts": texts,
-                "language": ["ru" if n % 5 else "en"] * len(texts),
-                "group": str(n),
-                "category": "",
-                "split": "train",
-            }
-        )
+        typed, language = [f"{text}!" for text in texts], ["ru" if n % 5 else "en"] * len(texts)
+        rows.append(pair_row(f"{n}.jpg", typed, texts=texts, language=language))
     path = tmp_path / "small.pairs.parquet"
     write_pairs(path, pa.Table.from_pylist(rows, schema=SCHEMA))
     return path
@@ -82,7 +73,7 @@ def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
 
 
 def test_the_page_has_every_figure(pairs: Path) -> None:
-    assert inside(main, pairs).returncode == 0
+    told(main, pairs)
     page = pairs.with_name("small.statistics.html").read_text()
     assert page.count("data:image/png;base64,") == 1
     assert "http" not in page.split("</head>")[1]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import refused
-from tests.visual_search.drawn_pairs import write_drawn_pairs
+from tests.visual_search.drawn_pairs import pair_row, write_drawn_pairs
 from visual_search.text.config import PairDataConfig
 from visual_search.text.pairs import (
     CLUSTER_FIELDS,
@@ -23,19 +23,17 @@ from visual_search.text.pairs import (
 )
 
 
-def rows(count: int = 6) -> list[dict[str, Any]]:
+def rows() -> list[dict[str, Any]]:
     return [
-        {
-            "image_path": f"photos/{n}.jpg",
-            "image": str(n),
-            "queries": [f"Стол {n}", "ЁЛКА"][: 1 + n % 2],
-            "texts": [f"стол {n}", "ёлка"][: 1 + n % 2],
-            "language": ["ru", "ru"][: 1 + n % 2],
-            "group": f"g{n // 2}",
-            "category": "Мебель" if n else "",
-            "split": "test" if n == 5 else "train",
-        }
-        for n in range(count)
+        pair_row(
+            f"photos/{n}.jpg",
+            [f"Стол {n}", "ЁЛКА"][: 1 + n % 2],
+            texts=[f"стол {n}", "ёлка"][: 1 + n % 2],
+            group=f"g{n // 2}",
+            category="Мебель" if n else "",
+            split="test" if n == 5 else "train",
+        )
+        for n in range(6)
     ]
 
 
