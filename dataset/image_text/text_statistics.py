@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from visual_search.common.errors import run_command
 from visual_search.common.page import Section, write_page
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 
@@ -67,51 +68,15 @@ BATCH_IMAGES = 10_000
 LONGEST = {"characters": 300, "words": 40, "queries": 40}
 """Last bin of each histogram; what is longer counts there."""
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+RANGES = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, None))
+"""Of the images that a text stands at."""
+
+Histograms = dict[str, "np.ndarray"]
+"""By a key of :data:`LONGEST`: how many there are of each length, from 0."""
 
 
-@dataclass
-class Statistics:
-    """What was counted in a table of pairs."""
-
-    images: int = 0
-    queries: int = 0
-    lengths: dict[str, Counter[int]] = field(
-        default_factory=lambda: {name: Counter() for name in LONGEST}
-    )
-    """How many queries (images, for `queries`) have how many characters, words, queries."""
-    ngrams: dict[int, TopNgrams] = field(
-        default_factory=lambda: {order: TopNgrams(order) for order in ORDERS}
-    )
-    languages: Counter[str] = field(default_factory=Counter)
-    images_of_text: Counter[int] = field(default_factory=Counter)
-    """Different texts by the number of images they stand at."""
-    words: int = 0
-    different_words: int = 0
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as numbers."""
-        texts, alone = self.images_of_text.total(), self.images_of_text[1]
-        return {
-            "photos": self.images,
-            "queries": self.queries,
-            "different texts": texts,
-            "texts at one photo only": alone,
-            "texts at several photos": texts - alone,
-            "queries whose text stands at several photos": self.queries - alone,
-            "words": self.words,
-            "different words": self.different_words,
-            "languages": dict(self.languages.most_common()),
-            "lengths": {name: quantiles(found) for name, found in self.lengths.items()},
-            "ngrams": {
-                str(order): {"counted too low by at most": found.error}
-                | {"top": found.most_common(TOP)}
-                for order, found in self.ngrams.items()
-            },
-        }
-
-
-def count(pairs: Path) -> Statistics:
-    """Read a table of pairs once, a few thousand images at a time.
+def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
+    """Read a table of pairs once, a few thousand images at a time: its figures, and its lengths.
 
     In memory stay 8 bytes for each query, each different word, and at most a million n-grams.
     """
@@ -121,90 +86,104 @@ def count(pairs: Path) -> Statistics:
     from visual_search.common.progress import progress_bar
     from visual_search.text.pairs import open_pairs
 
-    found = Statistics()
-    vocabulary, texts = set[str](), [np.zeros(0, np.uint64)]
     file, columns = open_pairs(pairs), ["queries", "texts", "language"]
+    histograms = {name: np.zeros(last + 1, np.int64) for name, last in LONGEST.items()}
+    ngrams = {order: TopNgrams(order) for order in ORDERS}
+    spoken, vocabulary, words = Counter[str](), set[str](), 0
+    texts = [np.zeros(0, np.uint64)]
     with progress_bar("counting", "image", total=file.metadata.num_rows) as bar:
         for batch in file.iter_batches(BATCH_IMAGES, columns=columns):
             bar.update(batch.num_rows)
             queries, cleaned, languages = (batch[name].to_pylist() for name in columns)
-            raw = [query for row in queries for query in row]
-            flat = [text for row in cleaned for text in row]
-            found.images += len(queries)
-            found.queries += len(raw)
+            raw, flat = list(chain.from_iterable(queries)), list(chain.from_iterable(cleaned))
             sizes = {
                 "queries": map(len, queries),
                 "characters": map(len, raw),
                 "words": (len(query.split()) for query in raw),
             }
             for name, lengths in sizes.items():
-                found.lengths[name].update(min(length, LONGEST[name]) for length in lengths)
-            found.languages.update(language for row in languages for language in row)
-            for top in found.ngrams.values():
+                clipped = np.minimum(list(lengths), LONGEST[name])
+                histograms[name] += np.bincount(clipped, minlength=LONGEST[name] + 1)
+            spoken.update(chain.from_iterable(languages))
+            for top in ngrams.values():
                 top.add(flat)
             said = [word for text in flat for word in text.split()]
-            found.words += len(said)
+            words += len(said)
             vocabulary.update(said)
             texts.append(keys(flat))
-    found.different_words = len(vocabulary)
     _, times = np.unique(np.concatenate(texts), return_counts=True)
-    found.images_of_text.update(times.tolist())
+    alone = int((times == 1).sum())
+    summary = {
+        "photos": int(histograms["queries"].sum()),
+        "queries": len(np.concatenate(texts)),
+        "different texts": len(times),
+        "texts at one photo only": alone,
+        "texts at several photos": len(times) - alone,
+        "queries whose text stands at several photos": int(times.sum()) - alone,
+        "words": words,
+        "different words": len(vocabulary),
+        "languages": dict(spoken.most_common()),
+        "lengths": {name: _quantiles(found) for name, found in histograms.items()},
+        "duplicates": [_duplicates(times, low, high) for low, high in RANGES],
+        "ngrams": {
+            str(order): {"counted too low by at most": top.error, "top": top.most_common(TOP)}
+            for order, top in ngrams.items()
+        },
+    }
+    return summary, histograms
+
+
+def _quantiles(histogram: np.ndarray) -> dict[str, float]:
+    """Mean and quantiles: the least length that so many do not exceed."""
+    import numpy as np
+
+    lengths, found = np.arange(len(histogram)), {"mean": 0.0}
+    if histogram.any():
+        found["mean"] = float(np.average(lengths, weights=histogram))
+        for name, share in QUANTILES.items():
+            value = np.quantile(lengths, share, weights=histogram, method="inverted_cdf")
+            found[name] = float(value)
     return found
 
 
-def quantiles(lengths: Counter[int]) -> dict[str, float]:
-    """Mean and quantiles of a histogram: the least value that so many do not exceed."""
-    import numpy as np
-
-    if not lengths:
-        return {"mean": 0.0}
-    values, times = np.array(list(lengths.items())).T
-    names, shares = zip(*QUANTILES.items(), strict=True)
-    found = np.quantile(values, shares, weights=times, method="inverted_cdf")
-    mean = float(np.average(values, weights=times))
-    return {"mean": mean} | dict(zip(names, found.astype(float).tolist(), strict=True))
+def _duplicates(times: np.ndarray, low: int, high: int | None) -> tuple[str, int, int]:
+    """A range of images a text stands at; different texts, and queries, that do."""
+    inside = times[(times >= low) & (times <= (high or times.max(initial=0)))]
+    name = str(low) if low == high else f"{low} to {high}" if high else f"{low}…"
+    return name, len(inside), int(inside.sum())
 
 
-def shares(images_of_text: Counter[int]) -> list[tuple[str, int, int]]:
-    """Images a text stands at, as ranges; different texts, and queries, that do."""
-    rows = []
-    for low, high in ((1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, None)):
-        inside = {n: t for n, t in images_of_text.items() if low <= n <= (high or n)}
-        name = str(low) if low == high else f"{low} to {high}" if high else f"{low}…"
-        rows.append((name, sum(inside.values()), sum(n * times for n, times in inside.items())))
-    return rows
-
-
-def write_statistics(path: Path, name: str, found: Statistics, summary: dict[str, Any]) -> None:
+def write_statistics(
+    path: Path, name: str, summary: dict[str, Any], histograms: Histograms
+) -> None:
     """Write the html page of what was counted in the table `name`."""
 
-    def listed(*rows: tuple[object, ...]) -> dict[str, list[tuple[object, ...]]]:
-        return {"": [tuple(f"{v:,}" if isinstance(v, int) else v for v in row) for row in rows]}
+    def listed(*rows: Sequence[object]) -> dict[str, list[list[object]]]:
+        return {"": [[f"{v:,}" if isinstance(v, int) else v for v in row] for row in rows]}
 
     sections = [
         Section("In all", facts={k: f"{v:,}" for k, v in summary.items() if isinstance(v, int)}),
-        Section(
-            "Lengths", ["Of the queries as typed."], pictures={"": lengths_figure(found.lengths)}
-        ),
+        Section("Lengths", ["Of the queries as typed."], pictures={"": lengths_figure(histograms)}),
     ]
-    for order, top in found.ngrams.items():
-        title = "Most frequent words" if order == 1 else f"Most frequent runs of {order} words"
-        error = f" Counts are too low by at most {top.error:,}." if top.error else ""
-        table = listed(("cleaned", "times"), *top.most_common(TOP))
+    for order, found in summary["ngrams"].items():
+        title = "Most frequent words" if order == "1" else f"Most frequent runs of {order} words"
+        low = found["counted too low by at most"]
+        error = f" Counts are too low by at most {low:,}." if low else ""
+        table = listed(("cleaned", "times"), *found["top"])
         sections.append(Section(title, [f"Cleaned words.{error}"], tables=table))
     heading = ("images with the text", "different texts", "queries")
     sections += [
-        Section("Languages", tables=listed(("", "queries"), *found.languages.most_common())),
+        Section("Languages", tables=listed(("", "queries"), *summary["languages"].items())),
         Section(
             "Duplicates",
             ["A text that stands at many images tells them less apart, and makes wrong negatives."],
-            tables=listed(heading, *shares(found.images_of_text)),
+            tables=listed(heading, *summary["duplicates"]),
         ),
     ]
     write_page(path, f"Queries of {name}", sections)
 
 
-def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
+def lengths_figure(histograms: Histograms) -> Figure:
     """A histogram of each."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -212,7 +191,7 @@ def lengths_figure(lengths: dict[str, Counter[int]]) -> Figure:
     titles = ("characters of a query", "words of a query", "queries of an image")
     figure = Figure(figsize=(10, 3), layout="constrained")
     for axes, key, title in zip(figure.subplots(1, 3), LONGEST, titles, strict=True):
-        axes.bar(list(lengths[key]), list(lengths[key].values()), width=1.0, color=BLUE)
+        axes.bar(range(LONGEST[key] + 1), histograms[key], width=1.0, color=BLUE)
         axes.set(xlabel=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, axis="y")
@@ -235,12 +214,11 @@ def main() -> None:
     pairs: Path = arguments.pairs
     stem = pairs.name.removesuffix(".parquet").removesuffix(".pairs")
     page: Path = arguments.output or pairs.with_name(f"{stem}.statistics.html")
-    found = count(pairs)
-    summary = found.summary()
-    write_statistics(page, pairs.name, found, summary)
+    summary, histograms = count(pairs)
+    write_statistics(page, pairs.name, summary, histograms)
     write_json(page.with_suffix(".json"), summary)
     print(
-        f"{page}: {found.images} images, {found.queries} queries, "
+        f"{page}: {summary['photos']} images, {summary['queries']} queries, "
         f"{summary['different texts']} different texts, "
         f"{summary['different words']} different words"
     )

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from dataset.image_text.text_statistics import (
     QUANTILES,
+    TOP,
     TopNgrams,
     count,
     main,
-    shares,
 )
 from tests.commands import told
 from tests.visual_search.drawn_pairs import pair_row
@@ -42,30 +42,34 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_counts_are_those_of_plain_counting(pairs: Path) -> None:
-    found = count(pairs)
+    summary, histograms = count(pairs)
     rows = pq.read_table(pairs).to_pylist()
     queries = [query for row in rows for query in row["queries"]]
     texts = [text for row in rows for text in row["texts"]]
     words = [word for text in texts for word in text.split()]
-    assert (found.images, found.queries) == (3000, len(queries))
-    assert found.lengths["characters"] == Counter(map(len, queries))
-    assert found.lengths["words"] == Counter(len(query.split()) for query in queries)
-    assert found.lengths["queries"] == Counter(len(row["queries"]) for row in rows)
-    assert dict(found.ngrams[1].most_common()) == Counter(words)
-    triples = Counter(
-        " ".join(text.split()[k : k + 3]) for text in texts for k in range(len(text.split()) - 2)
-    )
-    assert dict(found.ngrams[3].most_common()) == triples
-    assert found.images_of_text == Counter(Counter(texts).values())
-    assert (found.words, found.different_words) == (len(words), len(set(words)))
-    assert found.languages == Counter(lang for row in rows for lang in row["language"])
-    characters = [len(query) for query in queries]
-    quantiles = found.summary()["lengths"]["characters"]
-    assert quantiles["mean"] == pytest.approx(np.mean(characters))
-    for name, share in QUANTILES.items():
-        assert quantiles[name] == np.quantile(characters, share, method="inverted_cdf")
+    assert (summary["photos"], summary["queries"]) == (3000, len(queries))
+    for name, lengths in (
+        ("characters", list(map(len, queries))),
+        ("words", [len(query.split()) for query in queries]),
+        ("queries", [len(row["queries"]) for row in rows]),
+    ):
+        counted = dict(enumerate(histograms[name].tolist()))
+        assert {length: times for length, times in counted.items() if times} == Counter(lengths)
+        assert summary["lengths"][name] == {"mean": pytest.approx(np.mean(lengths))} | {
+            key: np.quantile(lengths, share, method="inverted_cdf")
+            for key, share in QUANTILES.items()
+        }
+    runs = [" ".join(text.split()[k : k + 3]) for text in texts for k in range(len(text.split()))]
+    triples = Counter(run for run in runs if run.count(" ") == 2)
+    for order, expected in (("1", Counter(words)), ("3", triples)):
+        assert [times for _, times in summary["ngrams"][order]["top"]] == [
+            times for _, times in expected.most_common(TOP)
+        ]
+        assert all(expected[gram] == times for gram, times in summary["ngrams"][order]["top"])
+    assert (summary["words"], summary["different words"]) == (len(words), len(set(words)))
+    assert summary["languages"] == Counter(lang for row in rows for lang in row["language"])
     images = np.array(list(Counter(texts).values()))
-    for name, different, times in shares(found.images_of_text):
+    for name, different, times in summary["duplicates"]:
         low, _, high = name.removesuffix("…").partition(" to ")
         top = np.inf if name.endswith("…") else int(high or low)
         inside = images[(int(low) <= images) & (images <= top)]
