@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dataset.options import parsed
 from visual_search.common.errors import run_command
+from visual_search.text.config import ClusterConfig
 
 if TYPE_CHECKING:
-    import jsonargparse
     import pyarrow as pa
 
     from dataset.image_text.clusters import TextClusters
@@ -31,11 +31,11 @@ def clusters_folder(pairs: Path) -> Path:
 
 
 def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
-    """Cluster the training queries of a table; write the clusters, a report and a map.
+    """Cluster the frequent n-grams of the training queries; write the clusters, a report and a map.
 
     Args:
-        pairs: the table.
-        output: folder; `X.clusters` for `X.pairs.parquet` when None.
+        pairs: X.pairs.parquet of text_cleaning.py.
+        output: folder; X.clusters when None.
         rules: fields of :class:`visual_search.text.config.ClusterConfig`.
 
     Raises:
@@ -45,7 +45,6 @@ def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
     from dataset.image_text.clusters import fit_clusters
     from dataset.image_text.text_statistics import TopNgrams
     from visual_search.common.files import write_json
-    from visual_search.text.config import ClusterConfig
     from visual_search.text.pairs import TRAIN, open_pairs
 
     config, folder = ClusterConfig(**rules), output or clusters_folder(pairs)
@@ -71,13 +70,13 @@ def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
 
 
 def assign(pairs: Path, clusters: Path | None = None, output: Path | None = None) -> None:
-    """Write a table with the columns `clusters` and `cluster`.
+    """Add to a table of pairs the cluster of each query and of each image.
 
-    Pieces that are done lie beside the output until all are.
+    Killed, the same command goes on where it was.
 
     Args:
-        pairs: the table.
-        clusters: folder; `X.clusters` for `X.pairs.parquet` when None.
+        pairs: X.pairs.parquet.
+        clusters: folder; X.clusters when None.
         output: the table to write; the same when None.
 
     Raises:
@@ -144,7 +143,12 @@ def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
 
 
 def predict(clusters: Path, queries: list[str]) -> None:
-    """Print the cluster of queries as typed."""
+    """Say which cluster queries belong to.
+
+    Args:
+        clusters: X.clusters.
+        queries: as typed.
+    """
     from dataset.image_text.clusters import TextClusters
     from dataset.image_text.text_normalization import clean, language_of
 
@@ -154,51 +158,27 @@ def predict(clusters: Path, queries: list[str]) -> None:
         print(f"{number}\t{known.names[number]}\t{query}")
 
 
-def build_parser() -> jsonargparse.ArgumentParser:
-    """Of the three commands."""
+def main() -> None:
+    """Run one of the three, whose arguments are the command's."""
     import jsonargparse
-
-    from visual_search.text.config import ClusterConfig
 
     parser = jsonargparse.ArgumentParser(
         prog="cluster_texts.py", description="Clusters of queries.", exit_on_error=False
     )
     commands = parser.add_subcommands()
-
-    def command(name: str, description: str) -> jsonargparse.ArgumentParser:
-        made = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
-        commands.add_subcommand(name, made, help=description)
-        return made
-
-    one = command(
-        "fit",
-        "Cluster the frequent n-grams of the training queries; write the clusters, a report and a "
-        "map.",
-    )
-    one.add_argument("pairs", type=Path, help="X.pairs.parquet of text_cleaning.py")
-    one.add_argument("--config", action="config", help="config/image_text/clusters.yml")
-    one.add_argument("--output", type=Path | None, help="folder (default: X.clusters)")
-    one.add_class_arguments(ClusterConfig)
-    one = command(
-        "assign",
-        "Add to a table of pairs the cluster of each query and of each image. Killed, the same "
-        "command goes on where it was.",
-    )
-    one.add_argument("pairs", type=Path, help="X.pairs.parquet")
-    one.add_argument("--clusters", type=Path | None, help="folder (default: X.clusters)")
-    one.add_argument("--output", type=Path | None, help="table (default: the same)")
-    one = command("predict", "Say which cluster queries belong to.")
-    one.add_argument("clusters", type=Path, help="X.clusters")
-    one.add_argument("queries", type=str, nargs="+", help="as typed")
-    return parser
-
-
-def main() -> None:
-    """Run one of the three."""
-    values = parsed(build_parser())
+    steps: dict[str, Callable[..., None]] = {"fit": fit, "assign": assign, "predict": predict}
+    for name, step in steps.items():
+        words = " ".join(str(step.__doc__).partition("Args:")[0].split())
+        one = jsonargparse.ArgumentParser(description=words, exit_on_error=False)
+        commands.add_subcommand(name, one, help=words)
+        if step is fit:
+            one.add_argument("--config", action="config", help="config/image_text/clusters.yml")
+        one.add_function_arguments(step, as_group=False, as_positional=True, skip={"queries"})
+        if step is predict:
+            one.add_argument("queries", type=str, nargs="+", help="as typed")
+    values = parsed(parser)
     name = values["subcommand"]
     values[name].pop("config", None)
-    steps: dict[str, Callable[..., None]] = {"fit": fit, "assign": assign, "predict": predict}
     steps[name](**values[name])
 
 
