@@ -53,7 +53,7 @@ from visual_search.text.retrieval import (
     evaluate_retrieval,
     relevance_of,
 )
-from visual_search.text.search import load_text_model
+from visual_search.text.search import TextSearch, load_text_model
 from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
@@ -145,15 +145,12 @@ def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Ju
     train = read_pairs(pairs, TRAIN, root)
     _, test = in_language(read_pairs(pairs, TEST, root), language)
     relevance = relevance_of(test, column)
-    models = {name: load_text_model(run) for name, run in runs.items()}
     ridges = _ridges(next(iter(runs.values())), train, test, column, language)
     systems = {name: scores for name, (_, scores) in ridges.items()}
-    for name, model in models.items():
-        with torch.no_grad():
-            seen = _seen(runs[name], test).to(default_device())
-            images = model.encoder.to(default_device())(seen).cpu()
-        texts = model.encoder.embed_texts(relevance.texts)
-        systems[name] = evaluate_retrieval(images, texts, relevance)
+    for name, run in runs.items():
+        search = TextSearch(load_text_model(run), test.items(), CACHE)
+        texts = search.model.encoder.embed_texts(relevance.texts)
+        systems[name] = evaluate_retrieval(search.vectors, texts, relevance)
     choices = {name: choice for name, (choice, _) in ridges.items()}
     return Judged(relevance, test.groups, systems, choices)
 
@@ -230,7 +227,7 @@ def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> 
 
 def pooled(parts: Sequence[Judged], system: str) -> dict[str, Scores]:
     """A system's scores on the queries of all parts, by direction."""
-    found = [part.systems[system].directions() for part in parts]
+    found = [part.systems[system].scores for part in parts]
     return {
         way: {name: np.concatenate([f[way][name] for f in found]) for name in found[0][way]}
         for way in found[0]

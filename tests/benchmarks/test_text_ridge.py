@@ -66,10 +66,11 @@ def scores(first: list[int]) -> Scores:
 def judged(
     texts: list[str], ridge: list[list[int]], run: list[list[int]], groups: list[int]
 ) -> Judged:
-    systems = {
-        name: BothWays(scores(text), scores(image), np.zeros((len(text), 1), dtype=np.int64))
-        for name, (text, image) in (("ridge", ridge), ("run", run))
-    }
+    def system(text: list[int], image: list[int]) -> BothWays:
+        ways = {"text_to_photo": scores(text), "photo_to_text": scores(image)}
+        return BothWays(ways, np.zeros((len(text), 1)))
+
+    systems = {"ridge": system(*ridge), "run": system(*run)}
     return Judged(Relevance(texts, [], []), np.array(groups), systems, {"ridge": "alpha 1"})
 
 

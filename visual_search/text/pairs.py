@@ -120,8 +120,8 @@ def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]
     if not kept.num_rows:
         raise UserError(f"no image has a query in the language {language!r}: it is ISO 639-1 (ru)")
     rows = kept["row"].to_numpy()
-    own = {name: Column(kept[f"{name}_list"]) for name in names}
-    return rows, replace(table.take(rows), **own)
+    queries, texts, languages = (Column(kept[f"{name}_list"]) for name in names)
+    return rows, replace(table.take(rows), queries=queries, texts=texts, languages=languages)
 
 
 def open_pairs(path: Path) -> pq.ParquetFile:

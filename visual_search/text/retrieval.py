@@ -71,8 +71,8 @@ def score_rankings(ranks: np.ndarray, relevant: Sequence[np.ndarray]) -> Scores:
 class BothWays:
     """Scores of both directions, and the rankings of one."""
 
-    text_to_photo: Scores
-    photo_to_text: Scores
+    scores: dict[str, Scores]
+    """Of the directions `text_to_photo` and `photo_to_text`."""
     image_ranks: np.ndarray
     """`(texts, columns)`, int64: images, best first."""
 
@@ -85,12 +85,8 @@ class BothWays:
         """The means over the queries, by direction and metric."""
         return {
             way: {name: float(values.mean()) for name, values in scores.items()}
-            for way, scores in self.directions().items()
+            for way, scores in self.scores.items()
         }
-
-    def directions(self) -> dict[str, Scores]:
-        """`text_to_photo` and `photo_to_text`."""
-        return {"text_to_photo": self.text_to_photo, "photo_to_text": self.photo_to_text}
 
 
 def evaluate_retrieval(images: Tensor, texts: Tensor, relevance: Relevance) -> BothWays:
@@ -103,8 +99,8 @@ def evaluate_retrieval(images: Tensor, texts: Tensor, relevance: Relevance) -> B
     """
     image_ranks = top_k(texts, images, MAX_PREDICTIONS)[1].cpu().numpy()
     text_ranks = top_k(images, texts, MAX_PREDICTIONS)[1].cpu().numpy()
-    return BothWays(
-        score_rankings(image_ranks, relevance.images_of),
-        score_rankings(text_ranks, relevance.texts_of),
-        image_ranks,
-    )
+    scores = {
+        "text_to_photo": score_rankings(image_ranks, relevance.images_of),
+        "photo_to_text": score_rankings(text_ranks, relevance.texts_of),
+    }
+    return BothWays(scores, image_ranks)

@@ -106,7 +106,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             ["", *columns],
             *([way, *(f"{one[k]:.3f}" for k in columns)] for way, one in directions.items()),
         ]
-        worst_first = np.argsort(evaluation.text_to_photo["mAP"], kind="stable")
+        worst_first = np.argsort(evaluation.scores["text_to_photo"]["mAP"], kind="stable")
         worst, others = worst_and_others(worst_first, WORST_SHOWN, OTHERS_SHOWN)
         note = "Green: an image of a product of that name. Hover over an image for its queries."
         sections = [Section(facts=facts, tables={"": scores})]

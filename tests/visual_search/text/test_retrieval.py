@@ -59,8 +59,8 @@ def test_both_directions() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     both = evaluate_retrieval(images, texts, relevance)
     # a: images 0, 2, 1 -> hits at 1 and 3; b: images 1, 2, 0 -> hit at 2.
-    assert both.text_to_photo["mAP"] == pytest.approx([(1 + 2 / 3) / 2, 0.5])
+    assert both.scores["text_to_photo"]["mAP"] == pytest.approx([(1 + 2 / 3) / 2, 0.5])
     assert both.as_dict()["text_to_photo"]["R@1"] == 0.5
-    assert both.photo_to_text["mAP"].tolist() == [1, 0.5, 1]
+    assert both.scores["photo_to_text"]["mAP"].tolist() == [1, 0.5, 1]
     assert both.mean_average_precision == pytest.approx((2 / 3 + 2.5 / 3) / 2)
     assert set(both.as_dict()["text_to_photo"]) == {"R@1", "R@5", "R@10", "mAP"}
