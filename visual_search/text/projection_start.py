@@ -39,6 +39,8 @@ def start_from_ridge(
     Raises:
         UserError: when there is no text feature, or they are all alike.
     """
+    from sklearn.linear_model import Ridge
+
     standardised = encoder.image_projection.standardised
     image = _linear(encoder.image_projection.projection)
     features, means = _text_features(encoder, texts)
@@ -52,17 +54,17 @@ def start_from_ridge(
     known, targets = features[:, columns].double(), means[:, columns].double()
     inputs = vectors.cpu().double()
     mean, centre = targets.mean(dim=0), inputs.mean(dim=0)
-    inputs = inputs - centre
-    gram = inputs.T @ inputs + alpha * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-    fitted = torch.linalg.solve(gram, inputs.T @ (targets - mean))
+    fitted = torch.from_numpy(Ridge(alpha).fit(inputs.numpy(), targets.numpy()).coef_.T)
     # As long as the texts, on average, so that class names weigh the same beside both.
     lengths = (known - mean).norm(dim=1).mean()
-    fitted = fitted * (lengths / (inputs @ fitted).norm(dim=1).mean().clamp(min=1e-12))
+    fitted = fitted * (lengths / ((inputs - centre) @ fitted).norm(dim=1).mean().clamp(min=1e-12))
     weight = basis @ fitted.T
     with torch.no_grad():
         image.weight.copy_(weight * standardised.scale.cpu().double())
         image.bias.copy_(-(weight @ (centre - standardised.mean.cpu().double())))
-    _start_texts(encoder, columns, basis, mean)
+        for projection in map(_linear, encoder.text_projections()):
+            projection.weight[:, columns.to(projection.weight.device)] = basis.to(projection.weight)
+            projection.bias.copy_(-(basis @ mean))
 
 
 def add_class_names(encoder: DualEncoder, weights: str, vectors: Tensor) -> None:
@@ -110,14 +112,6 @@ def imagenet_classifier(weights: str) -> Tensor:
             f"{path} has no layer of {IMAGENET_CLASSES} classes: set projection.class_names to none"
         )
     return found[0].float()
-
-
-def _start_texts(encoder: DualEncoder, columns: Tensor, basis: Tensor, mean: Tensor) -> None:
-    """Set these columns of the text projections, and where `mean` is to be."""
-    for projection in map(_linear, encoder.text_projections()):
-        with torch.no_grad():
-            projection.weight[:, columns.to(projection.weight.device)] = basis.to(projection.weight)
-            projection.bias.copy_(-(basis.to(projection.weight) @ mean.to(projection.weight)))
 
 
 def _basis(features: Tensor, dimension: int) -> Tensor:
