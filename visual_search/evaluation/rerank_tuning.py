@@ -7,7 +7,8 @@ for some steps look at all queries of a ranking together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,9 @@ from visual_search.common.files import write_json
 from visual_search.common.page import markdown
 from visual_search.common.progress import progress_bar
 from visual_search.evaluation.dev_set import EmbeddedDevSet
-from visual_search.evaluation.metrics import average_precision
 from visual_search.model.checkpoint import describe_model, read_description
 from visual_search.ranking.k_reciprocal import KReciprocal
-from visual_search.ranking.rank import MAX_PREDICTIONS
-from visual_search.ranking.rerank import Step, describe_steps, format_steps, rank
+from visual_search.ranking.rerank import Step, describe_steps, format_steps
 from visual_search.ranking.rerank_steps import (
     PCA,
     Center,
@@ -37,6 +36,8 @@ from visual_search.ranking.rerank_steps import (
 
 Steps = tuple[Step, ...]
 Slots = tuple[Step | None, ...]
+Score = Callable[[Steps], np.ndarray]
+"""Average precision of each of some queries with these steps, `(n_queries,)`, 0..1."""
 
 # A change has to gain this many standard errors of the gain, or what was there stays: the best of
 # a grid is always better on the queries it was chosen on.
@@ -101,102 +102,85 @@ def steps_of(slots: Slots) -> Steps:
     return tuple(step for step in slots if step is not None)
 
 
-@dataclass
-class Half:
-    """Some queries of a development set before the whole gallery."""
-
-    queries: Tensor
-    gallery: Tensor
-    query_products: np.ndarray
-    gallery_products: np.ndarray
-    _kept: dict[Steps, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _scores: dict[Steps, np.ndarray] = field(default_factory=dict)
-
-    def score(self, steps: Steps) -> float:
-        """mAP, 0..1, of the ranking with these steps."""
-        return float(self.average_precisions(steps).mean())
-
-    def average_precisions(self, steps: Steps) -> np.ndarray:
-        """Average precision of each query, 0..1, of the ranking with these steps."""
-        if steps not in self._scores:
-            last = steps[-1:] if steps and isinstance(steps[-1], KReciprocal) else ()
-            sides = self._after(steps[: len(steps) - len(last)])
-            ranks = rank(*sides, last, MAX_PREDICTIONS).numpy()
-            self._scores[steps] = average_precision(
-                ranks, self.gallery_products, self.query_products
-            )
-        return self._scores[steps]
-
-    def gain(self, steps: Steps, over: Steps) -> tuple[float, float]:
-        """How much mAP `steps` gain over others, and the standard error of that.
-
-        Queries of one product rise and fall together, so products are what is sampled.
-        """
-        differences = self.average_precisions(steps) - self.average_precisions(over)
-        _, product_of = np.unique(self.query_products, return_inverse=True)
-        of_product = np.bincount(product_of, weights=differences)
-        mean = differences.mean()
-        error = np.sqrt(((of_product - mean * np.bincount(product_of)) ** 2).sum())
-        return float(mean), float(error / len(differences))
-
-    def _after(self, steps: Steps) -> tuple[Tensor, Tensor]:
-        """Both sides after vector steps; the last few answers are kept, for prefixes recur."""
-        if not steps:
-            return self.queries, self.gallery
-        if steps not in self._kept:
-            step = steps[-1]
-            assert not isinstance(step, KReciprocal)
-            made = step(*self._after(steps[:-1]))
-            while len(self._kept) >= 6:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[steps] = made
-        return self._kept[steps]
-
-
-def halves(
-    queries: Tensor,
-    gallery: Tensor,
-    query_products: np.ndarray,
-    gallery_products: np.ndarray,
-    seed: int,
-) -> tuple[Half, Half]:
+def halves(model: EmbeddedDevSet, seed: int) -> tuple[EmbeddedDevSet, EmbeddedDevSet]:
     """Split the queries in two by product, at random; the gallery stays whole on both sides."""
-    names = np.unique(query_products)
+    dev_set = model.dev_set
+    names = np.unique(dev_set.query_products)
     shuffled = np.random.default_rng(seed).permutation(names)
-    first = np.isin(query_products, shuffled[: len(names) // 2])
-    one, other = (
-        Half(queries[np.flatnonzero(part)], gallery, query_products[part], gallery_products)
-        for part in (first, ~first)
-    )
-    return one, other
+    first = np.isin(dev_set.query_products, shuffled[: len(names) // 2])
+
+    def half(rows: np.ndarray) -> EmbeddedDevSet:
+        queries = [dev_set.queries[row] for row in rows]
+        part = replace(dev_set, queries=queries, query_products=dev_set.query_products[rows])
+        return replace(model, dev_set=part, queries=model.queries[rows])
+
+    return half(np.flatnonzero(first)), half(np.flatnonzero(~first))
 
 
-def choose(half: Half, label: str = "re-ranking") -> Steps:
-    """The steps with the best mAP on `half`, as far as its queries can tell.
+def scorer(half: EmbeddedDevSet) -> Score:
+    """Ranks some queries; every answer is kept, and the last vectors, for beginnings recur."""
+
+    @lru_cache(maxsize=6)
+    def after(steps: Steps) -> tuple[Tensor, Tensor]:
+        if not steps:
+            return half.queries, half.gallery
+        step = steps[-1]
+        assert not isinstance(step, KReciprocal)
+        return step(*after(steps[:-1]))
+
+    @cache
+    def score(steps: Steps) -> np.ndarray:
+        vectors = len(steps) - sum(isinstance(step, KReciprocal) for step in steps[-1:])
+        queries, gallery = after(steps[:vectors])
+        return replace(half, queries=queries, gallery=gallery).score(steps[vectors:])
+
+    return score
+
+
+def gain(new: np.ndarray, old: np.ndarray, products: np.ndarray) -> tuple[float, float]:
+    """How much mAP one ranking gains over another, and the standard error of that.
+
+    Queries of one product rise and fall together, so products are what is sampled.
+
+    Args:
+        new: `(n_queries,)`, average precision.
+        old: the same of the other.
+        products: `(n_queries,)`, of each query.
+    """
+    differences = new - old
+    mean = differences.mean()
+    _, product_of = np.unique(products, return_inverse=True)
+    of_product = np.bincount(product_of, weights=differences - mean)
+    return float(mean), float(np.linalg.norm(of_product) / len(differences))
+
+
+def choose(score: Score, products: np.ndarray, label: str = "re-ranking") -> Steps:
+    """The steps with the best mAP, as far as the queries can tell.
 
     Starts from the best of :data:`RECIPES`. Each of :data:`ROUNDS` rounds goes over the slots and
     takes the best option of one with the others held, if it gains :data:`MIN_DEVIATIONS` standard
     errors; a round that changes nothing is the last.
 
     Args:
-        half: the queries to choose on.
+        score: of the queries to choose on.
+        products: `(n_queries,)`, theirs.
         label: of the progress bar.
     """
     most = len(RECIPES) + ROUNDS * sum(map(len, SLOTS))
     with progress_bar(label, "ranking", total=most) as bar:
 
-        def score(candidate: Slots) -> float:
+        def mean(candidate: Slots) -> float:
             bar.update(1)
-            return half.score(steps_of(candidate))
+            return float(score(steps_of(candidate)).mean())
 
-        chosen = max(RECIPES.values(), key=score)
+        chosen = max(RECIPES.values(), key=mean)
         for _ in range(ROUNDS):
             before = chosen
             for place, options in enumerate(SLOTS):
                 tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
-                best = max(tried, key=score)
-                gain, error = half.gain(steps_of(best), over=steps_of(chosen))
-                if gain > MIN_DEVIATIONS * error:
+                best = max(tried, key=mean)
+                more, error = gain(score(steps_of(best)), score(steps_of(chosen)), products)
+                if more > MIN_DEVIATIONS * error:
                     chosen = best
             if chosen == before:
                 break
@@ -215,21 +199,21 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         seed: of the first split; the others follow.
         data: where the development set is from.
     """
-    products = model.dev_set.query_products, model.dev_set.gallery_products
     scores: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
     chosen = []
     for number in range(splits):
-        one, other = halves(model.queries, model.gallery, *products, seed + number)
+        half, other = halves(model, seed + number)
+        seen, unseen = scorer(half), scorer(other)
         label = f"split {number + 1} of {splits}"
-        steps = choose(one, label)
+        steps = choose(seen, half.dev_set.query_products, label)
         chosen.append(steps)
         for name, recipe in RECIPES.items():
-            scores[name].append(other.score(steps_of(recipe)))
-        scores["chosen"].append(other.score(steps))
+            scores[name].append(unseen(steps_of(recipe)).mean())
+        scores["chosen"].append(unseen(steps).mean())
         print(f"{label}: {format_steps(steps)}")
         print(
-            f"  mAP {one.score(()):.4f} -> {one.score(steps):.4f} on the half it was chosen on, "
-            f"{other.score(()):.4f} -> {other.score(steps):.4f} on the other",
+            f"  mAP {seen(()).mean():.4f} -> {seen(steps).mean():.4f} on the half it was chosen "
+            f"on, {unseen(()).mean():.4f} -> {unseen(steps).mean():.4f} on the other",
             flush=True,
         )
     plain = np.array(scores["plain cosine"])

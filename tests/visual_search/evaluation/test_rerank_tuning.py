@@ -1,6 +1,6 @@
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,94 +12,86 @@ from visual_search.data.images import ImageItem
 from visual_search.evaluation import rerank_tuning
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.metrics import average_precision
-from visual_search.evaluation.rerank_tuning import RECIPES, choose, halves, steps_of, tune
+from visual_search.evaluation.rerank_tuning import (
+    RECIPES,
+    choose,
+    gain,
+    halves,
+    scorer,
+    steps_of,
+    tune,
+)
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.ranking.export import exported_steps
 from visual_search.ranking.rerank import describe_steps, parse_steps, rank
 from visual_search.ranking.rerank_steps import Center
 
-Sides = dict[str, Any]
 
-
-def drawn(shift: float, noise: float) -> Sides:
+def drawn(shift: float, noise: float) -> EmbeddedDevSet:
     """Products apart from each other, and all queries moved the same way: centring mends that."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(30, 16))
     products = [np.repeat(np.arange(30), 3), np.repeat(np.arange(30), 2)]
     queries, gallery = (centers[p] + noise * rng.normal(size=(len(p), 16)) for p in products)
-    return {
-        "queries": F.normalize(torch.from_numpy(queries + shift).float()),
-        "gallery": F.normalize(torch.from_numpy(gallery).float()),
-        "query_products": products[0].astype(str),
-        "gallery_products": products[1].astype(str),
-    }
+    photos = [ImageItem(Path("a.jpg"))] * 90
+    dev_set = DevSet(photos[:60], photos, products[1].astype(str), products[0].astype(str))
+    sides = (F.normalize(torch.from_numpy(side).float()) for side in (gallery, queries + shift))
+    return EmbeddedDevSet(dev_set, *sides, Path("model.json"))
 
 
 @pytest.fixture
-def shifted() -> Sides:
+def shifted() -> EmbeddedDevSet:
     return drawn(3.0, 0.5)
 
 
-def test_halves_share_no_product_and_keep_the_gallery(shifted: Sides) -> None:
-    one, other = halves(**shifted, seed=1)
-    assert not set(one.query_products) & set(other.query_products)
+def test_halves_share_no_product_and_are_ranked_alone(shifted: EmbeddedDevSet) -> None:
+    one, other = halves(shifted, seed=1)
+    products = one.dev_set.query_products
+    assert not set(products) & set(other.dev_set.query_products)
     assert len(one.queries) + len(other.queries) == 90
     assert len(one.gallery) == len(other.gallery) == 60
-    again, _ = halves(**shifted, seed=2)
-    assert set(again.query_products) != set(one.query_products)
-
-
-def test_a_score_is_that_of_the_ranking_of_the_half_alone(shifted: Sides) -> None:
-    one, _ = halves(**shifted, seed=1)
+    assert set(halves(shifted, seed=2)[0].dev_set.query_products) != set(products)
+    score = scorer(one)
     for steps in map(steps_of, RECIPES.values()):
         ranks = rank(one.queries, one.gallery, steps, 1000).numpy()
-        expected = average_precision(ranks, one.gallery_products, one.query_products)
-        assert one.score(steps) == pytest.approx(expected.mean(), abs=1e-12)
+        expected = average_precision(ranks, one.dev_set.gallery_products, products)
+        np.testing.assert_allclose(score(steps), expected, atol=1e-12)
 
 
-def test_the_error_of_a_gain_is_that_of_drawing_products_anew(shifted: Sides) -> None:
-    one, _ = halves(**shifted, seed=1)
-    gain, error = one.gain((Center("sides"),), over=())
-    assert gain == pytest.approx(one.score((Center("sides"),)) - one.score(()))
-    differences = one.average_precisions((Center("sides"),)) - one.average_precisions(())
-    names, rng = np.unique(one.query_products), np.random.default_rng(0)
+def test_the_error_of_a_gain_is_that_of_drawing_products_anew(shifted: EmbeddedDevSet) -> None:
+    score, products = scorer(shifted), shifted.dev_set.query_products
+    new, old = score((Center("sides"),)), score(())
+    more, error = gain(new, old, products)
+    assert more == pytest.approx(new.mean() - old.mean())
+    names, rng = np.unique(products), np.random.default_rng(0)
     drawn = [
-        np.concatenate(
-            [differences[one.query_products == n] for n in rng.choice(names, len(names))]
-        )
+        np.concatenate([(new - old)[products == n] for n in rng.choice(names, len(names))])
         for _ in range(2000)
     ]
     assert error == pytest.approx(np.std([d.mean() for d in drawn]), rel=0.1)
 
 
 def test_the_choice_mends_what_is_wrong_and_nothing_else(
-    shifted: Sides, monkeypatch: pytest.MonkeyPatch
+    shifted: EmbeddedDevSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = tuple(options[:4] for options in rerank_tuning.SLOTS)
     monkeypatch.setattr(rerank_tuning, "SLOTS", slots)
-    one, other = halves(**shifted, seed=0)
-    steps = choose(one)
+    one, other = halves(shifted, seed=0)
+    steps = choose(scorer(one), one.dev_set.query_products)
     assert any(isinstance(step, Center) and step.scope in ("sides", "joint") for step in steps)
-    assert one.score(steps) > one.score(())
-    assert other.score(steps) > 1.1 * other.score(())
-
-
-def as_embedded(sides: Sides, weights: Path) -> EmbeddedDevSet:
-    photos = [ImageItem(Path("a.jpg"))] * 90
-    products = sides["gallery_products"], sides["query_products"]
-    dev_set = DevSet(photos[:60], photos, *products)
-    return EmbeddedDevSet(dev_set, sides["gallery"], sides["queries"], weights / "model.json")
+    assert one.score(steps).mean() > one.score(()).mean()
+    assert other.score(steps).mean() > 1.1 * other.score(()).mean()
 
 
 def test_what_beats_plain_on_the_other_half_is_written(
-    shifted: Sides,
+    shifted: EmbeddedDevSet,
     weights: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:4] for x in rerank_tuning.SLOTS[:2]))
     before = json.loads((weights / "model.json").read_text())
-    tune(as_embedded(shifted, weights), 2, 0, Path("data/dev"))
+    tune(replace(shifted, description=weights / "model.json"), 2, 0, Path("data/dev"))
     printed = capsys.readouterr().out
     assert "| plain cosine |" in printed
     assert "| chosen |" in printed
@@ -120,6 +112,6 @@ def test_a_model_that_nothing_betters_stays_as_it_was(
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
     before = (weights / "model.json").read_bytes()
-    tune(as_embedded(drawn(0.0, 0.0), weights), 1, 0, Path("data/dev"))
+    tune(replace(drawn(0.0, 0.0), description=weights / "model.json"), 1, 0, Path("data/dev"))
     assert "stays as it was" in capsys.readouterr().out
     assert (weights / "model.json").read_bytes() == before
