@@ -35,8 +35,8 @@ def drawn(shift: float, noise: float) -> EmbeddedDevSet:
     queries, gallery = (centers[p] + noise * rng.normal(size=(len(p), 16)) for p in products)
     photos = [ImageItem(Path("a.jpg"))] * 90
     dev_set = DevSet(photos[:60], photos, products[1].astype(str), products[0].astype(str))
-    sides = (F.normalize(torch.from_numpy(side).float()) for side in (gallery, queries + shift))
-    return EmbeddedDevSet(dev_set, *sides, Path("model.json"))
+    sides = [F.normalize(torch.from_numpy(side).float()) for side in (gallery, queries + shift)]
+    return EmbeddedDevSet(dev_set, sides[0], sides[1], Path("model.json"))
 
 
 @pytest.fixture
