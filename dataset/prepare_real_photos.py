@@ -172,10 +172,11 @@ def _relative(image: Path, output: Path) -> str:
 
 def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Gallery and queries as text, with the product ids as numbers in a column `product`."""
-    from visual_search.data.schema import check_boxes, integers
+    from visual_search.data.schema import BOX_COLUMNS, check_table, integers
     from visual_search.data.tables import read_gallery, read_queries
 
-    check_boxes(read_queries(folder / "queries.csv"), folder / "queries.csv")
+    queries = folder / "queries.csv"
+    check_table(read_queries(queries)[[*BOX_COLUMNS]], queries)
     sides = {}
     for read, name in ((read_gallery, "gallery.csv"), (read_queries, "queries.csv")):
         table = read(folder / name)

@@ -5,8 +5,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,22 +175,14 @@ def drawn_product10k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@cache
-def known(ask: Callable[[], object]) -> object:
-    """What was answered the first time."""
-    return ask()
-
-
 def spare_plots(patch: pytest.MonkeyPatch) -> None:
-    """Spare trainings a third of their time: empty plots, and one look at what is installed."""
+    """Spare trainings a third of their time."""
     from matplotlib.figure import Figure
 
-    from visual_search.common import environment, files, run_folder
+    from visual_search.common import files, run_folder
 
     empty = Figure((1, 1))
     patch.setattr(run_folder, "write_figure", lambda path, _: files.write_figure(path, empty))
-    installed = environment.declared_versions
-    patch.setattr(environment, "declared_versions", partial(known, installed))
 
 
 @pytest.fixture

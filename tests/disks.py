@@ -1,13 +1,9 @@
-"""Real disks that refuse: a full one, a read-only one, and a folder that is gone."""
+"""Real disks that refuse: a full one and a read-only one."""
 
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -43,25 +39,8 @@ def read_only_disk(folder: Path) -> Iterator[Path]:
         yield disk
 
 
-@contextmanager
-def vanishing_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is removed when the first file in it has been begun."""
-    folder.mkdir()
-    made = tempfile.mkstemp
-
-    def made_and_gone(*given: Any, **more: Any) -> tuple[int, str]:
-        handle, name = made(*given, **more)
-        if Path(name).is_relative_to(folder):
-            shutil.rmtree(folder)
-        return handle, name
-
-    with mock.patch.object(tempfile, "mkstemp", made_and_gone):
-        yield folder
-
-
 REFUSALS = {
     "full": (full_disk, "No space left on device: free some space"),
     "read-only": (read_only_disk, "Read-only file system: write to another folder"),
-    "removed": (vanishing_folder, "No such file or directory: name what exists"),
 }
 """By what is wrong: who makes such a folder, and what a command says of it."""

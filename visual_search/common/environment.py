@@ -7,7 +7,6 @@ hold passwords.
 from __future__ import annotations
 
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -21,21 +20,13 @@ from visual_search.common.files import read_json, write_json
 from visual_search.common.processes import available_cores
 
 ENVIRONMENT_FILE = "environment.json"
+PACKAGES = ("accelerate", "numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision")
 
 
-def declared_versions() -> dict[str, str]:
-    """The installed packages that the kit declares, with all its extras, by name."""
-    try:
-        declared = metadata.requires("visual-search") or []
-    except metadata.PackageNotFoundError:  # the sources alone
-        return {}
-    found = {}
-    for name in sorted({re.split(r"[^\w.-]", one)[0] for one in declared}):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def versions() -> dict[str, str]:
+    """Of the installed packages that a training computes with, by name."""
+    installed = [name for name in PACKAGES if any(metadata.distributions(name=name))]
+    return {name: metadata.version(name) for name in installed}
 
 
 def commit() -> str:
@@ -72,7 +63,7 @@ def write_environment(run: Path, device: torch.device, processes: int) -> None:
     """
     facts = {
         "python": platform.python_version(),
-        "packages": declared_versions(),
+        "packages": versions(),
         "commit": commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),

@@ -15,8 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import pandas as pd
+
 from visual_search.common.errors import UserError
-from visual_search.common.files import written_atomically
+from visual_search.common.files import write_csv, written_atomically
 from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import Box, clip_box
 
@@ -95,11 +97,7 @@ def write_list(file: Path, columns: tuple[str, str], rows: list[tuple[str, str]]
     """Write a csv file of two columns; one of an earlier run goes where there are no rows."""
     file.unlink(missing_ok=True)
     if rows:
-        with (
-            written_atomically(file) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as handle,
-        ):
-            csv.writer(handle, lineterminator="\n").writerows([columns, *rows])
+        write_csv(file, pd.DataFrame(rows, columns=columns))
 
 
 def write_broken(file: Path, broken: Broken) -> None:

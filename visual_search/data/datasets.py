@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 from visual_search.common.errors import UserError
 from visual_search.common.files import write_text
 from visual_search.data.image_files import UnreadableImage
-from visual_search.data.images import Box, ImageItem, read_region
+from visual_search.data.images import ImageItem, read_region
 from visual_search.data.schema import integers
 from visual_search.data.tables import (
     as_box,
@@ -105,12 +104,8 @@ class LabelledImages:
 
     def item(self, index: int) -> ImageItem:
         """Image `index` with its box."""
-        return ImageItem(self.paths[index], self._box(index))
-
-    def _box(self, index: int) -> Box | None:
-        if self.boxes is None or self.boxes[index, 2] == 0:
-            return None
-        return as_box(self.boxes[index].tolist())
+        given = None if self.boxes is None else as_box(self.boxes[index].tolist())
+        return ImageItem(self.paths[index], given if given and given[2] else None)
 
 
 def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> LabelledImages:
@@ -296,7 +291,9 @@ class TrainingImages(Dataset):
             except UnreadableImage:
                 continue
             seed = np.random.SeedSequence([self.seed, int(self.epoch), index]).generate_state(1)
-            with _drawing_from(int(seed[0])):
+            with torch.random.fork_rng(devices=()):
+                # torch.manual_seed seeds every device: a tenth of the time of reading an image.
+                torch.default_generator.manual_seed(int(seed[0]))
                 pixels = self.augment(photo.image)
             return pixels, int(self.images.labels[chosen]), wanted, n_skipped
         raise UserError("none of the training images can be read")
@@ -312,20 +309,6 @@ class TrainingImages(Dataset):
         others = np.roll(np.arange(len(self)), -wanted)[1:]
         same = self.images.labels[others] == self.images.labels[wanted]
         yield from np.concatenate([others[same], others[~same]]).tolist()
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """torch's global draws on the CPU come from `seed` for a while.
-
-    `torch.manual_seed` seeds every kind of device as well, which costs a tenth of reading an image.
-    """
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 class ReplacedImages:

@@ -15,7 +15,7 @@ import pandas as pd
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import check_some_exist
 from visual_search.data.images import ImageItem
-from visual_search.data.schema import check_boxes, check_table
+from visual_search.data.schema import BOX_COLUMNS, check_table
 from visual_search.data.tables import (
     boxes_in,
     compared,
@@ -80,8 +80,8 @@ def read_dev_set(root: Path, gallery: str = "gallery.csv", queries: str = "queri
     for name, table in tables.items():
         if "product_id" not in table.columns:
             raise UserError(f"{root / name} has no column 'product_id': mAP needs it")
-        check_table(table[["img_path", "product_id"]], root / name)
-    check_boxes(tables[queries], root / queries)
+        columns = ["img_path", "product_id", *BOX_COLUMNS]
+        check_table(table[columns if name == queries else columns[:2]], root / name)
     products = compared(*(values_of(table["product_id"]) for table in tables.values()))
     spelt = [
         pd.Series(ids, [f"{line} of {name}" for line in tables[name].index])

@@ -31,15 +31,6 @@ def check_table(table: pd.DataFrame, path: Path) -> None:
         _refuse(table, path, *error)
 
 
-def check_boxes(table: pd.DataFrame, path: Path) -> None:
-    """Refuse boxes that cannot be meant: not whole numbers, or without any area.
-
-    Raises:
-        UserError: as :func:`check_table`.
-    """
-    check_table(table[list(BOX_COLUMNS)], path)
-
-
 def check_ids(table: pd.DataFrame, column: str, path: Path) -> None:
     """Refuse a column of ids in which one is empty, or no id.
 

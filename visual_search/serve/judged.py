@@ -14,7 +14,7 @@ from visual_search.common.files import write_csv, write_text
 from visual_search.common.page import markdown
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
-from visual_search.data.schema import BOX_COLUMNS, check_boxes
+from visual_search.data.schema import BOX_COLUMNS, check_table
 from visual_search.data.tables import compared, ids_of, image_items, read_queries, tell
 from visual_search.evaluation.compare import compare, comparison_rows, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet
@@ -40,7 +40,7 @@ def read_judged(path: Path, store: Store) -> Judged:
     table = read_queries(path)
     if "product_id" not in table.columns:
         raise UserError(f"{path} has no column 'product_id': it says what each query shows")
-    check_boxes(table, path)
+    check_table(table[[*BOX_COLUMNS]], path)
     listed = sorted(store.product_ids())
     products = ids_of(table, "product_id", path)
     known, asked = compared(pd.Series(listed, dtype=object), products)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ran
 from tests.conftest import PROJECT
 from tests.kills import wait_for
 
@@ -26,15 +27,8 @@ print(__name__, sys.argv[1:], beside.VALUE, multiprocessing.get_start_method())
 
 
 def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env={"PYTHONPATH": str(PROJECT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    environment = {"PYTHONPATH": str(PROJECT)}
+    return ran(sys.executable, *words, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
 
 
 @pytest.fixture

@@ -57,16 +57,12 @@ READERS: dict[str, Callable[[Path], object]] = {
 FIELDS = ("lines.txt", "no date")
 
 
-def circle(path: Path) -> None:
-    path.symlink_to(path)
-
-
 INSTEAD: dict[str, Callable[[Path], object]] = {
     "nothing": lambda path: None,
     "a folder": Path.mkdir,
     "a pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
-    "a circle": circle,
+    "a circle": lambda path: path.symlink_to(path),
     "noise": lambda path: path.write_bytes(bytes(range(255, 127, -1)) * 9),
     "depths": lambda path: path.write_text("[" * 1_000),
     "no date": lambda path: path.write_text("a: 2020-13-45"),

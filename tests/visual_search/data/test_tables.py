@@ -17,7 +17,7 @@ from tests.conftest import write_csv
 from visual_search.data.datasets import read_product10k, read_training_table
 from visual_search.data.dev_sets import read_dev_set, read_dev_table
 from visual_search.data.leaks import list_images
-from visual_search.data.schema import check_boxes, integers, schema_errors
+from visual_search.data.schema import check_table, integers, schema_errors
 from visual_search.data.tables import image_items, read_gallery, read_queries, read_table
 
 QUERY_COLUMNS = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
@@ -224,7 +224,7 @@ def test_boxes_without_area_are_refused_with_their_line(tmp_path: Path) -> None:
         QUERY_COLUMNS,
         [[0, "a", 1, 2, 3, 4], [1, "b", 1, 2, 3, 0], [2, "c", 1, 2, 3, 4]],
     )
-    refused("line 3: bbox_h is '0'", check_boxes, read_queries(path), path)
+    refused("line 3: bbox_h is '0'", check_table, read_queries(path)[QUERY_COLUMNS[2:]], path)
 
 
 def found(**columns: list[str]) -> dict[str, list[int]]:
