@@ -1,21 +1,26 @@
-"""Downloading images beside img2dataset.
+"""Reading reviews and downloading images, beside pandas and img2dataset.
 
     python -m benchmarks.pairs
 
-Images from a loopback server in a process of its own, downloaded and decoded to 224 px, by the
-engine's stages; img2dataset, in an environment of its own, does the same with as many processes as
-there are threads.
+Reading: a generated file of reviews in Amazon's format, every line of it parsed, by the reader of
+step 1; pandas reads a part of it. Downloading: images from a loopback server in a process of its
+own, downloaded and decoded to 224 px, by the engine's stages; img2dataset, in an environment of
+its own, does the same with as many processes as there are threads.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
-import socket
+import random
 import subprocess
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,14 +30,111 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.harness import arguments, higher_is_better, processor, report
+from benchmarks.harness import (
+    MB,
+    Row,
+    alternating_medians,
+    arguments,
+    higher_is_better,
+    lower_is_better,
+    peak_resident,
+    processor,
+    report,
+)
 from benchmarks.ranker_peers import interpreter
 from dataset.dataset_creation_steps.engine import DownloadConfig, start_engine
 from visual_search.common.errors import UserError, run_command
 from visual_search.data.images import ImageItem, load_pixels
 
+SAMPLE_MB = 150  # of the file, that both sides read several times
+CHUNK_LINES = 50_000  # of pandas, at a time
 SIDE = 224
 LOOPBACK = DownloadConfig(size_hint=0, allow_private=True, rate=0)
+
+
+def in_child(function: Callable[..., float], *given: Any) -> float:
+    """What a function at the top of this module returns in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *given).result()
+
+
+def write_reviews(path: Path, size: float) -> None:
+    """Reviews in Amazon's format; three of a hundred have images."""
+    chance = random.Random(0)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(3000)]
+    lines = []
+    for number in range(20_000):
+        text = " ".join(chance.choices(words, k=chance.randint(3, 110)))
+        row: dict[str, Any] = {
+            "overall": float(chance.randint(1, 5)),
+            "verified": True,
+            "reviewTime": "09 1, 2016",
+            "reviewerID": f"A{chance.randrange(10**12)}",
+            "asin": f"B{chance.randrange(10**5):09d}",
+            "style": {"Size:": " Large", "Color:": " Blue"},
+            "reviewerName": " ".join(chance.choices(words, k=2)),
+            "reviewText": text,
+            "summary": text[:40],
+            "unixReviewTime": 1472688000 + number,
+        }
+        if chance.random() < 0.03:
+            place = "https://images-na.ssl-images-amazon.com/images/I"
+            row["image"] = [f"{place}/{chance.randrange(10**10)}._SY88.jpg" for _ in range(3)]
+        lines.append(json.dumps(row))
+    block = ("\n".join(lines) + "\n").encode()
+    with path.open("wb") as handle:
+        while handle.tell() < size:
+            handle.write(block)
+
+
+def read_with_pandas(path: Path) -> int:
+    """Rows with images; what is not needed is dropped a chunk at a time."""
+    rows = 0
+    for chunk in pd.read_json(path, lines=True, chunksize=CHUNK_LINES):
+        rows += int((chunk["image"].str.len() > 0).sum())
+    return rows
+
+
+def read_with_ours(path: Path) -> int:
+    """Rows with images, by the reader of step 1."""
+    from dataset.dataset_creation_steps.reviews import Fields, read_objects, review
+
+    tally: Counter[str] = Counter()
+    blocks = read_objects(path, tally, Fields)
+    return sum(review(fields, tally) is not None for block in blocks for fields in block)
+
+
+def peak_of_reading(path: Path, output: Path) -> float:
+    """Peak memory of step 1's reading, which writes the rows with images, bytes."""
+    from dataset.dataset_creation_steps.get_pairs import extract
+    from dataset.dataset_creation_steps.reviews import review
+
+    extract(path, review, output)
+    return peak_resident()
+
+
+def reading(options: Namespace, folder: Path) -> list[Row]:
+    """Speed beside pandas, and memory on a small and the large file."""
+    size = options.size_mb * MB
+    sample, large = folder / "sample.json", folder / "large.json"
+    write_reviews(sample, min(SAMPLE_MB * MB, size / 10))
+    ours_rows, theirs_rows = read_with_ours(sample), read_with_pandas(sample)
+    if ours_rows != theirs_rows:
+        raise UserError(f"{ours_rows} rows with images, pandas finds {theirs_rows}")
+    calls = [lambda: read_with_ours(sample), lambda: read_with_pandas(sample)]
+    ours, theirs = alternating_medians(calls, min(options.repeats, 3), warm_up=0)
+    megabytes = sample.stat().st_size / MB
+    small = in_child(peak_of_reading, sample, folder / "small.parquet")
+    write_reviews(large, size)
+    big = in_child(peak_of_reading, large, folder / "big.parquet")
+    name = f"peak memory, step 1's reading of {large.stat().st_size / 1e9:.1f} GB"
+    large.unlink()
+    peer = f"pandas {pd.__version__}"
+    return [
+        higher_is_better("reviews parsed", megabytes / ours, peer, megabytes / theirs, "MB/s"),
+        lower_is_better(name, big / MB, f"of {megabytes:.0f} MB", small / MB, "MB"),
+    ]
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -55,17 +157,17 @@ def image_server(folder: Path) -> Iterator[str]:
         An address; `<address>/<any number>.jpg` is one of the images.
     """
     context = multiprocessing.get_context("spawn")
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
-        process = context.Process(target=_serve, args=(folder, listening), daemon=True)
-        process.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            process.terminate()
-            process.join()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(folder, theirs), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        process.terminate()
+        process.join()
 
 
-def _serve(folder: Path, listening: socket.socket) -> None:
+def _serve(folder: Path, pipe: Any) -> None:
     from aiohttp import web
 
     images = [path.read_bytes() for path in sorted(folder.iterdir())]
@@ -74,9 +176,16 @@ def _serve(folder: Path, listening: socket.socket) -> None:
         number = int(request.match_info["number"])
         return web.Response(body=images[number % len(images)], content_type="image/jpeg")
 
-    application = web.Application()
-    application.router.add_get("/{number}.jpg", answer)
-    web.run_app(application, sock=listening, print=None, access_log=None)
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_get("/{number}.jpg", answer)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=512).start()
+        pipe.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
 
 
 def rate_of_ours(urls: list[str]) -> float:
@@ -135,33 +244,42 @@ def rate_of_img2dataset(urls: list[str], output: Path, processes: int) -> float:
     return float(stats["successes"].sum() / seconds)
 
 
+def downloading(options: Namespace, folder: Path) -> tuple[list[Row], list[str]]:
+    """Images a second, downloaded and decoded."""
+    images = folder / "images"
+    make_images(images, 64)
+    ours, theirs = [], []
+    with image_server(images) as address:
+        urls = [f"{address}/{number}.jpg" for number in range(options.photos)]
+        for number in range(1 if options.quick else 3):
+            ours.append(in_child(rate_of_ours, urls))
+            theirs.append(rate_of_img2dataset(urls, folder / f"peer_{number}", options.threads))
+    name, peer = "photos downloaded and decoded to 224 px", "img2dataset 1.47.0"
+    kb = float(np.mean([path.stat().st_size for path in images.iterdir()])) / 1000
+    notes = [
+        f"{options.photos} photos of 500 px, {kb:.0f} KB; the server takes its share of the same "
+        "cores"
+    ]
+    medians = float(np.median(ours)), float(np.median(theirs))
+    return [higher_is_better(name, medians[0], peer, medians[1], "img/s")], notes
+
+
 def main() -> None:
     """Measure both and record."""
     parser = arguments(__doc__.partition("\n")[0])
-    parser.add_argument("--photos", type=int, default=6000, help="to download")
+    add = parser.add_argument
+    add("--size-mb", type=float, default=5000, help="of the large file of reviews")
+    add("--photos", type=int, default=6000, help="to download")
     options = parser.parse_args()
     if options.quick:
-        options.photos = 600
-    # The server and the peer have the same cores.
+        options.size_mb, options.photos = 60.0, 600
+    # The children, the server and the peer have the same cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    ours, theirs = [], []
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        make_images(folder / "images", 64)
-        sizes = [path.stat().st_size for path in (folder / "images").iterdir()]
-        with image_server(folder / "images") as address:
-            urls = [f"{address}/{number}.jpg" for number in range(options.photos)]
-            rate_of_ours(urls[:100])  # loads the engine
-            for number in range(1 if options.quick else 3):
-                ours.append(rate_of_ours(urls))
-                theirs.append(rate_of_img2dataset(urls, folder / f"{number}", options.threads))
-    case, peer = "photos downloaded and decoded to 224 px", "img2dataset 1.47.0"
-    medians = float(np.median(ours)), float(np.median(theirs))
-    notes = [
-        f"{processor()}, of both sides and the server together",
-        f"{options.photos} photos of 500 px, {np.mean(sizes) / 1000:.0f} KB",
-    ]
-    report("pairs", [higher_is_better(case, medians[0], peer, medians[1], "img/s")], notes, options)
+    with TemporaryDirectory() as folder:
+        rows = reading(options, Path(folder))
+        more, found = downloading(options, Path(folder))
+    head = f"{processor()}, of both sides and the server together"
+    report("pairs", [*rows, *more], [head, *found], options)
 
 
 if __name__ == "__main__":

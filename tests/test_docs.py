@@ -58,7 +58,10 @@ STORIES: dict[str, dict[str, str]] = {
         "dataset/find_leaks.py": "",
     },
     "docs/evaluation.md": {"dataset/prepare_real_photos.py": "", "local_evaluation.py": ""},
-    "docs/universal.md": {"dataset/prepare_dataset.py": ""},
+    "docs/universal.md": {
+        "dataset/prepare_dataset.py": "",
+        "dataset/downsample_classes.py": "--threshold 0 0",
+    },
     "docs/submission.md": {"my_submission/to_torchscript.py": "--output weights --input_size 32"},
 }
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +20,44 @@ if TYPE_CHECKING:
     from visual_search.evaluation.dev_set import EmbeddedDevSet
 
 DATA_FOLDER = Path("dataset/development_test_data")
+COMMANDS = ("score", "tasks", "compare", "tune-rerank")
+PROGRAM = "python -m visual_search.main_evaluate"
 
 
 def main() -> None:
     """Embed, or read the embeddings kept from last time; score, compare, or tune re-ranking."""
-    options = build_parser().parse_args()
+    options = build_parser().parse_args(with_command(sys.argv[1:]))
     options.run_command(options)
+
+
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """Arguments as they are spelled now; where they are spelled as before, that is said.
+
+    Once an option chose what is done now a sub-command does: `--compare A B`, `--tasks` and
+    `--tune-rerank`; without any of them a development set was scored.
+    """
+    given = list(arguments)
+    if not given or given[0] in (*COMMANDS, "-h", "--help"):
+        return given
+    if "--compare" in given:
+        place = given.index("--compare")
+        command = ["compare", *given[place + 1 : place + 3]]
+        del given[place : place + 3]
+    elif "--tasks" in given:
+        command = ["tasks"]
+    elif "--tune-rerank" in given:
+        command = ["tune-rerank"]
+        given.remove("--tune-rerank")
+    else:
+        command = ["score"]
+    print(f"now spelled: {PROGRAM} {shlex.join([*command, *given])}", file=sys.stderr)
+    return [*command, *given]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The sub-commands and their options."""
     parser = argparse.ArgumentParser(
-        prog="python -m visual_search.main_evaluate",
+        prog=PROGRAM,
         description="Score a model, or compare two; embeddings are kept.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,6 +1,6 @@
 """One object a line, plain or gzipped, however damaged: what can be read, and a count.
 
-A file of tens of gigabytes is read once, front to back, in blocks of lines. A broken
+A file of tens of gigabytes is read once, front to back, in pieces of a few megabytes. A broken
 line costs itself, a gzip file that was cut short its lost end; what has no line ends is not held.
 Below that: which images a review or a product of Amazon's has.
 """
@@ -8,12 +8,10 @@ Below that: which images a review or a product of Amazon's has.
 from __future__ import annotations
 
 import ast
-import gzip
+import itertools
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +23,7 @@ from visual_search.common.files import another_kind, open_regular
 from visual_search.data.values import id_of
 
 GZIP_MAGIC = b"\x1f\x8b"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-BLOCK_BYTES = 1 << 18
+PIECE_BYTES = 1 << 18
 LONGEST_LINE = 32 << 20
 """Bytes; a longer one counts as broken. Reviews and products have a few thousand."""
 PACKED = 2
@@ -51,7 +48,7 @@ def read_objects(path: Path, tally: Counter[str], fields: type[Found]) -> Iterat
         UserError: when the file cannot be opened, or is of another kind as a whole.
     """
     decode = msgspec.json.Decoder(fields).decode
-    for block in _blocks(path, tally):
+    for block in _lines(_pieces(path, tally), tally):
         tally[LINES] += len(block)
         try:
             yield [decode(line) for line in block]
@@ -74,48 +71,46 @@ def _readable(block: list[bytes], tally: Counter[str], fields: type[Found]) -> I
                 tally[LINES] -= 1
 
 
-def _blocks(path: Path, tally: Counter[str]) -> Iterator[list[bytes]]:
-    """The lines of a file, some at a time; in place of one that is too long, one that is broken."""
-    block: list[bytes] = []
-    size = 0
-    try:
-        with open_regular(path) as handle:
-            content = _unpacked(handle)
-            start = content.peek(1)
-            if problem := kind_problem(start):
-                raise UserError(f"{path} {problem}")
-            if start.startswith(BYTE_ORDER_MARK):
-                content.read(len(BYTE_ORDER_MARK))
-            while line := content.readline(LONGEST_LINE):
-                size += len(line)
-                if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-                    block.append(line)
-                else:
-                    block.append(b"too long")
-                    while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                        line = content.readline(LONGEST_LINE)
-                if size > BLOCK_BYTES:
-                    yield block
-                    block, size = [], 0
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        tally[CUT] += 1
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    yield block
+def _lines(pieces: Iterator[bytes], tally: Counter[str]) -> Iterator[list[bytes]]:
+    """Complete lines, some at a time, without their line ends; those too long are counted."""
+    begun, size = b"", 0  # of a line whose end was not met yet
+    for piece in itertools.chain(pieces, [b"\n"]):
+        first, *lines = piece.split(b"\n")
+        size += len(first)
+        begun = begun + first if size <= LONGEST_LINE else b""
+        if not lines:
+            continue
+        if size <= LONGEST_LINE:
+            lines.insert(0, begun)
+        else:
+            tally[LINES] += 1
+            tally[BROKEN] += 1
+        begun = lines.pop()
+        size = len(begun)
+        if lines:
+            yield lines
 
 
-def _unpacked(handle: BufferedReader) -> BufferedReader | gzip.GzipFile:
-    """The content of a file that may be gzipped, by any number of members."""
-    content: Any = handle
+def _pieces(path: Path, tally: Counter[str]) -> Iterator[bytes]:
+    """The unpacked content of a file, some at a time; a UserError for what has no objects."""
+    pieces = _read(path)
+    first = next(pieces, b"")
     for _ in range(PACKED):
-        if content.peek(2).startswith(GZIP_MAGIC):
-            content = gzip.GzipFile(fileobj=content, mode="rb")
-    return content
+        if first.startswith(GZIP_MAGIC):
+            pieces = _unpacked(itertools.chain([first], pieces), tally)
+            first = next(pieces, b"")
+    problem = kind_problem(first)
+    if problem:
+        raise UserError(f"{path} {problem}")
+    pieces = itertools.chain([first.removeprefix(b"\xef\xbb\xbf")], pieces)
+    if b"\n" not in first and re.search(rb"}\s*\r\s*{", first):  # ends of lines as on old Macs
+        pieces = (piece.replace(b"\r", b"\n") for piece in pieces)
+    yield from pieces
 
 
 def kind_problem(start: bytes) -> str | None:
     """What a file that begins so, unpacked, is that has no object a line; None: not clear."""
-    text = start.removeprefix(BYTE_ORDER_MARK).lstrip()
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(GZIP_MAGIC):
         return f"is packed by gzip more than {PACKED} times over: unpack it"
     if re.match(rb"\[\s*[{\]]", text):
@@ -125,8 +120,40 @@ def kind_problem(start: bytes) -> str | None:
 
 def beginning(path: Path) -> str:
     """How the unpacked content of a file begins, to be shown."""
-    with open_regular(path) as handle:
-        return repr(_unpacked(handle).peek(60)[:60])
+    return repr(next(_pieces(path, Counter()), b"")[:60])
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    try:
+        with open_regular(path) as handle:
+            while piece := handle.read(PIECE_BYTES):
+                yield piece
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _unpacked(packed: Iterator[bytes], tally: Counter[str]) -> Iterator[bytes]:
+    """The content of a gzip file of any number of members, up to where it is damaged."""
+    from isal import isal_zlib
+
+    limit = 8 * PIECE_BYTES  # of output at a time: zeros would else unpack to gigabytes at once
+    stream = isal_zlib.decompressobj(wbits=31)
+    try:
+        for piece in packed:
+            while piece:
+                if stream.eof:  # another member, or the zeros that fill up a tape
+                    if not piece.strip(b"\0"):
+                        break
+                    stream = isal_zlib.decompressobj(wbits=31)
+                yield stream.decompress(piece, limit)
+                piece = stream.unused_data if stream.eof else stream.unconsumed_tail
+        while not stream.eof and (found := stream.decompress(b"", limit)):
+            yield found
+    except isal_zlib.error:  # type: ignore[misc]  # its stub declares an instance
+        tally[CUT] += 1
+        return
+    if not stream.eof:
+        tally[CUT] += 1
 
 
 class Fields(msgspec.Struct, gc=False):

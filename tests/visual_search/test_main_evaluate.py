@@ -7,6 +7,7 @@ import pytest
 
 from my_submission.user_config import My_Ranker
 from tests.commands import stopped, told
+from visual_search import main_evaluate
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.evaluation.dev_set import embed_dev_set
 from visual_search.main_evaluate import main
@@ -67,9 +68,27 @@ def test_the_ranker_applies_what_model_json_names(
 
 
 @pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("--run a --input_size 48", "score --run a --input_size 48"),
+        ("--run a --tasks t.yml u.yml --rerank", "tasks --run a --tasks t.yml u.yml --rerank"),
+        ("--tasks t.yml --compare a b --metric R@1", "compare a b --tasks t.yml --metric R@1"),
+        ("--run a --tune-rerank --splits 2", "tune-rerank --run a --splits 2"),
+    ],
+)
+def test_the_former_spelling_goes_on_working_and_says_the_new_one(
+    before: str, now: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_evaluate.with_command(before.split()) == now.split()
+    assert capsys.readouterr().err == f"now spelled: {main_evaluate.PROGRAM} {now}\n"
+    assert main_evaluate.with_command(now.split()) == now.split()
+    assert capsys.readouterr().err == ""
+    main_evaluate.build_parser().parse_args(now.split())
+
+
+@pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        ("--run a --tasks t.yml", "invalid choice: 'a' (choose from"),
         ("tasks --tasks t.yml", "arguments are required: --run"),
         ("compare a b", "arguments are required: --tasks"),
         ("compare a --tasks t.yml", "arguments are required: B"),

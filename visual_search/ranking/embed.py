@@ -18,6 +18,7 @@ from torch import Tensor
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.model_config import EmbedSettings, Fit
 from visual_search.common.progress import progress_bar
+from visual_search.data.image_files import hanging
 from visual_search.data.images import ImageItem, ImageProblem, load_views
 from visual_search.ranking.deadline import Deadline, Effort
 from visual_search.ranking.inference_plan import EmbedFn, InferencePlan, call_on, plan_inference
@@ -39,6 +40,10 @@ class Embeddings:
 
 
 NOT_FINITE = "the model gave no finite embedding; 0 is used"
+
+
+LOOK_SECONDS = 0.5
+"""Between two looks for threads that hang in a file."""
 
 
 def refuse_broken_model(problems: Sequence[ImageProblem], images: int) -> None:
@@ -171,22 +176,30 @@ def _as_completed(
 ) -> Iterator[_Batch]:
     """Batches as they come from the plan's threads, as long as there is time.
 
-    The threads are daemons, which an executor's are not: one that hangs, in a model or a file,
-    must not keep the process from its end.
+    The threads are daemons, which an executor's are not: one that hangs in a model must not keep
+    the process from its end. One that hangs in a file is given up, too, and its batch is done
+    again by another, which leaves out the file.
     """
     waiting: queue.SimpleQueue[slice] = queue.SimpleQueue()
     done: queue.SimpleQueue[_Batch | BaseException] = queue.SimpleQueue()
+    at_work: dict[int, slice] = {}
     for rows in batches:
         waiting.put(rows)
 
     def work() -> None:
         torch.set_num_threads(plan.threads)
+        thread = threading.get_ident()
         with torch.inference_mode():
             while (rows := _taken(waiting)) is not None:
+                at_work[thread] = rows
+                result: _Batch | BaseException
                 try:
-                    done.put(embed(rows))
+                    result = embed(rows)
                 except BaseException as error:
-                    done.put(error)
+                    result = error
+                if at_work.pop(thread, None) is None:
+                    return  # it was given up for a file, and another one has the batch
+                done.put(result)
 
     threads_before = torch.get_num_threads()
     for _ in range(plan.streams):
@@ -194,12 +207,16 @@ def _as_completed(
     left = len(batches)
     try:
         while left:
-            seconds = min(max(deadline.left_to_embed(), 0.0), threading.TIMEOUT_MAX)
+            seconds = min(max(deadline.left_to_embed(), 0.0), LOOK_SECONDS)
             try:
                 batch = done.get(timeout=seconds)
             except queue.Empty:
-                if deadline.left_to_embed() <= 0:  # more where re-ranking was given up meanwhile
+                if deadline.left_to_embed() <= 0:
                     return
+                for rows in filter(None, (at_work.pop(thread, None) for thread in hanging())):
+                    deadline.skip(rows.start - rows.stop)  # they are asked about again
+                    waiting.put(rows)
+                    threading.Thread(target=work, daemon=True).start()
                 continue
             if isinstance(batch, BaseException):
                 raise batch

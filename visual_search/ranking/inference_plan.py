@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from visual_search.common.errors import UserError, first_line
 from visual_search.common.model_config import EmbedSettings
 from visual_search.common.processes import available_cores
+from visual_search.data.image_files import HANGING_SECONDS
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import Concatenation, Embedder
 from visual_search.ranking.deadline import call_within
@@ -83,7 +84,7 @@ def _first_pixels(items: Sequence[ImageItem], size: int, seconds: float) -> np.n
         return np.stack([load_pixels(item, size)[0] for item in items])
 
     try:
-        return call_within(seconds, load)
+        return call_within(min(seconds, HANGING_SECONDS), load)
     except TimeoutError:
         shape = (len(items), 3, size, size)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

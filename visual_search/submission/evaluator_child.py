@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -170,6 +171,9 @@ def _run(settings: dict[str, Any], output: Path) -> dict[str, Any]:
     times: dict[str, float] = {}
     stage = _enter("import", output)
     started = time.perf_counter()
+    # The memory limit holds for the submission, not for the few lines above it.
+    if settings["address_space"]:
+        resource.setrlimit(resource.RLIMIT_AS, (settings["address_space"],) * 2)
     result: dict[str, Any]
     try:
         from my_submission.aicrowd_wrapper import AIcrowdWrapper

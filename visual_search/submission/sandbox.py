@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,12 @@ KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SSL_CERT_FILE", 
 # What puts a command behind a network of its own, which has none; tried in this order.
 NAMESPACES = (("unshare", "--net"), ("unshare", "--user", "--map-root-user", "--net"))
 
+# What allocators say when they are refused memory.
+OUT_OF_MEMORY = re.compile(
+    "memory *error|out *of *memory|allocate memory|unable to allocate|bad_alloc"
+    "|failed to map segment|resource temporarily unavailable|can't start new thread",
+    re.IGNORECASE,
+)
 STAGES = {
     "start": "before the submission was imported",
     "import": "while it was imported",
@@ -120,14 +127,20 @@ class Sandbox:
         """Wall clock on this machine: with fewer cores the same work may take longer by as much."""
         return self.limits.seconds / self.core_share
 
+    @property
+    def address_space(self) -> int | None:
+        """Bytes of RLIMIT_AS; None with a GPU, whose driver reserves far more than it uses."""
+        return None if self.limits.gpu else self.limits.memory
+
     def described(self) -> dict[str, str]:
         """What to print about it."""
         limits = self.limits
+        held = "of address space (RLIMIT_AS), watched as well" if self.address_space else "watched"
         fewer = f" of {limits.cores}, all this machine has" if self.core_share < 1 else ""
         guard = "a socket guard in Python (no privilege for a namespace)"
         return {
             "cores": f"{len(self.cores)}{fewer}",
-            "memory": f"{limits.memory / GB:g} GB, watched",
+            "memory": f"{limits.memory / GB:g} GB {held}",
             "network": "none: " + ("a network namespace of its own" if self.namespace else guard),
             "data folder": "read-only: a guard in Python, and a comparison afterwards",
         }
@@ -157,6 +170,7 @@ class Sandbox:
             "checkout": str(checkout),
             "output": str(output),
             "cores": self.cores,
+            "address_space": self.address_space,
             "gpu_memory": self.limits.memory if self.limits.gpu else None,
             "network_namespace": bool(self.namespace),
             "read_only": [str(folder) for folder in read_only],
@@ -322,10 +336,11 @@ def fault_of(
             f"the time limit was exceeded: after {sandbox.allowed_seconds:g} s the ranker was "
             f"stopped{_at(outcome.where)}, {stage}; take a smaller input, {LIGHTER}"
         )
-    if outcome.stopped_by == "memory":
+    if outcome.stopped_by == "memory" or _out_of_memory(outcome):
+        where = outcome.where or (outcome.error or {}).get("where")
         return (
             f"the ranker needed more than the {sandbox.limits.memory / GB:g} GB of memory that "
-            f"the evaluator grants{_at(outcome.where)}"
+            f"the evaluator grants{_at(where)}"
         )
     for attempt in outcome.attempts:
         what = f"{attempt['what']}{_at(attempt['where'])}"
@@ -369,6 +384,16 @@ def _by(status: int) -> str:
     if status >= 0:
         return f"with exit status {status}"
     return f"by the signal {signal.Signals(-status).name}"
+
+
+def _out_of_memory(outcome: Outcome) -> bool:
+    said = ""
+    if outcome.error:
+        said = f"{outcome.error['type']}: {outcome.error['message']}"
+    elif outcome.stage != "done" and outcome.log.exists():
+        # A library that is refused memory may also abort the process, after a word on stderr.
+        said = outcome.log.read_bytes()[-4000:].decode("utf-8", "replace")
+    return OUT_OF_MEMORY.search(said) is not None
 
 
 def _raised(

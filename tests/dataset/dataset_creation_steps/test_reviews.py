@@ -11,10 +11,10 @@ import pytest
 
 from dataset.dataset_creation_steps import reviews
 from dataset.dataset_creation_steps.reviews import (
-    BLOCK_BYTES,
     BROKEN,
     CUT,
     LINES,
+    PIECE_BYTES,
     Fields,
     read_objects,
     unique_images,
@@ -39,7 +39,7 @@ def lines(count: int, seed: int = 0) -> list[bytes]:
 
 def test_plain_and_gzipped_give_the_same(tmp_path: Path) -> None:
     data = b"\n".join(lines(5000))
-    assert len(data) > 3 * BLOCK_BYTES
+    assert len(data) > 3 * PIECE_BYTES
     (tmp_path / "plain.json").write_bytes(data)
     # Two members, and zeros behind them.
     packed = gzip.compress(data[:100_000]) + gzip.compress(data[100_000:]) + b"\0" * 700
@@ -83,6 +83,7 @@ def packed(data: bytes) -> bytes:
     [
         JSON,
         JSON.replace(b"\n", b"\r\n"),
+        JSON.replace(b"\n", b"\r"),
         b"\xef\xbb\xbf" + JSON,
         packed(JSON),
         packed(packed(JSON)),
@@ -142,7 +143,8 @@ def test_a_cut_gzip_gives_what_it_still_has(tmp_path: Path, share: float) -> Non
     found, tally = asins(path)
     # As far as another decompressor gets.
     there = zlib.decompressobj(wbits=31).decompress(path.read_bytes())
-    assert found == [f"B{n}" for n in range(there.count(b"\n"))]
+    whole = there.split(b"\n")[: None if len(there) == len(data) else -1]
+    assert found == [f"B{n}" for n in range(len(whole))]
     assert tally[CUT] == 1
     assert tally[BROKEN] <= 1
 

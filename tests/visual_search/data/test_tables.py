@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset.check_table import check
+from dataset.downsample_classes import downsample
 from dataset.filter_dataset_info import filter_table
 from dataset.get_kfold_split import write_folds
 from dataset.get_train_test_split import split_by_classes
@@ -64,6 +65,7 @@ READERS: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
 READ = [name for name in READERS if name not in ("leaks", "check_table")]
 # Tools that write tables of their own, from one like the training's.
 TOOLS: dict[str, Callable[[Path], object]] = {
+    "downsample_classes": lambda path: downsample([path], [0]),
     "filter_dataset_info": lambda path: filter_table(path, dedup=True),
     "get_kfold_split": write_folds,
     "get_train_test_split": lambda path: split_by_classes(path, "minmax"),

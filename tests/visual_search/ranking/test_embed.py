@@ -1,5 +1,4 @@
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,9 +13,9 @@ from visual_search.config import BackboneConfig, EmbedSettings
 from visual_search.data import image_files
 from visual_search.data.images import ImageItem, load_pixels
 from visual_search.model.embedder import build_embedder
-from visual_search.ranking.deadline import Deadline
+from visual_search.ranking import embed, inference_plan
 from visual_search.ranking.embed import embed_images
-from visual_search.ranking.inference_plan import EmbedFn, InferencePlan, plan_inference
+from visual_search.ranking.inference_plan import EmbedFn, InferencePlan
 
 CPU = torch.device("cpu")
 
@@ -37,35 +36,40 @@ def test_rows_stand_in_the_order_of_the_photos(tmp_path: Path) -> None:
     assert answer.problems == ()
 
 
-@pytest.mark.parametrize("hanging", [0, 5])
-def test_a_file_that_hangs_does_not_keep_the_answer(
-    hanging: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hanging", [{0}, {5}, {3, 4, 19}])
+def test_a_file_that_hangs_costs_its_own_row(
+    hanging: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = painted(tmp_path, [BLUE] * 20)
+    items = []
+    for number in range(20):
+        draw_product(number, 0).save(tmp_path / f"{number}.png")
+        items.append(ImageItem(tmp_path / f"{number}.png"))
+    expected = embed_images(mean_colour, items, 16, device=CPU, progress=False).matrix
+    stalled = {items[number].path for number in hanging}
     forever, opened = threading.Event(), image_files.open_file
 
     def open_file(path: Path) -> BinaryIO:
-        if path == items[hanging].path:
+        if path in stalled:
             forever.wait()
         return opened(path)
 
     monkeypatch.setattr(image_files, "open_file", open_file)
-    plan = plan_inference(mean_colour, items, 16, device=CPU, seconds=0.2)
-    deadline = Deadline(2.0)
-    deadline.begin(20, 16)
-    answer = embed_images(
-        replace(plan, batch_size=4, streams=2),
-        *(items, 16),
-        device=CPU,
-        deadline=deadline,
-        progress=False,
-    )
+    monkeypatch.setattr(image_files, "_given_up", set())
+    for module, name in (
+        (image_files, "HANGING_SECONDS"),
+        (image_files, "LEAST_SECONDS"),
+        (inference_plan, "HANGING_SECONDS"),
+        (embed, "LOOK_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.1)
+    settings = EmbedSettings(batch_size=4, workers=3)
+    answer = embed_images(mean_colour, items, 16, device=CPU, settings=settings, progress=False)
     forever.set()
-    lost = hanging - hanging % 4
-    kept = [number for number in range(20) if number not in range(lost, lost + 4)]
-    assert (answer.matrix[kept] == torch.tensor([0.0, 0.0, 250.0])).all()
-    assert (answer.matrix[lost : lost + 4] == 0).all()
-    assert deadline.report()["photos_without_embedding"] == 4
+    good = [number for number in range(20) if number not in hanging]
+    torch.testing.assert_close(answer.matrix[good], expected[good])
+    assert {Path(problem.path) for problem in answer.problems} == stalled
+    assert all("did not end" in problem.reason for problem in answer.problems)
+    assert (answer.matrix[sorted(hanging)] == 127).all()
 
 
 class Overflowing(torch.nn.Module):
