@@ -101,6 +101,7 @@ class Trainer:
             )
         counts = torch.ones(case.classes, dtype=torch.int64)
         learner = Learner(embedder, architecture.dimension, PhaseConfig(), counts)
+        assert learner.head is not None
         self.learner = learner.to(device).to(memory_format=torch.channels_last).train()
         groups = parameter_groups(embedder.backbone, [embedder.neck, learner.head], OptimConfig())
         self.optimizer = build_optimizer(OptimConfig(), groups)

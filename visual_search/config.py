@@ -79,13 +79,13 @@ class MarginConfig:
     ] = 0.5
     m1: Annotated[Amount, When("name", "combined", "sphereface")] = 1.0
     m3: Annotated[Amount, When("name", "combined")] = 0.0
-    class_margins: Literal["none", "minmax", "power"] = "none"
+    class_margins: Annotated[Literal["none", "minmax", "power"], Unless("name", "softmax")] = "none"
     low: Annotated[Angle, When("class_margins")] = 0.05
     span: Annotated[Angle, When("class_margins")] = 0.45
     power: Annotated[float, Range(high=0), When("class_margins")] = -0.25
     label_smoothing: ShareBelow1 = 0.0
     focal_gamma: Amount = 0.0
-    grow: Literal["none", "linear", "log"] = "none"
+    grow: Annotated[Literal["none", "linear", "log"], Unless("name", "softmax")] = "none"
     grow_from: Annotated[Share, When("grow")] = 0.0
     grow_share: Annotated[Share, When("grow")] = 1.0
     sampled_share: ShareAbove0 = 1.0

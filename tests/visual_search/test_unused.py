@@ -89,6 +89,7 @@ def test_nothing_is_said_of_defaults(root: Any) -> None:
         ),
         (PhaseConfig, {"margin.elastic_std": 1.0, "margin.name": "elasticface-cos"}, ""),
         (PhaseConfig, {"margin.scale": 3.0, "margin.name": "softmax"}, "anything but softmax or"),
+        (PhaseConfig, {"margin.grow": "log", "margin.name": "softmax"}, "anything but softmax"),
         (PhaseConfig, {"margin.scale": 3.0, "margin.weight": 0.0}, "margin.weight is 0.0, and"),
         (PhaseConfig, {"pairs.memory": 3}, "pairs.name is none, and would have to be set"),
         (PhaseConfig, {"pairs.memory": 3, "pairs.name": "contrastive"}, ""),

@@ -51,8 +51,8 @@ class BackboneConfig:
         drop_path: stochastic depth rate, 0..1, for timm models that know it.
         patch_overlap: pixels that neighbouring patches of a ViT share; more tokens, finer.
         freeze_batchnorm: keep the running statistics of the pretrained batch norms.
-        frozen_stages: how many stages from the stem on are not trained, for timm models; what
-            they learnt serves as it is, and a step costs less.
+        frozen_stages: how many stages (of a transformer: blocks) from the stem on are not trained;
+            what they learnt serves as it is, and a step costs less.
         trainable_blocks: how many blocks from the end are trained; -1 all, 0 none (frozen).
         gradient_checkpointing: compute activations twice, keep them once: less memory.
     """

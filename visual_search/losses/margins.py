@@ -243,10 +243,14 @@ class MarginSchedule(nn.Module):
                 and m3 from 0.
 
         Raises:
-            UserError: for a value that cannot be, or that the named loss has no use for.
+            UserError: for margins of more than half a turn.
         """
         super().__init__()
-        _check(config)
+        if config.class_margins != "none" and config.low + config.span > math.pi:
+            raise UserError(
+                f"margin.low + margin.span is {config.low + config.span:g}, the margin of the "
+                "rarest class; it must be at most pi, 3.1415"
+            )
         self.config, self.name = config, config.name
         if config.class_margins != "none":
             rule = config.class_margins
@@ -362,22 +366,3 @@ class MarginSchedule(nn.Module):
             return None
         growth = self._growth().to(similarity.dtype)
         return shifted_cosine(similarity, margins.to(similarity.dtype) * growth)
-
-
-def _check(config: MarginConfig) -> None:
-    """Refuse what the named loss would silently ignore, and margins of more than half a turn."""
-    if config.class_margins != "none" and config.low + config.span > math.pi:
-        raise UserError(
-            f"margin.low + margin.span is {config.low + config.span:g}, the margin of the rarest "
-            "class; it must be at most pi, 3.1415"
-        )
-    name = config.name
-    if name == "softmax" and config.class_margins != "none":
-        raise UserError(
-            f"margin.class_margins is {config.class_margins}, but softmax has no margin; write none"
-        )
-    marginless = name == "softmax" or (name == "adacos" and config.class_margins == "none")
-    if config.grow != "none" and marginless:
-        raise UserError(
-            f"margin.grow is {config.grow}, but {name} has no margin to grow; write none"
-        )

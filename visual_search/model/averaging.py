@@ -30,7 +30,9 @@ class ExponentialAverage:
             decay: 0 to below 1; 0.999 averages over about the last 1000 updates.
         """
         self.decay, self.updates = decay, 0
-        self.weights = [weight for weight in module.parameters() if weight.requires_grad]
+        self.weights: list[Tensor] = [
+            weight for weight in module.parameters() if weight.requires_grad
+        ]
         self.averages = [weight.detach().clone() for weight in self.weights]
 
     @torch.no_grad()
