@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import (
@@ -17,7 +17,7 @@ from visual_search.common.ranges import (
     Side,
     Width,
     Workers,
-    check_ranges,
+    from_values,
 )
 from visual_search.common.unused import Unless, When
 
@@ -194,24 +194,4 @@ class EmbedSettings:
             if values.get(key) == gone:
                 print(f"{source}: {key} {gone} is no longer there, {instead} is used")
                 values = {**values, key: instead}
-        types = get_type_hints(cls)
-        for key, value in values.items():
-            if key not in types:
-                raise UserError(f"{source}: unknown key {key!r}; known are {', '.join(types)}")
-            several = get_origin(types[key]) is tuple
-            if several and not isinstance(value, list | tuple):
-                raise UserError(f"{source}: {key} is {value!r}, not a list")
-            kind = get_args(types[key])[0] if several else types[key]
-            choices = get_args(kind)
-            for part in value if several else [value]:
-                if choices and part not in choices:
-                    raise UserError(f"{source}: {key} is {part!r}; it can be {', '.join(choices)}")
-                if not choices and type(part) is not kind:
-                    raise UserError(f"{source}: {key} is {part!r}, not {kind.__name__}")
-            values = {**values, key: tuple(value)} if several else values
-        try:
-            settings = cls(**values)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
-        check_ranges(settings, where=lambda key: f"{source}: ")
-        return settings
+        return from_values(cls, values, f"{source}: ")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from visual_search.common.errors import UserError
 
 Number = TypeVar("Number", int, float)
+Made = TypeVar("Made")
 
 LARGEST = 1e9
 """Beyond it nothing makes sense, and nothing fits into memory; few numbers are allowed more."""
@@ -95,6 +96,43 @@ def _option(kind: Callable[[str], Number], what: str, wanted: Range) -> Callable
         return value
 
     return read
+
+
+def from_values(kind: Callable[..., Made], values: Mapping[str, Any], prefix: str) -> Made:
+    """A dataclass of numbers, words and tuples of them, from values as JSON and YAML have them.
+
+    Args:
+        kind: the dataclass.
+        values: by the names of its fields.
+        prefix: of the keys in a message, `model.json: `.
+
+    Raises:
+        UserError: for an unknown key, a value of another type, a choice that there is not, and a
+            number out of its range.
+    """
+    hints, given = get_type_hints(kind), dict(values)
+    for key, value in values.items():
+        if key not in hints:
+            known = ", ".join(hints) or "none"
+            raise UserError(f"{prefix}{key} is an unknown key; known: {known}")
+        wanted, parts = hints[key], [value]
+        if get_origin(wanted) is tuple:
+            if not isinstance(value, list | tuple):
+                raise UserError(f"{prefix}{key} is {value!r}, not a list")
+            wanted, parts, given[key] = get_args(wanted)[0], list(value), tuple(value)
+        choices = get_args(wanted)
+        for part in parts:
+            if choices and part not in choices:
+                raise UserError(f"{prefix}{key} is {part!r}; it can be {', '.join(choices)}")
+            fits = type(part) is wanted or (wanted is float and type(part) is int)
+            if not choices and not fits:
+                raise UserError(f"{prefix}{key} is {part!r}, not {wanted.__name__}")
+    try:
+        made = kind(**given)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+    check_ranges(made, where=lambda key: prefix)
+    return made
 
 
 def check_ranges(

@@ -21,13 +21,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, get_args, get_type_hints
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.common.ranges import check_ranges
+from visual_search.common.ranges import from_values
 from visual_search.ranking.k_reciprocal import KReciprocal
 from visual_search.ranking.rerank_steps import (
     PCA,
@@ -128,25 +128,7 @@ def _parse_step(value: Any, where: str) -> Step:
     if not isinstance(name, str) or name not in STEPS:
         raise UserError(f"{where}.name is {name!r}; it can be {', '.join(STEPS)}")
     given = {key: parameter for key, parameter in value.items() if key != "name"}
-    fields = {field.name: field for field in dataclasses.fields(STEPS[name])}
-    hints = get_type_hints(STEPS[name])
-    for key, parameter in given.items():
-        if key not in fields:
-            known = ", ".join(fields) or "no parameters"
-            raise UserError(f"{where}: {name} has no parameter {key!r}; it has {known}")
-        wanted = type(fields[key].default)
-        number = wanted is float and isinstance(parameter, int)
-        if isinstance(parameter, bool) or not (isinstance(parameter, wanted) or number):
-            raise UserError(f"{where}.{key} is {parameter!r}; it must be of type {wanted.__name__}")
-        choices = get_args(hints[key])
-        if choices and parameter not in choices:
-            raise UserError(f"{where}.{key} is {parameter!r}; it can be {', '.join(choices)}")
-    try:
-        step = STEPS[name](**given)
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from error
-    check_ranges(step, f"{where}.")
-    return step
+    return from_values(STEPS[name], given, f"{where}.")
 
 
 def named_steps(words: Sequence[str], tuned: Any, where: str) -> tuple[Step, ...]:
