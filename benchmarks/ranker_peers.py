@@ -13,6 +13,7 @@ import shutil
 import site
 import subprocess
 import sys
+import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,21 +53,14 @@ def interpreter(peer: str) -> Path:
         return python
     print(f"building the environment of {wanted} in {folder} (once; a few minutes)", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    tool = cache_folder() / "virtualenv"
-    if not tool.is_dir():
-        # Debian's Python comes without `venv`.
-        _pip(Path(sys.executable), "--target", str(tool), "virtualenv")
-    call([sys.executable, "-m", "virtualenv", "--quiet", str(folder)], {"PYTHONPATH": str(tool)})
+    venv.create(folder, symlinks=True)
     library = next((folder / "lib").glob("python*/site-packages"))
     # Behind its own packages stand ours: torch is neither fetched nor built again.
     (library / "zz_parent.pth").write_text("\n".join(site.getsitepackages()), "utf-8")
-    _pip(python, *PACKAGES[peer])
+    ours = [sys.executable, "-m", "pip", "--python", str(python)]
+    call([*ours, "install", "--quiet", *PACKAGES[peer]], {})
     marker.write_text(wanted, "utf-8")
     return python
-
-
-def _pip(python: Path, *arguments: str) -> None:
-    call([str(python), "-m", "pip", "install", "--quiet", *arguments], {})
 
 
 def call(command: Sequence[str], environment: dict[str, str]) -> str:

@@ -291,13 +291,13 @@ class _Embedder:
 
         vectors = run(pixels, careful)[: len(items)]
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten()
-        broken: list[int] = []
         if len(wrong):
-            vectors[wrong] = run([view[wrong] for view in pixels], careful=True)
-            vectors, broken = replace_non_finite(vectors)
+            again = run([view[wrong] for view in pixels], careful=True)
+            broken = ~again.isfinite().all(dim=1)
+            vectors[wrong] = again.masked_fill(broken[:, None], 0.0)
+            for k in wrong[broken].tolist():
+                found[k] = ImageProblem(str(items[k].path), NOT_FINITE)
         done = time.perf_counter()
-        for k in broken:
-            found[k] = ImageProblem(str(items[k].path), NOT_FINITE)
         problems = {rows.start + k: problem for k, problem in enumerate(found) if problem}
         self.deadline.record(effort, len(items), loaded - begun, done - loaded)
         return _Batch(rows, effort, vectors, problems, loaded - begun, done - loaded)
@@ -343,9 +343,3 @@ class _Embedder:
                 raise
             halves = pixels.chunk(2)
             return torch.cat([self._run(embed, half, size, flip) for half in halves])
-
-
-def replace_non_finite(vectors: Tensor) -> tuple[Tensor, list[int]]:
-    """Zero rows in place of those with NaN or infinity, and which rows they were."""
-    finite = vectors.isfinite().all(dim=1)
-    return torch.where(finite[:, None], vectors, 0.0), (~finite).nonzero().flatten().tolist()
