@@ -1,11 +1,11 @@
-import errno
 import io
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -144,27 +144,23 @@ def test_boxes_that_cannot_be_meant_use_the_whole_photo(
     assert all((ranks[n] == ranks[whole[0]]).all() for n in whole)
 
 
-class Broken(io.TextIOBase):
-    """A stream of which every write fails."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def write(self, _: str) -> int:
-        raise self.error
-
-    def flush(self) -> None:
-        raise self.error
-
-    def isatty(self) -> bool:
-        raise self.error
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
 
 
-STREAMS: dict[str, Callable[[], Any]] = {
+def broken_pipe() -> TextIO:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w", buffering=1)
+
+
+STREAMS: dict[str, Callable[[], TextIO | None]] = {
     "closed before the start": lambda: None,
-    "closed": lambda: Broken(ValueError("I/O operation on closed file")),
-    "full": lambda: Broken(OSError(errno.ENOSPC, "No space left on device")),
-    "a broken pipe": lambda: Broken(BrokenPipeError()),
+    "closed": closed,
+    "full": lambda: open("/dev/full", "w", buffering=1),  # noqa: SIM115
+    "a broken pipe": broken_pipe,
     "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), "ascii"),
 }
 

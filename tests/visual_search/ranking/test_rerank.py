@@ -101,50 +101,46 @@ def test_pca_without_whitening_and_all_directions_changes_no_cosine(
     np.testing.assert_allclose(queries @ gallery.T, sides[0] @ sides[1].T, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["gallery", "queries"])
-def test_database_augmentation(
-    sides: tuple[np.ndarray, np.ndarray], source: Literal["gallery", "queries"]
+@pytest.mark.parametrize(
+    ("step", "side"),
+    [
+        (DatabaseAugmentation(3, 2.0, "gallery"), "gallery"),
+        (DatabaseAugmentation(3, 2.0, "queries"), "gallery"),
+        (QueryExpansion(4, 0.0, "gallery"), "queries"),
+        (QueryExpansion(4, 3.0, "queries"), "queries"),
+    ],
+)
+def test_one_side_takes_its_nearest_in(
+    sides: tuple[np.ndarray, np.ndarray], step: DatabaseAugmentation | QueryExpansion, side: str
 ) -> None:
-    queries, gallery = sides
-    made_queries, made = apply(DatabaseAugmentation(3, 2.0, source), sides)
-    np.testing.assert_allclose(made_queries, queries, atol=1e-6)
-    pool = queries if source == "queries" else gallery
-    for i, vector in enumerate(gallery):
-        near = nearest(vector, pool, 3, but=i if source == "gallery" else -1)
-        total = vector + sum(max(pool[j] @ vector, 0.0) ** 2 * pool[j] for j in near)
-        np.testing.assert_allclose(made[i], unit(total), atol=1e-5)
-
-
-@pytest.mark.parametrize(("source", "alpha"), [("gallery", 0.0), ("queries", 3.0)])
-def test_query_expansion(
-    sides: tuple[np.ndarray, np.ndarray], source: Literal["gallery", "queries"], alpha: float
-) -> None:
-    queries, gallery = sides
-    made, _ = apply(QueryExpansion(4, alpha, source), sides)
-    pool = queries if source == "queries" else gallery
-    for i, vector in enumerate(queries):
-        near = nearest(vector, pool, 4, but=i if source == "queries" else -1)
-        total = vector + sum(max(pool[j] @ vector, 0.0) ** alpha * pool[j] for j in near)
-        np.testing.assert_allclose(made[i], unit(total), atol=1e-5)
+    names = ("queries", "gallery")
+    before = dict(zip(names, sides, strict=True))
+    after = dict(zip(names, apply(step, sides), strict=True))
+    (other,) = set(names) - {side}
+    np.testing.assert_allclose(after[other], before[other], atol=1e-6)
+    pool = before[step.source]
+    for i, vector in enumerate(before[side]):
+        near = nearest(vector, pool, step.neighbours, but=i if step.source == side else -1)
+        total = vector + sum(max(pool[j] @ vector, 0.0) ** step.alpha * pool[j] for j in near)
+        np.testing.assert_allclose(after[side][i], unit(total), atol=1e-5)
 
 
 def test_swapped_database_augmentation(sides: tuple[np.ndarray, np.ndarray]) -> None:
     queries, gallery = sides
     near_queries, near_gallery = standardised(queries, gallery)
-    falling = {n: [10 ** (-2 * j / n) for j in range(n + 1)] for n in (9, 5)}
-    new_gallery = []
-    for i, vector in enumerate(gallery):
-        near = nearest(near_gallery[i], near_queries, 9)
-        new_gallery.append(
-            vector + sum(w * queries[j] for w, j in zip(falling[9][1:], near, strict=True))
-        )
-    new_queries = []
-    for i, vector in enumerate(queries):
-        near = nearest(near_queries[i], near_queries, 5, but=i)
-        new_queries.append(
-            vector + sum(w * queries[j] for w, j in zip(falling[5][1:], near, strict=True))
-        )
-    expected = standardised(np.array(new_queries), np.array(new_gallery))
+
+    def summed(side: np.ndarray, standard: np.ndarray, count: int, own: bool) -> np.ndarray:
+        weights = [10 ** (-2 * j / count) for j in range(1, count + 1)]
+        rows = []
+        for i, vector in enumerate(side):
+            near = nearest(standard[i], near_queries, count, but=i if own else -1)
+            added = (w * queries[j] for w, j in zip(weights, near, strict=True))
+            rows.append(vector + sum(added))
+        return np.array(rows)
+
+    new_gallery = summed(gallery, near_gallery, 9, own=False)
+    new_queries = summed(queries, near_queries, 5, own=True)
+    expected = standardised(new_queries, new_gallery)
     made = apply(SwappedDatabaseAugmentation(), sides)
     for got, wanted in zip(made, expected, strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5)
