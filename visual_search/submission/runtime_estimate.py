@@ -15,7 +15,7 @@ from visual_search.submission.sandbox import Limits
 
 # Share of the time and of the memory that a size may be expected to take; the rest is for a
 # slower day.
-TIME_SHARE = MEMORY_SHARE = 0.9
+USED_SHARE = 0.9
 SIZE_STEP, LARGEST_SIZE = 32, 1024
 # How many sizes are tried that the line through two sizes, or half of what is left, suggests.
 MAX_TRIALS = 5
@@ -183,22 +183,10 @@ def dry_counts(run: Run, target: ImageCounts, seconds: float = DRY_SECONDS) -> I
     return ImageCounts(max(round(target.queries * share), 1), max(round(target.gallery * share), 1))
 
 
-def fits(expected: Run, limits: Limits, time_share: float = 1, memory_share: float = 1) -> bool:
+def fits(expected: Run, limits: Limits, share: float = 1) -> bool:
     """Whether a run stays within a share of the limits."""
-    in_time = expected.seconds <= limits.seconds * time_share
-    return in_time and expected.peak_memory <= limits.memory * memory_share
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One size that was run on the sample."""
-
-    input_size: int
-    images_per_second: float
-    """Of embedding, on this machine."""
-    prediction: Run
-    """Of the hidden test."""
-    fits: bool
+    in_time = expected.seconds <= limits.seconds * share
+    return in_time and expected.peak_memory <= limits.memory * share
 
 
 @dataclass(frozen=True)
@@ -206,7 +194,8 @@ class LargestSize:
     """The answer, or why there is none."""
 
     input_size: int | None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Run, ...] = ()
+    """Of each size that was run on the sample, what the hidden test would take."""
     reason: str | None = None
     """Why there is no size, or no other, in words."""
     score: float | None = None
@@ -233,38 +222,40 @@ def find_largest_size(
         return LargestSize(None, reason="the ranker's log names no input size")
     # A sample feels the slow first batches more than the hidden test will.
     scale = base.embedding / sample.embedding_per_image
-    trials: dict[int, Trial] = {}
+    trials: dict[int, Run] = {}
 
-    def add(run: Run) -> Trial:
+    def add(run: Run) -> Run:
         if run.input_size is None or run.input_size in trials:
             raise UserError("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
-        per_image, more = run.embedding_per_image, run.peak_memory - sample.peak_memory
-        memory = base.peak_memory + max(more, 0)
-        expected = replace(base, embedding=per_image * scale, peak_memory=memory)
-        within = fits(expected, limits, TIME_SHARE, MEMORY_SHARE)
-        trials[run.input_size] = Trial(run.input_size, 1 / per_image, expected, within)
+        trials[run.input_size] = replace(
+            base,
+            input_size=run.input_size,
+            embedding=run.embedding_per_image * scale,
+            peak_memory=base.peak_memory + max(run.peak_memory - sample.peak_memory, 0),
+        )
         return trials[run.input_size]
+
+    def sizes(fitting: bool) -> list[int]:
+        return [s for s, trial in trials.items() if fits(trial, limits, USED_SHARE) == fitting]
 
     reason = None
     first = add(sample)
     try:
-        second = add(measure(second_size(own, larger=first.fits)))
-        size = size_on_line(first, second, limits.seconds * TIME_SHARE)
+        second = add(measure(second_size(own, larger=fits(first, limits, USED_SHARE))))
+        size = size_on_line(first, second, limits.seconds * USED_SHARE)
         for _ in range(MAX_TRIALS):
-            fitting = max((s for s, trial in trials.items() if trial.fits), default=0)
-            too_large = [s for s, trial in trials.items() if not trial.fits]
-            bound = min(too_large, default=LARGEST_SIZE + SIZE_STEP)
+            fitting = max(sizes(fitting=True), default=0)
+            bound = min(sizes(fitting=False), default=LARGEST_SIZE + SIZE_STEP)
             if size >= bound:  # measured, and it does not fit
                 size = (fitting + bound) // 2 // SIZE_STEP * SIZE_STEP
-            if size <= fitting or add(measure(size)).fits:
+            if size <= fitting or fits(add(measure(size)), limits, USED_SHARE):
                 break
     except UserError as error:
         reason = f"another size cannot be had: {error}"
-    largest = max((size for size, trial in trials.items() if trial.fits), default=None)
+    largest = max(sizes(fitting=True), default=None)
     if largest is None and reason is None:
         reason = (
-            f"no size stays within {TIME_SHARE:.0%} of the time and {MEMORY_SHARE:.0%} of the "
-            f"memory: take {LIGHTER}"
+            f"no size stays within {USED_SHARE:.0%} of the time and of the memory: take {LIGHTER}"
         )
     return LargestSize(largest, tuple(trials[size] for size in sorted(trials)), reason)
 
@@ -279,14 +270,14 @@ def second_size(own: int, *, larger: bool) -> int:
     return below if below < own else own + SIZE_STEP
 
 
-def size_on_line(one: Trial, other: Trial, seconds: float) -> int:
-    """The largest multiple of 32 pixels that takes `seconds`, by the line through two trials."""
-    first, second = sorted((one, other), key=lambda trial: trial.input_size)
-    pixels = second.input_size**2 - first.input_size**2
-    slope = (second.prediction.seconds - first.prediction.seconds) / pixels
-    left = seconds - first.prediction.seconds
+def size_on_line(one: Run, other: Run, seconds: float) -> int:
+    """The largest multiple of 32 pixels that takes `seconds`, by the line through two sizes."""
+    (low, at_low), (high, at_high) = sorted(
+        ((run.input_size or 0) ** 2, run.seconds) for run in (one, other)
+    )
+    slope, left = (at_high - at_low) / (high - low), seconds - at_low
     if slope <= 0:  # it costs no more
         return LARGEST_SIZE if left >= 0 else 0
-    square = first.input_size**2 + left / slope
+    square = low + left / slope
     size = math.floor(math.sqrt(max(square, 0)) / SIZE_STEP + 1e-9) * SIZE_STEP
     return min(size, LARGEST_SIZE)
