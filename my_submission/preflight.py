@@ -84,6 +84,7 @@ def findings(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
     """Run the commit as the evaluator would, on drawn images."""
+    from visual_search.common.locks import temporary_folder
     from visual_search.submission import preflight
     from visual_search.submission.dry_run import DrawnImages, staged
     from visual_search.submission.runtime_estimate import ImageCounts
@@ -96,14 +97,14 @@ def _trial(root: Path, clean: bool, allow_fallback: bool) -> Iterator[Finding]:
     log = Path(kept.name)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="preflight_", ignore_cleanup_errors=True) as folder,
+            temporary_folder("preflight_") as folder,
             staged(root, Limits(TRIAL_SECONDS), log) as stage,
         ):
             stage.allow_fallback = allow_fallback
             if clean:
                 requirements = stage.checkout / "requirements.txt"
                 stage.python = preflight.make_environment(
-                    requirements, Path(folder, "environment"), sys.executable
+                    requirements, folder / "environment", sys.executable
                 )
                 stage.hidden = {}
             answer = stage.answer(images)

@@ -7,8 +7,10 @@ hold passwords.
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,22 @@ from visual_search.common.files import read_json, write_json
 from visual_search.common.processes import available_cores
 
 ENVIRONMENT_FILE = "environment.json"
-PACKAGES = ("accelerate", "numpy", "open_clip_torch", "pillow", "timm", "torch", "torchvision")
 
 
-def versions() -> dict[str, str]:
-    """Of the installed packages that a training computes with, by name."""
-    installed = [name for name in PACKAGES if any(metadata.distributions(name=name))]
-    return {name: metadata.version(name) for name in installed}
+@cache
+def declared_versions() -> dict[str, str]:
+    """The installed packages that the kit declares, with all its extras, by name."""
+    try:
+        declared = metadata.requires("visual-search") or []
+    except metadata.PackageNotFoundError:  # the sources alone
+        return {}
+    found = {}
+    for name in sorted({re.split(r"[^\w.-]", one)[0] for one in declared}):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def commit() -> str:
@@ -63,7 +74,7 @@ def write_environment(run: Path, device: torch.device, processes: int) -> None:
     """
     facts = {
         "python": platform.python_version(),
-        "packages": versions(),
+        "packages": declared_versions(),
         "commit": commit(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),

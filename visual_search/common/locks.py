@@ -1,4 +1,5 @@
-"""One process at a time at a folder: a lock that the system lets go of when its process ends."""
+"""One process at a time at a folder: a lock that the system lets go of when its process ends;
+and temporary folders, which the next process removes where one was killed."""
 
 from __future__ import annotations
 
@@ -6,13 +7,18 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from visual_search.common.errors import UserError
 
 LOCK = ".lock"
+UNLOCKED_SECONDS = 60
+"""A folder may be as young and not locked yet."""
 
 
 @contextmanager
@@ -63,3 +69,20 @@ def work_folder(place: Path) -> Iterator[Path]:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A new folder of a random name; those of this user's that killed processes left go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError, UserError):
+            facts = left.lstat()
+            ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid()
+            if ours and facts.st_mtime < time.time() - UNLOCKED_SECONDS:
+                with alone(left, "in use"):
+                    shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name,
+        alone(Path(name), "in use"),
+    ):
+        yield Path(name)

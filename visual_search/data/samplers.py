@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -171,16 +172,6 @@ def spread(groups: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> n
     return np.repeat(members, rounds[group] + (place < rest[group]))
 
 
-def _number_repeats(order: np.ndarray, n_images: int) -> np.ndarray:
-    """`order` with `n_images` added the second time an image comes, twice that the third, …"""
-    sorting = np.argsort(order, kind="stable")
-    ordered = order[sorting]
-    first = np.searchsorted(ordered, ordered)
-    numbered = np.empty_like(order)
-    numbered[sorting] = ordered + n_images * (np.arange(len(order)) - first)
-    return numbered
-
-
 class TrainingBatches(Sampler[list[int]]):
     """Batches of indexes for one process, for the `batch_sampler` of a DataLoader.
 
@@ -224,7 +215,8 @@ class TrainingBatches(Sampler[list[int]]):
         together = self.batch_size * self.world_size
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = self.order.draw(rng, together)[: len(self) * together]
-        indexes = _number_repeats(drawn, self.order.size)
+        times = pd.Series(drawn).groupby(drawn).cumcount().to_numpy()
+        indexes = drawn + self.order.size * times
         mine = indexes.reshape(len(self), self.world_size, self.batch_size)[:, self.rank]
         for batch in mine[self.start_batch :]:
             yield batch.tolist()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json
+from visual_search.common.locks import temporary_folder
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.schema import BOX_COLUMNS
 from visual_search.data.tables import read_table
@@ -233,9 +233,8 @@ def staged(
             f"{more}: run `git lfs pull`, or add the file again"
         )
     changes = {} if working_tree else tree.changes()
-    with TemporaryDirectory(prefix="rehearsal_", ignore_cleanup_errors=True) as name:
-        folder = Path(name).resolve()
-        checkout = folder / "checkout"
+    with temporary_folder("rehearsal_") as folder:
+        checkout = folder.resolve() / "checkout"
         checkout.mkdir()
         tree.lay_out(checkout)
         notes, hidden = [], {}
