@@ -194,6 +194,11 @@ class Deadline:
         """Count images that are done with: embedded, or left out."""
         self._images_at[effort] += images
 
+    def skip(self, images: int) -> None:
+        """Tell of images that are never asked about, since the time is over."""
+        with self._lock:
+            self._begun += images
+
     def report(self) -> dict[str, Any]:
         """What the limit did, for the ranker's log."""
         sizes: Counter[str] = Counter()

@@ -223,8 +223,8 @@ def _as_completed(
             left -= 1
             yield batch
     finally:
-        while _taken(waiting) is not None:  # the threads find nothing more to do
-            pass
+        while (never := _taken(waiting)) is not None:  # the threads find nothing more to do
+            deadline.skip(never.stop - never.start)
         torch.set_num_threads(threads_before)
 
 
