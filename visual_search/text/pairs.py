@@ -5,7 +5,6 @@ One row is one image with all its queries (`pairs.parquet`); :data:`SCHEMA` says
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,7 +222,7 @@ class ChosenTexts:
     owners: np.ndarray | None
     """`(len(texts),)`, int64: the row of the batch that each is of; None where each has one."""
     ids: np.ndarray
-    """`(n,)`, int64: equal where rows have the same texts."""
+    """`(n,)`, int64: equal where rows have the same texts, in all processes."""
 
 
 class QueryTexts:
@@ -273,10 +272,5 @@ class QueryTexts:
         return ChosenTexts(
             texts,
             None if every_row_one else np.array(owners),
-            np.array([_number(key) for key in keys]),
+            pd.util.hash_array(np.array(keys, dtype=object), categorize=False).view(np.int64),
         )
-
-
-def _number(text: str) -> int:
-    """Of a text's content, so that equal texts have equal numbers in all processes."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
