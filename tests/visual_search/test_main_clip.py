@@ -89,7 +89,7 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     assert rows[1]["photos"][0]["path"].split("/")[-1].startswith("1_")
     assert (output / "results.html").stat().st_size > 1000
     names, image = trained / "names.txt", trained / "data" / "photos" / "2_0_1.png"
-    names.write_text("красный\nсиний\nжёлтый\n")
+    names.write_text("красный\n\n синий \nжёлтый\n", encoding="utf-8-sig")
     told = run(*query, "--photos", image, "--names", names, "--top", 1)
     assert told.startswith("1 images, 3 names\n")
     assert ": синий" in told

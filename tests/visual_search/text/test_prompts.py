@@ -16,6 +16,8 @@ def test_prompts(tmp_path: Path) -> None:
     for content, message in (("{}\n\nна фото\n", r"templates\.txt line 3"), ("\n", "no template")):
         file.write_text(content)
         refused(message, templates_for, ["стул"], file)
+    file.write_text("{}\n\nна фото {}\n", encoding="utf-8-sig")
+    assert templates_for([], file) == ("{}", "на фото {}")
 
     class Encoder:
         """Places a text by its length."""

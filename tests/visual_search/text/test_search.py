@@ -1,16 +1,12 @@
-"""What images a gallery has, and files that people wrote."""
+"""What images a gallery has."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.commands import refused
 from tests.conftest import draw_product
-from visual_search.common.files import read_lines
-from visual_search.text.prompts import templates_for
 from visual_search.text.search import gallery_images
 from visual_search.text.zero_shot import read_zero_shot_set
 
@@ -50,24 +46,3 @@ def test_a_gallery_of_another_kind_is_refused(tmp_path: Path) -> None:
     draw_product(0, 0).save(tmp_path / "nested" / "0.png")
     assert [item.path.name for item in gallery_images(tmp_path)] == ["0.png"]
     refused("is no gallery: name a folder", gallery_images, tmp_path / "missing")
-
-
-TEXT_FILES: dict[str, tuple[str, Callable[[Path], Any], Any]] = {
-    "names or queries": ("стул\n\n стол \n", read_lines, ["стул", "стол"]),
-    "templates": ("{}\n\nна фото {}\n", lambda p: templates_for([], p), ("{}", "на фото {}")),
-    "classes.json": ('["кот"]', lambda p: read_zero_shot_set(p.parent).classes, [["кот"]]),
-    "labels.json": ('{"0": 0}', lambda p: read_zero_shot_set(p.parent).labels, [0]),
-}
-
-
-@pytest.mark.parametrize("name", TEXT_FILES)
-def test_a_byte_order_mark_is_no_part_of_a_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / "img").mkdir()
-    draw_product(0, 0).save(tmp_path / "img" / "0.png")
-    (tmp_path / "classes.json").write_text(json.dumps(["кот"]))
-    content, read, expected = TEXT_FILES[name]
-    for encoding in ("utf-8", "utf-8-sig"):
-        (tmp_path / name).write_text(content, encoding=encoding)
-        assert read(tmp_path / name) == expected
-    (tmp_path / name).write_bytes("стул".encode("cp1251"))
-    refused(rf"{name} is not UTF-8 text", read, tmp_path / name)

@@ -22,8 +22,10 @@ def folder(tmp_path: Path) -> Path:
     (place / "img").mkdir(parents=True)
     for number in range(5):
         draw_product(number, 0).save(place / "img" / f"{number}.png")
-    (place / "classes.json").write_text(json.dumps(["кот", ["пёс", "щенок"], "конь"]))
-    (place / "labels.json").write_text(json.dumps({str(n): n % 3 for n in range(5)}))
+    # A byte order mark is no part of a file.
+    classes, labels = ["кот", ["пёс", "щенок"], "конь"], {str(n): n % 3 for n in range(5)}
+    (place / "classes.json").write_text(json.dumps(classes), encoding="utf-8-sig")
+    (place / "labels.json").write_text(json.dumps(labels), encoding="utf-8-sig")
     return place
 
 
