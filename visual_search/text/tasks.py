@@ -122,18 +122,19 @@ class TextTask(Task[EmbeddedTextTask]):
 
     def _row_of_text(self, query: int, heading: str, found: list[int]) -> TileRow:
         right = self.relevant[query].tolist()
-        tiles = [self._tile(row, "right" if row in right else "") for row in found]
-        would_be = self._tile(right[0], "expected")
+        tiles = [tile(self.table, row, "right" if row in right else "") for row in found]
+        would_be = tile(self.table, right[0], "expected")
         return TileRow(heading, self.query_names[query], [*tiles, would_be])
 
     def _row_of_photo(self, query: int, heading: str, found: list[int]) -> TileRow:
         right, texts = self.relevant[query], self.relevance.texts
         said = [f"{'* ' if row in right else ''}{texts[row]}" for row in found]
-        return TileRow(heading, "; ".join(said), [self._tile(query, "query")])
+        return TileRow(heading, "; ".join(said), [tile(self.table, query, "query")])
 
-    def _tile(self, row: int, kind: Any) -> Tile:
-        """An image of the table; its texts are shown while the pointer is over it."""
-        return Tile(ImageItem(self.table.paths[row]), ", ".join(self.table.queries[row][:3]), kind)
+
+def tile(table: PairTable, row: int, kind: Any) -> Tile:
+    """An image of a table; its texts are shown while the pointer is over it."""
+    return Tile(ImageItem(table.paths[row]), ", ".join(table.queries[row][:3]), kind)
 
 
 TASK_KINDS["texts"] = TextTask

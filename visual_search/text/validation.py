@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from visual_search.common.environment import environment_in_words, environment_of
-from visual_search.common.page import Section, Tile, TileRow, write_page
-from visual_search.data.images import ImageItem
+from visual_search.common.page import Section, TileRow, write_page
 from visual_search.evaluation.report import thumbnails, worst_and_others
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.ranking.embed import embed_images, refuse_broken_model
 from visual_search.text.pairs import PairTable
 from visual_search.text.retrieval import BothWays, Relevance, evaluate_retrieval
+from visual_search.text.tasks import tile
 from visual_search.validation import BestCheckpoint
 
 if TYPE_CHECKING:
@@ -119,17 +119,7 @@ class PairValidator(BestCheckpoint[BothWays]):
 
 
 def _row(query: int, table: PairTable, relevance: Relevance, evaluation: BothWays) -> TileRow:
-    ranks, right = evaluation.image_ranks[query], set(relevance.images_of[query].tolist())
-    first = next((place for place, row in enumerate(ranks.tolist(), 1) if row in right), "none")
-    return TileRow(
-        relevance.texts[query],
-        f"first relevant image: {first}",
-        [
-            Tile(
-                ImageItem(table.paths[row]),
-                ", ".join(table.queries[row][:3]),
-                "right" if row in right else "",
-            )
-            for row in ranks[:RESULTS_SHOWN].tolist()
-        ],
-    )
+    ranks, right = evaluation.image_ranks[query].tolist(), relevance.images_of[query].tolist()
+    first = next((place for place, row in enumerate(ranks, 1) if row in right), "none")
+    tiles = [tile(table, row, "right" if row in right else "") for row in ranks[:RESULTS_SHOWN]]
+    return TileRow(relevance.texts[query], f"first relevant image: {first}", tiles)
