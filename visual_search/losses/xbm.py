@@ -6,12 +6,14 @@ those of the last thousands of images are nearly as good as fresh ones, and cost
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from visual_search.config import PairLossConfig
 from visual_search.losses.gathering import gather_constant, gather_rows
-from visual_search.losses.pairs import PAIR_LOSSES, Samples, pair_loss
+from visual_search.losses.pairs import PAIR_LOSSES, PairLoss, Samples, pair_loss
 
 
 class CrossBatchMemory(nn.Module):
@@ -92,7 +94,8 @@ class XbmLoss(nn.Module):
             dimension: width of the embeddings.
         """
         super().__init__()
-        self.config, self.loss = config, PAIR_LOSSES[config.name](config.threshold)
+        self.config = config
+        self.loss: PairLoss = partial(PAIR_LOSSES[config.name], threshold=config.threshold)
         self.memory = CrossBatchMemory(config.memory, dimension)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from tests.visual_search.naive_pairs import naive_pair_loss
 from visual_search.losses.pairs import (
     PAIR_LOSSES,
-    Contrastive,
-    MultiSimilarity,
     Samples,
+    contrastive,
+    multi_similarity,
     pair_loss,
 )
 
@@ -36,7 +37,7 @@ def test_value_and_gradients_equal_the_naive_loops(name: str, seed: int) -> None
     anchors, references = drawn(6, seed), drawn(9, seed + 1, first_id=4)
     ours = (leaf(anchors), leaf(references))
     theirs = (leaf(anchors), leaf(references))
-    loss = pair_loss(PAIR_LOSSES[name](0.5), *ours)
+    loss = pair_loss(PAIR_LOSSES[name], *ours)
     expected = naive_pair_loss(name, *theirs)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
     loss.backward()
@@ -64,7 +65,7 @@ def test_contrastive_by_hand() -> None:
     root = math.sqrt(3) / 2
     first = 0.5 + root
     second = (1 - 0.5) + (1 - root) + root
-    loss = pair_loss(Contrastive(), anchors, references)
+    loss = pair_loss(contrastive, anchors, references)
     assert loss.item() == pytest.approx((first + second) / 2, abs=1e-4)
 
 
@@ -73,9 +74,9 @@ def test_multi_similarity_by_hand() -> None:
     # Negatives at 60 and 90 degrees, positives at 0, 30 and 60. Farthest positive .5: only the
     # negative at .5 is above .4. Nearest negative .5: only the positive at .5 is below .6.
     references = at_angles([60, 90, 0, 30, 60], [1, 1, 0, 0, 0], [1, 2, 3, 4, 5])
-    loss = pair_loss(MultiSimilarity(), anchors, references)
+    loss = pair_loss(multi_similarity, anchors, references)
     assert loss.item() == pytest.approx(math.log(2) / 2 + math.log(2) / 50)
-    every = pair_loss(MultiSimilarity(slack=math.inf), anchors, references)
+    every = pair_loss(partial(multi_similarity, slack=math.inf), anchors, references)
     positives = sum(math.exp(-2 * (cosine - 0.5)) for cosine in (1, math.sqrt(3) / 2, 0.5))
     negatives = 1 + math.exp(-25)
     expected = math.log(1 + positives) / 2 + math.log(1 + negatives) / 50
@@ -84,7 +85,7 @@ def test_multi_similarity_by_hand() -> None:
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_true_duplicates_are_pairs_and_a_photo_is_none_with_itself(name: str) -> None:
-    loss = PAIR_LOSSES[name](0.5)
+    loss = PAIR_LOSSES[name]
     anchor = at_angles([0], [0], [5])
     for label, is_pair in ((0, "positive"), (1, "negative")):
         twin = at_angles([0, 180], [label, 1 - label], [6, 7])
@@ -102,7 +103,7 @@ def test_true_duplicates_are_pairs_and_a_photo_is_none_with_itself(name: str) ->
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_without_any_pair_the_loss_is_nothing(name: str) -> None:
     alone = leaf(drawn(1, 0))
-    loss = pair_loss(PAIR_LOSSES[name](0.5), alone, alone)
+    loss = pair_loss(PAIR_LOSSES[name], alone, alone)
     loss.backward()
     assert loss.item() == 0.0
     assert alone.embeddings.grad is not None
@@ -114,12 +115,12 @@ def test_half_precision_is_computed_in_single(name: str) -> None:
     samples = drawn(8, 1)
     halved = Samples(samples.embeddings.bfloat16().requires_grad_(), samples.labels, samples.ids)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = pair_loss(PAIR_LOSSES[name](0.5), halved, halved)
+        loss = pair_loss(PAIR_LOSSES[name], halved, halved)
     loss.backward()
     widened = Samples(halved.embeddings.detach().float(), samples.labels, samples.ids)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(
-        float(pair_loss(PAIR_LOSSES[name](0.5), widened, widened)), rel=1e-6
+        float(pair_loss(PAIR_LOSSES[name], widened, widened)), rel=1e-6
     )
     assert halved.embeddings.grad is not None
     assert halved.embeddings.grad.dtype == torch.bfloat16
@@ -127,7 +128,7 @@ def test_half_precision_is_computed_in_single(name: str) -> None:
 
 def test_large_arguments_stay_finite() -> None:
     samples = leaf(at_angles([0, 0, 0, 180], [0, 0, 1, 0], [0, 1, 2, 3]))
-    loss = pair_loss(MultiSimilarity(alpha=1e4, beta=1e4), samples, samples)
+    loss = pair_loss(partial(multi_similarity, alpha=1e4, beta=1e4), samples, samples)
     loss.backward()
     assert loss.isfinite()
     assert samples.embeddings.grad is not None
