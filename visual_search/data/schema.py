@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -20,24 +20,19 @@ ALWAYS_TRAIN, ALWAYS_TEST = -1, -2
 ID_COLUMNS = ("label", "product_id")
 
 
-def check_table(table: pd.DataFrame, path: Path) -> None:
+def check_table(table: pd.DataFrame, path: Path, ids: Collection[str] = ID_COLUMNS) -> None:
     """Refuse a table in which a cell breaks a rule.
+
+    Args:
+        table: as read from `path`.
+        path: for the errors.
+        ids: which of the columns have ids.
 
     Raises:
         UserError: with file, line, column and cell of the first row of the first faulty column,
             and what to write instead.
     """
-    for error in schema_errors(table):
-        _refuse(table, path, *error)
-
-
-def check_ids(table: pd.DataFrame, column: str, path: Path) -> None:
-    """Refuse a column of ids in which one is empty, or no id.
-
-    Raises:
-        UserError: as :func:`check_table`.
-    """
-    for error in _id_errors(table[column]):
+    for error in schema_errors(table, ids):
         _refuse(table, path, *error)
 
 
@@ -72,13 +67,13 @@ class SchemaError(NamedTuple):
     """What to write instead."""
 
 
-def schema_errors(table: pd.DataFrame) -> Iterator[SchemaError]:
+def schema_errors(table: pd.DataFrame, ids: Collection[str] = ID_COLUMNS) -> Iterator[SchemaError]:
     """Everything that is wrong in the cells of a table that was read as text.
 
     Columns without a rule are passed over. Whether the images exist is not asked here.
     """
     for column in table.columns:
-        if column in ID_COLUMNS:
+        if column in ids:
             yield from _id_errors(table[column])
         elif column in RULES:
             expected, wrong = RULES[column]

@@ -29,7 +29,6 @@ from visual_search.data.schema import (
     PATH_COLUMNS,
     YES,
     boxes_of,
-    check_ids,
     check_table,
     numbers_of,
 )
@@ -184,7 +183,7 @@ def ids_of(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     Raises:
         UserError: with file and line of the first that is none.
     """
-    check_ids(table, column, path)
+    check_table(table[[column]], path, {column})
     return values_of(table[column])
 
 
