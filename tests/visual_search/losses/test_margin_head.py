@@ -304,3 +304,29 @@ def test_half_precision_is_widened_even_under_autocast(dtype: torch.dtype) -> No
     expected.sum().backward()
     assert wide.grad is not None
     torch.testing.assert_close(halved.grad, wide.grad.to(dtype), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("centers", [1, 3])
+def test_a_prefix_is_scored_as_by_a_narrow_head(centers: int) -> None:
+    embeddings, labels = batch()
+    wide = make(centers=centers)
+    narrow = MarginHead(4, torch.arange(1, CLASSES + 1), wide.rule.config).double()
+    narrow.weight.data.copy_(wide.weight.data[:, :4])
+    short = embeddings.detach()[:, :4].clone().requires_grad_()
+    ours, theirs = wide.prefix_losses(embeddings, labels, 4), narrow(short, labels)
+    torch.testing.assert_close(ours, theirs)
+    ours.sum().backward()
+    theirs.sum().backward()
+    for whole, part in ((embeddings, short), (wide.weight, narrow.weight)):
+        assert whole.grad is not None
+        torch.testing.assert_close(whole.grad[:, :4], part.grad)
+        assert not whole.grad[:, 4:].any()
+
+
+def test_what_a_margin_learns_of_the_data_is_that_of_whole_embeddings() -> None:
+    head = make("adacos")
+    before = head.rule.scale.clone()
+    head.prefix_losses(*batch(), 3)
+    assert head.rule.scale == before
+    head(*batch())
+    assert head.rule.scale != before

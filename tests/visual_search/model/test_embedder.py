@@ -4,11 +4,19 @@ from typing import Any
 import pytest
 import torch
 import torchvision.transforms.functional as tf
+from torch import nn
 
 from tests.commands import refused
 from visual_search.config import BackboneConfig, NeckConfig
 from visual_search.model.checkpoint import load_torchscript
-from visual_search.model.embedder import Architecture, build_embedder, rebuild_embedder
+from visual_search.model.embedder import (
+    NECKS,
+    Architecture,
+    SkipInit,
+    build_embedder,
+    create_neck,
+    rebuild_embedder,
+)
 from visual_search.ranking.export import export_torchscript, load_exported
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,3 +87,45 @@ def test_descriptions_from_before_a_choice_are_of_its_default() -> None:
 def test_pixels_that_cannot_be_normalised_are_refused() -> None:
     config = BackboneConfig("timm/test_vit", "none", MEAN, (1, 1, 0))
     refused("std above 0", build_embedder, config, 160)
+
+
+@pytest.mark.parametrize("kind", list(NECKS))
+@pytest.mark.parametrize("dimension", [0, 64])
+def test_necks_give_the_dimension_that_is_asked_for(kind: str, dimension: int) -> None:
+    if kind == "none" and dimension:
+        refused("linear-bn for 64", create_neck, kind, 96, dimension)
+        return
+    neck = create_neck(kind, 96, dimension)
+    assert neck(torch.randn(4, 96)).shape == (4, dimension or 96)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    neck = create_neck("dropout-linear-bn", 32, 8, dropout=0.5).eval()
+    plain = create_neck("linear-bn", 32, 8).eval()
+    renamed = {f"{int(k[0]) - 1}{k[1:]}": v for k, v in neck.state_dict().items()}
+    plain.load_state_dict(renamed)
+    x = torch.randn(4, 32)
+    assert torch.equal(neck(x), plain(x))
+    neck.train()
+    assert not torch.equal(neck(x), neck(x))
+
+
+def test_what_no_model_file_may_say_is_refused() -> None:
+    refused("neck.kind is 'conv'", create_neck, "conv", 8)
+    refused("neck.dimension is -1", create_neck, "linear", 8, -1)
+
+
+def test_nothing_is_drawn_and_constants_are_set() -> None:
+    before = torch.get_rng_state()
+    with SkipInit():
+        norm = nn.BatchNorm2d(5)
+        nn.Linear(4, 4), nn.Conv2d(3, 4, 3), nn.Embedding(9, 2), nn.MultiheadAttention(8, 2)
+        nn.init.trunc_normal_(torch.empty(3, 3))
+        nn.init.orthogonal_(tensor=torch.empty(3, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert norm.weight.tolist() == norm.running_var.tolist() == [1.0] * 5  # type: ignore[union-attr]
+    assert norm.bias.tolist() == [0.0] * 5
+    drawn = nn.Linear(4, 4)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert drawn.weight.std() > 0
