@@ -7,6 +7,7 @@ import pytest
 
 from my_submission.user_config import My_Ranker
 from tests.commands import stopped, told
+from tests.conftest import write_csv
 from visual_search import main_evaluate
 from visual_search.data.dev_sets import read_dev_set
 from visual_search.evaluation.dev_set import embed_dev_set
@@ -35,6 +36,15 @@ def test_a_second_call_reads_the_embeddings(
     said = told(main, *score_of(tmp_path), "--input_size", "48")
     assert "10 gallery images embedded" in said
     assert "1 of 10 queries have no match in the gallery; each counts as 0" in said
+
+
+def test_a_table_is_ranked_each_against_all_others(weights: Path, dev_folder: Path) -> None:
+    rows = [(f"gallery/{product}_{photo}.png", product, 1) for product in "01" for photo in "01"]
+    table = write_csv(dev_folder / "t.csv", ["file_name", "label", "is_test"], rows[:3])
+    options = ("--run", weights, "--table", table, "--cache", dev_folder / "cache")
+    said = told(main, "score", *options)
+    assert "2 of them are queries, each against all others" in said
+    assert "needs queries apart from the gallery" in stopped(main, "tune-rerank", *options)
 
 
 def write_steps(weights: Path, steps: Sequence[Mapping[str, object]]) -> None:
