@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import glob
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,6 @@ RESULTS = ("file", "sha256", "bytes", "reason")
 """What is known of an image once it was tried: `<folder>/<name>`, or why there is none."""
 
 
-async def _fetch(downloader: Downloader, url: str) -> Download:
-    if is_stopped():
-        return Download(url, None, "stopped")
-    return await downloader.fetch_image(url)
-
-
 @daft.cls(max_concurrency=FETCH_BATCHES, use_process=False)
 class FetchStage:
     """Addresses to the bytes of images."""
@@ -60,19 +53,21 @@ class FetchStage:
     )
     async def fetch(self, urls: Series) -> list[dict[str, Any]]:
         """Of each address the bytes, or the reason why there are none."""
-        got = await asyncio.gather(*(_fetch(self.downloader, url) for url in urls.to_pylist()))
-        return [{"data": download.data, "reason": download.reason} for download in got]
+        downloads = await asyncio.gather(*map(self._one, urls.to_pylist()))
+        return [{"data": download.data, "reason": download.reason} for download in downloads]
+
+    async def _one(self, url: str) -> Download:
+        if is_stopped():
+            return Download(url, None, "stopped")
+        return await self.downloader.fetch_image(url)
 
 
 @daft.cls(max_concurrency=FETCH_BATCHES, use_process=False)
 class StoreStage:
-    """Addresses to files on disk."""
+    """The bytes of images to files on disk."""
 
-    def __init__(self, root: str, config: DownloadConfig) -> None:
+    def __init__(self, root: str) -> None:
         self.root = Path(root)
-        self.downloader = Downloader(config)
-        # One writer: two equal images never write the same file at once.
-        self.writer = ThreadPoolExecutor(1)
         self.refused: OSError | None = None
 
     @daft.method.batch(
@@ -86,37 +81,29 @@ class StoreStage:
         ),
         batch_size=FETCH_BATCH,
     )
-    async def store(self, urls: Series, folders: Series) -> list[dict[str, Any]]:
-        """Of each address the file that has its image now, or the reason why there is none."""
-        pairs = zip(urls.to_pylist(), folders.to_pylist(), strict=True)
-        return await asyncio.gather(*(self._one(*pair) for pair in pairs))
-
-    async def _one(self, url: str, folder: str | None) -> dict[str, Any]:
-        download = await _fetch(self.downloader, url)
-        if download.data is None:
-            return {"file": None, "sha256": None, "bytes": 0, "reason": download.reason}
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.writer, self._write, folder, download.data)
-
-    def _write(self, folder: str | None, data: bytes) -> dict[str, Any]:
+    async def store(self, data: Series, folders: Series) -> list[dict[str, Any]]:
+        """Of each image the file that has it now, or what is wrong with it; nulls stay nulls."""
         # Once the disk is full nothing more is begun: the command ends, and what the engine
         # still has in hand would leave half a file behind it.
         if self.refused:
             raise self.refused
         try:
-            return store_image(self.root, folder, data)
+            pairs = zip(data.to_pylist(), folders.to_pylist(), strict=True)
+            return await asyncio.to_thread(
+                lambda: [store_image(self.root, folder, image) for image, folder in pairs]
+            )
         except OSError as error:
             self.refused = error
             raise
 
 
-def store_image(root: Path, folder: str | None, data: bytes) -> dict[str, Any]:
+def store_image(root: Path, folder: str | None, data: bytes | None) -> dict[str, Any]:
     """Write an image that decodes, unless it is there; its :data:`RESULTS`.
 
     Without a `folder` its content decides, so that it has one file wherever it comes from.
     """
-    problem = image_problem(data, whole=True)
-    if problem:
+    problem = None if data is None else image_problem(data, whole=True)
+    if data is None or problem:
         return {"file": None, "sha256": None, "bytes": 0, "reason": problem}
     digest = hashlib.sha256(data).hexdigest()
     file = f"{folder or digest[:CONTENT_DIGITS]}/{digest[:NAME_DIGITS]}.{extension(data)}"
@@ -244,12 +231,16 @@ class ImageStore:
         rows = rows.append_column("folder", pa.array(folders, pa.string()))
         first = max(self._pieces(), default=-1) + 1
         numbers = range(first, first + -(-rows.num_rows // how.piece))
-        stage: Any = StoreStage(str(self.root.resolve()), how.download).store
+        fetch: Any = FetchStage(how.download).fetch
+        store: Any = StoreStage(str(self.root.resolve())).store
 
         def stages(frame: Any) -> Any:
-            frame = frame.with_column("got", stage(daft.col("url"), daft.col("folder")))
-            columns = {name: daft.col("got")[name] for name in RESULTS}
-            return frame.with_columns(columns).exclude("got", "folder")
+            got, kept = daft.col("got"), daft.col("kept")
+            frame = frame.with_column("got", fetch(daft.col("url")))
+            frame = frame.with_column("kept", store(got["data"], daft.col("folder")))
+            columns = {name: kept[name] for name in RESULTS}
+            columns["reason"] = got["reason"].fill_null(kept["reason"])
+            return frame.with_columns(columns).exclude("got", "kept", "folder")
 
         pieces = snapshots.through_stages(
             numbers,
