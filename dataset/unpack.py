@@ -9,8 +9,8 @@ import argparse
 import io
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate, product
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, count, product
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -18,15 +18,14 @@ from dataset.archives import Unpacked, unpack_stream
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import is_lfs_pointer, open_regular
 
-# As `split` names parts: aa, ab, …
-_PART = re.compile(r"^(?P<stem>.+)\.part[a-z]+$")
+_PART = re.compile(r"^(?P<stem>.+)\.part(?P<number>[a-z]+|[0-9]+)$")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="unpack.py",
-        description="Join the parts of a tar archive (<archive>.parta*, .tar.partaa …) "
+        description="Join the parts of a tar archive (<archive>.parta*, .tar.partaa, .part00 …) "
         "as a stream and unpack it safely. A run that was stopped goes on when it is called again.",
     )
     parser.add_argument(
@@ -62,7 +61,7 @@ def find_parts(stem: Path) -> list[Path]:
     if not stem.parent.is_dir():
         raise UserError(f"the folder {stem.parent} does not exist")
     archives: dict[str, list[Path]] = {}
-    for path in sorted(stem.parent.iterdir()):
+    for path in sorted(stem.parent.iterdir(), key=lambda path: (len(path.suffix), path.suffix)):
         match = _PART.match(path.name)
         if match and (match["stem"] == stem.name or match["stem"].startswith(f"{stem.name}.t")):
             archives.setdefault(match["stem"], []).append(path)
@@ -72,10 +71,9 @@ def find_parts(stem: Path) -> list[Path]:
         raise UserError(f"{' and '.join(sorted(archives))} are both there: name the one you mean")
     ((name, parts),) = archives.items()
     most = max(part.stat().st_size for part in parts)
-    letters = product(ascii_lowercase, repeat=len(parts[0].suffix) - len(".part"))
-    for part, number in zip(parts, letters, strict=False):
-        if part.suffix != f".part{''.join(number)}":
-            raise UserError(f"the part {name}.part{''.join(number)} is missing in {stem.parent}")
+    for part, number in zip(parts, _numbers(parts[0].suffix.removeprefix(".part")), strict=False):
+        if part.suffix != f".part{number}":
+            raise UserError(f"the part {name}.part{number} is missing in {stem.parent}")
         if is_lfs_pointer(part):
             raise UserError(
                 f"{part} is still a git-LFS pointer: run "
@@ -87,6 +85,13 @@ def find_parts(stem: Path) -> list[Path]:
         if size < most and part != parts[-1]:
             raise UserError(f"the part {part} has {size} bytes, others have {most}: get it again")
     return parts
+
+
+def _numbers(first: str) -> Iterator[str]:
+    """How parts are numbered: `split` writes aa, ab, … or 00, 01, …; other tools 1, 2, …"""
+    if first.isdigit():
+        return (str(number).zfill(len(first)) for number in count(int(int(first) == 1)))
+    return map("".join, product(ascii_lowercase, repeat=len(first)))
 
 
 class JoinedParts(io.RawIOBase):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.unpack import JoinedParts, unpack_parts
+from dataset.unpack import JoinedParts, find_parts, unpack_parts
 from tests.commands import refused
 from tests.dataset.test_archives import contents, tar_of, unpacked
 from tests.kills import killed_at_each_change
@@ -63,7 +63,7 @@ def test_a_pointer_says_how_to_get_the_part(tmp_path: Path) -> None:
         (lambda parts: parts[0].unlink(), "tar.partaa is missing"),
         (lambda parts: parts[2].write_bytes(b""), "partac has 0 bytes"),
         (lambda parts: os.truncate(parts[2], 100), "partac has 100 bytes"),
-        (lambda parts: parts[3].rename(parts[3].with_suffix(".partd")), "tar.partad is missing"),
+        (lambda parts: parts[3].rename(parts[3].with_suffix(".partd")), "tar.parta is missing"),
         (lambda parts: [part.unlink() for part in parts], f"no part {NAME}.part"),
         (lambda parts: parts[0].with_name(f"{NAME}.partaa").touch(), "name the one you mean"),
     ],
@@ -73,6 +73,16 @@ def test_wrong_parts_are_named(
 ) -> None:
     change(split(tar_of(contents(9)), tmp_path))
     refused(words, unpack_parts, tmp_path / NAME, tmp_path / "out")
+
+
+def test_numbered_parts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"x.tar.part{number}").write_bytes(b"x")
+    assert [path.name[10:] for path in find_parts(tmp_path / "x")] == [str(i) for i in range(12)]
+    (tmp_path / "x.tar.part0").unlink()
+    assert len(find_parts(tmp_path / "x.tar")) == 11  # other tools begin with 1
+    (tmp_path / "x.tar.part10").unlink()
+    refused(r"x\.tar\.part10 is missing", find_parts, tmp_path / "x")
 
 
 @given(
