@@ -18,9 +18,8 @@ from visual_search.evaluation.dev_set import Evaluation, evaluate_on_dev_set, se
 from visual_search.evaluation.report import write_report
 from visual_search.model.checkpoint import load_checkpoint, plain_state, save_checkpoint
 from visual_search.model.projections import Whitening, fit_unlabelled, fit_whitening
-from visual_search.ranking.embed import embed_images
+from visual_search.ranking.embed import embed_images, mean_of_units
 from visual_search.ranking.rerank import Step, describe_steps, named_steps
-from visual_search.ranking.tta import mean_of_units
 
 if TYPE_CHECKING:
     from visual_search.common.model_config import EmbedSettings

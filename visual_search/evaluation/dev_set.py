@@ -24,6 +24,7 @@ from visual_search.ranking.embed import (
     Embeddings,
     default_device,
     embed_images,
+    mean_of_units,
     refuse_broken_model,
 )
 from visual_search.ranking.export import load_model
@@ -37,7 +38,6 @@ from visual_search.ranking.rank import (
 )
 from visual_search.ranking.rerank import Step
 from visual_search.ranking.store import model_folder, stored_features
-from visual_search.ranking.tta import mean_of_units
 
 
 def unmatched_sentence(dev_set: DevSet) -> str:
