@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,11 +25,15 @@ def mean_colour(pixels: Tensor) -> Tensor:
     return pixels.float().mean(dim=(2, 3))
 
 
+def drawn(folder: Path, count: int) -> list[ImageItem]:
+    items = [ImageItem(folder / f"{number}.png") for number in range(count)]
+    for number, item in enumerate(items):
+        draw_product(number, 0).save(item.path)
+    return items
+
+
 def test_rows_stand_in_the_order_of_the_photos(tmp_path: Path) -> None:
-    items = []
-    for number in range(23):
-        draw_product(number, 0).save(tmp_path / f"{number}.png")
-        items.append(ImageItem(tmp_path / f"{number}.png", (number, 0, 30, 30)))
+    items = [replace(item, box=(n, 0, 30, 30)) for n, item in enumerate(drawn(tmp_path, 23))]
     settings = EmbedSettings(batch_size=4, workers=3)
     answer = embed_images(mean_colour, items, 16, device=CPU, settings=settings, progress=False)
     expected = np.stack([load_pixels(item, 16)[0].mean(axis=(1, 2)) for item in items])
@@ -40,10 +45,7 @@ def test_rows_stand_in_the_order_of_the_photos(tmp_path: Path) -> None:
 def test_a_file_that_hangs_costs_its_own_row(
     hanging: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = []
-    for number in range(20):
-        draw_product(number, 0).save(tmp_path / f"{number}.png")
-        items.append(ImageItem(tmp_path / f"{number}.png"))
+    items = drawn(tmp_path, 20)
     expected = embed_images(mean_colour, items, 16, device=CPU, progress=False).matrix
     stalled = {items[number].path for number in hanging}
     forever, opened = threading.Event(), image_files.open_file
@@ -85,23 +87,19 @@ class Overflowing(torch.nn.Module):
 
 
 def test_rows_that_are_not_finite_are_computed_again_then_zeroed(tmp_path: Path) -> None:
-    colours = {"red": (250, 20, 20), "blue": (20, 20, 250), "black": (0, 0, 0)}
-    items = [ImageItem(tmp_path / f"{name}.png") for name in colours]
-    for item, colour in zip(items, colours.values(), strict=True):
-        Image.new("RGB", (9, 9), colour).save(item.path)
+    items = painted(tmp_path, [(250, 20, 20), (20, 20, 250), (0, 0, 0)])
     settings = EmbedSettings(precision="bf16", memory_format="contiguous", workers=1)
     answer = embed_images(Overflowing(), items, 8, device=CPU, settings=settings, progress=False)
     expected = torch.tensor([[250.0, 20, 20], [20, 20, 250]])
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(answer.matrix[:2], expected)
     assert answer.matrix[2].tolist() == [0.0] * 3
-    assert [Path(problem.path).name for problem in answer.problems] == ["black.png"]
+    assert [problem.path for problem in answer.problems] == [str(items[2].path)]
     assert "no finite embedding" in answer.problems[0].reason
 
 
 def test_views_are_averaged_at_length_one(tmp_path: Path) -> None:
-    draw_product(3, 0).save(tmp_path / "a.png")
-    item = ImageItem(tmp_path / "a.png")
+    (item,) = drawn(tmp_path, 1)
 
     def model(pixels: Tensor) -> Tensor:
         return torch.nn.functional.normalize(pixels.flatten(1).float(), dim=1)
@@ -149,9 +147,7 @@ def mean_of(views: list[np.ndarray]) -> np.ndarray:
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(tmp_path: Path) -> None:
-    for number in range(7):
-        draw_product(number, 0).save(tmp_path / f"{number}.png")
-    items = [ImageItem(tmp_path / f"{number}.png") for number in range(7)]
+    items = drawn(tmp_path, 7)
     seen = []
 
     def model(pixels: Tensor) -> Tensor:
@@ -226,7 +222,6 @@ def test_a_model_that_fails_on_every_batch_is_broken(tmp_path: Path, streams: in
 
 
 def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
-    draw_product(1, 0).save(tmp_path / "a.png")
     before = torch.get_num_threads()
     seen = []
 
@@ -234,7 +229,7 @@ def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
         seen.append(torch.get_num_threads())
         return mean_colour(pixels)
 
-    items = [ImageItem(tmp_path / "a.png")] * 8
+    items = drawn(tmp_path, 1) * 8
     settings = EmbedSettings(workers=64)
     embed_images(model, items, 8, device=CPU, settings=settings, progress=False)
     assert set(seen) == {1}
@@ -248,9 +243,7 @@ def test_no_photo_is_a_fault_of_the_caller() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_embeds_as_the_cpu_does(tmp_path: Path) -> None:
-    for number in range(150):
-        draw_product(number, 0).save(tmp_path / f"{number}.jpg")
-    items = [ImageItem(tmp_path / f"{number}.jpg") for number in range(150)]
+    items = drawn(tmp_path, 150)
     torch.manual_seed(0)
     model, _ = build_embedder(BackboneConfig("timm/test_convnext", "none"), 64)
     model.eval()
