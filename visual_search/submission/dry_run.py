@@ -254,7 +254,7 @@ def staged(
         notes += machine_notes(limits)
         yield Stage(
             checkout.parent,
-            Sandbox.of_this_machine(limits),
+            Sandbox(limits),
             hidden,
             weights.resolve() if weights else None,
             log_copy,

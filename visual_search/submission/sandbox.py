@@ -95,18 +95,10 @@ class Outcome:
         return self.log.with_name("ranks.npy")
 
 
-@dataclass(frozen=True)
 class Sandbox:
     """The evaluator's limits, and how they are kept on this machine."""
 
-    limits: Limits
-    cores: tuple[int, ...]
-    """The cores the child may use; fewer than the limit where this machine has fewer."""
-    namespace: tuple[str, ...]
-    """The command that takes the network away; empty where this machine allows none."""
-
-    @classmethod
-    def of_this_machine(cls, limits: Limits) -> Sandbox:
+    def __init__(self, limits: Limits) -> None:
         """Find out what this machine can do to keep `limits`.
 
         Raises:
@@ -114,8 +106,11 @@ class Sandbox:
         """
         if not sys.platform.startswith("linux"):
             raise UserError("the evaluator's limits can only be kept on Linux: rehearse there")
-        cores = tuple(sorted(os.sched_getaffinity(0))[: limits.cores])
-        return cls(limits, cores, next(filter(_works, NAMESPACES), ()))
+        self.limits = limits
+        self.cores = sorted(os.sched_getaffinity(0))[: limits.cores]
+        """Those the child may use; fewer than the limit where this machine has fewer."""
+        self.namespace = next(filter(_works, NAMESPACES), ())
+        """The command that takes the network away; empty where this machine allows none."""
 
     @property
     def core_share(self) -> float:

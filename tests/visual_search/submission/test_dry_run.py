@@ -55,7 +55,7 @@ def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Both ways of keeping the child from the network: by the kernel, and in Python alone."""
     if request.param == "guard":
         monkeypatch.setattr("visual_search.submission.sandbox.NAMESPACES", ())
-    elif not Sandbox.of_this_machine(SHORT).namespace:
+    elif not Sandbox(SHORT).namespace:
         pytest.skip(f"none of {NAMESPACES} is allowed on this machine")
     return str(request.param)
 
