@@ -31,7 +31,7 @@ from dataset.prepare_real_photos import CHALLENGE_FILES, find_folder
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.model_config import BackboneConfig
 from visual_search.data.dev_sets import DevSet, read_dev_set
-from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.dev_set import precisions_of
 from visual_search.model.embedder import build_embedder
 from visual_search.ranking.export import export_torchscript
 from visual_search.ranking.rank import fill_to_width
@@ -118,7 +118,7 @@ def score(vectors: np.ndarray, dev_set: DevSet) -> float:
     rows = torch.from_numpy(vectors[: n_gallery + len(dev_set.queries)])
     _, indexes = top_k(rows[n_gallery:], rows[:n_gallery], 1000)
     ranks = fill_to_width(indexes.numpy(), n_gallery)
-    return float(average_precision(ranks, dev_set.gallery_products, dev_set.query_products).mean())
+    return float(precisions_of(dev_set, ranks).mean())
 
 
 def rows_of(case: Case, results: dict[str, dict[str, Any]], on_gpu: bool) -> list[Row]:

@@ -16,7 +16,6 @@ def main() -> None:
     from visual_search.evaluation.compression import RunEmbeddings, points_of, write_points
     from visual_search.evaluation.dev_set import unmatched_sentence
 
-    dimensions = sorted(set(options.dimensions))
     run = RunEmbeddings(options.run)
     if options.write:
         written = run.write_smaller(options.write, options.of_backbone, options.output)
@@ -32,10 +31,8 @@ def main() -> None:
     points = []
     ways = [(*entry, method) for entry in series for method in dict.fromkeys(options.method)]
     for source, embeddings, nested, method in ways:
-        cut = nested and method == "pca"
-        name = f"{source}, {'prefixes' if cut else method.upper()}"
-        widths = [*(d for d in dimensions if d < embeddings.dimension), embeddings.dimension]
-        for point in points_of(name, embeddings, widths, cut, run.dev_set, method):
+        found = points_of(source, embeddings, options.dimensions, nested, run.dev_set, method)
+        for point in found:
             points.append(point)
             print(
                 "{series}: {dimension} dimensions, {coding}, {bytes} bytes: mAP {mAP:.4f}".format(
@@ -46,7 +43,9 @@ def main() -> None:
     folder = options.output or options.run / "compression"
     picture = write_points(points, folder, f"{options.run.name} on its development set")
     print(f"curve {picture}, table {folder / 'compression.md'}")
-    print(f"next: the same command with --write {dimensions[0]} keeps a model of that width")
+    print(
+        f"next: the same command with --write {min(options.dimensions)} keeps a model of that width"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

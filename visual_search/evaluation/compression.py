@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from visual_search.config_reader import read_config
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.factory import dev_set_of, training_images
 from visual_search.data.images import ImageItem
-from visual_search.evaluation.metrics import average_precision
+from visual_search.evaluation.dev_set import precisions_of
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck
 from visual_search.model.projections import Sample, pca, project_features, start_neck
@@ -79,9 +79,9 @@ class Sides:
 
 
 def points_of(
-    series: str,
+    source: str,
     sides: Sides,
-    dimensions: Sequence[int],
+    dimensions: Iterable[int],
     nested: bool,
     dev_set: DevSet,
     method: str = "pca",
@@ -89,23 +89,22 @@ def points_of(
     """What every dimension scores in every coding: a row of the table, of `bytes` an image.
 
     Args:
-        series: what the points are called.
-        sides: the embeddings at their full width.
+        source: of the embeddings, in words.
+        sides: the embeddings at their full width, which is measured too.
         dimensions: to be measured; above the full width they are left out.
-        nested: cut prefixes, as the model was trained for; otherwise `method`.
+        nested: the model was trained for prefixes: these stand for principal components.
         dev_set: what is ranked.
         method: see :meth:`Sides.reduced`.
     """
-    for dimension in dimensions:
-        if dimension > sides.dimension:
-            continue
+    cut = nested and method == "pca"
+    series = f"{source}, {'prefixes' if cut else method.upper()}"
+    for dimension in sorted({min(d, sides.dimension) for d in (*dimensions, sides.dimension)}):
         small = sides
         if dimension < sides.dimension:
-            small = sides.prefix(dimension) if nested else sides.reduced(dimension, method)
+            small = sides.prefix(dimension) if cut else sides.reduced(dimension, method)
         for coding in CODINGS:
             size, ranks = coded_ranks(coding, small, dev_set.own)
-            products = dev_set.gallery_products, dev_set.query_products
-            score = float(average_precision(ranks, *products, dev_set.own).mean())
+            score = float(precisions_of(dev_set, ranks).mean())
             place = {"series": series, "dimension": dimension, "coding": coding, "bytes": size}
             yield {**place, "mAP": round(score, 6)}
 

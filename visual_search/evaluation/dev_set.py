@@ -49,6 +49,12 @@ def unmatched_sentence(dev_set: DevSet) -> str:
     return f"{of} have no match in the gallery; each counts as 0 in the mean, as in the challenge"
 
 
+def precisions_of(dev_set: DevSet, ranks: np.ndarray) -> np.ndarray:
+    """Average precision of each query, `(n_queries,)`, 0..1, of gallery rows, best first."""
+    products = dev_set.gallery_products, dev_set.query_products
+    return average_precision(ranks, *products, dev_set.own)
+
+
 @dataclass(frozen=True)
 class EmbeddedDevSet:
     """A development set as a model sees it."""
@@ -61,11 +67,8 @@ class EmbeddedDevSet:
 
     def score(self, steps: Sequence[Step]) -> np.ndarray:
         """Average precision of each query with these re-ranking steps, 0..1."""
-        dev_set = self.dev_set
-        ranks = nearest_rows(self.queries, self.gallery, steps, dev_set.own)
-        return average_precision(
-            ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
-        )
+        ranks = nearest_rows(self.queries, self.gallery, steps, self.dev_set.own)
+        return precisions_of(self.dev_set, ranks)
 
 
 def embed_dev_set(source: Path, dev_set: DevSet, input_size: int, cache: Path) -> EmbeddedDevSet:
@@ -257,8 +260,7 @@ def evaluate_answer(dev_set: DevSet, ranks: np.ndarray, log: Mapping[str, Any]) 
     problems = tuple(ImageProblem(p["path"], p["reason"]) for p in log.get("problems", []))
     if sentence := too_many_unreadable(problems, n_queries + n_gallery):
         raise UserError(f"{sentence}; a score would say nothing: mend the files")
-    scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
-    return Evaluation(Ranking(ranks, problems), scores)
+    return Evaluation(Ranking(ranks, problems), precisions_of(dev_set, ranks))
 
 
 def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
@@ -266,7 +268,4 @@ def _scored(ranking: Ranking, dev_set: DevSet) -> Evaluation:
     refuse_broken_model(ranking.problems, len(dev_set.gallery) + queries)
     if sentence := unmatched_sentence(dev_set):
         print(sentence, flush=True)
-    scores = average_precision(
-        ranking.ranks, dev_set.gallery_products, dev_set.query_products, dev_set.own
-    )
-    return Evaluation(ranking, scores)
+    return Evaluation(ranking, precisions_of(dev_set, ranking.ranks))

@@ -8,13 +8,12 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import httpx
@@ -22,13 +21,13 @@ import psutil
 import psycopg
 import pytest
 
-from tests.conftest import PROJECT, draw_product
+from tests.conftest import draw_product
 from tests.visual_search.serve.conftest import stop_at_once
+from tests.warm import start_python
 from visual_search.serve.connections import start_server
 from visual_search.serve.store import Store
 
 KEY = "a key of sixteen or more"
-ENVIRONMENT = os.environ | {"VISUAL_SEARCH_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -70,15 +69,15 @@ def test_a_killed_database_starts_again_by_itself(folder: Path) -> None:
     store.close()
 
 
-def command(log: Path, module: str, *arguments: object) -> subprocess.Popen[bytes]:
-    with log.open("ab") as told:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"visual_search.{module}", *map(str, arguments)],
-            cwd=PROJECT,
-            env=ENVIRONMENT,
-            stdout=told,
-            stderr=told,
-        )
+def command(log: Path, module: str, *arguments: object) -> BaseProcess:
+    environment = {"VISUAL_SEARCH_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    words = ("-m", f"visual_search.{module}", *arguments)
+    return start_python(*words, out=log, environment=environment)
+
+
+def ended_well(process: BaseProcess) -> bool:
+    process.join(120)
+    return process.exitcode == 0
 
 
 class Writer(threading.Thread):
@@ -143,7 +142,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
     table, log = tmp_path / "products.jsonl", tmp_path / "log"
     table.write_text("\n".join(lines))
     index = ("main_index", "--database", folder, "--run", tiny_export, "--gallery", table)
-    assert command(log, *index).wait(120) == 0
+    assert ended_well(command(log, *index))
     start_server(folder)  # holds it, so that only kills end it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -163,7 +162,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
             time.sleep(rng.uniform(0.1, 1.0))
             if what == "service":
                 service.kill()
-                service.wait()
+                service.join()
                 service = command(log, *serve)
             elif what == "database":
                 stop_at_once(folder, signal.SIGKILL)
@@ -171,7 +170,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
                 table.write_text("\n".join(rng.sample(lines, len(lines))))
                 os.utime(tmp_path / f"{rng.randrange(40)}_0.png", None)
                 indexing.kill()
-                indexing.wait()
+                indexing.join()
                 indexing = command(log, *index)
             ready(address, log)
             before = writer.writes
@@ -180,8 +179,8 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
         writer.stopped.set()
         writer.join(40)
         assert writer.writes >= 90
-        assert indexing.wait(120) == 0
-        assert command(log, *index).wait(120) == 0
+        assert ended_well(indexing)
+        assert ended_well(command(log, *index))
         store = Store(str(folder), connections=2)
         check(store, writer, 2)
         assert {f"p{n}" for n in range(40)} <= store.product_ids()
@@ -190,7 +189,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
         writer.stopped.set()
         for process in (service, indexing):
             process.kill()
-            process.wait()
+            process.join()
 
 
 def ready(address: str, log: Path) -> None:
