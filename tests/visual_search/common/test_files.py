@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import stopped
 from visual_search.common.errors import run_command, without_credentials
 from visual_search.common.files import write_json, write_text, written_atomically
 
@@ -49,6 +50,25 @@ def test_two_containers_write_one_file(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_write_often, [tmp_path / "a.txt"] * 2))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none", "No such file or directory: name what exists"),
+        (".", "Is a directory: name a file"),
+        ("a.txt/b", "Not a directory: a part of the path is a file"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_sentence(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "a.txt").touch()
+
+    def main() -> None:
+        (tmp_path / name).read_bytes()
+
+    assert stopped(main).startswith(f"error: {tmp_path / name}: {words}")
 
 
 def test_other_errors_keep_their_traceback() -> None:

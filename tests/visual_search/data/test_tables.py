@@ -62,7 +62,6 @@ READERS: dict[str, tuple[Callable[[Path], object], str, str, str, str]] = {
     "leaks": (lambda path: list_images(path, None, True).paths, "file_name", "label", "title", "t"),
     "check_table": (lambda path: check(path).problems, "file_name", "label", "title", "t"),
 }
-READ = [name for name in READERS if name not in ("leaks", "check_table")]
 # Tools that write tables of their own, from one like the training's.
 TOOLS: dict[str, Callable[[Path], object]] = {
     "downsample_classes": lambda path: downsample([path], [0]),
@@ -146,13 +145,6 @@ def test_line_ends_and_byte_order_marks_are_no_matter(
     # A column without a name is what a spreadsheet or pandas puts beside a table.
     path.write_text(text.replace("\n", ",\n"))
     assert READERS[name][0](path) == expected
-
-
-@pytest.mark.parametrize("name", READ)
-@pytest.mark.parametrize("cell", ["", " ", "nan", "<NA>", "None"])
-def test_an_empty_label_is_refused_with_its_line(place: Path, name: str, cell: str) -> None:
-    (place / "t.csv").write_text(text_for(name, ["5", "5", cell]))
-    refused(r"t\.csv line 4: (label|product_id|class) is", READERS[name][0], place / "t.csv")
 
 
 def test_leading_zeros_count_unless_there_are_numbers_alone(
