@@ -10,11 +10,11 @@ its own, does the same with as many processes as there are threads.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import multiprocessing
 import os
 import random
+import socket
 import subprocess
 import time
 from argparse import Namespace
@@ -157,17 +157,17 @@ def image_server(folder: Path) -> Iterator[str]:
         An address; `<address>/<any number>.jpg` is one of the images.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(folder, theirs), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{ours.recv()}"
-    finally:
-        process.terminate()
-        process.join()
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listening:
+        process = context.Process(target=_serve, args=(folder, listening), daemon=True)
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            process.terminate()
+            process.join()
 
 
-def _serve(folder: Path, pipe: Any) -> None:
+def _serve(folder: Path, listening: socket.socket) -> None:
     from aiohttp import web
 
     images = [path.read_bytes() for path in sorted(folder.iterdir())]
@@ -176,16 +176,9 @@ def _serve(folder: Path, pipe: Any) -> None:
         number = int(request.match_info["number"])
         return web.Response(body=images[number % len(images)], content_type="image/jpeg")
 
-    async def run() -> None:
-        application = web.Application()
-        application.router.add_get("/{number}.jpg", answer)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=512).start()
-        pipe.send(runner.addresses[0][1])
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
+    application = web.Application()
+    application.router.add_get("/{number}.jpg", answer)
+    web.run_app(application, sock=listening, print=None, access_log=None)
 
 
 def rate_of_ours(urls: list[str]) -> float:
