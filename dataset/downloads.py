@@ -174,44 +174,34 @@ class Downloader:
         # A private host may be named by the table itself, never by a redirect from elsewhere.
         trusted: str | None = None
         for number in range(REDIRECTS + 1):
-            problem = url_problem(url)
-            if problem:
+            if problem := url_problem(url):
                 raise Failed(problem)
+            target = URL(url)
+            host = target.host or ""
             if number == 0 and self.config.allow_private:
-                trusted = URL(url).host
-            found = await self._request(URL(url), trusted)
-            if isinstance(found, bytes):
-                return found
-            url = found
-        raise Failed(f"more than {REDIRECTS} redirects")
-
-    async def _request(self, target: URL, trusted: str | None) -> bytes | str:
-        """The body, or where a redirect leads; `trusted` is the host that need not be public."""
-        host = target.host or ""
-        await self._pace.turn(host)
-        session = self._session(private=target.host == trusted)
-        # Waiting for a connection of our own is no time that the server takes.
-        slot = self._slots.setdefault(host, asyncio.Semaphore(self.config.connections))
-        async with slot, session.get(target, allow_redirects=False) as response:
-            if response.status in REDIRECT_STATUSES:
+                trusted = host
+            await self._pace.turn(host)
+            session = self._session(private=host == trusted)
+            # Waiting for a connection of our own is no time that the server takes.
+            slot = self._slots.setdefault(host, asyncio.Semaphore(self.config.connections))
+            async with slot, session.get(target, allow_redirects=False) as response:
+                if response.status not in REDIRECT_STATUSES:
+                    return await self._body(response)
                 place = response.headers.get("Location")
                 if not place:
                     raise Failed(f"HTTP {response.status} without a place to go to")
-                return str(response.url.join(URL(place)))
-            if response.status != 200:
-                raise self._refusal(response)
-            kind = response.content_type if "Content-Type" in response.headers else ""
-            if kind.startswith(REFUSED_TYPES):
-                raise Failed(f"the server sent {kind}, not an image")
-            return await self._body(response)
-
-    def _refusal(self, response: aiohttp.ClientResponse) -> Failed:
-        wait = retry_after(response.headers.get("Retry-After"))
-        if wait is not None:
-            self._pace.pause(response.url.host or "", min(wait, LONGEST_WAIT))
-        return Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
+                url = str(response.url.join(URL(place)))
+        raise Failed(f"more than {REDIRECTS} redirects")
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status != 200:
+            wait = retry_after(response.headers.get("Retry-After"))
+            if wait is not None:
+                self._pace.pause(response.url.host or "", min(wait, LONGEST_WAIT))
+            raise Failed(f"HTTP {response.status}", response.status in RETRIED_STATUSES, wait)
+        kind = response.content_type if "Content-Type" in response.headers else ""
+        if kind.startswith(REFUSED_TYPES):
+            raise Failed(f"the server sent {kind}, not an image")
         limit = int(self.config.max_mb * 1e6)
         too_large = Failed(f"larger than {limit} bytes")
         if (response.content_length or 0) > limit:
