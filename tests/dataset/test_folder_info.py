@@ -1,5 +1,4 @@
 import os
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +9,7 @@ from dataset import folder_info
 from dataset.folder_info import describe_folder
 from tests.commands import refused
 from tests.conftest import csv_rows, draw_product
-from tests.warm import start_python
+from tests.kills import killed_at_each_change
 from visual_search.common.errors import UserError
 from visual_search.common.locks import alone
 from visual_search.data.duplicates import hash_and_size
@@ -114,56 +113,14 @@ def test_nothing_to_describe_is_said(tmp_path: Path) -> None:
     refused("no image in a class folder", describe_folder, tmp_path, tmp_path)
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """Enough images, some broken, for a process to be killed among them."""
-    root = tmp_path / "many"
-    source = tmp_path / "source.jpg"
-    draw_product(1, 1, 500).save(source)
-    for label in range(4):
-        (root / str(label)).mkdir(parents=True)
-        for image in range(50):
-            path = root / str(label) / f"{image:04}.jpg"
-            if image == 40:
-                path.write_bytes(b"broken")
-            else:
-                os.link(source, path)
-    return root
-
-
-def test_a_killed_job_goes_on_and_ends_as_an_undisturbed_one(many: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_an_undisturbed_job(folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    describe_folder(many, whole, hashes=True)
-    journal = killed / ".dataset_info.csv.hashes.journal"
-    script = ("dataset/generate_dataset_info.py", "--hashes", "--workers", "1")
-    where = ("--dataset_path", many, "--save_path", killed)
-    process = start_python(*script, *where, out=tmp_path / "log", from_here=True)
-    deadline = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 8000):
-        assert process.exitcode is None, "it was done before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.join()
-    assert not (killed / "dataset_info.csv").exists()
-    with journal.open("r+b") as handle:  # as if the kill had come within a line
-        handle.truncate(journal.stat().st_size - 7)
-    known = journal.read_bytes().count(b"\n") - 1
-    assert known > 10
-    read: list[Path] = []
-    original = folder_info._facts
-
-    def counted(path: Path, hashes: bool) -> dict[str, object]:
-        read.append(path)
-        return original(path, hashes)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder_info, "_facts", counted)
-        describe_folder(many, killed, hashes=True)
-    assert len(read) == 200 - known
+    describe_folder(folder, whole, hashes=True)
+    for _ in killed_at_each_change(lambda: describe_folder(folder, killed, hashes=True)):
+        pass
+    assert sorted(path.name for path in killed.iterdir() if path.suffix) == sorted(TABLES)
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert not journal.exists()
 
 
 def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
@@ -174,11 +131,16 @@ def test_a_journal_is_believed_only_where_the_images_are_as_they_were(
         patch.setattr(folder_info, "write_dataset_info", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             describe_folder(folder, target)
-    assert (target / ".dataset_info.csv.sizes.journal").exists()
+    journal = target / ".dataset_info.csv.sizes.journal"
+    os.truncate(journal, journal.stat().st_size - 7)  # as if a kill had come within a line
     Image.new("RGB", (90, 91)).save(folder / "cup" / "2.png")
-    (folder / "shoe" / "left" / "1.png").unlink()
-    describe_folder(folder, target)
+    (folder / "lamp" / "0.png").unlink()
+    facts = mock.Mock(side_effect=folder_info._facts)
+    with mock.patch.object(folder_info, "_facts", facts):
+        describe_folder(folder, target)
+    assert sorted(call.args[0].name for call in facts.call_args_list) == ["1.png", "2.png"]
     sizes = {row["file_name"]: row["width"] for row in csv_rows(target / "dataset_info.csv")}
     assert sizes["../photos/cup/2.png"] == "90"
-    assert "../photos/shoe/left/1.png" not in sizes
+    assert "../photos/lamp/0.png" not in sizes
     assert sizes["../photos/shoe/left/0.png"] == "40"
+    assert not journal.exists()
