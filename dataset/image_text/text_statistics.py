@@ -56,10 +56,6 @@ class TopNgrams:
         """The k most frequent and their counts, most frequent first; equal ones by their text."""
         return sorted(self._counts.items(), key=lambda found: (-found[1], found[0]))[:k]
 
-    def __len__(self) -> int:
-        """N-grams in memory."""
-        return len(self._counts)
-
 
 BLUE = "#3b74b9"
 ORDERS = (1, 2, 3)
