@@ -1,4 +1,3 @@
-import csv
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from dataset import check_table
 from dataset.check_table import check, main
 from tests.commands import inside, refused
 from tests.conftest import draw_product, write_csv
-from visual_search.data import tables
+from visual_search.data.dataset_info import COLUMNS
 from visual_search.data.tables import read_common_table
 
 
@@ -23,20 +22,6 @@ def found(file: Path, **options: str) -> list[tuple[int, str]]:
     return [(problem.line, problem.column) for problem in check(file, **options).problems]  # type: ignore[arg-type]
 
 
-COLUMNS = [
-    "file_name",
-    "label",
-    "title",
-    "bbox",
-    "width",
-    "height",
-    "evaluation_status",
-    "is_test",
-    "hash",
-    "fold",
-]
-
-
 def test_every_problem_with_its_line(folder: Path) -> None:
     rows = [
         ["a.png", "x", "", "1,2,30,20", 40, 40, "train", 0, "0123456789abcDEF", -1],
@@ -49,7 +34,7 @@ def test_every_problem_with_its_line(folder: Path) -> None:
         ["h.png", "x", "", "0,0,40,40", 40, 40, "", 0, "", 0],
         ["i.png", "x", "", "0,0,40,40", 40, 40, "", 0, "", 0],
     ]
-    file = write_csv(folder / "dataset_info.csv", COLUMNS, rows)
+    file = write_csv(folder / "dataset_info.csv", [*COLUMNS, "fold"], rows)
     text = file.read_text().replace("d.png", "\nd.png", 1)  # an empty line before line 6
     file.write_text(text)
     expected = [
@@ -68,26 +53,8 @@ def test_every_problem_with_its_line(folder: Path) -> None:
     # Reading for training stops at the first of the first column, on the same line.
     refused(r"line 3: file_name is ''; it must not be empty$", read_common_table, file)
     good = [row for row in rows if row[0] in ("a.png", "f.png")]
-    write_csv(file, COLUMNS, good)
+    write_csv(file, [*COLUMNS, "fold"], good)
     refused("line 3: bbox is '20,0,21,5'; it must lie within", read_common_table, file)
-
-
-def test_lines_agree_with_the_csv_module_in_chunks(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With cells of several lines, wherever the chunks end."""
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 7)
-    rows = [["a.png", "" if n % 5 == 3 else "x", "t\n" * (n % 3)] for n in range(60)]
-    file = write_csv(folder / "dataset_info.csv", ["file_name", "label", "title"], rows)
-    lines, before = [], 0
-    with file.open(newline="") as handle:
-        reader = csv.reader(handle)
-        for row in reader:
-            if row[1] == "":
-                lines.append(before + 1)
-            before = reader.line_num
-    labels = [problem for problem in found(file) if problem[1] == "label"]
-    assert labels == [(line, "label") for line in lines]
 
 
 def test_sizes_are_compared_and_broken_images_found_on_demand(folder: Path) -> None:
