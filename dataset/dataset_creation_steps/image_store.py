@@ -217,7 +217,6 @@ class ImageStore:
 
     def _download(self, rows: pa.Table, known: int, how: Filling, *, again: bool = False) -> None:
         """Fetch the images of some rows, which stand behind so many; a record after each piece."""
-
         if not rows.num_rows:
             return
 
