@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 
 from benchmarks.harness import (
     MB,
@@ -22,7 +25,7 @@ from benchmarks.harness import (
     processor,
     report,
 )
-from visual_search.common.errors import run_command
+from visual_search.common.errors import UserError, run_command
 from visual_search.ranking.search import BLOCK_QUERIES, BLOCK_ROWS, top_k, top_k_in_blocks
 
 K = 1000
@@ -147,11 +150,25 @@ def rows_of(case: Case, options: Namespace) -> tuple[list[Row], list[str]]:
     return rows, [note]
 
 
+def blas() -> str:
+    """Which kernels faiss and numpy multiply by, and with how many threads."""
+    peer_module("faiss")
+    found = [x for x in threadpool_info() if x["user_api"] == "blas"]
+    return "; ".join(
+        f"{Path(x['filepath']).parent.name}: {x['internal_api']} {x.get('version')}, kernel "
+        f"{x.get('architecture', 'unknown')}, {x['num_threads']} threads"
+        for x in found
+    )
+
+
 def main() -> None:
     """Measure, print, record."""
     options = arguments("Time and memory of exact search against other libraries.").parse_args()
     rows: list[Row] = []
-    notes = [f"{processor()}; {options.threads} threads, torch {torch.__version__}"]
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        if name in os.environ:
+            raise UserError(f"unset {name}: it makes faiss take a slower kernel")
+    notes = [f"{processor()}; {options.threads} threads, torch {torch.__version__}; {blas()}"]
     for case in QUICK if options.quick else CASES:
         of_case, notes_of_case = rows_of(case, options)
         rows, notes = rows + of_case, notes + notes_of_case

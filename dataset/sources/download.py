@@ -67,9 +67,11 @@ async def _fetch_rest(wanted: Download, part: Path) -> None:
     if start:
         headers["Range"] = f"bytes={start}-"
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-    how = {"connector": aiohttp.TCPConnector(socket_factory=public_socket), "timeout": timeout}
+    connector = aiohttp.TCPConnector(socket_factory=public_socket)
     async with (
-        aiohttp.ClientSession(**how, auto_decompress=False) as session,
+        aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False
+        ) as session,
         session.get(wanted.url, headers=headers) as response,
     ):
         if response.status == 416:  # nothing behind what we have: whole, or of another version

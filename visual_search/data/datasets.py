@@ -43,7 +43,11 @@ class PathList(Sequence[Path]):
     """
 
     def __init__(self, names: Iterable[str | Path]) -> None:
-        self._names = np.array([str(name) for name in names], dtype=np.dtypes.StringDType())
+        """Keep the names; a UserError for one that no text can hold."""
+        try:
+            self._names = np.array([str(name) for name in names], dtype=np.dtypes.StringDType())
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name {error.object!r} is not UTF-8: rename it") from error
 
     def __len__(self) -> int:
         return len(self._names)
@@ -60,10 +64,8 @@ class PathList(Sequence[Path]):
     @classmethod
     def concatenated(cls, parts: Iterable[Sequence[Path]]) -> PathList:
         """One or more sequences of paths, one behind the other."""
-        lists, whole = (
-            [part if isinstance(part, PathList) else cls(part) for part in parts],
-            cls(()),
-        )
+        whole = cls(())
+        lists = [part if isinstance(part, PathList) else cls(part) for part in parts]
         whole._names = np.concatenate([part._names for part in lists])
         return whole
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -172,6 +173,7 @@ def test_a_path_list_is_a_list_of_paths(parts: list[list[str]]) -> None:
     assert list(pickle.loads(pickle.dumps(paths))) == expected
     with pytest.raises(IndexError):
         paths[len(expected)]
+    refused("is not UTF-8: rename it", PathList, ["a", os.fsdecode(b"\xff.jpg")])
 
 
 @pytest.fixture
