@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -235,7 +235,8 @@ class Trainer:
         shown = self.is_main_process
         bar = progress_bar(title, "batch", total=len(self.loader), initial=self.batch, shown=shown)
         with bar:
-            for batches in grouped(self.loader, config.train.accumulate):
+            loaded = iter(self.loader)
+            while batches := list(itertools.islice(loaded, config.train.accumulate)):
                 self._train_step(batches, bar)
                 if self._is_stale():
                     break
@@ -252,7 +253,7 @@ class Trainer:
         train = self.config.train
         self.optim.set_rates(self.step)
         self.phase.before_step(self.step, self.total)
-        loss = optimizer_step(self.accelerator, self.phase, self.wrapped, self.optim, batches)
+        loss = self._move(batches)
         self.step, self.batch = self.step + 1, self.batch + len(batches)
         if self.optim.average is not None:
             self.optim.average.update()
@@ -261,7 +262,7 @@ class Trainer:
         bar.update(len(batches))
         due = bool(train.save_steps) and self.step % train.save_steps == 0
         if (self.step - 1) % train.log_steps == 0:  # reading the loss waits for the device
-            self._log(mean_over_processes(self.accelerator, loss), bar)
+            self._log(loss, bar)
             late = time.perf_counter() - self.saved > 60 * train.save_minutes
             due = due or bool(self._from_the_first([late])[0])
         if self.validates_each and self.step % self.validates_each == 0:
@@ -270,12 +271,35 @@ class Trainer:
         if due:
             self._save()
 
+    def _move(self, batches: Sequence[Batch]) -> Tensor:
+        """Move the weights along the mean gradient of the batches; their mean loss, a scalar."""
+        accelerator, losses = self.accelerator, []
+        for number, batch in enumerate(batches, start=1):
+            # Gradients travel between the processes once a step, with the last batch.
+            closes = number == len(batches)
+            with nullcontext() if closes else accelerator.no_sync(self.wrapped):
+                loss = self.wrapped(*self.phase.inputs(batch, accelerator.device))
+                accelerator.backward(loss / len(batches))
+            losses.append(loss.detach())
+        self.optim.step()
+        return torch.stack(losses).mean()
+
     def _set_mode(self) -> None:
         self.phase.learner.train()
         held = self.config.backbone.freeze_batchnorm or self.backbone_frozen
         hold_frozen(self.phase.learner.embedder.backbone, held)
 
-    def _log(self, loss: float, bar: Any) -> None:
+    def _log(self, own_loss: Tensor, bar: Any) -> None:
+        """Show and keep the mean loss of the processes; all of them have to call it.
+
+        Raises:
+            UserError: when it is not finite.
+        """
+        loss = float(self.accelerator.reduce(own_loss, "mean"))
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss}; lower optim.head_lr, or use train.precision no or bf16"
+            )
         if not self.is_main_process:
             return
         rates = self.optim.learning_rates()
@@ -312,10 +336,11 @@ class Trainer:
 
     def _save(self) -> None:
         """Write down everything, so that a killed run continues from here."""
-        learner = self.phase.learner
+        state = self.phase.learner.state_dict()
+        left_out = {*self._own_names(), *self._still_names()}
         common = {
             "position": [self.epoch, self.batch, self.step, self.validated, self.stale],
-            "learner": without(learner.state_dict(), [*self._own_names(), *self._still_names()]),
+            "learner": {name: state[name] for name in state if name not in left_out},
             "moving": self.optim.state_dict(),
             "validator": self.validator.state_dict(),
             "watch": self.watch.state_dict(),
@@ -324,7 +349,7 @@ class Trainer:
         }
         own = {
             "random": random_states(),
-            "learner": {name: learner.state_dict()[name] for name in self._own_names()},
+            "learner": {name: state[name] for name in self._own_names()},
             "rows": self.optim.rows.state_dict() if self.optim.rows is not None else {},
         }
         save_state(self.run.path / "state", self.step, common, own, self.accelerator)
@@ -384,60 +409,3 @@ class Trainer:
             facts = {"pretrain_fingerprint": mark, "seconds": round(seconds, 1)}
             self.run.finish({**best, **facts})
         return float(self._from_the_first([score])[0])
-
-
-def grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """Batches in groups of `size`; what is left at the end is a smaller group."""
-    batches = iter(loader)
-    while group := list(itertools.islice(batches, size)):
-        yield group
-
-
-def without(state: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A state dict less some of its tensors."""
-    return {name: value for name, value in state.items() if name not in names}
-
-
-def optimizer_step(
-    accelerator: Accelerator,
-    phase: Phase,
-    learner: Any,
-    optim: OptimizerState,
-    batches: Sequence[Batch],
-) -> Tensor:
-    """One optimiser step over one or more batches, on any number of processes.
-
-    Args:
-        accelerator: precision and processes.
-        phase: its configuration and parts.
-        learner: the phase's, as the accelerator prepared it.
-        optim: the optimisers.
-        batches: their gradients are averaged.
-
-    Returns:
-        The mean loss, a scalar on the device.
-    """
-    losses = []
-    for number, batch in enumerate(batches, start=1):
-        # Gradients travel between the processes once a step, with the last batch.
-        closes = number == len(batches)
-        with nullcontext() if closes else accelerator.no_sync(learner):
-            loss = learner(*phase.inputs(batch, accelerator.device))
-            accelerator.backward(loss / len(batches))
-        losses.append(loss.detach())
-    optim.step()
-    return torch.stack(losses).mean()
-
-
-def mean_over_processes(accelerator: Accelerator, loss: Tensor) -> float:
-    """A loss of :func:`optimizer_step` as a number; all processes have to call it.
-
-    Raises:
-        UserError: when it is not finite.
-    """
-    value = float(accelerator.reduce(loss, "mean"))
-    if not math.isfinite(value):
-        raise UserError(
-            f"the loss became {value}; lower optim.head_lr, or use train.precision no or bf16"
-        )
-    return value
