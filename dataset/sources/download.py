@@ -13,7 +13,7 @@ from dataset.downloads import AGENT, RETRIED_STATUSES, Failed, failure
 from dataset.public_addresses import public_socket
 from dataset.sources.base import Download
 from visual_search.common.errors import UserError
-from visual_search.common.files import naming
+from visual_search.common.files import naming, write_text
 from visual_search.common.progress import progress_bar
 
 TIMEOUT = 60  # seconds without a byte
@@ -53,6 +53,7 @@ def download(wanted: Download, folder: Path, page: str) -> Path:
             time.sleep(PAUSE * 2 ** (attempts - 1))
     _check(wanted, part, page)
     part.replace(file)
+    _validator(part).unlink(missing_ok=True)
     return file
 
 
@@ -60,20 +61,24 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
+def _validator(part: Path) -> Path:
+    """Which version of the file was begun, by the server's word."""
+    return part.with_name(f"{part.name}.validator")
+
+
 async def _fetch_rest(wanted: Download, part: Path) -> None:
     """Append what is missing; all of it where the server knows no ranges."""
-    start = _size(part)
+    start, mark = _size(part), _validator(part)
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-    connector = aiohttp.TCPConnector(socket_factory=public_socket)
-    async with (
-        aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False
-        ) as session,
-        session.get(wanted.url, headers=headers) as response,
-    ):
+    if start and mark.is_file():
+        # Sends the rest only if the file is still the one that was begun.
+        headers |= {"Range": f"bytes={start}-", "If-Range": mark.read_text("utf-8")}
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(socket_factory=public_socket),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT),
+        auto_decompress=False,
+    )
+    async with session, session.get(wanted.url, headers=headers) as response:
         if response.status == 416:  # nothing behind what we have: whole, or of another version
             if response.headers.get("Content-Range") != f"bytes */{start}":
                 part.unlink()
@@ -86,6 +91,10 @@ async def _fetch_rest(wanted: Download, part: Path) -> None:
             raise Failed("the server sends a web page instead")
         continued = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         start = start if continued else 0
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified") or "W/"
+        mark.unlink(missing_ok=True)
+        if not version.startswith("W/"):
+            write_text(mark, version)
         total = response.content_length and start + response.content_length
         with (
             part.open("ab" if continued else "wb", buffering=0) as handle,

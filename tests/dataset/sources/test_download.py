@@ -24,6 +24,8 @@ class Behaviour:
     """What the server does; each request takes the next of `cuts` and `statuses`."""
 
     address: str = ""
+    content: bytes = CONTENT
+    etag: str = '"one"'
     cuts: list[int] = field(default_factory=list)
     """Bytes after which a connection is broken."""
     ranges: bool = True
@@ -50,16 +52,16 @@ def server() -> Iterator[Behaviour]:
                 self.send_content(wanted)
 
         def send_content(self, wanted: str | None) -> None:
-            total = len(CONTENT)
-            known = {"Content_Type": behaviour.content_type}
+            total = len(behaviour.content)
+            known = {"Content_Type": behaviour.content_type, "ETag": behaviour.etag}
             start, status = 0, 200
-            if wanted and behaviour.ranges:
+            if wanted and behaviour.ranges and self.headers["If-Range"] == behaviour.etag:
                 start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
                 if start >= total:
                     self.answer(status=416, Content_Range=f"bytes */{total}")
                     return
                 known["Content_Range"] = f"bytes {start}-{total - 1}/{total}"
-            body, length = CONTENT[start:], None
+            body, length = behaviour.content[start:], None
             if behaviour.cuts:
                 body, length = body[: behaviour.cuts.pop(0)], len(body)
             self.answer(body, status, length, **known)
@@ -111,12 +113,21 @@ def test_a_server_without_ranges_begins_anew(server: Behaviour, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("near")
+def test_a_file_that_changed_meanwhile_begins_anew(server: Behaviour, tmp_path: Path) -> None:
+    server.cuts = [100_000, 0, 0, 0, 0, 0]
+    refused("cut short", get, server.address, tmp_path)
+    server.content, server.etag, server.cuts = CONTENT[::-1], '"two"', []
+    assert get(server.address, tmp_path).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("more", [b"", b"x"])
 def test_a_run_killed_just_before_the_end_needs_nothing_more(
     more: bytes, server: Behaviour, tmp_path: Path
 ) -> None:
     """More than the server has is of another file."""
     (tmp_path / "train.tar.gz.unfinished").write_bytes(CONTENT + more)
+    (tmp_path / "train.tar.gz.unfinished.validator").write_text('"one"')
     assert get(server.address, tmp_path).read_bytes() == CONTENT
     assert server.requests == [f"bytes={len(CONTENT + more)}-", *([None] if more else [])]
 
@@ -143,7 +154,7 @@ def test_what_does_not_pass_is_said_and_not_kept(
     vars(server).update(changes)
     refused(words, get, server.address, tmp_path, **known)
     assert len(server.requests) == 1
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".validator"]
 
 
 @pytest.mark.usefixtures("near")
