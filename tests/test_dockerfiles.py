@@ -1,8 +1,9 @@
-"""The images' recipes: linted and compared with the project."""
+"""The images' recipes: linted, compared with the project, their pip calls resolved."""
 
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -77,8 +78,7 @@ def test_the_packages_of_apt_txt_are_installed(tmp_path: Path, given: str) -> No
     (tmp_path / "apt.txt").write_text(given)
     _program(tmp_path / "bin" / "apt-get", f'echo "$@" >> {tmp_path}/told')
     _program(tmp_path / "bin" / "rm", "true")
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = ran("bash", "-o", "pipefail", "-c", run, cwd=tmp_path, env={**os.environ, "PATH": path})
+    done = _bash(run, tmp_path)
     assert done.returncode == 0, done.stderr
     told = (tmp_path / "told").read_text().splitlines()
     packages = [line for line in given.split("\n") if line and "#" not in line]
@@ -86,7 +86,36 @@ def test_the_packages_of_apt_txt_are_installed(tmp_path: Path, given: str) -> No
     assert told == ["update", " ".join(["install --yes --no-install-recommends", *own, *packages])]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_pip_can_install_it_in_a_clean_environment(path: Path, tmp_path: Path) -> None:
+    """The RUN line as it stands, beside what was copied before it; pip only resolves."""
+    for copied in of(path, "COPY"):
+        *sources, _ = copied.split()
+        for source in sources:
+            if source != ".":
+                (tmp_path / source).parent.mkdir(exist_ok=True)
+                shutil.copy(PROJECT / source, tmp_path / source)
+    clean = tmp_path / "clean"
+    subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
+    pip = f"{clean}/bin/python -m pip"
+    if ran(*pip.split(), "download", "--no-deps", "--dest", tmp_path / "x", "tqdm").returncode:
+        pytest.skip("the package registry cannot be reached")
+    _program(tmp_path / "bin" / "pip", f'command="$1"; shift; {pip} "$command" --dry-run "$@"')
+    run = [run for run in of(path, "RUN") if "pip install" in run][-1]
+    done = _bash(" && ".join([*of(path, "ARG"), run]), tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Would install" in done.stdout
+    assert " torch-" in done.stdout
+
+
 def _program(path: Path, script: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/bash\n{script}\n")
     path.chmod(0o755)
+
+
+def _bash(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    words = ("bash", "-o", "pipefail", "-c", command)
+    return ran(*words, cwd=folder, env={**os.environ, "PATH": path}, timeout=550)
