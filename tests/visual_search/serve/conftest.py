@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -64,6 +66,32 @@ def server() -> Iterator[str]:
 def stop_at_once(folder: Path, how: signal.Signals = signal.SIGQUIT) -> None:
     """End a server without a checkpoint, or kill it."""
     os.kill(int((folder / "pgdata/postmaster.pid").read_text().split()[0]), how)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For servers that are killed; not below pytest's folder, which their user cannot enter."""
+    made = Path(tempfile.mkdtemp(prefix="vs-"))
+    made.chmod(0o777)
+    yield made
+    for data in made.glob("**/pgdata"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the test has killed it
+            stop_at_once(data.parent)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true answer, asked again as a client does where what answers is away."""
+    import httpx
+    import psycopg
+
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(psycopg.Error, httpx.HTTPError, AssertionError):
+            if found := what():
+                return found
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 _numbers = itertools.count()

