@@ -29,7 +29,10 @@ from visual_search.common.ranges import (
 )
 from visual_search.common.unused import Unless, When
 
-_MOVES = Unless("backbone.trainable_blocks", 0)
+# Of image and text, either tower may learn.
+_MOVES = Unless(
+    "backbone.trainable_blocks", 0, also=("text.train_embeddings", "text.trainable_blocks")
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tests.conftest import PROJECT
 from visual_search.common.errors import UserError
 from visual_search.common.ranges import check_ranges
 from visual_search.common.run_folder import flat_settings
+from visual_search.common.unused import unused
 from visual_search.config import (
     BackboneConfig,
     DatasetConfig,
@@ -27,7 +28,6 @@ from visual_search.config import (
 )
 from visual_search.config_reader import parse_config, parse_phase, read_part
 from visual_search.evaluation.tasks import read_task
-from visual_search.main_phases import resolved
 from visual_search.phase_chain import read_chain
 from visual_search.text.config import ClipConfig, ClusterConfig
 from visual_search.tuning import read_search_space
@@ -144,13 +144,19 @@ PARTS: dict[str, type] = {
 OTHERS = ("amazon_pairs.yml", "cleaning.yml", "clusters.yml")  # tests/dataset
 
 
+def notes(arguments: list[str], command: str) -> list[str]:
+    """What would be said of keys that change nothing."""
+    kind: Any = ClipConfig if command == "main_clip" else PhaseConfig
+    return unused(parse_config(jsonargparse.ArgumentParser(), kind, arguments)[1])
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "config").rglob("*.yml")), ids=lambda p: p.stem)
-def test_every_config_of_the_project_is_valid(path: Path) -> None:
+def test_every_config_of_the_project_is_valid_and_all_of_it_counts(path: Path) -> None:
     folder, values = path.parent.name, yaml.safe_load(path.read_text())
     if path.stem.endswith("phases"):
         chain, before = read_chain(path), None
         for step in chain.phases:
-            resolved(step.arguments(before), chain.command)
+            assert not notes(step.arguments(before), chain.command)
             before = Path("runs", step.name)
     elif folder in PARTS:
         read = dataclasses.asdict(read_part(path, PARTS[folder]))
@@ -159,7 +165,7 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
         assert read_task(path) if folder == "evaluation" else read_search_space(path)
     elif path.name not in OTHERS:
         command = "main_clip" if values.keys() & {"text", "projection"} else "main_arcface"
-        resolved(["--config", str(path)], command)
+        assert not notes(["--config", str(path)], command)
 
 
 def test_tables_are_a_list(tmp_path: Path) -> None:

@@ -97,6 +97,27 @@ def test_nothing_is_said_of_defaults(root: Any) -> None:
         (PhaseConfig, {"train.validate_reranked": True}, "rerank is (), and would have to be set"),
         (PhaseConfig, {"embedding.decoder": "cpu"}, "it is of earlier versions"),
         (ClipConfig, {"text.buckets": 3}, ""),
+        # The rate is of both towers: that of texts may learn alone.
+        (
+            ClipConfig,
+            {
+                "optim.backbone_lr_ratio": 1.0,
+                "backbone.trainable_blocks": 0,
+                "text.trainable_blocks": 0,
+                "text.train_embeddings": True,
+            },
+            "",
+        ),
+        (
+            ClipConfig,
+            {
+                "optim.backbone_lr_ratio": 1.0,
+                "backbone.trainable_blocks": 0,
+                "text.trainable_blocks": 0,
+                "text.train_embeddings": False,
+            },
+            "anything but 0",
+        ),
         (ClipConfig, {"text.buckets": 3, "text.towers": ("use",)}, "text.towers is ('use',), and"),
     ],
 )

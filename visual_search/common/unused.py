@@ -14,15 +14,18 @@ from typing import Any, get_type_hints
 class When:
     """A key counts where another one has one of these values; without values, where it is on."""
 
-    def __init__(self, key: str, *values: Any, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, key: str, *values: Any, only: Sequence[str] = (), also: Sequence[str] = ()
+    ) -> None:
         """
         Args:
             key: beside this one, or dotted (`.pretrain_model`) from the root; empty: of earlier
                 versions.
             values: of that key.
             only: on a part, the keys of it that this is about; none: all but `key` itself.
+            also: dotted keys; where the configuration has one of them and it is on, that does, too.
         """
-        self.key, self.values, self.only = key, values, tuple(only)
+        self.key, self.values, self.only, self.also = key, values, tuple(only), tuple(also)
 
     def holds(self, value: Any) -> bool:
         """Whether it does, the other key being `value`."""
@@ -100,7 +103,8 @@ def _failing(
                 other = condition.key.lstrip(".") if dotted else f"{beside}{condition.key}"
                 if other == key or (condition.only and field.name not in condition.only):
                     continue
-                if not condition.key or not condition.holds(_at(root, other)):
+                counts = condition.key and condition.holds(_at(root, other))
+                if not counts and not any(_is_on(root, name) for name in condition.also):
                     default = _default(field)
                     yield key, value, default, condition, condition.key and other
                     break
@@ -109,6 +113,13 @@ def _failing(
 def _default(field: dataclasses.Field) -> Any:
     made = field.default_factory
     return field.default if made is dataclasses.MISSING else made()
+
+
+def _is_on(root: Any, key: str) -> bool:
+    try:
+        return When(key).holds(_at(root, key))
+    except AttributeError:  # a phase of another kind
+        return False
 
 
 def _at(root: Any, key: str) -> Any:

@@ -108,7 +108,11 @@ def test_failures_that_may_pass_are_tried_again_on_request(
     server: ImageServer, pairs: Path, model_run: Path
 ) -> None:
     table = pd.read_parquet(pairs)
-    table.at[3, "user_images"] = [server.url("503/3x1.jpg")]
+    table["user_images"] = [
+        *table["user_images"][:3],
+        [server.url("503/3x1.jpg")],
+        *table["user_images"][4:],
+    ]
     table.to_parquet(pairs)
     assert call(pairs, model_run).embedded == 2 * PRODUCTS - 1
     before = server.requests.total()
