@@ -10,16 +10,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataset.options import parsed
 from visual_search.common.errors import run_command
 from visual_search.text.config import ClusterConfig
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from dataset.image_text.clusters import TextClusters
 
 REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
 PIECE_IMAGES = 10_000
@@ -93,7 +88,7 @@ def assign(pairs: Path, clusters: Path | None = None, output: Path | None = None
         source_of,
         write_snapshot,
     )
-    from dataset.image_text.clusters import FACTS, MODEL, TextClusters
+    from dataset.image_text.clusters import FACTS, MODEL, TextClusters, clustered
     from visual_search.common.files import written_atomically
     from visual_search.common.progress import progress_bar
     from visual_search.data.leak_record import fingerprint as file_fingerprint
@@ -122,24 +117,6 @@ def assign(pairs: Path, clusters: Path | None = None, output: Path | None = None
             sizes += np.bincount(table["cluster"].to_numpy(), minlength=known.count)
     shutil.rmtree(work)
     print(f"{output}: images of clusters 0, 1, …: {', '.join(map(str, sizes.tolist()))}")
-
-
-def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
-    """The rows with the cluster of each query, and that of the mean of an image's embeddings."""
-    import numpy as np
-    import pyarrow as pa
-
-    from visual_search.text.pairs import CLUSTER_FIELDS
-
-    texts = table["texts"].to_pylist()
-    ends = np.cumsum([len(row) for row in texts])[:-1]
-    vectors = clusters.encoder.encode([text for row in texts for text in row])
-    of_queries = np.split(clusters.predict_vectors(vectors), ends)
-    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends)])
-    columns = ([row.tolist() for row in of_queries], clusters.predict_vectors(means).tolist())
-    for field, column in zip(CLUSTER_FIELDS, columns, strict=True):
-        table = table.append_column(pa.field(*field), pa.array(column, field[1]))
-    return table
 
 
 def predict(clusters: Path, queries: list[str]) -> None:

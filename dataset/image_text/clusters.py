@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, written_atomically
 from visual_search.common.ranges import check_ranges
 from visual_search.text.config import ClusterConfig
+from visual_search.text.pairs import CLUSTER_FIELDS
 from visual_search.text.sentence_encoders import SentenceEncoder, sentence_encoder
 
 MODEL, FACTS = "clusters.npz", "clusters.json"
@@ -191,3 +193,16 @@ def _votes(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> Any:
 
     votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
     return votes.fit(vectors, labels)
+
+
+def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
+    """The rows with the cluster of each query, and that of the mean of an image's embeddings."""
+    texts = table["texts"].to_pylist()
+    ends = np.cumsum([len(row) for row in texts])[:-1]
+    vectors = clusters.encoder.encode([text for row in texts for text in row])
+    of_queries = np.split(clusters.predict_vectors(vectors), ends)
+    means = np.stack([rows.mean(axis=0) for rows in np.split(vectors, ends)])
+    columns = ([row.tolist() for row in of_queries], clusters.predict_vectors(means).tolist())
+    for field, column in zip(CLUSTER_FIELDS, columns, strict=True):
+        table = table.append_column(pa.field(*field), pa.array(column, field[1]))
+    return table

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dataset.image_text import cluster_texts
+from dataset.image_text import clusters as text_clusters
 from dataset.image_text.catalogue_pairs import catalogue_pairs
 from dataset.image_text.cluster_texts import assign, main
 from dataset.image_text.clusters import TextClusters
@@ -91,7 +92,7 @@ def test_a_stopped_assignment_goes_on(
 ) -> None:
     folder, output = demo.with_name("demo.clusters"), tmp_path / "out.parquet"
     done: list[int] = []
-    whole = cluster_texts.clustered
+    whole = text_clusters.clustered
 
     def clustered(table: pa.Table, clusters: TextClusters) -> pa.Table:
         if len(done) == 2:
@@ -99,7 +100,7 @@ def test_a_stopped_assignment_goes_on(
         done.append(table.num_rows)
         return whole(table, clusters)
 
-    monkeypatch.setattr(cluster_texts, "clustered", clustered)
+    monkeypatch.setattr(text_clusters, "clustered", clustered)
     monkeypatch.setattr(cluster_texts, "PIECE_IMAGES", 90)
     with pytest.raises(KeyboardInterrupt):
         assign(demo, folder, output)
