@@ -63,7 +63,8 @@ class ExponentialAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as if the updates of `state` had been made here."""
         self.updates = int(state["updates"])
-        _fill(self.averages, state["averages"])
+        kept = state["averages"]  # by name in runs that an earlier version began
+        _fill(self.averages, list(kept.values()) if isinstance(kept, Mapping) else kept)
 
 
 @torch.no_grad()

@@ -38,6 +38,15 @@ def test_the_average_by_hand() -> None:
     assert float(average.averages[0]) == pytest.approx(0.2 * before)
 
 
+def test_averages_that_an_earlier_version_kept_by_name_go_on() -> None:
+    module = model()
+    average = ExponentialAverage(module, 0.9)
+    by_name = {name: torch.rand_like(value) for name, value in module.named_parameters()}
+    average.load_state_dict({"updates": 3, "averages": by_name})
+    assert average.updates == 3
+    assert all(map(torch.equal, average.averages, by_name.values()))
+
+
 def test_swapped_gives_the_averages_and_back_even_after_an_error() -> None:
     module = model()
     average = ExponentialAverage(module, 0.9)
