@@ -113,6 +113,7 @@ class BestCheckpoint(ABC, Generic[Found]):
     def _keep(self, epoch: int, step: int, head: Mapping[str, Tensor], soup: bool = False) -> float:
         evaluation = self._evaluate()
         score = evaluation.mean_average_precision
+        self._log(evaluation)
         self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
         averaged = "soup" if soup else "ema" if self.average else "no"
         facts = {**self._facts(epoch, step, score), "averaged": averaged}
@@ -141,6 +142,9 @@ class BestCheckpoint(ABC, Generic[Found]):
     def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Found | None:
         """Try a last improvement on the best model; None where there is none."""
         return None
+
+    def _log(self, evaluation: Found) -> None:
+        """Keep more of a validation than its score."""
 
     @abstractmethod
     def _evaluate(self) -> Found:

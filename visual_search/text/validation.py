@@ -35,19 +35,21 @@ class PairValidator(BestCheckpoint[BothWays]):
 
     def validate_before_training(self) -> None:
         """What the start is worth, before anything is learnt."""
-        found = self._evaluate(kind="start")
+        found = self._evaluate()
+        self.run.log(kind="start", **found.as_dict())
         print(f"before training: mAP {found.mean_average_precision:.4f}", flush=True)
 
-    def _evaluate(self, kind: str = "retrieval") -> BothWays:
+    def _log(self, evaluation: BothWays) -> None:
+        self.run.log(kind="retrieval", **evaluation.as_dict())
+
+    def _evaluate(self) -> BothWays:
         phase, encoder = self.phase, self.phase.learner.embedder
         was_training = encoder.training
         encoder.eval()
         images = self._image_vectors()
         texts = encoder.embed_texts(phase.relevance.texts)
         encoder.train(was_training)
-        found = evaluate_retrieval(images, texts, phase.relevance)
-        self.run.log(kind=kind, **found.as_dict())
-        return found
+        return evaluate_retrieval(images, texts, phase.relevance)
 
     @torch.no_grad()
     def _image_vectors(self) -> Tensor:
