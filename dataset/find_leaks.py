@@ -107,7 +107,7 @@ def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
         for leak in found[:MOST_IN_A_ROW]:
             shown.append(Tile(ImageItem(Path(leak.train_photo)), leak.train_photo, "image"))
         words = [
-            f"{leak.distance} bits" + (f", cosine {leak.cosine:.3f}" if leak.cosine else "")
+            f"{leak.distance} bits" + ("" if leak.cosine is None else f", cosine {leak.cosine:.3f}")
             for leak in found[:MOST_IN_A_ROW]
         ]
         rows.append(TileRow(os.path.basename(photo), "; ".join(words), shown))

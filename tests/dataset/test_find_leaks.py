@@ -170,8 +170,9 @@ def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
     assert unchecked([train, other], [gallery, queries]) == [(train, queries), (other, queries)]
     record(train, queries, {})
     assert unchecked([train], [gallery, queries]) == []
-    record_path(train.table).write_text("{not json")
-    assert len(unchecked([train], [gallery, queries])) == 2
+    for spoilt in ("{not json", "[1, 2]", "3"):
+        record_path(train.table).write_text(spoilt)
+        assert len(unchecked([train], [gallery, queries])) == 2
     assert fingerprint(tmp_path / "none") == ""
 
 

@@ -77,8 +77,8 @@ def record(train: Side, test: Side, facts: dict[str, Any]) -> Path:
 def _notes(path: Path) -> list[dict[str, Any]]:
     """The notes of a record; none where it is missing or cannot be read."""
     try:
-        return read_json(path)
-    except (OSError, ValueError):
+        return [note for note in read_json(path) if isinstance(note, dict)]
+    except (OSError, ValueError, TypeError):
         return []
 
 
