@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataset.archives import RECORD, unpack
-from dataset.sources import NAMES, data_set
+from dataset.sources import MODULES, data_set
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import read_json, write_json
 from visual_search.common.ranges import whole_number
@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--source, what has a stable public address is downloaded; a run that was stopped goes on.",
     )
     add = parser.add_argument
-    add("--dataset", required=True, choices=NAMES, help="which data set")
+    add("--dataset", required=True, choices=sorted(MODULES), help="which data set")
     add("--save_path", required=True, type=Path, help="folder of the table and of what is unpacked")
     add(
         "--source",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import another_kind, open_regular, read_text
+from visual_search.common.files import read_text
 from visual_search.data.dataset_info import InfoRow
 from visual_search.data.image_files import is_image
 from visual_search.data.images import Box
@@ -185,9 +183,6 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-_NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)\b")
-
-
 def split_lines(
     path: Path,
     fields: int,
@@ -226,65 +221,6 @@ def split_lines(
         raise UserError(
             f"{path} announces {announced} images on line 1 but lists {count}: get it again"
         )
-
-
-Found = TypeVar("Found")
-
-
-def read_json(path: Path, form: type[Found]) -> Found:
-    """UTF-8 JSON file as a `msgspec.Struct`, or a list of one; what that does not name is skipped.
-
-    `NaN` and infinities, which JSON does not know but annotation files have, are taken for null.
-
-    Raises:
-        UserError: for a file that is missing, damaged, or of another form; it says where.
-    """
-    import msgspec
-
-    try:
-        with open_regular(path) as handle:
-            data = handle.read().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if kind := another_kind(data):
-        raise UserError(f"{path} {kind}")
-    try:
-        try:
-            return msgspec.json.decode(data, type=form)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            return msgspec.json.decode(_NOT_FINITE.sub(rb"\1null", data), type=form)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        cut = "; it is cut off, get it again" if "truncated" in str(error) else ""
-        raise UserError(f"{path} is damaged: {error}{cut}") from error
-
-
-def csv_records(
-    path: Path, columns: Sequence[str], may_be_empty: Sequence[str] = ()
-) -> Iterator[dict[str, str]]:
-    """The rows of a csv file, by the names of columns that it must have, filled or `may_be_empty`.
-
-    Raises:
-        UserError: for a missing column, an empty cell, and as
-            :func:`visual_search.data.tables.table_chunks`.
-    """
-    from visual_search.data.tables import table_chunks
-
-    for table in table_chunks(path):
-        missing = [name for name in (*columns, *may_be_empty) if name not in table.columns]
-        if missing:
-            raise UserError(
-                f"{path} has no column {', '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, table.columns))}"
-            )
-        for line, values in zip(table.index, table.to_dict("records"), strict=True):
-            empty = [name for name in columns if not values[name].strip()]
-            if empty:
-                raise UserError(f"{path} line {line}: {empty[0]} is empty")
-            yield {str(name): cell for name, cell in values.items()}
 
 
 def whole_number(text: str, place: str, what: str) -> int:

@@ -102,20 +102,22 @@ def _csv_rows(files: Files) -> Iterator[InfoRow]:
             yield InfoRow(path, str(label), names[label], box, is_test=tests)
 
 
-DATA_SET = DataSet(
-    title="Stanford Cars",
-    page="https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
-    layout="cars_annos.mat and car_ims/; or devkit/ with cars_train_annos.mat, "
-    "cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or anno_train.csv, "
-    "anno_test.csv, names.csv, train/ and test/",
-    read=read,
-    columns=("title", "bbox"),
-    archives={
-        "CARS196.zip": "cars_annos.mat",
-        "car_ims.tgz": "car_ims",
-        "cars_train.tgz": "cars_train",
-        "cars_test.tgz": "cars_test",
-        "car_devkit.tgz": "cars_train_annos.mat",
-    },
-    downloads=(Download("http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip"),),
-)
+DATA_SETS = {
+    "cars": DataSet(
+        title="Stanford Cars",
+        page="https://www.kaggle.com/datasets/jessicali9530/stanford-cars-dataset",
+        layout="cars_annos.mat and car_ims/; or devkit/ with cars_train_annos.mat, "
+        "cars_test_annos_withlabels.mat, cars_train/ and cars_test/; or anno_train.csv, "
+        "anno_test.csv, names.csv, train/ and test/",
+        read=read,
+        columns=("title", "bbox"),
+        archives={
+            "CARS196.zip": "cars_annos.mat",
+            "car_ims.tgz": "car_ims",
+            "cars_train.tgz": "cars_train",
+            "cars_test.tgz": "cars_test",
+            "car_devkit.tgz": "cars_train_annos.mat",
+        },
+        downloads=(Download("http://ftp.cs.stanford.edu/cs/cvgl/CARS196.zip"),),
+    )
+}

@@ -4,6 +4,7 @@ Each function writes what the official download of the data set of its name unpa
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -317,3 +318,14 @@ def glr_train(folder: Path, cleaned: bool) -> None:
         write_csv(folder / "train_clean.csv", ["landmark_id", "images"], rows)
     for number, name in enumerate(landmarks):
         image(folder / "train" / name[0] / name[1] / name[2] / f"{name}.jpg", number, 5)
+
+
+def pack(paths: Iterable[Path], archive: Path) -> None:
+    """Move files and folders into an archive; its name says of which kind it is."""
+    folder = archive.with_name("packed")
+    folder.mkdir(parents=True)
+    for path in paths:
+        shutil.move(path, folder)
+    kind = {".zip": "zip", ".tar": "tar"}.get(archive.suffix, "gztar")
+    Path(shutil.make_archive(str(folder), kind, folder)).rename(archive)
+    shutil.rmtree(folder)

@@ -13,7 +13,7 @@ import pytest
 
 from dataset.check_table import check
 from dataset.prepare_dataset import prepare
-from dataset.sources import NAMES, data_set
+from dataset.sources import MODULES, data_set, download
 from tests.commands import refused
 from tests.dataset import layouts
 from visual_search.common.errors import UserError
@@ -27,13 +27,16 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def table_of(name: str, source: Path, **options: object) -> pd.DataFrame:
-    prepare(name, source.parent / "out", [source], **options)  # type: ignore[arg-type]
-    table = pd.read_csv(
-        source.parent / "out" / "dataset_info.csv", dtype=str, keep_default_na=False
-    )
+def table_of(name: str, source: Path, **options: Any) -> pd.DataFrame:
+    out = source.parent / "out"
+    prepare(name, out, [source], **options)
+    return table_in(out)
+
+
+def table_in(out: Path) -> pd.DataFrame:
+    table = pd.read_csv(out / "dataset_info.csv", dtype=str, keep_default_na=False)
     for file in table["file_name"]:
-        assert (source.parent / "out" / file).is_file()
+        assert (out / file).is_file()
     assert set(table["width"]) == set(table["height"]) == {str(layouts.SIDE)}
     return table
 
@@ -46,22 +49,61 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_source_is_left_as_it_is_and_labels_carry_the_name(name: str, source: Path) -> None:
+def offer(name: str, built: Path, folder: Path) -> None:
+    """Move an unpacked data set into a folder of its archives, and of what is offered bare."""
+    for pattern, held in data_set(name).archives.items():
+        found = min(built.rglob(held), key=lambda path: len(path.parts), default=None)
+        if found:  # not within another archive already
+            top = built / found.relative_to(built).parts[0]
+            alone = top.is_dir() or pattern.startswith(top.name)
+            archive = folder / pattern.replace("*", "0")
+            layouts.pack([top] if alone else sorted(built.iterdir()), archive)
+    for path in built.iterdir():
+        shutil.move(path, folder)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_folder_its_archives_and_a_download_give_the_same_rows(
+    name: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the source stays as it is; labels carry the data set's name."""
+    wanted, out, offered = data_set(name), tmp_path / "out", tmp_path / "offered"
+    offered.mkdir()
     getattr(layouts, name)(source)
     before = state(source)
-    assert data_set(name).page.startswith("http")
     table = table_of(name, source)
     assert state(source) == before
+    assert not list(out.rglob("*.jpg"))  # none is copied
+    assert wanted.page.startswith("http")
     assert table["label"].str.startswith(f"{name}/").all()
     assert not table["file_name"].duplicated().any()
-    expected = ["file_name", "label", *data_set(name).columns, "width", "height", "is_test"]
+    expected = ["file_name", "label", *wanted.columns, "width", "height", "is_test"]
     assert sorted(table.columns) == sorted(expected)
-    assert check(source.parent / "out" / "dataset_info.csv", files="all").problems == []
+    assert check(out / "dataset_info.csv", files="all").problems == []
     if name != "glr":  # its index and queries only test
-        assert read_training_table(source.parent / "out" / "dataset_info.csv").class_names
-    # No image is copied.
-    assert not list((source.parent / "out").rglob("*.jpg"))
+        assert read_training_table(out / "dataset_info.csv").class_names
+
+    def same_as(other: pd.DataFrame) -> None:
+        names = [found["file_name"].str.rpartition("/")[2].tolist() for found in (table, other)]
+        assert names[0] == names[1]
+        assert table.drop(columns="file_name").equals(other.drop(columns="file_name"))
+
+    offer(name, source, offered)
+    before = state(offered)
+    same_as(table_of(name, offered))
+    assert state(offered) == before
+    record = (out / ".unpacked.json").read_bytes()
+    prepare(name, out, [offered])
+    assert (out / ".unpacked.json").read_bytes() == record  # nothing is unpacked again
+    for file in wanted.downloads:
+        assert any(Path(file.name).match(pattern) for pattern in wanted.archives)
+        assert len(file.md5) in (0, 32)
+        assert len(file.sha256) in (0, 64)
+    if wanted.downloads:
+        shutil.rmtree(out)
+        monkeypatch.setattr(download, "download", lambda file, *_: offered / file.name)
+        prepare(name, out)
+        same_as(table_in(out))
 
 
 def without(builder: Callable[[Path], None], *names: str) -> Callable[[Path], None]:

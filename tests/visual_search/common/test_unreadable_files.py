@@ -12,7 +12,8 @@ import pytest
 from dataset.archives import unpack
 from dataset.dataset_creation_steps.snapshots import row_count
 from dataset.image_text.query_lines import read_images
-from dataset.sources.base import read_json, split_lines
+from dataset.sources.base import split_lines
+from dataset.sources.json_lists import read_json
 from dataset.unpack import unpack_parts
 from tests.commands import inside
 from visual_search.common.files import read_lines, read_yaml

@@ -4,7 +4,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataset.sources.base import read_json
+from dataset.sources.json_lists import read_json
 from tests.commands import refused
 
 
