@@ -138,8 +138,10 @@ def top_k_in_blocks(
 ) -> tuple[Tensor, Tensor]:
     """What :func:`top_k` returns, by matrix products with `block_rows` of the gallery each.
 
-    With `rows`, only these of the gallery are looked at, and named by their place in `rows`.
+    A block has `k` rows at least. With `rows`, only these of the gallery are looked at, and named
+    by their place in `rows`.
     """
+    block_rows = max(block_rows, k)
     tiles = queries.detach().float().split(BLOCK_QUERIES)
     best = [(tile[:, :0], tile[:, :0].long()) for tile in tiles]
     for start in range(0, len(gallery if rows is None else rows), block_rows):
@@ -160,13 +162,18 @@ def top_k_in_blocks(
 def _merged(
     scores: Tensor, rows: Tensor, similarities: Tensor, start: int, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The best of what was found so far and of the similarities to the rows from `start` on."""
+    """The `k` best of those found so far, and of the similarities to the rows from `start` on."""
     if not start:
         return stable_top_k(similarities, k)
-    width = scores.shape[1]
-    scores, places = stable_top_k(torch.cat([scores, similarities], dim=1), k)
-    known = rows.gather(1, places.clamp(max=width - 1))
-    return scores, torch.where(places < width, known, places + (start - width))
+    # Few are above the last of those found: to choose among these takes half the time of all.
+    query, column = (similarities > scores[:, -1:]).nonzero(as_tuple=True)
+    counts = torch.bincount(query, minlength=len(scores))
+    place = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+    new = similarities.new_full((len(scores), int(counts.max())), -torch.inf)
+    new_rows = torch.zeros_like(new, dtype=torch.long)
+    new[query, place], new_rows[query, place] = similarities[query, column], column + start
+    best, places = stable_top_k(torch.cat([scores, new], dim=1), k)
+    return best, torch.cat([rows, new_rows], dim=1).gather(1, places)
 
 
 def stable_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
