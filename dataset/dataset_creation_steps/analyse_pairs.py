@@ -10,14 +10,10 @@ import argparse
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset.options import add_mean_cosine_options
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import written_atomically
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,11 +49,11 @@ def selection_file(parquet: Path, threshold: float) -> Path:
 
 def analyse(
     parquet: Path, embeddings: str | None, thresholds: Sequence[float], min_images: int = 2
-) -> dict[float, pa.Table]:
+) -> None:
     """Write the table of means, unless it is there, a table for each threshold, and a histogram.
 
     `embeddings` is the pattern of the snapshots' names (None: `<parquet>_*.embeddings`), a
-    threshold of the mean cosine in -1..1, `min_images` what a product must keep. Returns what each
+    threshold of the mean cosine in -1..1, `min_images` what a product must keep. Says what each
     threshold keeps.
 
     Raises:
@@ -73,26 +69,21 @@ def analyse(
         raise UserError(f"no file fits {pattern!r}: run extract_features.py {parquet} first")
     write_means(snapshots, means_file(parquet))
     means = pq.read_table(means_file(parquet))
-    kept = {threshold: cut(means, threshold, min_images) for threshold in thresholds}
-    for threshold, table in kept.items():
-        with written_atomically(selection_file(parquet, threshold)) as temporary:
+    for threshold in thresholds:
+        table, path = cut(means, threshold, min_images), selection_file(parquet, threshold)
+        with written_atomically(path) as temporary:
             pq.write_table(table.replace_schema_metadata(), temporary)
+        products = len(table["asin"].unique())
+        print(f"above {threshold:g}: {table.num_rows} images of {products} products ({path})")
     draw_histogram(means_file(parquet), thresholds)
-    return kept
+    print(f"histogram: {means_file(parquet).with_suffix('.png')}", flush=True)
 
 
 def main() -> None:
-    """Write the tables and the histogram, and say what each threshold keeps."""
+    """Write the tables and the histogram, and say what comes next."""
     arguments = parse_arguments()
     parquet: Path = arguments.parquet
-    kept = analyse(parquet, arguments.embeddings, arguments.threshold, arguments.min_images)
-    for threshold, table in kept.items():
-        products = len(table["asin"].unique())
-        print(
-            f"above {threshold:g}: {table.num_rows} images of {products} products "
-            f"({selection_file(parquet, threshold)})"
-        )
-    print(f"histogram: {means_file(parquet).with_suffix('.png')}")
+    analyse(parquet, arguments.embeddings, arguments.threshold, arguments.min_images)
     lowest = selection_file(parquet, min(arguments.threshold))
     print(f"next: python dataset/dataset_creation_steps/download_images.py {lowest}")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
 
 SOURCES = Path("dataset/amazon")
 SELECTION = ["asin", "role", "url", "mean_cosine"]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a call of step 4 left."""
-
-    images: int
-    duplicates: int
-    """Images whose content another row has."""
-    failures: Counter[str]
-    """Images that could not be had, by reason."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -90,22 +78,19 @@ def table_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.parquet")
 
 
-def download_images(selections: Sequence[Path], root: Path, how: Filling) -> Kept:
-    """Download what is missing of step 3's tables, keep each content once, and write the table.
+def download_images(selections: Sequence[Path], root: Path, how: Filling) -> pd.DataFrame:
+    """Download what is missing of step 3's tables, keep each content once, and say what came of it.
+
+    Returns:
+        The table of the images that are there, which is written beside their folder.
 
     Raises:
         UserError: when a table is missing or nothing could be had.
     """
-    import pyarrow as pa
-
     from dataset.dataset_creation_steps.image_store import ImageStore
 
-    wanted = read_selections(selections)
-    rows = pa.Table.from_pandas(wanted, preserve_index=False)
-    found = ImageStore(root, ("asin", "role", "url")).fill(rows, how)
-    table = wanted.merge(found.drop("role").to_pandas(), on=["asin", "url"], how="left")
-    failed = table[table["file"].isna()]
-    images = table[table["file"].notna()]
+    table = ImageStore(root, "asin").fill(read_selections(selections), how)
+    failed, images = table[table["file"].isna()], table[table["file"].notna()]
     images = images.assign(image_path=images["file"], label=images["asin"])
     # A content under several labels teaches nothing but contradiction: the best fit keeps it.
     best = images.sort_values(["mean_cosine", "asin", "url"], ascending=[False, True, True])
@@ -114,12 +99,18 @@ def download_images(selections: Sequence[Path], root: Path, how: Filling) -> Kep
     with written_atomically(table_file(root)) as temporary:
         unique[columns].to_parquet(temporary, index=False)
     write_csv(failures_file(root), failed[["asin", "role", "url", "reason"]])
+    print_failures(Counter(failed["reason"].astype(str)), "not there")
+    print(
+        f"{len(unique)} images in {root}, {len(images) - len(unique)} copies of others left out, "
+        f"{len(failed)} could not be had ({failures_file(root)}); table: {table_file(root)}",
+        flush=True,
+    )
     if unique.empty:
         raise UserError(
             f"no image could be had; {failures_file(root)} has the reasons (--retry-failed tries "
             "again)"
         )
-    return Kept(len(unique), len(images) - len(unique), Counter(failed["reason"].astype(str)))
+    return unique
 
 
 def read_selections(paths: Sequence[Path]) -> pd.DataFrame:
@@ -147,13 +138,7 @@ def main() -> None:
     root: Path = arguments.output
     selections = arguments.selections or selections_here()
     print(f"reading {', '.join(map(str, selections))}", flush=True)
-    kept = download_images(selections, root, filling(arguments))
-    print_failures(kept.failures, "not there")
-    print(
-        f"{kept.images} images in {root}, {kept.duplicates} copies of others left out, "
-        f"{kept.failures.total()} could not be had ({failures_file(root)}); table: "
-        f"{table_file(root)}"
-    )
+    download_images(selections, root, filling(arguments))
     print(
         "next: python dataset/dataset_creation_steps/prepare_training_set.py "
         f"{table_file(root)} --evaluation dataset/development_test_data"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from dataset.dataset_creation_steps.engine import (
 )
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.files import write_csv
-from visual_search.common.progress import progress_bar
 from visual_search.common.ranges import real_number
 
 if TYPE_CHECKING:
@@ -32,19 +30,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ["asin", "product_images", "user_images"]
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What a call of step 2 found and did."""
-
-    snapshots: int
-    """Files that there are now."""
-    earlier: int
-    """Of these, files that an earlier call had written."""
-    embedded: int
-    failures: Counter[str]
-    """Images without an embedding, by reason."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -88,8 +73,8 @@ def second_phase() -> Path:
 
 def extract(
     parquet: Path, run: Path, how: Filling, *, gpus: float = 0.0, overwrite: bool = False
-) -> Extracted:
-    """Write the snapshots of step 1's table that are missing, by the model of `run`.
+) -> None:
+    """Write the snapshots of step 1's table that are missing, by the model of `run`, and say so.
 
     Args:
         how: its pieces are products, those of a snapshot.
@@ -98,13 +83,14 @@ def extract(
             table and size stay, so that a killed call can be repeated as it was.
 
     Raises:
-        UserError: when file or model is missing, or the snapshots are of another model.
+        UserError: when file or model is missing, the snapshots are of another model, or no image
+            could be embedded.
     """
     from dataset.dataset_creation_steps import snapshots
     from visual_search.data import leak_record
     from visual_search.model import checkpoint
 
-    snapshots.remove_leftovers(parquet)
+    snapshots.remove_leftovers(parquet.parent, parquet.name, f"{parquet.stem}_mean_")
     count = -(-snapshots.row_count(parquet, COLUMNS) // how.piece)
     source = snapshots.fingerprint(
         leak_record.fingerprint(parquet),
@@ -135,19 +121,29 @@ def extract(
 
     numbers = sorted({*range(count)} - {*done} | {*again})
     if numbers:
-        pieces = snapshots.through_stages(
-            numbers, rows_of, _stages(run, how.download, gpus), how.distributed
-        )
-        label = f"embedding {parquet.name}"
-        with progress_bar(label, "piece", total=count, initial=count - len(numbers)) as bar:
-            for number, table in snapshots.while_the_network_works(pieces, again):
-                table = table.select(snapshots.IMAGES.names)
-                if number in again:
-                    table = with_rows(snapshots.read_snapshot(done[number]), again[number], table)
-                snapshots.write_snapshot(snapshots.snapshot_file(parquet, number), table, source)
-                bar.update()
+        for number, table in snapshots.through_stages(
+            f"embedding {parquet.name}",
+            numbers,
+            rows_of,
+            _stages(run, how.download, gpus),
+            how.distributed,
+            again,
+        ):
+            table = table.select(snapshots.IMAGES.names)
+            if number in again:
+                table = with_rows(snapshots.read_snapshot(done[number]), again[number], table)
+            snapshots.write_snapshot(snapshots.snapshot_file(parquet, number), table, source)
     embedded, failures = _summed(parquet, count)
-    return Extracted(count, count - len(numbers), embedded, failures)
+    print_failures(failures, "without an embedding")
+    print(
+        f"{embedded} images embedded, {failures.total()} not ({failures_file(parquet)}); "
+        f"{count} snapshots, {count - len(numbers)} of them from an earlier call",
+        flush=True,
+    )
+    if not embedded:
+        raise UserError(
+            "no image could be embedded; the reasons are above (--retry-failed tries again)"
+        )
 
 
 def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
@@ -225,17 +221,7 @@ def main() -> None:
     run = arguments.run or second_phase()
     print(f"the model that compares is {run}", flush=True)
     how, gpus = filling(arguments), arguments.gpus
-    found = extract(parquet, run, how, gpus=gpus, overwrite=arguments.overwrite)
-    print_failures(found.failures, "without an embedding")
-    print(
-        f"{found.embedded} images embedded, {found.failures.total()} not "
-        f"({failures_file(parquet)}); {found.snapshots} snapshots, {found.earlier} of them from "
-        "an earlier call"
-    )
-    if not found.embedded:
-        raise UserError(
-            "no image could be embedded; the reasons are above (--retry-failed tries again)"
-        )
+    extract(parquet, run, how, gpus=gpus, overwrite=arguments.overwrite)
     print(
         "next: python dataset/dataset_creation_steps/analyse_pairs.py "
         f'{parquet} "{parquet}_*.embeddings"'

@@ -77,8 +77,8 @@ def is_finished(reviews: Path, meta: Path, output: Path) -> bool:
     return bool(read_json(summary).get("inputs") == inputs(reviews, meta))
 
 
-def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
-    """Join reviews and products, one a line, and write them; what was counted, also as JSON.
+def get_pairs(reviews: Path, meta: Path, output: Path) -> None:
+    """Join reviews and products, one a line, write them, and say what was counted, also as JSON.
 
     The columns are `asin`, `title`, `product_images` and `user_images` (lists of addresses), sorted
     by asin, :data:`PRODUCTS_A_GROUP` in a row group.
@@ -92,6 +92,7 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
     for path in (reviews, meta):
         if not path.is_file():
             raise UserError(f"{path} does not exist")
+    print(f"reading {reviews} and {meta}", flush=True)
     with work_folder(output.with_name(f".{output.name}.parts")) as parts:
         summary: dict[str, Any] = {
             "reviews": extract(reviews, review, parts / "reviews.parquet"),
@@ -108,7 +109,14 @@ def get_pairs(reviews: Path, meta: Path, output: Path) -> dict[str, Any]:
             f"same category? counted: {json.dumps(summary)}"
         )
     write_json(summary_file(output), summary)
-    return summary
+    for part in ("reviews", "products"):
+        print(f"{part}: " + ", ".join(f"{n} {what}" for what, n in summary[part].items()))
+    pairs = summary["pairs"]
+    print(
+        f"{output}: {pairs['products']} products with {pairs['product_images']} images of the "
+        f"shop and {pairs['user_images']} of buyers; the counts are in {summary_file(output)}",
+        flush=True,
+    )
 
 
 def extract(path: Path, reader: Callable[..., Row | None], output: Path) -> dict[str, int]:
@@ -188,15 +196,7 @@ def main() -> None:
     meta = arguments.meta or category_file(reviews.with_name(f"meta_{reviews.name}"))
     output = arguments.output or default_output(reviews)
     start_engine(arguments.runner, arguments.ray_address)
-    print(f"reading {reviews} and {meta}", flush=True)
-    summary = get_pairs(reviews, meta, output)
-    for part in ("reviews", "products"):
-        print(f"{part}: " + ", ".join(f"{n} {what}" for what, n in summary[part].items()))
-    pairs = summary["pairs"]
-    print(
-        f"{output}: {pairs['products']} products with {pairs['product_images']} images of the "
-        f"shop and {pairs['user_images']} of buyers; the counts are in {summary_file(output)}"
-    )
+    get_pairs(reviews, meta, output)
     print(f"next: python dataset/dataset_creation_steps/extract_features.py {output}")
 
 

@@ -7,24 +7,21 @@ between them, and the network and the model work at the same time.
 from __future__ import annotations
 
 import asyncio
-import glob
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import daft
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from daft import DataType, Series
 
 from dataset.dataset_creation_steps import snapshots
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling
-from dataset.dataset_creation_steps.snapshots import is_stopped, keys
-from dataset.downloads import Download, Downloader, extension, image_problem
+from dataset.dataset_creation_steps.snapshots import is_stopped
+from dataset.downloads import Download, Downloader, extension, image_problem, may_pass
 from visual_search.common.files import write_bytes
-from visual_search.common.progress import progress_bar
 
 FETCH_BATCH = 64
 FETCH_BATCHES = 4
@@ -126,110 +123,91 @@ class ImageStore:
 
     Attributes:
         root: of the images; on a cluster all machines see it.
-        columns: text; the first one and the last, `url`, name a row.
+        key: a column of text that, with `url`, names a row.
         by_content: whether an image's folder is that of its content, not that of its row.
     """
 
     root: Path
-    columns: tuple[str, ...]
+    key: str
     by_content: bool = False
 
-    def fill(self, wanted: pa.Table, how: Filling) -> pa.Table:
-        """Download what is missing of `wanted`, which has the store's columns; keep a content once.
+    def fill(self, wanted: pd.DataFrame, how: Filling) -> pd.DataFrame:
+        """Download what is missing of `wanted`, which has key and `url`; keep a content once.
 
         Returns:
-            What came of the wanted images, each once, in their order: the columns and
-            :data:`RESULTS`; `file` is null where there is none.
+            The wanted images, each once, in their order, with :data:`RESULTS`; `file` is null
+            where there is none.
 
         Raises:
             UserError: when the network seems to be down.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in [
-            *self.root.glob("*/.*.tmp"),
-            *self.root.parent.glob(f".{glob.escape(self.root.name)}*.tmp"),
-        ]:
-            leftover.unlink(missing_ok=True)  # half-written by a process that was killed
-        wanted = wanted.select(list(self.columns))
-        twice = pd.Series(self._row_keys(wanted)).duplicated().to_numpy()
-        wanted = wanted.filter(pa.array(~twice)).combine_chunks()
+        snapshots.remove_leftovers(self.root.parent, self.root.name)
+        for leftover in self.root.glob("*/.*.tmp"):
+            leftover.unlink(missing_ok=True)
         records = self._records()
-        found, files = self._looked_up(wanted, records), self._files(records)
-        known = zip(found["sha256"].to_pylist(), found["reason"].to_pylist(), strict=True)
-        # Neither kept nor failed: an image that was not tried, or has gone since.
-        missing = [n for n, (sha, why) in enumerate(known) if why is None and sha not in files]
-        self._download(found.take(pa.array(missing, pa.int64())), records.num_rows, how)
-        if how.retry_failed:
-            again = found.take(pa.array(snapshots.may_pass_rows(found)))
-            self._download(again, records.num_rows, how, again=True)
-        records = self._records()
-        files = self._files(records)
-        kept = zip(records["sha256"].to_pylist(), records["file"].to_pylist(), strict=True)
-        for copy in [file for sha, file in kept if file and files.get(sha, file) != file]:
-            (self.root / copy).unlink(missing_ok=True)
         found = self._looked_up(wanted, records)
-        names = pa.array([files.get(sha) for sha in found["sha256"].to_pylist()], pa.string())
-        return found.set_column(found.schema.get_field_index("file"), "file", names)
+        # Neither kept nor failed: an image that was not tried, or has gone since.
+        missing = found[found["stored"].isna() & found["reason"].isna()]
+        self._download(missing, len(records), how)
+        if how.retry_failed:
+            again = found[found["reason"].fillna("").map(may_pass).astype(bool)]
+            self._download(again, len(records), how, again=True)
+        found = self._looked_up(wanted, self._records())
+        return found.assign(file=found["stored"]).drop(columns="stored")
 
     @property
     def _schema(self) -> pa.Schema:
-        """Of a record: the columns and :data:`RESULTS`."""
-        names = (*self.columns, *RESULTS)
+        """Of a record: what names it, and :data:`RESULTS`."""
+        names = (self.key, "url", *RESULTS)
         return pa.schema([(name, pa.int64() if name == "bytes" else pa.string()) for name in names])
 
-    def _row_keys(self, table: pa.Table) -> np.ndarray:
-        found = [np.zeros(0, np.uint64)]
-        for batch in table.to_batches(100_000):
-            names = (batch[name].to_pylist() for name in (self.columns[0], self.columns[-1]))
-            found.append(keys([f"{first}\t{url}" for first, url in zip(*names, strict=True)]))
-        return np.concatenate(found)
-
-    def _pieces(self) -> dict[int, Path]:
+    def _pieces(self) -> list[Path]:
         """Files with the records of some images each, in the order in which they were made."""
         found = (self.root / ".progress").glob("*.photos")
-        return dict(sorted((int(path.stem), path) for path in found))
+        return sorted(found, key=lambda path: int(path.stem))
 
-    def _records(self) -> pa.Table:
+    def _records(self) -> pd.DataFrame:
         """The last record of every row."""
-        pieces = (snapshots.read_snapshot(path) for path in self._pieces().values())
         schema = self._schema
+        pieces = map(snapshots.read_snapshot, self._pieces())
         tables = [piece.select(schema.names).cast(schema) for piece in pieces]
-        table = pa.concat_tables([schema.empty_table(), *tables])
-        older = pd.Series(self._row_keys(table)).duplicated(keep="last").to_numpy()
-        return table.filter(pa.array(~older)).combine_chunks()
+        records = pa.concat_tables([schema.empty_table(), *tables]).to_pandas()
+        return records.drop_duplicates([self.key, "url"], keep="last")
 
-    def _looked_up(self, wanted: pa.Table, records: pa.Table) -> pa.Table:
-        """The wanted rows with :data:`RESULTS`, which are null where there is no record."""
-        places = pd.Index(self._row_keys(records)).get_indexer(self._row_keys(wanted))
-        found = records.take(pa.array(places, mask=places < 0))
-        for name in RESULTS:
-            wanted = wanted.append_column(name, found[name])
-        return wanted.cast(self._schema)
+    def _looked_up(self, wanted: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+        """The wanted rows with their record, and in `stored` the one file of their content.
 
-    def _files(self, records: pa.Table) -> dict[str, str]:
-        """Of each content that is on the disk, by its SHA-256, the first row's file that has it."""
-        files: dict[str, str] = {}
-        columns = (records[name].to_pylist() for name in ("sha256", "file", "bytes"))
-        for digest, file, size in zip(*columns, strict=True):
-            if file and digest not in files and is_stored(self.root, file, size):
-                files[digest] = file
-        return files
+        A record is null where there is none, and so is a file that is not on the disk. Other files
+        of the content, which were stored at the same time, are removed.
+        """
+        kept = records[records["file"].notna()]
+        sizes = zip(kept["file"], kept["bytes"], strict=True)
+        there = [is_stored(self.root, file, size) for file, size in sizes]
+        kept = kept[pd.Series(there, kept.index, dtype=bool)]
+        first = kept.drop_duplicates("sha256").set_index("sha256")["file"]
+        for copy in kept.loc[kept["file"] != kept["sha256"].map(first), "file"]:
+            (self.root / copy).unlink(missing_ok=True)
+        wanted = wanted.drop_duplicates([self.key, "url"])
+        found = wanted.merge(records, how="left", on=[self.key, "url"])
+        found = found.astype(dict.fromkeys(("file", "sha256", "reason"), "string"))
+        return found.assign(stored=found["sha256"].map(first))
 
-    def _download(self, rows: pa.Table, known: int, how: Filling, *, again: bool = False) -> None:
+    def _download(
+        self, rows: pd.DataFrame, known: int, how: Filling, *, again: bool = False
+    ) -> None:
         """Fetch the images of some rows, which stand behind so many; a record after each piece."""
-        if not rows.num_rows:
+        if rows.empty:
             return
-
-        def folder(row: int, file: str | None) -> str | None:
-            if self.by_content:
-                return None
-            return file.partition("/")[0] if file else f"{(known + row) // FOLDER_IMAGES:03d}"
-
-        folders = [folder(row, file) for row, file in enumerate(rows["file"].to_pylist())]
-        rows = rows.select(list(self.columns))
-        rows = rows.append_column("folder", pa.array(folders, pa.string()))
-        first = max(self._pieces(), default=-1) + 1
-        numbers = range(first, first + -(-rows.num_rows // how.piece))
+        places = pd.Series(range(known, known + len(rows)), rows.index)
+        folders = (places // FOLDER_IMAGES).map("{:03d}".format)
+        folders = rows["file"].str.split("/").str[0].fillna(folders)  # where it was before
+        rows = rows[[self.key, "url"]].assign(folder=None if self.by_content else folders)
+        schema = pa.schema([(name, pa.string()) for name in rows])
+        table = pa.Table.from_pandas(rows, schema, preserve_index=False)
+        pieces = self._pieces()
+        first = int(pieces[-1].stem) + 1 if pieces else 0
+        numbers = range(first, first + -(-len(rows) // how.piece))
         fetch: Any = FetchStage(how.download).fetch
         store: Any = StoreStage(str(self.root.resolve())).store
 
@@ -241,15 +219,13 @@ class ImageStore:
             columns["reason"] = got["reason"].fill_null(kept["reason"])
             return frame.with_columns(columns).exclude("got", "kept", "folder")
 
-        pieces = snapshots.through_stages(
+        for number, piece in snapshots.through_stages(
+            f"downloading to {self.root.name}",
             numbers,
-            lambda number: rows.slice((number - first) * how.piece, how.piece),
+            lambda number: table.slice((number - first) * how.piece, how.piece),
             stages,
             how.distributed,
-        )
-        retried = numbers if again else ()
-        with progress_bar(f"downloading to {self.root.name}", "piece", total=len(numbers)) as bar:
-            for number, table in snapshots.while_the_network_works(pieces, retried):
-                path = self.root / ".progress" / f"{number:05d}.photos"
-                snapshots.write_snapshot(path, table.select(self._schema.names), "plan")
-                bar.update()
+            numbers if again else (),
+        ):
+            path = self.root / ".progress" / f"{number:05d}.photos"
+            snapshots.write_snapshot(path, piece.select(self._schema.names), "plan")

@@ -67,7 +67,13 @@ def build_pairs(config: PairsConfig) -> None:
     Raises:
         UserError: when a file is missing or a step has nothing left.
     """
-    from dataset.dataset_creation_steps.prepare_training_set import evaluation_tables
+    from dataset.dataset_creation_steps import (
+        analyse_pairs,
+        download_images,
+        extract_features,
+        get_pairs,
+        prepare_training_set,
+    )
     from visual_search.model.checkpoint import load_checkpoint
 
     if not config.categories:
@@ -75,42 +81,25 @@ def build_pairs(config: PairsConfig) -> None:
     if not config.thresholds:
         raise UserError("thresholds is empty: name at least one")
     # All inputs, before the first of them is worked on for hours.
-    evaluation_tables(config.evaluation)
+    prepare_training_set.evaluation_tables(config.evaluation)
     load_checkpoint(config.run)
-    files = {name: category_files(config.folder, name) for name in config.categories}
+    files = [category_files(config.folder, name) for name in config.categories]
     if not config.evaluation:
         print("evaluation is empty: the images are not checked for leaks", flush=True)
     start_engine(config.runner, config.ray_address)
-    selections = [_one_category(config, *pair) for pair in files.values()]
-    _training_set(config, selections)
-
-
-def _one_category(config: PairsConfig, reviews: Path, meta: Path) -> Path:
-    """Steps 1 to 3; the table of images above the lowest threshold."""
-    from dataset.dataset_creation_steps import analyse_pairs, extract_features, get_pairs
-
-    pairs = get_pairs.default_output(reviews)
-    if get_pairs.is_finished(reviews, meta, pairs):
-        print(f"{pairs} is there", flush=True)
-    else:
-        counts = get_pairs.get_pairs(reviews, meta, pairs)["pairs"]
-        print(f"{pairs}: {counts['products']} products", flush=True)
-    how, gpus = config.filling(config.snapshot_products), config.gpus
-    found = extract_features.extract(pairs, config.run, how, gpus=gpus, overwrite=config.overwrite)
-    print(f"{found.embedded} images embedded, {found.failures.total()} not", flush=True)
-    kept = analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
-    for threshold, table in kept.items():
-        print(f"above {threshold:g}: {table.num_rows} images", flush=True)
-    return analyse_pairs.selection_file(pairs, min(config.thresholds))
-
-
-def _training_set(config: PairsConfig, selections: list[Path]) -> None:
-    """Steps 4 and 5."""
-    from dataset.dataset_creation_steps import download_images, prepare_training_set
-
+    selections = []
+    for reviews, meta in files:
+        pairs = get_pairs.default_output(reviews)
+        if get_pairs.is_finished(reviews, meta, pairs):
+            print(f"{pairs} is there", flush=True)
+        else:
+            get_pairs.get_pairs(reviews, meta, pairs)
+        how, gpus = config.filling(config.snapshot_products), config.gpus
+        extract_features.extract(pairs, config.run, how, gpus=gpus, overwrite=config.overwrite)
+        analyse_pairs.analyse(pairs, None, config.thresholds, config.min_images)
+        selections.append(analyse_pairs.selection_file(pairs, min(config.thresholds)))
     how = config.filling(config.piece_photos)
-    kept = download_images.download_images(selections, config.images, how)
-    print(f"{kept.images} images in {config.images}", flush=True)
+    download_images.download_images(selections, config.images, how)
     prepare_training_set.prepare_training_set(
         download_images.table_file(config.images),
         config.images.parent,

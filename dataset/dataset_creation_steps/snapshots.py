@@ -11,8 +11,7 @@ import glob
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from dataset.downloads import may_pass
 from visual_search.common.errors import UserError
 from visual_search.common.files import check_regular, written_atomically
+from visual_search.common.progress import progress_bar
 
 SUFFIX = ".embeddings"
 FAILED_AT_ONCE = 20
@@ -60,10 +60,10 @@ def keys(texts: Sequence[str]) -> np.ndarray:
     return pd.util.hash_array(np.array(texts, dtype=object), categorize=False)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Half-written files of a killed process whose names begin as that of `path`."""
-    for name in (path.name, f"{path.stem}_mean_"):
-        for leftover in path.parent.glob(f".{glob.escape(name)}*.tmp"):
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Half-written files of a killed process whose names begin as one of `names`."""
+    for name in names:
+        for leftover in folder.glob(f".{glob.escape(name)}*.tmp"):
             leftover.unlink(missing_ok=True)
 
 
@@ -118,60 +118,61 @@ def may_pass_rows(table: pa.Table) -> np.ndarray:
 
 
 _stopped = threading.Event()
-"""Set where nobody waits for the rest of a query; see :func:`stoppable`."""
-
-
-def stoppable(batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, None]:
-    """The results of a query, whose stages stop working as soon as nobody takes them any more.
-
-    The engine lets a query run to its end before it lets go of it, be it hours.
-    """
-    _stopped.clear()
-    finished = False
-    try:
-        # Not `yield from`: that would close the query before its stages are told.
-        for batch in batches:  # noqa: UP028
-            yield batch
-        finished = True
-    finally:
-        if not finished:
-            _stopped.set()
+"""Set where nobody waits for the rest of a query, which the engine runs to its end, be it hours."""
 
 
 def is_stopped() -> bool:
-    """Whether nobody takes the results of the query any more."""
+    """Whether nobody takes the results of the query any more: its stages need not work."""
     return _stopped.is_set()
 
 
 def through_stages(
+    label: str,
     numbers: Sequence[int],
     rows_of: Callable[[int], pa.Table],
     stages: Callable[[Any], Any],
     distributed: bool,
-) -> Generator[tuple[int, pa.Table], None, None]:
+    retried: Collection[int] = (),
+) -> Iterator[tuple[int, pa.Table]]:
     """Send the rows of pieces through the engine; a piece comes as soon as its last row has.
 
     Args:
+        label: of the progress bar.
+        numbers: of the pieces.
         rows_of: the rows of piece number so-and-so, at least one.
-        stages: adds columns to a frame of the engine's.
+        stages: adds columns to a frame of the engine's, `reason` among them.
         distributed: whether each piece may be worked on by another machine.
+        retried: pieces of what has failed before, and may fail again.
+
+    Raises:
+        UserError: as :func:`check_network`.
     """
     import daft
 
     wave = CLUSTER_WAVE_PIECES if distributed else WAVE_PIECES
-    for start in range(0, len(numbers), wave):
-        tables = {number: rows_of(number) for number in numbers[start : start + wave]}
-        rows = [
-            table.append_column("piece", pa.array([number] * table.num_rows)).append_column(
-                "place", pa.array(range(table.num_rows))
-            )
-            for number, table in tables.items()
-        ]
-        if not distributed:  # small enough that a piece is done long before its wave
-            rows = [table.slice(at, 256) for table in rows for at in range(0, len(table), 256)]
-        batches = stages(daft.from_arrow(rows)).to_arrow_iter(results_buffer_size=None)
-        sizes = {number: table.num_rows for number, table in tables.items()}
-        yield from whole_pieces(stoppable(batches), sizes)
+    with progress_bar(label, "piece", total=len(numbers)) as bar:
+        for start in range(0, len(numbers), wave):
+            tables = {number: rows_of(number) for number in numbers[start : start + wave]}
+            rows = [
+                table.append_column("piece", pa.array([number] * table.num_rows)).append_column(
+                    "place", pa.array(range(table.num_rows))
+                )
+                for number, table in tables.items()
+            ]
+            if not distributed:  # small enough that a piece is done long before its wave
+                rows = [table.slice(at, 256) for table in rows for at in range(0, len(table), 256)]
+            batches = stages(daft.from_arrow(rows)).to_arrow_iter(results_buffer_size=None)
+            sizes = {number: table.num_rows for number, table in tables.items()}
+            _stopped.clear()
+            try:
+                for number, table in whole_pieces(batches, sizes):
+                    if number not in retried:
+                        check_network(number, table)
+                    yield number, table
+                    bar.update()
+            except BaseException:  # the caller's, too: before the query is closed
+                _stopped.set()
+                raise
 
 
 def whole_pieces(
@@ -191,28 +192,21 @@ def whole_pieces(
                 yield number, pa.concat_tables(waiting.pop(number)).sort_by("place")
 
 
-def while_the_network_works(
-    pieces: Generator[tuple[int, pa.Table], None, None], retried: Collection[int] = ()
-) -> Iterator[tuple[int, pa.Table]]:
-    """The pieces, up to where the network, not the images, is to blame.
+def check_network(number: int, table: pa.Table) -> None:
+    """Tell where the network, not the images, is to blame.
 
-    A piece of a few images may well fail as a whole, the last one say. Those that are `retried`
-    hold only what has failed before, and may fail again.
+    A piece of a few images may well fail as a whole, the last one say.
 
     Raises:
         UserError: when all images of a piece, :data:`FAILED_AT_ONCE` or more, failed for a reason
-            that may pass; the piece stays undone.
+            that may pass.
     """
-    with closing(pieces):
-        for number, table in pieces:
-            failed = len(may_pass_rows(table))
-            if failed == table.num_rows >= FAILED_AT_ONCE and number not in retried:
-                raise UserError(
-                    f"not one of the {failed} images of piece {number} could be downloaded "
-                    f"({table['reason'][0].as_py()}): is the network down? The same command goes "
-                    "on here"
-                )
-            yield number, table
+    failed = len(may_pass_rows(table))
+    if failed == table.num_rows >= FAILED_AT_ONCE:
+        raise UserError(
+            f"not one of the {failed} images of piece {number} could be downloaded "
+            f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
+        )
 
 
 def read_rows(path: Path, start: int, stop: int, columns: list[str]) -> pa.Table:

@@ -22,7 +22,7 @@ from dataset.dataset_creation_steps.engine import (
 from visual_search.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pandas as pd
 
 
 @dataclass
@@ -61,21 +61,20 @@ def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> K
     if metadata_file(root).resolve() == metadata.resolve():
         raise UserError(f"{metadata} would be overwritten: name another --output")
     kept = Kept()
-    store = ImageStore(root, ("image", "url"), by_content=True)
-    found = store.fill(read_images(images, kept.tally), how)
-    columns = ["image", "url", "reason"]
-    failed = found.filter(found["file"].is_null()).select(columns).to_pandas()
+    store = ImageStore(root, "image", by_content=True)
+    found = store.fill(read_images(images, kept.tally).to_pandas(), how)
+    failed = found.loc[found["file"].isna(), ["image", "url", "reason"]]
     kept.failures.update(failed["reason"].tolist())
     write_csv(failures_file(root), failed)
-    found = found.filter(found["file"].is_valid()).select(["image", "file"])
-    if not found.num_rows:
+    found = found.loc[found["file"].notna(), ["image", "file"]]
+    if found.empty:
         raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
-    kept.contents = len(found["file"].unique())
+    kept.contents = found["file"].nunique()
     _shrink(metadata, root, found, kept)
     return kept
 
 
-def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
+def _shrink(metadata: Path, root: Path, found: pd.DataFrame, kept: Kept) -> None:
     """Write the lines of `metadata.json` whose image is there, each with its file.
 
     Args:
@@ -88,9 +87,8 @@ def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
     from dataset.image_text.query_lines import QueryLine, read_lines
     from visual_search.common.files import written_atomically
 
-    index = pd.Index(keys(found["image"].to_pylist()))
-    first = ~index.duplicated()
-    files, index = found["file"].filter(first).combine_chunks(), index[first]
+    found = found.drop_duplicates("image")
+    files, index = found["file"].tolist(), pd.Index(keys(found["image"].tolist()))
     kept.images = len(index)
     encode = msgspec.json.Encoder().encode
     with written_atomically(metadata_file(root)) as temporary, temporary.open("wb") as handle:
@@ -99,7 +97,7 @@ def _shrink(metadata: Path, root: Path, found: pa.Table, kept: Kept) -> None:
             for (_, line), place in zip(rows, places.tolist(), strict=True):
                 if place < 0:
                     continue
-                line.file = files[place].as_py()
+                line.file = files[place]
                 handle.write(encode(line) + b"\n")
                 kept.lines += 1
                 kept.queries += len(line.queries)

@@ -1,5 +1,7 @@
 """Step 2 in this process: what is gone on from, and what is made anew."""
 
+import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from dataset.dataset_creation_steps import snapshots
 from dataset.dataset_creation_steps.engine import DownloadConfig, Filling, start_engine
-from dataset.dataset_creation_steps.extract_features import Extracted, extract
+from dataset.dataset_creation_steps.extract_features import extract
 from dataset.dataset_creation_steps.snapshots import (
     read_snapshot,
     snapshot_file,
@@ -56,8 +58,12 @@ def other_run(model_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
-def call(pairs: Path, run: Path, products: int = 2, *, overwrite: bool = False) -> Extracted:
-    return extract(pairs, run, Filling(CONFIG, products), overwrite=overwrite)
+def call(pairs: Path, run: Path, products: int = 2, **more: bool) -> str:
+    """What the step says in the end."""
+    overwrite = more.pop("overwrite", False)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        extract(pairs, run, Filling(CONFIG, products, **more), overwrite=overwrite)
+    return said.getvalue().splitlines()[-1]
 
 
 def asins(pairs: Path) -> list[str]:
@@ -68,16 +74,17 @@ def asins(pairs: Path) -> list[str]:
 def test_overwriting_leaves_no_snapshot_of_another_model(
     server: ImageServer, pairs: Path, model_run: Path, other_run: Path
 ) -> None:
-    assert call(pairs, model_run).snapshots == 3
+    assert "3 snapshots, 0 of them" in call(pairs, model_run)
     refused("from another input or another model: start with --overw", call, pairs, other_run)
-    found = call(pairs, other_run, 3, overwrite=True)
+    said = call(pairs, other_run, 3, overwrite=True)
     # The third snapshot, with more products, was of the call before.
-    assert (found.snapshots, found.earlier, found.embedded) == (2, 0, 2 * PRODUCTS)
+    assert said.startswith(f"{2 * PRODUCTS} images embedded, 0 not")
+    assert said.endswith("2 snapshots, 0 of them from an earlier call")
     assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
     assert len({source_of(path) for path in snapshot_files(pairs).values()}) == 1
     before = server.requests.total()
     for overwrite in (True, False):
-        assert call(pairs, other_run, 3, overwrite=overwrite).earlier == 2
+        assert "2 snapshots, 2 of them" in call(pairs, other_run, 3, overwrite=overwrite)
     assert server.requests.total() == before
 
 
@@ -97,7 +104,7 @@ def test_overwriting_goes_on_where_it_was_killed(
     monkeypatch.undo()
     (path,) = snapshot_files(pairs).values()
     made = path.stat().st_mtime_ns
-    assert call(pairs, other_run, overwrite=True).earlier == 1
+    assert "1 of them" in call(pairs, other_run, overwrite=True)
     assert path.stat().st_mtime_ns == made
     assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]
     assert snapshot_file(pairs, 2).is_file()
@@ -114,9 +121,10 @@ def test_failures_that_may_pass_are_tried_again_on_request(
         *table["user_images"][4:],
     ]
     table.to_parquet(pairs)
-    assert call(pairs, model_run).embedded == 2 * PRODUCTS - 1
+    assert f"{2 * PRODUCTS - 1} images embedded, 1 not" in call(pairs, model_run)
     before = server.requests.total()
-    found = extract(pairs, model_run, Filling(CONFIG, 2, retry_failed=True))
-    assert (found.embedded, found.earlier) == (2 * PRODUCTS, 2)
+    said = call(pairs, model_run, retry_failed=True)
+    assert said.startswith(f"{2 * PRODUCTS} images embedded, 0 not")
+    assert "2 of them" in said
     assert server.requests.total() == before + 1  # the one image, not its whole piece
     assert asins(pairs) == [f"B{p}" for p in range(PRODUCTS)]

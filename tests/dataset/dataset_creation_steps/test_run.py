@@ -1,6 +1,5 @@
 """All steps by one command: what it checks first, and what it tells each of them."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,13 +27,11 @@ def amazon(tmp_path: Path) -> Path:
 def test_each_step_is_told_its_options(
     amazon: Path, model_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extracted = extract_features.Extracted(1, 0, 1, Counter())
-    kept = download_images.Kept(1, 0, Counter())
     with (
         mock.patch.object(get_pairs, "is_finished", return_value=True),
-        mock.patch.object(extract_features, "extract", return_value=extracted) as extract,
-        mock.patch.object(analyse_pairs, "analyse", return_value={}),
-        mock.patch.object(download_images, "download_images", return_value=kept),
+        mock.patch.object(extract_features, "extract") as extract,
+        mock.patch.object(analyse_pairs, "analyse"),
+        mock.patch.object(download_images, "download_images"),
         mock.patch.object(prepare_training_set, "prepare_training_set") as prepare,
     ):
         build_pairs(PairsConfig(amazon, ["X"], model_run, overwrite=True, distance=9))
