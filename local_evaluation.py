@@ -16,6 +16,9 @@ from visual_search.common.ranges import real_number, whole_number
 if TYPE_CHECKING:
     import numpy as np
 
+    from visual_search.data.dev_sets import DevSet
+    from visual_search.submission.rehearse import Rehearsal
+
 DEMO_FOLDER = Path("dataset/demo/development_test_data")
 PUBLIC_FOLDER = Path("public_dataset")
 
@@ -23,12 +26,6 @@ PUBLIC_FOLDER = Path("public_dataset")
 def main() -> None:
     """Rank, check, score, and write result.json and report.html."""
     arguments = _arguments()
-    folder = data_folder(arguments.data_folder)
-    if arguments.rehearse:
-        rehearse(arguments, folder)
-        return
-    if arguments.weights:
-        os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
 
     from visual_search.common.files import write_json
     from visual_search.data.dev_sets import read_dev_set
@@ -36,52 +33,63 @@ def main() -> None:
     from visual_search.evaluation.report import write_report
     from visual_search.ranking.deadline import degradations, listed
 
+    folder, output = data_folder(arguments.data_folder), arguments.output
     dev_set = read_dev_set(folder)
-    print(f"{folder}: {len(dev_set.queries)} queries, {len(dev_set.gallery)} gallery images")
-    check_output(arguments.output)
-    ranks, seconds, log = run_submission(folder, arguments.output / "ranker_log.json")
-    evaluation = evaluate_answer(dev_set, ranks, log)
-    score, without_match = evaluation.mean_average_precision, dev_set.unmatched
-    images = len(dev_set.queries) + len(dev_set.gallery)
+    queries, gallery = len(dev_set.queries), len(dev_set.gallery)
+    check_output(output)
+    rehearsal = rehearse(arguments, folder, dev_set) if arguments.rehearse else None
+    if rehearsal:
+        evaluation, log = rehearsal.evaluation, rehearsal.answer.log
+        seconds = rehearsal.answer.outcome.times["rank"]
+    else:
+        if arguments.weights:
+            os.environ["VISUAL_SEARCH_WEIGHTS"] = str(arguments.weights)
+        ranks, seconds, log = run_submission(folder, output / "ranker_log.json")
+        evaluation = evaluate_answer(dev_set, ranks, log)
+    score, speed = evaluation.mean_average_precision, (queries + gallery) / seconds
     result: dict[str, Any] = {
         "mAP": score,
         "seconds": round(seconds, 2),
-        "images_per_second": round(images / seconds, 1),
-        "queries": len(dev_set.queries),
-        "queries_without_match": without_match,
-        "gallery": len(dev_set.gallery),
+        "images_per_second": round(speed, 1),
+        "queries": queries,
+        "queries_without_match": dev_set.unmatched,
+        "gallery": gallery,
         "data_folder": str(folder),
         "embedding_seconds": log.get("seconds", {}).get("embedding"),
         "ranking_seconds": log.get("seconds", {}).get("ranking"),
         "problems": log.get("problems", []),
         "clock": log.get("clock"),
+        **({"rehearsal": rehearsal.facts} if rehearsal else {}),
     }
-    report = arguments.output / "report.html"
-    write_json(arguments.output / "result.json", result)
+    write_json(output / "result.json", result)
     facts = {
         "mAP": f"{score:.4f}",
-        "queries": str(len(dev_set.queries)),
-        "gallery images": str(len(dev_set.gallery)),
-        "seconds": f"{seconds:.1f} ({images / seconds:.1f} images/s, model loading included)",
+        "queries": str(queries),
+        "gallery images": str(gallery),
+        "seconds": f"{seconds:.1f} ({speed:.1f} images/s, model loading included)",
+        "queries without a match": str(dev_set.unmatched or ""),
+        "given up to be in time": listed(
+            degradations(log.get("clock") or {}, log.get("input_size"))
+        ),
     }
-    if without_match:
-        facts["queries without a match"] = str(without_match)
-    given_up = degradations(log.get("clock") or {}, log.get("input_size"))
-    if given_up:
-        facts["given up to be in time"] = listed(given_up)
     write_report(
-        report,
+        output / "report.html",
         f"{folder.resolve().name}: mAP {score:.4f}",
-        facts,
+        {name: value for name, value in facts.items() if value},
         dev_set,
         evaluation,
         arguments.report_queries,
+        rehearsal and rehearsal.tables,
     )
-    if without_match:
+    if dev_set.unmatched:
         print(unmatched_sentence(dev_set))
-    print({"mAP": result["mAP"]})
-    print(f"{seconds:.1f} s in all, {images / seconds:.1f} images/s; limit of the evaluator: 600 s")
-    print(f"report: {report}")
+    print({"mAP": score})
+    print(f"{seconds:.1f} s in all, {speed:.1f} images/s; limit of the evaluator: 600 s")
+    print(f"report: {output / 'report.html'}")
+    if rehearsal and rehearsal.facts["failure"]:
+        raise UserError(rehearsal.facts["failure"])
+    if rehearsal:
+        print("the rehearsal passed; next: python -m my_submission.preflight")
 
 
 def check_output(folder: Path) -> None:
@@ -168,27 +176,41 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def rehearse(arguments: argparse.Namespace, folder: Path) -> None:
-    """Rehearse the submission of the repository that this file is in."""
+def rehearse(arguments: argparse.Namespace, folder: Path, dev_set: DevSet) -> Rehearsal:
+    """Rehearse the submission in whose repository we are.
+
+    Raises:
+        UserError: one sentence, when it would fail. It is in result.json as well.
+    """
+    from visual_search.common.files import write_json
     from visual_search.submission import rehearse
+    from visual_search.submission.dry_run import staged
     from visual_search.submission.runtime_estimate import ImageCounts
     from visual_search.submission.sandbox import GB, Limits
 
-    rehearse.rehearse(
-        rehearse.Request(
+    print(f"rehearsing {'the working tree' if arguments.working_tree else 'the last commit'}")
+    try:
+        with staged(
             Path.cwd(),
-            folder,
-            arguments.output,
             Limits(arguments.time_limit, arguments.cores, int(arguments.memory_limit * GB)),
-            arguments.working_tree,
-            arguments.weights,
-            arguments.sample,
-            not arguments.no_largest_size,
-            ImageCounts(arguments.test_queries, arguments.test_gallery),
-            arguments.report_queries,
-            arguments.allow_fallback,
-        )
-    )
+            arguments.output / "rehearsal_log.txt",
+            working_tree=arguments.working_tree,
+            weights=arguments.weights,
+            allow_fallback=arguments.allow_fallback,
+        ) as stage:
+            hidden_test = ImageCounts(arguments.test_queries, arguments.test_gallery)
+            asked = (hidden_test, arguments.sample, not arguments.no_largest_size)
+            found = rehearse.rehearse(stage, folder, dev_set, *asked)
+    except UserError as refused:
+        result = {"rehearsal": {"passed": False, "failure": str(refused)}}
+        write_json(arguments.output / "result.json", result)
+        raise
+    width = max(len(name) for rows in found.tables.values() for name in rows)
+    for title, rows in found.tables.items():
+        print(f"\n{title}")
+        for name, value in rows.items():
+            print(f"  {name:<{width}}  {value}")
+    return found
 
 
 def data_folder(named: Path | None) -> Path:

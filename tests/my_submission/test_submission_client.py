@@ -1,6 +1,5 @@
 """The real client against a server of ours on the loopback, and a bare repository with git-LFS."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -18,12 +17,13 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from my_submission.preflight import findings
 from tests.commands import ran
 from tests.submissions import commit, git, make_submission, ranker
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
 from visual_search.submission.git_tree import SubmissionTree
+from visual_search.submission.preflight import findings
+from visual_search.submission.preflight import trial as run_trial
 
 CLIENT = Path(sys.executable).with_name("aicrowd")
 KEY = "a-key-of-the-test"
@@ -78,15 +78,8 @@ class Desk:
         return ran(CLIENT, *arguments, cwd=self.project, env=self.environment)
 
     def problems(self, trial: bool = False) -> list[str]:
-        asked = argparse.Namespace(
-            tag="v1",
-            clean_env=False,
-            no_trial=not trial,
-            allow_fallback=False,
-            python="3.11",
-            project=self.project,
-        )
-        return [found.text for found in findings(asked) if found.state == "problem"]
+        found = [*findings(self.project, "v1", "3.11"), *(run_trial(self.project) if trial else ())]
+        return [finding.text for finding in found if finding.state == "problem"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,6 @@ from PIL import Image
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json
 from visual_search.common.locks import temporary_folder
-from visual_search.data.dev_sets import DevSet
 from visual_search.data.schema import BOX_COLUMNS
 from visual_search.data.tables import read_table
 from visual_search.evaluation.metrics import check_ranks
@@ -33,8 +32,8 @@ from visual_search.submission.sandbox import (
     GB,
     Limits,
     Outcome,
-    Sandbox,
     fault_of,
+    run_limited,
     writes_elsewhere,
 )
 
@@ -42,79 +41,57 @@ from visual_search.submission.sandbox import (
 DRAWN_SIDE = 16
 
 
-@dataclass(frozen=True)
-class RealImages:
-    """A development set, or a sample of it."""
+def show_data(folder: Path, to: Path, sample: int | None) -> tuple[ImageCounts, list[str]]:
+    """Fill the new folder `to`: the tables of `folder` without `product_id`, links to all else.
 
-    folder: Path
-    dev_set: DevSet
-    sample: int | None = None
-    """Images, evenly spread; None takes all."""
+    Args:
+        folder: gallery.csv, queries.csv and their images.
+        to: what the submission sees of it.
+        sample: images of both tables, evenly spread; None takes all.
 
-    def _rows(self) -> dict[str, np.ndarray]:
-        """Of each table, the rows that are shown."""
-        gallery, queries = len(self.dev_set.gallery), len(self.dev_set.queries)
-        share = min((self.sample or gallery + queries) / (gallery + queries), 1.0)
-        return {
-            name: np.linspace(0, count - 1, max(round(count * share), 1)).round().astype(int)
-            for name, count in (("gallery.csv", gallery), ("queries.csv", queries))
-        }
-
-    @property
-    def counts(self) -> ImageCounts:
-        """How much there is to rank."""
-        rows = self._rows()
-        return ImageCounts(len(rows["queries.csv"]), len(rows["gallery.csv"]))
-
-    def show(self, to: Path) -> tuple[Path, ...]:
-        """Fill the new folder `to`: the tables without `product_id`, and links to all else.
-
-        Returns:
-            The folders that must stay as they are.
-        """
-        to.mkdir(parents=True)
-        folder, rows = self.folder.resolve(), self._rows()
-        kept = {to.resolve(), folder}
-        for entry in sorted(folder.iterdir()):
-            if entry.suffix == ".csv":
-                table = read_table(entry, [])
-                if entry.name in rows:
-                    table = table.iloc[rows[entry.name]]
-                table = table.drop(columns="product_id", errors="ignore")
-                table.to_csv(to / entry.name, index=False)
-                continue
+    Returns:
+        How much there is to rank, and the folders that must stay as they are.
+    """
+    to.mkdir(parents=True)
+    folder = folder.resolve()
+    tables = {path.name: read_table(path, []) for path in sorted(folder.glob("*.csv"))}
+    ranked = ("gallery.csv", "queries.csv")
+    total = sum(len(tables[name]) for name in ranked)
+    share = min((sample or total) / total, 1)
+    for name in ranked:
+        count = max(round(len(tables[name]) * share), 1)
+        rows = np.linspace(0, len(tables[name]) - 1, count).round().astype(int)
+        tables[name] = tables[name].iloc[rows]
+    for name, table in tables.items():
+        table.drop(columns="product_id", errors="ignore").to_csv(to / name, index=False)
+    kept = {str(to.resolve()), str(folder)}
+    for entry in folder.iterdir():
+        if entry.name not in tables:
             (to / entry.name).symlink_to(entry.resolve())
             if entry.is_dir() and folder not in entry.resolve().parents:
-                kept.add(entry.resolve())
-        return tuple(sorted(kept))
+                kept.add(str(entry.resolve()))
+    return ImageCounts(len(tables["queries.csv"]), len(tables["gallery.csv"])), sorted(kept)
 
 
-@dataclass(frozen=True)
-class DrawnImages:
-    """Tiny drawn images, no two alike, so that a ranking meets no more ties than real ones give."""
-
-    counts: ImageCounts
-
-    def show(self, to: Path) -> tuple[Path, ...]:
-        """Fill the new folder `to`, and return it: it must stay as it is."""
-        rng = np.random.default_rng(0)
-        box = dict(zip(BOX_COLUMNS, (0, 0, DRAWN_SIDE, DRAWN_SIDE), strict=True))
-        for side, name, count, boxes in (
-            ("gallery", "seller_img_id", self.counts.gallery, {}),
-            ("queries", "user_img_id", self.counts.queries, box),
-        ):
-            (to / side).mkdir(parents=True)
-            paths = [f"{side}/{row}.bmp" for row in range(count)]
-            table = pd.DataFrame({name: range(count), "img_path": paths})
-            table.assign(**boxes).to_csv(to / f"{side}.csv", index=False)
-            for path in paths:
-                pixels = rng.integers(0, 256, (DRAWN_SIDE, DRAWN_SIDE, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(to / path)
-        return (to.resolve(),)
+def draw_data(folder: Path, counts: ImageCounts) -> Path:
+    """Fill the new `folder` with tiny images, no two alike, as real ones give few ties either."""
+    rng = np.random.default_rng(0)
+    box = dict(zip(BOX_COLUMNS, (0, 0, DRAWN_SIDE, DRAWN_SIDE), strict=True))
+    for side, name, count, boxes in (
+        ("gallery", "seller_img_id", counts.gallery, {}),
+        ("queries", "user_img_id", counts.queries, box),
+    ):
+        (folder / side).mkdir(parents=True)
+        paths = [f"{side}/{row}.bmp" for row in range(count)]
+        table = pd.DataFrame({name: range(count), "img_path": paths})
+        table.assign(**boxes).to_csv(folder / f"{side}.csv", index=False)
+        for path in paths:
+            pixels = rng.integers(0, 256, (DRAWN_SIDE, DRAWN_SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / path)
+    return folder
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One run that went well."""
 
     ranks: np.ndarray
@@ -131,60 +108,72 @@ class Stage:
 
     folder: Path
     """Temporary; holds the checkout and a folder for each run."""
-    sandbox: Sandbox
+    limits: Limits
     hidden: dict[str, str]
+    """Import names that the evaluator does not have, and their distributions."""
     weights: Path | None
     log_copy: Path
     """Where the printed output of the last run is kept."""
-    uncommitted: list[str] = field(default_factory=list)
+    allow_fallback: bool
+    """Whether a ranker may say that something runs the slow way."""
+    uncommitted: list[str]
     notes: list[str] = field(default_factory=list)
     python: str = sys.executable
     runs: int = 0
-    allow_fallback: bool = False
-    """Whether a ranker may say that something runs the slow way."""
 
     @property
     def checkout(self) -> Path:
         """The files of the submission."""
         return self.folder / "checkout"
 
-    def answer(self, images: RealImages | DrawnImages, input_size: int | None = None) -> Answer:
+    def answer(
+        self, data: Path, input_size: int | None = None, sample: int | None = None
+    ) -> Answer:
         """Run the submission once.
 
         Args:
-            images: what it is to rank.
+            data: folder with what it is to rank.
             input_size: pixels to ask the ranker for in place of its own.
+            sample: images to take of `data`; None takes all.
 
         Raises:
             UserError: with one sentence, when it would fail.
         """
         self.runs += 1
         place = self.folder / f"run_{self.runs}"
-        data, output = place / "data", place / "output"
-        read_only = images.show(data)
+        shown, output = place / "data", place / "output"
+        counts, read_only = show_data(data, shown, sample)
         output.mkdir()
         ranker_log = output / "ranker_log.json"
+        settings = {
+            "checkout": str(self.checkout),
+            "output": str(output),
+            "read_only": read_only,
+            "hidden_packages": self.hidden,
+        }
         environment = {
-            "AICROWD_DATASET_DIR": str(data),
+            "AICROWD_DATASET_DIR": str(shown),
             "VISUAL_SEARCH_RANKER_LOG": str(ranker_log),
-            "VISUAL_SEARCH_TIME_LIMIT": f"{self.sandbox.allowed_seconds:g}",
+            "VISUAL_SEARCH_TIME_LIMIT": f"{self.limits.allowed_seconds:g}",
             **({"VISUAL_SEARCH_WEIGHTS": str(self.weights)} if self.weights else {}),
             **({"VISUAL_SEARCH_INPUT_SIZE": str(input_size)} if input_size else {}),
         }
-        outcome = self.sandbox.run(
-            self.checkout, output, read_only, environment, self.hidden, self.python
-        )
-        self._keep_log(outcome)
-        fault = fault_of(outcome, self.sandbox, self.hidden, self.uncommitted)
-        if fault:
+        outcome = run_limited(self.limits, settings, environment, self.python)
+        self.log_copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(outcome.log, self.log_copy)
+        if outcome.error:
+            with self.log_copy.open("a", encoding="utf-8") as handle:
+                handle.write(outcome.error["traceback"])
+        if fault := fault_of(outcome, self.limits, self.hidden, self.uncommitted):
             # Paths of the temporary folders by the names that they have for the user.
-            known = str(images.folder) if isinstance(images, RealImages) else "<data folder>"
-            raise UserError(fault.replace(f"{self.checkout}/", "").replace(str(data), known))
+            fault = fault.replace(str(outcome.log), str(self.log_copy))
+            fault = fault.replace(f"{self.checkout}/", "").replace(str(shown), str(data))
+            raise UserError(fault.replace(f"{self.folder}/", ""))
         if outcome.array != "ndarray":
             raise UserError(f"the ranker returned {outcome.array}, not a numpy array of integers")
         ranks = np.load(outcome.ranks, allow_pickle=False)
-        check_ranks(ranks, images.counts.queries, images.counts.gallery)
-        written = writes_elsewhere(outcome.attempts)
+        check_ranks(ranks, counts.queries, counts.gallery)
+        written = writes_elsewhere(outcome)
         if written and written not in self.notes:
             self.notes.append(written)
         log = read_json(ranker_log) if ranker_log.exists() else {}
@@ -192,15 +181,8 @@ class Stage:
             raise UserError(
                 f"{'; '.join(log['fallbacks'])}. To submit it all the same, --allow-fallback"
             )
-        run = Run.from_log(log, images.counts, outcome.times["rank"], outcome.peak_memory)
+        run = Run.from_log(log, counts, outcome.times["rank"], outcome.peak_memory)
         return Answer(ranks, run, outcome, log)
-
-    def _keep_log(self, outcome: Outcome) -> None:
-        self.log_copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(outcome.log, self.log_copy)
-        if outcome.error:
-            with self.log_copy.open("a", encoding="utf-8") as handle:
-                handle.write(outcome.error["traceback"])
 
 
 @contextmanager
@@ -211,6 +193,7 @@ def staged(
     *,
     working_tree: bool = False,
     weights: Path | None = None,
+    allow_fallback: bool = False,
 ) -> Iterator[Stage]:
     """Lay the submission out in a temporary folder, which is removed in the end.
 
@@ -220,11 +203,14 @@ def staged(
         log_copy: where to keep what the last run printed.
         working_tree: take the files on disk in place of the last commit.
         weights: folder of an export that stands in for the submission's own.
+        allow_fallback: pass a ranker that says that something runs the slow way.
 
     Raises:
         UserError: when there is no commit, a large file would be missing from the push, or a table
-            cannot be read.
+            cannot be read; on another system than Linux, which has none of the means.
     """
+    if not sys.platform.startswith("linux"):
+        raise UserError("the evaluator's limits can only be kept on Linux: rehearse there")
     tree = SubmissionTree(project, working_tree)
     if missing := tree.missing_files():
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -233,13 +219,14 @@ def staged(
             f"{more}: run `git lfs pull`, or add the file again"
         )
     changes = {} if working_tree else tree.changes()
+    notes, hidden = [], {}
     with temporary_folder("rehearsal_") as folder:
         checkout = folder.resolve() / "checkout"
         checkout.mkdir()
         tree.lay_out(checkout)
-        notes, hidden = [], {}
         if weights:
             notes.append(f"the weights of {weights} stand in for those that would be pushed")
+            weights = weights.resolve()
         if changes:
             notes.append(
                 f"not committed, would not be submitted by a push: {tree.described_changes()}; "
@@ -251,16 +238,10 @@ def staged(
         else:
             hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
         limits = _with_gpu(checkout, limits, notes)
+        uncommitted = [name for name, kind in changes.items() if kind == "new"]
         notes += machine_notes(limits)
-        yield Stage(
-            checkout.parent,
-            Sandbox(limits),
-            hidden,
-            weights.resolve() if weights else None,
-            log_copy,
-            [name for name, kind in changes.items() if kind == "new"],
-            notes,
-        )
+        given = (limits, hidden, weights, log_copy, allow_fallback, uncommitted, notes)
+        yield Stage(checkout.parent, *given)
 
 
 def _with_gpu(checkout: Path, limits: Limits, notes: list[str]) -> Limits:

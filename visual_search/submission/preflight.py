@@ -8,22 +8,26 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from visual_search.common.errors import UserError, without_credentials
 from visual_search.common.files import read_json
 from visual_search.model.checkpoint import read_description
+from visual_search.submission.dry_run import draw_data, staged
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.requirements import (
     installed_for,
     read_requirements,
     sets_up_itself,
 )
+from visual_search.submission.runtime_estimate import ImageCounts
+from visual_search.submission.sandbox import Limits, writes_elsewhere
 
 # The challenge's rule: whatever is larger travels by git-LFS.
 LARGE_FILE = 5_000_000
@@ -51,8 +55,11 @@ REMOTE_SECONDS = 15.0  # that the remote may take to answer
 CLIENT_HOST = "gitlab.aicrowd.com"
 
 
-@dataclass(frozen=True)
-class Finding:
+# Images of the trial run, and the seconds that it may take.
+TRIAL_COUNTS, TRIAL_SECONDS = ImageCounts(queries=8, gallery=12), 180.0
+
+
+class Finding(NamedTuple):
     """One line of the preflight."""
 
     state: str
@@ -61,6 +68,33 @@ class Finding:
 
 
 ok, note, problem = (partial(Finding, state) for state in ("ok", "note", "problem"))
+
+
+def findings(project: Path, tag: str, python: str) -> Iterator[Finding]:
+    """Every check of a repository, cheapest first.
+
+    Args:
+        project: anywhere in it.
+        tag: what is going to be submitted.
+        python: the evaluator's version, such as 3.11.
+
+    Raises:
+        UserError: when there is no commit to check, or `python` is no version.
+    """
+    try:
+        major, minor = map(int, python.split("."))
+    except ValueError:
+        raise UserError(f"--python {python} is no version such as 3.11") from None
+    tree = SubmissionTree(project)
+    yield from check_changes(tree)
+    yield from check_large_files(tree)
+    yield from check_weights(tree)
+    yield from check_aicrowd_json(tree)
+    yield from check_set_up(tree)
+    yield from check_names_and_syntax(tree, (major, minor))
+    yield from check_size(tree)
+    yield from check_remote(tree)
+    yield from check_tag(tree, tag)
 
 
 def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
@@ -340,19 +374,46 @@ def check_size(tree: SubmissionTree) -> Iterator[Finding]:
         yield ok(text)
 
 
-def make_environment(requirements: Path, folder: Path, python: str) -> str:
-    """A virtual environment with `requirements` alone; returns its Python.
+def trial(project: Path, *, clean: bool = False, allow_fallback: bool = False) -> Iterator[Finding]:
+    """Run the last commit as the evaluator would, on a few drawn images.
 
-    Raises:
-        UserError: when it cannot be made, with pip's last line.
+    Args:
+        project: anywhere in the repository.
+        clean: in a new environment with requirements.txt alone, which takes minutes.
+        allow_fallback: pass a ranker that says that something runs the slow way.
     """
-    interpreter = folder / "bin" / "python"
+    # Not in the repository: the client commits whatever lies there.
+    handle, name = tempfile.mkstemp(prefix="preflight_", suffix=".txt")
+    os.close(handle)
+    log, limits = Path(name), Limits(TRIAL_SECONDS)
+    try:
+        with staged(project, limits, log, allow_fallback=allow_fallback) as stage:
+            if clean:
+                stage.python = _make_environment(stage.checkout, stage.folder / "environment")
+                stage.hidden = {}
+            outcome = stage.answer(draw_data(stage.folder / "drawn", TRIAL_COUNTS)).outcome
+    except UserError as failure:
+        yield problem(f"a trial run of the last commit failed: {failure} (what it printed: {log})")
+        return
+    log.unlink()
+    if written := writes_elsewhere(outcome):
+        yield note(written)
+    where = "in a clean environment" if clean else "with the packages of requirements.txt alone"
+    yield ok(
+        f"a trial run of the last commit {where}: {TRIAL_COUNTS.total} images in "
+        f"{outcome.seconds:.1f} s, no network, no write into the data folder"
+    )
+
+
+def _make_environment(checkout: Path, folder: Path) -> str:
+    """A virtual environment with requirements.txt alone; returns its Python."""
+    python, wanted = str(folder / "bin" / "python"), str(checkout / "requirements.txt")
     for command in (
-        [python, "-m", "venv", str(folder)],
-        [str(interpreter), "-m", "pip", "install", "--quiet", "-r", str(requirements)],
+        [sys.executable, "-m", "venv", str(folder)],
+        [python, "-m", "pip", "install", "--quiet", "-r", wanted],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
             raise UserError(f"the clean environment could not be made: {said[-1]}")
-    return str(interpreter)
+    return python

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from visual_search.submission.sandbox import Limits
 # slower day.
 USED_SHARE = 0.9
 SIZE_STEP, LARGEST_SIZE = 32, 1024
-# How many sizes are tried that the line through two sizes, or half of what is left, suggests.
-MAX_TRIALS = 5
+# How many sizes are tried: its own, those that a line suggests, and halves of what is left.
+MAX_TRIALS = 7
 
 # Bytes of an int64 row of 1,000 ranks, and of an embedding of 2,048 dimensions in fp32.
 RANKS_ROW, EMBEDDING_ROW = 8_000, 8_192
@@ -27,8 +27,7 @@ RANKS_ROW, EMBEDDING_ROW = 8_000, 8_192
 DRY_SIZE, DRY_SECONDS = 32, 120.0
 
 
-@dataclass(frozen=True)
-class ImageCounts:
+class ImageCounts(NamedTuple):
     """How much there is to rank."""
 
     queries: int
@@ -189,8 +188,7 @@ def fits(expected: Run, limits: Limits, share: float = 1) -> bool:
     return in_time and expected.peak_memory <= limits.memory * share
 
 
-@dataclass(frozen=True)
-class LargestSize:
+class LargestSize(NamedTuple):
     """The answer, or why there is none."""
 
     input_size: int | None
@@ -198,8 +196,6 @@ class LargestSize:
     """Of each size that was run on the sample, what the hidden test would take."""
     reason: str | None = None
     """Why there is no size, or no other, in words."""
-    score: float | None = None
-    """mAP of that size on the development set, where it was run there."""
 
 
 def find_largest_size(
@@ -207,8 +203,9 @@ def find_largest_size(
 ) -> LargestSize:
     """Draw a line of seconds over squared pixels through two sizes, and run what it promises.
 
-    A model's work grows with the pixels; reading and decoding a file hardly does. Where a size
-    does not keep what the line promised, the search closes in on it by halves.
+    A model's work grows with the pixels; reading and decoding a file hardly does. As long as one
+    size is known, the line begins at none of the work on images. Where a size does not keep what
+    the line promised, the search closes in on it by halves.
 
     Args:
         measure: runs the submission on the sample at a size in pixels; raises a
@@ -222,59 +219,53 @@ def find_largest_size(
         return LargestSize(None, reason="the ranker's log names no input size")
     # A sample feels the slow first batches more than the hidden test will.
     scale = base.embedding / sample.embedding_per_image
+    seconds = {0: base.seconds - base.embedding}
     trials: dict[int, Run] = {}
-
-    def add(run: Run) -> Run:
-        if run.input_size is None or run.input_size in trials:
-            raise UserError("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
-        trials[run.input_size] = replace(
-            base,
-            input_size=run.input_size,
-            embedding=run.embedding_per_image * scale,
-            peak_memory=base.peak_memory + max(run.peak_memory - sample.peak_memory, 0),
-        )
-        return trials[run.input_size]
-
-    def sizes(fitting: bool) -> list[int]:
-        return [s for s, trial in trials.items() if fits(trial, limits, USED_SHARE) == fitting]
-
-    reason = None
-    first = add(sample)
+    fitting: list[int] = []
+    run, reason = sample, None
     try:
-        second = add(measure(second_size(own, larger=fits(first, limits, USED_SHARE))))
-        size = size_on_line(first, second, limits.seconds * USED_SHARE)
-        for _ in range(MAX_TRIALS):
-            fitting = max(sizes(fitting=True), default=0)
-            bound = min(sizes(fitting=False), default=LARGEST_SIZE + SIZE_STEP)
-            if size >= bound:  # measured, and it does not fit
-                size = (fitting + bound) // 2 // SIZE_STEP * SIZE_STEP
-            if size <= fitting or fits(add(measure(size)), limits, USED_SHARE):
+        while True:
+            size = run.input_size
+            if size is None or size in trials:
+                raise UserError("the ranker does not follow VISUAL_SEARCH_INPUT_SIZE")
+            trials[size] = replace(
+                base,
+                input_size=size,
+                embedding=run.embedding_per_image * scale,
+                peak_memory=base.peak_memory + max(run.peak_memory - sample.peak_memory, 0),
+            )
+            seconds[size] = trials[size].seconds
+            fitting = sorted(s for s in trials if fits(trials[s], limits, USED_SHARE))
+            beyond = sorted(trials.keys() - set(fitting))
+            line = [0, *fitting][-2:] if fitting else [0, *beyond] if len(trials) == 1 else beyond
+            points = [(s**2, seconds[s]) for s in line[:2]]
+            wanted = size_on_line(points, limits.seconds * USED_SHARE)
+            largest, bound = max(fitting, default=0), min(beyond, default=LARGEST_SIZE + SIZE_STEP)
+            if fitting == [own]:
+                wanted = max(wanted, own // SIZE_STEP * SIZE_STEP + SIZE_STEP)
+            if wanted >= bound:  # measured, and it does not fit
+                wanted = (largest + bound) // 2 // SIZE_STEP * SIZE_STEP
+            if wanted <= largest or len(trials) == MAX_TRIALS:
                 break
+            run = measure(wanted)
     except UserError as error:
         reason = f"another size cannot be had: {error}"
-    largest = max(sizes(fitting=True), default=None)
-    if largest is None and reason is None:
+    if not fitting and reason is None:
         reason = (
             f"no size stays within {USED_SHARE:.0%} of the time and of the memory: take {LIGHTER}"
         )
-    return LargestSize(largest, tuple(trials[size] for size in sorted(trials)), reason)
+    by_size = tuple(trials[size] for size in sorted(trials))
+    return LargestSize(max(fitting, default=None), by_size, reason)
 
 
-def second_size(own: int, *, larger: bool) -> int:
-    """The size to measure beside `own`: a multiple of 32 pixels, above it or below."""
-    if larger and own + SIZE_STEP <= LARGEST_SIZE:
-        return min(
-            max(round(own * 1.5 / SIZE_STEP), own // SIZE_STEP + 1) * SIZE_STEP, LARGEST_SIZE
-        )
-    below = max(round(own * 0.6 / SIZE_STEP) * SIZE_STEP, SIZE_STEP)
-    return below if below < own else own + SIZE_STEP
+def size_on_line(points: Sequence[tuple[int, float]], seconds: float) -> int:
+    """The largest multiple of 32 pixels that takes `seconds`, by the line through two sizes.
 
-
-def size_on_line(one: Run, other: Run, seconds: float) -> int:
-    """The largest multiple of 32 pixels that takes `seconds`, by the line through two sizes."""
-    (low, at_low), (high, at_high) = sorted(
-        ((run.input_size or 0) ** 2, run.seconds) for run in (one, other)
-    )
+    Args:
+        points: of two sizes, squared pixels and the seconds that they take, the smaller one first.
+        seconds: that there are.
+    """
+    (low, at_low), (high, at_high) = points
     slope, left = (at_high - at_low) / (high - low), seconds - at_low
     if slope <= 0:  # it costs no more
         return LARGEST_SIZE if left >= 0 else 0

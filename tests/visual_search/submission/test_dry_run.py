@@ -1,45 +1,35 @@
+"""A submission run under the evaluator's limits: what it answers, and each fault in a sentence."""
+
 import hashlib
 import shutil
-from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.commands import refused
 from tests.conftest import PROJECT
 from tests.submissions import BODY_LINE, commit, git, make_submission, ranker
 from visual_search.common.errors import UserError
-from visual_search.data.dev_sets import read_dev_set
-from visual_search.submission.dry_run import RealImages, Stage, staged
+from visual_search.submission.dry_run import Answer, staged
 from visual_search.submission.git_tree import SubmissionTree
 from visual_search.submission.runtime_estimate import ImageCounts
-from visual_search.submission.sandbox import GB, NAMESPACES, Limits, Sandbox, writes_elsewhere
+from visual_search.submission.sandbox import GB, NAMESPACES, Limits, own_network, writes_elsewhere
 
 SHORT = Limits(seconds=20, cores=1)
 
 
-def stage_of(
-    project: Path, limits: Limits = SHORT, working_tree: bool = False
-) -> AbstractContextManager[Stage]:
-    return staged(project, limits, project.parent / "log.txt", working_tree=working_tree)
-
-
-def real(folder: Path) -> RealImages:
-    return RealImages(folder, read_dev_set(folder))
-
-
-def run(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> None:
-    with stage_of(project, limits, working_tree) as stage:
-        stage.answer(real(data))
+def run(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> Answer:
+    with staged(project, limits, project.parent / "log.txt", working_tree=working_tree) as stage:
+        return stage.answer(data)
 
 
 def refusal(project: Path, data: Path, limits: Limits = SHORT, working_tree: bool = False) -> str:
-    with pytest.raises(UserError) as caught:
-        run(project, data, limits, working_tree)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    sentence = refused(".", run, project, data, limits, working_tree)
+    assert "\n" not in sentence
+    return sentence
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -55,7 +45,7 @@ def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Both ways of keeping the child from the network: by the kernel, and in Python alone."""
     if request.param == "guard":
         monkeypatch.setattr("visual_search.submission.sandbox.NAMESPACES", ())
-    elif not Sandbox(SHORT).namespace:
+    elif not own_network():
         pytest.skip(f"none of {NAMESPACES} is allowed on this machine")
     return str(request.param)
 
@@ -77,15 +67,15 @@ held = np.ones(30_000_000)
 return self.answer()
 """
     project = make_submission(tmp_path / "project", ranker(body))
-    with stage_of(project) as stage:
-        answer = stage.answer(real(dev_folder))
+    with staged(project, SHORT, tmp_path / "log.txt") as stage:
+        answer = stage.answer(dev_folder)
         assert (answer.ranks == np.arange(1000)).all()
         assert answer.run.counts == ImageCounts(10, 10)
         assert 0.24 * GB < answer.run.peak_memory < 1 * GB
         assert 0 < answer.run.seconds < answer.outcome.seconds
-        assert stage.answer(replace(real(dev_folder), sample=6)).ranks.shape == (3, 1000)
-        kept = stage.sandbox.described()
-        assert ("a network namespace" in kept["network"]) == (isolation == "namespace")
+        assert stage.answer(dev_folder, sample=6).ranks.shape == (3, 1000)
+    kept = SHORT.described()["network"]
+    assert ("a network namespace" in kept) == (isolation == "namespace")
     assert "product_id" in (dev_folder / "gallery.csv").read_text()
 
 
@@ -130,69 +120,66 @@ return self.answer()
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (
-            ranker("import nowhere_to_be_found"),
-            [f"importing failed {LINE}", "'nowhere_to_be_found'"],
-        ),
-        (ranker(top="import hypothesis"), ["add hypothesis to requirements.txt"]),
-        (ranker(top="def broken(:"), ["SyntaxError", "user_config.py"]),
-        (ranker("return self.answer().astype(float)"), ["dtype float64"]),
-        (ranker("return self.answer().astype(object)"), ["ndarray of object"]),
-        (
-            ranker("return [][3]"),
-            [f"raised IndexError: list index out of range {LINE}, while it ranked"],
-        ),
-        (ranker("return self.gallery[0]['product_id']"), [f"reads the column product_id {LINE}"]),
-        (ranker("self.raise_aicrowd_error('no weights')"), ["gave up: no weights"]),
-        (ranker("return undefined_name"), ["raised NameError", "undefined_name"]),
-        (ranker("os.kill(os.getpid(), 11)"), ["by the signal SIGSEGV while it ranked"]),
-        (ranker("os._exit(3)"), ["with exit status 3 while it ranked"]),
-        (
-            ranker("open(os.path.join(self.folder, 'cache.npy'), 'wb')"),
-            ["tried to write", "cache.npy", LINE],
-        ),
-        (ranker(f"os.remove({AN_IMAGE})"), ["tried to write", LINE]),
-        (ranker(f"open({AN_IMAGE}, 'r+b')"), ["tried to write", LINE]),
-        (ranker(PAST_PYTHON), ["tried to write", "left_behind"]),
-        (ranker(FALLS_BACK), ["the traced model.pt runs", "--allow-fallback"]),
-    ],
-    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
-)
-def test_each_fault_is_one_sentence(
-    tmp_path: Path, dev_folder: Path, code: str, expected: list[str]
-) -> None:
-    before = state_of(dev_folder)
-    sentence = refusal(make_submission(tmp_path / "project", code), dev_folder)
-    for part in expected:
-        assert part in sentence
-    (dev_folder / "gallery" / "left_behind").unlink(missing_ok=True)
-    assert state_of(dev_folder) == before
-
-
 LATE = "import time; time.sleep(2.5)"
+NEXT_LINE = f"at my_submission/user_config.py line {BODY_LINE + 1}"
 
 
 @pytest.mark.parametrize(
     ("code", "limits", "expected"),
     [
-        (ranker(SLOW), Limits(2, 1), ["time limit was exceeded: after 2 s", "while it ranked"]),
+        (
+            ranker("import nowhere_to_be_found"),
+            SHORT,
+            [f"importing failed {LINE}", "'nowhere_to_be_found'"],
+        ),
+        (ranker(top="import hypothesis"), SHORT, ["add hypothesis to requirements.txt"]),
+        (ranker(top="def broken(:"), SHORT, ["SyntaxError", "user_config.py"]),
+        (ranker("return self.answer().astype(float)"), SHORT, ["dtype float64"]),
+        (ranker("return self.answer().astype(object)"), SHORT, ["ndarray of object"]),
+        (
+            ranker("return [][3]"),
+            SHORT,
+            [f"raised IndexError: list index out of range {LINE}, while it ranked"],
+        ),
+        (
+            ranker("return self.gallery[0]['product_id']"),
+            SHORT,
+            [f"reads the column product_id {LINE}"],
+        ),
+        (ranker("self.raise_aicrowd_error('no weights')"), SHORT, ["gave up: no weights"]),
+        (ranker("return undefined_name"), SHORT, ["raised NameError", "undefined_name"]),
+        (ranker("os.kill(os.getpid(), 11)"), SHORT, ["by the signal SIGSEGV while it ranked"]),
+        (ranker("os._exit(3)"), SHORT, ["with exit status 3 while it ranked", "/log.txt"]),
+        (
+            ranker("open(os.path.join(self.folder, 'cache.npy'), 'wb')"),
+            SHORT,
+            ["tried to write", "/development_test_data/cache.npy", LINE],
+        ),
+        (ranker(f"os.remove({AN_IMAGE})"), SHORT, ["tried to write", LINE]),
+        (ranker(f"open({AN_IMAGE}, 'r+b')"), SHORT, ["tried to write", LINE]),
+        (ranker(PAST_PYTHON), SHORT, ["tried to write", "left_behind"]),
+        (ranker(FALLS_BACK), SHORT, ["the traced model.pt runs", "--allow-fallback"]),
+        (
+            ranker(SLOW),
+            Limits(2, 1),
+            ["time limit was exceeded: after 2 s", NEXT_LINE, "while it ranked"],
+        ),
         # The time of ranking begins behind the imports.
         (ranker(SLOW, LATE), Limits(1.5, 1), ["exceeded: after 1.5 s", "while it ranked"]),
         (ranker(MEMORY), Limits(20, 1, int(1 * GB)), ["more than the 1 GB of memory"]),
         (ranker(SPREAD), Limits(20, 1, int(0.7 * GB)), ["more than the 0.7 GB of memory"]),
     ],
+    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
 )
-def test_each_limit_is_kept(
+def test_each_fault_is_one_sentence(
     tmp_path: Path, dev_folder: Path, code: str, limits: Limits, expected: list[str]
 ) -> None:
+    before = state_of(dev_folder)
     sentence = refusal(make_submission(tmp_path / "project", code), dev_folder, limits)
     for part in expected:
         assert part in sentence
-    if limits.memory == SHORT.memory:
-        assert f"user_config.py line {BODY_LINE + 1}" in sentence
+    (dev_folder / "gallery" / "left_behind").unlink(missing_ok=True)
+    assert state_of(dev_folder) == before
 
 
 def test_what_never_comes_to_rank_is_stopped(
@@ -224,11 +211,10 @@ def test_what_is_not_committed_is_named(tmp_path: Path, dev_folder: Path) -> Non
     (project / "my_submission" / "helper.py").write_text("VALUE = 1\n")
     config = project / "my_submission" / "user_config.py"
     config.write_text(ranker(top="from my_submission.helper import VALUE"))
-    with stage_of(project) as stage:
-        stage.answer(real(dev_folder))  # of the commit, which needs no helper
-        assert "user_config.py (changed)" in stage.notes[0]
-        assert "helper.py (new)" in stage.notes[0]
-        assert "--working-tree" in stage.notes[0]
+    with staged(project, SHORT, tmp_path / "log.txt") as stage:
+        stage.answer(dev_folder)  # of the commit, which needs no helper
+        for part in ("user_config.py (changed)", "helper.py (new)", "--working-tree"):
+            assert part in stage.notes[0]
     # The helper alone forgotten, the classic case.
     (project / ".gitignore").write_text("helper.py\n")
     commit(project)
@@ -247,28 +233,18 @@ return self.answer()
 """
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """Where a submission has its weights, which are not committed yet."""
+def test_weights_are_committed_and_in_the_store_of_lfs(tmp_path: Path, dev_folder: Path) -> None:
     project = make_submission(tmp_path / "project", ranker(WEIGHTS))
-    (project / "my_submission" / "weights").mkdir()
-    return project / "my_submission" / "weights" / "model.pt"
-
-
-def test_weights_that_were_not_committed(model: Path, dev_folder: Path) -> None:
-    project = model.parents[2]
+    model = project / "my_submission" / "weights" / "model.pt"
+    model.parent.mkdir()
     model.write_bytes(b"weights")
     sentence = refusal(project, dev_folder)
     assert "gave up: there is no model in my_submission/weights" in sentence
     assert "my_submission/weights/model.pt is on this disk and would not be pushed" in sentence
     run(project, dev_folder, working_tree=True)
-
-
-def test_a_missing_lfs_object_fails_here(model: Path, dev_folder: Path) -> None:
-    project = model.parents[2]
+    # Committed as a pointer, as git-LFS does it; the store is missing, cut short, right.
     oid = hashlib.sha256(b"weights").hexdigest()
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 7\n"
-    model.write_text(pointer)
+    model.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 7\n")
     commit(project)
     for working_tree in (False, True):
         sentence = refusal(project, dev_folder, working_tree=working_tree)
@@ -276,7 +252,7 @@ def test_a_missing_lfs_object_fails_here(model: Path, dev_folder: Path) -> None:
         assert "git lfs pull" in sentence
     stored = project / ".git" / "lfs" / "objects" / oid[:2] / oid[2:4] / oid
     stored.parent.mkdir(parents=True)
-    stored.write_bytes(b"weight")  # cut short
+    stored.write_bytes(b"weight")
     assert "git-LFS pointer" in refusal(project, dev_folder)
     stored.write_bytes(b"weights")
     run(project, dev_folder)
@@ -307,9 +283,9 @@ def test_a_gpu_that_is_not_here_is_noted(tmp_path: Path) -> None:
     path = project / "aicrowd.json"
     path.write_text(path.read_text().replace("false", "true"))
     commit(project)
-    with stage_of(project) as stage:
+    with staged(project, SHORT, tmp_path / "log.txt") as stage:
         assert any("asks for a GPU and this machine has none" in text for text in stage.notes)
-        assert stage.sandbox.address_space == SHORT.memory
+        assert stage.limits.address_space == SHORT.memory
 
 
 @pytest.mark.slow
@@ -330,10 +306,10 @@ def test_the_kit_itself_runs_with_its_requirements_alone(
     if with_lfs:
         git(project, "lfs", "install", "--local")
     commit(project)
-    with stage_of(project, Limits(60, 2)) as stage:
-        larger = stage.answer(real(dev_folder), 64)
+    with staged(project, Limits(60, 2), tmp_path / "log.txt") as stage:
+        larger = stage.answer(dev_folder, 64)
         assert larger.run.input_size == 64
-        assert writes_elsewhere(larger.outcome.attempts) is None
+        assert writes_elsewhere(larger.outcome) is None
         assert larger.run.embedding > 0
     pointers = [file.name for file in SubmissionTree(project).files if file.oid]
     models = [f"my_submission/weights/model.{kind}" for kind in ("pt", "safetensors")]
