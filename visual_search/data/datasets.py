@@ -296,7 +296,7 @@ class TrainingImages(Dataset):
             with torch.random.fork_rng(devices=()):
                 # torch.manual_seed seeds every device: a tenth of the time of reading an image.
                 torch.default_generator.manual_seed(int(seed[0]))
-                pixels = self.augment(photo.image)
+                pixels = self.augment(photo)
             return pixels, int(self.images.labels[chosen]), wanted, n_skipped
         raise UserError("none of the training images can be read")
 

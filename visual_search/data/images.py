@@ -35,6 +35,8 @@ made anew."""
 
 Box = tuple[int, int, int, int]
 """`x, y, width, height` in pixels of the stored image, EXIF orientation ignored."""
+Edges = tuple[float, float, float, float]
+"""`left, top, right, bottom` in pixels of a decoded image, which can end within a pixel."""
 
 MAX_SCANS = 100
 """Of a progressive JPEG, each a pass over all its pixels; encoders write about ten."""
@@ -212,32 +214,28 @@ def clip_box(box: Box, width: int, height: int) -> Box | None:
     return left, top, right - left, bottom - top
 
 
-@dataclass(frozen=True)
-class Region:
-    """The region of an image to look at, decoded: RGB, maybe at a fraction of its stored size."""
-
-    image: Image.Image
-    """Cut to the whole pixels round the region; nothing else can bleed into a resize."""
-    edges: tuple[float, float, float, float]
-    """`left, top, right, bottom` in pixels of `image`, which can end within a pixel."""
-    problem: str | None
-    """What was wrong although there are pixels, such as a cut file or a box outside the image."""
-
-
-def read_region(item: ImageItem, size: int) -> Region:
+def read_region(item: ImageItem, size: int) -> Image.Image:
     """Read one image, decoded no larger than an antialiased resize of its box to `size` needs.
 
     Args:
         item: the file and the box.
         size: the side in pixels that the region is going to be resized to.
 
+    Returns:
+        RGB, maybe at a fraction of the stored size, cut to the whole pixels round the box: nothing
+        else can bleed into a resize.
+
     Raises:
         UnreadableImage: when there is nothing to show at all.
     """
-    return _decode_region(read_bytes(item.path), item.box, size)
+    return _decode_region(read_bytes(item.path), item.box, size)[0]
 
 
-def _decode_region(data: bytes, wanted: Box | None, size: int) -> Region:
+def _decode_region(
+    data: bytes, wanted: Box | None, size: int
+) -> tuple[Image.Image, Edges, str | None]:
+    """As :func:`read_region`; the box's edges in it, and what was wrong although there are pixels:
+    a cut file, a box outside the image."""
     stored = open_image(data).size
     box, problem = _inside(wanted, stored)
     needed = _needed(stored, box, size)
@@ -251,10 +249,10 @@ def _decode_region(data: bytes, wanted: Box | None, size: int) -> Region:
             image = decode_image(data + _JPEG_END, needed)
             problem = f"damaged, its readable part is used ({error})"
         left, top, right, bottom = _scaled(box, stored, image.size)
-        first_x, first_y = math.floor(left), math.floor(top)
-        cut = image.crop((first_x, first_y, math.ceil(right), math.ceil(bottom)))
+        x, y = math.floor(left), math.floor(top)
+        cut = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
         del image
-    return Region(cut, (left - first_x, top - first_y, right - first_x, bottom - first_y), problem)
+    return cut, (left - x, top - y, right - x, bottom - y), problem
 
 
 def _inside(box: Box | None, stored: tuple[int, int]) -> tuple[Box, str | None]:
@@ -276,10 +274,8 @@ def _needed(stored: tuple[int, int], box: Box, size: int) -> tuple[int, int]:
     return math.ceil(stored[0] * scale), math.ceil(stored[1] * scale)
 
 
-def _scaled(
-    box: Box, stored: tuple[int, int], decoded: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The edges `left, top, right, bottom` of a box in an image decoded at another size."""
+def _scaled(box: Box, stored: tuple[int, int], decoded: tuple[int, int]) -> Edges:
+    """The edges of a box in an image decoded at another size."""
     (x, y, w, h), across, down = box, decoded[0] / stored[0], decoded[1] / stored[1]
     right, bottom = min((x + w) * across, decoded[0]), min((y + h) * down, decoded[1])
     return x * across, y * down, right, bottom
@@ -328,8 +324,8 @@ def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
     if plain is not None:
         pixels, edges, problem = plain
     else:
-        region = _decode_region(data, item.box, size)
-        pixels, edges, problem = _as_array(region.image), region.edges, region.problem
+        image, edges, problem = _decode_region(data, item.box, size)
+        pixels = _as_array(image)
     pixels = _whole_pixels(pixels, edges)
     if trimmed:
         pixels = _whole_pixels(pixels, content_region(pixels))
@@ -338,7 +334,7 @@ def _region_pixels(item: ImageItem, size: int) -> tuple[np.ndarray, str | None]:
 
 def _decode_plain_jpeg(
     data: bytes, wanted: Box | None, size: int
-) -> tuple[np.ndarray, tuple[float, float, float, float], str | None] | None:
+) -> tuple[np.ndarray, Edges, str | None] | None:
     """The whole of an undamaged JPEG of grey or three colours, at 1/1 or at most 1/2 of its size.
 
     Returns:
@@ -376,8 +372,8 @@ def _as_array(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _whole_pixels(pixels: np.ndarray, edges: tuple[float, float, float, float]) -> np.ndarray:
-    """The pixels within `left, top, right, bottom`, rounded; at least one.
+def _whole_pixels(pixels: np.ndarray, edges: Edges) -> np.ndarray:
+    """The pixels within the edges, rounded; at least one.
 
     An image is decoded at twice the target or more, so that half a pixel is a quarter there.
     """

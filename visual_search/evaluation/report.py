@@ -145,10 +145,9 @@ def thumbnails(items: Collection[ImageItem]) -> dict[ImageItem, str]:
 def _thumbnail(item: ImageItem) -> str:
     try:
         shown = read_region(item, THUMBNAIL_PIXELS)
-        left, top, right, bottom = shown.edges
-        scale = THUMBNAIL_PIXELS / max(right - left, bottom - top)
-        size = (max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1))
-        picture = shown.image.resize(size, Image.Resampling.BICUBIC, box=shown.edges)
+        scale = THUMBNAIL_PIXELS / max(shown.size)
+        width, height = (max(round(side * scale), 1) for side in shown.size)
+        picture = shown.resize((width, height), Image.Resampling.BICUBIC)
     except UnreadableImage:
         picture = Image.new("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), (127, 127, 127))
     buffer = io.BytesIO()

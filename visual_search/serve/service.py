@@ -304,7 +304,7 @@ class Service:
 @functools.lru_cache(THUMBNAILS)
 def _thumbnail(path: Path, fingerprint: str, size: int) -> bytes:
     """Of a file as it was when it was indexed, which its fingerprint says."""
-    shown = read_region(ImageItem(path), size).image
+    shown = read_region(ImageItem(path), size)
     shown.thumbnail((size, size))
     buffer = io.BytesIO()
     shown.save(buffer, "JPEG", quality=85)
