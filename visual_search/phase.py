@@ -152,11 +152,10 @@ class ImagePhase(Phase):
     def inputs(self, batch: Batch, device: torch.device) -> tuple[Any, ...]:
         """What the learner takes, of a batch as the loader gives it."""
         pixels, labels, indexes = (part.to(device, non_blocking=True) for part in batch[:3])
-        mixed = self.mixer(pixels, labels)
-        pixels = mixed.pixels
+        pixels, labels_b, weight_of_a = self.mixer(pixels, labels)
         if self.config.train.channels_last and pixels.ndim == 4:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return pixels, mixed.labels_a, indexes, mixed.labels_b, mixed.weight_of_a
+        return pixels, labels, indexes, labels_b, weight_of_a
 
     def start_weights(self, device: torch.device, is_main_process: bool) -> None:
         """Start neck and head where `neck.initial` and `margin.imprint` say."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.functional import pil_to_tensor
 
 from visual_search.data.images import DCT_OVERSAMPLING, letterbox
 
@@ -19,22 +18,9 @@ BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 GREY = 127
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """RGB image to pixels; a class, so that it reaches worker processes that are spawned."""
-
-    pipeline: Callable[[Image.Image], Image.Image]
-    erase: Callable[[Tensor], Tensor] | None
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Pixels `(3, size, size)`, uint8, 0..255."""
-        pixels = pil_to_tensor(self.pipeline(image))
-        return self.erase(pixels) if self.erase else pixels
-
-
 def build_augmentation(
     name: str, size: int, random_erasing: float = 0.0, views: Sequence[str] = ("squash",)
-) -> Augmentation:
+) -> Callable[[Image.Image], Tensor]:
     """A function from an RGB image to pixels `(3, size, size)`, uint8, 0..255.
 
     Random draws come from torch's global generator.
@@ -52,9 +38,10 @@ def build_augmentation(
     steps = AUGMENTATIONS[name](size)
     if tuple(views) != ("squash",):
         steps = [_OneView(tuple(views), DCT_OVERSAMPLING * size), *steps]
-    pipeline = v2.Compose([*steps, v2.Resize((size, size), BICUBIC)])
-    erase = v2.RandomErasing(random_erasing, value=[GREY] * 3) if random_erasing else None
-    return Augmentation(pipeline, erase)
+    steps += [v2.Resize((size, size), BICUBIC), v2.PILToTensor()]
+    if random_erasing:
+        steps.append(v2.RandomErasing(random_erasing, value=[GREY] * 3))
+    return v2.Compose(steps)
 
 
 def _larger(size: int) -> v2.Resize:
@@ -141,21 +128,18 @@ AUGMENTATIONS: dict[str, Callable[[int], list[Callable]]] = {
 """The steps in front of the last resize by name, each for the side of the square in pixels."""
 
 
-@dataclass(frozen=True)
-class Mixed:
+class Mixed(NamedTuple):
     """A batch of which each image shows two, and how much of each.
 
-    The loss is `weight_of_a * loss(labels_a) + (1 - weight_of_a) * loss(labels_b)`, per image.
+    The loss is `weight_of_a * loss(labels) + (1 - weight_of_a) * loss(labels_b)`, per image.
     """
 
     pixels: Tensor
     """`(N, C, H, W)`, of the type, device and memory format that came in."""
-    labels_a: Tensor
-    """`(N,)`, the images' own labels."""
     labels_b: Tensor
-    """`(N,)`, those of the images mixed in."""
+    """`(N,)`, the labels of the images mixed in."""
     weight_of_a: Tensor
-    """`(N,)`, float32, 0..1; 1 where nothing is mixed in."""
+    """`(N,)`, float32, 0..1, of the images' own labels; 1 where nothing is mixed in."""
 
 
 class Mixer:
@@ -187,11 +171,11 @@ class Mixer:
         """
         own = torch.ones(len(pixels), dtype=torch.float32, device=pixels.device)
         if self.kind == "none":
-            return Mixed(pixels, labels, labels, own)
+            return Mixed(pixels, labels, own)
         # One draw of torch's seeds all others: a run that goes on restores torch's state alone.
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         if rng.random() >= self.probability:
-            return Mixed(pixels, labels, labels, own)
+            return Mixed(pixels, labels, own)
         share = float(rng.beta(self.alpha, self.alpha))
         partner = torch.from_numpy(rng.permutation(len(pixels))).to(pixels.device)
         if self.kind == "mixup" or (self.kind == "both" and rng.random() < 0.5):
@@ -202,7 +186,7 @@ class Mixer:
             mixed = pixels.clone()
             mixed[..., top:bottom, left:right] = pixels[partner, :, top:bottom, left:right]
             share = 1.0 - (bottom - top) * (right - left) / (height * width)
-        return Mixed(mixed, labels, labels[partner], own * share)
+        return Mixed(mixed, labels[partner], own * share)
 
 
 def blend(first: Tensor, second: Tensor, share: float) -> Tensor:
