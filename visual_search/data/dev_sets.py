@@ -162,14 +162,33 @@ def read_dev_table(
     ]
     missing = check_some_exist([item.path for item in items], file, folder)
     labels = table["label"][held_out].to_numpy(dtype=str)
+    gallery = asked = np.arange(len(items))
     if by_protocol:
         is_query = status[held_out] == "query"
-        dev_set = _query_to_gallery(items, labels, is_query, file, unmatched)
-        n_asked = int(is_query.sum())
+        gallery, asked = np.flatnonzero(~is_query), np.flatnonzero(is_query)
+        matched = np.isin(labels[asked], labels[gallery])
+        fault = (
+            f"no query of {file} has an image of its class in the gallery: {len(asked)} rows "
+            f"have evaluation_status query, and {len(gallery)} are the gallery"
+        )
     else:
         _refuse_repeats(items, table.index[held_out].tolist(), file)
-        dev_set, n_asked = _leave_one_out(items, labels, file, unmatched), len(items)
-    n_left = n_asked - len(dev_set.queries)
+        matched = pd.Series(labels).duplicated(keep=False).to_numpy()
+        fault = (
+            f"no two held-out images of {file} are of the same class ({len(items)} images of as "
+            "many classes): there is nothing to find"
+        )
+    if not matched.any():
+        raise UserError(fault)
+    queries = asked if unmatched else asked[matched]
+    dev_set = DevSet(
+        [items[row] for row in gallery],
+        [items[row] for row in queries],
+        labels[gallery],
+        labels[queries],
+        None if by_protocol else queries,
+    )
+    n_left = len(asked) - len(queries)
     left = f"; {n_left} without a match are no queries" if n_left else ""
     tell(f"{file}: {len(table)} rows, {dev_set.describe()}{left}{missing}")
     return dev_set
@@ -182,25 +201,6 @@ def _selected(names: pd.Series, select: str, file: Path) -> np.ndarray:
     return found
 
 
-def _query_to_gallery(
-    items: list[ImageItem], labels: np.ndarray, is_query: np.ndarray, file: Path, unmatched: bool
-) -> DevSet:
-    gallery = np.flatnonzero(~is_query)
-    matched = is_query & np.isin(labels, labels[gallery])
-    queries = np.flatnonzero(is_query if unmatched else matched)
-    if not matched.any():
-        raise UserError(
-            f"no query of {file} has an image of its class in the gallery: {is_query.sum()} rows "
-            f"have evaluation_status query, and {len(gallery)} are the gallery"
-        )
-    return DevSet(
-        [items[row] for row in gallery],
-        [items[row] for row in queries],
-        labels[gallery],
-        labels[queries],
-    )
-
-
 def _refuse_repeats(items: list[ImageItem], lines: list[int], file: Path) -> None:
     """An image that is there twice would find its own copy, which proves nothing."""
     seen: dict[ImageItem, int] = {}
@@ -211,17 +211,3 @@ def _refuse_repeats(items: list[ImageItem], lines: list[int], file: Path) -> Non
                 f"{file} line {line} holds out the image {item.path} (with the same box) of line "
                 f"{first} again: it would find itself; remove one of the two lines"
             )
-
-
-def _leave_one_out(
-    items: list[ImageItem], labels: np.ndarray, file: Path, unmatched: bool
-) -> DevSet:
-    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    matched = sizes[classes] > 1
-    own = np.arange(len(items)) if unmatched else np.flatnonzero(matched)
-    if not matched.any():
-        raise UserError(
-            f"no two held-out images of {file} are of the same class ({len(items)} images of as "
-            "many classes): there is nothing to find"
-        )
-    return DevSet(items, [items[row] for row in own], labels, labels[own], own)
