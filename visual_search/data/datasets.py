@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,14 +52,10 @@ class PathList(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | list[Path]:
-        if isinstance(index, slice):
-            return list(map(Path, self._names[index].tolist()))
-        return Path(self._names[index])
+    def __getitem__(self, index: Any) -> Any:
+        """A path, or a list of those of a slice."""
+        names = self._names[index]
+        return list(map(Path, names.tolist())) if isinstance(index, slice) else Path(names)
 
     @classmethod
     def concatenated(cls, parts: Iterable[Sequence[Path]]) -> PathList:
@@ -110,35 +106,45 @@ class LabelledImages:
         return ImageItem(self.paths[index], given if given and given[2] else None)
 
 
-def read_product10k(folder: Path, table: str, prefix: str, classes: int) -> LabelledImages:
-    """A list of Product10K: columns `name` and `class`, read by name; images in `folder/prefix`.
+def read_product10k(folder: Path, lists: Iterable[tuple[str, str]], classes: int) -> LabelledImages:
+    """Lists of Product10K, which number the same classes: columns `name` and `class`, by name.
+
+    Args:
+        folder: where it lies.
+        lists: of each the csv file and the folder of its images.
+        classes: how many there are.
 
     Raises:
         UserError: for a missing file, folder or column, a class that is no whole number in
-            `0..classes-1`, and when no image of the list exists; it names file and line.
+            `0..classes-1`, and when no image of a list exists; it names file and line.
     """
     if not folder.is_dir():
         raise UserError(
             f"the folder {folder} does not exist; put Product10K there, or name another folder "
             "with dataset.product10k.train_valid_root"
         )
-    path = folder / table
-    rows = read_table(path, ["name", "class"])
-    labels = integers(rows, "class", path)
-    outside = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(outside):
-        row = int(outside[0])
-        raise UserError(
-            f"{path} line {rows.index[row]}: class {labels[row]} does not fit "
-            f"dataset.num_of_classes = {classes} (classes 0..{classes - 1})"
-        )
-    images = folder / prefix
-    if not images.is_dir():
-        raise UserError(f"the folder {images} does not exist; {path} lists images in it")
-    paths = PathList(os.path.join(images, name) for name in rows["name"])
-    missing = check_some_exist(paths, path, images)
-    tell(f"{path}: {len(paths)} images of {len(np.unique(labels))} classes{missing}")
-    return LabelledImages(paths, labels, class_names=tuple(map(str, range(classes))))
+    paths: list[PathList] = []
+    labels: list[np.ndarray] = []
+    for table, prefix in lists:
+        path, images = folder / table, folder / prefix
+        rows = read_table(path, ["name", "class"])
+        numbers = integers(rows, "class", path)
+        outside = np.flatnonzero((numbers < 0) | (numbers >= classes))
+        if len(outside):
+            row = int(outside[0])
+            raise UserError(
+                f"{path} line {rows.index[row]}: class {numbers[row]} does not fit "
+                f"dataset.num_of_classes = {classes} (classes 0..{classes - 1})"
+            )
+        if not images.is_dir():
+            raise UserError(f"the folder {images} does not exist; {path} lists images in it")
+        listed = PathList(os.path.join(images, name) for name in rows["name"])
+        missing = check_some_exist(listed, path, images)
+        tell(f"{path}: {len(listed)} images of {len(np.unique(numbers))} classes{missing}")
+        paths.append(listed)
+        labels.append(numbers)
+    names = tuple(map(str, range(classes)))
+    return LabelledImages(PathList.concatenated(paths), np.concatenate(labels), class_names=names)
 
 
 def read_training_table(
@@ -217,16 +223,6 @@ def check_some_exist(paths: Sequence[Path], table: Path, folder: Path) -> str:
     return f"; {len(absent)} of {len(looked_for)} looked for are missing" if absent else ""
 
 
-def joined(parts: Sequence[LabelledImages]) -> LabelledImages:
-    """Several lists over the same classes as one; the first has the names of the classes."""
-    return LabelledImages(
-        PathList.concatenated(part.paths for part in parts),
-        np.concatenate([part.labels for part in parts]),
-        _joined_boxes(parts),
-        parts[0].class_names,
-    )
-
-
 def combined(parts: Sequence[LabelledImages], weights: Sequence[float]) -> LabelledImages:
     """Data sets over different classes as one: each one's classes are numbered behind the last's.
 
@@ -238,24 +234,22 @@ def combined(parts: Sequence[LabelledImages], weights: Sequence[float]) -> Label
     """
     offsets = np.cumsum([0, *(part.classes for part in parts)])
     names = [part.class_names or tuple(map(str, range(part.classes))) for part in parts]
+    boxes = None
+    if any(part.boxes is not None for part in parts):
+        without = [np.zeros((len(part), 4), dtype=np.int64) for part in parts]
+        boxes = np.concatenate(
+            [
+                zeros if part.boxes is None else part.boxes
+                for part, zeros in zip(parts, without, strict=True)
+            ]
+        )
     return LabelledImages(
         PathList.concatenated(part.paths for part in parts),
         np.concatenate([part.labels + o for part, o in zip(parts, offsets[:-1], strict=True)]),
-        _joined_boxes(parts),
+        boxes,
         tuple(itertools.chain.from_iterable(names)),
         np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         tuple(weights),
-    )
-
-
-def _joined_boxes(parts: Sequence[LabelledImages]) -> np.ndarray | None:
-    if all(part.boxes is None for part in parts):
-        return None
-    return np.concatenate(
-        [
-            np.zeros((len(part), 4), dtype=np.int64) if part.boxes is None else part.boxes
-            for part in parts
-        ]
     )
 
 

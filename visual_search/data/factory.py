@@ -11,7 +11,6 @@ from visual_search.data.class_choice import choose_classes
 from visual_search.data.datasets import (
     LabelledImages,
     combined,
-    joined,
     read_product10k,
     read_training_table,
 )
@@ -60,9 +59,8 @@ def training_images(dataset: DatasetConfig) -> LabelledImages:
             "there is nothing to train on: dataset.product10k.use is false and dataset.tables empty"
         )
     if place.use:
-        # Both lists number the same classes.
-        root, classes = Path(place.train_valid_root), dataset.num_of_classes
-        parts.append(joined([read_product10k(root, *names, classes) for names in _lists(dataset)]))
+        root = Path(place.train_valid_root)
+        parts.append(read_product10k(root, _lists(dataset), dataset.num_of_classes))
     files = [Path(entry.file).resolve() for entry in tables]
     for entry, file in zip(tables, files, strict=True):
         if files.count(file) > 1:

@@ -20,14 +20,13 @@ from visual_search.data.datasets import (
     PathList,
     TrainingImages,
     combined,
-    joined,
     read_product10k,
     read_training_table,
 )
 
 
 def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
-    images = read_product10k(product10k_folder, "train.csv", "train", 10)
+    images = read_product10k(product10k_folder, [("train.csv", "train")], 10)
     assert len(images) == 24
     assert images.paths[5] == product10k_folder / "train" / "1_1.png"
     assert images.labels[5] == 1
@@ -36,12 +35,11 @@ def test_product10k_is_read_by_column_name(product10k_folder: Path) -> None:
     # The test list has another order of columns and another third one.
     rows = [["x", 3, "2_4.png"], ["x", 4, "3_4.png"]]
     write_csv(product10k_folder / "test_kaggletest.csv", ["Usage", "class", "name"], rows)
-    test = read_product10k(product10k_folder, "test_kaggletest.csv", "test", 10)
-    assert test.labels.tolist() == [3, 4]
-    both = joined([images, test])
+    lists = [("train.csv", "train"), ("test_kaggletest.csv", "test")]
+    both = read_product10k(product10k_folder, lists, 10)
     assert len(both) == 26
-    assert both.labels[-1] == 4
-    assert both.paths[-1].name == "3_4.png"
+    assert both.labels[-2:].tolist() == [3, 4]
+    assert both.paths[-1] == product10k_folder / "test" / "3_4.png"
 
 
 @pytest.mark.parametrize(
@@ -58,11 +56,11 @@ def test_faults_of_the_list_are_named(
     product10k_folder: Path, folder: str, names: tuple[str, str], classes: int, words: str
 ) -> None:
     write_csv(product10k_folder / "none.csv", ["name", "class"], [])
-    refused(words, read_product10k, product10k_folder / folder, *names, classes)
+    refused(words, read_product10k, product10k_folder / folder, [names], classes)
 
 
 def training_images(folder: Path, seed: int = 1) -> TrainingImages:
-    images = read_product10k(folder, "train.csv", "train", 6)
+    images = read_product10k(folder, [("train.csv", "train")], 6)
     return TrainingImages(images, build_augmentation("phone", 32), 32, seed)
 
 
@@ -143,7 +141,7 @@ def test_boxes_are_cut_out(tmp_path: Path) -> None:
 
 
 def test_data_sets_of_other_classes_are_numbered_behind(product10k_folder: Path) -> None:
-    product10k = read_product10k(product10k_folder, "train.csv", "train", 10)
+    product10k = read_product10k(product10k_folder, [("train.csv", "train")], 10)
     boxes = np.array([[1, 2, 3, 4], [0, 0, 0, 0]])
     amazon = LabelledImages([Path("x"), Path("y")], np.array([1, 0]), boxes, ("n/a", "n/b"))
     plain = LabelledImages([Path("z")], np.array([0]))

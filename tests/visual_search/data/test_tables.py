@@ -43,7 +43,7 @@ def queries(path: Path) -> object:
 
 
 def product10k(path: Path) -> object:
-    return read_product10k(path.parent, path.name, ".", 9).labels.tolist()
+    return read_product10k(path.parent, [(path.name, ".")], 9).labels.tolist()
 
 
 # Every reader of a table: what it calls the columns of the path and of the label, the columns that
