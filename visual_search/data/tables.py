@@ -87,44 +87,42 @@ def table_chunks(path: Path, *, forgiving: bool = False) -> Iterator[pd.DataFram
     rows = _rows(path, forgiving)
     _, header = next(rows, (0, []))
     names = [name.strip() for name in header]
-    kept = [place for place, name in enumerate(names) if name]
-    columns = [names[place] for place in kept]
+    columns = [name for name in names if name]
     if not columns:
         raise UserError(f"{path} is empty; its first line must name its columns")
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
         raise UserError(f"{path} has the column {repeated[0]!r} twice; remove or rename one")
-    first = True
-    while chunk := list(islice(rows, ROWS_AT_ONCE)):
-        first = False
+    chunk = list(islice(rows, ROWS_AT_ONCE))
+    while True:
         lines, cells = [line for line, _ in chunk], [row for _, row in chunk]
-        if any(len(row) != len(names) for row in cells):
-            _check_lengths(path, len(names), lines, cells, forgiving)
-        by_column = list(zip(*cells, strict=True))
-        values = {names[place]: by_column[place] for place in kept}
-        yield pd.DataFrame(values, index=lines, dtype=object)
-    if first:
-        yield pd.DataFrame(columns=columns, index=pd.Index([], dtype=np.int64), dtype=object)
+        by_column = dict(zip(names, zip(*cells, strict=True), strict=True)) if cells else {}
+        index = pd.Index(lines, dtype=np.int64)
+        yield pd.DataFrame(by_column, index=index, columns=columns, dtype=object)
+        if not (chunk := list(islice(rows, ROWS_AT_ONCE))):
+            return
 
 
 def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
     """The cells of the header and of each row, and the line it begins on; blank lines are none."""
     errors = "replace" if forgiving else "strict"
+    width = before = 0
     try:
         if not forgiving:
             _refuse_another_kind(path)
         with open(path, newline="", encoding="utf-8-sig", errors=errors, opener=regular) as handle:
-            lines = handle if forgiving else _without_zero_bytes(handle, path)
-            reader, before = csv.reader(lines, strict=True), 0
-            try:
-                for cells in reader:
-                    if cells:
-                        yield before + 1, cells
-                    before = reader.line_num
-            except csv.Error as error:
-                raise UserError(
-                    f"{path} is not a readable csv file: line {before + 1}: {error}"
-                ) from error
+            reader = csv.reader(handle, strict=True)
+            for cells in reader:
+                if cells:
+                    width = width or len(cells)
+                    if forgiving:
+                        cells = [*cells, *[""] * width][:width]
+                    elif fault := _fault(cells, width):
+                        raise UserError(f"{path} line {before + 1} has {fault}")
+                    yield before + 1, cells
+                before = reader.line_num
+    except csv.Error as error:
+        raise UserError(f"{path} is not a readable csv file: line {before + 1}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not a readable csv file: it is not UTF-8 ({error.reason} at byte "
@@ -134,14 +132,18 @@ def _rows(path: Path, forgiving: bool) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _without_zero_bytes(lines: Iterable[str], path: Path) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            raise UserError(
-                f"{path} is not a readable csv file: line {number} has a zero byte: it is damaged, "
-                "or UTF-16; save it as CSV UTF-8"
-            )
-        yield line
+def _fault(row: list[str], width: int) -> str:
+    """What a row has that it must not, and what to write instead; empty for a good one."""
+    if "\0" in "".join(row):
+        return "a zero byte: the file is damaged, or UTF-16; save it as CSV UTF-8"
+    if len(row) == width:
+        return ""
+    what = "put a cell that has a comma in it into double quotes"
+    if len(row) < width:
+        what = "write a comma for every empty cell"
+    elif not any(map(str.strip, row[width:])):
+        what = "remove the commas at its end"
+    return f"{len(row)} cells, but {width} columns are named: {what}"
 
 
 def _refuse_another_kind(path: Path) -> None:
@@ -151,25 +153,6 @@ def _refuse_another_kind(path: Path) -> None:
             raise UserError(f"{path} is not a readable csv file: it {kind}")
         if re.match(rb"\s*[\[{]\s*[{\"\]}]", start):
             raise UserError(f"{path} is not a readable csv file: it is JSON: save it as CSV UTF-8")
-
-
-def _check_lengths(
-    path: Path, width: int, lines: list[int], rows: list[list[str]], forgiving: bool
-) -> None:
-    """Refuse the first row that has not `width` cells; where forgiving, mend them all in place."""
-    for line, row in zip(lines, rows, strict=True):
-        if len(row) == width:
-            continue
-        if not forgiving:
-            what = "put a cell that has a comma in it into double quotes"
-            if len(row) < width:
-                what = "write a comma for every empty cell"
-            elif not any(map(str.strip, row[width:])):
-                what = "remove the commas at its end"
-            raise UserError(
-                f"{path} line {line} has {len(row)} cells, but {width} columns are named: {what}"
-            )
-        row[:] = [*row, *[""] * width][:width]
 
 
 def values_of(cells: pd.Series) -> pd.Series:
