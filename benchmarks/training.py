@@ -43,7 +43,7 @@ from visual_search.common.model_config import BackboneConfig
 from visual_search.config import OptimConfig, PhaseConfig
 from visual_search.data.augment import build_augmentation
 from visual_search.data.datasets import LabelledImages, TrainingImages
-from visual_search.data.samplers import Shuffle, TrainingBatches, image_loader
+from visual_search.data.samplers import TrainingBatches, image_loader, shuffled
 from visual_search.model.embedder import build_embedder
 from visual_search.objective import Learner
 from visual_search.optim import build_optimizer, parameter_groups
@@ -196,7 +196,7 @@ def loader_of(case: Case, photos: list[Path], batches: int, workers: int) -> Dat
     labels = np.arange(len(paths), dtype=np.int64) % case.classes
     augment = build_augmentation("autoaugment", case.size)
     images = TrainingImages(LabelledImages(paths, labels), augment, case.size, seed=0)
-    chosen = TrainingBatches(Shuffle(images.images), case.batch, seed=0)
+    chosen = TrainingBatches(shuffled(images.images), case.batch, seed=0)
     return image_loader(images, chosen, seed=0, workers=workers)
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import random
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,85 +30,73 @@ LOOK_AHEAD = 1000
 """Members that are looked through for one that is not in the batch yet."""
 
 
-class Order(ABC):
+class Order(NamedTuple):
     """How the images of an epoch are drawn."""
 
     size: int
     """How many there are; an epoch may show one several times, or not at all."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Images in an epoch."""
-
-    @abstractmethod
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images, `(len(self),)`, int64, 0..n-1, for batches of `batch` images."""
+    length: int
+    """Images in an epoch."""
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+    """An epoch's images, `(length,)`, int64, 0..size-1, for batches of so many images."""
 
 
-class LabelledOrder(Order):
-    """Images of classes, from one or several sources."""
+def _sources(images: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each image, and how many are drawn from each source in an epoch.
 
-    def __init__(self, images: LabelledImages) -> None:
-        self.images, self.size = images, len(images)
-        self.sources = (
-            np.zeros(len(images), dtype=np.int64) if images.sources is None else images.sources
+    That is its weight times its size.
+    """
+    sources = np.zeros(len(images), np.int64) if images.sources is None else images.sources
+    sizes = np.bincount(sources, minlength=len(images.source_weights))
+    draws = np.rint(sizes * np.asarray(images.source_weights)).astype(np.int64)
+    if (draws == 0).any():
+        least = int(draws.argmin())
+        raise UserError(
+            f"a data set of {sizes[least]} images with the weight "
+            f"{images.source_weights[least]:g} gives an epoch no image; write a larger "
+            "weight, or leave the data set out"
         )
-        sizes = np.bincount(self.sources, minlength=len(images.source_weights))
-        self.draws = np.rint(sizes * np.asarray(images.source_weights)).astype(np.int64)
-        """Images drawn from each source in an epoch, `(sources,)`: its weight times its size."""
-        if (self.draws == 0).any():
-            least = int(self.draws.argmin())
-            raise UserError(
-                f"a data set of {sizes[least]} images with the weight "
-                f"{images.source_weights[least]:g} gives an epoch no image; write a larger "
-                "weight, or leave the data set out"
-            )
-
-    def __len__(self) -> int:
-        return int(self.draws.sum())
+    return sources, draws
 
 
-class Shuffle(LabelledOrder):
+def shuffled(images: LabelledImages) -> Order:
     """Every image of a source as often as the others, in random order.
 
     A weight of 2 shows each twice, 0.5 another random half in each epoch.
     """
+    sources, draws = _sources(images)
 
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images; the batches' size does not matter."""
-        return rng.permutation(spread(self.sources, self.draws, rng))
+    def draw(rng: np.random.Generator, batch: int) -> np.ndarray:
+        return rng.permutation(spread(sources, draws, rng))
+
+    return Order(len(images), int(draws.sum()), draw)
 
 
-class ClassGroups(LabelledOrder):
-    """Groups of a few images of one class, as pair losses need them (M per class).
+def class_groups(images: LabelledImages, per_class: int = 2, by_size: bool = False) -> Order:
+    """Groups of `per_class` images of one class, as pair losses need them.
 
-    The classes of a source take turns in random order, whatever their sizes, or come in proportion
-    to their sizes, and do not meet twice in a batch while there are others. The images of a class
-    take turns too: an image comes again only when all of its class have been there, in a group and
-    over the epoch.
+    The classes of a source take turns in random order, whatever their sizes, or (`by_size`) come
+    in proportion to their sizes, and do not meet twice in a batch while there are others. The
+    images of a class take turns too: an image comes again only when all of its class have been
+    there, in a group and over the epoch.
     """
+    labels, (sources, draws) = images.labels, _sources(images)
+    n_groups = np.maximum(draws // per_class, 1)
 
-    def __init__(self, images: LabelledImages, per_class: int = 2, by_size: bool = False) -> None:
-        super().__init__(images)
-        self.per_class, self.by_size = per_class, by_size
-        self.draws = np.maximum(self.draws // per_class, 1) * per_class
-
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images, each `per_class` of them of one class."""
-        labels = self.images.labels
+    def draw(rng: np.random.Generator, batch: int) -> np.ndarray:
         by_class = np.argsort(labels, kind="stable")
-        counts = self.images.counts(self.images.classes)
+        counts = images.counts(images.classes)
         ends = np.cumsum(counts).tolist()
-        of_source = [np.unique(labels[self.sources == s]) for s in range(len(self.draws))]
-        if self.by_size:
+        of_source = [np.unique(labels[sources == s]) for s in range(len(n_groups))]
+        if by_size:
             of_source = [
-                np.repeat(classes, systematic_draws(counts[classes], total // self.per_class, rng))
-                for classes, total in zip(of_source, self.draws.tolist(), strict=True)
+                np.repeat(classes, systematic_draws(counts[classes], total, rng))
+                for classes, total in zip(of_source, n_groups.tolist(), strict=True)
             ]
         rows_of = _Turns(lambda label: by_class[ends[label - 1] if label else 0 : ends[label]], rng)
         classes = _Turns(lambda source: of_source[source], rng)
-        groups = np.repeat(np.arange(len(self.draws)), self.draws // self.per_class)
-        groups_of_batch = max(batch // self.per_class, 1)
+        groups = np.repeat(np.arange(len(n_groups)), n_groups)
+        groups_of_batch = max(batch // per_class, 1)
         rows: list[int] = []
         for number, source in enumerate(rng.permutation(groups).tolist()):
             if number % groups_of_batch == 0:
@@ -117,10 +104,12 @@ class ClassGroups(LabelledOrder):
             label = classes.take(source, in_batch)
             in_batch.add(label)
             group: list[int] = []
-            for _ in range(self.per_class):
+            for _ in range(per_class):
                 group.append(rows_of.take(label, group))
             rows += group
         return np.array(rows, dtype=np.int64)
+
+    return Order(len(images), int(n_groups.sum()) * per_class, draw)
 
 
 class _Turns:
@@ -199,7 +188,7 @@ class TrainingBatches(Sampler[list[int]]):
         self.epoch = self.start_batch = 0
         if len(self) == 0:
             raise UserError(
-                f"an epoch has {len(order)} training images, fewer than dataset.batch_size = "
+                f"an epoch has {order.length} training images, fewer than dataset.batch_size = "
                 f"{batch_size} on {world_size} process(es) needs; lower dataset.batch_size"
             )
 
@@ -209,7 +198,7 @@ class TrainingBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the pass begins; images that fill none are left."""
-        return len(self.order) // (self.batch_size * self.world_size)
+        return self.order.length // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         together = self.batch_size * self.world_size
@@ -229,13 +218,13 @@ def order_of(sampler: SamplerConfig, images: LabelledImages, batch_size: int) ->
         UserError: for a batch that m-per-class cannot fill with whole groups.
     """
     if sampler.kind == "shuffle":
-        return Shuffle(images)
+        return shuffled(images)
     if batch_size % sampler.images_per_class:
         raise UserError(
             f"dataset.batch_size = {batch_size} is no multiple of "
             f"dataset.sampler.images_per_class = {sampler.images_per_class}; make it one"
         )
-    return ClassGroups(images, sampler.images_per_class, sampler.by_size)
+    return class_groups(images, sampler.images_per_class, sampler.by_size)
 
 
 def image_loader(

@@ -15,45 +15,32 @@ from visual_search.data.samplers import Order, TrainingBatches
 from visual_search.text.config import PairDataConfig
 
 
-class ShuffledPairs(Order):
+def shuffled_pairs(groups: np.ndarray) -> Order:
     """Every image once, in random order."""
-
-    def __init__(self, groups: np.ndarray) -> None:
-        self.groups, self.size = groups, len(groups)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images; the batches' size does not matter."""
-        return apart(np.arange(self.size), self.groups, rng)
+    rows = np.arange(len(groups))
+    return Order(len(groups), len(groups), lambda rng, batch: apart(rows, groups, rng))
 
 
-class HardNegatives(ShuffledPairs):
+def hard_negatives(groups: np.ndarray, clusters: np.ndarray, hard_share: float = 0.5) -> Order:
     """A share of each batch is of one cluster: images whose queries are alike and yet differ.
 
     Every image comes once an epoch. Whose turn it is to stand among its like changes with each
     epoch, in proportion to the sizes of the clusters.
     """
 
-    def __init__(self, groups: np.ndarray, clusters: np.ndarray, hard_share: float = 0.5) -> None:
-        super().__init__(groups)
-        self.clusters, self.hard_share = clusters, hard_share
-
-    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """An epoch's images: in each batch a run of one cluster, mixed among others."""
-        run = max(1, round(self.hard_share * batch))
+    def draw(rng: np.random.Generator, batch: int) -> np.ndarray:
+        run = max(1, round(hard_share * batch))
         runs: list[np.ndarray] = []
         rest: list[np.ndarray] = []
-        for cluster in np.unique(self.clusters):
-            rows = apart(np.flatnonzero(self.clusters == cluster), self.groups, rng)
+        for cluster in np.unique(clusters):
+            rows = apart(np.flatnonzero(clusters == cluster), groups, rng)
             whole = len(rows) // run * run
             runs += list(rows[:whole].reshape(-1, run))
             rest.append(rows[whole:])
         runs = [runs[number] for number in rng.permutation(len(runs))]
-        batches = self.size // batch
+        batches = len(groups) // batch
         begun, rest = runs[:batches], rest + runs[batches:]
-        others = apart(np.concatenate(rest), self.groups, rng)
+        others = apart(np.concatenate(rest), groups, rng)
         drawn = np.full((batches, batch), -1)
         drawn[: len(begun), :run] = np.reshape(begun, (-1, run))
         empty = drawn < 0
@@ -61,6 +48,8 @@ class HardNegatives(ShuffledPairs):
         # Which process gets the run and which the others is chance, too.
         drawn = rng.permuted(drawn, axis=1)
         return np.concatenate([drawn.ravel(), others[empty.sum() :]])
+
+    return Order(len(groups), len(groups), draw)
 
 
 def apart(rows: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -101,14 +90,14 @@ def build_pair_batches(
     """
     sampler = dataset.sampler
     if sampler.kind == "shuffle":
-        order = ShuffledPairs(groups)
+        order = shuffled_pairs(groups)
     elif clusters is None:
         raise UserError(
             f"dataset.sampler.kind {sampler.kind} needs clusters, and the table of pairs has none: "
             "run `python dataset/image_text/cluster_texts.py assign`"
         )
     else:
-        order = HardNegatives(groups, clusters, sampler.hard_share)
+        order = hard_negatives(groups, clusters, sampler.hard_share)
     return TrainingBatches(
         order, dataset.batch_size, dataset.seed, rank=rank, world_size=world_size
     )

@@ -14,11 +14,12 @@ from visual_search.common.dataset_config import SamplerConfig
 from visual_search.common.errors import UserError
 from visual_search.data.datasets import LabelledImages, TrainingImages
 from visual_search.data.samplers import (
-    ClassGroups,
-    Shuffle,
+    Order,
     TrainingBatches,
+    class_groups,
     image_loader,
     order_of,
+    shuffled,
 )
 
 SHUFFLE, PAIRS = SamplerConfig(), SamplerConfig("m-per-class")
@@ -107,19 +108,19 @@ def test_epochs_and_seeds_differ() -> None:
         assert len(set(seen)) == 3
 
 
-def drawn(order: Shuffle | ClassGroups, seed: int = 0, batch: int = 8) -> list[int]:
+def drawn(order: Order, seed: int = 0, batch: int = 8) -> list[int]:
     rows = order.draw(np.random.default_rng(seed), batch).tolist()
-    assert len(rows) == len(order)
+    assert len(rows) == order.length
     return rows
 
 
 def test_shuffling_shows_each_photo_as_often_as_its_source_weighs() -> None:
-    assert sorted(drawn(Shuffle(photos([3, 4, 5])))) == list(range(12))
+    assert sorted(drawn(shuffled(photos([3, 4, 5])))) == list(range(12))
     images = photos([3, 4, 5, 9], [0, 1, 2, 2], (1.0, 2.0, 0.5))
     sources = np.array([0, 1, 2, 2])[images.labels]
     halves = []
     for seed in range(20):
-        times = Counter(drawn(Shuffle(images), seed))
+        times = Counter(drawn(shuffled(images), seed))
         assert all(times[i] == 1 for i in np.flatnonzero(sources == 0).tolist())
         assert all(times[i] == 2 for i in np.flatnonzero(sources == 1).tolist())
         half = [i for i in np.flatnonzero(sources == 2).tolist() if times[i]]
@@ -139,7 +140,7 @@ def test_shuffling_shows_each_photo_as_often_as_its_source_weighs() -> None:
 )
 def test_groups_of_a_class(sizes: list[int], per_class: int, groups: int, seed: int) -> None:
     images = photos(sizes)
-    rows = drawn(ClassGroups(images, per_class), seed, groups * per_class)
+    rows = drawn(class_groups(images, per_class), seed, groups * per_class)
     assert abs(len(rows) - len(images)) < max(per_class, len(images) + 1)
     pairs = [rows[i : i + per_class] for i in range(0, len(rows), per_class)]
     order = []
@@ -164,10 +165,11 @@ def test_groups_of_a_class(sizes: list[int], per_class: int, groups: int, seed: 
 
 def test_groups_in_proportion_to_the_sizes_of_the_classes() -> None:
     """A class of n photos of N has n / N of the pairs, and its photos take turns."""
+    by_size = SamplerConfig("m-per-class", by_size=True)
     sizes = [40, 20, 10, 6, 4, 200]
     images = photos(sizes, [0, 0, 0, 0, 0, 1])
     for seed in range(4):
-        rows = drawn(ClassGroups(images, 2, by_size=True), seed, batch=4)
+        rows = drawn(order_of(by_size, images, 4), seed, batch=4)
         pairs = images.labels[rows].reshape(-1, 2)
         assert (pairs[:, 0] == pairs[:, 1]).all()
         found = np.bincount(pairs[:, 0], minlength=6)
@@ -176,12 +178,9 @@ def test_groups_in_proportion_to_the_sizes_of_the_classes() -> None:
         assert all(times[row] <= 2 for row in range(len(images)))
     # In a source of its own, no class is there twice in a batch while another one is left.
     images = photos([12, 12, 12, 12])
-    batches = images.labels[drawn(ClassGroups(images, 2, by_size=True), 0, 4)].reshape(-1, 2, 2)
+    batches = images.labels[drawn(order_of(by_size, images, 4), 0, 4)].reshape(-1, 2, 2)
     same = (batches[:, 0, 0] == batches[:, 1, 0]).mean()
     assert same <= 0.1
-    order = order_of(SamplerConfig("m-per-class", by_size=True), images, 4)
-    assert isinstance(order, ClassGroups)
-    assert order.by_size
 
 
 def test_what_cannot_be_batched_is_said() -> None:
