@@ -9,7 +9,7 @@ cores, at any distance.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,6 @@ def hash_and_size(data: bytes) -> tuple[str, tuple[int, int]]:
     return "0" * (BITS // 4) if constant else str(imagehash.phash(image)), size
 
 
-def hash_images(paths: Iterable[Path]) -> Iterator[int | UnreadableImage]:
-    """The hash of each image in turn, or why there is none, read by a thread on each core."""
-    yield from read_each(
-        paths, lambda path: int(hash_and_size(read_bytes(path))[0], 16), available_cores()
-    )
-
-
 def hashes_of_table(
     table: pd.DataFrame, file: Path, paths: Sequence[Path], label: str = "hashes"
 ) -> tuple[np.ndarray, dict[int, str]]:
@@ -90,13 +83,14 @@ def hashes_of_table(
         values[~missing] = np.fromiter((int(cell, 16) for cell in given), np.uint64, len(given))
     rows = np.flatnonzero(missing)
     unreadable: dict[int, str] = {}
-    answers = hash_images(paths[row] for row in rows.tolist())
+    wanted = (paths[row] for row in rows.tolist())
+    answers = read_each(wanted, lambda path: hash_and_size(read_bytes(path))[0], available_cores())
     bar = progress_bar(label, "img", iterable=answers, total=len(rows), shown=len(rows) > 0)
     for row, answer in zip(rows.tolist(), bar, strict=True):
         if isinstance(answer, UnreadableImage):
             unreadable[row] = str(answer)
         else:
-            values[row] = answer
+            values[row] = int(answer, 16)
     return values, unreadable
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, features
@@ -17,7 +18,7 @@ from tests.commands import ran
 from tests.conftest import PROJECT, draw_product, write_csv
 from tests.hostile import CONTENTS, HOSTILE, chunk, heavy_images, make_hostile, png
 from visual_search.cached_features import random_crop
-from visual_search.data.duplicates import hash_images
+from visual_search.data.duplicates import hashes_of_table
 from visual_search.data.image_files import FORMATS, UnreadableImage, is_image, stored_size
 from visual_search.data.images import ImageItem, load_pixels, read_region
 from visual_search.evaluation.report import thumbnails
@@ -61,8 +62,8 @@ def by_embedding(paths: list[Path]) -> Reasons:
 
 
 def by_hashing(paths: list[Path]) -> Reasons:
-    found = zip(paths, hash_images(paths), strict=True)
-    return {path.name: str(answer) for path, answer in found if isinstance(answer, UnreadableImage)}
+    _, unreadable = hashes_of_table(pd.DataFrame(), Path("t.csv"), paths)
+    return {paths[place].name: reason for place, reason in unreadable.items()}
 
 
 def by_folder_info(paths: list[Path]) -> Reasons:
