@@ -6,11 +6,12 @@ Run from the repository root: python dataset/demo/build_demo.py --help
 import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from visual_search.common.errors import UserError, run_command
+from visual_search.common.errors import run_command
 from visual_search.common.ranges import whole_number
 
 FOLDER = Path(__file__).resolve().parent
@@ -30,11 +31,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, default=FOLDER, help="folder of the data set")
     add("--products", type=whole_number(1), metavar="N", help="only N products, for a try")
     add("--workers", type=whole_number(1), default=2, help="processes (default: 2)")
-    add(
-        "--check",
-        action="store_true",
-        help="rebuild elsewhere and compare with SHA256SUMS in --output, changing nothing",
-    )
     return parser.parse_args(arguments)
 
 
@@ -45,7 +41,7 @@ def build(source: Path, output: Path, count: int | None, workers: int) -> None:
     from dataset.demo.builder import photographer, plan, tables
     from dataset.demo.builder.catalogue import read_catalogue
 
-    everything = plan.assign_splits(read_catalogue(source))
+    everything = plan.split(read_catalogue(source))
     step = len(everything) / min(count or len(everything), len(everything))
     products = [everything[int(i * step)] for i in range(round(len(everything) / step))]
     photos = [photo for product in products for photo in plan.photos_of(product)]
@@ -54,17 +50,12 @@ def build(source: Path, output: Path, count: int | None, workers: int) -> None:
     # One thread a worker: the workers fill the cores, and sums keep one order.
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
     boxes: dict[str, tuple[int, int, int, int]] = {}
-    with ProcessPoolExecutor(
-        max_workers=max(1, workers),
-        mp_context=get_context("spawn"),
-        initializer=photographer.start,
-        initargs=(everything, output),
-    ) as pool:
-        done = pool.map(photographer.photograph, products)
+    make = partial(photographer.photograph, products=everything, output=output)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        done = pool.map(make, products)
         for found in tqdm(done, total=len(products), desc="products", unit="product"):
             boxes.update(found)
     tables.write_tables(output, products, photos, boxes)
-    tables.write_attribution(output, products)
     tables.write_checksums(output)
 
 
@@ -80,39 +71,14 @@ def install(built: Path, output: Path) -> None:
             (built / name).rename(output / name)
 
 
-def differences(built: Path, output: Path, *, whole: bool) -> list[str]:
-    """Lines that say which files are missing, new or different from SHA256SUMS in `output`.
-
-    Without `whole` only the photos that were rebuilt are compared.
-    """
-    from dataset.demo.builder import tables
-
-    sums = output / "SHA256SUMS"
-    if not sums.is_file():
-        raise UserError(f"{sums} is missing: build the data set first, without --check")
-    old, new = tables.read_checksums(sums), tables.checksums(built)
-    if not whole:
-        new = {name: digest for name, digest in new.items() if name.endswith(".jpg")}
-        old = {name: digest for name, digest in old.items() if name in new}
-    lines = [f"not rebuilt: {name}" for name in sorted(set(old) - set(new))]
-    lines += [f"new: {name}" for name in sorted(set(new) - set(old))]
-    return lines + [f"different: {n}" for n in sorted(set(old) & set(new)) if old[n] != new[n]]
-
-
 def main() -> None:
-    """Build, or check; the exit status is 1 where files differ."""
+    """Build elsewhere, and put it in place once all of it is there."""
     options = parse_arguments()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     beside = {"prefix": ".demo-", "dir": options.output.parent}  # on the same disk
     with TemporaryDirectory(**beside, ignore_cleanup_errors=True) as folder:
         build(options.source, Path(folder), options.products, options.workers)
-        if not options.check:
-            install(Path(folder), options.output)
-            return
-        lines = differences(Path(folder), options.output, whole=options.products is None)
-    print("\n".join(lines) if lines else "All files are the same, byte for byte.")
-    if lines:
-        raise SystemExit(1)
+        install(Path(folder), options.output)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """The embedded data set: its split, the committed files, and a small rebuild of two products."""
 
-import hashlib
+import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dataset.check_table import check
 from dataset.demo import build_demo
-from dataset.demo.builder import tables
-from dataset.demo.builder.catalogue import CURATION, LICENCES, read_catalogue, split_products
+from dataset.demo.builder import plan, tables
+from dataset.demo.builder.catalogue import (
+    CURATION,
+    LICENCES,
+    Product,
+    parse_properties,
+    read_catalogue,
+)
 from tests.commands import refused
 from tests.conftest import csv_rows
 from visual_search.data.leak_record import Side, warning
@@ -20,17 +27,34 @@ PRODUCT10K = DEMO / "Product10K"
 
 
 def test_split_keeps_look_alikes_together_and_mixes_categories() -> None:
-    keys = [f"p{i:03d}" for i in range(120)]
-    look_alike = {key: f"g{i // 3}" if i < 60 else key for i, key in enumerate(keys)}
-    categories = {key: "ABC"[i // 3 % 3] for i, key in enumerate(keys)}
-    sides = split_products(look_alike, categories, 40)
-    assert set(sides) == set(keys)
-    for group in set(look_alike.values()):
-        assert len({sides[key] for key in keys if look_alike[key] == group}) == 1
-    taken = Counter(categories[key] for key in keys if sides[key] == "development")
-    assert 34 <= taken.total() <= 46
+    one = Product("", Path(), "", "", "", "", "", "", (1, 1, 1), 0, (), 0, "")
+    products = [
+        replace(
+            one,
+            key=f"p{i:03d}",
+            look_alike=f"g{i // 3}" if i < 60 else f"p{i:03d}",
+            category="ABC"[i // 3 % 3],
+        )
+        for i in range(120)
+    ]
+    dealt = plan.split(products)
+    assert dealt == products
+    sides = {product.look_alike: product.split for product in dealt}
+    assert all(sides[product.look_alike] == product.split for product in dealt)
+    taken = Counter(product.category for product in dealt if product.split == "development")
+    assert 32 <= taken.total() <= 43
     assert min(taken.values()) >= 10
-    assert split_products(look_alike, categories, 40) == sides
+    assert [p.split for p in plan.split(products)] == [p.split for p in dealt]
+
+
+def test_java_properties_are_read() -> None:
+    """Comments, separators, lines that go on, escapes: as java.util.Properties reads them."""
+    text = (
+        "# name#1=no \\\r\n  ! name#2=no\r\n\r\nname#1=Caf\\u00e9\\: small\r\nname\\#2 : a = b\n"
+        "turn#1 1 0 \\\n   0 1\nempty\nback=a\\\\\nslash=c"
+    )
+    expected = {"name#1": "Café: small", "name#2": "a = b", "turn#1": "1 0 0 1"}
+    assert parse_properties(text) == {**expected, "empty": "", "back": "a\\", "slash": "c"}
 
 
 def test_missing_source_names_the_package(tmp_path: Path) -> None:
@@ -48,7 +72,9 @@ def test_curation_names_each_model_once_and_gives_reasons() -> None:
 
 
 def test_committed_files_match_their_checksums_and_no_photo_is_stored_twice() -> None:
-    sums = tables.read_checksums(DEMO / "SHA256SUMS")
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=DEMO, check=True)
+    lines = (DEMO / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
     found = {
         path.relative_to(DEMO).as_posix()
         for root in (DEVELOPMENT, PRODUCT10K)
@@ -56,37 +82,27 @@ def test_committed_files_match_their_checksums_and_no_photo_is_stored_twice() ->
         if not path.name.endswith(".leaks.json")  # that somebody looked at the table
     }
     assert set(sums) == found | {"products.csv"}
-    for name, digest in sums.items():
-        assert hashlib.sha256((DEMO / name).read_bytes()).hexdigest() == digest, name
     photos = [digest for name, digest in sums.items() if name.endswith(".jpg")]
     assert len(set(photos)) == len(photos)
 
 
-def test_development_tables_are_consistent() -> None:
-    gallery, queries = csv_rows(DEVELOPMENT / "gallery.csv"), csv_rows(DEVELOPMENT / "queries.csv")
-    assert [int(row["seller_img_id"]) for row in gallery] == list(range(len(gallery)))
-    assert [int(row["user_img_id"]) for row in queries] == list(range(len(queries)))
-    assert {row["product_id"] for row in queries} == {row["product_id"] for row in gallery}
-    for folder, table in (("gallery", gallery), ("queries", queries)):
-        on_disk = {f"{folder}/{path.name}" for path in (DEVELOPMENT / folder).iterdir()}
-        assert {row["img_path"] for row in table} == on_disk
-        assert len(table) == len(on_disk)
-        assert check(DEVELOPMENT / f"{folder}.csv", files="all").problems == []
-
-
-def test_product10k_tables_are_consistent() -> None:
+def test_the_tables_list_the_photos_and_are_consistent() -> None:
+    for table, folder, column, number in (
+        (DEVELOPMENT / "gallery.csv", "gallery", "img_path", "seller_img_id"),
+        (DEVELOPMENT / "queries.csv", "queries", "img_path", "user_img_id"),
+        (PRODUCT10K / "train.csv", "train", "name", ""),
+        (PRODUCT10K / "test_kaggletest.csv", "test", "name", ""),
+    ):
+        rows = csv_rows(table)
+        names = sorted(Path(row[column]).name for row in rows)
+        assert names == sorted(path.name for path in (table.parent / folder).iterdir())
+        if number:
+            assert [int(row[number]) for row in rows] == list(range(len(rows)))
+            assert check(table, files="all").problems == []
     train, test = csv_rows(PRODUCT10K / "train.csv"), csv_rows(PRODUCT10K / "test_kaggletest.csv")
     classes = {int(row["class"]) for row in train}
-    assert classes == set(range(len(classes)))
-    assert {int(row["class"]) for row in test} == classes
-    for folder, table in (("train", train), ("test", test)):
-        on_disk = {path.name for path in (PRODUCT10K / folder).iterdir()}
-        assert {row["name"] for row in table} == on_disk
-        assert len(table) == len(on_disk)
-    groups: dict[str, set[str]] = {}
-    for row in train:
-        groups.setdefault(row["class"], set()).add(row["group"])
-    assert all(len(group) == 1 for group in groups.values())
+    assert classes == set(range(len(classes))) == {int(row["class"]) for row in test}
+    assert len({(row["class"], row["group"]) for row in train}) == len(classes)
 
 
 def test_products_are_disjoint_between_the_splits_and_credited() -> None:
@@ -94,7 +110,8 @@ def test_products_are_disjoint_between_the_splits_and_credited() -> None:
     assert [int(row["product_id"]) for row in products] == list(range(len(products)))
     development = {row["product_id"] for row in products if row["split"] == "development"}
     training = {row["class"] for row in products if row["split"] == "train"}
-    assert {row["product_id"] for row in csv_rows(DEVELOPMENT / "gallery.csv")} == development
+    for name in ("gallery.csv", "queries.csv"):
+        assert {row["product_id"] for row in csv_rows(DEVELOPMENT / name)} == development
     assert {row["class"] for row in csv_rows(PRODUCT10K / "train.csv")} == training
     assert all((row["class"] == "") == (row["split"] == "development") for row in products)
     attribution = (DEMO / "ATTRIBUTION.md").read_text(encoding="utf-8")

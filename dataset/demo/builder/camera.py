@@ -1,7 +1,5 @@
 """What a camera does to a rendered picture: studio white, or a phone's optics and sensor."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import ndimage
 
@@ -30,48 +28,6 @@ def metered(colour: Array, mask: Array) -> Array:
     middle = 0.7 * float(np.percentile(grey, 60)) + 0.3 * subject
     gain = min(0.5 / max(middle, 1e-3), 1.1 / max(float(np.percentile(grey, 95)), 1e-3))
     return colour * np.clip(gain, 0.7, 2.2)
-
-
-@dataclass(frozen=True)
-class Phone:
-    """One phone's settings for one photo; see draw_phone for the ranges."""
-
-    exposure: float
-    balance: Array
-    contrast: float
-    saturation: float
-    vignette: float
-    depth_blur: float
-    focus_blur: float
-    motion: tuple[float, float]
-    noise: float
-    sharpen: float
-    quality: int
-
-
-def draw_phone(rng: np.random.Generator, depth_blur: float) -> Phone:
-    """Draw settings: most photos fair, some dim, tinted, shaken or out of focus.
-
-    depth_blur is the strength in pixels of the blur of things far from the product.
-    """
-    warmth = rng.normal(0, 0.12)
-    dim = rng.random() < 0.36
-    shaken = rng.random() < 0.3
-    angle = rng.uniform(0, np.pi)
-    length = rng.uniform(3.0, 10.0) if shaken else 0.0
-    return Phone(
-        exposure=float(rng.uniform(0.42, 0.72) if dim else rng.uniform(0.85, 1.35)),
-        balance=np.array([1 + warmth, 1 + rng.normal(0, 0.025), 1 - 1.2 * warmth]),
-        contrast=float(rng.uniform(0.7, 1.25)),
-        saturation=float(rng.uniform(0.5, 1.2)),
-        vignette=float(rng.uniform(0.0, 0.4)),
-        depth_blur=depth_blur,
-        focus_blur=float(rng.uniform(0.9, 2.4) if rng.random() < 0.36 else 0.3),
-        motion=(length * np.cos(angle), length * np.sin(angle)),
-        noise=float(rng.uniform(0.012, 0.03) if dim else rng.uniform(0.003, 0.015)),
-        sharpen=float(rng.uniform(0.0, 0.9)),
-        quality=int(rng.integers(40, 83)),
-    )
 
 
 def _noise(rng: np.random.Generator, *shape: int) -> Array:
@@ -114,31 +70,53 @@ def _shake(picture: Array, motion: tuple[float, float]) -> Array:
     return total / steps
 
 
-def phone_finish(
-    rng: np.random.Generator, phone: Phone, colour: Array, distance: Array, focus: float
-) -> Array:
-    """Turn a rendered picture (height, width, 3) into the phone's; focus in cm; uint8 out."""
+def phone_photo(
+    rng: np.random.Generator, colour: Array, distance: Array, focus: float, depth_blur: float
+) -> tuple[Array, int]:
+    """What a phone makes of a rendered picture, (height, width, 3) uint8, and its JPEG quality.
+
+    Most photos are fair, some dim, tinted, shaken or out of focus.
+
+    Args:
+        colour: (height, width, 3), 0..1.
+        distance: (height, width) in cm, inf where nothing is.
+        focus: in cm.
+        depth_blur: strength in pixels of the blur of things far from the product.
+    """
+    warmth = rng.normal(0, 0.12)
+    dim = rng.random() < 0.36
+    shaken = rng.random() < 0.3
+    direction = rng.uniform(0, np.pi)
+    length = rng.uniform(3.0, 10.0) if shaken else 0.0
+    exposure = float(rng.uniform(0.42, 0.72) if dim else rng.uniform(0.85, 1.35))
+    balance = np.array([1 + warmth, 1 + rng.normal(0, 0.025), 1 - 1.2 * warmth])
+    contrast, saturation = float(rng.uniform(0.7, 1.25)), float(rng.uniform(0.5, 1.2))
+    vignette = float(rng.uniform(0.0, 0.4))
+    focus_blur = float(rng.uniform(0.9, 2.4) if rng.random() < 0.36 else 0.3)
+    noise = float(rng.uniform(0.012, 0.03) if dim else rng.uniform(0.003, 0.015))
+    sharpen, quality = float(rng.uniform(0.0, 0.9)), int(rng.integers(40, 83))
+
     picture: Array = colour.astype(np.float32)
-    if phone.depth_blur > 0.3:
-        picture = _depth_of_field(picture, distance, focus, phone.depth_blur)
-    picture = picture * (phone.exposure * phone.balance).astype(np.float32)
+    if depth_blur > 0.3:
+        picture = _depth_of_field(picture, distance, focus, depth_blur)
+    picture = picture * (exposure * balance).astype(np.float32)
     glow = np.clip(picture - 0.85, 0, 1)
     picture = picture + 0.8 * _blur(glow, 5.0)
     height, width = picture.shape[:2]
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    picture = picture * (1 - phone.vignette * np.clip((x**2 + y**2) / 2, 0, 1))[..., None]
-    picture = _shake(_blur(picture, phone.focus_blur), phone.motion)
+    picture = picture * (1 - vignette * np.clip((x**2 + y**2) / 2, 0, 1))[..., None]
+    motion = length * np.cos(direction), length * np.sin(direction)
+    picture = _shake(_blur(picture, focus_blur), motion)
     grey = picture.mean(axis=2, keepdims=True)
-    picture = grey + phone.saturation * (picture - grey)
+    picture = grey + saturation * (picture - grey)
     # A shoulder instead of a hard clip keeps bright walls from turning into flat white.
     picture = np.clip(picture, 0, None)
     picture = np.where(picture > 0.7, 0.7 + 0.3 * np.tanh((picture - 0.7) / 0.3), picture)
-    picture = 0.45 + (picture - 0.45) * phone.contrast
+    picture = 0.45 + (picture - 0.45) * contrast
     grain = _noise(rng, height, width, 1) + 0.6 * _noise(rng, height, width, 3)
-    grain = 0.6 * grain + 0.8 * _blur(grain, 0.8)
-    picture = picture + phone.noise * grain
-    picture = picture + phone.sharpen * (picture - _blur(picture, 1.0))
-    return to_bytes(picture)
+    picture = picture + noise * (0.6 * grain + 0.8 * _blur(grain, 0.8))
+    picture = picture + sharpen * (picture - _blur(picture, 1.0))
+    return to_bytes(picture), quality
 
 
 def to_bytes(picture: Array) -> Array:

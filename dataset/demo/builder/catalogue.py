@@ -7,7 +7,6 @@ which look so alike that they must fall on the same side of the train/developmen
 
 import csv
 import hashlib
-import random
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -30,8 +29,14 @@ CREDITS = {
     "Scopia & eTeks": "Scopia Visual Interfaces Systems, s.l. & Emmanuel Puybaret / eTeks",
 }
 
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-_SHORT = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+# One entry: key, separator, value; a backslash takes the next character with it, also a line's end.
+_ENTRY = re.compile(
+    r"^[ \t\f]*(?![#!])((?:\\.|[^\\=:\s])+)[ \t\f]*[=:]?[ \t\f]*((?:\\.|[^\\\n])*)", re.M | re.S
+)
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|\n[ \t\f]*|(.))")
+
+TABLE_LIMIT = 56.0
+HANGING = 8.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,16 @@ class Product:
         """Longest side of the bounding box."""
         return max(self.size_cm)
 
+    @property
+    def setting(self) -> str:
+        """Where such a product is met: "table", "floor", "outdoor" or "wall"."""
+        width, height, depth = self.size_cm
+        if self.elevation_cm > HANGING and self.longest_cm < 260:
+            return "wall"
+        if self.longest_cm <= TABLE_LIMIT or (height < 6 and max(width, depth) < 130):
+            return "table"
+        return "outdoor" if self.category in ("Exterior", "Vehicles") else "floor"
+
 
 def stable_seed(*parts: object) -> int:
     """A 64-bit number that depends on the parts only, not on the process or its order of work."""
@@ -65,66 +80,57 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _unescape(text: str) -> str:
-    def replace(match: re.Match[str]) -> str:
-        token = match.group(1)
-        if len(token) == 5:
-            return chr(int(token[1:], 16))
-        return _SHORT.get(token, token)
-
-    return _ESCAPE.sub(replace, text)
-
-
 def parse_properties(text: str) -> dict[str, str]:
-    """Read a java .properties text: comments, continuation lines, \\uXXXX and short escapes."""
-    result: dict[str, str] = {}
-    pending = ""
-    for raw in text.splitlines():
-        line = pending + raw.lstrip(" \t\f")
-        pending = ""
-        if not line or line[0] in "#!":
-            continue
-        backslashes = len(line) - len(line.rstrip("\\"))
-        if backslashes % 2:
-            pending = line[:-1]
-            continue
-        match = re.match(r"((?:\\.|[^\\=:\s])*)[ \t\f]*[=:]?[ \t\f]*(.*)", line, re.DOTALL)
-        if match:
-            result[_unescape(match.group(1))] = _unescape(match.group(2))
-    return result
+    """Read a java .properties text: comments, continued lines, \\uXXXX, escaped characters."""
+
+    def plain(escaped: str) -> str:
+        return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2] or "", escaped)
+
+    lines = "\n".join(text.splitlines())
+    return {plain(key): plain(value) for key, value in _ENTRY.findall(lines)}
 
 
-def _read_table(archive: zipfile.ZipFile, language: str = "") -> dict[str, str]:
-    name = f"{TABLE}{language}.properties"
-    return parse_properties(archive.read(name).decode("latin-1"))
+def read_catalogue(source: Path) -> list[Product]:
+    """All products kept from the archives in `source`, in a stable order, not yet split.
 
-
-def _curation() -> dict[str, tuple[str, str]]:
-    """Model key -> (decision, look-alike group); models not named are kept, alone in a group."""
+    Raises:
+        UserError: naming the archives that are missing, and the package that brings them.
+    """
+    missing = [f"{name}.sh3f" for name in LICENCES if not (source / f"{name}.sh3f").is_file()]
+    if missing:
+        raise UserError(
+            f"{source} lacks {', '.join(missing)}: run 'apt-get install {APT_PACKAGE}' or name "
+            "their folder with --source"
+        )
     with CURATION.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    return {row["model"]: (row["decision"], row["group"]) for row in rows}
+        curated = {row["model"]: row for row in csv.DictReader(handle)}
+    products: list[Product] = []
+    for name in LICENCES:
+        with zipfile.ZipFile(source / f"{name}.sh3f") as archive:
+            english, russian = (
+                parse_properties(archive.read(f"{TABLE}{language}.properties").decode("latin-1"))
+                for language in ("", "_ru")
+            )
+            for number in [key.split("#")[1] for key in english if key.startswith("id#")]:
+                key = f"{name}/{english[f'id#{number}'].split('#')[-1]}"
+                row = curated.get(key, {"decision": "keep", "group": key})
+                if row["decision"] == "keep":
+                    products.append(_product(archive, key, number, english, russian, row["group"]))
+    return products
 
 
 def _product(
     archive: zipfile.ZipFile,
-    tables: tuple[dict[str, str], dict[str, str]],
+    key: str,
     number: str,
-    curation: dict[str, tuple[str, str]],
-) -> Product | None:
-    english, russian = tables
-    path = Path(str(archive.filename))
-
+    english: dict[str, str],
+    russian: dict[str, str],
+    look_alike: str,
+) -> Product:
     def value(name: str, default: str = "") -> str:
         return english.get(f"{name}#{number}", default)
 
-    key = f"{path.stem}/{value('id').split('#')[-1]}"
-    decision, group = curation.get(key, ("keep", ""))
-    if decision != "keep":
-        return None
-    creator = value("creator")
-    member = value("model").lstrip("/")
-    rotation = tuple(float(x) for x in value("modelRotation", "1 0 0 0 1 0 0 0 1").split())
+    path, member = Path(str(archive.filename)), value("model").lstrip("/")
     return Product(
         key=key,
         archive=path,
@@ -132,58 +138,11 @@ def _product(
         name_en=value("name"),
         name_ru=russian.get(f"name#{number}", value("name")),
         category=value("category"),
-        author=CREDITS.get(creator, creator),
+        author=CREDITS.get(value("creator"), value("creator")),
         licence=LICENCES[path.stem],
         size_cm=(float(value("width")), float(value("height")), float(value("depth"))),
         elevation_cm=float(value("elevation", "0")),
-        rotation=rotation,
+        rotation=tuple(map(float, value("modelRotation", "1 0 0 0 1 0 0 0 1").split())),
         mesh_bytes=archive.getinfo(member).file_size,
-        look_alike=group or key,
+        look_alike=look_alike,
     )
-
-
-def read_catalogue(source: Path) -> list[Product]:
-    """All products kept from the archives in `source`, in a stable order, not yet split."""
-    missing = [name for name in LICENCES if not (source / f"{name}.sh3f").is_file()]
-    if missing:
-        raise UserError(
-            f"{source} lacks {', '.join(name + '.sh3f' for name in missing)}: run "
-            f"'apt-get install {APT_PACKAGE}' or name their folder with --source"
-        )
-    curation = _curation()
-    products: list[Product] = []
-    for name in LICENCES:
-        with zipfile.ZipFile(source / f"{name}.sh3f") as archive:
-            tables = _read_table(archive), _read_table(archive, "_ru")
-            numbers = [key.split("#")[1] for key in tables[0] if key.startswith("id#")]
-            found = (_product(archive, tables, number, curation) for number in numbers)
-            products.extend(product for product in found if product is not None)
-    return products
-
-
-def split_products(
-    look_alike: dict[str, str], categories: dict[str, str], development: int
-) -> dict[str, str]:
-    """Deal product keys to "train" or "development", whole look-alike groups at a time.
-
-    Groups are shuffled by a fixed seed within their first product's category, and every category
-    gives its share, so that both sides hold the same mix.
-    """
-    groups: dict[str, list[str]] = {}
-    for key, group in look_alike.items():
-        groups.setdefault(group, []).append(key)
-    by_category: dict[str, list[list[str]]] = {}
-    for members in groups.values():
-        by_category.setdefault(categories[members[0]], []).append(members)
-    share = development / max(1, len(look_alike))
-    sides: dict[str, str] = {}
-    for category in sorted(by_category):
-        deck = sorted(by_category[category])
-        random.Random(stable_seed("split", category)).shuffle(deck)
-        wanted = share * sum(len(members) for members in deck)
-        taken = 0
-        for members in deck:
-            side = "development" if taken + len(members) / 2 <= wanted else "train"
-            taken += len(members) if side == "development" else 0
-            sides.update(dict.fromkeys(members, side))
-    return sides

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dataset.demo.builder import rooms
+from dataset.demo.builder import meshes
 from dataset.demo.builder.catalogue import Product
-from dataset.demo.builder.meshes import Model, ModelStore
+from dataset.demo.builder.meshes import Model
 from dataset.demo.builder.views import turned
 
 MOST_MESH_BYTES = 300_000
@@ -13,31 +13,20 @@ TRIES = 6
 Circle = tuple[float, float, float]
 
 
-def clutter_pool(products: list[Product]) -> list[Product]:
-    """Products fit to lie about in other products' photos: light meshes that need no wall."""
-    return [
-        product
-        for product in products
-        if product.mesh_bytes < MOST_MESH_BYTES and rooms.setting_of(product) != "wall"
-    ]
-
-
 def strew(
     rng: np.random.Generator,
-    store: ModelStore,
-    subject: tuple[Product, Model],
-    pool: list[Product],
+    product: Product,
+    products: list[Product],
     azimuth: float,
     base: float,
 ) -> list[Model]:
-    """Place up to five other products of fitting size, often in front of it.
+    """Place up to five other products of fitting size, often in front of the product.
 
-    subject stands on (0, base, 0) cm; the camera's azimuth is in degrees.
+    It stands on (0, base, 0) cm; the camera's azimuth is in degrees.
     """
-    product, model = subject
-    fitting = _fitting(product, pool)
-    ground = 0.0 if rooms.setting_of(product) == "wall" else base
-    taken: list[Circle] = [(0.0, 0.0, 0.8 * _radius(model))]
+    fitting = _fitting(product, products)
+    ground = 0.0 if product.setting == "wall" else base
+    taken: list[Circle] = [(0.0, 0.0, 0.8 * _radius(product))]
     others: list[Model] = []
     chosen = {product.key}
     for number in range(int(rng.integers(1, 6)) if fitting else 0):
@@ -46,40 +35,40 @@ def strew(
         low_enough = other.size_cm[1] < 1.3 * product.size_cm[1] + base - ground
         if other.key in chosen or (in_front and not low_enough):
             continue
-        thing = store.get(other)
-        circle = _free_spot(rng, _radius(thing), taken, azimuth, in_front)
+        circle = _free_spot(rng, _radius(other), taken, azimuth, in_front)
         if circle:
-            thing.place(circle[0], ground, circle[1], float(rng.uniform(0, 360)))
+            model = meshes.load(other)
+            model.place(circle[0], ground, circle[1], float(rng.uniform(0, 360)))
             taken.append(circle)
-            others.append(thing)
+            others.append(model)
             chosen.add(other.key)
     return others
 
 
-def _fitting(product: Product, pool: list[Product]) -> list[Product]:
-    """Products met in the same setting, not look-alikes, of roughly the same size."""
-    setting = rooms.setting_of(product)
-    kin = "floor" if setting == "wall" else setting
+def _fitting(product: Product, products: list[Product]) -> list[Product]:
+    """Light meshes of the same side met in the same setting, no look-alikes, of a like size."""
+    setting = "floor" if product.setting == "wall" else product.setting
     return [
         other
-        for other in pool
-        if other.look_alike != product.look_alike
-        and rooms.setting_of(other) == kin
+        for other in products
+        if other.split == product.split
+        and other.mesh_bytes < MOST_MESH_BYTES
+        and other.look_alike != product.look_alike
+        and other.setting == setting
         and 0.3 < other.longest_cm / product.longest_cm < 2.6
     ]
 
 
-def _radius(model: Model) -> float:
+def _radius(product: Product) -> float:
     """Half the diagonal of the footprint, cm."""
-    return float(np.hypot(model.size[0], model.size[2]) / 2)
+    return float(np.hypot(product.size_cm[0], product.size_cm[2]) / 2)
 
 
 def _free_spot(
     rng: np.random.Generator, radius: float, taken: list[Circle], azimuth: float, in_front: bool
 ) -> Circle | None:
     """A circle x, z, radius (cm) that hardly overlaps the taken ones; None if none is found."""
-    towards = turned(np.array([0.0, 0.0, 1.0]), azimuth)
-    side = turned(np.array([1.0, 0.0, 0.0]), azimuth)
+    towards, side = turned([0.0, 0.0, 1.0], azimuth), turned([1.0, 0.0, 0.0], azimuth)
     own = taken[0][2]
     for _ in range(TRIES):
         if in_front:

@@ -1,10 +1,9 @@
 """Product meshes: load a model into VTK and lay it in a scene in centimetres."""
 
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +19,19 @@ CACHED_MODELS = 60
 
 @dataclass
 class Model:
-    """Actors of one product, its size in cm (x, y, z) and the transform that places it."""
+    """Actors of one product, and the transform that centres it, upright and in cm."""
 
     actors: list[vtk.vtkActor]
-    size: np.ndarray
     normalise: vtk.vtkMatrix4x4
 
-    def place(self, x: float, y: float, z: float, yaw: float, tilt: float = 0.0) -> None:
-        """Stand the middle of the model's base on (x, y, z) cm, turned by yaw degrees about y.
-
-        tilt (degrees) then leans it backwards about its own x axis: -90 lays it on its back.
-        """
+    def place(self, x: float, y: float, z: float, yaw: float) -> None:
+        """Stand the middle of the model's base on (x, y, z) cm, turned by yaw degrees about y."""
         transform = vtk.vtkTransform()
         transform.Translate(x, y, z)
         transform.RotateY(yaw)
-        if tilt:
-            angle = np.radians(abs(tilt))
-            transform.Translate(0, self.size[2] / 2 * np.sin(angle), 0)
-            transform.RotateX(tilt)
         transform.Concatenate(self.normalise)
         for actor in self.actors:
             actor.SetUserTransform(transform)
-
-    def bounds(self) -> np.ndarray:
-        """Box round the placed model as ((x0, y0, z0), (x1, y1, z1)) in cm."""
-        return bounds(self.actors)
 
 
 def bounds(actors: Iterable[vtk.vtkActor]) -> np.ndarray:
@@ -113,25 +100,23 @@ def _hard_alpha(pixels: np.ndarray) -> np.ndarray:
     return np.dstack([pixels[..., :3], np.where(alpha < 128, 0, 255).astype(np.uint8)])
 
 
+def _array(values: np.ndarray, kind: type) -> vtk.vtkDataArray:
+    make = numpy_to_vtkIdTypeArray if kind is np.int64 else numpy_to_vtk
+    return make(np.ascontiguousarray(values, kind), deep=True)
+
+
 def _polygons(part: Part) -> vtk.vtkPolyData:
     """The part's faces as triangles, with normals computed where the file has none."""
-    data = vtk.vtkPolyData()
-    points = vtk.vtkPoints()
-    points.SetData(numpy_to_vtk(np.ascontiguousarray(part.points), deep=True))
+    points, cells, data = vtk.vtkPoints(), vtk.vtkCellArray(), vtk.vtkPolyData()
+    points.SetData(_array(part.points, np.float64))
+    offsets = np.concatenate([[0], np.cumsum(part.sizes)])
+    cells.SetData(*(_array(numbers, np.int64) for numbers in (offsets, part.corners)))
     data.SetPoints(points)
-    cells = vtk.vtkCellArray()
-    offsets = np.concatenate([[0], np.cumsum(part.sizes)]).astype(np.int64)
-    cells.SetData(
-        numpy_to_vtkIdTypeArray(offsets, deep=True),
-        numpy_to_vtkIdTypeArray(np.ascontiguousarray(part.corners, np.int64), deep=True),
-    )
     data.SetPolys(cells)
     if part.coordinates is not None:
-        coordinates = numpy_to_vtk(np.ascontiguousarray(part.coordinates, np.float32), deep=True)
-        data.GetPointData().SetTCoords(coordinates)
+        data.GetPointData().SetTCoords(_array(part.coordinates, np.float32))
     if part.normals is not None:
-        normals = numpy_to_vtk(np.ascontiguousarray(part.normals, np.float32), deep=True)
-        data.GetPointData().SetNormals(normals)
+        data.GetPointData().SetNormals(_array(part.normals, np.float32))
     triangles = vtk.vtkTriangleFilter()
     triangles.SetInputData(data)
     triangles.Update()
@@ -169,27 +154,15 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@lru_cache(CACHED_MODELS)
 def load(product: Product) -> Model:
-    """Read the product's mesh and materials; about 0.1 s for most."""
+    """The product's mesh and materials, placed where it was last: scenes share their clutter.
+
+    Raises:
+        UserError: for a model without a surface.
+    """
     parts = read_model(_open_archive(product.archive), product.member)
     actors = [_actor(part) for part in parts]
     if not actors:
         raise UserError(f"{product.key} holds no surface: leave it out in curation.csv")
-    return Model(actors, np.array(product.size_cm), _normalising_matrix(actors, product))
-
-
-class ModelStore:
-    """Loads models on demand and keeps the last few, as scenes share their clutter."""
-
-    def __init__(self) -> None:
-        self._models: OrderedDict[str, Model] = OrderedDict()
-
-    def get(self, product: Product) -> Model:
-        """The product's model, not placed anywhere in particular."""
-        if product.key in self._models:
-            self._models.move_to_end(product.key)
-        else:
-            self._models[product.key] = load(product)
-            if len(self._models) > CACHED_MODELS:
-                self._models.popitem(last=False)
-        return self._models[product.key]
+    return Model(actors, _normalising_matrix(actors, product))

@@ -6,7 +6,7 @@ VTK's own reader loses faces and materials of many of these files.
 import io
 import posixpath
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +15,15 @@ from PIL import Image
 from visual_search.data.image_files import FORMATS
 
 Array = np.ndarray
-GREY = (0.7, 0.7, 0.7)
+Colour = tuple[float, float, float]
 LARGEST_TEXTURE = 1024
 
 
-@dataclass(frozen=True)
+@dataclass
 class Material:
     """Colours 0..1, shininess exponent, opacity 0..1, picture (height, width, 3 or 4) uint8."""
 
-    colour: tuple[float, float, float] = GREY
+    colour: Colour = (0.7, 0.7, 0.7)
     specular: float = 0.0
     shininess: float = 20.0
     opacity: float = 1.0
@@ -48,26 +48,23 @@ class Part:
 
 def read_model(archive: zipfile.ZipFile, member: str) -> list[Part]:
     """All parts of the mesh `member` of an open archive, in model units."""
-    folder = posixpath.dirname(member)
     values: dict[str, list[list[float]]] = {"v": [], "vt": [], "vn": []}
-    faces: dict[str, list[list[tuple[int, int, int]]]] = {}
+    faces: dict[str, list[list[tuple[int, ...]]]] = {}
     materials: dict[str, Material] = {}
     current = faces.setdefault("", [])
-    known: dict[str, tuple[int, int, int]] = {}
-    for line in archive.read(member).decode("latin-1").splitlines():
-        word, _, rest = line.strip().partition(" ")
+    for word, rest in _lines(archive, member):
         if word in values:
             values[word].append([float(x) for x in rest.split()[: 2 if word == "vt" else 3]])
         elif word in ("f", "fo"):
-            counts = (len(values["v"]), len(values["vt"]), len(values["vn"]))
-            corners = [known.get(text) or _corner(text, counts, known) for text in rest.split()]
+            counts = [len(found) for found in values.values()]
+            corners = [_corner(text, counts) for text in rest.split()]
             if len(corners) >= 3:
                 current.append(corners)
         elif word == "usemtl":
-            current = faces.setdefault(rest.strip(), [])
+            current = faces.setdefault(rest, [])
         elif word == "mtllib":
-            materials |= _read_materials(archive, folder, rest.strip())
-    arrays = [np.array(values[kind], dtype=np.float64) for kind in ("v", "vt", "vn")]
+            materials |= _read_materials(archive, posixpath.dirname(member), rest)
+    arrays = [np.array(found, dtype=np.float64) for found in values.values()]
     return [
         _part(materials.get(name, Material()), chosen, arrays)
         for name, chosen in faces.items()
@@ -75,85 +72,67 @@ def read_model(archive: zipfile.ZipFile, member: str) -> list[Part]:
     ]
 
 
-def _corner(
-    text: str, counts: tuple[int, int, int], known: dict[str, tuple[int, int, int]]
-) -> tuple[int, int, int]:
-    """Zero-based numbers of point, texture coordinate and normal; -1 where there is none.
-
-    Corners with absolute numbers are remembered in `known`, as most of them come back.
-    """
-    fields = [*text.split("/"), "", ""][:3]
-    numbers = [int(field) if field else 0 for field in fields]
-    a, b, c = (
-        n - 1 if n > 0 else (count + n if n < 0 else -1)
-        for n, count in zip(numbers, counts, strict=True)
-    )
-    if min(numbers) >= 0:
-        known[text] = (a, b, c)
-    return a, b, c
+def _lines(archive: zipfile.ZipFile, member: str) -> Iterator[tuple[str, str]]:
+    """First word and rest of each line."""
+    for line in archive.read(member).decode("latin-1").splitlines():
+        word, _, rest = line.strip().partition(" ")
+        yield word, rest.strip()
 
 
-def _part(material: Material, faces: list[list[tuple[int, int, int]]], arrays: list[Array]) -> Part:
-    sizes = np.array([len(face) for face in faces])
+def _corner(text: str, counts: list[int]) -> tuple[int, ...]:
+    """Zero-based numbers of point, texture coordinate and normal; -1 where there is none."""
+    numbers = [int(number or 0) for number in [*text.split("/"), "", ""][:3]]
+    return tuple(n - 1 if n >= 0 else count + n for n, count in zip(numbers, counts, strict=True))
+
+
+def _part(material: Material, faces: list[list[tuple[int, ...]]], arrays: list[Array]) -> Part:
     flat = np.array([corner for face in faces for corner in face], dtype=np.int64)
-    textured = bool(len(arrays[1])) and bool((flat[:, 1] >= 0).all())
-    smooth = bool(len(arrays[2])) and bool((flat[:, 2] >= 0).all())
+    told = [bool(len(array)) and bool((flat[:, i] >= 0).all()) for i, array in enumerate(arrays)]
     # One number per distinct corner, so that faces share the points that are really the same.
     key = flat[:, 0]
-    if textured:
-        key = key * (len(arrays[1]) + 1) + flat[:, 1]
-    if smooth:
-        key = key * (len(arrays[2]) + 1) + flat[:, 2]
+    for i in (1, 2):
+        if told[i]:
+            key = key * (len(arrays[i]) + 1) + flat[:, i]
     _, first, corners = np.unique(key, return_index=True, return_inverse=True)
-    chosen = flat[first]
+    _, textured, smooth = told
     return Part(
         material=material if textured else replace(material, picture=None),
-        points=arrays[0][chosen[:, 0]],
-        coordinates=arrays[1][chosen[:, 1]] if textured else None,
-        normals=arrays[2][chosen[:, 2]] if smooth else None,
+        points=arrays[0][flat[first, 0]],
+        coordinates=arrays[1][flat[first, 1]] if textured else None,
+        normals=arrays[2][flat[first, 2]] if smooth else None,
         corners=corners,
-        sizes=sizes,
+        sizes=np.array([len(face) for face in faces]),
     )
 
 
 def _read_materials(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, Material]:
     """Materials by name; what is missing from the archive is passed over."""
-    member = posixpath.join(folder, name)
-    if member not in archive.NameToInfo:
-        return {}
     materials: dict[str, Material] = {}
-    current = ""
-    for line in archive.read(member).decode("latin-1").splitlines():
-        word, _, rest = line.strip().partition(" ")
-        rest = rest.strip()
+    member = posixpath.join(folder, name)
+    material = None
+    for word, rest in _lines(archive, member) if member in archive.NameToInfo else ():
         if word == "newmtl":
-            current = rest
-            materials[current] = Material()
-        elif current and rest:
-            if word in _CHANGES:
-                materials[current] = _CHANGES[word](materials[current], rest)
-            elif word == "map_Kd":
-                picture = _read_picture(archive, posixpath.join(folder, rest))
-                materials[current] = replace(materials[current], picture=picture)
+            material = materials[rest] = Material()
+        elif material is None or not rest:
+            continue
+        elif word == "Kd":
+            material.colour = _colour(rest)
+        elif word == "Ks":
+            material.specular = sum(_colour(rest)) / 3
+        elif word == "Ns":
+            material.shininess = float(rest.split()[-1])
+        elif word == "d":
+            material.opacity = float(rest.split()[-1])
+        elif word == "Tr":
+            material.opacity = 1.0 - float(rest.split()[-1])
+        elif word == "map_Kd":
+            material.picture = _read_picture(archive, posixpath.join(folder, rest))
     return materials
 
 
-def _numbers(text: str) -> tuple[float, float, float]:
+def _colour(text: str) -> Colour:
     values = [min(1.0, max(0.0, float(x))) for x in text.split()[:3]]
     return (values[0], values[1], values[2]) if len(values) == 3 else (values[0],) * 3
-
-
-def _last(text: str) -> float:
-    return float(text.split()[-1])
-
-
-_CHANGES: dict[str, Callable[[Material, str], Material]] = {
-    "Kd": lambda material, text: replace(material, colour=_numbers(text)),
-    "Ks": lambda material, text: replace(material, specular=sum(_numbers(text)) / 3),
-    "Ns": lambda material, text: replace(material, shininess=_last(text)),
-    "d": lambda material, text: replace(material, opacity=_last(text)),
-    "Tr": lambda material, text: replace(material, opacity=1.0 - _last(text)),
-}
 
 
 def _read_picture(archive: zipfile.ZipFile, member: str) -> Array | None:

@@ -1,17 +1,42 @@
-"""Which photos are made of which product, where they go and under which names."""
+"""Which side a product falls on; which photos are made of it, where they go, under which names."""
 
 import hashlib
 import random
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from dataset.demo.builder.catalogue import Product, split_products, stable_seed
+from dataset.demo.builder.catalogue import Product, stable_seed
 
 DEVELOPMENT_SHARE = 0.31
 TRAIN, TEST = "Product10K/train", "Product10K/test"
 GALLERY, QUERIES = "development_test_data/gallery", "development_test_data/queries"
+
+
+def split(products: list[Product]) -> list[Product]:
+    """The products with their side filled in: "train" or "development".
+
+    Look-alikes fall on the same side. Their groups are shuffled by a fixed seed within their first
+    product's category, and every category gives its share, so that both sides hold the same mix.
+    """
+    groups: dict[str, list[str]] = {}
+    for product in products:
+        groups.setdefault(product.look_alike, []).append(product.key)
+    categories = {product.key: product.category for product in products}
+    decks: dict[str, list[list[str]]] = {}
+    for keys in groups.values():
+        decks.setdefault(categories[keys[0]], []).append(keys)
+    share = round(DEVELOPMENT_SHARE * len(products)) / max(1, len(products))
+    sides: dict[str, str] = {}
+    for category, deck in decks.items():
+        deck.sort()
+        random.Random(stable_seed("split", category)).shuffle(deck)
+        wanted, taken = share * sum(map(len, deck)), 0
+        for keys in deck:
+            side = "development" if taken + len(keys) / 2 <= wanted else "train"
+            taken += len(keys) if side == "development" else 0
+            sides.update(dict.fromkeys(keys, side))
+    return [replace(product, split=sides[product.key]) for product in products]
 
 
 @dataclass(frozen=True)
@@ -29,44 +54,21 @@ class Photo:
         text = f"{self.product.key}\x1f{self.kind}\x1f{self.index}"
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest() + ".jpg"
 
-    @property
-    def path(self) -> Path:
-        """Where the photo lies, relative to the data set's folder."""
-        return Path(self.folder) / self.name
-
-    @property
-    def cropped(self) -> bool:
-        """User photos of Product10K are cut out loosely round the product."""
-        return self.kind == "user" and self.folder in (TRAIN, TEST)
-
-
-def assign_splits(products: list[Product]) -> list[Product]:
-    """The products with their side filled in: "train" or "development"."""
-    sides = split_products(
-        {product.key: product.look_alike for product in products},
-        {product.key: product.category for product in products},
-        round(DEVELOPMENT_SHARE * len(products)),
-    )
-    return [replace(product, split=sides[product.key]) for product in products]
-
 
 def photos_of(product: Product) -> list[Photo]:
     """All photos of one product; how many varies from product to product."""
     rng = np.random.default_rng(stable_seed("plan", product.key))
-    development = product.split == "development"
-    sellers = int(rng.choice([1, 2, 2] if development else [1, 1, 2]))
-    users = int(rng.choice([2, 3, 3]))
-    if development:
-        return [
-            *(Photo(product, "seller", i, GALLERY) for i in range(sellers)),
-            *(Photo(product, "user", i, QUERIES) for i in range(users)),
-        ]
-    held_out = ("seller", sellers) if rng.random() < 0.25 else ("user", users)
-    return [
-        *(Photo(product, "seller", i, TRAIN) for i in range(sellers)),
-        *(Photo(product, "user", i, TRAIN) for i in range(users)),
-        Photo(product, *held_out, TEST),
+    trains = product.split == "train"
+    counts = {"seller": int(rng.choice([1, 1, 2] if trains else [1, 2, 2]))}
+    counts["user"] = int(rng.choice([2, 3, 3]))
+    folders = {"seller": TRAIN if trains else GALLERY, "user": TRAIN if trains else QUERIES}
+    photos = [
+        Photo(product, kind, i, folders[kind]) for kind in counts for i in range(counts[kind])
     ]
+    if trains:
+        held_out = "seller" if rng.random() < 0.25 else "user"
+        photos.append(Photo(product, held_out, counts[held_out], TEST))
+    return photos
 
 
 def shuffled(photos: list[Photo], folder: str) -> list[Photo]:

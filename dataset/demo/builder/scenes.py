@@ -1,14 +1,19 @@
 """User photos: a product in a setting, among other products, as a phone sees it."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from dataset.demo.builder import boxes, camera, clutter, rooms
+from dataset.demo.builder import camera, clutter, meshes, rooms
 from dataset.demo.builder.catalogue import Product, stable_seed
-from dataset.demo.builder.meshes import Model, ModelStore
-from dataset.demo.builder.rendering import Lights, Scene, Shot, Stage
-from dataset.demo.builder.views import View, frame_box, turned
+from dataset.demo.builder.rendering import Lights, Scene, shoot
+from dataset.demo.builder.views import (
+    Box,
+    View,
+    box_of_mask,
+    frame_box,
+    share_in_frame,
+    turned,
+    widened,
+)
 from visual_search.common.errors import UserError
 
 FRAMES = [(360, 270), (360, 270), (270, 360), (270, 360), (312, 312), (372, 210)]
@@ -19,58 +24,48 @@ LEAST_AREA = 0.012
 LEAST_SIDE = 18
 
 
-@dataclass(frozen=True)
-class UserPhoto:
-    """Pixels (height, width, 3) uint8, loose box x, y, w, h in pixels, JPEG quality."""
-
-    pixels: np.ndarray
-    box: tuple[int, int, int, int]
-    quality: int
-
-
 def user_photo(
-    stage: Stage, store: ModelStore, product: Product, index: int, pool: list[Product]
-) -> UserPhoto:
-    """The phone photo number `index` of the product; the draw depends on nothing else."""
+    product: Product, index: int, products: list[Product]
+) -> tuple[np.ndarray, Box, int]:
+    """The phone photo number `index` of the product, among others of `products` on its side.
+
+    Returns:
+        Pixels (height, width, 3) uint8; a box round what is seen of the product as a person draws
+        it, up to 6 % outside, at times 1 % inside; the JPEG's quality.
+
+    Raises:
+        UserError: for a product that no attempt shows.
+    """
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng(stable_seed("user", product.key, index, attempt))
-        easy = attempt >= ATTEMPTS // 2
-        model = store.get(product)
+        easy, last = attempt >= ATTEMPTS // 2, attempt == ATTEMPTS - 1
+        model = meshes.load(product)
         room = rooms.build_room(rng, product)
-        yaw = _yaw(rng, product)
-        model.place(0, room.base, 0, yaw)
-        view, azimuth = _view(rng, product, model, easy)
-        others = (
-            [] if easy else clutter.strew(rng, store, (product, model), pool, azimuth, room.base)
-        )
+        model.place(0, room.base, 0, _yaw(rng, product))
+        box = meshes.bounds(model.actors)
+        view, azimuth = _view(rng, product, box, easy)
+        others = [] if easy else clutter.strew(rng, product, products, azimuth, room.base)
         actors = [actor for other in others for actor in other.actors]
         scene = Scene(model.actors, actors, room.actors, room.background)
-        framed = boxes.share_in_frame(model.bounds(), view) >= LEAST_IN_FRAME
-        accept = _usable if attempt < ATTEMPTS - 1 else _anything
-        if framed or accept is _anything:
-            shot = stage.shoot(scene, view, _lights(rng, azimuth, product), accept)
+        if last or share_in_frame(box, view) >= LEAST_IN_FRAME:
+            lights = _lights(rng, azimuth, product)
+            shot = shoot(scene, view, lights, _anything if last else _usable)
             if shot is not None:
-                return _develop(rng, product, shot, view)
-    raise UserError(f"{product.key} cannot be seen in any scene: drop it in curation.csv")
-
-
-def _develop(rng: np.random.Generator, product: Product, shot: Shot, view: View) -> UserPhoto:
-    close = rooms.setting_of(product) == "table"
-    phone = camera.draw_phone(rng, float(rng.uniform(0, 5.0 if close else 1.5)))
+                break
+    else:
+        raise UserError(f"{product.key} cannot be seen in any scene: drop it in curation.csv")
+    depth_blur = float(rng.uniform(0, 5.0 if product.setting == "table" else 1.5))
     focus = float(np.linalg.norm(view.target - view.position))
     colour = camera.metered(shot.colour, shot.mask)
-    pixels = camera.phone_finish(rng, phone, colour, shot.distance, focus)
-    tight = boxes.box_of_mask(shot.mask > 0.5)
-    if tight is None:
-        tight = (0, 0, view.width, view.height)
-    loose = boxes.loosen(rng, tight, view.width, view.height)
-    return UserPhoto(pixels, loose, phone.quality)
+    pixels, quality = camera.phone_photo(rng, colour, shot.distance, focus, depth_blur)
+    tight = box_of_mask(shot.mask > 0.5) or (0, 0, view.width, view.height)
+    return pixels, widened(rng, tight, view.width, view.height, -0.01, 0.06), quality
 
 
 def _usable(mask: np.ndarray, silhouette: np.ndarray) -> bool:
     """Enough of the product visible, and not tiny or a mere sliver."""
     seen, whole = float(mask.sum()), float(silhouette.sum())
-    box = boxes.box_of_mask(mask > 0.5)
+    box = box_of_mask(mask > 0.5)
     return (
         box is not None
         and min(box[2:]) >= LEAST_SIDE
@@ -86,7 +81,7 @@ def _anything(mask: np.ndarray, silhouette: np.ndarray) -> bool:
 
 def _yaw(rng: np.random.Generator, product: Product) -> float:
     """How far the product is turned from facing the photographer, degrees."""
-    if rooms.setting_of(product) == "wall":
+    if product.setting == "wall":
         return 0.0
     draw = rng.random()
     if draw < 0.48:
@@ -97,11 +92,11 @@ def _yaw(rng: np.random.Generator, product: Product) -> float:
 
 
 def _view(
-    rng: np.random.Generator, product: Product, model: Model, easy: bool
+    rng: np.random.Generator, product: Product, bounds: np.ndarray, easy: bool
 ) -> tuple[View, float]:
-    """A camera for the placed product and its azimuth (degrees; 0 looks straight at the wall)."""
-    setting = rooms.setting_of(product)
-    low, high = model.bounds()
+    """A camera for the product in its bounds (2, 3), and its azimuth in degrees (0: from ahead)."""
+    setting = product.setting
+    low, high = bounds
     extent = high - low
     lift = {
         "table": rng.uniform(10, 66),
@@ -122,18 +117,16 @@ def _view(
         roll = rng.uniform(-25, 25)
     if from_above and rng.random() < 0.5:
         roll = rng.uniform(-180, 180)
-    line = view.target - view.position
-    right = np.cross(line, [0, 1, 0])
-    right /= max(np.linalg.norm(right), 1e-9)
-    up = np.cross(right, line / np.linalg.norm(line))
-    room = 0.5 * (1.1 - min(fill, 1.0)) * np.linalg.norm(line) * np.tan(np.radians(angle / 2))
+    _, right, up = view.axes()
+    distance = np.linalg.norm(view.target - view.position)
+    room = 0.5 * (1.1 - min(fill, 1.0)) * distance * np.tan(np.radians(angle / 2))
     aim = right * rng.uniform(-1, 1) * room + up * rng.uniform(-1, 1) * room
     return View(view.position + aim, view.target + aim, float(roll), angle, *size), azimuth
 
 
 def _lights(rng: np.random.Generator, azimuth: float, product: Product) -> Lights:
     """A lamp or window as key light, the room's bounce as fill; warm to cold, 0..1 each."""
-    outdoor = rooms.setting_of(product) == "outdoor"
+    outdoor = product.setting == "outdoor"
     bearing = np.radians(azimuth + rng.uniform(-110, 110))
     height = np.tan(np.radians(rng.uniform(25, 75)))
     key = rng.uniform(0.35, 0.85)
@@ -143,8 +136,8 @@ def _lights(rng: np.random.Generator, azimuth: float, product: Product) -> Light
     other = np.array([1 - 0.5 * warm, 1.0, 1 + 0.5 * warm]) * fill
     fills = [
         (np.array([0.0, 1.0, 0.1]), 0.42 * other),
-        (turned(np.array([0.6, 0.3, 1.0]), azimuth), 0.48 * other),
-        (turned(np.array([-1.0, -0.1, 0.5]), azimuth), 0.38 * other),
+        (turned([0.6, 0.3, 1.0], azimuth), 0.48 * other),
+        (turned([-1.0, -0.1, 0.5], azimuth), 0.38 * other),
     ]
     direction = np.array([np.sin(bearing), height, np.cos(bearing)])
     softness = rng.uniform(0.004, 0.015) if outdoor else rng.uniform(0.008, 0.05)

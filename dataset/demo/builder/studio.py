@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from dataset.demo.builder import camera, surfaces
+from dataset.demo.builder import camera, meshes
 from dataset.demo.builder.catalogue import Product, stable_seed
-from dataset.demo.builder.meshes import ModelStore
-from dataset.demo.builder.rendering import Lights, Scene, Stage
+from dataset.demo.builder.rendering import Lights, Scene, shoot
+from dataset.demo.builder.rooms import plain_floor
 from dataset.demo.builder.views import frame_box, turned
 
 LONGEST_SIDE = 320
@@ -14,28 +14,28 @@ ANGLES = [(28.0, 14.0), (-32.0, 20.0), (0.0, 6.0), (55.0, 10.0), (-15.0, 35.0), 
 FLAT_SHARE, LOW_SHARE = 0.12, 0.5
 
 
-def seller_photo(stage: Stage, store: ModelStore, product: Product, index: int) -> np.ndarray:
+def seller_photo(product: Product, index: int) -> np.ndarray:
     """The catalogue photo number `index`: (height, width, 3) uint8, longest side LONGEST_SIDE."""
     rng = np.random.default_rng(stable_seed("seller", product.key, index))
-    model = store.get(product)
+    model = meshes.load(product)
     yaw, lift = _angle(rng, product, index)
     model.place(0, 0, 0, 0)
-    low, high = model.bounds()
+    low, high = meshes.bounds(model.actors)
     fill = float(rng.uniform(0.86, 0.94))
     view = frame_box(low, high, yaw, lift, _frame(rng, high - low), fill, ANGLE, fine=True)
-    floor = surfaces.plain_floor(40 * float(np.linalg.norm(high - low)))
-    key = np.array([rng.uniform(-0.9, 0.9), 1.6, 0.5])
+    floor = plain_floor(40 * float(np.linalg.norm(high - low)))
+    key = [rng.uniform(-0.9, 0.9), 1.6, 0.5]
     lights = Lights(
         key_direction=turned(key, yaw),
         key_colour=np.full(3, rng.uniform(0.42, 0.5)),
         fills=[
-            (turned(np.array([0.1, 0.15, 1.0]), yaw), np.full(3, 0.48)),
-            (turned(np.array([-key[0], 0.3, 0.4]), yaw), np.full(3, 0.24)),
+            (turned([0.1, 0.15, 1.0], yaw), np.full(3, 0.48)),
+            (turned([-key[0], 0.3, 0.4], yaw), np.full(3, 0.24)),
             (np.array([0.0, 1.0, 0.0]), np.full(3, 0.14)),
         ],
         softness=float(rng.uniform(0.05, 0.09)),
     )
-    shot = stage.shoot(Scene(model.actors, surfaces=[floor]), view, lights)
+    shot = shoot(Scene(model.actors, surfaces=[floor]), view, lights)
     assert shot is not None
     strength = float(rng.uniform(0.5, 1.0))
     return camera.studio_finish(rng, shot.colour, shot.mask, shot.distance, strength)

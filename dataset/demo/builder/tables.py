@@ -3,6 +3,7 @@
 import csv
 import hashlib
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from dataset.demo.builder import plan
@@ -36,36 +37,26 @@ The licence of each model holds for its renderings. No author endorses this proj
 """
 
 
-def _digest(product: Product) -> str:
-    return hashlib.blake2b(product.key.encode()).hexdigest()
-
-
-def numbered(products: list[Product]) -> dict[str, int]:
-    """Key -> product_id: positions in an order that mixes both splits and all categories."""
-    return {p.key: position for position, p in enumerate(sorted(products, key=_digest))}
-
-
-def classes_of(products: list[Product]) -> dict[str, int]:
-    """Key -> class id 0..C-1 of the training products, in the order of their product ids."""
-    ids = numbered(products)
-    training = sorted((p.key for p in products if p.split == "train"), key=lambda key: ids[key])
-    return {key: position for position, key in enumerate(training)}
-
-
 def write_tables(
     output: Path, products: list[Product], photos: list[Photo], boxes: Mapping[str, Box]
 ) -> None:
-    """Write every csv of the data set; boxes maps the names of query photos to x, y, w, h."""
-    ids, classes = numbered(products), classes_of(products)
+    """Write every csv of the data set and ATTRIBUTION.md.
+
+    Product ids are places in an order that mixes both splits and all categories; classes are
+    0..C-1 of the training products, in the order of their ids.
+
+    Args:
+        boxes: x, y, w, h in pixels by the names of the query photos.
+    """
+    ordered = sorted(products, key=lambda p: hashlib.blake2b(p.key.encode()).hexdigest())
+    ids = {p.key: i for i, p in enumerate(ordered)}
+    classes = {p.key: i for i, p in enumerate(p for p in ordered if p.split == "train")}
     groups = {name: i for i, name in enumerate(sorted({p.category for p in products}))}
+    described = attrgetter("name_en", "name_ru", "category", "author", "licence", "split")
     train, test, gallery, queries = (
         [(i, p.name, p.product) for i, p in enumerate(plan.shuffled(photos, folder))]
         for folder in (plan.TRAIN, plan.TEST, plan.GALLERY, plan.QUERIES)
     )
-
-    def credit(p: Product) -> tuple[object, ...]:
-        return ids[p.key], p.name_en, p.name_ru, p.category, p.author, p.licence
-
     tables: dict[str, tuple[str, Sequence[Sequence[object]]]] = {
         "Product10K/train.csv": (
             "name class group",
@@ -85,21 +76,18 @@ def write_tables(
         ),
         "products.csv": (
             "product_id name_en name_ru category author licence split class",
-            [
-                [*credit(p), p.split, classes.get(p.key, "")]
-                for p in sorted(products, key=lambda p: ids[p.key])
-            ],
+            [(i, *described(p), classes.get(p.key, "")) for i, p in enumerate(ordered)],
         ),
     }
     for name, (header, rows) in tables.items():
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         with (output / name).open("w", encoding="utf-8", newline="") as handle:
             csv.writer(handle, lineterminator="\n").writerows([header.split(), *rows])
+    (output / "ATTRIBUTION.md").write_text(_attribution(products, ids), encoding="utf-8")
 
 
-def write_attribution(output: Path, products: list[Product]) -> None:
-    """Write ATTRIBUTION.md: every author with the licence and the products."""
-    ids = numbered(products)
+def _attribution(products: list[Product], ids: Mapping[str, int]) -> str:
+    """Every author with the licence and the products."""
     lines = [ATTRIBUTION + "Licences:\n"]
     lines += [f"- {name}: <{link}>" for name, link in sorted(LICENCE_LINKS.items())]
     lines += ["", "| Author | Licence | Products (number in products.csv) |", "| --- | --- | --- |"]
@@ -109,27 +97,14 @@ def write_attribution(output: Path, products: list[Product]) -> None:
     for (author, licence), made in sorted(credited.items(), key=lambda item: item[0][0].lower()):
         named = ", ".join(f"{p.name_en} ({ids[p.key]})" for p in sorted(made, key=lambda p: p.key))
         lines.append(f"| {author} | {licence} | {named} |")
-    (output / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def checksums(output: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every photo and table of the data set."""
-    roots = (output / "Product10K", output / "development_test_data", output / "products.csv")
-    files = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*"))]
-    chosen = sorted(path for path in files if path.suffix in (".jpg", ".csv"))
-    return {
-        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in chosen
-    }
+    return "\n".join(lines) + "\n"
 
 
 def write_checksums(output: Path) -> None:
-    """Write SHA256SUMS in the form that `sha256sum -c` reads."""
-    lines = [f"{digest}  {name}\n" for name, digest in checksums(output).items()]
+    """Write SHA256SUMS of every photo and table, in the form that `sha256sum -c` reads."""
+    files = [path for path in output.rglob("*") if path.suffix in (".jpg", ".csv")]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(output).as_posix()}\n"
+        for path in sorted(files)
+    ]
     (output / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
-
-
-def read_checksums(path: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 from a SHA256SUMS file."""
-    pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
-    return {name: digest for digest, name in pairs}

@@ -41,7 +41,7 @@ def fractal(rng: np.random.Generator, slope: float = 1.0, stretch: float = 1.0) 
     return (noise / noise.std()).astype(np.float32)
 
 
-def _tint(base: Array, light: Array, strength: float) -> Array:
+def _tint(base: Array, light: Array, strength: float = 1.0) -> Array:
     """Spread a (SIDE, SIDE) lightness pattern over one colour or a (SIDE, SIDE, 3) picture."""
     return np.clip(base * (1.0 + strength * light[..., None]), 0.0, 1.0).astype(np.float32)
 
@@ -53,10 +53,20 @@ def _grid() -> tuple[Array, Array]:
     return rows, columns
 
 
+def _joint(places: Array, width: float) -> Array:
+    """Where a pattern that repeats at whole numbers is within `width` of one."""
+    return np.abs(places - np.round(places)) < width
+
+
 def _choose(rng: np.random.Generator, colours: Sequence[tuple[int, ...]]) -> Array:
     """One of the named 8-bit colours with a little variation, as three floats in 0..1."""
     colour = np.array(colours[int(rng.integers(len(colours)))]) / 255.0
     return np.clip(colour + rng.normal(0, 0.04) + rng.normal(0, 0.012, 3), 0.02, 0.98)
+
+
+def _sheet(rng: np.random.Generator, colours: Sequence[tuple[int, ...]]) -> Array:
+    """A tile of one of the colours; not to be written to."""
+    return np.broadcast_to(_choose(rng, colours), (SIDE, SIDE, 3))
 
 
 def _colours(text: str) -> list[tuple[int, ...]]:
@@ -80,9 +90,9 @@ def wood(rng: np.random.Generator) -> tuple[Array, float]:
     row_index = (np.arange(SIDE)[:, None] + shift[number]) % SIDE
     grain = np.take_along_axis(grain, row_index, axis=0)
     tone = rng.normal(0, rng.uniform(0.02, 0.12), planks)[number]
-    picture = _tint(_choose(rng, WOODS), tone + rng.uniform(0.03, 0.09) * grain, 1.0)
+    picture = _tint(_choose(rng, WOODS), tone + rng.uniform(0.03, 0.09) * grain)
     if planks > 1:
-        edge = np.abs(columns * planks - np.round(columns * planks)) < 0.012 * planks / 2
+        edge = _joint(columns * planks, 0.012 * planks / 2)
         cut = rng.uniform(0, 1, planks)[number]
         butt = np.abs(((rows - cut + 0.5) % 1.0) - 0.5) < 0.004
         picture[edge | butt] *= rng.uniform(0.45, 0.8)
@@ -95,14 +105,12 @@ def tiles(rng: np.random.Generator) -> tuple[Array, float]:
     rows, columns = _grid()
     r, c = (rows * down).astype(int), (columns * across).astype(int)
     tone = rng.normal(0, 0.03, (down, across))[r, c]
-    base = np.broadcast_to(_choose(rng, PAINTS + CLOTHS), (SIDE, SIDE, 3))
+    base = _sheet(rng, PAINTS + CLOTHS)
     if rng.random() < 0.35:
         base = np.where(((r + c) % 2 == 0)[..., None], base, _choose(rng, PAINTS + CLOTHS))
-    picture = _tint(base, tone + 0.03 * fractal(rng, 1.2), 1.0)
+    picture = _tint(base, tone + 0.03 * fractal(rng, 1.2))
     width = rng.uniform(0.006, 0.018)
-    joint = (np.abs(rows * down - np.round(rows * down)) < width * down) | (
-        np.abs(columns * across - np.round(columns * across)) < width * across
-    )
+    joint = _joint(rows * down, width * down) | _joint(columns * across, width * across)
     picture[joint] = _choose(rng, [(120, 115, 110), (200, 198, 194), (70, 68, 66)])
     return picture, float(across * rng.uniform(12, 40))
 
@@ -117,13 +125,10 @@ def bricks(rng: np.random.Generator) -> tuple[Array, float]:
     spread = rng.uniform(0.03, 0.16)
     base = _choose(rng, [(150, 75, 55), (170, 110, 80), (190, 180, 165), (225, 222, 216)])
     tone = rng.normal(0, spread, (down, across))[r, c] + 0.06 * fractal(rng, 0.8)
-    picture = _tint(base, tone, 1.0)
-    joint = (np.abs(rows * down - np.round(rows * down)) < 0.07) | (
-        np.abs(moved - np.round(moved)) < 0.035
-    )
-    picture[joint] = _tint(_choose(rng, [(180, 175, 168), (110, 105, 100)]), fractal(rng), 0.05)[
-        joint
-    ]
+    picture = _tint(base, tone)
+    mortar = _tint(_choose(rng, [(180, 175, 168), (110, 105, 100)]), fractal(rng), 0.05)
+    joint = _joint(rows * down, 0.07) | _joint(moved, 0.035)
+    picture[joint] = mortar[joint]
     return picture, float(rng.uniform(90, 120))
 
 
@@ -149,15 +154,14 @@ def wallpaper(rng: np.random.Generator) -> tuple[Array, float]:
         wave = np.sin(2 * np.pi * (a * u)) * np.sin(2 * np.pi * v)
         pattern = wave + 0.6 * np.cos(2 * np.pi * (u + b * v)) > rng.uniform(0, 0.5)
     mix = (pattern * rng.uniform(0.3, 1.0))[..., None]
-    return _tint(base * (1 - mix) + other * mix, fractal(rng, 0.5), 0.02), float(
-        rng.uniform(40, 110)
-    )
+    picture = _tint(base * (1 - mix) + other * mix, fractal(rng, 0.5), 0.02)
+    return picture, float(rng.uniform(40, 110))
 
 
 def carpet(rng: np.random.Generator) -> tuple[Array, float]:
     """Woven pile, mottled, sometimes with bands or a lattice of a second colour."""
     rows, columns = _grid()
-    picture = np.broadcast_to(_choose(rng, CLOTHS), (SIDE, SIDE, 3))
+    picture = _sheet(rng, CLOTHS)
     kind = rng.integers(4)
     if kind:
         n = int(rng.choice([2, 3, 5, 8]))
@@ -173,19 +177,19 @@ def carpet(rng: np.random.Generator) -> tuple[Array, float]:
 def cloth(rng: np.random.Generator) -> tuple[Array, float]:
     """Table cloth or bed cover: plain weave or checks, soft creases."""
     rows, columns = _grid()
-    base = np.broadcast_to(_choose(rng, CLOTHS + PAINTS), (SIDE, SIDE, 3))
+    base = _sheet(rng, CLOTHS + PAINTS)
     if rng.random() < 0.5:
         n, width = int(rng.choice([4, 6, 10])), rng.uniform(0.2, 0.55)
         share = ((columns * n) % 1.0 < width) * 0.5 + ((rows * n) % 1.0 < width) * 0.5
         base = base * (1 - share[..., None]) + _choose(rng, CLOTHS + PAINTS) * share[..., None]
     light = 0.05 * fractal(rng, 0.2) + rng.uniform(0.02, 0.08) * fractal(rng, 2.0)
-    return _tint(base, light, 1.0), float(rng.uniform(25, 70))
+    return _tint(base, light), float(rng.uniform(25, 70))
 
 
 def concrete(rng: np.random.Generator) -> tuple[Array, float]:
     """Concrete or screed with stains."""
     light = 0.05 * fractal(rng, 0.5) + 0.09 * fractal(rng, 1.6)
-    return _tint(_choose(rng, [(150, 148, 144), (115, 114, 112), (185, 182, 176)]), light, 1), 150.0
+    return _tint(_choose(rng, [(150, 148, 144), (115, 114, 112), (185, 182, 176)]), light), 150.0
 
 
 def stone(rng: np.random.Generator) -> tuple[Array, float]:
@@ -194,12 +198,12 @@ def stone(rng: np.random.Generator) -> tuple[Array, float]:
     veins = np.exp(-(np.abs(fractal(rng, 1.6)) / rng.uniform(0.02, 0.12)))
     speckle = fractal(rng, rng.uniform(0.0, 0.6))
     light = rng.uniform(-0.35, 0.35) * veins + rng.uniform(0.02, 0.14) * speckle
-    return _tint(base, light, 1.0), float(rng.uniform(50, 120))
+    return _tint(base, light), float(rng.uniform(50, 120))
 
 
 def terrazzo(rng: np.random.Generator) -> tuple[Array, float]:
     """Linoleum or terrazzo: chips of three colours in a ground."""
-    picture = np.array(np.broadcast_to(_choose(rng, PAINTS + CLOTHS), (SIDE, SIDE, 3)))
+    picture = np.array(_sheet(rng, PAINTS + CLOTHS))
     for _ in range(3):
         chips = fractal(rng, rng.uniform(0.6, 1.2)) > rng.uniform(1.3, 2.0)
         picture[chips] = _choose(rng, CLOTHS + PAINTS)
@@ -209,7 +213,7 @@ def terrazzo(rng: np.random.Generator) -> tuple[Array, float]:
 def grass(rng: np.random.Generator) -> tuple[Array, float]:
     """Lawn, more or less dry."""
     light = 0.22 * fractal(rng, 0.25, 1.8) + 0.15 * fractal(rng, 1.4)
-    picture = _tint(_choose(rng, [(86, 118, 52), (110, 125, 60), (66, 98, 48)]), light, 1.0)
+    picture = _tint(_choose(rng, [(86, 118, 52), (110, 125, 60), (66, 98, 48)]), light)
     dry = np.clip(fractal(rng, 1.6) * 0.25, 0, 0.5)[..., None]
     return (picture * (1 - dry) + np.array([0.6, 0.53, 0.35]) * dry).astype(np.float32), 180.0
 
@@ -218,7 +222,7 @@ def asphalt(rng: np.random.Generator) -> tuple[Array, float]:
     """Asphalt or gravel: strong fine grain, patches."""
     light = rng.uniform(0.08, 0.25) * fractal(rng, 0.1) + 0.07 * fractal(rng, 1.6)
     base = _choose(rng, [(92, 92, 94), (120, 118, 114), (150, 138, 120), (70, 70, 74)])
-    return _tint(base, light, 1.0), 200.0
+    return _tint(base, light), 200.0
 
 
 def paving(rng: np.random.Generator) -> tuple[Array, float]:
@@ -231,7 +235,7 @@ def paving(rng: np.random.Generator) -> tuple[Array, float]:
 def foliage(rng: np.random.Generator) -> tuple[Array, float]:
     """A hedge or trees, seen as a wall of leaves."""
     light = 0.35 * fractal(rng, 0.7) + 0.3 * fractal(rng, 1.2)
-    return _tint(_choose(rng, [(60, 85, 40), (80, 100, 55), (50, 70, 45)]), light, 1.0), 300.0
+    return _tint(_choose(rng, [(60, 85, 40), (80, 100, 55), (50, 70, 45)]), light), 300.0
 
 
 def paper(rng: np.random.Generator) -> tuple[Array, float]:
@@ -240,12 +244,9 @@ def paper(rng: np.random.Generator) -> tuple[Array, float]:
     lines = int(rng.choice([24, 32, 48]))
     words = fractal(rng, 0.5)
     ink = ((rows * lines) % 1.0 < 0.45) & (words > -0.6) & (((columns * 2) % 1.0) > 0.08)
-    picture = np.array(
-        np.broadcast_to(_choose(rng, [(238, 236, 230), (225, 215, 195)]), (SIDE, SIDE, 3))
-    )
+    picture = np.array(_sheet(rng, [(238, 236, 230), (225, 215, 195)]))
     picture[ink] *= 0.55
-    boxes = rng.integers(0, SIDE - 110, (2, 2))
-    for top, left in boxes:
+    for top, left in rng.integers(0, SIDE - 110, (2, 2)):
         block = picture[top : top + 100, left : left + 110]
         block[:] = _tint(_choose(rng, CLOTHS), fractal(rng, 1.5)[:100, :110], 0.2)
     return picture.astype(np.float32), float(rng.uniform(35, 60))
