@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from dataset.image_text.clusters import ClusterReport, TextClusters
+from dataset.image_text.clusters import TextClusters
 from visual_search.common.files import write_figure
 from visual_search.common.page import Section, write_page
 
+PAGE, MAP = "report.html", "map.png"
 MAP_POINTS = 3000
 LABELLED = 30
 """Clusters whose names are written on the map, the largest."""
 
 
-def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
+def _draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
     """A point for each n-gram (of a sample, where there are many), coloured by cluster.
 
     Near points mean alike: t-SNE (van der Maaten 2008).
@@ -53,27 +55,34 @@ def draw_map(path: Path, clusters: TextClusters, seed: int) -> None:
 
 
 def write_report(
-    path: Path, name: str, clusters: TextClusters, report: ClusterReport, picture: Path
+    folder: Path, name: str, clusters: TextClusters, report: dict[str, Any], seed: int
 ) -> None:
-    """The page: sizes and silhouettes, examples, the map."""
+    """The page and the map of the clusters of the table `name`.
+
+    `report` is that of :func:`dataset.image_text.clusters.fit_clusters`; `seed` is of the map.
+    """
+    _draw_map(folder / MAP, clusters, seed)
     facts = {
-        "n-grams": f"{report.ngrams:,}",
+        "n-grams": f"{report['ngrams']:,}",
         "encoder": clusters.encoder.name,
-        "silhouette": f"{report.silhouette:.3f}",
+        "silhouette": f"{report['silhouette']:.3f}",
     }
-    if report.accuracy is not None:
-        facts["accuracy of the vote on held-out n-grams"] = f"{report.accuracy:.3f}"
-    shown = report.table.assign(
-        silhouettes=report.table["silhouettes"].map("{:+.3f}".format),
-        examples=report.table["examples"].map(" · ".join),
-    )
-    rows: list[tuple[object, ...]] = [
-        ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent"),
-        *shown.itertuples(),
+    if report["accuracy"] is not None:
+        facts["accuracy of the vote on held-out n-grams"] = f"{report['accuracy']:.3f}"
+    columns = [
+        range(clusters.count),
+        *(report[key] for key in ("names", "sizes", "weights")),
+        [f"{value:+.3f}" for value in report["silhouettes"]],
+        [" · ".join(texts) for texts in report["examples"]],
     ]
+    heading = ("", "name", "n-grams", "times in the texts", "silhouette", "most frequent")
     sections = [
         Section("In all", ["Silhouettes lie between -1 and 1; 1 is well apart."], facts),
-        Section("Clusters", ["Named by the words that set them apart."], tables={"": rows}),
-        Section("Map", ["Near points mean alike."], pictures={"": picture}),
+        Section(
+            "Clusters",
+            ["Named by the words that set them apart."],
+            tables={"": [heading, *zip(*columns, strict=True)]},
+        ),
+        Section("Map", ["Near points mean alike."], pictures={"": folder / MAP}),
     ]
-    write_page(path, f"Clusters of the queries of {name}", sections)
+    write_page(folder / PAGE, f"Clusters of the queries of {name}", sections)

@@ -16,7 +16,6 @@ from dataset.options import parsed
 from visual_search.common.errors import run_command
 from visual_search.text.config import ClusterConfig
 
-REPORT, PAGE, MAP = "report.json", "report.html", "map.png"
 PIECE_IMAGES = 10_000
 
 
@@ -36,7 +35,7 @@ def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
     Raises:
         UserError: when it is no such table, or too small.
     """
-    from dataset.image_text.cluster_report import draw_map, write_report
+    from dataset.image_text.cluster_report import MAP, PAGE, write_report
     from dataset.image_text.clusters import fit_clusters
     from dataset.image_text.text_statistics import TopNgrams
     from visual_search.common.files import write_json
@@ -49,17 +48,15 @@ def fit(pairs: Path, output: Path | None = None, **rules: Any) -> None:
         top.add(text for texts, split in rows if split == TRAIN for text in texts)
     clusters, report = fit_clusters(top.most_common(config.max_ngrams), config)
     clusters.save(folder, config)
-    facts = {key: value for key, value in vars(report).items() if key != "table"}
-    write_json(folder / REPORT, facts | report.table.to_dict("list"))
-    draw_map(folder / MAP, clusters, config.seed)
-    write_report(folder / PAGE, pairs.name, clusters, report, folder / MAP)
-    for one in report.table.itertuples():
-        words = f"{one.sizes:6d} n-grams, silhouette {one.silhouettes:+.3f}: {one.names}"
-        print(f"{one.Index:3d} {words}")
-    accuracy = "" if report.accuracy is None else f", held-out accuracy {report.accuracy:.3f}"
+    write_json(folder / "report.json", report)
+    write_report(folder, pairs.name, clusters, report, config.seed)
+    columns = (report[key] for key in ("sizes", "silhouettes", "names"))
+    for number, (size, silhouette, name) in enumerate(zip(*columns, strict=True)):
+        print(f"{number:3d} {size:6d} n-grams, silhouette {silhouette:+.3f}: {name}")
+    held_out = "" if report["accuracy"] is None else f", held-out accuracy {report['accuracy']:.3f}"
     print(
-        f"{folder}: {clusters.count} clusters of {report.ngrams} n-grams, silhouette "
-        f"{report.silhouette:.3f}{accuracy}; {PAGE}, {MAP}"
+        f"{folder}: {clusters.count} clusters of {report['ngrams']} n-grams, silhouette "
+        f"{report['silhouette']:.3f}{held_out}; {PAGE}, {MAP}"
     )
     print(f"next: python dataset/image_text/cluster_texts.py assign {pairs}")
 

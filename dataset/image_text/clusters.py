@@ -10,8 +10,6 @@ neighbours classifier on them carries the groups over to texts that were not the
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.special import rel_entr
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import silhouette_samples
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
+from sklearn.preprocessing import normalize
 
 from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json, written_atomically
@@ -31,21 +36,6 @@ from visual_search.text.sentence_encoders import SentenceEncoder, sentence_encod
 
 MODEL, FACTS = "clusters.npz", "clusters.json"
 NAME_WORDS, EXAMPLES = 3, 10
-
-
-@dataclass(frozen=True)
-class ClusterReport:
-    """How good the clusters are."""
-
-    ngrams: int
-    """That were clustered."""
-    accuracy: float | None
-    """Of the vote of the nearest on held-out n-grams, 0..1; None where there were none."""
-    silhouette: float
-    """Mean over the n-grams (Rousseeuw 1987), -1..1, Euclidean distance."""
-    table: pd.DataFrame
-    """A row a cluster: `names`; `sizes`, its n-grams; `weights`, how often they stand in the
-    texts; `silhouettes`, their mean; `examples`, the most frequent of them."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +64,10 @@ class TextClusters:
 
     def predict_vectors(self, vectors: np.ndarray) -> np.ndarray:
         """The cluster of each vector of the encoder's, `(n,)`, int64; of any length."""
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        found = self._votes.predict(vectors / np.where(norms > 0, norms, 1.0))
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(self._votes.predict(normalize(vectors)), dtype=np.int64)
 
     @cached_property
-    def _votes(self) -> Any:
+    def _votes(self) -> KNeighborsClassifier:
         return _votes(self.vectors, self.labels, self.neighbours)
 
     def save(self, folder: Path, config: ClusterConfig) -> None:
@@ -112,19 +100,23 @@ class TextClusters:
 
 def fit_clusters(
     grams: Sequence[tuple[str, int]], config: ClusterConfig
-) -> tuple[TextClusters, ClusterReport]:
+) -> tuple[TextClusters, dict[str, Any]]:
     """Cluster n-grams by Ward's linkage.
 
-    `grams` are n-grams and how often each stands in the texts, the most frequent first. Returned
-    are the clusters, the largest first, and how good they are.
+    Args:
+        grams: n-grams and how often each stands in the texts, the most frequent first.
+        config: the rules.
+
+    Returns:
+        The clusters, the largest first, and a report: `ngrams`, how many were clustered;
+        `silhouette`, their mean (Rousseeuw 1987), -1..1, Euclidean distance; `accuracy` of the vote
+        of the nearest on held-out n-grams, 0..1, None where there were none; and lists with an
+        entry a cluster: `names`; `sizes`, its n-grams; `weights`, how often they stand in the
+        texts; `silhouettes`, their mean; `examples`, the most frequent of them.
 
     Raises:
         UserError: for a number out of its range, and when there are fewer n-grams than clusters.
     """
-    from sklearn.cluster import AgglomerativeClustering
-    from sklearn.metrics import silhouette_samples
-    from sklearn.neighbors import kneighbors_graph
-
     check_ranges(config)
     found = pd.DataFrame(grams[: config.max_ngrams], columns=["examples", "weights"])
     if config.clusters >= len(found):
@@ -142,43 +134,36 @@ def fit_clusters(
     order = np.argsort(-np.bincount(labels), kind="stable")
     labels = np.argsort(order)[labels]
     found["silhouettes"] = silhouette_samples(vectors, labels).astype(float)
+    names = _names(found["examples"], found["weights"].to_numpy(), labels)
     clusters = found.assign(sizes=1).groupby(labels)
     table = clusters.agg({"sizes": "sum", "weights": "sum", "silhouettes": "mean"})
     table["examples"] = clusters["examples"].agg(lambda texts: texts[:EXAMPLES].tolist())
-    table.insert(0, "names", _names(found, labels))
-    report = ClusterReport(
-        len(found),
-        _held_out_accuracy(vectors, labels, config),
-        float(found["silhouettes"].mean()),
-        table,
-    )
-    names = table["names"].tolist()
+    report = {
+        "ngrams": len(found),
+        "accuracy": _held_out_accuracy(vectors, labels, config),
+        "silhouette": float(found["silhouettes"].mean()),
+        "names": names,
+        **table.to_dict("list"),
+    }
     return TextClusters(encoder, vectors, labels, names, config.neighbours), report
 
 
-def _names(grams: pd.DataFrame, labels: np.ndarray) -> list[str]:
+def _names(texts: Sequence[str], weights: np.ndarray, labels: np.ndarray) -> list[str]:
     """For each cluster the words with the largest part in its divergence from all texts."""
-    inside = [Counter[str]() for _ in range(int(labels.max()) + 1)]
-    for text, count, label in zip(grams["examples"], grams["weights"], labels, strict=True):
-        inside[label].update(dict.fromkeys(text.split(), count))
-    everywhere = sum(inside, Counter[str]())
-
-    def telling(words: Counter[str]) -> str:
-        here, total = words.total(), everywhere.total()
-        parts = {
-            word: count / here * math.log(count / here / (everywhere[word] / total))
-            for word, count in words.items()
-        }
-        return ", ".join(sorted(words, key=lambda word: (-parts[word], word))[:NAME_WORDS])
-
-    return [telling(words) for words in inside]
+    counter = CountVectorizer(binary=True, lowercase=False, token_pattern=r"\S+")
+    said = counter.fit_transform(texts)
+    words = counter.get_feature_names_out()
+    inside = np.stack([weights[labels == k] @ said[labels == k] for k in range(labels.max() + 1)])
+    parts = rel_entr(inside / inside.sum(axis=1, keepdims=True), inside.sum(axis=0) / inside.sum())
+    best = np.argsort(np.where(inside > 0, -parts, np.inf), axis=1, kind="stable")[:, :NAME_WORDS]
+    return [
+        ", ".join(words[k] for k in row if inside[number, k]) for number, row in enumerate(best)
+    ]
 
 
 def _held_out_accuracy(
     vectors: np.ndarray, labels: np.ndarray, config: ClusterConfig
 ) -> float | None:
-    from sklearn.model_selection import train_test_split
-
     if round(config.hold_out * len(vectors)) < 1:
         return None
     known, asked, right, expected = train_test_split(
@@ -187,10 +172,8 @@ def _held_out_accuracy(
     return float(_votes(known, right, config.neighbours).score(asked, expected))
 
 
-def _votes(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> Any:
+def _votes(vectors: np.ndarray, labels: np.ndarray, neighbours: int) -> KNeighborsClassifier:
     """The vote of the nearest n-grams on the cluster of a text."""
-    from sklearn.neighbors import KNeighborsClassifier
-
     votes = KNeighborsClassifier(min(neighbours, len(vectors)), algorithm="brute")
     return votes.fit(vectors, labels)
 
