@@ -91,7 +91,8 @@ def _name_images(arguments: argparse.Namespace) -> None:
         raise UserError(f"the image {missing[0]} does not exist ({len(missing)} of --photos)")
 
     from visual_search.data.images import ImageItem
-    from visual_search.text.search import load_text_model, name_images
+    from visual_search.text.search import load_text_model
+    from visual_search.text.zero_shot import name_images
 
     names = read_lines(arguments.names)
     if not names:

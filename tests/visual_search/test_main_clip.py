@@ -11,8 +11,8 @@ import torch
 from tests.commands import logged, refused, stopped, told
 from tests.conftest import spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
-from visual_search.text.search import TextSearch, gallery_images, load_text_model, name_images
-from visual_search.text.zero_shot import ZeroShotSet, classify
+from visual_search.text.search import TextSearch, gallery_images, load_text_model
+from visual_search.text.zero_shot import ZeroShotSet, classify, name_images
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 

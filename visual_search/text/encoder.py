@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +14,8 @@ from visual_search.common.errors import UserError
 from visual_search.model.embedder import Embedder
 from visual_search.text.config import ProjectionConfig, TextConfig
 from visual_search.text.pretrained_towers import (
-    ClipFolderText,
     HuggingFaceText,
+    clip_folder_text,
     open_clip_text,
 )
 from visual_search.text.projections import (
@@ -31,50 +30,48 @@ from visual_search.text.towers import (
     TextTowers,
 )
 
+TOWERS = ("hashed", "use", "sentence-transformers", "open_clip", "clip", "hf")
+"""First parts of their names."""
 TEXT_BATCH = 256
 """Texts that are embedded at once."""
 
 
-@dataclass(frozen=True)
-class TextArchitecture:
-    """Everything needed to build text towers and projections again: `text` of `model.json`."""
+def network_facts(text: TextConfig, projection: ProjectionConfig) -> dict[str, Any]:
+    """What of a phase's settings shapes the network: `text` of `model.json`."""
+    return {
+        "towers": list(text.towers),
+        "tokens": text.tokens,
+        "pooling": text.pooling,
+        "buckets": text.buckets,
+        "hashed_dimension": text.dimension,
+        "projection": projection.kind,
+        "dimension": projection.dimension,
+        "clusters": projection.clusters,
+        "class_names": projection.class_names != "none",
+        "cluster_classifier": projection.cluster_classifier,
+    }
 
-    towers: tuple[str, ...]
-    tokens: int
-    pooling: Any
-    buckets: int
-    hashed_dimension: int
-    projection: Any
-    dimension: int
-    """Of the shared space."""
-    clusters: int
-    class_names: bool
-    cluster_classifier: Any = "linear"
 
-    @classmethod
-    def of(cls, text: TextConfig, projection: ProjectionConfig) -> TextArchitecture:
-        """What of a phase's settings shapes the network."""
-        tower = tuple(text.towers), text.tokens, text.pooling, text.buckets, text.dimension
-        space = projection.kind, projection.dimension, projection.clusters
-        named = projection.class_names != "none"
-        return cls(*tower, *space, named, projection.cluster_classifier)
+def network_settings(facts: Mapping[str, Any]) -> tuple[TextConfig, ProjectionConfig]:
+    """The settings that build the network of :func:`network_facts`, with random weights.
 
-    def settings(self) -> tuple[TextConfig, ProjectionConfig]:
-        """The settings that build this network with random weights."""
-        text = TextConfig(
-            towers=self.towers,
-            tokens=self.tokens,
-            pooling=self.pooling,
-            buckets=self.buckets,
-            dimension=self.hashed_dimension,
-        )
-        return text, ProjectionConfig(
-            kind=self.projection,
-            dimension=self.dimension,
-            clusters=self.clusters,
-            class_names="imagenet" if self.class_names else "none",
-            cluster_classifier=self.cluster_classifier,
-        )
+    Raises:
+        KeyError, TypeError: when the facts are none.
+    """
+    text = TextConfig(
+        towers=tuple(facts["towers"]),
+        tokens=facts["tokens"],
+        pooling=facts["pooling"],
+        buckets=facts["buckets"],
+        dimension=facts["hashed_dimension"],
+    )
+    return text, ProjectionConfig(
+        kind=facts["projection"],
+        dimension=facts["dimension"],
+        clusters=facts["clusters"],
+        class_names="imagenet" if facts["class_names"] else "none",
+        cluster_classifier=facts.get("cluster_classifier", "linear"),
+    )
 
 
 class Float32UnitLength(nn.Module):
@@ -91,14 +88,32 @@ class DualEncoder(nn.Module):
     def __init__(
         self,
         visual: Embedder,
-        text: TextTowers,
-        image_projection: ImageProjection,
-        text_projection: nn.Module,
+        width: int,
+        text: TextConfig,
+        projection: ProjectionConfig,
+        files: Path | None = None,
     ) -> None:
+        """
+        Args:
+            visual: the visual tower.
+            width: of its vectors.
+            text: the text towers.
+            projection: from both into the shared space.
+            files: folder of text towers that were saved with a model.
+
+        Raises:
+            UserError: for a text tower that is unknown or cannot be had.
+        """
         super().__init__()
+        towers = create_text_towers(text, files)
+        of_images = ImageProjection(width, projection)
+        if projection.clusters > 1:
+            of_texts: nn.Module = ClusterProjections(towers, projection)
+        else:
+            of_texts = create_projection(towers.dimension, projection)
         # Named as in an image embedder: the loop trains them at the backbone's and the head's rate.
-        self.backbone = nn.ModuleDict({"visual": visual, "text": text})
-        self.neck = nn.ModuleDict({"photo": image_projection, "text": text_projection})
+        self.backbone = nn.ModuleDict({"visual": visual, "text": towers})
+        self.neck = nn.ModuleDict({"photo": of_images, "text": of_texts})
 
     @property
     def visual(self) -> Embedder:
@@ -201,27 +216,6 @@ def _means(rows: Tensor, owners: Tensor, count: int) -> Tensor:
     return sums / sizes[:, None].to(rows.dtype)
 
 
-def build_dual_encoder(
-    visual: Embedder,
-    width: int,
-    text: TextConfig,
-    projection: ProjectionConfig,
-    files: Path | None = None,
-) -> DualEncoder:
-    """Put the parts together: a visual tower of vectors `(n, width)`, text towers, projections.
-
-    `files` is the folder of text towers that were saved with a model.
-    """
-    towers = create_text_towers(text, files)
-    image = ImageProjection(width, projection)
-    of_texts = (
-        ClusterProjections(towers, projection)
-        if projection.clusters > 1
-        else create_projection(towers.dimension, projection)
-    )
-    return DualEncoder(visual, towers, image, of_texts)
-
-
 def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTowers:
     """Build text towers; out of `files`, which :meth:`TextTowers.save_files` wrote, offline.
 
@@ -232,30 +226,23 @@ def create_text_towers(text: TextConfig, files: Path | None = None) -> TextTower
         raise UserError(f"text.towers is empty; name one or several of {', '.join(TOWERS)}")
     made: dict[str, TextTower] = {}
     for number, name in enumerate(text.towers):
-        kind = name.partition("/")[0]
-        if kind not in TOWERS:
-            raise UserError(f"text.towers: {name!r} is unknown; it can be {', '.join(TOWERS)}")
         if name in made:
             raise UserError(f"text.towers names {name!r} twice")
         saved = files / f"tower-{number}" if files else None
-        made[name] = TOWERS[kind](name, text, saved if saved and saved.is_dir() else None)
+        made[name] = _text_tower(name, text, saved if saved and saved.is_dir() else None)
     return TextTowers(made)
 
 
-TOWERS: dict[str, Callable[[str, TextConfig, Path | None], TextTower]] = {
-    "hashed": lambda _, text, __: HashedNgrams(
-        text.buckets, text.dimension, alone=len(text.towers) == 1
-    ),
-    "use": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
-    "sentence-transformers": lambda name, text, _: FrozenText(name, text.noise, text.dropout),
-    "open_clip": lambda name, text, _: open_clip_text(
-        name.partition("/")[2], text.weights, text.tokens
-    ),
-    "clip": lambda name, text, files: ClipFolderText(
-        files or Path(name.partition("/")[2]), text.weights, text.tokens
-    ),
-    "hf": lambda name, text, files: HuggingFaceText(
-        name.partition("/")[2], text.weights, text.tokens, text.pooling, files
-    ),
-}
-"""Builders by the first part of a name."""
+def _text_tower(name: str, text: TextConfig, saved: Path | None) -> TextTower:
+    kind, _, model = name.partition("/")
+    if kind == "hashed":
+        return HashedNgrams(text.buckets, text.dimension, alone=len(text.towers) == 1)
+    if kind in ("use", "sentence-transformers"):
+        return FrozenText(name, text.noise, text.dropout)
+    if kind == "open_clip":
+        return open_clip_text(model, text.weights, text.tokens)
+    if kind == "clip":
+        return clip_folder_text(saved or Path(model), text.weights, text.tokens)
+    if kind == "hf":
+        return HuggingFaceText(model, text.weights, text.tokens, text.pooling, saved)
+    raise UserError(f"text.towers: {name!r} is unknown; it can be {', '.join(TOWERS)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -89,15 +89,11 @@ class PairTable:
         from visual_search.data.datasets import PathList
 
         rows = np.asarray(indexes, dtype=np.int64)
-        return PairTable(
-            PathList(self.paths[row] for row in rows.tolist()),
-            self.queries.take(rows),
-            self.texts.take(rows),
-            self.languages.take(rows),
-            self.groups[rows],
-            self.categories.take(rows),
-            None if self.clusters is None else self.clusters[rows],
-        )
+        columns = ("queries", "texts", "languages", "groups", "categories")
+        taken: dict[str, Any] = {name: getattr(self, name).take(rows) for name in columns}
+        if self.clusters is not None:
+            taken["clusters"] = self.clusters[rows]
+        return replace(self, paths=PathList(self.paths[row] for row in rows.tolist()), **taken)
 
 
 def in_language(table: PairTable, language: str) -> tuple[np.ndarray, PairTable]:

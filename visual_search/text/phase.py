@@ -26,11 +26,7 @@ from visual_search.phase import Batch, Phase
 from visual_search.ranking.store import Features, FeatureSource
 from visual_search.text.batches import build_pair_batches
 from visual_search.text.config import ClipConfig
-from visual_search.text.encoder import (
-    DualEncoder,
-    TextArchitecture,
-    build_dual_encoder,
-)
+from visual_search.text.encoder import DualEncoder
 from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_clip
 from visual_search.text.objective import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
@@ -58,7 +54,6 @@ class ClipPhase(Phase):
     relevance: Relevance
     learner: ClipLearner
     architecture: Architecture
-    text_architecture: TextArchitecture
     test_vectors: Tensor | None = None
     """Of the visual tower, `(n, width)`, where it is frozen."""
 
@@ -153,7 +148,7 @@ class ClipPhase(Phase):
         return (
             f"{name}: {len(self.images)} images of {self.texts.groups.max() + 1} products; "
             f"{config.backbone.name} at {config.dataset.input_size} px and "
-            f"{' + '.join(config.text.towers)}, {self.text_architecture.dimension}-d; "
+            f"{' + '.join(config.text.towers)}, {config.projection.dimension}-d; "
             f"validation: {len(self.test)} images, {len(self.relevance.texts)} texts"
             + (f"; {config.projection.clusters} clusters" if config.projection.clusters > 1 else "")
         )
@@ -174,7 +169,7 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
         check_some_exist(part.paths, Path(dataset.pairs), root or Path(dataset.pairs).parent)
     _check_clusters(config, table)
     texts = QueryTexts(table, dataset)
-    encoder, architecture, text_architecture = _encoder(config)
+    encoder, architecture = _encoder(config)
     freeze_backbone(encoder.visual.backbone, config.backbone, dataset.input_size)
     encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)
     if config.train.channels_last:
@@ -195,7 +190,6 @@ def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
         relevance_of(test, dataset.text_column),
         ClipLearner(encoder, config.loss),
         architecture,
-        text_architecture,
     )
 
 
@@ -254,17 +248,16 @@ def _check_clusters(config: ClipConfig, table: PairTable) -> None:
         )
 
 
-def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture, TextArchitecture]:
+def _encoder(config: ClipConfig) -> tuple[DualEncoder, Architecture]:
     text, projection = config.text, config.projection
     size, backbone = config.dataset.input_size_valid or config.dataset.input_size, config.backbone
     if config.pretrain_model:  # whose weights follow
         backbone, text = replace(backbone, weights="none"), replace(text, weights="none")
     visual, architecture = build_embedder(backbone, size)
-    encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
-    text_architecture = TextArchitecture.of(text, projection)
+    encoder = DualEncoder(visual, architecture.dimension, text, projection)
     if config.pretrain_model and is_first_ru_clip(Path(config.pretrain_model)):
         load_first_ru_clip(encoder, Path(config.pretrain_model))
     elif config.pretrain_model:
-        found = check_same(Path(config.pretrain_model), architecture, text_architecture)
+        found = check_same(Path(config.pretrain_model), architecture, text, projection)
         encoder.load_state_dict(dict(found.state))
-    return encoder, architecture, text_architecture
+    return encoder, architecture

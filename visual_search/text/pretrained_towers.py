@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -19,21 +20,63 @@ from visual_search.text.towers import TextTower
 
 TOKENIZER_FILES = (BPE_FILE, "*.json", "merges.txt")
 """Of a CLIP's folder, what its text tower is built from beside the weights."""
-
-
+EMBEDDINGS = {"token_embedding", "positional_embedding", "cls_emb", "embeddings"} | {
+    *("wte", "wpe", "embed_tokens")
+}
+"""Parts of the names of what embeds tokens and positions, in any of the libraries."""
 WORD_MARK = "\u2581"
 """Stands in front of each word."""
 UNKNOWN = "<unknown>"
 """Characters that were never seen; however many there are, they are one token."""
 
 
-class OpenClipText(TextTower):
+class PretrainedText(TextTower):
+    """A transformer, trained from some of its blocks on."""
+
+    def train_last(self, blocks: int, embeddings: bool) -> None:
+        """Train the last `blocks` blocks (-1 all, 0 none), what is behind them, and embeddings.
+
+        Raises:
+            UserError: when there are not that many blocks.
+        """
+        lists = {n: m for n, m in self.named_modules() if isinstance(m, nn.ModuleList)}
+        prefix, stack = max(lists.items(), key=lambda entry: len(entry[1]), default=("", ()))
+        count = len(stack)
+        if blocks > count:
+            raise UserError(
+                f"text.trainable_blocks is {blocks}; this tower has {count} blocks: write "
+                f"0..{count}, or -1 to train them all"
+            )
+        first = 0 if blocks == -1 else count - blocks
+        for name, parameter in self.named_parameters():
+            if EMBEDDINGS.intersection(name.split(".")):
+                trains = embeddings
+            elif name.startswith(f"{prefix}."):
+                trains = int(name.removeprefix(f"{prefix}.").partition(".")[0]) >= first
+            else:
+                trains = blocks != 0
+            parameter.requires_grad_(trains)
+
+
+class OpenClipText(PretrainedText):
     """The text tower of a CLIP in open_clip's form, its projection included."""
 
-    def __init__(self, text: Any, tokenizer: Callable[..., Tensor], tokens: int = 77) -> None:
-        """`tokenizer(texts, context_length)` gives `(n, context_length)`, int64."""
+    def __init__(
+        self,
+        text: Any,
+        tokenizer: Callable[..., Tensor],
+        tokens: int,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            text: the network.
+            tokenizer: `(texts, context_length)` to `(n, context_length)`, int64.
+            tokens: the longest text; what is longer is cut.
+            files: by name, what both are built from again, beside the weights.
+        """
         super().__init__()
-        self.text, self.tokenizer = text, tokenizer
+        self.text, self.tokenizer, self.files = text, tokenizer, files
         self.text.output_tokens = False
         self.vocabulary, self.padding = int(text.vocab_size), int(getattr(text, "pad_id", 0))
         self.tokens = min(tokens, int(text.context_length))
@@ -50,10 +93,10 @@ class OpenClipText(TextTower):
         """`(n, dimension)`."""
         return cast(Tensor, self.text(tokens))
 
-    def train_last(self, blocks: int, embeddings: bool) -> None:
-        """See :func:`train_last`."""
-        names = ("token_embedding", "positional_embedding", "cls_emb", "embeddings")
-        train_last(self.text, blocks, embeddings, names)
+    def save_files(self, folder: Path) -> None:
+        """Write the configuration and the tokenizer, where the tower came from a folder."""
+        for name, content in self.files.items():
+            write_bytes(folder / name, content)
 
 
 def open_clip_text(name: str, weights: str = "none", tokens: int = 77) -> OpenClipText:
@@ -83,37 +126,27 @@ def open_clip_text(name: str, weights: str = "none", tokens: int = 77) -> OpenCl
     return OpenClipText(text, open_clip.get_tokenizer(architecture), tokens)
 
 
-class ClipFolderText(OpenClipText):
-    """The text side of a CLIP in a folder (:mod:`visual_search.model.clip_folder`)."""
+def clip_folder_text(folder: Path, weights: str = "none", tokens: int = 77) -> OpenClipText:
+    """The text side of a CLIP in a folder (:mod:`visual_search.model.clip_folder`).
 
-    def __init__(self, folder: Path, weights: str = "none", tokens: int = 77) -> None:
-        """`weights` are `hub` for the folder's own, or `none`.
+    `weights` are `hub` for the folder's own, or `none`.
 
-        Raises:
-            UserError: when the folder holds no CLIP, or no tokenizer.
-        """
-        if weights not in ("hub", "none"):
-            raise UserError(f"text.weights is {weights!r}; of clip/{folder} they are hub or none")
-        text = create_clip_text(folder, weights=weights == "hub")
-        if (folder / BPE_FILE).is_file():
-            tokenizer: Any = byte_pairs(folder / BPE_FILE)
-        else:
-            import transformers  # noqa: F401 - where it is missing, the command says what to install
-            from open_clip.tokenizer import HFTokenizer
+    Raises:
+        UserError: when the folder holds no CLIP, or no tokenizer.
+    """
+    if weights not in ("hub", "none"):
+        raise UserError(f"text.weights is {weights!r}; of clip/{folder} they are hub or none")
+    text = create_clip_text(folder, weights=weights == "hub")
+    if (folder / BPE_FILE).is_file():
+        tokenizer: Any = byte_pairs(folder / BPE_FILE)
+    else:
+        import transformers  # noqa: F401 - where it is missing, the command says what to install
+        from open_clip.tokenizer import HFTokenizer
 
-            tokenizer = fetched(f"clip/{folder}", lambda: HFTokenizer(str(folder)))
-        super().__init__(text, tokenizer, tokens)
-        # Read now: when the tower is saved, the folder may be gone.
-        self.files = {
-            path.name: path.read_bytes()
-            for pattern in TOKENIZER_FILES
-            for path in sorted(folder.glob(pattern))
-        }
-
-    def save_files(self, folder: Path) -> None:
-        """Write the configuration and the tokenizer, from which the tower is built again."""
-        for name, content in self.files.items():
-            write_bytes(folder / name, content)
+        tokenizer = fetched(f"clip/{folder}", lambda: HFTokenizer(str(folder)))
+    # Read now: when the tower is saved, the folder may be gone.
+    paths = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern))]
+    return OpenClipText(text, tokenizer, tokens, {path.name: path.read_bytes() for path in paths})
 
 
 def byte_pairs(path: Path) -> Callable[..., Tensor]:
@@ -160,7 +193,7 @@ def byte_pairs(path: Path) -> Callable[..., Tensor]:
     return tokenize
 
 
-class HuggingFaceText(TextTower):
+class HuggingFaceText(PretrainedText):
     """An encoder (ruBERT) or a decoder (GPT-2) of the library transformers, its tokens pooled."""
 
     padding = -1
@@ -206,32 +239,27 @@ class HuggingFaceText(TextTower):
                 f"text.pooling is end, and the tokenizer of {shown} names no tokens of begin and "
                 "end: set it to last, or to first for a BERT"
             )
-        self.dimension, self.vocabulary = (
-            int(model.config.hidden_size),
-            int(model.config.vocab_size),
-        )
+        self.dimension = int(model.config.hidden_size)
+        self.vocabulary = int(model.config.vocab_size)
         # Never used here: processes that train together would wait for its gradient.
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """`(n, longest)`, int64, filled up with -1."""
-        if self.pooling == "end":
-            # Without what a tokenizer of another kind would add of its own.
-            cut = {"truncation": True, "max_length": self.tokens - 2, "add_special_tokens": False}
-            rows = [
-                torch.tensor([self.ends[0], *row, self.ends[1]])
-                for row in self.tokenizer(list(texts), **cut)["input_ids"]
-            ]
-            return pad_sequence(rows, batch_first=True, padding_value=self.padding)
-        made = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt"
-        )
-        numbers: Tensor = made["input_ids"]
+        # Between marks of our own, none that a tokenizer of another kind would add.
+        marked = self.pooling == "end"
+        rows: list[list[int]] = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.tokens - 2 * marked,
+            add_special_tokens=not marked,
+        )["input_ids"]
+        if marked:
+            rows = [[self.ends[0], *row, self.ends[1]] for row in rows]
         # A text without a token has one of padding, lest the pooling divide by nothing.
-        mask = made["attention_mask"].bool()
-        mask[:, 0] = True
-        return numbers.masked_fill(~mask, self.padding)
+        numbers = [torch.tensor(row or [self.tokenizer.pad_token_id]) for row in rows]
+        return pad_sequence(numbers, batch_first=True, padding_value=self.padding)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(n, dimension)`: the pooled tokens of the last layer."""
@@ -245,10 +273,6 @@ class HuggingFaceText(TextTower):
             return hidden[torch.arange(len(hidden)), mask.sum(dim=1) - 1]
         weights = mask[:, :, None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-    def train_last(self, blocks: int, embeddings: bool) -> None:
-        """See :func:`train_last`."""
-        train_last(self.model, blocks, embeddings, ("embeddings", "wte", "wpe", "embed_tokens"))
 
     def save_files(self, folder: Path) -> None:
         """Write config and tokenizer, from which the tower can be built without a hub."""
@@ -267,33 +291,3 @@ def fetched(name: str, build: Callable[[], Any]) -> Any:
             f"the text tower {name} could not be had ({cause}): name a folder that has it, or "
             "set text.towers to hashed or use, which need no hub"
         ) from error
-
-
-def train_last(
-    network: nn.Module, blocks: int, embeddings: bool, embedding_names: Sequence[str]
-) -> None:
-    """Train the last `blocks` blocks of a transformer and what comes behind them, in place.
-
-    -1 trains all blocks, 0 none; `embeddings` says whether those of tokens and positions, known
-    by the parts of their parameters' names, are trained too.
-
-    Raises:
-        UserError: when there are not that many blocks.
-    """
-    lists = {n: m for n, m in network.named_modules() if isinstance(m, nn.ModuleList)}
-    prefix, stack = max(lists.items(), key=lambda entry: len(entry[1]), default=("", ()))
-    count = len(stack)
-    if blocks > count:
-        raise UserError(
-            f"text.trainable_blocks is {blocks}; this tower has {count} blocks: write 0..{count}, "
-            "or -1 to train them all"
-        )
-    first = 0 if blocks == -1 else count - blocks
-    for name, parameter in network.named_parameters():
-        if any(part in name.split(".") for part in embedding_names):
-            trains = embeddings
-        elif name.startswith(f"{prefix}."):
-            trains = int(name.removeprefix(f"{prefix}.").partition(".")[0]) >= first
-        else:
-            trains = blocks != 0
-        parameter.requires_grad_(trains)

@@ -1,8 +1,7 @@
-"""Search by text: a trained image–text model, a gallery that answers it, names for images.
+"""Search by text: a trained image–text model, and a gallery that answers it.
 
 search = TextSearch(load_text_model(Path("runs/demo_text")), gallery_images(Path("photos")))
 search.images_for(["красный стул"], 10)[0]        # [Hit(place=…, score=…, label=…), …]
-name_images(search.model, [ImageItem(Path("a.jpg"))], ["стул", "стол"], 2)
 """
 
 from __future__ import annotations
@@ -40,7 +39,11 @@ from visual_search.ranking.embed import (
 from visual_search.ranking.search import top_k
 from visual_search.ranking.store import model_folder, stored_features, weights_fingerprint
 from visual_search.text.config import ProjectionConfig, TextConfig
-from visual_search.text.encoder import DualEncoder, TextArchitecture, build_dual_encoder
+from visual_search.text.encoder import (
+    DualEncoder,
+    network_facts,
+    network_settings,
+)
 from visual_search.text.first_ru_clip import (
     TOKENS,
     first_ru_clip_state,
@@ -49,7 +52,6 @@ from visual_search.text.first_ru_clip import (
     visual_settings,
 )
 from visual_search.text.pairs import TEST, read_pairs
-from visual_search.text.prompts import embed_names, templates_for
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,8 @@ def load_text_model(source: Path, input_size: int = 0) -> TextSearchModel:
     if is_clip_folder(source):
         return _pretrained(f"clip/{source}", input_size)
     found = load_checkpoint(source)
-    text = _text_architecture(found)
     visual, width = rebuild_embedder(found.architecture), found.architecture.dimension
-    encoder = build_dual_encoder(visual, width, *text.settings(), files=found.path.parent)
+    encoder = DualEncoder(visual, width, *_settings(found), files=found.path.parent)
     try:
         encoder.load_state_dict(dict(found.state))
     except RuntimeError as error:
@@ -121,7 +122,7 @@ def _pretrained(name: str, input_size: int) -> TextSearchModel:
     pixels: Any = (tuple(settings[key]) for key in ("mean", "std"))
     visual, _ = build_embedder(BackboneConfig(name, "hub", *pixels), size)
     text, projection = TextConfig((name,), "hub"), ProjectionConfig("none", width)
-    encoder = build_dual_encoder(visual, width, text, projection)
+    encoder = DualEncoder(visual, width, text, projection)
     return TextSearchModel(encoder.eval(), size, EmbedSettings())
 
 
@@ -133,7 +134,7 @@ def _first_ru_clip(folder: Path, input_size: int) -> TextSearchModel:
     visual, architecture = build_embedder(backbone, size)
     text = TextConfig((f"hf/{folder}",), "none", tokens=TOKENS, pooling="end")
     projection = ProjectionConfig("ru-clip", len(state["neck.text.norm.bias"]))
-    encoder = build_dual_encoder(visual, architecture.dimension, text, projection)
+    encoder = DualEncoder(visual, architecture.dimension, text, projection)
     load_first_ru_clip(encoder, folder)
     return TextSearchModel(encoder.eval(), size, EmbedSettings())
 
@@ -143,34 +144,31 @@ def load_image_side(found: Checkpoint) -> Embedder:
     return load_text_model(found.path.parent).embedder
 
 
-def check_same(source: Path, visual: Architecture, text: TextArchitecture) -> Checkpoint:
+def check_same(
+    source: Path, visual: Architecture, text: TextConfig, projection: ProjectionConfig
+) -> Checkpoint:
     """A checkpoint to continue from, once its parts are those of the new phase.
 
     Raises:
         UserError: naming what differs.
     """
     found = load_checkpoint(source)
-    earlier = _text_architecture(found)
-    names = [field.name for field in dataclasses.fields(TextArchitecture) if field.name != "tokens"]
-    for theirs, ours, parts in (
-        (found.architecture, visual, ("backbone", "pooling", "layers", "head_conv")),
-        (earlier, text, names),
-    ):
-        for part in parts:
-            one, other = getattr(theirs, part), getattr(ours, part)
-            if one != other:
-                raise UserError(
-                    f"pretrain_model {found.path} has {part} {one!r}, this phase {other!r}"
-                )
+    theirs, ours = network_facts(*_settings(found)), network_facts(text, projection)
+    parts = [(part, theirs[part], ours[part]) for part in ours if part != "tokens"]
+    for part in ("backbone", "pooling", "layers", "head_conv"):
+        parts.append((part, getattr(found.architecture, part), getattr(visual, part)))
+    for part, one, other in parts:
+        if one != other:
+            raise UserError(f"pretrain_model {found.path} has {part} {one!r}, this phase {other!r}")
     return found
 
 
-def _text_architecture(found: Checkpoint) -> TextArchitecture:
+def _settings(found: Checkpoint) -> tuple[TextConfig, ProjectionConfig]:
     values = found.facts.get("text")
     if not isinstance(values, dict):
         raise UserError(f"{found.path} knows no texts: name a run of visual_search.main_clip")
     try:
-        return TextArchitecture(**{**values, "towers": tuple(values["towers"])})
+        return network_settings(values)
     except (KeyError, TypeError) as error:
         raise UserError(f"{found.path}: model.json describes no text tower: {error!r}") from error
 
@@ -219,15 +217,6 @@ class TextSearch:
             raise UserError("an empty query finds nothing: type a word or more")
         vectors = self.model.encoder.embed_texts(list(queries))
         return nearest(vectors, self.vectors, [str(i.path) for i in self.gallery], count)
-
-
-def name_images(
-    model: TextSearchModel, images: Sequence[ImageItem], names: Sequence[str], count: int = 5
-) -> list[list[Hit]]:
-    """The `count` names nearest to each image, best first; the names are in one language."""
-    vectors = model.embed_images(images).matrix
-    named = embed_names(model.encoder, names, templates_for(names))
-    return nearest(vectors, named, names, count)
 
 
 def nearest(asked: Tensor, answers: Tensor, labels: Sequence[str], count: int) -> list[list[Hit]]:

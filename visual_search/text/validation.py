@@ -16,6 +16,7 @@ from visual_search.common.page import Section, TileRow, write_page
 from visual_search.evaluation.report import thumbnails, worst_and_others
 from visual_search.model.checkpoint import save_checkpoint
 from visual_search.ranking.embed import embed_images, refuse_broken_model
+from visual_search.text.encoder import network_facts
 from visual_search.text.pairs import PairTable
 from visual_search.text.retrieval import BothWays, Relevance, evaluate_retrieval
 from visual_search.text.tasks import tile
@@ -85,7 +86,7 @@ class PairValidator(BestCheckpoint[BothWays]):
             "epoch": epoch,
             "step": step,
             "mAP": score,
-            "text": dataclasses.asdict(self.phase.text_architecture),
+            "text": network_facts(config.text, config.projection),
             "embedding": dataclasses.asdict(config.embedding),
             "data": self.phase.data.of_a_model(),
             "environment": environment_of(self.run.path),

@@ -1,31 +1,40 @@
-"""Images to class names that were never trained on, in the challenge's format.
+"""Images to names that were never trained on: of a list, or in the challenge's format.
 
-A data set is a folder with `classes.json`, a list of names, and `img/`; a class of many kinds of
-things may be a list of names itself, and has the images that are nearest to any of them. Where
-`labels.json` says which class each image is of (`{"<image>": <index>}`), or one file does so for
-all sets (`{"<set>": {"<image>": <index>}}`), the answers are scored.
+    name_images(load_text_model(run), [ImageItem(Path("a.jpg"))], ["стул", "стол"], 2)
+
+A data set of the challenge is a folder with `classes.json`, a list of names, and `img/`; a class of
+many kinds of things may be a list of names itself, and has the images that are nearest to any of
+them. Where `labels.json` says which class each image is of (`{"<image>": <index>}`), or one file
+does so for all sets (`{"<set>": {"<image>": <index>}}`), the answers are scored.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_text, write_figure
+from visual_search.common.files import read_lines, read_text, write_figure
 from visual_search.data.images import ImageItem
 from visual_search.data.tables import tell
 from visual_search.data.values import fault_of, id_of, value_of
-from visual_search.text.prompts import embed_names, templates_for
-from visual_search.text.search import TextSearchModel, images_in
+from visual_search.text.encoder import DualEncoder
+from visual_search.text.search import Hit, TextSearchModel, images_in, nearest
 
 MOST_CLASSES_DRAWN = 40
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    # Queries are typed, not told: the bare name comes first, and is not outvoted.
+    "ru": ("{}", "{} фото", "{} купить", "фото: {}"),
+    "en": ("{}", "{} photo", "buy {}", "a photo of {}"),
+}
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,48 @@ def _labels(path: Path, values: object, images: Sequence[Path], classes: int) ->
     return np.array(rows, dtype=np.int64)
 
 
+def templates_for(names: Sequence[str], file: Path | None = None) -> tuple[str, ...]:
+    """Templates of the names' language, or one a line from a file.
+
+    Raises:
+        UserError: for a line without `{}`, and a file without lines.
+    """
+    if file is None:
+        return TEMPLATES[language_of_names(names)]
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip() and line.count("{}") != 1:
+            raise UserError(f"{file} line {number}: {line!r} needs one {{}} for the name")
+    if not (templates := tuple(read_lines(file))):
+        raise UserError(f"{file} has no template: write some, one a line")
+    return templates
+
+
+def embed_names(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """The mean of a name's unit vectors over the templates, as unit vectors `(n, d)`.
+
+    Prompt ensembling in the space of embeddings (Radford et al. 2021, section 3.1.4).
+    """
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    vectors = encoder.embed_texts(texts).unflatten(0, (len(names), len(templates)))
+    return F.normalize(vectors.mean(dim=1), dim=1)
+
+
+def language_of_names(names: Sequence[str]) -> str:
+    """ru where most letters are Cyrillic, else en."""
+    letters = [letter for name in names for letter in name.lower() if letter.isalpha()]
+    cyrillic = sum("\u0400" <= letter <= "\u04ff" for letter in letters)
+    return "ru" if cyrillic * 2 > len(letters) else "en"
+
+
+def name_images(
+    model: TextSearchModel, images: Sequence[ImageItem], names: Sequence[str], count: int = 5
+) -> list[list[Hit]]:
+    """The `count` names nearest to each image, best first; the names are in one language."""
+    vectors = model.embed_images(images).matrix
+    named = embed_names(model.encoder, names, templates_for(names))
+    return nearest(vectors, named, names, count)
+
+
 def classify(
     model: TextSearchModel, data: ZeroShotSet, templates: Path | None = None
 ) -> ZeroShotAnswer:
@@ -186,8 +237,8 @@ def classify(
     class_of = np.repeat(np.arange(len(data.classes)), [len(several) for several in data.classes])
     vectors = embed_names(model.encoder, names, templates_for(names, templates))
     embedded = model.embed_images([ImageItem(path) for path in data.images])
-    nearest = (embedded.matrix @ vectors.T).argmax(dim=1).numpy()
-    return ZeroShotAnswer(data, class_of[nearest], len(embedded.problems))
+    best = (embedded.matrix @ vectors.T).argmax(dim=1).numpy()
+    return ZeroShotAnswer(data, class_of[best], len(embedded.problems))
 
 
 def mean_accuracy(answers: Sequence[ZeroShotAnswer]) -> float | None:

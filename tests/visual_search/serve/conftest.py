@@ -190,21 +190,19 @@ def service(
 @pytest.fixture(scope="session")
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that knows texts, with random weights."""
-    import dataclasses
-
     import torch
 
     from visual_search.config import BackboneConfig
     from visual_search.model.checkpoint import save_checkpoint
     from visual_search.model.embedder import build_embedder
     from visual_search.text.config import ProjectionConfig, TextConfig
-    from visual_search.text.encoder import TextArchitecture, build_dual_encoder
+    from visual_search.text.encoder import DualEncoder, network_facts
 
     torch.manual_seed(2)
     visual, architecture = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     text, space = TextConfig(buckets=500, dimension=16), ProjectionConfig(dimension=24)
-    encoder = build_dual_encoder(visual, architecture.dimension, text, space)
+    encoder = DualEncoder(visual, architecture.dimension, text, space)
     folder = tmp_path_factory.mktemp("text_run")
-    facts = {"text": dataclasses.asdict(TextArchitecture.of(text, space))}
+    facts = {"text": network_facts(text, space)}
     save_checkpoint(folder / "best", architecture, encoder.state_dict(), {}, facts)
     return folder

@@ -13,7 +13,7 @@ from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model.embedder import build_embedder
 from visual_search.text.config import ProjectionConfig, TextConfig
-from visual_search.text.encoder import DualEncoder, build_dual_encoder, create_text_towers
+from visual_search.text.encoder import DualEncoder, create_text_towers
 from visual_search.text.projections import ClusterProjections, ResidualProjection, TokenClassifier
 from visual_search.text.towers import HashedNgrams, TextTowers
 
@@ -25,7 +25,7 @@ def tiny_encoder(*more_towers: str, **projection: Any) -> DualEncoder:
     visual, built = build_embedder(BackboneConfig("timm/test_efficientnet", "none"), 32)
     text = TextConfig(("hashed", *more_towers), buckets=200, dimension=8)
     space = ProjectionConfig(**{"dimension": 6, "feature_dropout": 0.3} | projection)
-    encoder = build_dual_encoder(visual, built.dimension, text, space)
+    encoder = DualEncoder(visual, built.dimension, text, space)
     encoder.text.fit(TEXTS)
     return encoder
 

@@ -1,18 +1,22 @@
-"""Data sets of names and images, and what is wrong with some."""
+"""Data sets of names and images, what is wrong with some, and templates of names."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.commands import refused
 from tests.conftest import draw_product
 from visual_search.text.zero_shot import (
     ZeroShotAnswer,
     draw_confusion,
+    embed_names,
+    language_of_names,
     mean_accuracy,
     read_zero_shot_set,
+    templates_for,
 )
 
 
@@ -68,3 +72,25 @@ def test_what_is_wrong_is_named(folder: Path, file: str, content: str, message: 
 def test_two_images_of_one_id_are_refused(folder: Path) -> None:
     draw_product(1, 1).save(folder / "img" / "0.jpg")
     refused(r"0\.jpg and 0\.png have the same id", read_zero_shot_set, folder)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    assert language_of_names(["стул", "IKEA", "стол"]) == "ru"
+    assert language_of_names(["chair"]) == "en"
+    file = tmp_path / "templates.txt"
+    for content, message in (("{}\n\nна фото\n", r"templates\.txt line 3"), ("\n", "no template")):
+        file.write_text(content)
+        refused(message, templates_for, ["стул"], file)
+    file.write_text("{}\n\nна фото {}\n", encoding="utf-8-sig")
+    assert templates_for([], file) == ("{}", "на фото {}")
+
+    class Encoder:
+        """Places a text by its length."""
+
+        def embed_texts(self, texts: list[str]) -> torch.Tensor:
+            angles = torch.tensor([float(len(text)) for text in texts])
+            return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+    vectors = embed_names(Encoder(), ["a", "bb"], ["{}", "x{}"])  # type: ignore[arg-type]
+    expected = torch.tensor([[np.cos(1.5), np.sin(1.5)], [np.cos(2.5), np.sin(2.5)]])
+    torch.testing.assert_close(vectors, expected.float())
