@@ -109,6 +109,7 @@ def clean_queries(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from dataset.dataset_creation_steps.snapshots import keys
     from visual_search.common.files import write_json
     from visual_search.text.pairs import SCHEMA
 
@@ -119,15 +120,20 @@ def clean_queries(
     counts, tally = Counts(), Counter[str]()
     columns = [SCHEMA.field(name) for name in ("image", *OF_QUERIES)]
     schema = pa.schema([*columns, ("file", pa.string())])
+    texts, files = [keys([])], [keys([])]
     with work_folder(output.with_name(f".{output.name}.parts")) as work:
         remove_begun(output)
         cleaned = work / "cleaned.parquet"
         with pq.ParquetWriter(cleaned, schema) as writer:
             for rows, dropped in _cleaned(_blocks(metadata, tally, counts), config):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                texts.append(keys([text for row in rows for text in row["texts"]]))
+                files.append(keys([row["file"] for row in rows]))
                 for reason, query in dropped:
                     counts.drop(reason, query)
-        kept = _write_pairs(cleaned, output, images, config, counts)
+        most = config.drop.max_photo_share * sum(map(len, files))
+        common = _more_often(texts, max(most, config.drop.min_common_photos - 1))
+        kept = _write_pairs(cleaned, output, images, common, _more_often(files, 1), config, counts)
     summary: dict[str, Any] = {
         "lines": dict(sorted(tally.items())),
         "queries": counts.read,
@@ -170,93 +176,66 @@ def _cleaned(blocks: Iterator[list[Image]], config: CleaningConfig) -> Iterator[
     yield from Parallel(workers, return_as="generator", pre_dispatch="4*n_jobs")(calls)
 
 
+def _more_often(found: list[np.ndarray], limit: float) -> np.ndarray:
+    """The keys that occur more than `limit` times."""
+    import numpy as np
+
+    each, times = np.unique(np.concatenate(found), return_counts=True)
+    return each[times > limit]
+
+
 def _write_pairs(
-    cleaned: Path, output: Path, images: Path, config: CleaningConfig, counts: Counts
+    cleaned: Path,
+    output: Path,
+    images: Path,
+    common: np.ndarray,
+    repeated: np.ndarray,
+    config: CleaningConfig,
+    counts: Counts,
 ) -> dict[str, Any]:
-    """Drop what stands at too many images, and write the rest as pairs."""
+    """Drop the texts whose keys are `common`, and write the rest as pairs.
+
+    Images of the same content, a `repeated` file, are right for each other's queries, and so are
+    those with exactly the same texts. Such a group is on one side: nothing is tested that was seen
+    in training.
+    """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from dataset.dataset_creation_steps.snapshots import keys
     from visual_search.common.files import written_atomically
-    from visual_search.text.pairs import SCHEMA, TEST
+    from visual_search.text.pairs import SCHEMA, TEST, TRAIN
 
-    file = pq.ParquetFile(cleaned)
-    most = config.drop.max_photo_share * file.metadata.num_rows
-    common = _more_often(file, "texts", max(most, config.drop.min_common_photos - 1))
-    repeated = _more_often(file, "file", 1)
     prefix = Path(os.path.relpath(images.resolve(), output.parent.resolve()))
     kept, languages = Counter[str](), Counter[str]()
     with written_atomically(output) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for batch in file.iter_batches(GROUP_IMAGES):
-            rows = _informative_rows(batch.to_pylist(), common, counts)
-            _add_groups(rows, repeated, config.test_share)
-            for row in rows:
-                row["image_path"], row["category"] = str(prefix / row.pop("file")), ""
-                kept["photos"] += 1
-                kept["kept queries"] += len(row["queries"])
-                kept["test photos"] += row["split"] == TEST
-                languages.update(row["language"])
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        for batch in pq.ParquetFile(cleaned).iter_batches(GROUP_IMAGES):
+            said = batch.to_pandas().explode(list(OF_QUERIES))
+            gone = np.isin(keys(said["texts"]), common)
+            for query in said["queries"][gone]:
+                counts.drop("stands at too many images", query)
+            languages.update(said["language"][~gone])
+            left = said[~gone].groupby(level=0)
+            rows = left[["image", "file"]].first().join(left[list(OF_QUERIES)].agg(list))
+            texts = ["texts " + "\n".join(sorted(own)) for own in rows["texts"]]
+            same_file = np.isin(keys(rows["file"]), repeated)
+            groups = keys(np.where(same_file, "photo " + rows["file"], texts))
+            tests = groups % 100_000 < round(config.test_share * 100_000)
+            rows["group"] = [f"{group:016x}" for group in groups.tolist()]
+            rows["split"] = np.where(tests, TEST, TRAIN)
+            rows["image_path"] = [str(prefix / file) for file in rows["file"]]
+            rows["category"] = ""
+            writer.write_table(pa.Table.from_pandas(rows, SCHEMA, preserve_index=False))
+            kept["photos"] += len(rows)
+            kept["kept queries"] += int((~gone).sum())
+            kept["test photos"] += int(tests.sum())
         if not kept["photos"]:
             raise UserError(
                 f"no query is left of {counts.read}: dropped were {dict(counts.dropped)}; look at "
                 "`languages` and `drop`"
             )
     return {**kept, "languages": dict(languages.most_common())}
-
-
-def _more_often(file: Any, column: str, limit: float) -> np.ndarray:
-    """Keys of the texts that occur more than `limit` times in a column, sorted."""
-    import numpy as np
-
-    from dataset.dataset_creation_steps.snapshots import keys
-
-    found = [np.zeros(0, np.uint64)]
-    for batch in file.iter_batches(GROUP_IMAGES, columns=[column]):
-        values = batch.column(0)
-        found.append(keys((values.flatten() if column == "texts" else values).to_pylist()))
-    each, times = np.unique(np.concatenate(found), return_counts=True)
-    return each[times > limit]
-
-
-def _informative_rows(
-    rows: list[dict[str, Any]], common: np.ndarray, counts: Counts
-) -> list[dict[str, Any]]:
-    """The rows without the queries that stand at too many images."""
-    import numpy as np
-
-    from dataset.dataset_creation_steps.snapshots import keys
-
-    found = iter(np.isin(keys([text for row in rows for text in row["texts"]]), common).tolist())
-    for row in rows:
-        dropped = [next(found) for _ in row["texts"]]
-        for query, gone in zip(row["queries"], dropped, strict=True):
-            if gone:
-                counts.drop("stands at too many images", query)
-        for name in OF_QUERIES:
-            row[name] = [v for v, gone in zip(row[name], dropped, strict=True) if not gone]
-    return [row for row in rows if row["queries"]]
-
-
-def _add_groups(rows: list[dict[str, Any]], repeated: np.ndarray, test_share: float) -> None:
-    """Which images are right for each other's queries, and who tests.
-
-    Images of the same content are one group, and so are images with exactly the same texts.
-    A group is on one side: nothing is tested that was seen in training.
-    """
-    import numpy as np
-
-    from dataset.dataset_creation_steps.snapshots import keys
-    from visual_search.text.pairs import TEST, TRAIN
-
-    same_file = np.isin(keys([row["file"] for row in rows]), repeated)
-    sides = [
-        f"photo {row['file']}" if same else "texts " + "\n".join(sorted(row["texts"]))
-        for row, same in zip(rows, same_file, strict=True)
-    ]
-    for row, key in zip(rows, keys(sides).tolist(), strict=True):
-        row["group"] = f"{key:016x}"
-        row["split"] = TEST if key % 100_000 < round(test_share * 100_000) else TRAIN
 
 
 def main() -> None:
