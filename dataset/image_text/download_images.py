@@ -9,7 +9,6 @@ import argparse
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset.dataset_creation_steps.engine import (
     Filling,
@@ -20,9 +19,6 @@ from dataset.dataset_creation_steps.engine import (
     start_engine,
 )
 from visual_search.common.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -45,15 +41,19 @@ def metadata_file(root: Path) -> Path:
 def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> Kept:
     """Download what is missing of `images`, and shrink `metadata` to what is there.
 
-    Both are JSON lines, plain or gzipped.
+    Both are JSON lines, plain or gzipped. Of several images of one id the first counts.
 
     Raises:
         UserError: when a file is missing or has nothing of its kind, nothing could be had, or no
             image has a query.
     """
+    import msgspec
+    import pandas as pd
+
     from dataset.dataset_creation_steps.image_store import ImageStore
-    from dataset.image_text.query_lines import read_images
-    from visual_search.common.files import write_csv
+    from dataset.dataset_creation_steps.snapshots import keys
+    from dataset.image_text.query_lines import QueryLine, read_images, read_lines
+    from visual_search.common.files import write_csv, written_atomically
 
     for path in (images, metadata):
         if not path.is_file():
@@ -70,23 +70,6 @@ def download_images(images: Path, metadata: Path, root: Path, how: Filling) -> K
     if found.empty:
         raise UserError(f"no image could be had; {failures_file(root)} has the reasons")
     kept.contents = found["file"].nunique()
-    _shrink(metadata, root, found, kept)
-    return kept
-
-
-def _shrink(metadata: Path, root: Path, found: pd.DataFrame, kept: Kept) -> None:
-    """Write the lines of `metadata.json` whose image is there, each with its file.
-
-    Args:
-        found: `image` and `file`; of several files of an image the first counts.
-    """
-    import msgspec
-    import pandas as pd
-
-    from dataset.dataset_creation_steps.snapshots import keys
-    from dataset.image_text.query_lines import QueryLine, read_lines
-    from visual_search.common.files import written_atomically
-
     found = found.drop_duplicates("image")
     files, index = found["file"].tolist(), pd.Index(keys(found["image"].tolist()))
     kept.images = len(index)
@@ -101,10 +84,12 @@ def _shrink(metadata: Path, root: Path, found: pd.DataFrame, kept: Kept) -> None
                 handle.write(encode(line) + b"\n")
                 kept.lines += 1
                 kept.queries += len(line.queries)
-    if not kept.lines:
-        raise UserError(
-            f"not one line of {metadata} has an image that is there: do both files belong together?"
-        )
+        if not kept.lines:
+            raise UserError(
+                f"not one line of {metadata} has an image that is there: do both files belong "
+                "together?"
+            )
+    return kept
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from visual_search.text.pairs import SCHEMA, write_pairs
+from visual_search.text.pairs import CLUSTER_FIELDS, SCHEMA, write_pairs
 
 COLOURS = {
     "красный": (200, 30, 30),
@@ -55,20 +55,25 @@ def pair_row(path: str, queries: list[str], **more: Any) -> dict[str, Any]:
     return row | more
 
 
-def write_drawn_pairs(folder: Path, photos: int = 6) -> Path:
-    """Photos and their table; names that are held out are of the split test."""
+def write_drawn_pairs(folder: Path, photos: int = 6, *, clusters: bool = False) -> Path:
+    """Photos and their table; names that are held out are of the split test.
+
+    `clusters`: with a cluster of each query and photo, the number of its form.
+    """
     rows: list[dict[str, Any]] = []
     (folder / "photos").mkdir(parents=True)
     for number, colour in enumerate(COLOURS):
-        for form in FORMS:
+        for place, form in enumerate(FORMS):
             test = (colour, form) in HELD_OUT
             for photo in range(photos):
-                name = f"photos/{number}_{FORMS.index(form)}_{photo}.png"
+                name = f"photos/{number}_{place}_{photo}.png"
                 draw(colour, form, photo).save(folder / name)
                 product, split = f"{colour} {form}", "test" if test else "train"
                 queries = [product, f"{form} {colour}"]
-                rows.append(pair_row(name, queries, group=product, category=form, split=split))
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+                more = {"clusters": [place, place], "cluster": place}
+                rows.append(pair_row(name, queries, group=product, split=split, **more))
+    schema = pa.schema([*SCHEMA, *CLUSTER_FIELDS]) if clusters else SCHEMA
+    table = pa.Table.from_pylist(rows, schema=schema)
     write_pairs(folder / "pairs.parquet", table)
     return folder / "pairs.parquet"
 

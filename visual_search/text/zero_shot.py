@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -87,13 +88,9 @@ def read_zero_shot_sets(folders: Sequence[Path], truth: Path | None = None) -> l
     names = [place.resolve().name for place in places]
     if len(set(names)) < len(names):
         raise UserError(f"two of the data sets have the same name: {', '.join(names)}")
-    if truth is None:
-        return [read_zero_shot_set(place) for place in places]
-    known = _object(truth, "data set to its images")
-    pairs = zip(places, names, strict=True)
-    return [
-        read_zero_shot_set(place, truth, known.get(value_of(name), {})) for place, name in pairs
-    ]
+    known = _read(truth, dict, "an object: data set to its images") if truth else {}
+    of_sets = [known.get(value_of(name), {}) for name in names]
+    return [read_zero_shot_set(place, truth, of) for place, of in zip(places, of_sets, strict=True)]
 
 
 def read_zero_shot_set(
@@ -119,16 +116,14 @@ def read_zero_shot_set(
             raise UserError(f"{place}: {first.name} and {path.name} have the same id")
     own = folder / "labels.json"
     if truth is None and own.is_file():
-        truth, labels = own, _object(own, "image to class index")
+        truth, labels = own, _read(own, dict, "an object: image to class index")
     found = _labels(truth, labels, images, len(classes)) if truth and labels else None
     return ZeroShotSet(folder.resolve().name, classes, images, found)
 
 
 def _classes(path: Path) -> list[list[str]]:
     """The names of each class. An image is never given the second of two classes of one name."""
-    classes = _json(path)
-    if not isinstance(classes, list) or not classes:
-        raise UserError(f"{path} must be a list of names, one or more")
+    classes = _read(path, list, "a list of names, one or more")
     found: list[list[str]] = []
     first: dict[str, int] = {}
     for number, entry in enumerate(classes):
@@ -145,25 +140,21 @@ def _classes(path: Path) -> list[list[str]]:
     return found
 
 
-def _json(path: Path) -> object:
+def _read(path: Path, kind: type, words: str) -> Any:
+    """What a JSON file says, the names in it by their value."""
+
+    def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [value_of(name) for name, _ in pairs]
+        if again := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{again[0]!r} stands there twice")
+        return dict(zip(names, (value for _, value in pairs), strict=True))
+
     try:
-        return json.loads(read_text(path), object_pairs_hook=_each_once)
+        values = json.loads(read_text(path), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The pairs by value of their names."""
-    names = [value_of(name) for name, _ in pairs]
-    if again := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{again[0]!r} stands there twice")
-    return dict(zip(names, (value for _, value in pairs), strict=True))
-
-
-def _object(path: Path, words: str) -> dict[str, object]:
-    values = _json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must be an object: {words}")
+    if not isinstance(values, kind) or values == []:
+        raise UserError(f"{path} must be {words}")
     return values
 
 
