@@ -134,16 +134,16 @@ def fit_clusters(
     order = np.argsort(-np.bincount(labels), kind="stable")
     labels = np.argsort(order)[labels]
     found["silhouettes"] = silhouette_samples(vectors, labels).astype(float)
-    names = _names(found["examples"], found["weights"].to_numpy(), labels)
+    names = _names(found["examples"].tolist(), found["weights"].to_numpy(), labels)
     clusters = found.assign(sizes=1).groupby(labels)
     table = clusters.agg({"sizes": "sum", "weights": "sum", "silhouettes": "mean"})
     table["examples"] = clusters["examples"].agg(lambda texts: texts[:EXAMPLES].tolist())
-    report = {
+    report: dict[str, Any] = {
         "ngrams": len(found),
         "accuracy": _held_out_accuracy(vectors, labels, config),
         "silhouette": float(found["silhouettes"].mean()),
         "names": names,
-        **table.to_dict("list"),
+        **{str(column): values.tolist() for column, values in table.items()},
     }
     return TextClusters(encoder, vectors, labels, names, config.neighbours), report
 

@@ -220,7 +220,7 @@ def _write_pairs(
             rows = left[["image", "file"]].first().join(left[list(OF_QUERIES)].agg(list))
             texts = ["texts " + "\n".join(sorted(own)) for own in rows["texts"]]
             same_file = np.isin(keys(rows["file"]), repeated)
-            groups = keys(np.where(same_file, "photo " + rows["file"], texts))
+            groups = keys(np.where(same_file, "photo " + rows["file"], texts).tolist())
             tests = groups % 100_000 < round(config.test_share * 100_000)
             rows["group"] = [f"{group:016x}" for group in groups.tolist()]
             rows["split"] = np.where(tests, TEST, TRAIN)
