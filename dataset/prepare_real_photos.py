@@ -23,10 +23,11 @@ from visual_search.common.ranges import whole_number
 if TYPE_CHECKING:
     import pandas as pd
 
+    from visual_search.data.dataset_info import InfoRow
+
 CHALLENGE_FILES = ("gallery.csv", "queries.csv")
 GROCERY_FILES = ("classes.csv", "train.txt", "val.txt")
 CLASS_ID, CLASS_NAME, ICON = "Class ID (int)", "Class Name (str)", "Iconic Image Path (str)"
-TRAINING_COLUMNS = ("file_name", "label", "bbox", "width", "height", "is_test")
 GROCERY_TABLE = "train_grocery_store.csv"
 PRODUCTS_TABLE = "train_products.csv"
 GROCERY_TASK = "grocery_store.csv"
@@ -117,9 +118,10 @@ def prepare(
 
     Raises:
         UserError: when there is neither; for a missing file or column, an id that is no whole
-            number, and fewer products than folds.
+            number, an image that cannot be read, and fewer products than folds.
     """
     from visual_search.common.files import write_csv
+    from visual_search.data.dataset_info import write_dataset_info
 
     challenge = find_folder(data, CHALLENGE_FILES, output)
     grocery = find_folder(data, GROCERY_FILES)
@@ -128,52 +130,33 @@ def prepare(
             f"{data} holds neither the challenge's development set ({', '.join(CHALLENGE_FILES)}) "
             f"nor GroceryStoreDataset ({', '.join(GROCERY_FILES)}): name their folder with --data"
         )
-    tables: dict[str, pd.DataFrame] = {}
+    tables: dict[str, list[InfoRow]] = {}
+    lists: dict[str, pd.DataFrame] = {}
     if grocery:
-        images = list(_grocery_rows(grocery))
-        tables[GROCERY_TABLE] = _table(grocery, output, images)
-        # Phone images ask for the catalogue's, and none trains.
-        tables[GROCERY_TASK] = tables[GROCERY_TABLE].assign(
-            is_test=1,
-            evaluation_status=["query" if name[:1] != "/" else "gallery" for name, *_ in images],
-        )
+        rows = _sized(_grocery_rows(grocery), output)
+        tables[GROCERY_TABLE] = [row._replace(evaluation_status="", is_test=False) for row in rows]
+        tables[GROCERY_TASK] = rows
     if challenge:
-        tables |= _challenge_split(challenge, output, seed, folds, fold)
-    for name, table in tables.items():
+        rows, lists = _challenge_split(challenge, output, seed, folds, fold)
+        tables[PRODUCTS_TABLE] = _sized(rows, output)
+    for name, rows in tables.items():
+        judged = ("evaluation_status",) if name == GROCERY_TASK else ()
+        write_dataset_info(output / name, rows, ("bbox", *judged))
+    for name, table in lists.items():
         write_csv(output / name, table)
-    return {name: len(table) for name, table in tables.items()}
+    return {name: len(rows) for name, rows in (tables | lists).items()}
 
 
 def _challenge_split(
     folder: Path, output: Path, seed: int, folds: int, fold: int
-) -> dict[str, pd.DataFrame]:
-    """The products of one fold to judge, the others to train on, and all."""
-    sides = _challenge_tables(folder)
-    products = set(sides["gallery.csv"]["product"])
-    if len(products) < folds:
-        raise UserError(
-            f"{folder / 'gallery.csv'} has fewer products ({len(products)}) than --folds ({folds})"
-        )
-    held_out = split(products, seed, folds)[fold]
-    train = products - held_out
-    tables = {PRODUCTS_TABLE: _table(folder, output, _product_rows(sides.values(), train))}
-    for name, side in sides.items():
-        moved = side.assign(
-            img_path=[_relative(folder / path, output) for path in side["img_path"]]
-        )
-        tables[f"{ALL}{name}"] = moved.drop(columns="product")
-        tables[name] = moved[side["product"].isin(held_out)].drop(columns="product")
-    return tables
+) -> tuple[list[InfoRow], dict[str, pd.DataFrame]]:
+    """Images of the products that train, and lists to judge: of one fold's products, and of all.
 
-
-def _relative(image: Path, output: Path) -> str:
-    return os.path.relpath(os.path.join(image.parent.resolve(), image.name), output.resolve())
-
-
-def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """Gallery and queries as text, with the product ids as numbers in a column `product`."""
+    Sellers' images train whole, users' by their box.
+    """
+    from visual_search.data.dataset_info import InfoRow
     from visual_search.data.schema import BOX_COLUMNS, check_table, integers
-    from visual_search.data.tables import read_gallery, read_queries
+    from visual_search.data.tables import image_items, read_gallery, read_queries
 
     queries = folder / "queries.csv"
     check_table(read_queries(queries)[[*BOX_COLUMNS]], queries)
@@ -182,8 +165,42 @@ def _challenge_tables(folder: Path) -> dict[str, pd.DataFrame]:
         table = read(folder / name)
         if "product_id" not in table.columns:
             raise UserError(f"{folder / name} has no column 'product_id'")
-        sides[name] = table.assign(product=integers(table, "product_id", folder / name))
-    return sides
+        sides[name] = table, integers(table, "product_id", folder / name)
+    products = set(sides["gallery.csv"][1].tolist())
+    if len(products) < folds:
+        raise UserError(
+            f"{folder / 'gallery.csv'} has fewer products ({len(products)}) than --folds ({folds})"
+        )
+    held_out = split(products, seed, folds)[fold]
+    rows, lists = [], {}
+    for name, (side, ids) in sides.items():
+        items = image_items(side, folder)
+        for item, product in zip(items, ids, strict=True):
+            if product in products - held_out:
+                rows.append(InfoRow(str(item.path), f"vpr/{product}", bbox=item.box))
+        moved = side.assign(img_path=[_relative(item.path, output) for item in items])
+        lists[f"{ALL}{name}"] = moved
+        lists[name] = moved[[product in held_out for product in ids]]
+    return rows, lists
+
+
+def _relative(image: Path, output: Path) -> str:
+    return os.path.relpath(os.path.join(image.parent.resolve(), image.name), output.resolve())
+
+
+def _sized(rows: Iterable[InfoRow], output: Path) -> list[InfoRow]:
+    """The rows with each image's stored size, and paths relative to `output`.
+
+    Raises:
+        UserError: for an image that cannot be read.
+    """
+    from visual_search.data.dataset_info import Broken, with_sizes
+
+    broken: Broken = []
+    sized = list(with_sizes(rows, Path(), broken))
+    for name, reason in broken:
+        raise UserError(f"the image {name} cannot be read: {reason}")
+    return [row._replace(file_name=_relative(Path(row.file_name), output)) for row in sized]
 
 
 def grocery_images(
@@ -215,52 +232,23 @@ def grocery_images(
             yield part, path, by_id[number]
 
 
-def _grocery_rows(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """Path below the folder, label and box (empty) of each image; a catalogue's path has a `/`.
+def _grocery_rows(folder: Path) -> Iterator[InfoRow]:
+    """Phone images, as queries, and the shop's catalogue image of each class, as the gallery.
 
-    The shop's catalogue image of a class is one more image of it: sellers' images beside phone
-    images are what the challenge asks to bring together.
+    A catalogue image is one more image of its class: sellers' images beside phone images are what
+    the challenge asks to bring together.
     """
+    from visual_search.data.dataset_info import InfoRow
     from visual_search.data.tables import ids_of, read_table
 
-    for _, path, row in grocery_images(folder):
-        yield path, f"grocery_store/{row[CLASS_NAME]}", ""
-    classes = read_table(folder / "classes.csv", [CLASS_NAME, ICON])
-    names = ids_of(classes, CLASS_NAME, folder / "classes.csv")
-    for name, image in zip(names, classes[ICON], strict=True):
-        yield f"/{image.lstrip('/')}", f"grocery_store/{name}", ""
-
-
-def _product_rows(
-    sides: Iterable[pd.DataFrame], products: set[int]
-) -> Iterable[tuple[str, str, str]]:
-    """Path below the folder, label and box of the images of `products`.
-
-    Sellers' images count whole, users' by their box.
-    """
-    from visual_search.data.schema import BOX_COLUMNS
-
-    for side in sides:
-        for row in side[side["product"].isin(products)].to_dict("records"):
-            box = ",".join(row[column] for column in BOX_COLUMNS if column in row)
-            yield row["img_path"], f"vpr/{row['product']}", box
-
-
-def _table(folder: Path, output: Path, rows: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    """The common training table, with each image's stored size."""
-    import pandas as pd
-
-    from visual_search.data.image_files import UnreadableImage, stored_size
-
-    records = []
-    for name, label, box in rows:
-        path = folder / name.lstrip("/")
-        try:
-            width, height = stored_size(path)
-        except UnreadableImage as error:
-            raise UserError(f"the image {path} cannot be read: {error}") from None
-        records.append((_relative(path, output), label, box, width, height, 0))
-    return pd.DataFrame(records, columns=list(TRAINING_COLUMNS))
+    listed = folder / "classes.csv"
+    classes = read_table(listed, [CLASS_NAME, ICON])
+    icons = zip(classes[ICON].str.lstrip("/"), ids_of(classes, CLASS_NAME, listed), strict=True)
+    phones = ((path, row[CLASS_NAME]) for _, path, row in grocery_images(folder))
+    for status, images in (("query", phones), ("gallery", icons)):
+        for path, name in images:
+            image, label = str(folder / path), f"grocery_store/{name}"
+            yield InfoRow(image, label, evaluation_status=status, is_test=True)
 
 
 def main() -> None:
