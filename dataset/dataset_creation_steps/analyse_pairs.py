@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def means_file(parquet: Path) -> Path:
-    """`<Category>_mean_cosines.parquet`; its counts (.json) and histogram (.png) lie beside it."""
+    """`<Category>_mean_cosines.parquet`; its histogram (.png) lies beside it."""
     return parquet.with_name(f"{parquet.stem}_mean_cosines.parquet")
 
 

@@ -6,8 +6,7 @@ the mean cosine over its pairs. It is computed once; a threshold is then a filte
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dataset.dataset_creation_steps.snapshots import fingerprint, read_snapshot, source_of
 from visual_search.common.errors import UserError
-from visual_search.common.files import read_json, write_figure, write_json, written_atomically
+from visual_search.common.files import write_figure, written_atomically
 from visual_search.common.progress import progress_bar
 
 MEANS = pa.schema(
@@ -30,15 +29,11 @@ MEANS = pa.schema(
     ]
 )
 
-BINS = np.linspace(-1.0, 1.0, 201)
-"""Edges of the histogram of all pairs' cosines."""
-HISTOGRAM = "histogram_of_pairs"
 
+def write_means(snapshots: Sequence[Path], output: Path) -> None:
+    """Compare the images of all products of some snapshots; write :data:`MEANS`.
 
-def write_means(snapshots: Sequence[Path], output: Path) -> bool:
-    """Compare the images of all products of some snapshots; write :data:`MEANS` and the counts.
-
-    A table that was made of these very snapshots is left as it is; False is returned then.
+    A table that was made of these very snapshots is left as it is.
 
     Raises:
         UserError: when a snapshot is damaged, when they are of several models or inputs, or when no
@@ -48,10 +43,8 @@ def write_means(snapshots: Sequence[Path], output: Path) -> bool:
     source = fingerprint(
         *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
     ).encode()
-    counts = output.with_suffix(".json")
-    made = output.is_file() and counts.is_file()  # the counts are written last
-    if made and (pq.read_schema(output).metadata or {}).get(b"source") == source:
-        return False
+    if output.is_file() and (pq.read_schema(output).metadata or {}).get(b"source") == source:
+        return
     # Cosines between the embeddings of two models mean nothing, and pieces would overlap.
     first, *others = snapshots
     for path in others:
@@ -60,61 +53,42 @@ def write_means(snapshots: Sequence[Path], output: Path) -> bool:
                 f"{first} and {path} were made from different inputs or models: run "
                 "extract_features.py with --overwrite, or name the snapshots of one call"
             )
-    found, histogram = Counter[str](), np.zeros(len(BINS) - 1, dtype=np.int64)
-    schema = MEANS.with_metadata({b"source": source})
+    schema, compared = MEANS.with_metadata({b"source": source}), 0
     with written_atomically(output) as temporary:
         with pq.ParquetWriter(temporary, schema) as writer:
             for path in progress_bar("comparing", "thousand", iterable=snapshots):
-                writer.write_table(mean_cosines(read_snapshot(path), found, histogram).cast(schema))
-        if not found["pairs"]:
+                table = mean_cosines(read_snapshot(path))
+                writer.write_table(table.cast(schema))
+                compared += table.num_rows
+        if not compared:
             raise UserError(
-                f"no product in {snapshots[0]} … has an embedded image of the shop and of a "
-                "buyer; see the reasons in the .failures.csv of step 2"
+                f"no product in {first} … has an embedded image of the shop and of a buyer; see "
+                "the reasons in the .failures.csv of step 2"
             )
-    write_json(counts, {**found, HISTOGRAM: histogram.tolist()})
-    return True
 
 
-def mean_cosines(images: pa.Table, found: Counter[str], histogram: np.ndarray) -> pa.Table:
+def mean_cosines(images: pa.Table) -> pa.Table:
     """The rows of :data:`MEANS` of a snapshot: images that have an embedding and a counterpart.
 
     Args:
-        images: asin, role, url, vector of length 1 (or null); a product's rows stand together.
-        found: what was compared is added to it.
-        histogram: so are its pairs by cosine, between :data:`BINS`, `(200,)`, int64.
+        images: asin, role, url, vector of length 1 (or null).
     """
     table = images.filter(pc.is_valid(images["vector"])).combine_chunks()
-    found["photos without an embedding"] += images.num_rows - table.num_rows
-    found["photos with an embedding"] += table.num_rows
-    means = np.full(table.num_rows, np.nan)
-    pairs = np.zeros(table.num_rows, dtype=np.int32)
-    if table.num_rows:
-        flat = table["vector"].combine_chunks().flatten().to_numpy()
-        vectors = flat.reshape(table.num_rows, -1)
-        is_user = pc.equal(table["role"], "user").to_numpy(zero_copy_only=False)
-        for start, stop in _products(table["asin"]):
-            shop = start + np.flatnonzero(~is_user[start:stop])
-            buyers = start + np.flatnonzero(is_user[start:stop])
-            if not len(shop) or not len(buyers):
-                found["products without a counterpart"] += 1
-                continue
-            cosines = vectors[shop].astype(np.float64) @ vectors[buyers].astype(np.float64).T
-            means[shop], pairs[shop] = cosines.mean(axis=1), len(buyers)
-            means[buyers], pairs[buyers] = cosines.mean(axis=0), len(shop)
-            histogram += np.histogram(np.clip(cosines, -1, 1), BINS)[0]
-            found["products compared"] += 1
-            found["pairs"] += cosines.size
-    columns = [table["asin"], table["role"], table["url"], pa.array(means), pa.array(pairs)]
-    rows = pa.Table.from_arrays(columns, schema=MEANS)
+    if not table.num_rows:
+        return MEANS.empty_table()
+    flat = table["vector"].combine_chunks().flatten().to_numpy()
+    vectors = flat.reshape(table.num_rows, -1).astype(np.float64)
+    products = table["asin"].combine_chunks().dictionary_encode().indices.to_numpy()
+    side = 2 * products + pc.equal(table["role"], "user").to_numpy(zero_copy_only=False)
+    other = side ^ 1
+    # The mean of an image's cosines is its cosine with the mean of the other side's vectors.
+    sums = np.zeros(((side.max() | 1) + 1, vectors.shape[1]))
+    np.add.at(sums, side, vectors)
+    pairs = np.bincount(side, minlength=len(sums))[other]
+    means = np.einsum("nd,nd->n", vectors, sums[other]) / np.maximum(pairs, 1)
+    columns = [table["asin"], table["role"], table["url"], pa.array(means)]
+    rows = pa.Table.from_arrays([*columns, pa.array(pairs, pa.int32())], schema=MEANS)
     return rows.filter(pa.array(pairs > 0))
-
-
-def _products(asins: pa.ChunkedArray) -> Iterator[tuple[int, int]]:
-    """Start and end of each product's rows."""
-    codes = asins.combine_chunks().dictionary_encode().indices.to_numpy()
-    edges = np.flatnonzero(np.diff(codes)) + 1
-    starts = [0, *edges.tolist()]
-    return zip(starts, [*edges.tolist(), len(codes)], strict=True)
 
 
 def cut(means: pa.Table, threshold: float, min_images: int) -> pa.Table:
@@ -135,19 +109,15 @@ def threshold_name(threshold: float) -> str:
 
 
 def draw_histogram(table: Path, thresholds: Sequence[float]) -> None:
-    """How many pairs and how many images have which cosine, as a PNG beside the table of means."""
+    """How many images have which mean cosine, as a PNG beside the table of means."""
     from matplotlib.figure import Figure
 
     means = pq.read_table(table, columns=["mean_cosine"])["mean_cosine"].to_numpy()
-    pairs = read_json(table.with_suffix(".json"))[HISTOGRAM]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.stairs(pairs, BINS, fill=True)
-    left.set(title="pairs (image of the shop x buyer's image)", xlabel="cosine", ylabel="pairs")
-    right.hist(means, bins=BINS)
-    right.set(title="images", xlabel="mean cosine over an image's pairs", ylabel="images")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        for threshold in thresholds:
-            axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(means, bins=np.linspace(-1, 1, 201))
+    axes.set(xlabel="mean cosine over an image's pairs", ylabel="images")
+    axes.grid(alpha=0.3)
+    for threshold in thresholds:
+        axes.axvline(threshold, color="crimson", linestyle="--", linewidth=1)
     write_figure(table.with_suffix(".png"), figure)
