@@ -34,7 +34,7 @@ from visual_search.common.model_config import EmbedSettings
 from visual_search.evaluation.compare import mean_interval
 from visual_search.main_phases import resolved
 from visual_search.model.checkpoint import load_checkpoint
-from visual_search.phase_chain import read_chain, run_chain
+from visual_search.phase_chain import Chain, read_chain, run_chain
 from visual_search.ranking.embed import default_device
 from visual_search.ranking.store import FeatureSource
 from visual_search.text.pairs import (
@@ -58,7 +58,7 @@ from visual_search.text.towers import FrozenText, HashedNgrams, TextTowers
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 2, 9))
 HELD_OUT_SHARE = 0.2
-DIRECTIONS = ("image to text", "text to image")
+DIRECTIONS = TO_TEXTS, _ = "image to text", "text to image"
 ALL_FEATURES = "all of them"
 CACHE = Path("runs/features")
 RECALLS = ("R@1", "R@5", "R@10")
@@ -94,22 +94,27 @@ def ridge(train: Data, judged: Data, features: str, direction: str, alpha: float
     texts; towards images a row is a text, its target the weighted mean of its images. Both sides
     are taken less the mean of the training targets.
     """
-    counts = np.array([len(own) for own in train.relevance.texts_of])
-    rows, owned = np.flatnonzero(counts), np.concatenate(train.relevance.texts_of)
-    places = np.repeat(np.arange(len(rows)), counts[rows]), owned
-    shape = len(rows), len(train.relevance.texts)
-    shares = csr_array((np.repeat(1.0 / counts[rows], counts[rows]), places), shape=shape)
-    images, texts, new_texts = train.images[rows], train.texts[features], judged.texts[features]
-    if direction == DIRECTIONS[0]:
-        # The map is linear in its targets: the shares are predicted in place of features.
-        fitted, mean = Ridge(alpha=alpha).fit(images, shares.toarray()), shares.mean(axis=0)
-        sides = (fitted.predict(judged.images) - mean) @ texts, new_texts - mean @ texts
+    owned = train.relevance.texts_of
+    counts = np.array([len(own) for own in owned])
+    places = np.repeat(np.arange(len(owned)), counts), np.concatenate(owned)
+    shares = csr_array(
+        (np.repeat(1 / counts, counts), places), (len(owned), len(train.relevance.texts))
+    )
+    images, texts, weights = train.images, train.texts[features], None
+    if direction == TO_TEXTS:
+        inputs, targets = images, shares @ texts
+        asked, answers = judged.images, judged.texts[features]
     else:
-        weights, centre = shares.sum(axis=0), images.mean(axis=0)
-        fitted = Ridge(alpha=alpha).fit(texts, shares.T @ images / weights[:, None], weights)
-        sides = judged.images - centre, fitted.predict(new_texts) - centre
+        weights = shares.sum(axis=0)
+        inputs, targets = texts, shares.T @ images / weights[:, None]
+        asked, answers = judged.texts[features], judged.images
+    fitted, centre = (
+        Ridge(alpha=alpha).fit(inputs, targets, weights),
+        np.average(targets, 0, weights),
+    )
+    sides = [fitted.predict(asked) - centre, answers - centre]
     unit = [F.normalize(torch.from_numpy(side), dim=1).float() for side in sides]
-    return evaluate_retrieval(unit[0], unit[1], judged.relevance)
+    return evaluate_retrieval(*(unit if direction == TO_TEXTS else unit[::-1]), judged.relevance)
 
 
 def best_ridge(
@@ -137,15 +142,37 @@ def mean_recall(scores: BothWays) -> float:
 def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Judged:
     """Fit ridges to a table's training rows; score them and the runs on its test rows.
 
-    The first run's frozen towers give the ridge's features, and its settings say which texts are
-    asked, in which language; all of train are learnt from.
+    The first run's frozen towers give the features, and its settings say which texts are asked, in
+    which language; all of train are learnt from. `ridge` has the frozen encoders' features,
+    `ridge with n-grams` may take tf-idf.
     """
-    data = _settings(next(iter(runs.values())))
-    column, language = data["text_column"], data["test_language"]
-    train = read_pairs(pairs, TRAIN, root)
-    _, test = in_language(read_pairs(pairs, TEST, root), language)
-    relevance = relevance_of(test, column)
-    ridges = _ridges(next(iter(runs.values())), train, test, column, language)
+    first = next(iter(runs.values()))
+    model, architecture = load_text_model(first).encoder, load_checkpoint(first).architecture
+    source = FeatureSource(model.visual, architecture, EmbedSettings(), CACHE, default_device())
+    settings = settings_of(first)
+
+    def data(table: PairTable, language: str = "") -> Data:
+        _, asked = in_language(table, language)
+        relevance = relevance_of(asked, settings["text_column"])
+        images = source.features(asked.items(), "images").matrix
+        return Data(images.double().numpy(), text_features(model.text, relevance.texts), relevance)
+
+    language = settings["test_language"]
+    train, (_, test) = (
+        read_pairs(pairs, TRAIN, root),
+        in_language(read_pairs(pairs, TEST, root), language),
+    )
+    held = held_out(train.groups)
+    parts = {
+        "train": data(train.take(np.flatnonzero(~held))),
+        "held out": data(train.take(np.flatnonzero(held)), language),
+        "everything": data(train),
+        "test": data(test),
+    }
+    features, relevance = list(parts["test"].texts), parts["test"].relevance
+    frozen = [name for name in features if name not in ("hashed", ALL_FEATURES)] or features
+    allowed = {"ridge": frozen} | ({"ridge with n-grams": features} if features != frozen else {})
+    ridges = {name: best_ridge(parts, may) for name, may in allowed.items()}
     systems = {name: scores for name, (_, scores) in ridges.items()}
     for name, run in runs.items():
         search = TextSearch(load_text_model(run), test.items(), CACHE)
@@ -155,47 +182,13 @@ def judge(runs: Mapping[str, Path], pairs: Path, root: Path | None = None) -> Ju
     return Judged(relevance, test.groups, systems, choices)
 
 
-def _settings(run: Path) -> Mapping[str, Any]:
+def settings_of(run: Path) -> Mapping[str, Any]:
     """What a run was trained on."""
     values: Mapping[str, Any] = yaml.safe_load((run / "config.yml").read_text("utf-8"))["dataset"]
     return values
 
 
-def _seen(run: Path, table: PairTable) -> torch.Tensor:
-    """The visual tower's vectors, `(n, width)`."""
-    visual, architecture = load_text_model(run).encoder.visual, load_checkpoint(run).architecture
-    source = FeatureSource(visual, architecture, EmbedSettings(), CACHE, default_device())
-    return source.features(table.items(), "images").matrix
-
-
-def _ridges(
-    run: Path, train: PairTable, test: PairTable, column: str, language: str
-) -> dict[str, tuple[str, BothWays]]:
-    """`ridge` on the frozen encoders' features, and `ridge with n-grams` that may take tf-idf."""
-
-    def data(table: PairTable, chosen: np.ndarray, spoken: str) -> Data:
-        kept, asked = in_language(table.take(chosen), spoken)
-        relevance = relevance_of(asked, column)
-        texts = _text_features(towers, relevance.texts)
-        return Data(seen[id(table)][chosen[kept]], texts, relevance)
-
-    towers, held = load_text_model(run).encoder.text, held_out(train, test, column)
-    seen = {id(table): _seen(run, table).double().numpy() for table in (train, test)}
-    parts = {
-        "train": data(train, np.flatnonzero(~held), ""),
-        "held out": data(train, np.flatnonzero(held), language),
-        "everything": data(train, np.arange(len(train)), ""),
-        "test": data(test, np.arange(len(test)), ""),
-    }
-    features = list(parts["train"].texts)
-    frozen = [name for name in features if name not in ("hashed", ALL_FEATURES)] or features
-    found = {"ridge": best_ridge(parts, frozen)}
-    if len(features) > len(frozen):
-        found["ridge with n-grams"] = best_ridge(parts, features)
-    return found
-
-
-def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndarray]:
+def text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """What the frozen text towers give, each alone and all together, `(m, t)`."""
     made: dict[str, np.ndarray] = {}
     for name, part in zip(towers.names, towers.parts, strict=True):
@@ -210,19 +203,10 @@ def _text_features(towers: TextTowers, texts: Sequence[str]) -> dict[str, np.nda
     return made | ({ALL_FEATURES: np.hstack(list(made.values()))} if len(made) > 1 else {})
 
 
-def held_out(train: PairTable, test: PairTable, column: str, seed: int = 42) -> np.ndarray:
-    """A fifth of the training rows that stand to the others as the test's do to all, bool.
-
-    Where most texts of the test are new, these are whole products; where the test shows other
-    images of the same products, single images.
-    """
-    known = set(relevance_of(train, column).texts)
-    asked = relevance_of(test, column).texts
-    new = sum(text not in known for text in asked) * 2 > len(asked)
-    unit = np.unique(train.groups, return_inverse=True)[1] if new else np.arange(len(train))
-    count = int(unit.max()) + 1
-    drawn = np.random.default_rng(seed).permutation(count)
-    return np.isin(unit, drawn[: max(round(HELD_OUT_SHARE * count), 1)])
+def held_out(groups: np.ndarray, seed: int = 42) -> np.ndarray:
+    """Which rows are of a fifth of the products, `(n,)`, bool."""
+    products = np.random.default_rng(seed).permutation(np.unique(groups))
+    return np.isin(groups, products[: max(round(HELD_OUT_SHARE * len(products)), 1)])
 
 
 def pooled(parts: Sequence[Judged], system: str) -> dict[str, Scores]:
@@ -282,24 +266,19 @@ def fold_tables(pairs: Path, folder: Path, folds: int, seed: int = 42) -> list[P
     return written
 
 
-def train_on_fold(chain: Path, table: Path, runs: Path) -> dict[str, Path]:
-    """Train a chain's phases on another table; their run folders by the phases' names."""
-    read, data = read_chain(chain), {"dataset.pairs": str(table), "dataset.root": ""}
-    names = [f"{step.name}_{table.stem}" for step in read.phases]
-    steps = tuple(
-        replace(step, name=name, overrides={**(step.overrides or {}), **data})
-        for step, name in zip(read.phases, names, strict=True)
-    )
-    run_chain(
-        replace(read, name=table.stem, phases=steps), runs, partial(resolved, command="main_clip")
-    )
-    return {step.name: runs / name for step, name in zip(read.phases, names, strict=True)}
+def train_on_fold(chain: Chain, table: Path) -> dict[str, Path]:
+    """Train a chain's phases on another table; their run folders, beside it, by their names."""
+    data = {"dataset.pairs": str(table), "dataset.root": ""}
+    steps = [replace(s, overrides={**(s.overrides or {}), **data}) for s in chain.phases]
+    runs = table.with_suffix("")
+    run_chain(replace(chain, phases=tuple(steps)), runs, partial(resolved, command="main_clip"))
+    return {step.name: runs / step.name for step in steps}
 
 
 def judged_parts(options: argparse.Namespace) -> list[Judged]:
     """Train on folds, or take the runs that are named."""
     if options.runs:
-        data = _settings(options.runs[0])
+        data = settings_of(options.runs[0])
         root = Path(data["root"]) if data["root"] and not options.pairs else None
         runs = {run.name: run for run in options.runs}
         return [judge(runs, options.pairs or Path(data["pairs"]), root)]
@@ -308,7 +287,7 @@ def judged_parts(options: argparse.Namespace) -> list[Judged]:
     parts = []
     for table in fold_tables(options.pairs, options.folder, options.folds):
         print(f"\n== {table.stem.replace('_', ' ')} of {options.folds}", flush=True)
-        parts.append(judge(train_on_fold(options.config, table, options.folder), table))
+        parts.append(judge(train_on_fold(read_chain(options.config), table), table))
     return parts
 
 
