@@ -118,7 +118,7 @@ def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Scores
         found = evaluate_embeddings(embedded.dev_set, sides.gallery, sides.queries)
         return found.average_precisions
 
-    features = embedded.backbone_sides()
+    features = embedded.sides(of_backbone=True)
     found = {
         "recipe": scores(embedded.sides()),
         "components": scores(features.reduced(DIMENSION)),

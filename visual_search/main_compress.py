@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 from visual_search.common.errors import run_command
@@ -24,22 +25,17 @@ def main() -> None:
         return
     if sentence := unmatched_sentence(run.dev_set):
         print(sentence)
-    sides = run.sides()
-    series = [(options.run.name, sides, run.nested())]
+    series = {options.run.name: run.sides()}
     if options.of_backbone:
-        series.append(("its backbone alone", run.backbone_sides(), False))
+        series["its backbone alone"] = run.sides(of_backbone=True)
     points = []
-    ways = [(*entry, method) for entry in series for method in dict.fromkeys(options.method)]
-    for source, embeddings, nested, method in ways:
-        found = points_of(source, embeddings, options.dimensions, nested, run.dev_set, method)
-        for point in found:
+    for (source, sides), method in product(series.items(), dict.fromkeys(options.method)):
+        cut = run.nested and method == "pca" and source == options.run.name
+        way = "prefix" if cut else method
+        for point in points_of(source, sides, options.dimensions, run.dev_set, way):
             points.append(point)
-            print(
-                "{series}: {dimension} dimensions, {coding}, {bytes} bytes: mAP {mAP:.4f}".format(
-                    **point
-                ),
-                flush=True,
-            )
+            words = "{series}: {dimension} dimensions, {coding}, {bytes} bytes: mAP {mAP:.4f}"
+            print(words.format(**point), flush=True)
     folder = options.output or options.run / "compression"
     picture = write_points(points, folder, f"{options.run.name} on its development set")
     print(f"curve {picture}, table {folder / 'compression.md'}")

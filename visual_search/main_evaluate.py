@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import whole_number
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from visual_search.data.dev_sets import DevSet
     from visual_search.evaluation.dev_set import EmbeddedDevSet
 
-DATA_FOLDER = Path("dataset/development_test_data")
 COMMANDS = ("score", "tasks", "compare", "tune-rerank")
 PROGRAM = "python -m visual_search.main_evaluate"
 
@@ -52,137 +51,6 @@ def with_command(arguments: Sequence[str]) -> list[str]:
         command = ["score"]
     print(f"now spelled: {PROGRAM} {shlex.join([*command, *given])}", file=sys.stderr)
     return [*command, *given]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The sub-commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Score a model, or compare two; embeddings are kept.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, words: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=words, description=words)
-
-    score = command("score", "mAP on one development set, with the re-ranking of model.json")
-    _add_model_options(score)
-    _add_dev_set_options(score)
-    score.set_defaults(run_command=_score)
-
-    tasks = command("tasks", "every metric on retrieval tasks, with a report and pictures")
-    _add_model_options(tasks)
-    _add_task_options(tasks, "runs/evaluation/<run>")
-    tasks.add_argument(
-        "--trackers",
-        nargs="+",
-        default=[],
-        choices=["tensorboard", "wandb", "mlflow"],
-        help="where the scores go beside results.json; wandb stays offline",
-    )
-    tasks.set_defaults(run_command=_tasks)
-
-    compare = command("compare", "two models on retrieval tasks: differences, and a verdict")
-    compare.add_argument("a", metavar="A", type=Path, help="a run folder, or an export's folder")
-    compare.add_argument("b", metavar="B", type=Path, help="the other")
-    _add_embedding_options(compare)
-    _add_task_options(compare, "runs/evaluation/<A>_vs_<B>")
-    compare.add_argument(
-        "--metric", default="", help="default: what each task's competition reports"
-    )
-    compare.set_defaults(run_command=_compare)
-
-    tune = command(
-        "tune-rerank",
-        "choose re-ranking steps on half of the queries, report on the other half, and write them "
-        "into the model's model.json if they beat plain cosine there",
-    )
-    _add_model_options(tune)
-    _add_dev_set_options(tune)
-    tune.add_argument(
-        "--splits",
-        type=whole_number(1),
-        default=3,
-        help="of the queries, to see the spread (%(default)s)",
-    )
-    tune.add_argument(
-        "--seed",
-        type=whole_number(0, 2**32 - 1),
-        default=0,
-        help="of the first split (%(default)s)",
-    )
-    tune.set_defaults(run_command=_tune)
-    return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run",
-        type=Path,
-        required=True,
-        help="a run folder, or an export's folder (my_submission/weights)",
-    )
-    _add_embedding_options(parser)
-
-
-def _add_embedding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input_size",
-        type=whole_number(0, 4096),
-        default=0,
-        help="pixels; default: what the model was trained with",
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path("runs/embeddings"),
-        help="folder in which embeddings are kept (%(default)s)",
-    )
-
-
-def _add_task_options(parser: argparse.ArgumentParser, default_output: str) -> None:
-    parser.add_argument(
-        "--tasks",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="YAML",
-        help="config/evaluation/*.yml; one whose data is not there is skipped, and it says why",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"folder of tables, report and pictures; default: {default_output}",
-    )
-    parser.add_argument(
-        "--rerank", action="store_true", help="apply the re-ranking steps of model.json"
-    )
-
-
-def _add_dev_set_options(parser: argparse.ArgumentParser) -> None:
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument(
-        "--data-folder",
-        type=Path,
-        default=DATA_FOLDER,
-        help="holds gallery.csv, queries.csv and their images (%(default)s)",
-    )
-    place.add_argument(
-        "--table",
-        type=Path,
-        help="instead, a dataset_info.csv or folds.csv, of which the held-out rows are ranked: "
-        "queries against gallery where evaluation_status says so, else each image against all "
-        "others",
-    )
-    parser.add_argument(
-        "--root", type=Path, help="folder that the table's paths are relative to; default: its own"
-    )
-    parser.add_argument(
-        "--fold",
-        type=whole_number(-1),
-        default=-1,
-        help="of a folds.csv, the fold that was held out",
-    )
 
 
 def _add_text_tasks(files: Sequence[Path]) -> None:
@@ -253,7 +121,6 @@ def _score(options: argparse.Namespace) -> None:
     print(f"mAP {model.score(()).mean():.4f}  {format_steps(())}")
     if steps:
         print(f"mAP {model.score(steps).mean():.4f}  {format_steps(steps)}")
-    if steps:
         print("next: python local_evaluation.py --weights <export> runs the submission itself")
     elif model.dev_set.own is None:
         print("next: main_evaluate tune-rerank looks for re-ranking steps")
@@ -273,6 +140,116 @@ def _tune(options: argparse.Namespace) -> None:
         )
     data = options.table or options.data_folder
     tune(_embedded(options, dev_set), options.splits, options.seed, data)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The sub-commands and their options."""
+    model, embedding, task, place = (argparse.ArgumentParser(add_help=False) for _ in range(4))
+    model.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="a run folder, or an export's folder (my_submission/weights)",
+    )
+    embedding.add_argument(
+        "--input_size",
+        type=whole_number(0, 4096),
+        default=0,
+        help="pixels; default: what the model was trained with",
+    )
+    embedding.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/embeddings"),
+        help="folder in which embeddings are kept (%(default)s)",
+    )
+    task.add_argument(
+        "--tasks",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="YAML",
+        help="config/evaluation/*.yml; one whose data is not there is skipped, and it says why",
+    )
+    task.add_argument(
+        "--output",
+        type=Path,
+        help="folder of tables, report and pictures; default: runs/evaluation/<run>, or <A>_vs_<B>",
+    )
+    task.add_argument(
+        "--rerank", action="store_true", help="apply the re-ranking steps of model.json"
+    )
+    either = place.add_mutually_exclusive_group()
+    either.add_argument(
+        "--data-folder",
+        type=Path,
+        default=Path("dataset/development_test_data"),
+        help="holds gallery.csv, queries.csv and their images (%(default)s)",
+    )
+    either.add_argument(
+        "--table",
+        type=Path,
+        help="instead, a dataset_info.csv or folds.csv, of which the held-out rows are ranked: "
+        "queries against gallery where evaluation_status says so, else each image against all "
+        "others",
+    )
+    place.add_argument(
+        "--root", type=Path, help="folder that the table's paths are relative to; default: its own"
+    )
+    place.add_argument(
+        "--fold",
+        type=whole_number(-1),
+        default=-1,
+        help="of a folds.csv, the fold that was held out",
+    )
+
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Score a model, or compare two; embeddings are kept."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], words: str, *parents: Any
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=words, description=words, parents=parents)
+        made.set_defaults(run_command=run)
+        return made
+
+    words = "mAP on one development set, with the re-ranking of model.json"
+    command("score", _score, words, model, embedding, place)
+    words = "every metric on retrieval tasks, with a report and pictures"
+    command("tasks", _tasks, words, model, embedding, task).add_argument(
+        "--trackers",
+        nargs="+",
+        default=[],
+        choices=["tensorboard", "wandb", "mlflow"],
+        help="where the scores go beside results.json; wandb stays offline",
+    )
+    words = "two models on retrieval tasks: differences, and a verdict"
+    compare = command("compare", _compare, words, embedding, task)
+    compare.add_argument("a", metavar="A", type=Path, help="a run folder, or an export's folder")
+    compare.add_argument("b", metavar="B", type=Path, help="the other")
+    compare.add_argument(
+        "--metric", default="", help="default: what each task's competition reports"
+    )
+    words = (
+        "choose re-ranking steps on half of the queries, report on the other half, and write them "
+        "into the model's model.json if they beat plain cosine there"
+    )
+    tune = command("tune-rerank", _tune, words, model, embedding, place)
+    tune.add_argument(
+        "--splits",
+        type=whole_number(1),
+        default=3,
+        help="of the queries, to see the spread (%(default)s)",
+    )
+    tune.add_argument(
+        "--seed",
+        type=whole_number(0, 2**32 - 1),
+        default=0,
+        help="of the first split (%(default)s)",
+    )
+    return parser
 
 
 if __name__ == "__main__":

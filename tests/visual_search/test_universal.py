@@ -173,7 +173,7 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
     items = [ImageItem(Path(str(row))) for row in range(60)]
     dev_set = DevSet(items, items[:20], products, products[:20], np.arange(20))
     sides = Sides(rows, rows, rows[:20])
-    points = list(points_of("a", sides, [8, 16, 32], True, dev_set))
+    points = list(points_of("a", sides, [8, 16, 32], dev_set, "prefix"))
     found = {(p["dimension"], p["coding"]): p for p in points}
     assert {dimension for dimension, _ in found} == {8, 16}
     sizes = [found[16, coding]["bytes"] for coding in ("float32", "float16", "int8", "binary")]

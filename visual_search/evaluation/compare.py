@@ -10,6 +10,7 @@ products.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -25,6 +26,7 @@ from visual_search.evaluation.metrics import METRICS
 from visual_search.evaluation.report import thumbnails
 from visual_search.evaluation.run_tasks import (
     DEFAULT_OUTPUT,
+    announced,
     name_of_run,
     ready_tasks,
     steps_of_run,
@@ -61,6 +63,9 @@ class Interval:
     def decided(self) -> bool:
         """Whether zero lies outside, and enough clusters differ to say so."""
         return (self.low > 0 or self.high < 0) and self.differing >= MIN_DIFFERING
+
+    def __str__(self) -> str:
+        return f"{self.low:+.4f} … {self.high:+.4f}"
 
 
 def mean_interval(
@@ -186,13 +191,14 @@ def compare(a: TaskScores, b: TaskScores, metric: str = "") -> TaskComparison:
 
 def verdict(comparisons: Sequence[TaskComparison]) -> str:
     """What all tasks say, in one sentence."""
-    said = [one.verdict for one in comparisons]
-    number, parts = len(said), []
-    for words in (BETTER_B, BETTER_A):
-        if said.count(words):
-            parts.append(f"{words} on {said.count(words)} of {number} tasks")
-    if said.count(UNDECIDED):
-        parts.append(f"undecided on {said.count(UNDECIDED)}" + ("" if parts else f" of {number}"))
+    said, number = Counter(one.verdict for one in comparisons), len(comparisons)
+    parts = [
+        f"{words} on {said[words]} of {number} tasks"
+        for words in (BETTER_B, BETTER_A)
+        if said[words]
+    ]
+    if said[UNDECIDED]:
+        parts.append(f"undecided on {said[UNDECIDED]}" + ("" if parts else f" of {number}"))
     return ", ".join(parts)
 
 
@@ -201,25 +207,13 @@ def comparison_rows(comparisons: Sequence[TaskComparison]) -> list[list[str]]:
     head = ["task", "metric", "A", "B", "B - A", "95 % over queries", "95 % over products"]
     rows = [[*head, "products", "verdict"]]
     for one in comparisons:
-        values = one.as_json()
-        rows.append(
-            [
-                one.a.task.title,
-                one.metric,
-                f"{values['A']:.4f}",
-                f"{values['B']:.4f}",
-                f"{one.over_products.mean:+.4f}",
-                _ends(one.over_queries),
-                _ends(one.over_products),
-                f"{one.over_products.clusters:,}",
-                one.verdict if one.verdict == UNDECIDED else f"**{one.verdict}**",
-            ]
-        )
+        means = [f"{side.means()[one.metric]:.4f}" for side in (one.a, one.b)]
+        found = one.over_products
+        intervals = [f"{found.mean:+.4f}", str(one.over_queries), str(found)]
+        said = one.verdict if one.verdict == UNDECIDED else f"**{one.verdict}**"
+        title = one.a.task.title
+        rows.append([title, one.metric, *means, *intervals, f"{found.clusters:,}", said])
     return rows
-
-
-def _ends(interval: Interval) -> str:
-    return f"{interval.low:+.4f} … {interval.high:+.4f}"
 
 
 def most_changed(comparison: TaskComparison, count: int) -> list[int]:
@@ -267,32 +261,27 @@ def compare_runs(
     steps = [steps_of_run(run) if rerank else () for run in (a, b)]
     tasks, skipped = ready_tasks(files, (a, b))
     comparisons, sections = [], []
-    for task in tasks:
-        print(f"\n{task.title}", flush=True)
-        if task.note:
-            print(task.note, flush=True)
+    for task in announced(tasks):
         models = [task.embed(run, input_size, cache) for run in (a, b)]
         sides = [task.score(model, own) for model, own in zip(models, steps, strict=True)]
-        comparison = compare(sides[0], sides[1], metric)
+        comparison = compare(*sides, metric)
         comparisons.append(comparison)
         changed = most_changed(comparison, QUERIES_SHOWN)
-        rows = []
+        shown = []
         for name, model, scores, own in zip("AB", models, sides, steps, strict=True):
             headings = [f"{name}: AP {scores.values['mAP@1000'][query]:.3f}" for query in changed]
-            rows.append(task.rows(model, changed, headings, own))
+            shown.append(task.rows(model, changed, headings, own))
         title = f"{task.title}: the queries that changed most, first gains, then losses"
-        pairs = [*chain.from_iterable(zip(*rows, strict=True))]
+        pairs = [*chain.from_iterable(zip(*shown, strict=True))]
         sections.append(Section(title, [task.legend], rows=pairs))
-    table, said = comparison_rows(comparisons), verdict(comparisons)
+    rows, said = comparison_rows(comparisons), verdict(comparisons)
+    table = f"A: {a}\nB: {b}\n\n{markdown(rows)}"
     values = {one.a.task.name: one.as_json() for one in comparisons}
-    write_json(
-        folder / "comparison.json", {"A": str(a), "B": str(b), "verdict": said, "tasks": values}
-    )
-    write_text(
-        folder / "comparison.md", f"# {said}\n\nA: {a}, B: {b}\n\n{markdown(table)}\n\n{CHANCE}\n"
-    )
+    facts = {"A": str(a), "B": str(b)}
+    write_json(folder / "comparison.json", {**facts, "verdict": said, "tasks": values})
+    write_text(folder / "comparison.md", f"# {said}\n\n{table}\n\n{CHANCE}\n")
     remarks = [f"{name} was not run: {reason}" for name, reason in skipped.items()]
-    top = Section("", [CHANCE, *remarks], {"A": a, "B": b}, tables={"": table})
+    top = Section("", [CHANCE, *remarks], facts, tables={"": rows})
     write_page(folder / "comparison.html", said, [top, *sections], thumbnails)
-    print(f"\nA: {a}\nB: {b}\n\n{markdown(table)}\n\n{said}")
+    print(f"\n{table}\n\n{said}")
     print(f"report: {folder / 'comparison.html'}, numbers: {folder / 'comparison.json'}")

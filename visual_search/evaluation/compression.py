@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,8 +36,7 @@ SIGMOD 2024), as faiss's index factory calls them. The queries stay in float32."
 CODINGS = ("float32", *CODES)
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(NamedTuple):
     """Embeddings of one model: of the training images, and of both sides of a development set."""
 
     training: Tensor
@@ -51,40 +49,31 @@ class Sides:
         """Width of the embeddings."""
         return self.training.shape[1]
 
-    def prefix(self, dimension: int) -> Sides:
-        """The first dimensions alone."""
-        return Sides(*(F.normalize(side[:, :dimension], dim=1) for side in self._all()))
-
     def reduced(self, dimension: int, method: str = "pca") -> Sides:
-        """Fewer dimensions, fitted to the training images' embeddings.
+        """Fewer dimensions.
 
         Args:
             dimension: how many.
-            method: pca, or umap (McInnes et al. 2018), which keeps neighbours and no distances.
+            method: prefix, the first ones; or fitted to the training images' embeddings: pca, or
+                umap (McInnes et al. 2018), which keeps neighbours and no distances.
         """
-        if method == "umap":
+        if method == "prefix":
+            made = [side[:, :dimension] for side in self]
+        elif method == "umap":
             from umap import UMAP
 
             fitted = UMAP(n_components=dimension, metric="cosine", random_state=0)
-            places = fitted.fit_transform(self.training.numpy())
-            moved = (places, *(fitted.transform(side.numpy()) for side in self._all()[1:]))
-            made = (torch.from_numpy(side - places.mean(axis=0)) for side in moved)
-            return Sides(*(F.normalize(side, dim=1) for side in made))
-        weight, bias = pca(Sample(self.training), dimension)
-        parts = (side @ weight.T + bias for side in self._all())
-        return Sides(*(F.normalize(side, dim=1) for side in parts))
-
-    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.training, self.gallery, self.queries
+            places = torch.from_numpy(fitted.fit_transform(self.training.numpy()))
+            others = (torch.from_numpy(fitted.transform(side.numpy())) for side in self[1:])
+            made = [side - places.mean(dim=0) for side in (places, *others)]
+        else:
+            weight, bias = pca(Sample(self.training), dimension)
+            made = [side @ weight.T + bias for side in self]
+        return Sides(*(F.normalize(side, dim=1) for side in made))
 
 
 def points_of(
-    source: str,
-    sides: Sides,
-    dimensions: Iterable[int],
-    nested: bool,
-    dev_set: DevSet,
-    method: str = "pca",
+    source: str, sides: Sides, dimensions: Iterable[int], dev_set: DevSet, method: str = "pca"
 ) -> Iterator[dict[str, Any]]:
     """What every dimension scores in every coding: a row of the table, of `bytes` an image.
 
@@ -92,16 +81,12 @@ def points_of(
         source: of the embeddings, in words.
         sides: the embeddings at their full width, which is measured too.
         dimensions: to be measured; above the full width they are left out.
-        nested: the model was trained for prefixes: these stand for principal components.
         dev_set: what is ranked.
         method: see :meth:`Sides.reduced`.
     """
-    cut = nested and method == "pca"
-    series = f"{source}, {'prefixes' if cut else method.upper()}"
+    series = f"{source}, {'prefixes' if method == 'prefix' else method.upper()}"
     for dimension in sorted({min(d, sides.dimension) for d in (*dimensions, sides.dimension)}):
-        small = sides
-        if dimension < sides.dimension:
-            small = sides.prefix(dimension) if cut else sides.reduced(dimension, method)
+        small = sides.reduced(dimension, method) if dimension < sides.dimension else sides
         for coding in CODINGS:
             size, ranks = coded_ranks(coding, small, dev_set.own)
             score = float(precisions_of(dev_set, ranks).mean())
@@ -185,27 +170,33 @@ class RunEmbeddings:
         self.embedder = self.checkpoint.embedder()
         self.images = training_images(self.config.dataset)
         self.dev_set = dev_set_of(self.config.dataset.dev_set)
-
-    def nested(self) -> bool:
+        self.nested = bool(self.config.margin.nested)
         """Whether prefixes of the embedding were trained."""
-        return bool(self.config.margin.nested)
 
-    def sides(self) -> Sides:
-        """Unit vectors of the run's own width."""
-        if not self.config.embedding.is_plain:  # their mean is behind the neck
-            return self._sides(self.embedder, nn.Identity())
-        return self._sides(Backbone(self.embedder), self.embedder.neck)
+    def sides(self, *, of_backbone: bool = False) -> Sides:
+        """Unit vectors of the run's own width, or of the features in front of its neck."""
+        model: Embedder = Backbone(self.embedder)
+        neck = self.embedder.neck
+        if of_backbone:
+            neck = nn.Identity()
+        elif not self.config.embedding.is_plain:  # their mean is behind the neck
+            model, neck = self.embedder, nn.Identity()
+        device, own = default_device(), self.dev_set.own
 
-    def backbone_sides(self) -> Sides:
-        """Unit vectors of the features in front of the neck."""
-        return self._sides(Backbone(self.embedder), nn.Identity())
+        def of(side: str) -> Tensor:
+            return project_features(neck.to(device), self._features(model, side), device)
+
+        training, gallery = of(TRAINING), of(GALLERY)
+        queries = of(QUERIES) if own is None else gallery[torch.from_numpy(own)]
+        return Sides(training, gallery, queries)
 
     def write_smaller(self, dimension: int, of_backbone: bool, output: Path | None) -> Path:
         """Write a checkpoint of fewer dimensions.
 
         Args:
             dimension: of the embedding.
-            of_backbone: project the backbone's features; otherwise cut the run's embedding.
+            of_backbone: project the backbone's features on their principal components; otherwise
+                cut the run's embedding: take the first outputs of its neck.
             output: folder; None is the run's name with the width added.
 
         Raises:
@@ -214,60 +205,35 @@ class RunEmbeddings:
         folder = output or self.run.with_name(f"{self.run.name}_{dimension}")
         if folder.exists():
             raise UserError(f"{folder} exists already; name another --output")
-        neck = self._projected(dimension) if of_backbone else self._cut(dimension)
-        embedder = Embedder(self.embedder.backbone, neck, (0.0,) * 3, (1.0,) * 3)
-        embedder.mean, embedder.std = self.embedder.mean, self.embedder.std
-        kind = "norm-linear" if of_backbone else self.architecture.neck
-        architecture = dataclasses.replace(self.architecture, neck=kind, dimension=dimension)
-        facts = {**self.checkpoint.facts, "run": folder.name, "mAP": None}
-        facts["cut_from"] = str(self.run)
-        save_checkpoint(folder / "best", architecture, embedder.state_dict(), {}, facts)
-        return folder
-
-    def _cut(self, dimension: int) -> nn.Module:
-        """The neck with the first outputs of its linear layer, and of what follows."""
-        if not self.nested():
+        neck, kind = self.embedder.neck, self.architecture.neck
+        if of_backbone:
+            features, kind = self._features(Backbone(self.embedder), TRAINING), "norm-linear"
+            neck = create_neck(kind, features.shape[1], dimension)
+            start_neck(neck, "pca", Sample(features, weights=self.images.weights()), 0.0)
+        elif not self.nested:
             raise UserError(
                 f"{self.run} was not trained with margin.nested, so a cut embedding would be poor; "
                 "train it so, or add --of-backbone"
             )
-        if not 0 < dimension < self.architecture.dimension:
+        elif not 0 < dimension < self.architecture.dimension:
             raise UserError(
                 f"--write must be below the run's {self.architecture.dimension} dimensions"
             )
-        width = next(
-            part.in_features for part in self.embedder.neck.modules() if isinstance(part, nn.Linear)
-        )
-        neck = create_neck(self.architecture.neck, width, dimension)
-        state = self.embedder.neck.state_dict()
-        neck.load_state_dict(
-            {name: value[:dimension] if value.ndim else value for name, value in state.items()}
-        )
-        return neck.eval()
-
-    def _projected(self, dimension: int) -> nn.Module:
-        features = self._features(Backbone(self.embedder), TRAINING)
-        neck = create_neck("norm-linear", features.shape[1], dimension)
-        start_neck(neck, "pca", Sample(features, weights=self.images.weights()), 0.0)
-        return neck.eval()
-
-    def _sides(self, model: Embedder, neck: nn.Module) -> Sides:
-        def of(side: str) -> Tensor:
-            device = default_device()
-            return project_features(neck.to(device), self._features(model, side), device)
-
-        training, gallery, own = of(TRAINING), of(GALLERY), self.dev_set.own
-        queries = of(QUERIES) if own is None else gallery[torch.from_numpy(own)]
-        return Sides(training, gallery, queries)
+        else:
+            state = {name: v[:dimension] if v.ndim else v for name, v in neck.state_dict().items()}
+            width = next(m.in_features for m in neck.modules() if isinstance(m, nn.Linear))
+            neck = create_neck(kind, width, dimension)
+            neck.load_state_dict(state)
+        self.embedder.neck = neck
+        architecture = dataclasses.replace(self.architecture, neck=kind, dimension=dimension)
+        facts = {**self.checkpoint.facts, "run": folder.name, "mAP": None}
+        facts["cut_from"] = str(self.run)
+        save_checkpoint(folder / "best", architecture, self.embedder.state_dict(), {}, facts)
+        return folder
 
     def _features(self, model: Embedder, side: str) -> Tensor:
-        source = FeatureSource(
-            model,
-            self.architecture,
-            self.config.embedding,
-            Path(self.config.train.feature_cache),
-            default_device(),
-        )
+        cache, device = Path(self.config.train.feature_cache), default_device()
+        source = FeatureSource(model, self.architecture, self.config.embedding, cache, device)
         items: Sequence[ImageItem] = self.dev_set.queries
         if side == TRAINING:
             items = [self.images.item(row) for row in range(len(self.images))]

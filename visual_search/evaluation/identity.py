@@ -32,6 +32,7 @@ DATA_FORMAT = 1
 """Raised when an older reader would misread the file."""
 SPREAD = 64
 """Image files whose sizes are kept, spread over the training images."""
+OTHER_CLASSES = "the classes are others, or in another order"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,17 @@ class Identity:
     def of_a_model(self) -> dict[str, Any]:
         """The same without single images, for the `model.json` of a checkpoint."""
         return replace(self, image_bytes={}).as_json()
+
+    def now(self) -> Identity:
+        """The same data as they are now."""
+        origins = [one for one in self.origins if one.weights]
+        return replace(
+            self,
+            training=tuple(table.now() for table in self.training),
+            development=tuple(table.now() for table in self.development),
+            origins=tuple(replace(o, weights=fingerprint(Path(o.source))) for o in origins),
+            image_bytes={name: _size(Path(name)) for name in self.image_bytes},
+        )
 
     def seen_before(self, unseen: np.ndarray) -> str:
         """In how far the classes `unseen`, not trained on here, are those of models further back.
@@ -205,16 +217,19 @@ _WITHOUT = "delete it to go on without a comparison of the data"
 
 
 def _parsed(values: Any, path: Path) -> Identity:
+    def tables(of: Mapping[str, Any], side: str = "training") -> tuple[Table, ...]:
+        return tuple(Table(**one) for one in of[side])
+
     try:
         if values["format"] > DATA_FORMAT:
             raise UserError(f"{path} is of a newer kit; update")
         origins = [
-            Origin(one["source"], one["weights"], one["training"] and _tables(one["training"]))
+            Origin(one["source"], one["weights"], one["training"] and tables(one))
             for one in values["origins"]
         ]
         return Identity(
-            _tables(values["training"]),
-            _tables(values["development"]),
+            tables(values),
+            tables(values, "development"),
             int(values["images"]),
             int(values["classes"]),
             str(values["class_names"]),
@@ -225,10 +240,6 @@ def _parsed(values: Any, path: Path) -> Identity:
         raise UserError(
             f"{path} does not say what data are meant ({error!r}); {_WITHOUT}"
         ) from error
-
-
-def _tables(values: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
-    return tuple(Table(**one) for one in values)
 
 
 def averaged(sources: Sequence[Path]) -> Identity | None:
@@ -245,18 +256,18 @@ def averaged(sources: Sequence[Path]) -> Identity | None:
 
 def differences(saved: Identity, now: Identity) -> list[str]:
     """What changed between two identities of one run, in words; empty where nothing did."""
-    found = []
-    for before, after in zip(
-        (*saved.training, *saved.development), (*now.training, *now.development), strict=False
-    ):
-        if before.sha256 != after.sha256:
-            found.append(f"{before.file} {'has changed' if after.sha256 else 'is gone'}")
+    tables = ((*one.training, *one.development) for one in (saved, now))
+    found = [
+        f"{before.file} {'has changed' if after.sha256 else 'is gone'}"
+        for before, after in zip(*tables, strict=False)
+        if before.sha256 != after.sha256
+    ]
     for what in ("images", "classes"):
         old, new = getattr(saved, what), getattr(now, what)
         if old != new:
             found.append(f"{old} -> {new} {what}")
     if saved.class_names != now.class_names and saved.classes == now.classes:
-        found.append("the classes are others, or in another order")
+        found.append(OTHER_CLASSES)
     weights = {origin.source: origin.weights for origin in now.origins if origin.weights}
     found += [
         f"the weights of {one.source}: {one.weights[:12]} -> {weights[one.source][:12]}"
@@ -280,21 +291,7 @@ def changed_data(run: Path) -> list[str]:
     """
     saved = read_identity(run)
     learnt = (run / "result.json").is_file() or _has_state(run)
-    if saved is None or not learnt:
-        return []
-    origins = [
-        replace(origin, weights=fingerprint(Path(origin.source)))
-        for origin in saved.origins
-        if origin.weights
-    ]
-    now = replace(
-        saved,
-        training=tuple(table.now() for table in saved.training),
-        development=tuple(table.now() for table in saved.development),
-        origins=tuple(origins),
-        image_bytes={name: _size(Path(name)) for name in saved.image_bytes},
-    )
-    return differences(saved, now)
+    return differences(saved, saved.now()) if saved is not None and learnt else []
 
 
 def _has_state(run: Path) -> bool:
@@ -308,14 +305,13 @@ def keep_identity(run: Path, now: Identity, class_names: Sequence[str]) -> None:
         UserError: when a killed run would go on with other data; nothing is written then.
     """
     if _has_state(run):
-        saved, names = read_identity(run), _names_in(run)
+        saved, changes = read_identity(run), []
         if saved is not None:
             changes = differences(saved, now)
+        elif (_names_in(run) or class_names) != list(class_names):
+            changes = [OTHER_CLASSES]
         else:
-            others = names is not None and names != list(class_names)
-            changes = ["the classes are others, or in another order"] if others else []
-            if not others:
-                print(f"{run} has no {DATA_FILE}: whether its data are the same is not known")
+            print(f"{run} has no {DATA_FILE}: whether its data are the same is not known")
         if changes:
             raise UserError(
                 f"{run} was started with other data ({'; '.join(changes[:5])}): bring them back, "

@@ -38,8 +38,8 @@ class Correlation:
     """A coefficient, -1..1, and its 95 % interval; NaN and all of -1..1 where nothing is known."""
 
     value: float
-    low: float
-    high: float
+    low: float = -1
+    high: float = 1
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} ({self.low:+.2f} … {self.high:+.2f})"
@@ -50,7 +50,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
     from scipy.stats import pearsonr
 
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(math.nan, -1, 1)
+        return Correlation(math.nan)
     found = pearsonr(x, y)
     return Correlation(float(found.statistic), *map(float, found.confidence_interval(0.95)))
 
@@ -64,7 +64,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
 
     rho = pearson(rankdata(x), rankdata(y)).value
     if math.isnan(rho) or len(x) < 4:
-        return Correlation(rho, -1, 1)
+        return Correlation(rho)
     if abs(rho) >= 1:
         return Correlation(rho, rho, rho)
     reach = NormalDist().inv_cdf(0.975) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
@@ -123,49 +123,42 @@ def study(submissions: pd.DataFrame) -> Study:
         )
     found: dict[str, dict[str, Any]] = {}
     for name, scores in local.items():
-        known = scores.notna().to_numpy()
-        pair = scores[known].to_numpy(), board[known]
+        pair = scores.dropna(), board[scores.notna()]
         both = {"spearman": spearman(*pair), "pearson": pearson(*pair)}
-        found[str(name)] = {"submissions": int(known.sum()), **both}
-    matrix = complete.to_numpy()
-    tasks = [
-        _judged(str(name), by_mean_task, matrix[:, [k]], board) for k, name in enumerate(complete)
-    ]
-    tasks.sort(key=lambda task: task.error)
-    # What is left out pulls the mean of the others the other way: no rank correlation.
-    nothing = _judged("nothing: the board's own mean", by_nothing, matrix, board)
-    nothing = replace(nothing, rank_correlation=math.nan)
-    others = [
-        _judged("the task that fits the others best", by_best_task, matrix, board),
-        _judged("the plain mean of the tasks", by_mean_task, matrix, board),
-    ]
-    ranks = {name: np.nan_to_num(one["spearman"].value, nan=-2) for name, one in found.items()}
-    return Study(
-        _conclusion(nothing, min(others, key=lambda rule: rule.error), tasks),
-        {name: found[name] for name in sorted(found, key=lambda name: -ranks[name])},
-        tasks,
-        [nothing, *others],
+        found[str(name)] = {"submissions": len(pair[0]), **both}
+    best_first = sorted(
+        found, key=lambda name: -np.nan_to_num(found[name]["spearman"].value, nan=-2)
     )
 
+    def judged(name: str, predict: Predict, matrix: np.ndarray) -> Predictor:
+        predictions = left_out(predict, matrix, board)
+        error = float(np.sqrt(np.mean((predictions - board) ** 2)))
+        return Predictor(name, error, spearman(predictions, board).value)
 
-def _conclusion(nothing: Predictor, best: Predictor, tasks: list[Predictor]) -> str:
-    if not best.error < nothing.error:
-        return (
+    tasks = [judged(str(name), by_mean_task, complete[[name]].to_numpy()) for name in complete]
+    tasks.sort(key=lambda task: task.error)
+    matrix = complete.to_numpy()
+    # What is left out pulls the mean of the others the other way: no rank correlation.
+    nothing = judged("nothing: the board's own mean", by_nothing, matrix)
+    rules = [
+        replace(nothing, rank_correlation=math.nan),
+        judged("the task that fits the others best", by_best_task, matrix),
+        judged("the plain mean of the tasks", by_mean_task, matrix),
+    ]
+    best = min(rules[1:], key=lambda rule: rule.error)
+    if best.error < nothing.error:
+        conclusion = (
+            f"{best.name} predicts the board best: off by {best.error:.4f}, "
+            f"{1 - best.error / nothing.error:.0%} less than without any local score; single "
+            "tasks, of which the first is partly luck: "
+            + ", ".join(f"{task.name} {task.error:.4f}" for task in tasks[:3])
+        )
+    else:
+        conclusion = (
             "no local score predicts the board better than the mean of the board scores does: "
             "more submissions are needed, or a task that is more like the board's"
         )
-    return (
-        f"{best.name} predicts the board best: off by {best.error:.4f}, "
-        f"{1 - best.error / nothing.error:.0%} less than without any local score; single tasks, of "
-        "which the first is partly luck: "
-        + ", ".join(f"{task.name} {task.error:.4f}" for task in tasks[:3])
-    )
-
-
-def _judged(name: str, predict: Predict, matrix: np.ndarray, board: np.ndarray) -> Predictor:
-    predictions = left_out(predict, matrix, board)
-    error = float(np.sqrt(np.mean((predictions - board) ** 2)))
-    return Predictor(name, error, spearman(predictions, board).value)
+    return Study(conclusion, {name: found[name] for name in best_first}, tasks, rules)
 
 
 def left_out(predict: Predict, matrix: np.ndarray, board: np.ndarray) -> np.ndarray:
@@ -193,7 +186,7 @@ def by_mean_task(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np
 def by_best_task(matrix: np.ndarray, board: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """A line on the task with the least leave-one-out error among these submissions."""
     alone = [left_out(by_mean_task, column[:, None], board) for column in matrix.T]
-    best = [min(range(len(alone)), key=lambda k: ((alone[k] - board) ** 2).sum())]
+    best = [int(np.argmin(((np.array(alone) - board) ** 2).sum(axis=1)))]
     return by_mean_task(matrix[:, best], board, asked[:, best])
 
 
@@ -227,8 +220,20 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> pd.DataFram
             what = "empty" if blank[line] else f"{cells[line]!r}, not a number"
             raise UserError(f"{file} line {line}: {column} is {what}")
     for line, run in runs[runs != ""].items():
-        for task, score in _scores(Path(run), results, metric, f"{file} line {line}").items():
-            table.loc[line, task] = score
+        path = results / name_of_run(Path(run)) / "results.json"
+        try:
+            for task, one in read_json(path)["tasks"].items():
+                score = one["mean_over_queries"][metric] if metric else one["score"]
+                table.loc[line, task] = float(score)
+        except OSError:
+            raise UserError(
+                f"{file} line {line}: {run} has no {path}; evaluate it: python -m "
+                f"visual_search.main_evaluate tasks --run {run} --tasks config/evaluation/*.yml"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not what main_evaluate writes, or lacks the metric ({error!r})"
+            ) from error
     if table.columns.tolist() == [BOARD]:
         raise UserError(
             f"{file} has no local score: name the evaluated models in a column {RUN!r}, or give "
@@ -237,62 +242,30 @@ def read_submissions(file: Path, results: Path, metric: str = "") -> pd.DataFram
     return table.set_axis(names)
 
 
-def _scores(run: Path, results: Path, metric: str, place: str) -> dict[str, float]:
-    path = results / name_of_run(run) / "results.json"
-    try:
-        tasks: dict[str, Any] = read_json(path)["tasks"]
-        return {
-            name: float(one["mean_over_queries"][metric] if metric else one["score"])
-            for name, one in tasks.items()
-        }
-    except OSError:
-        raise UserError(
-            f"{place}: {run} has no {path}; evaluate it: python -m visual_search.main_evaluate "
-            f"tasks --run {run} --tasks config/evaluation/*.yml"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not what main_evaluate writes, or lacks the metric ({error!r})"
-        ) from error
-
-
 def write_study(folder: Path, submissions: pd.DataFrame, found: Study) -> str:
     """Write study.json, study.md, study.html and plots/<task>.png.
 
     Returns:
         The tables, in Markdown.
     """
-    correlations = [
-        ["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %"],
-        *([name, *map(str, one.values())] for name, one in found.correlations.items()),
-    ]
-    predictors = [
-        ["predicts the board by", "error (root mean square, left out)", "Spearman, left out"],
-        *(
-            [one.name, f"{one.error:.4f}", f"{one.rank_correlation:+.2f}".replace("+nan", "")]
-            for one in (*found.rules, *found.tasks)
-        ),
-    ]
-    text = f"{markdown(correlations)}\n\n{markdown(predictors)}"
+    correlations = [["local score", "submissions", "Spearman, 95 %", "Pearson, 95 %"]]
+    correlations += [[name, *map(str, one.values())] for name, one in found.correlations.items()]
+    heading = "Predictions of the submission that was left out"
+    predictors = [["predicts the board by", "error (root mean square)", "Spearman"]]
+    for one in (*found.rules, *found.tasks):
+        correlation = f"{one.rank_correlation:+.2f}".replace("+nan", "")
+        predictors.append([one.name, f"{one.error:.4f}", correlation])
     title = "Local scores and the board"
+    text = f"{markdown(correlations)}\n\n{heading}:\n\n{markdown(predictors)}"
     write_json(folder / "study.json", asdict(found))
     write_text(folder / "study.md", f"# {title}\n\n{text}\n\n{found.conclusion}\n")
-    left_out_title = "Predictions of the submission that was left out"
-    top = Section(
-        "",
-        [found.conclusion],
-        {"submissions": len(submissions)},
-        tables={"": correlations, left_out_title: predictors},
-    )
-    plots = [
-        Section(
-            name,
-            [f"Spearman {one['spearman']}, Pearson {one['pearson']}"],
-            pictures={"each point a submission": _plot(folder, submissions, name)},
-        )
-        for name, one in found.correlations.items()
-    ]
-    write_page(folder / "study.html", title, [top, *plots])
+    facts, tables = {"submissions": len(submissions)}, {"": correlations, heading: predictors}
+    sections = [Section("", [found.conclusion], facts, tables=tables)]
+    for name, pair in found.correlations.items():
+        words = f"Spearman {pair['spearman']}, Pearson {pair['pearson']}"
+        plot = {"each point a submission": _plot(folder, submissions, name)}
+        sections.append(Section(name, [words], pictures=plot))
+    write_page(folder / "study.html", title, sections)
     return text
 
 

@@ -1,28 +1,22 @@
-"""Reports of retrieval: a development set's queries with their answers, and scores of tasks."""
+"""The report of a development set: queries with their answers, as pictures."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from visual_search.common.files import write_csv, write_json, write_text
-from visual_search.common.page import Section, Tile, TileRow, data_uri, markdown, write_page
+from visual_search.common.page import Section, Tile, TileRow, data_uri, write_page
 from visual_search.common.processes import available_cores
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.image_files import UnreadableImage
 from visual_search.data.images import ImageItem, read_region
 from visual_search.evaluation.dev_set import Evaluation
-from visual_search.evaluation.metrics import METRICS
-
-if TYPE_CHECKING:
-    from visual_search.evaluation.scores import TaskScores
 
 THUMBNAIL_PIXELS = 128
 RESULTS_SHOWN = 10
@@ -153,80 +147,3 @@ def _thumbnail(item: ImageItem) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=72)
     return data_uri(buffer.getvalue(), "jpeg")
-
-
-def write_task_report(
-    folder: Path,
-    scores: Sequence[TaskScores],
-    means: Mapping[str, Mapping[str, float]],
-    skipped: Mapping[str, str],
-    facts: Mapping[str, Any],
-    sections: Sequence[Section],
-) -> str:
-    """Write results.json, results.md, report.html and scores/<task>.csv.
-
-    Args:
-        folder: of what is written.
-        scores: of the tasks that were run.
-        means: over them (:func:`visual_search.evaluation.scores.over_tasks`).
-        skipped: why each other one was not.
-        facts: of the model.
-        sections: of the tasks (:meth:`visual_search.evaluation.tasks.Task.sections`).
-
-    Returns:
-        The table, in Markdown.
-    """
-    tasks = {one.task.name: one.as_json() for one in scores}
-    results = {**facts, "tasks": tasks, "means": means, "skipped": dict(skipped)}
-    write_json(folder / "results.json", results)
-    for one in scores:
-        task = one.task
-        facts_of = {"query": task.query_names, "label": task.query_labels, "domain": task.domains}
-        table = pd.concat([pd.DataFrame(facts_of), one.values.round(6)], axis="columns")
-        write_csv(folder / "scores" / f"{task.name}.csv", table)
-    rows, domains = score_rows(scores, means), _domain_rows(scores)
-    text = f"# {facts['run']}\n\n{markdown(rows)}\n\n{markdown(domains)}\n"
-    write_text(folder / "results.md", text)
-    top = Section(
-        facts=facts,
-        tables={"": rows, "Domains": domains},
-        notes=[f"{name} was not run: {reason}" for name, reason in skipped.items()],
-    )
-    title = f"{facts['run']}: retrieval"
-    write_page(folder / "report.html", title, [top, *sections], thumbnails)
-    return markdown(rows)
-
-
-def score_rows(
-    scores: Sequence[TaskScores], means: Mapping[str, Mapping[str, float]]
-) -> list[list[str]]:
-    """The table of tasks and of the means over them, heading first."""
-    has_gap = any(one.gap is not None for one in scores)
-    shown = [*METRICS, "GAP"] if has_gap else [*METRICS]
-    rows = [["task", "queries", "gallery", *shown]]
-    for one in scores:
-        values, metric = one.means(), one.metric
-        cells = [_cell(values.get(name), name == metric) for name in shown]
-        queries, gallery = int(one.scored.sum()), one.task.gallery_size
-        rows.append([one.task.title, f"{queries:,}", f"{gallery:,}", *cells])
-    if len(scores) > 1:
-        for name in ("tasks", "domains", "queries"):
-            cells = [_cell(means[name].get(metric)) for metric in shown]
-            rows.append([f"mean over {name}", "", "", *cells])
-    return rows
-
-
-def _domain_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
-    """A row for each domain of each task, heading first."""
-    rows = [["task", "domain", "queries", *METRICS]]
-    for one in scores:
-        for domain, means in one.by(one.task.domains).iterrows():
-            cells = [_cell(means[name]) for name in METRICS]
-            rows.append([one.task.title, str(domain), f"{means['queries']:,.0f}", *cells])
-    return rows
-
-
-def _cell(value: float | None, headline: bool = False) -> str:
-    if value is None:
-        return ""
-    return f"**{value:.4f}**" if headline else f"{value:.4f}"

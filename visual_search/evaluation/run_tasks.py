@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from visual_search.common.errors import UserError
-from visual_search.common.page import Section
-from visual_search.evaluation.report import write_task_report
-from visual_search.evaluation.scores import TaskScores, over_tasks
+from visual_search.common.files import write_csv, write_json, write_text
+from visual_search.common.page import Section, markdown, write_page
+from visual_search.evaluation.report import thumbnails
+from visual_search.evaluation.scores import TaskScores, domain_rows, over_tasks, score_rows
 from visual_search.evaluation.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
 from visual_search.model.checkpoint import dimension_of, fingerprint, load_checkpoint
 from visual_search.ranking.export import exported_steps
@@ -47,15 +50,13 @@ def evaluate_tasks(
     folder = output or DEFAULT_OUTPUT / name_of_run(run)
     steps = steps_of_run(run) if rerank else ()
     tasks, skipped = ready_tasks(files, [run])
-    scores: dict[str, TaskScores] = {}
+    scores: list[TaskScores] = []
     sections: list[Section] = []
-    for task in tasks:
-        print(f"\n{task.title}", flush=True)
-        if task.note:
-            print(task.note, flush=True)
+    for task in announced(tasks):
         model = task.embed(run, input_size, cache)
-        scores[task.name] = one = task.score(model, steps)
+        one = task.score(model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.means().items()))
+        scores.append(one)
         sections += task.sections(one, model, steps)
     facts: dict[str, Any] = {
         "run": str(run),
@@ -65,41 +66,39 @@ def evaluate_tasks(
         "weights": fingerprint(run),
         "ranking": format_steps(steps),
     }
-    means = over_tasks(list(scores.values()))
-    table = write_task_report(folder, list(scores.values()), means, skipped, facts, sections)
+    means = over_tasks(scores)
+    of_tasks = {one.task.name: one.as_json() for one in scores}
+    results = {**facts, "tasks": of_tasks, "means": means, "skipped": skipped}
+    write_json(folder / "results.json", results)
+    for one in scores:
+        task = one.task
+        queries = {"query": task.query_names, "label": task.query_labels, "domain": task.domains}
+        table = pd.concat([pd.DataFrame(queries), one.values.round(6)], axis="columns")
+        write_csv(folder / "scores" / f"{task.name}.csv", table)
+    rows, domains = score_rows(scores, means), domain_rows(scores)
+    write_text(folder / "results.md", f"# {run}\n\n{markdown(rows)}\n\n{markdown(domains)}\n")
+    notes = [f"{name} was not run: {reason}" for name, reason in skipped.items()]
+    top = Section(facts=facts, tables={"": rows, "Domains": domains}, notes=notes)
+    write_page(folder / "report.html", f"{run}: retrieval", [top, *sections], thumbnails)
     if trackers:
-        of_tasks = {name: one.means() for name, one in scores.items()}
-        values = {
-            f"{name}/{metric}": value
-            for name, one in [*means.items(), *of_tasks.items()]
-            for metric, value in one.items()
-        }
-        _track(trackers, folder, facts, values, int(checkpoint.facts.get("step") or 0))
-    print(f"\n{table}")
+        from accelerate import PartialState
+
+        from visual_search.common.trackers import start_trackers
+
+        PartialState()  # Accelerate's trackers ask it which process is the main one
+        groups = means | {one.task.name: one.means() for one in scores}
+        values = {f"{name}/{k}": value for name, of in groups.items() for k, value in of.items()}
+        for tracker in start_trackers(trackers, folder, facts, 0):
+            tracker.log(values, int(checkpoint.facts.get("step") or 0))
+            tracker.finish()
+    print(f"\n{markdown(rows)}")
     print(f"\ncompetition mean {means['competition']['score']:.4f}")
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
 
 
-def _track(
-    names: Sequence[str],
-    folder: Path,
-    facts: Mapping[str, Any],
-    values: Mapping[str, float],
-    step: int,
-) -> None:
-    from accelerate import PartialState
-
-    from visual_search.common.trackers import start_trackers
-
-    PartialState()  # Accelerate's trackers ask it which process is the main one
-    for tracker in start_trackers(names, folder, facts, 0):
-        tracker.log(dict(values), step)
-        tracker.finish()
-
-
 def ready_tasks(
     files: Sequence[Path], runs: Sequence[Path]
-) -> tuple[list[Task[Any]], Mapping[str, str]]:
+) -> tuple[list[Task[Any]], dict[str, str]]:
     """The tasks that can be run, loaded, and why each other one is skipped.
 
     Args:
@@ -112,16 +111,22 @@ def ready_tasks(
     tasks, skipped = [], {}
     for name, config in read_tasks(files).items():
         kind = TASK_KINDS[config.kind]
-        reasons = (what_is_missing(config), *map(kind.refusal, runs))
-        reason = next((reason for reason in reasons if reason), None)
-        if reason is None:
-            tasks.append(kind.load(name, config))
-        else:
+        reasons = [what_is_missing(config), *map(kind.refusal, runs)]
+        if reason := next(filter(None, reasons), None):
             skipped[name] = reason
             print(f"skipped {name}: {reason}", flush=True)
+        else:
+            tasks.append(kind.load(name, config))
     if not tasks:
         raise UserError("no task can be run; the lines above say what to prepare")
     return tasks, skipped
+
+
+def announced(tasks: Sequence[Task[Any]]) -> Iterator[Task[Any]]:
+    """The tasks, each with its title and what has to be known of it printed before."""
+    for task in tasks:
+        print("\n".join(filter(None, [f"\n{task.title}", task.note])), flush=True)
+        yield task
 
 
 def name_of_run(run: Path) -> str:

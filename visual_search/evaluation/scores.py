@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,3 +92,36 @@ def over_tasks(scores: Sequence[TaskScores]) -> dict[str, dict[str, float]]:
         "domains": _named(pooled.groupby("domain").mean().mean()),
         "competition": {"score": float(np.mean([one.headline for one in scores]))},
     }
+
+
+def score_rows(
+    scores: Sequence[TaskScores], means: Mapping[str, Mapping[str, float]]
+) -> list[list[str]]:
+    """The table of tasks and of the means over them, heading first."""
+    has_gap = any(one.gap is not None for one in scores)
+    shown = [*METRICS, "GAP"] if has_gap else [*METRICS]
+    rows = [["task", "queries", "gallery", *shown]]
+    for one in scores:
+        cells = _cells(one.means(), shown)
+        place = shown.index(one.metric)
+        cells[place] = f"**{cells[place]}**"
+        size = f"{one.scored.sum():,}", f"{one.task.gallery_size:,}"
+        rows.append([one.task.title, *size, *cells])
+    if len(scores) > 1:
+        for name in ("tasks", "domains", "queries"):
+            rows.append([f"mean over {name}", "", "", *_cells(means[name], shown)])
+    return rows
+
+
+def domain_rows(scores: Sequence[TaskScores]) -> list[list[str]]:
+    """A row for each domain of each task, heading first."""
+    rows = [["task", "domain", "queries", *METRICS]]
+    for one in scores:
+        for domain, means in one.by(one.task.domains).iterrows():
+            count = f"{means['queries']:,.0f}"
+            rows.append([one.task.title, str(domain), count, *_cells(means, METRICS)])
+    return rows
+
+
+def _cells(values: Any, shown: Iterable[str]) -> list[str]:
+    return [f"{values[name]:.4f}" if name in values else "" for name in shown]

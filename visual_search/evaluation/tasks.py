@@ -101,6 +101,11 @@ class TaskConfig:
         """A key of :data:`TASK_KINDS`."""
         return "texts" if self.texts.pairs else "images"
 
+    @property
+    def tables(self) -> list[Path]:
+        """The files that list its data."""
+        return [Path(self.texts.pairs)] if self.texts.pairs else dev_files(self.dev_set)
+
 
 Embedded = TypeVar("Embedded")
 """A task as a model sees it."""
@@ -141,11 +146,6 @@ class Task(ABC, Generic[Embedded]):
     def legend(self) -> str:
         """What frames round the pictures of :meth:`rows` mean."""
         return FRAMES
-
-    @staticmethod
-    @abstractmethod
-    def tables(config: TaskConfig) -> list[Path]:
-        """The files that list its data."""
 
     @staticmethod
     def refusal(run: Path) -> str | None:
@@ -230,11 +230,6 @@ class ImageTask(Task[EmbeddedDevSet]):
             return unmatched_sentence(self.dev_set)
         of = f"{self.dev_set.unmatched} of {len(self.dev_set.queries)} queries"
         return f"{of} are distractors, which count in GAP alone"
-
-    @staticmethod
-    def tables(config: TaskConfig) -> list[Path]:
-        """The table, or the gallery's and the queries'."""
-        return dev_files(config.dev_set)
 
     @classmethod
     def load(cls, name: str, config: TaskConfig) -> ImageTask:
@@ -379,7 +374,7 @@ def read_tasks(files: Sequence[Path]) -> dict[str, TaskConfig]:
 
 def what_is_missing(task: TaskConfig) -> str | None:
     """Why a task cannot be run yet, and what to do about it; None where its tables are there."""
-    absent = [path for path in TASK_KINDS[task.kind].tables(task) if not path.is_file()]
+    absent = [path for path in task.tables if not path.is_file()]
     if not absent:
         return None
     advice = f"; prepare it: {task.prepare}" if task.prepare else ""

@@ -53,11 +53,6 @@ class TextTask(Task[EmbeddedTextTask]):
         return self.relevance.images_of if self.asks_with_texts else self.relevance.texts_of
 
     @staticmethod
-    def tables(config: TaskConfig) -> list[Path]:
-        """The table of pairs."""
-        return [Path(config.texts.pairs)]
-
-    @staticmethod
     def refusal(run: Path) -> str | None:
         """A model that was trained with images alone."""
         if knows_texts(load_checkpoint(run)):

@@ -16,9 +16,8 @@ from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.compare import compare, most_changed, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet, evaluate_embeddings
-from visual_search.evaluation.report import score_rows
 from visual_search.evaluation.run_tasks import name_of_run
-from visual_search.evaluation.scores import over_tasks
+from visual_search.evaluation.scores import over_tasks, score_rows
 from visual_search.evaluation.tasks import (
     ImageTask,
     TaskConfig,
