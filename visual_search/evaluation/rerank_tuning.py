@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from visual_search.common.files import write_json
@@ -35,7 +36,6 @@ from visual_search.ranking.rerank_steps import (
 )
 
 Steps = tuple[Step, ...]
-Slots = tuple[Step | None, ...]
 Score = Callable[[Steps], np.ndarray]
 """Average precision of each of some queries with these steps, `(n_queries,)`, 0..1."""
 
@@ -73,33 +73,27 @@ SLOTS: tuple[list[Step | None], ...] = (
     ],
     _grid(KReciprocal, k1=(6, 12, 20), k2=(1, 3, 6), weight=(0.3, 0.5, 0.7, 0.85)),
 )
+_PLACES = {type(step): place for place, options in enumerate(SLOTS) for step in options}
 
-_WHITENED: Slots = (Power(0.5), Center("sides"), PCA(256, 0.5), None, None, None)
+_WHITENED = (Power(0.5), Center("sides"), PCA(256, 0.5))
 _OVERLAP = KReciprocal(12, 3, 0.5)
 
-RECIPES: dict[str, Slots] = {
-    "plain cosine": (None, None, None, None, None, None),
-    "centred": (None, Center("joint"), None, None, None, None),
-    "centred by sides": (None, Center("sides"), None, None, None, None),
-    "swapped DBA": (None, None, None, SwappedDatabaseAugmentation(), None, None),
+RECIPES: dict[str, Steps] = {
+    "plain cosine": (),
+    "centred": (Center("joint"),),
+    "centred by sides": (Center("sides"),),
+    "swapped DBA": (SwappedDatabaseAugmentation(),),
     "DBA, two-pass expansion": (
-        *(None, Center("joint"), None),
-        *(DatabaseAugmentation(5, 1.0), TwoPassExpansion(), None),
+        Center("joint"),
+        DatabaseAugmentation(5, 1.0),
+        TwoPassExpansion(),
     ),
-    "k-reciprocal": (None, Center("joint"), None, None, None, KReciprocal()),
+    "k-reciprocal": (Center("joint"), KReciprocal()),
     "whitened": _WHITENED,
-    "whitened, k-reciprocal": (*_WHITENED[:5], _OVERLAP),
-    "whitened, expanded, k-reciprocal": (
-        *_WHITENED[:4],
-        *(QueryExpansion(3, 3.0, "queries"), _OVERLAP),
-    ),
+    "whitened, k-reciprocal": (*_WHITENED, _OVERLAP),
+    "whitened, expanded, k-reciprocal": (*_WHITENED, QueryExpansion(3, 3.0, "queries"), _OVERLAP),
 }
-"""Known ways: one step of each slot. The search starts from the best of them."""
-
-
-def steps_of(slots: Slots) -> Steps:
-    """The steps of the slots that are not empty."""
-    return tuple(step for step in slots if step is not None)
+"""Known ways: at most one step of each slot, in their order. The search starts from the best."""
 
 
 def halves(model: EmbeddedDevSet, seed: int) -> tuple[EmbeddedDevSet, EmbeddedDevSet]:
@@ -169,22 +163,24 @@ def choose(score: Score, products: np.ndarray, label: str = "re-ranking") -> Ste
     most = len(RECIPES) + ROUNDS * sum(map(len, SLOTS))
     with progress_bar(label, "ranking", total=most) as bar:
 
-        def mean(candidate: Slots) -> float:
+        def mean(candidate: Steps) -> float:
             bar.update(1)
-            return float(score(steps_of(candidate)).mean())
+            return float(score(candidate).mean())
 
         chosen = max(RECIPES.values(), key=mean)
         for _ in range(ROUNDS):
             before = chosen
             for place, options in enumerate(SLOTS):
-                tried = [(*chosen[:place], option, *chosen[place + 1 :]) for option in options]
+                front = [step for step in chosen if _PLACES[type(step)] < place]
+                behind = [step for step in chosen if _PLACES[type(step)] > place]
+                tried = [(*front, *filter(None, [option]), *behind) for option in options]
                 best = max(tried, key=mean)
-                more, error = gain(score(steps_of(best)), score(steps_of(chosen)), products)
+                more, error = gain(score(best), score(chosen), products)
                 if more > MIN_DEVIATIONS * error:
                     chosen = best
             if chosen == before:
                 break
-    return steps_of(chosen)
+    return chosen
 
 
 def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
@@ -199,51 +195,42 @@ def tune(model: EmbeddedDevSet, splits: int, seed: int, data: Path) -> None:
         seed: of the first split; the others follow.
         data: where the development set is from.
     """
-    scores: dict[str, list[float]] = {name: [] for name in (*RECIPES, "chosen")}
-    chosen = []
+    found, chosen = [], []
     for number in range(splits):
         half, other = halves(model, seed + number)
         seen, unseen = scorer(half), scorer(other)
         label = f"split {number + 1} of {splits}"
         steps = choose(seen, half.dev_set.query_products, label)
         chosen.append(steps)
-        for name, recipe in RECIPES.items():
-            scores[name].append(unseen(steps_of(recipe)).mean())
-        scores["chosen"].append(unseen(steps).mean())
+        found.append(
+            {name: unseen(way).mean() for name, way in (RECIPES | {"chosen": steps}).items()}
+        )
         print(f"{label}: {format_steps(steps)}")
         print(
             f"  mAP {seen(()).mean():.4f} -> {seen(steps).mean():.4f} on the half it was chosen "
             f"on, {unseen(()).mean():.4f} -> {unseen(steps).mean():.4f} on the other",
             flush=True,
         )
-    plain = np.array(scores["plain cosine"])
+    scores = pd.DataFrame(found)  # a row for each split
+    gains = scores.div(scores["plain cosine"], axis="index") - 1
     rows = [[f"on the half not chosen on ({splits} splits)", "mAP", "spread", "against plain"]]
     for name, values in scores.items():
-        gains = np.array(values) / plain - 1
-        against = f"{100 * gains.mean():+.1f} % ± {100 * gains.std():.1f}"
-        rows.append([name, f"{np.mean(values):.4f}", f"{np.std(values):.4f}", against])
+        against = f"{100 * gains[name].mean():+.1f} % ± {100 * gains[name].std(ddof=0):.1f}"
+        rows.append([str(name), f"{values.mean():.4f}", f"{values.std(ddof=0):.4f}", against])
     print(f"\n{markdown(rows)}")
-    # The gains of the last row, "chosen".
-    if gains[0] > 0 and gains.mean() > 0:
-        _write_steps(model.description, chosen[0], data, float(plain[0]), scores["chosen"][0])
-        print(f"\nwrote split 1's choice into {model.description}")
-        print("next: export the run, or python local_evaluation.py --weights <export>")
-    else:
+    if gains["chosen"][0] <= 0 or gains["chosen"].mean() <= 0:
         print(
             f"\nnothing beats plain cosine on the other half: {model.description} stays as it was"
         )
-
-
-def _write_steps(
-    description: Path, steps: Steps, data: Path, plain: float, reranked: float
-) -> None:
-    """Write re-ranking steps, and what they were chosen by, into a `model.json`."""
-    architecture, facts = read_description(description)
-    facts["rerank"] = describe_steps(steps)
+        return
+    architecture, facts = read_description(model.description)
+    facts["rerank"] = describe_steps(chosen[0])
     facts["rerank_tuning"] = {
         "data": data.name,
-        "plain_mAP": round(plain, 6),
-        "reranked_mAP": round(reranked, 6),
+        "plain_mAP": round(scores["plain cosine"][0], 6),
+        "reranked_mAP": round(scores["chosen"][0], 6),
         "measured_on": "the half of the queries that the steps were not chosen on",
     }
-    write_json(description, describe_model(architecture, facts))
+    write_json(model.description, describe_model(architecture, facts))
+    print(f"\nwrote split 1's choice into {model.description}")
+    print("next: export the run, or python local_evaluation.py --weights <export>")

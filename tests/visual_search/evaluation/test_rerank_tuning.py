@@ -18,7 +18,6 @@ from visual_search.evaluation.rerank_tuning import (
     gain,
     halves,
     scorer,
-    steps_of,
     tune,
 )
 from visual_search.model.checkpoint import load_checkpoint
@@ -52,7 +51,7 @@ def test_halves_share_no_product_and_are_ranked_alone(shifted: EmbeddedDevSet) -
     assert len(one.gallery) == len(other.gallery) == 60
     assert set(halves(shifted, seed=2)[0].dev_set.query_products) != set(products)
     score = scorer(one)
-    for steps in map(steps_of, RECIPES.values()):
+    for steps in RECIPES.values():
         ranks = rank(one.queries, one.gallery, steps, 1000).numpy()
         expected = average_precision(ranks, one.dev_set.gallery_products, products)
         np.testing.assert_allclose(score(steps), expected, atol=1e-12)
