@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.projections import Whitening
 from visual_search.phase_chain import read_chain
 
+Train = Callable[..., Path]
+
 
 @pytest.fixture
 def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
@@ -35,49 +38,50 @@ def recipe(small_phase: dict[str, Any], tmp_path: Path) -> Path:
     return write_yaml(tmp_path / "recipe.yml", values)
 
 
-def _tables(tmp_path: Path) -> list[dict[str, Any]]:
-    """Two tables of four classes each, with a photo more than the limit that is set for them."""
-    tables = []
-    for number in range(2):
-        rows = []
-        for product in range(4):
-            for photo in range(4):
-                name = f"{number}_{product}_{photo}.png"
-                draw_product(50 + 10 * number + product, photo).save(tmp_path / name)
-                rows.append([name, product])
-        file = write_csv(tmp_path / f"table{number}.csv", ["file_name", "label"], rows)
-        tables.append({"file": str(file), "more_than": 3, "at_most": 3})
-    return tables
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Trains a config under a name; returns the run."""
+    runs = tmp_path / "runs"
+
+    def run(config: Path, name: str, *options: object) -> Path:
+        told(main_arcface, "--config", config, "--name", name, "--runs", runs, *options)
+        return runs / name
+
+    return run
+
+
+def result_of(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "b32",
-        pytest.param("l14", marks=pytest.mark.slow),
-        pytest.param("h14", marks=pytest.mark.slow),
-    ],
+    "kind", ["b32", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("l14", "h14"))]
 )
 def test_the_clip_chain_trains_a_step_of_every_phase(
     kind: str,
     dev_folder: Path,
     product10k_folder: Path,
     tmp_path: Path,
+    train: Train,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights cannot be had here: a small vision transformer at random stands in for CLIP's."""
     spare_plots(monkeypatch)
-    chain = read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml")
+    tables = []
+    for number in range(2):  # four classes each, with a photo more than the limit
+        names = {f"{number}_{n // 4}_{n % 4}.png": n // 4 for n in range(16)}
+        for name, product in names.items():
+            draw_product(50 + 10 * number + product, int(name[-5])).save(tmp_path / name)
+        file = tmp_path / f"table{number}.csv"
+        write_csv(file, ["file_name", "label"], names.items())
+        tables.append({"file": str(file), "more_than": 3, "at_most": 3})
     before: Path | None = None
-    for step in chain.phases:
+    for step in read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml").phases:
         values = yaml.safe_load(step.config.read_text())
+        place = {"train_valid_root": str(product10k_folder), "more_than": 3}
         values["dataset"] |= {
-            "product10k": {
-                "train_valid_root": str(product10k_folder),
-                **values["dataset"]["product10k"],
-                "more_than": 3,
-            },
-            "tables": _tables(tmp_path),
+            "product10k": values["dataset"]["product10k"] | place,
+            "tables": tables,
             "dev_set": {"eval_root": str(dev_folder)},
             "num_of_classes": 6,
             "input_size": 64 if step.name.endswith("overlap") else 32,
@@ -91,38 +95,31 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
         # One process has one precision for good; other tests of it train in fp32.
         values["train"] |= {"epochs": 1, "accumulate": 1, "precision": "no"}
         values["train"]["feature_cache"] = str(tmp_path / "features")
-        values["pretrain_model"] = None if before is None else str(before)
-        path = write_yaml(tmp_path / f"{step.name}.yml", values)
-        runs = tmp_path / "runs"
-        told(main_arcface, "--config", path, "--name", step.name, "--runs", runs)
-        before = runs / step.name
+        values["pretrain_model"] = before and str(before)
+        before = train(write_yaml(tmp_path / f"{step.name}.yml", values), step.name)
         assert len(json.loads((before / "classes.json").read_text())) == 14
         assert load_checkpoint(before).architecture.dimension == 8
 
 
 def test_a_grid_of_classes_against_widths(recipe: Path, tmp_path: Path) -> None:
     choices = {"dataset.max_classes": [3, 0], "neck.dimension": [4], "dataset.seed": [0]}
-    space = {key: {"choices": values} for key, values in choices.items()}
-    search = write_yaml(tmp_path / "width.yml", space)
-    common = ("--config", recipe, "--name", "grid", "--runs", tmp_path / "runs")
-    told(main_tune.main, *common, "--search", search, "--grid", "true")
-    folder = tmp_path / "runs" / "grid"
-    results = list(folder.glob("trials/*/result.json"))
-    scores = [json.loads(result.read_text())["mAP"] for result in results]
-    assert len(scores) == 2
-    table = (folder / "grid.md").read_text().splitlines()
-    assert table[0] == "| dataset.max_classes | neck.dimension 4 |"
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["3", "6"]
-    shown = [float(cell) for line in table[2:] for cell in line.split("|")[2:3]]
-    assert sorted(shown) == pytest.approx(sorted(scores), abs=1e-4)
+    search = tmp_path / "width.yml"
+    write_yaml(search, {key: {"choices": values} for key, values in choices.items()})
+    words = ("--config", recipe, "--name", "grid", "--runs", tmp_path, "--search", search)
+    folder = tmp_path / "grid"
+    for _ in range(2):  # the second time nothing is left
+        told(main_tune.main, *words, "--grid", "true")
+        scores = sorted(
+            result_of(file.parent)["mAP"] for file in folder.glob("trials/*/result.json")
+        )
+        assert len(scores) == 2
+    table = [line.split("|")[1:-1] for line in (folder / "grid.md").read_text().splitlines()]
+    assert [cell.strip() for cell in table[0]] == ["dataset.max_classes", "neck.dimension 4"]
+    assert [int(classes) for classes, _ in table[2:]] == [3, 6]
+    assert sorted(float(mAP) for _, mAP in table[2:]) == pytest.approx(scores, abs=1e-4)
     assert (folder / "grid.png").read_bytes().startswith(b"\x89PNG")
-    before = sorted(folder.glob("trials/*"))
-    told(main_tune.main, *common, "--search", search, "--grid", "true")  # nothing is left
-    assert sorted(folder.glob("trials/*")) == before
     search.write_text("optim.head_lr: {low: 0.1, high: 0.2}\n")
-    assert "--grid needs choices" in stopped(
-        main_tune.main, *common, "--search", search, "--grid", "true"
-    )
+    assert "--grid needs choices" in stopped(main_tune.main, *words, "--grid", "true")
 
 
 @pytest.mark.slow
@@ -138,30 +135,29 @@ def test_umap_keeps_neighbours() -> None:
     assert (labels[:60][nearest] == labels[60:90]).all()
 
 
-def test_compressing_writes_the_curve_and_smaller_models(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "u"
-    told(main_arcface, "--config", recipe, "--name", "u", "--runs", run.parent)
-    told(main_compress.main, "--run", run, "--dimensions", 2, 4, 16, "--of-backbone")
+def test_compressing_writes_the_curve_and_smaller_models(recipe: Path, train: Train) -> None:
+    run = train(recipe, "u")
+    command = ("--run", run, "--dimensions", 2, 4, 16)
+    told(main_compress.main, *command, "--of-backbone")
     points = json.loads((run / "compression" / "compression.json").read_text())["points"]
     whole = next(p for p in points if (p["dimension"], p["coding"]) == (8, "float32"))
-    result = json.loads((run / "result.json").read_text())["mAP"]
-    assert whole["mAP"] == pytest.approx(result, abs=1e-6)
-    assert {p["dimension"] for p in points if p["series"].startswith("u,")} == {2, 4, 8}
+    assert whole["mAP"] == pytest.approx(result_of(run)["mAP"], abs=1e-6)
+    assert {p["dimension"] for p in points if p["series"] == "u, prefixes"} == {2, 4, 8}
+    assert {p["dimension"] for p in points if p["series"] == "its backbone alone, PCA"} > {2, 4, 16}
     assert (run / "compression" / "compression.png").read_bytes().startswith(b"\x89PNG")
 
-    told(main_compress.main, "--run", run, "--write", 4)
-    told(main_compress.main, "--run", run, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
+    told(main_compress.main, *command, "--write", 4)
+    told(main_compress.main, *command, "--write", 4, "--of-backbone", "--output", f"{run}_pca")
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        wide, cut = (
-            load_checkpoint(path).embedder()(pixels) for path in (run, run.with_name("u_4"))
+        wide, cut, projected = (
+            load_checkpoint(run.with_name(name)).embedder()(pixels)
+            for name in ("u", "u_4", "u_pca")
         )
         torch.testing.assert_close(cut, F.normalize(wide[:, :4], dim=1))
-        projected = load_checkpoint(run.with_name("u_pca")).embedder()(pixels)
     assert projected.shape == (5, 4)
-    assert "exists already" in stopped(main_compress.main, "--run", run, "--write", 4)
-    write = RunEmbeddings(run).write_smaller
-    refused("below the run's 8 dimensions", write, 8, False, tmp_path / "x")
+    assert "exists already" in stopped(main_compress.main, *command, "--write", 4)
+    refused("below the run's 8 dimensions", RunEmbeddings(run).write_smaller, 8, False, run / "x")
 
 
 def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
@@ -190,90 +186,67 @@ def test_points_count_bytes_and_score_as_a_plain_ranking() -> None:
         assert abs(found[16, coding]["mAP"] - found[16, "float32"]["mAP"]) < far
 
 
-def test_a_soup_of_runs_is_a_run(recipe: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    for seed in (1, 2):
-        told(
-            main_arcface, "--config", recipe, "--name", f"s{seed}", "--runs", runs,
-            "--dataset.seed", seed, "--optim.head_lr", 0.05,
-        )  # fmt: skip
-    both = [runs / "s1", runs / "s2"]
+def test_a_soup_of_runs_is_a_run(recipe: Path, train: Train, tmp_path: Path) -> None:
+    options = ("--optim.head_lr", 0.05, "--dataset.seed")
+    one, two = (train(recipe, f"s{seed}", *options, seed) for seed in (1, 2))
+
+    def soup(name: str, *runs: Path) -> tuple[object, ...]:
+        return ("--runs", *runs, "--name", name, "--folder", tmp_path, "--kind", name)
+
     for kind in ("uniform", "greedy"):
-        told(main_soup.main, "--runs", *both, "--name", kind, "--folder", runs, "--kind", kind)
-    states = [load_checkpoint(run).state for run in both]
-    uniform = load_checkpoint(runs / "uniform")
+        told(main_soup.main, *soup(kind, one, two))
+    states = [load_checkpoint(run).state for run in (one, two)]
+    uniform = load_checkpoint(tmp_path / "uniform")
     for name, value in uniform.state.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
-    result = json.loads((runs / "greedy" / "result.json").read_text())
+    result = result_of(tmp_path / "greedy")
     assert result["mAP"] >= max(result["scores"].values())
-    assert result["scores"][str(both[0])] == pytest.approx(
-        json.loads((both[0] / "result.json").read_text())["mAP"], abs=1e-6
-    )
-    assert RunEmbeddings(runs / "uniform").architecture == uniform.architecture
-    assert "exists already" in stopped(
-        main_soup.main, "--runs", *both, "--name", "greedy", "--folder", runs
-    )
-    assert "two runs or more" in stopped(
-        main_soup.main, "--runs", both[0], "--name", "one", "--folder", runs
-    )
-    told(
-        main_arcface, "--config", recipe, "--name", "narrow", "--runs", runs,
-        "--neck.dimension", 6,
-    )  # fmt: skip
-    assert "has dimension 6" in stopped(
-        main_soup.main, "--runs", both[0], runs / "narrow", "--name", "x", "--folder", runs
-    )
+    assert result["scores"][str(one)] == pytest.approx(result_of(one)["mAP"], abs=1e-6)
+    assert RunEmbeddings(tmp_path / "uniform").architecture == uniform.architecture
+    assert "exists already" in stopped(main_soup.main, *soup("greedy", one, two))
+    shutil.rmtree(tmp_path / "greedy")
+    assert "two runs or more" in stopped(main_soup.main, *soup("greedy", one))
+    narrow = train(recipe, "narrow", "--neck.dimension", 6)
+    assert "has dimension 6" in stopped(main_soup.main, *soup("greedy", one, narrow))
 
 
 def test_a_soup_of_whitened_runs_is_whitened_anew(
-    small_phase: dict[str, Any], tmp_path: Path
+    small_phase: dict[str, Any], train: Train, tmp_path: Path
 ) -> None:
     values = {**small_phase, "train": {"epochs": 1, "whitening": 0.5}}
-    path, runs = write_yaml(tmp_path / "phase.yml", values), tmp_path / "runs"
-    plain: list[Mapping[str, torch.Tensor]] = []
-    for name in ("one", "two"):
-        told(
-            main_arcface, "--config", path, "--name", name, "--runs", runs,
-            "--dataset.seed", len(plain),
-        )  # fmt: skip
-        last = load_checkpoint(runs / name / "last")
-        plain.append(last.state)
-        width = last.architecture.dimension
+    path = write_yaml(tmp_path / "phase.yml", values)
+    runs = [train(path, name, "--dataset.seed", seed) for seed, name in enumerate("ab")]
+    last = [load_checkpoint(run / "last") for run in runs]
+    width = last[0].architecture.dimension
+    for run, found in zip(runs, last, strict=True):
         neck = Whitening(width, 4)  # whether one helped in so short a training or not
-        state = {**last.state, **neck.state_dict(prefix="neck.")}
-        save_checkpoint(
-            runs / name / "best", last.architecture.whitened(neck), state, {}, last.facts
-        )
-    both = runs / "one", runs / "two"
-    said = told(
-        main_soup.main, "--runs", *both, "--name", "soup", "--folder", runs, "--kind", "uniform"
-    )
-    soup = load_checkpoint(runs / "soup")
+        state = {**found.state, **neck.state_dict(prefix="neck.")}
+        save_checkpoint(run / "best", found.architecture.whitened(neck), state, {}, found.facts)
+    words = ("--name", "soup", "--folder", tmp_path, "--kind", "uniform")
+    said = told(main_soup.main, "--runs", *runs, *words)
+    soup = load_checkpoint(tmp_path / "soup")
     scores = dict(re.findall(r"^the average( of all|, whitened): mAP ([\d.]+)", said, re.M))
     better = float(scores[", whitened"]) > float(scores[" of all"])
     assert soup.architecture.neck == ("whitening" if better else "none")
     assert soup.architecture.dimension == width
     assert soup.facts["mAP"] == pytest.approx(max(map(float, scores.values())), abs=1e-4)
-    for name, value in plain[0].items():
+    for name, value in last[0].state.items():
         if value.is_floating_point():
-            torch.testing.assert_close(soup.state[name], (value + plain[1][name]) / 2)
+            torch.testing.assert_close(soup.state[name], (value + last[1].state[name]) / 2)
 
 
 @pytest.mark.slow
-def test_a_student_learns_what_a_run_sees(recipe: Path, tmp_path: Path) -> None:
+def test_a_student_learns_what_a_run_sees(recipe: Path, train: Train) -> None:
     """The distillation config's loss falls: a narrower student comes to see alike what is alike."""
-    runs = tmp_path / "runs"
-    told(main_arcface, "--config", recipe, "--name", "teacher", "--runs", runs)
     values = yaml.safe_load(recipe.read_text())
     distil = yaml.safe_load((PROJECT / "config/universal/lite0_distil.yml").read_text())
-    values["distillation"] = distil["distillation"] | {"run": str(runs / "teacher")}
+    values["distillation"] = distil["distillation"] | {"run": str(train(recipe, "teacher"))}
     values["backbone"] |= {"trainable_blocks": -1}
     values["neck"] = {"kind": "norm-linear", "dimension": 6}
     values["margin"] = {"weight": 0.0}
     values["optim"] = {"head_lr": 0.01, "backbone_lr_ratio": 0.1, "warmup_steps": 0}
     values["train"] = {"epochs": 8, "log_steps": 1, "validate_every": 8}
-    path = write_yaml(tmp_path / "student.yml", values)
-    told(main_arcface, "--config", path, "--name", "student", "--runs", runs)
-    losses = [line["loss"] for line in logged(runs / "student", "step")]
+    student = train(write_yaml(recipe.with_name("student.yml"), values), "student")
+    losses = [line["loss"] for line in logged(student, "step")]
     assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
