@@ -28,6 +28,8 @@ NOISE = 2.2
 LIMIT_GB = 4.0
 DEPTH = 1000
 
+LIBRARIES = ("pytorch-metric-learning", "oml")
+
 Scores = dict[str, float]
 
 
@@ -39,17 +41,6 @@ def embeddings(photos: int) -> tuple[np.ndarray, np.ndarray]:
     labels = torch.arange(photos) % classes
     own = torch.randn(photos, DIMENSION, generator=generator) / DIMENSION**0.5
     return torch.nn.functional.normalize(centers[labels] + NOISE * own).numpy(), labels.numpy()
-
-
-def run(way: str, job: Path, options: Namespace, repeats: int = 1) -> dict[str, Any]:
-    """Seconds, peak memory and scores of one way, in a process of its own."""
-    python = interpreter(way) if way in PACKAGES else Path(sys.executable)
-    told = {"way": way, "job": job, "threads": options.threads, "repeats": repeats}
-    words = [f"--{name}={value}" for name, value in told.items()]
-    said = call([str(python), "-m", "benchmarks.evaluate", *words], {})
-    answer: dict[str, Any] = json.loads(said.splitlines()[-1])
-    print(f"{way}: {answer['seconds']:.1f} s, {answer['peak'] / 1e9:.2f} GB", flush=True)
-    return answer
 
 
 def ours(embeddings: torch.Tensor, labels: np.ndarray) -> Scores:
@@ -149,6 +140,17 @@ def score_job(way: str, job: Path, threads: int, repeats: int) -> dict[str, Any]
     return {"seconds": float(np.median(seconds)), "peak": peak_resident(), "scores": scores}
 
 
+def run(way: str, job: Path, options: Namespace, repeats: int = 1) -> dict[str, Any]:
+    """Seconds, peak memory and scores of one way, in a process of its own."""
+    python = interpreter(way) if way in PACKAGES else Path(sys.executable)
+    told = {"way": way, "job": job, "threads": options.threads, "repeats": repeats}
+    words = [f"--{name}={value}" for name, value in told.items()]
+    said = call([str(python), "-m", "benchmarks.evaluate", *words], {})
+    answer: dict[str, Any] = json.loads(said.splitlines()[-1])
+    print(f"{way}: {answer['seconds']:.1f} s, {answer['peak'] / 1e9:.2f} GB", flush=True)
+    return answer
+
+
 def agreement(ours: dict[str, float], theirs: dict[str, float]) -> str:
     """The metrics both have, and how far they are apart at the most."""
     shared = [name for name in theirs if name in ours]
@@ -156,21 +158,24 @@ def agreement(ours: dict[str, float], theirs: dict[str, float]) -> str:
     return f"{', '.join(shared)} differ by {apart:.1e} at the most"
 
 
-def rows_of(photos: int, peers: dict[str, str], options: Namespace) -> tuple[list[Row], list[str]]:
-    """Time and memory against each peer, agreement, and the roofline."""
+def compared(peers: dict[str, str], options: Namespace) -> tuple[list[Row], list[str]]:
+    """Time and memory against each way of a peer, agreement, and the roofline."""
+    photos, repeats = 3000 if options.quick else PHOTOS, min(options.repeats, 3)
     case = f"{photos:,} x {photos:,} x {DIMENSION}, leave-one-out"
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.npz"
         vectors, labels = embeddings(photos)
         np.savez(job, embeddings=vectors, labels=labels)
         del vectors
-        mine = run("ours", job, options, min(options.repeats, 3))
-        least = run("floor", job, options)
-        theirs = {way: run(way, job, options) for way in peers}
-    rows, notes = [], []
+        mine, least = run("ours", job, options, repeats), run("floor", job, options)
+        theirs = {peer: run(way, job, options) for way, peer in peers.items()}
+    rows: list[Row] = []
+    notes = [
+        f"{processor()}; {options.threads} threads, torch {torch.__version__}; each in a process "
+        f"of its own on the same file; ours the median of {repeats}, theirs once"
+    ]
     memory = f"{case}: peak memory, all", mine["peak"] / 1e9
-    for way, peer in peers.items():
-        answer = theirs[way]
+    for peer, answer in theirs.items():
         rows += [
             lower_is_better(f"{case}: time", mine["seconds"], peer, answer["seconds"], "s"),
             lower_is_better(*memory, peer, answer["peak"] / 1e9, "GB"),
@@ -187,21 +192,6 @@ def rows_of(photos: int, peers: dict[str, str], options: Namespace) -> tuple[lis
     return rows, notes
 
 
-LIBRARIES = ("pytorch-metric-learning", "oml")
-
-
-def peers_of() -> dict[str, dict[str, str]]:
-    """The libraries, and the ways each is run."""
-    name = f"pytorch-metric-learning {version('pytorch-metric-learning')}"
-    return {
-        "pytorch-metric-learning": {
-            "pml": f"{name}, k = 1000",
-            "pml_short": f"{name}, k = max_bin_count: no mAP@1000, R@10, R@100",
-        },
-        "oml": {"oml": PACKAGES["oml"][0].replace("==", " ")},
-    }
-
-
 def main() -> None:
     """Measure, print, record; a section for each library, each beside a run of ours."""
     parser = arguments("Time and memory of retrieval metrics against other libraries.")
@@ -213,15 +203,14 @@ def main() -> None:
     if options.way:
         print(json.dumps(score_job(options.way, options.job, options.threads, options.repeats)))
         return
-    peers = peers_of()
-    head = (
-        f"{processor()}; {options.threads} threads, torch {torch.__version__}; each in a process "
-        f"of its own on the same file; ours the median of {min(options.repeats, 3)}, theirs once"
-    )
+    name = f"pytorch-metric-learning {version('pytorch-metric-learning')}"
+    short = f"{name}, k = max_bin_count: no mAP@1000, R@10, R@100"
+    peers = {
+        "pytorch-metric-learning": {"pml": f"{name}, k = 1000", "pml_short": short},
+        "oml": {"oml": PACKAGES["oml"][0].replace("==", " ")},
+    }
     for library in options.against:
-        photos = 3000 if options.quick else PHOTOS
-        rows, notes = rows_of(photos, peers[library], options)
-        report(f"evaluate-{library}", rows, [head, *notes], options)
+        report(f"evaluate-{library}", *compared(peers[library], options), options)
 
 
 if __name__ == "__main__":

@@ -100,21 +100,19 @@ def ridge(train: Data, judged: Data, features: str, direction: str, alpha: float
     shares = csr_array(
         (np.repeat(1 / counts, counts), places), (len(owned), len(train.relevance.texts))
     )
-    images, texts, weights = train.images, train.texts[features], None
     if direction == TO_TEXTS:
-        inputs, targets = images, shares @ texts
+        inputs, targets, weights = train.images, shares @ train.texts[features], None
         asked, answers = judged.images, judged.texts[features]
     else:
-        weights = shares.sum(axis=0)
-        inputs, targets = texts, shares.T @ images / weights[:, None]
+        inputs, weights = train.texts[features], shares.sum(axis=0)
+        targets = shares.T @ train.images / weights[:, None]
         asked, answers = judged.texts[features], judged.images
-    fitted, centre = (
-        Ridge(alpha=alpha).fit(inputs, targets, weights),
-        np.average(targets, 0, weights),
-    )
+    fitted = Ridge(alpha=alpha).fit(inputs, targets, weights)
+    centre = np.average(targets, 0, weights)
     sides = [fitted.predict(asked) - centre, answers - centre]
-    unit = [F.normalize(torch.from_numpy(side), dim=1).float() for side in sides]
-    return evaluate_retrieval(*(unit if direction == TO_TEXTS else unit[::-1]), judged.relevance)
+    sides = sides if direction == TO_TEXTS else sides[::-1]
+    images, texts = (F.normalize(torch.from_numpy(side), dim=1).float() for side in sides)
+    return evaluate_retrieval(images, texts, judged.relevance)
 
 
 def best_ridge(

@@ -11,26 +11,24 @@ what it is judged by.
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import torch
 
 from benchmarks.harness import Row, arguments, higher_is_better, processor, report
+from dataset.get_kfold_split import write_folds
 from dataset.prepare_real_photos import GROCERY_FILES, GROCERY_TABLE, find_folder, prepare
 from visual_search.common.errors import run_command
 from visual_search.evaluation.compare import mean_interval
 
 CONFIG = "config/universal/lite0.yml"
 DIMENSION = 64
-
-Scores = tuple[dict[str, np.ndarray], np.ndarray]
-"""Average precisions of a held-out set's queries by the recipe's 64 numbers, by as many principal
-components and by the whole features, each `(n_queries,)`; and the queries' classes."""
 
 
 def main() -> None:
@@ -42,89 +40,81 @@ def main() -> None:
     rows: list[Row] = []
     notes = [f"{processor()}; EfficientNet-Lite0, frozen; {CONFIG}, last epoch"]
     with TemporaryDirectory() as folder:
-        cases = {"embedded catalogue, 206 other products, 3 seeds": demo(Path(folder), options)}
-        data = os.getenv("VPR_REAL_DATA")
-        if data and find_folder(Path(data), GROCERY_FILES):
-            cases["GroceryStoreDataset, classes held out, 3 folds"] = groceries(
-                Path(folder), Path(data), options
-            )
-        else:
-            print("VPR_REAL_DATA names no GroceryStoreDataset: left out", flush=True)
-        for case, sets in cases.items():
-            found = list(sets)
-            recipe, components, whole = (
-                float(np.mean([scores[part].mean() for scores, _ in found]))
-                for part in ("recipe", "components", "whole")
-            )
+        for case, settings in cases(Path(folder), options.quick).items():
+            sets = [
+                trained(Path(folder) / f"run{len(rows)}_{number}", words, options.cache)
+                for number, words in enumerate(settings)
+            ]
+            means = pd.DataFrame([scores.mean() for scores, _ in sets])
+            recipe, components, whole = means.mean()
             for peer, value in (("64-d PCA", components), ("all 1,280 features", whole)):
                 rows.append(higher_is_better(f"{case}: mAP", recipe, peer, value, "0..1"))
-            gain = mean_interval(
-                np.concatenate([scores["recipe"] - scores["components"] for scores, _ in found]),
-                np.concatenate([[f"{n} {c}" for c in of] for n, (_, of) in enumerate(found)]),
-            )
-            each = ", ".join(
-                f"{scores['recipe'].mean():.4f} / {scores['components'].mean():.4f}"
-                for scores, _ in found
-            )
+            every = pd.concat([scores for scores, _ in sets])
+            classes = [f"{number} {name}" for number, (_, of) in enumerate(sets) for name in of]
+            gain = mean_interval((every.recipe - every.components).to_numpy(), np.array(classes))
+            each = [f"{one.recipe:.4f} / {one.components:.4f}" for one in means.itertuples()]
             notes.append(
-                f"{case}: recipe / PCA {each}; difference {gain.mean:+.4f}, 95 % {gain.low:+.4f} "
-                f"to {gain.high:+.4f} (bootstrap over classes)"
+                f"{case}: recipe / PCA {', '.join(each)}; difference {gain.mean:+.4f}, 95 % "
+                f"{gain.low:+.4f} to {gain.high:+.4f} (bootstrap over classes)"
             )
     report("universal", rows, notes, options)
 
 
-def demo(folder: Path, options: argparse.Namespace) -> Iterator[Scores]:
-    """The embedded catalogue: its queries are of products that training does not have."""
-    for seed in (0,) if options.quick else (0, 1, 2):
-        yield trained(folder, f"demo{seed}", [f"--dataset.seed={seed}"], options.cache)
-
-
-def groceries(folder: Path, data: Path, options: argparse.Namespace) -> Iterator[Scores]:
-    """Each third of the classes held out in turn, every photo against all others of its third."""
-    from dataset.get_kfold_split import write_folds
-
-    prepare(data, folder / "real")
+def cases(folder: Path, quick: bool) -> dict[str, list[list[str]]]:
+    """Settings of the trainings, by what is held out of them: three seeds, three folds."""
+    numbers = (0,) if quick else (0, 1, 2)
+    found = {
+        # Its queries are of products that training does not have.
+        "embedded catalogue, 206 other products, 3 seeds": [
+            [f"--dataset.seed={seed}"] for seed in numbers
+        ]
+    }
+    data = os.getenv("VPR_REAL_DATA")
+    if not (data and find_folder(Path(data), GROCERY_FILES)):
+        print("VPR_REAL_DATA names no GroceryStoreDataset: left out", flush=True)
+        return found
+    prepare(Path(data), folder / "real")
     write_folds(folder / "real" / GROCERY_TABLE, 3, whole_classes=True)
     table = folder / "real" / "folds.csv"
-    for fold in (0,) if options.quick else (0, 1, 2):
-        settings = [
+    # Each third of the classes held out in turn, every photo against all others of its third.
+    found["GroceryStoreDataset, classes held out, 3 folds"] = [
+        [
             "--dataset.product10k.use=false",
             f'--dataset.tables=[{{"file": "{table}", "fold": {fold}}}]',
             f"--dataset.dev_set.table={table}",
             f"--dataset.dev_set.fold={fold}",
             "--dataset.input_size=224",
         ]
-        yield trained(folder, f"grocery{fold}", settings, options.cache)
+        for fold in numbers
+    ]
+    return found
 
 
-def trained(folder: Path, name: str, settings: list[str], cache: Path) -> Scores:
-    """Train the recipe with these settings, and rank what it holds out with all three."""
-    import jsonargparse
+def trained(run: Path, settings: list[str], cache: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Train the recipe with these settings, and rank what it holds out.
 
-    from visual_search.common.run_folder import RunFolder
-    from visual_search.config_reader import parse_phase
-    from visual_search.evaluation.compression import RunEmbeddings, Sides
+    Returns the average precisions of the queries, by the recipe's 64 numbers, by as many principal
+    components and by the whole features, a column each; and the queries' classes.
+    """
+    from visual_search.evaluation.compression import RunEmbeddings
     from visual_search.evaluation.dev_set import evaluate_embeddings
-    from visual_search.phase import build_image_phase
-    from visual_search.train import train_phase
 
-    common = ["--config", CONFIG, f"--train.feature_cache={cache}", "--train.validate_every=1000"]
-    _, config, text = parse_phase(jsonargparse.ArgumentParser(), [*common, *settings])
-    run = RunFolder(folder, name)
-    train_phase(config, build_image_phase, run, text)
-    embedded = RunEmbeddings(run.path)
-
-    def scores(sides: Sides) -> np.ndarray:
-        found = evaluate_embeddings(embedded.dev_set, sides.gallery, sides.queries)
-        return found.average_precisions
-
+    place = ["--runs", str(run.parent), "--name", run.name, f"--train.feature_cache={cache}"]
+    words = ["--config", CONFIG, *place, "--train.validate_every=1000", *settings]
+    subprocess.run([sys.executable, "-m", "visual_search.main_arcface", *words], check=True)
+    embedded = RunEmbeddings(run)
     features = embedded.sides(of_backbone=True)
-    found = {
-        "recipe": scores(embedded.sides()),
-        "components": scores(features.reduced(DIMENSION)),
-        "whole": scores(features),
+    ways = {
+        "recipe": embedded.sides(),
+        "components": features.reduced(DIMENSION),
+        "whole": features,
     }
-    return found, embedded.dev_set.query_products
+    dev_set = embedded.dev_set
+    found = {
+        name: evaluate_embeddings(dev_set, sides.gallery, sides.queries).average_precisions
+        for name, sides in ways.items()
+    }
+    return pd.DataFrame(found), dev_set.query_products
 
 
 if __name__ == "__main__":

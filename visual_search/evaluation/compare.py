@@ -264,7 +264,7 @@ def compare_runs(
     for task in announced(tasks):
         models = [task.embed(run, input_size, cache) for run in (a, b)]
         sides = [task.score(model, own) for model, own in zip(models, steps, strict=True)]
-        comparison = compare(*sides, metric)
+        comparison = compare(sides[0], sides[1], metric)
         comparisons.append(comparison)
         changed = most_changed(comparison, QUERIES_SHOWN)
         shown = []

@@ -123,7 +123,7 @@ def study(submissions: pd.DataFrame) -> Study:
         )
     found: dict[str, dict[str, Any]] = {}
     for name, scores in local.items():
-        pair = scores.dropna(), board[scores.notna()]
+        pair = scores.dropna().to_numpy(), board[scores.notna().to_numpy()]
         both = {"spearman": spearman(*pair), "pearson": pearson(*pair)}
         found[str(name)] = {"submissions": len(pair[0]), **both}
     best_first = sorted(

@@ -173,7 +173,7 @@ def choose(score: Score, products: np.ndarray, label: str = "re-ranking") -> Ste
             for place, options in enumerate(SLOTS):
                 front = [step for step in chosen if _PLACES[type(step)] < place]
                 behind = [step for step in chosen if _PLACES[type(step)] > place]
-                tried = [(*front, *filter(None, [option]), *behind) for option in options]
+                tried = [(*front, *([option] if option else ()), *behind) for option in options]
                 best = max(tried, key=mean)
                 more, error = gain(score(best), score(chosen), products)
                 if more > MIN_DEVIATIONS * error:
