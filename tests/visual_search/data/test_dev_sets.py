@@ -6,25 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.commands import refused
 from tests.conftest import draw_product, write_csv
-from tests.visual_search.evaluation.test_report import Page
 from visual_search.data.datasets import read_training_table
 from visual_search.data.dev_sets import DevSet, read_dev_table
 from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import evaluate_on_dev_set
 from visual_search.evaluation.metrics import average_precision
-from visual_search.evaluation.report import write_report
 from visual_search.ranking.rank import without_own
 
 CPU = torch.device("cpu")
-
-
-def centred_pixels(pixels: Tensor) -> Tensor:
-    flat = pixels.float().flatten(1)
-    return torch.nn.functional.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
 
 
 @pytest.fixture
@@ -71,32 +63,65 @@ def naive_scores(
     return answers
 
 
-def test_held_out_rows_are_ranked_against_all_others(folder: Path) -> None:
-    file = table(
-        folder,
-        "bbox,is_test",
-        """
-        a0 x - 0
-        b0 y - 1
-        b1 y 2,3,20,30 1
-        c0 z - 1
-        b2 y - 1
-        d0 w - 1
-        d1 w - 1
-        """,
-    )
-    dev_set = read_dev_table(file)
-    assert names(dev_set.gallery) == "b0 b1 c0 b2 d0 d1"
+FOLDS = "a0 x -1\na1 x -1\nb0 y -2\nb1 y -2\nc0 z 0\nc1 z 0\nd0 w 1\nd1 w 1"
+PROTOCOL = """
+a0 x train 0
+a1 x train 0
+b0 y query -2
+b1 y gallery -2
+c0 z gallery -2
+d0 w query -2
+e0 v train 1
+e1 v train 1
+f0 u test -2
+f1 u test -2
+"""
+# Columns beside path and label, rows, the fold, and what trains, is ranked, and asks.
+KINDS = {
     # c0 is alone in its class: it is in the way of the others, but has nothing to find.
-    assert names(dev_set.queries) == "b0 b1 b2 d0 d1"
-    assert dev_set.own is not None
-    assert dev_set.own.tolist() == [0, 1, 3, 4, 5]
-    assert dev_set.gallery_products.tolist() == list("yyzyww")
-    assert dev_set.query_products.tolist() == list("yyyww")
-    assert dev_set.gallery[1].box == dev_set.queries[1].box == (2, 3, 20, 30)
-    assert dev_set.gallery[0].box is None
-    # What trains is the rest, and no class of it is judged.
-    assert read_training_table(file).class_names == ("x",)
+    "is_test": (
+        "is_test",
+        "a0 x 0\nb0 y 1\nb1 y 1\nc0 z 1\nb2 y 1\nd0 w 1\nd1 w 1",
+        *(-1, "a0", "b0 b1 c0 b2 d0 d1", "b0 b1 b2 d0 d1"),
+    ),
+    "what always tests": ("fold", FOLDS, -1, "a0 a1 c0 c1 d0 d1", "b0 b1", "b0 b1"),
+    "a fold": ("fold", FOLDS, 1, "a0 a1 c0 c1", "b0 b1 d0 d1", "b0 b1 d0 d1"),
+    # Queries and gallery of a protocol are not pooled; d0 has nothing to find.
+    "protocol": ("evaluation_status,fold", PROTOCOL, -1, "a0 a1 e0 e1", "b1 c0", "b0"),
+    # A fold is leave-one-out, and the protocol's photos are no part of it.
+    "a fold beside a protocol": (
+        *("evaluation_status,fold", PROTOCOL, 1, "a0 a1", "e0 e1 f0 f1", "e0 e1 f0 f1"),
+    ),
+    "queries alone": (
+        "evaluation_status",
+        "a0 x train\nb0 y train\nb1 y query\nc0 z query\na1 x query",
+        *(-1, "a0 b0", "a0 b0", "b1 a1"),
+    ),
+    "one photo with two boxes": (
+        *("is_test,bbox", "b0 y 0 -\na0 x 1 0,0,20,20\na0 x 1 20,20,20,20", -1),
+        *("b0", "a0 a0", "a0 a0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_trains_what_is_ranked_and_what_asks(folder: Path, kind: str) -> None:
+    columns, text, fold, trained, gallery, queries = KINDS[kind]
+    file = table(folder, columns, text)
+    dev_set = read_dev_table(file, fold=fold)
+    assert (names(dev_set.gallery), names(dev_set.queries)) == (gallery, queries)
+    assert " ".join(path.stem for path in read_training_table(file, fold=fold).paths) == trained
+    label = dict(line.split()[:2] for line in text.split("\n") if line)
+    assert dev_set.gallery_products.tolist() == [label[name] for name in gallery.split()]
+    assert dev_set.query_products.tolist() == [label[name] for name in queries.split()]
+    if queries.split()[0] in gallery.split():
+        assert dev_set.own is not None
+        assert [dev_set.gallery[row] for row in dev_set.own] == dev_set.queries
+        for query, own in enumerate(dev_set.own.tolist()):
+            right = np.flatnonzero(dev_set.gallery_products == dev_set.query_products[query])
+            assert dev_set.right_rows(query).tolist() == [row for row in right if row != own]
+    else:
+        assert dev_set.own is None
 
 
 def test_more_photos_than_columns_and_a_query_that_is_not_among_them() -> None:
@@ -151,64 +176,6 @@ def test_any_classes_and_any_ties_score_as_the_loop_says(
     assert answer.average_precisions.tolist() == list(expected.values())
 
 
-FOLDS = """
-a0 x -1
-a1 x -1
-b0 y -2
-b1 y -2
-c0 z 0
-c1 z 0
-d0 w 1
-d1 w 1
-"""
-
-
-def test_a_fold_is_held_out_with_what_always_tests(folder: Path) -> None:
-    file = table(folder, "fold", FOLDS)
-    assert names(read_dev_table(file).gallery) == "b0 b1"
-    assert names(read_dev_table(file, fold=1).gallery) == "b0 b1 d0 d1"
-    trained = read_training_table(file, fold=1)
-    assert {path.stem for path in trained.paths} == {"a0", "a1", "c0", "c1"}
-    refused("has no fold 7 to hold out; its folds: 0, 1", read_dev_table, file, fold=7)
-
-
-PROTOCOL = """
-a0 x train 0
-a1 x train 0
-b0 y query -2
-b1 y gallery -2
-c0 z gallery -2
-d0 w query -2
-e0 v train 1
-e1 v train 1
-f0 u test -2
-f1 u test -2
-"""
-
-
-def test_queries_and_gallery_of_a_protocol_are_not_pooled(folder: Path) -> None:
-    file = table(folder, "evaluation_status,fold", PROTOCOL)
-    dev_set = read_dev_table(file)
-    assert dev_set.own is None
-    # d0 has nothing to find.
-    assert names(dev_set.queries) == "b0"
-    assert names(dev_set.gallery) == "b1 c0"
-    assert dev_set.query_products.tolist() == ["y"]
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU)
-    assert answer.average_precisions.shape == (1,)
-    assert {path.stem for path in read_training_table(file).paths} == {"a0", "a1", "e0", "e1"}
-    # A fold is leave-one-out, and the protocol's photos are no part of it.
-    assert names(read_dev_table(file, fold=1).gallery) == "e0 e1 f0 f1"
-
-
-def test_queries_without_a_gallery_are_ranked_against_all_other_rows(folder: Path) -> None:
-    rows = "a0 x train 0\nb0 y train 0\nb1 y query 1\nc0 z query 1\na1 x query 1"
-    dev_set = read_dev_table(table(folder, "evaluation_status,is_test", rows))
-    assert names(dev_set.gallery) == "a0 b0"
-    assert names(dev_set.queries) == "b1 a1"
-    assert dev_set.own is None
-
-
 @pytest.mark.parametrize(
     ("columns", "text", "words"),
     [
@@ -223,11 +190,6 @@ def test_bad_tables_are_named(folder: Path, columns: str, text: str, words: str)
     refused(words, read_dev_table, table(folder, columns, text))
 
 
-def test_one_photo_with_two_boxes_is_two_queries(folder: Path) -> None:
-    boxes = "a0 x 1 0,0,20,20\na0 x 1 20,20,20,20"
-    assert len(read_dev_table(table(folder, "is_test,bbox", boxes)).queries) == 2
-
-
 def test_paths_are_relative_to_the_root(folder: Path, tmp_path: Path) -> None:
     file = write_csv(
         tmp_path / "elsewhere" / "t.csv",
@@ -238,17 +200,3 @@ def test_paths_are_relative_to_the_root(folder: Path, tmp_path: Path) -> None:
         folder / "a0.png",
         folder / "a1.png",
     ]
-
-
-def test_the_report_shows_another_photo_as_the_right_one(folder: Path) -> None:
-    dev_set = read_dev_table(table(folder, "is_test", "a0 x 1\na1 x 1\nb0 y 1\nb1 y 1"))
-    answer = evaluate_on_dev_set(centred_pixels, dev_set, 16, device=CPU)
-    write_report(folder / "report.html", "t", {}, dev_set, answer)
-    rows = Page((folder / "report.html").read_text()).rows
-    partners = {"a0": "a1", "a1": "a0", "b0": "b1", "b1": "b0"}
-    assert {row[0][1][:2] for row in rows} == partners.keys()
-    for (_, query), *results, (classes, expected) in rows:
-        assert len(results) == 3
-        assert not any(title.startswith(query[:2]) for _, title in results)
-        assert "expected" in classes
-        assert f" {partners[query[:2]]}.png" in expected
