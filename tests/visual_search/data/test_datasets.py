@@ -78,6 +78,8 @@ def test_draws_depend_on_seed_epoch_and_index_alone(product10k_folder: Path) -> 
     torch.manual_seed(123)
     images[0]  # leaves the draws of others alone
     assert torch.equal(torch.rand(3), expected)
+    assert images[3][1:] == images[3 + 24][1:] == (0, 3, 0)
+    assert not torch.equal(images[3][0], images[3 + 24][0])  # one that comes again
     images.set_epoch(2)
     assert not torch.equal(images[0][0], alone[0])
     other_seed = training_images(product10k_folder, seed=2)
@@ -96,12 +98,6 @@ def test_a_new_epoch_reaches_running_workers(product10k_folder: Path) -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_nothing_readable_at_all(tmp_path: Path) -> None:
-    labelled = LabelledImages((tmp_path / "a.png", tmp_path / "b.png"), np.array([0, 1]))
-    with pytest.raises(UserError, match="none of the training images"):
-        TrainingImages(labelled, build_augmentation("none", 8), 8, 0)[0]
-
-
 def test_the_stand_in_is_of_the_same_class_where_there_is_one(product10k_folder: Path) -> None:
     labels = np.array([0, 1, 0, 1, 2])
     paths = [product10k_folder / "train" / f"{c}_{i}.png" for i, c in enumerate([0, 1, 0, 1])]
@@ -118,13 +114,9 @@ def test_the_stand_in_is_of_the_same_class_where_there_is_one(product10k_folder:
     assert images[4][1:] == (1, 4, 2)
     assert images.unreadable(4, 2) == [paths[4], paths[0]]
     assert torch.equal(images[0][0], images[2][0])
-
-
-def test_a_photo_that_comes_again_is_drawn_anew(product10k_folder: Path) -> None:
-    images = training_images(product10k_folder)
-    first, again = images[3], images[3 + 24]
-    assert first[1:] == again[1:] == (0, 3, 0)
-    assert not torch.equal(first[0], again[0])
+    for path in paths:
+        path.write_bytes(b"no image")
+    refused("none of the training images", images.__getitem__, 0)
 
 
 def test_boxes_are_cut_out(tmp_path: Path) -> None:
@@ -218,7 +210,6 @@ def test_folds(folder: Path) -> None:
     assert trained(-1) == "acdefgh"
     assert trained(0) == "adegh"
     assert trained(2) == "acdfg"
-    refused(r"no fold 3 to hold out; its folds: 0, 1, 2", trained, 3)
     rows = [[*row, int(row[0] == "d.png")] for row in rows]
     file = table(folder, "file_name,label,fold,is_test", rows)
     assert trained(0) == "aegh"
@@ -231,30 +222,23 @@ def test_folds(folder: Path) -> None:
         ("file_name,label,bbox", [["a.png", 1, ""], ["b.png", 1, "1,2,3"]], "line 3: bbox"),
         ("file_name,label,bbox", [["a.png", 1, "1,2,0,4"]], "line 2: bbox.*above 0"),
         ("file_name,label,is_test", [["a.png", 1, 1]], "no row to train on: all of its 1 rows"),
+        ("file_name,label,fold", [["a.png", 1, 2], ["b.png", 1, 4]], "no fold 1 .* folds: 2, 4"),
+        ("file_name,label", [["a.png", 1]], "no column 'fold', so fold 1 cannot be held out"),
     ],
 )
 def test_faults_are_named(
     folder: Path, columns: str, rows: list[list[object]], message: str
 ) -> None:
-    assert "table.csv" in refused(message, read_training_table, table(folder, columns, rows))
-
-
-def test_a_fold_of_a_table_without_folds(folder: Path) -> None:
-    refused(
-        "no column 'fold'",
-        read_training_table,
-        table(folder, "file_name,label", [["a.png", 1]]),
-        fold=0,
-    )
+    fold = 1 if "fold" in message else -1
+    file = table(folder, columns, rows)
+    assert "table.csv" in refused(message, read_training_table, file, fold=fold)
 
 
 def test_a_table_most_of_whose_photos_are_missing(folder: Path) -> None:
     rows: list[list[object]] = [[f"{letter}.png", 1] for letter in "abcuvwx"]
-    refused(
-        r"4 of 7 images .* are not in .*, for example .*u\.png",
-        read_training_table,
-        table(folder, "file_name,label", rows),
-    )
+    file = table(folder, "file_name,label", rows)
+    words = r"4 of 7 images .* are not in .*, for example .*u\.png"
+    refused(words, read_training_table, file)
     assert len(read_training_table(table(folder, "file_name,label", rows[:6])).paths) == 6
 
 
