@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from visual_search.data import images
+from visual_search.data.image_files import UnreadableImage, stored_size
 from visual_search.data.images import (
     Box,
     ImageItem,
     clip_box,
+    decoded_size,
     load_pixels,
     load_views,
     read_region,
@@ -72,6 +73,7 @@ def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     turned = saved(photo(), tmp_path / "turned.jpg", quality=95, exif=exif)
     plain = saved(photo(), tmp_path / "plain.jpg", quality=95)
     assert read_region(ImageItem(turned), 200).size == (400, 300)
+    assert stored_size(turned) == decoded_size(turned) == (400, 300)
     box = (10, 20, 300, 200)
     np.testing.assert_array_equal(
         load_pixels(ImageItem(turned, box), 64)[0], load_pixels(ImageItem(plain, box), 64)[0]
@@ -106,21 +108,19 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
         assert load_pixels(ImageItem(path), 8)[0].min() == 255, mode
 
 
-def truncated_jpeg(share: float) -> bytes:
-    buffer = io.BytesIO()
-    photo().save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()[: int(buffer.tell() * share)]
-
-
 def test_readable_part_of_a_cut_jpeg_is_used_and_told(tmp_path: Path) -> None:
+    whole = saved(photo(), tmp_path / "whole.jpg", quality=90)
     path = tmp_path / "cut.jpg"
-    path.write_bytes(truncated_jpeg(0.6))
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
     pixels, problem = load_pixels(ImageItem(path), 96)
-    whole, _ = load_pixels(ImageItem(saved(photo(), tmp_path / "whole.jpg", quality=90)), 96)
+    expected, _ = load_pixels(ImageItem(whole), 96)
     assert problem is not None
     assert "damaged" in problem.reason
-    assert np.abs(pixels[:, :30].astype(int) - whole[:, :30]).max() <= 2
-    assert np.abs(pixels[:, 80:].astype(int) - whole[:, 80:]).max() > 20
+    assert np.abs(pixels[:, :30].astype(int) - expected[:, :30]).max() <= 2
+    assert np.abs(pixels[:, 80:].astype(int) - expected[:, 80:]).max() > 20
+    assert stored_size(path) == (400, 300)
+    with pytest.raises(UnreadableImage, match="truncated"):
+        decoded_size(path)
 
 
 @pytest.mark.parametrize(
