@@ -65,21 +65,14 @@ def class_folders(folder: Path, cells: Cells) -> list[str]:
     return labels_of(folder / "dataset_info.csv")
 
 
-def public(name: str, write: Callable[[Path, Cells], None]) -> Callable[[Path, Cells], list[str]]:
-    def read(folder: Path, cells: Cells) -> list[str]:
-        (folder / "in").mkdir()
-        write(folder / "in", cells)
-        prepare(name, folder / "out", [folder / "in"])
-        return labels_of(folder / "out" / "dataset_info.csv")[: len(cells)]
-
-    return read
-
-
-def aliproducts(folder: Path, cells: Cells) -> None:
-    draw(*(folder / f"train/{cell}/{place}.png" for place, cell in enumerate(cells)))
+def public_json(folder: Path, cells: Cells) -> list[str]:
+    source = folder / "in"
+    draw(*(source / f"train/{cell}/{place}.png" for place, cell in enumerate(cells)))
     images = [{"class_id": cell, "image_id": f"{n}.png"} for n, cell in enumerate(cells)]
-    (folder / "train.json").write_text("\ufeff" + json.dumps({"images": images}))
-    (folder / "val.json").write_text('{"images": []}')
+    (source / "train.json").write_text("\ufeff" + json.dumps({"images": images}))
+    (source / "val.json").write_text('{"images": []}')
+    prepare("aliproducts", folder / "out", [source])
+    return labels_of(folder / "out" / "dataset_info.csv")[: len(cells)]
 
 
 def catalogue(folder: Path, cells: Cells) -> list[str]:
@@ -125,57 +118,57 @@ def amazon(folder: Path, cells: Cells) -> list[str]:
     return [one for one, _ in known]
 
 
-def zero_shot_ids(folder: Path, cells: Cells) -> list[str]:
+def each(read: Callable[[Path, object], str]) -> Callable[[Path, Cells], list[str]]:
+    """A reader of one value, asked for each, in folders of their own with an image a.png."""
+
+    def read_all(folder: Path, cells: Cells) -> list[str]:
+        folders = [folder / str(place) for place in range(len(cells))]
+        draw(*(own / "a.png" for own in folders))
+        return [read(own, cell) for own, cell in zip(folders, cells, strict=True)]
+
+    return read_all
+
+
+def zero_shot_id(folder: Path, cell: object) -> str:
     """An image is found under its id, however that is spelt."""
-    for place, cell in enumerate(cells):
-        name = value_of(str(cell))
-        draw(folder / str(place) / "img" / f"{name}.png")
-        (folder / str(place) / "classes.json").write_text('["a", "b"]')
-        (folder / str(place) / "labels.json").write_text(json.dumps({str(cell): "1.0"}))
-        labels = read_zero_shot_set(folder / str(place)).labels
-        assert labels is not None
-        assert labels.tolist() == [1]
-    return [value_of(str(cell)) for cell in cells]
+    name = value_of(str(cell))
+    draw(folder / "img" / f"{name}.png")
+    (folder / "classes.json").write_text('["a", "b"]')
+    (folder / "labels.json").write_text(json.dumps({str(cell): "1.0"}))
+    labels = read_zero_shot_set(folder).labels
+    assert labels is not None
+    assert labels.tolist() == [1]
+    return name
 
 
-def zero_shot_classes(folder: Path, cells: Cells) -> list[str]:
+def zero_shot_class(folder: Path, cell: object) -> str:
     draw(folder / "img/0.png")
-    (folder / "classes.json").write_text("\ufeff" + json.dumps([str(cell) for cell in cells]))
-    return [names[0] for names in read_zero_shot_set(folder).classes]
+    (folder / "classes.json").write_text("\ufeff" + json.dumps([str(cell)]))
+    ((name,),) = read_zero_shot_set(folder).classes
+    return name
 
 
-def shop_lines(folder: Path, cells: Cells) -> list[str]:
+def shop_line(folder: Path, cell: object) -> str:
     gallery = pytest.importorskip("visual_search.serve.gallery")
-    draw(folder / "a.png")
-    found = []
-    for place, cell in enumerate(cells):
-        file = folder / f"{place}.jsonl"
-        line = json.dumps({"id": cell, "images": ["a.png"], "category": str(cell)})
-        file.write_text("\ufeff" + line)
-        (read,) = gallery.read_products(file)
-        assert read.id == read.category
-        found.append(read.id)
-    return found
+    line = json.dumps({"id": cell, "images": ["a.png"], "category": str(cell)})
+    (folder / "t.jsonl").write_text("\ufeff" + line)
+    (read,) = gallery.read_products(folder / "t.jsonl")
+    assert read.id == read.category
+    return str(read.id)
 
 
-def shop_gallery(folder: Path, cells: Cells) -> list[str]:
+def shop_gallery(folder: Path, cell: object) -> str:
     gallery = pytest.importorskip("visual_search.serve.gallery")
-    found = []
-    for place, cell in enumerate(cells):
-        draw(folder / "a.png")
-        file = folder / f"{place}.csv"
-        columns = ["seller_img_id", "img_path", "product_id"]
-        write_csv(file, columns, [[1, "a.png", cell], [2, "a.png", value_of(str(cell))]])
-        file.write_text("\n" + file.read_text())
-        (read,) = gallery.read_products(file)
-        found.append(read.id)
-    return found
+    rows = [[1, "a.png", cell], [2, "a.png", value_of(str(cell))]]
+    file = write_csv(folder / "t.csv", ["seller_img_id", "img_path", "product_id"], rows)
+    (read,) = gallery.read_products(file)
+    return str(read.id)
 
 
-def request(_: Path, cells: Cells) -> list[str]:
+def request(_: Path, cell: object) -> str:
     records = pytest.importorskip("visual_search.serve.records")
     try:
-        return [TypeAdapter(records.ProductId).validate_python(cell) for cell in cells]
+        return str(TypeAdapter(records.ProductId).validate_python(cell))
     except ValidationError as error:
         raise UserError(records.what_is_wrong(error)) from error
 
@@ -185,16 +178,16 @@ SIBLINGS: dict[str, Callable[[Path, Cells], list[str]]] = {
     "training table": table,
     "gallery.csv, queries.csv": challenge,
     "class folders": class_folders,
-    "JSON of a public data set": public("aliproducts", aliproducts),
+    "JSON of a public data set": public_json,
     "products.csv": catalogue,
     "images.json": addresses,
     "metadata.json": queries,
     "reviews and products": amazon,
-    "labels.json": zero_shot_ids,
-    "classes.json": zero_shot_classes,
-    "products.jsonl": shop_lines,
-    "gallery.csv of a shop": shop_gallery,
-    "request": request,
+    "labels.json": each(zero_shot_id),
+    "classes.json": each(zero_shot_class),
+    "products.jsonl": each(shop_line),
+    "gallery.csv of a shop": each(shop_gallery),
+    "request": each(request),
 }
 JSON = ("JSON of a public data set", "images.json", "metadata.json", "products.jsonl", "request")
 
