@@ -207,32 +207,61 @@ def test_who_may_ask_for_what(
     assert "p1" in service.store.product_ids()
 
 
-PARAMETERS: list[dict[str, Any]] = [
-    {},
+BESIDE_AN_IMAGE: list[dict[str, Any]] = [
     *({"box": box} for box in ("1,2,3", "a,b,c,d", "0,0,0,9", "1,2,3,4;--", "9" * 40, "1,2,3,4,5")),
     *({"k": k} for k in (0, -1, 101, "many", 1e9, "NaN")),
     *({"weight": weight} for weight in (-0.1, 1.1, "nan", "inf")),
-    *({"like": like} for like in (-1, 2**63, "x", 999_999, "1; DROP TABLE images")),
     *({"price_min": price} for price in (-1, "inf", "nan", "' OR 1=1")),
     *({"in_stock": value} for value in ("perhaps", "2")),
     *({"per": value} for value in ("pixel", "images")),
     *({"model": value} for value in (-1, 77, "current")),
     *({"attributes": value} for value in ("[1]", "{", "[" * 1500, '{"a": "\\u0000"}', "x" * 3000)),
     {"price_mx": 3},
-    {"text": "words for a model of images"},
-    {"text": "a\0b"},
-    {"text": "  "},
-    {"text": "x" * 501},
     {"category": "a\0b"},
+]
+ALONE: list[dict[str, Any]] = [
+    {},
+    *({"like": like} for like in (-1, 2**63, "x", 999_999, "1; DROP TABLE images")),
+    *({"text": text} for text in ("words for a model of images", "a\0b", "  ", "x" * 501)),
+]
+PRODUCTS: list[tuple[str, dict[str, str]]] = [
+    ("x", {"product": "{"}),
+    ("x", {"product": '{"price": 1e999}'}),
+    ("x", {"product": '{"title": "\\ud800"}'}),
+    ("x", {"product": '{"attributes": {"a": "\\u0000"}}'}),
+    ("x", {"product": '{"unknown": 1}'}),
+    ("x", {"product": "[]"}),
+    ("x", {"product": "{}"}),  # new, and without an image
+    ("x", {"product": "{}", "boxes": "[[1, 2, 3, 0]]"}),
+    ("x", {"product": "{}", "boxes": "[null, null]"}),
+    ("y" * 201, {"product": "{}"}),
+    ("%00", {"product": "{}"}),
+]
+REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        ("POST", "/search", {"data": form, "files": {"image": ("photo.png", png(1, 1))}})
+        for form in BESIDE_AN_IMAGE
+    ),
+    *(("POST", "/search", {"data": form}) for form in ALONE),
+    *(
+        ("PUT", f"/products/{product}", {"data": form, "headers": WRITER})
+        for product, form in PRODUCTS
+    ),
+    *(("GET", f"/images/{image}", {}) for image in ("../../etc/passwd", -1, "9" * 20)),
+    ("GET", "/images/1?size=99999", {}),
+    ("GET", "/products/%00", {}),
+    ("GET", "/none", {}),
+    ("PATCH", "/products/p1", {}),
+    ("POST", "/clicks", {}),
 ]
 
 
-@pytest.mark.parametrize("form", PARAMETERS, ids=lambda form: str(form)[:40])
-def test_hostile_parameters_get_a_sentence(client: TestClient, form: dict[str, Any]) -> None:
-    files = {"image": ("photo.png", png(1, 1))} if form and "like" not in form else None
-    if "text" in form:
-        files = None
-    refused(client.post("/search", data=form, files=files))
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda one: f"{one[0]} {one[1]} {one[2]}"[:60])
+def test_hostile_requests_get_a_sentence(
+    client: TestClient, request_: tuple[str, str, dict[str, Any]]
+) -> None:
+    method, path, sent = request_
+    refused(client.request(method, path, **sent))
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -241,50 +270,9 @@ def test_hostile_images_get_a_sentence(client: TestClient, name: str) -> None:
     files = {"image": (f"../../etc/{name}", data)}
     refused(client.post("/search", files=files))
     refused(client.post("/box", files=files))
-    done = client.put("/products/x", data={"product": "{}"}, files={"images": (name, data)},
-                      headers=WRITER)  # fmt: skip
-    refused(done)
+    files = {"images": (name, data)}
+    refused(client.put("/products/x", data={"product": "{}"}, files=files, headers=WRITER))
     assert client.get("/products/x").status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("product", "form"),
-    [
-        ("x", {"product": "{"}),
-        ("x", {"product": '{"price": 1e999}'}),
-        ("x", {"product": '{"title": "\\ud800"}'}),
-        ("x", {"product": '{"attributes": {"a": "\\u0000"}}'}),
-        ("x", {"product": '{"unknown": 1}'}),
-        ("x", {"product": "[]"}),
-        ("x", {"product": "{}"}),  # new, and without an image
-        ("x", {"product": "{}", "boxes": "[[1, 2, 3, 0]]"}),
-        ("x", {"product": "{}", "boxes": "[null, null]"}),
-        ("y" * 201, {"product": "{}"}),
-        ("%00", {"product": "{}"}),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_hostile_products_get_a_sentence(
-    client: TestClient, product: str, form: dict[str, str]
-) -> None:
-    refused(client.put(f"/products/{product}", data=form, headers=WRITER))
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/images/../../etc/passwd"),
-        ("GET", "/images/-1"),
-        ("GET", "/images/99999999999999999999"),
-        ("GET", "/images/1?size=99999"),
-        ("GET", "/products/%00"),
-        ("GET", "/none"),
-        ("PATCH", "/products/p1"),
-        ("POST", "/clicks"),
-    ],
-)
-def test_hostile_paths_get_a_sentence(client: TestClient, method: str, path: str) -> None:
-    refused(client.request(method, path))
 
 
 def refused(done: Any) -> None:
