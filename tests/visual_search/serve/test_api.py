@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from tests.commands import inside
+from tests.commands import stopped
 from tests.conftest import draw_product
 from tests.hostile import CONTENTS
 from tests.visual_search.serve.conftest import make_service
@@ -298,9 +298,8 @@ def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = inside(main_serve.main, "--database", "none", "--port", port)
-    assert done.returncode == 2
-    assert f"127.0.0.1:{port} cannot be served: Address already in use" in done.stderr
+        said = stopped(main_serve.main, "--database", "none", "--port", port)
+    assert f"127.0.0.1:{port} cannot be served: Address already in use" in said
 
 
 def test_a_path_stays_in_its_line_of_the_log(

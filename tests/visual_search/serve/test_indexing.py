@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.commands import inside
+from tests.commands import stopped, told
 from tests.conftest import draw_product, write_csv
 from visual_search import main_evaluate, main_index
 from visual_search.data.images import load_pixels
@@ -27,9 +27,7 @@ def own_shop(shop: Path, tmp_path: Path) -> Path:
 
 
 def index(address: str, run: Path, *arguments: object) -> str:
-    done = inside(main_index.main, "--database", address, "--run", run, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return told(main_index.main, "--database", address, "--run", run, *arguments)
 
 
 def lines_of(table: Path) -> list[dict[str, object]]:
@@ -43,8 +41,8 @@ def write_lines(table: Path, lines: Sequence[Mapping[str, object]]) -> None:
 def test_embeddings_are_the_models(
     address: str, tiny_export: Path, own_shop: Path, store: Store
 ) -> None:
-    told = index(address, tiny_export, "--gallery", own_shop)
-    assert "12 products: 12 new or changed, 0 removed; 24 images embedded" in told
+    said = index(address, tiny_export, "--gallery", own_shop)
+    assert "12 products: 12 new or changed, 0 removed; 24 images embedded" in said
     (model,) = store.models()
     images, owners, matrix = store.vectors(model)
     embed, architecture = load_exported(tiny_export, torch.device("cpu"))
@@ -62,9 +60,8 @@ def test_only_what_changed_is_embedded_again(
     address: str, tiny_export: Path, own_shop: Path, store: Store
 ) -> None:
     index(address, tiny_export, "--gallery", own_shop)
-    assert "0 new or changed, 0 removed; 0 images" in index(
-        address, tiny_export, "--gallery", own_shop
-    )
+    again = index(address, tiny_export, "--gallery", own_shop)
+    assert "0 new or changed, 0 removed; 0 images" in again
     lines = lines_of(own_shop)
     lines[0]["title"] = "another"  # facts alone
     draw_product(50, 0).save(own_shop.parent / "1_0.png")  # a file
@@ -72,10 +69,10 @@ def test_only_what_changed_is_embedded_again(
     (own_shop.parent / "2_1.png").write_bytes(b"no image")  # damaged
     lines[3]["images"] = ["3_0.png"]  # an image less
     write_lines(own_shop, lines[:-1])  # a product less
-    told = index(address, tiny_export, "--gallery", own_shop, "--sync")
-    assert "11 products: 4 new or changed, 1 removed; 1 images embedded" in told
-    assert "1 images left out" in told
-    assert "2_1.png: not an image" in told
+    said = index(address, tiny_export, "--gallery", own_shop, "--sync")
+    assert "11 products: 4 new or changed, 1 removed; 1 images embedded" in said
+    assert "1 images left out" in said
+    assert "2_1.png: not an image" in said
     assert store.product_ids() == {f"p{n}" for n in range(11)}
     assert len(store.images()) == 24 - 1 - 1 - 2
     assert store.products(["p0"])["p0"].title == "another"
@@ -85,19 +82,16 @@ def test_another_model_is_filled_beside_and_takes_over(
     address: str, tiny_export: Path, other_export: Path, shop: Path, store: Store
 ) -> None:
     index(address, tiny_export, "--gallery", shop)
-    refused = inside(
-        main_index.main, "--database", address, "--run", other_export, "--gallery", shop
-    )
-    assert refused.returncode == 2
-    assert f"--run {tiny_export}" in refused.stderr
-    told = index(address, other_export)
-    assert "24 images embedded" in told
-    assert "--switch changes over" in told
+    other = ("--database", address, "--run", other_export)
+    assert f"--run {tiny_export}" in stopped(main_index.main, *other, "--gallery", shop)
+    said = index(address, other_export)
+    assert "24 images embedded" in said
+    assert "--switch changes over" in said
     assert [model.current for model in store.models()] == [True, False]
     assert "answers from now on" in index(address, other_export, "--switch")
     assert [model.current for model in store.models()] == [False, True]
-    done = inside(main_index.main, "--database", address, "--drop-old")
-    assert f"dropped: {tiny_export.name}" in done.stdout
+    said = told(main_index.main, "--database", address, "--drop-old")
+    assert f"dropped: {tiny_export.name}" in said
 
 
 def test_judged_queries_calibrate_and_compare(
@@ -112,33 +106,26 @@ def test_judged_queries_calibrate_and_compare(
     write_lines(tmp_path / "products.jsonl", products)
     header = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h", "product_id"]
     judged = write_csv(tmp_path / "queries.csv", header, rows)
-    told = index(address, tiny_export, "--gallery", tmp_path / "products.jsonl", "--judged", judged)
-    assert "calibrated on 100 answers" in told
+    said = index(address, tiny_export, "--gallery", tmp_path / "products.jsonl", "--judged", judged)
+    assert "calibrated on 100 answers" in said
     assert store.models()[0].calibration
-    told = index(address, other_export, "--judged", judged)
-    assert "| judged queries | mAP@1000 |" in told
-    assert "undecided" in told or "is better" in told
+    said = index(address, other_export, "--judged", judged)
+    assert "| judged queries | mAP@1000 |" in said
+    assert "undecided" in said or "is better" in said
 
-    refused = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
-    assert "--log-images" in refused.stderr
+    export = ("--database", address, "--export-clicks", tmp_path / "task")
+    assert "--log-images" in stopped(main_index.main, *export)
     model = store.models()[0]
     for number in range(12):
         image = str(tmp_path / f"{number}_1.png")
         query = store.log_query(model.id, image=image, box=[0, 0, 64, 64])
         assert store.log_click(query, f"{number}")
-    liked = store.images()[20].id
-    query = store.log_query(model.id, liked=liked)
+    query = store.log_query(model.id, liked=store.images()[20].id)
     store.log_click(query, "3")
-    done = inside(main_index.main, "--database", address, "--export-clicks", tmp_path / "task")
-    assert "13 queries, 50 images" in done.stdout
-    task = tmp_path / "task" / "clicks.yml"
-    scored = inside(
-        main_evaluate.main,
-        *("tasks", "--run", tiny_export, "--tasks", task, "--cache", tmp_path / "cache"),
-        *("--output", tmp_path / "scores"),
-    )
-    assert scored.returncode == 0, scored.stderr
-    assert "Clicks" in scored.stdout
+    assert "13 queries, 50 images" in told(main_index.main, *export)
+    task = ("--tasks", tmp_path / "task" / "clicks.yml", "--cache", tmp_path / "cache")
+    where = ("--run", tiny_export, "--output", tmp_path / "scores")
+    assert "Clicks" in told(main_evaluate.main, "tasks", *where, *task)
 
 
 def test_what_was_missing_by_a_kill_is_made_up(
@@ -166,6 +153,4 @@ def test_what_was_missing_by_a_kill_is_made_up(
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: list[str], words: str) -> None:
-    done = inside(main_index.main, *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
+    assert words in stopped(main_index.main, *arguments)
