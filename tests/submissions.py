@@ -8,6 +8,14 @@ from my_submission.user_config import My_Ranker
 from tests.commands import ran
 from tests.conftest import PROJECT
 
+AICROWD_JSON: dict[str, object] = {
+    "challenge_id": "visual-product-recognition-challenge-2023",
+    "grader_id": "visual-product-recognition-challenge-2023",
+    "authors": ["somebody"],
+    "gpu": False,
+    "description": "a test",
+}
+
 # A ranker that needs numpy alone; `{body}` stands where it would rank.
 RANKER = """
 import csv
@@ -62,17 +70,7 @@ def make_submission(folder: Path, code: str | None = None) -> Path:
     (folder / "requirements.txt").write_text("numpy\n")
     (folder / "apt.txt").touch()
     shutil.copy(PROJECT / ".gitattributes", folder)
-    (folder / "aicrowd.json").write_text(
-        json.dumps(
-            {
-                "challenge_id": "visual-product-recognition-challenge-2023",
-                "grader_id": "visual-product-recognition-challenge-2023",
-                "authors": ["somebody"],
-                "gpu": False,
-                "description": "a test",
-            }
-        )
-    )
+    (folder / "aicrowd.json").write_text(json.dumps(AICROWD_JSON))
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit(folder)
     return folder

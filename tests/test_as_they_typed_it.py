@@ -25,15 +25,12 @@ from visual_search.config_reader import read_config
 
 PLACES = {
     "tools/train.py": "visual_search.main_arcface",
-    "visual_search.main_arcface": "visual_search.main_arcface",
     "data/prepare_dataset.py": "dataset.prepare_dataset",
     "data/generate_dataset_info.py": "dataset.generate_dataset_info",
     "data/filter_dataset_info.py": "dataset.filter_dataset_info",
     "data/get_kfold_split.py": "dataset.get_kfold_split",
-    "visual_search.main_clip": "visual_search.main_clip",
-    "visual_search.main_zero_shot": "visual_search.main_zero_shot",
 }
-"""By what a system's README calls, the module that is called here."""
+"""By what a system's README calls, the module that is called here, where the name is another."""
 TINY = "name: timm/test_efficientnet\nweights: none\n"
 SMALL = "--backbone.name timm/test_efficientnet --backbone.weights none --dataset.input_size 32"
 QUICK = "--dataset.batch_size 6 --dataset.num_workers 0 --train.epochs 1 --train.compile false"
@@ -44,7 +41,7 @@ def typed(line: str, *more: object) -> str:
     words = shlex.split(line)
     words = words[words.index("python") + 1 :]
     program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
-    return told(importlib.import_module(PLACES[program]).main, *rest, *more)
+    return told(importlib.import_module(PLACES.get(program, program)).main, *rest, *more)
 
 
 @pytest.fixture(autouse=True)

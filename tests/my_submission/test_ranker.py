@@ -37,14 +37,11 @@ def test_the_wrapper_gives_the_array_of_the_contract(
     assert ranks.shape == (10, 1000)
     assert np.issubdtype(ranks.dtype, np.integer)
     assert all(sorted(row[:10]) == list(range(10)) for row in ranks.tolist())
-
-
-def test_product_ids_are_not_needed_nor_used(weights: Path, dev_folder: Path) -> None:
-    with_ids = my_ranker(dev_folder).predict_product_ranks()
+    # Product ids are not needed nor used.
     for name in ("gallery.csv", "queries.csv"):
         lines = (dev_folder / name).read_text().splitlines()
         (dev_folder / name).write_text("\n".join(line.rpartition(",")[0] for line in lines))
-    np.testing.assert_array_equal(my_ranker(dev_folder).predict_product_ranks(), with_ids)
+    np.testing.assert_array_equal(my_ranker(dev_folder).predict_product_ranks(), ranks)
 
 
 BOX_HEADER = ["user_img_id", "img_path", "bbox_x", "bbox_y", "bbox_w", "bbox_h"]
@@ -144,12 +141,6 @@ def test_boxes_that_cannot_be_meant_use_the_whole_photo(
     assert all((ranks[n] == ranks[whole[0]]).all() for n in whole)
 
 
-def closed() -> io.StringIO:
-    stream = io.StringIO()
-    stream.close()
-    return stream
-
-
 def broken_pipe() -> TextIO:
     reading, writing = os.pipe()
     os.close(reading)
@@ -158,9 +149,9 @@ def broken_pipe() -> TextIO:
 
 STREAMS: dict[str, Callable[[], TextIO | None]] = {
     "closed before the start": lambda: None,
-    "closed": closed,
     "full": lambda: open("/dev/full", "w", buffering=1),  # noqa: SIM115
     "a broken pipe": broken_pipe,
+    "closed": io.StringIO,
     "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), "ascii"),
 }
 
@@ -175,6 +166,9 @@ def test_no_print_costs_the_answer(
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(dev_folder / "queries.csv" / "log.json"))
     monkeypatch.setattr(sys, "stdout", STREAMS[name]())
     monkeypatch.setattr(sys, "stderr", STREAMS[name]())
+    if name == "closed":
+        sys.stdout.close()
+        sys.stderr.close()
     before = sys.stdout
     ranks = my_ranker(dev_folder).predict_product_ranks()
     assert sys.stdout is before
@@ -194,18 +188,20 @@ def test_many_images_that_cannot_be_read_are_shouted(
         assert ("WARNING: 5 of 20 images could not be read" in printed) == (number == 5)
 
 
+@pytest.mark.parametrize(
+    ("gallery", "expected"),
+    [
+        ("seller_img_id,img_path\n", "no gallery image"),
+        ("seller_img_id,image\n0,a\n", r"gallery\.csv has no column 'img_path'"),
+        ("seller_img_id,img_path\n0,gallery/0_0.png\n", r"to_torchscript\.py"),
+    ],
+)
 def test_what_is_missing_goes_through_the_evaluators_channel(
-    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dev_folder: Path, monkeypatch: pytest.MonkeyPatch, gallery: str, expected: str
 ) -> None:
-    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "img_path"], [])
-    with pytest.raises(NameError, match="no gallery image"):
-        my_ranker(dev_folder)
-    write_csv(dev_folder / "gallery.csv", ["seller_img_id", "image"], [[0, "a"]])
-    with pytest.raises(NameError, match=r"gallery\.csv has no column 'img_path'"):
-        my_ranker(dev_folder)
-    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path / "empty"))
-    (dev_folder / "gallery.csv").write_text("seller_img_id,img_path\n0,gallery/0_0.png\n")
-    with pytest.raises(NameError, match=r"to_torchscript\.py"):
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(dev_folder / "no weights"))
+    (dev_folder / "gallery.csv").write_text(gallery)
+    with pytest.raises(NameError, match=expected):
         my_ranker(dev_folder)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ PHOTOS = 150
 class Slow:
     """Mean colours of the four quarters; takes its seconds a photo, less for smaller photos."""
 
-    def __init__(self, seconds: float, fixed: bool = False) -> None:
-        self.seconds, self.fixed = seconds, fixed
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        share = 1.0 if self.fixed else (pixels.shape[-1] / SIDE) ** 2
-        time.sleep(self.seconds * share * len(pixels))
+        time.sleep(self.seconds * (pixels.shape[-1] / SIDE) ** 2 * len(pixels))
         quarters = torch.nn.functional.adaptive_avg_pool2d(pixels.float() - 127, 2).flatten(1)
         return torch.nn.functional.normalize(quarters, dim=1)
 
@@ -48,35 +47,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(
-    folder: Path,
-    log: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model: Slow,
-    limit: float,
-    embedding: str = '{"workers": 2, "batch_size": 4}',
-    rerank: Sequence[dict[str, Any]] = (),
-) -> tuple[np.ndarray, float, dict[str, Any]]:
-    """The array, the seconds it took, and the log."""
-    architecture = Architecture("slow", "none", 12, SIDE, (0.5,) * 3, (0.5,) * 3)
-    monkeypatch.setattr(mcs_baseline_ranker, "load_exported", lambda *_: (model, architecture))
-    write_json(log.parent / "model.json", describe_model(architecture, {"rerank": rerank}))
-    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(log.parent))
+Run = Callable[..., tuple[np.ndarray, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The ranker with a model and a limit in seconds, which it keeps: the array, and the log."""
+    log = tmp_path / "log.json"
+    monkeypatch.setenv("VISUAL_SEARCH_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("VISUAL_SEARCH_RANKER_LOG", str(log))
-    monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", embedding)
+    monkeypatch.setenv("VISUAL_SEARCH_EMBEDDING", '{"workers": 2, "batch_size": 4}')
     names = str(folder), str(folder / "gallery.csv"), str(folder / "queries.csv")
-    started = time.perf_counter()
-    ranks = MCS_BaseLine_Ranker(*names, time_limit=limit).predict_product_ranks()
-    seconds = time.perf_counter() - started
-    assert ranks.shape == (PHOTOS, 1000)
-    assert all(sorted(row) == list(range(1000)) for row in ranks.tolist())
-    return ranks, seconds, json.loads(log.read_text())
+
+    def answer(model: Slow, limit: float, *rerank: dict[str, Any]) -> tuple[np.ndarray, Any]:
+        architecture = Architecture("slow", "none", 12, SIDE, (0.5,) * 3, (0.5,) * 3)
+        monkeypatch.setattr(mcs_baseline_ranker, "load_exported", lambda *_: (model, architecture))
+        described = describe_model(architecture, {"rerank": rerank})
+        write_json(tmp_path / "model.json", described)
+        started = time.perf_counter()
+        ranks = MCS_BaseLine_Ranker(*names, time_limit=limit).predict_product_ranks()
+        assert time.perf_counter() - started < limit
+        assert ranks.shape == (PHOTOS, 1000)
+        assert all(sorted(row) == list(range(1000)) for row in ranks.tolist())
+        return ranks, json.loads(log.read_text())
+
+    return answer
 
 
-def test_time_enough_changes_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranks, _, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0005), 600)
+def test_time_enough_changes_nothing(run: Run) -> None:
+    ranks, log = run(Slow(0.0005), 600)
     assert log["clock"]["photos_by_size"] == {"64": 2 * PHOTOS}
     assert log["clock"]["photos_without_embedding"] == 0
     assert log["problems"] == []
@@ -87,14 +86,10 @@ def test_time_enough_changes_nothing(
 
 
 def test_resolution_is_lowered_and_the_limit_kept(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # At 64 px 2 x 150 x 0.03 / 2 streams = 4.5 s, at 32 px 1.1 s.
-    _, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.03), 3.5)
-    assert seconds < 3.5
+    _, log = run(Slow(0.03), 3.5)
     assert len(log["clock"]["photos_by_size"]) > 1
     assert log["clock"]["photos_without_embedding"] == 0
     smaller = 2 * PHOTOS - log["clock"]["photos_by_size"].get("64", 0)
@@ -103,20 +98,15 @@ def test_resolution_is_lowered_and_the_limit_kept(
 
 
 def test_reranking_that_takes_too_long_is_given_up(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def takes_long(self: Any, queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
         time.sleep(5)
         return gallery, queries
 
-    plain, _, _ = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0), 600)
+    plain, _ = run(Slow(0.0), 600)
     monkeypatch.setattr(Power, "__call__", takes_long)
-    given: Any = {"rerank": [{"name": "power"}]}
-    ranks, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Slow(0.0), 3.0, **given)
-    assert seconds < 3.0
+    ranks, log = run(Slow(0.0), 3.0, {"name": "power"})
     assert log["clock"]["reranking_skipped"]
     assert "re-ranking: all" in capsys.readouterr().out
     np.testing.assert_array_equal(ranks, plain)
@@ -126,11 +116,7 @@ def test_reranking_that_takes_too_long_is_given_up(
     "hangs_after", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 30))]
 )
 def test_a_model_that_hangs_does_not_keep_the_answer(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    hangs_after: int,
+    run: Run, capsys: pytest.CaptureFixture[str], hangs_after: int
 ) -> None:
     class Hangs(Slow):
         def __call__(self, pixels: Tensor) -> Tensor:
@@ -140,8 +126,7 @@ def test_a_model_that_hangs_does_not_keep_the_answer(
             return super().__call__(pixels)
 
     seen: list[int] = []
-    ranks, seconds, log = run(folder, tmp_path / "log.json", monkeypatch, Hangs(0.001), 2.5)
-    assert seconds < 2.5
+    ranks, log = run(Hangs(0.001), 2.5)
     left_out = log["clock"]["photos_without_embedding"]
     assert left_out > PHOTOS
     assert sum(log["clock"]["photos_by_size"].values()) + left_out == 2 * PHOTOS

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.commands import ran
-from tests.submissions import commit, git, make_submission, ranker
+from tests.submissions import AICROWD_JSON, commit, git, make_submission, ranker
 from visual_search.model.checkpoint import describe_model
 from visual_search.model.embedder import Architecture
 from visual_search.submission.git_tree import SubmissionTree
@@ -138,10 +138,7 @@ def desk(tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     git(project, "remote", "add", "aicrowd", f"file://{bare}")
     git(project, "config", "push.autoSetupRemote", "true")
     git(project, "config", "aicrowd-cli.challenge-id", "1074")
-    git(
-        *(project, "config", "aicrowd-cli.challenge-slug"),
-        "visual-product-recognition-challenge-2023",
-    )
+    git(project, "config", "aicrowd-cli.challenge-slug", str(AICROWD_JSON["challenge_id"]))
     return Desk(project, bare, {**os.environ, "LC_ALL": "C.UTF-8"})
 
 
@@ -195,40 +192,48 @@ def test_the_client_commits_what_is_not_ignored(desk: Desk) -> None:
     assert git(desk.bare, "show", "submission-v2:forgotten.py") == "VALUE = 1\n"
 
 
+def without_grader(desk: Desk) -> None:
+    values = {key: value for key, value in AICROWD_JSON.items() if key != "grader_id"}
+    (desk.project / "aicrowd.json").write_text(json.dumps(values))
+
+
+def elsewhere(desk: Desk) -> None:
+    desk.environment["AICROWD_GITLAB_HOST"] = os.environ["AICROWD_GITLAB_HOST"] = "elsewhere.org"
+
+
+def in_git(*words: str) -> Callable[[Desk], object]:
+    return lambda desk: git(desk.project, *words)
+
+
 @pytest.mark.slow  # the preflight alone: tests/visual_search/submission/test_preflight.py
 @pytest.mark.parametrize(
-    ("fault", "client", "preflight"),
+    ("spoil", "client", "preflight"),
     [
-        ("json", "Expected key grader_id", "no grader_id"),
-        ("remote", "No git remote found", "no git remote named aicrowd"),
-        ("config", "Not in a valid challenge git directory", "no aicrowd-cli.challenge-slug"),
-        ("upstream", "has no upstream branch", "the branch main has no upstream"),
-        ("branch", "not currently on a branch", "no branch is checked out"),
-        ("host", "list index out of range", "fails on an address without elsewhere.localhost"),
-        ("unregistered", "You haven't registered", None),
+        (without_grader, "Expected key grader_id", "no grader_id"),
+        (in_git("remote", "remove", "aicrowd"), "No git remote found", "no git remote named"),
+        (
+            in_git("config", "--unset", "aicrowd-cli.challenge-slug"),
+            "Not in a valid challenge git directory",
+            "no aicrowd-cli.challenge-slug",
+        ),
+        (
+            in_git("config", "--unset", "push.autoSetupRemote"),
+            "has no upstream branch",
+            "the branch main has no upstream",
+        ),
+        (
+            in_git("checkout", "--quiet", "--detach"),
+            "not currently on a branch",
+            "no branch is checked out",
+        ),
+        (elsewhere, "list index out of range", "fails on an address without elsewhere.org"),
+        (lambda _: setattr(Handler, "registered", False), "You haven't registered", None),
     ],
 )
 def test_what_the_client_refuses_the_preflight_finds(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: str, client: str, preflight: str | None
+    desk: Desk, spoil: Callable[[Desk], object], client: str, preflight: str | None
 ) -> None:
-    if fault == "json":
-        path = desk.project / "aicrowd.json"
-        values = json.loads(path.read_text())
-        del values["grader_id"]
-        path.write_text(json.dumps(values))
-    elif fault == "remote":
-        git(desk.project, "remote", "remove", "aicrowd")
-    elif fault == "config":
-        git(desk.project, "config", "--unset", "aicrowd-cli.challenge-slug")
-    elif fault == "upstream":
-        git(desk.project, "config", "--unset", "push.autoSetupRemote")
-    elif fault == "branch":
-        git(desk.project, "checkout", "--quiet", "--detach")
-    elif fault == "host":
-        monkeypatch.setenv("AICROWD_GITLAB_HOST", "elsewhere.localhost")
-        desk.environment["AICROWD_GITLAB_HOST"] = "elsewhere.localhost"
-    else:
-        Handler.registered = False
+    spoil(desk)
     commit(desk.project)
     problems = desk.problems()
     assert any(preflight in text for text in problems) if preflight else problems == []
