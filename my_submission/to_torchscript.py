@@ -14,6 +14,10 @@ from visual_search.common.errors import UserError, run_command
 from visual_search.common.model_config import Fit
 from visual_search.common.ranges import real_number, whole_number
 
+DEFAULT_OUTPUT = Path("my_submission/weights")
+PLAIN = (".yml", ".yaml")
+"""How a file ends that describes a backbone, which is exported as it comes."""
+
 
 def main() -> None:
     """Export a run's best model, a pretrained backbone as it comes, or several as an ensemble."""
@@ -36,9 +40,6 @@ def main() -> None:
     )
     elsewhere = "" if arguments.output == DEFAULT_OUTPUT else f" --weights {arguments.output}"
     print(f"next: python local_evaluation.py{elsewhere}")
-
-
-DEFAULT_OUTPUT = Path("my_submission/weights")
 
 
 def _arguments() -> argparse.Namespace:
@@ -151,7 +152,7 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     if arguments.rerank != ["tuned"]:
         chosen.add("rerank")
     embedder, architecture, facts = ensemble_of(found, weights, chosen)
-    runs = [source for source in arguments.models if not _is_plain(source)]
+    runs = [source for source in arguments.models if source.suffix not in PLAIN]
     trained_on = averaged(runs) if runs else None
     facts["data"] = trained_on and trained_on.of_a_model()
     shares = (f"{weight / sum(weights):.0%} {name}" for name, weight in facts["ensemble"].items())
@@ -160,38 +161,25 @@ def _found(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _one(source: Path, arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    if _is_plain(source):
-        return _plain_backbone(source, arguments.input_size or 224)
-    return _trained(source, arguments.input_size, arguments.trust)
-
-
-def _is_plain(source: Path) -> bool:
-    return source.suffix in (".yml", ".yaml")
-
-
-def _trained(source: Path, input_size: int | None, trust: bool) -> tuple[Any, Any, dict[str, Any]]:
+    from visual_search.config import BackboneConfig
+    from visual_search.config_reader import read_part
     from visual_search.model.checkpoint import knows_texts, load_checkpoint
+    from visual_search.model.embedder import build_embedder
     from visual_search.ranking.export import trained_embedder
 
-    checkpoint = load_checkpoint(source, trust=trust)
+    if source.suffix in PLAIN:
+        backbone = read_part(source, BackboneConfig)
+        print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)
+        embedder, architecture = build_embedder(backbone, arguments.input_size or 224)
+        return embedder, architecture, {"run": None, "phase": "pretrained", "mAP": None}
+    checkpoint = load_checkpoint(source, trust=arguments.trust)
     if knows_texts(checkpoint):
         raise UserError(
             f"{checkpoint.path} is an image-text model, and the ranker takes models of images "
             "alone: export a run of visual_search.main_arcface"
         )
     print(f"exporting {checkpoint.path}", flush=True)
-    return trained_embedder(checkpoint, input_size)
-
-
-def _plain_backbone(source: Path, input_size: int) -> tuple[Any, Any, dict[str, Any]]:
-    from visual_search.config import BackboneConfig
-    from visual_search.config_reader import read_part
-    from visual_search.model.embedder import build_embedder
-
-    backbone = read_part(source, BackboneConfig)
-    print(f"exporting {backbone.name} with weights {backbone.weights}, untrained", flush=True)
-    embedder, architecture = build_embedder(backbone, input_size)
-    return embedder, architecture, {"run": None, "phase": "pretrained", "mAP": None}
+    return trained_embedder(checkpoint, arguments.input_size)
 
 
 if __name__ == "__main__":

@@ -109,14 +109,16 @@ class Stage:
     folder: Path
     """Temporary; holds the checkout and a folder for each run."""
     limits: Limits
-    hidden: dict[str, str]
-    """Import names that the evaluator does not have, and their distributions."""
     weights: Path | None
+    """Folder of an export that stands in for the submission's own."""
     log_copy: Path
     """Where the printed output of the last run is kept."""
     allow_fallback: bool
     """Whether a ranker may say that something runs the slow way."""
-    uncommitted: list[str]
+    hidden: dict[str, str] = field(default_factory=dict)
+    """Import names that the evaluator does not have, and their distributions."""
+    uncommitted: list[str] = field(default_factory=list)
+    """Files on disk that are no part of the submission."""
     notes: list[str] = field(default_factory=list)
     python: str = sys.executable
     runs: int = 0
@@ -155,7 +157,7 @@ class Stage:
             "AICROWD_DATASET_DIR": str(shown),
             "VISUAL_SEARCH_RANKER_LOG": str(ranker_log),
             "VISUAL_SEARCH_TIME_LIMIT": f"{self.limits.allowed_seconds:g}",
-            **({"VISUAL_SEARCH_WEIGHTS": str(self.weights)} if self.weights else {}),
+            **({"VISUAL_SEARCH_WEIGHTS": str(self.weights.resolve())} if self.weights else {}),
             **({"VISUAL_SEARCH_INPUT_SIZE": str(input_size)} if input_size else {}),
         }
         outcome = run_limited(self.limits, settings, environment, self.python)
@@ -218,41 +220,41 @@ def staged(
             f"{missing[0]} is a git-LFS pointer, and the file it stands for is not on this machine"
             f"{more}: run `git lfs pull`, or add the file again"
         )
-    changes = {} if working_tree else tree.changes()
-    notes, hidden = [], {}
     with temporary_folder("rehearsal_") as folder:
-        checkout = folder.resolve() / "checkout"
-        checkout.mkdir()
-        tree.lay_out(checkout)
+        stage = Stage(folder.resolve(), limits, weights, log_copy, allow_fallback)
+        stage.checkout.mkdir()
+        tree.lay_out(stage.checkout)
         if weights:
-            notes.append(f"the weights of {weights} stand in for those that would be pushed")
-            weights = weights.resolve()
-        if changes:
-            notes.append(
+            stage.notes.append(f"the weights of {weights} stand in for those that would be pushed")
+        if not working_tree and (changes := tree.changes()):
+            stage.uncommitted = [name for name, kind in changes.items() if kind == "new"]
+            stage.notes.append(
                 f"not committed, would not be submitted by a push: {tree.described_changes()}; "
                 "rehearse what is on disk with --working-tree (`aicrowd submission create` commits "
                 "whatever git does not ignore; a push does not)"
             )
-        if sets_up_itself(checkout):
-            notes.append("a Dockerfile sets up the evaluator: no package was hidden from imports")
+        if sets_up_itself(stage.checkout):
+            stage.notes.append(
+                "a Dockerfile sets up the evaluator: no package was hidden from imports"
+            )
         else:
-            hidden = packages_to_hide(read_requirements(checkout / "requirements.txt"))
-        limits = _with_gpu(checkout, limits, notes)
-        uncommitted = [name for name, kind in changes.items() if kind == "new"]
-        notes += machine_notes(limits)
-        given = (limits, hidden, weights, log_copy, allow_fallback, uncommitted, notes)
-        yield Stage(checkout.parent, *given)
+            requirements = read_requirements(stage.checkout / "requirements.txt")
+            stage.hidden = packages_to_hide(requirements)
+        _compare_machine(stage)
+        yield stage
 
 
-def _with_gpu(checkout: Path, limits: Limits, notes: list[str]) -> Limits:
-    """The limits with a GPU where aicrowd.json asks for one and this machine has one."""
+def _compare_machine(stage: Stage) -> None:
+    """Take the GPU where aicrowd.json asks for it; note what makes the figures other than there."""
+    import psutil
     import torch
 
+    notes, limits = stage.notes, stage.limits
     try:
-        asked = read_json(checkout / "aicrowd.json").get("gpu") is True
+        asked = read_json(stage.checkout / "aicrowd.json").get("gpu") is True
     except (OSError, ValueError, AttributeError):
+        asked = False
         notes.append("aicrowd.json is missing or not readable: see `make preflight`")
-        return limits
     if asked and not torch.cuda.is_available():
         notes.append(
             "aicrowd.json asks for a GPU and this machine has none: the times are those of its CPU"
@@ -260,15 +262,7 @@ def _with_gpu(checkout: Path, limits: Limits, notes: list[str]) -> Limits:
     elif asked:
         name = torch.cuda.get_device_name(0)
         notes.append(f"the times are those of {name}; the evaluator has a T4 with 16 GB")
-        return replace(limits, gpu=True)
-    return limits
-
-
-def machine_notes(limits: Limits) -> list[str]:
-    """What about this machine makes the figures other than they would be."""
-    import psutil
-
-    notes = []
+        stage.limits = replace(limits, gpu=True)
     total, load, cores = psutil.virtual_memory().total, os.getloadavg()[0], psutil.cpu_count() or 1
     if total < limits.memory:
         notes.append(f"this machine has {total / GB:.1f} GB of memory, less than the evaluator's")
@@ -277,4 +271,3 @@ def machine_notes(limits: Limits) -> list[str]:
             f"this machine was busy when it began (load {load:.1f} on {cores} cores): the times "
             "are longer than on a quiet one"
         )
-    return notes

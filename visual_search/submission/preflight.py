@@ -113,16 +113,13 @@ def check_large_files(tree: SubmissionTree) -> Iterator[Finding]:
     to_lfs = set(tree.given_to_lfs([file.name for file in tree.files]))
     large = [file for file in tree.files if file.oid is None and file.size > LARGE_FILE]
     for file in large:
-        what = f"{file.name} ({file.size / 1e6:.1f} MB) "
-        if file.name not in to_lfs:
-            yield problem(
-                f'{what}is not in git-LFS: `git lfs track "{file.name}"`, then add it again'
-            )
-        else:
-            yield problem(
-                f"{what}was committed past git-LFS: `git lfs install`, then "
+        fault = f'is not in git-LFS: `git lfs track "{file.name}"`, then add it again'
+        if file.name in to_lfs:
+            fault = (
+                "was committed past git-LFS: `git lfs install`, then "
                 f"`git add --renormalize {file.name}` and commit"
             )
+        yield problem(f"{file.name} ({file.size / 1e6:.1f} MB) {fault}")
     missing = tree.missing_files()
     for name in missing:
         yield problem(

@@ -124,9 +124,7 @@ def rehearse(
         f"Expected on {hidden_test}": {
             "scaling": scaling,
             "ranking and memory from": str((dry or answer.run).counts),
-            **_stage_rows(expected),
-            "in all": f"{expected.seconds:.0f} s of {limits.seconds:g} s",
-            "memory": f"{expected.peak_memory / GB:.2f} GB of {limits.memory / GB:g} GB",
+            **_rows(expected),
         },
         "Largest input size that fits": _size_rows(found, score, limits),
         "Notes": {f"note {number}": note for number, note in enumerate(stage.notes, start=1)},
@@ -176,28 +174,27 @@ def _facts(run: Run) -> dict[str, Any]:
     return {**asdict(run), "seconds": run.seconds, "images_per_second": 1 / run.embedding_per_image}
 
 
-def _stage_rows(run: Run) -> dict[str, str]:
+def _rows(run: Run) -> dict[str, str]:
     return {
         "model loading": f"{run.loading:.2f} s",
-        "embedding, decode included": f"{run.embedding:.2f} s",
+        "embedding, decode included": f"{run.embedding:.2f} s "
+        f"({1 / run.embedding_per_image:.1f} images/s)",
         "ranking": f"{run.ranking:.2f} s",
         "re-ranking": f"{run.reranking:.2f} s",
+        "in all": f"{run.seconds:.2f} s",
+        "peak memory": f"{run.peak_memory / GB:.2f} GB",
     }
 
 
 def _measured_rows(answer: Answer) -> dict[str, str]:
-    run, times, on_gpu = answer.run, answer.outcome.times, answer.outcome.peak_gpu_memory
-    unsaid = "not said by the ranker"
-    rows = {
+    run, on_gpu, unsaid = answer.run, answer.outcome.peak_gpu_memory, "not said by the ranker"
+    return {
         "input size": f"{run.input_size} px" if run.input_size else unsaid,
-        **_stage_rows(run),
+        "import, before the timed call": f"{answer.outcome.times['import']:.2f} s",
+        **_rows(run),
         "decode": unsaid if run.decode is None else f"{run.decode:.2f} s",
-        "speed": f"{1 / run.embedding_per_image:.1f} images/s",
-        "timed call": f"{times['rank']:.2f} s",
-        "import, before the timed call": f"{times['import']:.2f} s",
-        "peak memory": f"{run.peak_memory / GB:.2f} GB",
+        **({} if on_gpu is None else {"peak GPU memory": f"{on_gpu / GB:.2f} GB"}),
     }
-    return rows if on_gpu is None else {**rows, "peak GPU memory": f"{on_gpu / GB:.2f} GB"}
 
 
 def _size_rows(found: LargestSize, score: float | None, limits: Limits) -> dict[str, str]:
