@@ -120,7 +120,7 @@ return self.answer()
 """
 
 
-LATE = "import time; time.sleep(2.5)"
+LATE = "import time; time.sleep(1.2)"
 NEXT_LINE = f"at my_submission/user_config.py line {BODY_LINE + 1}"
 
 
@@ -161,11 +161,11 @@ NEXT_LINE = f"at my_submission/user_config.py line {BODY_LINE + 1}"
         (ranker(FALLS_BACK), SHORT, ["the traced model.pt runs", "--allow-fallback"]),
         (
             ranker(SLOW),
-            Limits(2, 1),
-            ["time limit was exceeded: after 2 s", NEXT_LINE, "while it ranked"],
+            Limits(1, 1),
+            ["time limit was exceeded: after 1 s", NEXT_LINE, "while it ranked"],
         ),
         # The time of ranking begins behind the imports.
-        (ranker(SLOW, LATE), Limits(1.5, 1), ["exceeded: after 1.5 s", "while it ranked"]),
+        (ranker(SLOW, LATE), Limits(0.8, 1), ["exceeded: after 0.8 s", "while it ranked"]),
         (ranker(MEMORY), Limits(20, 1, int(1 * GB)), ["more than the 1 GB of memory"]),
         (ranker(SPREAD), Limits(20, 1, int(0.7 * GB)), ["more than the 0.7 GB of memory"]),
     ],

@@ -69,8 +69,8 @@ def built_by(backbone: str) -> str:
     return json.dumps(describe_model(architecture, {}))
 
 
-def for_python(*version: int) -> Check:
-    return partial(check_names_and_syntax, python=version)
+def for_python(minor: int) -> Check:
+    return partial(check_names_and_syntax, python=(3, minor))
 
 
 CLIP = built_by("open_clip/ViT-B-32/x")
@@ -133,12 +133,12 @@ JSON, WANTED, SYNTAX = "aicrowd.json", "requirements.txt", "my_submission/modern
         ),
         (check_set_up, {DESCRIPTION: CLIP, WANTED: "timm\nopen_clip_torch\n"}, None),
         (
-            for_python(3, 11),
+            for_python(11),
             {"README.md": "", "ReadMe.md": ""},
             "README.md and ReadMe.md differ in case alone: rename one",
         ),
-        (for_python(3, 11), {SYNTAX: MODERN}, None),
-        (for_python(3, 10), {SYNTAX: MODERN}, "modern.py line 3: no Python 3.10"),
+        (for_python(11), {SYNTAX: MODERN}, None),
+        (for_python(10), {SYNTAX: MODERN}, "modern.py line 3: no Python 3.10"),
         (check_size, {}, None),
     ],
 )
