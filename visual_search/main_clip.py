@@ -26,11 +26,11 @@ def main() -> None:
     tell_unused(config)
 
     from visual_search.common.run_folder import RunFolder
-    from visual_search.text.phase import build_clip_phase
+    from visual_search.text.phase import ClipPhase
     from visual_search.train import train_phase
 
     run = RunFolder(Path(arguments.runs), arguments.name)
-    score = train_phase(config, build_clip_phase, run, resolved, arguments.overwrite)
+    score = train_phase(config, ClipPhase, run, resolved, arguments.overwrite)
     print(f"done: mAP {score:.4f}; checkpoint {run.best}, report {run.path / 'report.html'}")
     print(f"next: python -m visual_search.main_query --run {run.path} --gallery FOLDER 'a query'")
 

@@ -1,6 +1,5 @@
 """Image–text training as a user types it, small: drawn products, names made of two words."""
 
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +10,17 @@ import torch
 from tests.commands import logged, refused, stopped, told
 from tests.conftest import spare_plots, write_yaml
 from tests.visual_search.drawn_pairs import COLOURS, FORMS, HELD_OUT, small_clip, write_drawn_pairs
+from visual_search import main_clip, main_evaluate, main_query, main_zero_shot
 from visual_search.text.search import TextSearch, gallery_images, load_text_model
 from visual_search.text.zero_shot import ZeroShotSet, classify, name_images
 
 DIRECTIONS = ("text_to_photo", "photo_to_text")
 
 
-def run(module: str, *arguments: object) -> str:
-    """What a command prints, in this process, when it ends well."""
-    return told(importlib.import_module(module).main, *arguments)
-
-
 def train(folder: Path, name: str, *options: object, runs: str = "runs") -> Path:
     """The folder of a run of `clip.yml`."""
     place = ("--config", folder / "clip.yml", "--runs", folder / runs, "--name", name)
-    told = run("visual_search.main_clip", *place, *options)
-    assert "done: mAP" in told
+    assert "done: mAP" in told(main_clip.main, *place, *options)
     return folder / runs / name
 
 
@@ -76,13 +70,13 @@ def test_a_run_is_a_folder_as_of_main_arcface(trained: Path) -> None:
 
 def test_queries_from_the_command_line(trained: Path) -> None:
     gallery, output = trained / "data" / "pairs.parquet", trained / "found"
-    query = ("visual_search.main_query", "--run", trained / "runs" / "right")
-    told = run(
+    query = (main_query.main, "--run", trained / "runs" / "right")
+    said = told(
         *query, "--gallery", gallery, "--top", 3, "--output", output,
         "--cache", trained / "cache", "красный квадрат", "полоса зеленый",
     )  # fmt: skip
-    assert "pairs.parquet: 54 images, 2 queries" in told
-    assert "\nкрасный квадрат\n" in told
+    assert "pairs.parquet: 54 images, 2 queries" in said
+    assert "\nкрасный квадрат\n" in said
     rows = json.loads((output / "results.json").read_text())
     assert [len(row["photos"]) for row in rows] == [3, 3]
     assert rows[0]["photos"][0]["path"].split("/")[-1].startswith("0_")
@@ -90,9 +84,9 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     assert (output / "results.html").stat().st_size > 1000
     names, image = trained / "names.txt", trained / "data" / "photos" / "2_0_1.png"
     names.write_text("красный\n\n синий \nжёлтый\n", encoding="utf-8-sig")
-    told = run(*query, "--photos", image, "--names", names, "--top", 1)
-    assert told.startswith("1 images, 3 names\n")
-    assert ": синий" in told
+    said = told(*query, "--photos", image, "--names", names, "--top", 1)
+    assert said.startswith("1 images, 3 names\n")
+    assert ": синий" in said
 
 
 @pytest.mark.parametrize(
@@ -109,8 +103,6 @@ def test_queries_from_the_command_line(trained: Path) -> None:
     ],
 )
 def test_what_a_query_lacks_is_said(options: tuple[str, ...], message: str) -> None:
-    from visual_search import main_query
-
     assert message in stopped(main_query.main, "--run", "runs/none", *options)
 
 
@@ -141,7 +133,7 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
     (folder / "labels.json").write_text(json.dumps(labels))
     output = trained / "zero_shot"
     place = ("--run", trained / "runs" / "right", "--data", folder, "--output", output)
-    told = run("visual_search.main_zero_shot", *place)
+    said = told(main_zero_shot.main, *place)
     result = json.loads((output / "result.json").read_text())
     accuracy = result["data"]["forms"]["accuracy"]
     assert accuracy >= 0.7
@@ -150,7 +142,7 @@ def test_zero_shot_from_the_command_line(trained: Path) -> None:
     right = sum(predictions[name] == label for name, label in labels.items())
     assert right / len(labels) == pytest.approx(accuracy)
     assert (output / "confusion_forms.png").is_file()
-    assert f"forms: 54 images (0 damaged), 6 classes: accuracy {accuracy:.3f}" in told
+    assert f"forms: 54 images (0 damaged), 6 classes: accuracy {accuracy:.3f}" in said
 
 
 def test_the_next_stage_starts_from_the_one_before(trained: Path) -> None:
@@ -182,7 +174,7 @@ def tasks(trained: Path) -> list[Path]:
 def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_path: Path) -> None:
     right, shared = trained / "runs" / "right", ("--cache", trained / "cache")
     call = ("--run", right, "--tasks", *tasks, "--output", tmp_path, *shared)
-    run("visual_search.main_evaluate", "tasks", *call)
+    told(main_evaluate.main, "tasks", *call)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["dimension"] == 32
     found, page = results["tasks"], (tmp_path / "report.html").read_text()
@@ -205,7 +197,7 @@ def test_tasks_between_texts_and_images(trained: Path, tasks: list[Path], tmp_pa
     runs = [trained / "runs" / name for name in ("right", "unlearnt")]
     output = tmp_path / "compared"
     call = (*runs, "--tasks", tasks[-1], "--output", output, *shared)
-    run("visual_search.main_evaluate", "compare", *call)
+    told(main_evaluate.main, "compare", *call)
     compared = json.loads((output / "comparison.json").read_text())
     assert compared["verdict"] == "A is better on 1 of 1 tasks"
     page = (output / "comparison.html").read_text()
@@ -217,8 +209,8 @@ def test_texts_are_not_asked_of_a_model_without_any(
     tasks: list[Path], tiny_export: Path, tmp_path: Path
 ) -> None:
     call = ("--tasks", *tasks, "--cache", tmp_path / "cache", "--output", tmp_path)
-    told = run("visual_search.main_evaluate", "tasks", "--run", tiny_export, *call)
-    assert "knows no texts: it takes a run of visual_search.main_clip" in told
+    said = told(main_evaluate.main, "tasks", "--run", tiny_export, *call)
+    assert "knows no texts: it takes a run of visual_search.main_clip" in said
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["tasks"]) == ["photos"]
     assert sorted(results["skipped"]) == ["photo-to-text", "text-to-photo"]

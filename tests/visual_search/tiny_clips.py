@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -125,41 +126,34 @@ def padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [0] * (9 - len(row)) for row in rows])
 
 
-class FirstRuClip(nn.Module):
-    """The network of ru-CLIP's first release, with the published names."""
+def first_ru_clip(folder: Path) -> Any:
+    """The first release in `folder`, with masks as older versions of transformers kept them.
 
-    def __init__(self, gpt: nn.Module, width: int) -> None:
-        super().__init__()
-        self.visual_encoder: Any = nn.Module()
-        self.visual_encoder.model = ru_clip_network().visual
-        self.text_encoder: Any = nn.Module()
-        self.text_encoder.model = gpt
-        for encoder in (self.visual_encoder, self.text_encoder):
-            block = encoder.projection = nn.Module()
-            block.linear1 = nn.Linear(16, width, bias=False)
-            block.linear2 = nn.Linear(width, width, bias=False)
-            block.layer_norm = nn.LayerNorm(width)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6593))
-
-    @staticmethod
-    def project(block: Any, features: Tensor) -> Tensor:
-        first = block.linear1(features)
-        second = block.linear2(first * torch.sigmoid(1.702 * first))
-        return nn.functional.normalize(block.layer_norm(first + second), dim=1)
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        return self.project(self.visual_encoder.projection, self.visual_encoder.model(pixels))
-
-    def encode_text(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        last = [self.text_encoder.model(torch.tensor([r])).last_hidden_state[0, -1] for r in rows]
-        return self.project(self.text_encoder.projection, torch.stack(last))
-
-
-def first_ru_clip(folder: Path) -> FirstRuClip:
-    """The first release in `folder`, with masks as older versions of transformers kept them."""
+    Returned are `encode_image` of pixels and `encode_text` of rows of token numbers.
+    """
     gpt = language_model(folder, "gpt2")
     (folder / "model.safetensors").unlink()
-    model = FirstRuClip(gpt, 12).eval()
-    masks = {"text_encoder.model.h.0.attn.bias": torch.ones(1, 1, 4, 4)}
-    torch.save({**model.state_dict(), **masks}, folder / "ViT-B32-small.pt")
-    return model
+
+    def encoder(model: nn.Module) -> nn.ModuleDict:
+        linear1, linear2 = nn.Linear(16, 12, bias=False), nn.Linear(12, 12, bias=False)
+        block = {"linear1": linear1, "linear2": linear2, "layer_norm": nn.LayerNorm(12)}
+        return nn.ModuleDict({"model": model, "projection": nn.ModuleDict(block)})
+
+    visual, text = encoder(ru_clip_network().visual), encoder(gpt)
+    parts = nn.ModuleDict({"visual_encoder": visual, "text_encoder": text}).eval()
+    more = {"logit_scale": torch.tensor(2.6593), "text_encoder.model.h.0.attn.bias": torch.ones(1)}
+    torch.save({**parts.state_dict(), **more}, folder / "ViT-B32-small.pt")
+
+    def project(block: Any, features: Tensor) -> Tensor:
+        first = block["linear1"](features)
+        second = block["linear2"](first * torch.sigmoid(1.702 * first))
+        return nn.functional.normalize(block["layer_norm"](first + second), dim=1)
+
+    def encode_text(rows: Sequence[Sequence[int]]) -> Tensor:
+        last = [text["model"](torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+        return project(text["projection"], torch.stack(last))
+
+    return SimpleNamespace(
+        encode_image=lambda pixels: project(visual["projection"], visual["model"](pixels)),
+        encode_text=encode_text,
+    )

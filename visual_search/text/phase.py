@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from visual_search.data.datasets import LabelledImages, TrainingImages, check_so
 from visual_search.data.images import ImageItem
 from visual_search.data.leak_record import Side
 from visual_search.data.samplers import TrainingBatches, image_loader
-from visual_search.evaluation.identity import Identity, identity_of
+from visual_search.evaluation.identity import identity_of
 from visual_search.model.embedder import Architecture, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.phase import Batch, Phase
@@ -31,7 +31,7 @@ from visual_search.text.first_ru_clip import is_first_ru_clip, load_first_ru_cli
 from visual_search.text.objective import ClipLearner
 from visual_search.text.pairs import TEST, TRAIN, PairTable, QueryTexts, in_language, read_pairs
 from visual_search.text.projection_start import add_class_names, start_from_ridge
-from visual_search.text.retrieval import Relevance, relevance_of
+from visual_search.text.retrieval import relevance_of
 from visual_search.text.search import check_same
 from visual_search.text.validation import PairValidator
 
@@ -41,21 +41,45 @@ FITTED_IMAGES = 200_000
 """That a ridge is fitted to at the most."""
 
 
-@dataclass
 class ClipPhase(Phase):
     """What an image–text phase trains, on what, and what it is measured by."""
 
     validator = PairValidator
     config: ClipConfig
-    images: TrainingImages
-    data: Identity
-    texts: QueryTexts
-    test: PairTable
-    relevance: Relevance
-    learner: ClipLearner
-    architecture: Architecture
-    test_vectors: Tensor | None = None
-    """Of the visual tower, `(n, width)`, where it is frozen."""
+
+    def __init__(self, config: ClipConfig, is_main_process: bool) -> None:
+        """Read the table of pairs, build both encoders and their loss.
+
+        Raises:
+            UserError: when data, weights or settings are not what they should be.
+        """
+        _check(config)
+        dataset, pairs = config.dataset, Path(config.dataset.pairs)
+        root = Path(dataset.root) if dataset.root else None
+        table = read_pairs(pairs, TRAIN, root)
+        _, self.test = in_language(read_pairs(pairs, TEST, root), dataset.test_language)
+        for part in (table, self.test):
+            check_some_exist(part.paths, pairs, root or pairs.parent)
+        _check_clusters(config, table)
+        self.config, self.texts = config, QueryTexts(table, dataset)
+        self.relevance = relevance_of(self.test, dataset.text_column)
+        encoder, self.architecture = _encoder(config)
+        freeze_backbone(encoder.visual.backbone, config.backbone, dataset.input_size)
+        encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)
+        if config.train.channels_last:
+            encoder.visual.to(memory_format=torch.channels_last)
+        self.learner = ClipLearner(encoder, config.loss)
+        augment = build_augmentation(
+            dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
+        )
+        labelled = LabelledImages(table.paths, self.texts.groups)
+        self.images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
+        self.data = identity_of(labelled, [Side(pairs, root)], [], [config.pretrain_model])
+        if dataset.cached_views:
+            self.images = FrozenFeatures(self.images, dataset.cached_views)
+            self.idle_part = "embedder.backbone.visual."
+        self.test_vectors: Tensor | None = None
+        """Of the visual tower, `(n, width)`, where it is frozen."""
 
     def batches(self, rank: int, processes: int) -> tuple[TrainingBatches, DataLoader]:
         """What chooses the batches of this process, and what reads them."""
@@ -82,9 +106,6 @@ class ClipPhase(Phase):
             torch.from_numpy(chosen.ids).to(device),
             None if clusters is None else torch.from_numpy(clusters)[indexes].to(device),
         )
-
-    def __post_init__(self) -> None:
-        self.idle_part = "embedder.backbone.visual." if self.config.dataset.cached_views else ""
 
     def fill_features(self, device: torch.device, is_main_process: bool) -> None:
         """Embed what a frozen visual tower sees, once for the whole run."""
@@ -152,45 +173,6 @@ class ClipPhase(Phase):
             f"validation: {len(self.test)} images, {len(self.relevance.texts)} texts"
             + (f"; {config.projection.clusters} clusters" if config.projection.clusters > 1 else "")
         )
-
-
-def build_clip_phase(config: ClipConfig, is_main_process: bool) -> ClipPhase:
-    """Read the table of pairs, build both encoders and their loss.
-
-    Raises:
-        UserError: when data, weights or settings are not what they should be.
-    """
-    _check(config)
-    dataset = config.dataset
-    root = Path(dataset.root) if dataset.root else None
-    table = read_pairs(Path(dataset.pairs), TRAIN, root)
-    _, test = in_language(read_pairs(Path(dataset.pairs), TEST, root), dataset.test_language)
-    for part in (table, test):
-        check_some_exist(part.paths, Path(dataset.pairs), root or Path(dataset.pairs).parent)
-    _check_clusters(config, table)
-    texts = QueryTexts(table, dataset)
-    encoder, architecture = _encoder(config)
-    freeze_backbone(encoder.visual.backbone, config.backbone, dataset.input_size)
-    encoder.text.train_last(config.text.trainable_blocks, config.text.train_embeddings)
-    if config.train.channels_last:
-        encoder.visual.to(memory_format=torch.channels_last)
-    augment = build_augmentation(
-        dataset.augmentations, dataset.input_size, random_erasing=dataset.random_erasing
-    )
-    labelled = LabelledImages(table.paths, texts.groups)
-    images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
-    if dataset.cached_views:
-        images = FrozenFeatures(images, dataset.cached_views)
-    return ClipPhase(
-        config,
-        images,
-        identity_of(labelled, [Side(Path(dataset.pairs), root)], [], [config.pretrain_model]),
-        texts,
-        test,
-        relevance_of(test, dataset.text_column),
-        ClipLearner(encoder, config.loss),
-        architecture,
-    )
 
 
 def _check(config: ClipConfig) -> None:

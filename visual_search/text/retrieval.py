@@ -11,7 +11,6 @@ share is relevant to both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +60,6 @@ def relevance_of(table: PairTable, column: str = "queries") -> Relevance:
     return Relevance(texts.tolist(), *both)
 
 
-def score_rankings(ranks: np.ndarray, relevant: Sequence[np.ndarray]) -> Scores:
-    """Score rankings, `(n_queries, columns)`, int64, best first; each has relevant answers."""
-    hits = hits_among(ranks, relevant)
-    return {name: METRICS[metric](hits) for name, metric in REPORTED.items()}
-
-
 @dataclass(frozen=True)
 class BothWays:
     """Scores of both directions, and the rankings of one."""
@@ -97,10 +90,12 @@ def evaluate_retrieval(images: Tensor, texts: Tensor, relevance: Relevance) -> B
         texts: `(n_texts, d)`, the same, in the order of `relevance.texts`.
         relevance: the relevant answers.
     """
-    image_ranks = top_k(texts, images, MAX_PREDICTIONS)[1].cpu().numpy()
-    text_ranks = top_k(images, texts, MAX_PREDICTIONS)[1].cpu().numpy()
-    scores = {
-        "text_to_photo": score_rankings(image_ranks, relevance.images_of),
-        "photo_to_text": score_rankings(text_ranks, relevance.texts_of),
-    }
-    return BothWays(scores, image_ranks)
+    scores, ranks = {}, {}
+    for way, asked, answers, relevant in (
+        ("text_to_photo", texts, images, relevance.images_of),
+        ("photo_to_text", images, texts, relevance.texts_of),
+    ):
+        ranks[way] = top_k(asked, answers, MAX_PREDICTIONS)[1].cpu().numpy()
+        hits = hits_among(ranks[way], relevant)
+        scores[way] = {name: METRICS[metric](hits) for name, metric in REPORTED.items()}
+    return BothWays(scores, ranks["text_to_photo"])

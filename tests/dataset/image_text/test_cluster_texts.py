@@ -62,11 +62,10 @@ def test_assigned_are_the_cluster_of_each_query_and_of_their_mean(
 ) -> None:
     source = pq.read_table(demo).slice(0, 12).to_pylist()
     for row, other in zip(source[:5], source[5:10], strict=True):
-        row["queries"] += other["queries"]
-        row["texts"] += other["texts"]
-        row["language"] += other["language"]
+        for column in ("queries", "texts", "language"):
+            row[column] += other[column]
     pairs, output = tmp_path / "p.parquet", tmp_path / "clustered.parquet"
-    write_pairs(pairs, SCHEMA.empty_table().from_pylist(source, schema=SCHEMA))
+    write_pairs(pairs, pa.Table.from_pylist(source, schema=SCHEMA))
     folder = demo.with_name("demo.clusters")
     monkeypatch.setattr(cluster_texts, "PIECE_IMAGES", 7)
     said = told(main, "assign", pairs, "--clusters", folder, "--output", output)

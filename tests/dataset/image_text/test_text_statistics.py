@@ -11,13 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset.image_text.text_statistics import (
-    QUANTILES,
-    TOP,
-    TopNgrams,
-    count,
-    main,
-)
+from dataset.image_text.text_statistics import QUANTILES, TOP, TopNgrams, count, main
 from tests.commands import told
 from tests.visual_search.drawn_pairs import pair_row
 from visual_search.text.pairs import SCHEMA, write_pairs
@@ -93,9 +87,6 @@ def test_the_page_has_every_figure(pairs: Path) -> None:
     assert alone + several == summary["different texts"]
 
 
-TEXTS = st.lists(st.lists(st.sampled_from("абвгд"), max_size=6).map(" ".join), max_size=40)
-
-
 def test_shorter_texts_count_as_a_whole_where_that_is_asked() -> None:
     found = [TopNgrams(3), TopNgrams(3, shorter=True)]
     for top in found:
@@ -106,7 +97,10 @@ def test_shorter_texts_count_as_a_whole_where_that_is_asked() -> None:
     assert found[1].most_common(1) == [("а б", 2)]
 
 
-@given(TEXTS, st.integers(1, 6))
+@given(
+    st.lists(st.lists(st.sampled_from("абвгд"), max_size=6).map(" ".join), max_size=40),
+    st.integers(1, 6),
+)
 def test_with_little_room_no_count_is_too_high_or_lower_than_said(
     texts: list[str], capacity: int
 ) -> None:

@@ -24,17 +24,13 @@ from visual_search.text.pairs import (
 
 
 def rows() -> list[dict[str, Any]]:
-    return [
-        pair_row(
-            f"photos/{n}.jpg",
-            [f"Стол {n}", "ЁЛКА"][: 1 + n % 2],
-            texts=[f"стол {n}", "ёлка"][: 1 + n % 2],
-            group=f"g{n // 2}",
-            category="Мебель" if n else "",
-            split="test" if n == 5 else "train",
-        )
-        for n in range(6)
-    ]
+    made = []
+    for n in range(6):
+        queries = [f"Стол {n}", "ЁЛКА"][: 1 + n % 2]
+        more = {"category": "Мебель" if n else "", "split": "test" if n == 5 else "train"}
+        more |= {"texts": [query.lower() for query in queries], "group": f"g{n // 2}"}
+        made.append(pair_row(f"photos/{n}.jpg", queries, **more))
+    return made
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import refused
 from visual_search.text.config import ClipConfig
-from visual_search.text.phase import build_clip_phase
+from visual_search.text.phase import ClipPhase
 
 WRONG: dict[str, dict[str, Any]] = {
     "train.cache_features is for images with classes": {"train": {"cache_features": True}},
@@ -37,4 +37,4 @@ def test_settings_that_do_not_fit_are_refused(message: str) -> None:
     changed = {
         part: replace(getattr(config, part), **keys) for part, keys in WRONG[message].items()
     }
-    refused(re.escape(message), build_clip_phase, replace(config, **changed), is_main_process=True)
+    refused(re.escape(message), ClipPhase, replace(config, **changed), is_main_process=True)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tests.commands import refused
 from tests.visual_search.text.test_encoder import tiny_encoder
-from visual_search.common.errors import UserError
 from visual_search.text import towers
 from visual_search.text.encoder import DualEncoder
 from visual_search.text.projection_start import (
@@ -27,17 +26,14 @@ TEXTS = ["красный стул", "синий стул", "стол", "крас
 OWN = [[TEXTS[0]], [TEXTS[1], TEXTS[2]], [TEXTS[3]], [TEXTS[4]], [TEXTS[5], TEXTS[0]], [TEXTS[6]]]
 
 
-def encoder(*towers: str, **projection: Any) -> DualEncoder:
+def encoder(*towers: str, **projection: Any) -> tuple[DualEncoder, Tensor]:
+    """An encoder that knows its texts, and the vectors of as many images."""
     made = tiny_encoder(*towers, **projection)
     made.text.fit(TEXTS)
-    return made
-
-
-def image_vectors(made: DualEncoder) -> Tensor:
-    width = made.image_projection.standardised.mean.shape[0]
-    vectors = F.normalize(torch.randn(len(OWN), width), dim=1)
-    made.image_projection.standardised.measure(vectors)
-    return vectors
+    standardised = made.image_projection.standardised
+    vectors = F.normalize(torch.randn(len(OWN), len(standardised.mean)), dim=1)
+    standardised.measure(vectors)
+    return made, vectors
 
 
 def features(made: DualEncoder, texts: list[str]) -> np.ndarray:
@@ -56,9 +52,8 @@ def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     from sklearn.decomposition import PCA
 
-    made = encoder(dimension=dimension).train()
-    vectors = image_vectors(made)
-    start_from_ridge(made, vectors, OWN, alpha=0.3)
+    made, vectors = encoder(dimension=dimension)
+    start_from_ridge(made.train(), vectors, OWN, alpha=0.3)
     assert made.training
     targets = np.array([features(made, own).mean(axis=0) for own in OWN])
     model = linear.Ridge(alpha=0.3).fit(vectors.double().numpy(), targets)
@@ -73,44 +68,33 @@ def test_cosines_are_those_of_a_ridge(dimension: int) -> None:
     np.testing.assert_allclose(ours.numpy(), cosines(seen, asked), atol=1e-4)
 
 
-@pytest.fixture
-def with_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DualEncoder, str, Tensor]:
-    """An encoder whose tower `use` has a random vector for each text, weights, and images."""
+def test_names_are_added_to_the_ridge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tower `use` has a random vector for each text."""
 
     def embed(texts: list[str]) -> list[np.ndarray]:
         return [np.random.default_rng(list(text.encode())).normal(size=512) for text in texts]
 
     monkeypatch.setattr(towers, "sentence_encoder", lambda name: SentenceEncoder(name, embed, 512))
-    made = encoder("use", dimension=512, class_names="imagenet").eval()
-    vectors = image_vectors(made)
+    made, vectors = encoder("use", dimension=512, class_names="imagenet")
+    made.eval()
     torch.save({"fc.weight": torch.randn(1000, vectors.shape[1])}, tmp_path / "model.pt")
-    return made, str(tmp_path / "model.pt"), vectors
-
-
-def _use(made: DualEncoder) -> Tensor:
-    projection: Any = made.neck["text"]
-    return projection.weight[:, 8:]
-
-
-def test_names_are_added_to_the_ridge(with_names: Any) -> None:
-    made, weights, vectors = with_names
     start_from_ridge(made, vectors, OWN, alpha=1.0)
+    projections: Any = made.neck
     with torch.no_grad():
         before = made.features(vectors)
-        add_class_names(made, weights, vectors)
-        named = made.image_projection.names(vectors)
+        add_class_names(made, str(tmp_path / "model.pt"), vectors)
+        named = projections["photo"].names(vectors) @ projections["text"].weight[:, 8:].T
         added = made.features(vectors) - before
-    torch.testing.assert_close(added, NAMES_SHARE * named @ _use(made).T, atol=1e-4, rtol=1e-4)
-    lengths = before.norm(dim=1).mean(), added.norm(dim=1).mean() / NAMES_SHARE
+    torch.testing.assert_close(added, NAMES_SHARE * named, atol=1e-4, rtol=1e-4)
+    lengths = before.norm(dim=1).mean(), named.norm(dim=1).mean()
     # Both were brought to the length of the texts: features of a standard deviation of 1.
     assert float(lengths[1] / lengths[0]) == pytest.approx(1.0, abs=0.1)
 
 
 def test_texts_that_are_all_alike_start_nothing() -> None:
-    made = encoder(dimension=8)
-    vectors = image_vectors(made)
-    with pytest.raises(UserError, match="features differ before training: add `use`"):
-        start_from_ridge(made, vectors, [["стол"]] * len(OWN), alpha=1.0)
+    alike = [["стол"]] * len(OWN)
+    message = "features differ before training: add `use`"
+    refused(message, start_from_ridge, *encoder(dimension=8), alike, alpha=1.0)
 
 
 def test_names_are_mixed_by_certainty() -> None:

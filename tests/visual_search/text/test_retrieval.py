@@ -11,22 +11,23 @@ from hypothesis import strategies as st
 from tests.visual_search.drawn_pairs import write_drawn_pairs
 from visual_search.evaluation.metrics import hits_among, per_query
 from visual_search.text.pairs import read_pairs
-from visual_search.text.retrieval import (
-    Relevance,
-    evaluate_retrieval,
-    relevance_of,
-    score_rankings,
-)
+from visual_search.text.retrieval import Relevance, evaluate_retrieval, relevance_of
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 12))
 def test_scores_are_those_of_a_loop(seed: int, queries: int, answers: int) -> None:
-    """Inside training (`score_rankings`), and of tasks (`per_query`)."""
+    """Inside training (`evaluate_retrieval`), and of tasks (`per_query`)."""
     rng = np.random.default_rng(seed)
     ranks = np.stack([rng.permutation(answers) for _ in range(queries)])
     right = [rng.permutation(answers)[: rng.integers(1, answers + 1)] for _ in range(queries)]
-    scores, of_tasks = score_rankings(ranks, right), per_query(hits_among(ranks, right))
+    of_tasks = per_query(hits_among(ranks, right))
+    # Each query's products with the answers fall with their rank.
+    products = torch.from_numpy(-np.argsort(ranks, axis=1)).float()
+    relevance = Relevance([""] * queries, right, [np.arange(queries)] * answers)
+    both = evaluate_retrieval(torch.eye(answers), products, relevance)
+    assert (both.image_ranks == ranks).all()
+    scores = both.scores["text_to_photo"]
     for query in range(queries):
         wanted = set(right[query].tolist())
         places = [place for place, row in enumerate(ranks[query].tolist(), 1) if row in wanted]

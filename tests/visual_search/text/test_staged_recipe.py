@@ -16,7 +16,7 @@ from visual_search.config import BackboneConfig
 from visual_search.model.checkpoint import load_checkpoint
 from visual_search.text.config import ClipConfig, PairDataConfig, TextConfig
 from visual_search.text.first_ru_clip import first_ru_clip_state, visual_settings
-from visual_search.text.phase import build_clip_phase
+from visual_search.text.phase import ClipPhase
 from visual_search.text.search import TextSearchModel, load_text_model
 
 pytest.importorskip("transformers")
@@ -97,4 +97,4 @@ def test_the_ladder_starts_at_the_published_weights(place: Path) -> None:
         TextConfig((f"hf/{place / 'gpt'}",)),
         pretrain_model=str(folder),
     )
-    refused("does not fit this phase", build_clip_phase, other, is_main_process=True)
+    refused("does not fit this phase", ClipPhase, other, is_main_process=True)

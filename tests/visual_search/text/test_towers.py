@@ -28,17 +28,11 @@ def trained(module: torch.nn.Module) -> set[str]:
     return {name for name, p in module.named_parameters() if p.requires_grad}
 
 
-@pytest.fixture(scope="module")
-def open_clip_model() -> Any:
+def test_open_clip_gives_what_open_clip_gives(tmp_path: Path) -> None:
     import open_clip
 
     torch.manual_seed(0)
-    return open_clip.create_model("ViT-S-32-alt", force_custom_text=True).eval()
-
-
-def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Path) -> None:
-    import open_clip
-
+    open_clip_model = open_clip.create_model("ViT-S-32-alt", force_custom_text=True).eval()
     weights = tmp_path / "model.pt"
     torch.save(open_clip_model.state_dict(), weights)
     towers = create_text_towers(["open_clip/ViT-S-32-alt"], str(weights)).eval()
@@ -53,10 +47,8 @@ def test_open_clip_gives_what_open_clip_gives(open_clip_model: Any, tmp_path: Pa
     assert not any("embedding" in name for name in trained(part))
     assert any("text_projection" in name for name in trained(part))
     towers.train_last(0, embeddings=True)
-    assert {name.split(".")[1] for name in trained(part)} == {
-        "token_embedding",
-        "positional_embedding",
-    }
+    embeddings = {"token_embedding", "positional_embedding"}
+    assert {name.split(".")[1] for name in trained(part)} == embeddings
     refused("this tower has 10 blocks", towers.train_last, 13, embeddings=True)
 
 
