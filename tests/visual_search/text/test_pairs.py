@@ -27,7 +27,10 @@ def rows() -> list[dict[str, Any]]:
     made = []
     for n in range(6):
         queries = [f"Стол {n}", "ЁЛКА"][: 1 + n % 2]
-        more = {"category": "Мебель" if n else "", "split": "test" if n == 5 else "train"}
+        more: dict[str, Any] = {
+            "category": "Мебель" if n else "",
+            "split": "test" if n == 5 else "train",
+        }
         more |= {"texts": [query.lower() for query in queries], "group": f"g{n // 2}"}
         made.append(pair_row(f"photos/{n}.jpg", queries, **more))
     return made
