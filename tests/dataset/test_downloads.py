@@ -199,27 +199,18 @@ def test_requests_to_a_host_are_spaced_evenly() -> None:
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
-    assert retry_after(None) is None
-    assert retry_after("7") == 7.0
-    assert retry_after("-3") == 0.0
+    assert [retry_after(value) for value in (None, "7", "-3")] == [None, 7.0, 0.0]
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 95 <= (retry_after(date) or 0) <= 101
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
+    for value in (
         *("soon", "nan", "inf", "-inf", "1e400", "9" * 5000, "", "\xff", "٣", "0x10", "7, 8"),
         "Wed, 21 Oct 99999999999999 07:28:00 GMT",
         "Wed, 99999999999999 Oct 2015 07:28:00 GMT",
         "Wed, 21 Oct 2015 07:28:99999999999999 GMT",
         "Wed, 21 Oct 2015 07:28:00 +99999999999999",
         "Wed, 21 Oct 0000 07:28:00 GMT",
-    ],
-)
-def test_no_retry_after_ends_anything(value: str) -> None:
-    found = retry_after(value)
-    assert found is None or found >= 0
+    ):
+        assert (retry_after(value) or 0.0) >= 0  # nothing is raised
 
 
 ANSWERS = {

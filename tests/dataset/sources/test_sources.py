@@ -1,6 +1,5 @@
 """Each public data set in its true layout: rows, split rule, labels, boxes and protocol."""
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -397,14 +396,3 @@ def test_lists_on_another_place_than_the_images(source: Path, tmp_path: Path) ->
     done = prepare("met", tmp_path / "out", [source, elsewhere])
     assert sum(done.rows.values()) == 11
     assert os.path.isfile(tmp_path / "out" / "dataset_info.csv")
-
-
-def test_categories_are_found_whatever_the_order_of_the_ids(source: Path) -> None:
-    layouts.inaturalist_2021(source)
-    content = json.loads((source / "train.json").read_text())
-    content["images"].reverse()
-    content["annotations"].sort(key=lambda item: item["id"] * 7 % 11)
-    (source / "train.json").write_text(json.dumps(content))
-    table = table_of("inaturalist_2021", source)
-    for name, label in zip(table["file_name"], table["label"], strict=True):
-        assert f"/0{label.rpartition('/')[2]}_" in name
