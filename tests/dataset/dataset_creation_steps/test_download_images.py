@@ -61,35 +61,26 @@ def kept_names(server: ImageServer, root: Path) -> dict[str, str]:
     }
 
 
-def test_each_content_is_kept_once_where_it_fits_best(
+def test_more_images_are_put_behind_each_content_once_where_it_fits_best(
     server: ImageServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "images_mean_50k"
     rows = rows_of(server)
-    rows += [("B3", server.url("images/I/copy.jpg"), 0.9), ("B1", server.url("404/1x1.jpg"), 0.8)]
-    assert call(selection(tmp_path / "s.parquet", rows), root) == (24, ["HTTP 404"])
-    assert "24 images in" in (said := capsys.readouterr().out)
-    assert "1 copies of others left out, 1 could not be had" in said
-    found = kept_names(server, root)
-    assert found == {f"{p}x{i}.jpg": f"B{p}" for p in range(6) for i in range(4)} | {
-        "0x0.jpg": "B3"
-    }
-    assert sum(1 for _ in root.glob("000/*.jpg")) == 24
-    assert pd.read_csv(failures_file(root))["url"].tolist() == [server.url("404/1x1.jpg")]
-
-
-def test_more_images_are_put_behind_and_fewer_shrink_the_table(
-    server: ImageServer, tmp_path: Path
-) -> None:
-    root = tmp_path / "images_mean_50k"
-    rows = rows_of(server)
     few = selection(tmp_path / "few.parquet", rows[12:])
-    call(few, root)
+    assert call(few, root) == (12, [])
+    rows += [("B3", server.url("images/I/copy.jpg"), 0.9), ("B1", server.url("404/1x1.jpg"), 0.8)]
     before = server.requests.total()
-    assert call(selection(tmp_path / "all.parquet", rows), root) == (24, [])
-    assert server.requests.total() == before + 12
-    call(few, root)
-    assert server.requests.total() == before + 12
+    assert call(selection(tmp_path / "all.parquet", rows), root) == (24, ["HTTP 404"])
+    assert server.requests.total() == before + 14
+    said = capsys.readouterr().out
+    assert f"24 images in {root}, 1 copies of others left out, 1 could not be had" in said
+    assert kept_names(server, root) == {
+        f"{p}x{i}.jpg": "B3" if p == i == 0 else f"B{p}" for p in range(6) for i in range(4)
+    }
+    assert pd.read_csv(failures_file(root))["url"].tolist() == [server.url("404/1x1.jpg")]
+    # The table shrinks with the selection, the folder does not.
+    assert call(few, root) == (12, [])
+    assert server.requests.total() == before + 14
     assert len(pd.read_parquet(table_file(root))) == 12
     assert sum(1 for _ in root.glob("000/*.jpg")) == 24
 
@@ -112,19 +103,24 @@ def test_a_disk_that_fills_up_is_a_sentence_and_the_download_goes_on(
         assert call(chosen, root) == (24, [])
 
 
-def test_a_image_that_was_lost_or_damaged_is_fetched_again(
-    server: ImageServer, tmp_path: Path
+def test_an_image_that_was_lost_or_damaged_is_fetched_to_where_it_was(
+    server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of rows with one content to where the first has it."""
+    monkeypatch.setattr(image_store, "FOLDER_IMAGES", 1)
     root = tmp_path / "images_mean_50k"
-    rows = [("B0", server.url(f"images/I/{p}x0.jpg"), 0.7) for p in range(6)]
+    names = ["0x0.jpg", "1x0.jpg", "copy.jpg"]
+    rows = [(f"B{n}", server.url(f"images/I/{name}"), 0.7) for n, name in enumerate(names)]
     chosen = selection(tmp_path / "s.parquet", rows)
-    call(chosen, root)
+    assert call(chosen, root) == (2, [])
     whole = kept_names(server, root)
-    first, *_, last = sorted(root.glob("000/*.jpg"))
+    first, second = sorted(root.glob("*/*.jpg"))
+    assert [path.parent.name for path in (first, second)] == ["000", "001"]
     first.unlink()
-    last.write_bytes(last.read_bytes()[:100])
-    call(chosen, root)
+    second.write_bytes(second.read_bytes()[:100])
+    assert call(chosen, root) == (2, [])
     assert kept_names(server, root) == whole
+    assert sorted(root.glob("*/*.jpg")) == [first, second]
 
 
 def test_failures_that_may_pass_are_tried_again_on_request(
@@ -153,18 +149,3 @@ def test_a_network_that_goes_down_stops_the_step_soon(server: ImageServer, tmp_p
     refused("is the network down", download_images, [chosen], root, how)
     assert not (root / ".progress" / "00000.photos").exists()
     assert sum(server.requests[path] for path in server.requests if "slow" in path) < 800
-
-
-def test_a_content_stays_where_its_first_file_is(server: ImageServer, tmp_path: Path) -> None:
-    """Where that was lost, it is fetched to the same place."""
-    root = tmp_path / "images_mean_50k"
-    names = ["0x0.jpg", "1x0.jpg", "copy.jpg"]
-    rows = [(f"B{n}", server.url(f"images/I/{name}"), 0.7) for n, name in enumerate(names)]
-    chosen = selection(tmp_path / "s.parquet", rows)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_store, "FOLDER_IMAGES", 1)
-        for _ in range(2):
-            assert call(chosen, root) == (2, [])
-            found = sorted(path.parent.name for path in root.glob("*/*.jpg"))
-            assert found == ["000", "001"]
-            next(root.glob("000/*.jpg")).unlink()
