@@ -24,48 +24,39 @@ def main() -> None:
     if not arguments.grid and (arguments.trials or 0) < 1:
         raise UserError("--trials must be 1 or more; or give --grid true for all combinations")
 
+    from visual_search import tuning
     from visual_search.common.run_folder import RunFolder
-    from visual_search.tuning import (
-        check_settings,
-        combinations,
-        ended,
-        finished,
-        plot,
-        read_search_space,
-        tune,
-        write_best,
-        write_grid,
-    )
 
     run = RunFolder(Path(arguments.runs), arguments.name)
     folder = run.path
     search = Path(arguments.search)
-    space = read_search_space(search)
-    trials = combinations(space, search) if arguments.grid else arguments.trials
-    drawn = settings_arguments({key: wanted.example() for key, wanted in space.items()})
+    space = tuning.read_search_space(search)
+    grid = tuning.combinations(space, search) if arguments.grid else []
+    drawn = settings_arguments(tuning.example(space))
     _, phase, example = parse_phase(build_parser(), drawn)
     tell_unused(phase, drawn)
-    check_settings(folder, example, space)
+    tuning.check_settings(folder, example, space)
     with run.lock():
-        study = tune(
+        study = tuning.tune(
             folder,
             space,
             train_trial,
-            trials=trials,
+            trials=len(grid) or arguments.trials,
             timeout=arguments.timeout,
             seed=phase.dataset.seed,
-            grid=arguments.grid,
+            grid=grid,
         )
-    if not finished(study):
+    ended = len(tuning.ended(study))
+    if not tuning.finished(study):
         raise UserError(
-            f"no trial came to its end ({len(ended(study))} stopped); lower the rates in "
-            f"{arguments.search}, or raise --trials"
+            f"no trial came to its end ({ended} stopped); lower the rates in {arguments.search}, "
+            "or raise --trials"
         )
-    plot(study, folder / "tuning.png")
-    if arguments.grid:
-        print(f"\n{write_grid(study, space, folder)}\nplot {folder / 'grid.png'}")
-    config, best = write_best(study, folder), study.best_trial
-    print(f"best of {len(ended(study))}: trial {best.number}, mAP {best.value:.4f}")
+    tuning.plot(study, folder / "tuning.png")
+    if grid:
+        print(f"\n{tuning.write_grid(study, space, folder)}\nplot {folder / 'grid.png'}")
+    config, best = tuning.write_best(study, folder), study.best_trial
+    print(f"best of {ended}: trial {best.number}, mAP {best.value:.4f}")
     print(f"config {config}, plot {folder / 'tuning.png'}")
     print(f"next: python -m visual_search.main_arcface --config {config} --name NAME")
 

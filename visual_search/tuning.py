@@ -7,11 +7,13 @@ earlier trials' at the same step is stopped.
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,39 +36,14 @@ STARTUP_TRIALS = 5
 OnValidation = Callable[[int, float], None]
 TrainTrial = Callable[[Mapping[str, Any], RunFolder, OnValidation], float]
 """From settings (dotted key to value), a run folder and a callback to the best mAP, 0..1."""
+Space = Mapping[str, Any]
+"""By dotted key, Optuna's distribution that the setting is drawn from."""
 
 
-@dataclass(frozen=True)
-class Range:
-    """What one setting is drawn from.
-
-    Args:
-        low: smallest value; between two whole numbers, whole numbers are drawn.
-        high: largest value.
-        log: draw evenly on a logarithmic scale.
-        choices: instead of a range, the values themselves.
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    choices: tuple[Any, ...] = ()
-
-    def draw(self, trial: optuna.Trial, key: str) -> Any:
-        """A value for this trial."""
-        if self.choices:
-            return trial.suggest_categorical(key, self.choices)
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(key, self.low, self.high, log=self.log)
-        return trial.suggest_float(key, self.low, self.high, log=self.log)
-
-    def example(self) -> Any:
-        """A value of the range."""
-        return self.choices[0] if self.choices else self.low
-
-
-def read_search_space(path: Path) -> dict[str, Range]:
+def read_search_space(path: Path) -> Space:
     """A search space from YAML: dotted key to `{low, high, log}` or `{choices: […]}`.
+
+    Between two whole numbers, whole numbers are drawn.
 
     Raises:
         UserError: naming file and key.
@@ -74,45 +51,66 @@ def read_search_space(path: Path) -> dict[str, Range]:
     values = read_yaml(path, "the search space")
     if not isinstance(values, dict) or not values:
         raise UserError(f"{path} must be a table such as optim.head_lr: {{low: 1e-5, high: 1e-3}}")
-    return {str(key): _range(f"{path}: {key}", value) for key, value in values.items()}
+    space = {}
+    for key, value in values.items():
+        try:
+            space[str(key)] = _distribution(**value)
+        except (TypeError, ValueError) as error:
+            why = f" ({error})" if isinstance(error, ValueError) else ""
+            raise UserError(
+                f"{path}: {key}: {value!r} is no range{why}; write "
+                "{low: 1e-5, high: 1e-3, log: true} or {choices: [a, b]}"
+            ) from error
+    return space
 
 
-def _range(place: str, value: Any) -> Range:
-    if isinstance(value, dict) and value.keys() == {"choices"} and value["choices"]:
-        return Range(choices=tuple(value["choices"]))
-    wanted = "write {low: 1e-5, high: 1e-3, log: true} or {choices: [a, b]}"
-    if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
-        raise UserError(f"{place}: {value!r} is no range; {wanted}")
-    try:
-        low, high = (_number(value[end]) for end in ("low", "high"))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{place}: low and high must be numbers; {wanted}") from error
-    log = value.get("log", False)
+def _distribution(
+    low: Any = None, high: Any = None, log: bool = False, choices: Sequence[Any] = ()
+) -> optuna.distributions.BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if choices and low is high is None:
+        return CategoricalDistribution(choices)
     if not isinstance(log, bool):
-        raise UserError(f"{place}: log is true or false, not {log!r}")
-    if not low <= high or (log and low <= 0):
-        raise UserError(f"{place}: low must be {'above 0 and ' if log else ''}at most high")
-    return Range(low, high, log)
+        raise ValueError(f"log is true or false, not {log!r}")
+    if type(low) is type(high) is int:
+        return IntDistribution(low, high, log)
+    low, high = float(low), float(high)  # YAML reads 1e-5, without a point, as text
+    if not math.isfinite(high - low):
+        raise ValueError("low and high must be numbers")
+    return FloatDistribution(low, high, log)
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    number = float(value)  # YAML reads 1e-5, without a point, as text
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return number
+def example(space: Space) -> dict[str, Any]:
+    """Settings of the space."""
+    return {
+        key: wanted.choices[0] if hasattr(wanted, "choices") else wanted.low
+        for key, wanted in space.items()
+    }
+
+
+def combinations(space: Space, path: Path) -> list[dict[str, Any]]:
+    """All settings of a grid.
+
+    Raises:
+        UserError: for a key of the file without choices.
+    """
+    for key, wanted in space.items():
+        if not hasattr(wanted, "choices"):
+            raise UserError(f"{path}: {key}: --grid needs choices; write {{choices: [a, b]}}")
+    values = itertools.product(*(wanted.choices for wanted in space.values()))
+    return [dict(zip(space, row, strict=True)) for row in values]
 
 
 def tune(
     folder: Path,
-    space: Mapping[str, Range],
+    space: Space,
     train_trial: TrainTrial,
     *,
     trials: int,
     timeout: float | None = None,
     seed: int = 42,
-    grid: bool = False,
+    grid: Sequence[Mapping[str, Any]] = (),
 ) -> optuna.Study:
     """Train trials until there are enough; a killed search continues.
 
@@ -126,54 +124,44 @@ def tune(
         trials: finished or stopped ones in all, those of earlier calls included.
         timeout: seconds after which no further trial is begun.
         seed: of the draws.
-        grid: train every combination of the space once, all to their ends, in place of drawing.
+        grid: in place of drawing, these settings are trained once each, all to their ends.
 
     Raises:
         UserError: of `train_trial`, where nothing was trained yet; later ones are kept with the
             trial, which counts as stopped.
     """
     import optuna
+    from optuna.trial import TrialState
 
-    # It would add a traceback to every sentence of a trial that failed.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / 'study.db').absolute()}")
     study = optuna.create_study(
         study_name="tuning", storage=storage, load_if_exists=True, direction="maximize"
     )
-    if grid:
-        choices = {key: list(wanted.choices) for key, wanted in space.items()}
-        study.sampler = optuna.samplers.GridSampler(choices, seed=seed)
-        study.pruner = optuna.pruners.NopPruner()
-    else:
-        # With the same seed a continued search would draw its first trials a second time.
-        study.sampler = optuna.samplers.TPESampler(
-            seed=seed + len(study.trials), n_startup_trials=STARTUP_TRIALS
-        )
-        study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+    # With the same seed a continued search would draw its first trials a second time.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + len(study.trials), n_startup_trials=STARTUP_TRIALS
+    )
+    median = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
+    study.pruner = optuna.pruners.NopPruner() if grid else median
     _queue_interrupted(study)
-    left = trials - len(ended(study))
-    if left > 0:
-        study.optimize(
-            lambda trial: _run_trial(trial, folder / "trials", space, train_trial),
-            n_trials=left,
-            timeout=timeout,
-            gc_after_trial=True,
-            callbacks=[lambda study, trial: _after_trial(study, trial, folder / "trials")],
-        )
+    over = math.inf if timeout is None else time.monotonic() + timeout
+    while len(ended(study)) < trials and time.monotonic() < over:
+        if grid and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            done = [trial.params for trial in ended(study)]
+            study.enqueue_trial(dict(next(row for row in grid if row not in done)))
+        trial = study.ask(dict(space))
+        try:
+            told = study.tell(trial, _train(trial, folder / "trials", train_trial))
+        except optuna.TrialPruned:
+            told = study.tell(trial, state=TrialState.PRUNED)
+        except Exception:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        _keep_the_best(study, told, folder / "trials")
+        gc.collect()  # what a training leaves on a GPU
     return study
-
-
-def combinations(space: Mapping[str, Range], path: Path) -> int:
-    """How many there are in a grid.
-
-    Raises:
-        UserError: for a key of the file without choices.
-    """
-    for key, wanted in space.items():
-        if not wanted.choices:
-            raise UserError(f"{path}: {key}: --grid needs choices; write {{choices: [a, b]}}")
-    return math.prod(len(wanted.choices) for wanted in space.values())
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -204,13 +192,10 @@ def _run_name(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
     return str(trial.user_attrs.get("run", f"trial_{trial.number:03d}"))
 
 
-def _run_trial(
-    trial: optuna.Trial, runs: Path, space: Mapping[str, Range], train_trial: TrainTrial
-) -> float:
+def _train(trial: optuna.Trial, runs: Path, train_trial: TrainTrial) -> float:
     import optuna
     import torch
 
-    settings = {key: wanted.draw(trial, key) for key, wanted in space.items()}
     run = RunFolder(runs, _run_name(trial))
     result = read_result(run.path)
     if result is not None:  # killed between its end and the note of it
@@ -222,7 +207,7 @@ def _run_trial(
             raise optuna.TrialPruned
 
     try:
-        return train_trial(settings, run, on_validation)
+        return train_trial(trial.params, run, on_validation)
     except (UserError, torch.OutOfMemoryError) as error:
         if not (run.path / "config.yml").exists():
             raise  # nothing was trained: every trial would end so
@@ -230,20 +215,18 @@ def _run_trial(
         raise optuna.TrialPruned from error
 
 
-def _after_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial, runs: Path) -> None:
-    if trial.state.name not in ("COMPLETE", "PRUNED"):
-        return
-    best = study.best_trial.number if finished(study) else None
+def _keep_the_best(study: optuna.Study, trial: optuna.trial.FrozenTrial, runs: Path) -> None:
+    """Say how a trial ended, and remove the weights of those that are not the best."""
+    best = study.best_trial if finished(study) else None
     error = trial.user_attrs.get("error")
     said = f"mAP {trial.value:.4f}" if trial.value is not None else "stopped early"
     if trial.state.name == "PRUNED":
         said = f"stopped: {error}" if error else f"stopped early, {said}"
     settings = ", ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
-    note = " (best so far)" if trial.number == best else ""
+    note = " (best so far)" if best and trial.number == best.number else ""
     print(f"trial {trial.number}: {settings}: {said}{note}", flush=True)
-    keeps = None if best is None else _run_name(study.best_trial)
     for run in runs.glob("trial_*"):
-        if run.name != keeps:
+        if best is None or run.name != _run_name(best):
             for part in ("best", "last", "state"):
                 shutil.rmtree(run / part, ignore_errors=True)
 
@@ -252,7 +235,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def check_settings(folder: Path, config: str, space: Mapping[str, Range]) -> None:
+def check_settings(folder: Path, config: str, space: Space) -> None:
     """Refuse a folder that is no search, and a search of other settings or data, which could not
     be compared.
 
@@ -301,7 +284,7 @@ def plot(study: optuna.Study, path: Path) -> None:
         write_figure(path, np.ravel(plot_slice(study, target_name="mAP"))[0].figure)
 
 
-def write_grid(study: optuna.Study, space: Mapping[str, Range], folder: Path) -> str:
+def write_grid(study: optuna.Study, space: Space, folder: Path) -> str:
     """Draw a grid's scores to `grid.png`: over its first setting, a line for each value of the
     second, means and standard deviations over dataset.seed and all others.
 

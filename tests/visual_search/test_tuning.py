@@ -16,10 +16,11 @@ from visual_search.common.errors import UserError
 
 pytest.importorskip("optuna")
 
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
 from visual_search.common.run_folder import RunFolder
 from visual_search.tuning import (
     OnValidation,
-    Range,
     ended,
     finished,
     plot,
@@ -28,7 +29,10 @@ from visual_search.tuning import (
     write_best,
 )
 
-SPACE = {"optim.head_lr": Range(1e-5, 1e-1, log=True), "train.epochs": Range(1, 8)}
+SPACE = {
+    "optim.head_lr": FloatDistribution(1e-5, 1e-1, log=True),
+    "train.epochs": IntDistribution(1, 8),
+}
 
 
 def score_of(settings: Mapping[str, Any]) -> float:
@@ -128,9 +132,9 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         "margin.name: {choices: [arcface, cosface]}\n"
     )
     assert read_search_space(path) == {
-        "optim.head_lr": Range(1e-5, 3e-3, log=True),
-        "train.epochs": Range(2, 9),
-        "margin.name": Range(choices=("arcface", "cosface")),
+        "optim.head_lr": FloatDistribution(1e-5, 3e-3, log=True),
+        "train.epochs": IntDistribution(2, 9),
+        "margin.name": CategoricalDistribution(("arcface", "cosface")),
     }
 
 
@@ -142,9 +146,10 @@ def test_a_search_space_from_yaml(tmp_path: Path) -> None:
         ("a: {low: 1}", "is no range"),
         ("a: {low: 1, high: 2, lg: true}", "is no range"),
         ("a: {choices: []}", "is no range"),
-        ("a: {low: x, high: 2}", "low and high must be numbers"),
-        ("a: {low: 3, high: 2}", "low must be at most high"),
-        ("a: {low: 0, high: 2, log: true}", "low must be above 0 and at most high"),
+        ("a: {low: x, high: 2}", "could not convert string to float: 'x'"),
+        ("a: {low: 1, high: .inf}", "low and high must be numbers"),
+        ("a: {low: 3, high: 2}", "`low <= high` must hold"),
+        ("a: {low: 0.0, high: 2, log: true}", "`low > 0` must hold"),
         ("a: {low: 1, high: 2, log: often}", "log is true or false, not 'often'"),
     ],
 )
