@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from unittest import mock
 import pytest
 
 from tests.conftest import PROJECT
-from tests.warm import run_python, start_python
 from visual_search.common.errors import UserError, run_command
 
 
@@ -72,39 +70,3 @@ def ran(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """A process of its own, whatever its end: status, what it printed, and its errors."""
     given: dict[str, Any] = {"cwd": PROJECT, "timeout": 300, **more}
     return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, **given)
-
-
-def alone(module: str, *arguments: object) -> str:
-    """What `python -m module` prints, on one thread, when it ends well."""
-    done = run_python("-m", module, *arguments, environment={"OMP_NUM_THREADS": "1"}, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def side_by_side(folder: Path, processes: int, module: str, *arguments: object) -> None:
-    """One training by several processes, which are told of each other as torchrun tells them.
-
-    Args:
-        folder: gets what each prints.
-        processes: how many.
-        module: whose command they run.
-        arguments: of the command.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank{rank}.log" for rank in range(processes)]
-    started = [
-        start_python(
-            *("-m", module, *arguments),
-            out=log,
-            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, log in enumerate(logs)
-    ]
-    for process, log in zip(started, logs, strict=True):
-        process.join(200)
-        process.kill()
-        assert process.exitcode == 0, log.read_text()

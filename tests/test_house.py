@@ -8,11 +8,15 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from importlib import metadata
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.commands import inside
 
 MOST_MODULES = 25
 MOST_LINES = 450
@@ -69,6 +73,14 @@ def packages_behind(modules: Iterable[str], project: Path) -> set[str]:
     return found - sys.stdlib_module_names
 
 
+def commands(project: Path) -> list[str]:
+    """The modules that are run by `python FILE` or `python -m MODULE`."""
+    places = ("*.py", "visual_search/main_*.py", "dataset/**/*.py", "my_submission/*.py")
+    files = [path for place in places for path in project.glob(place)]
+    run = [path for path in files if '__name__ == "__main__"' in path.read_text("utf-8")]
+    return [".".join(path.relative_to(project).with_suffix("").parts) for path in run]
+
+
 def folders(project: Path) -> list[Path]:
     return [p for p in (project / "visual_search").rglob("*") if (p / "__init__.py").exists()]
 
@@ -93,27 +105,16 @@ def test_every_package_says_what_it_is_for(project: Path) -> None:
         assert "import" not in text, f"{folder}: an import here makes every --help slow"
 
 
-def closure(requirements: Iterable[str]) -> set[str]:
+def brought_by(requirements: Iterable[str]) -> set[str]:
     """The names of the distributions that these requirements bring, themselves included."""
     found: set[str] = set()
-    queue = [Requirement(line) for line in requirements]
+    queue = list(requirements)
     while queue:
-        wanted = queue.pop()
-        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
-        key = name + "".join(f"[{extra}]" for extra in sorted(wanted.extras))
-        if key in found:
-            continue
-        found |= {key, name}
-        try:
-            lines = metadata.requires(wanted.name) or []
-        except metadata.PackageNotFoundError:
-            continue
-        for line in lines:
-            requirement = Requirement(line)
-            marker = requirement.marker
-            extras = ["", *wanted.extras]
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
-                queue.append(requirement)
+        name = canonicalize_name(Requirement(queue.pop()).name)
+        if name not in found:
+            found.add(name)
+            with suppress(metadata.PackageNotFoundError):
+                queue += [line for line in metadata.requires(name) or [] if "extra ==" not in line]
     return found
 
 
@@ -124,17 +125,24 @@ def test_modules_import_with_what_their_extras_bring(
     package = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     lines = (project / "requirements.txt").read_text().splitlines()
     declared = [line for line in lines if line and not line.startswith("#")]
-    brought = closure(
+    brought = brought_by(
         [*declared, *(one for name in extras for one in package["optional-dependencies"][name])]
     )
-    allowed = {
-        top
-        for top, names in metadata.packages_distributions().items()
-        if any(re.sub(r"[-_.]+", "-", name).lower() in brought for name in names)
-    }
+    installed = metadata.packages_distributions().items()
+    allowed = {top for top, names in installed if brought & {*map(canonicalize_name, names)}}
     needed = packages_behind(NEEDS[extras], project)
     assert "torch" in needed or extras == ("data",)
     assert needed <= allowed
+
+
+def test_commands_and_tools_for_tables_start_without_the_heavy_libraries(project: Path) -> None:
+    for name in commands(project):
+        heavy = {"torch", "pandas", "timm", "PIL", "numpy", "accelerate"}
+        assert not heavy & packages_behind([name], project), name
+    tools = [f"visual_search.data.{name}" for name in ("dataset_info", "leaks", "tables")]
+    tools += ["visual_search.data.leak_record", "visual_search.text.pairs", "dataset.folder_info"]
+    tools += ["dataset.sources.base", "dataset.image_text.text_normalization"]
+    assert "torch" not in packages_behind(tools, project)
 
 
 def test_every_number_on_a_command_line_has_a_range(project: Path) -> None:
@@ -144,3 +152,12 @@ def test_every_number_on_a_command_line_has_a_range(project: Path) -> None:
         commands += (project / folder).rglob("*.py")
     found = {p.name for p in commands if re.search(r"\btype=(int|float)[,)]", p.read_text("utf-8"))}
     assert not found
+
+
+def test_every_command_has_help(project: Path) -> None:
+    names = commands(project)
+    assert len(names) >= 36
+    for name in names:
+        done = inside(import_module(name).main, "--help")
+        assert done.returncode == 0, name
+        assert "usage" in done.stdout.lower(), name

@@ -13,32 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.commands import ran
-
-# Each command in a process of its own, forked from one that has loaded what reads their options.
-HELP = """
-import contextlib, io, os, runpy, sys
-import jsonargparse, yaml
-
-heavy, *entries = sys.argv[1:]
-for entry in entries:
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        continue
-    out, status = io.StringIO(), None
-    sys.argv, sys.path[0] = [entry, "--help"], os.path.dirname(entry)
-    with contextlib.redirect_stdout(out):
-        try:
-            runpy.run_path(entry, run_name="__main__")
-        except SystemExit as ended:
-            status = ended.code or 0
-    loaded = sys.modules.keys() & set(heavy.split())
-    if status != 0 or loaded or "usage" not in out.getvalue().lower():
-        print(entry, status, loaded)
-    sys.stdout.flush()
-    os._exit(0)
-"""
+from tests.commands import ran, stopped
+from visual_search import main_arcface
 
 
 @pytest.fixture
@@ -129,40 +105,9 @@ def test_every_installed_package_is_pinned(project: Path) -> None:
                 continue
 
 
-def test_a_missing_optional_package_names_its_extra() -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['jsonargparse'] = None\n"
-        "sys.argv = ['main_arcface', '--name', 'x']\n"
-        "from visual_search.common.errors import run_command\n"
-        "from visual_search.main_arcface import main\n"
-        "run_command(main)\n"
-    )
-    done = ran(sys.executable, "-c", code)
-    assert done.returncode == 2
-    assert "pip install -e '.[train]'" in done.stderr
-
-
-def test_help_answers_without_the_heavy_libraries(project: Path) -> None:
-    places = ("*.py", "visual_search/main_*.py", "dataset/**/*.py", "my_submission/*.py")
-    files = [path for place in places for path in project.glob(place)]
-    commands = [str(path) for path in files if '__name__ == "__main__"' in path.read_text("utf-8")]
-    assert len(commands) >= 36
-    heavy = "torch pandas timm PIL numpy accelerate"
-    done = ran(sys.executable, "-c", HELP, heavy, *commands)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-
-
-def test_tools_for_tables_start_without_torch() -> None:
-    kit = ("data.dataset_info", "data.leaks", "data.leak_record", "text.pairs", "data.tables")
-    modules = [*(f"visual_search.{name}" for name in kit), "dataset.sources.base"]
-    modules += ["dataset.folder_info", "dataset.image_text.text_normalization"]
-    code = (
-        "import importlib, sys\n"
-        f"for name in {modules}: importlib.import_module(name)\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    ran(sys.executable, "-c", code).check_returncode()
+def test_a_missing_optional_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert "pip install -e '.[train]'" in stopped(main_arcface.main, "--name", "x")
 
 
 def test_the_wheel_holds_what_is_not_python(project: Path) -> None:

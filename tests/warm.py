@@ -14,7 +14,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from tests.conftest import PROJECT
 from visual_search.common.processes import PRELOADED, _run_as_main
@@ -55,7 +54,6 @@ def start_python(
     out: Path,
     err: Path | None = None,
     environment: dict[str, str] | None = None,
-    from_here: bool = False,
 ) -> BaseProcess:
     """A running command.
 
@@ -64,11 +62,9 @@ def start_python(
         out: where stdout goes, behind what is there.
         err: where stderr goes; with stdout by default.
         environment: variables to set beside those of this process.
-        from_here: forked from this very process: at once, for what needs no thread of torch's.
     """
     words, values = [str(word) for word in arguments], {**os.environ, **(environment or {})}
-    context: Any = mp.get_context("fork") if from_here else _server()
-    process = context.Process(target=_command, args=(words, out, err or out, values))
+    process: BaseProcess = _server().Process(target=_command, args=(words, out, err or out, values))
     process.start()
     return process
 

@@ -1,5 +1,6 @@
 """Two processes train as one process with the doubled batch does."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import alone, inside, logged, side_by_side, told
+from tests.commands import inside, logged, told
 from tests.conftest import spare_plots, write_yaml
+from tests.warm import run_python, start_python
 from visual_search.main_arcface import main
 from visual_search.model.checkpoint import load_checkpoint
 
@@ -41,12 +43,26 @@ def test_the_loss_curve_is_that_of_the_doubled_batch(
     spare_plots(monkeypatch)
     told(main, *common, "--name", "one", "--dataset.batch_size", "8")
     halved = (*common, "--name", "two", "--dataset.batch_size", "4")
+    command = ("-m", "visual_search.main_arcface", *halved)
+    shared = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if launcher == "torchrun":
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
         launch = ("--nproc_per_node", "2", "--master_port", "29600")
-        alone("torch.distributed.run", *launch, "-m", "visual_search.main_arcface", *halved)
-    else:  # without the seconds that the launcher takes
-        side_by_side(tmp_path, 2, "visual_search.main_arcface", *halved)
+        done = run_python("-m", "torch.distributed.run", *launch, *command, environment=shared)
+        assert done.returncode == 0, done.stderr
+    else:  # told of each other as torchrun tells them, without the seconds that it takes
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        logs = [tmp_path / f"rank{rank}.log" for rank in "01"]
+        ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        started = [
+            start_python(*command, out=log, environment=rank)
+            for log, rank in zip(logs, ranks, strict=True)
+        ]
+        for process, log in zip(started, logs, strict=True):
+            process.join(200)
+            process.kill()
+            assert process.exitcode == 0, log.read_text()
 
     both = [tmp_path / "runs" / name for name in ("one", "two")]
     losses = [[line["loss"] for line in logged(run, "step")] for run in both]
