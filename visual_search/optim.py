@@ -11,21 +11,25 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visual_search.common.errors import UserError
-from visual_search.config import OptimConfig
+from visual_search.config import OptimConfig, PhaseConfig
 from visual_search.model.averaging import ExponentialAverage
 from visual_search.model.freezing import layer_depths
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from visual_search.phase import RunConfig
+    from visual_search.text.config import ClipConfig
 
 
 class OptimizerState:
     """Optimiser, schedule and moving average of a run; what each holds is saved with the run."""
 
     def __init__(
-        self, accelerator: Accelerator, config: RunConfig, learner: Any, total_steps: int
+        self,
+        accelerator: Accelerator,
+        config: PhaseConfig | ClipConfig,
+        learner: Any,
+        total_steps: int,
     ) -> None:
         """
         Args:

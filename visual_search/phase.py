@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,13 +15,7 @@ from torch.utils.data import DataLoader
 
 from visual_search.cached_features import FrozenFeatures, check_cacheable
 from visual_search.common.errors import UserError
-from visual_search.config import (
-    BackboneConfig,
-    EmbedSettings,
-    OptimConfig,
-    PhaseConfig,
-    TrainConfig,
-)
+from visual_search.config import EmbedSettings, PhaseConfig
 from visual_search.data.augment import Mixer, build_augmentation
 from visual_search.data.datasets import TrainingImages
 from visual_search.data.dev_sets import DevSet
@@ -44,41 +38,20 @@ from visual_search.ranking.rerank import named_steps
 from visual_search.ranking.store import Backbone, FeatureSource
 from visual_search.validation import BestCheckpoint, Validator
 
+if TYPE_CHECKING:
+    from visual_search.text.config import ClipConfig
+
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Pixels `(N, 3, H, W)` uint8, or features `(N, width)` float32; labels `(N,)`, indexes `(N,)`,
 n_skipped `(N,)`."""
 
 
-class RunConfig(Protocol):
-    """What the loop asks of a phase's configuration."""
-
-    @property
-    def dataset(self) -> Any:
-        """With `batch_size` of one process, `seed` of every draw, and `max_broken_share`."""
-
-    @property
-    def backbone(self) -> BackboneConfig:
-        """The network."""
-
-    @property
-    def optim(self) -> OptimConfig:
-        """Optimiser and schedule."""
-
-    @property
-    def train(self) -> TrainConfig:
-        """The loop."""
-
-    @property
-    def pretrain_model(self) -> str | None:
-        """The run it starts from."""
-
-
 class Phase(ABC):
     """What is trained, on what, and what it is judged by: all that the loop knows of a phase."""
 
-    validator: type[BestCheckpoint[Any]]
+    validator: type[BestCheckpoint]
     """What scores the model and keeps the best."""
-    config: RunConfig
+    config: PhaseConfig | ClipConfig
     images: TrainingImages
     data: Identity
     """What it is trained on and judged by."""

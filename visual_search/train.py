@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -42,8 +42,12 @@ from visual_search.evaluation.identity import keep_identity
 from visual_search.model.averaging import WeightSoup
 from visual_search.model.freezing import hold_frozen
 from visual_search.optim import OptimizerState
-from visual_search.phase import Batch, Phase, RunConfig
+from visual_search.phase import Batch, Phase
 from visual_search.ranking.inference_plan import keep_freed_memory
+
+if TYPE_CHECKING:
+    from visual_search.config import PhaseConfig
+    from visual_search.text.config import ClipConfig
 
 # While one process validates, the others wait; a large gallery takes longer than the default.
 LONGEST_WAIT = timedelta(hours=4)
@@ -51,7 +55,7 @@ LONGEST_WAIT = timedelta(hours=4)
 OnValidation = Callable[[int, float], None]
 """Told the optimiser step and the mAP; may raise to end the run."""
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound="PhaseConfig | ClipConfig")
 
 
 def train_phase(

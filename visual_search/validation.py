@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,18 +30,7 @@ if TYPE_CHECKING:
     from visual_search.phase import ImagePhase, Phase
 
 
-class Evaluated(Protocol):
-    """What the kept checkpoint is chosen by."""
-
-    @property
-    def mean_average_precision(self) -> float:
-        """0..1."""
-
-
-Found = TypeVar("Found", bound=Evaluated)
-
-
-class BestCheckpoint(ABC, Generic[Found]):
+class BestCheckpoint(ABC):
     """Scores the model now and then, whatever it is scored by; keeps the last and the best."""
 
     def __init__(
@@ -65,10 +54,10 @@ class BestCheckpoint(ABC, Generic[Found]):
         self.best: dict[str, Any] = {"mAP": -1.0, "epoch": 0, "step": 0}
         self.stale = 0
         """Validations since the best one."""
-        self.best_evaluation: Found | None = None
+        self.best_evaluation: Any = None
         """Of the best model, unless it was found before the run was killed and continued."""
 
-    def validate_before_training(self) -> None:
+    def validate_before_training(self) -> None:  # noqa: B027 - of image–text phases
         """Score a new run before its first step, where that says something."""
 
     def validate(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> float:
@@ -86,7 +75,7 @@ class BestCheckpoint(ABC, Generic[Found]):
                 self.soup.add(embedder.state_dict())
         return score
 
-    def finish(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Found:
+    def finish(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Any:
         """Try the soup, and evaluate the best model for the report."""
         embedder = self.phase.learner.embedder
         if self.soup is not None and len(self.soup) > 1:
@@ -116,7 +105,7 @@ class BestCheckpoint(ABC, Generic[Found]):
         self._log(evaluation)
         self.run.log(kind="soup" if soup else "validation", epoch=epoch, step=step, mAP=score)
         averaged = "soup" if soup else "ema" if self.average else "no"
-        facts = {**self._facts(epoch, step, score), "averaged": averaged}
+        facts = {**self._all_facts(epoch, step, score), "averaged": averaged}
         states = self.phase.learner.embedder.state_dict(), head
         if not soup:
             self._save(self.run.last, *states, facts)
@@ -139,23 +128,36 @@ class BestCheckpoint(ABC, Generic[Found]):
     ) -> None:
         save_checkpoint(folder, self.phase.architecture, embedder, head, facts)
 
-    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Found | None:
+    def _whiten(self, epoch: int, step: int, head: Mapping[str, Tensor]) -> Any:
         """Try a last improvement on the best model; None where there is none."""
         return None
 
-    def _log(self, evaluation: Found) -> None:
+    def _log(self, evaluation: Any) -> None:  # noqa: B027 - of image–text phases
         """Keep more of a validation than its score."""
 
-    @abstractmethod
-    def _evaluate(self) -> Found:
-        """Score the model as it is; its mode is kept."""
-
-    @abstractmethod
-    def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+    def _all_facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
         """What `model.json` says of a checkpoint."""
+        return {
+            "run": self.run.name,
+            "epoch": epoch,
+            "step": step,
+            "mAP": score,
+            "embedding": dataclasses.asdict(self.phase.config.embedding),
+            "data": self.phase.data.of_a_model(),
+            "environment": environment_of(self.run.path),
+            **self._facts(),
+        }
 
     @abstractmethod
-    def _report(self, evaluation: Found) -> None:
+    def _evaluate(self) -> Any:
+        """Score the model as it is, by a `mean_average_precision`, 0..1; its mode is kept."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, Any]:
+        """What `model.json` says of this kind of phase alone: its losses, at the least."""
+
+    @abstractmethod
+    def _report(self, evaluation: Any) -> None:
         """Write down what the best model answers."""
 
 
@@ -200,24 +202,17 @@ def fit_whitenings(
     return fitted
 
 
-class Validator(BestCheckpoint[Evaluation]):
+class Validator(BestCheckpoint):
     """Scores an image embedder on a development set."""
 
     phase: ImagePhase
 
-    def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         steps = named_steps(self.phase.config.rerank, [], "rerank")
         return {
-            "run": self.run.name,
             "losses": losses_of(self.phase),
-            "epoch": epoch,
-            "step": step,
-            "mAP": score,
             "trained_on_test": self.phase.config.dataset.train_on_test,
-            "embedding": dataclasses.asdict(self.phase.config.embedding),
             **({"rerank": describe_steps(steps)} if steps else {}),
-            "data": self.phase.data.of_a_model(),
-            "environment": environment_of(self.run.path),
         }
 
     def _steps(self) -> tuple[Step, ...]:
@@ -258,7 +253,7 @@ class Validator(BestCheckpoint[Evaluation]):
                 kept, best = embedder.neck, evaluation
                 self.best = {**self.best, "mAP": score}
                 architecture = phase.architecture.whitened(whitening)
-                facts = self._facts(self.best["epoch"], self.best["step"], score)
+                facts = self._all_facts(self.best["epoch"], self.best["step"], score)
                 save_checkpoint(self.run.best, architecture, embedder.state_dict(), head, facts)
         embedder.neck = kept
         return best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ RESULTS_SHOWN = 8
 WORST_SHOWN, OTHERS_SHOWN = 30, 30
 
 
-class PairValidator(BestCheckpoint[BothWays]):
+class PairValidator(BestCheckpoint):
     """Scores both encoders; the score is the mean of text → image and image → text mAP."""
 
     phase: ClipPhase
@@ -78,18 +77,11 @@ class PairValidator(BestCheckpoint[BothWays]):
         self.phase.learner.embedder.text.save_files(folder)
         save_checkpoint(folder, self.phase.architecture, embedder, head, facts)
 
-    def _facts(self, epoch: int, step: int, score: float) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         config = self.phase.config
         return {
-            "run": self.run.name,
             "losses": config.loss.name,
-            "epoch": epoch,
-            "step": step,
-            "mAP": score,
             "text": network_facts(config.text, config.projection),
-            "embedding": dataclasses.asdict(config.embedding),
-            "data": self.phase.data.of_a_model(),
-            "environment": environment_of(self.run.path),
         }
 
     def _report(self, evaluation: BothWays) -> None:
