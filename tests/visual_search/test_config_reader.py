@@ -1,9 +1,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -13,7 +12,9 @@ from dataset.dataset_creation_steps.run import PairsConfig
 from dataset.image_text.text_normalization import CleaningConfig
 from tests.commands import refused
 from tests.conftest import PROJECT
+from tests.visual_search.test_unused import with_key
 from visual_search.common.errors import UserError
+from visual_search.common.keys import Key, keys_of
 from visual_search.common.ranges import check_ranges
 from visual_search.common.run_folder import flat_settings
 from visual_search.common.unused import unused
@@ -176,34 +177,28 @@ def test_tables_are_a_list(tmp_path: Path) -> None:
     assert again == phase
 
 
-def numbers(kind: Any) -> Iterator[tuple[Any, str]]:
-    """The dataclasses inside one, itself included, and the names of their numeric fields."""
-    hints = get_type_hints(kind, include_extras=True)
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from numbers(hint)
-        elif re.search(r"\b(int|float)\b", str(hint)):
-            yield kind, field.name
-
-
-REQUIRED: dict[Any, tuple[Any, ...]] = {TableConfig: ("a.csv",), PairsConfig: (Path("a"), [])}
-CONFIGS = (PhaseConfig, TableConfig, ClipConfig, ClusterConfig, PairsConfig, CleaningConfig)
+CONFIGS = (
+    *(PhaseConfig(), TableConfig("a.csv"), ClipConfig(), ClusterConfig()),
+    *(PairsConfig(Path("a"), []), CleaningConfig()),
+)
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    dict.fromkeys(n for whole in CONFIGS for n in numbers(whole)),
-    ids=lambda part: str(part),
+    ("config", "key"),
+    [
+        pytest.param(config, key, id=f"{type(config).__name__}.{key.name}")
+        for config in CONFIGS
+        for key in keys_of(config)
+        if re.search(r"\b(int|float)\b", str(key.hint))
+    ],
 )
-def test_every_number_has_a_range_and_says_it(kind: Any, name: str) -> None:
-    config = kind(*REQUIRED.get(kind, ()))
+def test_every_number_has_a_range_and_says_it(config: Any, key: Key) -> None:
     check_ranges(config)  # the defaults are in it
-    default = getattr(config, name)
     for wrong in (-7, math.nan, math.inf, 10**18, 1e300, 10**400, -(10**18)):
-        several = isinstance(default, tuple | list)
-        value = (*(default or ())[:-1], wrong) if several else wrong
-        if wrong == -7 and name == "power":
+        several = isinstance(key.default, tuple | list)
+        value = (*(key.default or ())[:-1], wrong) if several else wrong
+        if wrong == -7 and key.name.endswith(".power"):
             continue
-        with pytest.raises(UserError, match=rf"^(x: a\.)?{name} is .*; it must be .*\d"):
-            check_ranges(dataclasses.replace(config, **{name: value}), "a.", lambda key: "x: ")
+        last = key.name.rpartition(".")[2]  # some parts check themselves
+        with pytest.raises(UserError, match=rf"^(x: )?[\w.]*{last} is .*; it must be .*\d"):
+            check_ranges(with_key(config, key.name, value), where=lambda name: "x: ")

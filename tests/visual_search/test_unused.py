@@ -1,71 +1,19 @@
 """No key that is set is ignored without a word; each key: test_keys_change_the_training.py."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
 
 from visual_search.common.unused import unused
-from visual_search.config import PhaseConfig, TableConfig
+from visual_search.config import PhaseConfig
 from visual_search.text.config import ClipConfig
-
-
-def keys_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, annotation and default of each plain field."""
-    hints = get_type_hints(kind, include_extras=True)
-    made = kind("table.csv") if kind is TableConfig else kind()
-    for field in dataclasses.fields(kind):
-        default = getattr(made, field.name)
-        if dataclasses.is_dataclass(default):
-            yield from keys_of(type(default), f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", hints[field.name], default
 
 
 def with_key(config: Any, key: str, value: Any) -> Any:
     name, _, rest = key.partition(".")
     inner = with_key(getattr(config, name), rest, value) if rest else value
     return dataclasses.replace(config, **{name: inner})
-
-
-def plain(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
-
-
-OTHERS: dict[str, Any] = {
-    "betas": (0.5, 0.9), "milestones": (0.2, 0.3), "nested": (4,), "trackers": ("tensorboard",),
-    "towers": ("use",), "mean": (0.1, 0.2, 0.3), "std": (0.1, 0.2, 0.3), "power": -0.5,
-    "tables": (TableConfig("table.csv"),), "pretrain_model": "runs/other", "momentum": 0.5,
-    "layers": (1,), "layer_weights": (0.5,), "views": ("letterbox",), "view_sizes": (40,),
-}  # fmt: skip
-
-
-def another(key: str, hint: Any, default: Any) -> Any:
-    """A value that is allowed and not the default."""
-    name, hint = key.rpartition(".")[2], plain(hint)
-    if name in OTHERS:
-        return OTHERS[name]
-    if get_origin(hint) is Literal:
-        # Of a key with a single choice, one of earlier versions: nothing reads it.
-        return next((choice for choice in reversed(get_args(hint)) if choice != default), "gone")
-    if isinstance(default, bool):
-        return not default
-    if isinstance(default, float):
-        return default / 2 if default else 0.5
-    if isinstance(default, int):
-        return default + 1
-    if isinstance(default, tuple):
-        inner = plain(get_args(hint)[0])
-        return (another("", inner, {int: 0, float: 0.0}.get(inner, "x")),)
-    return f"{default}_other"
-
-
-CASES = [
-    pytest.param(root, key, hint, default, id=f"{root.__name__}.{key}")
-    for root in (PhaseConfig, ClipConfig)
-    for key, hint, default in keys_of(root)
-]
 
 
 @pytest.mark.parametrize("root", [PhaseConfig, ClipConfig])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from visual_search.common.errors import UserError
+from visual_search.common.keys import keys_of
 
 Number = TypeVar("Number", int, float)
 Made = TypeVar("Made")
@@ -148,17 +149,12 @@ def check_ranges(
     Raises:
         UserError: naming key, value and range.
     """
-    hints = get_type_hints(type(config), include_extras=True)
-    for name, value in vars(config).items():
-        key, several = f"{prefix}{name}", isinstance(value, tuple | list)
-        for number, part in enumerate(value if several else (value,)):
-            if dataclasses.is_dataclass(part):
-                check_ranges(part, f"{key}.{number}." if several else f"{key}.", where)
-            elif isinstance(part, int | float):
-                for wanted in _ranges(hints[name]) or [Range()]:
-                    if part not in wanted:
-                        must = wanted.words_for(part)
-                        raise UserError(f"{where(key)}{key} is {value!r}; it must be {must}")
+    for key in keys_of(config, prefix):
+        for part in key.value if isinstance(key.value, tuple | list) else (key.value,):
+            for wanted in _ranges(key.hint) or [Range()]:
+                if isinstance(part, int | float) and part not in wanted:
+                    said = f"{key.name} is {key.value!r}; it must be {wanted.words_for(part)}"
+                    raise UserError(where(key.name) + said)
 
 
 def _ranges(hint: Any) -> list[Range]:

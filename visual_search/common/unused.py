@@ -6,9 +6,10 @@ the field that holds a whole part, a condition is of all keys of the part.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from visual_search.common.keys import Key, keys_of
 
 
 class When:
@@ -71,48 +72,29 @@ def unused(config: Any, typed: Collection[str] = ()) -> list[str]:
             their defaults.
     """
     sentences = []
-    for key, value, default, condition, other in _failing(config, config, "", ()):
-        if key in typed or value != default:
+    for key in keys_of(config):
+        condition, other = _failing(config, key)
+        if condition and (key.name in typed or key.value != key.default):
             why = f"{other} is {_said(_at(config, other)) or 'empty'}, and would have to be"
             reason = f"{why} {condition}" if other else "it is of earlier versions"
-            sentences.append(f"{key} is {_said(value)}, which changes nothing: {reason}")
+            sentences.append(f"{key.name} is {_said(key.value)}, which changes nothing: {reason}")
     return sentences
 
 
-Place = tuple[When, str]
-"""A condition, and the dotted prefix of the keys beside the field it stands on."""
-
-
-def _failing(
-    root: Any, part: Any, prefix: str, inherited: tuple[Place, ...]
-) -> Iterator[tuple[str, Any, Any, When, str]]:
-    """Key, value, default, the condition that does not hold, and the key that it is about."""
-    hints = get_type_hints(type(part), include_extras=True)
-    for field in dataclasses.fields(part):
-        value, key = getattr(part, field.name), f"{prefix}{field.name}"
-        notes = getattr(hints[field.name], "__metadata__", ())
-        own = [(note, prefix) for note in notes if isinstance(note, When)]
-        if dataclasses.is_dataclass(value):
-            yield from _failing(root, value, f"{key}.", (*inherited, *own))
-        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-            for number, entry in enumerate(value):
-                yield from _failing(root, entry, f"{key}.{number}.", (*inherited, *own))
-        else:
-            for condition, beside in (*inherited, *own):
-                dotted = "." in condition.key
-                other = condition.key.lstrip(".") if dotted else f"{beside}{condition.key}"
-                if other == key or (condition.only and field.name not in condition.only):
-                    continue
-                counts = condition.key and condition.holds(_at(root, other))
-                if not counts and not any(_is_on(root, name) for name in condition.also):
-                    default = _default(field)
-                    yield key, value, default, condition, condition.key and other
-                    break
-
-
-def _default(field: dataclasses.Field) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
+def _failing(config: Any, key: Key) -> tuple[When | None, str]:
+    """The first condition of a key that does not hold, and the key that it is about."""
+    for condition, beside in key.notes:
+        if not isinstance(condition, When):
+            continue
+        dotted = "." in condition.key
+        other = condition.key.lstrip(".") if dotted else f"{beside}{condition.key}"
+        is_about = not condition.only or key.name.rpartition(".")[2] in condition.only
+        if other == key.name or not is_about:
+            continue
+        counts = condition.key and condition.holds(_at(config, other))
+        if not counts and not any(_is_on(config, name) for name in condition.also):
+            return condition, condition.key and other
+    return None, ""
 
 
 def _is_on(root: Any, key: str) -> bool:

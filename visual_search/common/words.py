@@ -6,11 +6,9 @@ is `--backbone config/backbone/openclip_vit_b32.yml`.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import re
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import yaml
 
 from visual_search.common.errors import UserError
+from visual_search.common.keys import keys_of
 
 PARTS = {
     "dataset": "dataset", "backbone": "backbone", "margin": "margin", "pairs": "pairs",
@@ -62,8 +61,8 @@ def spelled_out(arguments: Sequence[str], kind: Any) -> list[str]:
     """
     ranked: list[tuple[int, list[str]]] = []
     words = False
-    keys = dict(_keys(kind))
-    lists = {key for key, hint in keys.items() if Ellipsis in typing.get_args(hint)}
+    keys = {key.name: key for key in keys_of(kind())}
+    lists = {name for name, key in keys.items() if isinstance(key.default, tuple)}
     for option in _options(arguments):
         found = _WORD.fullmatch(option[0])
         if found:
@@ -121,15 +120,6 @@ def _translated(word: str, value: str, known: Iterable[str]) -> list[str]:
     near = difflib.get_close_matches(word, [*PARTS, *KEYS, EVALUATION, *known], n=1, cutoff=0.5)
     advice = f"did you mean {near[0]}={value}?" if near else f"known: {', '.join([*PARTS, *KEYS])}"
     raise UserError(f"{word}={value}: there is no setting {word!r}; {advice}")
-
-
-def _keys(kind: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Every dotted key, with its type."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _keys(hint, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", hint
 
 
 def _part_file(part: str, value: str) -> str:
