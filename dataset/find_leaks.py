@@ -161,8 +161,8 @@ def main() -> None:
                 "unreadable": unreadable,
             }
             record(
-                Side(file, arguments.train_root, train.fold),
-                Side(other, arguments.test_root, test.fold),
+                Side.of(file, arguments.train_root, train.fold),
+                Side.of(other, arguments.test_root, test.fold),
                 facts,
             )
             found += leaks

@@ -129,7 +129,7 @@ def prepare_training_set(
     facts = {"threshold": distance, "pairs": 0, "evaluation_photos": 0}
     for path in written:
         for test in tests:
-            record(Side(path, table.with_suffix("")), Side(test), facts)
+            record(Side.of(path, table.with_suffix("")), Side.of(test), facts)
     return written
 
 

@@ -123,8 +123,8 @@ def test_products_are_disjoint_between_the_splits_and_credited() -> None:
 
 
 def test_training_and_development_photos_were_compared_as_they_are() -> None:
-    sides = [Side(DEVELOPMENT / name) for name in ("gallery.csv", "queries.csv")]
-    assert warning([Side(PRODUCT10K / "train.csv")], sides) == ""
+    sides = [Side.of(DEVELOPMENT / name) for name in ("gallery.csv", "queries.csv")]
+    assert warning([Side.of(PRODUCT10K / "train.csv")], sides) == ""
 
 
 @pytest.mark.slow

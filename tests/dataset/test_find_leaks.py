@@ -72,14 +72,14 @@ def test_copies_are_found_and_drawn(shared: tuple[Path, Path]) -> None:
     assert all(int(row["distance"]) <= 10 and row["cosine"] == "" for row in rows)
     drawn = Page((train.parent / "leaks.html").read_text()).rows
     assert {tuple(Path(title).name for _, title in row) for row in drawn} == pairs
-    sides = [Side(train)], [Side(test)]
+    sides = [Side.of(train)], [Side.of(test)]
     assert not unchecked(*sides)
     notes = json.loads(record_path(train).read_text())
     assert [(note["pairs"], note["evaluation_photos"]) for note in notes] == [(2, 2)]
     # The training table without them: nothing is found, and the old picture goes.
     clean = [(f"train/{i}.png", i) for i in range(8) if i not in (3, 5)]
     write_csv(train, ["image_path", "label"], clean)
-    assert unchecked(*sides) == [(Side(train), Side(test))]
+    assert unchecked(*sides) == [(Side.of(train), Side.of(test))]
     done = inside(find_leaks_main, "--train", train, "--test", test)
     assert "no leak" in done.stdout
     assert not (train.parent / "leaks.html").exists()
@@ -157,7 +157,7 @@ def test_the_kinds_of_tables(tmp_path: Path, shared: tuple[Path, Path]) -> None:
 
 
 def test_a_record_holds_for_the_tables_as_they_were(tmp_path: Path) -> None:
-    train, other, gallery, queries = (Side(tmp_path / name) for name in "abcd")
+    train, other, gallery, queries = (Side.of(tmp_path / name) for name in "abcd")
     for side in (train, other, gallery, queries):
         side.table.write_text(side.table.name)
     words = warning([train, other], [gallery, queries])
@@ -181,17 +181,17 @@ def test_a_record_knows_fold_and_folder(tmp_path: Path) -> None:
     folds, judged = tmp_path / "folds.csv", tmp_path / "judged.csv"
     for path in (folds, judged):
         path.write_text(path.name)
-    record(Side(folds, fold=0), Side(folds, fold=0), {})
-    assert warning([Side(folds, fold=0)], [Side(folds, fold=0)]) == ""
-    words = warning([Side(folds, fold=1)], [Side(folds, fold=1)])
+    record(Side.of(folds, fold=0), Side.of(folds, fold=0), {})
+    assert warning([Side.of(folds, fold=0)], [Side.of(folds, fold=0)]) == ""
+    words = warning([Side.of(folds, fold=1)], [Side.of(folds, fold=1)])
     assert words.endswith(f"find_leaks.py --train {folds} --test {folds} --fold 1")
     for fold in (0, 1):
-        record(Side(folds, fold=fold), Side(judged), {})
-    assert unchecked([Side(folds, fold=0), Side(folds, fold=1)], [Side(judged)]) == []
+        record(Side.of(folds, fold=fold), Side.of(judged), {})
+    assert unchecked([Side.of(folds, fold=0), Side.of(folds, fold=1)], [Side.of(judged)]) == []
     # Elsewhere other images may have the same names; the table's own folder is the usual one.
     images = tmp_path / "other images"
-    assert unchecked([Side(folds, tmp_path, 0)], [Side(judged, tmp_path)]) == []
-    words = warning([Side(folds, images, 0), Side(folds, fold=2)], [Side(judged, images)])
+    assert unchecked([Side.of(folds, tmp_path, 0)], [Side.of(judged, tmp_path)]) == []
+    words = warning([Side.of(folds, images, 0), Side.of(folds, fold=2)], [Side.of(judged, images)])
     assert f"--train_root '{images}' --test_root '{images}' --fold 0 --test_fold -1 && " in words
     assert words.endswith(f"--test_root '{images}' --fold 2 --test_fold -1")
 
@@ -205,7 +205,7 @@ def test_the_command_that_a_warning_prints_ends_it(
     rows = [(f"{i}.png", i, i % 3) for i in range(6)]
     scene(3).save(images / "4.png")  # an image of fold 0 stands in fold 1, too
     folds = write_csv(tables / "folds.csv", ["file_name", "label", "fold"], rows)
-    side = Side(folds, images, 1)
+    side = Side.of(folds, images, 1)
     told(find_leaks_main, *shlex.split(warning([side], [side]).partition("find_leaks.py ")[2]))
     (leak,) = csv_rows(tables / "leaks.csv")
     assert [Path(leak[f"{name}_photo"]).name for name in ("test", "train")] == ["4.png", "3.png"]
@@ -226,7 +226,7 @@ def test_a_phase_says_which_images_it_looks_at(product10k: Product10KConfig, fol
         product10k, (table,), dev_set=DevSetConfig(table="folds.csv", root="elsewhere", fold=3)
     )
     lists, entry = training_sides(dataset)
-    assert lists.folder == folder
-    assert entry == Side(Path("tables/folds.csv"), Path("photos"), 2)
-    assert dev_sides(dataset.dev_set) == [Side(Path("folds.csv"), Path("elsewhere"), 3)]
-    assert [side.folder for side in dev_sides(DevSetConfig())] == [".", "."]
+    assert lists.root == folder
+    assert entry == Side.of(Path("tables/folds.csv"), Path("photos"), 2)
+    assert dev_sides(dataset.dev_set) == [Side.of(Path("folds.csv"), Path("elsewhere"), 3)]
+    assert [side.root for side in dev_sides(DevSetConfig())] == [".", "."]

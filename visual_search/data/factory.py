@@ -23,9 +23,9 @@ def training_sides(dataset: DatasetConfig) -> list[Side]:
     root, sides = Path(dataset.product10k.train_valid_root), []
     for name, prefix in _lists(dataset):
         file, folder = root / name, root / prefix
-        sides.append(Side(file, None if folder == product10k_folder(file) else folder))
+        sides.append(Side.of(file, None if folder == product10k_folder(file) else folder))
     for entry in dataset.all_tables():
-        sides.append(Side(Path(entry.file), Path(entry.root) if entry.root else None, entry.fold))
+        sides.append(Side.of(entry.file, entry.root, entry.fold))
     return sides
 
 
@@ -39,8 +39,8 @@ def _lists(dataset: DatasetConfig) -> list[tuple[str, str]]:
 def dev_sides(dev: DevSetConfig) -> list[Side]:
     """The tables that a phase is judged on, and which of their images."""
     if dev.table:
-        return [Side(Path(dev.table), Path(dev.root) if dev.root else None, dev.fold)]
-    return [Side(file, Path(dev.eval_root)) for file in dev_files(dev)]
+        return [Side.of(dev.table, dev.root, dev.fold)]
+    return [Side.of(file, dev.eval_root) for file in dev_files(dev)]
 
 
 def dev_files(dev: DevSetConfig) -> list[Path]:

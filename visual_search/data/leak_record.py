@@ -9,7 +9,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,37 @@ from visual_search.common.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Side:
-    """Which images of a table train, or are judged on."""
+    """Which images of a table train, or are judged on, and maybe what stood in the table."""
 
-    table: Path
-    root: Path | None = None
-    """Folder of the table's paths; None is the usual one."""
+    file: str
+    root: str = "."
+    """Folder of the table's paths as seen from the table, so that both can move together; `.` is
+    the usual one."""
     fold: int = -1
     """Of a folds.csv, the fold that does not train; -1 is none."""
+    sha256: str = ""
+    """Of the table's bytes; empty where nobody has looked, or there is no such file."""
+
+    @classmethod
+    def of(cls, table: str | Path, root: str | Path | None = None, fold: int = -1) -> Side:
+        """By its paths; no `root` is the usual folder."""
+        table = Path(table)
+        folder = os.path.relpath(Path(root).resolve(), table.parent.resolve()) if root else "."
+        return cls(str(table), folder, fold)
 
     @property
-    def folder(self) -> str:
-        """`root` as seen from the table, so that both can move together; `.` is the usual one."""
-        if self.root is None:
-            return "."
-        return os.path.relpath(self.root.resolve(), self.table.parent.resolve())
+    def table(self) -> Path:
+        """Its path."""
+        return Path(self.file)
+
+    def now(self) -> Side:
+        """With what stands in the table now."""
+        return replace(self, sha256=fingerprint(self.table))
 
     def facts(self, side: str) -> dict[str, Any]:
-        """What a note says of it, under names that begin with `side`."""
-        return {
-            f"{side}_sha256": fingerprint(self.table),
-            f"{side}_root": self.folder,
-            f"{side}_fold": self.fold,
-        }
+        """What a note says of it as it is now, under names that begin with `side`."""
+        now = self.now()
+        return {f"{side}_{name}": getattr(now, name) for name in ("sha256", "root", "fold")}
 
 
 def record_path(train: Path) -> Path:
@@ -70,7 +79,7 @@ def record(train: Side, test: Side, facts: dict[str, Any]) -> Path:
         for note in _notes(path)
         if note.get("train_sha256") == own["train_sha256"] and not both.items() <= note.items()
     ]
-    write_json(path, [*notes, {"test": str(test.table), **both, **facts}])
+    write_json(path, [*notes, {"test": test.file, **both, **facts}])
     return path
 
 
@@ -116,7 +125,7 @@ def warning(train: Sequence[Side], test: Sequence[Side]) -> str:
             continue
         tables = options.setdefault(_options(*pair), ({}, {}))
         for names, side in zip(tables, pair, strict=True):
-            names[str(side.table)] = None
+            names[side.file] = None
     commands = [
         shlex.join(["python", "dataset/find_leaks.py", "--train", *ours, "--test", *theirs, *more])
         for more, (ours, theirs) in options.items()
@@ -133,8 +142,8 @@ def _options(train: Side, test: Side) -> tuple[str, ...]:
     """What find_leaks.py has to be told beside the tables."""
     found: list[str] = []
     for side, name in ((train, "--train_root"), (test, "--test_root")):
-        if side.folder != ".":
-            found += [name, str(side.root)]
+        if side.root != ".":
+            found += [name, str(side.table.parent / side.root)]
     if train.fold >= 0:
         found += ["--fold", str(train.fold)]
     if test.fold != train.fold:

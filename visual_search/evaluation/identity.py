@@ -19,7 +19,6 @@ from visual_search.common.errors import UserError
 from visual_search.common.files import read_json, write_json
 from visual_search.data.datasets import LabelledImages
 from visual_search.data.leak_record import Side, warning
-from visual_search.data.leak_record import fingerprint as table_fingerprint
 from visual_search.model.checkpoint import (
     FIRST_RU_CLIP,
     find_checkpoint,
@@ -36,39 +35,13 @@ OTHER_CLASSES = "the classes are others, or in another order"
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table as it was, and which of its images were used."""
-
-    file: str
-    sha256: str
-    """Of its bytes; empty where there is no such file."""
-    root: str = "."
-    fold: int = -1
-    """As in :class:`visual_search.data.leak_record.Side`."""
-
-    @classmethod
-    def of(cls, side: Side) -> Table:
-        """As it is now."""
-        return cls(str(side.table), table_fingerprint(side.table), side.folder, side.fold)
-
-    def side(self) -> Side:
-        """For the search for leaks."""
-        file = Path(self.file)
-        return Side(file, None if self.root == "." else file.parent / self.root, self.fold)
-
-    def now(self) -> Table:
-        """The same table as it is now."""
-        return replace(self, sha256=table_fingerprint(Path(self.file)))
-
-
-@dataclass(frozen=True)
 class Origin:
     """A model that a run starts or learns from, or that such a model started from."""
 
     source: str
     weights: str
     """SHA-256 of its file; empty of one that is further back."""
-    training: tuple[Table, ...] | None
+    training: tuple[Side, ...] | None
     """What it was trained on; None where that is not known."""
 
 
@@ -76,8 +49,8 @@ class Origin:
 class Identity:
     """The data of a run."""
 
-    training: tuple[Table, ...]
-    development: tuple[Table, ...]
+    training: tuple[Side, ...]
+    development: tuple[Side, ...]
     images: int
     classes: int
     class_names: str
@@ -99,8 +72,8 @@ class Identity:
         origins = [one for one in self.origins if one.weights]
         return replace(
             self,
-            training=tuple(table.now() for table in self.training),
-            development=tuple(table.now() for table in self.development),
+            training=tuple(side.now() for side in self.training),
+            development=tuple(side.now() for side in self.development),
             origins=tuple(replace(o, weights=fingerprint(Path(o.source))) for o in origins),
             image_bytes={name: _size(Path(name)) for name in self.image_bytes},
         )
@@ -124,13 +97,14 @@ class Identity:
 
         Models that the phase starts or learns from count as training too.
         """
-        sides, unknown = [table.side() for table in self.training], []
+        sides, unknown = [side.now() for side in self.training], []
         for origin in self.origins:
-            tables = origin.training or ()
-            sides += [table.side() for table in tables]
-            if not tables or any(table != table.now() for table in tables):
+            then = origin.training or ()
+            now = [side.now() for side in then]
+            sides += now
+            if not now or now != list(then):
                 unknown.append(origin.source)
-        words = [warning(list(dict.fromkeys(sides)), [table.side() for table in self.development])]
+        words = [warning(list(dict.fromkeys(sides)), self.development)]
         if unknown:
             words.append(
                 f"whether {', '.join(unknown)} trained on images of the development set is not "
@@ -155,8 +129,8 @@ def identity_of(
     """
     paths = images.paths[:: max(len(images) // SPREAD, 1)][:SPREAD]
     return Identity(
-        tuple(map(Table.of, training)),
-        tuple(map(Table.of, development)),
+        tuple(side.now() for side in training),
+        tuple(side.now() for side in development),
         len(images),
         images.classes,
         digest_of_names(images.class_names),
@@ -217,8 +191,8 @@ _WITHOUT = "delete it to go on without a comparison of the data"
 
 
 def _parsed(values: Any, path: Path) -> Identity:
-    def tables(of: Mapping[str, Any], side: str = "training") -> tuple[Table, ...]:
-        return tuple(Table(**one) for one in of[side])
+    def tables(of: Mapping[str, Any], side: str = "training") -> tuple[Side, ...]:
+        return tuple(Side(**one) for one in of[side])
 
     try:
         if values["format"] > DATA_FORMAT:

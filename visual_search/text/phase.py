@@ -74,7 +74,7 @@ class ClipPhase(Phase):
         )
         labelled = LabelledImages(table.paths, self.texts.groups)
         self.images = TrainingImages(labelled, augment, dataset.input_size, dataset.seed)
-        self.data = identity_of(labelled, [Side(pairs, root)], [], [config.pretrain_model])
+        self.data = identity_of(labelled, [Side.of(pairs, root)], [], [config.pretrain_model])
         if dataset.cached_views:
             self.images = FrozenFeatures(self.images, dataset.cached_views)
             self.idle_part = "embedder.backbone.visual."

@@ -63,9 +63,9 @@ def test_what_looks_like_an_evaluation_image_is_left_out(store: Path, tmp_path: 
     leaks = pd.read_csv(tmp_path / LEAKS)
     assert {Path(path).stem for path in leaks["train_photo"]} == {"07", "10"}
     # As a phase names them: the images lie in a folder beside the table.
-    side = Side(made, store.with_suffix(""))
-    assert unchecked([side], [Side(judged / "gallery.csv", judged)]) == []
-    assert unchecked([Side(made)], [Side(judged / "gallery.csv")])
+    side = Side.of(made, store.with_suffix(""))
+    assert unchecked([side], [Side.of(judged / "gallery.csv", judged)]) == []
+    assert unchecked([Side.of(made)], [Side.of(judged / "gallery.csv")])
 
 
 def test_nothing_left_and_no_evaluation_set_are_said(store: Path, tmp_path: Path) -> None:
