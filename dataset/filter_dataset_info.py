@@ -6,9 +6,8 @@ Run from the repository root: python dataset/filter_dataset_info.py --help
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dataset.options import add_threshold
 from visual_search.common.errors import UserError, run_command
@@ -18,11 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-REPORT_COLUMNS = ("file_name", "label", "reason", "duplicate_of", "distance")
-
-
-MOST_ROWS, MOST_IN_A_ROW = 120, 8
-"""Of the page of duplicates."""
+IMAGE, FATE = ["file_name", "label"], ["reason", "duplicate_of", "distance"]
+"""Columns of the report: which image it is, and what became of it."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +57,7 @@ def filter_table(
     min_size: int = 0,
     max_size: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows to keep, as text and in their order, and `REPORT_COLUMNS` of those left out.
+    """The rows to keep, as text and in their order, and the report of those left out.
 
     Args:
         threshold: most bits in which near-duplicates differ, 0..64.
@@ -71,25 +67,28 @@ def filter_table(
     Raises:
         UserError: naming file, column and line of what is wrong in the table.
     """
-    import numpy as np
     import pandas as pd
 
     from visual_search.data.tables import image_names, read_common_table, training_rows
 
     table = read_common_table(file)
     trains = training_rows(table, file)
-    report = pd.DataFrame("", index=range(len(table)), columns=list(REPORT_COLUMNS), dtype=object)
-    report["file_name"], report["label"] = image_names(table).to_numpy(), table["label"].to_numpy()
+    names = {"file_name": image_names(table).array, "label": table["label"].array}
+    report = pd.DataFrame({**names, **dict.fromkeys(FATE, "")}, dtype=object)
     if min_size or max_size or dedup:
         sides = _sides(table, file)
-        large, small = sides.max(axis=1), sides.min(axis=1)
         if max_size:
-            report.loc[trains & (large > max_size), "reason"] = f"a side above {max_size} px"
-        report.loc[trains & (small < min_size), "reason"] = f"a side below {min_size} px"
+            large = trains & (sides.max(axis=1) > max_size)
+            report.loc[large, "reason"] = f"a side above {max_size} px"
+        small = trains & (sides.min(axis=1) < min_size)
+        report.loc[small, "reason"] = f"a side below {min_size} px"
     if dedup:
-        rows = np.flatnonzero(trains & (report["reason"] == "").to_numpy())
-        pixels = sides[rows].prod(axis=1)
-        _mark_duplicates(report, table, file, rows, pixels, threshold)
+        rows = trains & (report["reason"] == "").to_numpy()
+        images = report[rows].assign(pixels=sides[rows].prod(axis=1)).drop_duplicates(IMAGE)
+        images = _judged(images, table.iloc[images.index], file, threshold)
+        # Rows of the same file (several boxes in it) are one image: they stay or go together.
+        of_rows = report.loc[rows, IMAGE].merge(images, on=IMAGE, how="left")
+        report.loc[rows, FATE] = of_rows[FATE].to_numpy()
     stays = (report["reason"] == "").to_numpy()
     return table[stays], report[~stays]
 
@@ -106,73 +105,32 @@ def _sides(table: pd.DataFrame, file: Path) -> np.ndarray:
     return np.stack([integers(table, column, file) for column in ("width", "height")], axis=1)
 
 
-def _mark_duplicates(
-    report: pd.DataFrame,
-    table: pd.DataFrame,
-    file: Path,
-    rows: np.ndarray,
-    pixels: np.ndarray,
-    threshold: int,
-) -> None:
-    """Write into the report which of `rows` are near-duplicates of which image, and how near.
+def _judged(images: pd.DataFrame, table: pd.DataFrame, file: Path, threshold: int) -> pd.DataFrame:
+    """Rows of a report with `pixels`, with the fate of those that are near-duplicates of another.
 
-    Rows of the same file (several boxes in it) are one image: they stay or go together.
+    `table` has the same rows as they stand in `file`.
     """
     import numpy as np
     import pandas as pd
 
     from visual_search.data.duplicates import find_removals, hashes_of_table
 
-    names, labels = report["file_name"].to_numpy()[rows], report["label"].iloc[rows]
-    groups = pd.factorize(labels)[0]
-    image_of_row = pd.factorize(pd.MultiIndex.from_arrays([names, groups]))[0]
-    first = np.unique(image_of_row, return_index=True)[1]
-    images = rows[first]
-    paths = [file.parent / name for name in names[first]]
-    hashes, unreadable = hashes_of_table(table.iloc[images], file, paths)
-    for image, reason in unreadable.items():
-        report.loc[rows[image_of_row == image], "reason"] = f"unreadable: {reason}"
-    readable = np.setdiff1d(np.arange(len(images)), list(unreadable))
-    removed, duplicate_of, distance = find_removals(
-        hashes[readable],
-        pixels[first][readable],
-        groups[first][readable],
+    paths = [file.parent / name for name in images["file_name"]]
+    hashes, unreadable = hashes_of_table(table, file, paths)
+    cut = images.index[list(unreadable)]
+    images.loc[cut, "reason"] = [f"unreadable: {reason}" for reason in unreadable.values()]
+    readable = images.drop(cut)
+    removed, kept, distance = find_removals(
+        np.delete(hashes, list(unreadable)),
+        readable["pixels"].to_numpy(),
+        pd.factorize(readable["label"])[0],
         threshold,
         progress=True,
     )
-    place = np.full(len(images), -1)
-    place[readable[removed]] = np.arange(len(removed))
-    of_row = place[image_of_row]
-    gone, of_row = rows[of_row >= 0], of_row[of_row >= 0]
-    report.loc[gone, "reason"] = "near-duplicate"
-    report.loc[gone, "duplicate_of"] = names[first][readable][duplicate_of[of_row]]
-    report.loc[gone, "distance"] = distance[of_row]
-
-
-def draw_groups(file: Path, report: pd.DataFrame, target: Path) -> tuple[int, int]:
-    """Draw each kept image beside its duplicates; returns the rows drawn, and all there are."""
-    from visual_search.common.page import Section, Tile, TileRow, write_page
-    from visual_search.data.images import ImageItem
-    from visual_search.evaluation.report import thumbnails
-
-    def tile(name: str, kind: Literal["right", "image"]) -> Tile:
-        return Tile(ImageItem(file.parent / name), name, kind)
-
-    groups = report[report["duplicate_of"] != ""].sort_values(
-        "distance", ascending=False, kind="stable"
-    )
-    rows = []
-    for kept, members in groups.groupby("duplicate_of", sort=False):
-        shown = members.head(MOST_IN_A_ROW)
-        tiles = [tile(str(kept), "right"), *(tile(name, "image") for name in shown["file_name"])]
-        bits = ", ".join(map(str, shown["distance"]))
-        rows.append(TileRow(os.path.basename(str(kept)), f"{bits} bits", tiles))
-    target.unlink(missing_ok=True)
-    if rows:
-        notes = ["Green: it stays. Beside it what is left out, and in how many bits it differs."]
-        section = Section(notes=notes, rows=rows[:MOST_ROWS])
-        write_page(target, f"Near-duplicates in {file.name}", [section], thumbnails)
-    return min(len(rows), MOST_ROWS), len(rows)
+    names = readable["file_name"].to_numpy()
+    fates = zip(names[kept], distance.tolist(), strict=True)
+    images.loc[readable.index[removed], FATE] = [("near-duplicate", *fate) for fate in fates]
+    return images
 
 
 def main() -> None:
@@ -191,10 +149,23 @@ def main() -> None:
     for reason, count in removed["reason"].value_counts().head(10).items():
         print(f"  {count} {reason}")
     if sheet:
-        target = file.with_name(f"{file.stem}_duplicates.html")
-        drawn, groups = draw_groups(file, removed, target)
-        print(f"{target}: {drawn} of {groups} groups drawn" if groups else "no group to draw")
+        _draw(file, removed)
     print(f"next: python dataset/get_kfold_split.py --dataset_info {filtered}")
+
+
+def _draw(file: Path, removed: pd.DataFrame) -> None:
+    from dataset.contact_sheet import draw_groups
+
+    copies = removed[removed["duplicate_of"] != ""]
+    copies = copies.sort_values("distance", ascending=False, kind="stable")
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, kept, bits in copies[["file_name", "duplicate_of", "distance"]].to_numpy():
+        groups.setdefault(kept, []).append((name, f"{bits} bits"))
+    target = file.with_name(f"{file.stem}_duplicates.html")
+    note = "Green: it stays. Beside it what is left out, and in how many bits it differs."
+    title = f"Near-duplicates in {file.name}"
+    drawn = draw_groups(target, title, note, "right", groups, file.parent)
+    print(f"{target}: {drawn} of {len(groups)} groups drawn" if groups else "no group to draw")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Run from the repository root: python dataset/find_leaks.py --help
 from __future__ import annotations
 
 import argparse
-import os
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +17,7 @@ from visual_search.common.ranges import real_number, whole_number
 if TYPE_CHECKING:
     import numpy as np
 
-    from visual_search.data.leaks import Cosines, Leak
-
-
-MOST_ROWS, MOST_IN_A_ROW = 120, 8
-"""Of the page."""
+    from visual_search.data.leaks import Cosines
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -91,38 +85,12 @@ def cosines_by(model: Path) -> Cosines:
     return compare
 
 
-def draw_leaks(leaks: Sequence[Leak], target: Path) -> int:
-    """Each evaluation image beside the training images it equals; returns the rows drawn."""
-    from visual_search.common.page import Section, Tile, TileRow, write_page
-    from visual_search.data.images import ImageItem
-    from visual_search.evaluation.report import thumbnails
-
-    target.unlink(missing_ok=True)
-    by_photo: dict[str, list[Leak]] = defaultdict(list)
-    for leak in leaks:
-        by_photo[leak.test_photo].append(leak)
-    rows = []
-    for photo, found in list(by_photo.items())[:MOST_ROWS]:
-        shown = [Tile(ImageItem(Path(photo)), photo, "query")]
-        for leak in found[:MOST_IN_A_ROW]:
-            shown.append(Tile(ImageItem(Path(leak.train_photo)), leak.train_photo, "image"))
-        words = [
-            f"{leak.distance} bits" + ("" if leak.cosine is None else f", cosine {leak.cosine:.3f}")
-            for leak in found[:MOST_IN_A_ROW]
-        ]
-        rows.append(TileRow(os.path.basename(photo), "; ".join(words), shown))
-    if rows:
-        notes = ["Blue: an image that is judged on. Beside it the training images like it."]
-        title = "Images that training and evaluation share"
-        write_page(target, title, [Section(notes=notes, rows=rows)], thumbnails)
-    return len(rows)
-
-
 def main() -> None:
     """Compare each training table with each evaluation table, and keep the record."""
     arguments = parse_arguments()
     import pandas as pd
 
+    from dataset.contact_sheet import draw_groups
     from visual_search.common.files import write_csv
     from visual_search.data.leak_record import Side, record
     from visual_search.data.leaks import Leak, find_leaks, list_images
@@ -168,7 +136,14 @@ def main() -> None:
             found += leaks
     folder = arguments.save_path or arguments.train[0].parent
     write_csv(folder / "leaks.csv", pd.DataFrame(found, columns=Leak._fields))
-    drawn = draw_leaks(found, folder / "leaks.html")
+    like: dict[str, list[tuple[str, str]]] = {}
+    for leak in found:
+        words = f"{leak.distance} bits"
+        words += "" if leak.cosine is None else f", cosine {leak.cosine:.3f}"
+        like.setdefault(leak.test_photo, []).append((leak.train_photo, words))
+    title = "Images that training and evaluation share"
+    note = "Blue: an image that is judged on. Beside it the training images like it."
+    drawn = draw_groups(folder / "leaks.html", title, note, "query", like)
     if drawn:
         print(
             f"{folder / 'leaks.csv'}, {folder / 'leaks.html'} ({drawn} images drawn); next: "

@@ -61,54 +61,33 @@ def write_folds(
     import numpy as np
     import pandas as pd
 
-    from dataset.splits import class_folds, image_numbers, stratified_folds
+    from dataset.splits import class_folds, image_numbers, marked, stratified_folds
     from visual_search.common.files import write_csv
-    from visual_search.data.schema import ALWAYS_TEST, ALWAYS_TRAIN
+    from visual_search.data.schema import ALWAYS_TEST, ALWAYS_TRAIN, numbers_of
     from visual_search.data.tables import read_common_table, training_rows
 
     if not save_name or Path(save_name).name != save_name:
         raise UserError(f"--save_name {save_name!r} must be a plain file name, without a folder")
     table = read_common_table(file)
-    folds = pd.Series(ALWAYS_TEST, index=table.index, dtype="int64")
-    folds[training_rows(table, file)] = ALWAYS_TRAIN
+    folds = np.where(training_rows(table, file), ALWAYS_TRAIN, ALWAYS_TEST)
     spread = folds == ALWAYS_TRAIN
     if "fold" in table.columns:
-        spread &= pd.to_numeric(table["fold"]) != ALWAYS_TRAIN
+        spread &= numbers_of(table["fold"]) != ALWAYS_TRAIN
     if not spread.any():
         raise UserError(f"{file} has no row to spread over the folds")
-    kinds = folds.where(~spread, 0).to_numpy()
-    images, _ = pd.factorize(image_numbers(table, file, kinds)[spread])
+    images, _ = pd.factorize(image_numbers(table, file, np.where(spread, 0, folds))[spread])
     classes, _ = pd.factorize(table["label"][spread], sort=True)
     first = np.unique(images, return_index=True)[1]
     choose = class_folds if whole_classes else stratified_folds
     folds[spread] = choose(classes[first], k, random_seed)[images]
     tables = {
         f"{save_name}.csv": table.assign(fold=folds),
-        f"{save_name}_train_only.csv": _for_one_thing(table, ALWAYS_TRAIN),
-        f"{save_name}_test_only.csv": _for_one_thing(table, ALWAYS_TEST),
+        f"{save_name}_train_only.csv": marked(table, test=False).assign(fold=ALWAYS_TRAIN),
+        f"{save_name}_test_only.csv": marked(table, test=True).assign(fold=ALWAYS_TEST),
     }
     for name, part in tables.items():
         write_csv(file.parent / name, part)
     return tables
-
-
-def _for_one_thing(table: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """A copy in which all rows train (fold -1) or test (-2), and no other column objects.
-
-    Queries and gallery of a test-only table stay what they are: they are scored as such.
-    """
-    from visual_search.data.schema import ALWAYS_TRAIN
-
-    marked = table.assign(fold=fold)
-    if "is_test" in table.columns:
-        marked["is_test"] = "0" if fold == ALWAYS_TRAIN else "1"
-    if "evaluation_status" in table.columns:
-        status = table["evaluation_status"]
-        scored = status.str.strip().str.lower().isin(("query", "gallery"))
-        marked["evaluation_status"] = (
-            "train" if fold == ALWAYS_TRAIN else status.where(scored, "test")
-        )
-    return marked
 
 
 def main() -> None:
@@ -121,16 +100,14 @@ def main() -> None:
     tables = write_folds(
         file, arguments.k, arguments.random_seed, arguments.save_name, arguments.whole_classes
     )
-    folds, *others = tables
-    numbers = tables[folds]["fold"].value_counts().sort_index()
-    words = ", ".join(f"fold {fold}: {rows}" for fold, rows in numbers.items())
-    print(f"{file.parent / folds}: {len(tables[folds])} rows; {words}")
-    for name in others:
-        fold = tables[name]["fold"].iloc[0]
-        print(f"{file.parent / name}: {len(tables[name])} rows, fold {fold}")
+    for name, table in tables.items():
+        counts = table["fold"].value_counts().sort_index()
+        words = ", ".join(f"fold {fold}: {rows}" for fold, rows in counts.items())
+        print(f"{file.parent / name}: {len(table)} rows; {words}")
+    folds = file.parent / next(iter(tables))
     print(
-        f"next: train with {{file: {file.parent / folds}, fold: 0}} in dataset.tables and "
-        f"--dataset.dev_set.table {file.parent / folds} --dataset.dev_set.fold 0"
+        f"next: train with {{file: {folds}, fold: 0}} in dataset.tables and "
+        f"--dataset.dev_set.table {folds} --dataset.dev_set.fold 0"
     )
 
 

@@ -8,14 +8,10 @@ from __future__ import annotations
 import argparse
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataset.options import add_random_seed
 from visual_search.common.errors import UserError, run_command
 from visual_search.common.ranges import real_number, whole_number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRAIN, TEST = "dataset_train.csv", "dataset_test.csv"
 TRAIN_CLASSES, TEST_CLASSES = "classes_train.csv", "classes_test.csv"
@@ -81,7 +77,7 @@ def split_by_classes(
     import numpy as np
     import pandas as pd
 
-    from dataset.splits import frequency_test_classes, image_numbers, minmax_test_classes
+    from dataset.splits import frequency_test_classes, image_numbers, marked, minmax_test_classes
     from visual_search.common.files import write_csv
     from visual_search.data.tables import read_common_table, training_rows
 
@@ -101,24 +97,16 @@ def split_by_classes(
     else:
         tests = frequency_test_classes(sizes, test_ratio, min_freq, random_seed)
     frequencies = pd.DataFrame({"label": labels, "frequency": sizes})
-    in_test = tests[classes]
+    table, in_test = table.drop(columns="fold", errors="ignore"), tests[classes]
     tables = {
-        TRAIN: _marked(table[~in_test], test=False),
-        TEST: _marked(table[in_test], test=True),
+        TRAIN: marked(table[~in_test], test=False),
+        TEST: marked(table[in_test], test=True),
         TRAIN_CLASSES: frequencies[~tests],
         TEST_CLASSES: frequencies[tests],
     }
     for name, part in tables.items():
         write_csv(file.parent / name, part)
     return {name: len(part) for name, part in tables.items()}
-
-
-def _marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
-    """The rows as training or test rows, whatever split they were of before."""
-    marks = {"is_test": str(int(test))}
-    if "evaluation_status" in table.columns:
-        marks["evaluation_status"] = "test" if test else "train"
-    return table.drop(columns="fold", errors="ignore").assign(**marks)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -44,6 +44,19 @@ def image_numbers(table: pd.DataFrame, file: Path, part: np.ndarray) -> np.ndarr
     return images
 
 
+def marked(table: pd.DataFrame, test: bool) -> pd.DataFrame:
+    """A copy in which all rows test, or all train, whatever they did before.
+
+    Queries and galleries that test stay what they are: they are scored as such.
+    """
+    marks: dict[str, pd.Series | str] = {"is_test": str(int(test))}
+    if "evaluation_status" in table.columns:
+        status = table["evaluation_status"]
+        scored = status.str.strip().str.lower().isin(("query", "gallery"))
+        marks["evaluation_status"] = status.where(scored, "test") if test else "train"
+    return table.assign(**marks)
+
+
 def stratified_folds(classes: np.ndarray, k: int, seed: int) -> np.ndarray:
     """fold 0..k-1 for each image of `classes` `(images,)`: every fold has its share of every class.
 

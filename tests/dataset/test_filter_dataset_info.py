@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from dataset.filter_dataset_info import draw_groups, filter_table, main
+from dataset.contact_sheet import draw_groups
+from dataset.filter_dataset_info import filter_table, main
 from tests.commands import inside, refused
 from tests.conftest import csv_rows, draw_product, write_csv
 from tests.visual_search.evaluation.test_report import Page
@@ -128,13 +128,8 @@ def test_an_image_with_two_boxes_is_one_image(tmp_path: Path) -> None:
 
 
 def test_of_many_groups_some_are_drawn(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        draw_product(1, 1).save(tmp_path / name)
-    rows = [(f"{i:03}", "x", 9, 9, 0, 1) for i in range(2)]
-    file = table(tmp_path, rows)
-    _, removals = filter_table(file, dedup=True)
-    many = pd.concat([removals.head(1)] * 130).assign(duplicate_of=[str(i) for i in range(130)])
-    assert draw_groups(file, many, tmp_path / "info_duplicates.html") == (120, 130)
+    groups = {str(i): [("a.png", "1 bits")] for i in range(130)}
+    assert draw_groups(tmp_path / "a.html", "", "", "right", groups, tmp_path) == 120
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:

@@ -41,12 +41,8 @@ def test_the_three_files(tmp_path: Path) -> None:
     assert folds["fold"][source["is_test"] == 1].tolist() == [-2] * 5
     spread = folds[source["is_test"] == 0]
     assert set(spread["fold"]) == {0, 1, 2, 3, 4}
-    counts = pd.crosstab(spread["label"], spread["fold"])
-    assert sorted(map(sorted, counts.to_numpy().tolist())) == [
-        [1, 1, 1, 1, 1],
-        [1, 1, 1, 2, 2],
-        [2, 2, 2, 2, 2],
-    ]
+    counts = pd.crosstab(spread["label"], spread["fold"]).to_numpy()
+    assert sorted(sorted(row) for row in counts) == [[1] * 5, [1, 1, 1, 2, 2], [2] * 5]
     assert set(train["fold"]) == {-1}
     assert set(train["is_test"]) == {0}
     assert set(test["fold"]) == {-2}
@@ -139,8 +135,8 @@ def test_folds_from_the_command_line(tmp_path: Path) -> None:
     options = ["--dataset_info", file, "--k", 2, "--save_name", "halves", "--whole_classes"]
     done = inside(get_kfold_split.main, *options)
     assert "halves.csv: 9 rows; fold -2: 1, fold 0: 4, fold 1: 4" in done.stdout
-    assert "halves_train_only.csv: 9 rows, fold -1" in done.stdout
-    assert "halves_test_only.csv: 9 rows, fold -2" in done.stdout
+    assert "halves_train_only.csv: 9 rows; fold -1: 9\n" in done.stdout
+    assert "halves_test_only.csv: 9 rows; fold -2: 9\n" in done.stdout
     folds = pd.read_csv(tmp_path / "halves.csv").query("fold >= 0")
     assert folds.groupby("label")["fold"].nunique().tolist() == [1, 1, 1]
     assert stopped(get_kfold_split.main, *options, "--k", 9).startswith("error: --k is 9")
