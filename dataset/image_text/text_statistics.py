@@ -62,16 +62,16 @@ ORDERS = (1, 2, 3)
 TOP = 25
 BATCH_IMAGES = 10_000
 LONGEST = {"characters": 300, "words": 40, "queries": 40}
-"""Last bin of each histogram; what is longer counts there."""
+"""Last bar of each histogram; what is longer counts there."""
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 RANGES = ((1, 1), (2, 2), (3, 5), (6, 10), (11, 100), (101, 1000), (1001, None))
 """Of the images that a text stands at."""
 
-Histograms = dict[str, "np.ndarray"]
-"""By a key of :data:`LONGEST`: how many there are of each length, from 0."""
+Lengths = dict[str, Counter[int]]
+"""By a key of :data:`LONGEST`: how many there are of each length."""
 
 
-def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
+def count(pairs: Path) -> tuple[dict[str, Any], Lengths]:
     """Read a table of pairs once, a few thousand images at a time: its figures, and its lengths.
 
     In memory stay 8 bytes for each query, each different word, and at most a million n-grams.
@@ -83,7 +83,7 @@ def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
     from visual_search.text.pairs import open_pairs
 
     file, columns = open_pairs(pairs), ["queries", "texts", "language"]
-    histograms = {name: np.zeros(last + 1, np.int64) for name, last in LONGEST.items()}
+    lengths: Lengths = {name: Counter() for name in LONGEST}
     ngrams = {order: TopNgrams(order) for order in ORDERS}
     spoken, vocabulary, words = Counter[str](), set[str](), 0
     texts = [np.zeros(0, np.uint64)]
@@ -92,14 +92,9 @@ def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
             bar.update(batch.num_rows)
             queries, cleaned, languages = (batch[name].to_pylist() for name in columns)
             raw, flat = list(chain.from_iterable(queries)), list(chain.from_iterable(cleaned))
-            sizes = {
-                "queries": map(len, queries),
-                "characters": map(len, raw),
-                "words": (len(query.split()) for query in raw),
-            }
-            for name, lengths in sizes.items():
-                clipped = np.minimum(list(lengths), LONGEST[name])
-                histograms[name] += np.bincount(clipped, minlength=LONGEST[name] + 1)
+            lengths["queries"].update(map(len, queries))
+            lengths["characters"].update(map(len, raw))
+            lengths["words"].update(len(query.split()) for query in raw)
             spoken.update(chain.from_iterable(languages))
             for top in ngrams.values():
                 top.add(flat)
@@ -110,7 +105,7 @@ def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
     _, times = np.unique(np.concatenate(texts), return_counts=True)
     alone = int((times == 1).sum())
     summary = {
-        "photos": int(histograms["queries"].sum()),
+        "photos": lengths["queries"].total(),
         "queries": len(np.concatenate(texts)),
         "different texts": len(times),
         "texts at one photo only": alone,
@@ -119,27 +114,27 @@ def count(pairs: Path) -> tuple[dict[str, Any], Histograms]:
         "words": words,
         "different words": len(vocabulary),
         "languages": dict(spoken.most_common()),
-        "lengths": {name: _quantiles(found) for name, found in histograms.items()},
+        "lengths": {name: _quantiles(found) for name, found in lengths.items()},
         "duplicates": [_duplicates(times, low, high) for low, high in RANGES],
         "ngrams": {
             str(order): {"counted too low by at most": top.error, "top": top.most_common(TOP)}
             for order, top in ngrams.items()
         },
     }
-    return summary, histograms
+    return summary, lengths
 
 
-def _quantiles(histogram: np.ndarray) -> dict[str, float]:
+def _quantiles(lengths: Counter[int]) -> dict[str, float]:
     """Mean and quantiles: the least length that so many do not exceed."""
     import numpy as np
 
-    lengths, found = np.arange(len(histogram)), {"mean": 0.0}
-    if histogram.any():
-        found["mean"] = float(np.average(lengths, weights=histogram))
-        for name, share in QUANTILES.items():
-            value = np.quantile(lengths, share, weights=histogram, method="inverted_cdf")
-            found[name] = float(value)
-    return found
+    if not lengths:
+        return {"mean": 0.0}
+    values, times = list(lengths), list(lengths.values())
+    shares = list(QUANTILES.values())
+    found = np.quantile(values, shares, weights=times, method="inverted_cdf").astype(float)
+    mean = float(np.average(values, weights=times))
+    return {"mean": mean, **dict(zip(QUANTILES, found.tolist(), strict=True))}
 
 
 def _duplicates(times: np.ndarray, low: int, high: int | None) -> tuple[str, int, int]:
@@ -149,9 +144,7 @@ def _duplicates(times: np.ndarray, low: int, high: int | None) -> tuple[str, int
     return name, len(inside), int(inside.sum())
 
 
-def write_statistics(
-    path: Path, name: str, summary: dict[str, Any], histograms: Histograms
-) -> None:
+def write_statistics(path: Path, name: str, summary: dict[str, Any], lengths: Lengths) -> None:
     """Write the html page of what was counted in the table `name`."""
 
     def listed(*rows: Sequence[object]) -> dict[str, list[list[object]]]:
@@ -159,7 +152,7 @@ def write_statistics(
 
     sections = [
         Section("In all", facts={k: f"{v:,}" for k, v in summary.items() if isinstance(v, int)}),
-        Section("Lengths", ["Of the queries as typed."], pictures={"": lengths_figure(histograms)}),
+        Section("Lengths", ["Of the queries as typed."], pictures={"": lengths_figure(lengths)}),
     ]
     for order, found in summary["ngrams"].items():
         title = "Most frequent words" if order == "1" else f"Most frequent runs of {order} words"
@@ -179,7 +172,7 @@ def write_statistics(
     write_page(path, f"Queries of {name}", sections)
 
 
-def lengths_figure(histograms: Histograms) -> Figure:
+def lengths_figure(lengths: Lengths) -> Figure:
     """A histogram of each."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -187,7 +180,10 @@ def lengths_figure(histograms: Histograms) -> Figure:
     titles = ("characters of a query", "words of a query", "queries of an image")
     figure = Figure(figsize=(10, 3), layout="constrained")
     for axes, key, title in zip(figure.subplots(1, 3), LONGEST, titles, strict=True):
-        axes.bar(range(LONGEST[key] + 1), histograms[key], width=1.0, color=BLUE)
+        bars = Counter[int]()
+        for length, times in lengths[key].items():
+            bars[min(length, LONGEST[key])] += times
+        axes.bar(list(bars), list(bars.values()), width=1.0, color=BLUE)
         axes.set(xlabel=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3, axis="y")
@@ -210,8 +206,8 @@ def main() -> None:
     pairs: Path = arguments.pairs
     stem = pairs.name.removesuffix(".parquet").removesuffix(".pairs")
     page: Path = arguments.output or pairs.with_name(f"{stem}.statistics.html")
-    summary, histograms = count(pairs)
-    write_statistics(page, pairs.name, summary, histograms)
+    summary, lengths = count(pairs)
+    write_statistics(page, pairs.name, summary, lengths)
     write_json(page.with_suffix(".json"), summary)
     print(
         f"{page}: {summary['photos']} images, {summary['queries']} queries, "
