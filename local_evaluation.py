@@ -126,53 +126,25 @@ def _arguments() -> argparse.Namespace:
         default=100,
         help="worst queries on the page, 0 for all",
     )
-    rehearse = parser.add_argument_group(
+    rehearsal = parser.add_argument_group(
         "rehearsal", "run the last commit in a child process under the evaluator's limits"
     )
-    rehearse.add_argument("--rehearse", action="store_true", help="do so")
-    rehearse.add_argument(
-        "--working-tree",
-        action="store_true",
-        help="take the files on disk that git does not ignore, not the last commit",
-    )
-    rehearse.add_argument(
-        "--time-limit", type=real_number(0, above=True), default=600.0, help="seconds (%(default)g)"
-    )
-    rehearse.add_argument(
-        "--cores", type=whole_number(1), default=4, help="CPU cores (%(default)s)"
-    )
-    rehearse.add_argument(
-        "--memory-limit",
-        type=real_number(0, above=True),
-        default=16.0,
-        help="GB of memory (%(default)g)",
-    )
-    rehearse.add_argument(
-        "--sample",
-        type=whole_number(2),
-        default=200,
-        help="images of the runs that look for the largest input size (%(default)s)",
-    )
-    rehearse.add_argument(
-        "--test-queries",
-        type=whole_number(1),
-        default=14_000,
-        help="of the hidden test (%(default)s)",
-    )
-    rehearse.add_argument(
-        "--test-gallery",
-        type=whole_number(1),
-        default=26_000,
-        help="of the hidden test (%(default)s)",
-    )
-    rehearse.add_argument(
-        "--allow-fallback",
-        action="store_true",
-        help="pass where the ranker says that something runs the slow way",
-    )
-    rehearse.add_argument(
-        "--no-largest-size", action="store_true", help="do not look for the largest input size"
-    )
+    for name, words in (
+        ("--rehearse", "do so"),
+        ("--working-tree", "take the files on disk that git does not ignore, not the last commit"),
+        ("--allow-fallback", "pass where the ranker says that something runs the slow way"),
+        ("--no-largest-size", "do not look for the largest input size"),
+    ):
+        rehearsal.add_argument(name, action="store_true", help=words)
+    for name, kind, default, words in (
+        ("--time-limit", real_number(0, above=True), 600.0, "seconds"),
+        ("--cores", whole_number(1), 4, "CPU cores"),
+        ("--memory-limit", real_number(0, above=True), 16.0, "GB of memory"),
+        ("--sample", whole_number(2), 200, "images of the runs that look for the largest size"),
+        ("--test-queries", whole_number(1), 14_000, "of the hidden test"),
+        ("--test-gallery", whole_number(1), 26_000, "of the hidden test"),
+    ):
+        rehearsal.add_argument(name, type=kind, default=default, help=f"{words} (%(default)g)")
     return parser.parse_args()
 
 
