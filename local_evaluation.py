@@ -62,20 +62,17 @@ def main() -> None:
         **({"rehearsal": rehearsal.facts} if rehearsal else {}),
     }
     write_json(output / "result.json", result)
+    given_up = listed(degradations(log.get("clock") or {}, log.get("input_size")))
     facts = {
         "mAP": f"{score:.4f}",
-        "queries": str(queries),
-        "gallery images": str(gallery),
+        "images": dev_set.describe(),
         "seconds": f"{seconds:.1f} ({speed:.1f} images/s, model loading included)",
-        "queries without a match": str(dev_set.unmatched or ""),
-        "given up to be in time": listed(
-            degradations(log.get("clock") or {}, log.get("input_size"))
-        ),
+        **({"given up to be in time": given_up} if given_up else {}),
     }
     write_report(
         output / "report.html",
         f"{folder.resolve().name}: mAP {score:.4f}",
-        {name: value for name, value in facts.items() if value},
+        facts,
         dev_set,
         evaluation,
         arguments.report_queries,
@@ -83,6 +80,8 @@ def main() -> None:
     )
     if dev_set.unmatched:
         print(unmatched_sentence(dev_set))
+    if rehearsal and given_up:  # what a child prints is in its log
+        print(f"given up to be in time: {given_up}")
     print({"mAP": score})
     print(f"{seconds:.1f} s in all, {speed:.1f} images/s; limit of the evaluator: 600 s")
     print(f"report: {output / 'report.html'}")

@@ -173,7 +173,7 @@ class Stage:
             raise UserError(fault.replace(f"{self.folder}/", ""))
         if outcome.array != "ndarray":
             raise UserError(f"the ranker returned {outcome.array}, not a numpy array of integers")
-        ranks = np.load(outcome.ranks, allow_pickle=False)
+        ranks = np.load(output / "ranks.npy", allow_pickle=False)
         check_ranks(ranks, counts.queries, counts.gallery)
         written = writes_elsewhere(outcome)
         if written and written not in self.notes:

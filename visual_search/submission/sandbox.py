@@ -130,14 +130,9 @@ class Outcome:
     times: Mapping[str, float] = field(default_factory=dict)
     """Seconds of `import`, and of `rank`: the call that the evaluator times."""
     array: str = ""
-    """`ndarray`, or what the ranker returned in its place."""
+    """`ndarray`, which is in ranks.npy beside `log`, or what the ranker returned in its place."""
     error: Mapping[str, Any] | None = None
     """The exception that ended it."""
-
-    @property
-    def ranks(self) -> Path:
-        """The array, as a `.npy` file."""
-        return self.log.with_name("ranks.npy")
 
 
 def run_limited(
