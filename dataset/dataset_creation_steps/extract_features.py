@@ -26,7 +26,6 @@ from visual_search.common.files import write_csv
 from visual_search.common.ranges import real_number
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 COLUMNS = ["asin", "product_images", "user_images"]
@@ -86,6 +85,8 @@ def extract(
         UserError: when file or model is missing, the snapshots are of another model, or no image
             could be embedded.
     """
+    import pyarrow as pa
+
     from dataset.dataset_creation_steps import snapshots
     from visual_search.data import leak_record
     from visual_search.model import checkpoint
@@ -108,16 +109,18 @@ def extract(
         path.unlink()
 
     done = snapshots.snapshot_files(parquet)
-    again = {}
-    for number, path in done.items() if how.retry_failed else ():
-        places = snapshots.may_pass_rows(snapshots.read_snapshot(path))
-        if len(places):
-            again[number] = places
+    again = {
+        number
+        for number, path in done.items()
+        if how.retry_failed and snapshots.split(snapshots.read_snapshot(path))[0].num_rows
+    }
 
     def rows_of(number: int) -> pa.Table:
+        if number in again:
+            failed, _ = snapshots.split(snapshots.read_snapshot(done[number]))
+            return failed.select(["asin", "role", "url"])
         start = number * how.piece
-        rows = image_rows(snapshots.read_rows(parquet, start, start + how.piece, COLUMNS))
-        return rows.take(again[number]) if number in again else rows
+        return image_rows(snapshots.read_rows(parquet, start, start + how.piece, COLUMNS))
 
     numbers = sorted({*range(count)} - {*done} | {*again})
     if numbers:
@@ -129,9 +132,10 @@ def extract(
             how.distributed,
             again,
         ):
-            table = table.select(snapshots.IMAGES.names)
+            table = table.select(snapshots.IMAGES.names).cast(snapshots.IMAGES)
             if number in again:
-                table = with_rows(snapshots.read_snapshot(done[number]), again[number], table)
+                _, others = snapshots.split(snapshots.read_snapshot(done[number]))
+                table = pa.concat_tables([others.cast(snapshots.IMAGES), table])
             snapshots.write_snapshot(snapshots.snapshot_file(parquet, number), table, source)
     embedded, failures = _summed(parquet, count)
     print_failures(failures, "without an embedding")
@@ -144,16 +148,6 @@ def extract(
         raise UserError(
             "no image could be embedded; the reasons are above (--retry-failed tries again)"
         )
-
-
-def with_rows(table: pa.Table, places: np.ndarray, rows: pa.Table) -> pa.Table:
-    """`table` with the rows at some places, ascending, replaced by `rows`, in that order."""
-    import numpy as np
-    import pyarrow as pa
-
-    order = np.arange(table.num_rows)
-    order[places] = table.num_rows + np.arange(len(places))
-    return pa.concat_tables([table, rows.cast(table.schema)]).take(pa.array(order))
 
 
 def image_rows(products: pa.Table) -> pa.Table:
@@ -196,19 +190,17 @@ def _stages(run: Path, config: DownloadConfig, gpus: float) -> Callable[[Any], A
 
 def _summed(parquet: Path, count: int) -> tuple[int, Counter[str]]:
     """Images with an embedding, and reasons of those without; the list of them is written."""
-    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     from dataset.dataset_creation_steps.snapshots import IMAGES, read_snapshot, snapshot_file
 
-    embedded = 0
-    columns = [name for name in IMAGES.names if name != "vector"]
-    failed = [pd.DataFrame(columns=columns)]
+    embedded, failed = 0, [IMAGES.empty_table()]
     for number in range(count):
-        table = read_snapshot(snapshot_file(parquet, number)).select(columns).to_pandas()
-        failures = table[table["reason"].notna()]
-        embedded += len(table) - len(failures)
-        failed.append(failures)
-    found = pd.concat(failed)
+        table = read_snapshot(snapshot_file(parquet, number))
+        embedded += table["reason"].null_count
+        failed.append(table.filter(pc.is_valid(table["reason"])).cast(IMAGES))
+    found = pa.concat_tables(failed).drop("vector").to_pandas()
     write_csv(failures_file(parquet), found)
     return embedded, Counter(found["reason"].tolist())
 

@@ -8,6 +8,7 @@ What is finished is skipped; what was killed goes on.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -47,20 +48,6 @@ class PairsConfig:
         return Filling(self.download, piece, self.runner == "ray", self.retry_failed)
 
 
-def category_files(folder: Path, category: str) -> tuple[Path, Path]:
-    """Reviews and products of a category, gzipped or not.
-
-    Raises:
-        UserError: when one of them is not there.
-    """
-    reviews = category_file(folder / f"{category}.json.gz")
-    meta = category_file(folder / f"meta_{category}.json.gz")
-    for path in (reviews, meta):
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: download it, or leave {category} out")
-    return reviews, meta
-
-
 def build_pairs(config: PairsConfig) -> None:
     """Run what is not finished.
 
@@ -83,7 +70,13 @@ def build_pairs(config: PairsConfig) -> None:
     # All inputs, before the first of them is worked on for hours.
     prepare_training_set.evaluation_tables(config.evaluation)
     load_checkpoint(config.run)
-    files = [category_files(config.folder, name) for name in config.categories]
+    files = [
+        [category_file(config.folder / f"{kind}{name}.json.gz") for kind in ("", "meta_")]
+        for name in config.categories
+    ]
+    for path in chain(*files):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: download it, or leave its category out")
     if not config.evaluation:
         print("evaluation is empty: the images are not checked for leaks", flush=True)
     start_engine(config.runner, config.ray_address)

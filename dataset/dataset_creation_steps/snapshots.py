@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset.downloads import may_pass
@@ -112,9 +113,11 @@ def source_of(path: Path) -> str | None:
     return str(metadata.get(b"source", b"").decode())
 
 
-def may_pass_rows(table: pa.Table) -> np.ndarray:
-    """Places of the rows that failed for a reason that may have passed, ascending, int64."""
-    return np.flatnonzero([may_pass(reason) for reason in table["reason"].to_pylist()])
+def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows that failed for a reason that may have passed, and the others."""
+    passing = [may_pass(reason) for reason in table["reason"].to_pylist()]
+    chosen = pa.array(passing, pa.bool_())
+    return table.filter(chosen), table.filter(pc.invert(chosen))
 
 
 _stopped = threading.Event()
@@ -201,10 +204,9 @@ def check_network(number: int, table: pa.Table) -> None:
         UserError: when all images of a piece, :data:`FAILED_AT_ONCE` or more, failed for a reason
             that may pass.
     """
-    failed = len(may_pass_rows(table))
-    if failed == table.num_rows >= FAILED_AT_ONCE:
+    if table.num_rows >= FAILED_AT_ONCE and not split(table)[1].num_rows:
         raise UserError(
-            f"not one of the {failed} images of piece {number} could be downloaded "
+            f"not one of the {table.num_rows} images of piece {number} could be downloaded "
             f"({table['reason'][0].as_py()}): is the network down? The same command goes on here"
         )
 
