@@ -16,9 +16,8 @@ import ssl
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -58,11 +57,9 @@ MIN_SIDE = 16
 """Pixels; a shop's server sends a single transparent pixel in place of an image that it lost."""
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """What came of one URL: `data`, or None and the reason."""
 
-    url: str
     data: bytes | None
     reason: str | None
 
@@ -148,7 +145,7 @@ class Downloader:
         if sized != url and found.reason in NOT_THERE:
             found = await self.fetch(url)
         problem = found.reason if found.data is None else image_problem(found.data)
-        return Download(url, None if problem else found.data, problem)
+        return Download(None if problem else found.data, problem)
 
     async def fetch(self, url: str) -> Download:
         """One http or https file. Errors that may pass are tried again, with growing pauses.
@@ -158,14 +155,14 @@ class Downloader:
         wait = BACKOFF
         for attempt in range(1, self.config.attempts + 1):
             try:
-                return Download(url, await self._attempt(url), None)
+                return Download(await self._attempt(url), None)
             except Exception as error:
                 failed = failure(error)
                 pause = failed.wait if failed.wait is not None else wait * random.uniform(0.5, 1.0)
                 last = attempt == self.config.attempts or pause > LONGEST_WAIT
                 if not failed.retry or last:
                     tried = f"{TRIED}{attempt} of {self.config.attempts})" if failed.retry else ""
-                    return Download(url, None, f"{failed.reason}{tried}")
+                    return Download(None, f"{failed.reason}{tried}")
                 await asyncio.sleep(pause)
                 wait *= 2
         raise AssertionError("the last attempt returns")

@@ -51,11 +51,11 @@ class FetchStage:
     async def fetch(self, urls: Series) -> list[dict[str, Any]]:
         """Of each address the bytes, or the reason why there are none."""
         downloads = await asyncio.gather(*map(self._one, urls.to_pylist()))
-        return [{"data": download.data, "reason": download.reason} for download in downloads]
+        return [download._asdict() for download in downloads]
 
     async def _one(self, url: str) -> Download:
         if is_stopped():
-            return Download(url, None, "stopped")
+            return Download(None, "stopped")
         return await self.downloader.fetch_image(url)
 
 
