@@ -28,10 +28,10 @@ from benchmarks.harness import (
     report,
 )
 from visual_search.common.errors import run_command
-from visual_search.config import MarginConfig, PairLossConfig
+from visual_search.config import MarginConfig, OptimConfig, PairLossConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import Samples
-from visual_search.losses.partial_fc import RowSGD, SampledMarginHead
+from visual_search.losses.partial_fc import RowOptimizer, SampledMarginHead
 from visual_search.losses.xbm import XbmLoss
 
 PEER = "pytorch-metric-learning"
@@ -107,7 +107,7 @@ def sampled_step(sizes: Sizes, threads: int) -> Callable[[], Tensor]:
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.many_classes)
     counts = torch.ones(sizes.many_classes, dtype=torch.int64)
     head = SampledMarginHead(sizes.dimension, counts, replace(ARCFACE, sampled_share=0.1))
-    optimizer = RowSGD(head.table, 0.1)
+    optimizer = RowOptimizer(head.table, OptimConfig("sgd", 0.1, weight_decay=0.0))
     # The state belongs to the class matrix; it is touched so that memory counts it as held.
     for tensor in optimizer.state_dict().values():
         tensor.add_(0)

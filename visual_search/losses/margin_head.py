@@ -20,6 +20,7 @@ from visual_search.losses.gathering import (
 )
 from visual_search.losses.margin_softmax import (
     MarginLogits,
+    Shard,
     Similarities,
     margin_softmax,
     similarities,
@@ -175,7 +176,7 @@ class MarginHead(nn.Module):
             embeddings: `(N, dimension)`, not normalised, of any floating type.
             labels: `(N,)`, int64, 0..classes-1.
         """
-        return self._losses(embeddings, self.weight, labels, observes=True)
+        return self._losses(embeddings, self.weight, labels, labels)
 
     def prefix_losses(self, embeddings: Tensor, labels: Tensor, width: int) -> Tensor:
         """The loss of each row, `(N,)`, by the first `width` dimensions of both sides alone.
@@ -190,18 +191,36 @@ class MarginHead(nn.Module):
             width: 1..dimension.
         """
         centers = self.weight[:, :width].contiguous()
-        return self._losses(embeddings[:, :width], centers, labels, observes=False)
+        return self._losses(embeddings[:, :width], centers, labels, labels, observes=False)
 
-    def _losses(self, embeddings: Tensor, weight: Tensor, labels: Tensor, observes: bool) -> Tensor:
+    def _losses(
+        self,
+        embeddings: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        columns: Tensor,
+        *,
+        observes: bool = True,
+        picked: Tensor | None = None,
+        shard: Shard | None = None,
+    ) -> Tensor:
+        """The loss of each row; labels are those of all processes where the head is joint.
+
+        `columns`, `(N,)`, says where the right classes stand among the similarities, -1 where
+        another process has them; `picked` and `shard` are as :func:`similarities` and
+        :func:`margin_softmax` take them.
+        """
+        rows = gather_constant(embeddings) if self.joint else embeddings
         similar = similarities(
-            embeddings,
+            rows,
             weight,
             self.centers,
             normalize=self.rule.normalize,
-            reserve=torch.is_grad_enabled() and weight.requires_grad,
+            picked=picked,
+            reserve=torch.is_grad_enabled() and (shard is not None or weight.requires_grad),
         )
-        logits = self._logits(embeddings, labels, similar, labels, observes)
-        losses = margin_softmax(embeddings, weight, logits, self.label_smoothing)
+        logits = self._logits(rows, labels, similar, columns, observes)
+        losses = margin_softmax(embeddings, weight, logits, self.label_smoothing, shard)
         return focal(losses, self.focal_gamma)
 
     @torch.no_grad()
@@ -211,13 +230,10 @@ class MarginHead(nn.Module):
         labels: Tensor,
         similar: Similarities,
         columns: Tensor,
-        observes: bool = True,
+        observes: bool,
     ) -> MarginLogits:
-        """Similarities with the margin on the right classes; `columns`, `(N,)`, says where these
-
-        stand among them, -1 where another process has them.
-        """
-        values = similar.values
+        """Similarities with the margin on the right classes."""
+        values, rule = similar.values, self.rule
         to_target = values.new_zeros(len(columns))
         place = columns.clamp(min=0)[:, None]
         if values.shape[1]:
@@ -225,15 +241,14 @@ class MarginHead(nn.Module):
         if self.joint:
             to_target = sum_over_processes(to_target)
         lengths = embeddings.detach().to(values.dtype).norm(dim=1)
-        if observes and self.training and self.rule.observes:
+        if observes and self.training and rule.observes:
             self._observe(to_target, lengths, values, columns)
-        margins, draws = self.rule.margins[labels], self.rule.draw(to_target)
+        draws = rule.draw(to_target)
         if self.joint and processes() > 1:
             dist.broadcast(draws, 0)
-        value, slope = self.rule.grade(to_target, margins, lengths, draws)
-        hardness, rule = self.rule.hardness(to_target, margins), self.rule
-        parts = rule.scale.clone(), value, slope, hardness, rule.pace.clone()
-        return MarginLogits(similar, columns, *parts)
+        value, slope, threshold = rule.grade(to_target, labels, lengths, draws)
+        scale, pace = rule.scale.clone(), rule.pace.clone()
+        return MarginLogits(similar, columns, scale, value, slope, threshold, pace)
 
     def _observe(self, to_target: Tensor, lengths: Tensor, values: Tensor, columns: Tensor) -> None:
         """Show the rule the batch of all processes."""

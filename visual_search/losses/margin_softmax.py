@@ -2,7 +2,7 @@
 
 One autograd function from embeddings and class centres to a loss for each row, its gradient in
 closed form: with logits z = s * f(cos), probabilities p and targets q (smoothed labels),
-d loss / d cos = s * f'(cos) * (p - q), which :func:`similarity_gradients` takes on
+d loss / d cos = s * f'(cos) * (p - q), which :meth:`MarginLogits.gradients` takes on
 to embeddings and centres. Between forward and backward only the cosines are kept, `N * classes`
 numbers; logits and probabilities live for one block of classes at a time. Work and traffic are
 those of the products.
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,8 +64,8 @@ class Similarities:
     centers: int
     """Centres of each class."""
     reserved: Tensor | None
-    """`(classes, centers * d)`, where the gradient of the centres will go; until then its rows
-    hold the values."""
+    """`(classes, centers * d)`, where the gradient of the centres goes; its rows hold the values
+    until then, which saves a tenth of the memory of a step."""
 
 
 def _blocks(
@@ -120,8 +120,8 @@ def similarities(
         centers: centres of each class, 1..255.
         normalize: cosines; otherwise inner products.
         picked: `(columns,)`, int64, the classes to compare with; None is all of them.
-        reserve: keep the values in the memory of the gradient that :func:`similarity_gradients`
-            will make of them, where they fit. It can then be called once only.
+        reserve: keep the values, where they fit, in the memory of the centres' gradient, which
+            will be wanted.
     """
     dtype = torch.promote_types(torch.promote_types(embeddings.dtype, weight.dtype), torch.float32)
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -130,15 +130,15 @@ def similarities(
             inverse_lengths = _inverse(units.norm(dim=1))
             units = units * inverse_lengths[:, None]
         classes = len(weight) // centers if picked is None else len(picked)
-        rows, wide = len(units), centers * weight.shape[1]
-        reserved = None
-        if reserve and rows <= wide and weight.dtype == dtype:
+        reserved, wide = None, centers * weight.shape[1]
+        if reserve and len(units) <= wide and weight.dtype == dtype:
             reserved = units.new_empty(classes, wide)
-        values = (units.new_empty(classes, rows) if reserved is None else reserved[:, :rows]).T
+        room = units.new_empty(classes, len(units)) if reserved is None else reserved
+        values = room[:, : len(units)].T
         inverse = units.new_empty(classes, centers) if normalize else None
         winners = None
         if centers > 1:
-            winners = units.new_zeros((classes, rows), dtype=torch.uint8).T
+            winners = units.new_zeros((classes, len(units)), dtype=torch.uint8).T
         for start, stop, block in _blocks(weight, centers, picked, dtype):
             nearest = values.T[start:stop]
             if inverse is not None:
@@ -151,75 +151,6 @@ def similarities(
                     winners.T[start:stop].masked_fill_(product > nearest, center)
                     torch.maximum(nearest, product, out=nearest)
     return Similarities(values, winners, units, inverse_lengths, inverse, picked, centers, reserved)
-
-
-@torch.no_grad()
-def similarity_gradients(
-    similar: Similarities,
-    weight: Tensor,
-    gradient_of_columns: Callable[[int, int, Tensor], Tensor],
-    *,
-    of_weight: bool = True,
-    weight_factor: float = 1.0,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the embeddings and of the centres from that of the similarities.
-
-    Args:
-        similar: what :func:`similarities` returned.
-        weight: the centres it was given, unchanged.
-        gradient_of_columns: `(start, stop, out)` to `(N, stop - start)`, the gradient of these
-            columns of the values, which may be `out`, room of that shape, and may be overwritten.
-            Called once for each.
-        of_weight: whether the centres need any.
-        weight_factor: multiplies the gradient of the centres.
-
-    Returns:
-        `(N, d)`, and `(columns * centers, d)` or None; the type is that of the values, and the
-        weight's own for the second.
-    """
-    units, centers = similar.units, similar.centers
-    of_units = torch.zeros_like(units)
-    shape = (similar.values.shape[1], centers, units.shape[1])
-    of_centers = None
-    if of_weight and similar.reserved is not None:
-        of_centers = similar.reserved.view(shape)
-    elif of_weight:
-        of_centers = torch.empty(shape, dtype=weight.dtype, device=weight.device)
-    factored = units * weight_factor
-    widest = min(_classes_of_block(weight, centers, units.dtype), max(shape[0], 1))
-    gradients, products, kept = (_column_scratch(similar.values, widest) for _ in range(3))
-    with torch.autocast(units.device.type, enabled=False):
-        for start, stop, block in _blocks(weight, centers, similar.picked, units.dtype):
-            here = slice(0, stop - start)
-            gradient = gradient_of_columns(start, stop, gradients[:, here])
-            values, product = similar.values[:, start:stop], products[:, here]
-            if similar.reserved is not None and centers > 1:
-                # The gradient of the first centre goes where the values are.
-                values = kept[:, here].copy_(values)
-            for center in range(centers):
-                part = gradient
-                if similar.winners is not None:
-                    part = gradient * (similar.winners[:, start:stop] == center)
-                inverse = None
-                if similar.inverse_centers is not None:
-                    inverse = similar.inverse_centers[start:stop, center]
-                    radial = torch.mul(part, values, out=product).sum(dim=0)
-                    radial *= inverse.square() * weight_factor
-                    part *= inverse
-                of_units.addmm_(part, block[:, center])
-                if of_centers is None:
-                    continue
-                whole = of_centers[start:stop, center]
-                if whole.dtype == part.dtype:
-                    torch.mm(part.T, factored, out=whole)
-                else:
-                    whole.copy_(part.T @ factored)
-                if inverse is not None:
-                    whole.addcmul_(block[:, center], radial[:, None], value=-1.0)
-    if similar.inverse_lengths is not None:
-        radial = (of_units * units).sum(dim=1, keepdim=True)
-        of_units.addcmul_(units, radial, value=-1.0).mul_(similar.inverse_lengths[:, None])
-    return of_units, None if of_centers is None else of_centers.view(-1, units.shape[1])
 
 
 @dataclass(frozen=True)
@@ -249,7 +180,7 @@ class MarginLogits:
         place = self.columns[:, None] - start
         return place.clamp(0, stop - start - 1), (place >= 0) & (place < stop - start)
 
-    def block(self, start: int, stop: int, out: Tensor) -> Tensor:
+    def _block(self, start: int, stop: int, out: Tensor) -> Tensor:
         """The logits of these columns, written to `out`, `(N, stop - start)`."""
         values = self.similar.values[:, start:stop]
         if self.threshold is not None:
@@ -259,18 +190,7 @@ class MarginLogits:
         right = torch.where(here, (self.value * self.scale)[:, None], logits.gather(1, place))
         return logits.scatter_(1, place, right)
 
-    def log_sum(self) -> Tensor:
-        """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
-        # Without columns, as a process may be among many: nothing to sum.
-        none = torch.full_like(self.value, -math.inf)
-        runs = [_log_sum_in_place(block) for block in self._blocks()]
-        return torch.logsumexp(torch.stack(runs), dim=0) if runs else none
-
-    def total(self) -> Tensor:
-        """Of each row, the sum of its logits, `(N,)`."""
-        return sum((block.sum(dim=1) for block in self._blocks()), torch.zeros_like(self.value))
-
-    def _blocks(self) -> Iterator[Tensor]:
+    def _logits(self) -> Iterator[Tensor]:
         """Logits in runs of columns that stay in the cache; each may be overwritten by its user."""
         rows, columns = self.similar.values.shape
         numbers = 1 << 18 if self.columns.device.type == "cpu" else 1 << 26
@@ -278,45 +198,109 @@ class MarginLogits:
         scratch = _column_scratch(self.similar.values, step)
         for start in range(0, columns, step):
             stop = min(start + step, columns)
-            yield self.block(start, stop, scratch[:, : stop - start])
+            yield self._block(start, stop, scratch[:, : stop - start])
 
-    def gradient(
+    def log_sum(self) -> Tensor:
+        """Of each row, the logarithm of the summed exponentials of its logits, `(N,)`."""
+        runs = []
+        for logits in self._logits():
+            # torch.logsumexp without a copy of the block.
+            largest = logits.amax(dim=1)
+            runs.append(logits.sub_(largest[:, None]).exp_().sum(dim=1).log_().add_(largest))
+        # Without columns, as a process may be among many: nothing to sum.
+        none = torch.full_like(self.value, -math.inf)
+        return torch.logsumexp(torch.stack(runs), dim=0) if runs else none
+
+    def total(self) -> Tensor:
+        """Of each row, the sum of its logits, `(N,)`."""
+        return sum((block.sum(dim=1) for block in self._logits()), torch.zeros_like(self.value))
+
+    @torch.no_grad()
+    def gradients(
         self,
-        start: int,
-        stop: int,
-        out: Tensor,
+        weight: Tensor,
         log_sum: Tensor,
         row_weights: Tensor,
         even: float,
         right: float,
-    ) -> Tensor:
-        """d losses / d similarities of these columns, written to `out`, `(N, stop - start)`.
+        *,
+        of_weight: bool = True,
+        weight_factor: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of what is minimised with respect to the embeddings and the centres.
 
         Args:
-            start: first column.
-            stop: one behind the last.
-            out: where they go; returned.
+            weight: the centres that :func:`similarities` was given, unchanged. Their gradient may
+                take the place of the values: this is called once.
             log_sum: `(N,)`, over all classes.
             row_weights: `(N,)`, d of whatever is minimised / d loss of the row.
             even: share of the label that every class has (smoothing / classes).
             right: share that the right class has on top of it.
+            of_weight: whether the centres need any.
+            weight_factor: multiplies the gradient of the centres.
+
+        Returns:
+            `(N, d)`, and `(columns * centers, d)` or None; the type is that of the values, and the
+            weight's own for the second.
         """
-        probabilities = self.block(start, stop, out).sub_(log_sum[:, None]).exp_()
-        gradient = probabilities.sub_(even) if even else probabilities
+        similar = self.similar
+        units, centers = similar.units, similar.centers
+        of_units, of_centers = torch.zeros_like(units), None
+        shape = (similar.values.shape[1], centers, units.shape[1])
+        if of_weight and similar.reserved is not None:
+            of_centers = similar.reserved.view(shape)
+        elif of_weight:
+            of_centers = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        factored = units * weight_factor
+        widest = min(_classes_of_block(weight, centers, units.dtype), max(shape[0], 1))
+        gradients, products, kept = (_column_scratch(similar.values, widest) for _ in range(3))
+        with torch.autocast(units.device.type, enabled=False):
+            for start, stop, block in _blocks(weight, centers, similar.picked, units.dtype):
+                here = slice(0, stop - start)
+                gradient = self._block(start, stop, gradients[:, here])
+                self._differentiate(gradient, start, stop, log_sum, even, right)
+                gradient.mul_((row_weights * self.scale)[:, None])
+                values, product = similar.values[:, start:stop], products[:, here]
+                if similar.reserved is not None and centers > 1:
+                    values = kept[:, here].copy_(values)  # the first centre's takes their place
+                for center in range(centers):
+                    part = gradient
+                    if similar.winners is not None:
+                        part = gradient * (similar.winners[:, start:stop] == center)
+                    inverse = None
+                    if similar.inverse_centers is not None:
+                        inverse = similar.inverse_centers[start:stop, center]
+                        radial = torch.mul(part, values, out=product).sum(dim=0)
+                        radial *= inverse.square() * weight_factor
+                        part *= inverse
+                    of_units.addmm_(part, block[:, center])
+                    if of_centers is None:
+                        continue
+                    whole = of_centers[start:stop, center]
+                    if whole.dtype == part.dtype:
+                        torch.mm(part.T, factored, out=whole)
+                    else:
+                        whole.copy_(part.T @ factored)
+                    if inverse is not None:
+                        whole.addcmul_(block[:, center], radial[:, None], value=-1.0)
+        if similar.inverse_lengths is not None:
+            radial = (of_units * units).sum(dim=1, keepdim=True)
+            of_units.addcmul_(units, radial, value=-1.0).mul_(similar.inverse_lengths[:, None])
+        return of_units, None if of_centers is None else of_centers.view(-1, units.shape[1])
+
+    def _differentiate(
+        self, logits: Tensor, start: int, stop: int, log_sum: Tensor, even: float, right: float
+    ) -> None:
+        """Turn the logits of these columns into d losses / d (scale * similarities), in place."""
+        gradient = logits.sub_(log_sum[:, None]).exp_()  # probabilities
+        if even:
+            gradient.sub_(even)
         place, here = self._place(start, stop)
         at_right = (gradient.gather(1, place) - right) * self.slope[:, None]
         if self.threshold is not None:
             values = self.similar.values[:, start:stop]
-            _, slope = curricular_negatives(values, self.threshold[:, None], self.pace)
-            gradient *= slope
+            gradient *= curricular_negatives(values, self.threshold[:, None], self.pace)[1]
         gradient.scatter_(1, place, torch.where(here, at_right, gradient.gather(1, place)))
-        return gradient.mul_((row_weights * self.scale)[:, None])
-
-
-def _log_sum_in_place(block: Tensor) -> Tensor:
-    """`torch.logsumexp(block, dim=1)` without a copy of the block, which is overwritten."""
-    largest = block.amax(dim=1)
-    return block.sub_(largest[:, None]).exp_().sum(dim=1).log_().add_(largest)
 
 
 @dataclass(frozen=True)
@@ -325,8 +309,6 @@ class Shard:
 
     classes: int
     """That all processes compare with."""
-    weight: Tensor
-    """The centres of this process, no parameter."""
     add_gradient: Callable[[Tensor], None]
     """Takes the gradient of the columns' centres, that of the mean over processes."""
 
@@ -337,19 +319,18 @@ class _MarginSoftmax(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         weight: Tensor,
+        trained: Tensor,
         logits: MarginLogits,
         smoothing: float,
         shard: Shard | None,
     ) -> Tensor:
-        ctx.log_sum, ctx.shard = logits.log_sum(), shard
+        ctx.log_sum, ctx.logits, ctx.shard = logits.log_sum(), logits, shard
         classes = shard.classes if shard else logits.similar.values.shape[1]
         if shard:
             ctx.log_sum = torch.logsumexp(gather_constant(ctx.log_sum[None]), dim=0)
         ctx.even, ctx.right = smoothing / classes, 1.0 - smoothing
         # Saved as inputs, so that autograd notices when they change before the backward pass.
         ctx.save_for_backward(embeddings, weight)
-        similar, ctx.logits = logits.similar, logits
-        ctx.centers, ctx.normalize = similar.centers, similar.inverse_lengths is not None
         losses = ctx.log_sum - ctx.right * logits.value * logits.scale
         if smoothing:
             total = logits.total()
@@ -360,36 +341,29 @@ class _MarginSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, weight = ctx.saved_tensors
-        shard, logits = ctx.shard, ctx.logits
-        similar, ctx.logits = logits.similar, replace(logits, similar=None)
-        if similar is None and shard:
-            raise RuntimeError("sampled classes can be differentiated once for each forward pass")
-        if similar is None:
-            # Differentiated again: the cosines gave their memory to the first gradient.
-            similar = similarities(embeddings, weight, ctx.centers, normalize=ctx.normalize)
-        logits = replace(logits, similar=similar)
-        of_rows = gather_constant(gradient) if shard else gradient
-
-        def of_columns(start: int, stop: int, out: Tensor) -> Tensor:
-            return logits.gradient(start, stop, out, ctx.log_sum, of_rows, ctx.even, ctx.right)
-
-        if not shard:
-            of_embeddings, of_weight = similarity_gradients(
-                similar, weight, of_columns, of_weight=ctx.needs_input_grad[1]
-            )
-            return of_embeddings.to(embeddings.dtype), of_weight, None, None, None
-        of_embeddings, of_weight = similarity_gradients(
-            similar, shard.weight, of_columns, weight_factor=1.0 / processes()
+        shard: Shard | None = ctx.shard
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
+            raise RuntimeError("a margin softmax is differentiated once for each forward pass")
+        of_embeddings, of_weight = logits.gradients(
+            weight,
+            ctx.log_sum,
+            gather_constant(gradient) if shard else gradient,
+            ctx.even,
+            ctx.right,
+            of_weight=bool(shard) or ctx.needs_input_grad[1],
+            weight_factor=1.0 / processes() if shard else 1.0,
         )
-        assert of_weight is not None
-        shard.add_gradient(of_weight)
-        own = own_rows(sum_over_processes(of_embeddings), len(gradient))
-        return own.to(embeddings.dtype), None, None, None, None
+        if shard:
+            shard.add_gradient(of_weight)
+            of_embeddings = own_rows(sum_over_processes(of_embeddings), len(gradient))
+            of_weight = None
+        return of_embeddings.to(embeddings.dtype), of_weight, None, None, None, None
 
 
 def margin_softmax(
     embeddings: Tensor,
-    weight: Tensor | None,
+    weight: Tensor,
     logits: MarginLogits,
     smoothing: float = 0.0,
     shard: Shard | None = None,
@@ -399,14 +373,14 @@ def margin_softmax(
     Args:
         embeddings: `(N, d)`, as given to :func:`similarities`; with a shard, the rows of this
             process among those of all.
-        weight: `(classes * centers, d)`, as given to it; None with a shard.
+        weight: `(classes * centers, d)`, as given to it.
         logits: of these similarities; with a shard, of the rows of all processes.
         smoothing: share of the label spread over all classes, 0..1, as in
             :func:`torch.nn.functional.cross_entropy`.
-        shard: where other processes hold further classes; all of them have to call this together.
+        shard: where other processes hold further classes, and no gradient goes to `weight`; all
+            of them have to call this together.
     """
-    if weight is None:
-        # A tensor that needs a gradient, so that there is a backward pass for the centres even
-        # when the embeddings come from a frozen model.
-        weight = torch.zeros((), requires_grad=True)
-    return _MarginSoftmax.apply(embeddings, weight, logits, smoothing, shard)
+    # With a shard there is a backward pass for the centres even when the embeddings come from a
+    # frozen model.
+    always = torch.zeros((), requires_grad=shard is not None)
+    return _MarginSoftmax.apply(embeddings, weight, always, logits, smoothing, shard)

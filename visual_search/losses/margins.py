@@ -73,30 +73,14 @@ def cosface(cosine: Tensor, margin: Tensor) -> Graded:
     return cosine - margin, torch.ones_like(cosine - margin)
 
 
-def _angular(cosine: Tensor, factor: Tensor | float, shift: Tensor) -> Graded:
-    """cos(f * theta + m), held at 1 below an angle of 0 and going on downwards past pi.
-
-    With phi = f * theta + m and k = floor(phi / pi) it is (-1)^k * cos(phi) - 2k, monotonic in
-    theta: Liu et al., "SphereFace" (CVPR 2017), equation 7.
-    """
-    # From two legs the angle is as exact near 0 and pi as anywhere; acos is not.
-    theta = torch.atan2(_sine(cosine), cosine)
-    phi = (factor * theta + shift).clamp(min=0.0)
-    turns = torch.floor(phi / math.pi)
-    value = (1.0 - 2.0 * (turns % 2)) * torch.cos(phi) - 2.0 * turns
-    held = theta.clamp(CLOSEST, math.pi - CLOSEST)
-    phi = factor * held + shift
-    rising = 1.0 - 2.0 * (torch.floor(phi / math.pi) % 2)
-    slope = rising * factor * torch.sin(phi) / torch.sin(held)
-    return value, torch.where(phi < 0, torch.zeros_like(slope), slope)
-
-
 def combined(
     cosine: Tensor, margin: Tensor, factor: Tensor | float = 1.0, drop: Tensor | float = 0.0
 ) -> Graded:
     """cos(m1 * theta + m2) - m3. Deng et al., "ArcFace" (CVPR 2019), equation 4.
 
-    Past m1 * theta + m2 = pi it goes on falling, as :func:`sphereface` does.
+    The angle phi = m1 * theta + m2 is held at 0 from below. Past pi it goes on falling: with
+    k = floor(phi / pi) the cosine is (-1)^k * cos(phi) - 2k, monotonic in theta, as in Liu et al.,
+    "SphereFace" (CVPR 2017), equation 7.
 
     Args:
         cosine: any shape, -1..1.
@@ -104,8 +88,17 @@ def combined(
         factor: m1, 0 or more; 1 leaves the angle as it is.
         drop: m3.
     """
-    value, slope = _angular(_widened(cosine), factor, margin)
-    return value - drop, slope
+    cosine = _widened(cosine)
+    # From two legs the angle is as exact near 0 and pi as anywhere; acos is not.
+    theta = torch.atan2(_sine(cosine), cosine)
+    phi = (factor * theta + margin).clamp(min=0.0)
+    turns = torch.floor(phi / math.pi)
+    value = (1.0 - 2.0 * (turns % 2)) * torch.cos(phi) - 2.0 * turns
+    held = theta.clamp(CLOSEST, math.pi - CLOSEST)
+    phi = factor * held + margin
+    rising = 1.0 - 2.0 * (torch.floor(phi / math.pi) % 2)
+    slope = rising * factor * torch.sin(phi) / torch.sin(held)
+    return value - drop, torch.where(phi < 0, torch.zeros_like(slope), slope)
 
 
 def sphereface(cosine: Tensor, margin: Tensor) -> Graded:
@@ -115,7 +108,7 @@ def sphereface(cosine: Tensor, margin: Tensor) -> Graded:
     0.35) as in Liu et al., "SphereFace Revived" (2021). Counted from 1, the margin may be zero,
     grow, and differ between classes like every other.
     """
-    return _angular(_widened(cosine), 1.0 + margin, torch.zeros_like(margin))
+    return combined(cosine, torch.zeros_like(margin), factor=1.0 + margin)
 
 
 def adaface(cosine: Tensor, margin: Tensor, quality: Tensor) -> Graded:
@@ -129,8 +122,7 @@ def adaface(cosine: Tensor, margin: Tensor, quality: Tensor) -> Graded:
         quality: z, -1..1, of a shape that broadcasts to `cosine`; the length of the embedding
             against the usual one.
     """
-    value, slope = _angular(_widened(cosine), 1.0, -margin * quality)
-    return value - (margin + margin * quality), slope
+    return combined(cosine, -margin * quality, drop=margin + margin * quality)
 
 
 def unchanged(similarity: Tensor, margin: Tensor) -> Graded:
@@ -206,8 +198,6 @@ GROWTH: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """From the share of the training that is done to that of the margin's rise, by name."""
 
-# Losses that learn from the batches, and so need those of all processes.
-OBSERVING = ("adaface", "curricularface", "adacos")
 # Weight of a new batch in the running length of embeddings: the authors' setting.
 _ADAFACE_MOMENTUM = 0.01
 
@@ -281,17 +271,13 @@ class MarginSchedule(nn.Module):
 
     @property
     def observes(self) -> bool:
-        """Whether :meth:`observe` wants to see the batches of a training."""
-        return self.name in OBSERVING
+        """Whether :meth:`observe` wants to see the batches of a training, of all processes."""
+        return self.name in ("adaface", "curricularface", "adacos")
 
     @torch.no_grad()
     def set_progress(self, share: float) -> None:
         """Tell how much of the training is done, 0..1: growing margins follow it."""
         self.progress.fill_(min(max(share, 0.0), 1.0))
-
-    def _growth(self) -> Tensor:
-        start = self.config.grow_from
-        return start + (1.0 - start) * GROWTH[self.config.grow](self.progress)
 
     @torch.no_grad()
     def observe(self, similarity: Tensor, lengths: Tensor, log_rivals: Tensor | None) -> None:
@@ -335,34 +321,30 @@ class MarginSchedule(nn.Module):
         nearest_first = similarity.argsort(descending=True)
         return torch.empty_like(deviations).scatter_(0, nearest_first, deviations.sort().values)
 
-    def grade(self, similarity: Tensor, margins: Tensor, lengths: Tensor, draws: Tensor) -> Graded:
-        """The margin on similarities: `(value, slope)` of their common shape.
+    def grade(
+        self, similarity: Tensor, labels: Tensor, lengths: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The margin on similarities: `(value, slope, threshold)`, `(N,)` each.
 
-        Args:
-            similarity: any shape.
-            margins: full-grown margins of the classes they belong to; all broadcast together.
-            lengths: of the embeddings, not normalised.
-            draws: of :meth:`draw`.
-        """
-        growth = self._growth().to(similarity.dtype)
-        margins = (margins.to(similarity.dtype) * growth + draws).clamp(min=0.0)
-        if self.name == "combined":
-            factor = 1.0 + (self.config.m1 - 1.0) * growth
-            return MARGINS[self.name](similarity, margins, factor, self.config.m3 * growth)
-        if self.name == "adaface":
-            usual, spread = self.length_mean, self.length_std + 1e-3
-            quality = ((lengths - usual) / spread * self.config.adaface_h).clamp(-1.0, 1.0)
-            return MARGINS[self.name](similarity, margins, quality.to(similarity.dtype))
-        return MARGINS[self.name](similarity, margins)
-
-    def hardness(self, similarity: Tensor, margins: Tensor) -> Tensor | None:
-        """Curricularface's threshold of hard wrong classes, `(N,)`; None for the others.
+        The threshold is curricularface's, above which wrong classes are hard; None for the others.
 
         Args:
             similarity: `(N,)`, to the right class.
-            margins: `(N,)`, full-grown, of the right class.
+            labels: `(N,)`, int64, which that is.
+            lengths: `(N,)`, of the embeddings, not normalised.
+            draws: of :meth:`draw`.
         """
-        if self.name != "curricularface":
-            return None
-        growth = self._growth().to(similarity.dtype)
-        return shifted_cosine(similarity, margins.to(similarity.dtype) * growth)
+        start = self.config.grow_from
+        growth = start + (1.0 - start) * GROWTH[self.config.grow](self.progress)
+        growth = growth.to(similarity.dtype)
+        margins = self.margins[labels].to(similarity.dtype) * growth
+        threshold = shifted_cosine(similarity, margins) if self.name == "curricularface" else None
+        more: tuple[Tensor, ...] = ()
+        if self.name == "combined":
+            more = 1.0 + (self.config.m1 - 1.0) * growth, self.config.m3 * growth
+        elif self.name == "adaface":
+            usual, spread = self.length_mean, self.length_std + 1e-3
+            quality = ((lengths - usual) / spread * self.config.adaface_h).clamp(-1.0, 1.0)
+            more = (quality.to(similarity.dtype),)
+        value, slope = MARGINS[self.name](similarity, (margins + draws).clamp(min=0.0), *more)
+        return value, slope, threshold

@@ -12,7 +12,6 @@ processes. A step, first weights and sample included, is that of one process wit
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from visual_search.common.errors import UserError
 from visual_search.config import MarginConfig, OptimConfig
 from visual_search.losses.gathering import collect_shards, gather_constant, sum_over_processes
-from visual_search.losses.margin_head import MarginHead, focal, generator_of
-from visual_search.losses.margin_softmax import Shard, margin_softmax, similarities
+from visual_search.losses.margin_head import MarginHead, generator_of
+from visual_search.losses.margin_softmax import Shard
 
 # Rows in one go: with their momentum they are a few megabytes.
 _BLOCK = 2048
@@ -47,7 +46,7 @@ class RowTable(nn.Module):
         self.gradient: Tensor | None = None
 
     def add_gradient(self, rows: Tensor, gradient: Tensor) -> None:
-        """Add to what earlier backward passes brought since the last :meth:`clear`.
+        """Add to what earlier backward passes brought since the last update.
 
         Args:
             rows: `(R,)`, int64, rising; numbers of own rows.
@@ -64,29 +63,37 @@ class RowTable(nn.Module):
             together.index_add_(0, torch.searchsorted(union, rows), gradient)
             self.rows, self.gradient = union, together
 
-    def clear(self) -> None:
-        """Drop the gradients."""
-        self.rows = self.gradient = None
 
+class RowOptimizer:
+    """Moves the rows of a :class:`RowTable` that have gradients.
 
-class RowOptimizer(ABC):
-    """What the optimisers of a :class:`RowTable` share; a step is :meth:`step`.
+    By SGD with momentum where the other weights have SGD, as `torch.optim.SGD`; beside every other
+    optimiser by AdamW, as `torch.optim.AdamW`, but with a count of updates for each row: by the
+    number of steps, a row that comes up for the first time late in the training would take steps
+    three times too long.
 
-    They stay ours beside torch.optim.SparseAdam, which has neither weight decay nor a row's own
+    It stays ours beside torch.optim.SparseAdam, which has neither weight decay nor a row's own
     bias correction, and takes 1.2 times as long for 100,000 of a million rows of 64 (one core).
 
     Attributes:
         lr: learning rate; may be set before every step.
-        weight_decay: of the updated rows.
+        state: float32; of SGD `velocity`, `(rows, d)`, unless the momentum is 0; of AdamW `mean`
+            and `square`, `(rows, d)`, and `updates`, `(rows,)`.
     """
 
-    def __init__(self, table: RowTable, lr: float, weight_decay: float) -> None:
-        self.table, self.lr, self.weight_decay = table, lr, weight_decay
-        self.state: dict[str, Tensor] = {}
-
-    @abstractmethod
-    def _update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        """Change a block of rows and their state in place."""
+    def __init__(self, table: RowTable, optim: OptimConfig) -> None:
+        """
+        Args:
+            table: whose rows it updates.
+            optim: name, `head_lr`, weight decay, momentum and betas.
+        """
+        self.table, self.optim, self.lr = table, optim, optim.head_lr
+        self._update = _by_sgd if optim.name == "sgd" else _by_adamw
+        of_sgd = ("velocity",) if optim.momentum else ()
+        names = of_sgd if optim.name == "sgd" else ("mean", "square")
+        self.state = {name: torch.zeros_like(table.weight, dtype=torch.float32) for name in names}
+        if optim.name != "sgd":
+            self.state["updates"] = torch.zeros(len(table.weight), device=table.weight.device)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -95,7 +102,7 @@ class RowOptimizer(ABC):
         for rows, gradient in self._blocks():
             weight = table.weight[rows]
             state = {name: values[rows] for name, values in self.state.items()}
-            self._update(weight, gradient.to(weight.dtype), state)
+            self._update(weight, gradient.to(weight.dtype), state, self.lr, self.optim)
             table.weight.index_copy_(0, rows, weight)
             for name, values in state.items():
                 self.state[name].index_copy_(0, rows, values)
@@ -109,7 +116,7 @@ class RowOptimizer(ABC):
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        self.table.clear()
+        self.table.rows = self.table.gradient = None
 
     def grad_norm_squared(self) -> Tensor:
         """Sum of squares of the gradients of all processes, a scalar; all have to call it."""
@@ -139,74 +146,27 @@ class RowOptimizer(ABC):
             values.copy_(state[name])
 
 
-class RowSGD(RowOptimizer):
-    """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
-
-    State: `velocity`, `(rows, d)`, float32: as large as the table.
-    """
-
-    def __init__(
-        self, table: RowTable, lr: float, weight_decay: float = 0.0, *, momentum: float = 0.9
-    ) -> None:
-        """
-        Args:
-            table: whose rows it updates.
-            lr: learning rate.
-            weight_decay: times the row is added to its gradient.
-            momentum: 0..1; 0 keeps no state.
-        """
-        super().__init__(table, lr, weight_decay)
-        self.momentum = momentum
-        if momentum:
-            self.state["velocity"] = torch.zeros_like(table.weight, dtype=torch.float32)
-
-    def _update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        change = gradient.add(weight, alpha=self.weight_decay) if self.weight_decay else gradient
-        if self.momentum:
-            change = state["velocity"].mul_(self.momentum).add_(change)
-        weight.add_(change, alpha=-self.lr)
+def _by_sgd(
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], lr: float, optim: OptimConfig
+) -> None:
+    """Change a block of rows and their state in place."""
+    change = gradient.add(weight, alpha=optim.weight_decay) if optim.weight_decay else gradient
+    if optim.momentum:
+        change = state["velocity"].mul_(optim.momentum).add_(change)
+    weight.add_(change, alpha=-lr)
 
 
-class RowAdamW(RowOptimizer):
-    """AdamW, as `torch.optim.AdamW`, with a count of updates for each row.
-
-    The bias correction follows a row's own count: with the number of steps instead, a row that
-    comes up for the first time late in the training would take steps three times too long.
-
-    State: `mean` and `square`, `(rows, d)`, and `updates`, `(rows,)`, float32.
-    """
-
-    def __init__(
-        self,
-        table: RowTable,
-        lr: float,
-        weight_decay: float = 0.0,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        """
-        Args:
-            table: whose rows it updates.
-            lr: learning rate.
-            weight_decay: times `lr`, the share of itself that an updated row loses.
-            betas: how slowly the means of gradients and of their squares move, 0..1.
-            eps: added to the root of the mean square.
-        """
-        super().__init__(table, lr, weight_decay)
-        self.betas, self.eps = betas, eps
-        for name in ("mean", "square"):
-            self.state[name] = torch.zeros_like(table.weight, dtype=torch.float32)
-        self.state["updates"] = torch.zeros(len(table.weight), device=table.weight.device)
-
-    def _update(self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor]) -> None:
-        slow, slower = self.betas
-        updates = state["updates"].add_(1.0)[:, None]
-        mean = state["mean"].lerp_(gradient, 1.0 - slow)
-        square = state["square"].mul_(slower).addcmul_(gradient, gradient, value=1.0 - slower)
-        root = (square / (1.0 - slower**updates)).sqrt_().add_(self.eps)
-        weight.mul_(1.0 - self.lr * self.weight_decay)
-        weight.addcdiv_(mean / (1.0 - slow**updates), root, value=-self.lr)
+def _by_adamw(
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], lr: float, optim: OptimConfig
+) -> None:
+    """Change a block of rows and their state in place."""
+    slow, slower = optim.betas
+    updates = state["updates"].add_(1.0)[:, None]
+    mean = state["mean"].lerp_(gradient, 1.0 - slow)
+    square = state["square"].mul_(slower).addcmul_(gradient, gradient, value=1.0 - slower)
+    root = (square / (1.0 - slower**updates)).sqrt_().add_(1e-8)
+    weight.mul_(1.0 - lr * optim.weight_decay)
+    weight.addcdiv_(mean / (1.0 - slow**updates), root, value=-lr)
 
 
 def sampled_classes(classes: int, share: float, seed: int, step: int, labels: Tensor) -> Tensor:
@@ -255,10 +215,8 @@ class SampledMarginHead(MarginHead):
         return self.table.weight
 
     def row_optimizer(self, optim: OptimConfig) -> RowOptimizer:
-        """SGD where the other weights have SGD, AdamW beside every other optimiser."""
-        if optim.name == "sgd":
-            return RowSGD(self.table, optim.head_lr, optim.weight_decay, momentum=optim.momentum)
-        return RowAdamW(self.table, optim.head_lr, optim.weight_decay, betas=optim.betas)
+        """What moves the centres."""
+        return RowOptimizer(self.table, optim)
 
     def own_state_names(self) -> list[str]:
         """All: each process has its own part of the class matrix."""
@@ -279,24 +237,14 @@ class SampledMarginHead(MarginHead):
             embeddings: `(N, dimension)`, not normalised; N is the same in every process.
             labels: `(N,)`, int64, 0..classes-1.
         """
-        everyone, all_labels = gather_constant(embeddings.detach()), gather_constant(labels)
-        picked, columns, count = self._sample(all_labels)
-        similar = similarities(
-            everyone,
-            self.weight,
-            self.centers,
-            normalize=self.rule.normalize,
-            picked=picked,
-            reserve=torch.is_grad_enabled(),
-        )
-        logits = self._logits(everyone, all_labels, similar, columns)
+        labels = gather_constant(labels)
+        picked, columns, count = self._sample(labels)
 
         def add_gradient(of_centers: Tensor) -> None:
             self.table.add_gradient(self._rows(picked), of_centers)
 
-        shard = Shard(count, self.weight, add_gradient)
-        losses = margin_softmax(embeddings, None, logits, self.label_smoothing, shard)
-        return focal(losses, self.focal_gamma)
+        shard = Shard(count, add_gradient)
+        return self._losses(embeddings, self.weight, labels, columns, picked=picked, shard=shard)
 
     def _sample(self, labels: Tensor) -> tuple[Tensor | None, Tensor, int]:
         """Own classes of this step, counted from the first own one (None: all of them);

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.commands import refused
+from tests.visual_search.losses.angles import COMBINED, margined
 from visual_search.config import MarginConfig
 from visual_search.losses import margin_softmax
 from visual_search.losses.margin_head import MarginHead, focal, initial_centers
@@ -40,45 +41,25 @@ def cosines(head: MarginHead, embeddings: Tensor) -> Tensor:
 
 
 def naive_losses(
-    head: MarginHead, embeddings: Tensor, labels: Tensor, name: str, smoothing: float = 0.0
+    head: MarginHead, embeddings: Tensor, labels: Tensor, margin: Any = M, smoothing: float = 0.0
 ) -> Tensor:
-    """Angles by acos, one row and one class at a time; derivatives by autograd."""
-    centers = head.weight.view(CLASSES, -1, DIMENSION)
-    losses = []
-    for row, label in zip(embeddings, labels.tolist(), strict=True):
-        if name == "softmax":
-            logits = torch.stack([(of_class @ row).max() for of_class in centers])
-        else:
-            cosine = torch.stack(
-                [F.cosine_similarity(row[None], of_class, dim=1).max() for of_class in centers]
-            )
-            scale = 12.0 if name != "adacos" else math.sqrt(2) * math.log(CLASSES - 1)
-            theta = torch.acos(cosine[label])
-            if (name.endswith(("cos", "cos-plus")) and name != "adacos") or name == "cosface":
-                right = cosine[label] - M
-            elif name == "combined":
-                right = torch.cos(1.1 * theta + M) - 0.2
-            elif name == "sphereface":
-                right = torch.cos(1.35 * theta)
-                if theta > math.pi / 1.35:
-                    right = -right - 2
-            elif name == "adaface":
-                z = (row.detach().norm() - 20.0) / (100.0 + 1e-3) * 0.333
-                right = torch.cos(theta - M * z) - (M + M * z)
-            elif name == "adacos":
-                right = cosine[label]
-            else:
-                right = torch.cos(theta + M)
-            others = cosine
-            if name == "curricularface":
-                hard = cosine > torch.cos(theta + M)
-                others = torch.where(hard, cosine * (0.3 + cosine), cosine)
-            logits = scale * torch.stack(
-                [right if number == label else other for number, other in enumerate(others)]
-            )
-        logs = logits - torch.log(torch.exp(logits).sum())
-        losses.append(-(1 - smoothing) * logs[label] - smoothing * logs.mean())
-    return torch.stack(losses)
+    """Angles by acos, derivatives by autograd."""
+    rule, name, right = head.rule, head.rule.name, labels[:, None]
+    similar, scale = cosines(head, embeddings), rule.scale if head.rule.name == "adacos" else 12.0
+    if name == "softmax":
+        of_centers = (embeddings @ head.weight.T).view(ROWS, CLASSES, -1)
+        logits = of_centers.amax(dim=2)
+    else:
+        margin = {"sphereface": 0.35, "adacos": 0.0}.get(name, margin)
+        theta = torch.acos(similar.gather(1, right))
+        lengths = embeddings.detach().norm(dim=1, keepdim=True)
+        usual, spread = rule.length_mean, rule.length_std + 1e-3
+        quality = ((lengths - usual) / spread * rule.config.adaface_h).clamp(-1, 1)
+        if name == "curricularface":
+            hard = similar > torch.cos(theta + margin)
+            similar = torch.where(hard, similar * (0.3 + similar), similar)
+        logits = scale * similar.scatter(1, right, margined(name, theta, margin, quality))
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 @pytest.mark.parametrize(("smoothing", "block"), [(0.0, 1 << 20), (0.2, 1000), (0.0, 1)])
@@ -88,17 +69,23 @@ def test_losses_and_gradients_are_the_naive_ones(
     name: str, centers: int, smoothing: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(margin_softmax, "_CACHED_BYTES", block)
-    extra = {"m1": 1.1, "m3": 0.2} if name == "combined" else {}
+    extra = COMBINED if name == "combined" else {}
     head = make(name, centers=centers, label_smoothing=smoothing, **extra).eval()
     head.rule.pace.fill_(0.3)
     embeddings, labels = batch()
     weights = torch.linspace(0.5, 1.5, ROWS, dtype=torch.float64)
-    expected = naive_losses(head, embeddings, labels, name, smoothing)
+    expected = naive_losses(head, embeddings, labels, smoothing=smoothing)
     wanted = torch.autograd.grad((expected * weights).sum(), (embeddings, head.weight))
-    losses = head(embeddings, labels)
-    got = torch.autograd.grad((losses * weights).sum(), (embeddings, head.weight))
+    loss = ((losses := head(embeddings, labels)) * weights).sum()
+    got = torch.autograd.grad(loss, (embeddings, head.weight), retain_graph=True)
     torch.testing.assert_close(losses, expected, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+    with pytest.raises(RuntimeError, match="once for each forward pass"):
+        loss.backward()
+    # A frozen head changes nothing for the embeddings.
+    head.weight.requires_grad_(False)
+    (frozen,) = torch.autograd.grad((head(embeddings, labels) * weights).sum(), embeddings)
+    assert torch.equal(frozen, got[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -137,11 +124,7 @@ def test_focal_loss_is_the_papers() -> None:
 def test_a_margin_for_each_class() -> None:
     embeddings, labels = batch()
     head = make(class_margins="power", low=0.1, span=0.3, power=-0.5)
-    logits = 12.0 * cosines(head, embeddings)
-    theta = torch.acos(logits.gather(1, labels[:, None]) / 12.0)
-    margins = 0.1 + 0.3 * (labels[:, None] + 1.0) ** -0.5
-    logits = logits.scatter(1, labels[:, None], 12.0 * torch.cos(theta + margins))
-    expected = F.cross_entropy(logits, labels, reduction="none")
+    expected = naive_losses(head, embeddings, labels, 0.1 + 0.3 * (labels[:, None] + 1.0) ** -0.5)
     torch.testing.assert_close(head(embeddings, labels), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -199,15 +182,11 @@ def test_adaface_follows_the_lengths() -> None:
     head = make("adaface", adaface_h=0.5)
     embeddings, labels = batch()
     lengths = embeddings.detach().norm(dim=1)
-    mean, std = 0.99 * 20 + 0.01 * lengths.mean(), 0.99 * 100 + 0.01 * lengths.std()
-    cosine = cosines(head, embeddings)[torch.arange(ROWS), labels]
-    z = (0.5 * (lengths - mean) / (std + 1e-3)).clamp(-1, 1)
-    right = torch.cos(torch.acos(cosine) - M * z) - (M + M * z)
-    logits = cosines(head, embeddings).scatter(1, labels[:, None], right[:, None])
-    expected = F.cross_entropy(12.0 * logits, labels, reduction="none")
     got = head(embeddings, labels)
-    assert head.rule.length_mean.item() == pytest.approx(mean.item(), rel=1e-6)
-    assert head.rule.length_std.item() == pytest.approx(std.item(), rel=1e-6)
+    mean, std = 0.99 * 20 + 0.01 * lengths.mean().item(), 0.99 * 100 + 0.01 * lengths.std().item()
+    assert head.rule.length_mean.item() == pytest.approx(mean, rel=1e-6)
+    assert head.rule.length_std.item() == pytest.approx(std, rel=1e-6)
+    expected = naive_losses(head, embeddings, labels)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -254,26 +233,6 @@ def test_any_run_of_first_centers_is_the_same() -> None:
     assert torch.equal(initial_centers(9000, 2, 3, 4, 4000, 8500), whole[8000:17000])
     assert not torch.equal(initial_centers(9000, 2, 3, 5), whole)
     assert whole[:8192].std().item() == pytest.approx(math.sqrt(2 / 18003), rel=0.05)
-
-
-def test_a_second_backward_pass_gives_the_same() -> None:
-    embeddings, labels = batch()
-    head = make()
-    loss = head(embeddings, labels).sum()
-    first = torch.autograd.grad(loss, (embeddings, head.weight), retain_graph=True)
-    kept = [gradient.clone() for gradient in first]
-    second = torch.autograd.grad(loss, (embeddings, head.weight))
-    torch.testing.assert_close(list(second), kept)
-    torch.testing.assert_close(list(first), kept)
-
-
-def test_weight_may_be_frozen() -> None:
-    head = make()
-    head.weight.requires_grad_(False)
-    embeddings, labels = batch()
-    frozen = torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0]
-    head.weight.requires_grad_(True)
-    assert torch.equal(frozen, torch.autograd.grad(head(embeddings, labels).sum(), embeddings)[0])
 
 
 def test_vectors_without_length_have_cosine_zero_and_no_gradient() -> None:

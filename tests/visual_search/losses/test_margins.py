@@ -1,22 +1,10 @@
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from visual_search.losses.margins import (
-    adaface,
-    arcface,
-    class_margins,
-    combined,
-    cosface,
-    curricular_negatives,
-    sphereface,
-    unchanged,
-)
+from tests.visual_search.losses.angles import COMBINED, margined
+from visual_search.losses.margins import MARGINS, arcface, class_margins, curricular_negatives
 
 
 @pytest.mark.parametrize(
@@ -33,63 +21,21 @@ def test_class_margins_by_hand(kind: str, counts: list[int], expected: list[floa
     assert class_margins(kind, torch.tensor(counts)).tolist() == pytest.approx(expected)
 
 
-def falling(phi: float) -> float:
-    """cos(phi) on 0..pi, then from each pi to the next the same fall again."""
-    turns = 0
-    while phi > math.pi:
-        phi -= math.pi
-        turns += 1
-    return math.cos(phi) - 2 * turns
-
-
-def by_angle(name: str, theta: float, margin: float) -> float:
-    """The table of margins in terms of the angle, with fixed values of what else they take."""
-    if name == "arcface":
-        inside = math.cos(theta) > math.cos(math.pi - margin)
-        return math.cos(theta + margin) if inside else math.cos(theta) - margin * math.sin(margin)
-    if name == "cosface":
-        return math.cos(theta) - margin
-    if name == "combined":
-        return falling(1.2 * theta + margin) - 0.1
-    if name == "sphereface":
-        return falling((1 + margin) * theta)
-    if name == "adaface-long":
-        return falling(max(theta - 0.7 * margin, 0.0)) - (margin + 0.7 * margin)
-    if name == "adaface-short":
-        return falling(theta + 0.7 * margin) - (margin - 0.7 * margin)
-    return math.cos(theta)
-
-
-MADE: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "arcface": arcface,
-    "cosface": cosface,
-    "combined": lambda cosine, margin: combined(cosine, margin, 1.2, 0.1),
-    "sphereface": sphereface,
-    "adaface-long": lambda cosine, margin: adaface(
-        cosine, margin, torch.tensor(0.7, dtype=torch.float64)
-    ),
-    "adaface-short": lambda cosine, margin: adaface(
-        cosine, margin, torch.tensor(-0.7, dtype=torch.float64)
-    ),
-    "softmax": unchanged,
-}
-
-
-@pytest.mark.parametrize("name", MADE)
-@settings(deadline=None, max_examples=60)
-@given(theta=st.floats(0.005, math.pi - 0.005), margin=st.floats(0.0, 1.2))
-def test_value_and_slope_are_those_of_the_angle(name: str, theta: float, margin: float) -> None:
-    cosine = torch.tensor([math.cos(theta)], dtype=torch.float64)
-    margins = torch.tensor([margin], dtype=torch.float64)
-    value, slope = MADE[name](cosine, margins)
-    step = 1e-6
-    below, here, above = (by_angle(name, theta + by, margin) for by in (-step, 0.0, step))
-    left = (here - below) / (math.cos(theta) - math.cos(theta - step))
-    right = (above - here) / (math.cos(theta + step) - math.cos(theta))
-    if abs(left - right) > 1e-2 * (1 + abs(left)):
-        return  # a corner, where two slopes are right
-    assert value.item() == pytest.approx(here, abs=1e-9)
-    assert slope.item() == pytest.approx((left + right) / 2, abs=2e-3, rel=2e-3)
+@pytest.mark.parametrize("quality", [-0.7, 0.7])
+@pytest.mark.parametrize("name", ["arcface", "cosface", "combined", "sphereface", "adaface"])
+def test_value_and_slope_are_those_of_the_angle(name: str, quality: float) -> None:
+    theta = torch.linspace(0.005, math.pi - 0.005, 997, dtype=torch.float64).requires_grad_()
+    more = {
+        "combined": tuple(COMBINED.values()),
+        "adaface": (torch.tensor(quality, dtype=torch.float64),),
+    }
+    for margin in torch.tensor([0.0, 0.3, 0.77, 1.2], dtype=torch.float64):
+        expected = margined(name, theta, margin, quality)
+        (by_theta,) = torch.autograd.grad(expected.sum(), theta)
+        value, slope = MARGINS[name](torch.cos(theta.detach()), margin, *more.get(name, ()))
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=1e-9)
+        by_cosine = -by_theta / torch.sin(theta)
+        torch.testing.assert_close(slope.expand(997), by_cosine, atol=1e-6, rtol=1e-6)
 
 
 def test_single_precision_keeps_small_angles() -> None:

@@ -1,5 +1,4 @@
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,14 +7,12 @@ from torch import Tensor
 
 from tests.commands import refused
 from tests.visual_search.losses.ranks import on_two_ranks
-from visual_search.config import MarginConfig
+from visual_search.config import MarginConfig, OptimConfig
 from visual_search.losses import partial_fc
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.margins import MARGINS
 from visual_search.losses.partial_fc import (
-    RowAdamW,
     RowOptimizer,
-    RowSGD,
     RowTable,
     SampledMarginHead,
     sampled_classes,
@@ -40,6 +37,10 @@ def counts() -> Tensor:
     return torch.arange(1, CLASSES + 1)
 
 
+def optim(name: Any = "sgd", **more: Any) -> OptimConfig:
+    return OptimConfig(name, **{"head_lr": 0.1, "weight_decay": 0.0, **more})
+
+
 @pytest.mark.parametrize("name", MARGINS)
 def test_with_all_classes_it_is_the_full_head(name: str) -> None:
     options = settings(name, label_smoothing=0.1, focal_gamma=1.5)
@@ -47,7 +48,7 @@ def test_with_all_classes_it_is_the_full_head(name: str) -> None:
     sampled = SampledMarginHead(DIMENSION, counts(), options)
     assert torch.equal(full.weight, sampled.weight)
     by_torch = torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9)
-    by_rows = RowSGD(sampled.table, 0.1, momentum=0.9)
+    by_rows = sampled.row_optimizer(optim())
     for seed in range(3):
         (embeddings, labels), (same, _) = batch(seed), batch(seed)
         torch.manual_seed(seed)
@@ -95,8 +96,7 @@ def test_a_step_is_a_full_step_over_the_sampled_classes() -> None:
     full(embeddings, there).mean().backward()
     assert sampled.table.gradient is not None
     torch.testing.assert_close(sampled.table.gradient, full.weight.grad)
-    optimizer = RowSGD(sampled.table, 0.1)
-    optimizer.step()
+    sampled.row_optimizer(optim()).step()
     moved = (sampled.weight.view_as(before) != before).flatten(1).any(dim=1)
     assert moved.nonzero().squeeze(1).tolist() == chosen.tolist()
     assert sampled.eval()(embeddings, labels).isfinite().all()
@@ -115,8 +115,7 @@ def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
     """Two steps, the second of two accumulated backward passes; this process's part of each."""
     options, kind = CASES[case]
     head = SampledMarginHead(DIMENSION, counts(), options)
-    makers = {"sgd": RowSGD, "adamw": RowAdamW}
-    optimizer: RowOptimizer = makers[kind](head.table, 0.1, weight_decay=0.01)
+    optimizer = head.row_optimizer(optim(kind, weight_decay=0.01))
     size, found = ROWS // count, dict[str, Tensor]()
     for step, seeds in enumerate(([0], [1, 2])):
         for seed in seeds:
@@ -137,15 +136,6 @@ def train(case: int, rank: int, count: int) -> dict[str, Tensor]:
     return found
 
 
-def observe(rank: int, count: int) -> Tensor:
-    """The state of a replicated head that learns from the batches of all processes."""
-    head = MarginHead(DIMENSION, counts(), settings("adaface"))
-    embeddings, labels = batch(0)
-    own = slice(rank * ROWS // count, (rank + 1) * ROWS // count)
-    head(embeddings[own], labels[own])
-    return torch.stack([head.rule.length_mean, head.rule.length_std])
-
-
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
     first, second = on_two_ranks(lambda rank: train(case, rank, 2))
@@ -157,37 +147,40 @@ def test_two_ranks_are_one_with_the_joint_batch(case: int) -> None:
 
 
 def test_a_replicated_head_learns_from_the_batches_of_all_ranks() -> None:
+    def observe(rank: int, count: int) -> Tensor:
+        head, (embeddings, labels) = MarginHead(DIMENSION, counts(), settings("adaface")), batch(0)
+        head(embeddings.chunk(count)[rank], labels.chunk(count)[rank])
+        return torch.stack([head.rule.length_mean, head.rule.length_std])
+
     for observed in on_two_ranks(lambda rank: observe(rank, 2)):
         torch.testing.assert_close(observed, observe(0, 1))
-
-
-WIDTH = 4
-MAKERS: dict[str, tuple[Callable[..., RowOptimizer], Any, dict[str, Any]]] = {
-    "sgd": (RowSGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
-    "plain sgd": (RowSGD, torch.optim.SGD, {"momentum": 0.0}),
-    "adamw": (RowAdamW, torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.99)}),
-}
 
 
 def table_of(weight: Tensor) -> RowTable:
     return RowTable(weight.clone())
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("peer", "settings"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"momentum": 0.0}),
+        (torch.optim.AdamW, {"betas": (0.8, 0.99), "weight_decay": 0.1}),
+    ],
+)
 def test_a_row_moves_as_if_only_its_own_steps_had_been(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    peer: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each row by itself under the optimiser of torch, which sees only the row's own gradients.
     monkeypatch.setattr(partial_fc, "_BLOCK", 2)
-    maker, peer, settings = MAKERS[name]
     torch.manual_seed(0)
-    weight = torch.randn(3, WIDTH)
+    weight = torch.randn(3, 4)
     table = table_of(weight)
-    ours = maker(table, 0.1, **settings)
+    ours = RowOptimizer(table, optim(peer.__name__.lower(), **settings))
     alone = [torch.nn.Parameter(row.clone()) for row in weight]
     theirs = [peer([row], lr=0.1, **settings) for row in alone]
     for number, rows in enumerate(([0, 2], [2], [0, 1, 2], [2], [1, 2]), start=1):
-        gradient = torch.randn(len(rows), WIDTH)
+        gradient = torch.randn(len(rows), 4)
         ours.lr = 0.1 / number
         table.add_gradient(torch.tensor(rows), gradient.clone())
         ours.step()
@@ -208,7 +201,7 @@ def test_gradients_of_several_backward_passes_add_up() -> None:
         gradient = torch.randn(len(rows), 2)
         dense[rows] += gradient
         table.add_gradient(torch.tensor(rows), gradient)
-    optimizer = RowSGD(table, 1.0, momentum=0.0)
+    optimizer = RowOptimizer(table, optim(head_lr=1.0, momentum=0.0))
     assert optimizer.grad_norm_squared().item() == pytest.approx(dense.square().sum().item())
     optimizer.scale_grad_(0.5)
     optimizer.step()
@@ -221,4 +214,5 @@ def test_gradients_of_several_backward_passes_add_up() -> None:
 
 def test_state_of_another_optimiser_is_refused() -> None:
     table = table_of(torch.zeros(2, 2))
-    refused("velocity", RowAdamW(table, 0.1).load_state_dict, RowSGD(table, 0.1).state_dict())
+    ours, theirs = RowOptimizer(table, optim("lion")), RowOptimizer(table, optim("sgd"))
+    refused("velocity", ours.load_state_dict, theirs.state_dict())
