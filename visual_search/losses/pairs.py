@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Of multi-similarity, as in the paper: sharpness among positives and among negatives, and by how
+# much a rival's cosine may be off for a pair to count.
+_ALPHA, _BETA, _SLACK = 2.0, 50.0, 0.1
 # Where at most this share of the references weighs anything, only those are multiplied.
 _FEW = 0.5
 
@@ -46,36 +49,23 @@ def contrastive(
 
 
 def multi_similarity(
-    cosines: Tensor,
-    positive: Tensor,
-    negative: Tensor,
-    threshold: float = 0.5,
-    *,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    slack: float = 0.1,
+    cosines: Tensor, positive: Tensor, negative: Tensor, threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Soft sums over the positives and negatives that are hard for their anchor.
 
-    `log(1 + sum_P exp(-alpha (s - base))) / alpha + log(1 + sum_N exp(beta (s - base))) / beta`:
-    Wang et al. (2019), equation 15. Of the pairs, only those count that their rivals challenge:
-    positives below the nearest negative + `slack`, negatives above the farthest positive -
-    `slack` (equations 11 and 12). Nothing flows through that choice.
+    `log(1 + sum_P exp(-2 (s - base))) / 2 + log(1 + sum_N exp(50 (s - base))) / 50`: Wang et al.
+    (2019), equation 15. Of the pairs, only those count that their rivals challenge: positives
+    below the nearest negative + 0.1, negatives above the farthest positive - 0.1 (equations 11
+    and 12). Nothing flows through that choice.
 
-    Args, returns: as :data:`PairLoss`; and
-        threshold: base, the cosine round which both turn; 0.5 as in the authors' code.
-        alpha: sharpness among positives, above 0.
-        beta: sharpness among negatives, above 0.
-        slack: epsilon; infinity takes all pairs of an anchor that has both kinds.
+    Args, returns: as :data:`PairLoss`; and base, the cosine round which both turn.
     """
     farthest = cosines.masked_fill(~positive, math.inf).amin(dim=1, keepdim=True)
     nearest = cosines.masked_fill(~negative, -math.inf).amax(dim=1, keepdim=True)
-    # Without rivals no pair is hard, whatever the slack.
-    challenged = farthest.isfinite() & nearest.isfinite()
-    hard_positive = positive & (cosines < nearest + slack) & challenged
-    hard_negative = negative & (cosines > farthest - slack) & challenged
-    of_positive, pull = _soft_sum(cosines - threshold, hard_positive, -alpha)
-    of_negative, push = _soft_sum(cosines - threshold, hard_negative, beta)
+    hard_positive = positive & (cosines < nearest + _SLACK)
+    hard_negative = negative & (cosines > farthest - _SLACK)
+    of_positive, pull = _soft_sum(cosines - threshold, hard_positive, -_ALPHA)
+    of_negative, push = _soft_sum(cosines - threshold, hard_negative, _BETA)
     return of_positive + of_negative, push - pull
 
 
@@ -107,11 +97,6 @@ class Samples:
     ids: Tensor
     """`(n,)`, int64: which image. Two embeddings of one image are never a pair, while two images
     that look the same to the last bit are."""
-
-    def to_float(self) -> Samples:
-        """The same with embeddings of at least single precision."""
-        dtype = torch.promote_types(self.embeddings.dtype, torch.float32)
-        return Samples(self.embeddings.to(dtype), self.labels, self.ids)
 
 
 def weighted_rows(weights: Tensor, rows: Tensor) -> Tensor:
@@ -146,13 +131,8 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        of_anchors, of_references = ctx.saved_tensors
-        return (
-            None if of_anchors is None else of_anchors * gradient,
-            None if of_references is None else of_references * gradient,
-            None,
-            None,
-        )
+        first, second = (None if rows is None else rows * gradient for rows in ctx.saved_tensors)
+        return first, second, None, None
 
 
 def pair_loss(loss: PairLoss, anchors: Samples, references: Samples) -> Tensor:
@@ -166,8 +146,9 @@ def pair_loss(loss: PairLoss, anchors: Samples, references: Samples) -> Tensor:
         anchors: `(a, d)`.
         references: `(r, d)`; may be the anchors. Gradients flow to both, where they are wanted.
     """
-    anchors, references = anchors.to_float(), references.to_float()
     same = anchors.labels[:, None] == references.labels
     other_image = anchors.ids[:, None] != references.ids
     masks = (same & other_image, ~same & other_image)
-    return _Pairs.apply(anchors.embeddings, references.embeddings, masks, loss)
+    rows = (part.embeddings for part in (anchors, references))
+    wide = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in rows)
+    return _Pairs.apply(*wide, masks, loss)

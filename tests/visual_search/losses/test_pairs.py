@@ -1,11 +1,8 @@
 import math
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.visual_search.naive_pairs import naive_pair_loss
 from visual_search.losses.pairs import (
@@ -31,23 +28,17 @@ def leaf(samples: Samples) -> Samples:
     return Samples(samples.embeddings.clone().requires_grad_(), samples.labels, samples.ids)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.sampled_from(sorted(PAIR_LOSSES)), st.integers(0, 10_000))
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_value_and_gradients_equal_the_naive_loops(name: str, seed: int) -> None:
     anchors, references = drawn(6, seed), drawn(9, seed + 1, first_id=4)
-    ours = (leaf(anchors), leaf(references))
-    theirs = (leaf(anchors), leaf(references))
-    loss = pair_loss(PAIR_LOSSES[name], *ours)
-    expected = naive_pair_loss(name, *theirs)
+    ours, theirs = ((leaf(anchors), leaf(references)) for _ in range(2))
+    loss, expected = pair_loss(PAIR_LOSSES[name], *ours), naive_pair_loss(name, *theirs)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
     loss.backward()
-    if expected.requires_grad:
-        expected.backward()
+    expected.backward()
     for one, other in zip(ours, theirs, strict=True):
-        assert one.embeddings.grad is not None
-        wanted = other.embeddings.grad
-        wanted = torch.zeros_like(one.embeddings) if wanted is None else wanted
-        assert one.embeddings.grad.allclose(wanted, atol=1e-9)
+        torch.testing.assert_close(one.embeddings.grad, other.embeddings.grad, atol=1e-9, rtol=0)
 
 
 def at_angles(degrees: list[float], labels: list[int], ids: list[int]) -> Samples:
@@ -76,11 +67,6 @@ def test_multi_similarity_by_hand() -> None:
     references = at_angles([60, 90, 0, 30, 60], [1, 1, 0, 0, 0], [1, 2, 3, 4, 5])
     loss = pair_loss(multi_similarity, anchors, references)
     assert loss.item() == pytest.approx(math.log(2) / 2 + math.log(2) / 50)
-    every = pair_loss(partial(multi_similarity, slack=math.inf), anchors, references)
-    positives = sum(math.exp(-2 * (cosine - 0.5)) for cosine in (1, math.sqrt(3) / 2, 0.5))
-    negatives = 1 + math.exp(-25)
-    expected = math.log(1 + positives) / 2 + math.log(1 + negatives) / 50
-    assert every.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
@@ -124,12 +110,3 @@ def test_half_precision_is_computed_in_single(name: str) -> None:
     )
     assert halved.embeddings.grad is not None
     assert halved.embeddings.grad.dtype == torch.bfloat16
-
-
-def test_large_arguments_stay_finite() -> None:
-    samples = leaf(at_angles([0, 0, 0, 180], [0, 0, 1, 0], [0, 1, 2, 3]))
-    loss = pair_loss(partial(multi_similarity, alpha=1e4, beta=1e4), samples, samples)
-    loss.backward()
-    assert loss.isfinite()
-    assert samples.embeddings.grad is not None
-    assert samples.embeddings.grad.isfinite().all()
