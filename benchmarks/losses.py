@@ -8,13 +8,15 @@ Both sides get the same tensors in the same process; memory is measured in a pro
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.harness import (
     MB,
@@ -31,20 +33,18 @@ from visual_search.common.errors import run_command
 from visual_search.config import MarginConfig, OptimConfig, PairLossConfig
 from visual_search.losses.margin_head import MarginHead
 from visual_search.losses.pairs import Samples
-from visual_search.losses.partial_fc import RowOptimizer, SampledMarginHead
+from visual_search.losses.partial_fc import SampledMarginHead
 from visual_search.losses.xbm import XbmLoss
 
-PEER = "pytorch-metric-learning"
 SCALE, MARGIN = 30.0, 0.5
 ARCFACE = MarginConfig(centers=1, scale=SCALE, margin=MARGIN, class_margins="none")
-STEP_LIMIT, MEMORY_LIMIT = 1.5, 1000.0  # of a million classes: s, MB
+LIMITS = 1.5, 1000.0  # of a million classes: s, MB
 
 Step = Callable[[], tuple[Tensor, Tensor]]
 """Forward and backward; the loss and the gradient of the embeddings."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """What is measured."""
 
     batch: int
@@ -65,7 +65,9 @@ def embeddings_and_labels(batch: int, dimension: int, classes: int) -> tuple[Ten
     return rows, torch.randint(0, classes, (batch,), generator=generator)
 
 
-def _stepping(loss_of: Callable[[Tensor], Tensor], rows: Tensor, module: nn.Module) -> Step:
+def _stepping(loss_of: Callable[[Tensor], Tensor], rows: Tensor, module: Any) -> Step:
+    """A step; `module` is what drops the gradients of the one before."""
+
     def step() -> tuple[Tensor, Tensor]:
         module.zero_grad()
         embeddings = rows.clone().requires_grad_()
@@ -77,48 +79,37 @@ def _stepping(loss_of: Callable[[Tensor], Tensor], rows: Tensor, module: nn.Modu
     return step
 
 
-def arcface(sizes: Sizes, threads: int) -> tuple[Tensor, Tensor, MarginHead]:
-    """Embeddings, labels and our head."""
+def margin_step(sizes: Sizes, threads: int, peer: bool = False) -> Step:
+    """ArcFace in ours, or in the peer's at the same centres."""
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.classes)
-    counts = torch.ones(sizes.classes, dtype=torch.int64)
-    return rows, labels, MarginHead(sizes.dimension, counts, ARCFACE)
-
-
-def margin_step(sizes: Sizes, threads: int) -> Step:
-    """ArcFace in ours."""
-    rows, labels, head = arcface(sizes, threads)
-    return _stepping(lambda embeddings: head(embeddings, labels).mean(), rows, head)
-
-
-def peer_margin_step(sizes: Sizes, threads: int) -> Step:
-    """ArcFace in the peer's, at the same centres."""
-    rows, labels, head = arcface(sizes, threads)
-    peer = peer_module("pytorch_metric_learning.losses").ArcFaceLoss(
+    head = MarginHead(sizes.dimension, torch.ones(sizes.classes, dtype=torch.int64), ARCFACE)
+    if not peer:
+        return _stepping(lambda embeddings: head(embeddings, labels).mean(), rows, head)
+    theirs = peer_module("pytorch_metric_learning.losses").ArcFaceLoss(
         sizes.classes, sizes.dimension, margin=float(torch.tensor(MARGIN).rad2deg()), scale=SCALE
     )
-    peer.W.data = head.weight.data.T.contiguous()
-    return _stepping(lambda embeddings: peer(embeddings, labels), rows, peer)
+    theirs.W.data = head.weight.data.T.contiguous()
+    return _stepping(lambda embeddings: theirs(embeddings, labels), rows, theirs)
 
 
-def sampled_step(sizes: Sizes, threads: int) -> Callable[[], Tensor]:
+def sampled_step(sizes: Sizes, threads: int) -> Step:
     """A whole step, optimiser included, over a tenth of the classes."""
     torch.set_num_threads(threads)
     rows, labels = embeddings_and_labels(sizes.batch, sizes.dimension, sizes.many_classes)
     counts = torch.ones(sizes.many_classes, dtype=torch.int64)
     head = SampledMarginHead(sizes.dimension, counts, replace(ARCFACE, sampled_share=0.1))
-    optimizer = RowOptimizer(head.table, OptimConfig("sgd", 0.1, weight_decay=0.0))
+    optimizer = head.row_optimizer(OptimConfig("sgd", 0.1, weight_decay=0.0))
     # The state belongs to the class matrix; it is touched so that memory counts it as held.
     for tensor in optimizer.state_dict().values():
         tensor.add_(0)
+    backward = _stepping(lambda embeddings: head(embeddings, labels).mean(), rows, optimizer)
 
-    def step() -> Tensor:
-        embeddings = rows.clone().requires_grad_()
-        loss = head(embeddings, labels).mean()
-        loss.backward()
+    def step() -> tuple[Tensor, Tensor]:
+        found = backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach()
+        return found
 
     return step
 
@@ -183,11 +174,7 @@ def peer_xbm_step(sizes: Sizes, threads: int, normalize: bool = True) -> Step:
     memory.embedding_memory[: sizes.memory] = held.embeddings
     memory.label_memory[: sizes.memory] = held.labels
     memory.queue_idx = sizes.memory
-
-    def loss_of(rows: Tensor) -> Tensor:
-        return memory(rows, batch.labels) / len(rows)
-
-    return _stepping(loss_of, batch.embeddings, memory)
+    return _stepping(lambda rows: memory(rows, batch.labels) / len(rows), batch.embeddings, memory)
 
 
 def roofline(sizes: Sizes, seconds: float, repeats: int) -> str:
@@ -209,81 +196,72 @@ def roofline(sizes: Sizes, seconds: float, repeats: int) -> str:
     )
 
 
-def _megabytes(make: Callable[..., Callable], sizes: Sizes, options: Namespace) -> float:
-    warm_up, own_process = (QUICK, options.threads), not options.quick
+def compared(
+    case: str, makers: Mapping[str, Callable[..., Step]], sizes: Sizes, options: Namespace
+) -> tuple[list[Row], list[tuple[Tensor, Tensor]]]:
+    """Time and memory of our step, the first, beside the others' or the limits.
+
+    And what each step gives at first: later the batch itself has joined the memories.
+    """
     given = sizes, options.threads
-    return extra_memory(make, *given, warm_up=warm_up, own_process=own_process) / MB
-
-
-def margin_rows(sizes: Sizes, options: Namespace) -> tuple[list[Row], list[str]]:
-    """Time and memory of a step of ArcFace."""
-    ours, theirs = (make(sizes, options.threads) for make in (margin_step, peer_margin_step))
-    difference = (ours()[1] - theirs()[1]).abs().max() / theirs()[1].abs().max()
-    seconds = alternating_medians([ours, theirs], options.repeats)
-    del ours, theirs
-    bytes_ours, bytes_theirs = (
-        _megabytes(make, sizes, options) for make in (margin_step, peer_margin_step)
-    )
-    peer = f"{PEER} {version(PEER)} ArcFaceLoss"
-    case = f"margin softmax, {sizes.classes:,} x {sizes.dimension}, batch {sizes.batch}"
-    rows = [
-        lower_is_better(f"{case}: step", seconds[0], peer, seconds[1], "s"),
-        lower_is_better(f"{case}: extra memory", bytes_ours, peer, bytes_theirs, "MB"),
+    steps = [make(*given) for make in makers.values()]
+    first = [step() for step in steps]
+    seconds = alternating_medians(steps, options.repeats)
+    del steps
+    warm_up, own_process = (QUICK, options.threads), not options.quick
+    megabytes = [
+        extra_memory(make, *given, warm_up=warm_up, own_process=own_process) / MB
+        for make in makers.values()
     ]
-    notes = [
-        f"margin softmax: gradients of the two differ by {float(difference):.1e} of the largest",
-        roofline(sizes, seconds[0], options.repeats),
-    ]
-    return rows, notes
-
-
-def sampled_rows(sizes: Sizes, options: Namespace) -> list[Row]:
-    """Time and memory of a step over a tenth of the classes, against what it may take."""
-    step = sampled_step(sizes, options.threads)
-    (seconds,) = alternating_medians([step], options.repeats)
-    del step
-    added = _megabytes(sampled_step, sizes, options)
-    case = f"sampled classes, {sizes.many_classes:,} x {sizes.dimension}, a tenth"
-    return [
-        lower_is_better(f"{case}: step with optimiser", seconds, "limit", STEP_LIMIT, "s"),
-        lower_is_better(f"{case}: extra memory", added, "limit", MEMORY_LIMIT, "MB"),
-    ]
-
-
-def xbm_rows(sizes: Sizes, options: Namespace) -> tuple[list[Row], list[str]]:
-    """Time and memory of a step of contrastive loss with a memory."""
-    threads = options.threads
-    ours, theirs = xbm_step(sizes, threads), peer_xbm_step(sizes, threads)
-    lean = peer_xbm_step(sizes, threads, normalize=False)
-    # Of the first step: from the second on, the batch itself has joined the memories.
-    (loss, _), (peer_loss, _) = ours(), theirs()
-    seconds = alternating_medians([ours, theirs, lean], options.repeats)
-    added = [_megabytes(make, sizes, options) for make in (xbm_step, peer_xbm_step)]
-    peer = f"{PEER} {version(PEER)} CrossBatchMemory"
-    case = f"XBM, memory {sizes.memory:,} x {sizes.dimension}, batch {sizes.batch}"
-    rows = [
-        lower_is_better(f"{case}: step", seconds[0], peer, seconds[1], "s"),
-        lower_is_better(
-            f"{case}: step", seconds[0], f"{peer}, told not to normalise", seconds[2], "s"
-        ),
-        lower_is_better(f"{case}: extra memory", added[0], peer, added[1], "MB"),
-    ]
-    return rows, [f"XBM: losses of the first step {float(loss):.6f} and {float(peer_loss):.6f}"]
+    peers = zip([*makers][1:], seconds[1:], megabytes[1:], strict=True)
+    rows = []
+    for name, their_seconds, their_megabytes in [*peers] or [("limit", *LIMITS)]:
+        rows += [
+            lower_is_better(f"{case}: step", seconds[0], name, their_seconds, "s"),
+            lower_is_better(f"{case}: extra memory", megabytes[0], name, their_megabytes, "MB"),
+        ]
+    return rows, first
 
 
 def main() -> None:
     """Measure, print, record."""
-    options = arguments(
-        "Time and memory of the losses against pytorch-metric-learning."
-    ).parse_args()
+    words = "Time and memory of the losses against pytorch-metric-learning."
+    options = arguments(words).parse_args()
     torch.set_num_threads(options.threads)
     sizes = QUICK if options.quick else FULL
-    rows, notes = margin_rows(sizes, options)
-    rows += sampled_rows(sizes, options)
-    of_xbm, notes_of_xbm = xbm_rows(sizes, options)
-    machine = f"{processor()}; {options.threads} threads, torch {torch.__version__}"
-    notes = [f"{machine}; medians of {options.repeats}", *notes, *notes_of_xbm]
-    report("losses", rows + of_xbm, notes, options)
+    peer = f"pytorch-metric-learning {version('pytorch-metric-learning')}"
+    rows, ((_, ours), (_, theirs)) = compared(
+        f"margin softmax, {sizes.classes:,} x {sizes.dimension}, batch {sizes.batch}",
+        {"ours": margin_step, f"{peer} ArcFaceLoss": partial(margin_step, peer=True)},
+        sizes,
+        options,
+    )
+    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    of_sampled, _ = compared(
+        f"sampled classes, {sizes.many_classes:,} x {sizes.dimension}, a tenth, with optimiser",
+        {"ours": sampled_step},
+        sizes,
+        options,
+    )
+    memory = f"{peer} CrossBatchMemory"
+    of_xbm, losses = compared(
+        f"XBM, memory {sizes.memory:,} x {sizes.dimension}, batch {sizes.batch}",
+        {
+            "ours": xbm_step,
+            memory: peer_xbm_step,
+            f"{memory}, told not to normalise": partial(peer_xbm_step, normalize=False),
+        },
+        sizes,
+        options,
+    )
+    notes = [
+        f"{processor()}; {options.threads} threads, torch {torch.__version__}; medians of "
+        f"{options.repeats}",
+        f"margin softmax: gradients of the two differ by {difference:.1e} of the largest",
+        roofline(sizes, rows[0].ours, options.repeats),
+        f"XBM: losses of the first step {losses[0][0]:.6f} and {losses[1][0]:.6f}",
+    ]
+    report("losses", rows + of_sampled + of_xbm, notes, options)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -64,13 +63,11 @@ NOMINAL_BF16 = {  # FLOP/s of dense bfloat16, makers' data sheets; the first nam
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model at the settings of a phase."""
+class Case(NamedTuple):
+    """A model at the settings of a phase, and the side of the photos in pixels."""
 
     model: str
     size: int
-    """Side of the photos, pixels."""
     batch: int
     classes: int = 9700
 
@@ -91,10 +88,10 @@ QUICK = [Case("timm/test_convnext", 64, 4, 20)]
 
 
 class Trainer:
-    """Everything a step needs, without a loop round it."""
+    """Everything a step needs, without a loop round it; on a GPU in bfloat16 and compiled."""
 
-    def __init__(self, case: Case, device: torch.device, *, half: bool, compiled: bool) -> None:
-        self.case, self.device, self.half = case, device, half
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device, self.on_gpu = case, device, device.type == "cuda"
         torch.manual_seed(0)
         with device:  # there random weights are drawn at once
             embedder, architecture = build_embedder(
@@ -107,15 +104,17 @@ class Trainer:
         groups = parameter_groups(embedder.backbone, [embedder.neck, learner.head], OptimConfig())
         self.optimizer = build_optimizer(OptimConfig(), groups)
         self.parameters = [p for group in groups for p in group["params"]]
-        self.flops = self._count_flops()
-        if compiled:
+        pixels = torch.randint(0, 256, (case.batch, 3, case.size, case.size), dtype=torch.uint8)
+        self.batch = self.moved(pixels, torch.randint(0, case.classes, (case.batch,)))
+        # Of forward and backward of one batch, uncompiled; recomputation would not count. The
+        # backward pass of a product is two products of its size. Torch's counter is asked for the
+        # forward pass alone: behind grouped convolutions it counts the backward pass as if they
+        # had no groups.
+        with FlopCounterMode(display=False) as counter:
+            self._loss(*self.batch)
+        self.flops = 3 * int(counter.get_total_flops())
+        if self.on_gpu:
             self.learner.compile_features()
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Pixels and labels of one batch, on the device."""
-        count, size = self.case.batch, self.case.size
-        pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
-        return self.moved(pixels, torch.randint(0, self.case.classes, (count,)))
 
     def moved(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The same on the device, channels last."""
@@ -130,54 +129,32 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def wait(self) -> None:
-        """Return when the device has done what it was asked."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        context: AbstractContextManager = nullcontext()
-        if self.half:
-            context = torch.autocast(self.device.type, torch.bfloat16)
-        with context:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu):
             loss: Tensor = self.learner(pixels, labels, labels)
         return loss
 
-    def _count_flops(self) -> int:
-        """Of forward and backward of one batch, uncompiled; recomputation would not count.
 
-        The backward pass of a product is two products of its size. Torch's counter is asked for
-        the forward pass alone: behind grouped convolutions it counts the backward pass as if
-        they had no groups.
-        """
-        pixels, labels = self.batch()
-        with FlopCounterMode(display=False) as counter:
-            self._loss(pixels, labels)
-        return 3 * int(counter.get_total_flops())
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def fastest_product(device: torch.device, half: bool, repeats: int) -> float:
+def fastest_product(device: torch.device, repeats: int) -> float:
     """FLOP/s of one large product of matrices: what can be had at all."""
-    side = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if half else torch.float32
+    side, times, dtype = 2048, 1, torch.float32
+    if device.type == "cuda":
+        side, times, dtype = 8192, 10, torch.bfloat16
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
     def products() -> None:
-        for _ in range(10 if device.type == "cuda" else 1):
+        for _ in range(times):
             a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
 
     (seconds,) = alternating_medians([products], repeats)
-    return 2 * side**3 * (10 if device.type == "cuda" else 1) / seconds
-
-
-def nominal_peak(device: torch.device, half: bool) -> float | None:
-    """FLOP/s on the card's data sheet, None for one that is not listed."""
-    if device.type != "cuda" or not half:
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for card, peak in NOMINAL_BF16.items() if card in name), None)
+    return 2 * side**3 * times / seconds
 
 
 def make_photos(folder: Path, count: int = 32, side: int = 1000) -> list[Path]:
@@ -201,84 +178,68 @@ def loader_of(case: Case, photos: list[Path], batches: int, workers: int) -> Dat
 
 
 def rate_over(
-    batches: Iterable[list[Tensor]], use: Callable[[list[Tensor]], None], wait: Callable[[], None]
+    batches: Iterable[list[Tensor]], use: Callable[[list[Tensor]], None], device: torch.device
 ) -> float:
     """Photos/s after the first :data:`WARM_BATCHES`, when workers and caches are warm."""
     seen, start = 0, 0.0
     for number, batch in enumerate(batches):
         use(batch)
         if number == WARM_BATCHES - 1:
-            wait()
+            wait_for(device)
             start = time.perf_counter()
         elif number >= WARM_BATCHES:
             seen += len(batch[0])
-    wait()
+    wait_for(device)
     return seen / (time.perf_counter() - start)
 
 
-def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Row], list[str]]:
-    """All rates of one model."""
+def measure(case: Case, photos: list[Path], options: Namespace) -> tuple[list[Row], str]:
+    """All rates of one model, and what they mean."""
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    half = options.precision == "bf16"
-    trainer = Trainer(case, device, half=half, compiled=on_gpu)
-    fixed = trainer.batch()
+    trainer = Trainer(case, device)
 
     def step() -> None:
-        trainer.step(*fixed)
-        trainer.wait()
+        trainer.step(*trainer.batch)
+        wait_for(device)
+
+    def train(batch: list[Tensor]) -> None:
+        trainer.step(*trainer.moved(batch[0], batch[1]))
 
     (seconds,) = alternating_medians([step], options.repeats, warm_up=3)
     model = case.batch / seconds
     print(f"{case}: model alone {model:.1f} images/s", file=sys.stderr)
     loading = case, photos, WARM_BATCHES + options.batches, options.workers
-    decode = rate_over(loader_of(*loading), lambda batch: None, trainer.wait)
+    decode = rate_over(loader_of(*loading), lambda batch: None, device)
     print(f"{case}: decode alone {decode:.1f} images/s", file=sys.stderr)
-
-    def train(batch: list[Tensor]) -> None:
-        trainer.step(*trainer.moved(batch[0], batch[1]))
-
-    whole = rate_over(loader_of(*loading), train, trainer.wait)
+    whole = rate_over(loader_of(*loading), train, device)
     memory = torch.cuda.max_memory_reserved(device) if on_gpu else peak_resident()
-    return _rows(case, trainer, (model, decode, whole), memory / 1e9, options)
-
-
-def _rows(
-    case: Case,
-    trainer: Trainer,
-    rates: tuple[float, float, float],
-    gigabytes: float,
-    options: Namespace,
-) -> tuple[list[Row], list[str]]:
-    model, decode, whole = rates
-    half, on_gpu = options.precision == "bf16", trainer.device.type == "cuda"
     of_photo = trainer.flops / case.batch
-    measured = fastest_product(trainer.device, half, options.repeats)
-    nominal = nominal_peak(trainer.device, half)
-    peak = nominal or measured
+    measured = fastest_product(device, options.repeats)
+    card = torch.cuda.get_device_name(device) if on_gpu else ""
+    nominal = next((peak for name, peak in NOMINAL_BF16.items() if name in card), None)
     source = "data sheet" if nominal else "large product, measured"
+    ideal = f"{'bf16' if on_gpu else 'fp32'} peak ({source})", (nominal or measured) / of_photo
     # Workers decode on cores of their own beside a GPU; on a CPU both take turns.
     bound = min(decode, model) if on_gpu else 1 / (1 / decode + 1 / model)
-    ideal = f"{options.precision} peak ({source})", peak / of_photo
     limit: tuple[str, float | None] = ("limit", MEMORY_LIMIT) if on_gpu else ("none", None)
     rows = [
         higher_is_better(f"{case}: model alone", model, *ideal, "images/s"),
         higher_is_better(f"{case}: decode alone", decode, "none", None, "images/s"),
         higher_is_better(f"{case}: whole", whole, "bound by the two", bound, "images/s"),
-        lower_is_better(f"{case}: peak memory", gigabytes, *limit, "GB"),
+        lower_is_better(f"{case}: peak memory", memory / 1e9, *limit, "GB"),
     ]
     slower = "decoding" if decode < model else "the model"
     speed = model * of_photo
     of_nominal = f", {speed / nominal:.0%} of the data sheet's" if nominal else ""
-    note = (
+    return rows, (
         f"{case}: {of_photo / 1e9:.1f} GFLOP a photo, {speed / 1e12:.3g} TFLOP/s in the model, "
         f"{speed / measured:.0%} of a large product's {measured / 1e12:.3g}{of_nominal}; "
         f"roofline: {bound:.0f} images/s; the bottleneck is {slower}"
     )
-    return rows, [note]
 
 
 def parsed_options() -> Namespace:
@@ -294,7 +255,6 @@ def parsed_options() -> Namespace:
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA GPU here; write --device cpu")
-    options.precision = "bf16" if on_gpu else "fp32"
     options.batches = 40 if on_gpu else 4
     options.workers = min(8, os.cpu_count() or 1)
     if options.quick:
@@ -320,9 +280,9 @@ def main() -> None:
         size = sum(path.stat().st_size for path in photos) / len(photos)
         notes.append(f"photos: JPEG, 1000 x 1000 pixels, {size / 1e3:.0f} KB")
         for case in cases:
-            of_case, notes_of_case = measure(case, photos, options)
+            of_case, note = measure(case, photos, options)
             rows += of_case
-            notes += notes_of_case
+            notes.append(note)
             # After each: a device may be lent for minutes, and what was measured stays.
             report(f"training-{options.device}", rows, notes, options)
 
