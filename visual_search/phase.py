@@ -29,7 +29,7 @@ from visual_search.model.checkpoint import load_checkpoint, plain_state
 from visual_search.model.embedder import Architecture, Embedder, build_embedder
 from visual_search.model.freezing import freeze_backbone
 from visual_search.model.patches import resized_state
-from visual_search.model.projections import Sample, project_features, start_neck
+from visual_search.model.projections import project_features, start_neck
 from visual_search.model.weights import read_state_dict
 from visual_search.objective import Learner
 from visual_search.ranking.embed import embed_images
@@ -134,9 +134,9 @@ class ImagePhase(Phase):
         """Start neck and head where `neck.initial` and `margin.imprint` say."""
         neck, images = self.config.neck, self.images.images
         if neck.initial != "random" and isinstance(self.images, FrozenFeatures):
-            shown, labels = self.images.shown(), torch.from_numpy(images.labels)
-            sample = Sample(shown, labels, images.weights())
-            start_neck(self.learner.embedder.neck, neck.initial, sample, neck.shrinkage)
+            labels = torch.from_numpy(images.labels) if neck.initial == "lda" else None
+            shown, weights = self.images.shown(), images.weights()
+            start_neck(self.learner.embedder.neck, shown, labels, neck.shrinkage, weights)
         if self.config.margin.imprint and self.learner.head and not self.head_continued:
             self._imprint_centers(device, is_main_process)
 

@@ -23,7 +23,7 @@ from visual_search.data.images import ImageItem
 from visual_search.evaluation.dev_set import precisions_of
 from visual_search.model.checkpoint import load_checkpoint, save_checkpoint
 from visual_search.model.embedder import Embedder, create_neck
-from visual_search.model.projections import Sample, pca, project_features, start_neck
+from visual_search.model.projections import pca, project_features, start_neck
 from visual_search.ranking.embed import default_device, refuse_broken_model
 from visual_search.ranking.rank import MAX_PREDICTIONS, nearest_rows, trimmed, without_own
 from visual_search.ranking.search import order_ties
@@ -67,7 +67,7 @@ class Sides(NamedTuple):
             others = (torch.from_numpy(fitted.transform(side.numpy())) for side in self[1:])
             made = [side - places.mean(dim=0) for side in (places, *others)]
         else:
-            weight, bias = pca(Sample(self.training), dimension)
+            weight, bias = pca(self.training, dimension)
             made = [side @ weight.T + bias for side in self]
         return Sides(*(F.normalize(side, dim=1) for side in made))
 
@@ -209,7 +209,7 @@ class RunEmbeddings:
         if of_backbone:
             features, kind = self._features(Backbone(self.embedder), TRAINING), "norm-linear"
             neck = create_neck(kind, features.shape[1], dimension)
-            start_neck(neck, "pca", Sample(features, weights=self.images.weights()), 0.0)
+            start_neck(neck, features, weights=self.images.weights())
         elif not self.nested:
             raise UserError(
                 f"{self.run} was not trained with margin.nested, so a cut embedding would be poor; "

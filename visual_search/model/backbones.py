@@ -7,24 +7,27 @@ classification head is gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, first_line
 from visual_search.common.model_config import BackboneConfig
+from visual_search.model.clip_folder import create_clip
 from visual_search.model.freezing import freeze_unused, trunk_of
+from visual_search.model.layers import LayerFeatures
 from visual_search.model.patches import overlap_patches, resized_state
-from visual_search.model.pooling import POOLINGS, MapPooling, pooled_maps, pooled_tokens
-from visual_search.model.weights import (
-    from_hub,
-    go_offline_without_network,
-    load_file_weights,
+from visual_search.model.pooling import (
+    POOLINGS,
+    MapPooling,
+    TokenPooling,
+    no_class_token,
+    pooled_maps,
 )
+from visual_search.model.weights import from_hub, go_offline_without_network, load_file_weights
 
 
 def create_timm(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
@@ -111,7 +114,7 @@ def pool_timm(module: Any, pooling: str, name: str) -> nn.Module:
         module.reset_classifier(0, global_pool="")
     except (AssertionError, TypeError, RuntimeError) as error:
         raise refusal from error
-    return pooled_tokens(module, pooling, getattr(module, "num_prefix_tokens", 0), name)
+    return TokenPooling(module, pooling, getattr(module, "num_prefix_tokens", 0), name)
 
 
 def create_open_clip(model: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
@@ -175,8 +178,12 @@ def _from_hub(architecture: str, tag: str, drop_path: float, input_size: int) ->
         )
 
     def build() -> nn.Module:
-        with _quiet_log():
+        disabled = logging.root.manager.disable
+        logging.disable(logging.ERROR)  # it logs an error before it raises it; once is enough
+        try:
             return open_clip.create_model(architecture, pretrained=tag).visual
+        finally:
+            logging.disable(disabled)
 
     visual: Any = from_hub(f"open_clip/{architecture}/{tag}", build)
     if not drop_path and input_size in (0, _side(visual.image_size)):
@@ -184,17 +191,6 @@ def _from_hub(architecture: str, tag: str, drop_path: float, input_size: int) ->
     wanted = _tower(architecture, drop_path, input_size)
     wanted.load_state_dict(resized_state(visual.state_dict(), wanted))
     return wanted
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """open_clip logs an error before it raises it; once is enough."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
 
 
 def _side(size: int | tuple[int, int]) -> int:
@@ -215,15 +211,13 @@ def _pooled(visual: Any, pooling: str, name: str) -> nn.Module:
         return visual
     if hasattr(visual, "attnpool"):
         if pooling == "cls":
-            raise UserError(
-                f"{name} has no class token: set backbone.pooling to default, avg or gem"
-            )
+            raise no_class_token(name)
         visual.attnpool = MapPooling(POOLINGS[pooling](), channels_last=False, flatten=True)
         return visual
     if visual.attn_pool is not None:
         raise UserError(f"{name} is pooled by attention: set backbone.pooling to default")
     visual.pool_type = "none"  # every token is normed and projected
-    return pooled_tokens(visual, pooling, 1, name)
+    return TokenPooling(visual, pooling, 1, name)
 
 
 @dataclass(frozen=True)
@@ -271,9 +265,7 @@ def create_backbone(config: BackboneConfig, input_size: int = 0) -> Backbone:
     if not config.head_conv:
         drop_head_conv(module, name)
     if config.layers or config.layer_weights:
-        from visual_search.model.layers import with_layers
-
-        module = with_layers(module, config.layers, config.layer_weights, size, name)
+        module = LayerFeatures(module, config.layers, config.layer_weights, size, name)
     width = feature_width(module, size, name)
     if pooling != "default":
         freeze_unused(module, size)
@@ -317,9 +309,8 @@ def feature_width(module: nn.Module, input_size: int, name: str = "the backbone"
         with torch.no_grad():
             features = module.eval()(blank)
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{name} does not take images of {input_size} pixels ({cause}): set "
+            f"{name} does not take images of {input_size} pixels ({first_line(error)}): set "
             "dataset.input_size to a size that it takes, and dataset.input_size_valid to 0"
         ) from error
     finally:
@@ -353,13 +344,6 @@ def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[
     from visual_search.model import unicom
 
     return unicom.create_unicom(model, config, input_size)
-
-
-def create_clip(place: str, config: BackboneConfig, input_size: int) -> tuple[nn.Module, int]:
-    """The image tower of a CLIP and its input size, as :mod:`visual_search.model.clip_folder`."""
-    from visual_search.model import clip_folder
-
-    return clip_folder.create_clip(place, config, input_size)
 
 
 LIBRARIES: dict[str, Callable[[str, BackboneConfig, int], tuple[nn.Module, int]]] = {

@@ -27,6 +27,7 @@ from visual_search.common.files import (
     written_atomically,
 )
 from visual_search.model.embedder import Architecture, Embedder, rebuild_embedder
+from visual_search.model.weights import read_state_dict
 
 FIRST_RU_CLIP = "ViT-B32-small.pt"
 """The weights of ru-CLIP's first release (:mod:`visual_search.text.first_ru_clip`)."""
@@ -155,7 +156,7 @@ def load_checkpoint(source: Path, *, trust: bool = False) -> Checkpoint:
     source = find_checkpoint(source, trust=trust)
     architecture, facts = read_description(source.with_name("model.json"))
     is_export = source.suffix == ".pt"
-    state = dict(load_torchscript(source).state_dict()) if is_export else _tensors(source)
+    state = dict(load_torchscript(source).state_dict()) if is_export else read_state_dict(source)
     return Checkpoint(architecture, state, facts, source)
 
 
@@ -188,15 +189,6 @@ def fingerprint(source: Path) -> str:
     path = released if released.is_file() else find_checkpoint(source)
     with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except Exception as error:  # its reader raises errors of its own on damaged files
-        raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
 def load_torchscript(path: Path) -> nn.Module:

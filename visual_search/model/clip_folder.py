@@ -169,8 +169,8 @@ def _of_hugging_face(values: Mapping[str, Any], pixels: Mapping[str, Any]) -> di
     }
 
 
-def clip_state(folder: Path) -> dict[str, Tensor]:
-    """The tensors of both towers by open_clip's names: `visual.…`, and the text tower's.
+def clip_state(folder: Path, *, visual: bool) -> dict[str, Tensor]:
+    """The tensors of the image or the text tower by open_clip's names.
 
     Raises:
         UserError: when there is no readable weights file.
@@ -182,7 +182,11 @@ def clip_state(folder: Path) -> dict[str, Tensor]:
     state = read_state_dict(found[0])
     if any(name.startswith("vision_model.") for name in state):
         state = _renamed(state)
-    return {name: value.float() for name, value in state.items() if name != "logit_scale"}
+    return {
+        name.removeprefix("visual."): value.float()
+        for name, value in state.items()
+        if name.startswith("visual.") == visual and name != "logit_scale"
+    }
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,9 +233,7 @@ def create_clip(place: str, config: BackboneConfig, input_size: int) -> tuple[nn
     """
     from open_clip.model import _build_vision_tower
 
-    settings = folder_settings(place)
-    assert settings is not None
-    name = f"clip/{place}"
+    settings, name = folder_settings(place), f"clip/{place}"
     if config.pooling != "default" or config.drop_path or config.patch_overlap:
         raise UserError(
             f"{name} takes no backbone.pooling, drop_path or patch_overlap: leave them out"
@@ -249,12 +251,7 @@ def create_clip(place: str, config: BackboneConfig, input_size: int) -> tuple[nn
                     f"backbone.{key} is {list(ours)}, but {name} was trained with {theirs}: write "
                     "that"
                 )
-        own = {
-            name.removeprefix("visual."): value
-            for name, value in clip_state(Path(place)).items()
-            if name.startswith("visual.")
-        }
-        _load(tower, own, place)
+        _load(tower, clip_state(Path(place), visual=True), place)
     return tower, size
 
 
@@ -269,8 +266,7 @@ def create_clip_text(folder: Path, *, weights: bool) -> Any:
     settings = clip_settings(folder)
     tower = _build_text_tower(settings["embed_dim"], settings["text_cfg"], settings["quick_gelu"])
     if weights:
-        state = clip_state(folder)
-        _load(tower, {k: v for k, v in state.items() if not k.startswith("visual.")}, str(folder))
+        _load(tower, clip_state(folder, visual=False), str(folder))
     return tower
 
 

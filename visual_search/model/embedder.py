@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from visual_search.common.errors import UserError
 from visual_search.common.model_config import BackboneConfig, NeckConfig
 from visual_search.model.backbones import checkpoint_gradients, create_backbone, packages_of
+from visual_search.model.clip_folder import folder_settings
 from visual_search.model.projections import Whitening
 
 
@@ -249,8 +250,6 @@ def build_embedder(
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
     settings = None
     if backbone.name.startswith("clip/"):
-        from visual_search.model.clip_folder import folder_settings
-
         settings = folder_settings(backbone.name.removeprefix("clip/"))
     made = create_backbone(backbone, input_size)
     if backbone.gradient_checkpointing:

@@ -86,65 +86,39 @@ def freeze_backbone(backbone: nn.Module, config: BackboneConfig, input_size: int
 
     Args:
         backbone: of an embedder.
-        config: which blocks and stages train.
+        config: which blocks and stages train. A block is a layer as :func:`layer_depths` counts
+            them; stages are timm's own coarse groups, the stem being the first.
         input_size: side of the training images, pixels.
+
+    Raises:
+        UserError: when the backbone has not that many, or they are not known.
     """
-    train_last_blocks(backbone, config.trainable_blocks)
-    freeze_stages(backbone, config.frozen_stages)
+    blocks, stages = config.trainable_blocks, config.frozen_stages
+    if blocks == 0:
+        backbone.requires_grad_(False)
+    elif blocks != -1:
+        depths, tail = _layers(backbone, coarse=False)
+        if not 0 < blocks < tail:
+            raise UserError(
+                f"backbone.trainable_blocks is {blocks}; this backbone has {tail - 1} blocks: "
+                f"write 0..{tail - 1}, or -1 to train everything"
+            )
+        _freeze_in_front_of(tail - blocks, backbone, depths)
+    if stages:
+        depths, tail = _layers(backbone, coarse=True)
+        if not 0 < stages < tail:
+            raise UserError(
+                f"backbone.frozen_stages is {stages}; this backbone has {tail} stages, and at "
+                "least one must be trained"
+            )
+        _freeze_in_front_of(stages, backbone, depths)
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         freeze_unused(backbone, input_size)
 
 
-def freeze_stages(backbone: nn.Module, stages: int) -> None:
-    """Stop the gradient of the first `stages` stages, the stem being the first.
-
-    The stages are timm's own coarse groups, as its layer-wise learning-rate decay uses them.
-
-    Raises:
-        UserError: when the backbone's stages are not known, or it has not that many.
-    """
-    if stages == 0:
-        return
-    depths, tail = _layers(backbone, coarse=True)
-    if not 0 < stages < tail:
-        raise UserError(
-            f"backbone.frozen_stages is {stages}; this backbone has {tail} stages, and at least "
-            "one must be trained"
-        )
-    _freeze_in_front_of(stages, backbone, depths, tail)
-
-
-def train_last_blocks(backbone: nn.Module, blocks: int) -> None:
-    """Train the last `blocks` blocks and what comes behind them; freeze the rest.
-
-    A block is a layer as :func:`layer_depths` counts them.
-
-    Args:
-        backbone: changed in place.
-        blocks: -1 trains everything, 0 nothing.
-
-    Raises:
-        UserError: when the backbone has not that many blocks, or they are not known.
-    """
-    if blocks == -1:
-        return
-    if blocks == 0:
-        backbone.requires_grad_(False)
-        return
-    depths, tail = _layers(backbone, coarse=False)
-    if not 0 < blocks < tail:
-        raise UserError(
-            f"backbone.trainable_blocks is {blocks}; this backbone has {tail - 1} blocks: write "
-            f"0..{tail - 1}, or -1 to train everything"
-        )
-    _freeze_in_front_of(tail - blocks, backbone, depths, tail)
-
-
-def _freeze_in_front_of(
-    first: int, backbone: nn.Module, depths: Mapping[str, int], tail: int
-) -> None:
+def _freeze_in_front_of(first: int, backbone: nn.Module, depths: Mapping[str, int]) -> None:
     for name, parameter in backbone.named_parameters():
-        if depths.get(name, tail) < first:
+        if depths.get(name, first) < first:
             parameter.requires_grad_(False)
 
 

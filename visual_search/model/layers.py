@@ -19,20 +19,51 @@ class LayerFeatures(nn.Module):
     two images is the mean of the layers' cosines, weighted by the squares.
     """
 
-    def __init__(self, trunk: nn.Module, layers: Sequence[int], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        layers: Sequence[int],
+        weights: Sequence[float],
+        input_size: int,
+        name: str,
+    ) -> None:
         """
         Args:
             trunk: images to features; of timm or open_clip.
             layers: stages of a convolutional network or blocks of a transformer, counted from
                 the end, 1 being the last.
-            weights: of each layer beside 1 of the network's own features.
+            weights: of each layer beside 1 of the network's own features; none: all 1.
+            input_size: side in pixels of the images.
+            name: of the network, for messages.
+
+        Raises:
+            UserError: for weights of another number than layers, a layer that there is not, and a
+                network whose layers cannot be had.
         """
         super().__init__()
+        if len(weights) not in (0, len(layers)):
+            raise UserError(
+                f"backbone.layer_weights has {len(weights)} numbers of {len(layers)} layers: write "
+                "one for each of backbone.layers, or none"
+            )
+        if len(set(layers)) < len(layers):
+            raise UserError(f"backbone.layers is {list(layers)}; name each layer once")
         self.trunk: Any = trunk
-        weight_of = dict(zip(layers, weights, strict=True))
+        weight_of = dict(zip(layers, weights or [1.0] * len(layers), strict=True))
         # Networks give their layers in the order in which they run.
         self.layers = sorted(-layer for layer in layers)
         self.weights = [1.0, *(weight_of[-layer] for layer in self.layers)]
+        example = next(trunk.parameters()).new_zeros(1, 3, input_size, input_size)
+        try:
+            with torch.no_grad():
+                found = self.eval()._seen(example)[1]
+        except (AttributeError, AssertionError, TypeError, ValueError, LookupError) as error:
+            raise UserError(
+                f"{name} does not give its layers {list(layers)} ({first_line(error)}): leave "
+                "backbone.layers out, or name others"
+            ) from error
+        if any(layer.ndim != 4 for layer in found) or len(found) != len(layers):
+            raise UserError(f"{name} does not give its layers as maps: leave backbone.layers out")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(N, 3, H, W)` to `(N, sum of the widths)`, float32."""
@@ -50,41 +81,3 @@ class LayerFeatures(nn.Module):
             images, indices=self.layers, normalize_intermediates=True
         )
         return found["image_features"], found["image_intermediates"]
-
-
-def with_layers(
-    network: nn.Module, layers: Sequence[int], weights: Sequence[float], input_size: int, name: str
-) -> nn.Module:
-    """The network, or its features with those of `layers`.
-
-    Args:
-        network: headless.
-        layers: as :class:`LayerFeatures` takes them.
-        weights: of each; none: all 1.
-        input_size: side in pixels of the images.
-        name: of the network, for messages.
-
-    Raises:
-        UserError: for weights of another number than layers, a layer that there is not, and a
-            network whose layers cannot be had.
-    """
-    if len(weights) not in (0, len(layers)):
-        raise UserError(
-            f"backbone.layer_weights has {len(weights)} numbers of {len(layers)} layers: write "
-            "one for each of backbone.layers, or none"
-        )
-    if len(set(layers)) < len(layers):
-        raise UserError(f"backbone.layers is {list(layers)}; name each layer once")
-    made = LayerFeatures(network, layers, weights or [1.0] * len(layers)).eval()
-    example = next(network.parameters()).new_zeros(1, 3, input_size, input_size)
-    try:
-        with torch.no_grad():
-            found = made._seen(example)[1]
-    except (AttributeError, AssertionError, TypeError, ValueError, IndexError, KeyError) as error:
-        raise UserError(
-            f"{name} does not give its layers {list(layers)} ({first_line(error)}): leave "
-            "backbone.layers out, or name others"
-        ) from error
-    if any(layer.ndim != 4 for layer in found) or len(found) != len(layers):
-        raise UserError(f"{name} does not give its layers as maps: leave backbone.layers out")
-    return made

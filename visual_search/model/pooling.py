@@ -74,15 +74,22 @@ class MapPooling(nn.Module):
 class TokenPooling(nn.Module):
     """A network that gives tokens, or a map, and their pooling."""
 
-    def __init__(self, trunk: nn.Module, pool: nn.Module | None, prefix: int) -> None:
+    def __init__(self, trunk: nn.Module, kind: str, prefix: int, name: str) -> None:
         """
         Args:
             trunk: images to tokens `(N, prefix + patches, channels)`, or to `(N, channels, H, W)`.
-            pool: of the patches' tokens; none takes the class token.
+            kind: avg or gem, of the patches' tokens; cls, the first token.
             prefix: class and register tokens in front of the patches'.
+            name: of the network, for messages.
+
+        Raises:
+            UserError: for `cls` without a class token.
         """
         super().__init__()
-        self.trunk, self.pool, self.prefix = trunk, pool, prefix
+        if kind == "cls" and prefix == 0:
+            raise no_class_token(name)
+        self.trunk, self.prefix = trunk, prefix
+        self.pool = None if kind == "cls" else POOLINGS[kind]()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(N, 3, H, W)` to features `(N, channels)`."""
@@ -90,6 +97,11 @@ class TokenPooling(nn.Module):
         if tokens.ndim == 4:
             tokens = tokens.flatten(2).transpose(1, 2)
         return tokens[:, 0] if self.pool is None else self.pool(tokens[:, self.prefix :])
+
+
+def no_class_token(name: str) -> UserError:
+    """For a network of this name that is to be pooled by one."""
+    return UserError(f"{name} has no class token: set backbone.pooling to default, avg or gem")
 
 
 def pooled_maps(network: nn.Module, kind: str, name: str) -> bool:
@@ -119,7 +131,7 @@ def pooled_maps(network: nn.Module, kind: str, name: str) -> bool:
         return False
     path, own = found[0]
     if kind == "cls":
-        raise UserError(f"{name} has no class token: set backbone.pooling to default, avg or gem")
+        raise no_class_token(name)
     parent, _, last = path.rpartition(".")
     setattr(network.get_submodule(parent), last, MapPooling(POOLINGS[kind](), *_layout(own)))
     return True
@@ -130,27 +142,6 @@ def _layout(own: Any) -> tuple[bool, bool]:
     example = torch.zeros(1, 2, 3, 5)
     pooled = own(example)
     return pooled.shape[-1] == 5 and pooled.shape[1] != 2, pooled.ndim == 2
-
-
-def pooled_tokens(trunk: nn.Module, kind: str, prefix: int, name: str) -> TokenPooling:
-    """Pool the tokens that `trunk` gives.
-
-    Args:
-        trunk: images to tokens, as in :class:`TokenPooling`.
-        kind: avg or gem, of the patches' tokens; cls, the first token.
-        prefix: tokens in front of the patches'.
-        name: of the network, for messages.
-
-    Raises:
-        UserError: for `cls` without a class token.
-    """
-    if kind == "cls":
-        if prefix == 0:
-            raise UserError(
-                f"{name} has no class token: set backbone.pooling to default, avg or gem"
-            )
-        return TokenPooling(trunk, None, prefix)
-    return TokenPooling(trunk, POOLINGS[kind](), prefix)
 
 
 POOLINGS: dict[str, Callable[[], nn.Module]] = {"avg": Average, "gem": GeM}

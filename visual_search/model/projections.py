@@ -6,8 +6,6 @@ from principal components or discriminants it begins where they are and moves li
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,38 +131,33 @@ def fit_whitening(
     return fitted
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Features that a projection is fitted to."""
-
-    features: Tensor
-    """`(n, width)`, as the layer to be set receives them."""
-    labels: Tensor | None = None
-    """`(n,)`, int64; only :func:`lda` looks at them."""
-    weights: Tensor | None = None
-    """`(n,)`, above 0, how much each counts; None is all alike."""
-
-
 Projection = tuple[Tensor, Tensor]
 """Weight `(dimension, width)` and bias `(dimension,)` of a linear layer, float32; the dimensions
 come in the order of the variance they hold."""
 
 
-def pca(sample: Sample, dimension: int) -> Projection:
+def pca(features: Tensor, dimension: int, weights: Tensor | None = None) -> Projection:
     """Principal components: the directions of largest variance round the mean.
 
     Args:
-        sample: what they are of.
+        features: `(n, width)`.
         dimension: 1..width; those that n images cannot show hold no variance.
+        weights: `(n,)`, above 0, how much each image counts; None is all alike.
 
     Raises:
         UserError: for more dimensions than there are features.
     """
-    mean, directions = _components(sample.features.double(), sample.weights, dimension)
-    return _unit_length(sample, directions.T, -(mean @ directions))
+    mean, directions = _components(features.double(), weights, dimension)
+    return _unit_length(features, directions.T, -(mean @ directions))
 
 
-def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
+def lda(
+    features: Tensor,
+    labels: Tensor,
+    dimension: int,
+    shrinkage: float = 3.0,
+    weights: Tensor | None = None,
+) -> Projection:
     """Linear discriminants: principal components of features whitened within their classes.
 
     First the whitening of :func:`fit_whitening`, which makes directions
@@ -173,31 +166,40 @@ def lda(sample: Sample, dimension: int, shrinkage: float = 3.0) -> Projection:
     total scatter, which has the same directions.
 
     Args:
-        sample: some of its classes have two images or more; for unit vectors.
+        features: `(n, width)`, of length 1.
+        labels: `(n,)`, int64.
         dimension: 1..width; those that n images cannot show hold no variance.
         shrinkage: of the scatter within classes towards a sphere, above 0; the more, the closer
             to plain principal components.
+        weights: `(n,)`, above 0, how much each image counts; None is all alike.
 
     Raises:
         UserError: as :func:`pca`; when no class has two images.
     """
-    assert sample.labels is not None
-    fitted = fit_whitening(sample.features, sample.labels, shrinkage, sample.weights)
+    fitted = fit_whitening(features, labels, shrinkage, weights)
     mean, projection = fitted.mean.double(), fitted.projection.double()
-    whitened = (sample.features.double() - mean) @ projection
-    centre, directions = _components(whitened, sample.weights, dimension)
+    whitened = (features.double() - mean) @ projection
+    centre, directions = _components(whitened, weights, dimension)
     weight = (projection @ directions).T
-    return _unit_length(sample, weight, -(weight @ mean) - centre @ directions)
+    return _unit_length(features, weight, -(weight @ mean) - centre @ directions)
 
 
-def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> None:
-    """Set the linear layer of a neck to a fitted projection.
+@torch.no_grad()
+def start_neck(
+    neck: nn.Module,
+    features: Tensor,
+    labels: Tensor | None = None,
+    shrinkage: float = 0.0,
+    weights: Tensor | None = None,
+) -> None:
+    """Set the linear layer of a neck to principal components, or to discriminants of classes.
 
     Args:
         neck: changed in place; `linear` or `norm-linear`.
-        kind: pca or lda.
-        sample: with the backbone's features, as they come.
+        features: `(n, width)`, the backbone's, as they come.
+        labels: as :func:`lda` takes them; None asks for :func:`pca`.
         shrinkage: of lda.
+        weights: as both take them.
 
     Raises:
         UserError: for another neck, and where the projection cannot be fitted.
@@ -205,14 +207,16 @@ def start_neck(neck: nn.Module, kind: str, sample: Sample, shrinkage: float) -> 
     linear = neck[-1] if isinstance(neck, nn.Sequential) else neck
     if not isinstance(linear, nn.Linear) or linear.bias is None:
         raise UserError(
-            f"neck.initial {kind} sets a linear layer with a bias: set neck.kind to norm-linear"
+            f"neck.initial {'pca' if labels is None else 'lda'} sets a linear layer with a bias: "
+            "set neck.kind to norm-linear"
         )
-    with torch.no_grad():
-        given = neck[:-1](sample.features) if isinstance(neck, nn.Sequential) else sample.features
-        received, dimension = replace(sample, features=given), linear.out_features
-        made = pca(received, dimension) if kind == "pca" else lda(received, dimension, shrinkage)
-        linear.weight.copy_(made[0])
-        linear.bias.copy_(made[1])
+    given = neck[:-1](features) if isinstance(neck, nn.Sequential) else features
+    if labels is None:
+        weight, bias = pca(given, linear.out_features, weights)
+    else:
+        weight, bias = lda(given, labels, linear.out_features, shrinkage, weights)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
 
 
 def _moments(vectors: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -239,9 +243,9 @@ def _components(vectors: Tensor, weights: Tensor | None, dimension: int) -> tupl
     return mean, directions * largest.sign()
 
 
-def _unit_length(sample: Sample, weight: Tensor, bias: Tensor) -> Projection:
+def _unit_length(features: Tensor, weight: Tensor, bias: Tensor) -> Projection:
     """Scaled so that the outputs have a mean square length of 1, as a fresh layer's about have."""
-    outputs = sample.features.double() @ weight.T + bias
+    outputs = features.double() @ weight.T + bias
     scale = outputs.square().sum(dim=1).mean().clamp(min=1e-24).rsqrt()
     return (weight * scale).float(), (bias * scale).float()
 

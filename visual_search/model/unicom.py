@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
 from visual_search.common.model_config import BackboneConfig
-from visual_search.model.pooling import pooled_tokens
+from visual_search.model.pooling import TokenPooling
 from visual_search.model.weights import load_file_weights
 
 
@@ -89,7 +89,7 @@ def create_unicom(model: str, config: BackboneConfig, input_size: int) -> tuple[
     if config.pooling == "default":
         return network, size.input_size
     network.feature = None
-    return pooled_tokens(network, config.pooling, 0, f"unicom/{model}"), size.input_size
+    return TokenPooling(network, config.pooling, 0, f"unicom/{model}"), size.input_size
 
 
 SIZES: dict[str, UnicomSize] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from visual_search.common.errors import UserError
+from visual_search.common.errors import UserError, first_line
 from visual_search.model.patches import resized_state
 
 HUB_ADVICE = (
@@ -46,9 +46,8 @@ def from_hub(name: str, build: Callable[[], nn.Module]) -> nn.Module:
         return build()
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         # Hub clients raise errors of a dozen libraries; all of them derive from these.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"the weights of {name} could not be fetched ({cause}). {HUB_ADVICE}."
+            f"the weights of {name} could not be fetched ({first_line(error)}). {HUB_ADVICE}."
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visual_search.common.errors import UserError
-from visual_search.model.projections import Sample, pca
+from visual_search.model.projections import pca
 from visual_search.model.weights import PACKAGED_WEIGHTS, read_state_dict
 from visual_search.text.encoder import DualEncoder
 from visual_search.text.projections import IMAGENET_CLASSES
@@ -122,7 +122,7 @@ def _basis(features: Tensor, dimension: int) -> Tensor:
     width = features.shape[1]
     if width <= dimension:
         return nn.init.orthogonal_(torch.empty(dimension, width), SIZE)
-    weight, _ = pca(Sample(features), dimension)
+    weight, _ = pca(features, dimension)
     return SIZE * weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -5,27 +7,37 @@ from torch import nn
 from tests.commands import refused
 from visual_search.config import BackboneConfig
 from visual_search.model.backbones import create_backbone
-from visual_search.model.freezing import (
-    freeze_stages,
-    freeze_unused,
-    hold_frozen,
-    layer_depths,
-    train_last_blocks,
-)
+from visual_search.model.freezing import freeze_backbone, freeze_unused, hold_frozen, layer_depths
 from visual_search.model.unicom import Unicom, UnicomSize
+
+SIDES = {"unicom": 32, "open_clip/RN50": 64, "open_clip/ViT-S-32": 64, "timm/test_vit": 64}
+
+
+def small(name: str, **more: Any) -> nn.Module:
+    if name == "unicom":
+        return Unicom(UnicomSize(32, 8, 12, 4, 3, 10))
+    return create_backbone(BackboneConfig(name, "none", **more), SIDES.get(name, 0)).module
+
+
+def freeze(module: nn.Module, name: str, **choices: int) -> None:
+    freeze_backbone(module, BackboneConfig(name, "none", **choices), SIDES.get(name, 160))
+
+
+def trained(module: nn.Module) -> set[str]:
+    return {name for name, value in module.named_parameters() if value.requires_grad}
 
 
 @pytest.mark.parametrize("name", ["timm/test_efficientnet", "timm/test_vit", "timm/test_convnext"])
 def test_a_step_moves_the_later_stages_only(name: str) -> None:
     torch.manual_seed(0)
-    backbone = create_backbone(BackboneConfig(name, "none")).module
-    freeze_stages(backbone, 2)
+    backbone = small(name)
+    freeze(backbone, name, frozen_stages=2)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    trained = [p for p in backbone.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1)
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
     backbone.train()
     hold_frozen(backbone, batchnorms=False)
-    backbone(torch.randn(4, 3, 160, 160)).square().mean().backward()
+    side = SIDES.get(name, 96)
+    backbone(torch.randn(4, 3, side, side)).square().mean().backward()
     optimizer.step()
     moved = [not torch.equal(value, before[key]) for key, value in backbone.state_dict().items()]
     first = moved.index(True)
@@ -45,22 +57,12 @@ def test_batch_norms_can_be_held_while_their_scales_train() -> None:
 
 
 def test_faults_are_refused() -> None:
-    backbone = create_backbone(BackboneConfig("timm/test_efficientnet", "none")).module
-    refused("this backbone has", freeze_stages, backbone, 99)
-    refused("layers of this backbone are not known", freeze_stages, nn.Linear(2, 2), 1)
-    refused(r"write 0\.\.5, or -1", train_last_blocks, backbone, 99)
-
-
-def trained(module: nn.Module) -> set[str]:
-    return {name for name, value in module.named_parameters() if value.requires_grad}
-
-
-def small(name: str) -> nn.Module:
-    if name == "unicom":
-        return Unicom(UnicomSize(32, 8, 12, 4, 3, 10))
-    return create_backbone(
-        BackboneConfig(name, "none", pooling="gem" if "gem" in name else "default")
-    ).module
+    name = "timm/test_efficientnet"
+    backbone = small(name)
+    refused("this backbone has", freeze, backbone, name, frozen_stages=99)
+    refused(r"write 0\.\.5, or -1", freeze, backbone, name, trainable_blocks=99)
+    unknown = "layers of this backbone are not known"
+    refused(unknown, freeze, nn.Linear(2, 2), name, frozen_stages=1)
 
 
 @pytest.mark.parametrize(
@@ -81,16 +83,15 @@ def test_the_last_blocks_and_the_rest_behind_them_are_trained(
 ) -> None:
     module = small(name)
     every = trained(module)
-    train_last_blocks(module, 2)
-    assert trained(module) == {key for key in every if key.startswith(last)}
-    module.requires_grad_(True)
-    train_last_blocks(module, -1)
+    freeze(module, name, trainable_blocks=-1)
     assert trained(module) == every
-    train_last_blocks(module, blocks)
+    freeze(module, name, trainable_blocks=blocks)
     left = every - trained(module)
     assert left
     assert not any("blocks." in key or "layer" in key for key in left)
-    train_last_blocks(module, 0)
+    freeze(module, name, trainable_blocks=2)
+    assert trained(module) == {key for key in every if key.startswith(last)}
+    freeze(module, name, trainable_blocks=0)
     assert trained(module) == set()
 
 
@@ -121,17 +122,15 @@ def test_layers_deepen_along_the_network(name: str) -> None:
                 order.append(depth)
 
         value.register_hook(note)
-    size = 32 if name == "unicom" else create_backbone(BackboneConfig(name, "none")).input_size
-    module(torch.randn(2, 3, size, size)).square().sum().backward()
+    side = SIDES.get(name, 224)
+    module(torch.randn(2, 3, side, side)).square().sum().backward()
     blocks = [depth for depth in order if depth > 0]  # the stem also adds positions
     assert blocks == sorted(blocks, reverse=True)
 
 
 def test_layers_are_found_inside_wrappers() -> None:
-    plain = layer_depths(create_backbone(BackboneConfig("timm/test_vit", "none")).module)
-    wrapped = layer_depths(
-        create_backbone(BackboneConfig("timm/test_vit", "none", pooling="gem")).module
-    )
+    plain = layer_depths(small("timm/test_vit"))
+    wrapped = layer_depths(small("timm/test_vit", pooling="gem"))
     assert {f"trunk.{name}": depth for name, depth in plain.items()}.items() <= wrapped.items()
     assert wrapped["pool.p"] == max(plain.values()) + 1
 

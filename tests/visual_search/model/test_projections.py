@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +7,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from tests.commands import refused
-from visual_search.common.errors import UserError
 from visual_search.model.embedder import create_neck
 from visual_search.model.projections import (
-    Sample,
     Whitening,
     fit_unlabelled,
     fit_whitening,
@@ -23,12 +18,13 @@ from visual_search.model.projections import (
 )
 
 
-def sample(seed: int = 0, n: int = 200, width: int = 12, classes: int = 20) -> Sample:
-    generator = torch.Generator().manual_seed(seed)
+def sample(n: int = 200, width: int = 12, classes: int = 20) -> tuple[Tensor, Tensor]:
+    """Features of length 1 and their labels."""
+    generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % classes
     centres = torch.randn(classes, width, generator=generator)
     noise = torch.randn(n, width, generator=generator) * torch.linspace(0.1, 2.0, width)
-    return Sample(F.normalize(centres[labels] + noise + 0.5, dim=1), labels)
+    return F.normalize(centres[labels] + noise + 0.5, dim=1), labels
 
 
 def same_up_to_sign(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -38,63 +34,51 @@ def same_up_to_sign(ours: np.ndarray, theirs: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs * signs, atol=1e-5)
 
 
-def outputs(given: Sample, kind: str, dimension: int, shrinkage: float = 1.0) -> np.ndarray:
-    weight, bias = pca(given, dimension) if kind == "pca" else lda(given, dimension, shrinkage)
-    return (given.features @ weight.T + bias).numpy()
+def outputs(features: Tensor, projection: tuple[Tensor, Tensor]) -> np.ndarray:
+    return (features @ projection[0].T + projection[1]).numpy()
 
 
 def test_principal_components_are_those_of_the_singular_vectors() -> None:
-    given = sample()
-    centred = given.features.double().numpy()
+    features, _ = sample()
+    centred = features.double().numpy()
     centred = centred - centred.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    same_up_to_sign(outputs(given, "pca", 4), centred @ directions[:4].T)
+    same_up_to_sign(outputs(features, pca(features, 4)), centred @ directions[:4].T)
 
 
 def test_discriminants_solve_the_generalised_eigenproblem() -> None:
-    given, shrinkage = sample(), 0.7
-    x, labels = given.features.double().numpy(), np.arange(200) % 20
+    (features, given), shrinkage = sample(), 0.7
+    x, labels = features.double().numpy(), given.numpy()
     means = np.stack([x[labels == label].mean(axis=0) for label in range(20)])
     within = (x - means[labels]).T @ (x - means[labels]) / len(x)
     within += shrinkage * np.trace(within) / len(within) * np.eye(len(within))
     total = np.cov(x.T, bias=True)
     _, vectors = eigh(total, within)  # scaled so that v' within v = 1
     directions = vectors[:, ::-1][:, :5]
-    same_up_to_sign(outputs(given, "lda", 5, shrinkage), (x - x.mean(axis=0)) @ directions)
-
-
-def test_a_weight_of_two_is_a_photo_twice() -> None:
-    given, labels = sample(n=60), torch.arange(60) % 20
-    rows = torch.cat([torch.arange(60), torch.arange(20)])
-    repeated = Sample(given.features[rows], labels[rows])
-    weighted = Sample(given.features, labels, 1.0 + (torch.arange(60) < 20))
-    cosine = F.cosine_similarity(lda(repeated, 3)[0], lda(weighted, 3)[0], dim=1)
-    torch.testing.assert_close(cosine, torch.ones(3), atol=1e-5, rtol=0)
-
-
-def test_outputs_have_a_mean_square_length_of_1() -> None:
-    lengths = np.square(outputs(sample(), "lda", 4)).sum(axis=1)
-    assert lengths.mean() == pytest.approx(1.0, rel=1e-5)
+    ours = outputs(features, lda(features, given, 5, shrinkage))
+    same_up_to_sign(ours, (x - x.mean(axis=0)) @ directions)
+    # A fresh layer's outputs are about as long.
+    assert np.square(ours).sum(axis=1).mean() == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "norm-linear"])
 def test_a_neck_starts_there(kind: str) -> None:
-    given = sample()
-    features: Tensor = given.features * torch.linspace(1.0, 9.0, 200)[:, None]
+    units, _ = sample()
+    features = units * torch.linspace(1.0, 9.0, 200)[:, None]
     neck = create_neck(kind, 12, 4)
-    start_neck(neck, "pca", Sample(features), 1.0)
-    received = given.features if kind == "norm-linear" else features
-    weight, bias = pca(Sample(received), 4)
+    start_neck(neck, features)
+    received = units if kind == "norm-linear" else features
+    expected = torch.from_numpy(outputs(received, pca(received, 4)))
     with torch.no_grad():
-        torch.testing.assert_close(neck(features), received @ weight.T + bias)
+        torch.testing.assert_close(neck(features), expected)
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match=r"set neck\.kind to norm-linear"):
-        start_neck(create_neck("linear-bn", 12, 4), "pca", sample(), 1.0)
-    refused(r"write 1\.\.12", pca, sample(), 13)
-    alone = Sample(sample().features, torch.arange(200))
-    refused("no training class has two images", lda, alone, 4)
+    features, labels = sample()
+    neck = create_neck("linear-bn", 12, 4)
+    refused(r"lda sets .* set neck\.kind to norm-linear", start_neck, neck, features, labels)
+    refused(r"write 1\.\.12", pca, features, 13)
+    refused("no training class has two images", lda, features, torch.arange(200), 4)
 
 
 def photos(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,14 +120,23 @@ def test_classes_of_one_photo_change_nothing_but_the_mean() -> None:
     refused("two images", fit_whitening, vectors[:3], torch.arange(3), shrinkage=1.0)
 
 
-@pytest.mark.parametrize("fit", [partial(fit_whitening, shrinkage=1.0), fit_unlabelled])
-def test_a_photo_of_weight_two_is_a_photo_twice(fit: Callable[..., Whitening]) -> None:
+def test_a_photo_of_weight_two_is_a_photo_twice() -> None:
     vectors, labels = photos()
     rows = torch.cat([torch.arange(600), (labels < 10).nonzero().squeeze(1)])
-    given = {"labels": labels} if isinstance(fit, partial) else {}
-    one = fit(vectors, **given, weights=torch.where(labels < 10, 2.0, 1.0))
-    two = fit(vectors[rows], **{name: value[rows] for name, value in given.items()})
-    torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
+    weights = torch.where(labels < 10, 2.0, 1.0)
+    weighted = (
+        fit_whitening(vectors, labels, 1.0, weights),
+        fit_unlabelled(vectors, weights=weights),
+    )
+    repeated = fit_whitening(vectors[rows], labels[rows], 1.0), fit_unlabelled(vectors[rows])
+    for one, two in zip(weighted, repeated, strict=True):
+        torch.testing.assert_close(one(vectors) @ one(vectors).T, two(vectors) @ two(vectors).T)
+    (ours, _), (theirs, _) = (
+        lda(vectors, labels, 3, 1.0, weights),
+        lda(vectors[rows], labels[rows], 3, 1.0),
+    )
+    cosine = F.cosine_similarity(ours, theirs, dim=1)
+    torch.testing.assert_close(cosine, torch.ones(3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

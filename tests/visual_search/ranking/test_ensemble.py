@@ -198,7 +198,7 @@ def test_an_ensemble_is_no_member_and_no_model_is_one_twice(
     damaged = run(tmp_path / "damaged")
     (damaged / "best" / "model.safetensors").write_bytes(b"nothing")
     said = stopped(to_torchscript.main, runs[0], damaged, *output)
-    assert f"{damaged}/best/model.safetensors is not a readable .safetensors file" in said
+    assert f"{damaged}/best/model.safetensors is not a readable weights file" in said
 
 
 @pytest.mark.parametrize("kind", ["number", "numbers", "cut short", "many", "nested"])
