@@ -78,6 +78,10 @@ MOST_MEMBERS = 16
 """Of an ensemble."""
 
 
+_OF_BACKBONE = ("mean", "std", "pooling", "patch_overlap", "head_conv", "layers", "layer_weights")
+"""What a backbone's configuration and an architecture have alike."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything needed to build an embedder again, before its weights are loaded."""
@@ -140,21 +144,6 @@ class Architecture:
     def whitened(self, whitening: Whitening) -> Architecture:
         """With a whitening behind the network, in place of no neck."""
         return replace(self, neck="whitening", dimension=whitening.projection.shape[1])
-
-    def backbone_config(self) -> BackboneConfig:
-        """Of the backbone, without weights."""
-        pooling: Any = self.pooling
-        return BackboneConfig(
-            f"clip/{json.dumps(self.settings)}" if self.settings else self.backbone,
-            "none",
-            self.mean,
-            self.std,
-            pooling,
-            self.head_conv,
-            patch_overlap=self.patch_overlap,
-            layers=self.layers,
-            layer_weights=self.layer_weights,
-        )
 
 
 class Embedder(nn.Module):
@@ -245,8 +234,7 @@ def build_embedder(
         UserError: for anything that does not fit; the message names the key.
     """
     neck = neck or NeckConfig()
-    mean, std = tuple(backbone.mean), tuple(backbone.std)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if len(backbone.mean) != 3 or len(backbone.std) != 3 or min(backbone.std) <= 0:
         raise UserError("backbone.mean and backbone.std are three numbers each, std above 0")
     settings = None
     if backbone.name.startswith("clip/"):
@@ -260,22 +248,16 @@ def build_embedder(
         neck.kind,
         neck.dimension or made.dimension,
         input_size,
-        mean,
-        std,
-        backbone.pooling,
-        backbone.patch_overlap,
-        backbone.head_conv,
-        settings,
-        backbone.layers,
-        backbone.layer_weights,
+        settings=settings,
+        **{name: getattr(backbone, name) for name in _OF_BACKBONE},
     )
-    return Embedder(made.module, projection, mean, std), architecture
+    return Embedder(made.module, projection, backbone.mean, backbone.std), architecture
 
 
 def rebuild_embedder(architecture: Architecture) -> Embedder:
     """An embedder of a known architecture whose weights are all still to be loaded."""
     kind: Any = architecture.neck  # whitening among them, which no configuration has
-    members, size = architecture.members, architecture.input_size
+    members, size, settings = architecture.members, architecture.input_size, architecture.settings
     with SkipInit():
         if members:
             parts = [rebuild_embedder(replace(one, input_size=size)) for one in members]
@@ -283,12 +265,10 @@ def rebuild_embedder(architecture: Architecture) -> Embedder:
             neck = create_neck(kind, width, architecture.dimension)
             network = Concatenation(parts, [1.0] * len(parts))
             return Embedder(network, neck, architecture.mean, architecture.std)
-        embedder, _ = build_embedder(
-            architecture.backbone_config(),
-            architecture.input_size,
-            NeckConfig(kind, architecture.dimension),
-        )
-    return embedder
+        name = f"clip/{json.dumps(settings)}" if settings else architecture.backbone
+        alike = {part: getattr(architecture, part) for part in _OF_BACKBONE}
+        backbone = BackboneConfig(name, "none", **alike)
+        return build_embedder(backbone, size, NeckConfig(kind, architecture.dimension))[0]
 
 
 _DRAWS = frozenset(

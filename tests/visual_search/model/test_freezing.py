@@ -19,7 +19,7 @@ def small(name: str, **more: Any) -> nn.Module:
     return create_backbone(BackboneConfig(name, "none", **more), SIDES.get(name, 0)).module
 
 
-def freeze(module: nn.Module, name: str, **choices: int) -> None:
+def freeze(module: nn.Module, name: str, **choices: Any) -> None:
     freeze_backbone(module, BackboneConfig(name, "none", **choices), SIDES.get(name, 160))
 
 

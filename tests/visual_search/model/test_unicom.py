@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.commands import refused
-from visual_search.common.errors import UserError
 from visual_search.config import BackboneConfig
 from visual_search.model import unicom
 from visual_search.model.backbones import create_backbone
@@ -89,13 +89,16 @@ def test_tokens_can_be_pooled_instead_of_flattened() -> None:
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
-    refused("images of 32 pixels only", create_backbone, BackboneConfig("unicom/tiny", "none"), 64)
-    with pytest.raises(UserError, match=r"backbone.patch_overlap to 0"):
-        create_backbone(BackboneConfig("unicom/tiny", "none", patch_overlap=2))
-    refused("come as a file", create_backbone, BackboneConfig("unicom/tiny", "hub"))
-    refused("no class token", create_backbone, BackboneConfig("unicom/tiny", "none", pooling="cls"))
     state = fabricated()
     state.pop("norm.bias")
     torch.save(state, tmp_path / "short.pt")
-    with pytest.raises(UserError, match=r"short.pt does not fit unicom/tiny.*norm.bias"):
-        create_backbone(BackboneConfig("unicom/tiny", str(tmp_path / "short.pt")))
+    wrong: tuple[tuple[str, dict[str, Any], int], ...] = (
+        ("images of 32 pixels only", {}, 64),
+        (r"backbone.patch_overlap to 0", {"patch_overlap": 2}, 0),
+        ("come as a file", {"weights": "hub"}, 0),
+        ("no class token", {"pooling": "cls"}, 0),
+        (r"short.pt does not fit unicom/tiny.*norm.bias", {"weights": f"{tmp_path}/short.pt"}, 0),
+    )
+    for words, choices, size in wrong:
+        config = BackboneConfig("unicom/tiny", **{"weights": "none", **choices})
+        refused(words, create_backbone, config, size)
