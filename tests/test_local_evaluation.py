@@ -36,23 +36,6 @@ def test_the_command_prints_and_writes_the_score(
     assert json.loads((other / "result.json").read_text())["mAP"] == result["mAP"]
 
 
-def test_what_the_clock_gave_up_is_told(
-    weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More re-ranking than the limit has room for: 0.05 s are kept for each step."""
-    description = json.loads((weights / "model.json").read_text())
-    description["rerank"] = [{"name": "dba"}] * 1300
-    (weights / "model.json").write_text(json.dumps(description))
-    output = tmp_path / "out"
-    monkeypatch.setenv("VISUAL_SEARCH_TIME_LIMIT", "60")
-    said = told(main, "--data-folder", dev_folder, "--weights", weights, "--output", output)
-    assert "to answer in 60 s the ranker gave up: re-ranking: all" in said
-    assert json.loads((output / "result.json").read_text())["clock"]["reranking_skipped"]
-    page = (output / "report.html").read_text()
-    assert "given up to be in time" in page
-    assert "re-ranking: all" in page
-
-
 def test_what_cannot_be_scored_is_one_sentence(
     weights: Path, dev_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import local_evaluation
-from tests.commands import inside, ran, stopped
+from tests.commands import inside, ran
 from tests.conftest import PROJECT
 from tests.submissions import make_submission, ranker
 from visual_search.evaluation.metrics import average_precision
@@ -104,6 +104,7 @@ def test_a_ranker_with_a_clock_is_warned_only(tmp_path: Path, dev_folder: Path) 
     status, _, result = rehearsed(tmp_path, clocked, 3.2, "--no-largest-size")
     assert status == 0
     assert result["rehearsal"]["passed"]
+    assert result["clock"] == clock
     assert "images at a lower resolution: 7" in (tmp_path / "out" / "report.html").read_text()
     assert "the ranker would lower the resolution" in " ".join(result["rehearsal"]["notes"])
 
@@ -130,11 +131,3 @@ def test_a_failure_is_one_sentence_and_stands_in_the_result(
     assert result == {"rehearsal": {"passed": False, "failure": sentence}}
     said = (tmp_path / "out" / "rehearsal_log.txt").read_text()
     assert ("Traceback" in said) == ("ZeroDivision" in sentence)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("--cores", "0"), ("--time-limit", "-1"), ("--sample", "1")]
-)
-def test_senseless_limits_are_refused(option: str, value: str) -> None:
-    said = stopped(local_evaluation.main, "--rehearse", option, value)
-    assert f"argument {option}: '{value}' is no " in said

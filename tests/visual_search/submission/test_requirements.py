@@ -4,12 +4,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.commands import ran, refused
+from tests.commands import ran
 from tests.conftest import PROJECT
 from visual_search.submission.requirements import (
     installed_for,
     packages_to_hide,
-    read_requirements,
     sets_up_itself,
 )
 
@@ -34,16 +33,6 @@ def test_what_is_wanted_is_not_hidden() -> None:
     assert hidden["hypothesis"] == "hypothesis"
     assert hidden["torch"] == "torch"
     assert not {"pandas", "numpy", "dateutil", "visual_search", "my_submission"} & hidden.keys()
-
-
-def test_lines_of_requirements(tmp_path: Path) -> None:
-    path = tmp_path / "requirements.txt"
-    path.write_text("# comment\n\nnumpy>=1.26  # arrays\n--quiet\npandas[excel]; os_name>'3'\n")
-    found = [text.split(";")[0] for text in read_requirements(path)]
-    assert found == ["numpy>=1.26", "pandas[excel]"]
-    path.write_text("numpy\n./wheels/mine.whl\n")
-    refused(r"line 2: './wheels/mine.whl' is a folder of this machine", read_requirements, path)
-    refused("does not exist", read_requirements, tmp_path / "none.txt")
 
 
 def test_the_kits_dockerfile_brings_requirements_txt(tmp_path: Path) -> None:
