@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,15 +86,26 @@ def findings(project: Path, tag: str, python: str) -> Iterator[Finding]:
     except ValueError:
         raise UserError(f"--python {python} is no version such as 3.11") from None
     tree = SubmissionTree(project)
-    yield from check_changes(tree)
-    yield from check_large_files(tree)
-    yield from check_weights(tree)
-    yield from check_aicrowd_json(tree)
-    yield from check_set_up(tree)
-    yield from check_names_and_syntax(tree, (major, minor))
-    yield from check_size(tree)
-    yield from check_remote(tree)
-    yield from check_tag(tree, tag)
+    for check, right in (
+        (check_changes(tree), "everything is committed"),
+        (check_large_files(tree), "no large file outside git-LFS; those in it are all here"),
+        (check_lfs(tree), "git-LFS is installed and active"),
+        (check_weights(tree), "the weights are committed"),
+        (check_aicrowd_json(tree), "aicrowd.json has what is asked for, and gpu suits the model"),
+        (check_requirements(tree), "requirements.txt is satisfied by what is installed here"),
+        (check_apt(tree), "apt.txt lists names of packages alone"),
+        (
+            check_names_and_syntax(tree, (major, minor)),
+            f"file names and syntax are fit for Python {python}",
+        ),
+        (check_size(tree), "the repository is small enough to be pushed"),
+        (check_remote(tree), "`git push aicrowd` would go through"),
+        (check_tag(tree, tag), f"the tag {tag} is free"),
+    ):
+        found = list(check)
+        yield from found or [ok(right)]
+    if shutil.which("aicrowd") is None:
+        yield note("the client is not on the PATH: pip install -e '.[submit]'")
 
 
 def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
@@ -104,57 +115,47 @@ def check_changes(tree: SubmissionTree) -> Iterator[Finding]:
             f"not committed: {changes}; commit or remove them: `aicrowd submission create` "
             "would commit and submit them unrehearsed, and a push would leave them out"
         )
-    else:
-        yield ok("everything is committed")
 
 
 def check_large_files(tree: SubmissionTree) -> Iterator[Finding]:
-    """Large files outside git-LFS, pointers without their file, git-LFS itself."""
-    to_lfs = set(tree.given_to_lfs([file.name for file in tree.files]))
-    large = [file for file in tree.files if file.oid is None and file.size > LARGE_FILE]
-    for file in large:
-        fault = f'is not in git-LFS: `git lfs track "{file.name}"`, then add it again'
-        if file.name in to_lfs:
+    """Large files outside git-LFS, and pointers without their file."""
+    large = {file.name: file.size for file in tree.files if not file.oid and file.size > LARGE_FILE}
+    to_lfs = tree.given_to_lfs(list(large))
+    for name, size in large.items():
+        fault = f'is not in git-LFS: `git lfs track "{name}"`, then add it again'
+        if name in to_lfs:
             fault = (
                 "was committed past git-LFS: `git lfs install`, then "
-                f"`git add --renormalize {file.name}` and commit"
+                f"`git add --renormalize {name}` and commit"
             )
-        yield problem(f"{file.name} ({file.size / 1e6:.1f} MB) {fault}")
-    missing = tree.missing_files()
-    for name in missing:
+        yield problem(f"{name} ({size / 1e6:.1f} MB) {fault}")
+    for name in tree.missing_files():
         yield problem(
             f"{name} is a git-LFS pointer without its file: `git lfs pull`, or add it again"
         )
-    if not large and not missing:
-        pointers = sum(file.oid is not None for file in tree.files)
-        yield ok(f"no large file outside git-LFS; {pointers} in it, all here")
-    yield from _check_lfs(tree, bool(to_lfs))
 
 
-def _check_lfs(tree: SubmissionTree, needed: bool) -> Iterator[Finding]:
-    def wanting(text: str) -> Finding:
-        return problem(text) if needed else note(f"{text} (before the first large file)")
-
-    if shutil.which("git-lfs") is None:
-        yield wanting("git-lfs is not installed: `apt install git-lfs`, then `git lfs install`")
-        return
+def check_lfs(tree: SubmissionTree) -> Iterator[Finding]:
+    """Whether git-LFS would send large files along with a push."""
     clean = tree.ask("config", "filter.lfs.clean") or tree.ask("config", "filter.lfs.process")
-    if not clean or "git-lfs" not in clean:
-        yield wanting("git-lfs is not active here: `git lfs install`, then add large files again")
-        return
     hook = tree.root / tree.git("rev-parse", "--git-path", "hooks/pre-push").strip()
-    if not hook.is_file() or "git lfs" not in hook.read_text("utf-8", "replace"):
-        yield wanting("no pre-push hook of git-lfs: a push sends pointers only; `git lfs install`")
+    if shutil.which("git-lfs") is None:
+        fault = "git-lfs is not installed: `apt install git-lfs`, then `git lfs install`"
+    elif "git-lfs" not in (clean or ""):
+        fault = "git-lfs is not active here: `git lfs install`, then add large files again"
+    elif not hook.is_file() or "git lfs" not in hook.read_text("utf-8", "replace"):
+        fault = "no pre-push hook of git-lfs: a push sends pointers only; `git lfs install`"
+    else:
         return
-    yield ok("git-lfs is installed and active")
+    if tree.given_to_lfs([file.name for file in tree.files]):
+        yield problem(fault)
+    else:
+        yield note(f"{fault} (before the first large file)")
 
 
 def check_weights(tree: SubmissionTree) -> Iterator[Finding]:
     """Whether the ranker's weights would be pushed."""
-    names = {file.name for file in tree.files}
-    for name in WEIGHTS:
-        if name in names:
-            continue
+    for name in sorted(set(WEIGHTS) - {file.name for file in tree.files}):
         if not (tree.root / name).is_file():
             yield problem(
                 f"{name} is missing: `python my_submission/to_torchscript.py runs/<name>` writes it"
@@ -163,8 +164,6 @@ def check_weights(tree: SubmissionTree) -> Iterator[Finding]:
             yield problem(f"{name} is ignored by git: take it out of .gitignore and commit it")
         else:
             yield problem(f"{name} is not committed: `git add my_submission/weights` and commit")
-    if names.issuperset(WEIGHTS):
-        yield ok("the weights are committed")
 
 
 def check_aicrowd_json(tree: SubmissionTree) -> Iterator[Finding]:
@@ -181,15 +180,13 @@ def check_aicrowd_json(tree: SubmissionTree) -> Iterator[Finding]:
     if not isinstance(values, dict):
         yield problem("aicrowd.json is not an object of names and values")
         return
-    yield from list(_wrong_fields(values)) or [ok("aicrowd.json has every field that is asked for")]
+    yield from _wrong_fields(values)
     size = sum(file.size for file in tree.files if file.name == WEIGHTS[0])
     if size > HEAVY_WEIGHTS and values.get("gpu") is False:
         yield problem(
             f'aicrowd.json: gpu is false and the model has {size / 1e6:.0f} MB: set "gpu": true, '
             "a CPU would not finish in ten minutes"
         )
-    elif size and isinstance(values.get("gpu"), bool):
-        yield ok(f"gpu is {json.dumps(values['gpu'])} for a model of {size / 1e6:.0f} MB")
 
 
 def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
@@ -212,51 +209,45 @@ def _wrong_fields(values: dict[str, Any]) -> Iterator[Finding]:
             yield problem(f"aicrowd.json: {name} is {values[name]!r}, the challenge is {CHALLENGE}")
 
 
-def check_set_up(tree: SubmissionTree) -> Iterator[Finding]:
-    """requirements.txt and apt.txt, as far as this machine can judge them."""
+def check_requirements(tree: SubmissionTree) -> Iterator[Finding]:
+    """What requirements.txt asks for is here, and brings what the exported model is built by."""
     if sets_up_itself(tree.root):
         yield note("a Dockerfile sets up the evaluator: requirements.txt and apt.txt may be unread")
+    packages: Sequence[str] = ()
     try:
         brought, missing = installed_for(read_requirements(tree.root / "requirements.txt"))
         if (tree.root / WEIGHTS[1]).is_file():
-            yield from _check_packages(tree.root / WEIGHTS[1], brought)
+            architecture, facts = read_description(tree.root / WEIGHTS[1])
+            packages = facts.get("packages") or architecture.packages
     except UserError as error:
         yield problem(str(error).replace(f"{tree.root}/", ""))
-    else:
-        if missing:
-            yield problem(
-                f"requirements.txt asks for {', '.join(missing)}, which is not what is installed "
-                "here: install it, or what runs there was never tried"
-            )
-        else:
-            yield ok("requirements.txt is satisfied by what is installed here")
-    yield from _check_apt(tree.root / "apt.txt")
-
-
-def _check_packages(description: Path, brought: set[str]) -> Iterator[Finding]:
-    """Whether the exported model is built by what requirements.txt brings."""
-    architecture, facts = read_description(description)
-    for package in facts.get("packages") or architecture.packages:
+        return
+    for package in packages:
         if package.lower().replace("_", "-") not in brought:
             yield problem(
                 f"requirements.txt lacks {package}, of which the model is: add it, or the slow "
                 "traced module runs in its place"
             )
+    if missing:
+        yield problem(
+            f"requirements.txt asks for {', '.join(missing)}, which is not what is installed "
+            "here: install it, or what runs there was never tried"
+        )
 
 
-def _check_apt(path: Path) -> Iterator[Finding]:
+def check_apt(tree: SubmissionTree) -> Iterator[Finding]:
+    """Whether apt.txt, where there is one, names packages of Debian."""
+    path = tree.root / "apt.txt"
     if not path.is_file():
         return
     text = path.read_bytes().decode("utf-8", "replace")
     if "\r" in text:
         yield problem("apt.txt has Windows line ends, which become part of the names: save with LF")
         return
-    names = [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
-    for name in names:
+    for name in [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]:
         # Debian policy, section 5.6.1, with an architecture or a version behind it.
         if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=\S+)?", name):
             yield problem(f"apt.txt: {name!r} is not the name of a Debian package, one a line")
-    yield ok(f"apt.txt lists {len(names)} packages" if names else "apt.txt lists no package")
 
 
 def check_names_and_syntax(tree: SubmissionTree, python: tuple[int, int]) -> Iterator[Finding]:
@@ -264,24 +255,20 @@ def check_names_and_syntax(tree: SubmissionTree, python: tuple[int, int]) -> Ite
     by_folded = defaultdict(list)
     for file in tree.files:
         by_folded[file.name.casefold()].append(file.name)
-    clashes = [names for names in by_folded.values() if len(names) > 1]
-    for names in clashes:
-        yield problem(f"{' and '.join(names)} differ in case alone: rename one")
-    broken = 0
+    for names in by_folded.values():
+        if len(names) > 1:
+            yield problem(f"{' and '.join(names)} differ in case alone: rename one")
     for file in tree.files:
         if not file.name.endswith(".py") or not (tree.root / file.name).is_file():
             continue
         try:
             ast.parse((tree.root / file.name).read_bytes(), feature_version=python)
         except (SyntaxError, ValueError) as error:
-            broken += 1
             line = getattr(error, "lineno", None)
             yield problem(
                 f"{file.name}{f' line {line}' if line else ''}: no Python "
                 f"{python[0]}.{python[1]} ({getattr(error, 'msg', error)})"
             )
-    if not clashes and not broken:
-        yield ok(f"file names and syntax are fit for Python {python[0]}.{python[1]}")
 
 
 def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
@@ -299,9 +286,7 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
             yield problem(
                 f"the remote aicrowd is {address}: the client fails on an address without {host}"
             )
-        else:
-            yield ok(f"remote aicrowd is {address}")
-        yield _check_push(tree)
+        yield from _check_push(tree)
     for key in ("challenge-id", "challenge-slug"):
         if tree.ask("config", f"aicrowd-cli.{key}") is None:
             example = CHALLENGE if key == "challenge-slug" else "<number>"
@@ -310,35 +295,33 @@ def check_remote(tree: SubmissionTree) -> Iterator[Finding]:
                 f"know the challenge: `git config aicrowd-cli.{key} {example}`, or copy what "
                 "`aicrowd challenge init` writes into a folder of its own"
             )
-    if shutil.which("aicrowd") is None:
-        yield note("the client is not on the PATH: pip install -e '.[submit]'")
 
 
-def _check_push(tree: SubmissionTree) -> Finding:
+def _check_push(tree: SubmissionTree) -> Iterator[Finding]:
     """Whether a bare `git push aicrowd` works: the client runs it after it made the tag."""
     command = ("push", "--dry-run", "--porcelain", "--no-verify", "--", "aicrowd")
     try:
         tree.git(*command, timeout=REMOTE_SECONDS)
     except subprocess.TimeoutExpired:
-        return note("the remote aicrowd did not answer in time")
+        yield note("the remote aicrowd did not answer in time")
+        return
     except subprocess.CalledProcessError as error:
         said = without_credentials(str(error.stdout + error.stderr).strip())
     else:
-        return ok("`git push aicrowd` would go through")
+        return
     if "has no upstream branch" in said:
         branch = tree.ask("symbolic-ref", "--short", "HEAD")
-        return problem(
+        yield problem(
             f"the branch {branch} has no upstream, and the client fails on it after it made the "
             f"tag: `git push --set-upstream aicrowd {branch}`, or "
             "`git config push.autoSetupRemote true`"
         )
-    if "not currently on a branch" in said:
-        return problem("no branch is checked out, and the client pushes one: `git switch <branch>`")
-    if "[rejected]" in said:
-        return problem(
-            "the remote has commits that are not here: `git pull --rebase aicrowd` first"
-        )
-    return note(f"the remote aicrowd could not be asked ({said.splitlines()[-1]})")
+    elif "not currently on a branch" in said:
+        yield problem("no branch is checked out, and the client pushes one: `git switch <branch>`")
+    elif "[rejected]" in said:
+        yield problem("the remote has commits that are not here: `git pull --rebase aicrowd` first")
+    else:
+        yield note(f"the remote aicrowd could not be asked ({said.splitlines()[-1]})")
 
 
 def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
@@ -355,8 +338,6 @@ def check_tag(tree: SubmissionTree, tag: str) -> Iterator[Finding]:
         yield problem(f"the tag {name} exists already on the remote: take another than {tag!r}")
     elif listed is None:
         yield note(f"the tag {name} is free here; the remote could not be asked")
-    else:
-        yield ok(f"the tag {name} is free")
 
 
 def check_size(tree: SubmissionTree) -> Iterator[Finding]:
@@ -367,8 +348,6 @@ def check_size(tree: SubmissionTree) -> Iterator[Finding]:
     text = f"the repository has {kilobytes / 1e3:.1f} MB in git, {large / 1e6:.1f} MB in git-LFS"
     if kilobytes * 1e3 > LARGE_REPOSITORY:
         yield problem(f"{text}: large files were committed once; start from a clean history")
-    else:
-        yield ok(text)
 
 
 def trial(project: Path, *, clean: bool = False, allow_fallback: bool = False) -> Iterator[Finding]:
