@@ -34,54 +34,34 @@ class Page(HTMLParser):
             self.rows[-1].append((classes, values["title"]))
 
 
-def evaluation(folder: Path) -> Evaluation:
-    dev_set = read_dev_set(folder)
-    rng = np.random.default_rng(3)
+def test_rows_are_worst_first_and_the_page_opens_offline(dev_folder: Path, tmp_path: Path) -> None:
+    dev_set, rng = read_dev_set(dev_folder), np.random.default_rng(3)
     ranks = fill_to_width(np.stack([rng.permutation(10) for _ in range(10)]), 10)
     ranks[4, :10] = np.argsort(dev_set.gallery_products != dev_set.query_products[4], kind="stable")
     scores = average_precision(ranks, dev_set.gallery_products, dev_set.query_products)
-    problems = (ImageProblem("a<b>.jpg", "damaged"),)
-    return Evaluation(Ranking(ranks, problems), scores)
-
-
-def test_rows_are_worst_first_and_right_results_are_marked(
-    dev_folder: Path, tmp_path: Path
-) -> None:
-    dev_set, answer = read_dev_set(dev_folder), evaluation(dev_folder)
-    write_report(tmp_path / "r.html", "title & more", {"mAP": "0.5"}, dev_set, answer)
+    answer = Evaluation(Ranking(ranks, (ImageProblem("a<b>.jpg", "damaged"),)), scores)
+    write_report(tmp_path / "r.html", "title & more", {"mAP": "0.5"}, dev_set, answer, 2)
     text = (tmp_path / "r.html").read_text()
     page = Page(text)
-    assert len(page.rows) == 10
-    order = np.argsort(answer.average_precisions, kind="stable")
-    for query, row in zip(order, page.rows, strict=True):
+    for query, row in zip(np.argsort(scores, kind="stable"), page.rows, strict=True):
         assert dev_set.queries[query].path.name in row[0][1]
         assert len(row) == 12
         expected, product = row[11], dev_set.query_products[query]
         assert "expected" in expected[0]
         assert expected[1].endswith(f"product {product}")
-        for index, (classes, title) in zip(answer.ranking.ranks[query], row[1:11], strict=False):
+        for index, (classes, title) in zip(ranks[query], row[1:11], strict=False):
             right = dev_set.gallery_products[index] == product
             assert ("right" in classes) == right
             assert dev_set.gallery[index].path.name in title
-    assert "first right at 1<" in text
-    assert "title &amp; more" in text
-    assert "a&lt;b&gt;.jpg" in text
-
-
-def test_it_opens_offline_with_the_box_cut_out(dev_folder: Path, tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", "t", {}, read_dev_set(dev_folder), evaluation(dev_folder), 2)
-    text = (tmp_path / "r.html").read_text()
-    page = Page(text)
-    # The two worst, and all eight others.
-    assert len(page.rows) == 10
-    assert "8 of the other 8" in text
+    for words in ("8 of the other 8", "first right at 1<", "title &amp; more", "a&lt;b&gt;.jpg"):
+        assert words in text
     assert page.links == []
     assert "http" not in re.sub(r"base64,[^)]*", "", text)
     rule = r"\.(i\d+) \{ background-image: url\(data:image/jpeg;base64,([^)]*)"
-    uris = re.findall(rule, text)
-    shown = {
-        next(iter(c - {"p", "query", "right", "expected"})) for row in page.rows for c, _ in row
+    pictures = dict(re.findall(rule, text))
+    frames = {"p", "query", "right", "expected"}
+    assert pictures.keys() == {
+        name for row in page.rows for found, _ in row for name in found - frames
     }
-    assert {name for name, _ in uris} == shown
-    sizes = {Image.open(io.BytesIO(base64.b64decode(data))).size for _, data in uris}
-    assert sizes == {(128, 128)}
+    sizes = {Image.open(io.BytesIO(base64.b64decode(data))).size for data in pictures.values()}
+    assert sizes == {(128, 128)}  # the box is cut out

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from visual_search.data.dev_sets import DevSet
-from visual_search.data.images import ImageItem
+from tests.visual_search.evaluation.drawn import drawn
 from visual_search.evaluation import rerank_tuning
 from visual_search.evaluation.dev_set import EmbeddedDevSet
 from visual_search.evaluation.metrics import average_precision
@@ -26,29 +23,18 @@ from visual_search.ranking.rerank import describe_steps, parse_steps, rank
 from visual_search.ranking.rerank_steps import Center
 
 
-def drawn(shift: float, noise: float) -> EmbeddedDevSet:
-    """Products apart from each other, and all queries moved the same way: centring mends that."""
-    rng = np.random.default_rng(0)
-    centers = rng.normal(size=(30, 16))
-    products = [np.repeat(np.arange(30), 3), np.repeat(np.arange(30), 2)]
-    queries, gallery = (centers[p] + noise * rng.normal(size=(len(p), 16)) for p in products)
-    photos = [ImageItem(Path("a.jpg"))] * 90
-    dev_set = DevSet(photos[:60], photos, products[1].astype(str), products[0].astype(str))
-    sides = [F.normalize(torch.from_numpy(side).float()) for side in (gallery, queries + shift)]
-    return EmbeddedDevSet(dev_set, sides[0], sides[1], Path("model.json"))
-
-
 @pytest.fixture
 def shifted() -> EmbeddedDevSet:
-    return drawn(3.0, 0.5)
+    """Centring mends it."""
+    return drawn(0.5, 1, shift=3.0)
 
 
 def test_halves_share_no_product_and_are_ranked_alone(shifted: EmbeddedDevSet) -> None:
     one, other = halves(shifted, seed=1)
     products = one.dev_set.query_products
     assert not set(products) & set(other.dev_set.query_products)
-    assert len(one.queries) + len(other.queries) == 90
-    assert len(one.gallery) == len(other.gallery) == 60
+    assert len(one.queries) + len(other.queries) == 180
+    assert len(one.gallery) == len(other.gallery) == 180
     assert set(halves(shifted, seed=2)[0].dev_set.query_products) != set(products)
     score = scorer(one)
     for steps in RECIPES.values():
@@ -111,6 +97,6 @@ def test_a_model_that_nothing_betters_stays_as_it_was(
 ) -> None:
     monkeypatch.setattr(rerank_tuning, "SLOTS", tuple(x[:2] for x in rerank_tuning.SLOTS[:2]))
     before = (weights / "model.json").read_bytes()
-    tune(replace(drawn(0.0, 0.0), description=weights / "model.json"), 1, 0, Path("data/dev"))
+    tune(replace(drawn(0.0, 1), description=weights / "model.json"), 1, 0, Path("data/dev"))
     assert "stays as it was" in capsys.readouterr().out
     assert (weights / "model.json").read_bytes() == before

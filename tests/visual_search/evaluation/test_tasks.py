@@ -6,14 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
 import visual_search.text.tasks  # noqa: F401, it adds its kind of task
 from tests.commands import refused, stopped, told
 from tests.conftest import PROJECT, csv_rows, draw_product, export_tiny, write_csv
-from visual_search.data.dev_sets import DevSet
-from visual_search.data.images import ImageItem
+from tests.visual_search.evaluation.drawn import drawn
 from visual_search.evaluation.compare import compare, most_changed, verdict
 from visual_search.evaluation.dev_set import EmbeddedDevSet, evaluate_embeddings
 from visual_search.evaluation.run_tasks import name_of_run
@@ -124,21 +121,6 @@ def test_two_runs_are_compared(
     assert 0 < page.count("<b>A: AP") == page.count("<b>B: AP") <= 20 * 3
     said = stopped(main, "compare", a, b, "--metric", "mAP", *options)
     assert "--metric 'mAP' is unknown" in said
-
-
-def drawn(noise: float, seed: int, own: bool = False, distractors: bool = False) -> EmbeddedDevSet:
-    """Sixty products with three photos on each side."""
-    rng = np.random.default_rng(seed)
-    centers = np.random.default_rng(0).normal(size=(60, 16))
-    products = np.repeat(np.arange(60), 3)
-    sides = [centers[products] + noise * rng.normal(size=(180, 16)) for _ in range(2)]
-    gallery, queries = (F.normalize(torch.from_numpy(side).float()) for side in sides)
-    items = [ImageItem(Path(f"{number}.jpg")) for number in range(180)]
-    labels = products.astype(str)
-    asked = np.where(products < 10, "unknown", labels) if distractors else labels
-    rows = np.arange(180) if own else None
-    dev_set = DevSet(items, items, labels, asked, rows)
-    return EmbeddedDevSet(dev_set, gallery, gallery if own else queries, Path("model.json"))
 
 
 def task_of(model: EmbeddedDevSet, **config: object) -> ImageTask:
