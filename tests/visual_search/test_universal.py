@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 
 from tests.commands import logged, refused, stopped, told
-from tests.conftest import PROJECT, draw_product, spare_plots, write_csv, write_yaml
+from tests.conftest import PROJECT, draw_product, write_csv, write_yaml
 from visual_search import main_compress, main_soup, main_tune
 from visual_search.data.dev_sets import DevSet
 from visual_search.data.images import ImageItem
@@ -58,16 +58,10 @@ def result_of(run: Path) -> Any:
     "kind", ["b32", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("l14", "h14"))]
 )
 def test_the_clip_chain_trains_a_step_of_every_phase(
-    kind: str,
-    dev_folder: Path,
-    product10k_folder: Path,
-    tmp_path: Path,
-    train: Train,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, small_phase: dict[str, Any], tmp_path: Path, train: Train
 ) -> None:
     """Weights cannot be had here: a small vision transformer at random stands in for CLIP's."""
-    spare_plots(monkeypatch)
-    tables = []
+    small, tables = small_phase["dataset"], []
     for number in range(2):  # four classes each, with a photo more than the limit
         names = {f"{number}_{n // 4}_{n % 4}.png": n // 4 for n in range(16)}
         for name, product in names.items():
@@ -78,15 +72,15 @@ def test_the_clip_chain_trains_a_step_of_every_phase(
     before: Path | None = None
     for step in read_chain(PROJECT / f"config/universal/clip_vit_{kind}_phases.yml").phases:
         values = yaml.safe_load(step.config.read_text())
-        place = {"train_valid_root": str(product10k_folder), "more_than": 3}
-        values["dataset"] |= {
-            "product10k": values["dataset"]["product10k"] | place,
+        own = values["dataset"]
+        values["dataset"] = {
+            **own,
+            **small,
+            "augmentations": own["augmentations"],
+            "product10k": {**own["product10k"], **small["product10k"], "more_than": 3},
             "tables": tables,
-            "dev_set": {"eval_root": str(dev_folder)},
-            "num_of_classes": 6,
             "input_size": 64 if step.name.endswith("overlap") else 32,
             "batch_size": 12,
-            "num_workers": 0,
         }
         values["backbone"] |= {"name": "timm/test_vit", "weights": "none"}
         if values["backbone"].get("patch_overlap"):

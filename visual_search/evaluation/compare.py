@@ -268,9 +268,9 @@ def compare_runs(
         comparisons.append(comparison)
         changed = most_changed(comparison, QUERIES_SHOWN)
         shown = []
-        for name, model, scores, own in zip("AB", models, sides, steps, strict=True):
+        for name, scores, model in zip("AB", sides, models, strict=True):
             headings = [f"{name}: AP {scores.values['mAP@1000'][query]:.3f}" for query in changed]
-            shown.append(task.rows(model, changed, headings, own))
+            shown.append(task.rows(scores, model, changed, headings))
         title = f"{task.title}: the queries that changed most, first gains, then losses"
         pairs = [*chain.from_iterable(zip(*shown, strict=True))]
         sections.append(Section(title, [task.legend], rows=pairs))

@@ -57,7 +57,7 @@ def evaluate_tasks(
         one = task.score(model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.means().items()))
         scores.append(one)
-        sections += task.sections(one, model, steps)
+        sections += task.sections(one, model)
     facts: dict[str, Any] = {
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
@@ -96,9 +96,7 @@ def evaluate_tasks(
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
 
 
-def ready_tasks(
-    files: Sequence[Path], runs: Sequence[Path]
-) -> tuple[list[Task[Any]], dict[str, str]]:
+def ready_tasks(files: Sequence[Path], runs: Sequence[Path]) -> tuple[list[Task], dict[str, str]]:
     """The tasks that can be run, loaded, and why each other one is skipped.
 
     Args:
@@ -122,7 +120,7 @@ def ready_tasks(
     return tasks, skipped
 
 
-def announced(tasks: Sequence[Task[Any]]) -> Iterator[Task[Any]]:
+def announced(tasks: Sequence[Task]) -> Iterator[Task]:
     """The tasks, each with its title and what has to be known of it printed before."""
     for task in tasks:
         print("\n".join(filter(None, [f"\n{task.title}", task.note])), flush=True)

@@ -13,18 +13,20 @@ from visual_search.evaluation.metrics import METRICS
 
 if TYPE_CHECKING:
     from visual_search.evaluation.tasks import Task
+    from visual_search.ranking.rerank import Step
 
 
 @dataclass(frozen=True)
 class TaskScores:
     """What a model reached on one task."""
 
-    task: Task[Any]
+    task: Task
     values: pd.DataFrame
     """Of each query each metric, 0..1; NaN for a query with nothing to find."""
     gap: float | None
     """GAP, 0..1, where the task has distractors and answers have a confidence."""
-    reranked: bool
+    steps: Sequence[Step] = ()
+    """Of re-ranking, that were applied."""
 
     @property
     def scored(self) -> np.ndarray:
@@ -66,7 +68,7 @@ class TaskScores:
             "distractor_queries": int((~self.scored).sum()),
             "gallery": self.task.gallery_size,
             "leave_one_out": self.task.leave_one_out,
-            "reranked": self.reranked,
+            "reranked": bool(self.steps),
             "mean_over_queries": self.means(),
             "mean_over_classes": _named(self.by(self.task.query_labels)[names].mean()),
             "domains": self.by(self.task.domains)[names].to_dict("index"),

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -107,12 +107,8 @@ class TaskConfig:
         return [Path(self.texts.pairs)] if self.texts.pairs else dev_files(self.dev_set)
 
 
-Embedded = TypeVar("Embedded")
-"""A task as a model sees it."""
-
-
 @dataclass(frozen=True)
-class Task(ABC, Generic[Embedded]):
+class Task(ABC):
     """A task with its queries and gallery. A new kind is a subclass in :data:`TASK_KINDS`."""
 
     name: str
@@ -154,7 +150,7 @@ class Task(ABC, Generic[Embedded]):
 
     @classmethod
     @abstractmethod
-    def load(cls, name: str, config: TaskConfig) -> Task[Embedded]:
+    def load(cls, name: str, config: TaskConfig) -> Task:
         """Read what its tables list.
 
         Raises:
@@ -162,8 +158,8 @@ class Task(ABC, Generic[Embedded]):
         """
 
     @abstractmethod
-    def embed(self, run: Path, input_size: int, cache: Path) -> Embedded:
-        """Embed it with a model, or read what was kept.
+    def embed(self, run: Path, input_size: int, cache: Path) -> Any:
+        """The task as a model sees it: embedded, or read from what was kept.
 
         Args:
             run: a run folder, a checkpoint, or an export's folder.
@@ -175,12 +171,10 @@ class Task(ABC, Generic[Embedded]):
         """
 
     @abstractmethod
-    def score(self, model: Embedded, steps: Sequence[Step] = ()) -> TaskScores:
-        """Every metric, of the ranking with these re-ranking steps."""
+    def score(self, model: Any, steps: Sequence[Step] = ()) -> TaskScores:
+        """Every metric, of the ranking of what :meth:`embed` gave with these re-ranking steps."""
 
-    def sections(
-        self, scores: TaskScores, model: Embedded, steps: Sequence[Step] = ()
-    ) -> list[Section]:
+    def sections(self, scores: TaskScores, model: Any) -> list[Section]:
         """What a report shows of it: the worst classes, and the worst queries with pictures."""
         classes = scores.by(self.query_labels).sort_values("mAP@1000", kind="stable")
         table: list[list[object]] = [
@@ -197,23 +191,19 @@ class Task(ABC, Generic[Embedded]):
                 f"{self.title}: the worst queries, the worst first",
                 [self.legend],
                 folded={"The worst classes": table},
-                rows=self.rows(model, worst.index.tolist(), headings, steps),
+                rows=self.rows(scores, model, worst.index.tolist(), headings),
             )
         ]
 
     @abstractmethod
     def rows(
-        self,
-        model: Embedded,
-        queries: Sequence[int],
-        headings: Sequence[str],
-        steps: Sequence[Step] = (),
+        self, scores: TaskScores, model: Any, queries: Sequence[int], headings: Sequence[str]
     ) -> list[TileRow]:
         """Some queries, in this order, each with what the model answers."""
 
 
 @dataclass(frozen=True)
-class ImageTask(Task[EmbeddedDevSet]):
+class ImageTask(Task):
     """A task whose queries and gallery are images."""
 
     dev_set: DevSet
@@ -270,7 +260,7 @@ class ImageTask(Task[EmbeddedDevSet]):
         values = per_query(hits)
         if not self.config.distractors:
             values = values.fillna(0)
-        return TaskScores(self, values, gap, bool(steps))
+        return TaskScores(self, values, gap, steps)
 
     def _gap(self, queries: Tensor, gallery: Tensor, hits: Hits) -> float:
         """GAP of the nearest image, with its cosine as confidence."""
@@ -284,9 +274,7 @@ class ImageTask(Task[EmbeddedDevSet]):
         right[hits.query[hits.rank == 1]] = True
         return global_average_precision(confidence.numpy(), right, hits.n_relevant > 0)
 
-    def sections(
-        self, scores: TaskScores, model: EmbeddedDevSet, steps: Sequence[Step] = ()
-    ) -> list[Section]:
+    def sections(self, scores: TaskScores, model: Any) -> list[Section]:
         """Pictures of the worst classes as well: some queries, each with its first answer."""
         classes = scores.by(self.query_labels).sort_values("mAP@1000", kind="stable")
         worst = classes[:CLASSES_SHOWN]
@@ -295,26 +283,22 @@ class ImageTask(Task[EmbeddedDevSet]):
             for name in worst.index
         ]
         everyone = np.concatenate(asked).tolist()
-        shown = iter(self.rows(model, everyone, [""] * len(everyone), steps))
+        shown = iter(self.rows(scores, model, everyone, [""] * len(everyone)))
         rows = []
         for (name, means), queries in zip(worst.iterrows(), asked, strict=True):
             tiles = [tile for _ in queries for tile in next(shown).tiles[:2]]
             note = f"{name}, {means['queries']:.0f} queries"
             rows.append(TileRow(f"mAP {means['mAP@1000']:.3f}", note, tiles))
         title = f"{self.title}: the worst classes, some queries with their first answers"
-        return [*super().sections(scores, model, steps), Section(title, rows=rows)]
+        return [*super().sections(scores, model), Section(title, rows=rows)]
 
     def rows(
-        self,
-        model: EmbeddedDevSet,
-        queries: Sequence[int],
-        headings: Sequence[str],
-        steps: Sequence[Step] = (),
+        self, scores: TaskScores, model: Any, queries: Sequence[int], headings: Sequence[str]
     ) -> list[TileRow]:
         """Each query with the first images found, and one that would be right."""
         own = self.dev_set.own
-        if steps:  # some look at all queries at once
-            ranks = nearest_rows(model.queries, model.gallery, steps, own)[list(queries)]
+        if scores.steps:  # some look at all queries at once
+            ranks = nearest_rows(model.queries, model.gallery, scores.steps, own)[list(queries)]
         else:
             asked = model.queries[torch.tensor(queries, dtype=torch.long)]
             its_own = None if own is None else own[list(queries)]
@@ -330,7 +314,7 @@ def _domains(config: TaskConfig, paths: Sequence[Path]) -> np.ndarray:
     return np.array([match[1] if match else config.domain for match in found], dtype=object)
 
 
-TASK_KINDS: dict[str, type[Task[Any]]] = {"images": ImageTask}
+TASK_KINDS: dict[str, type[Task]] = {"images": ImageTask}
 """Of :attr:`TaskConfig.kind`; visual_search.text.tasks adds its own where it is imported."""
 
 

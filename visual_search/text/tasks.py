@@ -36,7 +36,7 @@ class EmbeddedTextTask(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextTask(Task[EmbeddedTextTask]):
+class TextTask(Task):
     """A task whose queries are texts and whose gallery is images, or the other way round."""
 
     table: PairTable
@@ -90,7 +90,7 @@ class TextTask(Task[EmbeddedTextTask]):
         """Every metric but GAP; steps of re-ranking are of images alone and do nothing here."""
         depth = max(MAX_PREDICTIONS, max(len(rows) for rows in self.relevant))
         ranks = top_k(model.queries, model.gallery, depth)[1].numpy()
-        return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None, False)
+        return TaskScores(self, per_query(hits_among(ranks, self.relevant)), None)
 
     @property
     def legend(self) -> str:
@@ -102,11 +102,7 @@ class TextTask(Task[EmbeddedTextTask]):
         return "Below the score: the texts that the photo was given; a star stands at right ones."
 
     def rows(
-        self,
-        model: EmbeddedTextTask,
-        queries: Sequence[int],
-        headings: Sequence[str],
-        steps: Sequence[Step] = (),
+        self, scores: TaskScores, model: Any, queries: Sequence[int], headings: Sequence[str]
     ) -> list[TileRow]:
         """Each text with the images found and one that would be right, or each photo with texts."""
         row, shown = self._row_of_photo, TEXTS_SHOWN
