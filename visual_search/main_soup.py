@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,12 +127,11 @@ def load_ingredients(runs: Sequence[Path]) -> dict[str, Checkpoint]:
         raise UserError("--runs needs two runs or more, each named once")
     (first, sample), *others = found.items()
     for name, checkpoint in others:
-        for part in dataclasses.fields(sample.architecture):
-            ours = getattr(sample.architecture, part.name)
-            theirs = getattr(checkpoint.architecture, part.name)
+        for part, ours in vars(sample.architecture).items():
+            theirs = getattr(checkpoint.architecture, part)
             if theirs != ours:
                 raise UserError(
-                    f"{name} has {part.name} {theirs!r}, {first} {ours!r}: only models of one "
+                    f"{name} has {part} {theirs!r}, {first} {ours!r}: only models of one "
                     "architecture can be averaged"
                 )
     return found

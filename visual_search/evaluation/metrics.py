@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from visual_search.common.errors import UserError
 from visual_search.ranking.rank import MAX_PREDICTIONS
 
 RECALLS = (1, 5, 10, 100)
-PRECISION_WIDTH = 5
 # Ranks looked at together: what is between the steps stays in the cache.
 RANK_ELEMENTS = 1 << 16
 
@@ -94,6 +94,11 @@ def _found(hits: Hits, limit: np.ndarray | int) -> np.ndarray:
     return np.bincount(_first(hits, limit)[0], minlength=len(hits.n_relevant))
 
 
+def _found_share(hits: Hits, width: np.ndarray) -> np.ndarray:
+    """`(n_queries,)`: the relevant share of the first `width` images."""
+    return _share(_found(hits, width), width)
+
+
 def _share(total: np.ndarray, of: np.ndarray) -> np.ndarray:
     """`total / of`; NaN where there is nothing to find."""
     return np.divide(total, of, out=np.full(len(of), np.nan), where=of > 0)
@@ -109,11 +114,6 @@ def _precision_share(hits: Hits, limit: np.ndarray | int) -> np.ndarray:
     # bincount adds its weights one after the other: the sum equals a plain loop's to the last bit.
     total = np.bincount(query, weights=hits_so_far / rank, minlength=n_queries)
     return _share(total, hits.n_relevant)
-
-
-def average_precision_at_1000(hits: Hits) -> np.ndarray:
-    """The challenge's: the sum of P@k at the hits with k <= 1000, over the relevant images."""
-    return _precision_share(hits, MAX_PREDICTIONS)
 
 
 def average_precision(
@@ -134,32 +134,7 @@ def average_precision(
         ValueError: see :func:`hits_of_ranks`.
     """
     hits = hits_of_ranks(ranks, gallery_products, query_products, own)
-    return np.nan_to_num(average_precision_at_1000(hits))
-
-
-def average_precision_at_r(hits: Hits) -> np.ndarray:
-    """MAP@R (Musgrave et al. 2020): the same over the first R ranks, R relevant images."""
-    return _precision_share(hits, hits.n_relevant)
-
-
-def r_precision(hits: Hits) -> np.ndarray:
-    """Share of relevant images among the first R, R being how many there are."""
-    return _share(_found(hits, hits.n_relevant), hits.n_relevant)
-
-
-def precision_at_5(hits: Hits) -> np.ndarray:
-    """mP@5 of the universal embedding challenge: relevant share of the first `min(R, 5)`."""
-    width = np.minimum(hits.n_relevant, PRECISION_WIDTH)
-    return _share(_found(hits, width), width)
-
-
-def recall_at(k: int) -> Callable[[Hits], np.ndarray]:
-    """R@k as metric learning has it: 1 where a relevant image is among the first k, else 0."""
-
-    def recall(hits: Hits) -> np.ndarray:
-        return np.where(hits.n_relevant > 0, _found(hits, k) > 0, np.nan)
-
-    return recall
+    return np.nan_to_num(_precision_share(hits, MAX_PREDICTIONS))
 
 
 def global_average_precision(
@@ -190,12 +165,20 @@ def global_average_precision(
     return float((new_hits * hits_so_far / (last + 1)).sum() / has_match.sum())
 
 
+def _recall(hits: Hits, k: int) -> np.ndarray:
+    return np.where(hits.n_relevant > 0, _found(hits, k) > 0, np.nan)
+
+
 METRICS: dict[str, Callable[[Hits], np.ndarray]] = {
-    "mAP@1000": average_precision_at_1000,
-    "mP@5": precision_at_5,
-    **{f"R@{k}": recall_at(k) for k in RECALLS},
-    "MAP@R": average_precision_at_r,
-    "R-precision": r_precision,
+    # The challenge's: the sum of P@k at the hits with k <= 1000, over the R relevant images.
+    "mAP@1000": lambda hits: _precision_share(hits, MAX_PREDICTIONS),
+    # The universal embedding challenge's: the relevant share of the first min(R, 5).
+    "mP@5": lambda hits: _found_share(hits, np.minimum(hits.n_relevant, 5)),
+    # As metric learning has it: 1 where a relevant image is among the first k, else 0.
+    **{f"R@{k}": partial(_recall, k=k) for k in RECALLS},
+    # Musgrave et al. (2020): the same as mAP over the first R ranks.
+    "MAP@R": lambda hits: _precision_share(hits, hits.n_relevant),
+    "R-precision": lambda hits: _found_share(hits, hits.n_relevant),
 }
 """Of each query, `(n_queries,)`, float64, 0..1, NaN where the gallery has nothing to find."""
 
@@ -226,16 +209,14 @@ def check_ranks(ranks: Any, n_queries: int, n_gallery: int) -> None:
         )
     # A gallery of fewer images is followed by indexes that name none, up to the full width.
     allowed = max(n_gallery, MAX_PREDICTIONS)
-    for row, column in np.argwhere((ranks < 0) | (ranks >= allowed))[:1]:
-        raise UserError(
-            f"row {row} of the ranker's array names gallery row {ranks[row, column]}; "
-            f"the gallery has rows 0 to {n_gallery - 1}"
-        )
-    for row, column in np.argwhere(ranks[:, :n_gallery] >= n_gallery)[:1]:
-        raise UserError(
-            f"row {row} of the ranker's array names gallery row {ranks[row, column]} in front of "
-            f"images of the gallery, which has rows 0 to {n_gallery - 1}"
-        )
+    outside = (ranks < 0) | (ranks >= allowed)
+    early = ranks[:, :n_gallery] >= n_gallery
+    for bad, where in ((outside, ";"), (early, " in front of images of the gallery;")):
+        for row, column in np.argwhere(bad)[:1]:
+            raise UserError(
+                f"row {row} of the ranker's array names gallery row {ranks[row, column]}{where} "
+                f"the gallery has rows 0 to {n_gallery - 1}"
+            )
     in_order = np.sort(ranks, axis=1)
     repeats = np.flatnonzero((in_order[:, 1:] == in_order[:, :-1]).any(axis=1))
     if len(repeats):
