@@ -18,6 +18,7 @@ from visual_search.common.ranges import whole_number
 if TYPE_CHECKING:
     from visual_search.data.dev_sets import DevSet
     from visual_search.evaluation.dev_set import EmbeddedDevSet
+    from visual_search.evaluation.run_tasks import Asked
 
 COMMANDS = ("score", "tasks", "compare", "tune-rerank")
 PROGRAM = "python -m visual_search.main_evaluate"
@@ -53,43 +54,27 @@ def with_command(arguments: Sequence[str]) -> list[str]:
     return [*command, *given]
 
 
-def _add_text_tasks(files: Sequence[Path]) -> None:
-    """Where one is between texts and images: without, the packages of [text] are not needed."""
+def _asked(options: argparse.Namespace) -> Asked:
+    """Which tasks, and how; without one of texts, the packages of [text] are not needed."""
+    from visual_search.evaluation.run_tasks import Asked
     from visual_search.evaluation.tasks import read_tasks
 
-    if any(task.kind == "texts" for task in read_tasks(files).values()):
+    if any(task.kind == "texts" for task in read_tasks(options.tasks).values()):
         import visual_search.text.tasks  # noqa: F401, it adds its kind of task
+    size, cache = options.input_size, options.cache
+    return Asked(options.tasks, options.output, size, cache, options.rerank)
 
 
 def _tasks(options: argparse.Namespace) -> None:
     from visual_search.evaluation.run_tasks import evaluate_tasks
 
-    _add_text_tasks(options.tasks)
-    evaluate_tasks(
-        options.run,
-        options.tasks,
-        options.output,
-        input_size=options.input_size,
-        cache=options.cache,
-        rerank=options.rerank,
-        trackers=options.trackers,
-    )
+    evaluate_tasks(options.run, _asked(options), options.trackers)
 
 
 def _compare(options: argparse.Namespace) -> None:
     from visual_search.evaluation.compare import compare_runs
 
-    _add_text_tasks(options.tasks)
-    compare_runs(
-        options.a,
-        options.b,
-        options.tasks,
-        options.output,
-        input_size=options.input_size,
-        cache=options.cache,
-        rerank=options.rerank,
-        metric=options.metric,
-    )
+    compare_runs(options.a, options.b, _asked(options), options.metric)
 
 
 def _dev_set(options: argparse.Namespace) -> DevSet:

@@ -24,13 +24,7 @@ from visual_search.common.files import write_json, write_text
 from visual_search.common.page import Section, markdown, write_page
 from visual_search.evaluation.metrics import METRICS
 from visual_search.evaluation.report import thumbnails
-from visual_search.evaluation.run_tasks import (
-    DEFAULT_OUTPUT,
-    announced,
-    name_of_run,
-    ready_tasks,
-    steps_of_run,
-)
+from visual_search.evaluation.run_tasks import Asked
 from visual_search.evaluation.scores import TaskScores
 from visual_search.evaluation.tasks import QUERIES_SHOWN
 
@@ -231,38 +225,23 @@ def most_changed(comparison: TaskComparison, count: int) -> list[int]:
     return chosen
 
 
-def compare_runs(
-    a: Path,
-    b: Path,
-    files: Sequence[Path],
-    output: Path | None = None,
-    *,
-    input_size: int = 0,
-    cache: Path,
-    rerank: bool = False,
-    metric: str = "",
-) -> None:
-    """Compare two models on every task whose data is there.
+def compare_runs(a: Path, b: Path, asked: Asked, metric: str = "") -> None:
+    """Compare two models on every task whose data is there, and write table and pictures.
 
     Args:
         a: a run folder, a checkpoint, or an export's folder.
         b: the other.
-        files: of the tasks.
-        output: folder of what is written; None: below `runs/evaluation`, named after both.
-        input_size: pixels; 0 takes each model's own.
-        cache: where embeddings are kept.
-        rerank: apply the steps of each model's `model.json`.
+        asked: the tasks.
         metric: see :func:`visual_search.evaluation.compare.compare`.
 
     Raises:
         UserError: see :func:`visual_search.evaluation.run_tasks.evaluate_tasks`.
     """
-    folder = output or DEFAULT_OUTPUT / f"{name_of_run(a)}_vs_{name_of_run(b)}"
-    steps = [steps_of_run(run) if rerank else () for run in (a, b)]
-    tasks, skipped = ready_tasks(files, (a, b))
+    folder, steps = asked.folder(a, b), [asked.steps_of(run) for run in (a, b)]
+    tasks, skipped = asked.ready(a, b)
     comparisons, sections = [], []
-    for task in announced(tasks):
-        models = [task.embed(run, input_size, cache) for run in (a, b)]
+    for task in tasks:
+        models = asked.embedded(task, a, b)
         sides = [task.score(model, own) for model, own in zip(models, steps, strict=True)]
         comparison = compare(sides[0], sides[1], metric)
         comparisons.append(comparison)

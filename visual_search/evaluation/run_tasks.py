@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,75 @@ from visual_search.ranking.rerank import Step, format_steps
 DEFAULT_OUTPUT = Path("runs/evaluation")
 
 
-def evaluate_tasks(
-    run: Path,
-    files: Sequence[Path],
-    output: Path | None = None,
-    *,
-    input_size: int = 0,
-    cache: Path,
-    rerank: bool = False,
-    trackers: Sequence[str] = (),
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """Which tasks are run, and how.
+
+    Args:
+        files: of the tasks.
+        output: folder of what is written; None: below `runs/evaluation`, named after the models.
+        input_size: pixels; 0 takes each model's own.
+        cache: where embeddings are kept.
+        rerank: apply the steps of each model's `model.json`.
+    """
+
+    files: Sequence[Path]
+    output: Path | None
+    input_size: int
+    cache: Path
+    rerank: bool
+
+    def steps_of(self, run: Path) -> tuple[Step, ...]:
+        """What a model's answers are re-ranked by."""
+        return exported_steps(load_checkpoint(run).path.parent) if self.rerank else ()
+
+    def folder(self, *runs: Path) -> Path:
+        """Of what is written of some models."""
+        return self.output or DEFAULT_OUTPUT / "_vs_".join(map(name_of_run, runs))
+
+    def ready(self, *runs: Path) -> tuple[list[Task], dict[str, str]]:
+        """The tasks that all the models can take part in, and why each other one is skipped.
+
+        Raises:
+            UserError: for a faulty task, and when there is none to run.
+        """
+        tasks, skipped = [], {}
+        for name, config in read_tasks(self.files).items():
+            kind = TASK_KINDS[config.kind]
+            reasons = [what_is_missing(config), *map(kind.refusal, runs)]
+            if reason := next(filter(None, reasons), None):
+                skipped[name] = reason
+                print(f"skipped {name}: {reason}", flush=True)
+            else:
+                tasks.append(kind.load(name, config))
+        if not tasks:
+            raise UserError("no task can be run; the lines above say what to prepare")
+        return tasks, skipped
+
+    def embedded(self, task: Task, *runs: Path) -> list[Any]:
+        """A task as each of the models sees it."""
+        print("\n".join(filter(None, [f"\n{task.title}", task.note])), flush=True)
+        return [task.embed(run, self.input_size, self.cache) for run in runs]
+
+
+def evaluate_tasks(run: Path, asked: Asked, trackers: Sequence[str] = ()) -> None:
     """Score a model on every task whose data is there, and write tables, report and pictures.
 
     Args:
         run: a run folder, a checkpoint, or an export's folder.
-        files: of the tasks.
-        output: folder of what is written; None: below `runs/evaluation`, named after the run.
-        input_size: pixels; 0 takes the model's own.
-        cache: where embeddings are kept.
-        rerank: apply the steps of the model's `model.json`.
+        asked: the tasks.
         trackers: that are given every mean as well, as training gives its own.
 
     Raises:
         UserError: for a missing or damaged model, a faulty task, and when no task has its data.
     """
     checkpoint = load_checkpoint(run)
-    folder = output or DEFAULT_OUTPUT / name_of_run(run)
-    steps = steps_of_run(run) if rerank else ()
-    tasks, skipped = ready_tasks(files, [run])
+    folder, steps = asked.folder(run), asked.steps_of(run)
+    tasks, skipped = asked.ready(run)
     scores: list[TaskScores] = []
     sections: list[Section] = []
-    for task in announced(tasks):
-        model = task.embed(run, input_size, cache)
+    for task in tasks:
+        (model,) = asked.embedded(task, run)
         one = task.score(model, steps)
         print(", ".join(f"{name} {value:.4f}" for name, value in one.means().items()))
         scores.append(one)
@@ -62,7 +100,7 @@ def evaluate_tasks(
         "run": str(run),
         "backbone": checkpoint.architecture.backbone,
         "dimension": dimension_of(checkpoint),
-        "input_size": input_size or checkpoint.architecture.input_size,
+        "input_size": asked.input_size or checkpoint.architecture.input_size,
         "weights": fingerprint(run),
         "ranking": format_steps(steps),
     }
@@ -96,43 +134,7 @@ def evaluate_tasks(
     print(f"report: {folder / 'report.html'}, numbers: {folder / 'results.json'}")
 
 
-def ready_tasks(files: Sequence[Path], runs: Sequence[Path]) -> tuple[list[Task], dict[str, str]]:
-    """The tasks that can be run, loaded, and why each other one is skipped.
-
-    Args:
-        files: of the tasks.
-        runs: what is to be scored; a task that one of them cannot take part in is skipped.
-
-    Raises:
-        UserError: for a faulty task, and when there is none to run.
-    """
-    tasks, skipped = [], {}
-    for name, config in read_tasks(files).items():
-        kind = TASK_KINDS[config.kind]
-        reasons = [what_is_missing(config), *map(kind.refusal, runs)]
-        if reason := next(filter(None, reasons), None):
-            skipped[name] = reason
-            print(f"skipped {name}: {reason}", flush=True)
-        else:
-            tasks.append(kind.load(name, config))
-    if not tasks:
-        raise UserError("no task can be run; the lines above say what to prepare")
-    return tasks, skipped
-
-
-def announced(tasks: Sequence[Task]) -> Iterator[Task]:
-    """The tasks, each with its title and what has to be known of it printed before."""
-    for task in tasks:
-        print("\n".join(filter(None, [f"\n{task.title}", task.note])), flush=True)
-        yield task
-
-
 def name_of_run(run: Path) -> str:
     """A folder's name for what belongs to a run: `runs/a/best` and `runs/b/best` differ."""
     parts = [part for part in run.parts if part not in ("runs", "..", ".", "/")]
     return re.sub(r"[^\w.-]", "_", "_".join(parts[-2:] or ["run"]))
-
-
-def steps_of_run(run: Path) -> tuple[Step, ...]:
-    """The re-ranking steps that the model's `model.json` names."""
-    return exported_steps(load_checkpoint(run).path.parent)
