@@ -59,10 +59,10 @@ def _asked(options: argparse.Namespace) -> Asked:
     from visual_search.evaluation.run_tasks import Asked
     from visual_search.evaluation.tasks import read_tasks
 
-    if any(task.kind == "texts" for task in read_tasks(options.tasks).values()):
+    tasks = read_tasks(options.tasks)
+    if any(task.kind == "texts" for task in tasks.values()):
         import visual_search.text.tasks  # noqa: F401, it adds its kind of task
-    size, cache = options.input_size, options.cache
-    return Asked(options.tasks, options.output, size, cache, options.rerank)
+    return Asked(tasks, options.output, options.input_size, options.cache, options.rerank)
 
 
 def _tasks(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from visual_search.common.files import write_csv, write_json, write_text
 from visual_search.common.page import Section, markdown, write_page
 from visual_search.evaluation.report import thumbnails
 from visual_search.evaluation.scores import TaskScores, domain_rows, over_tasks, score_rows
-from visual_search.evaluation.tasks import TASK_KINDS, Task, read_tasks, what_is_missing
+from visual_search.evaluation.tasks import TASK_KINDS, Task, TaskConfig, what_is_missing
 from visual_search.model.checkpoint import dimension_of, fingerprint, load_checkpoint
 from visual_search.ranking.export import exported_steps
 from visual_search.ranking.rerank import Step, format_steps
@@ -28,14 +28,14 @@ class Asked:
     """Which tasks are run, and how.
 
     Args:
-        files: of the tasks.
+        tasks: by name (:func:`visual_search.evaluation.tasks.read_tasks`).
         output: folder of what is written; None: below `runs/evaluation`, named after the models.
         input_size: pixels; 0 takes each model's own.
         cache: where embeddings are kept.
         rerank: apply the steps of each model's `model.json`.
     """
 
-    files: Sequence[Path]
+    tasks: Mapping[str, TaskConfig]
     output: Path | None
     input_size: int
     cache: Path
@@ -53,10 +53,10 @@ class Asked:
         """The tasks that all the models can take part in, and why each other one is skipped.
 
         Raises:
-            UserError: for a faulty task, and when there is none to run.
+            UserError: for a table with a fault, and when there is no task to run.
         """
         tasks, skipped = [], {}
-        for name, config in read_tasks(self.files).items():
+        for name, config in self.tasks.items():
             kind = TASK_KINDS[config.kind]
             reasons = [what_is_missing(config), *map(kind.refusal, runs)]
             if reason := next(filter(None, reasons), None):
@@ -83,7 +83,7 @@ def evaluate_tasks(run: Path, asked: Asked, trackers: Sequence[str] = ()) -> Non
         trackers: that are given every mean as well, as training gives its own.
 
     Raises:
-        UserError: for a missing or damaged model, a faulty task, and when no task has its data.
+        UserError: for a missing or damaged model, a faulty table, and when no task has its data.
     """
     checkpoint = load_checkpoint(run)
     folder, steps = asked.folder(run), asked.steps_of(run)
