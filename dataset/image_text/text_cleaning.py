@@ -201,6 +201,7 @@ def _write_pairs(
     """
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from dataset.dataset_creation_steps.snapshots import keys
@@ -211,24 +212,32 @@ def _write_pairs(
     kept, languages = Counter[str](), Counter[str]()
     with written_atomically(output) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         for batch in pq.ParquetFile(cleaned).iter_batches(GROUP_IMAGES):
-            said = batch.to_pandas().explode(list(OF_QUERIES))
-            gone = np.isin(keys(said["texts"]), common)
-            for query in said["queries"][gone]:
+            each = {name: pc.list_flatten(batch[name]) for name in OF_QUERIES}
+            said = pa.table({"row": pc.list_parent_indices(batch["texts"]), **each})
+            gone = np.isin(keys(said["texts"].to_pylist()), common)
+            for query in said["queries"].filter(gone).to_pylist():
                 counts.drop("stands at too many images", query)
-            languages.update(said["language"][~gone])
-            left = said[~gone].groupby(level=0)
-            rows = left[["image", "file"]].first().join(left[list(OF_QUERIES)].agg(list))
-            texts = ["texts " + "\n".join(sorted(own)) for own in rows["texts"]]
-            same_file = np.isin(keys(rows["file"]), repeated)
-            groups = keys(np.where(same_file, "photo " + rows["file"], texts).tolist())
+            said = said.filter(~gone)
+            lists = [(name, "list") for name in OF_QUERIES]
+            left = said.group_by("row", use_threads=False).aggregate(lists)
+            batch = batch.take(left["row"].combine_chunks())
+            files = batch["file"].to_pylist()
+            sides = ["texts " + "\n".join(sorted(own)) for own in left["texts_list"].to_pylist()]
+            for place in np.flatnonzero(np.isin(keys(files), repeated)):
+                sides[place] = f"photo {files[place]}"
+            groups = keys(sides)
             tests = groups % 100_000 < round(config.test_share * 100_000)
-            rows["group"] = [f"{group:016x}" for group in groups.tolist()]
-            rows["split"] = np.where(tests, TEST, TRAIN)
-            rows["image_path"] = [str(prefix / file) for file in rows["file"]]
-            rows["category"] = ""
-            writer.write_table(pa.Table.from_pandas(rows, SCHEMA, preserve_index=False))
-            kept["photos"] += len(rows)
-            kept["kept queries"] += int((~gone).sum())
+            columns = {name: left[f"{name}_list"] for name in OF_QUERIES} | {
+                "image": batch["image"],
+                "image_path": [str(prefix / file) for file in files],
+                "group": [f"{group:016x}" for group in groups.tolist()],
+                "category": [""] * len(files),
+                "split": np.where(tests, TEST, TRAIN),
+            }
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+            languages.update(said["language"].to_pylist())
+            kept["photos"] += len(files)
+            kept["kept queries"] += said.num_rows
             kept["test photos"] += int(tests.sum())
         if not kept["photos"]:
             raise UserError(
