@@ -40,7 +40,7 @@ def bounds(actors: Iterable[vtk.vtkActor]) -> np.ndarray:
     return np.stack([boxes[:, :, 0].min(axis=0), boxes[:, :, 1].max(axis=0)])
 
 
-def image_texture(pixels: np.ndarray, *, repeat: bool = True) -> vtk.vtkTexture:
+def image_texture(pixels: np.ndarray) -> vtk.vtkTexture:
     """A VTK texture from (height, width, 3 or 4) uint8 pixels, first row at the top."""
     height, width, channels = pixels.shape
     image = vtk.vtkImageData()
@@ -49,7 +49,7 @@ def image_texture(pixels: np.ndarray, *, repeat: bool = True) -> vtk.vtkTexture:
     image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True))
     texture = vtk.vtkTexture()
     texture.SetInputData(image)
-    texture.SetRepeat(repeat)
+    texture.RepeatOn()
     texture.InterpolateOn()
     texture.MipmapOn()
     # Anisotropic filtering can hang Mesa's software renderer.
