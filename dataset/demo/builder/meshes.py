@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
+from vtk.util.numpy_support import numpy_to_vtk
 
 from dataset.demo.builder.catalogue import Product
-from dataset.demo.builder.obj import Part, read_model
+from dataset.demo.builder.obj import Material, read_model
 from visual_search.common.errors import UserError
 
 CACHED_MODELS = 60
@@ -72,16 +72,16 @@ def shaded(polygons: vtk.vtkPolyData, specular: float, power: float) -> vtk.vtkA
     return actor
 
 
-def _actor(part: Part) -> vtk.vtkActor:
+def _actor(material: Material, polygons: vtk.vtkPolyData) -> vtk.vtkActor:
     """One part of a model."""
-    material = part.material
     power = float(np.clip(material.shininess, 8, 80))
-    actor = shaded(_polygons(part), min(0.45, 0.6 * material.specular), power)
+    actor = shaded(polygons, min(0.45, 0.6 * material.specular), power)
     prop = actor.GetProperty()
     prop.SetColor(*material.colour)
     prop.SetSpecularColor(1.0, 1.0, 1.0)
     prop.SetOpacity(float(np.clip(material.opacity, 0.15, 1.0)))
-    if material.picture is not None:
+    textured = polygons.GetPointData().GetTCoords() is not None
+    if textured and material.picture is not None:
         prop.SetColor(1.0, 1.0, 1.0)
         pixels = _hard_alpha(material.picture)
         actor.SetTexture(image_texture(pixels))
@@ -98,35 +98,6 @@ def _hard_alpha(pixels: np.ndarray) -> np.ndarray:
     if np.mean((alpha > 30) & (alpha < 225)) > 0.5:
         return pixels
     return np.dstack([pixels[..., :3], np.where(alpha < 128, 0, 255).astype(np.uint8)])
-
-
-def _array(values: np.ndarray, kind: type) -> vtk.vtkDataArray:
-    make = numpy_to_vtkIdTypeArray if kind is np.int64 else numpy_to_vtk
-    return make(np.ascontiguousarray(values, kind), deep=True)
-
-
-def _polygons(part: Part) -> vtk.vtkPolyData:
-    """The part's faces as triangles, with normals computed where the file has none."""
-    points, cells, data = vtk.vtkPoints(), vtk.vtkCellArray(), vtk.vtkPolyData()
-    points.SetData(_array(part.points, np.float64))
-    offsets = np.concatenate([[0], np.cumsum(part.sizes)])
-    cells.SetData(*(_array(numbers, np.int64) for numbers in (offsets, part.corners)))
-    data.SetPoints(points)
-    data.SetPolys(cells)
-    if part.coordinates is not None:
-        data.GetPointData().SetTCoords(_array(part.coordinates, np.float32))
-    if part.normals is not None:
-        data.GetPointData().SetNormals(_array(part.normals, np.float32))
-    triangles = vtk.vtkTriangleFilter()
-    triangles.SetInputData(data)
-    triangles.Update()
-    if part.normals is not None:
-        return triangles.GetOutput()
-    smooth = vtk.vtkPolyDataNormals()
-    smooth.SetInputConnection(triangles.GetOutputPort())
-    smooth.SetFeatureAngle(40.0)
-    smooth.Update()
-    return smooth.GetOutput()
 
 
 def _normalising_matrix(actors: list[vtk.vtkActor], product: Product) -> vtk.vtkMatrix4x4:
@@ -162,7 +133,7 @@ def load(product: Product) -> Model:
         UserError: for a model without a surface.
     """
     parts = read_model(_open_archive(product.archive), product.member)
-    actors = [_actor(part) for part in parts]
+    actors = [_actor(material, polygons) for material, polygons in parts]
     if not actors:
         raise UserError(f"{product.key} holds no surface: leave it out in curation.csv")
     return Model(actors, _normalising_matrix(actors, product))

@@ -1,4 +1,4 @@
-"""Wavefront OBJ and MTL read straight from a model archive, without unpacking it.
+"""Wavefront OBJ and MTL read straight from a model archive into VTK's polygons.
 
 VTK's own reader loses faces and materials of many of these files.
 """
@@ -7,10 +7,12 @@ import io
 import posixpath
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import vtk
 from PIL import Image
+from vtk.util.numpy_support import numpy_to_vtk, numpy_to_vtkIdTypeArray
 
 from visual_search.data.image_files import FORMATS
 
@@ -30,24 +32,8 @@ class Material:
     picture: Array | None = None
 
 
-@dataclass(frozen=True)
-class Part:
-    """Faces of one material.
-
-    points (n, 3), texture coordinates (n, 2) or None, normals (n, 3) or None; corners holds the
-    point numbers of all faces one after the other, sizes the number of corners of each face.
-    """
-
-    material: Material
-    points: Array
-    coordinates: Array | None
-    normals: Array | None
-    corners: Array
-    sizes: Array
-
-
-def read_model(archive: zipfile.ZipFile, member: str) -> list[Part]:
-    """All parts of the mesh `member` of an open archive, in model units."""
+def read_model(archive: zipfile.ZipFile, member: str) -> list[tuple[Material, vtk.vtkPolyData]]:
+    """The mesh `member` of an open archive, in model units: the faces of each material."""
     values: dict[str, list[list[float]]] = {"v": [], "vt": [], "vn": []}
     faces: dict[str, list[list[tuple[int, ...]]]] = {}
     materials: dict[str, Material] = {}
@@ -66,7 +52,7 @@ def read_model(archive: zipfile.ZipFile, member: str) -> list[Part]:
             materials |= _read_materials(archive, posixpath.dirname(member), rest)
     arrays = [np.array(found, dtype=np.float64) for found in values.values()]
     return [
-        _part(materials.get(name, Material()), chosen, arrays)
+        (materials.get(name, Material()), _polygons(chosen, arrays))
         for name, chosen in faces.items()
         if chosen
     ]
@@ -85,24 +71,48 @@ def _corner(text: str, counts: list[int]) -> tuple[int, ...]:
     return tuple(n - 1 if n >= 0 else count + n for n, count in zip(numbers, counts, strict=True))
 
 
-def _part(material: Material, faces: list[list[tuple[int, ...]]], arrays: list[Array]) -> Part:
+def _polygons(faces: list[list[tuple[int, ...]]], arrays: list[Array]) -> vtk.vtkPolyData:
+    """Faces as triangles, with normals computed where the file has none.
+
+    arrays: points (n, 3), texture coordinates (n, 2), normals (n, 3), which corners number; the
+    polygons have those that all corners name.
+    """
     flat = np.array([corner for face in faces for corner in face], dtype=np.int64)
-    told = [bool(len(array)) and bool((flat[:, i] >= 0).all()) for i, array in enumerate(arrays)]
+    _, textured, smooth = (
+        bool(len(array)) and bool((flat[:, i] >= 0).all()) for i, array in enumerate(arrays)
+    )
     # One number per distinct corner, so that faces share the points that are really the same.
     key = flat[:, 0]
-    for i in (1, 2):
-        if told[i]:
-            key = key * (len(arrays[i]) + 1) + flat[:, i]
+    if textured:
+        key = key * (len(arrays[1]) + 1) + flat[:, 1]
+    if smooth:
+        key = key * (len(arrays[2]) + 1) + flat[:, 2]
     _, first, corners = np.unique(key, return_index=True, return_inverse=True)
-    _, textured, smooth = told
-    return Part(
-        material=material if textured else replace(material, picture=None),
-        points=arrays[0][flat[first, 0]],
-        coordinates=arrays[1][flat[first, 1]] if textured else None,
-        normals=arrays[2][flat[first, 2]] if smooth else None,
-        corners=corners,
-        sizes=np.array([len(face) for face in faces]),
-    )
+    offsets = np.concatenate([[0], np.cumsum([len(face) for face in faces])])
+    points, cells, data = vtk.vtkPoints(), vtk.vtkCellArray(), vtk.vtkPolyData()
+    points.SetData(_array(arrays[0][flat[first, 0]], np.float64))
+    cells.SetData(_array(offsets, np.int64), _array(corners, np.int64))
+    data.SetPoints(points)
+    data.SetPolys(cells)
+    if textured:
+        data.GetPointData().SetTCoords(_array(arrays[1][flat[first, 1]], np.float32))
+    if smooth:
+        data.GetPointData().SetNormals(_array(arrays[2][flat[first, 2]], np.float32))
+    triangles = vtk.vtkTriangleFilter()
+    triangles.SetInputData(data)
+    triangles.Update()
+    if smooth:
+        return triangles.GetOutput()
+    normals = vtk.vtkPolyDataNormals()
+    normals.SetInputConnection(triangles.GetOutputPort())
+    normals.SetFeatureAngle(40.0)
+    normals.Update()
+    return normals.GetOutput()
+
+
+def _array(values: Array, kind: type) -> vtk.vtkDataArray:
+    make = numpy_to_vtkIdTypeArray if kind is np.int64 else numpy_to_vtk
+    return make(np.ascontiguousarray(values, kind), deep=True)
 
 
 def _read_materials(archive: zipfile.ZipFile, folder: str, name: str) -> dict[str, Material]:

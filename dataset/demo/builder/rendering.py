@@ -193,7 +193,8 @@ class _Stage:
             reader.SetInputBufferTypeToRGB()
         reader.Update()
         values = vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars())
-        return values.reshape(size[1], size[0], *values.shape[1:])[::-1].copy()
+        shape = (size[1], size[0]) if depth else (size[1], size[0], 3)
+        return values.reshape(shape)[::-1].copy()
 
 
 def _direction_light(direction: Array, colour: Array) -> vtk.vtkLight:
