@@ -127,9 +127,10 @@ def _judged(images: pd.DataFrame, table: pd.DataFrame, file: Path, threshold: in
         threshold,
         progress=True,
     )
-    names = readable["file_name"].to_numpy()
-    fates = zip(names[kept], distance.tolist(), strict=True)
-    images.loc[readable.index[removed], FATE] = [("near-duplicate", *fate) for fate in fates]
+    gone = readable.index[removed]
+    images.loc[gone, "reason"] = "near-duplicate"
+    images.loc[gone, "duplicate_of"] = readable["file_name"].to_numpy()[kept]
+    images.loc[gone, "distance"] = distance
     return images
 
 

@@ -127,6 +127,27 @@ def test_an_image_with_two_boxes_is_one_image(tmp_path: Path) -> None:
     assert removals["duplicate_of"].tolist() == ["a", "a"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "reasons"),
+    [
+        (["a,8000000000000001,0", "b,7fffffffffffffff,0"], []),
+        (["a,8000000000000001,1", "b,8000000000000001,1"], []),
+        (["a,,0", "b,,0"], ["unreadable"] * 2),
+        (["a,,0", "b,8000000000000001,0", "c,8000000000000001,0"], ["unreadable", "near-"]),
+    ],
+)
+def test_where_there_is_no_duplicate_or_no_image(
+    tmp_path: Path, rows: list[str], reasons: list[str]
+) -> None:
+    file = tmp_path / "t.csv"
+    lines = [f"{row},x,9,9" for row in rows]
+    file.write_text("\n".join(["file_name,hash,is_test,label,width,height", *lines]))
+    kept, removals = filter_table(file, dedup=True)
+    assert len(kept) == len(rows) - len(reasons)
+    starts = zip(removals["reason"], reasons, strict=True)
+    assert all(reason.startswith(words) for reason, words in starts)
+
+
 def test_of_many_groups_some_are_drawn(tmp_path: Path) -> None:
     groups = {str(i): [("a.png", "1 bits")] for i in range(130)}
     assert draw_groups(tmp_path / "a.html", "", "", "right", groups, tmp_path) == 120
